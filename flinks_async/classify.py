@@ -1,0 +1,151 @@
+"""What an answer means: the FlinksCode first, then the HTTP status.
+
+This is the only place that knows. Retry, errors, governor and reports read its `Verdict`.
+
+Sources: the FlinksCodes are documented for sibling endpoints; that PartnerAccess uses them is inferred. Throttling is
+documented as 401 with TOO_MANY_REQUESTS. Statuses follow RFC 9110, and Cloudflare's documentation for 520 to 526.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+from attrs import frozen
+
+from . import errors as e
+from .messages import Response
+
+
+class Kind(Enum):
+    """What to do about an answer."""
+
+    OK = "ok"
+    TRANSIENT = "transient"
+    """May work when it is tried again."""
+    THROTTLED = "throttled"
+    """Slow down, then try again."""
+    BROKEN = "broken"
+    """Not HTTP. Tried again at most twice."""
+    MALFORMED = "malformed"
+    """HTTP, but the body is not an answer. Tried again once."""
+    STALE = "stale"
+    """A kept-alive connection was dead. Tried again at once, without using up an attempt."""
+    PENDING = "pending"
+    """Accepted, no data yet."""
+    REFUSED = "refused"
+    """The AuthSecret, or the form of its header, is refused."""
+    FINAL = "final"
+    """No, and it will stay no."""
+
+
+@frozen
+class Verdict:
+    """What an answer means.
+
+    Attributes:
+        kind: what to do about it.
+        reason: a short word for reports: a FlinksCode, `http_503`, or the name of an error.
+        error: the class of error that it becomes; None for a success.
+    """
+
+    kind: Kind
+    reason: str
+    error: type[e.FlinksError] | None = None
+
+
+OK: Final = Verdict(Kind.OK, "ok")
+
+_BY_CODE: Final = {
+    code: Verdict(kind, code, error)
+    for kind, error, codes in (
+        (Kind.THROTTLED, e.RateLimitedError, "TOO_MANY_REQUESTS"),
+        (Kind.TRANSIENT, e.ServerError, "RETRY_LATER AGGREGATION_ERROR CARD_IN_USE CONCURRENT_SESSION"),
+        (Kind.PENDING, e.PendingError, "OPERATION_PENDING OPERATION_DISPATCHED"),
+        (Kind.REFUSED, e.AuthenticationError, "UNAUTHORIZED ACCESS_DENIED"),
+        (
+            Kind.FINAL,
+            e.BadRequestError,
+            "SESSION_NONEXISTENT SESSION_EXPIRED INVALID_LOGIN DISABLED_LOGIN INVALID_REQUEST DISABLED_INSTITUTION",
+        ),
+    )
+    for code in codes.split()
+}
+
+_TRANSIENT_STATUSES: Final = frozenset({408, 425, 500, 502, 503, 504, *range(520, 527)})
+
+
+def _by_status(status: int) -> Verdict:
+    reason = f"http_{status}"
+    if status == 200:
+        return OK
+    if status == 202:
+        return Verdict(Kind.PENDING, reason, e.PendingError)
+    if status in (401, 403):
+        return Verdict(Kind.REFUSED, reason, e.AuthenticationError)
+    if status == 407:
+        return Verdict(Kind.FINAL, reason, e.ProxyError)
+    if status in (404, 410):
+        return Verdict(Kind.FINAL, reason, e.NotFoundError)
+    if status in _TRANSIENT_STATUSES:
+        return Verdict(Kind.TRANSIENT, reason, e.ServerError)
+    if 300 <= status < 400:
+        return Verdict(Kind.FINAL, reason, e.RedirectError)
+    if 400 <= status < 500:
+        return Verdict(Kind.FINAL, reason, e.BadRequestError)
+    if 500 <= status < 600:
+        return Verdict(Kind.FINAL, reason, e.ServerError)
+    # 101, 204, 205, 206, 299: an HTTP answer, but not one to this question.
+    return Verdict(Kind.FINAL, reason, e.APIStatusError)
+
+
+def classify_response(response: Response, throttle_statuses: frozenset[int] = frozenset({429})) -> Verdict:
+    """The meaning of a response. A success that says inside that it is an error is that error.
+
+    Args:
+        throttle_statuses: `Retry.throttle_statuses`; they win over everything but a code that says otherwise.
+    """
+    envelope = response.envelope
+    if response.status == 200 and envelope.flinks_code is None and envelope.http_status_code in (None, 200):
+        return OK
+    if envelope.flinks_code is not None:
+        known = _BY_CODE.get(envelope.flinks_code.upper())
+        if known is not None:
+            return known
+    status = response.status
+    if status == 200 and envelope.http_status_code not in (None, 200):
+        status = envelope.http_status_code or 200
+    if status in throttle_statuses:
+        return Verdict(Kind.THROTTLED, envelope.flinks_code or f"http_{status}", e.RateLimitedError)
+    verdict = _by_status(status)
+    if verdict.kind is Kind.OK:  # 200 with a code that this version does not know
+        return Verdict(Kind.FINAL, envelope.flinks_code or "unknown_code", e.BadRequestError)
+    if envelope.flinks_code is None:
+        return verdict
+    return Verdict(verdict.kind, envelope.flinks_code, verdict.error)
+
+
+_BY_ERROR: Final[tuple[tuple[type[e.FlinksError], Kind], ...]] = (
+    (e.StaleConnectionError, Kind.STALE),
+    (e.CertificateError, Kind.FINAL),
+    (e.ProxyError, Kind.TRANSIENT),
+    (e.TransportError, Kind.TRANSIENT),
+    (e.ProtocolError, Kind.BROKEN),
+    (e.EmptyBodyError, Kind.MALFORMED),
+    (e.NotJSONError, Kind.MALFORMED),
+    (e.PendingError, Kind.PENDING),
+    (e.AuthenticationError, Kind.REFUSED),
+    (e.RateLimitedError, Kind.THROTTLED),
+    (e.ServerError, Kind.TRANSIENT),
+)
+
+
+def classify_error(error: e.FlinksError) -> Verdict:
+    """The meaning of an error that the chain raised."""
+    cls = type(error)
+    for base, kind in _BY_ERROR:
+        if issubclass(cls, base):
+            if error.status == 407:  # the proxy wants credentials: asking again does not help
+                kind = Kind.FINAL
+            return Verdict(kind, cls.__name__, cls)
+    return Verdict(Kind.FINAL, cls.__name__, cls)

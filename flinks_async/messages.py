@@ -1,0 +1,149 @@
+"""What walks through the chain: `Request` in, `Response` out, and how the links are joined.
+
+The contract of a `Handler`: it **returns** a `Response` for every HTTP status, its body whole and its connection
+already back in the pool; it **raises** a `FlinksError` or lets `asyncio.CancelledError` through; nothing else ever
+comes out of it. So a middleware never holds a connection, and sees a body that was cut short as an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Protocol
+
+from attrs import define, evolve, field, frozen
+
+from .config import Endpoint
+from .models import Meta, PartnerAccessResponse
+from .secret import Secret
+
+if TYPE_CHECKING:
+    from .classify import Verdict
+    from .local import LoopLocal
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+def _names(headers: Mapping[str, str]) -> str:
+    return f"<{', '.join(headers)}>"
+
+
+@define(eq=False)
+class Call:
+    """The books of one call, kept by the chain while it runs. Times are seconds of the client's clock.
+
+    Attributes:
+        started: when the call began.
+        deadline: when it must end, or None.
+        attempts: attempts begun.
+        wire_requests: requests handed to the transport; more than `attempts` after a stale connection.
+        queue_time: seconds spent waiting for a free place.
+        wire_time: seconds from sending to the last byte.
+    """
+
+    started: float
+    local: LoopLocal = field(repr=False)
+    deadline: float | None = None
+    attempts: int = 0
+    wire_requests: int = 0
+    queue_time: float = 0.0
+    wire_time: float = 0.0
+    secret: Secret | None = None
+
+    def meta(self, status: int) -> Meta:
+        return Meta(status, self.attempts, self.queue_time, self.wire_time)
+
+
+@frozen(eq=False)
+class Request:
+    """One call for one token. To change it, pass `request.evolve(...)` on.
+
+    Attributes:
+        endpoint: where it goes.
+        token: the access token.
+        call: the books of this call, shared by all its attempts.
+        headers: sent with this request, over those of the endpoint.
+        timeout: seconds for the whole call; None for none.
+        raw: the caller wants the HTTP response; a 200 is not decoded.
+    """
+
+    endpoint: Endpoint = field(repr=lambda endpoint: endpoint.host)
+    token: Secret
+    call: Call
+    headers: Mapping[str, str] = field(default=_NO_HEADERS, repr=_names)
+    timeout: float | None = None
+    raw: bool = False
+
+    def evolve(self, **changes: Any) -> Request:
+        """A copy with some fields changed, for example `request.evolve(headers={**request.headers, "X-Trace": id})`."""
+        return evolve(self, **changes)
+
+
+@frozen
+class Envelope:
+    """What an answer says about itself outside its data (see `codec.read_envelope`). Texts are already redacted."""
+
+    flinks_code: str | None = None
+    http_status_code: int | None = None
+    message: str | None = None
+    request_id: str | None = None
+
+
+EMPTY_ENVELOPE = Envelope()
+
+
+@frozen(eq=False)
+class Response:
+    """An HTTP response whose body is whole. Its headers are looked up without regard to case.
+
+    Attributes:
+        status: as sent by the server.
+        headers: as sent by the server.
+        body: inflated, undecoded bytes.
+        answer: the decoded answer of a success, unless the request was raw.
+        envelope: code, message and request id, where the body has them.
+        verdict: what the answer means (see `classify`).
+        meta: how it was obtained.
+    """
+
+    status: int
+    headers: Mapping[str, str] = field(default=_NO_HEADERS, repr=_names)
+    body: bytes = field(default=b"", repr=lambda body: f"<{len(body)} bytes>")
+    answer: PartnerAccessResponse | None = field(default=None, repr=False)
+    envelope: Envelope = EMPTY_ENVELOPE
+    verdict: Verdict | None = None
+    meta: Meta = Meta()
+
+    def evolve(self, **changes: Any) -> Response:
+        """A copy with some fields changed."""
+        return evolve(self, **changes)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # aiohttp's header mapping does not pickle
+        from multidict import CIMultiDict
+
+        headers = CIMultiDict(self.headers)
+        return Response, (self.status, headers, self.body, self.answer, self.envelope, self.verdict, self.meta)
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+class Middleware(Protocol):
+    """A link of the chain: an async callable that gets a request and the rest of the chain.
+
+    It may change the request, answer without calling on, call on more than once, or change the response. It must
+    keep the contract of a `Handler` (see the module).
+    """
+
+    async def __call__(self, request: Request, call_next: Handler, /) -> Response: ...
+
+
+def compose(middlewares: Iterable[Middleware], handler: Handler) -> Handler:
+    """Joins middlewares, the first one outermost, in front of a handler. Done once, when a client is made."""
+    for middleware in reversed(tuple(middlewares)):
+        handler = _bind(middleware, handler)
+    return handler
+
+
+def _bind(middleware: Middleware, call_next: Handler) -> Handler:
+    return lambda request: middleware(request, call_next)

@@ -1,0 +1,141 @@
+"""Secrets that stay secret: a wrapper that never shows its value, keyed fingerprints, redaction of text.
+
+The access token is part of the URL path, a place that every HTTP stack logs; the AuthSecret is a header.
+Both travel through this package as `Secret` and are revealed only inside the expression that puts them
+on the wire.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import re
+import secrets
+from hashlib import blake2b
+from typing import Any, Final, NoReturn
+from urllib.parse import quote
+
+MASK: Final = "***"
+
+_PROCESS_KEY: Final = secrets.token_bytes(32)
+_PRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\U0010ffff]+")
+_LONG_NUMBER = re.compile(r"\d{5,}")
+_EMAIL = re.compile(r"[^\s@<>\"']+@[^\s@<>\"']+")
+_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
+_GUID = re.compile(r"\b[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}\b", re.IGNORECASE)
+
+
+class Secret:
+    """A text that shows itself only through `reveal()`.
+
+    It is masked in repr, str and format, compares in constant time, and refuses to be pickled. A copy is the
+    same object.
+
+    Raises:
+        TypeError: the value is neither a `str` nor a `Secret`.
+    """
+
+    __slots__ = ("__weakref__", "_value")
+
+    def __init__(self, value: str | Secret) -> None:
+        if isinstance(value, Secret):
+            self._value: str = value._value
+        elif isinstance(value, str):
+            self._value = value
+        else:
+            raise TypeError(f"a secret must be a str, not {type(value).__name__}")
+
+    def reveal(self) -> str:
+        """The text itself. Use it inside one expression; do not bind it to a name."""
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret('{MASK}')"
+
+    def __str__(self) -> str:
+        return MASK
+
+    def __format__(self, format_spec: str) -> str:
+        return MASK
+
+    def __len__(self) -> int:
+        return len(self._value)
+
+    def __bool__(self) -> bool:
+        return bool(self._value)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Secret):
+            return NotImplemented
+        return hmac.compare_digest(
+            self._value.encode("utf-8", "surrogatepass"), other._value.encode("utf-8", "surrogatepass")
+        )
+
+    def __hash__(self) -> int:
+        return hash((Secret, self._value))
+
+    def __copy__(self) -> Secret:
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Secret:
+        return self
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        raise TypeError("a Secret refuses to be pickled: send a reference to it and reveal it where it is used")
+
+
+def fingerprint(secret: Secret, *, key: bytes = _PROCESS_KEY) -> str:
+    """16 hexadecimal digits that stand for a secret: keyed BLAKE2b, so that it cannot be looked up.
+
+    The default key is random per process; a job passes its own, so that its fingerprints last as long as it.
+    """
+    return blake2b(secret.reveal().encode("utf-8", "surrogatepass"), key=key, digest_size=8).hexdigest()
+
+
+def redact(text: str, *hidden: Secret | None, limit: int = 200) -> str:
+    """A server's text made fit for an error or a log: hidden values, URLs, e-mails, GUIDs and long numbers are
+    masked, control characters are dropped, and it is cut to `limit` characters.
+    """
+    # Cut before matching (a hostile text may be megabytes long), with room for values that straddle the limit.
+    text = _PRINTABLE.sub(" ", text[: limit + 2048])
+    for secret in hidden:
+        if secret:
+            for form in {secret.reveal(), quote(secret.reveal(), safe="", errors="replace")}:
+                text = re.sub(re.escape(form), MASK, text, flags=re.IGNORECASE)
+    for pattern in (_URL, _EMAIL, _GUID, _LONG_NUMBER):
+        text = pattern.sub(MASK, text)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+_IN_LOGS: Final = (
+    (re.compile(r"(partneraccess/)[^\s/?#\"'<>\\)\]}]+", re.IGNORECASE), rf"\1{MASK}"),
+    (re.compile(r"(flinks-auth-key\W{1,6})(?:Bearer\s+)?[^\s\"',}]+", re.IGNORECASE), rf"\1{MASK}"),
+    (re.compile(r"(authorization\W{1,6}(?:Bearer|Basic)\s+)[^\s\"',}]+", re.IGNORECASE), rf"\1{MASK}"),
+)
+
+
+def redact_request(text: str) -> str:
+    """Masks the token in a `/partneraccess/...` URL and the value of the authentication headers."""
+    for pattern, replacement in _IN_LOGS:
+        text = pattern.sub(replacement, text)
+    return text
+
+
+class SecretFilter(logging.Filter):
+    """A filter for the loggers of other libraries that write down URLs and headers.
+
+    Add it to a *handler* (`handler.addFilter(SecretFilter())`): filters of a logger do not see the records of its
+    children. This package logs neither tokens nor URLs, so it needs no filter for its own records.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        try:
+            message = record.getMessage()
+        except Exception:  # a broken logging call must not break the program, nor slip through unread
+            message = "(a log record that could not be formatted)"
+        record.msg, record.args = redact_request(message), None
+        if record.exc_info:
+            # Formatted here, since the traceback of another library may name the URL.
+            record.exc_text = redact_request(logging.Formatter().formatException(record.exc_info))  # type: ignore[arg-type]
+            record.exc_info = None
+        return True
