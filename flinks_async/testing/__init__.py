@@ -1,0 +1,90 @@
+"""Tools for tests: a simulated Flinks, an in-memory transport, clocks that do not wait.
+
+Nothing is imported before it is used: the pytest plugin lives here and is loaded by every run of pytest.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .clock import FakeClock
+    from .data import expected_answer, expected_body
+    from .fate import DemoFaults, Fate, Faults, Plan
+    from .faults import KINDS, Fault
+    from .loop import VirtualClock, VirtualTimeLoop, run_virtual
+    from .pace import Latency, RateLimit, Throttle
+    from .process import ServerProcess
+    from .serve import ServeOptions, serve_forever
+    from .server import UNKNOWN_TOKEN, FlinksServer, RecordedRequest
+    from .stats import ServerStats
+    from .transport import InMemoryTransport, SentRequest
+
+_WHERE = {
+    "DemoFaults": "fate",
+    "FakeClock": "clock",
+    "Fate": "fate",
+    "Fault": "faults",
+    "Faults": "fate",
+    "FlinksServer": "server",
+    "InMemoryTransport": "transport",
+    "KINDS": "faults",
+    "Latency": "pace",
+    "Plan": "fate",
+    "RateLimit": "pace",
+    "RecordedRequest": "server",
+    "SentRequest": "transport",
+    "ServeOptions": "serve",
+    "ServerProcess": "process",
+    "ServerStats": "stats",
+    "Throttle": "pace",
+    "UNKNOWN_TOKEN": "server",
+    "VirtualClock": "loop",
+    "VirtualTimeLoop": "loop",
+    "expected_answer": "data",
+    "expected_body": "data",
+    "run_virtual": "loop",
+    "serve_forever": "serve",
+}
+
+__all__ = [
+    "KINDS",
+    "UNKNOWN_TOKEN",
+    "DemoFaults",
+    "FakeClock",
+    "Fate",
+    "Fault",
+    "Faults",
+    "FlinksServer",
+    "InMemoryTransport",
+    "Latency",
+    "Plan",
+    "RateLimit",
+    "RecordedRequest",
+    "SentRequest",
+    "ServeOptions",
+    "ServerProcess",
+    "ServerStats",
+    "Throttle",
+    "VirtualClock",
+    "VirtualTimeLoop",
+    "expected_answer",
+    "expected_body",
+    "run_virtual",
+    "serve_forever",
+]
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        module = _WHERE[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

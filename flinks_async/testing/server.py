@@ -1,0 +1,327 @@
+"""A simulated Flinks: a real HTTP server on loopback that answers as the specification says, and fails as it is told.
+
+async with FlinksServer(faults=Faults(share=0.03)) as server:
+    async with FlinksClient(auth_secret=server.auth_secret, base_url=server.base_url) as flinks:
+        answer = await flinks.partner_access(token)
+    assert answer.to_dict() == server.expected(token)
+    assert server.stats.per_token[token] == 1
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hmac
+import json
+import ssl
+import time
+import uuid
+from collections import deque
+from collections.abc import Container, Iterable
+from types import TracebackType
+from typing import Any, Final
+from urllib.parse import unquote
+
+from aiohttp import web
+from attrs import frozen
+
+from ..config import AUTH_SCHEMES, AuthScheme
+from .data import SHAPES, SIZES, Shape, Size, expected_answer, expected_body, uniform
+from .fate import Plan
+from .faults import KINDS, Fault, fault
+from .misbehave import end, json_response, misbehave, reply
+from .pace import Latency, Throttle
+from .stats import ServerStats
+
+UNKNOWN_TOKEN: Final = KINDS["session_nonexistent"]
+"""The answer to a token that is not in `tokens`. What Flinks answers is not documented."""
+
+_NOT_FOUND: Final = Fault.envelope(404, "NOT_FOUND")
+_NOT_ALLOWED: Final = Fault.envelope(405, "METHOD_NOT_ALLOWED", headers={"Allow": "GET"})
+_REFUSED: Final = KINDS["unauthorized"]
+
+
+@frozen
+class RecordedRequest:
+    """One request as it was on the wire. Shows secrets: for tests only."""
+
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+
+    def header(self, name: str) -> str | None:
+        """The first header of that name, in any case."""
+        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
+
+
+class _Server(web.Server):
+    """aiohttp's server, counting its connections."""
+
+    stats: ServerStats
+
+    def connection_made(self, handler: Any, transport: asyncio.Transport) -> None:
+        self.stats.connections += 1
+        super().connection_made(handler, transport)
+
+
+class FlinksServer:
+    """The simulated Flinks. `async with` starts and stops it; `start()` and `stop()` do too.
+
+    Args:
+        auth_secret: the AuthSecret to accept; default a new GUID.
+        auth_scheme: the only form of the authentication header to accept; default any of the three.
+        tokens: the known access tokens; default every token is known.
+        unknown_token: the answer to any other token; default 401 SESSION_NONEXISTENT.
+        size: of the answers: `small` (default), `medium` or `large`; see `expected_body`.
+        shape: of `GetAccountsDetail`: `list` (default), `object` or `null`.
+        seed: of the data and the latency.
+        faults: decides which requests fail, such as `Faults(share=0.03)`; default none.
+        latency: before each reply, such as `Latency.lognormal(0.2)`; default none.
+        rate_limit: such as `RateLimit(rate=100)`; default none.
+        compress: gzip answers for clients that accept it.
+        record: how many requests to keep in `requests`, with their headers; default none.
+        path_prefix: in front of `/partneraccess`, such as `/flinks`.
+        keepalive: seconds that an idle connection is kept.
+        admin: answer `GET /_sim/stats` (with the secret) with the counts as JSON.
+        host: the address to listen on.
+        port: 0 for any free one.
+        ssl_context: for https.
+
+    Attributes:
+        auth_secret: may be changed while the server runs.
+        base_url: for the client; known once the server is started.
+        stats: what was on the wire.
+        requests: the last `record` requests.
+    """
+
+    def __init__(
+        self,
+        *,
+        auth_secret: str | None = None,
+        auth_scheme: AuthScheme | None = None,
+        tokens: Container[str] | None = None,
+        unknown_token: str | Fault = UNKNOWN_TOKEN,
+        size: Size = "small",
+        shape: Shape = "list",
+        seed: int = 0,
+        faults: Plan | None = None,
+        latency: Latency | None = None,
+        rate_limit: Throttle | None = None,
+        compress: bool = False,
+        record: int = 0,
+        path_prefix: str = "",
+        keepalive: float = 75.0,
+        admin: bool = False,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> None:
+        if size not in SIZES or shape not in SHAPES:
+            raise ValueError(f"size must be one of {', '.join(SIZES)}, shape one of {', '.join(SHAPES)}")
+        if auth_scheme is not None and auth_scheme not in AUTH_SCHEMES:
+            raise ValueError(f"auth_scheme must be one of {', '.join(AUTH_SCHEMES)}")
+        self.auth_secret = str(uuid.uuid4()) if auth_secret is None else auth_secret
+        self.auth_scheme = auth_scheme
+        self.tokens = tokens
+        self.unknown_token = fault(unknown_token)
+        self.size: Size = size
+        self.shape: Shape = shape
+        self.seed = seed
+        self.faults = faults
+        self.latency = latency
+        self.rate_limit = rate_limit
+        self.compress = compress
+        self.stats = ServerStats()
+        self.requests: deque[RecordedRequest] = deque(maxlen=record)
+        self._prefix = path_prefix.rstrip("/")
+        self._route = f"{self._prefix}/partneraccess/"
+        self._keepalive = keepalive
+        self._admin = admin
+        self._host, self._port, self._ssl = host, port, ssl_context
+        self._runner: web.ServerRunner | None = None
+        self._scripts: dict[str, deque[Fault | None]] = {}
+        self._script_all: deque[Fault | None] = deque()
+        self._answers: dict[str, bytes] = {}
+        self._released = asyncio.Event()
+        self._arrivals: list[tuple[int, asyncio.Event]] = []
+
+    async def __aenter__(self) -> FlinksServer:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.stop()
+
+    async def start(self) -> None:
+        """Listens. Does nothing if it does already."""
+        if self._runner is not None:
+            return
+        server = _Server(self._serve, handler_cancellation=True, access_log=None, keepalive_timeout=self._keepalive)
+        server.stats = self.stats
+        runner = web.ServerRunner(server, shutdown_timeout=0.1)
+        await runner.setup()
+        try:
+            await web.TCPSite(runner, self._host, self._port, ssl_context=self._ssl, backlog=1024).start()
+        except BaseException:
+            await runner.cleanup()
+            raise
+        self._runner = runner
+        self._port = runner.addresses[0][1]
+
+    async def stop(self) -> None:
+        """Closes all connections. Does nothing if it is not started. It may be started again, on the same port."""
+        runner, self._runner = self._runner, None
+        self.release()
+        if runner is not None:
+            await runner.cleanup()
+
+    @property
+    def base_url(self) -> str:
+        if self._port == 0:
+            raise RuntimeError("the server has no address before it is started")
+        host = f"[{self._host}]" if ":" in self._host else self._host
+        return f"{'https' if self._ssl else 'http'}://{host}:{self._port}{self._prefix}"
+
+    def expected(self, token: str) -> dict[str, Any]:
+        """The answer that this server generates for a token; amounts are `Decimal`."""
+        return expected_answer(token, size=self.size, shape=self.shape, seed=self.seed)
+
+    def script(self, token: str, faults: Iterable[str | Fault | None]) -> None:
+        """The next requests for a token meet these faults (names in `KINDS`; None for a normal answer), in order.
+
+        After them come the faults of `script_all`, then those of `faults=`, which still count every request.
+        """
+        self._scripts.setdefault(token, deque()).extend(None if f is None else fault(f) for f in faults)
+
+    def script_all(self, faults: Iterable[str | Fault | None]) -> None:
+        """The next requests, for whatever token, meet these faults."""
+        self._script_all.extend(None if f is None else fault(f) for f in faults)
+
+    def set_answer(self, token: str, answer: bytes | dict[str, Any]) -> None:
+        """Answers a token with a body of your own instead of the generated one, from now on."""
+        self._answers[token] = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
+
+    def release(self) -> None:
+        """Lets every request that hangs now have its normal answer."""
+        self._released.set()
+        self._released = asyncio.Event()
+
+    async def received(self, count: int) -> None:
+        """Waits until `count` requests have arrived since the start (or since `stats.reset()`)."""
+        if self.stats.requests < count:
+            arrived = asyncio.Event()
+            self._arrivals.append((count, arrived))
+            await arrived.wait()
+
+    async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
+        path = request.raw_path
+        if self._admin and path.startswith("/_sim/"):
+            return self._serve_admin(request)
+        stats = self.stats
+        stats.begin(path)
+        if self.requests.maxlen:
+            self.requests.append(RecordedRequest(request.method, path, tuple(request.headers.items())))
+        if self._arrivals:
+            self._note_arrival()
+        try:
+            response = await self._answer(request, path.partition("?")[0])
+            if response is None:
+                return web.Response()  # of no effect: the connection has been ended
+            stats.statuses[response.status] += 1
+            return response
+        finally:
+            stats.end()
+
+    async def _answer(self, request: web.BaseRequest, path: str) -> web.Response | None:
+        if not path.startswith(self._route):
+            return reply(_NOT_FOUND)
+        segment = path[len(self._route) :]
+        if not segment or "/" in segment:
+            return reply(_NOT_FOUND)
+        if request.method != "GET":
+            return reply(_NOT_ALLOWED)
+        if not self._accepts(request):
+            return reply(_REFUSED)
+        token = unquote(segment, errors="surrogateescape")
+        self.stats.per_token[token] += 1
+        number = self.stats.per_token[token]
+        if self.latency is not None:
+            await asyncio.sleep(self.latency.seconds(uniform(self.seed, "latency", token, number)))
+        if self.rate_limit is not None and (refusal := self.rate_limit.take(time.monotonic())) is not None:
+            self.stats.throttled += 1
+            return reply(refusal)
+        if self.tokens is not None and token not in self.tokens:
+            return reply(self.unknown_token)
+        chosen = self._choose(token, number)
+        if chosen is not None:
+            self.stats.faults[chosen.name] += 1
+            if chosen.delay:
+                await asyncio.sleep(chosen.delay)
+            if chosen.mode == "hang":
+                if not await self._hang(chosen.hang_for):
+                    end(request)
+                    return None
+            elif chosen.mode != "answer":
+                return await misbehave(request, chosen, self._body(token))
+        self.stats.answered += 1
+        return self._normal(request, token)
+
+    def _choose(self, token: str, number: int) -> Fault | None:
+        script = self._scripts.get(token)
+        if script:
+            return script.popleft()
+        if self._script_all:
+            return self._script_all.popleft()
+        return None if self.faults is None else self.faults.for_request(token, number)
+
+    def _body(self, token: str) -> bytes:
+        own = self._answers.get(token)
+        return own if own is not None else expected_body(token, size=self.size, shape=self.shape, seed=self.seed)
+
+    def _normal(self, request: web.BaseRequest, token: str) -> web.Response:
+        body = self._body(token)
+        if self.compress and "gzip" in request.headers.get("Accept-Encoding", ""):
+            return json_response(gzip.compress(body, 1, mtime=0), headers={"Content-Encoding": "gzip"})
+        return json_response(body)
+
+    async def _hang(self, seconds: float | None) -> bool:
+        released = self._released
+        try:
+            async with asyncio.timeout(seconds):
+                await released.wait()
+        except TimeoutError:
+            return False
+        return self._runner is not None
+
+    def _accepts(self, request: web.BaseRequest) -> bool:
+        key, bearer = request.headers.get("flinks-auth-key"), request.headers.get("Authorization")
+        forms: tuple[tuple[AuthScheme, str | None, str], ...] = (
+            ("flinks-auth-key", key, f"Bearer {self.auth_secret}"),
+            ("flinks-auth-key-raw", key, self.auth_secret),
+            ("bearer", bearer, f"Bearer {self.auth_secret}"),
+        )
+        for scheme, given, wanted in forms:
+            if given is not None and self.auth_scheme in (None, scheme) and _same(given, wanted):
+                return True
+        if key is None and bearer is None:
+            self.stats.missing_secret += 1
+        else:
+            self.stats.refused_secret += 1
+        return False
+
+    def _note_arrival(self) -> None:
+        for count, arrived in self._arrivals:
+            if self.stats.requests >= count:
+                arrived.set()
+        self._arrivals = [(count, arrived) for count, arrived in self._arrivals if not arrived.is_set()]
+
+    def _serve_admin(self, request: web.BaseRequest) -> web.Response:
+        if request.raw_path != "/_sim/stats" or request.headers.get("flinks-auth-key") != self.auth_secret:
+            return reply(_NOT_FOUND)
+        return json_response(json.dumps(self.stats.as_dict()).encode())
+
+
+def _same(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode("utf-8", "surrogateescape"), other.encode("utf-8", "surrogateescape"))

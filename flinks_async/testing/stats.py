@@ -1,0 +1,75 @@
+"""What was on the wire, counted by the server."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from typing import Any
+
+from attrs import define, field
+
+_KEPT = 10_000
+
+
+@define
+class ServerStats:
+    """Counts since the server started, or since `reset()`.
+
+    Attributes:
+        requests: complete request heads, of every kind (not those for `/_sim/`).
+        per_token: requests with an accepted secret, by token.
+        statuses: replies, by status.
+        faults: faults, by name.
+        answered: normal answers.
+        connections: TCP connections opened.
+        in_flight: requests being handled now.
+        max_in_flight: the most there were at once.
+        missing_secret: requests without any authentication header.
+        refused_secret: requests with a wrong secret, or in a form that is not accepted.
+        throttled: requests refused by the rate limit.
+        paths: the last 10,000 request targets, as they were on the wire.
+    """
+
+    requests: int = 0
+    per_token: Counter[str] = field(factory=Counter, repr=lambda kept: str(len(kept)))
+    statuses: Counter[int] = field(factory=Counter)
+    faults: Counter[str] = field(factory=Counter)
+    answered: int = 0
+    connections: int = 0
+    in_flight: int = 0
+    max_in_flight: int = 0
+    missing_secret: int = 0
+    refused_secret: int = 0
+    throttled: int = 0
+    paths: deque[str] = field(factory=lambda: deque(maxlen=_KEPT), repr=lambda kept: str(len(kept)))
+
+    def begin(self, path: str) -> None:
+        self.requests += 1
+        self.paths.append(path)
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+
+    def end(self) -> None:
+        self.in_flight -= 1
+
+    def reset(self) -> None:
+        """Forgets everything but the requests being handled. Which request of a token is its n-th starts anew too."""
+        fresh = ServerStats(in_flight=self.in_flight, max_in_flight=self.in_flight)
+        for name in self.__slots__:
+            if name != "__weakref__":
+                setattr(self, name, getattr(fresh, name))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain data without tokens and paths, for `/_sim/stats`."""
+        return {
+            "requests": self.requests,
+            "tokens": len(self.per_token),
+            "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
+            "faults": dict(sorted(self.faults.items())),
+            "answered": self.answered,
+            "connections": self.connections,
+            "in_flight": self.in_flight,
+            "max_in_flight": self.max_in_flight,
+            "missing_secret": self.missing_secret,
+            "refused_secret": self.refused_secret,
+            "throttled": self.throttled,
+        }
