@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Mapping
 from decimal import Decimal
-from functools import cache
 from types import MappingProxyType
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -310,13 +309,18 @@ def wire_name(attribute: Attribute[Any]) -> str:
     return given or "".join(part[:1].upper() + part[1:] for part in attribute.name.split("_"))
 
 
-@cache
+_wire_fields: dict[type[Model], tuple[tuple[str, str], ...]] = {}
+
+
 def wire_fields(cls: type[Model]) -> tuple[tuple[str, str], ...]:
     """(attribute, wire name) of every documented field of a class, in the order of the documentation."""
-    return tuple((a.name, wire_name(a)) for a in fields(cls) if a.name not in _OURS)  # type: ignore[arg-type]
+    found = _wire_fields.get(cls)
+    if found is None:
+        attributes: tuple[Attribute[Any], ...] = fields(cls)  # type: ignore[arg-type]
+        found = _wire_fields[cls] = tuple((a.name, wire_name(a)) for a in attributes if a.name not in _OURS)
+    return found
 
 
-@cache
 def wire_types(cls: type[Model]) -> dict[str, Any]:
     """attribute -> resolved type of every documented field of a class."""
     hints = get_type_hints(cls)

@@ -1,0 +1,82 @@
+"""What an answer says about itself: code, message and request id, whatever the case of the keys."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+
+from ..messages import EMPTY_ENVELOPE, Envelope
+from ..models import AccountsDetail, PartnerAccessResponse
+from ..secret import Secret, redact
+from .parse import BROKEN, decode_any, without_bom
+
+MAX_ERROR_BODY: Final = 256 * 1024
+"""A larger body is no error envelope; it is not parsed."""
+
+_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+
+
+def read_envelope(body: bytes, *hidden: Secret) -> Envelope:
+    """The envelope of a body that is not a success. Never raises: what cannot be read is None."""
+    if not body or len(body) > MAX_ERROR_BODY:
+        return EMPTY_ENVELOPE
+    try:
+        data = decode_any(without_bom(body))
+    except BROKEN:
+        return EMPTY_ENVELOPE
+    return _envelope(data, hidden) if isinstance(data, dict) else EMPTY_ENVELOPE
+
+
+def envelope_of(answer: PartnerAccessResponse, *hidden: Secret) -> Envelope:
+    """The envelope of a success: empty, unless the body says inside that it is an error.
+
+    That is a code, status or message beside the data, or a `FlinksCode` in every entry of `GetAccountsDetail` while
+    none of them has accounts; then the first entry speaks.
+    """
+    if answer.wire_state.extra:
+        found = _envelope({"RequestId": answer.request_id, **answer.wire_state.extra}, hidden)
+        if found.flinks_code or found.http_status_code or found.message:
+            return found
+    details = answer.details
+    if details and all(_refuses(detail) for detail in details):
+        first = details[0]
+        own = {"HttpStatusCode": first.http_status_code, "RequestId": first.request_id or answer.request_id}
+        return _envelope({**own, **first.wire_state.extra}, hidden)
+    return EMPTY_ENVELOPE
+
+
+def _refuses(detail: AccountsDetail) -> bool:
+    # A hook of a user may have put something else than our class here.
+    if type(detail) is not AccountsDetail or detail.accounts or not detail.wire_state.extra:
+        return False
+    return _fold(detail.wire_state.extra).get("flinkscode") is not None
+
+
+def _fold(data: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.lower(): value for key, value in data.items()}
+
+
+def _envelope(data: Mapping[str, Any], hidden: tuple[Secret, ...]) -> Envelope:
+    folded = _fold(data)
+    code, status, request_id = folded.get("flinkscode"), folded.get("httpstatuscode"), folded.get("requestid")
+    message = folded.get("message")
+    return Envelope(
+        flinks_code=code if _is_id(code, hidden) else None,
+        http_status_code=status if type(status) is int and 100 <= status <= 999 else None,
+        message=redact(message, *hidden) if isinstance(message, str) and message else None,
+        request_id=_request_id(request_id, hidden),
+    )
+
+
+def _request_id(value: object, hidden: tuple[Secret, ...]) -> str | None:
+    # Usually a GUID, which `redact` would mask, though it is there to be quoted.
+    if _is_id(value, hidden):
+        return str(value)
+    return redact(value, *hidden) if isinstance(value, str) and value else None
+
+
+def _is_id(value: object, hidden: tuple[Secret, ...]) -> bool:
+    if not isinstance(value, str) or not _ID.fullmatch(value):
+        return False
+    return not any(secret and secret.reveal().lower() in value.lower() for secret in hidden)

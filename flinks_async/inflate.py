@@ -1,0 +1,150 @@
+"""Inflates a body while it arrives, with a cap and an end-of-stream check.
+
+aiohttp's own inflating accepts a body that was cut short, and knows no cap.
+"""
+
+from __future__ import annotations
+
+import zlib
+from typing import Final
+
+from .errors import ProtocolError, ReadError, ResponseTooLargeError
+
+STEP: Final = 64 * 1024
+"""The most that one call of zlib may produce."""
+
+MAX_CODINGS: Final = 3
+_GZIP: Final = 16 + zlib.MAX_WBITS
+
+
+class Inflater:
+    """Turns the chunks of an encoded body into those of the plain one.
+
+        inflater = Inflater(headers.get("Content-Encoding", ""), limit)
+        async for chunk in stream:
+            parts.append(inflater.feed(chunk))
+        parts.append(inflater.finish())
+
+    Args:
+        encoding: the value of Content-Encoding: identity, gzip, deflate, or up to three of them with commas.
+        limit: the most bytes that may come out.
+
+    Raises:
+        ProtocolError: the encoding is not supported, or the data is not in it.
+        ReadError: at `finish()`, the body ended early.
+        ResponseTooLargeError: more than `limit` bytes came out. No more than that and one step were produced.
+    """
+
+    __slots__ = ("_codings", "_limit", "_total")
+
+    def __init__(self, encoding: str, limit: int) -> None:
+        names = [name for part in encoding.split(",") if (name := part.strip().lower()) not in ("", "identity")]
+        if len(names) > MAX_CODINGS:
+            raise ProtocolError(f"the body is encoded more than {MAX_CODINGS} times")
+        self._codings = [_coding(name) for name in reversed(names)]
+        self._limit = limit
+        self._total = 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        """The plain bytes that a chunk gives, perhaps none."""
+        if self._codings:
+            parts: list[bytes] = []
+            self._run(0, chunk, parts)
+            return b"".join(parts)
+        self._count(len(chunk))
+        return chunk
+
+    def finish(self) -> bytes:
+        """The rest (nothing, with the encodings of today). Raises if the body ended too early."""
+        for coding in self._codings:
+            coding.finish()
+        return b""
+
+    def _run(self, stage: int, data: bytes, parts: list[bytes]) -> None:
+        if stage == len(self._codings):
+            self._count(len(data))
+            parts.append(data)
+            return
+        # Each piece goes all the way down before the next one is made, so a bomb inside a bomb stays small too.
+        coding = self._codings[stage]
+        coding.push(data)
+        while piece := coding.pull():
+            self._run(stage + 1, piece, parts)
+
+    def _count(self, size: int) -> None:
+        self._total += size
+        if self._total > self._limit:
+            raise ResponseTooLargeError(f"the body is larger than {self._limit} bytes")
+
+
+def _coding(name: str) -> _Zlib:
+    if name in ("gzip", "x-gzip"):
+        return _Zlib(_GZIP)
+    if name == "deflate":
+        return _Zlib(zlib.MAX_WBITS)
+    # The name is the server's text: only a well-known one is repeated.
+    known = name if name in ("br", "zstd", "compress", "x-compress", "dcb", "dcz") else "unknown"
+    raise ProtocolError(f"the body has a Content-Encoding that was not asked for ({known})")
+
+
+class _Zlib:
+    """One coding. gzip may have several members and zero padding after them; deflate comes with or without header."""
+
+    __slots__ = ("_bits", "_done", "_inflate", "_pending", "_started")
+
+    def __init__(self, bits: int) -> None:
+        self._bits = bits
+        self._pending = b""
+        self._started = False  # the current member has begun
+        self._done = False  # at least one member is whole
+        self._inflate = zlib.decompressobj(bits)
+
+    def push(self, data: bytes) -> None:
+        self._pending = self._pending + data if self._pending else data
+
+    def pull(self) -> bytes:
+        """Up to STEP bytes; nothing when more input is needed."""
+        while True:
+            if self._inflate.eof and not self._next_member():
+                return b""
+            if not self._started:
+                if self._bits == zlib.MAX_WBITS and not self._choose_deflate():
+                    return b""
+                self._started = bool(self._pending)
+            try:
+                piece = self._inflate.decompress(self._pending, STEP)
+            except zlib.error:
+                piece = None
+            if piece is None:
+                raise ProtocolError("the body is not in its Content-Encoding")
+            self._pending = self._inflate.unused_data if self._inflate.eof else self._inflate.unconsumed_tail
+            self._done = self._done or self._inflate.eof
+            if piece or not self._inflate.eof:
+                return piece
+
+    def finish(self) -> None:
+        if self._started and not self._inflate.eof:
+            raise ReadError("body truncated")
+        if self._pending and not self._done:  # a first byte of deflate that never got its second one
+            raise ReadError("body truncated")
+
+    def _next_member(self) -> bool:
+        if self._bits == _GZIP:
+            self._pending = self._pending.lstrip(b"\0")
+        if not self._pending:
+            return False
+        if self._bits != _GZIP:
+            raise ProtocolError("the body goes on after its end")
+        self._inflate = zlib.decompressobj(self._bits)
+        self._started = False
+        return True
+
+    def _choose_deflate(self) -> bool:
+        # Two bytes tell a zlib header from a raw stream (RFC 1950).
+        if len(self._pending) < 2:
+            return False
+        first, second = self._pending[0], self._pending[1]
+        if first & 0x0F != 8 or first >> 4 > 7 or (first << 8 | second) % 31:
+            self._bits = -zlib.MAX_WBITS
+            self._inflate = zlib.decompressobj(self._bits)
+        return True
