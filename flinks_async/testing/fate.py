@@ -19,7 +19,7 @@ class Plan(Protocol):
 
 
 # Not `hang`: it needs a client whose attempts time out, and a test that wants to wait for that.
-_DEFAULT_KINDS: Final = tuple(
+_DEFAULT_KINDS: Final = faults(
     kind for kind in kinds_that_clear("transient", "throttled", "malformed", "broken", "none") if kind != "hang"
 )
 

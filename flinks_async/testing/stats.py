@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Any
 
-from attrs import define, field
+from attrs import define, field, fields
 
 _KEPT = 10_000
 
@@ -54,9 +54,8 @@ class ServerStats:
     def reset(self) -> None:
         """Forgets everything but the requests being handled. Which request of a token is its n-th starts anew too."""
         fresh = ServerStats(in_flight=self.in_flight, max_in_flight=self.in_flight)
-        for name in self.__slots__:
-            if name != "__weakref__":
-                setattr(self, name, getattr(fresh, name))
+        for attribute in fields(ServerStats):
+            setattr(self, attribute.name, getattr(fresh, attribute.name))
 
     def as_dict(self) -> dict[str, Any]:
         """Plain data without tokens and paths, for `/_sim/stats`."""

@@ -1,0 +1,79 @@
+"""An event loop whose time is virtual: when nothing is ready, it jumps to the next timer instead of waiting.
+
+    def test_gives_up_after_an_hour():
+        async def main():
+            clock = VirtualClock()
+            await asyncio.sleep(3600)
+            assert clock.now() == 3600
+        run_virtual(main())     # takes a millisecond
+
+Whatever goes by the loop's time goes along: `asyncio.sleep`, `asyncio.timeout`, `call_later`. The order of timers is
+exactly that of a real loop. What takes real time does not fit: while an answer of a real socket or the work of a
+thread is under way, the timers of this loop fire. So use it with `InMemoryTransport`, not with a server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import selectors
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class _JumpingSelector(selectors.DefaultSelector):
+    """Never waits for a timer: says that the time to it has passed."""
+
+    jumped = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        if timeout is None:  # no timer at all: only another thread or a socket can go on
+            return super().select(None)
+        ready = super().select(0)
+        if not ready and timeout > 0:
+            self.jumped += timeout
+        return ready
+
+
+class VirtualTimeLoop(asyncio.SelectorEventLoop):
+    """See the module. Its time starts at 0."""
+
+    def __init__(self) -> None:
+        self._jumping = _JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        return self._jumping.jumped
+
+
+def run_virtual(main: Coroutine[Any, Any, T]) -> T:
+    """Like `asyncio.run`, on a `VirtualTimeLoop`."""
+    with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        return runner.run(main)
+
+
+class VirtualClock:
+    """A `Clock` that reads the time of the running loop.
+
+    Args:
+        epoch: the wall clock when the loop's time is 0, in seconds since 1970.
+        seed: of `random()`.
+    """
+
+    def __init__(self, *, epoch: float = 1_735_689_600.0, seed: int = 0) -> None:
+        self._epoch = epoch
+        self._random = random.Random(seed)
+
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def time(self) -> float:
+        return self._epoch + self.now()
+
+    async def sleep(self, seconds: float, /) -> None:
+        await asyncio.sleep(seconds)
+
+    def random(self) -> float:
+        return self._random.random()
