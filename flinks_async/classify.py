@@ -9,12 +9,15 @@ documented as 401 with TOO_MANY_REQUESTS. Statuses follow RFC 9110, and Cloudfla
 from __future__ import annotations
 
 from enum import Enum
-from typing import Final
+from typing import Any, Final
+from urllib.parse import urlsplit
 
 from attrs import frozen
 
 from . import errors as e
-from .messages import Response
+from .config import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
+from .messages import EMPTY_ENVELOPE, Envelope, Response
+from .secret import redact
 
 
 class Kind(Enum):
@@ -99,30 +102,37 @@ def _by_status(status: int) -> Verdict:
     return Verdict(Kind.FINAL, reason, e.APIStatusError)
 
 
-def classify_response(response: Response, throttle_statuses: frozenset[int] = frozenset({429})) -> Verdict:
+def classify_response(
+    status: int, envelope: Envelope = EMPTY_ENVELOPE, throttle_statuses: frozenset[int] = frozenset({429})
+) -> Verdict:
     """The meaning of a response. A success that says inside that it is an error is that error.
 
     Args:
-        throttle_statuses: `Retry.throttle_statuses`; they win over everything but a code that says otherwise.
+        throttle_statuses: `Retry.throttle_statuses`; a FlinksCode that is known wins over them.
     """
-    envelope = response.envelope
-    if response.status == 200 and envelope.flinks_code is None and envelope.http_status_code in (None, 200):
-        return OK
-    if envelope.flinks_code is not None:
-        known = _BY_CODE.get(envelope.flinks_code.upper())
-        if known is not None:
-            return known
-    status = response.status
-    if status == 200 and envelope.http_status_code not in (None, 200):
-        status = envelope.http_status_code or 200
+    code = envelope.flinks_code
+    if status == 200 and envelope.http_status_code is not None:
+        status = envelope.http_status_code
+    if code is None:
+        return _throttled(f"http_{status}") if status in throttle_statuses else _by_status(status)
+    known = _BY_CODE.get(code.upper())
+    if known is not None:
+        return known
     if status in throttle_statuses:
-        return Verdict(Kind.THROTTLED, envelope.flinks_code or f"http_{status}", e.RateLimitedError)
+        return _throttled(code)
     verdict = _by_status(status)
-    if verdict.kind is Kind.OK:  # 200 with a code that this version does not know
-        return Verdict(Kind.FINAL, envelope.flinks_code or "unknown_code", e.BadRequestError)
-    if envelope.flinks_code is None:
-        return verdict
-    return Verdict(verdict.kind, envelope.flinks_code, verdict.error)
+    if verdict.kind is Kind.OK:  # a success with a code that this version does not know
+        return Verdict(Kind.FINAL, code, e.BadRequestError)
+    return Verdict(verdict.kind, code, verdict.error)
+
+
+def _throttled(reason: str) -> Verdict:
+    return Verdict(Kind.THROTTLED, reason, e.RateLimitedError)
+
+
+def verdict_of(response: Response, throttle_statuses: frozenset[int] = frozenset({429})) -> Verdict:
+    """The verdict that a response carries, or that of its status and envelope, if a middleware made it up."""
+    return response.verdict or classify_response(response.status, response.envelope, throttle_statuses)
 
 
 _BY_ERROR: Final[tuple[tuple[type[e.FlinksError], Kind], ...]] = (
@@ -145,7 +155,41 @@ def classify_error(error: e.FlinksError) -> Verdict:
     cls = type(error)
     for base, kind in _BY_ERROR:
         if issubclass(cls, base):
-            if error.status == 407:  # the proxy wants credentials: asking again does not help
-                kind = Kind.FINAL
-            return Verdict(kind, cls.__name__, cls)
+            # 407: the proxy wants credentials, so asking again does not help.
+            return Verdict(Kind.FINAL if error.status == 407 else kind, cls.__name__, cls)
     return Verdict(Kind.FINAL, cls.__name__, cls)
+
+
+def error_from(response: Response, verdict: Verdict, host: str) -> e.FlinksError:
+    """The error that a response becomes."""
+    envelope = response.envelope
+    cls = verdict.error or e.APIStatusError
+    fields: dict[str, Any] = {
+        "status": response.status,
+        "flinks_code": envelope.flinks_code,
+        "server_message": envelope.message,
+        "request_id": envelope.request_id,
+    }
+    said = f"{host} answered {response.status}"
+    if envelope.flinks_code is not None:
+        said += f" {envelope.flinks_code}"
+    if cls is e.AuthenticationError:
+        said += f": the AuthSecret is refused. {WHERE_SECRETS_COME_FROM}. {OTHER_HEADER_FORMS}"
+    elif cls is e.RedirectError:
+        fields["location_host"] = target = _location_host(response)
+        said += f", a redirect to {target or 'nowhere'}; redirects are not followed (is base_url right?)"
+    elif cls is e.PendingError:
+        said += ": accepted, but there is no data yet; ask again later"
+    elif cls is e.ProxyError:
+        said += ": the proxy wants credentials (Connection.proxy may hold them)"
+    elif envelope.message is not None:
+        said += f": {envelope.message}"
+    return cls(said, **fields)
+
+
+def _location_host(response: Response) -> str | None:
+    try:
+        host = urlsplit(response.headers.get("Location", "")).hostname
+    except ValueError:
+        return None
+    return redact(host, limit=100) if host else None

@@ -120,6 +120,10 @@ class Limits:
     max_body: int = field(default=64 * MIB, validator=_count)
 
 
+def _secret_or_none(value: str | Secret | None) -> Secret | None:
+    return None if value is None else Secret(value)
+
+
 @frozen(kw_only=True)
 class Connection:
     """How connections are made. It belongs to the pool, so derived clients share it.
@@ -141,7 +145,7 @@ class Connection:
     client_cert: str | os.PathLike[str] | None = None
     client_key: str | os.PathLike[str] | None = None
     ssl_context: ssl.SSLContext | None = field(default=None, validator=optional(instance_of(ssl.SSLContext)))
-    proxy: Secret | None = field(default=None, converter=lambda url: None if url is None else Secret(url))
+    proxy: Secret | None = field(default=None, converter=_secret_or_none)
     trust_env: bool = False
 
     def __attrs_post_init__(self) -> None:
@@ -178,7 +182,7 @@ def bulk() -> Settings:
     )
 
 
-@frozen
+@frozen(eq=False)
 class Endpoint:
     """One instance: where requests go and how they authenticate. `host` is fit for messages.
 
@@ -381,5 +385,7 @@ def from_env(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for argument, variable in _ENVIRONMENT.items():
         if environ.get(variable):
-            found[argument] = Secret(environ[variable].strip()) if argument == "auth_secret" else environ[variable].strip()
+            found[argument] = (
+                Secret(environ[variable].strip()) if argument == "auth_secret" else environ[variable].strip()
+            )
     return found

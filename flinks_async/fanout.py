@@ -13,12 +13,12 @@ from typing import Any, Generic, NoReturn, TypeVar
 
 from attrs import frozen
 
-from .errors import FlinksError
+from .config import check_token
+from .errors import ClientClosedError, FlinksError, InvalidTokenError
 from .models import PartnerAccessResponse
+from .secret import Secret
 
-K = TypeVar("K")
 K_co = TypeVar("K_co", covariant=True)
-T = TypeVar("T")
 
 
 @frozen
@@ -56,45 +56,186 @@ class Failed(Generic[K_co]):
 
 
 Outcome = Fetched[K_co] | Failed[K_co]
-Call = Callable[[T], Awaitable[PartnerAccessResponse]]
 
 
-class _Source(Generic[T]):
-    """One (async) iterator shared by many workers, which numbers what it gives."""
+async def fan_out(
+    items: Iterable[Any] | AsyncIterable[Any],
+    call: Callable[[Secret], Awaitable[PartnerAccessResponse]],
+    *,
+    concurrency: int,
+    ordered: bool = False,
+) -> AsyncGenerator[Outcome[Any], None]:
+    """Calls for each token and gives the outcomes as they come, or in the order of the tokens.
 
-    def __init__(self, items: Iterable[T] | AsyncIterable[T]) -> None:
-        self._sync: Iterator[T] | None = None
-        self._async: AsyncIterator[T] | None = None
+    Args:
+        items: tokens or (key, token) pairs.
+        call: fetches one token; raises a `FlinksError`.
+        concurrency: number of workers.
+        ordered: give the outcomes in the order of the items; a slow head holds back at most 2 N others.
+
+    Raises:
+        ClientClosedError: the client was closed before all tokens were taken.
+        Exception: what iterating over `items` raised, after the outcomes of the tokens taken before it.
+    """
+    run = _Run(_Source(items), call, window=2 * concurrency, ordered=ordered)
+    workers = [asyncio.ensure_future(run.work()) for _ in range(concurrency)]
+    run.working = concurrency
+    try:
+        while (ready := await run.ready()) is not None:
+            yield ready
+    finally:
+        for worker in workers:
+            worker.cancel()
+        # Not gather(): it would turn a cancellation of this generator into a second one of the workers.
+        await asyncio.wait(workers)
+        for worker in workers:
+            if not worker.cancelled():
+                worker.exception()  # seen: `ready` raises it, or the consumer has left
+        await run.source.close()
+
+
+class _Run:
+    """One fan-out: what is taken from the source and not yet given to the consumer stays within a window."""
+
+    def __init__(
+        self, source: _Source, call: Callable[[Secret], Awaitable[PartnerAccessResponse]], *, window: int, ordered: bool
+    ) -> None:
+        self.source = source
+        self.working = 0
+        self._call = call
+        self._window = window
+        self._ordered = ordered
+        self._given = 0
+        self._done: deque[Outcome[Any]] = deque()
+        self._by_position: dict[int, Outcome[Any]] = {}
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._consumer: asyncio.Future[None] | None = None
+        self._failure: BaseException | None = None
+
+    async def work(self) -> None:
+        try:
+            while True:
+                while self.source.taken - self._given >= self._window:
+                    await self._room()
+                if (item := await self.source.take()) is None:
+                    return
+                position, key, token = item
+                if isinstance(token, InvalidTokenError):
+                    self._put(position, Failed(key, token))
+                    continue
+                try:
+                    response = await self._call(token)
+                except FlinksError as error:
+                    self._put(position, Failed(key, error))
+                    if isinstance(error, ClientClosedError):  # no token after this one can be fetched
+                        self._stop(ClientClosedError("the client was closed before all tokens were taken"))
+                        return
+                else:
+                    self._put(position, Fetched(key, response))
+        except BaseException as error:
+            self._stop(error)
+            raise
+        finally:
+            self.working -= 1
+            self._wake()
+
+    async def ready(self) -> Outcome[Any] | None:
+        """The next outcome; None when all have been given."""
+        while True:
+            outcome = self._by_position.pop(self._given, None) if self._ordered else self._next_done()
+            if outcome is not None:
+                self._given += 1
+                self._let_in()
+                return outcome
+            if self.working == 0:
+                if self._failure is not None:
+                    raise self._failure
+                return None
+            self._consumer = asyncio.get_running_loop().create_future()
+            try:
+                await self._consumer
+            finally:
+                self._consumer = None
+
+    def _next_done(self) -> Outcome[Any] | None:
+        return self._done.popleft() if self._done else None
+
+    def _put(self, position: int, outcome: Outcome[Any]) -> None:
+        if self._ordered:
+            self._by_position[position] = outcome
+        else:
+            self._done.append(outcome)
+        self._wake()
+
+    def _stop(self, failure: BaseException) -> None:
+        """Ends the source for all workers; what is in flight is finished."""
+        if self._failure is None:
+            self._failure = failure
+        self.source.end()
+        while self._waiting:
+            self._let_in()
+
+    def _wake(self) -> None:
+        if self._consumer is not None and not self._consumer.done():
+            self._consumer.set_result(None)
+
+    async def _room(self) -> None:
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiting.append(waiter)
+        await waiter
+
+    def _let_in(self) -> None:
+        while self._waiting:
+            waiter = self._waiting.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+
+class _Source:
+    """One (async) iterator of tokens that many workers share."""
+
+    def __init__(self, items: Iterable[Any] | AsyncIterable[Any]) -> None:
+        self.taken = 0
+        self._ended = False
+        self._sync: Iterator[Any] | None = None
+        self._async: AsyncIterator[Any] | None = None
         if isinstance(items, AsyncIterable):
             self._async = aiter(items)
-            self._turn = asyncio.Lock()
         else:
             self._sync = iter(items)
-        self._count = 0
-        self._ended = False
+        self._turn = asyncio.Lock()
 
-    async def next(self) -> tuple[int, T] | None:
+    async def take(self) -> tuple[int, Any, Secret | InvalidTokenError] | None:
+        """Position, key and token of the next item; None at the end."""
+        if self._ended:
+            return None
         if self._sync is not None:
-            return self._number(next(self._sync, _END))
+            return self._split(next(self._sync, _END))
+        assert self._async is not None
         async with self._turn:  # an async generator cannot be advanced by two at once
-            assert self._async is not None
-            return None if self._ended else self._number(await anext(self._async, _END))
+            return None if self._ended else self._split(await anext(self._async, _END))
 
-    def _number(self, item: T | _End) -> tuple[int, T] | None:
-        if isinstance(item, _End):
+    def _split(self, item: Any) -> tuple[int, Any, Secret | InvalidTokenError] | None:
+        if item is _END:
             self._ended = True
             return None
-        self._count += 1
-        return self._count - 1, item
+        position, self.taken = self.taken, self.taken + 1
+        key, token = item if isinstance(item, tuple) and len(item) == 2 else (position, item)
+        try:
+            return position, key, check_token(token)
+        except InvalidTokenError as error:
+            refusal = InvalidTokenError(error.message)
+        return position, key, refusal
+
+    def end(self) -> None:
+        self._ended = True
 
     async def close(self) -> None:
         """Ends an async generator that was left early, so that its `finally` runs now."""
-        if isinstance(self._async, AsyncGenerator) and not self._ended:
+        self._ended = True
+        if isinstance(self._async, AsyncGenerator):
             await self._async.aclose()
 
 
-class _End:
-    pass
-
-
-_END = _End()
+_END = object()

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from attrs import define, evolve, field, frozen
 
 from .config import Endpoint
-from .models import Meta, PartnerAccessResponse
+from .models import NO_META, Meta, PartnerAccessResponse
 from .secret import Secret
 
 if TYPE_CHECKING:
@@ -35,20 +35,24 @@ class Call:
     Attributes:
         started: when the call began.
         deadline: when it must end, or None.
-        attempts: attempts begun.
-        wire_requests: requests handed to the transport; more than `attempts` after a stale connection.
+        attempts: attempts handed to the transport; each is at most one request on the wire.
+        retries: attempts that followed a failed one.
         queue_time: seconds spent waiting for a free place.
         wire_time: seconds from sending to the last byte.
+        secret: the AuthSecret to send.
+        fresh: the next attempt must not use a kept-alive connection.
+        local: what this call shares with the others of its event loop.
     """
 
     started: float
     local: LoopLocal = field(repr=False)
     deadline: float | None = None
     attempts: int = 0
-    wire_requests: int = 0
+    retries: int = 0
     queue_time: float = 0.0
     wire_time: float = 0.0
     secret: Secret | None = None
+    fresh: bool = False
 
     def meta(self, status: int) -> Meta:
         return Meta(status, self.attempts, self.queue_time, self.wire_time)
@@ -112,7 +116,7 @@ class Response:
     answer: PartnerAccessResponse | None = field(default=None, repr=False)
     envelope: Envelope = EMPTY_ENVELOPE
     verdict: Verdict | None = None
-    meta: Meta = Meta()
+    meta: Meta = NO_META
 
     def evolve(self, **changes: Any) -> Response:
         """A copy with some fields changed."""

@@ -264,6 +264,9 @@ class Meta:
     wire_time: float = 0.0
 
 
+NO_META = Meta()
+
+
 @frozen(kw_only=True, weakref_slot=False)
 class PartnerAccessResponse(Model):
     """The answer to one access token.
@@ -277,7 +280,7 @@ class PartnerAccessResponse(Model):
     get_accounts_detail: tuple[AccountsDetail, ...] | AccountsDetail | None = None
     request_id: str | None = None
     wire_state: WireState = field(default=COMPLETE, eq=False, repr=_keys_only)
-    meta: Meta = field(default=Meta(), eq=False)
+    meta: Meta = field(default=NO_META, eq=False)
 
     @property
     def details(self) -> tuple[AccountsDetail, ...]:

@@ -136,6 +136,6 @@ class SecretFilter(logging.Filter):
         record.msg, record.args = redact_request(message), None
         if record.exc_info:
             # Formatted here, since the traceback of another library may name the URL.
-            record.exc_text = redact_request(logging.Formatter().formatException(record.exc_info))  # type: ignore[arg-type]
+            record.exc_text = redact_request(logging.Formatter().formatException(record.exc_info))
             record.exc_info = None
         return True

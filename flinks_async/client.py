@@ -1,0 +1,458 @@
+"""The only door: settings are checked, and session, chain and codec are put together once, when a client is made."""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import AsyncGenerator, AsyncIterable, Hashable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
+
+from attrs import evolve, frozen
+
+from . import config
+from ._version import __version__
+from .classify import Kind, error_from, verdict_of
+from .clock import Clock, SystemClock
+from .codec import Codec
+from .config import Connection, Limits, Retry, Settings, Timeouts, check_secret, check_token, make_endpoint
+from .errors import ClientClosedError, ConfigError, FlinksError
+from .fanout import Outcome, fan_out
+from .local import LoopLocal, Pool
+from .messages import Call, Handler, Middleware, Request, Response, compose
+from .middleware.attempt import Attempt
+from .middleware.auth import AuthMiddleware, SecretProvider, SecretSource
+from .middleware.deadline import DeadlineMiddleware
+from .middleware.retry import RetryMiddleware
+from .models import PartnerAccessResponse
+from .observe import Observer
+from .scope import Scope
+from .secret import Secret, fingerprint
+from .session import ConnectionStats, SessionManager
+from .transport import AiohttpTransport, Transport
+
+if TYPE_CHECKING:
+    from aiohttp import ClientSession
+
+K = TypeVar("K", bound=Hashable)
+AuthSecret = str | Secret | SecretProvider
+Token = str | Secret
+
+
+@frozen
+class ClientStats:
+    """A client's counters.
+
+    Attributes:
+        connections: of the pool, shared with derived clients.
+        calls_in_flight: calls that have begun and not ended.
+        requests_in_flight: requests on the wire, of all clients with the same instance, secret and limits.
+        queued: requests that wait for a place, likewise.
+        queue_time: seconds that this client's calls have spent waiting for a place, in all.
+        requests: attempts handed to the transport, in all.
+        retries: those of them that repeated a failed one.
+    """
+
+    connections: ConnectionStats
+    calls_in_flight: int
+    requests_in_flight: int
+    queued: int
+    queue_time: float
+    requests: int
+    retries: int
+
+
+class FlinksClient:
+    """Fetches account data from Flinks' partner access API.
+
+    It may be made anywhere, also before there is an event loop, and used in several loops one after the other; each
+    gets its own connections. Close it, or use it as `async with FlinksClient(...) as flinks:`.
+
+    Args:
+        instance: name of the Flinks instance, as in `https://{instance}-api.private.fin.ag`.
+        auth_secret: the AuthSecret; or an async callable that returns it, asked when first needed and again when an
+            answer refuses it.
+        auth_scheme: the header that carries it: `flinks-auth-key: Bearer ...` (default), the same without the word
+            (`flinks-auth-key-raw`), or `Authorization: Bearer ...` (`bearer`).
+        base_url: another address, perhaps with a port and a path prefix; then `instance` is not used.
+        settings: a preset: `config.service()` (default) or `config.bulk()`.
+        retry, timeouts, limits, connection: records that replace those of the preset.
+        middleware: called once a call, outside the retry.
+        attempt_middleware: called once an attempt, inside the retry.
+        observers: callables that get events (see `flinks_async.observe`).
+        app_name: put in front of the User-Agent, such as `acme-lending/2.1`.
+        headers: sent with every request.
+        allow_http: allow `http://` to other hosts than this one.
+        session: an aiohttp session of yours to use; it is not closed. See `SessionManager` for its limits.
+        transport: replaces aiohttp (see `flinks_async.testing.InMemoryTransport`).
+        codec: decodes bodies; its `converter` is the place for hooks of your own.
+        clock: time and randomness, for tests.
+
+    Raises:
+        ConfigError: a setting is wrong; the message names it.
+    """
+
+    def __init__(
+        self,
+        instance: str = "toolbox",
+        *,
+        auth_secret: AuthSecret,
+        auth_scheme: config.AuthScheme = "flinks-auth-key",
+        base_url: str | None = None,
+        settings: Settings | None = None,
+        retry: Retry | None = None,
+        timeouts: Timeouts | None = None,
+        limits: Limits | None = None,
+        connection: Connection | None = None,
+        middleware: Sequence[Middleware] = (),
+        attempt_middleware: Sequence[Middleware] = (),
+        observers: Sequence[Observer] = (),
+        app_name: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        allow_http: bool = False,
+        session: ClientSession | None = None,
+        transport: Transport | None = None,
+        codec: Codec | None = None,
+        clock: Clock | None = None,
+    ) -> None:
+        if not callable(auth_secret):
+            auth_secret = check_secret(auth_secret)
+        if session is not None and transport is not None:
+            raise ConfigError("give either session or transport, not both")
+        records = {"retry": retry, "timeouts": timeouts, "limits": limits, "connection": connection}
+        chosen = _choose(settings, records)
+        sessions = None if transport is not None else SessionManager(chosen.connection, session)
+        self._options: dict[str, Any] = {
+            "instance": instance,
+            "auth_secret": auth_secret,
+            "auth_scheme": auth_scheme,
+            "base_url": base_url,
+            "settings": chosen,
+            "middleware": middleware,
+            "attempt_middleware": attempt_middleware,
+            "observers": observers,
+            "app_name": app_name,
+            "headers": headers,
+            "allow_http": allow_http,
+            "codec": codec or Codec(),
+            "clock": clock or SystemClock(),
+        }
+        self._set_up(Pool(sessions, transport))
+
+    def _set_up(self, pool: Pool, source: SecretSource | None = None) -> None:
+        options, settings = self._options, self._options["settings"]
+        self._settings: Settings = settings
+        self._clock: Clock = options["clock"]
+        self._codec: Codec = options["codec"]
+        self._endpoint = make_endpoint(
+            options["instance"],
+            auth_scheme=options["auth_scheme"],
+            base_url=options["base_url"],
+            allow_http=options["allow_http"],
+            app_name=options["app_name"],
+            headers=options["headers"],
+            user_agent=f"flinks-async/{__version__}",
+        )
+        self._pool = pool
+        if pool.sessions is not None:
+            pool.sessions.proxy_for(self._endpoint)  # a wrong proxy is told now
+            transport: Transport = AiohttpTransport(pool.sessions, settings.timeouts, settings.limits.max_body)
+        else:
+            assert pool.transport is not None
+            transport = pool.transport
+        secret = options["auth_secret"]
+        self._secret: Secret | None = None if callable(secret) else secret
+        self._source = (source or SecretSource(secret, self._clock)) if callable(secret) else None
+        self._governed_by = (self._endpoint.url, secret)
+        self._handler = self._compose(transport)
+        self._local: LoopLocal | None = None
+        self._locals: dict[asyncio.AbstractEventLoop, LoopLocal] = {}
+        self._closed = False
+        self._requests = self._retries = 0
+        self._derived: weakref.WeakSet[FlinksClient] = weakref.WeakSet()
+        self._owns_pool = True
+
+    def _compose(self, transport: Transport) -> Handler:
+        options, settings, clock = self._options, self._settings, self._clock
+        observers = tuple(options["observers"])
+        for name in ("middleware", "attempt_middleware"):
+            for middleware in options[name]:
+                if not callable(middleware):
+                    raise ConfigError(f"{name}: {type(middleware).__name__} is not callable")
+        attempt = Attempt(transport, self._codec, clock, settings.timeouts, settings.retry, observers)
+        chain: list[Middleware] = [*options["middleware"], DeadlineMiddleware(clock)]
+        if self._source is not None:
+            chain.append(AuthMiddleware(self._source))
+        chain.append(RetryMiddleware(settings.retry, clock, observers))
+        return compose((*chain, *options["attempt_middleware"]), attempt)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **options: Any) -> FlinksClient:
+        """A client from FLINKS_INSTANCE, FLINKS_AUTH_SECRET, FLINKS_AUTH_SCHEME and FLINKS_BASE_URL.
+
+        Args:
+            environ: instead of `os.environ`.
+            options: arguments of `FlinksClient`; they win over the environment.
+        """
+        merged = {"auth_secret": None, **config.from_env(environ), **options}
+        if merged["auth_secret"] is None:
+            raise ConfigError(
+                f"auth_secret is missing: set FLINKS_AUTH_SECRET. {config.WHERE_SECRETS_COME_FROM}. "
+                f"{config.OTHER_HEADER_FORMS}"
+            )
+        return cls(**merged)
+
+    def with_options(self, **options: Any) -> FlinksClient:
+        """A client with some settings changed, on the same connection pool.
+
+        Args:
+            options: arguments of `FlinksClient`, except `connection`, `session` and `transport`, which belong to the
+                pool. For another Flinks client: `with_options(instance=..., auth_secret=...)`.
+
+        Closing it ends its own calls only; closing the client it comes from closes both.
+        """
+        if self._closed:
+            raise ClientClosedError("the client is closed")
+        records = {name: options.pop(name, None) for name in ("retry", "timeouts", "limits")}
+        unknown = options.keys() - (self._options.keys() - {"settings"}) - {"settings"}
+        if unknown:
+            raise ConfigError(
+                f"with_options does not take {', '.join(sorted(map(repr, unknown)))}; it takes "
+                f"{', '.join(sorted({*self._options, *records}))}"
+            )
+        if "auth_secret" in options and not callable(options["auth_secret"]):
+            options["auth_secret"] = check_secret(options["auth_secret"])
+        if "instance" in options and "base_url" not in options:
+            options["base_url"] = None
+        preset = options.pop("settings", None)
+        # The pool stays, and with it its connection settings.
+        preset = self._settings if preset is None else evolve(preset, connection=self._settings.connection)
+        client = object.__new__(type(self))
+        client._options = {**self._options, **options, "settings": _choose(preset, records)}
+        same_secret = client._options["auth_secret"] is self._options["auth_secret"]
+        client._set_up(self._pool, self._source if same_secret else None)
+        client._owns_pool = False
+        self._derived.add(client)
+        return client
+
+    async def partner_access(self, token: Token, *, timeout: float | None = None) -> PartnerAccessResponse:
+        """The account data of one access token.
+
+        Args:
+            token: the access token.
+            timeout: seconds for the whole call, instead of `Timeouts.deadline`.
+
+        Raises:
+            FlinksError: see `flinks_async.errors` for the tree.
+        """
+        token = check_token(token)
+        return await self._fetch(token, timeout)
+
+    async def partner_access_raw(self, token: Token, *, timeout: float | None = None) -> Response:
+        """The HTTP response for one access token, whatever its status, after the same retries; not decoded.
+
+        Raises:
+            FlinksError: there is no HTTP response.
+        """
+        token = check_token(token)
+        return await self._run(token, timeout, raw=True)
+
+    @overload
+    def partner_access_many(
+        self,
+        tokens: Iterable[tuple[K, Token]] | AsyncIterable[tuple[K, Token]],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = False,
+    ) -> AsyncGenerator[Outcome[K], None]: ...
+
+    @overload
+    def partner_access_many(
+        self,
+        tokens: Iterable[Token] | AsyncIterable[Token],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = False,
+    ) -> AsyncGenerator[Outcome[int], None]: ...
+
+    def partner_access_many(
+        self,
+        tokens: Iterable[Any] | AsyncIterable[Any],
+        *,
+        concurrency: int | None = None,
+        ordered: bool = False,
+    ) -> AsyncGenerator[Outcome[Any], None]:
+        """The account data of many access tokens, as they come; memory does not grow with their number.
+
+        Args:
+            tokens: tokens, or (key, token) pairs, from any (async) iterable; it is read as fast as needed. The key of a
+                bare token is its position, from 0.
+            concurrency: calls at the same time; default `Limits.concurrency`.
+            ordered: give the outcomes in the order of the tokens.
+
+        Returns:
+            an async generator of `Fetched(key, response)` and `Failed(key, error)`. Leaving the loop early cancels what
+            is in flight; use `contextlib.aclosing` to have that done at once.
+
+        Raises:
+            ClientClosedError: the client was closed before all tokens were taken.
+        """
+        if isinstance(tokens, (str, bytes, Secret)) or not isinstance(tokens, (Iterable, AsyncIterable)):
+            raise ConfigError("tokens must be an iterable of tokens or (key, token) pairs; for one, use partner_access")
+        workers = self._settings.limits.concurrency if concurrency is None else concurrency
+        if type(workers) is not int or workers < 1:
+            raise ConfigError(f"concurrency must be a whole number of at least 1, not {workers!r}")
+        if self._closed:
+            raise ClientClosedError("the client is closed")
+        return fan_out(tokens, self._fetch, concurrency=workers, ordered=ordered)
+
+    async def _fetch(self, token: Secret, timeout: float | None = None) -> PartnerAccessResponse:
+        response = await self._run(token, timeout, raw=False)
+        verdict = verdict_of(response, self._settings.retry.throttle_statuses)
+        problem: FlinksError
+        if verdict.kind is not Kind.OK:
+            problem = error_from(response, verdict, self._endpoint.host)
+        elif response.answer is not None:
+            return response.answer
+        else:  # a middleware answered by itself, with a body
+            return self._codec.decode(response.body, response.meta)
+        problem.attempts = response.meta.attempts
+        problem.token_fingerprint = fingerprint(token)
+        raise problem
+
+    async def _run(self, token: Secret, timeout: float | None, *, raw: bool) -> Response:
+        if timeout is None:
+            timeout = self._settings.timeouts.deadline
+        elif not timeout > 0:
+            raise ConfigError(f"timeout must be greater than 0 seconds, not {timeout!r}")
+        local = self._enter()
+        call = Call(self._clock.now(), local, secret=self._secret)
+        problem: FlinksError
+        scope = Scope()
+        local.calls.add(scope)
+        try:
+            with scope:
+                return await self._handler(Request(self._endpoint, token, call, timeout=timeout, raw=raw))
+            problem = ClientClosedError("the client was closed while the call was under way")
+        except FlinksError as error:
+            problem = error
+        finally:
+            local.calls.discard(scope)
+            self._requests += call.attempts
+            self._retries += call.retries
+            if local.drained is not None and not local.calls:
+                local.drained.set()
+        problem.attempts = call.attempts
+        problem.elapsed = self._clock.now() - call.started
+        problem.token_fingerprint = fingerprint(token)
+        # Without the frames below this one, which hold nothing that helps a user, and without a cause.
+        problem.__traceback__ = problem.__context__ = problem.__cause__ = None
+        raise problem
+
+    def _enter(self) -> LoopLocal:
+        if self._closed:
+            raise ClientClosedError("the client is closed")
+        loop = asyncio.get_running_loop()
+        local = self._local
+        if local is None or local.loop is not loop:
+            local = self._locals.get(loop)
+            if local is None:
+                local = self._locals[loop] = self._pool.local(loop, self._governed_by, self._settings.limits)
+            self._local = local
+        return local
+
+    def stats(self) -> ClientStats:
+        """Counters, as they stand now."""
+        here = [local for local in self._locals.values() if not local.loop.is_closed()]
+        return ClientStats(
+            connections=ConnectionStats() if self._pool.sessions is None else self._pool.sessions.stats(),
+            calls_in_flight=sum(len(local.calls) for local in here),
+            requests_in_flight=sum(local.governor.in_use for local in here),
+            queued=sum(local.governor.waiting for local in here),
+            queue_time=sum(local.queue_time for local in self._locals.values()),
+            requests=self._requests,
+            retries=self._retries,
+        )
+
+    @property
+    def closed(self) -> bool:
+        """True as soon as `close()` has been called."""
+        return self._closed
+
+    async def close(self, *, grace: float = 5.0) -> None:
+        """Ends the client: no new calls; those in flight have `grace` seconds, then they end with `ClientClosedError`.
+
+        It may be called again, also with a shorter grace. Cancelled, it ends at once what is in flight.
+        """
+        family = self._family()
+        for client in family:
+            client._closed = True
+        here = asyncio.get_running_loop()
+        loops = {loop for client in family for loop in client._locals} - {here}
+        elsewhere = [  # loops of other threads end their own calls
+            asyncio.run_coroutine_threadsafe(self._close_here(family, grace), loop)
+            for loop in loops
+            if loop.is_running()
+        ]
+        await self._close_here(family, grace)
+        for other in elsewhere:
+            await asyncio.wrap_future(other)
+
+    async def _close_here(self, family: Sequence[FlinksClient], grace: float) -> None:
+        loop = asyncio.get_running_loop()
+        ending = [client._locals.pop(loop) for client in family if loop in client._locals]
+        try:
+            await _drain(ending, grace)
+        finally:
+            for local in ending:
+                for scope in tuple(local.calls):
+                    scope.interrupt()
+            if self._owns_pool:
+                await self._pool.close()
+        await _drain(ending, 1.0)  # the interrupted calls tidy up; a user's middleware may take its time, but not ours
+
+    def _family(self) -> list[FlinksClient]:
+        return [self, *(member for client in tuple(self._derived) for member in client._family())]
+
+    async def __aenter__(self) -> Self:
+        self._enter()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def __repr__(self) -> str:
+        return f"<FlinksClient {self._endpoint.host}{' closed' if self._closed else ''}>"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a FlinksClient holds a secret and connections and refuses to be pickled: make one where you need it"
+        )
+
+
+def _choose(settings: Settings | None, records: Mapping[str, Any]) -> Settings:
+    """The preset with the given records in place of its own."""
+    chosen = config.service() if settings is None else settings
+    if not isinstance(chosen, Settings):
+        raise ConfigError(
+            f"settings must be what config.service() or config.bulk() returns, not {type(chosen).__name__}"
+        )
+    given = {name: record for name, record in records.items() if record is not None}
+    for name, record in given.items():
+        expected = type(getattr(chosen, name))
+        if not isinstance(record, expected):
+            raise ConfigError(f"{name} must be a {expected.__name__} record, not {type(record).__name__}")
+    return evolve(chosen, **given)
+
+
+async def _drain(ending: Sequence[LoopLocal], grace: float) -> None:
+    """Waits until no call is under way, or the grace is over."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(grace):
+            for local in ending:
+                while local.calls:
+                    local.drained = asyncio.Event()
+                    await local.drained.wait()

@@ -1,0 +1,70 @@
+"""What calls share: one pool for all clients derived from one another, and for each event loop what lives in it.
+
+The governor belongs to an (instance, secret, limits) and an event loop; the sweeper to an event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Hashable
+
+from attrs import define, field
+
+from .config import Limits
+from .middleware.governor import Governor
+from .scope import Scope, Sweeper
+from .session import SessionManager
+from .transport import Transport
+
+
+@define(eq=False)
+class LoopLocal:
+    """What the calls of one client share in one event loop.
+
+    Attributes:
+        calls: the scopes of the calls under way, for closing.
+        queue_time: seconds that calls have spent waiting for a place, in all.
+        drained: set when the last call ends, if somebody waits for that.
+    """
+
+    loop: asyncio.AbstractEventLoop
+    sweeper: Sweeper
+    governor: Governor
+    calls: set[Scope] = field(factory=set)
+    queue_time: float = 0.0
+    drained: asyncio.Event | None = None
+
+
+@define(eq=False)
+class _LoopShared:
+    sweeper: Sweeper
+    governors: dict[Hashable, Governor] = field(factory=dict)
+
+
+class Pool:
+    """Shared by a client and those derived from it: sessions or a transport, and the governors of each event loop."""
+
+    def __init__(self, sessions: SessionManager | None, transport: Transport | None) -> None:
+        self.sessions = sessions
+        self.transport = transport
+        self._loops: dict[asyncio.AbstractEventLoop, _LoopShared] = {}
+
+    def local(self, loop: asyncio.AbstractEventLoop, key: Hashable, limits: Limits) -> LoopLocal:
+        """The state of one client in one loop."""
+        shared = self._loops.get(loop)
+        if shared is None:
+            for old in [old for old in self._loops if old.is_closed()]:
+                del self._loops[old]
+            shared = self._loops[loop] = _LoopShared(Sweeper(loop))
+        governor = shared.governors.get((key, limits))
+        if governor is None:
+            governor = shared.governors[key, limits] = Governor(limits.concurrency)
+        return LoopLocal(loop, shared.sweeper, governor)
+
+    async def close(self) -> None:
+        """Closes what the running loop holds."""
+        self._loops.pop(asyncio.get_running_loop(), None)
+        if self.sessions is not None:
+            await self.sessions.close()
+        if self.transport is not None:
+            await self.transport.close()

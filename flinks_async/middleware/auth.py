@@ -1,0 +1,92 @@
+"""An AuthSecret that is asked for: from a vault, a file, a rotation service.
+
+It is asked for when first needed, once for all who wait, and kept until an answer refuses it; then once more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+
+from ..classify import Kind, verdict_of
+from ..clock import Clock
+from ..config import check_secret
+from ..errors import ConfigError, FlinksError
+from ..messages import Handler, Request, Response
+from ..secret import Secret, redact
+
+SecretProvider = Callable[[], Awaitable[str | Secret]]
+
+# Seconds before a secret that was confirmed is asked for again: one dead token among many may look like a refused
+# secret, and must not become a flood of questions.
+CONFIRMED_FOR = 60.0
+
+
+class SecretSource:
+    """Remembers what the provider said, and sees that it is asked once at a time in each event loop."""
+
+    def __init__(self, provider: SecretProvider, clock: Clock) -> None:
+        self._provider = provider
+        self._clock = clock
+        self._confirmed_until = 0.0
+        self._asking: dict[asyncio.AbstractEventLoop, asyncio.Task[Secret]] = {}
+        self.current: Secret | None = None
+
+    async def get(self) -> Secret:
+        """The secret, asked for if need be."""
+        return self.current or await self._ask()
+
+    async def replace(self, refused: Secret) -> bool:
+        """After a refusal: whether there is another secret now."""
+        if self.current != refused:
+            return self.current is not None
+        if self._clock.now() < self._confirmed_until:
+            return False
+        if await self._ask() == refused:
+            self._confirmed_until = self._clock.now() + CONFIRMED_FOR
+            return False
+        return True
+
+    async def _ask(self) -> Secret:
+        loop = asyncio.get_running_loop()
+        task = self._asking.get(loop)
+        if task is None:
+            # A task of its own: the first to wait may be cancelled, the others still want the answer.
+            task = self._asking[loop] = loop.create_task(self._call_provider())
+            task.add_done_callback(partial(self._answered, loop))
+        return await asyncio.shield(task)
+
+    def _answered(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Secret]) -> None:
+        self._asking.pop(loop, None)
+        if not task.cancelled():
+            task.exception()  # seen, even if everybody who waited has left
+
+    async def _call_provider(self) -> Secret:
+        problem: FlinksError
+        try:
+            self.current = check_secret(await self._provider())
+        except FlinksError as error:
+            problem = ConfigError(f"from the auth_secret callable: {error.message}")
+        except Exception as error:
+            problem = ConfigError(f"the auth_secret callable raised {type(error).__name__}: {redact(str(error))}")
+        else:
+            return self.current
+        raise problem
+
+
+class AuthMiddleware:
+    """Puts the secret into the call's books, and asks for another one when it is refused."""
+
+    def __init__(self, source: SecretSource) -> None:
+        self._source = source
+
+    async def __call__(self, request: Request, call_next: Handler, /) -> Response:
+        call = request.call
+        call.secret = await self._source.get()
+        response = await call_next(request)
+        verdict = verdict_of(response)
+        if verdict.kind is Kind.REFUSED and await self._source.replace(call.secret):
+            call.secret = await self._source.get()
+            response = await call_next(request)
+        return response
