@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from codecs import BOM_UTF8
 from collections.abc import Callable
-from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, DecimalException, InvalidOperation
+from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, DecimalException
 from typing import Any, Final
 
 import msgspec
 
 from ..errors import DecodeError, EmptyBodyError, NotJSONError
+from .plan import TRAPS
 
-EXACT: Final = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=[InvalidOperation])
+EXACT: Final = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=TRAPS)
 
 # Looked for in a page that came instead of JSON. Only words of this list get into an error, nothing of the page.
 _HINTS: Final = (

@@ -12,12 +12,9 @@ from attrs import frozen
 
 from ..models import MODELS, Model, Timestamp, wire_fields, wire_types
 
-AMOUNT: Final = Context(
-    prec=1000,
-    Emax=28,
-    Emin=-28,
-    traps=[Clamped, Inexact, InvalidOperation, Overflow, Rounded, Subnormal, Underflow],
-)
+TRAPS: Final = [Clamped, Inexact, InvalidOperation, Overflow, Rounded, Subnormal, Underflow]
+
+AMOUNT: Final = Context(prec=1000, Emax=28, Emin=-28, traps=TRAPS)
 """What an amount may be: 29 digits before the point, no smaller than 1E-28, any usual number of digits after it.
 `AMOUNT.create_decimal` never rounds: it traps what does not fit."""
 

@@ -1,0 +1,147 @@
+"""Inflating while the bytes arrive: whole bodies, broken ones and bombs."""
+
+from __future__ import annotations
+
+import gzip
+import tracemalloc
+import zlib
+from contextlib import suppress
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flinks_async.errors import FlinksError, ProtocolError, ReadError, ResponseTooLargeError
+from flinks_async.inflate import STEP, Inflater
+
+MIB = 1024 * 1024
+TEXT = b'{"GetAccountsDetail":null}' * 9000
+
+
+def inflate(encoding: str, body: bytes, size: int = 4096, limit: int = 64 * MIB) -> bytes:
+    inflater = Inflater(encoding, limit)
+    parts = [inflater.feed(body[start : start + size]) for start in range(0, len(body), size)]
+    return b"".join([*parts, inflater.finish()])
+
+
+def _raw(data: bytes) -> bytes:
+    compressor = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
+    return compressor.compress(data) + compressor.flush()
+
+
+ENCODED = [
+    ("", TEXT),
+    ("identity", TEXT),
+    ("gzip", gzip.compress(TEXT)),
+    ("x-gzip", gzip.compress(TEXT)),
+    (" GZip ,, identity", gzip.compress(TEXT)),
+    ("gzip", gzip.compress(TEXT[:1000]) + gzip.compress(b"") + gzip.compress(TEXT[1000:])),
+    ("gzip", gzip.compress(TEXT) + bytes(700)),
+    ("deflate", zlib.compress(TEXT)),
+    ("deflate", _raw(TEXT)),
+    ("deflate, gzip", gzip.compress(zlib.compress(TEXT))),
+    ("gzip,deflate,gzip", gzip.compress(_raw(gzip.compress(TEXT)))),
+]
+
+
+@pytest.mark.parametrize(("encoding", "body"), ENCODED)
+@pytest.mark.parametrize("size", [1, 7, 4096, 10**9])
+def test_whole_bodies(encoding: str, body: bytes, size: int) -> None:
+    if size == 1 and len(body) > 50_000:
+        size = 97
+    assert inflate(encoding, body, size) == TEXT
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip", "deflate", "gzip, deflate"])
+def test_an_empty_body_is_empty(encoding: str) -> None:
+    assert inflate(encoding, b"") == b""
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(max_size=3000), st.sampled_from(["gzip", "zlib", "raw"]), st.integers(1, 500), st.data())
+def test_any_cut_is_noticed(data: bytes, how: str, size: int, draw: st.DataObject) -> None:
+    body = {"gzip": gzip.compress, "zlib": zlib.compress, "raw": _raw}[how](data)
+    encoding = "gzip" if how == "gzip" else "deflate"
+    assert inflate(encoding, body, size) == data
+    with pytest.raises(ReadError, match="truncated") as caught:
+        inflate(encoding, body[: draw.draw(st.integers(1, len(body) - 1))], size)
+    assert caught.value.sent is True
+
+
+@pytest.mark.parametrize("cut", [1, 4, 8, 30])
+def test_a_body_without_its_end_is_truncated(cut: int) -> None:
+    with pytest.raises(ReadError, match="truncated"):
+        inflate("gzip", gzip.compress(TEXT)[:-cut])
+    with pytest.raises(ReadError, match="truncated"):
+        inflate("gzip", gzip.compress(TEXT) + gzip.compress(TEXT)[:-cut])
+    with pytest.raises(ReadError, match="truncated"):
+        inflate("deflate, gzip", gzip.compress(zlib.compress(TEXT)[:-1]))
+
+
+GZIP = gzip.compress(TEXT)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", TEXT),
+        ("gzip", GZIP[:-8] + bytes([GZIP[-8] ^ 1]) + GZIP[-7:]),  # the checksum
+        ("gzip", GZIP[:-4] + bytes([GZIP[-4] ^ 1]) + GZIP[-3:]),  # the length
+        ("gzip", GZIP + b"junk that is no member"),
+        ("deflate", zlib.compress(TEXT)[:-1] + b"\x00"),
+        ("deflate", zlib.compress(TEXT) + b"junk"),
+        ("deflate", b"\xff\xff\xff\xff"),
+    ],
+)
+def test_bad_data(encoding: str, body: bytes) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        inflate(encoding, body)
+    assert caught.value.__context__ is None
+
+
+@pytest.mark.parametrize("encoding", ["br", "zstd", "rot13-SECRET", "gzip, br", "gzip,gzip,gzip,gzip", "gzip;q=1"])
+def test_other_encodings_are_refused(encoding: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        Inflater(encoding, MIB)
+    assert "SECRET" not in str(caught.value)
+
+
+@pytest.mark.parametrize("encoding", ["", "gzip", "deflate", "gzip,gzip"])
+def test_a_body_of_exactly_the_limit_is_fine(encoding: str) -> None:
+    body = TEXT
+    for name in filter(None, encoding.split(",")):
+        body = gzip.compress(body) if name == "gzip" else zlib.compress(body)
+    assert len(inflate(encoding, body, limit=len(TEXT))) == len(TEXT)
+    with pytest.raises(ResponseTooLargeError, match=str(len(TEXT) - 1)):
+        inflate(encoding, body, limit=len(TEXT) - 1)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip", "deflate, gzip"])
+def test_a_bomb_costs_no_more_than_the_limit(encoding: str) -> None:
+    body = zlib.compress(bytes(100 * MIB), 9) if encoding.startswith("deflate") else gzip.compress(bytes(100 * MIB))
+    if "," in encoding:
+        body = gzip.compress(body)
+    tracemalloc.start()
+    try:
+        with pytest.raises(ResponseTooLargeError):
+            inflate(encoding, body, size=10**9, limit=MIB)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * MIB + 4 * STEP
+
+
+def test_plain_chunks_are_handed_through_as_they_are() -> None:
+    chunk = bytes(1000)
+    inflater = Inflater("", 2000)
+    assert inflater.feed(chunk) is chunk
+    assert inflater.feed(chunk) is chunk
+    with pytest.raises(ResponseTooLargeError):
+        inflater.feed(b"x")
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.binary(min_size=1, max_size=200), st.sampled_from(["gzip", "deflate"]))
+def test_noise_is_an_error_of_ours_or_data(body: bytes, encoding: str) -> None:
+    with suppress(FlinksError):
+        inflate(encoding, body, 11, limit=MIB)
