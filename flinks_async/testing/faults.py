@@ -47,7 +47,7 @@ class Fault:
     name: str
     mode: Mode = "reply"
     status: int = 200
-    headers: Mapping[str, str] = _NOTHING
+    headers: Mapping[str, str] = field(default=_NOTHING, hash=False)
     body: bytes = field(default=b"", repr=lambda body: f"<{len(body)} bytes>")
     content_type: str = "application/json; charset=utf-8"
     retry_after: float | None = None
