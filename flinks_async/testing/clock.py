@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Iterable, Iterator
 
@@ -33,7 +34,7 @@ class FakeClock:
     ) -> None:
         self._now = now
         self._time = time
-        self._random = _numbers(random, seed)
+        self._random = _seeded(seed) if random is None else _given(random)
         self.sleeps: list[float] = []
 
     def now(self) -> float:
@@ -60,13 +61,14 @@ class FakeClock:
         self._time = time
 
 
-def _numbers(given: float | Iterable[float] | None, seed: int) -> Iterator[float]:
-    if given is None:
-        rng = random.Random(seed)
-        while True:
-            yield rng.random()
-    numbers = (given,) if isinstance(given, (int, float)) else tuple(given)
+def _seeded(seed: int) -> Iterator[float]:
+    rng = random.Random(seed)
+    while True:
+        yield rng.random()
+
+
+def _given(numbers: float | Iterable[float]) -> Iterator[float]:
+    numbers = (numbers,) if isinstance(numbers, (int, float)) else tuple(numbers)
     if not numbers:
         raise ValueError("random needs at least one number")
-    while True:
-        yield from numbers
+    return itertools.cycle(numbers)

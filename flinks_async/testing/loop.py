@@ -15,6 +15,7 @@ thread is under way, the timers of this loop fire. So use it with `InMemoryTrans
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import selectors
 from collections.abc import Coroutine
@@ -45,7 +46,10 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         super().__init__(self._jumping)
 
     def time(self) -> float:
-        return self._jumping.jumped
+        now = self._jumping.jumped
+        # asyncio runs timers that are due before now + this; where floats get coarse, nothing would be before.
+        self._clock_resolution = max(1e-9, 2 * math.ulp(now))
+        return now
 
 
 def run_virtual(main: Coroutine[Any, Any, T]) -> T:

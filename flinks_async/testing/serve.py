@@ -11,6 +11,7 @@ import sys
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -153,13 +154,14 @@ def _on_signals(end: Callable[[], None]) -> Callable[[], None]:
         loop.call_soon_threadsafe(end)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            loop.add_signal_handler(number, end)
-            undo.append(lambda number=number: loop.remove_signal_handler(number))  # type: ignore[misc]
-        except (NotImplementedError, RuntimeError, ValueError):  # Windows, or not the main thread
-            with suppress(ValueError):
-                before = signal.signal(number, handle)
-                undo.append(lambda number=number, before=before: signal.signal(number, before))  # type: ignore[misc]
+        before = signal.getsignal(number)
+        with suppress(ValueError):  # not the main thread: signals are not ours
+            try:
+                loop.add_signal_handler(number, end)
+                undo.append(partial(loop.remove_signal_handler, number))
+            except (NotImplementedError, RuntimeError):  # Windows
+                signal.signal(number, handle)
+            undo.append(partial(signal.signal, number, before))
 
     def restore() -> None:
         for step in undo:
