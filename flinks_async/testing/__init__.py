@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from .pace import Latency, RateLimit, Throttle
     from .process import ServerProcess
     from .serve import ServeOptions, serve_forever
-    from .server import UNKNOWN_TOKEN, FlinksServer, RecordedRequest
-    from .stats import ServerStats
+    from .server import UNKNOWN_TOKEN, FlinksServer
+    from .stats import RecordedRequest, ServerStats
     from .transport import InMemoryTransport, SentRequest
 
 _WHERE = {
@@ -33,7 +33,7 @@ _WHERE = {
     "Latency": "pace",
     "Plan": "fate",
     "RateLimit": "pace",
-    "RecordedRequest": "server",
+    "RecordedRequest": "stats",
     "SentRequest": "transport",
     "ServeOptions": "serve",
     "ServerProcess": "process",

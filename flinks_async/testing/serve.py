@@ -13,10 +13,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from types import FrameType
-from typing import Any
 
 from attrs import asdict, field, frozen
 
+from ..config import AuthScheme
 from .data import Shape, Size
 from .fate import Faults, Plan
 from .pace import Distribution, Latency, RateLimit
@@ -45,7 +45,7 @@ class ServeOptions:
     """
 
     auth_secret: str | None = field(default=None, repr=False)
-    auth_scheme: Any = None
+    auth_scheme: AuthScheme | None = None
     host: str = "127.0.0.1"
     port: int = 0
     size: Size = "small"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import hmac
 import json
 import ssl
 import time
@@ -23,15 +22,15 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from aiohttp import web
-from attrs import frozen
 
 from ..config import AUTH_SCHEMES, AuthScheme
+from .auth import accepts, has_secret
 from .data import SHAPES, SIZES, Shape, Size, expected_answer, expected_body, uniform
 from .fate import Plan
 from .faults import KINDS, Fault, fault
 from .misbehave import end, json_response, misbehave, reply
 from .pace import Latency, Throttle
-from .stats import ServerStats
+from .stats import RecordedRequest, ServerStats
 
 UNKNOWN_TOKEN: Final = KINDS["session_nonexistent"]
 """The answer to a token that is not in `tokens`. What Flinks answers is not documented."""
@@ -39,19 +38,6 @@ UNKNOWN_TOKEN: Final = KINDS["session_nonexistent"]
 _NOT_FOUND: Final = Fault.envelope(404, "NOT_FOUND")
 _NOT_ALLOWED: Final = Fault.envelope(405, "METHOD_NOT_ALLOWED", headers={"Allow": "GET"})
 _REFUSED: Final = KINDS["unauthorized"]
-
-
-@frozen
-class RecordedRequest:
-    """One request as it was on the wire. Shows secrets: for tests only."""
-
-    method: str
-    path: str
-    headers: tuple[tuple[str, str], ...]
-
-    def header(self, name: str) -> str | None:
-        """The first header of that name, in any case."""
-        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
 
 
 class _Server(web.Server):
@@ -83,15 +69,13 @@ class FlinksServer:
         path_prefix: in front of `/partneraccess`, such as `/flinks`.
         keepalive: seconds that an idle connection is kept.
         admin: answer `GET /_sim/stats` (with the secret) with the counts as JSON.
-        host: the address to listen on.
-        port: 0 for any free one.
+        host, port: where to listen; port 0 (default) takes any free one.
         ssl_context: for https.
 
     Attributes:
         auth_secret: may be changed while the server runs.
         base_url: for the client; known once the server is started.
-        stats: what was on the wire.
-        requests: the last `record` requests.
+        stats, requests: what was on the wire: counts, and the last `record` requests.
     """
 
     def __init__(
@@ -121,7 +105,7 @@ class FlinksServer:
         if auth_scheme is not None and auth_scheme not in AUTH_SCHEMES:
             raise ValueError(f"auth_scheme must be one of {', '.join(AUTH_SCHEMES)}")
         self.auth_secret = str(uuid.uuid4()) if auth_secret is None else auth_secret
-        self.auth_scheme = auth_scheme
+        self.auth_scheme: AuthScheme | None = auth_scheme
         self.tokens = tokens
         self.unknown_token = fault(unknown_token)
         self.size: Size = size
@@ -296,19 +280,12 @@ class FlinksServer:
         return self._runner is not None
 
     def _accepts(self, request: web.BaseRequest) -> bool:
-        key, bearer = request.headers.get("flinks-auth-key"), request.headers.get("Authorization")
-        forms: tuple[tuple[AuthScheme, str | None, str], ...] = (
-            ("flinks-auth-key", key, f"Bearer {self.auth_secret}"),
-            ("flinks-auth-key-raw", key, self.auth_secret),
-            ("bearer", bearer, f"Bearer {self.auth_secret}"),
-        )
-        for scheme, given, wanted in forms:
-            if given is not None and self.auth_scheme in (None, scheme) and _same(given, wanted):
-                return True
-        if key is None and bearer is None:
-            self.stats.missing_secret += 1
-        else:
+        if accepts(request.headers, self.auth_secret, self.auth_scheme):
+            return True
+        if has_secret(request.headers):
             self.stats.refused_secret += 1
+        else:
+            self.stats.missing_secret += 1
         return False
 
     def _note_arrival(self) -> None:
@@ -321,7 +298,3 @@ class FlinksServer:
         if request.raw_path != "/_sim/stats" or request.headers.get("flinks-auth-key") != self.auth_secret:
             return reply(_NOT_FOUND)
         return json_response(json.dumps(self.stats.as_dict()).encode())
-
-
-def _same(one: str, other: str) -> bool:
-    return hmac.compare_digest(one.encode("utf-8", "surrogateescape"), other.encode("utf-8", "surrogateescape"))

@@ -5,9 +5,22 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Any
 
-from attrs import define, field, fields
+from attrs import define, field, fields, frozen
 
 _KEPT = 10_000
+
+
+@frozen
+class RecordedRequest:
+    """One request as it was on the wire. Shows secrets: for tests only."""
+
+    method: str
+    path: str
+    headers: tuple[tuple[str, str], ...]
+
+    def header(self, name: str) -> str | None:
+        """The first header of that name, in any case."""
+        return next((value for key, value in self.headers if key.lower() == name.lower()), None)
 
 
 @define

@@ -13,7 +13,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from inspect import isawaitable
-from typing import Any, Final, TypeAlias, cast
+from typing import Any, Final, TypeAlias
 
 import msgspec
 from attrs import field, frozen
@@ -127,7 +127,7 @@ async def _one(answer: Answer, request: Request) -> OneAnswer:
     if not callable(answer):
         return answer
     made = answer(request)
-    return cast("OneAnswer", await made if isawaitable(made) else made)
+    return await made if isawaitable(made) else made
 
 
 def _own(answer: Answer) -> Answer:
