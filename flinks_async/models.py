@@ -49,11 +49,7 @@ class WireState:
     nulls: frozenset[str] = frozenset()
 
     def __reduce__(self) -> tuple[Any, ...]:  # mappingproxy does not pickle
-        return _wire_state, (dict(self.extra), self.absent, self.nulls)
-
-
-def _wire_state(extra: dict[str, Any], absent: frozenset[str], nulls: frozenset[str]) -> WireState:
-    return WireState(MappingProxyType(extra), absent, nulls)
+        return WireState, (dict(self.extra), self.absent, self.nulls)
 
 
 COMPLETE = WireState()
@@ -69,7 +65,7 @@ class Model:
     @property
     def extra(self) -> Mapping[str, Any]:
         """Fields that came and that this version does not know, by their wire names. Read-only."""
-        return self.wire_state.extra
+        return MappingProxyType(self.wire_state.extra)
 
     def to_dict(self, *, missing: Missing = "omit") -> dict[str, Any]:
         """The object as it came: wire names, exact `Decimal`s, dates and timestamps as their wire text.

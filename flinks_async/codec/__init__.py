@@ -1,17 +1,30 @@
-"""Bytes to models and back. cattrs is the registry of hooks, msgspec reads the JSON."""
+"""Bytes to models and back. cattrs is the registry of hooks, msgspec reads the JSON.
+
+plan, shapes    what the classes document, and what answers look like lately
+parse           bytes to plain Python, and every way in which a body is not JSON
+careful         plain Python to models: the meaning of "decode"
+fast, source    the same result, by generated structs and functions
+steps           both paths in small steps
+envelope        what an answer says about itself
+"""
 
 from __future__ import annotations
+
+import asyncio
+from typing import Final, cast
 
 from cattrs import Converter
 
 from ..models import Meta, PartnerAccessResponse
-from . import careful
 from .envelope import envelope_of, read_envelope
-from .parse import parse
+from .steps import Decoder, Steps
 
 __all__ = ["Codec", "envelope_of", "read_envelope"]
 
-_NO_META = Meta()
+DIRECT: Final = 64 * 1024
+"""A body of up to this size is decoded in one step."""
+
+_NO_META: Final = Meta()
 
 
 class Codec:
@@ -19,12 +32,13 @@ class Codec:
 
     Attributes:
         converter: the cattrs converter that the classes' hooks live on. A hook registered for one of our classes,
-            before the first answer is decoded, changes what `decode` returns.
+            before the first answer is decoded, changes what `decode` returns; the other classes stay fast. An answer
+            that the fast path leaves to the careful one runs through a hook twice, so let hooks be pure.
     """
 
     def __init__(self, converter: Converter | None = None) -> None:
         self.converter = Converter() if converter is None else converter
-        careful.register(self.converter)
+        self._decoder = Decoder(self.converter)
 
     def decode(self, body: bytes, meta: Meta = _NO_META) -> PartnerAccessResponse:
         """The answer in a body.
@@ -34,16 +48,45 @@ class Codec:
             NotJSONError: it is not JSON.
             WrongTypeError: it is JSON of another shape; its `path` names the place.
         """
-        data = parse(body)
+        answer = self._decoder.fast(body, meta)
+        return _run_out(self._decoder.careful_steps(body, meta)) if answer is None else answer
+
+    def decode_steps(self, body: bytes, meta: Meta = _NO_META) -> Steps:
+        """The same as a generator of small steps, which returns the answer."""
+        if len(body) <= DIRECT:
+            answer = self._decoder.fast(body, meta)
+        else:
+            answer = yield from self._decoder.fast_steps(body, meta)
+        if answer is None:
+            answer = yield from self._decoder.careful_steps(body, meta)
+        return answer
+
+    async def decode_async(self, body: bytes, meta: Meta, lock: asyncio.Lock) -> PartnerAccessResponse:
+        """The same without stalling the event loop.
+
+        Args:
+            lock: one for each event loop: large bodies are decoded one after the other, a step at a time.
+        """
+        if len(body) <= DIRECT:
+            answer = self._decoder.fast(body, meta)
+            if answer is not None:
+                return answer
+        async with lock:
+            steps = self.decode_steps(body, meta)
+            while True:
+                try:
+                    next(steps)
+                except StopIteration as finished:
+                    answer = finished.value
+                    break
+                await asyncio.sleep(0)
+        return cast(PartnerAccessResponse, answer)
+
+
+def _run_out(steps: Steps) -> PartnerAccessResponse:
+    while True:
         try:
-            answer: PartnerAccessResponse = careful.reader(self.converter, PartnerAccessResponse)(data)
-            return _with_meta(answer, meta)
-        except careful.Misfit as error:
-            failure = error.final()
-        del body, data
-        raise failure
-
-
-def _with_meta(answer: PartnerAccessResponse, meta: Meta) -> PartnerAccessResponse:
-    # A hook of a user may have put something else in the place of the answer; that has no `meta`.
-    return answer.with_meta(meta) if isinstance(answer, PartnerAccessResponse) else answer
+            next(steps)
+        except StopIteration as finished:
+            answer: PartnerAccessResponse = finished.value
+            return answer

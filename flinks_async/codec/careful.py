@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from decimal import Decimal, DecimalException
-from types import MappingProxyType
 from typing import Any, Final
 
+from attrs import frozen
 from cattrs import Converter
 from cattrs.dispatch import StructureHook
 
@@ -22,6 +22,7 @@ from ..models import COMPLETE, MODELS, Model, Timestamp, WireState
 from .plan import AMOUNT, PLAN, Field, Kind
 
 Reader = Callable[[Any], Any]
+Note = Callable[[type[Model], Iterable[str], Iterable[str]], None]
 
 _JSON_TYPES: Final = {
     dict: "an object",
@@ -51,10 +52,12 @@ class Misfit(WrongTypeError):
         return WrongTypeError(f"{self.path}: {self.message}" if self.path else self.message, path=self.path)
 
 
-class Ready(tuple[Any, ...]):
-    """The items of an array that were already decoded, in slices."""
+@frozen
+class Ready:
+    """An array of which the first items were already decoded, in slices."""
 
-    __slots__ = ()
+    done: list[Any]
+    rest: list[Any]
 
 
 def _misfit(expected: str, value: object) -> Misfit:
@@ -122,9 +125,17 @@ def _timestamp(value: Any, _: Any = None) -> Timestamp:
     return Timestamp.parse(value)
 
 
-def register(converter: Converter) -> None:
-    """Registers the hooks of our classes. Those that a user registers for one of them win, whichever came first."""
-    converter.register_structure_hook_factory(lambda cls: any(cls is model for model in MODELS), _structure_hook)
+def register(converter: Converter, note: Note) -> None:
+    """Registers the hooks of our classes. Those that a user registers for one of them win, whichever came first.
+
+    Args:
+        note: is told the unknown keys and the absent fields of each object that has some.
+    """
+
+    def factory(cls: type[Model], converter: Converter) -> StructureHook:
+        return _structure_hook(cls, converter, note)
+
+    converter.register_structure_hook_factory(lambda cls: any(cls is model for model in MODELS), factory)
     converter.register_structure_hook_func(lambda cls: cls is Timestamp, _timestamp)
     converter.register_unstructure_hook_func(
         lambda cls: isinstance(cls, type) and issubclass(cls, Model), lambda model: model.to_dict()
@@ -156,8 +167,8 @@ def reader(converter: Converter, cls: type) -> Reader:
     return read
 
 
-def _structure_hook(cls: type[Model], converter: Converter) -> StructureHook:
-    fields = [(field, _read_field(field, converter)) for field in PLAN[cls]]
+def _structure_hook(cls: type[Model], converter: Converter, note: Note) -> StructureHook:
+    fields = [(field, field_reader(field, converter)) for field in PLAN[cls]]
     known = {field.wire for field, _ in fields}
 
     def structure(value: Any, _: Any = None) -> Model:
@@ -180,8 +191,10 @@ def _structure_hook(cls: type[Model], converter: Converter) -> StructureHook:
                 error.within(field.wire)
                 raise
         extra = {wire: item for wire, item in value.items() if wire not in known}
+        if extra or absent:
+            note(cls, extra, absent)
         if extra or absent or nulls:
-            values["wire_state"] = WireState(MappingProxyType(extra), frozenset(absent), frozenset(nulls))
+            values["wire_state"] = WireState(extra, frozenset(absent), frozenset(nulls))
         else:
             values["wire_state"] = COMPLETE
         return cls(**values)
@@ -190,7 +203,8 @@ def _structure_hook(cls: type[Model], converter: Converter) -> StructureHook:
     return structure
 
 
-def _read_field(field: Field, converter: Converter) -> Reader:
+def field_reader(field: Field, converter: Converter) -> Reader:
+    """What reads the values of a field, other than null."""
     if field.kind is Kind.TIMESTAMP:
         return reader(converter, Timestamp)
     if field.model is None:
@@ -231,7 +245,7 @@ class _Late:
 def _array(one: Reader) -> Reader:
     def many(value: Any) -> tuple[Any, ...]:
         if type(value) is Ready:
-            return tuple(value)
+            return (*value.done, *items(value.rest, one, len(value.done)))
         if type(value) is not list:
             raise _misfit(Kind.ARRAY.value, value)
         return tuple(items(value, one))

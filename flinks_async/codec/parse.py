@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from codecs import BOM_UTF8
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, DecimalException
 from typing import Any, Final
 
@@ -55,24 +55,54 @@ def why_not_json(body: bytes, error: Exception) -> DecodeError:
         return NotJSONError("the body is not valid UTF-8")
     if isinstance(error, (msgspec.ValidationError, DecimalException)):
         return NotJSONError("the body has a number that is out of range")
-    # The texts of msgspec's DecodeError are fixed words and a position.
-    reason = str(error) if type(error) is msgspec.DecodeError else "malformed"
+    # The texts of msgspec's DecodeError are fixed words and a position, which may be one inside a piece.
+    reason = str(error).partition(" (byte")[0] if type(error) is msgspec.DecodeError else "malformed"
     return NotJSONError(f"the body is not JSON: {reason.removeprefix('JSON is malformed: ')}")
 
 
-def parse(body: bytes) -> Any:
-    """The whole body at once.
+PIECE: Final = 64 * 1024
+"""JSON of up to this size is decoded at once."""
 
-    Raises:
-        EmptyBodyError: there is nothing, or only `null`.
-        NotJSONError: it is not JSON.
-    """
-    failure: DecodeError
-    try:
-        data = decode_any(without_bom(body))
-        if data is not None:
-            return data
-        failure = EmptyBodyError("the body is null")
-    except BROKEN as error:
-        failure = why_not_json(without_bom(body), error)
-    raise failure  # outside of `except`, so that it does not keep the other error, which may hold the body
+_MAX_DEPTH: Final = 8
+_decode_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def parse_steps(body: bytes | msgspec.Raw, size: int, depth: int = 0) -> Generator[None, None, Any]:
+    """`decode_any` in small steps: what is large is cut into its items first. Raises `BROKEN`."""
+    if size <= PIECE or depth == _MAX_DEPTH:  # deeper, cutting would only repeat the work
+        return decode_any(body)
+    start = bytes(memoryview(body)[:PIECE]).lstrip()[:1]
+    if start == b"{":
+        data = {}
+        for key, piece in _decode_object(body).items():
+            data[key] = yield from parse_steps(piece, len(piece), depth + 1)
+        yield
+        return data
+    if start == b"[":
+        items: list[Any] = []
+        for pieces in batches(_decode_array(body)):
+            yield
+            if len(pieces) == 1:
+                items.append((yield from parse_steps(pieces[0], len(pieces[0]), depth + 1)))
+            else:
+                items += decode_any(joined(pieces))
+        return items
+    return decode_any(body)
+
+
+def batches(pieces: list[msgspec.Raw], size: int = PIECE) -> Iterator[list[msgspec.Raw]]:
+    """The items of an array in groups of about `size` bytes. A larger item is a group of its own."""
+    start = total = 0
+    for end, length in enumerate(map(len, pieces)):
+        if total + length > size and end > start:
+            yield pieces[start:end]
+            start, total = end, 0
+        total += length
+    if start < len(pieces):
+        yield pieces[start:]
+
+
+def joined(pieces: list[msgspec.Raw]) -> bytes:
+    """A JSON array of the pieces."""
+    return b"[%b]" % b",".join(pieces)

@@ -1,0 +1,218 @@
+"""The decoder as a generator of small steps: synchronous code runs it out, asynchronous code takes turns.
+
+A large body is cut at the arrays that make it large. Each piece is decoded fast, or carefully if the fast path is in
+doubt; an error found in a piece sends the whole body down the careful path, so the error that comes out is the same
+as without cutting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from typing import Any, Final
+
+import msgspec
+from attrs import frozen
+from cattrs import Converter
+
+from ..errors import DecodeError, EmptyBodyError
+from ..models import Account, AccountsDetail, Meta, Model, PartnerAccessResponse, Transaction
+from . import careful
+from .fast import DOUBTS, NOT_SLICED, Compiler, Doubt, Sliced
+from .parse import BROKEN, batches, decode_any, joined, parse_steps, why_not_json, without_bom
+from .plan import PLAN
+from .shapes import Shapes
+
+Steps = Generator[None, None, PartnerAccessResponse]
+
+SLICE: Final = 400
+"""Transactions that the fast path makes in one step."""
+
+TURN: Final = 50
+"""Objects that the careful path makes in one step."""
+
+MANY_ACCOUNTS: Final = 64
+"""With more accounts than this, accounts are what a body is cut into."""
+
+
+def _member(cls: type[Model], items: type[Model]) -> tuple[str, str]:
+    """The struct's member, and the wire name, of the field of a class that holds objects of another."""
+    return next((f"f{number}", field.wire) for number, field in enumerate(PLAN[cls]) if field.model is items)
+
+
+_DETAILS, DETAILS = _member(PartnerAccessResponse, AccountsDetail)
+_ACCOUNTS, ACCOUNTS = _member(AccountsDetail, Account)
+_TRANSACTIONS, TRANSACTIONS = _member(Account, Transaction)
+_CUT_AT_TRANSACTIONS: Final[Sliced] = frozenset({Transaction})
+_CUT_AT_ACCOUNTS: Final[Sliced] = frozenset({Account})
+
+
+@frozen
+class _Pair:
+    decode: Callable[[Any], Any]
+    build: Callable[..., Any]
+
+
+class Decoder:
+    """Both paths over the hooks of one converter."""
+
+    def __init__(self, converter: Converter) -> None:
+        self._converter = converter
+        self._shapes = Shapes()
+        self._version = -1
+        self._pairs: dict[object, _Pair] = {}
+        self._compiler = Compiler(converter, self._shapes)
+        careful.register(converter, self._shapes.note)
+
+    def fast(self, body: bytes, meta: Meta) -> PartnerAccessResponse | None:
+        """The answer at once, or None if the fast path is in doubt."""
+        try:
+            pair = self._pairs["whole"] if self._version == self._shapes.version else self._whole()
+            answer: PartnerAccessResponse = pair.build(pair.decode(body), meta)
+        except DOUBTS:
+            return None
+        return answer
+
+    def fast_steps(self, body: bytes, meta: Meta) -> Generator[None, None, PartnerAccessResponse | None]:
+        """The same in steps."""
+        try:
+            return (yield from self._cut(body, meta))
+        except DOUBTS:
+            return None
+
+    def careful_steps(self, body: bytes, meta: Meta) -> Steps:
+        """The answer as the careful path sees it. Raises the errors of `Codec.decode`."""
+        failure: DecodeError
+        body = without_bom(body)
+        try:
+            data = yield from parse_steps(body, len(body))
+            if data is None:
+                failure = EmptyBodyError("the body is null")
+            else:
+                yield from self._prepare(data)
+                answer: PartnerAccessResponse = careful.reader(self._converter, PartnerAccessResponse)(data)
+                return _with_meta(answer, meta)
+        except careful.Misfit as error:
+            failure = error.final()
+        except BROKEN as error:
+            failure = why_not_json(body, error)
+        # Raised outside of `except`, and without what these names hold, since both may hold the body's data.
+        body, data = b"", None
+        raise failure
+
+    # --- the fast path ---
+
+    def _whole(self) -> _Pair:
+        version = self._shapes.version
+        self._compiler = Compiler(self._converter, self._shapes)
+        whole = self._compile(PartnerAccessResponse)
+        self._pairs = {"whole": whole}  # before the version, since other threads may look
+        self._version = version
+        return whole
+
+    def _compile(self, cls: type[Model], sliced: Sliced = NOT_SLICED, *, many: bool = False) -> _Pair:
+        if not self._all_ours(cls):
+            raise Doubt
+        part = self._compiler.part(cls, sliced)
+        return _Pair(part.list_decoder(), part.many) if many else _Pair(part.decoder(), part.one)
+
+    def _pair(self, cls: type[Model], sliced: Sliced = NOT_SLICED, *, many: bool = False) -> _Pair:
+        if self._version != self._shapes.version:
+            self._whole()
+        key = (cls, sliced, many)
+        found = self._pairs.get(key)
+        if found is None:
+            found = self._pairs[key] = self._compile(cls, sliced, many=many)
+        return found
+
+    def _cut(self, body: bytes, meta: Meta) -> Steps:
+        cut = _CUT_AT_ACCOUNTS if body.count(b'"Transactions"') > MANY_ACCOUNTS else _CUT_AT_TRANSACTIONS
+        outer = self._pair(PartnerAccessResponse, cut)
+        answer = outer.decode(body)
+        yield
+        details = getattr(answer, _DETAILS)
+        for detail in details if type(details) is list else [details]:
+            accounts = getattr(detail, _ACCOUNTS, None)
+            if type(accounts) is not list:
+                continue
+            if cut is _CUT_AT_ACCOUNTS:
+                setattr(detail, _ACCOUNTS, (yield from self._accounts(accounts)))
+            else:
+                for account in accounts:
+                    yield from self._transactions(account)
+        built: PartnerAccessResponse = outer.build(answer, meta)
+        return built
+
+    def _accounts(self, pieces: list[msgspec.Raw]) -> Generator[None, None, tuple[Any, ...]]:
+        accounts: list[Any] = []
+        for batch in batches(pieces):
+            if len(batch) > 1 or not careful.is_ours(self._converter, Account):
+                accounts += yield from self._slice(Account, batch)
+            else:
+                outer = self._pair(Account, _CUT_AT_TRANSACTIONS)
+                account = outer.decode(batch[0])
+                yield from self._transactions(account)
+                accounts.append(outer.build(account))
+            yield
+        return tuple(accounts)
+
+    def _transactions(self, account: Any) -> Generator[None, None, None]:
+        pieces = getattr(account, _TRANSACTIONS)
+        if type(pieces) is list:
+            made: list[Any] = []
+            for start in range(0, len(pieces), SLICE):
+                made += yield from self._slice(Transaction, pieces[start : start + SLICE])
+                yield
+            setattr(account, _TRANSACTIONS, tuple(made))
+
+    def _slice(self, cls: type[Model], pieces: list[msgspec.Raw]) -> Generator[None, None, tuple[Any, ...]]:
+        array = joined(pieces)
+        try:
+            pair = self._pair(cls, many=True)
+            made: tuple[Any, ...] = pair.build(pair.decode(array))
+            return made
+        except DOUBTS:
+            pass
+        read = careful.reader(self._converter, cls)
+        values, result = decode_any(array), []
+        for start in range(0, len(values), TURN):
+            yield
+            result += careful.items(values[start : start + TURN], read)
+        return tuple(result)
+
+    # --- the careful path ---
+
+    def _prepare(self, data: Any) -> Generator[None, None, None]:
+        """Replaces large arrays by `careful.Ready` ones, a few items in a step, up to the first wrong item."""
+        if not self._all_ours(PartnerAccessResponse, AccountsDetail) or type(data) is not dict:
+            return
+        details = data.get(DETAILS)
+        for detail in details if type(details) is list else [details]:
+            if type(detail) is not dict or type(accounts := detail.get(ACCOUNTS)) is not list:
+                continue
+            if self._all_ours(Account):
+                for account in accounts:
+                    if type(account) is dict:
+                        yield from self._prepare_array(account, TRANSACTIONS, Transaction)
+            yield from self._prepare_array(detail, ACCOUNTS, Account)
+
+    def _prepare_array(self, owner: dict[str, Any], key: str, cls: type[Model]) -> Generator[None, None, None]:
+        values = owner.get(key)
+        if type(values) is not list or len(values) <= TURN:
+            return
+        read = careful.reader(self._converter, cls)
+        done: list[Any] = []
+        try:
+            while len(done) < len(values):
+                done += careful.items(values[len(done) : len(done) + TURN], read)
+                yield
+        except careful.Misfit:
+            pass  # found again, and in its turn, when the whole is read
+        owner[key] = careful.Ready(done, values[len(done) :])
+
+    def _all_ours(self, *classes: type[Model]) -> bool:
+        return all(careful.is_ours(self._converter, cls) for cls in classes)
+
+
+def _with_meta(answer: PartnerAccessResponse, meta: Meta) -> PartnerAccessResponse:
+    # A hook of a user may have put something else in the place of the answer; that has no `meta`.
+    return answer.with_meta(meta) if isinstance(answer, PartnerAccessResponse) else answer
