@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import pytest
+
+from flinks_async import errors as e
+from flinks_async.classify import Kind, classify_error, classify_response, error_from, verdict_of
+from flinks_async.messages import Envelope, Response
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "error"),
+    [
+        (200, Kind.OK, None),
+        (101, Kind.FINAL, e.APIStatusError),
+        (202, Kind.PENDING, e.PendingError),
+        (204, Kind.FINAL, e.APIStatusError),
+        (206, Kind.FINAL, e.APIStatusError),
+        (301, Kind.FINAL, e.RedirectError),
+        (308, Kind.FINAL, e.RedirectError),
+        (400, Kind.FINAL, e.BadRequestError),
+        (401, Kind.REFUSED, e.AuthenticationError),
+        (403, Kind.REFUSED, e.AuthenticationError),
+        (404, Kind.FINAL, e.NotFoundError),
+        (405, Kind.FINAL, e.BadRequestError),
+        (407, Kind.FINAL, e.ProxyError),
+        (408, Kind.TRANSIENT, e.ServerError),
+        (410, Kind.FINAL, e.NotFoundError),
+        (425, Kind.TRANSIENT, e.ServerError),
+        (429, Kind.THROTTLED, e.RateLimitedError),
+        (500, Kind.TRANSIENT, e.ServerError),
+        (501, Kind.FINAL, e.ServerError),
+        (503, Kind.TRANSIENT, e.ServerError),
+        (505, Kind.FINAL, e.ServerError),
+        (511, Kind.FINAL, e.ServerError),
+        (520, Kind.TRANSIENT, e.ServerError),
+        (526, Kind.TRANSIENT, e.ServerError),
+        (999, Kind.FINAL, e.APIStatusError),
+    ],
+)
+def test_without_a_code_the_status_decides(status: int, kind: Kind, error: type[e.FlinksError] | None) -> None:
+    verdict = classify_response(status)
+    assert (verdict.kind, verdict.error) == (kind, error)
+    assert verdict.reason == ("ok" if status == 200 else f"http_{status}")
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind", "error"),
+    [
+        (401, "TOO_MANY_REQUESTS", Kind.THROTTLED, e.RateLimitedError),
+        (403, "TOO_MANY_REQUESTS", Kind.THROTTLED, e.RateLimitedError),
+        (401, "too_many_requests", Kind.THROTTLED, e.RateLimitedError),
+        (401, "RETRY_LATER", Kind.TRANSIENT, e.ServerError),
+        (400, "CARD_IN_USE", Kind.TRANSIENT, e.ServerError),
+        (500, "AGGREGATION_ERROR", Kind.TRANSIENT, e.ServerError),
+        (202, "OPERATION_PENDING", Kind.PENDING, e.PendingError),
+        (200, "OPERATION_DISPATCHED", Kind.PENDING, e.PendingError),
+        (400, "UNAUTHORIZED", Kind.REFUSED, e.AuthenticationError),
+        (401, "SESSION_NONEXISTENT", Kind.FINAL, e.BadRequestError),
+        (401, "DISABLED_LOGIN", Kind.FINAL, e.BadRequestError),
+        (405, "DISABLED_INSTITUTION", Kind.FINAL, e.BadRequestError),
+        (503, "SOMETHING_NEW", Kind.TRANSIENT, e.ServerError),
+        (401, "SOMETHING_NEW", Kind.REFUSED, e.AuthenticationError),
+        (200, "SOMETHING_NEW", Kind.FINAL, e.BadRequestError),
+        (429, "SOMETHING_NEW", Kind.THROTTLED, e.RateLimitedError),
+        (429, "SESSION_EXPIRED", Kind.FINAL, e.BadRequestError),
+    ],
+)
+def test_a_code_comes_before_the_status(status: int, code: str, kind: Kind, error: type[e.FlinksError]) -> None:
+    verdict = classify_response(status, Envelope(flinks_code=code))
+    assert (verdict.kind, verdict.error) == (kind, error)
+    assert verdict.reason.upper() == code.upper()
+
+
+@pytest.mark.parametrize(
+    ("inner", "kind"), [(200, Kind.OK), (500, Kind.TRANSIENT), (401, Kind.REFUSED), (429, Kind.THROTTLED)]
+)
+def test_a_success_that_says_inside_that_it_failed_has_failed(inner: int, kind: Kind) -> None:
+    assert classify_response(200, Envelope(http_status_code=inner)).kind is kind
+
+
+def test_a_status_can_be_declared_a_throttle() -> None:
+    assert classify_response(403, throttle_statuses=frozenset({403})).kind is Kind.THROTTLED
+    assert classify_response(403, Envelope(flinks_code="ACCESS_DENIED"), frozenset({403})).kind is Kind.REFUSED
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (e.ConnectError(), Kind.TRANSIENT),
+        (e.ConnectTimeoutError(), Kind.TRANSIENT),
+        (e.CertificateError(), Kind.FINAL),
+        (e.ProxyError(status=502), Kind.TRANSIENT),
+        (e.ProxyError(status=407), Kind.FINAL),
+        (e.ReadError(), Kind.TRANSIENT),
+        (e.StaleConnectionError(), Kind.STALE),
+        (e.AttemptTimeoutError(), Kind.TRANSIENT),
+        (e.ProtocolError(), Kind.BROKEN),
+        (e.ResponseTooLargeError(), Kind.FINAL),
+        (e.EmptyBodyError(), Kind.MALFORMED),
+        (e.NotJSONError(), Kind.MALFORMED),
+        (e.WrongTypeError(), Kind.FINAL),
+        (e.DeadlineExceededError(), Kind.FINAL),
+        (e.ClientClosedError(), Kind.FINAL),
+        (e.ConfigError(), Kind.FINAL),
+    ],
+)
+def test_every_raised_error_has_a_meaning(error: e.FlinksError, kind: Kind) -> None:
+    verdict = classify_error(error)
+    assert (verdict.kind, verdict.reason, verdict.error) == (kind, type(error).__name__, type(error))
+
+
+def test_a_response_of_a_middleware_is_judged_by_its_status() -> None:
+    assert verdict_of(Response(503)).kind is Kind.TRANSIENT
+
+
+def test_a_refused_secret_says_where_one_comes_from_and_that_there_are_other_headers() -> None:
+    error = error_from(Response(401), classify_response(401), "host")
+    assert isinstance(error, e.AuthenticationError)
+    assert "client" in error.message
+    assert "'flinks-auth-key-raw'" in error.message
+    assert "'bearer'" in error.message
+
+
+@pytest.mark.parametrize(
+    ("location", "host"),
+    [
+        ("https://evil.example/partneraccess/canary", "evil.example"),
+        ("/login", None),
+        ("http://[broken", None),
+        ("", None),
+    ],
+)
+def test_a_redirect_names_only_the_host_it_pointed_to(location: str, host: str | None) -> None:
+    response = Response(302, {"Location": location})
+    error = error_from(response, classify_response(302), "host")
+    assert isinstance(error, e.RedirectError)
+    assert error.location_host == host
+    assert "canary" not in repr(error)

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import copy
+import inspect
+import pickle
+import re
+
+import pytest
+
+from flinks_async import errors
+from flinks_async.errors import FlinksError
+
+ALL = [cls for _, cls in inspect.getmembers(errors, inspect.isclass) if issubclass(cls, FlinksError)]
+FIELDS = {
+    "status": 503,
+    "flinks_code": "RETRY_LATER",
+    "server_message": "soon",
+    "request_id": "r-1",
+    "attempts": 3,
+    "elapsed": 1.5,
+    "retry_after": 2.0,
+    "token_fingerprint": "00ff",
+}
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_every_error_survives_pickling_and_copying_with_all_its_fields(cls: type[FlinksError]) -> None:
+    extra = {
+        name: value
+        for name, value in {"sent": False, "path": "A[0].B", "location_host": "h"}.items()
+        if name in cls._extra_fields
+    }
+    error = cls("words", **FIELDS, **extra)
+    for other in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
+        assert type(other) is cls
+        assert other.message == "words"
+        assert other.fields() == error.fields() == {**FIELDS, **extra}
+        assert str(other) == str(error)
+        assert other.args == error.args
+
+
+@pytest.mark.parametrize("cls", ALL)
+def test_every_error_can_be_made_of_words_alone(cls: type[FlinksError]) -> None:
+    error = cls("words")
+    assert str(error) == "words"
+    assert {name for name, value in error.fields().items() if value is not None} <= {"sent"}
+
+
+def test_the_text_names_what_is_known() -> None:
+    error = errors.ServerError("it failed", status=503, attempts=3)
+    assert str(error) == "it failed [status=503 attempts=3]"
+    assert repr(error) == "ServerError('it failed', status=503, attempts=3)"
+
+
+def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:
+    drawn: list[tuple[str, str]] = []
+    path: list[str] = []
+    for line in (errors.__doc__ or "").splitlines():
+        found = re.match(r"^    ((?:│   |    )*)(?:├── |└── )?([A-Z]\w+)(?:\s{2,}.*)?$", line)
+        if not found:
+            continue
+        depth = 0 if line.startswith("    Flinks") else len(found[1]) // 4 + 1
+        path = [*path[:depth], found[2]]
+        if depth:
+            drawn.append((path[-2], path[-1]))
+    real = [(base.__name__, cls.__name__) for cls in ALL for base in cls.__bases__ if issubclass(base, FlinksError)]
+    assert sorted(drawn) == sorted(real)
+
+
+def test_timeouts_are_not_the_builtin_one_so_that_a_callers_own_stays_apart() -> None:
+    assert not [cls for cls in ALL if issubclass(cls, TimeoutError)]

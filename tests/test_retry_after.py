@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flinks_async.middleware.backoff import full_jitter
+from flinks_async.middleware.retry_after import retry_after
+
+NOW = 784111777.0  # Sun, 06 Nov 1994 08:49:37 GMT
+DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
+
+
+@pytest.mark.parametrize(
+    ("headers", "seconds"),
+    [
+        ({}, None),
+        ({"Retry-After": "0"}, 0.0),
+        ({"Retry-After": "7"}, 7.0),
+        ({"Retry-After": " 7 "}, 7.0),
+        ({"Retry-After": "1.5"}, 1.5),
+        ({"Retry-After": "1000000000"}, 1e9),
+        ({"Retry-After": "-1"}, None),
+        ({"Retry-After": "+5"}, None),
+        ({"Retry-After": "1e9"}, None),
+        ({"Retry-After": "nan"}, None),
+        ({"Retry-After": "inf"}, None),
+        ({"Retry-After": "soon"}, None),
+        ({"Retry-After": "9" * 400}, None),
+        ({"Retry-After": "٣"}, None),
+        ({"Retry-After": ""}, None),
+        ({"Retry-After": "Sun, 06 Nov 1994 08:49:47 GMT"}, 10.0),
+        ({"Retry-After": "Sunday, 06-Nov-94 08:49:47 GMT"}, 10.0),
+        ({"Retry-After": "Sun Nov  6 08:49:47 1994"}, 10.0),
+        ({"Retry-After": "Sun, 06 Nov 1994 08:49:27 GMT"}, 0.0),
+        ({"Retry-After": "Sun, 06 Nov 1994 09:49:47 GMT", "Date": "Sun, 06 Nov 1994 09:49:37 GMT"}, 10.0),
+        ({"Retry-After": "Sun, 06 Nov 1994 08:49:47 GMT", "Date": "yesterday"}, 10.0),
+        ({"Retry-After": "Sun, 99 Nov 1994 08:49:47 GMT"}, None),
+        ({"Retry-After": "Mon, 01 Jan 99999 00:00:00 GMT"}, None),
+        ({"Retry-After-Ms": "1500"}, 1.5),
+        ({"X-Ms-Retry-After-Ms": "250", "Retry-After": "9"}, 0.25),
+        ({"Retry-After-Ms": "soon", "Retry-After": "9"}, 9.0),
+    ],
+)
+def test_all_forms_are_read_and_nonsense_is_ignored(headers: dict[str, str], seconds: float | None) -> None:
+    assert retry_after(headers, NOW) == seconds
+
+
+@given(st.text(max_size=80), st.text(max_size=80))
+def test_no_header_breaks_it(value: str, date: str) -> None:
+    seconds = retry_after({"Retry-After": value, "Date": date}, NOW)
+    assert seconds is None or seconds >= 0
+
+
+@pytest.mark.parametrize(("retry", "longest"), [(1, 0.05), (2, 0.1), (3, 0.2), (9, 12.8), (10, 20.0), (5000, 20.0)])
+def test_the_wait_doubles_up_to_the_cap(retry: int, longest: float) -> None:
+    assert full_jitter(retry, base=0.05, cap=20.0, random=1.0) == pytest.approx(longest)
+    assert full_jitter(retry, base=0.05, cap=20.0, random=0.5) == pytest.approx(longest / 2)
+    assert full_jitter(retry, base=0.05, cap=20.0, random=0.0) == 0.0

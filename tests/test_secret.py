@@ -1,0 +1,119 @@
+from __future__ import annotations
+
+import copy
+import io
+import logging
+import pickle
+import traceback
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flinks_async import Secret, SecretFilter, fingerprint
+from flinks_async.secret import redact, redact_request
+
+CANARY = "canary-5f3e"
+
+
+def test_a_secret_shows_itself_only_when_revealed() -> None:
+    secret = Secret(CANARY)
+    assert secret.reveal() == CANARY
+    for shown in (repr(secret), str(secret), f"{secret}", f"{secret!r:>50}", "%s" % secret, repr({"a": [secret]})):
+        assert CANARY not in shown
+    assert not hasattr(secret, "__dict__")
+
+
+def test_a_secret_refuses_to_be_pickled_and_is_its_own_copy() -> None:
+    secret = Secret(CANARY)
+    with pytest.raises(TypeError, match="refuses to be pickled"):
+        pickle.dumps(secret)
+    assert copy.copy(secret) is secret
+    assert copy.deepcopy({"a": secret})["a"] is secret
+
+
+def test_secrets_are_equal_by_value_and_can_be_keys() -> None:
+    assert Secret(CANARY) == Secret(Secret(CANARY))
+    assert Secret(CANARY) != Secret("other")
+    assert Secret(CANARY) != CANARY
+    assert {Secret(CANARY): 1}[Secret(CANARY)] == 1
+
+
+@pytest.mark.parametrize("value", [None, b"bytes", 5])
+def test_only_text_can_be_a_secret(value: object) -> None:
+    with pytest.raises(TypeError, match="must be a str"):
+        Secret(value)  # type: ignore[arg-type]
+
+
+def test_a_fingerprint_is_stable_within_a_key_and_differs_between_keys() -> None:
+    secret = Secret(CANARY)
+    assert fingerprint(secret) == fingerprint(Secret(CANARY))
+    assert fingerprint(secret, key=b"one") != fingerprint(secret, key=b"two")
+    assert len(fingerprint(secret)) == 16
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("plain words", "plain words"),
+        ("token canary-5f3e is dead", "token *** is dead"),
+        ("CANARY-5F3E", "***"),
+        ("see https://x.example/partneraccess/abc?d=e now", "see *** now"),
+        ("ask jane.doe@example.com", "ask ***"),
+        ("account 7641238", "account ***"),
+        ("code 404", "code 404"),
+        ("id 5e115eac-1209-4f19-641c-08d6d484e2fe", "id ***"),
+        ("line\r\nbreak\x00", "line break "),
+    ],
+)
+def test_redaction_hides_what_may_be_a_secret_or_personal(text: str, shown: str) -> None:
+    assert redact(text, Secret(CANARY)) == shown
+
+
+def test_redaction_also_finds_the_percent_encoded_form() -> None:
+    assert redact("a%2Fb%3F", Secret("a/b?")) == "***"
+
+
+@given(st.text(max_size=600), st.text("abcdef-/%", min_size=4, max_size=12))
+def test_redacted_text_is_short_and_never_holds_the_secret(text: str, secret: str) -> None:
+    shown = redact(f"{text}{secret}{text}", Secret(secret))
+    assert len(shown) <= 200
+    assert secret not in shown
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"GET https://toolbox-api.private.fin.ag/partneraccess/{CANARY} HTTP/1.1",
+        f"URL('http://h/prefix/partneraccess/{CANARY}')",
+        f"{{'flinks-auth-key': 'Bearer {CANARY}'}}",
+        f"flinks-auth-key: {CANARY}",
+        f"Authorization: Bearer {CANARY}",
+        f"('Authorization', 'Bearer {CANARY}')",
+    ],
+)
+def test_a_log_filter_masks_what_other_libraries_write(line: str) -> None:
+    assert CANARY not in redact_request(line)
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(SecretFilter())
+    record = logging.LogRecord("other", logging.INFO, "f.py", 1, "sent %s", (line,), None)
+    handler.handle(record)
+    assert "sent" in stream.getvalue()
+    assert CANARY not in stream.getvalue()
+
+
+def test_the_log_filter_masks_tracebacks_and_survives_broken_records() -> None:
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(SecretFilter())
+    try:
+        raise ValueError(f"http://h/partneraccess/{CANARY}")
+    except ValueError as error:
+        info = (type(error), error, error.__traceback__)
+        assert CANARY in "".join(traceback.format_exception(error))
+    handler.handle(logging.LogRecord("other", logging.ERROR, "f.py", 1, "failed", None, info))
+    handler.handle(logging.LogRecord("other", logging.ERROR, "f.py", 1, "broken %d", ("x",), None))
+    assert "ValueError" in stream.getvalue()
+    assert "could not be formatted" in stream.getvalue()
+    assert CANARY not in stream.getvalue()
