@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from flinks_async import AuthenticationError, ConfigError, Request, Secret
+from flinks_async.middleware.auth import CONFIRMED_FOR
+from flinks_async.testing import KINDS, FakeClock, InMemoryTransport
+
+from .support import DOCUMENTED, client_of, turns
+
+
+class Vault:
+    def __init__(self, *secrets: Any) -> None:
+        self.secrets = list(secrets)
+        self.asked = 0
+
+    async def __call__(self) -> str:
+        self.asked += 1
+        await asyncio.sleep(0)
+        value = self.secrets.pop(0) if len(self.secrets) > 1 else self.secrets[0]
+        if isinstance(value, Exception):
+            raise value
+        return value  # type: ignore[no-any-return]
+
+
+def server(valid: str) -> InMemoryTransport:
+    def answer(request: Request) -> Any:
+        return DOCUMENTED if request.call.secret == Secret(valid) else KINDS["unauthorized"]
+
+    return InMemoryTransport(default=answer)
+
+
+async def test_a_secret_is_asked_for_when_first_needed_and_once_for_all_who_wait() -> None:
+    vault = Vault("good")
+    async with client_of(server("good"), auth_secret=vault) as client:
+        assert vault.asked == 0
+        await asyncio.gather(*(client.partner_access(f"t{n}") for n in range(10)))
+        await client.partner_access("later")
+    assert vault.asked == 1
+
+
+async def test_a_refused_secret_is_asked_for_once_more() -> None:
+    vault, transport = Vault("old", "good"), server("good")
+    async with client_of(transport, auth_secret=vault) as client:
+        answer = await client.partner_access("t")
+        await client.partner_access("t")
+    assert vault.asked == 2
+    assert answer.meta.attempts == 2
+    assert len(transport.requests) == 3
+
+
+async def test_many_refusals_at_once_ask_once() -> None:
+    vault = Vault("old", "good")
+    async with client_of(server("good"), auth_secret=vault) as client:
+        await asyncio.gather(*(client.partner_access(f"t{n}") for n in range(10)))
+    assert vault.asked == 2
+
+
+async def test_when_the_vault_confirms_the_secret_the_refusal_stands_and_it_is_left_in_peace() -> None:
+    vault, clock = Vault("wrong"), FakeClock()
+    async with client_of(server("good"), auth_secret=vault, clock=clock) as client:
+        for _ in range(5):
+            with pytest.raises(AuthenticationError):
+                await client.partner_access("t")
+        assert vault.asked == 2
+        clock.advance(CONFIRMED_FOR + 1)
+        vault.secrets = ["good"]
+        await client.partner_access("t")
+    assert vault.asked == 3
+
+
+async def test_the_first_waiter_may_leave() -> None:
+    vault = Vault("good")
+    async with client_of(server("good"), auth_secret=vault) as client:
+        first = asyncio.ensure_future(client.partner_access("a"))
+        second = asyncio.ensure_future(client.partner_access("b"))
+        await asyncio.sleep(0)
+        first.cancel()
+        await second
+        await turns()
+    assert first.cancelled()
+    assert vault.asked == 1
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (OSError("vault down at https://vault.example/v1/canary"), "raised OSError"),
+        ("", "is missing"),
+        ("canary\n", "line break"),
+        (None, "is missing"),
+        (5, "not int"),
+    ],
+)
+async def test_a_vault_that_fails_is_a_config_error_and_is_asked_again_next_time(value: Any, says: str) -> None:
+    vault = Vault(value, "good")
+    async with client_of(server("good"), auth_secret=vault) as client:
+        with pytest.raises(ConfigError, match=says) as caught:
+            await client.partner_access("t")
+        assert "canary" not in repr(caught.value)
+        await client.partner_access("t")
+    assert vault.asked == 2
+
+
+async def test_a_derived_client_shares_what_was_asked() -> None:
+    vault = Vault("good")
+    async with client_of(server("good"), auth_secret=vault) as client:
+        await client.partner_access("t")
+        await client.with_options(app_name="x").partner_access("t")
+    assert vault.asked == 1
