@@ -51,6 +51,13 @@ def test_the_secret_is_in_no_arguments_and_no_environment() -> None:
             assert b"canary" not in Path(f"/proc/{process.pid}/{name}").read_bytes()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX process groups")
+def test_ctrl_c_is_left_to_the_client() -> None:
+    with ServerProcess() as server:
+        assert server._process is not None
+        assert os.getpgid(server._process.pid) != os.getpgrp()
+
+
 def test_a_server_that_cannot_start_says_why() -> None:
     with ServerProcess() as running:
         port = int(running.base_url.rpartition(":")[2])

@@ -45,6 +45,13 @@ def test_a_users_project_passes(pytester: pytest.Pytester, mode: str) -> None:
     result.assert_outcomes(passed=3)
 
 
+def test_anyio_runs_the_fixtures_too(pytester: pytest.Pytester) -> None:
+    pytest.importorskip("anyio")
+    pytester.makeconftest("import pytest\n@pytest.fixture\ndef anyio_backend(): return 'asyncio'")
+    pytester.makepyfile(USERS_TEST.replace("mark.asyncio", "mark.anyio"))
+    pytester.runpytest_subprocess(*PLUGIN, "-p", "no:asyncio").assert_outcomes(passed=3)
+
+
 def test_the_fixtures_are_documented(pytester: pytest.Pytester) -> None:
     pytester.makeini("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
     result = pytester.runpytest_subprocess(*PLUGIN, "--fixtures")

@@ -11,11 +11,18 @@ import threading
 import urllib.request
 import uuid
 from types import TracebackType
-from typing import IO, Any
+from typing import IO, Any, Final
 
 from attrs import evolve
 
 from .serve import ServeOptions
+
+# Out of reach of Ctrl-C: the client must be able to finish what it has begun.
+_APART: Final[dict[str, Any]]
+if sys.platform == "win32":
+    _APART = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+else:
+    _APART = {"start_new_session": True}
 
 
 class ServerProcess:
@@ -60,6 +67,7 @@ class ServerProcess:
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
+            **_APART,
         )
         assert process.stdin is not None
         assert process.stdout is not None
