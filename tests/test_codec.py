@@ -13,7 +13,6 @@ from typing import Any
 
 import cattrs
 import pytest
-from answers import DOCUMENTED, answers, from_bytes, payload, to_bytes
 from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -29,6 +28,8 @@ from flinks_async.models import (
     Timestamp,
     Transaction,
 )
+
+from .answers import DOCUMENTED, answers, from_bytes, payload, to_bytes
 
 codec = Codec()
 

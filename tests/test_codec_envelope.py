@@ -6,13 +6,14 @@ import time
 from typing import Any
 
 import pytest
-from answers import DOCUMENTED, payload, to_bytes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flinks_async.codec import Codec, envelope_of, read_envelope
 from flinks_async.messages import EMPTY_ENVELOPE, Envelope
 from flinks_async.secret import Secret
+
+from .answers import DOCUMENTED, payload, to_bytes
 
 GUID = "d9b2d63d-a233-4123-847a-7090d5c0f4a1"
 codec = Codec()

@@ -10,7 +10,6 @@ from types import MappingProxyType
 from typing import Any
 
 import pytest
-from answers import DOCUMENTED, WIRE, from_bytes, to_bytes
 from attrs import evolve, fields
 from attrs.exceptions import FrozenInstanceError
 
@@ -32,6 +31,8 @@ from flinks_async.models import (
     WireState,
     wire_fields,
 )
+
+from .answers import DOCUMENTED, WIRE, from_bytes, to_bytes
 
 ANSWER = Codec().decode(to_bytes(DOCUMENTED))
 DETAIL = ANSWER.details[0]

@@ -17,6 +17,7 @@ from cattrs import Converter
 
 from ..models import Meta, PartnerAccessResponse
 from .envelope import envelope_of, read_envelope
+from .fast import DOUBTS
 from .steps import Decoder, Steps
 
 __all__ = ["Codec", "envelope_of", "read_envelope"]
@@ -48,7 +49,13 @@ class Codec:
             NotJSONError: it is not JSON.
             WrongTypeError: it is JSON of another shape; its `path` names the place.
         """
-        answer = self._decoder.fast(body, meta)
+        try:
+            read, build = self._decoder.whole
+            answer: PartnerAccessResponse | None = build(read(body), meta)
+            return answer  # type: ignore[return-value]
+        except DOUBTS:
+            pass
+        answer = self._decoder.fast(body, meta)  # it may have been compiled for shapes of yesterday
         return _run_out(self._decoder.careful_steps(body, meta)) if answer is None else answer
 
     def decode_steps(self, body: bytes, meta: Meta = _NO_META) -> Steps:

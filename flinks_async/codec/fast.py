@@ -17,14 +17,14 @@ from typing import Any, Final
 import msgspec
 from attrs import frozen
 from cattrs import Converter
-from msgspec import UNSET
+from msgspec import NODEFAULT, UNSET
 
 from ..models import COMPLETE, Model, PartnerAccessResponse, Timestamp, WireState
 from . import careful
 from .parse import BROKEN, decode_any
 from .plan import AMOUNT, PLAN, Field, Kind
-from .shapes import Shapes
-from .source import States, become, compile_builders, names_of, read_field, read_unknown
+from .shapes import USUALLY_ABSENT, Shapes
+from .source import Member, States, become, compile_builders, mask_of, names_of, read_members, read_unknown
 
 
 class Doubt(Exception):
@@ -90,7 +90,7 @@ class Compiler:
         return found
 
     def _make(self, cls: type[Model], sliced: Sliced) -> Part:
-        fields, unknown, optional = PLAN[cls], self._shapes.unknown(cls), self._shapes.optional(cls)
+        fields, unknown = PLAN[cls], self._shapes.unknown(cls)
         names: dict[str, Any] = {
             **names_of("Final", cls),
             **names_of("State", WireState),
@@ -102,32 +102,45 @@ class Compiler:
             "doubt": _doubt,
             "states": States(fields),
             "timestamp": Timestamp.parse,
+            "len": len,
+            "list": list,
+            "int": int,
             "type": type,
         }
-        members: list[Any] = []
-        body = ["o = Final_twin()", "m = 0"]
-        for bit, field in enumerate(fields):
-            type_, make = self._member(field, bit, sliced, names)
-            may_lack = {"default": UNSET} if field.wire in optional else {}
-            members.append((f"f{bit}", type_, msgspec.field(name=field.wire, **may_lack)))
-            body += read_field(field, bit, bit + len(fields), bool(may_lack), make, raw=type_ is msgspec.Raw)
-        if unknown:
-            members += [(f"x{n}", Any, msgspec.field(name=key, default=UNSET)) for n, key in enumerate(unknown)]
-            body += read_unknown(unknown, "states[m]")
-        elif any("m |=" in line for line in body):
-            body.append("o.wire_state = states[m] if m else COMPLETE")
-        else:
-            body.remove("m = 0")
-            body.append("o.wire_state = COMPLETE")
+        members = [self._member(cls, field, bit, sliced, names) for bit, field in enumerate(fields)]
+        usually_absent = USUALLY_ABSENT.get(cls, frozenset())
+        usual = mask_of([member for member in members if member.field.wire in usually_absent])
+        names["usual"] = names["states"][usual]
+        state = f"COMPLETE if not m else usual if m == {usual} else states[m]"
+        body = [
+            "o = Final_twin()",
+            *read_members(members, usually_absent),
+            *(read_unknown(unknown, state) if unknown else [f"o.wire_state = {state}"]),
+            *(["o.meta = meta"] if cls is PartnerAccessResponse else []),
+            become("Final", cls, "o"),
+        ]
+        struct = msgspec.defstruct(
+            cls.__name__,
+            [
+                *(
+                    (f"f{m.bit}", m.type, msgspec.field(name=m.field.wire, default=UNSET if m.optional else NODEFAULT))
+                    for m in members
+                ),
+                *((f"x{n}", Any, msgspec.field(name=key, default=UNSET)) for n, key in enumerate(unknown)),
+            ],
+            forbid_unknown_fields=True,
+            gc=False,
+            kw_only=True,
+        )
         argument = "meta" if cls is PartnerAccessResponse else ""
-        if argument:
-            body.append("o.meta = meta")
-        body.append(become("Final", cls, "o"))
-        struct = msgspec.defstruct(cls.__name__, members, forbid_unknown_fields=True, gc=False, kw_only=True)
         one, many = compile_builders(cls.__name__, body, names, argument)
         return Part(struct, one, many)
 
-    def _member(self, field: Field, bit: int, sliced: Sliced, names: dict[str, Any]) -> tuple[Any, str]:
+    def _member(self, cls: type[Model], field: Field, bit: int, sliced: Sliced, names: dict[str, Any]) -> Member:
+        type_, make = self._type(field, bit, sliced, names)
+        return Member(field, bit, type_, field.wire in self._shapes.optional(cls), make)
+
+    def _type(self, field: Field, bit: int, sliced: Sliced, names: dict[str, Any]) -> tuple[Any, str]:
         """The type of a struct's member, and the expression that makes the model's value of `v`."""
         cls = Timestamp if field.kind is Kind.TIMESTAMP else field.model
         if cls in sliced and field.kind is Kind.ARRAY:
@@ -145,4 +158,6 @@ class Compiler:
             return struct | None, f"one{bit}(v)"
         if field.kind is Kind.ARRAY:
             return list[struct] | None, f"many{bit}(v)"
-        return list[struct] | struct | None, f"many{bit}(v) if type(v) is list else one{bit}(v)"
+        return list[
+            struct
+        ] | struct | None, f"one{bit}(v) if type(v) is not list else (one{bit}(v[0]),) if len(v) == 1 else many{bit}(v)"

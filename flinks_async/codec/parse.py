@@ -55,9 +55,8 @@ def why_not_json(body: bytes, error: Exception) -> DecodeError:
         return NotJSONError("the body is not valid UTF-8")
     if isinstance(error, (msgspec.ValidationError, DecimalException)):
         return NotJSONError("the body has a number that is out of range")
-    # The texts of msgspec's DecodeError are fixed words and a position, which may be one inside a piece.
-    reason = str(error).partition(" (byte")[0] if type(error) is msgspec.DecodeError else "malformed"
-    return NotJSONError(f"the body is not JSON: {reason.removeprefix('JSON is malformed: ')}")
+    # msgspec says more, but not the same when a body is read in pieces.
+    return NotJSONError("the body is not JSON, or was cut short")
 
 
 PIECE: Final = 64 * 1024

@@ -10,13 +10,29 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-from ..models import MODELS, Model, Transaction
+from ..models import MODELS, Account, AccountsDetail, Model, PartnerAccessResponse, Transaction
 from .plan import PLAN
 
 MAX_UNKNOWN: Final = 16
 """Unknown keys learned for one class. Beyond, answers that have more of them stay on the careful path."""
 
 _USUAL_KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .:/-]{0,63}")
+
+USUALLY_ABSENT: Final[dict[type[Model], frozenset[str]]] = {
+    # The documented example of PartnerAccess has nothing else.
+    AccountsDetail: frozenset(field.wire for field in PLAN[AccountsDetail]) - {"LoginId", "CustomerId"},
+    # Seen in another payload only.
+    Account: frozenset({"EftEligibleRatio", "ETransferEligibleRatio"}),
+}
+"""Fields that the fast path looks for together, since an object usually has none of them."""
+
+_NONE: Final[frozenset[str]] = frozenset()
+EXPECTED: Final[dict[type[Model], frozenset[str]]] = {
+    PartnerAccessResponse: frozenset({"GetAccountsDetail", "RequestId"}),
+    AccountsDetail: frozenset({"LoginId", "CustomerId"}),
+    Transaction: frozenset(field.wire for field in PLAN[Transaction]),
+}
+"""Fields that the fast path does not check for, until an object without one of them is seen."""
 
 
 class Shapes:
@@ -26,9 +42,8 @@ class Shapes:
 
     def __init__(self) -> None:
         self.version = 0
-        # Transactions are many and come whole, so theirs are expected. Everything else is expected to miss fields.
-        self._optional: dict[type[Model], frozenset[str]] = {
-            cls: frozenset() if cls is Transaction else frozenset(field.wire for field in PLAN[cls]) for cls in MODELS
+        self._optional = {
+            cls: frozenset(field.wire for field in PLAN[cls]) - EXPECTED.get(cls, _NONE) for cls in MODELS
         }
         self._unknown: dict[type[Model], tuple[str, ...]] = dict.fromkeys(MODELS, ())
 

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, lru_cache
+from types import CodeType
 from typing import Any, Final
 
 from attrs import fields as attrs_fields
+from attrs import frozen
+from msgspec import Raw
 
 from ..models import COMPLETE, WireState
 from .plan import Field, Kind
@@ -63,22 +66,61 @@ def names_of(name: str, cls: type) -> dict[str, Any]:
     return {name: cls, f"{name}_twin": made, f"{name}_from_twin": convert}
 
 
-def read_field(field: Field, bit: int, null_bit: int, optional: bool, make: str, raw: bool) -> Iterator[str]:
-    """Statements that put member `f{bit}` of the struct `s` into the model `o`.
+@frozen
+class Member:
+    """How a member of the struct `s` becomes a field of the model `o`.
 
-    Args:
-        optional: the member may be UNSET.
+    Attributes:
+        bit: its number; the member is `f{bit}`.
+        type: of the member.
+        optional: it may be UNSET.
         make: an expression of `v` for a value that is neither null nor UNSET; "v" leaves it as it is.
-        raw: the member is a raw piece of JSON.
     """
-    absent = "()" if field.kind is Kind.ARRAY else "None"
-    null = f"v = (); m |= {1 << null_bit}" if field.kind is Kind.ARRAY else "pass"
-    unset = f"v = {absent}; m |= {1 << bit}"
+
+    field: Field
+    bit: int
+    type: Any
+    optional: bool
+    make: str
+
+    @property
+    def absent(self) -> str:
+        return "()" if self.field.kind is Kind.ARRAY else "None"
+
+
+def read_members(members: list[Member], usually_absent: frozenset[str]) -> Iterator[str]:
+    """Statements that fill the fields of `o`, and `m` with a bit for each absent field and each null array."""
+    rare = [member for member in members if member.optional and member.field.wire in usually_absent]
+    yield "m = 0"
+    if len(rare) > 1:
+        yield f"if {' and '.join(f's.f{member.bit} is UNSET' for member in rare)}:"
+        yield f"    m = {mask_of(rare)}"
+        for value in ("None", "()"):
+            targets = [f"o.{member.field.name} = " for member in rare if member.absent == value]
+            if targets:
+                yield f"    {''.join(targets)}{value}"
+        yield "else:"
+        for member in rare:
+            for line in _read(member, len(members)):
+                yield f"    {line}"
+        members = [member for member in members if member not in rare]
+    for member in members:
+        yield from _read(member, len(members) + len(rare))
+
+
+def mask_of(members: list[Member]) -> int:
+    return sum(1 << member.bit for member in members)
+
+
+def _read(member: Member, width: int) -> Iterator[str]:
+    field, make, optional = member.field, member.make, member.optional
+    null = f"v = (); m += {1 << member.bit + width}" if field.kind is Kind.ARRAY else "pass"
+    unset = f"v = {member.absent}; m += {1 << member.bit}"
     if not optional and make == "v" and field.kind is not Kind.ARRAY:
-        yield f"o.{field.name} = s.f{bit}"
+        yield f"o.{field.name} = s.f{member.bit}"
         return
-    yield f"v = s.f{bit}"
-    if raw:
+    yield f"v = s.f{member.bit}"
+    if member.type is Raw:
         yield "if v is not UNSET: v = decode_any(v)"
     if field.kind in (Kind.AMOUNT, Kind.INTEGER):
         yield f"if v is not None and type(v) is not {'Decimal' if field.kind is Kind.AMOUNT else 'int'}:"
@@ -131,5 +173,10 @@ def compile_builders(name: str, body: list[str], names: dict[str, Any], argument
         "        append(o)",
         "    return tuple(models)",
     ]
-    exec(compile("\n".join([*one, *many]), f"<{name} from structs>", "exec"), names)
+    exec(_compile("\n".join([*one, *many]), f"<{name} from structs>"), names)
     return names["one"], names["many"]
+
+
+@lru_cache(maxsize=256)  # most sources stay the same when one class gets another shape
+def _compile(source: str, name: str) -> CodeType:
+    return compile(source, name, "exec")

@@ -11,7 +11,6 @@ from collections.abc import Callable, Generator
 from typing import Any, Final
 
 import msgspec
-from attrs import frozen
 from cattrs import Converter
 
 from ..errors import DecodeError, EmptyBodyError
@@ -46,28 +45,56 @@ _CUT_AT_TRANSACTIONS: Final[Sliced] = frozenset({Transaction})
 _CUT_AT_ACCOUNTS: Final[Sliced] = frozenset({Account})
 
 
-@frozen
-class _Pair:
-    decode: Callable[[Any], Any]
-    build: Callable[..., Any]
+Pair = tuple[Callable[[Any], Any], Callable[..., Any]]
+"""What makes structs of bytes, and what makes models of structs."""
+
+
+def _not_yet(*_: object) -> Any:
+    raise Doubt
+
+
+class _Compiled:
+    """The fast path for the shapes of one moment. Other threads may use it while the next one is made."""
+
+    def __init__(self, converter: Converter, shapes: Shapes) -> None:
+        self.version = shapes.version
+        self._converter = converter
+        self._compiler = Compiler(converter, shapes)
+        self._pairs: dict[tuple[type[Model], Sliced, bool], Pair] = {}
+
+    def pair(self, cls: type[Model], sliced: Sliced = NOT_SLICED, many: bool = False) -> Pair:
+        """For a class, or for arrays of it. Raises Doubt if a user has a hook for it."""
+        key = (cls, sliced, many)
+        found = self._pairs.get(key)
+        if found is None:
+            if not careful.is_ours(self._converter, cls):
+                raise Doubt
+            part = self._compiler.part(cls, sliced)
+            found = (part.list_decoder(), part.many) if many else (part.decoder(), part.one)
+            self._pairs[key] = found
+        return found
 
 
 class Decoder:
-    """Both paths over the hooks of one converter."""
+    """Both paths over the hooks of one converter.
+
+    Attributes:
+        whole: the fast path for a body at once: bytes to structs, and (structs, meta) to an answer.
+    """
 
     def __init__(self, converter: Converter) -> None:
         self._converter = converter
         self._shapes = Shapes()
-        self._version = -1
-        self._pairs: dict[object, _Pair] = {}
-        self._compiler = Compiler(converter, self._shapes)
+        self._compiled: _Compiled | None = None  # until the first answer, since hooks may still be registered
+        self.whole: Pair = (_not_yet, _not_yet)
         careful.register(converter, self._shapes.note)
 
     def fast(self, body: bytes, meta: Meta) -> PartnerAccessResponse | None:
         """The answer at once, or None if the fast path is in doubt."""
+        self._refresh()
         try:
-            pair = self._pairs["whole"] if self._version == self._shapes.version else self._whole()
-            answer: PartnerAccessResponse = pair.build(pair.decode(body), meta)
+            decode, build = self.whole
+            answer: PartnerAccessResponse = build(decode(body), meta)
         except DOUBTS:
             return None
         return answer
@@ -101,33 +128,23 @@ class Decoder:
 
     # --- the fast path ---
 
-    def _whole(self) -> _Pair:
-        version = self._shapes.version
-        self._compiler = Compiler(self._converter, self._shapes)
-        whole = self._compile(PartnerAccessResponse)
-        self._pairs = {"whole": whole}  # before the version, since other threads may look
-        self._version = version
-        return whole
+    def _refresh(self) -> _Compiled:
+        compiled = self._compiled
+        if compiled is None or compiled.version != self._shapes.version:
+            compiled = self._compiled = _Compiled(self._converter, self._shapes)
+            try:
+                self.whole = compiled.pair(PartnerAccessResponse)
+            except Doubt:
+                self.whole = (_not_yet, _not_yet)
+        return compiled
 
-    def _compile(self, cls: type[Model], sliced: Sliced = NOT_SLICED, *, many: bool = False) -> _Pair:
-        if not self._all_ours(cls):
-            raise Doubt
-        part = self._compiler.part(cls, sliced)
-        return _Pair(part.list_decoder(), part.many) if many else _Pair(part.decoder(), part.one)
-
-    def _pair(self, cls: type[Model], sliced: Sliced = NOT_SLICED, *, many: bool = False) -> _Pair:
-        if self._version != self._shapes.version:
-            self._whole()
-        key = (cls, sliced, many)
-        found = self._pairs.get(key)
-        if found is None:
-            found = self._pairs[key] = self._compile(cls, sliced, many=many)
-        return found
+    def _pair(self, cls: type[Model], sliced: Sliced = NOT_SLICED, *, many: bool = False) -> Pair:
+        return self._refresh().pair(cls, sliced, many)
 
     def _cut(self, body: bytes, meta: Meta) -> Steps:
         cut = _CUT_AT_ACCOUNTS if body.count(b'"Transactions"') > MANY_ACCOUNTS else _CUT_AT_TRANSACTIONS
-        outer = self._pair(PartnerAccessResponse, cut)
-        answer = outer.decode(body)
+        decode, build = self._pair(PartnerAccessResponse, cut)
+        answer = decode(body)
         yield
         details = getattr(answer, _DETAILS)
         for detail in details if type(details) is list else [details]:
@@ -139,7 +156,7 @@ class Decoder:
             else:
                 for account in accounts:
                     yield from self._transactions(account)
-        built: PartnerAccessResponse = outer.build(answer, meta)
+        built: PartnerAccessResponse = build(answer, meta)
         return built
 
     def _accounts(self, pieces: list[msgspec.Raw]) -> Generator[None, None, tuple[Any, ...]]:
@@ -148,10 +165,10 @@ class Decoder:
             if len(batch) > 1 or not careful.is_ours(self._converter, Account):
                 accounts += yield from self._slice(Account, batch)
             else:
-                outer = self._pair(Account, _CUT_AT_TRANSACTIONS)
-                account = outer.decode(batch[0])
+                decode, build = self._pair(Account, _CUT_AT_TRANSACTIONS)
+                account = decode(batch[0])
                 yield from self._transactions(account)
-                accounts.append(outer.build(account))
+                accounts.append(build(account))
             yield
         return tuple(accounts)
 
@@ -167,8 +184,8 @@ class Decoder:
     def _slice(self, cls: type[Model], pieces: list[msgspec.Raw]) -> Generator[None, None, tuple[Any, ...]]:
         array = joined(pieces)
         try:
-            pair = self._pair(cls, many=True)
-            made: tuple[Any, ...] = pair.build(pair.decode(array))
+            decode, build = self._pair(cls, many=True)
+            made: tuple[Any, ...] = build(decode(array))
             return made
         except DOUBTS:
             pass

@@ -1,0 +1,378 @@
+"""The fast path, in one step and in many, gives what the careful path gives: the same answers, the same errors."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime as dt
+import threading
+from collections.abc import Iterator
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flinks_async import codec as codec_module
+from flinks_async.codec import Codec, steps
+from flinks_async.codec.source import twin
+from flinks_async.errors import DecodeError, EmptyBodyError, NotJSONError, WrongTypeError
+from flinks_async.models import MODELS, Account, Meta, Model, PartnerAccessResponse, Transaction, WireState
+
+from .answers import answers, answers_perhaps_wrong, from_bytes, payload, to_bytes
+
+META = Meta(attempts=3, queue_time=0.5)
+
+
+def run_out(generator: Any) -> tuple[Any, int]:
+    count = 0
+    while True:
+        try:
+            next(generator)
+        except StopIteration as finished:
+            return finished.value, count
+        count += 1
+
+
+def outcome(decode: Any) -> Any:
+    """What can be compared: the answer with all that hangs on it, or the error with its words."""
+    try:
+        answer = decode()
+    except DecodeError as error:
+        words = None if isinstance(error, NotJSONError) else error.message  # the first of several defects has the word
+        return type(error), error.path, words, error.__context__
+    return answer, answer.to_dict(), answer.meta, _states(answer)
+
+
+def _states(value: Any) -> Any:
+    if isinstance(value, Model):
+        inner = [_states(getattr(value, name)) for name in value.__slots__ if name not in ("wire_state", "meta")]
+        state = value.wire_state
+        assert isinstance(state, WireState)
+        return type(value), dict(state.extra), state.absent, state.nulls, inner
+    return [_states(item) for item in value] if isinstance(value, tuple) else type(value)
+
+
+def careful(body: bytes) -> Any:
+    return outcome(lambda: run_out(Codec()._decoder.careful_steps(body, META))[0])
+
+
+@pytest.fixture
+def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Everything is cut, however small it is."""
+    with monkeypatch.context() as patch:
+        _small_pieces(patch)
+        yield
+
+
+def _small_pieces(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(codec_module, "DIRECT", 0)
+    patch.setattr(steps, "SLICE", 2)
+    patch.setattr(steps, "TURN", 1)
+    patch.setattr(steps, "MANY_ACCOUNTS", 1)
+    patch.setattr("flinks_async.codec.parse.PIECE", 16)
+
+
+def check_all_ways(body: bytes, *codecs: Codec) -> None:
+    expected = careful(body)
+    for codec in codecs:
+        assert outcome(lambda codec=codec: codec.decode(body, META)) == expected
+        assert outcome(lambda codec=codec: run_out(codec.decode_steps(body, META))[0]) == expected
+    with pytest.MonkeyPatch.context() as patch:
+        _small_pieces(patch)
+        assert careful(body) == expected
+        for codec in codecs:
+            assert outcome(lambda codec=codec: run_out(codec.decode_steps(body, META))[0]) == expected
+
+
+used = Codec()  # has seen many shapes by the end
+
+
+@settings(max_examples=150, deadline=None)
+@given(answers)
+def test_generated_answers(data: dict[str, Any]) -> None:
+    check_all_ways(to_bytes(data), used, Codec())
+
+
+@settings(max_examples=250, deadline=None)
+@given(answers_perhaps_wrong)
+def test_generated_answers_with_wrong_types(data: dict[str, Any]) -> None:
+    check_all_ways(to_bytes(data), used)
+
+
+def _places(data: Any, path: str = "") -> Iterator[tuple[Any, Any, str]]:
+    if isinstance(data, dict):
+        for key, value in data.items():
+            yield data, key, f"{path}.{key}" if path else key
+            yield from _places(value, f"{path}.{key}" if path else key)
+    elif isinstance(data, list):
+        for index, value in enumerate(data):
+            yield data, index, f"{path}[{index}]"
+            yield from _places(value, f"{path}[{index}]")
+
+
+WRONG = [3, -1, Decimal("1.5"), "text", "", "2025-01-31", True, [], {}, [None], [{}], None, 10**40, Decimal("1E+400")]
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_any_value_in_any_place_of_a_whole_answer(draw: st.DataObject) -> None:
+    data = from_bytes(payload((2, 3), unknown=draw.draw(st.booleans())))
+    for _ in range(draw.draw(st.integers(1, 3))):
+        owner, key, _ = draw.draw(st.sampled_from(list(_places(data))))
+        owner[key] = draw.draw(st.sampled_from(WRONG))
+    check_all_ways(to_bytes(data), used)
+
+
+BROKEN = [
+    b"\xff",
+    b'"\\ud800"',
+    b"1e99999999999999999999",
+    b"9" * 5000,
+    b'"\\x"',
+    b"NaN",
+    b"[" * 3000,
+    b"tru",
+    b'"',
+    b"}",
+]
+
+
+@pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: repr(broken[:8]))
+@pytest.mark.parametrize("key", [b'"Debit":', b'"Unknown":', b'"RequestId":', b'"Accounts":', b'"Title":'])
+def test_broken_json_in_any_place(broken: bytes, key: bytes) -> None:
+    body = payload((2, 3)).replace(b'"Code":null', b'"Code":null,"Unknown":null')
+    before, _, after = body.rpartition(key)
+    cut = min(at for at in (after.find(b","), after.find(b"}")) if at >= 0)
+    expected = careful(before + key + broken + after[cut:])
+    assert expected[0] is NotJSONError
+    check_all_ways(before + key + broken + after[cut:], used)
+
+
+@pytest.mark.parametrize("body", [b"", b" ", b"null", b"[]", b"3", b"{", b"<html>", b"\xef\xbb\xbf{}", b'{"a":1}'])
+def test_short_bodies(body: bytes) -> None:
+    check_all_ways(body, used, Codec())
+
+
+@pytest.mark.parametrize("unknown", [False, True])
+@pytest.mark.parametrize("size", [(1, 1500), (3, 500), (200, 8), (1, 0)])
+def test_large_bodies(size: tuple[int, int], unknown: bool) -> None:
+    body = payload(size, unknown=unknown)
+    codec = Codec()
+    expected = careful(body)
+    assert from_bytes(expected[0].to_json()) == from_bytes(body)
+    for _ in range(2):
+        assert outcome(lambda: codec.decode(body, META)) == expected
+        assert outcome(lambda: run_out(codec.decode_steps(body, META))[0]) == expected
+        assert outcome(lambda: run_out(Codec().decode_steps(body, META))[0]) == expected
+
+
+@pytest.mark.parametrize("wrong", [b'"x"', b"true", b"1e400"])
+def test_an_error_in_the_third_slice(wrong: bytes) -> None:
+    data = from_bytes(payload((1, 1500)))
+    number = 2 * steps.SLICE + 17
+    data["GetAccountsDetail"][0]["Accounts"][0]["Transactions"][number]["Debit"] = 424242
+    body = to_bytes(data).replace(b"424242", wrong)
+    for decode in (lambda: Codec().decode(body), lambda: run_out(Codec().decode_steps(body))[0]):
+        with pytest.raises(WrongTypeError) as caught:
+            decode()
+        assert caught.value.path == f"GetAccountsDetail[0].Accounts[0].Transactions[{number}].Debit"
+    # An earlier wrong type wins, although it is outside of the slices; so does broken JSON anywhere.
+    assert careful(body)[1] == f"GetAccountsDetail[0].Accounts[0].Transactions[{number}].Debit"
+    worse = body[:-1] + b',"New":"\xff"}'
+    with pytest.raises(NotJSONError):
+        run_out(Codec().decode_steps(worse))
+
+
+def test_a_late_null_and_a_late_unknown_field_do_not_need_the_careful_path_twice() -> None:
+    data = from_bytes(payload((1, 900)))
+    move = data["GetAccountsDetail"][0]["Accounts"][0]["Transactions"][850]
+    move["Brand new"] = {"a": [Decimal("1.0")]}
+    del move["Code"]
+    move["Date"] = None
+    codec = Codec()
+    body = to_bytes(data)
+    first = outcome(lambda: run_out(codec.decode_steps(body, META))[0])
+    assert first == careful(body)
+    assert codec._decoder.fast(body, META) == first[0]
+
+
+def test_shapes_are_learned_but_not_without_end() -> None:
+    codec = Codec()
+    for number in range(40):
+        body = to_bytes({"GetAccountsDetail": [], "RequestId": "a", f"New{number}": number})
+        assert codec.decode(body).extra == {f"New{number}": number}
+    assert codec._decoder.fast(to_bytes({"GetAccountsDetail": [], "RequestId": "a", "New3": 1}), META) is not None
+    assert codec._decoder.fast(to_bytes({"GetAccountsDetail": [], "RequestId": "a", "New39": 1}), META) is None
+    assert codec.decode(to_bytes({'Odd "key"': 1})).extra == {'Odd "key"': 1}
+
+
+@pytest.mark.parametrize("cls", [*MODELS, WireState])
+def test_twins_become_models_by_assignment(cls: type) -> None:
+    """If an interpreter sees another layout, decoding still works, but slowly: then this says so."""
+    made, convert = twin(cls)
+    assert convert is None
+    assert made.__slots__ == cls.__slots__
+
+
+def test_models_can_also_be_made_without_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = payload((2, 3), unknown=True)
+    expected = careful(body)
+    real_twin = twin
+
+    def slow_twin(cls: Any) -> Any:
+        made, _ = real_twin(cls)
+        return made, lambda full: cls(**{name: getattr(full, name) for name in cls.__slots__})
+
+    monkeypatch.setattr("flinks_async.codec.source.twin", slow_twin)
+    codec = Codec()
+    codec.decode(body)
+    assert outcome(lambda: codec.decode(body, META)) == expected
+    assert codec._decoder.fast(body, META) is not None
+
+
+# --- hooks ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_hook_leaves_the_other_classes_fast() -> None:
+    codec = Codec()
+    codec.converter.register_structure_hook(Transaction, lambda value, _: value["Id"])
+    body = payload((2, 3))
+    codec.decode(body)  # to learn its shape
+    answer = codec._decoder.fast(body, META)
+    assert answer is not None
+    expected = [
+        tuple(move["Id"] for move in account["Transactions"])
+        for account in from_bytes(body)["GetAccountsDetail"][0]["Accounts"]
+    ]
+    assert [account.transactions for account in answer.accounts] == expected
+    assert type(answer.accounts[0]) is Account
+
+
+@pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
+def test_a_hook_for_any_class_gives_the_same_on_every_way(cls: type[Model], small_pieces: None) -> None:
+    def hooked() -> Codec:
+        codec = Codec()
+        ours = codec.converter.get_structure_hook(cls)
+        codec.converter.register_structure_hook(cls, lambda value, _: ("hooked", ours(value, cls), sorted(value)))
+        return codec
+
+    body = payload((3, 5), unknown=True)
+    expected = hooked()._decoder.careful_steps(body, META)
+    value, _ = run_out(expected)
+    assert "hooked" in repr(value)
+    codec = hooked()
+    for _ in range(2):
+        assert codec.decode(body, META) == value
+        assert run_out(codec.decode_steps(body, META))[0] == value
+
+
+def test_a_hook_that_fails_in_a_slice(small_pieces: None) -> None:
+    def hook(value: Any, _: Any) -> Any:
+        if value["Balance"] == 7:
+            raise ZeroDivisionError("CANARY")
+        return value["Id"]
+
+    data = from_bytes(payload((1, 9)))
+    data["GetAccountsDetail"][0]["Accounts"][0]["Transactions"][6]["Balance"] = 7
+    for way in ("decode", "decode_steps"):
+        codec = Codec()
+        codec.converter.register_structure_hook(Transaction, hook)
+        with pytest.raises(WrongTypeError, match="ZeroDivisionError") as caught:
+            list(getattr(codec, way)(to_bytes(data)))
+        assert caught.value.path == "GetAccountsDetail[0].Accounts[0].Transactions[6]"
+        assert "CANARY" not in str(caught.value)
+
+
+# --- taking turns --------------------------------------------------------------------------------------------------
+
+
+def test_steps_are_small() -> None:
+    _, count = run_out(Codec().decode_steps(payload((1, 4000))))
+    assert count >= 10
+    _, count = run_out(Codec().decode_steps(payload((300, 10))))
+    assert count >= 5
+    codec = Codec()
+    codec.decode(payload("medium"))
+    assert run_out(codec.decode_steps(payload("medium")))[1] == 0
+
+
+async def test_large_answers_take_turns_with_other_tasks() -> None:
+    codec, lock = Codec(), asyncio.Lock()
+    body = payload((1, 3000))
+    turns = 0
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    task = asyncio.create_task(other())
+    decoded = await asyncio.gather(*(codec.decode_async(body, Meta(attempts=n), lock) for n in range(4)))
+    task.cancel()
+    assert turns > 20
+    assert [answer.meta.attempts for answer in decoded] == [0, 1, 2, 3]
+    assert all(answer == decoded[0] for answer in decoded)
+    assert not lock.locked()
+
+
+async def test_a_small_answer_does_not_wait_for_the_lock() -> None:
+    codec, lock = Codec(), asyncio.Lock()
+    codec.decode(payload("small"))
+    async with lock:
+        answer = await codec.decode_async(payload("small"), META, lock)
+    assert answer.meta == META
+
+
+async def test_errors_and_cancelling_release_the_lock() -> None:
+    codec, lock = Codec(), asyncio.Lock()
+    with pytest.raises(EmptyBodyError):
+        await codec.decode_async(b"", META, lock)
+    with pytest.raises(NotJSONError) as caught:
+        await codec.decode_async(payload((1, 1000))[:-1], META, lock)
+    assert caught.value.__context__ is None
+    assert not lock.locked()
+    tasks = [asyncio.create_task(codec.decode_async(payload((1, 2000)), META, lock)) for _ in range(3)]
+    await asyncio.sleep(0)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    assert all(task.cancelled() for task in tasks)
+    assert not lock.locked()
+    assert (await codec.decode_async(payload((1, 1000)), META, lock)).meta == META
+
+
+def test_threads_share_a_codec() -> None:
+    codec = Codec()
+    bodies = [
+        to_bytes({"GetAccountsDetail": [{"Accounts": [{"Transactions": [{"Id": "a", f"New{n}": n}]}]}], f"Top{n}": n})
+        for n in range(24)
+    ]
+    failures: list[Any] = []
+
+    def work(offset: int) -> None:
+        for number in range(48):
+            body = bodies[(number + offset) % len(bodies)]
+            if from_bytes(codec.decode(body).to_json()) != from_bytes(body):
+                failures.append(body)
+
+    threads = [threading.Thread(target=work, args=(offset,)) for offset in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_values_have_the_documented_types() -> None:
+    codec = Codec()
+    for _ in range(2):
+        answer = codec.decode(payload((1, 2)))
+        move = answer.accounts[0].transactions[0]
+        assert type(answer) is PartnerAccessResponse
+        assert type(move) is Transaction
+        assert type(move.date) is dt.date
+        assert type(move.balance) is Decimal
+        with pytest.raises(AttributeError):
+            move.balance = Decimal(0)  # type: ignore[misc]
