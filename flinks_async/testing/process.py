@@ -11,14 +11,14 @@ import threading
 import urllib.request
 import uuid
 from types import TracebackType
-from typing import IO, Any, Final
+from typing import IO, Any
 
 from attrs import evolve
 
 from .serve import ServeOptions
 
 # Out of reach of Ctrl-C: the client must be able to finish what it has begun.
-_APART: Final[dict[str, Any]]
+_APART: dict[str, Any]
 if sys.platform == "win32":
     _APART = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
 else:
