@@ -25,6 +25,7 @@ from .middleware.attempt import Attempt
 from .middleware.auth import AuthMiddleware, SecretProvider, SecretSource
 from .middleware.deadline import DeadlineMiddleware
 from .middleware.retry import RetryMiddleware
+from .middleware.retry_after import retry_after
 from .models import PartnerAccessResponse
 from .observe import Observer
 from .scope import Scope
@@ -309,17 +310,9 @@ class FlinksClient:
 
     async def _fetch(self, token: Secret, timeout: float | None = None) -> PartnerAccessResponse:
         response = await self._run(token, timeout, raw=False)
-        verdict = verdict_of(response, self._settings.retry.throttle_statuses)
-        problem: FlinksError
-        if verdict.kind is not Kind.OK:
-            problem = error_from(response, verdict, self._endpoint.host)
-        elif response.answer is not None:
+        if response.answer is not None:
             return response.answer
-        else:  # a middleware answered by itself, with a body
-            return self._codec.decode(response.body, response.meta)
-        problem.attempts = response.meta.attempts
-        problem.token_fingerprint = fingerprint(token)
-        raise problem
+        return self._codec.decode(response.body, response.meta)  # a middleware answered by itself
 
     async def _run(self, token: Secret, timeout: float | None, *, raw: bool) -> Response:
         if timeout is None:
@@ -333,8 +326,14 @@ class FlinksClient:
         local.calls.add(scope)
         try:
             with scope:
-                return await self._handler(Request(self._endpoint, token, call, timeout=timeout, raw=raw))
-            problem = ClientClosedError("the client was closed while the call was under way")
+                response = await self._handler(Request(self._endpoint, token, call, timeout=timeout, raw=raw))
+            if scope.interrupted:
+                problem = ClientClosedError("the client was closed while the call was under way")
+            else:
+                refusal = None if raw else self._refusal(response)
+                if refusal is None:
+                    return response
+                problem = refusal
         except FlinksError as error:
             problem = error
         finally:
@@ -349,6 +348,14 @@ class FlinksClient:
         # Without the frames below this one, which hold nothing that helps a user, and without a cause.
         problem.__traceback__ = problem.__context__ = problem.__cause__ = None
         raise problem
+
+    def _refusal(self, response: Response) -> FlinksError | None:
+        verdict = verdict_of(response, self._settings.retry.throttle_statuses)
+        if verdict.kind is Kind.OK:
+            return None
+        error = error_from(response, verdict, self._endpoint.host)
+        error.retry_after = retry_after(response.headers, self._clock.time())
+        return error
 
     def _enter(self) -> LoopLocal:
         if self._closed:

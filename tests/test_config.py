@@ -274,7 +274,7 @@ def test_the_environment_fills_in_and_arguments_win() -> None:
 
 
 def test_a_missing_secret_in_the_environment_says_where_it_comes_from() -> None:
-    with pytest.raises(ConfigError, match="FLINKS_AUTH_SECRET.*Flinks customer.*'flinks-auth-key-raw'"):
+    with pytest.raises(ConfigError, match=r"FLINKS_AUTH_SECRET.*Flinks customer.*'flinks-auth-key-raw'"):
         FlinksClient.from_env({})
 
 

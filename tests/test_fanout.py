@@ -11,7 +11,15 @@ from typing import Any
 
 import pytest
 
-from flinks_async import ClientClosedError, ConfigError, Failed, Fetched, InvalidTokenError, PartnerAccessResponse, Secret
+from flinks_async import (
+    ClientClosedError,
+    ConfigError,
+    Failed,
+    Fetched,
+    InvalidTokenError,
+    PartnerAccessResponse,
+    Secret,
+)
 from flinks_async.errors import ServerError
 from flinks_async.fanout import fan_out
 from flinks_async.testing import InMemoryTransport
@@ -269,5 +277,3 @@ def test_memory_does_not_grow_with_the_number_of_tokens(tokens: int) -> None:
         [sys.executable, "-c", textwrap.dedent(GROWTH), str(tokens)], capture_output=True, text=True, check=True
     )
     assert float(done.stdout) < 20  # MiB over 10,000 tokens
-
-

@@ -1,0 +1,422 @@
+"""The chain as users meet it. Layer two: aiohttp's request is replaced by aioresponses, or the transport is in memory."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+import aiohttp
+import pytest
+from aioresponses import aioresponses
+
+from flinks_async import (
+    AttemptTimeoutError,
+    AuthenticationError,
+    BadRequestError,
+    ClientClosedError,
+    ConfigError,
+    DeadlineExceededError,
+    FlinksClient,
+    FlinksError,
+    InvalidTokenError,
+    NotJSONError,
+    PendingError,
+    ProtocolError,
+    RateLimitedError,
+    ReadError,
+    Request,
+    Response,
+    Retry,
+    Secret,
+    ServerError,
+    Timeouts,
+    TransportError,
+    WrongTypeError,
+    config,
+    errors,
+)
+from flinks_async.messages import Handler
+from flinks_async.testing import KINDS, FakeClock, InMemoryTransport, VirtualClock, run_virtual
+
+from .support import DOCUMENTED, SECRET, client_of, turns
+
+URL = "https://toolbox-api.private.fin.ag/partneraccess/t"
+
+
+@pytest.fixture
+def wire() -> Iterator[aioresponses]:
+    with aioresponses() as mocked:
+        yield mocked
+
+
+async def test_the_documented_example_comes_back_typed(wire: aioresponses) -> None:
+    wire.get(URL, payload=DOCUMENTED)
+    async with FlinksClient("toolbox", auth_secret=SECRET) as flinks:
+        answer = await flinks.partner_access("t")
+    assert answer.details[0].login_id == "5e115eac-1209-4f19-641c-08d6d484e2fe"
+    assert (answer.request_id, answer.accounts) == ("r-1", ())
+    assert (answer.meta.status, answer.meta.attempts) == (200, 1)
+    assert answer.meta.wire_time > 0
+    assert answer.to_dict() == DOCUMENTED
+
+
+async def test_the_documented_400_with_an_empty_object_is_a_bad_request_with_nothing_known(wire: aioresponses) -> None:
+    wire.get(URL, status=400, payload={})
+    async with FlinksClient(auth_secret=SECRET) as flinks:
+        with pytest.raises(BadRequestError) as caught:
+            await flinks.partner_access("t")
+    error = caught.value
+    assert (error.flinks_code, error.server_message, error.request_id, error.retry_after) == (None,) * 4
+    assert (error.status, error.attempts) == (400, 1)
+
+
+async def test_the_headers_are_those_of_the_specification(wire: aioresponses) -> None:
+    wire.get(URL, payload=DOCUMENTED, repeat=True)
+    for scheme, name, value in (
+        ("flinks-auth-key", "flinks-auth-key", f"Bearer {SECRET}"),
+        ("flinks-auth-key-raw", "flinks-auth-key", SECRET),
+        ("bearer", "Authorization", f"Bearer {SECRET}"),
+    ):
+        async with FlinksClient(auth_secret=SECRET, auth_scheme=scheme, app_name="acme/1") as flinks:  # type: ignore[arg-type]
+            await flinks.partner_access("t")
+        (calls,) = wire.requests.values()
+        sent = calls[-1].kwargs
+        assert sent["headers"][name] == value
+        assert sent["headers"]["Accept"] == sent["headers"]["Content-Type"] == "application/json"
+        assert sent["headers"]["User-Agent"].startswith("acme/1 flinks-async/")
+        assert sent["allow_redirects"] is False
+
+
+async def test_users_own_aioresponses_tests_see_retries(wire: aioresponses) -> None:
+    wire.get(URL, status=503)
+    wire.get(URL, exception=aiohttp.ServerDisconnectedError())
+    wire.get(URL, payload=DOCUMENTED)
+    async with FlinksClient(auth_secret=SECRET, clock=FakeClock()) as flinks:
+        assert (await flinks.partner_access("t")).meta.attempts == 3
+
+
+@pytest.mark.parametrize(
+    ("raised", "becomes"),
+    [
+        (aiohttp.ClientConnectionError("Connection refused: GET http://canary"), TransportError),
+        (aiohttp.ClientPayloadError("canary"), ReadError),
+        (aiohttp.ServerDisconnectedError(), ReadError),
+        (TimeoutError("canary"), AttemptTimeoutError),
+        (OSError(104, "canary"), errors.ConnectError),
+        (RuntimeError("Session is closed"), ClientClosedError),
+        (ZeroDivisionError("canary"), TransportError),
+        (aiohttp.ClientResponseError(None, (), status=400, message="canary"), ProtocolError),  # type: ignore[arg-type]
+    ],
+)
+async def test_aiohttps_errors_become_ours_without_their_texts(
+    wire: aioresponses, raised: Exception, becomes: type[FlinksError]
+) -> None:
+    wire.get(URL, exception=raised, repeat=True)
+    async with FlinksClient(auth_secret=SECRET, clock=FakeClock()) as flinks:
+        with pytest.raises(becomes) as caught:
+            await flinks.partner_access("t")
+    assert type(caught.value) in (becomes, errors.StaleConnectionError)
+    assert caught.value.status is None
+    assert "canary" not in repr(caught.value)
+    assert caught.value.__cause__ is caught.value.__context__ is None
+
+
+@pytest.mark.parametrize(
+    ("answers", "attempts", "error"),
+    [
+        (["http_503", "http_503", DOCUMENTED], 3, None),
+        (["http_503"] * 9, 3, ServerError),
+        (["http_429", DOCUMENTED], 2, None),
+        (["retry_later", "card_in_use", DOCUMENTED], 3, None),
+        ([b"", DOCUMENTED], 2, None),
+        ([b"<html>"] * 9, 2, NotJSONError),
+        ([b"<html>", "http_503", b"<html>", DOCUMENTED], 3, NotJSONError),
+        ([b'{"RequestId": 5}'], 1, WrongTypeError),
+        ([b"[]"], 1, WrongTypeError),
+        (["bad_request"], 1, BadRequestError),
+        (["unauthorized"], 1, AuthenticationError),
+        (["operation_pending"], 1, PendingError),
+        ([ProtocolError()] * 9, 3, ProtocolError),
+        ([ReadError(), errors.ConnectError(), DOCUMENTED], 3, None),
+        ([errors.CertificateError()], 1, errors.CertificateError),
+        ([errors.ResponseTooLargeError()], 1, errors.ResponseTooLargeError),
+        ([errors.StaleConnectionError(), ReadError(), ReadError(), DOCUMENTED], 4, None),
+        ([errors.StaleConnectionError()] * 9, 4, errors.StaleConnectionError),
+    ],
+)
+async def test_what_is_tried_again_and_how_often(
+    answers: list[Any], attempts: int, error: type[FlinksError] | None
+) -> None:
+    transport = InMemoryTransport({"t": [KINDS[a] if isinstance(a, str) else a for a in answers]})
+    async with client_of(transport) as flinks:
+        if error is None:
+            assert (await flinks.partner_access("t")).meta.attempts == attempts
+        else:
+            with pytest.raises(error) as caught:
+                await flinks.partner_access("t")
+            assert type(caught.value) is error
+            assert caught.value.attempts == attempts
+        assert flinks.stats().requests == attempts == transport.sent("t")
+        assert flinks.stats().retries == attempts - 1
+
+
+async def test_waits_are_jittered_exponentially_and_longer_when_throttled() -> None:
+    clock = FakeClock(random=1.0)
+    transport = InMemoryTransport({"t": [*[KINDS["http_503"]] * 3, DOCUMENTED]})
+    async with client_of(transport, clock=clock, retry=Retry(attempts=4)) as flinks:
+        await flinks.partner_access("t")
+    assert clock.sleeps == pytest.approx([0.05, 0.1, 0.2])
+
+
+async def test_a_retry_after_is_waited_for() -> None:
+    clock = FakeClock(random=0.0)
+    throttled = Response(503, {"Retry-After": "7"})
+    async with client_of(InMemoryTransport({"t": [throttled, DOCUMENTED]}), clock=clock) as flinks:
+        await flinks.partner_access("t")
+    assert clock.sleeps == [7.0]
+
+
+async def test_a_retry_after_that_is_too_long_ends_the_call_and_is_told() -> None:
+    clock = FakeClock()
+    async with client_of(InMemoryTransport({"t": Response(429, {"Retry-After": "1000000000"})}), clock=clock) as flinks:
+        with pytest.raises(RateLimitedError) as caught:
+            await flinks.partner_access("t")
+    assert (caught.value.retry_after, caught.value.attempts, clock.sleeps) == (1e9, 1, [])
+
+
+async def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
+    clock = FakeClock(random=0.0)
+    slow = Response(503, {"Retry-After": "7"})
+    async with client_of(InMemoryTransport({"t": [slow, DOCUMENTED]}), clock=clock) as flinks:
+        with pytest.raises(ServerError) as caught:
+            await flinks.partner_access("t", timeout=5)
+    assert (clock.sleeps, caught.value.retry_after) == ([], 7.0)
+
+
+def test_the_deadline_ends_queue_attempts_and_waits() -> None:
+    async def main() -> None:
+        async def never(request: Request) -> Any:
+            await asyncio.Event().wait()
+
+        clock = VirtualClock()
+        for timeouts, error, after in (
+            (Timeouts(attempt=None, deadline=10), DeadlineExceededError, 10),
+            (Timeouts(attempt=None, deadline=None), DeadlineExceededError, 3),
+            (Timeouts(attempt=2, deadline=60), AttemptTimeoutError, 6),
+        ):
+            async with client_of(InMemoryTransport(default=never), clock=clock, timeouts=timeouts) as flinks:
+                begun = clock.now()
+                with pytest.raises(error) as caught:
+                    await flinks.partner_access("t", timeout=3 if after == 3 else None)
+                assert after <= clock.now() - begun < after * 1.3
+                assert caught.value.elapsed == pytest.approx(clock.now() - begun)
+                assert caught.value.attempts == (3 if error is AttemptTimeoutError else 1)
+                assert flinks.stats().requests_in_flight == 0
+
+    run_virtual(main())
+
+
+def test_time_in_the_queue_does_not_count_as_time_on_the_wire() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+
+        async def one_second(request: Request) -> Any:
+            await clock.sleep(1)
+            return DOCUMENTED
+
+        options: dict[str, Any] = {
+            "clock": clock,
+            "timeouts": Timeouts(attempt=2),
+            "limits": config.Limits(concurrency=1),
+        }
+        async with client_of(InMemoryTransport(default=one_second), **options) as flinks:
+            answers = await asyncio.gather(*(flinks.partner_access(f"t{n}") for n in range(5)))
+            assert [round(answer.meta.queue_time) for answer in answers] == [0, 1, 2, 3, 4]
+            assert {round(answer.meta.wire_time) for answer in answers} == {1}
+            assert round(flinks.stats().queue_time) == 10
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+async def test_a_timeout_must_be_positive(timeout: float) -> None:
+    async with client_of(InMemoryTransport()) as flinks:
+        with pytest.raises(ConfigError, match="timeout"):
+            await flinks.partner_access("t", timeout=timeout)
+
+
+async def test_a_hostile_token_is_refused_before_anything_is_sent() -> None:
+    transport = InMemoryTransport(default=DOCUMENTED)
+    async with client_of(transport) as flinks:
+        with pytest.raises(InvalidTokenError):
+            await flinks.partner_access("..")
+    assert transport.requests == []
+
+
+async def test_the_raw_response_is_given_whatever_its_status() -> None:
+    transport = InMemoryTransport({"t": [KINDS["http_503"], KINDS["bad_request"]], "u": b"not json"})
+    async with client_of(transport) as flinks:
+        response = await flinks.partner_access_raw("t")
+        assert (response.status, response.meta.attempts) == (400, 2)
+        other = await flinks.partner_access_raw("u")
+        assert (other.status, other.body, other.answer) == (200, b"not json", None)
+        assert pickle.loads(pickle.dumps(other)).body == b"not json"
+
+
+async def test_middleware_sees_calls_and_attempt_middleware_sees_attempts() -> None:
+    seen: list[str] = []
+
+    async def per_call(request: Request, call_next: Handler) -> Response:
+        seen.append("call")
+        response = await call_next(request.evolve(headers={"X-Trace": "1"}))
+        seen.append(f"answered {response.meta.attempts}")
+        return response
+
+    class PerAttempt:
+        async def __call__(self, request: Request, call_next: Handler, /) -> Response:
+            response = await call_next(request)
+            seen.append(f"attempt {response.status}")
+            return response
+
+    transport = InMemoryTransport({"t": [KINDS["http_503"], DOCUMENTED]})
+    async with client_of(transport, middleware=[per_call], attempt_middleware=[PerAttempt()]) as flinks:
+        await flinks.partner_access("t")
+    assert seen == ["call", "attempt 503", "attempt 200", "answered 2"]
+    assert transport.requests[0].headers["x-trace"] == "1"
+
+
+async def test_a_middleware_may_answer_by_itself() -> None:
+    async def cached(request: Request, call_next: Handler) -> Response:
+        return Response(200, {}, b'{"RequestId": "cached"}')
+
+    transport = InMemoryTransport()
+    async with client_of(transport, middleware=[cached]) as flinks:
+        assert (await flinks.partner_access("t")).request_id == "cached"
+    assert transport.requests == []
+
+
+async def test_observers_see_attempts_and_retries_but_no_token() -> None:
+    events: list[Any] = []
+
+    def broken(event: object) -> None:
+        raise asyncio.CancelledError("a bug in a hook")
+
+    transport = InMemoryTransport({"canary": [KINDS["http_503"], DOCUMENTED]})
+    async with client_of(transport, observers=[broken, events.append]) as flinks:
+        await flinks.partner_access("canary")
+    assert [type(event).__name__ for event in events] == [
+        "AttemptStarted",
+        "AttemptFinished",
+        "RetryScheduled",
+        "AttemptStarted",
+        "AttemptFinished",
+    ]
+    assert [event.attempt for event in events] == [1, 1, 1, 2, 2]
+    assert (events[1].status, events[1].verdict.reason) == (503, "http_503")
+    assert events[4].body_size > 0
+    assert "canary" not in repr(events)
+    assert len({event.token_fingerprint for event in events}) == 1
+
+
+async def test_an_attempt_that_is_cancelled_is_told_to_observers_without_a_verdict() -> None:
+    events: list[Any] = []
+
+    async def never(request: Request) -> Any:
+        await asyncio.Event().wait()
+
+    async with client_of(InMemoryTransport(default=never), observers=[events.append]) as flinks:
+        task = asyncio.ensure_future(flinks.partner_access("t"))
+        await turns()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert events[-1].verdict is None
+
+
+async def test_a_call_in_flight_has_some_grace_and_then_ends_with_an_error_of_ours() -> None:
+    async def never(request: Request) -> Any:
+        await asyncio.Event().wait()
+
+    flinks = client_of(InMemoryTransport(default=never))
+    task = asyncio.ensure_future(flinks.partner_access("t"))
+    await turns()
+    await flinks.close(grace=0.01)
+    with pytest.raises(ClientClosedError, match="under way"):
+        await task
+    assert not task.cancelled()
+    with pytest.raises(ClientClosedError, match="is closed"):
+        await flinks.partner_access("t")
+    await flinks.close()
+
+
+async def test_a_call_that_ends_within_the_grace_is_answered() -> None:
+    gate = asyncio.Event()
+
+    async def when_open(request: Request) -> Any:
+        await gate.wait()
+        return DOCUMENTED
+
+    flinks = client_of(InMemoryTransport(default=when_open))
+    task = asyncio.ensure_future(flinks.partner_access("t"))
+    await turns()
+    closing = asyncio.ensure_future(flinks.close(grace=30))
+    await turns()
+    assert not closing.done()
+    with pytest.raises(ClientClosedError):
+        await flinks.partner_access("u")
+    gate.set()
+    await closing
+    assert (await task).request_id == "r-1"
+
+
+async def test_a_derived_client_shares_the_pool_and_closing_it_leaves_the_other_alone() -> None:
+    transport = InMemoryTransport(default=DOCUMENTED)
+    async with client_of(transport) as flinks:
+        other = flinks.with_options(instance="acme-ca", auth_secret="another", retry=Retry(attempts=1))
+        await other.partner_access("t")
+        assert transport.requests[-1].host == "acme-ca-api.private.fin.ag"
+        assert transport.requests[-1].secret == Secret("another")
+        await other.close()
+        assert other.closed
+        assert not transport.closed
+        await flinks.partner_access("t")
+        third = flinks.with_options(app_name="x")
+    assert transport.closed
+    with pytest.raises(ClientClosedError):
+        await third.partner_access("t")
+    with pytest.raises(ClientClosedError):
+        flinks.with_options()
+
+
+@pytest.mark.parametrize("name", ["session", "transport", "connection", "nonsense"])
+async def test_what_belongs_to_the_pool_cannot_be_derived(name: str) -> None:
+    async with client_of(InMemoryTransport()) as flinks:
+        with pytest.raises(ConfigError, match=name):
+            flinks.with_options(**{name: None})
+
+
+async def test_a_client_refuses_to_be_pickled() -> None:
+    async with client_of(InMemoryTransport()) as flinks:
+        with pytest.raises(TypeError, match="refuses to be pickled"):
+            pickle.dumps(flinks)
+        with pytest.raises(TypeError, match="refuses to be pickled"):
+            copy.copy(flinks)
+
+
+def test_a_client_is_made_outside_a_loop_and_used_in_several() -> None:
+    transport = InMemoryTransport(default=DOCUMENTED)
+    flinks = client_of(transport)
+    for _ in range(2):
+        assert asyncio.run(flinks.partner_access("t")).request_id == "r-1"
+    asyncio.run(flinks.close())
+
+
+async def test_outcomes_pickle_with_answers_and_errors() -> None:
+    async with client_of(InMemoryTransport({"a": DOCUMENTED})) as flinks:
+        outcomes = [outcome async for outcome in flinks.partner_access_many(["a", "b"], ordered=True)]
+    first, second = pickle.loads(pickle.dumps(outcomes))
+    assert first == outcomes[0]
+    assert second.error.fields() == outcomes[1].error.fields()
