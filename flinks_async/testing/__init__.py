@@ -1,4 +1,5 @@
-"""Tools for tests: a simulated Flinks, an in-memory transport, clocks that do not wait.
+"""Tools for tests: a simulated Flinks, a raw-socket server for faults, an in-memory transport, clocks that
+do not wait.
 
 Nothing is imported before it is used: the pytest plugin lives here and is loaded by every run of pytest.
 """
@@ -16,29 +17,60 @@ if TYPE_CHECKING:
     from .loop import VirtualClock, VirtualTimeLoop, run_virtual
     from .pace import Latency, RateLimit, Throttle
     from .process import ServerProcess
+    from .raw import RawConnection, RawServer, Script, Step
+    from .raw_steps import (
+        Close,
+        Flood,
+        HalfClose,
+        Hang,
+        Pause,
+        ReadHead,
+        Repeat,
+        Reset,
+        Respond,
+        Send,
+        StartTLS,
+        Trickle,
+    )
     from .serve import ServeOptions, serve_forever
     from .server import UNKNOWN_TOKEN, FlinksServer
     from .stats import RecordedRequest, ServerStats
     from .transport import InMemoryTransport, SentRequest
 
 _WHERE = {
+    "Close": "raw_steps",
     "DemoFaults": "fate",
     "FakeClock": "clock",
     "Fate": "fate",
     "Fault": "faults",
     "Faults": "fate",
     "FlinksServer": "server",
+    "Flood": "raw_steps",
+    "HalfClose": "raw_steps",
+    "Hang": "raw_steps",
     "InMemoryTransport": "transport",
     "KINDS": "faults",
     "Latency": "pace",
+    "Pause": "raw_steps",
     "Plan": "fate",
     "RateLimit": "pace",
+    "RawConnection": "raw",
+    "RawServer": "raw",
+    "ReadHead": "raw_steps",
     "RecordedRequest": "stats",
+    "Repeat": "raw_steps",
+    "Reset": "raw_steps",
+    "Respond": "raw_steps",
+    "Script": "raw",
+    "Send": "raw_steps",
     "SentRequest": "transport",
     "ServeOptions": "serve",
     "ServerProcess": "process",
     "ServerStats": "stats",
+    "StartTLS": "raw_steps",
+    "Step": "raw",
     "Throttle": "pace",
+    "Trickle": "raw_steps",
     "UNKNOWN_TOKEN": "server",
     "VirtualClock": "loop",
     "VirtualTimeLoop": "loop",
@@ -51,22 +83,38 @@ _WHERE = {
 __all__ = [
     "KINDS",
     "UNKNOWN_TOKEN",
+    "Close",
     "DemoFaults",
     "FakeClock",
     "Fate",
     "Fault",
     "Faults",
     "FlinksServer",
+    "Flood",
+    "HalfClose",
+    "Hang",
     "InMemoryTransport",
     "Latency",
+    "Pause",
     "Plan",
     "RateLimit",
+    "RawConnection",
+    "RawServer",
+    "ReadHead",
     "RecordedRequest",
+    "Repeat",
+    "Reset",
+    "Respond",
+    "Script",
+    "Send",
     "SentRequest",
     "ServeOptions",
     "ServerProcess",
     "ServerStats",
+    "StartTLS",
+    "Step",
     "Throttle",
+    "Trickle",
     "VirtualClock",
     "VirtualTimeLoop",
     "expected_answer",
