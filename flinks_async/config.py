@@ -196,7 +196,7 @@ class Endpoint:
     url: str
     host: str
     auth_scheme: AuthScheme
-    headers: Mapping[str, str]
+    headers: Mapping[str, str] = field(repr=lambda headers: f"<{', '.join(headers)}>")
 
     def auth_header(self, secret: Secret) -> tuple[str, str]:
         """Name and value of the authentication header. The value is a secret: reveal it where it is sent."""

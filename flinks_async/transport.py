@@ -9,7 +9,7 @@ from typing import Protocol
 
 import aiohttp
 from aiohttp.http_exceptions import TransferEncodingError
-from attrs import define
+from attrs import define, field
 from multidict import CIMultiDict
 from yarl import URL
 
@@ -75,10 +75,10 @@ class _Prepared:
 
     base: URL
     path: str
-    headers: CIMultiDict[str]
+    headers: CIMultiDict[str] = field(repr=False)
     secret: Secret | None
     proxy: str | None
-    proxy_headers: CIMultiDict[str] | None
+    proxy_headers: CIMultiDict[str] | None = field(repr=False)
     tls: ssl.SSLContext | bool
 
 
