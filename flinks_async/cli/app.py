@@ -1,0 +1,136 @@
+"""The command group: what a user sees when something goes wrong, and with which code the process ends.
+
+Click repeats wrong arguments in its messages, and a traceback may show anything. A secret that was typed in the wrong
+place must not end up in a log, so both are replaced here: a message of click is said again without the value, and a
+traceback is shown only with --debug, redacted.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+import click
+
+from .._version import __version__
+from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidTokenError
+from ..secret import redact, redact_request
+from .console import debugging, log_to_stderr, say
+from .demo import demo
+from .exit_codes import Exit, epilog
+from .fetch import fetch
+from .get import get
+from .output import OutputError, ReaderGone
+from .simulate import simulate
+from .usage import Wrong
+
+
+class App(click.Group):
+    """A group whose messages never repeat an argument."""
+
+    def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> NoReturn:
+        """Runs a command and leaves through `sys.exit` with one of the codes in `exit_codes`."""
+        extra["standalone_mode"] = False
+        with log_to_stderr():
+            sys.exit(self._code(args, *more, **extra))
+
+    def _code(self, args: Sequence[str] | None, *more: Any, **extra: Any) -> int:
+        try:
+            result = super().main(args, *more, **extra)
+        except click.exceptions.NoArgsIsHelpError as no_arguments:
+            no_arguments.show()
+            return Exit.USAGE
+        except click.UsageError as wrong:
+            _show_usage(wrong)
+            return Exit.USAGE
+        except click.Abort:
+            say("Interrupted.")
+            return Exit.SIGINT
+        except ReaderGone:
+            return Exit.OUTPUT
+        except OutputError as error:
+            say(f"Error: {error}")
+            return Exit.OUTPUT
+        except FlinksError as error:
+            say(f"Error: {type(error).__name__}: {error}")
+            _show_traceback(error)
+            return exit_code_of(error)
+        except Exception as error:
+            say(f"Error: unexpected {type(error).__name__}. With the option --debug, the same command shows where.")
+            _show_traceback(error)
+            return Exit.UNEXPECTED
+        return result if isinstance(result, int) else Exit.OK
+
+
+def exit_code_of(error: FlinksError) -> Exit:
+    """The exit code for an error that ended a command."""
+    if isinstance(error, AuthenticationError):
+        return Exit.REFUSED
+    return Exit.USAGE if isinstance(error, (ConfigError, InvalidTokenError)) else Exit.FAILED
+
+
+def _show_usage(error: click.UsageError) -> None:
+    if error.ctx is not None:
+        say(error.ctx.get_usage())
+        say(f"Try '{error.ctx.command_path} --help' for help.\n")
+    say(f"Error: {_without_values(error)}")
+
+
+def _without_values(error: click.UsageError) -> str:
+    """Click's message, said again without what was typed. Only our own and those about known options may stay."""
+    if isinstance(error, (Wrong, click.MissingParameter, click.BadOptionUsage)):
+        return error.format_message()
+    if isinstance(error, click.BadParameter):
+        return f"Invalid value for {_name_of(error)}: expected {_expected(error.param)} (what was given is not shown)."
+    if isinstance(error, click.NoSuchOption):
+        close = f" Did you mean {' or '.join(error.possibilities)}?" if error.possibilities else ""
+        return f"No such option (what was given is not shown).{close}"
+    if error.ctx is not None and isinstance(error.ctx.command, click.Group):
+        return f"No such command (what was given is not shown). There are: {', '.join(error.ctx.command.commands)}."
+    return (
+        "Unexpected argument (what was given is not shown). Secrets and tokens are never arguments: they come "
+        "from a file, from standard input or from the environment."
+    )
+
+
+def _name_of(error: click.BadParameter) -> str:
+    if error.param is None or error.ctx is None:
+        return "an option"
+    return error.param.get_error_hint(error.ctx) or "an option"
+
+
+def _expected(param: click.Parameter | None) -> str:
+    kind = param.type if param is not None else None
+    if isinstance(kind, click.Choice):
+        return f"one of {', '.join(map(str, kind.choices))}"
+    if isinstance(kind, (click.IntRange, click.FloatRange)):
+        noun = "a whole number" if isinstance(kind, click.IntRange) else "a number"
+        return f"{noun} from {kind.min} to {kind.max}" if kind.max is not None else f"{noun} of at least {kind.min}"
+    return {"integer": "a whole number", "float": "a number"}.get(kind.name if kind else "", "another value")
+
+
+def _show_traceback(error: BaseException) -> None:
+    if not debugging():
+        return
+    for block in traceback.format_exception(error):
+        for line in block.splitlines():
+            say(redact(redact_request(line), limit=500))
+
+
+@click.group(
+    cls=App,
+    epilog=epilog(),
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+@click.version_option(__version__, prog_name="flinks-async")
+def app() -> None:
+    """Access tokens in, account data out: the Flinks partner access API.
+
+    Secrets and tokens are never arguments, since other users of a machine can read those.
+    """
+
+
+for _command in (get, fetch, simulate, demo):
+    app.add_command(_command)

@@ -1,0 +1,72 @@
+"""Standard error: messages, the log, and the switch for details."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from os import environ
+
+import click
+
+from ..secret import SecretFilter
+
+_debug = False
+
+
+def say(message: str) -> None:
+    """One message on standard error. If nobody can read it, the run goes on."""
+    with suppress(OSError, ValueError, AttributeError):  # closed, closed as a file, never there
+        print(printable(message), file=sys.stderr, flush=True)
+
+
+def printable(text: str) -> str:
+    """Without the control characters that could steer a terminal."""
+    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def on_terminal() -> bool:
+    """Whether standard error is a terminal that can redraw a line."""
+    try:
+        return sys.stderr.isatty() and environ.get("TERM") != "dumb"
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def debugging() -> bool:
+    """Whether --debug was given."""
+    return _debug
+
+
+def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    global _debug
+    _debug = value
+    if value:
+        logging.getLogger("flinks_async").setLevel(logging.DEBUG)
+
+
+debug_option = click.option(
+    "--debug",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_set_debug,
+    help="Show the log of the package, and where an unexpected error came from. Secrets stay masked.",
+)
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """While a command runs, warnings of any library go to standard error, with URLs and headers masked."""
+    handler = logging.StreamHandler()
+    handler.addFilter(SecretFilter())
+    handler.setFormatter(logging.Formatter("%(levelname)s: %(name)s: %(message)s"))
+    root, package = logging.getLogger(), logging.getLogger("flinks_async")
+    level = package.level
+    root.addHandler(handler)
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        package.setLevel(level)

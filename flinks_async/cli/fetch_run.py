@@ -1,0 +1,154 @@
+"""The run behind `fetch` and `demo`: tokens of a file through one client into files."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import aclosing
+from pathlib import Path
+from typing import Final
+
+from attrs import define, field, frozen
+
+from ..client import FlinksClient
+from ..fanout import Fetched
+from .books import Books, Counts
+from .console import say
+from .exit_codes import Exit
+from .metrics import Metrics
+from .output import LineFile, OutputError, Stdout
+from .progress import Watched, choose_display, shown
+from .run import Stop
+from .source import tokens_of
+from .stderr_lines import StderrLines
+from .token_files import TokenFile
+
+REFUSED_AFTER: Final = 5
+
+
+@frozen
+class Outputs:
+    """Where lines go: the answers, the failed tokens, the skipped lines."""
+
+    out: LineFile | Stdout
+    failed: LineFile | StderrLines
+    skipped: LineFile | StderrLines
+
+    def files(self) -> list[LineFile]:
+        return [output for output in (self.out, self.failed, self.skipped) if isinstance(output, LineFile)]
+
+    def open(self) -> None:
+        """Checks all of them and opens the first, before anything is sent."""
+        for file in self.files():
+            file.check()
+        if isinstance(self.out, LineFile):
+            self.out.open()
+
+    def finish(self) -> None:
+        """Gives every file its name; the answers come last, so that their file means that the run is over."""
+        for file in reversed(self.files()):
+            file.finish()
+
+    def abandon(self) -> list[Path]:
+        """Leaves the parts; those that hold lines."""
+        if isinstance(self.out, Stdout):
+            self.out.close()
+        return [part for file in self.files() if (part := file.abandon()) is not None]
+
+
+@define(eq=False)
+class FetchRun:
+    """One run.
+
+    Attributes:
+        concurrency: None for the settings' own.
+        ordered: answers in the order of the file.
+        refused_after: tokens in a row whose AuthenticationError stops the run.
+        quiet: no progress.
+        exit: how it ended.
+        parts: files that were left behind unfinished.
+        seconds: how long it took.
+    """
+
+    client: FlinksClient
+    file: TokenFile
+    outputs: Outputs
+    metrics: Metrics
+    concurrency: int | None = None
+    ordered: bool = False
+    refused_after: int = REFUSED_AFTER
+    quiet: bool = False
+    books: Books = field(init=False)
+    exit: Exit = field(default=Exit.OK, init=False)
+    parts: list[Path] = field(factory=list, init=False)
+    seconds: float = field(default=0.0, init=False)
+    _stop: Stop = field(factory=Stop, init=False)
+    _refused: bool = field(default=False, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.books = Books(self.outputs.out, self.outputs.failed, self.outputs.skipped)
+
+    @property
+    def counts(self) -> Counts:
+        return self.books.counts
+
+    async def go(self) -> Exit:
+        """Fetches, and leaves every file either whole under its name or as a part. The outputs must be open.
+
+        Raises:
+            OutputError: a file could not be written; its part was left behind.
+        """
+        started = time.monotonic()
+        try:
+            with self._stop.on_signals(self._heard):
+                await self._fetch_all()
+                self.exit = self._how_it_ended()
+                if self.exit in (Exit.OK, Exit.FAILED) or (self.exit is Exit.REFUSED and not self._refused):
+                    self.outputs.finish()
+        except asyncio.CancelledError:
+            if self._stop.exit is None:  # somebody else's
+                raise
+            self.exit = self._stop.exit
+        except OutputError:
+            self.exit = Exit.OUTPUT
+            raise
+        finally:
+            self.parts = self.outputs.abandon()
+            self.seconds = time.monotonic() - started
+        return self.exit
+
+    async def _fetch_all(self) -> None:
+        watched = Watched(self.counts, self.metrics, self.file)
+        tokens = tokens_of(self.file, self.books, self._stop.requested)
+        async with self.client, shown(watched, choose_display(quiet=self.quiet)):
+            outcomes = self.client.partner_access_many(tokens, concurrency=self.concurrency, ordered=self.ordered)
+            async with aclosing(outcomes):
+                async for outcome in outcomes:
+                    if isinstance(outcome, Fetched):
+                        await self.books.fetched(outcome.key, outcome.response)
+                    else:
+                        await self.books.failed(outcome.key, outcome.error)
+                        self._stop_if_refused()
+
+    def _stop_if_refused(self) -> None:
+        if self.books.refused_in_a_row >= self.refused_after and not self._stop.requested.is_set():
+            self._refused = True
+            self._stop.request()
+
+    def _how_it_ended(self) -> Exit:
+        if self._stop.exit is not None:
+            return self._stop.exit
+        if self.file.error is not None:
+            return Exit.OUTPUT
+        if self._refused or 0 < self.counts.done == self.books.refused_in_a_row:
+            return Exit.REFUSED
+        return Exit.FAILED if self.counts.failed or self.counts.invalid else Exit.OK
+
+    def _heard(self, code: Exit, again: bool) -> None:
+        if self.quiet:
+            return
+        if again:
+            say("Stopping at once.")
+        else:
+            count = self.counts.unfinished
+            say(f"Stopping: no more tokens are taken, {count:,} in flight are finished. Once more stops at once.")

@@ -1,0 +1,135 @@
+"""What a line of a token file turns out to be, and the parser of plain text. CSV and JSONL are files of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal, Protocol
+
+from attrs import field, frozen
+
+from ..secret import Secret
+from .lines import MAX_LINE, Line
+from .usage import Wrong
+
+NoteKind = Literal["blank", "duplicate", "header", "continued", "invalid"]
+
+NO_KEY: Final = object()
+NOT_UTF8: Final = "the line is not valid UTF-8"
+TOO_LONG: Final = f"the line is longer than {MAX_LINE} bytes"
+
+
+@frozen
+class Token:
+    """A line that names a token.
+
+    Attributes:
+        line: its number, from 1.
+        token: as it stands there; not checked yet.
+        key: the value of the key column; `NO_KEY` without one.
+    """
+
+    line: int
+    token: Secret
+    key: Any = NO_KEY
+
+
+@frozen
+class Note:
+    """A line without a token to fetch.
+
+    Attributes:
+        line: its number, from 1.
+        kind: why; `continued` lines belong to the row of a line before.
+        message: for an invalid line, what is wrong with it.
+        token: for an invalid line whose token could be read.
+        key: as in `Token`.
+    """
+
+    line: int
+    kind: NoteKind
+    message: str = ""
+    token: Secret | None = None
+    key: Any = field(default=NO_KEY)
+
+
+Row = Token | Note
+
+
+class RowParser(Protocol):
+    """Lines into rows. Every line that is fed comes out exactly once, as a row or as a `continued` note."""
+
+    ready: bool
+    """Whether the columns are known, so that nothing can be wrong with the file as a whole any more."""
+
+    def feed(self, line: Line) -> Iterator[Row]: ...
+
+    def finish(self) -> Iterator[Row]:
+        """What is left at the end of the file.
+
+        Raises:
+            Wrong: the file has no header row.
+        """
+        ...
+
+
+def decode(line: Line) -> str | Note:
+    """The text of a line, or what is wrong with it."""
+    if line.too_long:
+        return Note(line.number, "invalid", TOO_LONG)
+    try:
+        return line.data.decode("utf-8")
+    except UnicodeDecodeError:
+        return Note(line.number, "invalid", NOT_UTF8)
+
+
+class TextParser:
+    """One token a line. Spaces and tabs around it are not part of it."""
+
+    ready = True
+
+    def feed(self, line: Line) -> Iterator[Row]:
+        text = decode(line)
+        if isinstance(text, Note):
+            yield text
+        elif token := text.strip(" \t"):
+            yield Token(line.number, Secret(token))
+        else:
+            yield Note(line.number, "blank")
+
+    def finish(self) -> Iterator[Row]:
+        return iter(())
+
+
+_USUAL_NAMES: Final = frozenset({"token", "accesstoken", "flinksaccesstoken"})
+
+
+def choose_column(names: Sequence[str], asked: str | None, option: str = "--column") -> str:
+    """The name of a column: the one that was asked for, else the only one, else the one with a usual name.
+
+    Raises:
+        Wrong: there is no such column, or more than one. The message lists the columns.
+    """
+    if asked is not None:
+        found = [name for name in names if name == asked]
+        problem = f"There is no column {asked!r} ({option})."
+    elif len(names) == 1:
+        return names[0]
+    else:
+        found = [name for name in names if name.lower().replace("_", "").replace(" ", "") in _USUAL_NAMES]
+        problem = "Which column holds the tokens? Name it with --column."
+    if len(found) == 1:
+        return found[0]
+    if found:
+        problem = f"More than one column could be meant; {option} must name one that is there once."
+    raise Wrong(f"{problem} The columns are: {_listed(names)}.")
+
+
+def _listed(names: Sequence[str], limit: int = 50) -> str:
+    shown = [_shown(name) for name in names[:limit]]
+    return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _shown(name: str) -> str:
+    # Without a header row, the first row is data, and its "names" may be tokens.
+    like_a_name = len(name) <= 40 and name.isprintable() and sum(map(str.isdigit, name)) < 5
+    return repr(name) if like_a_name else f"(a name of {len(name)} characters that looks like data)"

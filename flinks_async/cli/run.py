@@ -1,0 +1,102 @@
+"""Runs a coroutine, on uvloop where it is installed, and stops it on signals: gently first, then at once."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+from .exit_codes import Exit
+
+T = TypeVar("T")
+
+
+def run(main: Coroutine[Any, Any, T]) -> T:
+    """`asyncio.run` with the fastest loop there is."""
+    with asyncio.Runner(loop_factory=_fast_loop()) as runner:
+        return runner.run(main)
+
+
+def _fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory
+
+
+_EXITS = {"SIGINT": Exit.SIGINT, "SIGBREAK": Exit.SIGINT, "SIGTERM": Exit.SIGTERM, "SIGHUP": Exit.SIGHUP}
+
+
+class Stop:
+    """Whether, why and how a run should end.
+
+    Attributes:
+        requested: set once the run should take no more tokens.
+        exit: the code of the signal that asked for it; None if it was not a signal.
+    """
+
+    def __init__(self) -> None:
+        self.requested = asyncio.Event()
+        self.exit: Exit | None = None
+
+    def request(self) -> None:
+        """Take no more tokens; finish what is in flight."""
+        self.requested.set()
+
+    @contextmanager
+    def on_signals(self, heard: Callable[[Exit, bool], object]) -> Iterator[None]:
+        """Listens to signals. The first one requests a stop, the second one cancels the current task.
+
+        Args:
+            heard: called with the exit code, and whether it was the second signal.
+        """
+        task = asyncio.current_task()
+        assert task is not None
+        loop = asyncio.get_running_loop()
+
+        def on_signal(code: Exit) -> None:
+            again = self.exit is not None
+            self.exit = self.exit or code
+            heard(code, again)
+            if again:
+                task.cancel()
+            self.request()
+
+        with _handlers(loop, on_signal):
+            yield
+
+
+@contextmanager
+def _handlers(loop: asyncio.AbstractEventLoop, on_signal: Callable[[Exit], None]) -> Iterator[None]:
+    found = {number: code for name, code in _EXITS.items() if (number := getattr(signal, name, None)) is not None}
+    before = {number: signal.getsignal(number) for number in found}
+    for number, code in found.items():
+        if before[number] is signal.SIG_IGN and code is Exit.SIGHUP:  # started by nohup
+            continue
+        _listen(loop, number, on_signal, code)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            with suppress(NotImplementedError, RuntimeError, ValueError):
+                loop.remove_signal_handler(number)
+            with suppress(ValueError, TypeError):  # not the main thread; a handler that was not set from Python
+                signal.signal(number, handler)
+
+
+def _listen(
+    loop: asyncio.AbstractEventLoop, number: signal.Signals, on_signal: Callable[[Exit], None], code: Exit
+) -> None:
+    try:
+        loop.add_signal_handler(number, on_signal, code)
+        return
+    except NotImplementedError:  # Windows
+        pass
+    except (RuntimeError, ValueError):  # not the main thread: whoever started it stops it
+        return
+    with suppress(ValueError):
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(on_signal, code))
