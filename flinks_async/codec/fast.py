@@ -24,7 +24,7 @@ from . import careful
 from .parse import BROKEN, decode_any
 from .plan import AMOUNT, PLAN, Field, Kind
 from .shapes import USUALLY_ABSENT, Shapes
-from .source import Member, States, become, compile_builders, mask_of, names_of, read_members, read_unknown
+from .source import Member, States, become, compile_builders, mask_of, names_of, needs_mask, read_members, read_unknown
 
 
 class Doubt(Exception):
@@ -111,7 +111,7 @@ class Compiler:
         usually_absent = USUALLY_ABSENT.get(cls, frozenset())
         usual = mask_of([member for member in members if member.field.wire in usually_absent])
         names["usual"] = names["states"][usual]
-        state = f"COMPLETE if not m else usual if m == {usual} else states[m]"
+        state = f"COMPLETE if not m else usual if m == {usual} else states[m]" if needs_mask(members) else "COMPLETE"
         body = [
             "o = Final_twin()",
             *read_members(members, usually_absent),

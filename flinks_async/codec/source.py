@@ -91,7 +91,8 @@ class Member:
 def read_members(members: list[Member], usually_absent: frozenset[str]) -> Iterator[str]:
     """Statements that fill the fields of `o`, and `m` with a bit for each absent field and each null array."""
     rare = [member for member in members if member.optional and member.field.wire in usually_absent]
-    yield "m = 0"
+    if needs_mask(members):
+        yield "m = 0"
     if len(rare) > 1:
         yield f"if {' and '.join(f's.f{member.bit} is UNSET' for member in rare)}:"
         yield f"    m = {mask_of(rare)}"
@@ -106,6 +107,10 @@ def read_members(members: list[Member], usually_absent: frozenset[str]) -> Itera
         members = [member for member in members if member not in rare]
     for member in members:
         yield from _read(member, len(members) + len(rare))
+
+
+def needs_mask(members: list[Member]) -> bool:
+    return any(member.optional or member.field.kind is Kind.ARRAY for member in members)
 
 
 def mask_of(members: list[Member]) -> int:
