@@ -13,17 +13,16 @@ from attrs import evolve, frozen
 
 from . import config
 from ._version import __version__
-from .classify import Kind, error_from, verdict_of
+from .classify import OK, Kind, error_from, verdict_of
 from .clock import Clock, SystemClock
 from .codec import Codec
 from .config import Connection, Limits, Retry, Settings, Timeouts, check_secret, check_token, make_endpoint
-from .errors import ClientClosedError, ConfigError, FlinksError
+from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError
 from .fanout import Outcome, fan_out
 from .local import LoopLocal, Pool
 from .messages import Call, Handler, Middleware, Request, Response, compose
 from .middleware.attempt import Attempt
 from .middleware.auth import AuthMiddleware, SecretProvider, SecretSource
-from .middleware.deadline import DeadlineMiddleware
 from .middleware.retry import RetryMiddleware
 from .middleware.retry_after import retry_after
 from .models import PartnerAccessResponse
@@ -182,7 +181,7 @@ class FlinksClient:
                 if not callable(middleware):
                     raise ConfigError(f"{name}: {type(middleware).__name__} is not callable")
         attempt = Attempt(transport, self._codec, clock, settings.timeouts, settings.retry, observers)
-        chain: list[Middleware] = [*options["middleware"], DeadlineMiddleware(clock)]
+        chain: list[Middleware] = [*options["middleware"]]
         if self._source is not None:
             chain.append(AuthMiddleware(self._source))
         chain.append(RetryMiddleware(settings.retry, clock, observers))
@@ -320,20 +319,29 @@ class FlinksClient:
         elif not timeout > 0:
             raise ConfigError(f"timeout must be greater than 0 seconds, not {timeout!r}")
         local = self._enter()
-        call = Call(self._clock.now(), local, secret=self._secret)
+        now = self._clock.now()
+        call = Call(now, local, None if timeout is None else now + timeout, secret=self._secret)
         problem: FlinksError
         scope = Scope()
         local.calls.add(scope)
+        if timeout is not None:
+            local.sweeper.arm(scope, timeout)
         try:
             with scope:
-                response = await self._handler(Request(self._endpoint, token, call, timeout=timeout, raw=raw))
-            if scope.interrupted:
-                problem = ClientClosedError("the client was closed while the call was under way")
-            else:
+                response = await self._handler(Request(self._endpoint, token, call, raw=raw))
+                if response.answer is not None and response.verdict is OK:
+                    return response
+            if not scope.interrupted:
                 refusal = None if raw else self._refusal(response)
                 if refusal is None:
                     return response
                 problem = refusal
+            elif self._closed:
+                problem = ClientClosedError("the client was closed while the call was under way")
+            else:
+                problem = DeadlineExceededError(
+                    f"no answer from {self._endpoint.host} within {timeout:g} s ({call.attempts} attempts sent)"
+                )
         except FlinksError as error:
             problem = error
         finally:

@@ -34,7 +34,7 @@ class Call:
 
     Attributes:
         started: when the call began.
-        deadline: when it must end, or None.
+        deadline: when it must end, or None; a wait that would pass it is not begun.
         attempts: attempts handed to the transport; each is at most one request on the wire.
         retries: attempts that followed a failed one.
         queue_time: seconds spent waiting for a free place.
@@ -67,7 +67,6 @@ class Request:
         token: the access token.
         call: the books of this call, shared by all its attempts.
         headers: sent with this request, over those of the endpoint.
-        timeout: seconds for the whole call; None for none.
         raw: the caller wants the HTTP response; a 200 is not decoded.
     """
 
@@ -75,7 +74,6 @@ class Request:
     token: Secret
     call: Call
     headers: Mapping[str, str] = field(default=_NO_HEADERS, repr=_names)
-    timeout: float | None = None
     raw: bool = False
 
     def evolve(self, **changes: Any) -> Request:

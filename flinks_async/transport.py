@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-import weakref
 from typing import Protocol
 
 import aiohttp
@@ -73,6 +72,7 @@ async def _one_request(
 class _Prepared:
     """What requests to one endpoint have in common."""
 
+    endpoint: Endpoint
     base: URL
     path: str
     headers: CIMultiDict[str] = field(repr=False)
@@ -90,13 +90,13 @@ class AiohttpTransport:
         # Only `connect` is aiohttp's, and only new connections pay for it; the rest has cheaper timers of ours.
         self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
         self._max_body = max_body
-        self._prepared: weakref.WeakKeyDictionary[Endpoint, _Prepared] = weakref.WeakKeyDictionary()
+        self._prepared: _Prepared | None = None  # a client has one endpoint, and seldom a new secret
 
     async def send(self, request: Request, /) -> Response:
         sessions, fresh = self._sessions, request.call.fresh and not self._sessions.borrowed
-        prepared = self._prepared.get(request.endpoint)
-        if prepared is None or prepared.secret is not request.call.secret:
-            prepared = await self._prepare(request)
+        prepared = self._prepared
+        if prepared is None or prepared.endpoint is not request.endpoint or prepared.secret is not request.call.secret:
+            prepared = self._prepared = await self._prepare(request)
         session = sessions.current(fresh=fresh) or await sessions.open(fresh=fresh)
         wire = Wire()
         token = wire_of_attempt.set(wire)
@@ -120,7 +120,6 @@ class AiohttpTransport:
             except BaseException:
                 response.close()
                 raise
-            response.release()
             return Response(response.status, response.headers, body)
         except asyncio.CancelledError as cancelled:
             stopped = cancelled
@@ -137,12 +136,15 @@ class AiohttpTransport:
         raise stopped
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        limit, length = self._max_body, response.content_length
-        encoding = response.headers.get("Content-Encoding", "")
+        limit, content, headers = self._max_body, response.content, response.headers
+        length = response.content_length
         if length is not None and length > limit:
             raise ResponseTooLargeError(f"the body has {length} bytes, more than max_body = {limit}")
+        encoding = headers.get("Content-Encoding", "")
+        if not encoding and length is not None and content.is_eof() and content.exception() is None:
+            return content.read_nowait()  # came with the head, whole: the usual case of a small answer
         inflater = Inflater(encoding, limit)
-        read = response.content.readany
+        read = content.readany
         chunks: list[bytes] = []
         while chunk := await read():
             chunks.append(inflater.feed(chunk))
@@ -162,7 +164,8 @@ class AiohttpTransport:
             # Plain HTTP has no CONNECT: there the proxy reads the request's own headers.
             target = headers if base.scheme == "http" else (proxy_headers := CIMultiDict())
             target["Proxy-Authorization"] = proxy.authorization.reveal()
-        prepared = _Prepared(
+        return _Prepared(
+            endpoint,
             base,
             base.raw_path.rstrip("/") + "/partneraccess/",
             headers,
@@ -171,8 +174,6 @@ class AiohttpTransport:
             proxy_headers,
             tls,
         )
-        self._prepared[endpoint] = prepared
-        return prepared
 
     def _translate(self, error: Exception, host: str, wire: Wire) -> FlinksError:
         """aiohttp's error as ours. Their texts name URLs and repeat what servers sent: none is taken over."""

@@ -45,7 +45,8 @@ class Attempt:
         return self._understand(request, await self._send(request))
 
     async def _send(self, request: Request) -> Response:
-        call, governor = request.call, request.call.local.governor
+        call, timeout = request.call, self._timeout
+        governor = call.local.governor
         if not governor.try_acquire():
             asked = self._now()
             try:
@@ -57,19 +58,15 @@ class Attempt:
         sent = self._now()
         call.attempts += 1
         try:
-            return await self._send_in_time(request)
+            if timeout is None or (call.deadline is not None and call.deadline - sent <= timeout):
+                return await self._transport.send(request)  # the deadline comes first, and has its own timer
+            scope = Scope()
+            call.local.sweeper.arm(scope, timeout)
+            with scope:
+                return await self._transport.send(request)
         finally:
             governor.release()
             call.wire_time += self._now() - sent
-
-    async def _send_in_time(self, request: Request) -> Response:
-        timeout, call = self._timeout, request.call
-        if timeout is None or (call.deadline is not None and call.deadline - self._now() <= timeout):
-            return await self._transport.send(request)  # the deadline comes first, and has its own timer
-        scope = Scope()
-        call.local.sweeper.arm(scope, timeout)
-        with scope:
-            return await self._transport.send(request)
         raise AttemptTimeoutError(f"no whole answer from {request.endpoint.host} within {timeout:g} s")
 
     def _understand(self, request: Request, response: Response) -> Response:
