@@ -12,12 +12,15 @@ import datetime as dt
 from collections.abc import Mapping
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 import msgspec
 from attrs import Attribute, evolve, field, fields, frozen
 
 from .secret import MASK
+
+if TYPE_CHECKING:
+    from .columns import Tables
 
 Missing = Literal["omit", "null"]
 M = TypeVar("M", bound="Model")
@@ -296,6 +299,12 @@ class PartnerAccessResponse(Model):
 
     def with_meta(self, meta: Meta) -> PartnerAccessResponse:
         return evolve(self, meta=meta)
+
+    def to_arrow(self) -> Tables:
+        """Accounts, transactions and holders as Arrow tables (see `flinks_async.columns.to_arrow`)."""
+        from .columns import to_arrow
+
+        return to_arrow([self])
 
 
 # `meta` and `wire_state` are ours, everything else is the wire's.
