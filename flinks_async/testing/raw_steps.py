@@ -56,7 +56,7 @@ class Respond:
     @property
     def message(self) -> bytes:
         """What is sent."""
-        given = tuple(self.headers.items() if isinstance(self.headers, Mapping) else self.headers)
+        given: list[tuple[str, str]] = [*(self.headers.items() if isinstance(self.headers, Mapping) else self.headers)]
         names = {name.lower() for name, _ in given}
         own = {**_JSON, "Content-Length": str(len(self.body))}
         fields = [*((name, value) for name, value in own.items() if name.lower() not in names), *given]

@@ -1,0 +1,94 @@
+"""What the tests on real sockets share."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import trustme
+
+from flinks_async import FlinksClient, Retry, Timeouts
+from flinks_async.testing import FakeClock, RawServer, ReadHead, Repeat, Respond
+
+SECRET = "the-auth-secret"
+BODY = b'{"GetAccountsDetail":[{"LoginId":"l-1","CustomerId":"c-1"}],"RequestId":"r-1"}'
+OK = Respond(200, BODY)
+HEALTHY = (Repeat(ReadHead(), OK),)
+
+PATIENT = Timeouts(connect=5, attempt=10, deadline=None)
+"""For cases that do not wait: nothing of the test depends on them."""
+SHORT = Timeouts(connect=0.25, attempt=0.25, deadline=None)
+"""For cases that are about timeouts."""
+
+
+def client_for(server: RawServer | str, **options: Any) -> FlinksClient:
+    """A client with 3 attempts whose waits between them take no time."""
+    options.setdefault("clock", FakeClock(random=1.0))
+    options.setdefault("retry", Retry(attempts=3))
+    options.setdefault("timeouts", PATIENT)
+    options.setdefault("auth_secret", SECRET)
+    return FlinksClient(base_url=options.pop("base_url", getattr(server, "base_url", server)), **options)
+
+
+async def turns(number: int = 20) -> None:
+    """Lets other tasks, and sockets that are ready, go on."""
+    for _ in range(number):
+        await asyncio.sleep(0)
+
+
+async def assert_clean(client: FlinksClient) -> None:
+    """Nothing is left of any call: no call, no place, no connection in use, no socket outside the pool."""
+    stats = client.stats()
+    assert (stats.calls_in_flight, stats.requests_in_flight, stats.queued) == (0, 0, 0)
+    sessions = client._pool.sessions
+    assert sessions is not None
+    assert sessions.in_use == 0
+    connectors = [
+        session.connector
+        for of_loop in sessions._sessions.values()
+        for session in (of_loop.pooled, of_loop.fresh)
+        if session is not None
+    ]
+    # A connection that was given up is closed in the next turns of the loop.
+    for _ in range(200):
+        pooled = sum(len(idle) for connector in connectors for idle in connector._conns.values())
+        if client.stats().connections.open <= pooled:
+            break
+        await asyncio.sleep(0.005)
+    assert not any(connector._acquired for connector in connectors)
+    connections = client.stats().connections
+    assert connections.open == connections.idle == pooled
+
+
+def unused_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+class Authority:
+    """A certificate authority of the test, in a directory."""
+
+    def __init__(self, directory: Any, name: str = "ca") -> None:
+        self.ca = trustme.CA()
+        self.file = str(directory / f"{name}.pem")
+        self.ca.cert_pem.write_to_path(self.file)
+        self._directory = directory
+
+    def client_files(self) -> tuple[str, str]:
+        """The paths of a client certificate and its key."""
+        made = self.ca.issue_cert("partner@example.com")
+        certificate, key = str(self._directory / "client.pem"), str(self._directory / "client.key")
+        made.cert_chain_pems[0].write_to_path(certificate)
+        made.private_key_pem.write_to_path(key)
+        return certificate, key
+
+    def context(self, *names: str, **options: Any) -> Any:
+        """A server's TLS context with a certificate for the names."""
+        import ssl
+
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.ca.issue_cert(*(names or ("localhost", "127.0.0.1", "::1")), **options).configure_cert(context)
+        return context
