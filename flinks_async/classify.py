@@ -79,9 +79,9 @@ _TRANSIENT_STATUSES: Final = frozenset({408, 425, 500, 502, 503, 504, *range(520
 
 
 def _by_status(status: int) -> Verdict:
-    reason = f"http_{status}"
     if status == 200:
         return OK
+    reason = f"http_{status}"
     if status == 202:
         return Verdict(Kind.PENDING, reason, e.PendingError)
     if status in (401, 403):

@@ -21,7 +21,7 @@ from .errors import ClientClosedError, ConfigError, DeadlineExceededError, Flink
 from .fanout import Outcome, fan_out
 from .local import LoopLocal, Pool
 from .messages import Call, Handler, Middleware, Request, Response, compose
-from .middleware.attempt import Attempt
+from .middleware.attempt import Attempt, Observed
 from .middleware.auth import AuthMiddleware, SecretProvider, SecretSource
 from .middleware.retry import RetryMiddleware
 from .middleware.retry_after import retry_after
@@ -180,7 +180,9 @@ class FlinksClient:
             for middleware in options[name]:
                 if not callable(middleware):
                     raise ConfigError(f"{name}: {type(middleware).__name__} is not callable")
-        attempt = Attempt(transport, self._codec, clock, settings.timeouts, settings.retry, observers)
+        attempt: Handler = Attempt(transport, self._codec, clock, settings.timeouts, settings.retry)
+        if observers:
+            attempt = Observed(attempt, observers)
         chain: list[Middleware] = [*options["middleware"]]
         if self._source is not None:
             chain.append(AuthMiddleware(self._source))
@@ -247,7 +249,10 @@ class FlinksClient:
             FlinksError: see `flinks_async.errors` for the tree.
         """
         token = check_token(token)
-        return await self._fetch(token, timeout)
+        response = await self._run(token, timeout, raw=False)
+        if response.answer is not None:
+            return response.answer
+        return self._codec.decode(response.body, response.meta)  # a middleware answered by itself
 
     async def partner_access_raw(self, token: Token, *, timeout: float | None = None) -> Response:
         """The HTTP response for one access token, whatever its status, after the same retries; not decoded.
@@ -305,13 +310,7 @@ class FlinksClient:
             raise ConfigError(f"concurrency must be a whole number of at least 1, not {workers!r}")
         if self._closed:
             raise ClientClosedError("the client is closed")
-        return fan_out(tokens, self._fetch, concurrency=workers, ordered=ordered)
-
-    async def _fetch(self, token: Secret, timeout: float | None = None) -> PartnerAccessResponse:
-        response = await self._run(token, timeout, raw=False)
-        if response.answer is not None:
-            return response.answer
-        return self._codec.decode(response.body, response.meta)  # a middleware answered by itself
+        return fan_out(tokens, self.partner_access, concurrency=workers, ordered=ordered)
 
     async def _run(self, token: Secret, timeout: float | None, *, raw: bool) -> Response:
         if timeout is None:

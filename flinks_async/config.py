@@ -334,7 +334,7 @@ def check_secret(value: object) -> Secret:
 
 
 MAX_TOKEN: Final = 1024
-_PLAIN_TOKEN = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.~-]*")
+_PLAIN_TOKEN = re.compile(rf"[A-Za-z0-9_-][A-Za-z0-9_.~-]{{0,{MAX_TOKEN - 1}}}")
 
 
 def check_token(token: object) -> Secret:
@@ -343,16 +343,15 @@ def check_token(token: object) -> Secret:
     Raises:
         InvalidTokenError: it cannot. The message does not show it.
     """
-    if isinstance(token, Secret):
-        pass
-    elif not isinstance(token, str):
-        raise InvalidTokenError(f"an access token must be a str, not {type(token).__name__}")
-    token = Secret(token)
+    if not isinstance(token, Secret):
+        if not isinstance(token, str):
+            raise InvalidTokenError(f"an access token must be a str, not {type(token).__name__}")
+        token = Secret(token)
+    if _PLAIN_TOKEN.fullmatch(token.reveal()):
+        return token
     size = len(token)
     if size > MAX_TOKEN:
         raise InvalidTokenError(f"an access token may have at most {MAX_TOKEN} characters, this one has {size}")
-    if _PLAIN_TOKEN.fullmatch(token.reveal()):
-        return token
     if size == 0:
         raise InvalidTokenError("the access token is empty")
     if _CONTROL.search(token.reveal()) or any("\x80" <= c <= "\x9f" for c in token.reveal()):

@@ -54,9 +54,6 @@ class Call:
     secret: Secret | None = None
     fresh: bool = False
 
-    def meta(self, status: int) -> Meta:
-        return Meta(status, self.attempts, self.queue_time, self.wire_time)
-
 
 @frozen(eq=False)
 class Request:

@@ -41,7 +41,7 @@ class AttemptFinished:
         status: the HTTP status, if there was an answer.
         queue_time: seconds spent waiting for a free place.
         wire_time: seconds from sending to the last byte.
-        body_size: bytes of the body, inflated.
+        body_size: bytes of the body, inflated; 0 if it could not be understood.
     """
 
     host: str

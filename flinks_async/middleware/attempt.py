@@ -13,7 +13,8 @@ from ..clock import Clock
 from ..codec import Codec, envelope_of, read_envelope
 from ..config import Retry, Timeouts
 from ..errors import AttemptTimeoutError, DecodeError, FlinksError
-from ..messages import Request, Response
+from ..messages import Handler, Request, Response
+from ..models import Meta
 from ..observe import AttemptFinished, AttemptStarted, Observer, emit
 from ..scope import Scope
 from ..secret import fingerprint
@@ -21,7 +22,7 @@ from ..transport import Transport
 
 
 class Attempt:
-    """The innermost handler of the chain."""
+    """The innermost handler of the chain, and the only one that sends."""
 
     def __init__(
         self,
@@ -30,21 +31,14 @@ class Attempt:
         clock: Clock,
         timeouts: Timeouts,
         retry: Retry,
-        observers: Sequence[Observer] = (),
     ) -> None:
         self._transport = transport
         self._codec = codec
         self._now = clock.now
         self._timeout = timeouts.attempt
         self._throttle_statuses = retry.throttle_statuses
-        self._observers = observers
 
     async def __call__(self, request: Request, /) -> Response:
-        if self._observers:
-            return await self._observed(request)
-        return self._understand(request, await self._send(request))
-
-    async def _send(self, request: Request) -> Response:
         call, timeout = request.call, self._timeout
         governor = call.local.governor
         if not governor.try_acquire():
@@ -59,19 +53,22 @@ class Attempt:
         call.attempts += 1
         try:
             if timeout is None or (call.deadline is not None and call.deadline - sent <= timeout):
-                return await self._transport.send(request)  # the deadline comes first, and has its own timer
-            scope = Scope()
-            call.local.sweeper.arm(scope, timeout)
-            with scope:
-                return await self._transport.send(request)
+                response = await self._transport.send(request)  # the deadline comes first, and has its own timer
+            else:
+                scope = Scope()
+                call.local.sweeper.arm(scope, timeout)
+                with scope:
+                    response = await self._transport.send(request)
+                if scope.interrupted:
+                    raise AttemptTimeoutError(f"no whole answer from {request.endpoint.host} within {timeout:g} s")
         finally:
             governor.release()
             call.wire_time += self._now() - sent
-        raise AttemptTimeoutError(f"no whole answer from {request.endpoint.host} within {timeout:g} s")
+        return self._understand(request, response)
 
     def _understand(self, request: Request, response: Response) -> Response:
         call, status, answer = request.call, response.status, None
-        meta = call.meta(status)
+        meta = Meta(status, call.attempts, call.queue_time, call.wire_time)
         hidden = (request.token,) if call.secret is None else (request.token, call.secret)
         if status == 200 and not request.raw:
             try:
@@ -85,30 +82,29 @@ class Attempt:
         verdict = classify_response(status, envelope, self._throttle_statuses)
         return Response(status, response.headers, response.body, answer, envelope, verdict, meta)
 
-    async def _observed(self, request: Request) -> Response:
-        call, token = request.call, fingerprint(request.token)
+
+class Observed:
+    """Tells observers of each attempt. Only in the chain when somebody observes."""
+
+    def __init__(self, attempt: Handler, observers: Sequence[Observer]) -> None:
+        self._attempt = attempt
+        self._observers = observers
+
+    async def __call__(self, request: Request, /) -> Response:
+        call, host, token = request.call, request.endpoint.host, fingerprint(request.token)
         number = call.attempts + 1
         queue_time, wire_time = call.queue_time, call.wire_time
-        emit(self._observers, AttemptStarted(request.endpoint.host, number, token))
+        emit(self._observers, AttemptStarted(host, number, token))
         verdict: Verdict | None = None
-        response: Response | None = None
+        status: int | None = None
+        size = 0
         try:
-            response = await self._send(request)
-            response = self._understand(request, response)
-            verdict = response.verdict
+            response = await self._attempt(request)
+            verdict, status, size = response.verdict, response.status, len(response.body)
         except FlinksError as error:
-            verdict = classify_error(error)
+            verdict, status = classify_error(error), error.status
             raise
         finally:
-            finished = AttemptFinished(
-                request.endpoint.host,
-                number,
-                token,
-                verdict,
-                None if response is None else response.status,
-                call.queue_time - queue_time,
-                call.wire_time - wire_time,
-                0 if response is None else len(response.body),
-            )
-            emit(self._observers, finished)
+            queued, wired = call.queue_time - queue_time, call.wire_time - wire_time
+            emit(self._observers, AttemptFinished(host, number, token, verdict, status, queued, wired, size))
         return response
