@@ -90,10 +90,15 @@ def test_many(versions: list[str], arguments: list[str]) -> int:
 def check() -> int:
     python = install(Path(sys.executable), ROOT / ".venv", "check", [*group("test"), *group("check")])
     failed = []
-    for step in ("ruff check .", "ruff format --check .", "mypy", "pyright"):
-        print(f"\n== {step}", flush=True)
-        if run(python, "-m", *step.split()) != 0:
-            failed.append(step)
+    for tool, *arguments in (
+        ["ruff", "check", "."],
+        ["ruff", "format", "--check", "."],
+        ["mypy"],
+        ["pyright", "--pythonpath", str(python)],
+    ):
+        print(f"\n== {tool} {' '.join(arguments)}", flush=True)
+        if run(python, "-m", tool, *arguments) != 0:
+            failed.append(tool)
     print("\n== build", flush=True)
     with tempfile.TemporaryDirectory() as built:
         if run(python, "-m", "build", "--outdir", built) != 0 or not well_packed(Path(built)):

@@ -1,0 +1,262 @@
+"""README.md and docs/: every Python block runs, every command line runs, and the tables say what the code does.
+
+A block is run as it stands, against a simulated Flinks in a process of its own. What is put under it: every client
+without an address of its own gets the simulator's; `secret`, `other_secret`, `token`, `token_of` and an open client
+`flinks` are there; the blocks of one document share their names.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from inspect import CO_COROUTINE
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import attrs
+import pytest
+from aiohttp.test_utils import TestClient, TestServer
+
+import flinks_async
+from flinks_async import FlinksClient, Kind, client, config, errors, models
+from flinks_async.classify import classify_response
+from flinks_async.messages import Envelope
+from flinks_async.testing import ServeOptions, ServerProcess
+
+ROOT = Path(__file__).resolve().parent.parent
+README = ROOT / "README.md"
+DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
+TOKEN = "f3f4f5f6-0000-4000-8000-000000000001"
+
+
+def blocks(document: Path, language: str) -> list[tuple[int, str]]:
+    """The fenced blocks of a language, with the number of their first line."""
+    text = document.read_text(encoding="utf-8")
+    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, block.start()) + 2, block.group(1)) for block in found]
+
+
+def is_test(block: str) -> bool:
+    return "def test_" in block
+
+
+def name_of(value: Any) -> str | None:
+    return value.name if isinstance(value, Path) else None
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with ServerProcess(ServeOptions(size="medium")) as process:
+        yield process
+
+
+@pytest.fixture
+def simulated(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> ServerProcess:
+    """Every client without an address talks to the simulator."""
+    make_endpoint = client.make_endpoint
+
+    def make_simulated(*args: Any, **settings: Any) -> config.Endpoint:
+        settings["base_url"] = settings["base_url"] or server.base_url
+        return make_endpoint(*args, **settings)
+
+    monkeypatch.setattr(client, "make_endpoint", make_simulated)
+    monkeypatch.setenv("FLINKS_AUTH_SECRET", server.auth_secret)
+    return server
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_python_blocks_run(document: Path, simulated: ServerProcess) -> None:
+    module = ModuleType("document")
+    sys.modules["document"] = module  # FastAPI and attrs look up annotations there
+    module.__dict__.update(
+        secret=simulated.auth_secret, other_secret=simulated.auth_secret, token=TOKEN, token_of=lambda user: TOKEN
+    )
+    try:
+        for line, block in blocks(document, "python"):
+            if not is_test(block):
+                source = "\n" * (line - 1) + block  # so that a traceback names the line of the document
+                code = compile(source, str(document), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+                if code.co_flags & CO_COROUTINE:
+                    asyncio.run(with_client(code, module.__dict__))
+                else:
+                    exec(code, module.__dict__)
+                if "app = " in block:
+                    asyncio.run(serve(module.__dict__["app"]))
+    finally:
+        del sys.modules["document"]
+
+
+async def with_client(code: Any, names: dict[str, Any]) -> None:
+    async with FlinksClient(auth_secret=names["secret"]) as flinks:
+        names["flinks"] = flinks
+        await eval(code, names)
+
+
+async def serve(app: Any) -> None:
+    """One request to an application of an example, of FastAPI or aiohttp."""
+    if not hasattr(app, "router") or hasattr(app, "cleanup_ctx"):
+        async with TestClient(TestServer(app)) as web:
+            response = await web.get("/accounts/u1")
+            assert (response.status, await response.json()) == (200, {"accounts": 2})
+        return
+    sent: list[dict[str, Any]] = []
+    scope = {"type": "http", "method": "GET", "path": "/balance/u1", "query_string": b"", "headers": []}
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async with app.router.lifespan_context(app):
+        await app(scope, receive, send)
+    assert sent[0]["status"] == 200
+    assert re.fullmatch(rb'\{("[^"]+":"-?[0-9.]+",?){2}\}', sent[1]["body"])
+
+
+@pytest.mark.parametrize(
+    "document", [d for d in DOCUMENTS if any(is_test(b) for _, b in blocks(d, "python"))], ids=name_of
+)
+def test_example_tests_pass(document: Path, tmp_path: Path) -> None:
+    examples = [block for _, block in blocks(document, "python") if is_test(block)]
+    for number, block in enumerate(examples):
+        (tmp_path / f"test_{number}.py").write_text(block, encoding="utf-8")
+    shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path), f"--rootdir={tmp_path}"]
+    done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(examples)} passed" in done.stdout
+
+
+def test_command_lines_run(server: ServerProcess, tmp_path: Path) -> None:
+    lines = [line for _, block in blocks(README, "sh") for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines if re.match("flinks-async (get|fetch) ", line)]
+    (tmp_path / "token.txt").write_text(TOKEN, encoding="utf-8")
+    (tmp_path / "tokens.txt").write_text("a\nb\n", encoding="utf-8")
+    environ = {**os.environ, "FLINKS_AUTH_SECRET": server.auth_secret, "FLINKS_BASE_URL": server.base_url}
+    assert commands
+    for _, *arguments in commands:
+        command = [sys.executable, "-m", "flinks_async.cli", *arguments]
+        done = subprocess.run(
+            command, check=False, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=100
+        )
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_links_lead_somewhere(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    headings = {
+        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
+    for target in re.findall(r"\]\(([^)]+)\)", text):
+        if target.startswith("#"):
+            assert target[1:] in headings, target
+        elif not target.startswith("https://"):
+            assert (document.parent / target).exists(), target
+
+
+def rows(document: Path) -> Iterator[list[str]]:
+    """The cells of the rows of every table, without backticks."""
+    for line in document.read_text(encoding="utf-8").splitlines():
+        if line.startswith("| "):
+            yield [cell.strip().replace("`", "") for cell in line.strip("|").split("|")]
+
+
+def shown(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, (bool, str)):
+        return str(value)
+    if isinstance(value, (int, float)):
+        return f"{value:g}" if value < 1_000_000 else f"{value // config.MIB} MiB"
+    if isinstance(value, frozenset):
+        return ", ".join(map(str, sorted(value)))
+    if attrs.has(type(value)):  # only what is not the default of its class
+        given = {
+            a.name: getattr(value, a.name) for a in attrs.fields(type(value)) if getattr(value, a.name) != a.default
+        }
+        return f"{type(value).__name__}({', '.join(f'{name}={shown(v)}' for name, v in given.items())})"
+    return repr(value)
+
+
+def defaults(settings: config.Settings) -> dict[str, str]:
+    records = (settings.retry, settings.timeouts, settings.limits, settings.connection)
+    return {
+        f"{type(record).__name__}.{name}": shown(value)
+        for record in records
+        for name, value in attrs.asdict(record, recurse=False).items()
+    }
+
+
+def documented_defaults(document: Path) -> dict[str, tuple[str, str]]:
+    known = "|".join(a.type.__name__ if isinstance(a.type, type) else a.type for a in attrs.fields(config.Settings))
+    return {row[0]: (row[1], row[2]) for row in rows(document) if re.match(rf"({known})\.", row[0])}
+
+
+SERVICE, BULK = defaults(config.service()), defaults(config.bulk())
+
+
+def test_settings_have_every_default() -> None:
+    """docs/settings.md must say what the code does: correct its tables where this fails."""
+    assert documented_defaults(ROOT / "docs" / "settings.md") == {name: (SERVICE[name], BULK[name]) for name in SERVICE}
+
+
+def test_the_readme_has_right_defaults() -> None:
+    found = documented_defaults(README)
+    assert found == {name: (SERVICE[name], BULK[name]) for name in found}
+    assert len(found) >= 4
+
+
+def test_models_have_every_field() -> None:
+    documented: dict[str, list[tuple[str, str]]] = {}
+    section = ""
+    for line in (ROOT / "docs" / "models.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("### "):
+            section = line[4:].strip("`")
+        elif section and line.startswith("| `"):
+            name, wire = [cell.strip(" `") for cell in line.split("|")[1:3]]
+            documented.setdefault(section, []).append((name, wire))
+        elif line.startswith("## "):
+            section = ""
+    assert documented == {cls.__name__: list(models.wire_fields(cls)) for cls in models.MODELS}
+
+
+def test_errors_have_every_code_and_status() -> None:
+    for first, error, retried, *_ in [row for row in rows(ROOT / "docs" / "errors.md") if len(row) == 3]:
+        for word in first.replace("(Retry.throttle_statuses)", "").split(", "):
+            if word == word.upper() and not word[0].isdigit():
+                verdict = classify_response(400, Envelope(flinks_code=word))
+            elif match := re.fullmatch(r"(\d{3})(?:-\d{3})? ?", word):
+                verdict = classify_response(int(match[1]))
+            else:
+                continue
+            assert verdict.error is not None
+            assert verdict.error.__name__ == error, word
+            assert retried.startswith("yes" if verdict.kind in RETRIED else "no"), word
+
+
+RETRIED = {Kind.TRANSIENT, Kind.THROTTLED}
+
+
+def test_errors_have_the_tree() -> None:
+    assert errors.__doc__
+    tree = [line.strip() for line in errors.__doc__.splitlines() if re.search("[├└]|FlinksError$", line)]
+    text = (ROOT / "docs" / "errors.md").read_text(encoding="utf-8")
+    assert [line.strip() for line in text.splitlines() if re.search("[├└]|^ *FlinksError$", line)] == tree
+
+
+def test_the_readme_names_every_error_or_its_base() -> None:
+    text = README.read_text(encoding="utf-8")
+    public = {getattr(flinks_async, name) for name in flinks_async.__all__ if name.endswith("Error")}
+    for error in public - {errors.FlinksError}:
+        bases = error.__mro__[: error.__mro__.index(errors.FlinksError)]
+        assert any(f"`{base.__name__}`" in text for base in bases), error
