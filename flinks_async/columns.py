@@ -216,10 +216,10 @@ def _holder_row(place: tuple[Any, ...], account: Account, holder: Holder) -> tup
 
 
 def _extra(model: Model, **inner: Model | None) -> str | None:
-    extra = dict(model.wire_state.extra)
+    extra = dict(model.extra)
     for wire, child in inner.items():
-        if child is not None and child.wire_state.extra:
-            extra[wire] = dict(child.wire_state.extra)
+        if child is not None and child.extra:
+            extra[wire] = dict(child.extra)
     return _to_json(extra).decode() if extra else None
 
 

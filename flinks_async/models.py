@@ -30,8 +30,9 @@ def _masked(value: object) -> str:
     return "None" if value is None else MASK
 
 
-def _keys_only(extra: WireState) -> str:
-    return f"<{', '.join(sorted(extra.extra))}>" if extra.extra else "-"
+def _keys_only(wire: WireState | dict[str, Any]) -> str:
+    extra = wire if isinstance(wire, dict) else wire.extra
+    return f"<{', '.join(sorted(extra))}>" if extra else "-"
 
 
 _WIRE = "flinks_wire_name"
@@ -63,12 +64,21 @@ class Model:
 
     __slots__ = ()
 
-    wire_state: WireState
+    # The unknown fields alone where there is nothing else to say: a dict of plain values costs the garbage collector
+    # nothing, and a new field of Flinks comes in every transaction.
+    _wire: WireState | dict[str, Any]
+
+    @property
+    def wire_state(self) -> WireState:
+        """How the object looked on the wire."""
+        wire = self._wire
+        return WireState(wire) if isinstance(wire, dict) else wire
 
     @property
     def extra(self) -> Mapping[str, Any]:
         """Fields that came and that this version does not know, by their wire names. Read-only."""
-        return MappingProxyType(self.wire_state.extra)
+        wire = self._wire
+        return MappingProxyType(wire if isinstance(wire, dict) else wire.extra)
 
     def to_dict(self, *, missing: Missing = "omit") -> dict[str, Any]:
         """The object as it came: wire names, exact `Decimal`s, dates and timestamps as their wire text.
@@ -143,7 +153,7 @@ class Transaction(Model):
     credit: Decimal | None = None
     balance: Decimal | None = None
     id: str | None = None
-    wire_state: WireState = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
 
 
 @frozen(kw_only=True, weakref_slot=False)
@@ -153,7 +163,7 @@ class Balance(Model):
     available: Decimal | None = None
     current: Decimal | None = None
     limit: Decimal | None = None
-    wire_state: WireState = field(default=COMPLETE, eq=False, repr=_keys_only)
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
 
 
 @frozen(kw_only=True, weakref_slot=False)
@@ -166,7 +176,7 @@ class Address(Model):
     postal_code: str | None = field(default=None, repr=_masked)
     po_box: str | None = field(default=None, repr=_masked, metadata={_WIRE: "POBox"})
     country: str | None = None
-    wire_state: WireState = field(default=COMPLETE, eq=False, repr=_keys_only)
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
 
 
 @frozen(kw_only=True, weakref_slot=False)
@@ -177,7 +187,7 @@ class Holder(Model):
     email: str | None = field(default=None, repr=_masked)
     phone_number: str | None = field(default=None, repr=_masked)
     address: Address | None = None
-    wire_state: WireState = field(default=COMPLETE, eq=False, repr=_keys_only)
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
 
 
 @frozen(kw_only=True, weakref_slot=False)
@@ -200,7 +210,7 @@ class Account(Model):
     overdraft_limit: Decimal | None = None
     eft_eligible_ratio: Decimal | None = None
     e_transfer_eligible_ratio: Decimal | None = None
-    wire_state: WireState = field(default=COMPLETE, eq=False, repr=_keys_only)
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
 
 
 @frozen(kw_only=True, weakref_slot=False)
@@ -212,7 +222,7 @@ class Login(Model):
     id: str | None = None
     is_scheduled_refresh: bool | None = None
     last_refresh: Timestamp | None = None
-    wire_state: WireState = field(default=COMPLETE, eq=False, repr=_keys_only)
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
 
 
 @frozen(kw_only=True, weakref_slot=False)
@@ -222,7 +232,7 @@ class Link(Model):
     rel: str | None = field(default=None, metadata={_WIRE: "rel"})
     href: str | None = field(default=None, repr=_masked, metadata={_WIRE: "href"})
     example: str | None = field(default=None, repr=_masked, metadata={_WIRE: "example"})
-    wire_state: WireState = field(default=COMPLETE, eq=False, repr=_keys_only)
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
 
 
 @frozen(kw_only=True, weakref_slot=False)
@@ -243,7 +253,7 @@ class AccountsDetail(Model):
     links: tuple[Link, ...] = ()
     tag: str | None = None
     request_id: str | None = None
-    wire_state: WireState = field(default=COMPLETE, eq=False, repr=_keys_only)
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
 
 
 @frozen(weakref_slot=False)
@@ -278,7 +288,7 @@ class PartnerAccessResponse(Model):
 
     get_accounts_detail: tuple[AccountsDetail, ...] | AccountsDetail | None = None
     request_id: str | None = None
-    wire_state: WireState = field(default=COMPLETE, eq=False, repr=_keys_only)
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
     meta: Meta = field(default=NO_META, eq=False)
 
     @property
@@ -307,8 +317,8 @@ class PartnerAccessResponse(Model):
         return to_arrow([self])
 
 
-# `meta` and `wire_state` are ours, everything else is the wire's.
-_OURS = frozenset({"wire_state", "meta"})
+# `meta` and `_wire` are ours, everything else is the wire's.
+_OURS = frozenset({"_wire", "meta"})
 
 
 def wire_name(attribute: Attribute[Any]) -> str:

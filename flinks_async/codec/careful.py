@@ -18,7 +18,7 @@ from cattrs import Converter
 from cattrs.dispatch import StructureHook
 
 from ..errors import WrongTypeError
-from ..models import COMPLETE, MODELS, Model, Timestamp, WireState
+from ..models import MODELS, Model, Timestamp, WireState
 from .plan import AMOUNT, PLAN, Field, Kind
 
 Reader = Callable[[Any], Any]
@@ -193,10 +193,10 @@ def _structure_hook(cls: type[Model], converter: Converter, note: Note) -> Struc
         extra = {wire: item for wire, item in value.items() if wire not in known}
         if extra or absent:
             note(cls, extra, absent)
-        if extra or absent or nulls:
+        if absent or nulls:
             values["wire_state"] = WireState(extra, frozenset(absent), frozenset(nulls))
-        else:
-            values["wire_state"] = COMPLETE
+        elif extra:
+            values["wire_state"] = extra
         return cls(**values)
 
     structure.flinks_model = cls  # type: ignore[attr-defined]

@@ -34,23 +34,23 @@ def envelope_of(answer: PartnerAccessResponse, *hidden: Secret) -> Envelope:
     That is a code, status or message beside the data, or a `FlinksCode` in every entry of `GetAccountsDetail` while
     none of them has accounts; then the first entry speaks.
     """
-    if answer.wire_state.extra:
-        found = _envelope({"RequestId": answer.request_id, **answer.wire_state.extra}, hidden)
+    if answer.extra:
+        found = _envelope({"RequestId": answer.request_id, **answer.extra}, hidden)
         if found.flinks_code or found.http_status_code or found.message:
             return found
     details = answer.details
     if details and all(_refuses(detail) for detail in details):
         first = details[0]
         own = {"HttpStatusCode": first.http_status_code, "RequestId": first.request_id or answer.request_id}
-        return _envelope({**own, **first.wire_state.extra}, hidden)
+        return _envelope({**own, **first.extra}, hidden)
     return EMPTY_ENVELOPE
 
 
 def _refuses(detail: AccountsDetail) -> bool:
     # A hook of a user may have put something else than our class here.
-    if type(detail) is not AccountsDetail or detail.accounts or not detail.wire_state.extra:
+    if type(detail) is not AccountsDetail or detail.accounts or not detail.extra:
         return False
-    return _fold(detail.wire_state.extra).get("flinkscode") is not None
+    return _fold(detail.extra).get("flinkscode") is not None
 
 
 def _fold(data: Mapping[str, Any]) -> dict[str, Any]:

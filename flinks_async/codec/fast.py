@@ -115,7 +115,7 @@ class Compiler:
         body = [
             "o = Final_twin()",
             *read_members(members, usually_absent),
-            *(read_unknown(unknown, state) if unknown else [f"o.wire_state = {state}"]),
+            *(read_unknown(unknown, state) if unknown else [f"o._wire = {state}"]),
             *(["o.meta = meta"] if cls is PartnerAccessResponse else []),
             become("Final", cls, "o"),
         ]

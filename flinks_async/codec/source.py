@@ -51,8 +51,7 @@ def twin(cls: Any) -> tuple[type, Callable[[Any], Any] | None]:
     try:
         made().__class__ = cls
     except TypeError:  # an interpreter that sees another layout
-        names = [attribute.name for attribute in attrs_fields(cls)]
-        return made, lambda full: cls(**{name: getattr(full, name) for name in names})
+        return made, lambda full: cls(**{a.alias: getattr(full, a.name) for a in attrs_fields(cls)})
     return made, None
 
 
@@ -152,14 +151,15 @@ def read_unknown(keys: tuple[str, ...], state: str) -> Iterator[str]:
         yield f"v = s.x{number}"
         yield f"if v is not UNSET: x[{key!r}] = v"
     yield f"w = {state}"
-    yield "if x:"
+    yield "if not x: o._wire = w"
+    yield "elif w is COMPLETE: o._wire = x"
+    yield "else:"
     yield "    e = State_twin()"
     yield "    e.extra = x"
     yield "    e.absent = w.absent"
     yield "    e.nulls = w.nulls"
     yield f"    {become('State', WireState, 'e')}"
-    yield "    w = e"
-    yield "o.wire_state = w"
+    yield "    o._wire = e"
 
 
 def compile_builders(name: str, body: list[str], names: dict[str, Any], argument: str) -> tuple[Any, Any]:
