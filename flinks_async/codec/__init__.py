@@ -11,7 +11,7 @@ envelope        what an answer says about itself
 from __future__ import annotations
 
 import asyncio
-from typing import Final, cast
+from typing import Final
 
 from cattrs import Converter
 
@@ -34,7 +34,7 @@ class Codec:
     Attributes:
         converter: the cattrs converter that the classes' hooks live on. A hook registered for one of our classes,
             before the first answer is decoded, changes what `decode` returns; the other classes stay fast. An answer
-            that the fast path leaves to the careful one runs through a hook twice, so let hooks be pure.
+            that the fast path leaves to the careful one runs through a hook again, so let hooks be pure.
     """
 
     def __init__(self, converter: Converter | None = None) -> None:
@@ -49,14 +49,14 @@ class Codec:
             NotJSONError: it is not JSON.
             WrongTypeError: it is JSON of another shape; its `path` names the place.
         """
+        whole = self._decoder.whole
         try:
-            read, build = self._decoder.whole
-            answer: PartnerAccessResponse | None = build(read(body), meta)
-            return answer  # type: ignore[return-value]
+            read, build = whole
+            answer: PartnerAccessResponse = build(read(body), meta)
+            return answer
         except DOUBTS:
             pass
-        answer = self._decoder.fast(body, meta)  # it may have been compiled for shapes of yesterday
-        return _run_out(self._decoder.careful_steps(body, meta)) if answer is None else answer
+        return _run_out(self._decoder.after_doubt(body, meta, whole))
 
     def decode_steps(self, body: bytes, meta: Meta = _NO_META) -> Steps:
         """The same as a generator of small steps, which returns the answer."""
@@ -64,9 +64,7 @@ class Codec:
             answer = self._decoder.fast(body, meta)
         else:
             answer = yield from self._decoder.fast_steps(body, meta)
-        if answer is None:
-            answer = yield from self._decoder.careful_steps(body, meta)
-        return answer
+        return (yield from self._decoder.careful_steps(body, meta)) if answer is None else answer
 
     async def decode_async(self, body: bytes, meta: Meta, lock: asyncio.Lock) -> PartnerAccessResponse:
         """The same without stalling the event loop.
@@ -75,19 +73,21 @@ class Codec:
             lock: one for each event loop: large bodies are decoded one after the other, a step at a time.
         """
         if len(body) <= DIRECT:
-            answer = self._decoder.fast(body, meta)
-            if answer is not None:
-                return answer
-        async with lock:
+            found = self._decoder.fast(body, meta)
+            if found is not None:
+                return found
+            steps = self._decoder.careful_steps(body, meta)
+        else:
             steps = self.decode_steps(body, meta)
+        async with lock:
             while True:
                 try:
                     next(steps)
                 except StopIteration as finished:
-                    answer = finished.value
+                    answer: PartnerAccessResponse = finished.value
                     break
                 await asyncio.sleep(0)
-        return cast(PartnerAccessResponse, answer)
+        return answer
 
 
 def _run_out(steps: Steps) -> PartnerAccessResponse:

@@ -106,6 +106,12 @@ class Decoder:
         except DOUBTS:
             return None
 
+    def after_doubt(self, body: bytes, meta: Meta, tried: Pair) -> Steps:
+        """What is left when `whole` was in doubt: the fast path of today, if that was one of yesterday; the careful one."""
+        self._refresh()
+        answer = None if self.whole is tried else self.fast(body, meta)
+        return (yield from self.careful_steps(body, meta)) if answer is None else answer
+
     def careful_steps(self, body: bytes, meta: Meta) -> Steps:
         """The answer as the careful path sees it. Raises the errors of `Codec.decode`."""
         failure: DecodeError
