@@ -17,6 +17,8 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from aiohttp.connector import Connection as PooledConnection
+from aiohttp.tracing import Trace
 from attrs import define, frozen
 
 from .config import Connection, Endpoint
@@ -63,6 +65,24 @@ class Proxy:
 class _LoopSession:
     pooled: aiohttp.ClientSession
     fresh: aiohttp.ClientSession | None = None
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Gives up kept-alive connections on which something came that nobody asked for.
+
+    aiohttp would take it for the answer to the next request, which is for another token.
+    """
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> PooledConnection:
+        wire = wire_of_attempt.get()
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            if wire is None or wire.sockets > 0 or protocol is None or not protocol.should_close:
+                return connection
+            connection.close()
 
 
 class SessionManager:
@@ -127,7 +147,7 @@ class SessionManager:
 
     def _make_session(self, *, force_close: bool) -> aiohttp.ClientSession:
         settings = self._connection
-        connector = aiohttp.TCPConnector(
+        connector = _Connector(
             limit=0,  # the governor is the only place that waits
             force_close=force_close,
             keepalive_timeout=None if force_close else settings.keepalive,

@@ -1,0 +1,97 @@
+"""Kept-alive connections: what a server sends unasked is never taken for the answer to the next request."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from flinks_async.testing import FakeClock, RawConnection, RawServer, ReadHead, Repeat, Respond, Send
+
+from .support import HEALTHY, OK, assert_clean, client_for
+
+FOREIGN = Respond(200, b'{"GetAccountsDetail":[],"RequestId":"of-somebody-else"}').message
+UNASKED = {
+    "a whole answer": FOREIGN,
+    "two answers": FOREIGN * 2,
+    "an answer without its body": FOREIGN[:-20],
+    "a 408 before closing": Respond(408, b"{}", {"Connection": "close"}).message,
+    "half a head": FOREIGN[:30],
+    "a line break": b"\r\n",
+    "garbage": b"\x00\x01\x02 not HTTP\r\n\r\n",
+    "100 Continue": b"HTTP/1.1 100 Continue\r\n\r\n",
+}
+
+
+class Unasked:
+    """Answers once; then sends something that nobody asked for, when told to."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+        self.now = asyncio.Event()
+
+    async def __call__(self, connection: RawConnection) -> None:
+        await ReadHead()(connection)
+        await OK(connection)
+        await self.now.wait()
+        await connection.send(self.data)
+        await Repeat(ReadHead(), OK)(connection)
+
+
+async def _arrived() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0.002)
+
+
+@pytest.mark.parametrize("data", UNASKED.values(), ids=UNASKED.keys())
+async def test_data_on_an_idle_connection_never_becomes_an_answer(data: bytes) -> None:
+    unasked = Unasked(data)
+    async with RawServer([unasked], HEALTHY) as server, client_for(server) as client:
+        await client.partner_access("first")
+        unasked.now.set()
+        await _arrived()
+        for token in ("second", "third"):
+            answer = await client.partner_access(token)
+            assert answer.request_id == "r-1"
+        await assert_clean(client)
+
+
+async def test_a_connection_with_unasked_data_is_given_up_before_anything_is_sent_on_it() -> None:
+    unasked = Unasked(FOREIGN)
+    async with RawServer([unasked], HEALTHY) as server, client_for(server) as client:
+        await client.partner_access("first")
+        unasked.now.set()
+        await _arrived()
+        answer = await client.partner_access("second")
+        assert answer.meta.attempts == 1
+        assert (server.requests, server.connections) == (2, 2)
+        assert client.stats().connections.created == 2
+
+
+@pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
+async def test_a_connection_is_kept_after_an_error_that_was_whole(status: int) -> None:
+    turns: list[Any] = [ReadHead(), Respond(status, b"{}"), Repeat(ReadHead(), OK)]
+    async with RawServer(turns) as server, client_for(server, clock=FakeClock(random=0.0)) as client:
+        response = await client.with_options().partner_access_raw("first")
+        assert response.status in (status, 200)
+        await client.partner_access("second")
+        assert server.connections == 1
+
+
+async def test_a_keep_alive_that_has_run_out_makes_a_new_connection() -> None:
+    from flinks_async import Connection
+
+    async with RawServer(HEALTHY) as server:
+        async with client_for(server, connection=Connection(keepalive=0.0)) as client:
+            await client.partner_access("first")
+            await client.partner_access("second")
+            assert server.connections == 2
+
+
+async def test_cookies_are_not_kept() -> None:
+    cookie = Send(Respond(200, OK.body, [("Set-Cookie", "id=1; Path=/"), ("Set-Cookie", "b=2")]).message)
+    async with RawServer([Repeat(ReadHead(), cookie)]) as server, client_for(server) as client:
+        await client.partner_access("first")
+        await client.partner_access("second")
+        assert b"cookie" not in b"".join(server.heads).lower()
