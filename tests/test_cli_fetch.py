@@ -1,0 +1,312 @@
+"""`flinks-async fetch` against the simulated Flinks."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import stat
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from click.testing import Result
+
+from flinks_async.cli.exit_codes import Exit
+from flinks_async.testing import Faults, FlinksServer
+
+from .cli_support import by_line, cli, records, start
+
+
+async def fetch(server: FlinksServer, tokens: object, out: object, *more: object, **options: Any) -> Result:
+    return await cli("fetch", tokens, "--out", out, *more, server=server, **options)
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "answers.jsonl"
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def numbers(stderr: str) -> dict[str, int]:
+    """The counts in a summary, such as `  fetched   9,984  (a remark)`."""
+    found = re.findall(r"^  ([a-z]+) +([\d,]+)(?:  .*)?$", stderr, re.MULTILINE)
+    return {name: int(count.replace(",", "")) for name, count in found}
+
+
+class TestFiles:
+    async def test_a_text_file_with_everything_that_can_be_wrong(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path
+    ) -> None:
+        lines = [
+            b"\xef\xbb\xbfalpha",
+            b"",
+            b"beta",
+            b"alpha",  # duplicate
+            b"..",  # hostile: another resource
+            b"bad\x00token",  # hostile: control character
+            b"x" * 9000,  # hostile: too long
+            b"\xff\xfe\xfa",  # not UTF-8
+            b"a/b?c#d e%2e",  # strange, but fit to send
+            b"y" * (2 << 20),  # huge
+            b"  beta\t",  # duplicate
+            b"gamma",
+        ]
+        tokens = write(tmp_path / "tokens.txt", b"\r\n".join(lines))
+
+        result = await fetch(flinks_server, tokens, out)
+
+        assert result.exit_code == Exit.FAILED
+        answers = by_line(out)
+        sent = {1: "alpha", 3: "beta", 9: "a/b?c#d e%2e", 12: "gamma"}
+        assert {line: record["response"] for line, record in answers.items()} == {
+            line: flinks_server.expected(token) for line, token in sent.items()
+        }
+        failed = by_line(tmp_path / "answers.failed.jsonl")
+        assert {line: record["kind"] for line, record in failed.items()} == dict.fromkeys([5, 6, 7, 8, 10], "invalid")
+        skipped = by_line(tmp_path / "answers.skipped.jsonl")
+        assert {line: record["kind"] for line, record in skipped.items()} == {
+            2: "blank",
+            4: "duplicate",
+            11: "duplicate",
+        }
+        assert sorted([*answers, *failed, *skipped]) == list(range(1, 13)), "a line was lost"
+        # Nothing wrong was sent: on the wire are the four tokens, once each, encoded once.
+        assert sorted(flinks_server.stats.paths) == sorted(
+            "/partneraccess/" + quote(token, safe="") for token in sent.values()
+        )
+        assert numbers(result.stderr) == {"fetched": 4, "failed": 0, "invalid": 5, "duplicates": 2, "blank": 1}
+        assert "Done: 12 lines" in result.stderr
+
+    async def test_csv_with_keys(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
+        tokens = write(tmp_path / "tokens.csv", 'id,token\nc-1,one\nc-2\n"c\n3",two\nc-4,one\n')
+        result = await fetch(flinks_server, tokens, out, "--column", "token", "--key-column", "id")
+        assert result.exit_code == Exit.FAILED
+        assert {line: record["key"] for line, record in by_line(out).items()} == {2: "c-1", 4: "c\n3"}
+        assert by_line(tmp_path / "answers.failed.jsonl")[3]["message"] == "the row has 1 fields, the header has 2"
+        assert by_line(tmp_path / "answers.skipped.jsonl")[6] == {"line": 6, "key": "c-4", "kind": "duplicate"}
+        expected = {"fetched": 2, "failed": 0, "invalid": 1, "duplicates": 1, "header": 1, "continued": 1}
+        assert numbers(result.stderr) == expected
+        assert "Done: 6 lines" in result.stderr
+
+    async def test_jsonl_keeps_the_type_of_keys(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
+        tokens = write(tmp_path / "tokens.jsonl", '{"n": 7, "token": "one"}\n{"n": null, "token": "two"}\n')
+        assert (await fetch(flinks_server, tokens, out, "--key-column", "n")).exit_code == Exit.OK
+        assert {line: record["key"] for line, record in by_line(out).items()} == {1: 7, 2: None}
+
+    async def test_standard_input_and_output(self, flinks_server: FlinksServer) -> None:
+        result = await fetch(flinks_server, "-", "-", "--ordered", stdin="one\n..\ntwo\none\n")
+        assert result.exit_code == Exit.FAILED
+        assert [json.loads(line)["line"] for line in result.stdout.splitlines()] == [1, 3]
+        on_stderr = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+        assert [(record["line"], record["kind"]) for record in on_stderr] == [(2, "invalid"), (4, "duplicate")]
+
+    async def test_a_format_that_was_asked_for_wins_over_the_name(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path
+    ) -> None:
+        tokens = write(tmp_path / "tokens.txt", "t\tu\none\t1\n")
+        more = ("--format", "csv", "--delimiter", "tab", "--column", "t")
+        assert (await fetch(flinks_server, tokens, out, *more)).exit_code == Exit.OK
+        assert flinks_server.stats.per_token == {"one": 1}
+
+    @pytest.mark.parametrize(
+        ("name", "content", "says"),
+        [
+            ("tokens.csv", "a,b\n1,2\n", "'a', 'b'"),
+            ("tokens.csv", "", "no header row"),
+            ("tokens.txt", b"\xff\xfea\x00", "UTF-16"),
+            ("tokens.txt", b"\x1f\x8b\x08\x00", "compressed"),
+            ("tokens.csv", b"PK\x03\x04aa", "export it as CSV"),
+        ],
+    )
+    async def test_a_file_that_is_wrong_as_a_whole(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path, name: str, content: str | bytes, says: str
+    ) -> None:
+        result = await fetch(flinks_server, write(tmp_path / name, content), out)
+        assert result.exit_code == Exit.USAGE
+        assert says in result.stderr
+        assert os.listdir(tmp_path) == [name], "nothing is made before the file is known to be right"
+        assert flinks_server.stats.requests == 0
+
+    async def test_an_empty_file_has_nothing_to_fetch(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path
+    ) -> None:
+        result = await fetch(flinks_server, write(tmp_path / "tokens.txt", b"\xef\xbb\xbf"), out)
+        assert result.exit_code == Exit.OK
+        assert out.read_bytes() == b""
+
+
+class TestOutput:
+    async def test_amounts_keep_their_digits(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
+        body = b'{"GetAccountsDetail":{"Accounts":[{"Balance":{"Current":12.30,"Limit":123456789012345678.90}}],"New":1.0}}'
+        flinks_server.set_answer("one", body)
+        assert (await fetch(flinks_server, write(tmp_path / "t.txt", "one\n"), out)).exit_code == Exit.OK
+        line = out.read_bytes()
+        assert b'"Current":12.30' in line
+        assert b'"Limit":123456789012345678.90' in line
+        (record,) = [json.loads(line, parse_float=Decimal)]
+        assert record["response"] == json.loads(body, parse_float=Decimal)
+        assert record["meta"] == {"status": 200, "attempts": 1}
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+    async def test_files_are_for_their_owner_only(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
+        await fetch(flinks_server, write(tmp_path / "t.txt", "one\n\n..\n"), out)
+        for name in ("answers.jsonl", "answers.failed.jsonl", "answers.skipped.jsonl"):
+            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+
+    async def test_without_failures_there_is_no_file_of_failures(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path
+    ) -> None:
+        tokens = write(tmp_path / "t.txt", "one\n")
+        write(tmp_path / "answers.failed.jsonl", "of a run before\n")
+        assert (await fetch(flinks_server, tokens, out, "--force")).exit_code == Exit.OK
+        assert sorted(os.listdir(tmp_path)) == ["answers.jsonl", "t.txt"]
+
+    @pytest.mark.parametrize("name", ["answers.jsonl", "answers.jsonl.part", "answers.failed.jsonl"])
+    async def test_nothing_is_overwritten_unless_asked(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path, name: str
+    ) -> None:
+        tokens = write(tmp_path / "t.txt", "one\n")
+        write(tmp_path / name, "precious\n")
+        result = await fetch(flinks_server, tokens, out)
+        assert result.exit_code == Exit.USAGE
+        assert "--force" in result.stderr
+        assert (tmp_path / name).read_text() == "precious\n"
+        assert flinks_server.stats.requests == 0
+        assert (await fetch(flinks_server, tokens, out, "--force")).exit_code == Exit.OK
+        assert len(records(out)) == 1
+
+    async def test_the_file_of_tokens_is_no_output(self, flinks_server: FlinksServer, tmp_path: Path) -> None:
+        tokens = write(tmp_path / "t.jsonl", '"one"\n')
+        result = await fetch(flinks_server, tokens, tokens, "--force")
+        assert result.exit_code == Exit.USAGE
+        assert tokens.read_text() == '"one"\n'
+
+    async def test_a_folder_that_is_not_there(self, flinks_server: FlinksServer, tmp_path: Path) -> None:
+        tokens = write(tmp_path / "t.txt", "one\n")
+        result = await fetch(flinks_server, tokens, tmp_path / "no" / "answers.jsonl")
+        assert result.exit_code == Exit.OUTPUT
+        assert "there is no folder" in result.stderr
+        assert flinks_server.stats.requests == 0
+
+    async def test_a_folder_in_place_of_a_file_is_left_alone(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path
+    ) -> None:
+        out.mkdir()
+        result = await fetch(flinks_server, write(tmp_path / "t.txt", "one\n"), out, "--force")
+        assert result.exit_code == Exit.OUTPUT
+        assert out.is_dir()
+
+    @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+    async def test_a_full_disk_behind_standard_output(self, flinks_server: FlinksServer, tmp_path: Path) -> None:
+        tokens = write(tmp_path / "t.txt", "one\n")
+        with open("/dev/full", "wb") as full:
+            process = await start("fetch", tokens, "--out", "-", server=flinks_server, stdout=full)
+            _, stderr = await process.communicate()
+        assert process.returncode == Exit.OUTPUT
+        assert b"No space left on device" in stderr
+        assert b"Traceback" not in stderr
+
+    @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
+    async def test_a_reader_that_goes_away_ends_the_run_in_silence(
+        self, flinks_server: FlinksServer, tmp_path: Path
+    ) -> None:
+        tokens = write(tmp_path / "t.txt", "".join(f"token-{n}\n" for n in range(500)))
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        try:
+            process = await start("fetch", tokens, "--out", "-", "--quiet", server=flinks_server, stdout=write_end)
+        finally:
+            os.close(write_end)
+        _, stderr = await process.communicate()
+        assert (process.returncode, stderr) == (Exit.OUTPUT, b"")
+
+
+class TestFailures:
+    async def test_failures_say_what_happened_and_never_the_token(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path
+    ) -> None:
+        flinks_server.script("expired", ["session_nonexistent"])
+        flinks_server.script("broken", ["http_503"] * 2)
+        flinks_server.script("waiting", ["operation_pending"])
+        tokens = write(tmp_path / "t.txt", "good\nexpired\nbroken\nwaiting\n")
+        result = await fetch(flinks_server, tokens, out, "--attempts", 2)
+        assert result.exit_code == Exit.FAILED
+        failed = by_line(tmp_path / "answers.failed.jsonl")
+        assert {line: (r["error"], r["kind"], r["attempts"]) for line, r in failed.items()} == {
+            2: ("BadRequestError", "final", 1),
+            3: ("ServerError", "exhausted", 2),
+            4: ("PendingError", "exhausted", 1),
+        }
+        assert failed[2]["flinks_code"] == "SESSION_NONEXISTENT"
+        assert failed[3]["status"] == 503
+        assert all(len(record["token_fingerprint"]) == 16 for record in failed.values())
+        everything = (tmp_path / "answers.failed.jsonl").read_text() + result.output
+        assert not any(token in everything for token in ("expired", "waiting"))
+
+    async def test_retries_are_counted(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
+        flinks_server.script("one", ["http_503"])
+        result = await fetch(flinks_server, write(tmp_path / "t.txt", "one\n"), out)
+        assert result.exit_code == Exit.OK
+        assert "2 attempts, 1 retried, 0 throttled; p50" in result.stderr
+        assert records(out)[0]["meta"] == {"status": 200, "attempts": 2}
+
+    async def test_a_share_of_faults_loses_nothing(self, tmp_path: Path, out: Path) -> None:
+        plan = Faults.demo(0.5, seed=4, unfetchable=0.05)
+        names = [f"token-{n}" for n in range(40)]
+        async with FlinksServer(faults=plan) as server:
+            await fetch(server, write(tmp_path / "t.txt", "\n".join(names)), out)
+            fetchable = {line for line, token in enumerate(names, 1) if plan.fate(token).fetchable}
+            assert by_line(out).keys() == fetchable
+            for line, record in by_line(out).items():
+                assert record["response"] == server.expected(names[line - 1])
+
+
+class TestRefusedSecret:
+    async def test_it_stops_the_run(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
+        tokens = write(tmp_path / "t.txt", "".join(f"token-{n}\n" for n in range(500)))
+        result = await fetch(flinks_server, tokens, out, "--concurrency", 2, FLINKS_AUTH_SECRET="wrong-secret")
+        assert result.exit_code == Exit.REFUSED
+        assert "The AuthSecret is refused" in result.stderr
+        assert "--auth-scheme" in result.stderr
+        assert flinks_server.stats.requests < 15
+        assert not out.exists()
+        assert "wrong-secret" not in result.output
+
+    async def test_one_dead_token_does_not(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
+        names = [f"token-{n}" for n in range(30)]
+        for dead in names[3:12:2]:
+            flinks_server.script(dead, ["unauthorized"] * 9)
+        tokens = write(tmp_path / "t.txt", "\n".join(names))
+        result = await fetch(flinks_server, tokens, out, "--concurrency", 1)
+        assert result.exit_code == Exit.FAILED
+        assert len(records(out)) == 25
+
+    async def test_neither_does_the_same_dead_token_many_times(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path
+    ) -> None:
+        flinks_server.script("dead", ["unauthorized"] * 20)
+        result = await fetch(flinks_server, write(tmp_path / "t.txt", "dead\n" * 10 + "good\n"), out)
+        assert result.exit_code == Exit.FAILED
+        assert [record["line"] for record in records(out)] == [11]
+
+    async def test_a_short_file_of_which_everything_is_refused(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path
+    ) -> None:
+        result = await fetch(flinks_server, write(tmp_path / "t.txt", "one\ntwo\n"), out, FLINKS_AUTH_SECRET="wrong")
+        assert result.exit_code == Exit.REFUSED
+        assert len(records(tmp_path / "answers.failed.jsonl")) == 2
+
+    async def test_the_number_is_a_setting(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
+        for number in range(8):
+            flinks_server.script(f"dead-{number}", ["unauthorized"])
+        tokens = write(tmp_path / "t.txt", "".join(f"dead-{n}\n" for n in range(8)) + "good\n")
+        result = await fetch(flinks_server, tokens, out, "--concurrency", 1, "--refused-after", 9)
+        assert result.exit_code == Exit.FAILED
+        assert len(records(out)) == 1
