@@ -11,6 +11,7 @@ import os
 import socket
 import ssl
 import weakref
+from contextlib import suppress
 from contextvars import ContextVar
 from typing import Any
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -254,13 +255,19 @@ def _make_tls(connection: Connection) -> ssl.SSLContext:
 
 
 def _parse_proxy(url: Secret) -> Proxy:
-    try:
-        parts = urlsplit(url.reveal() if "://" in url.reveal() else f"http://{url.reveal()}")
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host = None
-    if not host or parts.scheme not in ("http", "https"):
+    proxy = None
+    with suppress(ValueError):  # also UnicodeError; their texts hold the credentials
+        proxy = _split_proxy(url)
+    if proxy is None:
         raise ConfigError("Connection.proxy must be the URL of an HTTP proxy, such as 'http://proxy.example:3128'")
+    return proxy
+
+
+def _split_proxy(url: Secret) -> Proxy | None:
+    parts = urlsplit(url.reveal() if "://" in url.reveal() else f"http://{url.reveal()}")
+    host, port = parts.hostname, parts.port
+    if not host or not host.isprintable() or " " in host or parts.scheme not in ("http", "https"):
+        return None
     place = f"[{host}]" if ":" in host else host
     authorization = None
     if parts.username is not None:
