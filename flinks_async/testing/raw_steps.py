@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import http
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -47,7 +47,7 @@ class Respond:
 
     status: int = 200
     body: bytes = b""
-    headers: Mapping[str, str] | Iterable[tuple[str, str]] = field(factory=dict)
+    headers: Mapping[str, str] | Sequence[tuple[str, str]] = field(factory=dict)
     reason: str | None = None
 
     async def __call__(self, connection: RawConnection) -> None:
@@ -56,7 +56,7 @@ class Respond:
     @property
     def message(self) -> bytes:
         """What is sent."""
-        given: list[tuple[str, str]] = [*(self.headers.items() if isinstance(self.headers, Mapping) else self.headers)]
+        given = list(self.headers.items()) if isinstance(self.headers, Mapping) else list(self.headers)
         names = {name.lower() for name, _ in given}
         own = {**_JSON, "Content-Length": str(len(self.body))}
         fields = [*((name, value) for name, value in own.items() if name.lower() not in names), *given]
