@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import ssl
+from collections.abc import Mapping
 from typing import Protocol
 
 import aiohttp
-from aiohttp.http_exceptions import TransferEncodingError
+from aiohttp.http_exceptions import HttpProcessingError, TransferEncodingError
 from attrs import define, field
 from multidict import CIMultiDict
 from yarl import URL
@@ -28,6 +29,7 @@ from .errors import (
     StaleConnectionError,
     TransportError,
 )
+from .exchange import SUPPORTED, Template, exchange, session_is_untouched
 from .inflate import Inflater
 from .messages import Request, Response
 from .secret import Secret
@@ -73,6 +75,7 @@ class _Prepared:
     """What requests to one endpoint have in common."""
 
     endpoint: Endpoint
+    template: Template | None
     base: URL
     path: str
     headers: CIMultiDict[str] = field(repr=False)
@@ -103,6 +106,19 @@ class AiohttpTransport:
         sessions.in_use += 1
         stopped: BaseException
         try:
+            template = prepared.template
+            if template is not None and not fresh and not request.headers and session_is_untouched():
+                assert session.connector is not None
+                answer = await exchange(
+                    session.connector, template, encode_token(request.token).reveal().encode("ascii"), self._timeout
+                )
+                try:
+                    body = await self._read(answer.headers, answer.content)
+                except BaseException:
+                    answer.abort()
+                    raise
+                answer.finish()
+                return Response(answer.status, answer.headers, body)
             response = await session.get(
                 prepared.base.with_path(prepared.path + encode_token(request.token).reveal(), encoded=True),
                 headers=_with_extra(prepared.headers, request),
@@ -116,7 +132,7 @@ class AiohttpTransport:
                 proxy_headers=prepared.proxy_headers,
             )
             try:
-                body = await self._read(response)
+                body = await self._read(response.headers, response.content)
             except BaseException:
                 response.close()
                 raise
@@ -135,14 +151,14 @@ class AiohttpTransport:
         stopped.__traceback__ = stopped.__context__ = stopped.__cause__ = None
         raise stopped
 
-    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
-        limit, content, headers = self._max_body, response.content, response.headers
-        length = response.content_length
-        if length is not None and length > limit:
-            raise ResponseTooLargeError(f"the body has {length} bytes, more than max_body = {limit}")
+    async def _read(self, headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes:
+        limit = self._max_body
         encoding = headers.get("Content-Encoding", "")
-        if not encoding and length is not None and content.is_eof() and content.exception() is None:
+        if not encoding and content.is_eof() and content.exception() is None and content.total_bytes <= limit:
             return content.read_nowait()  # came with the head, whole: the usual case of a small answer
+        length = headers.get("Content-Length", "")
+        if length.isdecimal() and int(length[:20]) > limit:
+            raise ResponseTooLargeError(f"the body has {length} bytes, more than max_body = {limit}")
         inflater = Inflater(encoding, limit)
         read = content.readany
         chunks: list[bytes] = []
@@ -164,10 +180,15 @@ class AiohttpTransport:
             # Plain HTTP has no CONNECT: there the proxy reads the request's own headers.
             target = headers if base.scheme == "http" else (proxy_headers := CIMultiDict())
             target["Proxy-Authorization"] = proxy.authorization.reveal()
+        path = base.raw_path.rstrip("/") + "/partneraccess/"
+        template = None
+        if SUPPORTED and not self._sessions.borrowed and proxy is None:
+            template = Template.make(base, path, headers, tls, asyncio.get_running_loop())
         return _Prepared(
             endpoint,
+            template,
             base,
-            base.raw_path.rstrip("/") + "/partneraccess/",
+            path,
             headers,
             secret,
             None if proxy is None else proxy.url,
@@ -202,7 +223,7 @@ class AiohttpTransport:
                 if isinstance(cause, TransferEncodingError) and "Not enough data" not in str(cause):
                     return ProtocolError(f"the body from {host} is not valid HTTP")
                 return ReadError(f"the connection to {host} broke before the body was whole")
-            case aiohttp.ClientResponseError():
+            case aiohttp.ClientResponseError() | HttpProcessingError():
                 # aiohttp says 400 here, which is its own and not the server's.
                 return ProtocolError(f"the answer of {host} is not valid HTTP")
             case aiohttp.ClientOSError() | aiohttp.ServerDisconnectedError():

@@ -21,6 +21,8 @@ async def _no_guard(request: Any, handler: Any) -> Any:
 
 
 def _without_guard(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Requests through aiohttp's ClientSession, as with a borrowed session; ours by itself repeats nothing.
+    monkeypatch.setattr("flinks_async.transport.session_is_untouched", lambda: False)
     monkeypatch.setattr("flinks_async.transport._one_request", _no_guard)
 
 
