@@ -23,17 +23,14 @@ from attrs import define, field
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
-_PARAMETERS: Final = {
-    "read_until_eof": True,  # a body without a length ends with the connection
-    "auto_decompress": False,
-}
+_PARAMETERS: Final = {"read_until_eof", "auto_decompress"}
 
 
 def _is_supported() -> bool:
     try:
         known = inspect.signature(ResponseHandler.set_response_params).parameters
         connect = inspect.signature(aiohttp.TCPConnector.connect).parameters
-        return set(_PARAMETERS) <= set(known) and list(connect)[1:] == ["req", "traces", "timeout"]
+        return set(known) >= _PARAMETERS and list(connect)[1:] == ["req", "traces", "timeout"]
     except (AttributeError, ValueError, TypeError):
         return False
 
@@ -110,7 +107,8 @@ async def exchange(
             break
         connection.close()
     try:
-        protocol.set_response_params(**_PARAMETERS)
+        # A body without a length ends with the connection; inflating is ours, since it has a cap.
+        protocol.set_response_params(read_until_eof=True, auto_decompress=False)
         wire.write(b"".join((template.before, segment, template.after)))
         message, content = await protocol.read()
         while 100 <= message.code < 200 and message.code != 101:
