@@ -23,7 +23,7 @@ from .shapes import Shapes
 
 Steps = Generator[None, None, PartnerAccessResponse]
 
-SLICE: Final = 400
+SLICE: Final = 200
 """Transactions that the fast path makes in one step."""
 
 TURN: Final = 50
