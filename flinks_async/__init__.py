@@ -53,6 +53,7 @@ from .models import (
     Transaction,
 )
 from .observe import AttemptFinished, AttemptStarted, Event, Observer, RetryScheduled
+from .policies import Adaptive, Breaker, Hedge, Pause, PollPending, Quota, RateLimiter, ShareQuota, TokenBucketQuota
 from .secret import Secret, SecretFilter, fingerprint
 from .session import ConnectionStats, SessionManager
 from .transport import Transport
@@ -61,6 +62,7 @@ __all__ = [
     "APIStatusError",
     "Account",
     "AccountsDetail",
+    "Adaptive",
     "Address",
     "AttemptFinished",
     "AttemptStarted",
@@ -68,6 +70,7 @@ __all__ = [
     "AuthenticationError",
     "BadRequestError",
     "Balance",
+    "Breaker",
     "Call",
     "CertificateError",
     "CircuitOpenError",
@@ -88,6 +91,7 @@ __all__ = [
     "FlinksClient",
     "FlinksError",
     "Handler",
+    "Hedge",
     "Holder",
     "InvalidTokenError",
     "Kind",
@@ -101,11 +105,15 @@ __all__ = [
     "Observer",
     "Outcome",
     "PartnerAccessResponse",
+    "Pause",
     "PendingError",
+    "PollPending",
     "ProtocolError",
     "ProxyError",
+    "Quota",
     "QuotaExhaustedError",
     "RateLimitedError",
+    "RateLimiter",
     "ReadError",
     "RedirectError",
     "Request",
@@ -118,9 +126,11 @@ __all__ = [
     "ServerError",
     "SessionManager",
     "Settings",
+    "ShareQuota",
     "StaleConnectionError",
     "Timeouts",
     "Timestamp",
+    "TokenBucketQuota",
     "Transaction",
     "Transport",
     "TransportError",

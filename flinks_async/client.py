@@ -293,7 +293,7 @@ class FlinksClient:
         Args:
             tokens: tokens, or (key, token) pairs, from any (async) iterable; it is read as fast as needed. The key of a
                 bare token is its position, from 0.
-            concurrency: calls at the same time; default `Limits.concurrency`.
+            concurrency: calls at the same time; default `Limits.concurrency`, or the most that it may become.
             ordered: give the outcomes in the order of the tokens.
 
         Returns:
@@ -305,7 +305,7 @@ class FlinksClient:
         """
         if isinstance(tokens, (str, bytes, Secret)) or not isinstance(tokens, (Iterable, AsyncIterable)):
             raise ConfigError("tokens must be an iterable of tokens or (key, token) pairs; for one, use partner_access")
-        workers = self._settings.limits.concurrency if concurrency is None else concurrency
+        workers = self._settings.limits.most_at_once if concurrency is None else concurrency
         if type(workers) is not int or workers < 1:
             raise ConfigError(f"concurrency must be a whole number of at least 1, not {workers!r}")
         if self._closed:
@@ -372,7 +372,7 @@ class FlinksClient:
         if local is None or local.loop is not loop:
             local = self._locals.get(loop)
             if local is None:
-                local = self._locals[loop] = self._pool.local(loop, self._governed_by, self._settings.limits)
+                local = self._locals[loop] = self._pool.local(loop, self._governed_by, self._settings, self._clock)
             self._local = local
         return local
 

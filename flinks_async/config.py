@@ -11,14 +11,16 @@ import os
 import re
 import ssl
 from collections.abc import Mapping
-from types import MappingProxyType
+from types import MappingProxyType, NoneType
 from typing import Any, Final, Literal, get_args
 from urllib.parse import quote, urlsplit
 
 from attrs import Attribute, field, frozen
 from attrs.validators import instance_of, optional
 
+from . import checks
 from .errors import ConfigError, InvalidTokenError
+from .policies import Adaptive, Breaker, Pause, Quota, RateLimiter, ShareQuota, TokenBucketQuota
 from .secret import Secret
 
 AuthScheme = Literal["flinks-auth-key", "flinks-auth-key-raw", "bearer"]
@@ -32,37 +34,6 @@ OTHER_HEADER_FORMS: Final = (
     "Which header carries it in production is not documented beyond doubt: the setting auth_scheme takes "
     + ", ".join(repr(scheme) for scheme in AUTH_SCHEMES)
 )
-
-
-def _positive(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    _number(instance, attribute, value)
-    if not value > 0:
-        raise ConfigError(f"{_name(instance, attribute)} must be greater than 0, not {value!r}")
-
-
-def _not_negative(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    _number(instance, attribute, value)
-    if not value >= 0:
-        raise ConfigError(f"{_name(instance, attribute)} must be 0 or more, not {value!r}")
-
-
-def _positive_or_none(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    if value is not None:
-        _positive(instance, attribute, value)
-
-
-def _count(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"{_name(instance, attribute)} must be a whole number of at least 1, not {value!r}")
-
-
-def _number(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-        raise ConfigError(f"{_name(instance, attribute)} must be a number, not {value!r}")
-
-
-def _name(instance: object, attribute: Attribute[Any]) -> str:
-    return f"{type(instance).__name__}.{attribute.name}"
 
 
 @frozen(kw_only=True)
@@ -80,16 +51,21 @@ class Retry:
         throttled_base: seconds, after a throttled attempt.
         cap: seconds, the longest wait of the backoff.
         retry_after_cap: seconds, the longest `Retry-After` that is waited for; one that asks for more ends the call
-            with an error whose `retry_after` says so.
+            with an error whose `retry_after` says so (unless `Limits.waits`: then everybody waits).
         throttle_statuses: statuses that mean "slow down", whatever the body says.
+        quota: what retries are paid from, shared by all calls for one (instance, secret): a `TokenBucketQuota`, a
+            `ShareQuota`, or None for no such bound.
     """
 
-    attempts: int = field(default=3, validator=_count)
-    base: float = field(default=0.05, validator=_not_negative)
-    throttled_base: float = field(default=1.0, validator=_not_negative)
-    cap: float = field(default=20.0, validator=_not_negative)
-    retry_after_cap: float = field(default=60.0, validator=_not_negative)
+    attempts: int = field(default=3, validator=checks.count)
+    base: float = field(default=0.05, validator=checks.not_negative)
+    throttled_base: float = field(default=1.0, validator=checks.not_negative)
+    cap: float = field(default=20.0, validator=checks.not_negative)
+    retry_after_cap: float = field(default=60.0, validator=checks.not_negative)
     throttle_statuses: frozenset[int] = field(default=frozenset({429}), converter=frozenset)
+    quota: Quota | None = field(
+        default=TokenBucketQuota(), validator=checks.one_of(TokenBucketQuota, ShareQuota, NoneType)
+    )
 
 
 @frozen(kw_only=True)
@@ -102,22 +78,55 @@ class Timeouts:
         deadline: for the whole call: queue, attempts and waits. `partner_access(timeout=...)` replaces it.
     """
 
-    connect: float | None = field(default=5.0, validator=_positive_or_none)
-    attempt: float | None = field(default=30.0, validator=_positive_or_none)
-    deadline: float | None = field(default=60.0, validator=_positive_or_none)
+    connect: float | None = field(default=5.0, validator=checks.positive_or_none)
+    attempt: float | None = field(default=30.0, validator=checks.positive_or_none)
+    deadline: float | None = field(default=60.0, validator=checks.positive_or_none)
+
+
+def _concurrency(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    if not isinstance(value, Adaptive):
+        checks.count(instance, attribute, value)
 
 
 @frozen(kw_only=True)
 class Limits:
-    """What this client takes at most.
+    """What this client takes at most, and what it does while an instance is in trouble.
+
+    The first six belong to one (instance, secret) and one event loop: one instance in trouble never slows another.
 
     Attributes:
-        concurrency: requests on the wire at the same time, for one (instance, secret) and one event loop.
+        concurrency: requests on the wire at the same time: a number, or `Adaptive(...)`.
+        rate: requests per second, evenly; None for no limit.
+        burst: requests that may go at once before `rate` holds; None for a tenth of a second's worth.
+        rate_limiter: a limiter of your own instead of `rate`, for example one shared by processes.
+        pause: after an answer that throttles.
+        breaker: when the instance counts as down; None for never.
+        waits: what a call does while the instance is down, or asks for a long pause. False: it fails at once, with a
+            `CircuitOpenError` or the answer. True: it waits, and attempts that fail meanwhile do not count.
         max_body: bytes of one body, inflated.
     """
 
-    concurrency: int = field(default=20, validator=_count)
-    max_body: int = field(default=64 * MIB, validator=_count)
+    concurrency: int | Adaptive = field(default=Adaptive(), validator=_concurrency)
+    rate: float | None = field(default=None, validator=checks.positive_or_none)
+    burst: int | None = field(default=None, validator=optional(checks.count))
+    rate_limiter: RateLimiter | None = field(default=None, eq=id)
+    pause: Pause = field(default=Pause(), validator=checks.one_of(Pause))
+    breaker: Breaker | None = field(default=Breaker(), validator=checks.one_of(Breaker, NoneType))
+    waits: bool = field(default=False, validator=checks.one_of(bool))
+    max_body: int = field(default=64 * MIB, validator=checks.count)
+
+    def __attrs_post_init__(self) -> None:
+        if self.rate is not None and self.rate_limiter is not None:
+            raise ConfigError("Limits takes either rate or rate_limiter, not both")
+        if self.burst is not None and self.rate is None:
+            raise ConfigError("Limits.burst needs Limits.rate")
+        if self.rate_limiter is not None and not callable(getattr(self.rate_limiter, "reserve", None)):
+            raise ConfigError(f"Limits.rate_limiter has no method reserve(now): {type(self.rate_limiter).__name__}")
+
+    @property
+    def most_at_once(self) -> int:
+        """The number that `concurrency` never passes."""
+        return self.concurrency.maximum if isinstance(self.concurrency, Adaptive) else self.concurrency
 
 
 def _secret_or_none(value: str | Secret | None) -> Secret | None:
@@ -139,8 +148,8 @@ class Connection:
         trust_env: take the proxy from HTTPS_PROXY, HTTP_PROXY and NO_PROXY, read once when the client is made.
     """
 
-    keepalive: float = field(default=15.0, validator=_not_negative)
-    dns_cache: float = field(default=10.0, validator=_not_negative)
+    keepalive: float = field(default=15.0, validator=checks.not_negative)
+    dns_cache: float = field(default=10.0, validator=checks.not_negative)
     ca_file: str | os.PathLike[str] | None = None
     client_cert: str | os.PathLike[str] | None = None
     client_key: str | os.PathLike[str] | None = None
@@ -166,19 +175,19 @@ class Settings:
 
 
 def service() -> Settings:
-    """For a call inside a service: 3 attempts, a deadline of 60 s, 20 requests at once."""
+    """For a call inside a service: 3 attempts, a deadline of 60 s; it fails at once while the instance is down."""
     return Settings()
 
 
 def bulk() -> Settings:
-    """For many tokens: 6 attempts, longer waits, no deadline.
+    """For many tokens: 6 attempts, longer waits, no deadline; while the instance is down it waits and loses nothing.
 
     The attempt may take 230 s, since a sibling endpoint is documented to answer within 210 s.
     """
     return Settings(
-        retry=Retry(attempts=6, cap=60.0),
+        retry=Retry(attempts=6, cap=60.0, quota=ShareQuota()),
         timeouts=Timeouts(connect=10.0, attempt=230.0, deadline=None),
-        limits=Limits(concurrency=64),
+        limits=Limits(waits=True, pause=Pause(cap=60.0, longest=3600.0)),
     )
 
 

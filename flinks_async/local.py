@@ -1,17 +1,20 @@
 """What calls share: one pool for all clients derived from one another, and for each event loop what lives in it.
 
-The governor belongs to an (instance, secret, limits) and an event loop; the sweeper to an event loop.
+Governor and retry quota belong to an (instance, secret), to their settings and to an event loop; the sweeper to an event
+loop.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from attrs import define, field
 
-from .config import Limits
+from .clock import Clock
+from .config import Settings
 from .middleware.governor import Governor
+from .middleware.quota import RetryQuota, make_quota
 from .scope import Scope, Sweeper
 from .session import SessionManager
 from .transport import Transport
@@ -22,6 +25,9 @@ class LoopLocal:
     """What the calls of one client share in one event loop.
 
     Attributes:
+        governor: where requests wait; shared by all clients with the same instance, secret and limits.
+        quota: what retries are paid from; shared by all clients with the same instance, secret and quota.
+        now: the client's clock.
         calls: the scopes of the calls under way, for closing.
         queue_time: seconds that calls have spent waiting for a place, in all.
         drained: set when the last call ends, if somebody waits for that.
@@ -30,6 +36,8 @@ class LoopLocal:
     loop: asyncio.AbstractEventLoop
     sweeper: Sweeper
     governor: Governor
+    quota: RetryQuota | None
+    now: Callable[[], float]
     calls: set[Scope] = field(factory=set)
     queue_time: float = 0.0
     drained: asyncio.Event | None = None
@@ -39,6 +47,7 @@ class LoopLocal:
 class _LoopShared:
     sweeper: Sweeper
     governors: dict[Hashable, Governor] = field(factory=dict)
+    quotas: dict[Hashable, RetryQuota | None] = field(factory=dict)
 
 
 class Pool:
@@ -49,17 +58,23 @@ class Pool:
         self.transport = transport
         self._loops: dict[asyncio.AbstractEventLoop, _LoopShared] = {}
 
-    def local(self, loop: asyncio.AbstractEventLoop, key: Hashable, limits: Limits) -> LoopLocal:
+    def local(self, loop: asyncio.AbstractEventLoop, key: Hashable, settings: Settings, clock: Clock) -> LoopLocal:
         """The state of one client in one loop."""
         shared = self._loops.get(loop)
         if shared is None:
             for old in [old for old in self._loops if old.is_closed()]:
                 del self._loops[old]
             shared = self._loops[loop] = _LoopShared(Sweeper(loop))
-        governor = shared.governors.get((key, limits))
+        limits, quota = settings.limits, settings.retry.quota
+        # Times of different clocks do not mix; the governor keeps its clock, so the id stays its own.
+        governed_by = (key, limits, id(clock))
+        governor = shared.governors.get(governed_by)
         if governor is None:
-            governor = shared.governors[key, limits] = Governor(limits.concurrency)
-        return LoopLocal(loop, shared.sweeper, governor)
+            governor = shared.governors[governed_by] = Governor(limits, clock)
+        paid_from = (key, quota, id(clock))
+        if paid_from not in shared.quotas:
+            shared.quotas[paid_from] = make_quota(quota)
+        return LoopLocal(loop, shared.sweeper, governor, shared.quotas[paid_from], clock.now)
 
     async def close(self) -> None:
         """Closes what the running loop holds."""

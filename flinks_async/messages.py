@@ -41,6 +41,9 @@ class Call:
         wire_time: seconds from sending to the last byte.
         secret: the AuthSecret to send.
         fresh: the next attempt must not use a kept-alive connection.
+        headers_at: when the headers of the latest answer were there; None if its transport does not say.
+        down: the latest attempt failed while its instance counted as down.
+        joined: the attempts are another call's, and counted there (see `middleware.coalesce`).
         local: what this call shares with the others of its event loop.
     """
 
@@ -53,6 +56,13 @@ class Call:
     wire_time: float = 0.0
     secret: Secret | None = None
     fresh: bool = False
+    headers_at: float | None = None
+    down: bool = False
+    joined: bool = False
+
+    def headers_came(self) -> None:
+        """To be called by a transport when status and headers are there and the body is not."""
+        self.headers_at = self.local.now()
 
 
 @frozen(eq=False)

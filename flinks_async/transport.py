@@ -112,6 +112,7 @@ class AiohttpTransport:
                 answer = await exchange(
                     session.connector, template, encode_token(request.token).reveal().encode("ascii"), self._timeout
                 )
+                request.call.headers_came()
                 try:
                     body = await self._read(answer.headers, answer.content)
                 except BaseException:
@@ -131,6 +132,7 @@ class AiohttpTransport:
                 proxy=prepared.proxy,
                 proxy_headers=prepared.proxy_headers,
             )
+            request.call.headers_came()
             try:
                 body = await self._read(response.headers, response.content)
             except BaseException:

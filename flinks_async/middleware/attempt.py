@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..classify import Verdict, classify_error, classify_response
+from ..classify import Kind, Verdict, classify_error, classify_response
 from ..clock import Clock
 from ..codec import Codec, envelope_of, read_envelope
 from ..config import Retry, Timeouts
-from ..errors import AttemptTimeoutError, DecodeError, FlinksError
+from ..errors import AttemptTimeoutError, DeadlineExceededError, DecodeError, FlinksError
 from ..messages import Handler, Request, Response
 from ..models import Meta
 from ..observe import AttemptFinished, AttemptStarted, Observer, emit
 from ..scope import Scope
 from ..secret import fingerprint
 from ..transport import Transport
+
+_TIMED_OUT = Verdict(Kind.TRANSIENT, "DeadlineExceededError", DeadlineExceededError)
 
 
 class Attempt:
@@ -39,32 +41,58 @@ class Attempt:
         self._throttle_statuses = retry.throttle_statuses
 
     async def __call__(self, request: Request, /) -> Response:
-        call, timeout = request.call, self._timeout
+        call, timeout, probe = request.call, self._timeout, False
         governor = call.local.governor
         if not governor.try_acquire():
             asked = self._now()
             try:
-                await governor.acquire()
+                probe = await governor.acquire(call.deadline)
             finally:
                 waited = self._now() - asked
                 call.queue_time += waited
                 call.local.queue_time += waited
-        sent = self._now()
+        sent = now = self._now()
         call.attempts += 1
+        call.headers_at = None
         try:
-            if timeout is None or (call.deadline is not None and call.deadline - sent <= timeout):
-                response = await self._transport.send(request)  # the deadline comes first, and has its own timer
+            try:
+                if timeout is None or (call.deadline is not None and call.deadline - sent <= timeout):
+                    response = await self._transport.send(request)  # the deadline comes first, and has its own timer
+                else:
+                    scope = Scope()
+                    call.local.sweeper.arm(scope, timeout)
+                    with scope:
+                        response = await self._transport.send(request)
+                    if scope.interrupted:
+                        raise AttemptTimeoutError(f"no whole answer from {request.endpoint.host} within {timeout:g} s")
+            finally:
+                governor.release()
+                now = self._now()
+                call.wire_time += now - sent
+            response = self._understand(request, response)
+        except FlinksError as error:
+            first_byte = None if error.status is None else (call.headers_at or now) - sent
+            call.down = governor.record(
+                classify_error(error), sent=sent, status=error.status, time_to_first_byte=first_byte, probe=probe
+            )
+            raise
+        except BaseException:
+            # A deadline that comes while a request is on the wire says what an attempt's timeout says.
+            if call.deadline is not None and self._now() >= call.deadline:
+                governor.record(_TIMED_OUT, sent=sent, probe=probe)
             else:
-                scope = Scope()
-                call.local.sweeper.arm(scope, timeout)
-                with scope:
-                    response = await self._transport.send(request)
-                if scope.interrupted:
-                    raise AttemptTimeoutError(f"no whole answer from {request.endpoint.host} within {timeout:g} s")
-        finally:
-            governor.release()
-            call.wire_time += self._now() - sent
-        return self._understand(request, response)
+                governor.abandon(probe=probe)
+            raise
+        assert response.verdict is not None
+        call.down = governor.record(
+            response.verdict,
+            sent=sent,
+            status=response.status,
+            time_to_first_byte=(call.headers_at or now) - sent,
+            headers=response.headers,
+            probe=probe,
+        )
+        return response
 
     def _understand(self, request: Request, response: Response) -> Response:
         call, status, answer = request.call, response.status, None

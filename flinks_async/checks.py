@@ -1,0 +1,71 @@
+"""Validators of the settings' records: each names the field that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import Attribute
+
+from .errors import ConfigError
+
+
+def number(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    """A number that is not NaN."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
+        raise ConfigError(f"{name(instance, attribute)} must be a number, not {value!r}")
+
+
+def positive(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    """A number above 0."""
+    number(instance, attribute, value)
+    if not value > 0:
+        raise ConfigError(f"{name(instance, attribute)} must be greater than 0, not {value!r}")
+
+
+def not_negative(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    """0 or a number above it."""
+    number(instance, attribute, value)
+    if not value >= 0:
+        raise ConfigError(f"{name(instance, attribute)} must be 0 or more, not {value!r}")
+
+
+def positive_or_none(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    """A number above 0, or None."""
+    if value is not None:
+        positive(instance, attribute, value)
+
+
+def share(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    """A number above 0 and up to 1."""
+    number(instance, attribute, value)
+    if not 0 < value <= 1:
+        raise ConfigError(f"{name(instance, attribute)} must be greater than 0 and at most 1, not {value!r}")
+
+
+def count(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    """A whole number from 1."""
+    if type(value) is not int or value < 1:
+        raise ConfigError(f"{name(instance, attribute)} must be a whole number of at least 1, not {value!r}")
+
+
+def whole(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    """A whole number from 0."""
+    if type(value) is not int or value < 0:
+        raise ConfigError(f"{name(instance, attribute)} must be a whole number of at least 0, not {value!r}")
+
+
+def name(instance: object, attribute: Attribute[Any]) -> str:
+    """`Retry.attempts`, as users write it."""
+    return f"{type(instance).__name__}.{attribute.name}"
+
+
+def one_of(*kinds: type) -> Callable[[object, Attribute[Any], Any], None]:
+    """A validator: an instance of one of these."""
+
+    def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
+        if not isinstance(value, kinds):
+            names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+            raise ConfigError(f"{name(instance, attribute)} must be {names}, not {type(value).__name__}")
+
+    return check
