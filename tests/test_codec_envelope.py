@@ -114,6 +114,11 @@ def test_entries_with_data_or_without_a_code_are_no_error(shape: Any) -> None:
     assert envelope({"GetAccountsDetail": shape}) is EMPTY_ENVELOPE
 
 
+def test_what_a_hook_made_of_an_answer_has_none() -> None:
+    odd: Any = {"FlinksCode": "X"}
+    assert envelope_of(odd) is EMPTY_ENVELOPE
+
+
 def test_a_clean_answer_costs_nothing() -> None:
     answer = codec.decode(payload("medium"))
     started = time.perf_counter()

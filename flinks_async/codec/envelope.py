@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ..messages import EMPTY_ENVELOPE, Envelope
-from ..models import AccountsDetail, PartnerAccessResponse
+from ..models import COMPLETE, AccountsDetail, PartnerAccessResponse
 from ..secret import Secret, redact
 from .parse import BROKEN, decode_any, without_bom
 
@@ -34,6 +34,12 @@ def envelope_of(answer: PartnerAccessResponse, *hidden: Secret) -> Envelope:
     That is a code, status or message beside the data, or a `FlinksCode` in every entry of `GetAccountsDetail` while
     none of them has accounts; then the first entry speaks.
     """
+    if not isinstance(cast(object, answer), PartnerAccessResponse):
+        return EMPTY_ENVELOPE  # a hook of a user has put something else in its place
+    detail = answer.get_accounts_detail
+    first = detail[0] if type(detail) is tuple and detail else detail
+    if answer._wire is COMPLETE and (not first or type(first) is not AccountsDetail or not _has_extra(first)):
+        return EMPTY_ENVELOPE  # nearly every answer
     if answer.extra:
         found = _envelope({"RequestId": answer.request_id, **answer.extra}, hidden)
         if found.flinks_code or found.http_status_code or found.message:
@@ -44,6 +50,11 @@ def envelope_of(answer: PartnerAccessResponse, *hidden: Secret) -> Envelope:
         own = {"HttpStatusCode": first.http_status_code, "RequestId": first.request_id or answer.request_id}
         return _envelope({**own, **first.extra}, hidden)
     return EMPTY_ENVELOPE
+
+
+def _has_extra(detail: AccountsDetail) -> bool:
+    wire = detail._wire
+    return bool(wire if isinstance(wire, dict) else wire.extra)
 
 
 def _refuses(detail: AccountsDetail) -> bool:
