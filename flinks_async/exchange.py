@@ -64,23 +64,23 @@ class Template:
 class Exchange:
     """A connection with a request on it; `finish` or `abort` gives it back."""
 
-    __slots__ = ("_connection", "content", "headers", "status")
+    __slots__ = ("connection", "content", "headers", "status")
 
     def __init__(
         self, connection: Connection, status: int, headers: CIMultiDictProxy[str], content: StreamReader
     ) -> None:
-        self._connection = connection
+        self.connection = connection
         self.status = status
         self.headers = headers
         self.content = content
 
     def finish(self) -> None:
         """The body was read to its end: the connection goes back to the pool, if the server keeps it."""
-        self._connection.release()
+        self.connection.release()
 
     def abort(self) -> None:
         """The body was not read to its end: the connection is closed."""
-        self._connection.close()
+        self.connection.close()
 
 
 async def exchange(
@@ -95,17 +95,15 @@ async def exchange(
     Raises:
         aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, OSError: as aiohttp raises them.
     """
-    while True:
-        connection: Connection | None = None
-        with suppress(TimeoutError):
-            connection = await connector.connect(template.request, [], timeout)
-        if connection is None:
-            raise aiohttp.ConnectionTimeoutError
-        protocol = connection.protocol
-        # A server that sent something unasked while the connection was idle: its bytes must not become our answer.
-        if protocol is not None and (wire := protocol.transport) is not None and not protocol.should_close:
-            break
+    connection: Connection | None = None
+    with suppress(TimeoutError):
+        connection = await connector.connect(template.request, [], timeout)
+    if connection is None:
+        raise aiohttp.ConnectionTimeoutError
+    protocol = connection.protocol
+    if protocol is None or (wire := protocol.transport) is None:  # it broke between two turns of the loop
         connection.close()
+        raise aiohttp.ServerDisconnectedError
     try:
         # A body without a length ends with the connection; inflating is ours, since it has a cap.
         protocol.set_response_params(read_until_eof=True, auto_decompress=False)

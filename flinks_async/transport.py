@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Protocol
 
 import aiohttp
-from aiohttp.http_exceptions import HttpProcessingError, TransferEncodingError
+from aiohttp.connector import Connection
+from aiohttp.http_exceptions import HttpProcessingError
 from attrs import define, field
 from multidict import CIMultiDict
 from yarl import URL
@@ -114,7 +116,7 @@ class AiohttpTransport:
                 )
                 request.call.headers_came()
                 try:
-                    body = await self._read(answer.headers, answer.content)
+                    body = await self._read(answer.headers, answer.content, answer.connection)
                 except BaseException:
                     answer.abort()
                     raise
@@ -134,7 +136,7 @@ class AiohttpTransport:
             )
             request.call.headers_came()
             try:
-                body = await self._read(response.headers, response.content)
+                body = await self._read(response.headers, response.content, response.connection)
             except BaseException:
                 response.close()
                 raise
@@ -153,7 +155,9 @@ class AiohttpTransport:
         stopped.__traceback__ = stopped.__context__ = stopped.__cause__ = None
         raise stopped
 
-    async def _read(self, headers: Mapping[str, str], content: aiohttp.StreamReader) -> bytes:
+    async def _read(
+        self, headers: Mapping[str, str], content: aiohttp.StreamReader, connection: Connection | None
+    ) -> bytes:
         limit = self._max_body
         encoding = headers.get("Content-Encoding", "")
         if not encoding and content.is_eof() and content.exception() is None and content.total_bytes <= limit:
@@ -164,8 +168,9 @@ class AiohttpTransport:
         inflater = Inflater(encoding, limit)
         read = content.readany
         chunks: list[bytes] = []
-        while chunk := await read():
-            chunks.append(inflater.feed(chunk))
+        with _ended_with(content, connection):
+            while chunk := await read():
+                chunks.append(inflater.feed(chunk))
         chunks.append(inflater.finish())
         return b"".join(chunks)
 
@@ -222,7 +227,7 @@ class AiohttpTransport:
             case aiohttp.ClientPayloadError():
                 # The same class for a connection that ended and for a body that is not HTTP; the cause tells.
                 cause = error.__cause__
-                if isinstance(cause, TransferEncodingError) and "Not enough data" not in str(cause):
+                if isinstance(cause, HttpProcessingError) and "Not enough data" not in str(cause):
                     return ProtocolError(f"the body from {host} is not valid HTTP")
                 return ReadError(f"the connection to {host} broke before the body was whole")
             case aiohttp.ClientResponseError() | HttpProcessingError():
@@ -246,6 +251,42 @@ class AiohttpTransport:
 
     async def close(self) -> None:
         await self._sessions.close()
+
+
+@contextmanager
+def _ended_with(content: aiohttp.StreamReader, connection: Connection | None) -> Iterator[None]:
+    """Ends the reading of a body with its connection.
+
+    Where a body stops being HTTP in a later packet than its head, aiohttp closes the connection and tells nobody: its
+    reader would wait for ever.
+    """
+    protocol = None if connection is None else connection.protocol
+    if protocol is None:  # the body has arrived
+        yield
+        return
+    closed = protocol.closed
+
+    def end(_: object = None) -> None:
+        if not content.is_eof() and content.exception() is None:
+            content.set_exception(ProtocolError("the body is not valid HTTP"))
+
+    if closed is None:
+        end()
+        yield
+        return
+    closed.remove_done_callback(_seen)
+    closed.add_done_callback(_seen)
+    closed.add_done_callback(end)
+    try:
+        yield
+    finally:
+        closed.remove_done_callback(end)
+
+
+def _seen(closed: asyncio.Future[None]) -> None:
+    """Keeps asyncio from complaining that nobody looked at how a connection ended."""
+    if not closed.cancelled():
+        closed.exception()
 
 
 def _with_extra(headers: CIMultiDict[str], request: Request) -> CIMultiDict[str]:
