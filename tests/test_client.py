@@ -17,6 +17,7 @@ from flinks_async import (
     AuthenticationError,
     BadRequestError,
     ClientClosedError,
+    Codec,
     ConfigError,
     DeadlineExceededError,
     FlinksClient,
@@ -39,7 +40,7 @@ from flinks_async import (
     errors,
 )
 from flinks_async.messages import Handler
-from flinks_async.testing import KINDS, FakeClock, InMemoryTransport, VirtualClock, run_virtual
+from flinks_async.testing import KINDS, FakeClock, InMemoryTransport, VirtualClock, expected_body, run_virtual
 
 from .support import DOCUMENTED, SECRET, client_of, turns
 
@@ -420,3 +421,27 @@ async def test_outcomes_pickle_with_answers_and_errors() -> None:
     first, second = pickle.loads(pickle.dumps(outcomes))
     assert first == outcomes[0]
     assert second.error.fields() == outcomes[1].error.fields()
+
+
+async def test_a_large_answer_is_decoded_in_turns_with_the_rest_of_the_loop() -> None:
+    large = expected_body("t", size="large")
+    assert len(large) > 1_000_000
+    turns_taken = 0
+
+    async def count_turns() -> None:
+        nonlocal turns_taken
+        while True:
+            turns_taken += 1
+            await asyncio.sleep(0)
+
+    async with client_of(InMemoryTransport({"t": large, "bad": large[:-1] + b',"RequestId":5}'})) as flinks:
+        counting = asyncio.ensure_future(count_turns())
+        answer = await flinks.partner_access("t")
+        counting.cancel()
+        with pytest.raises(WrongTypeError, match="RequestId"):
+            await flinks.partner_access("bad")
+        assert (await flinks.partner_access_raw("t")).body == large
+    assert turns_taken > 10
+    assert sum(len(account.transactions) for account in answer.accounts) == 10_000
+    assert answer == Codec().decode(large)
+    assert answer.meta.attempts == 1

@@ -44,7 +44,7 @@ def read_token(token_file: str | None) -> Secret:
         return _only_line(_read(token_file, "--token-file"), "--token-file", "For many tokens there is 'fetch'.")
     if value := os.environ.get("FLINKS_ACCESS_TOKEN", "").strip(" \t\r\n"):
         return Secret(value)
-    if sys.stdin is not None and sys.stdin.isatty():
+    if _is_terminal():
         return Secret(click.prompt("Access token", hide_input=True, err=True).strip(" \t\r\n"))
     raise Wrong(
         "No access token. Name a file with --token-file ('-' is standard input), or set FLINKS_ACCESS_TOKEN; "
@@ -72,6 +72,10 @@ def _stdin() -> BinaryIO:
     if sys.stdin is None:
         raise OSError(errno.EBADF, "there is no standard input")
     return sys.stdin.buffer
+
+
+def _is_terminal() -> bool:
+    return sys.stdin is not None and sys.stdin.isatty()
 
 
 def _only_line(data: bytes, option: str, hint: str = "") -> Secret:

@@ -1,0 +1,113 @@
+"""`flinks-async simulate` and `flinks-async demo`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flinks_async import FlinksClient
+from flinks_async.cli import demo as demo_module
+from flinks_async.cli.demo_check import check
+from flinks_async.cli.exit_codes import Exit
+from flinks_async.testing import DemoFaults, expected_answer
+
+from .cli_support import by_line, cli, start
+
+
+class TestSimulate:
+    async def test_it_serves_with_the_secret_that_it_shows(self) -> None:
+        process = await start("simulate", "--seed", 5, "--size", "medium")
+        assert process.stdout is not None
+        shown = b"".join([await process.stdout.readline() for _ in range(3)]).decode()
+        url = re.search(r"http://\S+", shown)
+        secret = re.search(r"only\): (\S+)", shown)
+        assert url is not None
+        assert secret is not None
+        async with FlinksClient(auth_secret=secret[1], base_url=url[0]) as flinks:
+            answer = await flinks.partner_access("token")
+        assert answer.to_dict() == expected_answer("token", seed=5, size="medium")
+        process.terminate()
+        _, stderr = await process.communicate()
+        assert process.returncode == Exit.OK
+        assert b"1 requests, 1 answered" in stderr
+
+    async def test_a_port_that_is_taken(self, flinks_server: Any) -> None:
+        result = await cli("simulate", "--port", flinks_server.base_url.rpartition(":")[2])
+        assert result.exit_code == Exit.USAGE
+        assert "Cannot listen on port" in result.stderr
+
+
+class TestDemo:
+    async def test_everything_fetchable_arrives(self, tmp_path: Path) -> None:
+        result = await cli("demo", "--tokens", 400, "--faults", 0.1, "--seed", 11, "--dir", tmp_path / "demo")
+        assert result.exit_code == Exit.OK, result.stderr
+        assert "seed 11" in result.stderr
+        assert "Checked: all " in result.stderr
+        tokens = (tmp_path / "demo" / "tokens.txt").read_text().split()
+        plan = DemoFaults(share=0.1, seed=11)
+        fetchable = {line for line, token in enumerate(tokens, 1) if plan.fate(token).fetchable}
+        assert by_line(tmp_path / "demo" / "answers.jsonl").keys() == fetchable
+        assert by_line(tmp_path / "demo" / "answers.failed.jsonl").keys() == {*range(1, 401)} - fetchable
+        attempts = re.search(
+            r"([\d,]+) attempts, ([\d,]+) retried, [\d,]+ throttled; p50 .*, p95 .*, p99 ", result.stderr
+        )
+        wire = re.search(r"server counted: ([\d,]+) requests", result.stderr)
+        assert attempts is not None
+        assert wire is not None
+        assert attempts[1] == wire[1], "client and server count the same"
+        assert int(attempts[2]) == int(attempts[1]) - 400
+
+    async def test_it_can_be_run_again_in_the_same_folder(self, tmp_path: Path) -> None:
+        for _ in range(2):
+            result = await cli("demo", "--tokens", 20, "--faults", 0, "--seed", 1, "--dir", tmp_path)
+            assert result.exit_code == Exit.OK, result.stderr
+        assert len(by_line(tmp_path / "answers.jsonl")) == 20
+
+    async def test_a_temporary_folder_is_removed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+        assert (await cli("demo", "--tokens", 5, "--faults", 0)).exit_code == Exit.OK
+        assert os.listdir(tmp_path) == []
+
+    async def test_a_lost_token_is_told_in_words_and_in_the_exit_code(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        fetched = demo_module.run_and_tell
+
+        def lose_a_line(job: Any) -> int:
+            code = fetched(job)
+            answers = tmp_path / "answers.jsonl"
+            answers.write_bytes(b"".join(answers.read_bytes().splitlines(keepends=True)[1:]))
+            return code
+
+        monkeypatch.setattr(demo_module, "run_and_tell", lose_a_line)
+        result = await cli("demo", "--tokens", 20, "--faults", 0, "--dir", tmp_path, "--seed", 3)
+        assert result.exit_code == Exit.FAILED
+        assert "WRONG: 1 fetchable tokens were lost: line" in result.stderr
+
+
+class TestCheck:
+    TOKENS = ("a", "b", "never", "c")
+
+    def check(self, tmp_path: Path, *lines: tuple[int, dict[str, Any]]) -> Any:
+        answers = tmp_path / "answers.jsonl"
+        answers.write_text("".join(json.dumps({"line": line, "response": answer}) + "\n" for line, answer in lines))
+        return check(self.TOKENS, answers, lambda token: token != "never", lambda token: {"of": token})
+
+    def test_all_well(self, tmp_path: Path) -> None:
+        result = self.check(tmp_path, (4, {"of": "c"}), (1, {"of": "a"}), (2, {"of": "b"}))
+        assert result.passed
+        assert result.text().startswith("Checked: all 3 fetchable tokens arrived")
+
+    def test_lost_wrong_twice_and_unexpected(self, tmp_path: Path) -> None:
+        result = self.check(tmp_path, (1, {"of": "b"}), (2, {"of": "b"}), (2, {"of": "b"}), (3, {"of": "never"}))
+        assert (result.lost, result.wrong, result.unexpected) == ([4], [1, 2], [3])
+        assert not result.passed
+        assert "WRONG: 2 answers are not those of their tokens: line 1, 2" in result.text()
+
+    def test_no_answers_at_all(self, tmp_path: Path) -> None:
+        assert check(self.TOKENS, tmp_path / "none", lambda token: token != "never", dict).lost == [1, 2, 4]
