@@ -27,6 +27,7 @@ class LoopLocal:
     Attributes:
         governor: where requests wait; shared by all clients with the same instance, secret and limits.
         quota: what retries are paid from; shared by all clients with the same instance, secret and quota.
+        decoding: large bodies are decoded one after the other, a step at a time.
         now: the client's clock.
         calls: the scopes of the calls under way, for closing.
         queue_time: seconds that calls have spent waiting for a place, in all.
@@ -37,6 +38,7 @@ class LoopLocal:
     sweeper: Sweeper
     governor: Governor
     quota: RetryQuota | None
+    decoding: asyncio.Lock
     now: Callable[[], float]
     calls: set[Scope] = field(factory=set)
     queue_time: float = 0.0
@@ -48,6 +50,7 @@ class _LoopShared:
     sweeper: Sweeper
     governors: dict[Hashable, Governor] = field(factory=dict)
     quotas: dict[Hashable, RetryQuota | None] = field(factory=dict)
+    decoding: asyncio.Lock = field(factory=asyncio.Lock)
 
 
 class Pool:
@@ -74,7 +77,7 @@ class Pool:
         paid_from = (key, quota, id(clock))
         if paid_from not in shared.quotas:
             shared.quotas[paid_from] = make_quota(quota)
-        return LoopLocal(loop, shared.sweeper, governor, shared.quotas[paid_from], clock.now)
+        return LoopLocal(loop, shared.sweeper, governor, shared.quotas[paid_from], shared.decoding, clock.now)
 
     async def close(self) -> None:
         """Closes what the running loop holds."""

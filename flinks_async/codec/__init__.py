@@ -20,7 +20,7 @@ from .envelope import envelope_of, read_envelope
 from .fast import DOUBTS
 from .steps import Decoder, Steps
 
-__all__ = ["Codec", "envelope_of", "read_envelope"]
+__all__ = ["DIRECT", "Codec", "envelope_of", "read_envelope"]
 
 DIRECT: Final = 64 * 1024
 """A body of up to this size is decoded in one step."""

@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 from ..classify import Kind, Verdict, classify_error, classify_response
 from ..clock import Clock
-from ..codec import Codec, envelope_of, read_envelope
+from ..codec import DIRECT, Codec, envelope_of, read_envelope
 from ..config import Retry, Timeouts
 from ..errors import AttemptTimeoutError, DeadlineExceededError, DecodeError, FlinksError
-from ..messages import Handler, Request, Response
-from ..models import Meta
+from ..messages import Call, Handler, Request, Response
+from ..models import Meta, PartnerAccessResponse
 from ..observe import AttemptFinished, AttemptStarted, Observer, emit
 from ..scope import Scope
 from ..secret import fingerprint
@@ -69,7 +69,10 @@ class Attempt:
                 governor.release()
                 now = self._now()
                 call.wire_time += now - sent
-            response = self._understand(request, response)
+            if len(response.body) <= DIRECT or response.status != 200 or request.raw:
+                response = self._understand(request, response)
+            else:
+                response = await self._understand_in_turns(request, response)
         except FlinksError as error:
             first_byte = None if error.status is None else (call.headers_at or now) - sent
             call.down = governor.record(
@@ -94,21 +97,37 @@ class Attempt:
         )
         return response
 
+    async def _understand_in_turns(self, request: Request, response: Response) -> Response:
+        """As `_understand`, for large bodies, which would stall the loop if they were decoded in one step."""
+        call = request.call
+        try:
+            answer = await self._codec.decode_async(response.body, _meta(call, response), call.local.decoding)
+        except DecodeError as error:
+            error.status = response.status
+            raise
+        return self._judge(request, response, answer)
+
     def _understand(self, request: Request, response: Response) -> Response:
-        call, status, answer = request.call, response.status, None
-        meta = Meta(status, call.attempts, call.queue_time, call.wire_time)
-        hidden = (request.token,) if call.secret is None else (request.token, call.secret)
-        if status == 200 and not request.raw:
+        answer = None
+        if response.status == 200 and not request.raw:
             try:
-                answer = self._codec.decode(response.body, meta)
+                answer = self._codec.decode(response.body, _meta(request.call, response))
             except DecodeError as error:
-                error.status = status
+                error.status = response.status
                 raise
-            envelope = envelope_of(answer, *hidden)
-        else:
-            envelope = read_envelope(response.body, *hidden)
+        return self._judge(request, response, answer)
+
+    def _judge(self, request: Request, response: Response, answer: PartnerAccessResponse | None) -> Response:
+        call, status = request.call, response.status
+        hidden = (request.token,) if call.secret is None else (request.token, call.secret)
+        envelope = read_envelope(response.body, *hidden) if answer is None else envelope_of(answer, *hidden)
         verdict = classify_response(status, envelope, self._throttle_statuses)
+        meta = _meta(call, response) if answer is None else answer.meta
         return Response(status, response.headers, response.body, answer, envelope, verdict, meta)
+
+
+def _meta(call: Call, response: Response) -> Meta:
+    return Meta(response.status, call.attempts, call.queue_time, call.wire_time)
 
 
 class Observed:
