@@ -7,6 +7,7 @@ TraceConfig, costs 14 % of a request.
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import socket
 import ssl
@@ -106,6 +107,7 @@ class SessionManager:
         self._sessions: dict[asyncio.AbstractEventLoop, _LoopSession] = {}
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._tls: ssl.SSLContext | None = connection.ssl_context
+        self._makings: dict[asyncio.AbstractEventLoop, asyncio.Future[ssl.SSLContext | ConfigError]] = {}
         self._proxies = getproxies() if connection.trust_env else {}
         self._created = 0
         self.reused = 0
@@ -182,8 +184,20 @@ class SessionManager:
             ConfigError: a certificate file cannot be used.
         """
         if self._tls is None:
-            self._tls = await asyncio.to_thread(_make_tls, self._connection)
+            made = await asyncio.shield(self._making_tls())  # the first to wait may be cancelled
+            if isinstance(made, ConfigError):
+                raise copy.copy(made)  # each waiter gets its own
+            self._tls = made
         return self._tls
+
+    def _making_tls(self) -> asyncio.Future[ssl.SSLContext | ConfigError]:
+        """One making for all who wait for it in this loop."""
+        loop = asyncio.get_running_loop()
+        making = self._makings.get(loop)
+        if making is None:
+            making = self._makings[loop] = loop.run_in_executor(None, _make_tls, self._connection)
+            making.add_done_callback(lambda _: self._makings.pop(loop, None))
+        return making
 
     def proxy_for(self, endpoint: Endpoint) -> Proxy | None:
         """The proxy for an endpoint: the setting's, or the environment's as it was when the client was made."""
@@ -238,20 +252,19 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _make_tls(connection: Connection) -> ssl.SSLContext:
+def _make_tls(connection: Connection) -> ssl.SSLContext | ConfigError:
     try:
         context = ssl.create_default_context(cafile=connection.ca_file)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
         if connection.client_cert is not None:
-            context.load_cert_chain(connection.client_cert, connection.client_key)
+            # Without `password` OpenSSL asks for the one of an encrypted key on the terminal.
+            context.load_cert_chain(connection.client_cert, connection.client_key, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
-        problem = ConfigError(
+        return ConfigError(
             f"Connection: ca_file, client_cert or client_key is not a readable PEM file ({type(error).__name__})"
         )
-    else:
-        return context
-    raise problem
+    return context
 
 
 def _parse_proxy(url: Secret) -> Proxy:
