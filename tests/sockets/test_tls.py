@@ -1,0 +1,141 @@
+"""TLS that works, and what it promises. What goes wrong in it is in the table of faults."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+import threading
+from typing import Any
+
+import pytest
+
+from flinks_async import Connection, FlinksClient
+from flinks_async.testing import RawConnection, RawServer, ReadHead
+
+from .support import HEALTHY, OK, Authority, assert_clean, client_for
+
+
+def https(server: RawServer, host: str = "localhost") -> str:
+    return f"https://{host}:{server.port}"
+
+
+def trusting(authority: Authority, **more: Any) -> Connection:
+    return Connection(ca_file=authority.file, **more)
+
+
+async def test_a_client_certificate_is_shown_when_asked_for(authority: Authority) -> None:
+    context = authority.context()
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(authority.file)
+    certificate, key = authority.client_files()
+    async with RawServer(HEALTHY, ssl_context=context) as server:
+        connection = trusting(authority, client_cert=certificate, client_key=key)
+        async with client_for(https(server), connection=connection) as client:
+            await client.partner_access("t")
+            await assert_clean(client)
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_both_versions_of_tls_are_spoken(version: ssl.TLSVersion, authority: Authority) -> None:
+    context = authority.context()
+    context.minimum_version = context.maximum_version = version
+    async with RawServer(HEALTHY, ssl_context=context) as server:
+        async with client_for(https(server), connection=trusting(authority)) as client:
+            await client.partner_access("first")
+            await client.partner_access("second")
+            assert (server.connections, client.stats().connections.reused) == (1, 1)
+
+
+async def test_the_server_is_told_the_host_name(authority: Authority) -> None:
+    names: list[str | None] = []
+    context = authority.context()
+    context.sni_callback = lambda sock, name, ctx: names.append(name)
+    async with RawServer(HEALTHY, ssl_context=context) as server:
+        async with client_for(https(server), connection=trusting(authority)) as client:
+            await client.partner_access("t")
+    assert names == ["localhost"]
+
+
+async def test_only_http_1_1_is_offered(authority: Authority) -> None:
+    spoken: list[Any] = []
+
+    async def note(connection: RawConnection) -> None:
+        spoken.append(connection.writer.get_extra_info("ssl_object").selected_alpn_protocol())
+
+    context = authority.context()
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    async with RawServer([note, *HEALTHY], ssl_context=context) as server:
+        async with client_for(https(server), connection=trusting(authority)) as client:
+            await client.partner_access("t")
+    assert spoken == ["http/1.1"]
+
+
+async def test_a_context_of_the_users_own_is_used(authority: Authority) -> None:
+    context = ssl.create_default_context(cafile=authority.file)
+    async with RawServer(HEALTHY, ssl_context=authority.context()) as server:
+        async with client_for(https(server), connection=Connection(ssl_context=context)) as client:
+            await client.partner_access("t")
+            assert await client._pool.sessions.tls() is context  # type: ignore[union-attr]
+
+
+async def test_a_host_name_with_a_trailing_dot_works(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def resolve(host: str, port: int, **kwargs: Any) -> Any:
+        return await type(loop).getaddrinfo(loop, "127.0.0.1", port, **kwargs)
+
+    monkeypatch.setattr(loop, "getaddrinfo", resolve, raising=False)
+    async with RawServer(HEALTHY, ssl_context=authority.context("flinks.test")) as server:
+        async with client_for(https(server, "flinks.test."), connection=trusting(authority)) as client:
+            await client.partner_access("t")
+
+
+def _has_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(not _has_ipv6(), reason="no IPv6 on this machine")
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+async def test_an_ipv6_literal_works(secure: bool, authority: Authority) -> None:
+    context = authority.context() if secure else None
+    async with RawServer(HEALTHY, host="::1", ssl_context=context) as server:
+        async with client_for(server, connection=trusting(authority)) as client:
+            await client.partner_access("t")
+            assert f"Host: [::1]:{server.port}".encode() in server.heads[0]
+
+
+async def test_the_context_is_made_once_and_not_in_the_loop(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[bool] = []
+    real = ssl.create_default_context
+    loop_thread = threading.get_ident()
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        made.append(threading.get_ident() == loop_thread)
+        return real(*args, **kwargs)
+
+    server_context = authority.context()
+    monkeypatch.setattr("ssl.create_default_context", counted)
+    async with RawServer(HEALTHY, ssl_context=server_context) as server:
+        async with client_for(https(server), connection=trusting(authority)) as client:
+            await asyncio.gather(*(client.partner_access(f"t{n}") for n in range(10)))
+            await client.with_options(auth_scheme="bearer").partner_access("t")
+            await client.partner_access("again")
+    assert made == [False]
+
+
+async def test_many_tls_connections_at_once_leave_nothing_behind(authority: Authority) -> None:
+    async with RawServer([ReadHead(), OK, ReadHead(), OK], ssl_context=authority.context()) as server:
+        client: FlinksClient
+        async with client_for(https(server), connection=trusting(authority)) as client:
+            for _ in range(3):
+                await asyncio.gather(*(client.partner_access(f"t{n}") for n in range(15)))
+            await assert_clean(client)
+        assert client.stats().connections.open == 0
