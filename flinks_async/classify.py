@@ -142,6 +142,7 @@ _BY_ERROR: Final[tuple[tuple[type[e.FlinksError], Kind], ...]] = (
     (e.TransportError, Kind.TRANSIENT),
     (e.ProtocolError, Kind.BROKEN),
     (e.EmptyBodyError, Kind.MALFORMED),
+    (e.JSONLimitError, Kind.FINAL),
     (e.NotJSONError, Kind.MALFORMED),
     (e.PendingError, Kind.PENDING),
     (e.AuthenticationError, Kind.REFUSED),

@@ -17,6 +17,7 @@
     ├── DecodeError                 an HTTP answer whose body cannot be understood
     │   ├── EmptyBodyError              nothing where JSON should be
     │   ├── NotJSONError                HTML, or broken JSON
+    │   │   └── JSONLimitError              nested too deeply, a number out of range, NaN; never retried
     │   └── WrongTypeError              JSON of another shape; `path` names the place
     ├── DeadlineExceededError       the whole call took longer than its deadline
     ├── QuotaExhaustedError         a retry was due, but the retry quota is used up
@@ -187,6 +188,10 @@ class EmptyBodyError(DecodeError):
 
 class NotJSONError(DecodeError):
     """The body is not JSON: an HTML page (maintenance, login, firewall), or JSON that is broken."""
+
+
+class JSONLimitError(NotJSONError):
+    """JSON beyond what is taken: nested too deeply, a number out of range, NaN or Infinity. Never retried."""
 
 
 class WrongTypeError(DecodeError):

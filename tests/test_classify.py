@@ -98,6 +98,7 @@ def test_a_status_can_be_declared_a_throttle() -> None:
         (e.ResponseTooLargeError(), Kind.FINAL),
         (e.EmptyBodyError(), Kind.MALFORMED),
         (e.NotJSONError(), Kind.MALFORMED),
+        (e.JSONLimitError(), Kind.FINAL),
         (e.WrongTypeError(), Kind.FINAL),
         (e.DeadlineExceededError(), Kind.FINAL),
         (e.ClientClosedError(), Kind.FINAL),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from codecs import BOM_UTF8
 from collections.abc import Callable, Generator, Iterator
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, DecimalException
@@ -9,7 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
-from ..errors import DecodeError, EmptyBodyError, NotJSONError
+from ..errors import DecodeError, EmptyBodyError, JSONLimitError, NotJSONError
 from .plan import TRAPS
 
 EXACT: Final = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=TRAPS)
@@ -50,13 +51,36 @@ def why_not_json(body: bytes, error: Exception) -> DecodeError:
         seen = ", ".join(words for word, words in _HINTS if word in page)
         return NotJSONError(f"the body is a page, not JSON{seen and f' (it mentions {seen})'}")
     if isinstance(error, RecursionError):
-        return NotJSONError("the body is JSON that is nested too deeply")
+        return JSONLimitError("the body is JSON that is nested too deeply")
     if isinstance(error, UnicodeDecodeError):
         return NotJSONError("the body is not valid UTF-8")
     if isinstance(error, (msgspec.ValidationError, DecimalException)):
-        return NotJSONError("the body has a number that is out of range")
+        return JSONLimitError("the body has a number that is out of range")
+    if _has_constant(body):
+        return JSONLimitError("the body has NaN or Infinity where JSON has a number")
     # msgspec says more, but not the same when a body is read in pieces.
     return NotJSONError("the body is not JSON, or was cut short")
+
+
+class _Constant(Exception):
+    pass
+
+
+def _has_constant(body: bytes) -> bool:
+    """Whether it would be JSON up to a NaN or an Infinity, which Python's own reader accepts as a number."""
+    if b"NaN" not in body and b"Infinity" not in body:
+        return False
+
+    def found(name: str) -> None:
+        raise _Constant
+
+    try:
+        json.loads(body, parse_constant=found, parse_int=len, parse_float=len)
+    except _Constant:
+        return True
+    except (ValueError, RecursionError):
+        return False
+    return False
 
 
 PIECE: Final = 64 * 1024
