@@ -41,8 +41,9 @@ def outcome(decode: Any) -> Any:
     try:
         answer = decode()
     except DecodeError as error:
-        words = None if isinstance(error, NotJSONError) else error.message  # the first of several defects has the word
-        return type(error), error.path, words, error.__context__
+        if isinstance(error, NotJSONError):  # of several defects, the one that is met first has the word
+            return NotJSONError, error.path, None, error.__context__
+        return type(error), error.path, error.message, error.__context__
     return answer, answer.to_dict(), answer.meta, _states(answer)
 
 
