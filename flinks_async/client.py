@@ -18,15 +18,20 @@ from .clock import Clock, SystemClock
 from .codec import Codec
 from .config import Connection, Limits, Retry, Settings, Timeouts, check_secret, check_token, make_endpoint
 from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError
+from .explain import explain
 from .fanout import Outcome, fan_out
 from .local import LoopLocal, Pool
 from .messages import Call, Handler, Middleware, Request, Response, compose
 from .middleware.attempt import Attempt, Observed
 from .middleware.auth import AuthMiddleware, SecretProvider, SecretSource
+from .middleware.coalesce import CoalesceMiddleware
+from .middleware.hedge import HedgeMiddleware
+from .middleware.pending import PollPendingMiddleware
 from .middleware.retry import RetryMiddleware
 from .middleware.retry_after import retry_after
 from .models import PartnerAccessResponse
 from .observe import Observer
+from .policies import Hedge, PollPending
 from .scope import Scope
 from .secret import Secret, fingerprint
 from .session import ConnectionStats, SessionManager
@@ -84,6 +89,9 @@ class FlinksClient:
         app_name: put in front of the User-Agent, such as `acme-lending/2.1`.
         headers: sent with every request.
         allow_http: allow `http://` to other hosts than this one.
+        hedge: send a second attempt when one takes unusually long; None for never.
+        coalesce: let calls for the same token at the same time share one request and its answer.
+        poll_pending: ask again while the answer is "not yet"; None to raise `PendingError` at once.
         session: an aiohttp session of yours to use; it is not closed. See `SessionManager` for its limits.
         transport: replaces aiohttp (see `flinks_async.testing.InMemoryTransport`).
         codec: decodes bodies; its `converter` is the place for hooks of your own.
@@ -111,6 +119,9 @@ class FlinksClient:
         app_name: str | None = None,
         headers: Mapping[str, str] | None = None,
         allow_http: bool = False,
+        hedge: Hedge | None = None,
+        coalesce: bool = False,
+        poll_pending: PollPending | None = None,
         session: ClientSession | None = None,
         transport: Transport | None = None,
         codec: Codec | None = None,
@@ -135,6 +146,9 @@ class FlinksClient:
             "app_name": app_name,
             "headers": headers,
             "allow_http": allow_http,
+            "hedge": hedge,
+            "coalesce": coalesce,
+            "poll_pending": poll_pending,
             "codec": codec or Codec(),
             "clock": clock or SystemClock(),
         }
@@ -180,13 +194,22 @@ class FlinksClient:
             for middleware in options[name]:
                 if not callable(middleware):
                     raise ConfigError(f"{name}: {type(middleware).__name__} is not callable")
+        for name, expected in (("hedge", Hedge), ("poll_pending", PollPending)):
+            if options[name] is not None and not isinstance(options[name], expected):
+                raise ConfigError(f"{name} must be a {expected.__name__} record, not {type(options[name]).__name__}")
         attempt: Handler = Attempt(transport, self._codec, clock, settings.timeouts, settings.retry)
         if observers:
             attempt = Observed(attempt, observers)
         chain: list[Middleware] = [*options["middleware"]]
+        if options["coalesce"]:
+            chain.append(CoalesceMiddleware())
+        if options["poll_pending"] is not None:
+            chain.append(PollPendingMiddleware(options["poll_pending"], clock))
         if self._source is not None:
             chain.append(AuthMiddleware(self._source))
         chain.append(RetryMiddleware(settings.retry, clock, observers))
+        if options["hedge"] is not None:
+            chain.append(HedgeMiddleware(options["hedge"], clock))
         return compose((*chain, *options["attempt_middleware"]), attempt)
 
     @classmethod
@@ -345,8 +368,9 @@ class FlinksClient:
             problem = error
         finally:
             local.calls.discard(scope)
-            self._requests += call.attempts
-            self._retries += call.retries
+            if not call.joined:
+                self._requests += call.attempts
+                self._retries += call.retries
             if local.drained is not None and not local.calls:
                 local.drained.set()
         problem.attempts = call.attempts
@@ -387,6 +411,14 @@ class FlinksClient:
             queue_time=sum(local.queue_time for local in self._locals.values()),
             requests=self._requests,
             retries=self._retries,
+        )
+
+    def explain(self) -> str:
+        """The effective settings and the schedule of retries, as text; secrets are masked."""
+        return explain(
+            self._settings,
+            self._endpoint,
+            {name: self._options[name] for name in ("hedge", "coalesce", "poll_pending")},
         )
 
     @property

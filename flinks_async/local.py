@@ -13,6 +13,7 @@ from attrs import define, field
 
 from .clock import Clock
 from .config import Settings
+from .middleware.coalesce import Flight
 from .middleware.governor import Governor
 from .middleware.quota import RetryQuota, make_quota
 from .scope import Scope, Sweeper
@@ -30,6 +31,7 @@ class LoopLocal:
         decoding: large bodies are decoded one after the other, a step at a time.
         now: the client's clock.
         calls: the scopes of the calls under way, for closing.
+        flights: calls under way that others may join, by what they ask for.
         queue_time: seconds that calls have spent waiting for a place, in all.
         drained: set when the last call ends, if somebody waits for that.
     """
@@ -41,6 +43,7 @@ class LoopLocal:
     decoding: asyncio.Lock
     now: Callable[[], float]
     calls: set[Scope] = field(factory=set)
+    flights: dict[Hashable, Flight] = field(factory=dict)
     queue_time: float = 0.0
     drained: asyncio.Event | None = None
 

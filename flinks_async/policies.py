@@ -99,16 +99,18 @@ class Breaker:
         window: the latest outcomes that count. 50.
         volume: outcomes needed before the ratio means anything. 20.
         ratio: of failures among them that opens it. 0.5.
+        in_a_row: failures without a success between that open it whatever came before. 10.
         probe_interval: seconds to the first probe; doubles with each that fails. 1.
-        probe_cap: seconds, the longest time between probes. 30.
+        probe_cap: seconds, the longest time between probes. 10.
         successes: probes in a row that close it. 2.
     """
 
     window: int = field(default=50, validator=checks.count)
     volume: int = field(default=20, validator=checks.count)
     ratio: float = field(default=0.5, validator=checks.share)
+    in_a_row: int = field(default=10, validator=checks.count)
     probe_interval: float = field(default=1.0, validator=checks.positive)
-    probe_cap: float = field(default=30.0, validator=checks.positive)
+    probe_cap: float = field(default=10.0, validator=checks.positive)
     successes: int = field(default=2, validator=checks.count)
 
     def __attrs_post_init__(self) -> None:

@@ -3,7 +3,7 @@
 Source: Michael Nygard, "Release It!"; the states and names are the usual ones.
 
 - *closed*: all requests go. The latest outcomes are remembered; when there are enough of them and too many are failures,
-  it opens. They are counted, not timed: at any rate of traffic it takes the same number of failures;
+  or when some fail in a row, it opens. They are counted, not timed: at any rate of traffic it takes the same number;
 - *open*: nobody goes. The next probe is due after an interval that doubles with each probe that fails, half of it
   random, so that the clients of an instance do not ask in step;
 - *half-open*: one request at a time goes as a probe. Some successes in a row close it; a failure opens it again.
@@ -97,7 +97,9 @@ class CircuitBreaker:
             if self._known < settings.window:
                 self._known += 1
             self._outcomes = ((self._outcomes << 1) | 1) & self._mask
-            if self._known < settings.volume or self._outcomes.bit_count() < settings.ratio * self._known:
+            many = self._known >= settings.volume and self._outcomes.bit_count() >= settings.ratio * self._known
+            in_a_row = (1 << settings.in_a_row) - 1
+            if not many and self._outcomes & in_a_row != in_a_row:
                 return False
         elif not probe:
             return False

@@ -107,8 +107,8 @@ class AdaptiveConcurrency:
         self._shrink(self._settings.loss)
 
     def restart(self) -> None:
-        """The instance was down and is back: begins again from below."""
-        self._set(min(self._level, self._settings.initial))
+        """The instance was down and is back: begins again. What was lost meanwhile says nothing about its capacity."""
+        self._set(self._settings.initial)
         self._smoothed, self._resume = _UNKNOWN, None
         self._after_loss = self._passed_over = 0
         self._begin_round()

@@ -57,6 +57,11 @@ class Governor:
         """Requests that wait to be sent."""
         return sum(not turn.done() for turn in self._queue) + self._led
 
+    @property
+    def has_room(self) -> bool:
+        """Whether a request could be sent at once, and nothing is wrong with the instance."""
+        return self._calm and self.in_use < self.concurrency.limit and not self._queue and not self._led
+
     def try_acquire(self) -> bool:
         """Takes a place, if that needs no waiting."""
         if self._calm and self.in_use < self.concurrency.limit and not self._queue and not self._led:

@@ -31,7 +31,7 @@ class GCRA:
 
     def __init__(self, rate: float, burst: int | None = None) -> None:
         self._interval = 1.0 / rate
-        self._early = self._interval * ((burst or max(1, int(rate / 10))) - 1)
+        self._early = self._interval * ((burst or max(1, int(rate / 10))) - 1 + 1e-9)  # rounding must not cost a turn
         self._next = float("-inf")
 
     def reserve(self, now: float, /) -> float:

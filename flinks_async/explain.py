@@ -1,0 +1,99 @@
+"""The effective settings and the schedule of retries as text, for people and for bug reports. No secret is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import attrs
+
+from . import config
+from .config import Endpoint, Settings
+from .policies import Adaptive, ShareQuota, TokenBucketQuota
+from .secret import MASK, Secret
+
+
+def explain(settings: Settings, endpoint: Endpoint, extras: Mapping[str, Any]) -> str:
+    """What a client will do.
+
+    Args:
+        settings: of the client.
+        endpoint: of the client.
+        extras: further options by name; None and False are left out.
+    """
+    lines = [
+        f"instance: {endpoint.host} (auth_scheme {endpoint.auth_scheme}, secret {MASK})",
+        f"headers: {', '.join(sorted(endpoint.headers))}",
+        "",
+        "retries:",
+        *(f"  {line}" for line in schedule(settings.retry)),
+        *(f"  {line}" for line in _bounds(settings)),
+        "",
+        "settings:",
+    ]
+    for record in (settings.retry, settings.timeouts, settings.limits, settings.connection):
+        lines += [f"  {name} = {value}" for name, value in _fields(record)]
+    given = [(name, value) for name, value in extras.items() if value is not None and value is not False]
+    if given:
+        lines += ["", "also:", *(f"  {name} = {_shown(value)}" for name, value in given)]
+    return "\n".join(lines)
+
+
+def schedule(retry: config.Retry) -> Iterator[str]:
+    """One line for each attempt: when it is made, and after how long at most."""
+    yield "attempt 1: at once"
+    for number in range(1, retry.attempts):
+        longest = min(retry.cap, retry.base * 2.0 ** min(number - 1, 1000))
+        throttled = min(retry.cap, retry.throttled_base * 2.0 ** min(number - 1, 1000))
+        yield (
+            f"attempt {number + 1}: after a random 0 to {longest:g} s (0 to {throttled:g} s if throttled), "
+            f"or Retry-After if that is longer"
+        )
+
+
+def _bounds(settings: Settings) -> Iterator[str]:
+    retry, limits = settings.retry, settings.limits
+    above = "everybody pauses" if limits.waits else "the call ends, with retry_after set"
+    yield f"a Retry-After above {retry.retry_after_cap:g} s: {above}"
+    match retry.quota:
+        case TokenBucketQuota() as quota:
+            yield (
+                f"quota: {quota.capacity} tokens, {quota.transient_cost} a retry, {quota.throttled_cost} after throttling: "
+                f"{quota.capacity // quota.transient_cost} retries in a row without a success"
+            )
+        case ShareQuota() as quota:
+            yield f"quota: {quota.share:.0%} of the requests of the last {quota.window:g} s, and {quota.minimum:g} per second"
+        case None:
+            yield "quota: none"
+    if limits.breaker is None:
+        yield "instance down: not noticed (no breaker)"
+    else:
+        then = "calls wait and lose no attempt" if limits.waits else "calls fail at once with CircuitOpenError"
+        breaker = limits.breaker
+        yield (
+            f"instance down ({breaker.ratio:.0%} of {breaker.volume} to {breaker.window} outcomes, or {breaker.in_a_row} "
+            f"in a row, failed): {then}"
+        )
+    if isinstance(limits.concurrency, Adaptive):
+        bounds = limits.concurrency
+        yield f"requests at once: {bounds.minimum} to {bounds.maximum}, from {bounds.initial}, by the time to the first byte"
+    else:
+        yield f"requests at once: {limits.concurrency}"
+
+
+def _fields(record: Any) -> Iterator[tuple[str, str]]:
+    for attribute in attrs.fields(type(record)):
+        yield f"{type(record).__name__}.{attribute.name}", _shown(getattr(record, attribute.name))
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Secret):
+        return MASK
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return str(value)
+    if isinstance(value, frozenset):
+        return ", ".join(map(str, sorted(value)))
+    if attrs.has(type(value)) and type(value).__module__.startswith("flinks_async."):
+        inside = ", ".join(f"{a.name}={_shown(getattr(value, a.name))}" for a in attrs.fields(type(value)))
+        return f"{type(value).__name__}({inside})"
+    return f"<{type(value).__name__}>"  # its own repr may hold anything

@@ -1,0 +1,185 @@
+"""The shared pause: longest wins, released in a ramp."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+
+import pytest
+from attrs import evolve
+
+from flinks_async import DeadlineExceededError, Failed, FlinksClient, Limits, Pause, RateLimitedError, config
+from flinks_async.messages import Request, Response
+from flinks_async.middleware.pause import SharedPause
+from flinks_async.testing import FakeClock, InMemoryTransport, VirtualClock, run_virtual
+from flinks_async.testing.transport import make_response
+
+OK = {"GetAccountsDetail": [], "RequestId": "r"}
+
+
+def throttled(pause: SharedPause, now: float, *, sent: float | None = None, asked: float | None = None) -> None:
+    pause.throttled(now, sent=now if sent is None else sent, asked=asked, rate=100.0, random=0.0)
+
+
+def test_nobody_sends_until_the_server_allows_it() -> None:
+    pause = SharedPause(Pause())
+    throttled(pause, 10.0, asked=5.0)
+    assert pause.wait(10.0) == 5.0
+    assert pause.wait(14.0) == 1.0
+    assert pause.wait(15.0) == 0.0
+
+
+def test_the_longest_wins() -> None:
+    pause = SharedPause(Pause())
+    throttled(pause, 10.0, asked=5.0)
+    throttled(pause, 11.0, asked=1.0)
+    assert pause.until == 15.0
+    throttled(pause, 12.0, asked=20.0)
+    assert pause.until == 32.0
+
+
+def test_a_server_cannot_ask_for_more_than_the_longest() -> None:
+    pause = SharedPause(Pause(longest=60.0))
+    throttled(pause, 0.0, asked=1e9)
+    assert pause.until == 60.0
+
+
+def test_without_a_word_from_the_server_it_doubles() -> None:
+    pause, now, lengths = SharedPause(Pause(base=1.0, cap=20.0, ramp=0.0)), 0.0, []
+    for _ in range(7):
+        throttled(pause, now)
+        lengths.append(pause.until - now)
+        now = pause.until
+    assert lengths == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]  # half of 1, 2, 4, ... with the lowest random number
+
+
+def test_answers_to_requests_that_were_on_their_way_say_nothing_new() -> None:
+    pause = SharedPause(Pause(base=1.0))
+    throttled(pause, 10.0, sent=9.0)
+    until = pause.until
+    for _ in range(50):
+        throttled(pause, 10.1, sent=9.0)
+    assert pause.until == until
+    throttled(pause, 20.0, sent=9.5)  # a very late one
+    assert pause.until == until
+
+
+def test_long_after_the_last_trouble_it_begins_anew() -> None:
+    pause = SharedPause(Pause(base=1.0, ramp=10.0, cap=20.0))
+    throttled(pause, 0.0)
+    throttled(pause, 1.0)
+    throttled(pause, 100.0)
+    assert pause.until == 100.5
+
+
+def test_the_end_of_a_pause_is_spread_over_processes() -> None:
+    ends = set()
+    for random in (0.0, 0.3, 0.9):
+        pause = SharedPause(Pause())
+        pause.throttled(0.0, sent=0.0, asked=30.0, rate=1.0, random=random)
+        ends.add(pause.until)
+    assert len(ends) == 3
+    assert all(30.0 <= end <= 31.0 for end in ends)
+
+
+def test_the_ramp() -> None:
+    pause = SharedPause(Pause(ramp=10.0))
+    throttled(pause, 0.0, asked=5.0)
+    now, seconds = 5.0, Counter[int]()
+    while now < 20.0 and not pause.idle(now):
+        assert pause.wait(now) == 0.0
+        seconds[int(now)] += 1
+        pause.took(now, 0.5)
+        now += pause.wait(now)
+    per_second = [seconds[second] for second in range(5, 15)]
+    assert per_second == pytest.approx(
+        [14.5, 23.5, 32.5, 41.5, 50.5, 59.5, 68.5, 77.5, 86.5, 95.5], abs=1
+    )  # from a tenth of 100 per second to all of it
+    assert pause.idle(15.0)
+
+
+def test_a_single_caller_does_not_notice_the_ramp_much() -> None:
+    pause = SharedPause(Pause())
+    pause.throttled(0.0, sent=0.0, asked=1.0, rate=0.01, random=0.0)
+    pause.took(1.0, 0.5)
+    assert pause.wait(1.0) <= 0.5
+
+
+class Throttling:
+    """A server that throttles between two moments."""
+
+    def __init__(self, start: float, end: float, retry_after: float) -> None:
+        self._start, self._end, self._asked = start, end, retry_after
+        self.times: list[float] = []
+
+    async def send(self, request: Request, /) -> Response:
+        now = asyncio.get_running_loop().time()
+        self.times.append(now)
+        await asyncio.sleep(0.1)
+        if self._start <= now < self._end:
+            return make_response({}, status=429, headers={"Retry-After": f"{self._asked:g}"})
+        return make_response(OK)
+
+    async def close(self) -> None:
+        pass
+
+
+def test_one_throttled_answer_slows_all_workers() -> None:
+    async def main() -> tuple[Throttling, int]:
+        server, failed = Throttling(2.0, 2.5, 10.0), 0
+        client = FlinksClient(auth_secret="s", transport=server, settings=config.bulk(), clock=VirtualClock())
+        async with client:
+            async for outcome in client.partner_access_many(f"t{i}" for i in range(20_000)):
+                failed += isinstance(outcome, Failed)
+        return server, failed
+
+    server, failed = run_virtual(main())
+    assert failed == 0
+    during = [time for time in server.times if 2.2 < time < 12.0]
+    assert during == []  # after the first refusal came back, nobody sends for ten seconds
+    before = sum(1.0 <= time < 2.0 for time in server.times)
+    resumed = min(time for time in server.times if time > 12.0)
+    assert resumed < 13.2
+    first_second = sum(resumed <= time < resumed + 1 for time in server.times)
+    assert 0 < first_second < before / 3  # and then they do not come all at once
+
+
+async def test_a_service_is_told_at_once_when_the_pause_is_longer_than_its_deadline() -> None:
+    clock = FakeClock(random=0.0)
+    refused = make_response({}, status=429, headers={"Retry-After": "50"})
+    transport = InMemoryTransport({"a": refused}, default=OK)
+    async with FlinksClient(auth_secret="s", transport=transport, clock=clock) as client:
+        with pytest.raises(RateLimitedError) as stopped:
+            await client.partner_access("a", timeout=5.0)
+        assert stopped.value.retry_after == 50.0
+        with pytest.raises(DeadlineExceededError, match="held back for another 50 s") as caught:
+            await client.partner_access("b", timeout=5.0)
+        assert caught.value.retry_after == 50.0
+        assert caught.value.attempts == 0
+        assert clock.sleeps == []
+
+
+async def test_a_long_retry_after_stops_a_service_and_pauses_a_job() -> None:
+    refused = make_response({}, status=429, headers={"Retry-After": "300"})
+    clock = FakeClock(random=0.0)
+    async with FlinksClient(auth_secret="s", transport=InMemoryTransport({}, default=refused), clock=clock) as client:
+        with pytest.raises(RateLimitedError) as caught:
+            await client.partner_access("a")
+        assert caught.value.retry_after == 300.0
+        assert caught.value.attempts == 1
+    transport = InMemoryTransport({}, default=[refused, OK])
+    async with FlinksClient(auth_secret="s", transport=transport, settings=config.bulk(), clock=clock) as client:
+        await client.partner_access("a")
+    assert sum(clock.sleeps) == pytest.approx(300.0)
+
+
+async def test_a_pause_belongs_to_its_secret() -> None:
+    clock = FakeClock(random=0.0)
+    refused = make_response({}, status=429, headers={"Retry-After": "50"})
+    transport = InMemoryTransport({"a": refused}, default=OK)
+    limits = evolve(Limits(), pause=Pause())
+    async with FlinksClient(auth_secret="s", transport=transport, clock=clock, limits=limits) as client:
+        other = client.with_options(auth_secret="another")
+        with pytest.raises(RateLimitedError):
+            await client.partner_access("a", timeout=5.0)
+        await other.partner_access("b", timeout=5.0)

@@ -1,0 +1,150 @@
+"""The rate limit, and what servers say of theirs."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from itertools import pairwise
+
+import pytest
+from multidict import CIMultiDict
+
+from flinks_async import ConfigError, FlinksClient, Limits
+from flinks_async.middleware.rate import GCRA, Remaining, remaining, spacing
+from flinks_async.testing import FakeClock, InMemoryTransport, VirtualClock, run_virtual
+from flinks_async.testing.transport import make_response
+
+OK = {"GetAccountsDetail": [], "RequestId": "r"}
+
+
+def test_turns_are_evenly_spread() -> None:
+    limit = GCRA(rate=10, burst=1)
+    assert [limit.reserve(0.0) for _ in range(4)] == pytest.approx([0.0, 0.1, 0.2, 0.3])
+
+
+def test_a_burst_goes_at_once() -> None:
+    limit = GCRA(rate=10, burst=3)
+    assert [limit.reserve(0.0) for _ in range(5)] == pytest.approx([0.0, 0.0, 0.0, 0.1, 0.2])
+
+
+def test_idle_time_is_not_saved_up_beyond_the_burst() -> None:
+    limit = GCRA(rate=10, burst=2)
+    limit.reserve(0.0)
+    assert [limit.reserve(100.0) for _ in range(4)] == pytest.approx([0.0, 0.0, 0.1, 0.2])
+
+
+def test_the_burst_is_a_tenth_of_a_second_unless_given() -> None:
+    limit = GCRA(rate=200)
+    assert sum(limit.reserve(0.0) == 0.0 for _ in range(50)) == 20
+
+
+def test_many_calls_keep_to_the_rate() -> None:
+    async def main() -> list[float]:
+        loop, times = asyncio.get_running_loop(), list[float]()
+
+        def answer(request: object) -> Mapping[str, object]:
+            times.append(loop.time())
+            return OK
+
+        transport = InMemoryTransport({}, default=answer)
+        limits = Limits(rate=200.0, burst=1)
+        async with FlinksClient(auth_secret="s", transport=transport, limits=limits, clock=VirtualClock()) as client:
+            async for _ in client.partner_access_many(f"t{i}" for i in range(1000)):
+                pass
+        return times
+
+    times = run_virtual(main())
+    assert times[-1] == pytest.approx(999 / 200, rel=0.01)
+    assert all(later - earlier > 0.0049 for earlier, later in pairwise(times))
+
+
+class SharedLimiter:
+    """As one that asks a store: async, and with turns a second apart."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+
+    async def reserve(self, now: float, /) -> float:
+        await asyncio.sleep(0)
+        self.asked.append(now)
+        return 1.0
+
+
+async def test_a_limiter_of_ones_own_is_asked_once_a_request() -> None:
+    limiter, clock = SharedLimiter(), FakeClock()
+    transport = InMemoryTransport({}, default=OK)
+    limits = Limits(rate_limiter=limiter)
+    async with FlinksClient(auth_secret="s", transport=transport, limits=limits, clock=clock) as client:
+        for _ in range(3):
+            await client.partner_access("t")
+    assert clock.sleeps == [1.0, 1.0, 1.0]
+    assert len(limiter.asked) == 3
+
+
+def test_rate_settings_are_checked() -> None:
+    with pytest.raises(ConfigError, match="either rate or rate_limiter"):
+        Limits(rate=1.0, rate_limiter=SharedLimiter())
+    with pytest.raises(ConfigError, match="burst needs"):
+        Limits(burst=3)
+    with pytest.raises(ConfigError, match="no method reserve"):
+        Limits(rate_limiter=object())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"Limits\.rate must be greater than 0"):
+        Limits(rate=0)
+    assert Limits(rate_limiter=(one := SharedLimiter())) == Limits(rate_limiter=one)
+    assert Limits(rate_limiter=one) != Limits(rate_limiter=SharedLimiter())
+    assert hash(Limits(rate_limiter=one)) == hash(Limits(rate_limiter=one))
+
+
+HEADERS = [
+    ({"RateLimit-Remaining": "5", "RateLimit-Reset": "30", "RateLimit-Limit": "100"}, Remaining(5, 100, 30.0)),
+    (
+        {"RateLimit-Limit": "100, 100;w=60", "RateLimit-Remaining": "5", "RateLimit-Reset": "30"},
+        Remaining(5, 100, 30.0),
+    ),
+    ({"RateLimit-Remaining": "5", "RateLimit-Reset": "30", "RateLimit-Policy": "100;w=60"}, Remaining(5, 100, 30.0)),
+    ({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1735689630"}, Remaining(0, None, 30.0)),
+    ({"x-ratelimit-remaining": "7", "x-ratelimit-reset": "4", "x-ratelimit-limit": "9"}, Remaining(7, 9, 4.0)),
+    ({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1735689000"}, Remaining(0, None, 0.0)),
+    ({"RateLimit": "limit=100, remaining=50, reset=5"}, Remaining(50, 100, 5.0)),
+    ({"RateLimit": '"default";r=3;t=20', "RateLimit-Policy": '"default";q=100;w=60'}, Remaining(3, 100, 20.0)),
+    ({"RateLimit": '"burst";r=1;t=2, "daily";r=900;t=3600'}, Remaining(1, None, 2.0)),
+    ({}, None),
+    ({"RateLimit-Remaining": "many", "RateLimit-Reset": "30"}, None),
+    ({"RateLimit-Remaining": "5"}, None),
+    ({"RateLimit-Remaining": "-1", "RateLimit-Reset": "30"}, None),
+    ({"RateLimit": "garbage"}, None),
+    ({"RateLimit": ""}, None),
+    ({"RateLimit-Remaining": "٣", "RateLimit-Reset": "1"}, None),
+]
+
+
+@pytest.mark.parametrize(("headers", "expected"), HEADERS)
+def test_headers_of_every_kind(headers: dict[str, str], expected: Remaining | None) -> None:
+    assert remaining(CIMultiDict(headers), FakeClock()) == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (Remaining(50, 100, 30.0), None),
+        (Remaining(11, 100, 30.0), None),
+        (Remaining(9, 100, 30.0), 3.0),
+        (Remaining(0, 100, 30.0), 30.0),
+        (Remaining(11, None, 30.0), None),
+        (Remaining(2, None, 30.0), 10.0),
+        (Remaining(0, 100, 0.0), None),
+    ],
+)
+def test_the_rest_of_a_window_is_spread_out_when_little_is_left(said: Remaining, expected: float | None) -> None:
+    assert spacing(said, low=0.1) == expected
+
+
+async def test_a_client_slows_down_before_it_is_throttled() -> None:
+    clock = FakeClock(random=0.5)
+    low = make_response(OK, headers={"RateLimit-Remaining": "0", "RateLimit-Reset": "12"})
+    transport = InMemoryTransport({}, default=[low, OK])
+    async with FlinksClient(auth_secret="s", transport=transport, clock=clock) as client:
+        await client.partner_access("a")
+        assert clock.sleeps == []
+        await client.partner_access("b")
+        assert sum(clock.sleeps) == pytest.approx(12.0)
