@@ -44,7 +44,7 @@ class TestGet:
         monkeypatch.setattr("flinks_async.cli.one_value._is_terminal", lambda: True)
         result = await cli("get", server=flinks_server, stdin=TOKEN + "\n")
         assert json.loads(result.stdout) == flinks_server.expected(TOKEN)
-        assert result.stderr.startswith("Access token: ")
+        assert result.stderr.startswith("Access token:")
         assert TOKEN not in result.stderr
 
     async def test_pretty_keeps_every_digit(self, flinks_server: FlinksServer) -> None:

@@ -192,7 +192,7 @@ class TestProgress:
 
     def test_plain_lines(self, watched: Watched, capsys: pytest.CaptureFixture[str]) -> None:
         PlainLines().show(watched, 812.4)
-        assert capsys.readouterr().err == "25% read · 1,000 done · 1,000 ok · 0 failed · 0 retried · 812/s\n"
+        assert capsys.readouterr().err == "25% read · 1,000 done · 812/s · 1,000 ok · 0 failed · 0 retried\n"
 
     async def test_it_is_shown_again_and_again(self, watched: Watched) -> None:
         rates: list[float] = []
@@ -220,7 +220,7 @@ class TestProgress:
         terminal.isatty = lambda: True  # type: ignore[method-assign]
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setenv("COLUMNS", "80")
         threads = set(threading.enumerate())
         display = choose_display(quiet=False)
         assert isinstance(display, Bar)
@@ -228,7 +228,9 @@ class TestProgress:
         assert not set(threading.enumerate()) - threads, "rich would refresh in a thread"
         display.close()
         assert "25%" in terminal.getvalue()
-        assert "812/s" in terminal.getvalue()
+        assert "1,000 done · 812/s" in terminal.getvalue()
+        assert "1,000 ok · 0 failed · 0 retried" in terminal.getvalue()
+        assert isinstance(choose_display(quiet=False, beside_answers=True), PlainLines)
 
     def test_what_is_chosen(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert choose_display(quiet=True) is None

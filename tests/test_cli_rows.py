@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import errno
 from collections.abc import Iterator
+from contextlib import aclosing, closing
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +16,7 @@ from flinks_async.cli.rows_csv import CSVParser
 from flinks_async.cli.rows_jsonl import JSONLParser
 from flinks_async.cli.seen import SeenTokens
 from flinks_async.cli.source import check
+from flinks_async.cli.token_files import Layout, TokenFile, open_tokens
 from flinks_async.cli.usage import Wrong
 from flinks_async.secret import Secret
 
@@ -214,3 +219,35 @@ class TestSeen:
         for n in range(100_000):
             seen.add(Secret(f"token-{n}"))
         assert sum(table.itemsize * len(table) for table in seen._tables) < 25 * 100_000
+
+
+class TestTokenFile:
+    async def test_its_position_follows_the_rows_that_were_given_out(self, tmp_path: Path) -> None:
+        (tmp_path / "t.txt").write_text("".join(f"{n:03}\n" for n in range(100)))
+        with closing(open_tokens(str(tmp_path / "t.txt"), Layout())) as file:
+            assert (file.size, file.position) == (400, 0)
+            positions = [file.position async for _ in file.rows(asyncio.Event())]
+        assert positions == list(range(4, 404, 4))
+
+    async def test_reading_that_breaks_off_is_told(self, tmp_path: Path) -> None:
+        pieces = iter([b"one\ntwo\nthr", OSError(errno.EIO, "Input/output error")])
+
+        def read() -> bytes:
+            piece = next(pieces)
+            if isinstance(piece, OSError):
+                raise piece
+            return piece
+
+        file = TokenFile(None, read, lambda: None, TextParser())
+        file.begin()
+        assert plain([row async for row in file.rows(asyncio.Event())]) == [(1, "one"), (2, "two")]
+        assert file.error is not None
+
+    async def test_it_stops_between_two_rows(self, tmp_path: Path) -> None:
+        (tmp_path / "t.txt").write_text("one\ntwo\n")
+        stop = asyncio.Event()
+        with closing(open_tokens(str(tmp_path / "t.txt"), Layout())) as file:
+            async with aclosing(file.rows(stop)) as rows:
+                assert plain([await anext(rows)]) == [(1, "one")]
+                stop.set()
+                assert [row async for row in rows] == []

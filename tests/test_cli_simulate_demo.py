@@ -44,15 +44,16 @@ class TestSimulate:
 
 class TestDemo:
     async def test_everything_fetchable_arrives(self, tmp_path: Path) -> None:
-        result = await cli("demo", "--tokens", 400, "--faults", 0.1, "--seed", 11, "--dir", tmp_path / "demo")
+        # With this seed, no token is throttled or hangs, so nothing waits for seconds.
+        result = await cli("demo", "--tokens", 300, "--faults", 0.1, "--seed", 55, "--dir", tmp_path / "demo")
         assert result.exit_code == Exit.OK, result.stderr
-        assert "seed 11" in result.stderr
+        assert "seed 55" in result.stderr
         assert "Checked: all " in result.stderr
         tokens = (tmp_path / "demo" / "tokens.txt").read_text().split()
-        plan = DemoFaults(share=0.1, seed=11)
+        plan = DemoFaults(share=0.1, seed=55)
         fetchable = {line for line, token in enumerate(tokens, 1) if plan.fate(token).fetchable}
         assert by_line(tmp_path / "demo" / "answers.jsonl").keys() == fetchable
-        assert by_line(tmp_path / "demo" / "answers.failed.jsonl").keys() == {*range(1, 401)} - fetchable
+        assert by_line(tmp_path / "demo" / "answers.failed.jsonl").keys() == {*range(1, 301)} - fetchable
         attempts = re.search(
             r"([\d,]+) attempts, ([\d,]+) retried, [\d,]+ throttled; p50 .*, p95 .*, p99 ", result.stderr
         )
@@ -60,7 +61,7 @@ class TestDemo:
         assert attempts is not None
         assert wire is not None
         assert attempts[1] == wire[1], "client and server count the same"
-        assert int(attempts[2]) == int(attempts[1]) - 400
+        assert int(attempts[2]) == int(attempts[1]) - 300
 
     async def test_it_can_be_run_again_in_the_same_folder(self, tmp_path: Path) -> None:
         for _ in range(2):

@@ -56,10 +56,17 @@ debug_option = click.option(
 )
 
 
+class _Said(logging.Handler):
+    """Writes where `say` does: standard error as it is now, which a progress bar may have replaced."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
+
+
 @contextmanager
 def log_to_stderr() -> Iterator[None]:
     """While a command runs, warnings of any library go to standard error, with URLs and headers masked."""
-    handler = logging.StreamHandler()
+    handler = _Said()
     handler.addFilter(SecretFilter())
     handler.setFormatter(logging.Formatter("%(levelname)s: %(name)s: %(message)s"))
     root, package = logging.getLogger(), logging.getLogger("flinks_async")

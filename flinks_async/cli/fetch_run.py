@@ -120,7 +120,8 @@ class FetchRun:
     async def _fetch_all(self) -> None:
         watched = Watched(self.counts, self.metrics, self.file)
         tokens = tokens_of(self.file, self.books, self._stop.requested)
-        async with self.client, shown(watched, choose_display(quiet=self.quiet)):
+        display = choose_display(quiet=self.quiet, beside_answers=isinstance(self.outputs.out, Stdout))
+        async with self.client, shown(watched, display):
             outcomes = self.client.partner_access_many(tokens, concurrency=self.concurrency, ordered=self.ordered)
             async with aclosing(outcomes):
                 async for outcome in outcomes:

@@ -35,7 +35,7 @@ class LineFile:
         self.part = path.with_name(path.name + PART)
         self.lines = 0
         self.finished = False
-        self._force = force
+        self.force = force
         self._size = 0
         self._file: int | None = None
 
@@ -57,7 +57,7 @@ class LineFile:
                 self._fail(error)
             if not stat.S_ISREG(mode):
                 raise OutputError(f"{path} is not a file; for standard output there is '--out -'")
-            if not self._force:
+            if not self.force:
                 why = ", from a run that did not end" if path == self.part else ""
                 raise Wrong(f"{path} exists already{why}. Move it away, or overwrite it with --force.")
 
@@ -66,7 +66,7 @@ class LineFile:
         if self._file is not None:
             return
         try:
-            if self._force:
+            if self.force:
                 self.part.unlink(missing_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
             self._file = os.open(self.part, flags, 0o600)
@@ -92,7 +92,7 @@ class LineFile:
     def finish(self) -> None:
         """Gives the file its name, once its content is on the disk. A file that was never opened is not there."""
         if self._file is None:
-            if self._force:
+            if self.force:
                 with suppress(OSError):
                     self.path.unlink(missing_ok=True)
             return
@@ -102,7 +102,7 @@ class LineFile:
                 os.fsync(file)
             finally:
                 os.close(file)
-            if not self._force and self.path.exists():
+            if not self.force and self.path.exists():
                 raise OutputError(f"{self.path} has come into being meanwhile; the lines are in {self.part}")
             os.replace(self.part, self.path)
             self.finished = True

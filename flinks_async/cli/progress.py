@@ -35,18 +35,18 @@ class Watched:
     metrics: Metrics
     file: File
 
-    def text(self, rate: float) -> str:
+    def done(self, rate: float) -> str:
+        return f"{self.counts.done:,} done · {rate:,.0f}/s"
+
+    def details(self) -> str:
         counts, metrics = self.counts, self.metrics
         parts = [
-            f"{counts.done:,} done",
             f"{counts.fetched:,} ok",
             f"{counts.failed + counts.invalid:,} failed",
             f"{metrics.retried:,} retried",
-            f"{rate:,.0f}/s",
+            metrics.percentiles(0.5, 0.95),
         ]
-        if times := metrics.percentiles(0.5, 0.95):
-            parts.append(times)
-        return " · ".join(parts)
+        return " · ".join(part for part in parts if part)
 
 
 class Rate:
@@ -82,7 +82,7 @@ class PlainLines:
     def show(self, watched: Watched, rate: float) -> None:
         file = watched.file
         share = f"{min(file.position / file.size, 1.0):.0%} read · " if file.size else ""
-        say(share + watched.text(rate))
+        say(f"{share}{watched.done(rate)} · {watched.details()}")
 
     def close(self) -> None:
         pass
@@ -94,39 +94,42 @@ class Bar:
     interval = _REDRAW
 
     def __init__(self) -> None:
-        from rich.console import Console
+        from rich.console import Console, Group
+        from rich.live import Live
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+        from rich.text import Text
 
-        self._progress = Progress(
-            BarColumn(bar_width=24),
-            TaskProgressColumn(),
-            TextColumn("{task.description}"),
-            TimeRemainingColumn(compact=True),
+        columns = (BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"), TimeRemainingColumn(True))
+        self._progress = Progress(*columns)
+        self._task = self._progress.add_task("", total=None)
+        self._details = Text(no_wrap=True, overflow="ellipsis")
+        # Refreshed by us: a thread less. What is said meanwhile appears above it.
+        self._live = Live(
+            Group(self._progress, self._details),
             console=Console(stderr=True),
-            auto_refresh=False,  # a thread less
+            auto_refresh=False,
             redirect_stdout=False,
             transient=True,
         )
-        self._task = self._progress.add_task("", total=None)
-        self._progress.start()
+        self._live.start()
 
     def show(self, watched: Watched, rate: float) -> None:
         file = watched.file
+        self._progress.update(self._task, description=watched.done(rate), total=file.size, completed=file.position)
+        self._details.plain = watched.details()
         with suppress(OSError, ValueError):  # the terminal is gone
-            self._progress.update(
-                self._task, description=watched.text(rate), total=file.size, completed=file.position, refresh=True
-            )
+            self._live.refresh()
 
     def close(self) -> None:
         with suppress(OSError, ValueError):
-            self._progress.stop()
+            self._live.stop()
 
 
-def choose_display(*, quiet: bool) -> Display | None:
-    """The display that fits standard error."""
+def choose_display(*, quiet: bool, beside_answers: bool = False) -> Display | None:
+    """The display that fits standard error; no bar where it would get between answers on the same terminal."""
     if quiet:
         return None
-    return Bar() if on_terminal() else PlainLines()
+    return Bar() if on_terminal() and not beside_answers else PlainLines()
 
 
 @asynccontextmanager

@@ -75,7 +75,7 @@ class TokenFile:
 
     Attributes:
         size: of the file in bytes; None if it is not a regular file.
-        position: bytes read so far.
+        position: bytes whose rows were given out so far.
             error: why reading broke off.
     """
 
@@ -87,12 +87,13 @@ class TokenFile:
     error: OSError | None = field(default=None, init=False)
     _splitter: LineSplitter = field(factory=LineSplitter, init=False, repr=False)
     _backlog: list[Row] = field(factory=list, init=False, repr=False)
+    _taken: int = field(default=0, init=False)
     _ended: bool = field(default=False, init=False)
 
     def begin(self) -> None:
         """Reads until the columns are known, so that a wrong file is told before anything is fetched."""
         while not self._ended:
-            self._backlog += self._rows(self._read() if self.position else self._read_first())
+            self._backlog += self._rows(self._read() if self._taken else self._read_first())
             if self._parser.ready:
                 return
 
@@ -103,7 +104,7 @@ class TokenFile:
         for magic, problem in _FOREIGN.items():
             if head.startswith(magic):
                 raise Wrong(f"The file of tokens {problem}.")
-        self.position += len(head) - len(head.removeprefix(_BOM))
+        self._taken += len(head) - len(head.removeprefix(_BOM))
         return head.removeprefix(_BOM)
 
     async def rows(self, stop: asyncio.Event) -> AsyncGenerator[Row, None]:
@@ -114,9 +115,11 @@ class TokenFile:
         try:
             while True:
                 backlog, self._backlog = self._backlog, []
-                for row in backlog:
+                start = self.position
+                for count, row in enumerate(backlog, start=1):
                     if stop.is_set():
                         return
+                    self.position = start + (self._taken - start) * count // len(backlog)
                     yield row
                 if self._ended:
                     return
@@ -137,7 +140,7 @@ class TokenFile:
             thread.close()
 
     def _rows(self, chunk: bytes) -> Iterator[Row]:
-        self.position += len(chunk)
+        self._taken += len(chunk)
         for line in self._splitter.feed(chunk):
             yield from self._parser.feed(line)
         if not chunk:
