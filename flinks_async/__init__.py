@@ -3,9 +3,9 @@
 from . import config, errors, models
 from ._version import __version__
 from .classify import Kind, Verdict
-from .client import ClientStats, FlinksClient
+from .client import FlinksClient
 from .codec import Codec
-from .config import Connection, Limits, Retry, Settings, Timeouts
+from .config import AuthScheme, Connection, Limits, Retry, Settings, Timeouts
 from .errors import (
     APIStatusError,
     AttemptTimeoutError,
@@ -57,6 +57,7 @@ from .observe import AttemptFinished, AttemptStarted, Event, Observer, RetrySche
 from .policies import Adaptive, Breaker, Hedge, Pause, PollPending, Quota, RateLimiter, ShareQuota, TokenBucketQuota
 from .secret import Secret, SecretFilter, fingerprint
 from .session import ConnectionStats, SessionManager
+from .stats import ClientStats
 from .transport import Transport
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "AttemptFinished",
     "AttemptStarted",
     "AttemptTimeoutError",
+    "AuthScheme",
     "AuthenticationError",
     "BadRequestError",
     "Balance",

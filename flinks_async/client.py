@@ -6,10 +6,11 @@ import asyncio
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from . import config
 from ._version import __version__
@@ -35,6 +36,7 @@ from .policies import Hedge, PollPending
 from .scope import Scope
 from .secret import Secret, fingerprint
 from .session import ConnectionStats, SessionManager
+from .stats import ClientStats
 from .transport import AiohttpTransport, Transport
 
 if TYPE_CHECKING:
@@ -43,29 +45,6 @@ if TYPE_CHECKING:
 K = TypeVar("K", bound=Hashable)
 AuthSecret = str | Secret | SecretProvider
 Token = str | Secret
-
-
-@frozen
-class ClientStats:
-    """A client's counters.
-
-    Attributes:
-        connections: of the pool, shared with derived clients.
-        calls_in_flight: calls that have begun and not ended.
-        requests_in_flight: requests on the wire, of all clients with the same instance, secret and limits.
-        queued: requests that wait for a place, likewise.
-        queue_time: seconds that this client's calls have spent waiting for a place, in all.
-        requests: attempts handed to the transport, in all.
-        retries: those of them that repeated a failed one.
-    """
-
-    connections: ConnectionStats
-    calls_in_flight: int
-    requests_in_flight: int
-    queued: int
-    queue_time: float
-    requests: int
-    retries: int
 
 
 class FlinksClient:
@@ -132,7 +111,7 @@ class FlinksClient:
         if session is not None and transport is not None:
             raise ConfigError("give either session or transport, not both")
         records = {"retry": retry, "timeouts": timeouts, "limits": limits, "connection": connection}
-        chosen = _choose(settings, records)
+        chosen = config.choose(settings, records)
         sessions = None if transport is not None else SessionManager(chosen.connection, session)
         self._options: dict[str, Any] = {
             "instance": instance,
@@ -175,9 +154,9 @@ class FlinksClient:
         else:
             assert pool.transport is not None
             transport = pool.transport
-        secret = options["auth_secret"]
-        self._secret: Secret | None = None if callable(secret) else secret
-        self._source = (source or SecretSource(secret, self._clock)) if callable(secret) else None
+        secret: Secret | SecretProvider = options["auth_secret"]
+        self._secret = secret if isinstance(secret, Secret) else None
+        self._source = None if isinstance(secret, Secret) else source or SecretSource(secret, self._clock)
         self._governed_by = (self._endpoint.url, secret)
         self._handler = self._compose(transport)
         self._local: LoopLocal | None = None
@@ -213,14 +192,17 @@ class FlinksClient:
         return compose((*chain, *options["attempt_middleware"]), attempt)
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None, **options: Any) -> FlinksClient:
+    def from_env(cls, environ: Mapping[str, str] | None = None, **options: Any) -> Self:
         """A client from FLINKS_INSTANCE, FLINKS_AUTH_SECRET, FLINKS_AUTH_SCHEME and FLINKS_BASE_URL.
 
         Args:
             environ: instead of `os.environ`.
             options: arguments of `FlinksClient`; they win over the environment.
         """
-        merged = {"auth_secret": None, **config.from_env(environ), **options}
+        found = config.from_env(environ)
+        if "instance" in options:
+            found.pop("base_url", None)  # it names another place than the argument does
+        merged = {"auth_secret": None, **found, **options}
         if merged["auth_secret"] is None:
             raise ConfigError(
                 f"auth_secret is missing: set FLINKS_AUTH_SECRET. {config.WHERE_SECRETS_COME_FROM}. "
@@ -228,7 +210,7 @@ class FlinksClient:
             )
         return cls(**merged)
 
-    def with_options(self, **options: Any) -> FlinksClient:
+    def with_options(self, **options: Any) -> Self:
         """A client with some settings changed, on the same connection pool.
 
         Args:
@@ -254,7 +236,7 @@ class FlinksClient:
         # The pool stays, and with it its connection settings.
         preset = self._settings if preset is None else evolve(preset, connection=self._settings.connection)
         client = object.__new__(type(self))
-        client._options = {**self._options, **options, "settings": _choose(preset, records)}
+        client._options = {**self._options, **options, "settings": config.choose(preset, records)}
         same_secret = client._options["auth_secret"] is self._options["auth_secret"]
         client._set_up(self._pool, self._source if same_secret else None)
         client._owns_pool = False
@@ -293,6 +275,7 @@ class FlinksClient:
         *,
         concurrency: int | None = None,
         ordered: bool = False,
+        timeout: float | None = None,
     ) -> AsyncGenerator[Outcome[K], None]: ...
 
     @overload
@@ -302,6 +285,7 @@ class FlinksClient:
         *,
         concurrency: int | None = None,
         ordered: bool = False,
+        timeout: float | None = None,
     ) -> AsyncGenerator[Outcome[int], None]: ...
 
     def partner_access_many(
@@ -310,6 +294,7 @@ class FlinksClient:
         *,
         concurrency: int | None = None,
         ordered: bool = False,
+        timeout: float | None = None,
     ) -> AsyncGenerator[Outcome[Any], None]:
         """The account data of many access tokens, as they come; memory does not grow with their number.
 
@@ -318,6 +303,7 @@ class FlinksClient:
                 bare token is its position, from 0.
             concurrency: calls at the same time; default `Limits.concurrency`, or the most that it may become.
             ordered: give the outcomes in the order of the tokens.
+            timeout: seconds for each call, instead of `Timeouts.deadline`.
 
         Returns:
             an async generator of `Fetched(key, response)` and `Failed(key, error)`. Leaving the loop early cancels what
@@ -331,15 +317,18 @@ class FlinksClient:
         workers = self._settings.limits.most_at_once if concurrency is None else concurrency
         if type(workers) is not int or workers < 1:
             raise ConfigError(f"concurrency must be a whole number of at least 1, not {workers!r}")
+        if timeout is not None and not timeout > 0:
+            raise _wrong_timeout(timeout)
         if self._closed:
             raise ClientClosedError("the client is closed")
-        return fan_out(tokens, self.partner_access, concurrency=workers, ordered=ordered)
+        fetch = self.partner_access if timeout is None else partial(self.partner_access, timeout=timeout)
+        return fan_out(tokens, fetch, concurrency=workers, ordered=ordered)
 
     async def _run(self, token: Secret, timeout: float | None, *, raw: bool) -> Response:
         if timeout is None:
             timeout = self._settings.timeouts.deadline
         elif not timeout > 0:
-            raise ConfigError(f"timeout must be greater than 0 seconds, not {timeout!r}")
+            raise _wrong_timeout(timeout)
         local = self._enter()
         now = self._clock.now()
         call = Call(now, local, None if timeout is None else now + timeout, secret=self._secret)
@@ -348,12 +337,13 @@ class FlinksClient:
         local.calls.add(scope)
         if timeout is not None:
             local.sweeper.arm(scope, timeout)
+        response: Response | None = None
         try:
             with scope:
                 response = await self._handler(Request(self._endpoint, token, call, raw=raw))
                 if response.answer is not None and response.verdict is OK:
                     return response
-            if not scope.interrupted:
+            if response is not None:
                 refusal = None if raw else self._refusal(response)
                 if refusal is None:
                     return response
@@ -479,19 +469,8 @@ class FlinksClient:
         )
 
 
-def _choose(settings: Settings | None, records: Mapping[str, Any]) -> Settings:
-    """The preset with the given records in place of its own."""
-    chosen = config.service() if settings is None else settings
-    if not isinstance(chosen, Settings):
-        raise ConfigError(
-            f"settings must be what config.service() or config.bulk() returns, not {type(chosen).__name__}"
-        )
-    given = {name: record for name, record in records.items() if record is not None}
-    for name, record in given.items():
-        expected = type(getattr(chosen, name))
-        if not isinstance(record, expected):
-            raise ConfigError(f"{name} must be a {expected.__name__} record, not {type(record).__name__}")
-    return evolve(chosen, **given)
+def _wrong_timeout(timeout: object) -> ConfigError:
+    return ConfigError(f"timeout must be greater than 0 seconds, not {timeout!r}")
 
 
 async def _drain(ending: Sequence[LoopLocal], grace: float) -> None:

@@ -10,12 +10,12 @@ import ipaddress
 import os
 import re
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType, NoneType
 from typing import Any, Final, Literal, get_args
 from urllib.parse import quote, urlsplit
 
-from attrs import Attribute, field, frozen
+from attrs import Attribute, evolve, field, frozen
 from attrs.validators import instance_of, optional
 
 from . import checks
@@ -34,6 +34,10 @@ OTHER_HEADER_FORMS: Final = (
     "Which header carries it in production is not documented beyond doubt: the setting auth_scheme takes "
     + ", ".join(repr(scheme) for scheme in AUTH_SCHEMES)
 )
+
+
+def _statuses(values: Iterable[int]) -> frozenset[int]:
+    return frozenset(values)
 
 
 @frozen(kw_only=True)
@@ -62,7 +66,7 @@ class Retry:
     throttled_base: float = field(default=1.0, validator=checks.not_negative)
     cap: float = field(default=20.0, validator=checks.not_negative)
     retry_after_cap: float = field(default=60.0, validator=checks.not_negative)
-    throttle_statuses: frozenset[int] = field(default=frozenset({429}), converter=frozenset)
+    throttle_statuses: frozenset[int] = field(default=frozenset({429}), converter=_statuses)
     quota: Quota | None = field(
         default=TokenBucketQuota(), validator=checks.one_of(TokenBucketQuota, ShareQuota, NoneType)
     )
@@ -189,6 +193,25 @@ def bulk() -> Settings:
         timeouts=Timeouts(connect=10.0, attempt=230.0, deadline=None),
         limits=Limits(waits=True, pause=Pause(cap=60.0, longest=3600.0)),
     )
+
+
+def choose(settings: Settings | None, records: Mapping[str, Any]) -> Settings:
+    """The preset, `service()` if none is given, with the records that are not None in place of its own.
+
+    Raises:
+        ConfigError: something is not the record that it should be.
+    """
+    chosen = service() if settings is None else settings
+    if not isinstance(chosen, Settings):
+        raise ConfigError(
+            f"settings must be what config.service() or config.bulk() returns, not {type(chosen).__name__}"
+        )
+    given = {name: record for name, record in records.items() if record is not None}
+    for name, record in given.items():
+        expected = type(getattr(chosen, name))
+        if not isinstance(record, expected):
+            raise ConfigError(f"{name} must be a {expected.__name__} record, not {type(record).__name__}")
+    return evolve(chosen, **given)
 
 
 @frozen(eq=False)

@@ -84,12 +84,12 @@ class Secret:
         raise TypeError("a Secret refuses to be pickled: send a reference to it and reveal it where it is used")
 
 
-def fingerprint(secret: Secret, *, key: bytes = _PROCESS_KEY) -> str:
+def fingerprint(secret: str | Secret, *, key: bytes = _PROCESS_KEY) -> str:
     """16 hexadecimal digits that stand for a secret: keyed BLAKE2b, so that it cannot be looked up.
 
     The default key is random per process; a job passes its own, so that its fingerprints last as long as it.
     """
-    return blake2b(secret.reveal().encode("utf-8", "surrogatepass"), key=key, digest_size=8).hexdigest()
+    return blake2b(Secret(secret).reveal().encode("utf-8", "surrogatepass"), key=key, digest_size=8).hexdigest()
 
 
 def redact(text: str, *hidden: Secret | None, limit: int = 200) -> str:

@@ -271,6 +271,9 @@ def test_the_environment_fills_in_and_arguments_win() -> None:
     assert found == {"instance": "acme-ca", "auth_secret": Secret(CANARY), "auth_scheme": "bearer"}
     assert "acme-ca-api" in repr(FlinksClient.from_env(environ))
     assert "other-api" in repr(FlinksClient.from_env(environ, instance="other"))
+    elsewhere = {**environ, "FLINKS_BASE_URL": "https://gateway.example/flinks"}
+    assert "gateway.example" in repr(FlinksClient.from_env(elsewhere))
+    assert "other-api" in repr(FlinksClient.from_env(elsewhere, instance="other"))
 
 
 def test_a_missing_secret_in_the_environment_says_where_it_comes_from() -> None:

@@ -14,6 +14,7 @@ import pytest
 from flinks_async import (
     ClientClosedError,
     ConfigError,
+    DeadlineExceededError,
     Failed,
     Fetched,
     InvalidTokenError,
@@ -277,3 +278,16 @@ def test_memory_does_not_grow_with_the_number_of_tokens(tokens: int) -> None:
         [sys.executable, "-c", textwrap.dedent(GROWTH), str(tokens)], capture_output=True, text=True, check=True
     )
     assert float(done.stdout) < 20  # MiB over 10,000 tokens
+
+
+async def test_each_call_can_have_its_own_time() -> None:
+    async def never(request: object) -> Any:
+        await asyncio.Event().wait()
+
+    async with client_of(InMemoryTransport({"a": DOCUMENTED}, default=never)) as client:
+        outcomes = [o async for o in client.partner_access_many(["a", "b"], ordered=True, timeout=0.01)]
+        with pytest.raises(ConfigError, match="timeout"):
+            client.partner_access_many(["a"], timeout=0)
+    assert isinstance(outcomes[0], Fetched)
+    assert isinstance(outcomes[1], Failed)
+    assert isinstance(outcomes[1].error, DeadlineExceededError)

@@ -47,7 +47,7 @@ def test_only_text_can_be_a_secret(value: object) -> None:
 
 def test_a_fingerprint_is_stable_within_a_key_and_differs_between_keys() -> None:
     secret = Secret(CANARY)
-    assert fingerprint(secret) == fingerprint(Secret(CANARY))
+    assert fingerprint(secret) == fingerprint(Secret(CANARY)) == fingerprint(CANARY)
     assert fingerprint(secret, key=b"one") != fingerprint(secret, key=b"two")
     assert len(fingerprint(secret)) == 16
 

@@ -54,6 +54,7 @@ class Attempt:
         sent = now = self._now()
         call.attempts += 1
         call.headers_at = None
+        response: Response | None = None
         try:
             try:
                 if timeout is None or (call.deadline is not None and call.deadline - sent <= timeout):
@@ -63,8 +64,8 @@ class Attempt:
                     call.local.sweeper.arm(scope, timeout)
                     with scope:
                         response = await self._transport.send(request)
-                    if scope.interrupted:
-                        raise AttemptTimeoutError(f"no whole answer from {request.endpoint.host} within {timeout:g} s")
+                if response is None:
+                    raise AttemptTimeoutError(f"no whole answer from {request.endpoint.host} within {timeout:g} s")
             finally:
                 governor.release()
                 now = self._now()
