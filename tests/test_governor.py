@@ -1,0 +1,243 @@
+"""The one place that waits before the wire: order, places, cancelling, and what it learns."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from flinks_async import Adaptive, CircuitOpenError, DeadlineExceededError, FlinksClient, Limits, Pause, config
+from flinks_async.classify import OK, Kind, Verdict
+from flinks_async.messages import Request, Response
+from flinks_async.middleware.governor import Governor
+from flinks_async.testing import FakeClock, VirtualClock, run_virtual
+from flinks_async.testing.transport import make_response
+
+FAILED = Verdict(Kind.TRANSIENT, "ConnectError")
+THROTTLED = Verdict(Kind.THROTTLED, "http_429")
+ANSWER = {"GetAccountsDetail": [], "RequestId": "r"}
+
+
+def governor_of(clock: FakeClock | VirtualClock | None = None, **limits: object) -> Governor:
+    return Governor(Limits(**{"concurrency": 2, **limits}), clock or FakeClock(random=0.5))  # type: ignore[arg-type]
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+async def test_places_are_given_in_the_order_in_which_they_were_asked_for() -> None:
+    governor, order = governor_of(), list[int]()
+
+    async def one(number: int) -> None:
+        await governor.acquire()
+        order.append(number)
+        await asyncio.sleep(0)
+        governor.release()
+
+    await asyncio.gather(*(one(number) for number in range(50)))
+    assert order == list(range(50))
+    assert (governor.in_use, governor.waiting) == (0, 0)
+
+
+async def test_nobody_overtakes_those_who_wait() -> None:
+    governor = governor_of(concurrency=1)
+    assert governor.try_acquire()
+    waiting = asyncio.ensure_future(governor.acquire())
+    await settle()
+    assert governor.waiting == 1
+    governor.release()
+    assert not governor.try_acquire()
+    assert await waiting is False
+    assert governor.in_use == 1
+
+
+async def test_order_holds_in_bad_weather_too() -> None:
+    clock = FakeClock(random=0.5)
+    governor, order = governor_of(clock, concurrency=3, pause=Pause(ramp=5.0)), list[int]()
+    governor.record(THROTTLED, sent=0.0, status=429, headers={"Retry-After": "5"})
+
+    async def one(number: int) -> None:
+        await governor.acquire()
+        order.append(number)
+        await asyncio.sleep(0)
+        governor.release()
+
+    await asyncio.gather(*(one(number) for number in range(50)))
+    assert order == list(range(50))
+    assert (governor.in_use, governor.waiting) == (0, 0)
+
+
+def fair(governor: Governor) -> None:
+    pass
+
+
+def throttled(governor: Governor) -> None:
+    governor.record(THROTTLED, sent=0.0, status=429, headers={"Retry-After": "5"})
+
+
+def down(governor: Governor) -> None:
+    for _ in range(10):
+        governor.record(FAILED, sent=0.0)
+
+
+WEATHER = {"fair": fair, "throttled": throttled, "down": down}
+
+
+@pytest.mark.parametrize("weather", WEATHER)
+@pytest.mark.parametrize("rate", [None, 1000.0])
+@pytest.mark.parametrize("victim", range(5))
+@pytest.mark.parametrize("steps", range(12))
+def test_cancelled_anywhere_it_loses_no_place_and_holds_up_nobody(
+    steps: int, victim: int, rate: float | None, weather: str
+) -> None:
+    async def main() -> None:
+        governor = governor_of(VirtualClock(), waits=True, rate=rate)
+        WEATHER[weather](governor)
+
+        async def one() -> None:
+            probe = await governor.acquire()
+            try:
+                await asyncio.sleep(0.01)
+                governor.record(OK, sent=0.0, status=200, time_to_first_byte=0.01, probe=probe)
+            except asyncio.CancelledError:
+                governor.abandon(probe=probe)
+                raise
+            finally:
+                governor.release()
+
+        tasks = [asyncio.ensure_future(one()) for _ in range(5)]
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        tasks[victim].cancel()
+        ended = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 120)
+        assert sum(isinstance(one, asyncio.CancelledError) for one in ended) <= 1
+        assert all(one is None for number, one in enumerate(ended) if number != victim)
+        assert (governor.in_use, governor.waiting) == (0, 0)
+        assert await asyncio.wait_for(governor.acquire(), 60) is False
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("weather", WEATHER)
+def test_all_cancelled_at_once(weather: str) -> None:
+    async def main() -> None:
+        governor = governor_of(VirtualClock(), waits=True)
+        WEATHER[weather](governor)
+        tasks = [asyncio.ensure_future(governor.acquire()) for _ in range(10)]
+        await settle()
+        taken = governor.in_use
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        for _ in range(taken):
+            governor.release()
+        assert (governor.in_use, governor.waiting) == (0, 0)
+
+    run_virtual(main())
+
+
+async def test_those_who_queue_fail_fast_when_the_instance_goes_down() -> None:
+    governor = governor_of(concurrency=1)
+    assert governor.try_acquire()
+    waiting = [asyncio.ensure_future(governor.acquire()) for _ in range(5)]
+    await settle()
+    down(governor)
+    await settle()
+    governor.release()
+    await settle()
+    assert all(isinstance(one.exception(), CircuitOpenError) for one in waiting)
+    assert (governor.in_use, governor.waiting) == (0, 0)
+
+
+async def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
+    clock = FakeClock(random=0.0)
+    governor = governor_of(clock, waits=True)
+    throttled(governor)
+    with pytest.raises(DeadlineExceededError, match="another 5 s"):
+        await governor.acquire(deadline=4.0)
+    assert clock.sleeps == []
+    assert (governor.in_use, governor.waiting) == (0, 0)
+    await governor.acquire(deadline=6.0)
+    assert clock.now() == 5.0
+
+
+async def test_fair_weather_comes_back() -> None:
+    clock = FakeClock(random=0.0)
+    governor = governor_of(clock, pause=Pause(ramp=2.0))
+    throttled(governor)
+    assert not governor.try_acquire()
+    clock.advance(100.0)
+    assert not governor.try_acquire()  # the next to wait finds out
+    await governor.acquire()
+    assert governor.try_acquire()
+
+
+async def test_a_limit_that_grows_lets_waiters_in() -> None:
+    governor = Governor(Limits(concurrency=Adaptive(initial=2)), FakeClock())
+    assert governor.try_acquire()
+    assert governor.try_acquire()
+    waiting = asyncio.ensure_future(governor.acquire())
+    await settle()
+    for _ in range(60):
+        governor.record(OK, sent=0.0, status=200, time_to_first_byte=0.1)
+    await settle()
+    assert waiting.done()
+    assert governor.in_use == 3
+
+
+async def test_a_job_pauses_for_a_503_that_says_how_long() -> None:
+    clock = FakeClock(random=0.0)
+    governor = governor_of(clock, waits=True)
+    governor.record(Verdict(Kind.TRANSIENT, "http_503"), sent=0.0, status=503, headers={"Retry-After": "30"})
+    await governor.acquire()
+    assert clock.now() == 30.0
+
+
+class SlowBody:
+    """A transport whose headers come fast and whose bodies take long."""
+
+    def __init__(self, headers: float, body: float) -> None:
+        self._headers, self._body = headers, body
+
+    async def send(self, request: Request, /) -> Response:
+        await asyncio.sleep(self._headers)
+        request.call.headers_came()
+        await asyncio.sleep(self._body)
+        return make_response(ANSWER)
+
+    async def close(self) -> None:
+        pass
+
+
+def test_large_answers_do_not_shrink_the_limit() -> None:
+    async def main() -> tuple[float, int]:
+        transport = SlowBody(0.1, 0.0)
+        client = FlinksClient(auth_secret="s", transport=transport, settings=config.bulk(), clock=VirtualClock())
+        async with client:
+            async for _ in client.partner_access_many(f"t{i}" for i in range(500)):
+                pass
+            transport._body = 20.0
+            async for _ in client.partner_access_many(f"t{i}" for i in range(2000)):
+                pass
+            assert client._local is not None
+            concurrency = client._local.governor.concurrency
+            return concurrency.idle_time, concurrency.limit  # type: ignore[union-attr]
+
+    idle_time, limit = run_virtual(main())
+    assert idle_time == pytest.approx(0.1)
+    assert limit > 30
+
+
+def test_a_deadline_on_the_wire_counts_as_a_timeout() -> None:
+    async def main() -> None:
+        client = FlinksClient(auth_secret="s", transport=SlowBody(1e6, 0.0), clock=VirtualClock())
+        async with client:
+            for _ in range(10):
+                with pytest.raises(DeadlineExceededError):
+                    await client.partner_access("t", timeout=2.0)
+            with pytest.raises(CircuitOpenError):
+                await client.partner_access("t", timeout=2.0)
+
+    run_virtual(main())

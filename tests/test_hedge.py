@@ -1,0 +1,167 @@
+"""Hedging: a second attempt for one that takes unusually long."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from flinks_async import ConfigError, FlinksClient, Hedge, Limits, NotFoundError, Retry, TokenBucketQuota
+from flinks_async.messages import Request, Response
+from flinks_async.middleware.hedge import Latencies
+from flinks_async.testing import VirtualClock, run_virtual
+from flinks_async.testing.transport import make_response
+
+OK = {"GetAccountsDetail": [], "RequestId": "r"}
+
+
+class Paced:
+    """A transport whose answers take as long as `seconds` says for the number of the request (from 1)."""
+
+    def __init__(self, seconds: Callable[[int], float], status: Callable[[int], int] = lambda number: 200) -> None:
+        self._seconds, self._status = seconds, status
+        self.sent = self.cancelled = self.in_flight = 0
+
+    async def send(self, request: Request, /) -> Response:
+        self.sent += 1
+        self.in_flight += 1
+        number = self.sent
+        try:
+            await asyncio.sleep(self._seconds(number))
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.in_flight -= 1
+        status = self._status(number)
+        return make_response(OK if status == 200 else {}, status=status)
+
+    async def close(self) -> None:
+        pass
+
+
+def client_of(transport: Paced, **options: object) -> FlinksClient:
+    options = {"hedge": Hedge(), "retry": Retry(attempts=1), "limits": Limits(breaker=None), **options}
+    return FlinksClient(auth_secret="s", transport=transport, clock=VirtualClock(), **options)  # type: ignore[arg-type]
+
+
+async def learn(client: FlinksClient, calls: int = 20) -> None:
+    for _ in range(calls):
+        await client.partner_access("t")
+
+
+def test_the_percentile() -> None:
+    latencies = Latencies(Hedge(percentile=0.95, minimum=0.05, samples=20))
+    for number in range(19):
+        latencies.add(number / 10)
+    assert latencies.delay is None
+    latencies.add(1.9)
+    assert latencies.delay == 1.9
+    for _ in range(500):
+        latencies.add(0.001)
+    assert latencies.delay == 0.05
+
+
+def test_a_slow_attempt_is_overtaken_and_cancelled() -> None:
+    async def main() -> None:
+        transport = Paced(lambda number: 100.0 if number == 21 else 0.1)
+        async with client_of(transport) as client:
+            await learn(client)
+            loop = asyncio.get_running_loop()
+            started = loop.time()
+            answer = await client.partner_access("t")
+            assert loop.time() - started == pytest.approx(0.2, abs=0.01)
+            assert (transport.sent, transport.cancelled, transport.in_flight) == (22, 1, 0)
+            assert client.stats().requests == 22
+            assert client.stats().requests_in_flight == 0
+            assert answer.meta.attempts == 2
+
+    run_virtual(main())
+
+
+def test_nothing_is_hedged_before_enough_is_known() -> None:
+    async def main() -> None:
+        transport = Paced(lambda number: 5.0)
+        async with client_of(transport) as client:
+            await learn(client, 20)
+            assert transport.sent == 20
+
+    run_virtual(main())
+
+
+def test_the_first_good_answer_wins_not_the_first() -> None:
+    async def main() -> None:
+        transport = Paced(
+            lambda number: {21: 1.0, 22: 0.1}.get(number, 0.1), lambda number: 503 if number == 22 else 200
+        )
+        async with client_of(transport) as client:
+            await learn(client)
+            assert (await client.partner_access("t")).request_id == "r"
+            assert transport.sent == 22
+
+    run_virtual(main())
+
+
+def test_two_failures_are_one_outcome() -> None:
+    async def main() -> None:
+        transport = Paced(
+            lambda number: 1.0 if number >= 21 else 0.1, lambda number: {21: 404, 22: 503}.get(number, 200)
+        )
+        async with client_of(transport) as client:
+            await learn(client)
+            with pytest.raises(NotFoundError) as caught:
+                await client.partner_access("t")
+            assert caught.value.attempts == 2
+
+    run_virtual(main())
+
+
+def test_hedges_are_paid_from_the_quota() -> None:
+    async def main() -> None:
+        transport = Paced(lambda number: 10.0 if number > 20 else 0.1)
+        retry = Retry(attempts=1, quota=TokenBucketQuota(capacity=28, clean_success=0))
+        async with client_of(transport, retry=retry) as client:
+            await learn(client)
+            for _ in range(5):
+                await client.partner_access("t", timeout=30.0)
+            assert transport.sent == 25 + 2
+
+    run_virtual(main())
+
+
+def test_no_hedge_while_all_places_are_taken() -> None:
+    async def main() -> None:
+        transport = Paced(lambda number: 5.0 if number > 20 else 0.1)
+        async with client_of(transport, limits=Limits(breaker=None, concurrency=2)) as client:
+            await learn(client)
+            await asyncio.gather(*(client.partner_access("t") for _ in range(6)))
+            # Three rounds of two; places are taken all the time, and those who queue are not hedged.
+            assert transport.sent == 26
+
+    run_virtual(main())
+
+
+def test_cancelled_both_attempts_end() -> None:
+    async def main() -> None:
+        transport = Paced(lambda number: 100.0 if number > 20 else 0.1)
+        async with client_of(transport) as client:
+            await learn(client)
+            for wait in (0.05, 0.15, 0.5):
+                call = asyncio.ensure_future(client.partner_access("t"))
+                await asyncio.sleep(wait)
+                call.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await call
+                assert transport.in_flight == 0
+                assert client.stats().requests_in_flight == 0
+            assert len(asyncio.all_tasks()) == 1
+
+    run_virtual(main())
+
+
+def test_it_is_a_setting_of_a_client() -> None:
+    with pytest.raises(ConfigError, match="hedge must be a Hedge record"):
+        FlinksClient(auth_secret="s", hedge=True)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"Hedge\.percentile"):
+        Hedge(percentile=95)

@@ -1,0 +1,74 @@
+"""Polling a "not yet"."""
+
+from __future__ import annotations
+
+import pytest
+
+from flinks_async import ConfigError, FlinksClient, PendingError, PollPending, Timeouts
+from flinks_async.middleware.pending import ask_again
+from flinks_async.testing import FakeClock, InMemoryTransport
+from flinks_async.testing.transport import make_response
+
+OK = {"GetAccountsDetail": [], "RequestId": "r"}
+NOT_YET = make_response({"FlinksCode": "OPERATION_PENDING"}, status=202)
+NO_DEADLINE = Timeouts(deadline=None)
+
+
+def client_of(answers: list[object], **options: object) -> tuple[FlinksClient, InMemoryTransport, FakeClock]:
+    clock, transport = FakeClock(), InMemoryTransport({}, default=answers)  # type: ignore[arg-type]
+    client = FlinksClient(auth_secret="s", transport=transport, clock=clock, timeouts=NO_DEADLINE, **options)  # type: ignore[arg-type]
+    return client, transport, clock
+
+
+async def test_off_by_default() -> None:
+    client, transport, clock = client_of([NOT_YET])
+    async with client:
+        with pytest.raises(PendingError):
+            await client.partner_access("t")
+    assert (len(transport.requests), clock.sleeps) == (1, [])
+
+
+async def test_it_asks_in_the_documented_rhythm() -> None:
+    client, transport, clock = client_of([NOT_YET, NOT_YET, NOT_YET, OK], poll_pending=PollPending())
+    async with client:
+        assert (await client.partner_access("t")).request_id == "r"
+    assert (len(transport.requests), clock.sleeps) == (4, [10.0, 10.0, 10.0])
+
+
+async def test_it_gives_up_after_the_bound() -> None:
+    client, transport, clock = client_of([NOT_YET], poll_pending=PollPending())
+    async with client:
+        with pytest.raises(PendingError) as caught:
+            await client.partner_access("t")
+    assert clock.now() == 1800.0
+    assert caught.value.attempts == len(transport.requests) == 181
+
+
+async def test_it_does_not_wait_past_the_deadline() -> None:
+    client, _, clock = client_of([NOT_YET], poll_pending=PollPending())
+    async with client:
+        with pytest.raises(PendingError):
+            await client.partner_access("t", timeout=25.0)
+    assert clock.sleeps == [10.0, 10.0]
+
+
+async def test_other_answers_end_it() -> None:
+    client, transport, _ = client_of([NOT_YET, make_response({}, status=202), OK], poll_pending=PollPending())
+    async with client:
+        await client.partner_access("t")
+    assert len(transport.requests) == 3
+
+
+@pytest.mark.parametrize(
+    ("waited", "left", "expected"),
+    [(0, None, True), (1790, None, True), (1791, None, False), (0, 10.0, False), (0, 10.1, True)],
+)
+def test_when_to_ask_again(waited: float, left: float | None, expected: bool) -> None:
+    assert ask_again(PollPending(), waited=waited, left=left) is expected
+
+
+def test_settings_are_checked() -> None:
+    with pytest.raises(ConfigError, match="poll_pending must be a PollPending record"):
+        FlinksClient(auth_secret="s", poll_pending=10)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"PollPending\.interval"):
+        PollPending(interval=0)
