@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Hashable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -425,15 +426,19 @@ class FlinksClient:
         for client in family:
             client._closed = True
         here = asyncio.get_running_loop()
-        loops = {loop for client in family for loop in client._locals} - {here}
+        locals_ = (local for client in family for local in client._locals.values())
+        # After a fork, the parent's loops look as if they ran here as well.
+        loops = {local.loop for local in locals_ if local.pid == os.getpid() and local.loop.is_running()} - {here}
         elsewhere = [  # loops of other threads end their own calls
-            asyncio.run_coroutine_threadsafe(self._close_here(family, grace), loop)
+            asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._close_here(family, grace), loop))
             for loop in loops
-            if loop.is_running()
         ]
         await self._close_here(family, grace)
-        for other in elsewhere:
-            await asyncio.wrap_future(other)
+        if elsewhere:  # with a bound, since such a loop may end without a word
+            done, _ = await asyncio.wait(elsewhere, timeout=grace + 2.0)
+            for other in done:
+                if not other.cancelled() and (problem := other.exception()) is not None:
+                    raise problem
 
     async def _close_here(self, family: Sequence[FlinksClient], grace: float) -> None:
         loop = asyncio.get_running_loop()

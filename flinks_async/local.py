@@ -7,6 +7,7 @@ loop.
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Callable, Hashable
 
 from attrs import define, field
@@ -34,6 +35,7 @@ class LoopLocal:
         flights: calls under way that others may join, by what they ask for.
         queue_time: seconds that calls have spent waiting for a place, in all.
         drained: set when the last call ends, if somebody waits for that.
+        pid: the process that the loop runs in.
     """
 
     loop: asyncio.AbstractEventLoop
@@ -46,6 +48,7 @@ class LoopLocal:
     flights: dict[Hashable, Flight] = field(factory=dict)
     queue_time: float = 0.0
     drained: asyncio.Event | None = None
+    pid: int = field(factory=os.getpid)
 
 
 @define(eq=False)

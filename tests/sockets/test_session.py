@@ -237,13 +237,7 @@ def test_a_thread_with_a_loop_of_its_own_has_connections_of_its_own() -> None:
     "ends",
     [
         False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                strict=True,
-                reason="close() raises CancelledError when the other thread's loop ends while it waits for it",
-            ),
-        ),
+        True,
     ],
     ids=["the loop goes on", "the loop ends with its call"],
 )
@@ -380,12 +374,7 @@ def _forked(child: Any) -> int:
     "closes",
     [
         False,
-        pytest.param(
-            True,
-            marks=pytest.mark.xfail(
-                strict=True, reason="close() in the child waits for the parent's loop, which does not run there"
-            ),
-        ),
+        True,
     ],
     ids=["child", "child that closes"],
 )
