@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from flinks_async import FlinksError
 from flinks_async.testing import Script, Step
@@ -36,6 +36,7 @@ class Row:
         listening: False: nobody listens until the fault is over.
         tls: makes the server's TLS context out of the test's authority, for as long as the fault lasts.
         resolve: replaces the event loop's `getaddrinfo`, for as long as the fault lasts.
+        family: the module that it comes from.
         open: why the outcome is another one for now.
         reused: the next request is expected on the same connection (True) or on a new one (False).
     """
@@ -55,6 +56,7 @@ class Row:
     resolve: Callable[..., Any] | None = None
     reused: bool | None = None
     open: str | None = None
+    family: str = ""
 
     @attempts.default
     def _as_many_as_requests(self) -> int:
@@ -89,4 +91,4 @@ def all_rows() -> list[Row]:
     from . import rows_body, rows_connection, rows_json, rows_message, rows_status, rows_tls
 
     families = (rows_connection, rows_message, rows_body, rows_json, rows_status, rows_tls)
-    return [row for family in families for row in family.ROWS]
+    return [evolve(row, family=family.__name__.rpartition(".")[2]) for family in families for row in family.ROWS]

@@ -72,11 +72,8 @@ ROWS = [
     envelope("36e", 202, "OPERATION_PENDING", PendingError, 1),
     status("36f", 201, APIStatusError, 1),
     status("36g", 299, APIStatusError, 1),
-    *(redirect(f"37{code}", code, "/elsewhere/PLANTED", None) for code in (301, 302, 303, 307, 308)),
-    *(
-        redirect(f"38{code}", code, "https://evil.example/PLANTED", "evil.example")
-        for code in (301, 302, 303, 307, 308)
-    ),
+    *(redirect("37", code, "/elsewhere/PLANTED", None) for code in (301, 302, 303, 307, 308)),
+    *(redirect("38", code, "https://evil.example/PLANTED", "evil.example") for code in (301, 302, 303, 307, 308)),
     redirect("38a", 302, "http://[::1", None),
     row("38b", "302 without a Location", Respond(302), RedirectError, 1, status=302),
     row(

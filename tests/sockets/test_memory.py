@@ -1,0 +1,86 @@
+"""A hostile body costs no more memory than the cap allows, whatever it claims or inflates to."""
+
+from __future__ import annotations
+
+import gzip
+import tracemalloc
+import zlib
+from typing import Any
+
+import pytest
+
+from flinks_async import AttemptTimeoutError, FlinksError, Limits, ProtocolError, ResponseTooLargeError, Retry
+from flinks_async.testing import Flood, RawServer, ReadHead, Respond, Send
+
+from .fault_table import head
+from .support import BODY, SHORT, assert_clean, client_for
+
+CAP = 1024 * 1024
+ROOM = 3 * CAP + 2 * 1024 * 1024
+"""The parts of the body, the body joined from them, and what the two sockets hold."""
+
+_ZEROS = zlib.compressobj(9, zlib.DEFLATED, 31)
+_BLOCK = b"\0" * 1024 * 1024
+BOMB = b"".join([*(_ZEROS.compress(_BLOCK) for _ in range(100)), _ZEROS.flush()])  # 100 MB in 100 KB
+TE = head("Transfer-Encoding: chunked")
+KB = b"1000\r\n" + b" " * 4096 + b"\r\n"
+
+HOSTILE: dict[str, tuple[Any, type[FlinksError]]] = {
+    "gzip bomb": (Respond(200, BOMB, {"Content-Encoding": "gzip"}), ResponseTooLargeError),
+    "bomb in a bomb": (Respond(200, gzip.compress(BOMB), {"Content-Encoding": "gzip, gzip"}), ResponseTooLargeError),
+    "chunks without end": ((Send(TE), Flood(KB)), ResponseTooLargeError),
+    "gzip chunks without end": (
+        (
+            Send(head("Transfer-Encoding: chunked", "Content-Encoding: gzip")),
+            Flood(b"%x\r\n%b\r\n" % (len(gzip.compress(_BLOCK)), gzip.compress(_BLOCK))),
+        ),
+        ResponseTooLargeError,
+    ),
+    "a body without end": ((Send(head()), Flood(b" " * 65536)), ResponseTooLargeError),
+    "a length of a petabyte": ((Send(head(f"Content-Length: {10**15}")), Flood(b" " * 65536)), ResponseTooLargeError),
+    "headers without end": ((Send(b"HTTP/1.1 200 OK\r\n"), Flood(b"X-A: " + b"a" * 60000 + b"\r\n")), ProtocolError),
+    "a header without end": ((Send(b"HTTP/1.1 200 OK\r\nX-A: "), Flood(b"a" * 65536)), ProtocolError),
+    "a reason without end": ((Send(b"HTTP/1.1 200 "), Flood(b"a" * 65536)), ProtocolError),
+    "trailers without end": ((Send(TE + b"0\r\n"), Flood(b"X-A: " + b"a" * 1000 + b"\r\n")), ProtocolError),
+    "one trailer without end": ((Send(TE + b"0\r\nX-A: "), Flood(b"a" * 65536)), ProtocolError),
+    "a chunk extension without end": ((Send(TE + b"1;"), Flood(b"a" * 65536)), AttemptTimeoutError),
+    "1xx answers without end": (
+        Flood(head("X-A: " + "a" * 4000, status="HTTP/1.1 103 Early Hints") * 10),
+        AttemptTimeoutError,
+    ),
+    "members without data": (
+        (
+            Send(head("Transfer-Encoding: chunked", "Content-Encoding: gzip")),
+            Flood(b"%x\r\n%b\r\n" % (20 * 100, gzip.compress(b"", mtime=0) * 100)),
+        ),
+        AttemptTimeoutError,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+async def test_memory_stays_within_the_cap(name: str) -> None:
+    steps, outcome = HOSTILE[name]
+    options: dict[str, Any] = {"limits": Limits(max_body=CAP), "retry": Retry(attempts=1)}
+    if outcome is AttemptTimeoutError:
+        options["timeouts"] = SHORT
+    script = [ReadHead(), *(steps if isinstance(steps, tuple) else (steps,))]
+    async with RawServer(script) as server, client_for(server, **options) as client:
+        tracemalloc.start()
+        try:
+            with pytest.raises(FlinksError) as caught:
+                await client.partner_access("t")
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert type(caught.value) is outcome
+        assert peak < ROOM
+        await assert_clean(client)
+
+
+async def test_what_has_just_the_size_of_the_cap_is_taken() -> None:
+    body = BODY + b" " * (CAP - len(BODY))
+    for packed, headers in ((body, {}), (gzip.compress(body), {"Content-Encoding": "gzip"})):
+        async with RawServer([ReadHead(), Respond(200, packed, headers)]) as server:
+            async with client_for(server, limits=Limits(max_body=CAP)) as client:
+                assert (await client.partner_access("t")).request_id == "r-1"
