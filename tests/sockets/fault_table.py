@@ -38,6 +38,7 @@ class Row:
         resolve: replaces the event loop's `getaddrinfo`, for as long as the fault lasts.
         family: the module that it comes from.
         open: why the outcome is another one for now.
+        open_since: from this version of Python.
         reused: the next request is expected on the same connection (True) or on a new one (False).
     """
 
@@ -56,6 +57,7 @@ class Row:
     resolve: Callable[..., Any] | None = None
     reused: bool | None = None
     open: str | None = None
+    open_since: tuple[int, int] = (3, 0)
     family: str = ""
 
     @attempts.default

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gzip
 import json
+import pickle
 import random
 import zlib
 from collections.abc import Iterator
@@ -218,6 +220,25 @@ def test_an_answer_mutated_byte_by_byte(fetched: Fetch) -> None:
     for body in mutations(RICH, 1500, seed=3):
         outcome = fetched(body, attempts=1)
         assert isinstance(outcome, (PartnerAccessResponse, DecodeError, FlinksError))
+
+
+TOO_DEEP = pytest.mark.xfail(
+    strict=True, reason="how deep JSON may be is the decoder's limit, not one that copying can bear"
+)
+
+
+@pytest.mark.parametrize("depth", [200, pytest.param(900, marks=TOO_DEEP)])
+def test_what_is_accepted_can_be_copied_and_pickled(depth: int, fetched: Fetch) -> None:
+    outcome = fetched(b'{"RequestId":"r","Later":%b}' % (b"[" * depth + b"]" * depth), attempts=1)
+    assert isinstance(outcome, (PartnerAccessResponse, DecodeError))
+    for use in (repr, copy.deepcopy, pickle.dumps):
+        try:
+            use(outcome)
+        except RecursionError:
+            break
+    else:
+        return
+    raise AssertionError(f"{use.__name__} at depth {depth}")
 
 
 @relaxed
