@@ -95,6 +95,7 @@ class Attempt:
             time_to_first_byte=(call.headers_at or now) - sent,
             headers=response.headers,
             probe=probe,
+            now=now,
         )
         return response
 

@@ -53,6 +53,11 @@ class CircuitBreaker:
     def closed(self) -> bool:
         return self.state is State.CLOSED
 
+    @property
+    def spotless(self) -> bool:
+        """Closed, and none of the remembered outcomes is a failure: another success changes nothing."""
+        return not self._outcomes and self._known == self._settings.window
+
     def wait(self, now: float) -> float:
         """Seconds until a request may go; 0 for now, infinity until the probe that is under way has ended."""
         if self.state is State.CLOSED:

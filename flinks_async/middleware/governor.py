@@ -27,6 +27,8 @@ from .rate import GCRA, remaining, spacing
 from .retry_after import retry_after
 
 _METERED_OVER = 1.0  # seconds
+# Answers between two looks for a server's RateLimit headers, as long as it sends none; each look costs a third of a us.
+_LOOK_EVERY = 16
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 # Answers with 5xx that come from an instance that is up: what they say concerns one login or its institution.
 _OF_ONE_TOKEN = frozenset({"AGGREGATION_ERROR", "CARD_IN_USE", "CONCURRENT_SESSION"})
@@ -50,6 +52,7 @@ class Governor:
         self._answers = 0
         self._metered_from = clock.now()
         self._metered = 0.0
+        self._tells = False  # the server sends RateLimit headers
         self._rate_before = 0.0
 
     @property
@@ -118,6 +121,7 @@ class Governor:
         time_to_first_byte: float | None = None,
         headers: Mapping[str, str] = _NO_HEADERS,
         probe: bool = False,
+        now: float | None = None,
     ) -> bool:
         """Learns from an attempt that was on the wire: whether it failed while the instance is down.
 
@@ -128,10 +132,20 @@ class Governor:
             time_to_first_byte: seconds; None if no answer came.
             headers: of the answer.
             probe: what `acquire` said.
+            now: the time, if the caller has just looked.
         """
-        now, kind, down = self._clock.now(), verdict.kind, False
+        if now is None:
+            now = self._clock.now()
+        kind, down = verdict.kind, False
+        if self._tells or not self._answers % _LOOK_EVERY:
+            self._read(headers, now)
         self._answers += 1
-        if kind is Kind.TRANSIENT and (status is None or (status >= 500 and verdict.reason not in _OF_ONE_TOKEN)):
+        if kind is Kind.OK:
+            if time_to_first_byte is not None:
+                self.concurrency.answered(time_to_first_byte, now, self.in_use + 1)
+            if self.breaker is not None and not self.breaker.spotless:
+                self._succeeded(now, probe)
+        elif kind is Kind.TRANSIENT and (status is None or (status >= 500 and verdict.reason not in _OF_ONE_TOKEN)):
             down = self._failed(now, probe)
             if status == 503 and self.limits.waits and (asked := retry_after(headers, self._clock.time())) is not None:
                 self._pause(asked, now, sent)
@@ -146,17 +160,21 @@ class Governor:
             down = self._failed(now, probe)
         else:
             self.abandon(probe=probe)
-        if headers and (said := remaining(headers, self._clock)) is not None:
-            gap = spacing(said, self.limits.pause.low)
-            if gap is not None:
-                self.pause.space(now, gap=gap, reset=said.reset)
-                self._calm = False
         if now - self._metered_from >= _METERED_OVER:
             self._metered = self._answers / (now - self._metered_from)
             self._metered_from, self._answers = now, 0
         if self._queue or self._led:
             self._move()
         return down
+
+    def _read(self, headers: Mapping[str, str], now: float) -> None:
+        """Slows down where the server says that little is left."""
+        said = remaining(headers, self._clock)
+        self._tells = said is not None
+        gap = None if said is None else spacing(said, self.limits.pause.low)
+        if said is not None and gap is not None:
+            self.pause.space(now, gap=gap, reset=said.reset)
+            self._calm = False
 
     def abandon(self, *, probe: bool) -> None:
         """An attempt ended before it could say anything, for example because it was cancelled."""
