@@ -49,11 +49,11 @@ class TestDemo:
         assert result.exit_code == Exit.OK, result.stderr
         assert "seed 55" in result.stderr
         assert "Checked: all " in result.stderr
-        tokens = (tmp_path / "demo" / "tokens.txt").read_text().split()
+        tokens = (tmp_path / "demo" / "demo-tokens.txt").read_text().split()
         plan = DemoFaults(share=0.1, seed=55)
         fetchable = {line for line, token in enumerate(tokens, 1) if plan.fate(token).fetchable}
-        assert by_line(tmp_path / "demo" / "answers.jsonl").keys() == fetchable
-        assert by_line(tmp_path / "demo" / "answers.failed.jsonl").keys() == {*range(1, 301)} - fetchable
+        assert by_line(tmp_path / "demo" / "demo-answers.jsonl").keys() == fetchable
+        assert by_line(tmp_path / "demo" / "demo-answers.failed.jsonl").keys() == {*range(1, 301)} - fetchable
         attempts = re.search(
             r"([\d,]+) attempts, ([\d,]+) retried, [\d,]+ throttled; p50 .*, p95 .*, p99 ", result.stderr
         )
@@ -67,7 +67,7 @@ class TestDemo:
         for _ in range(2):
             result = await cli("demo", "--tokens", 20, "--faults", 0, "--seed", 1, "--dir", tmp_path)
             assert result.exit_code == Exit.OK, result.stderr
-        assert len(by_line(tmp_path / "answers.jsonl")) == 20
+        assert len(by_line(tmp_path / "demo-answers.jsonl")) == 20
 
     async def test_a_temporary_folder_is_removed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -81,7 +81,7 @@ class TestDemo:
 
         def lose_a_line(job: Any) -> int:
             code = fetched(job)
-            answers = tmp_path / "answers.jsonl"
+            answers = tmp_path / "demo-answers.jsonl"
             answers.write_bytes(b"".join(answers.read_bytes().splitlines(keepends=True)[1:]))
             return code
 

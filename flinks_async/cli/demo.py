@@ -56,7 +56,7 @@ def demo(tokens: int, faults: float, seed: int | None, concurrency: int | None, 
     with ExitStack() as stack:
         folder = _folder(directory, stack)
         outputs = _outputs(folder)
-        file = stack.enter_context(closing(_token_file(folder / "tokens.txt", made_up)))
+        file = stack.enter_context(closing(_token_file(folder / "demo-tokens.txt", made_up)))
         outputs.open()
         server = stack.enter_context(
             ServerProcess(ServeOptions(demo=True, faults=faults, unfetchable=plan.unfetchable, seed=seed))
@@ -74,7 +74,7 @@ def demo(tokens: int, faults: float, seed: int | None, concurrency: int | None, 
             say("The folder of these files is removed now; --dir keeps it.")
         result = check(
             made_up,
-            folder / "answers.jsonl",
+            folder / "demo-answers.jsonl",
             lambda token: plan.fate(token).fetchable,
             lambda token: expected_answer(token, seed=seed),
         )
@@ -114,11 +114,11 @@ def _token_file(path: Path, tokens: list[str]) -> TokenFile:
 
 
 def _outputs(folder: Path) -> Outputs:
-    # The folder is the demo's own: what a demo before left there is overwritten.
+    # Names that nobody else uses: what a demo before left there is overwritten.
     return Outputs(
-        LineFile(folder / "answers.jsonl", force=True),
-        LineFile(folder / "answers.failed.jsonl", force=True),
-        LineFile(folder / "answers.skipped.jsonl", force=True),
+        LineFile(folder / "demo-answers.jsonl", force=True),
+        LineFile(folder / "demo-answers.failed.jsonl", force=True),
+        LineFile(folder / "demo-answers.skipped.jsonl", force=True),
     )
 
 

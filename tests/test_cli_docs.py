@@ -1,0 +1,32 @@
+"""docs/command-line.md says what the commands do."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from flinks_async.cli.app import app
+from flinks_async.cli.exit_codes import MEANING
+
+DOCUMENT = (Path(__file__).resolve().parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
+KNOWN = {option for command in app.commands.values() for p in command.params for option in (*p.opts, *p.secondary_opts)}
+
+
+def test_exit_codes() -> None:
+    table = re.findall(r"^\| (\d+) \| (.*) \|$", DOCUMENT, re.MULTILINE)
+    assert table == [(str(code.value), meaning) for code, meaning in MEANING.items()]
+
+
+def test_every_option_in_it_exists() -> None:
+    named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", DOCUMENT))
+    assert named <= KNOWN
+
+
+@pytest.mark.parametrize("command", ["fetch", "simulate", "demo"])
+def test_every_option_of_its_own_is_in_it(command: str) -> None:
+    shared = {"--debug", "--allow-http", "--auth-scheme", "--base-url", "--concurrency"}
+    own = {option for p in app.commands[command].params if isinstance(p, click.Option) for option in p.opts} - shared
+    assert [option for option in sorted(own) if option not in DOCUMENT] == []
