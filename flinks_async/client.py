@@ -62,7 +62,8 @@ class FlinksClient:
             (`flinks-auth-key-raw`), or `Authorization: Bearer ...` (`bearer`).
         base_url: another address, perhaps with a port and a path prefix; then `instance` is not used.
         settings: a preset: `config.service()` (default) or `config.bulk()`.
-        retry, timeouts, limits, connection: records that replace those of the preset.
+        retry, timeouts, limits, connection: a record replaces the preset's, a mapping changes some of its fields:
+            `settings=config.bulk(), limits={"concurrency": 500}`.
         middleware: called once a call, outside the retry.
         attempt_middleware: called once an attempt, inside the retry.
         observers: callables that get events (see `flinks_async.observe`).
@@ -89,10 +90,10 @@ class FlinksClient:
         auth_scheme: config.AuthScheme = "flinks-auth-key",
         base_url: str | None = None,
         settings: Settings | None = None,
-        retry: Retry | None = None,
-        timeouts: Timeouts | None = None,
-        limits: Limits | None = None,
-        connection: Connection | None = None,
+        retry: Retry | Mapping[str, Any] | None = None,
+        timeouts: Timeouts | Mapping[str, Any] | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
+        connection: Connection | Mapping[str, Any] | None = None,
         middleware: Sequence[Middleware] = (),
         attempt_middleware: Sequence[Middleware] = (),
         observers: Sequence[Observer] = (),

@@ -15,7 +15,7 @@ from types import MappingProxyType, NoneType
 from typing import Any, Final, Literal, get_args
 from urllib.parse import quote, urlsplit
 
-from attrs import Attribute, evolve, field, frozen
+from attrs import Attribute, evolve, field, fields, frozen
 from attrs.validators import instance_of, optional
 
 from . import checks
@@ -170,7 +170,11 @@ class Connection:
 
 @frozen(kw_only=True)
 class Settings:
-    """The four records together; the presets return one."""
+    """The four records together; the presets return one.
+
+    A record given to a client beside its preset replaces the preset's whole record; a mapping changes only the fields
+    that it names: `FlinksClient(settings=config.bulk(), limits={"concurrency": 500})`.
+    """
 
     retry: Retry = Retry()
     timeouts: Timeouts = Timeouts()
@@ -196,7 +200,10 @@ def bulk() -> Settings:
 
 
 def choose(settings: Settings | None, records: Mapping[str, Any]) -> Settings:
-    """The preset, `service()` if none is given, with the records that are not None in place of its own.
+    """The preset, `service()` if none is given, with changes.
+
+    Args:
+        records: by name: a record takes the place of the preset's, a mapping changes some of its fields, None nothing.
 
     Raises:
         ConfigError: something is not the record that it should be.
@@ -206,12 +213,25 @@ def choose(settings: Settings | None, records: Mapping[str, Any]) -> Settings:
         raise ConfigError(
             f"settings must be what config.service() or config.bulk() returns, not {type(chosen).__name__}"
         )
-    given = {name: record for name, record in records.items() if record is not None}
-    for name, record in given.items():
-        expected = type(getattr(chosen, name))
-        if not isinstance(record, expected):
-            raise ConfigError(f"{name} must be a {expected.__name__} record, not {type(record).__name__}")
+    given = {
+        name: _changed(name, getattr(chosen, name), record) for name, record in records.items() if record is not None
+    }
     return evolve(chosen, **given)
+
+
+def _changed(name: str, preset: Any, given: Any) -> Any:
+    cls = type(preset)
+    if isinstance(given, cls):
+        return given
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            f"{name} must be a {cls.__name__} record, or a mapping of some of its fields, not {type(given).__name__}"
+        )
+    known = [attribute.name for attribute in fields(cls)]
+    unknown = [key for key in given if key not in known]
+    if unknown:
+        raise ConfigError(f"{name}: {cls.__name__} has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
+    return evolve(preset, **given)
 
 
 @frozen(eq=False)

@@ -5,6 +5,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -258,6 +259,17 @@ def test_the_presets_differ_as_documented() -> None:
     assert (service.retry.attempts, service.retry.cap, service.timeouts.deadline) == (3, 20.0, 60.0)
     assert (bulk.retry.attempts, bulk.retry.cap, bulk.timeouts.deadline) == (6, 60.0, None)
     assert (bulk.timeouts.connect, bulk.timeouts.attempt) == (10.0, 230.0)
+
+
+def test_a_record_replaces_the_presets_and_a_mapping_changes_it() -> None:
+    changed = config.choose(config.bulk(), {"retry": {"attempts": 9}, "limits": None, "timeouts": Timeouts()})
+    assert changed.retry == evolve(config.bulk().retry, attempts=9)
+    assert changed.limits == config.bulk().limits
+    assert changed.timeouts == Timeouts()
+    with pytest.raises(ConfigError, match="Retry has no 'tries'; it has attempts, base"):
+        config.choose(None, {"retry": {"tries": 9}})
+    with pytest.raises(ConfigError, match=r"Retry\.attempts"):
+        config.choose(None, {"retry": {"attempts": 0}})
 
 
 def test_the_environment_fills_in_and_arguments_win() -> None:
