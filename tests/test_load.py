@@ -17,6 +17,7 @@ from flinks_async import Failed, FlinksClient, config
 from flinks_async.testing import ServeOptions, ServerProcess
 
 IN_FLIGHT = 2000
+KINDS = ("http_500", "http_502", "http_503", "retry_later", "card_in_use", "reset", "close", "reset_body", "close_body")
 
 
 def resident() -> float:
@@ -42,7 +43,9 @@ def test_two_thousand_in_flight_for_two_minutes() -> None:
                 yield f"token-{taken}"
                 taken += 1
 
-        with ServerProcess(ServeOptions(demo=True, faults=0.03, seed=7)) as server:
+        # Half a second each, so that two thousand are in flight; no throttles, which would rightly slow everybody down.
+        options = ServeOptions(faults=0.03, kinds=KINDS, seed=7, latency=("lognormal", 0.4, 0.5))
+        with ServerProcess(options) as server:
             async with FlinksClient(
                 auth_secret=server.auth_secret,
                 base_url=server.base_url,
@@ -60,12 +63,7 @@ def test_two_thousand_in_flight_for_two_minutes() -> None:
                             most = max(most, flinks.stats().requests_in_flight)
                 stats = flinks.stats()
             told = server.stats()
-            # Every token has one outcome, and only those that the seed makes unfetchable failed.
-            plan = server.options.plan()
-            fetchable = sum(plan.fate(f"token-{n}").fetchable for n in range(taken))
-            print(outcomes, taken, stats, told)
-            assert outcomes.total() == taken
-            assert outcomes["fetched"] == fetchable
+            assert outcomes == {"fetched": taken}
             assert (stats.calls_in_flight, stats.requests_in_flight, stats.queued) == (0, 0, 0)
             assert stats.requests >= told["requests"] >= taken
             assert most > IN_FLIGHT * 0.9
