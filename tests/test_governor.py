@@ -120,6 +120,35 @@ def test_cancelled_anywhere_it_loses_no_place_and_holds_up_nobody(
     run_virtual(main())
 
 
+async def test_cancelled_in_the_moment_of_being_let_in_it_passes_the_place_on() -> None:
+    governor = governor_of(concurrency=1)
+    assert governor.try_acquire()
+    first, second = (asyncio.ensure_future(governor.acquire()) for _ in range(2))
+    await settle()
+    governor.release()  # the place is the first one's now, which does not know yet
+    first.cancel()
+    await settle()
+    assert first.cancelled()
+    assert second.done()
+    governor.release()
+    assert (governor.in_use, governor.waiting) == (0, 0)
+
+
+async def test_cancelled_in_the_moment_of_becoming_the_leader_it_passes_that_on() -> None:
+    governor = governor_of(concurrency=1)
+    assert governor.try_acquire()
+    first, second = (asyncio.ensure_future(governor.acquire()) for _ in range(2))
+    await settle()
+    throttled(governor)  # the first one leads now, and does not know yet
+    first.cancel()
+    governor.release()
+    await settle()
+    assert first.cancelled()
+    assert second.done()
+    governor.release()
+    assert (governor.in_use, governor.waiting) == (0, 0)
+
+
 @pytest.mark.parametrize("weather", WEATHER)
 def test_all_cancelled_at_once(weather: str) -> None:
     async def main() -> None:

@@ -183,3 +183,12 @@ async def test_a_pause_belongs_to_its_secret() -> None:
         with pytest.raises(RateLimitedError):
             await client.partner_access("a", timeout=5.0)
         await other.partner_access("b", timeout=5.0)
+
+
+async def test_a_job_pauses_an_hour_at_most_whatever_the_server_asks() -> None:
+    clock = FakeClock(random=0.0)
+    refused = make_response({}, status=429, headers={"Retry-After": "1000000000"})
+    transport = InMemoryTransport({}, default=[refused, OK])
+    async with FlinksClient(auth_secret="s", transport=transport, settings=config.bulk(), clock=clock) as client:
+        await client.partner_access("a")
+    assert sum(clock.sleeps) == pytest.approx(3600.0)

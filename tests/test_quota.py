@@ -70,6 +70,16 @@ async def test_published_rows(
         assert quota_of(client).left(0.0) == left
 
 
+def test_a_refund_does_not_overfill() -> None:
+    bucket = TokenBucket(TokenBucketQuota(capacity=20))
+    assert bucket.take(Kind.TRANSIENT, 0.0) == 14
+    for _ in range(10):
+        bucket.succeeded(None)
+    assert bucket.left(0.0) == 16
+    bucket.succeeded(14)
+    assert bucket.left(0.0) == 20
+
+
 async def test_calls_share_one_bucket_and_successes_fill_it() -> None:
     answers = [answer(500), answer(500), *[answer(200)] * 5]
     client, _ = client_with(answers, Retry(quota=TokenBucketQuota(capacity=20)))
