@@ -18,7 +18,9 @@ from flinks_async import (
     ServerError,
     config,
 )
+from flinks_async.classify import Kind
 from flinks_async.middleware.breaker import UNTIL_TOLD, CircuitBreaker, State
+from flinks_async.middleware.retry import RetryState, count
 from flinks_async.testing import FakeClock, InMemoryTransport
 from flinks_async.testing.transport import make_response
 
@@ -235,6 +237,15 @@ async def test_a_job_waits_and_probes_and_uses_up_no_attempt() -> None:
     assert len(found) == 3
     assert len(transport.requests) == 43
     assert clock.now() > 20 * 7.5
+
+
+def test_attempts_in_an_outage_are_free_but_not_without_end() -> None:
+    state = RetryState()
+    for _ in range(200):
+        count(state, Kind.TRANSIENT, free=True)
+    assert state.attempts == 0
+    count(state, Kind.TRANSIENT, free=True)
+    assert state.attempts == 1
 
 
 async def test_an_instance_can_do_without() -> None:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from flinks_async import DeadlineExceededError, FlinksClient, Limits, Retry, ServerError
+from flinks_async import DeadlineExceededError, FlinksClient, FlinksError, Limits, ReadError, Retry, ServerError
 from flinks_async.messages import Request, Response
 from flinks_async.testing import VirtualClock, run_virtual
 from flinks_async.testing.transport import make_response
@@ -17,10 +17,10 @@ OK = {"GetAccountsDetail": [], "RequestId": "r"}
 class OneSecond:
     """A transport that answers after a second."""
 
-    def __init__(self, status: int = 200) -> None:
+    def __init__(self, *failures: FlinksError | int) -> None:
         self.sent: list[str] = []
         self.in_flight = 0
-        self.status = status
+        self._failures = list(failures)
 
     async def send(self, request: Request, /) -> Response:
         self.sent.append(request.token.reveal())
@@ -29,7 +29,10 @@ class OneSecond:
             await asyncio.sleep(1.0)
         finally:
             self.in_flight -= 1
-        return make_response(OK if self.status == 200 else {}, status=self.status)
+        failure = self._failures.pop(0) if self._failures else 200
+        if isinstance(failure, FlinksError):
+            raise failure
+        return make_response(OK if failure == 200 else {}, status=failure)
 
     async def close(self) -> None:
         pass
@@ -75,15 +78,16 @@ def test_a_raw_call_does_not_share_with_a_decoded_one() -> None:
     run_virtual(main())
 
 
-def test_each_waiter_gets_its_own_error() -> None:
+@pytest.mark.parametrize("failure", [503, ReadError("broken")], ids=repr)
+def test_each_waiter_gets_its_own_error(failure: FlinksError | int) -> None:
     async def main() -> None:
-        async with client_of(OneSecond(status=503)) as client:
+        async with client_of(OneSecond(failure)) as client:
             first = asyncio.ensure_future(client.partner_access("a"))
             await asyncio.sleep(0.5)
             second = asyncio.ensure_future(client.partner_access("a"))
             await asyncio.wait([first, second])
             errors = first.exception(), second.exception()
-            assert all(isinstance(error, ServerError) for error in errors)
+            assert all(isinstance(error, (ServerError, ReadError)) for error in errors)
             assert errors[0] is not errors[1]
             assert [error.elapsed for error in errors] == pytest.approx([1.0, 0.5])  # type: ignore[union-attr]
 
@@ -92,16 +96,16 @@ def test_each_waiter_gets_its_own_error() -> None:
 
 def test_each_waiter_keeps_its_own_deadline() -> None:
     async def main() -> None:
-        transport = OneSecond()
-        async with client_of(transport) as client:
+        transport = OneSecond(503)  # the second attempt comes when the first caller is long gone
+        async with client_of(transport, retry=Retry(attempts=2)) as client:
             hasty = asyncio.ensure_future(client.partner_access("a", timeout=0.3))
             await asyncio.sleep(0.1)
             patient = asyncio.ensure_future(client.partner_access("a", timeout=10.0))
             with pytest.raises(DeadlineExceededError):
                 await hasty
             assert (await patient).request_id == "r"
-            assert len(transport.sent) == 1
-            assert client.stats().requests == 1
+            assert len(transport.sent) == 2
+            assert client.stats().requests == 2
 
     run_virtual(main())
 
@@ -116,6 +120,7 @@ def test_the_task_ends_when_its_last_waiter_leaves(leavers: int) -> None:
             for call in calls[:leavers]:
                 call.cancel()
             await asyncio.wait(calls[:leavers])
+            assert asyncio.get_running_loop().time() == 0.5
             assert transport.in_flight == (0 if leavers == 3 else 1)
             if leavers == 3:
                 assert len(asyncio.all_tasks()) == 1
