@@ -74,11 +74,13 @@ class RawConnection:
             raise Ended from None
 
     async def start_tls(self, context: ssl.SSLContext) -> None:
-        """Goes on under TLS, as the server. Ends the script if the handshake fails."""
+        """Goes on under TLS, as the server. Ends the script if the handshake fails.
+
+        For clients that wait for it, as after a CONNECT; for https from the start see `RawServer`.
+        """
         try:
             await self.writer.start_tls(context)
         except (OSError, EOFError):
-            self.server.failed_handshakes += 1
             raise Ended from None
 
     async def until_gone(self) -> NoReturn:
@@ -114,11 +116,9 @@ class RawServer:
         port: 0 takes any free one.
 
     Attributes:
-        scripts: as above; may be changed, for the connections that come then.
+        scripts, ssl_context: as above; may be changed, for the connections that come then.
         heads: the complete request heads, in the order in which they came. They show secrets: for tests only.
-        connections: how many were accepted.
-        open: how many are open now.
-        failed_handshakes: TLS handshakes that did not succeed.
+        connections: how many were accepted, those whose TLS handshake failed included.
     """
 
     def __init__(
@@ -129,12 +129,12 @@ class RawServer:
         self.scripts: Sequence[Script] = scripts
         self.heads: list[bytes] = []
         self.connections = 0
-        self.failed_handshakes = 0
-        self._context = ssl_context
+        self.ssl_context = ssl_context
         self._host = host
         self._port = port
-        self._server: asyncio.Server | None = None
-        self._tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
+        self._listener: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._mistakes: list[BaseException] = []
 
     @property
@@ -144,6 +144,7 @@ class RawServer:
 
     @property
     def open(self) -> int:
+        """How many connections are open now."""
         return len(self._tasks)
 
     @property
@@ -155,12 +156,25 @@ class RawServer:
     def base_url(self) -> str:
         """For the client."""
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"{'http' if self._context is None else 'https'}://{host}:{self._port}"
+        return f"{'http' if self.ssl_context is None else 'https'}://{host}:{self._port}"
 
     async def start(self) -> None:
         """Listens. A port that was free the first time is used again the next time."""
-        self._server = await asyncio.start_server(self._accept, self._host, self._port, limit=_HEAD_LIMIT)
-        self._port = self._server.sockets[0].getsockname()[1]
+        family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
+        self._listener = socket.create_server((self._host, self._port), family=family, backlog=1024)
+        self._listener.setblocking(False)
+        self._port = self._listener.getsockname()[1]
+        self._accepting = asyncio.get_running_loop().create_task(self._accept(self._listener))
+
+    async def stop_listening(self) -> None:
+        """Accepts no more connections; those that are open stay."""
+        if self._accepting is not None:
+            self._accepting.cancel()
+            await asyncio.wait((self._accepting,))
+            self._accepting = None
+        if self._listener is not None:
+            self._listener.close()
+            self._listener = None
 
     async def stop(self) -> None:
         """Breaks all connections and stops listening.
@@ -168,48 +182,62 @@ class RawServer:
         Raises:
             Exception: what a step of yours raised, the first one.
         """
-        if self._server is None:
-            return
-        server, self._server = self._server, None
-        server.close()
+        await self.stop_listening()
         for task in tuple(self._tasks):
             task.cancel()
         if self._tasks:
             await asyncio.wait(tuple(self._tasks))
-        await server.wait_closed()
         if self._mistakes:
             raise self._mistakes.pop(0)
 
-    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        connection = RawConnection(self, self.connections, reader, writer)
-        self.connections += 1
-        script = self.scripts[min(connection.number, len(self.scripts) - 1)]
-        task = asyncio.get_running_loop().create_task(self._follow(connection, script))
-        self._tasks[task] = writer
-        task.add_done_callback(self._ended)
+    async def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            accepted, _ = await loop.sock_accept(listener)
+            task = loop.create_task(self._serve(accepted, self.connections))
+            self.connections += 1
+            self._tasks.add(task)
+            task.add_done_callback(self._ended)
 
-    async def _follow(self, connection: RawConnection, script: Script) -> None:
+    async def _serve(self, accepted: socket.socket, number: int) -> None:
+        writer: asyncio.StreamWriter | None = None
         try:
-            if self._context is not None:
-                await connection.start_tls(self._context)
+            reader, writer = await self._open(accepted)
+            script = self.scripts[min(number, len(self.scripts) - 1)]
+            connection = RawConnection(self, number, reader, writer)
             for step in script:
                 await step(connection)
         except Ended:
             pass
-        except asyncio.CancelledError:
-            connection.writer.transport.abort()
+        except BaseException:
+            if writer is None:
+                accepted.close()
+            else:
+                writer.transport.abort()
             raise
-        connection.writer.close()
-        with suppress(OSError):
-            await connection.writer.wait_closed()
+        if writer is not None:
+            writer.close()
+            with suppress(OSError):
+                await writer.wait_closed()
+
+    async def _open(self, accepted: socket.socket) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        loop = asyncio.get_running_loop()
+        streams: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+        def protocol() -> asyncio.StreamReaderProtocol:
+            reader = asyncio.StreamReader(limit=_HEAD_LIMIT, loop=loop)
+            return asyncio.StreamReaderProtocol(reader, lambda *opened: streams.append(opened), loop=loop)
+
+        try:
+            await loop.connect_accepted_socket(protocol, accepted, ssl=self.ssl_context)
+        except (OSError, EOFError):  # the handshake failed
+            accepted.close()
+            raise Ended from None
+        return streams[0]
 
     def _ended(self, task: asyncio.Task[None]) -> None:
-        writer = self._tasks.pop(task)
-        if task.cancelled():
-            return
-        mistake = task.exception()
-        if mistake is not None:
-            writer.transport.abort()
+        self._tasks.discard(task)
+        if not task.cancelled() and (mistake := task.exception()) is not None:
             self._mistakes.append(mistake)
 
     async def __aenter__(self) -> Self:

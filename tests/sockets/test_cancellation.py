@@ -337,8 +337,7 @@ def test_a_call_that_is_in_flight_when_the_loop_ends_is_cancelled() -> None:
         asyncio.create_task(call(clients[0]))  # noqa: RUF006
         while not server.requests:
             await asyncio.sleep(0.001)
-        assert server._server is not None
-        server._server.close()  # it listens no more; the connection stays
+        await server.stop_listening()  # the connection stays
 
     asyncio.run(main())
     assert outcomes == [asyncio.CancelledError]

@@ -17,7 +17,7 @@ from flinks_async import (
     PartnerAccessResponse,
     Request,
 )
-from flinks_async.testing import RawConnection, RawServer, ReadHead, StartTLS
+from flinks_async.testing import RawConnection, RawServer, ReadHead
 
 from .fault_table import Row, all_rows
 from .support import OK, SECRET, Authority, assert_clean, client_for, unused_port
@@ -36,6 +36,7 @@ class Scene:
         self._monkeypatch = monkeypatch
         self._tls = None if row.tls is None else (row.tls(authority), authority.context())
         self.server = RawServer([self._converse], port=0 if row.listening else unused_port())
+        self.server.ssl_context = None if self._tls is None else self._tls[0]
         if row.tls is not None:
             self.options["connection"] = Connection(ca_file=authority.file)
 
@@ -43,8 +44,6 @@ class Scene:
         if not self.healed:
             for step in self._row.accept:
                 await step(connection)
-        if self._tls is not None:
-            await StartTLS(self._tls[self.healed])(connection)
         while True:
             await ReadHead()(connection)
             for step in (OK,) if self.healed else self._row.turn:
@@ -68,6 +67,7 @@ class Scene:
     async def heal(self) -> None:
         self.healed = True
         self._healed.set()
+        self.server.ssl_context = None if self._tls is None else self._tls[1]
         if not self._row.listening:
             await self.server.start()
 
