@@ -1,0 +1,359 @@
+"""The clients of `fetch.py`. Each one is set up as its documentation shows, and says what an answer is to it.
+
+A client is an async context manager that yields a coroutine function `fetch(tokens, concurrency)`. It looks at every
+answer while it fetches: bytes are compared with the expected ones; of the others the request id. `summary` then looks
+at one whole answer, outside the timed part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any
+
+from attrs import field, frozen
+
+Fetch = Callable[[Iterable[str], int], Awaitable[None]]
+
+
+class WrongAnswer(AssertionError):
+    """A client gave something else than the server sent."""
+
+
+@frozen
+class Target:
+    """Where to fetch, and what must come.
+
+    Attributes:
+        base_url: of the server.
+        secret: the AuthSecret.
+        ca_file: the authority of its certificate, with TLS.
+        concurrency: requests in flight.
+        body: the expected body.
+        samples: the first answers that a client gave, for `summary`.
+    """
+
+    base_url: str
+    secret: str
+    ca_file: str | None
+    concurrency: int
+    body: bytes
+    samples: list[Any] = field(factory=list)
+
+    @property
+    def url(self) -> str:
+        return f"{self.base_url}/partneraccess/"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {
+            "flinks-auth-key": f"Bearer {self.secret}",
+            "Accept": "application/json",
+            "Content-Type": "application/json",
+        }
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        return None if self.ca_file is None else ssl.create_default_context(cafile=self.ca_file)
+
+    def checker(self, look: Callable[[Any], Any]) -> Callable[[Any], None]:
+        """What to call with every answer. `look` gives what of it is compared."""
+        samples = self.samples
+        expected = look(self.body) if look is whole else json.loads(self.body)["RequestId"]
+
+        def check(answer: Any) -> None:
+            if look(answer) != expected:
+                raise WrongAnswer(f"expected {expected[:80]!r}, got {look(answer)[:80]!r}")
+            if not samples:
+                samples.append(answer)
+
+        return check
+
+
+def whole(answer: bytes) -> bytes:
+    return answer
+
+
+def of_dict(answer: dict[str, Any]) -> Any:
+    return answer["RequestId"]
+
+
+def of_object(answer: Any) -> Any:
+    return answer.request_id
+
+
+def of_pydantic(answer: Any) -> Any:
+    return answer.request_id_
+
+
+def summary(answer: Any) -> dict[str, Any]:
+    """What a whole answer says, whatever it is made of: ids, the number of transactions, and a sum of their money."""
+    if isinstance(answer, bytes):
+        answer = json.loads(answer)
+    details = get(answer, "GetAccountsDetail")
+    accounts = [account for detail in details for account in get(detail, "Accounts") or ()]
+    moves = [move for account in accounts for move in get(account, "Transactions")]
+    return {
+        "request id": get(answer, "RequestId"),
+        "logins": [get(detail, "LoginId") for detail in details],
+        "transactions": len(moves),
+        "last": get(moves[-1], "Id") if moves else None,
+        "dates": len({str(get(move, "Date")) for move in moves}),
+        "balances": round(sum(float(get(move, "Balance")) for move in moves), 2),
+    }
+
+
+def get(thing: Any, wire: str) -> Any:
+    if isinstance(thing, dict):
+        return thing.get(wire)
+    name = re.sub(r"(?<!^)(?=[A-Z])", "_", wire).lower()
+    return getattr(thing, name) if hasattr(thing, name) else getattr(thing, f"{name}_")
+
+
+def in_workers(one: Callable[[str], Awaitable[None]]) -> Fetch:
+    """The cheapest way to keep N requests in flight: N tasks that share one iterator."""
+
+    async def fetch(tokens: Iterable[str], concurrency: int) -> None:
+        shared = iter(tokens)
+
+        async def work() -> None:
+            for token in shared:
+                await one(token)
+
+        await asyncio.gather(*(work() for _ in range(concurrency)))
+
+    return fetch
+
+
+# --- aiohttp ---------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def session_of(target: Target) -> AsyncIterator[Any]:
+    """aiohttp's default session. (It opens at most 100 connections.)"""
+    import aiohttp
+
+    connector = None if target.tls is None else aiohttp.TCPConnector(ssl=target.tls)
+    async with aiohttp.ClientSession(headers=target.headers, connector=connector) as session:
+        yield session
+
+
+@asynccontextmanager
+async def bare_aiohttp(target: Target) -> AsyncIterator[Fetch]:
+    url, check = target.url, target.checker(whole)
+    async with session_of(target) as session:
+
+        async def one(token: str) -> None:
+            async with session.get(url + token) as response:
+                check(await response.read())
+
+        yield in_workers(one)
+
+
+@asynccontextmanager
+async def usual_loop(target: Target) -> AsyncIterator[Fetch]:
+    """What most people write: a semaphore, a task a token, gather, resp.json()."""
+    url, check = target.url, target.checker(of_dict)
+    async with session_of(target) as session:
+
+        async def fetch(tokens: Iterable[str], concurrency: int) -> None:
+            semaphore = asyncio.Semaphore(concurrency)
+
+            async def one(token: str) -> Any:
+                async with semaphore:
+                    async with session.get(url + token) as response:
+                        response.raise_for_status()
+                        return await response.json()
+
+            for answer in await asyncio.gather(*(one(token) for token in tokens)):
+                check(answer)
+
+        yield fetch
+
+
+@asynccontextmanager
+async def aiohttp_cattrs(target: Target) -> AsyncIterator[Fetch]:
+    """What a good engineer writes: orjson, cattrs, attrs classes with float money."""
+    import orjson
+    from decode import cattrs_usual
+
+    url, check, structure = target.url, target.checker(of_object), cattrs_usual(float, str, orjson.loads)
+    async with session_of(target) as session:
+
+        async def one(token: str) -> None:
+            async with session.get(url + token) as response:
+                response.raise_for_status()
+                check(structure(await response.read()))
+
+        yield in_workers(one)
+
+
+@asynccontextmanager
+async def aiohttp_retry(target: Target) -> AsyncIterator[Fetch]:
+    from aiohttp_retry import ExponentialRetry, RetryClient
+
+    url, check = target.url, target.checker(whole)
+    async with session_of(target) as session:
+        client = RetryClient(client_session=session, retry_options=ExponentialRetry(attempts=3))
+
+        async def one(token: str) -> None:
+            async with client.get(url + token) as response:
+                check(await response.read())
+
+        yield in_workers(one)
+
+
+# --- other clients ---------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def httpx_client(target: Target) -> AsyncIterator[Any]:
+    import httpx
+
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    async with httpx.AsyncClient(headers=target.headers, limits=limits, verify=target.tls or True) as client:
+        yield client
+
+
+@asynccontextmanager
+async def httpx_bytes(target: Target) -> AsyncIterator[Fetch]:
+    url, check = target.url, target.checker(whole)
+    async with httpx_client(target) as client:
+
+        async def one(token: str) -> None:
+            check((await client.get(url + token)).content)
+
+        yield in_workers(one)
+
+
+@asynccontextmanager
+async def httpx_pydantic(target: Target) -> AsyncIterator[Fetch]:
+    """Typed by pydantic, money as floats."""
+    from decode import pydantic_models
+
+    url, check, validate = target.url, target.checker(of_pydantic), pydantic_models(float, str)
+    async with httpx_client(target) as client:
+
+        async def one(token: str) -> None:
+            response = await client.get(url + token)
+            response.raise_for_status()
+            check(validate(response.content))
+
+        yield in_workers(one)
+
+
+@asynccontextmanager
+async def niquests_bytes(target: Target) -> AsyncIterator[Fetch]:
+    import niquests
+
+    url, check = target.url, target.checker(whole)
+    async with niquests.AsyncSession(pool_connections=1, pool_maxsize=target.concurrency) as session:
+        session.headers.update(target.headers)
+        session.trust_env, session.verify = False, target.ca_file or True
+
+        async def one(token: str) -> None:
+            check((await session.get(url + token)).content)
+
+        yield in_workers(one)
+
+
+@asynccontextmanager
+async def pyreqwest_bytes(target: Target) -> AsyncIterator[Fetch]:
+    """The far end: a client written in Rust."""
+    from pyreqwest.client import ClientBuilder
+
+    url, check = target.url, target.checker(whole)
+    builder = ClientBuilder().default_headers(target.headers).no_proxy().http1_only()
+    if target.ca_file is not None:
+        with open(target.ca_file, "rb") as file:
+            builder = builder.add_root_certificate_pem(file.read())
+    async with builder.build() as client:
+
+        async def one(token: str) -> None:
+            response = await client.get(url + token).build().send()
+            check(bytes(await response.bytes()))
+
+        yield in_workers(one)
+
+
+# --- ours ------------------------------------------------------------------------------------------------------------
+
+
+def flinks_client(target: Target, *, fixed: bool = True) -> Any:
+    from flinks_async import FlinksClient
+    from flinks_async.config import Connection, Limits
+
+    return FlinksClient(
+        auth_secret=target.secret,
+        base_url=target.base_url,
+        limits=Limits(concurrency=target.concurrency) if fixed else None,
+        connection=Connection(ca_file=target.ca_file),
+    )
+
+
+@asynccontextmanager
+async def ours(target: Target) -> AsyncIterator[Fetch]:
+    """partner_access in N tasks."""
+    check = target.checker(of_object)
+    async with flinks_client(target) as flinks:
+
+        async def one(token: str) -> None:
+            check(await flinks.partner_access(token))
+
+        yield in_workers(one)
+
+
+def many(fixed: bool) -> Callable[[Target], AbstractAsyncContextManager[Fetch]]:
+    """partner_access_many, with so many in flight or as many as it finds good."""
+
+    @asynccontextmanager
+    async def client(target: Target) -> AsyncIterator[Fetch]:
+        check = target.checker(of_object)
+        async with flinks_client(target, fixed=fixed) as flinks:
+
+            async def fetch(tokens: Iterable[str], concurrency: int) -> None:
+                async for outcome in flinks.partner_access_many(tokens, concurrency=concurrency):
+                    check(outcome.unwrap())
+
+            yield fetch
+
+    return client
+
+
+@frozen
+class Client:
+    """A row of the report.
+
+    Attributes:
+        open: the client.
+        packages: whose versions the report shows; they must be installed.
+        gives: what an answer is.
+    """
+
+    open: Callable[[Target], AbstractAsyncContextManager[Fetch]]
+    packages: tuple[str, ...]
+    gives: str
+
+
+BARE = "aiohttp, default session"
+USUAL = "aiohttp, the usual loop"
+CATTRS = "aiohttp + orjson + cattrs"
+PYDANTIC = "httpx + pydantic"
+OURS = "flinks_async, partner_access"
+CLIENTS: dict[str, Client] = {
+    BARE: Client(bare_aiohttp, ("aiohttp",), "bytes"),
+    USUAL: Client(usual_loop, ("aiohttp",), "dicts"),
+    CATTRS: Client(aiohttp_cattrs, ("aiohttp", "orjson", "cattrs"), "objects, floats"),
+    "aiohttp-retry": Client(aiohttp_retry, ("aiohttp-retry",), "bytes"),
+    "httpx": Client(httpx_bytes, ("httpx",), "bytes"),
+    PYDANTIC: Client(httpx_pydantic, ("httpx", "pydantic"), "objects, floats"),
+    "niquests": Client(niquests_bytes, ("niquests",), "bytes"),
+    "pyreqwest (Rust)": Client(pyreqwest_bytes, ("pyreqwest",), "bytes"),
+    OURS: Client(ours, ("flinks-async",), "objects, exact"),
+    "flinks_async, partner_access_many": Client(many(fixed=True), ("flinks-async",), "objects, exact"),
+    "flinks_async, the same, adaptive": Client(many(fixed=False), ("flinks-async",), "objects, exact"),
+}
