@@ -19,6 +19,7 @@ from cattrs.dispatch import StructureHook
 
 from ..errors import WrongTypeError
 from ..models import MODELS, Model, Timestamp, WireState
+from .parse import NESTED, TooDeep, bounded
 from .plan import AMOUNT, PLAN, Field, Kind
 
 Reader = Callable[[Any], Any]
@@ -158,7 +159,7 @@ def reader(converter: Converter, cls: type) -> Reader:
     def read(value: Any) -> Any:
         try:
             return hook(value, cls)
-        except Misfit:
+        except (Misfit, TooDeep):
             raise
         except Exception as error:
             reason = type(error).__name__
@@ -191,6 +192,9 @@ def _structure_hook(cls: type[Model], converter: Converter, note: Note) -> Struc
                 error.within(field.wire)
                 raise
         extra = {wire: item for wire, item in value.items() if wire not in known}
+        for item in extra.values():
+            if type(item) in NESTED:
+                bounded(item)
         if extra or absent:
             note(cls, extra, absent)
         if absent or nulls:

@@ -21,7 +21,7 @@ from msgspec import NODEFAULT, UNSET
 
 from ..models import COMPLETE, Model, PartnerAccessResponse, Timestamp, WireState
 from . import careful
-from .parse import BROKEN, decode_any
+from .parse import BROKEN, NESTED, bounded, decode_any
 from .plan import AMOUNT, PLAN, Field, Kind
 from .shapes import USUALLY_ABSENT, Shapes
 from .source import Member, States, become, compile_builders, mask_of, names_of, needs_mask, read_members, read_unknown
@@ -95,9 +95,11 @@ class Compiler:
             **names_of("Final", cls),
             **names_of("State", WireState),
             "COMPLETE": COMPLETE,
+            "NESTED": NESTED,
             "Decimal": Decimal,
             "UNSET": UNSET,
             "amount": _amount,
+            "bounded": bounded,
             "decode_any": decode_any,
             "doubt": _doubt,
             "states": States(fields),

@@ -37,6 +37,26 @@ BROKEN: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError, Decima
 """What `decode_any` raises."""
 
 
+MAX_DEPTH: Final = 100
+"""Levels that an unknown field may have. What is much deeper could be read, but not copied or pickled."""
+
+NESTED: Final = frozenset({dict, list})
+
+
+class TooDeep(RecursionError):
+    """An unknown field has more than `MAX_DEPTH` levels."""
+
+
+def bounded(value: Any, levels: int = MAX_DEPTH) -> Any:
+    """A dict or list, after a look at its depth."""
+    if levels == 0:
+        raise TooDeep
+    for item in value.values() if type(value) is dict else value:
+        if type(item) in NESTED:
+            bounded(item, levels - 1)
+    return value
+
+
 def without_bom(body: bytes) -> bytes:
     return body[3:] if body.startswith(BOM_UTF8) else body
 
