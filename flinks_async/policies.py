@@ -127,7 +127,8 @@ class Pause:
             backoff.
         cap: seconds, the longest of these. 20.
         longest: seconds, the longest pause that a server can ask for. 60; bulk: an hour.
-        ramp: seconds in which the rate then rises from a tenth of what it was to the whole. 10.
+        ramp: seconds in which the rate then rises from a tenth of what it was to the whole; at most four times the
+            pause. 10.
         low: remaining requests in a `RateLimit-Remaining` header from which the rest of the window is spread out, as
             a share of the limit. 0.1.
     """

@@ -72,6 +72,24 @@ def test_long_after_the_last_trouble_it_begins_anew() -> None:
     assert pause.until == 100.5
 
 
+def test_a_success_after_the_pause_ends_the_row_and_one_from_before_it_does_not() -> None:
+    pause = SharedPause(Pause(base=1.0, ramp=10.0, cap=20.0))
+    throttled(pause, 0.0)
+    pause.succeeded(sent=0.0)
+    throttled(pause, 1.0)
+    assert pause.until == 2.0  # twice as long as the first, which was half a second
+    pause.succeeded(sent=2.0)
+    throttled(pause, 3.0)
+    assert pause.until == 3.5
+
+
+def test_a_short_pause_has_a_short_ramp() -> None:
+    pause = SharedPause(Pause(base=1.0, ramp=10.0))
+    throttled(pause, 0.0)
+    assert not pause.idle(2.4)
+    assert pause.idle(2.5)  # half a second, and four times that
+
+
 def test_the_end_of_a_pause_is_spread_over_processes() -> None:
     ends = set()
     for random in (0.0, 0.3, 0.9):

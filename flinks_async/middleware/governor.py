@@ -143,6 +143,8 @@ class Governor:
         if kind is Kind.OK:
             if time_to_first_byte is not None:
                 self.concurrency.answered(time_to_first_byte, now, self.in_use + 1)
+            if self.pause.in_a_row:
+                self.pause.succeeded(sent=sent)
             if self.breaker is not None and not self.breaker.spotless:
                 self._succeeded(now, probe)
         elif kind is Kind.TRANSIENT and (status is None or (status >= 500 and verdict.reason not in _OF_ONE_TOKEN)):

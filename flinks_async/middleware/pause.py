@@ -2,7 +2,8 @@
 
 While the pause lasts nobody sends. How long: as the server asked, or, where it did not say, `base` doubled with each
 pause in a row, half of it random (AWS Architecture Blog, "Exponential Backoff And Jitter": equal jitter, since here a
-wait of nearly nothing would be of no use). Of several pauses the one that ends last wins.
+wait of nearly nothing would be of no use). A success that was sent after a pause ends the row. Of several pauses the
+one that ends last wins.
 
 When it ends, those who waited must not come back at once: that is how the next throttling begins. So the rate rises
 from a tenth of what it was before to the whole of it, in a ramp of some seconds, each gap with some randomness; after
@@ -22,6 +23,9 @@ from ..policies import Pause
 # traffic was before: a single caller should not notice it.
 _SLOWEST = 2.0
 
+# A ramp takes at most so many times the pause before it: one throttled answer among thousands is not an outage.
+_RAMP_TO_PAUSE = 4.0
+
 
 class SharedPause:
     """Until when nobody sends, and how fast they come back."""
@@ -30,7 +34,8 @@ class SharedPause:
         self._settings = settings
         self.until = float("-inf")
         self._began = float("-inf")
-        self._in_a_row = 0
+        self.in_a_row = 0
+        self._ramp = settings.ramp
         self._ramp_end = float("-inf")
         self._slow = self._full = 0.0
         self._next = float("-inf")
@@ -49,24 +54,30 @@ class SharedPause:
         settings = self._settings
         if sent >= self._began and now >= self.until:
             # The first of this round. One that comes long after the last ramp does not continue a row.
-            self._in_a_row = self._in_a_row + 1 if now < self._ramp_end + settings.cap else 1
+            self.in_a_row = self.in_a_row + 1 if now < self._ramp_end + settings.cap else 1
             self._began = now
         elif asked is None:
             return
         if asked is None:
-            length = min(settings.cap, settings.base * 2.0 ** min(self._in_a_row - 1, 1000)) * (0.5 + random / 2)
+            length = min(settings.cap, settings.base * 2.0 ** min(self.in_a_row - 1, 1000)) * (0.5 + random / 2)
         else:
             length = min(asked, settings.longest)
             length += min(1.0, length * 0.1) * random  # other processes were told the same
         if now + length > self.until:
             self.until = now + length
-            self.ramp(self.until, rate)
+            self.ramp(self.until, rate, min(settings.ramp, _RAMP_TO_PAUSE * length))
 
-    def ramp(self, start: float, rate: float) -> None:
-        """From `start` on, lets the rate rise from a tenth of `rate` to `rate`."""
+    def succeeded(self, *, sent: float) -> None:
+        """An answer that does not throttle: if it was sent after the pause, the next pause begins a new row."""
+        if sent >= self.until:
+            self.in_a_row = 0
+
+    def ramp(self, start: float, rate: float, seconds: float | None = None) -> None:
+        """From `start` on, lets the rate rise from a tenth of `rate` to `rate`, in `Pause.ramp` seconds by default."""
         self._slow = max(_SLOWEST, rate / 10)
         self._full = max(_SLOWEST * 10, rate)
-        self._ramp_end = start + self._settings.ramp
+        self._ramp = self._settings.ramp if seconds is None else seconds
+        self._ramp_end = start + self._ramp
         self._next = start
 
     def space(self, now: float, *, gap: float, reset: float) -> None:
@@ -89,7 +100,7 @@ class SharedPause:
         """A request goes now."""
         gap = self._gap if now < self._spaced_until else 0.0
         if now < self._ramp_end:
-            done = max(0.0, 1.0 - (self._ramp_end - now) / self._settings.ramp)
+            done = max(0.0, 1.0 - (self._ramp_end - now) / self._ramp)
             gap = max(gap, 1.0 / (self._slow + (self._full - self._slow) * done))
         # Not from the last turn but from now: a turn that nobody took is not made up for.
         self._next = now + gap * (0.5 + random)
