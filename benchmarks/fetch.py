@@ -1,8 +1,9 @@
 """Fetching side by side: `python benchmarks/fetch.py [--short]` prints Markdown tables.
 
 Each client lives in a process of its own, all on one core; the server has the other one. The clients take turns: a
-round is one run of each of them, in random order, and what is compared is the figures of the same round. The ratio is
-the median over the rounds, with a bootstrap 95 % interval. All answers are checked, and the server's count as well.
+round is one run of each of them, in random order and in new processes, since one process may by chance be 20 % faster
+than the next. What is compared is the figures of the same round; the ratio is the median over the rounds, with a
+bootstrap 95 % interval. All answers are checked, and the server's count as well.
 """
 
 from __future__ import annotations
@@ -19,86 +20,58 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, ExitStack
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from attrs import asdict, define, field, frozen
-from clients import BARE, CATTRS, CLIENTS, OURS, PYDANTIC, USUAL, Fetch, Target, WrongAnswer, summary
+from attrs import asdict, frozen
+from clients import BARE, CATTRS, CLIENTS, OURS, PYDANTIC, USUAL, Target, WrongAnswer, summary
 from figures import Ratio, machine, ratio, spread, table, versions
 from servers import SECRET, TOKEN, Server, Unavailable, cores, pinned, plain, tls
 
-from flinks_async.testing.data import Size
+from flinks_async.testing.data import Size, expected_body
+
+SETTLE_SECONDS = 6.0
+
 
 # --- the process of one client ---------------------------------------------------------------------------------------
 
 
-@define
-class Runner:
-    """Runs one client as the parent says; keeps it open as long as the target is the same."""
+async def run(name: str, order: dict[str, Any]) -> dict[str, Any]:
+    """Fetches for about `order["seconds"]` with a new client of that name, after a warm-up, which also finds out how
+    many requests that is.
+    """
+    concurrency: int = order["concurrency"]
+    body = Path(order["body_file"]).read_bytes()
+    target = Target(order["base_url"], SECRET, order["ca_file"], concurrency, body)
+    warm = max(100, concurrency)
+    serial = itertools.count()
 
-    name: str
-    opened: dict[str, Any] | None = None
-    target: Target | None = None
-    fetch: Fetch | None = None
-    requests: int = 0
-    serial: Iterator[int] = field(factory=itertools.count)
-    stack: AsyncExitStack = field(factory=AsyncExitStack)
+    def tokens(count: int) -> list[str]:
+        if not order["any_token"]:
+            return [TOKEN] * count
+        return [f"{number:08x}-1243-4b8d-9c1e-764123800000" for number in itertools.islice(serial, count)]
 
-    async def run(self, order: dict[str, Any]) -> dict[str, Any]:
-        """Fetches for about `order["seconds"]`, after a warm-up; the first time also finds out how many that is."""
-        target, seconds = order["target"], order["seconds"]
-        warm = 0
-        if target != self.opened:
-            await self.open(target)
-            warm += await self.calibrate(seconds)
-        assert self.target is not None
-        assert self.fetch is not None
-        concurrency = self.target.concurrency
-        await self.fetch(self.tokens(2 * concurrency), concurrency)
-        tokens = self.tokens(self.requests)
+    async with CLIENTS[name].open(target) as fetch:
+        await fetch(tokens(warm), concurrency)  # connects
+        for answer in target.samples:
+            if summary(answer) != summary(body):
+                raise WrongAnswer(f"expected {summary(body)}, got {summary(answer)}")
+        sent, until = warm, time.perf_counter() + SETTLE_SECONDS
+        while order["settle"] and sent < CLIENTS[name].settle and time.perf_counter() < until:
+            await fetch(tokens(warm), concurrency)
+            sent += warm
+        started = time.perf_counter()
+        await fetch(tokens(warm), concurrency)
+        per_second = warm / (time.perf_counter() - started)
+        requests = max(2 * concurrency, int(per_second * order["seconds"]))
+        asked = tokens(requests)
         gc.collect()
         wall, cpu = time.perf_counter(), time.process_time()
-        await self.fetch(tokens, concurrency)
+        await fetch(asked, concurrency)
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-        result = {"requests": self.requests, "wall": wall, "cpu": cpu, "warm": warm + 2 * concurrency}
-        # A first guess made while something else was running would keep the runs too short.
-        self.requests = max(self.requests, int(self.requests / wall * seconds))
-        return result
-
-    async def open(self, target: dict[str, Any]) -> None:
-        await self.close()
-        with open(target["body_file"], "rb") as file:
-            body = file.read()
-        self.target = Target(target["base_url"], SECRET, target["ca_file"], target["concurrency"], body)
-        self.fetch = await self.stack.enter_async_context(CLIENTS[self.name].open(self.target))
-        self.opened = target
-
-    async def calibrate(self, seconds: float) -> int:
-        assert self.target is not None
-        assert self.fetch is not None
-        concurrency = self.target.concurrency
-        warm = max(100, 2 * concurrency)
-        await self.fetch(self.tokens(warm), concurrency)  # connects
-        started = time.perf_counter()
-        await self.fetch(self.tokens(warm), concurrency)
-        per_second = warm / (time.perf_counter() - started)
-        self.requests = max(2 * concurrency, int(per_second * seconds))
-        for answer in self.target.samples:
-            if summary(answer) != summary(self.target.body):
-                raise WrongAnswer(f"expected {summary(self.target.body)}, got {summary(answer)}")
-        return 2 * warm
-
-    def tokens(self, count: int) -> list[str]:
-        assert self.opened is not None
-        if not self.opened["any_token"]:
-            return [TOKEN] * count
-        return [f"{number:08x}-1243-4b8d-9c1e-764123800000" for number in itertools.islice(self.serial, count)]
-
-    async def close(self) -> None:
-        await self.stack.aclose()
-        self.opened = self.target = self.fetch = None
+    return {"requests": requests, "wall": wall, "cpu": cpu, "warm": sent + warm}
 
 
 def child(name: str, loop: str) -> None:
@@ -109,15 +82,13 @@ def child(name: str, loop: str) -> None:
         factory = uvloop.new_event_loop
     else:
         factory = asyncio.new_event_loop
-    runner = Runner(name)
-    with asyncio.Runner(loop_factory=factory) as asyncio_runner:
+    with asyncio.Runner(loop_factory=factory) as runner:
         for line in sys.stdin:
             try:
-                result = asyncio_runner.run(runner.run(json.loads(line)))
+                result = runner.run(run(name, json.loads(line)))
             except Exception as error:
                 result = {"error": f"{type(error).__name__}: {error}"}
             print(json.dumps(result), flush=True)
-        asyncio_runner.run(runner.close())
 
 
 class Child:
@@ -191,25 +162,28 @@ class Run:
 Results = dict[str, list[Run]]
 
 
-def race(children: Sequence[Child], server: Server, case: Case, body_file: str, rounds: int, seconds: float) -> Results:
-    """The runs of each client, by round."""
-    target = {
+def race(
+    children: Sequence[Child], server: Server, case: Case, body_file: Path, seconds: float, settle: bool
+) -> dict[str, Run]:
+    """One run of each client, in random order."""
+    order = {
         "base_url": server.base_url,
         "ca_file": server.ca_file,
         "any_token": server.any_token,
         "concurrency": case.concurrency,
-        "body_file": body_file,
+        "body_file": str(body_file),
+        "seconds": seconds,
+        "settle": settle,
     }
-    results: Results = {child.name: [] for child in children}
-    for _ in range(rounds):
-        for child in random.sample(children, len(children)):
-            before = server.answers()
-            got = child.run({"target": target, "seconds": seconds})
-            asked, answered = got["requests"] + got["warm"], server.counted(before)
-            if answered not in (None, asked):
-                raise WrongAnswer(f"{child.name}: {asked} requests were asked for and the server got {answered}")
-            results[child.name].append(Run(got["requests"], got["wall"], got["cpu"]))
-    return results
+    runs = {}
+    for child in random.sample(children, len(children)):
+        before = server.answers()
+        got = child.run(order)
+        asked, answered = got["requests"] + got["warm"], server.counted(before)
+        if answered not in (None, asked):
+            raise WrongAnswer(f"{child.name}: {asked} requests were asked for and the server got {answered}")
+        runs[child.name] = Run(got["requests"], got["wall"], got["cpu"])
+    return runs
 
 
 def rates(ones: Sequence[Run], others: Sequence[Run]) -> Ratio:
@@ -284,34 +258,48 @@ def cases_of(options: argparse.Namespace, found_loops: Sequence[str]) -> list[Ca
     ]
 
 
-def run_cases(cases: Sequence[Case], names: Sequence[str], rounds: int, seconds: float) -> dict[Case, Results]:
-    """All cases; those with TLS are left out, with a note, where there is no nginx."""
-    found: dict[Case, Results] = {}
+def run_cases(
+    cases: Sequence[Case], names: Sequence[str], rounds: int, seconds: float, settle: bool
+) -> dict[Case, Results]:
+    """The runs of each client, by case and round."""
+    found: dict[Case, Results] = {case: {name: [] for name in names} for case in cases}
     client_core, server_core = cores() or (None, None)
-    for loop, of_loop in itertools.groupby(cases, lambda case: case.loop):
-        with ExitStack() as children_stack:
-            children = []
-            for name in names:
-                children.append(Child(name, loop, client_core))
-                children_stack.callback(children[-1].stop)
-            for (secure, size), group in itertools.groupby(of_loop, lambda case: (case.secure, case.size)):
-                with ExitStack() as stack:
-                    try:
+    for number in range(rounds):
+        for loop, of_loop in itertools.groupby(cases, lambda case: case.loop):
+            with ExitStack() as children_stack:
+                children = [Child(name, loop, client_core) for name in names]
+                for child in children:
+                    children_stack.callback(child.stop)
+                for (secure, size), group in itertools.groupby(of_loop, lambda case: (case.secure, case.size)):
+                    with ExitStack() as stack:
                         server = stack.enter_context(tls(size, server_core) if secure else plain(size, server_core))
-                    except Unavailable as problem:
-                        print(f"Note: {size} with TLS is left out: {problem}.", flush=True)
-                        continue
-                    body_file = Path(stack.enter_context(tempfile.TemporaryDirectory()), "body")
-                    body_file.write_bytes(server.body)
-                    for case in group:
-                        found[case] = race(children, server, case, str(body_file), rounds, seconds)
-                        show(case, server, found[case])
+                        body_file = Path(stack.enter_context(tempfile.TemporaryDirectory()), "body")
+                        body_file.write_bytes(server.body)
+                        for case in group:
+                            for name, one in race(children, server, case, body_file, seconds, settle).items():
+                                found[case][name].append(one)
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
     return found
 
 
-def show(case: Case, server: Server, results: Results) -> None:
-    about = f"{case} (server: {server.kind}, {len(server.body) / 1000:.2f} KB)"
-    print(f"\n### {about}\n\n{table(COLUMNS, rows(results))}", flush=True)
+def possible(cases: Sequence[Case]) -> list[Case]:
+    """Those that this machine has the servers for; a note says what is missing."""
+    try:
+        if any(case.secure for case in cases):
+            with tls("small"):
+                pass
+    except Unavailable as problem:
+        print(f"Note: TLS is left out: {problem}.", flush=True)
+        cases = [case for case in cases if not case.secure]
+    if any(not case.secure for case in cases):
+        with plain("small") as server:  # says it if it is not the compiled one
+            print(f"Servers: {server.kind}{', nginx for TLS' if any(case.secure for case in cases) else ''}.")
+    return list(cases)
+
+
+def show(case: Case, results: Results) -> None:
+    size = len(expected_body(TOKEN, size=case.size)) / 1000
+    print(f"\n### {case} ({size:.2f} KB)\n\n{table(COLUMNS, rows(results))}")
 
 
 def main() -> None:
@@ -341,7 +329,9 @@ def main() -> None:
     packages = sorted({package for name in names for package in CLIENTS[name].packages} | {"uvloop", "msgspec"})
     place = "client and server on a core each" if cores() else "processes not kept on cores"
     print(f"{machine()}; {place}; {rounds} rounds of {seconds:g} s.\n{versions(packages)}.", flush=True)
-    found = run_cases(cases_of(options, found_loops), names, rounds, seconds)
+    found = run_cases(possible(cases_of(options, found_loops)), names, rounds, seconds, not short)
+    for case, results in found.items():
+        show(case, results)
     print(f"\n### In one table: requests/s\n\n{comparison(found, rates)}")
     print(f"\n### In one table: processor time of the client\n\n{comparison(found, costs)}")
     if options.json:

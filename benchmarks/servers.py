@@ -16,6 +16,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 from attrs import frozen
@@ -84,6 +85,12 @@ def compiler() -> str:
     raise Unavailable("no C compiler: install gcc or clang (Debian: apt install gcc libc6-dev), or set CC")
 
 
+@cache
+def note(problem: str) -> None:
+    """Says it once."""
+    print(f"Note: {problem}. The simulator, which is much slower, serves instead.", flush=True)
+
+
 @contextmanager
 def plain(size: Size, core: int | None = None) -> Iterator[Server]:
     """A server of plain HTTP: compiled, or else the simulator.
@@ -96,7 +103,7 @@ def plain(size: Size, core: int | None = None) -> Iterator[Server]:
         try:
             program = build(Path(folder))
         except Unavailable as problem:
-            print(f"Note: {problem}. The simulator, which is much slower, serves instead.", flush=True)
+            note(str(problem))
             with simulator(size) as server:
                 yield server
             return

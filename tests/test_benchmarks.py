@@ -107,10 +107,24 @@ def test_a_race_compares_what_was_asked_with_what_the_server_counted(server: Any
             return {"requests": 7, "warm": 0, "wall": 1.0, "cpu": 1.0}
 
     with pytest.raises(clients.WrongAnswer, match="7 requests were asked for and the server got 0"):
-        fetch.race([Idle()], server, fetch.Case("small", 1, "asyncio", False), "unused", 1, 0.1)
+        fetch.race([Idle()], server, fetch.Case("small", 1, "asyncio", False), Path("unused"), 0.1, False)
 
 
-async def test_a_runner_checks_a_whole_answer_before_it_measures(server: Any, tmp_path: Path) -> None:
+def order_of(server: Any, body_file: Path) -> dict[str, Any]:
+    return {
+        "base_url": server.base_url,
+        "ca_file": None,
+        "any_token": True,
+        "concurrency": 1,
+        "body_file": str(body_file),
+        "seconds": 0.01,
+        "settle": False,
+    }
+
+
+async def test_a_run_checks_a_whole_answer_before_it_measures(
+    server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import clients
     import fetch
 
@@ -121,31 +135,26 @@ async def test_a_runner_checks_a_whole_answer_before_it_measures(server: Any, tm
 
         yield nothing
 
-    file = tmp_path / "body"
-    file.write_bytes(server.body)
-    order = {"base_url": server.base_url, "ca_file": None, "any_token": True, "concurrency": 1, "body_file": str(file)}
-    runner = fetch.Runner(clients.BARE)
-    original = clients.CLIENTS[clients.BARE]
-    clients.CLIENTS[clients.BARE] = clients.Client(almost, (), "bytes")
-    try:
-        with pytest.raises(clients.WrongAnswer, match="logins"):
-            await runner.run({"target": order, "seconds": 0.01})
-    finally:
-        clients.CLIENTS[clients.BARE] = original
-        await runner.close()
+    body_file = tmp_path / "body"
+    body_file.write_bytes(server.body)
+    monkeypatch.setitem(clients.CLIENTS, "almost", clients.Client(almost, (), "bytes"))
+    with pytest.raises(clients.WrongAnswer, match="logins"):
+        await fetch.run("almost", order_of(server, body_file))
 
 
-def test_a_child_tells_what_went_wrong_in_it(server: Any, tmp_path: Path) -> None:
+def test_a_client_process_runs_and_tells_what_went_wrong_in_it(server: Any, tmp_path: Path) -> None:
     import clients
     import fetch
 
-    file = tmp_path / "body"
-    file.write_bytes(expected_body("another token"))
-    order = {"base_url": server.base_url, "ca_file": None, "any_token": True, "concurrency": 1, "body_file": str(file)}
+    right, wrong = tmp_path / "right", tmp_path / "wrong"
+    right.write_bytes(server.body)
+    wrong.write_bytes(expected_body("another token"))
     child = fetch.Child(clients.BARE, "asyncio", None)
     try:
+        case = fetch.Case("small", 1, "asyncio", False)
+        assert fetch.race([child], server, case, right, 0.01, False)[clients.BARE].requests > 1
         with pytest.raises(clients.WrongAnswer, match="aiohttp, default session: WrongAnswer: expected"):
-            child.run({"target": order, "seconds": 0.01})
+            child.run(order_of(server, wrong))
     finally:
         child.stop()
 
@@ -155,6 +164,7 @@ def test_without_a_compiler_the_simulator_serves_and_says_so(
 ) -> None:
     import servers
 
+    servers.note.cache_clear()
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CC", raising=False)
     with servers.plain("small") as running:
