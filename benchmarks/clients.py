@@ -214,7 +214,8 @@ async def aiohttp_retry(target: Target) -> AsyncIterator[Fetch]:
 async def httpx_client(target: Target) -> AsyncIterator[Any]:
     import httpx
 
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    # No more connections than needed: httpx looks through all of them for each request.
+    limits = httpx.Limits(max_connections=target.concurrency, max_keepalive_connections=target.concurrency)
     async with httpx.AsyncClient(headers=target.headers, limits=limits, verify=target.tls or True) as client:
         yield client
 
