@@ -33,6 +33,9 @@ from servers import SECRET, TOKEN, Server, Unavailable, cores, pinned, plain, tl
 from flinks_async.testing.data import Size, expected_body
 
 SETTLE_SECONDS = 6.0
+USUAL_CONCURRENCY = 64
+SELDOM = 3
+"""Cases beside the usual one are measured in every third round."""
 
 
 # --- the process of one client ---------------------------------------------------------------------------------------
@@ -139,6 +142,10 @@ class Case:
 
     def __str__(self) -> str:
         return f"{self.size}, {'TLS' if self.secure else 'plain'}, {self.loop}, {self.concurrency} in flight"
+
+    def oddity(self, usual_loop: str) -> int:
+        """In how many points it differs from the usual case."""
+        return (self.concurrency != USUAL_CONCURRENCY) + self.secure + (self.loop != usual_loop)
 
 
 @frozen
@@ -248,13 +255,26 @@ def loops() -> list[str]:
 
 
 def cases_of(options: argparse.Namespace, found_loops: Sequence[str]) -> list[Case]:
+    """Every combination of what was asked for. If nothing was, what is measured in the full form: 64 in flight without
+    TLS on the faster loop, and of everything else what differs from that in one point.
+    """
+    if not (options.loops or options.tls or options.concurrency or options.short):
+        return [
+            case
+            for loop in found_loops
+            for secure in (False, True)
+            for size in options.sizes
+            for concurrency in sorted({1, 16, USUAL_CONCURRENCY, 256})
+            if (case := Case(size, concurrency, loop, secure)).oddity(found_loops[0]) <= 1
+        ]
+    secures = [answer == "yes" for answer in options.tls or ["no"]]
     return [
         Case(size, concurrency, loop, secure)
         for loop in found_loops
-        if loop in options.loops
-        for secure in options.tls
+        if loop in (options.loops or found_loops[:1])
+        for secure in secures
         for size in options.sizes
-        for concurrency in options.concurrency
+        for concurrency in options.concurrency or [USUAL_CONCURRENCY]
     ]
 
 
@@ -264,8 +284,10 @@ def run_cases(
     """The runs of each client, by case and round."""
     found: dict[Case, Results] = {case: {name: [] for name in names} for case in cases}
     client_core, server_core = cores() or (None, None)
+    fastest = cases[0].loop if cases else ""
     for number in range(rounds):
-        for loop, of_loop in itertools.groupby(cases, lambda case: case.loop):
+        now = [case for case in cases if number % SELDOM == 0 or not case.oddity(fastest)] or list(cases)
+        for loop, of_loop in itertools.groupby(now, lambda case: case.loop):
             with ExitStack() as children_stack:
                 children = [Child(name, loop, client_core) for name in names]
                 for child in children:
@@ -320,9 +342,6 @@ def main() -> None:
         return child(options.child, options.loop)
     short = options.short
     found_loops = loops()
-    options.concurrency = options.concurrency or ([64] if short else [1, 16, 64, 256])
-    options.loops = options.loops or (found_loops[:1] if short else found_loops)
-    options.tls = [answer == "yes" for answer in options.tls or (["no"] if short else ["no", "yes"])]
     rounds = options.rounds or (3 if short else 9)
     seconds = options.seconds or (0.1 if short else 0.3)
     names = installed(list(dict.fromkeys([BARE, *options.clients])))
