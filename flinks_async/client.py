@@ -20,15 +20,12 @@ from .clock import Clock, SystemClock
 from .codec import Codec
 from .config import Connection, Limits, Retry, Settings, Timeouts, check_secret, check_token, make_endpoint
 from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError
-from .explain import explain
 from .fanout import Outcome, fan_out
 from .local import LoopLocal, Pool
 from .messages import Call, Handler, Middleware, Request, Response, compose
 from .middleware.attempt import Attempt, Observed
 from .middleware.auth import AuthMiddleware, SecretProvider, SecretSource
-from .middleware.coalesce import CoalesceMiddleware
-from .middleware.hedge import HedgeMiddleware
-from .middleware.pending import PollPendingMiddleware
+from .middleware.governor import Governor
 from .middleware.retry import RetryMiddleware
 from .middleware.retry_after import retry_after
 from .models import PartnerAccessResponse
@@ -182,14 +179,21 @@ class FlinksClient:
         if observers:
             attempt = Observed(attempt, observers)
         chain: list[Middleware] = [*options["middleware"]]
+        # What few ask for is imported when it is asked for.
         if options["coalesce"]:
+            from .middleware.coalesce import CoalesceMiddleware
+
             chain.append(CoalesceMiddleware())
         if options["poll_pending"] is not None:
+            from .middleware.pending import PollPendingMiddleware
+
             chain.append(PollPendingMiddleware(options["poll_pending"], clock))
         if self._source is not None:
             chain.append(AuthMiddleware(self._source))
         chain.append(RetryMiddleware(settings.retry, clock, observers))
         if options["hedge"] is not None:
+            from .middleware.hedge import HedgeMiddleware
+
             chain.append(HedgeMiddleware(options["hedge"], clock))
         return compose((*chain, *options["attempt_middleware"]), attempt)
 
@@ -255,11 +259,19 @@ class FlinksClient:
         Raises:
             FlinksError: see `flinks_async.errors` for the tree.
         """
-        token = check_token(token)
+        token = check_token(token)  # under the same name, so that no frame of ours holds the bare text
+        response = await self.respond(token, timeout)
+        assert response.answer is not None
+        return response.answer
+
+    async def respond(self, token: Secret, timeout: float | None = None) -> Response:
+        """As `partner_access`, for a token that was checked: the answer (`Response.answer`) and the body it was read
+        from. For the rooms above this one.
+        """
         response = await self._run(token, timeout, raw=False)
-        if response.answer is not None:
-            return response.answer
-        return self._codec.decode(response.body, response.meta)  # a middleware answered by itself
+        if response.answer is None:  # a middleware answered by itself
+            return evolve(response, answer=self._codec.decode(response.body, response.meta))
+        return response
 
     async def partner_access_raw(self, token: Token, *, timeout: float | None = None) -> Response:
         """The HTTP response for one access token, whatever its status, after the same retries; not decoded.
@@ -403,15 +415,42 @@ class FlinksClient:
             queue_time=sum(local.queue_time for local in self._locals.values()),
             requests=self._requests,
             retries=self._retries,
+            limit=sum(local.governor.concurrency.limit for local in here),
+            throttled=sum(local.governor.throttled for local in here),
+            held_back=max((local.governor.held_back for local in here), default=0.0),
         )
 
     def explain(self) -> str:
         """The effective settings and the schedule of retries, as text; secrets are masked."""
+        from .explain import explain
+
         return explain(
             self._settings,
             self._endpoint,
             {name: self._options[name] for name in ("hedge", "coalesce", "poll_pending")},
         )
+
+    @property
+    def settings(self) -> Settings:
+        """The effective settings."""
+        return self._settings
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The arguments that make another client like this one. For the rooms above this one."""
+        sessions = self._pool.sessions
+        own = {"session": None if sessions is None else sessions.borrowed, "transport": self._pool.transport}
+        return {**self._options, **own}
+
+    @property
+    def governor(self) -> Governor:
+        """Where its requests wait, in the running loop. For the rooms above this one."""
+        return self._enter().governor
+
+    @property
+    def host(self) -> str:
+        """Where requests go: host, and port if it is not the usual one."""
+        return self._endpoint.host
 
     @property
     def closed(self) -> bool:

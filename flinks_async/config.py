@@ -256,7 +256,7 @@ class Endpoint:
         return ("Authorization" if self.auth_scheme == "bearer" else "flinks-auth-key"), value
 
 
-_INSTANCE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,57}[A-Za-z0-9])?")
+INSTANCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,57}[A-Za-z0-9])?")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _RESERVED_HEADERS = frozenset(
@@ -286,7 +286,7 @@ def make_endpoint(
     if auth_scheme not in AUTH_SCHEMES:
         raise ConfigError(f"auth_scheme must be one of {', '.join(map(repr, AUTH_SCHEMES))}, not {auth_scheme!r}")
     if base_url is None:
-        if not isinstance(instance, str) or not _INSTANCE.fullmatch(instance):
+        if not isinstance(instance, str) or not INSTANCE_NAME.fullmatch(instance):
             raise ConfigError(
                 f"instance must be the name of a Flinks instance such as 'toolbox' (letters, digits and hyphens), "
                 f"not {instance!r}; for another address use base_url"

@@ -18,11 +18,14 @@ from urllib.parse import quote
 MASK: Final = "***"
 
 _PROCESS_KEY: Final = secrets.token_bytes(32)
-_PRINTABLE = re.compile(r"[^\x20-\x7e\xa0-\U0010ffff]+")
-_LONG_NUMBER = re.compile(r"\d{5,}")
-_EMAIL = re.compile(r"[^\s@<>\"']+@[^\s@<>\"']+")
-_URL = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+", re.IGNORECASE)
-_GUID = re.compile(r"\b[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}\b", re.IGNORECASE)
+# Patterns as text: `re` compiles them when they are first needed, and keeps them. An import does not pay for them.
+_UNPRINTABLE: Final = r"[^\x20-\x7e\xa0-\U0010ffff]+"
+_HIDDEN: Final = (
+    r"(?i)\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+",  # a URL
+    r"[^\s@<>\"']+@[^\s@<>\"']+",  # an e-mail
+    r"(?i)\b[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}\b",  # a GUID
+    r"\d{5,}",  # a long number
+)
 
 
 class Secret:
@@ -97,27 +100,27 @@ def redact(text: str, *hidden: Secret | None, limit: int = 200) -> str:
     masked, control characters are dropped, and it is cut to `limit` characters.
     """
     # Cut before matching (a hostile text may be megabytes long), with room for values that straddle the limit.
-    text = _PRINTABLE.sub(" ", text[: limit + 2048])
+    text = re.sub(_UNPRINTABLE, " ", text[: limit + 2048])
     for secret in hidden:
         if secret:
             for form in {secret.reveal(), quote(secret.reveal(), safe="", errors="replace")}:
                 text = re.sub(re.escape(form), MASK, text, flags=re.IGNORECASE)
-    for pattern in (_URL, _EMAIL, _GUID, _LONG_NUMBER):
-        text = pattern.sub(MASK, text)
+    for pattern in _HIDDEN:
+        text = re.sub(pattern, MASK, text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 _IN_LOGS: Final = (
-    (re.compile(r"(partneraccess/)[^\s/?#\"'<>\\)\]}]+", re.IGNORECASE), rf"\1{MASK}"),
-    (re.compile(r"(flinks-auth-key\W{1,6})(?:Bearer\s+)?[^\s\"',}]+", re.IGNORECASE), rf"\1{MASK}"),
-    (re.compile(r"(authorization\W{1,6}(?:Bearer|Basic)\s+)[^\s\"',}]+", re.IGNORECASE), rf"\1{MASK}"),
+    (r"(?i)(partneraccess/)[^\s/?#\"'<>\\)\]}]+", rf"\1{MASK}"),
+    (r"(?i)(flinks-auth-key\W{1,6})(?:Bearer\s+)?[^\s\"',}]+", rf"\1{MASK}"),
+    (r"(?i)(authorization\W{1,6}(?:Bearer|Basic)\s+)[^\s\"',}]+", rf"\1{MASK}"),
 )
 
 
 def redact_request(text: str) -> str:
     """Masks the token in a `/partneraccess/...` URL and the value of the authentication headers."""
     for pattern, replacement in _IN_LOGS:
-        text = pattern.sub(replacement, text)
+        text = re.sub(pattern, replacement, text)
     return text
 
 

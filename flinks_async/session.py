@@ -115,8 +115,9 @@ class SessionManager:
         _managers.add(self)
 
     @property
-    def borrowed(self) -> bool:
-        return self._borrowed is not None
+    def borrowed(self) -> aiohttp.ClientSession | None:
+        """The session that it was given."""
+        return self._borrowed
 
     def current(self, *, fresh: bool = False) -> aiohttp.ClientSession | None:
         """The session of the running loop, if there is one already."""

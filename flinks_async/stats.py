@@ -19,6 +19,9 @@ class ClientStats:
         queue_time: seconds that this client's calls have spent waiting for a place, in all.
         requests: attempts handed to the transport, in all.
         retries: those of them that repeated a failed one.
+        limit: requests that may be on the wire at once, as it stands, of all clients as for `requests_in_flight`.
+        throttled: answers that asked to slow down, likewise, in all.
+        held_back: seconds that no request is sent for, since the instance is down or asked for a pause.
     """
 
     connections: ConnectionStats
@@ -28,3 +31,6 @@ class ClientStats:
     queue_time: float
     requests: int
     retries: int
+    limit: int = 0
+    throttled: int = 0
+    held_back: float = 0.0

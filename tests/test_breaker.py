@@ -64,6 +64,51 @@ def test_when_it_opens(text: str, opens_after: int | None) -> None:
     assert found == opens_after or (opens_after == 84 and found is not None and 80 < found < 88)
 
 
+@pytest.mark.parametrize(
+    ("ratio", "text", "opens_after"),
+    [(0.5, "x..x", 4), (0.5, "x...x...x", None), (0.75, "..xxx", 5), (0.75, "....x.xx", 8)],
+)
+def test_a_ratio_is_that_of_the_window(ratio: float, text: str, opens_after: int | None) -> None:
+    assert outcomes(CircuitBreaker(Breaker(window=4, volume=4, ratio=ratio)), text) == opens_after
+
+
+def test_closed_it_holds_nothing_back() -> None:
+    breaker = CircuitBreaker(Breaker())
+    assert (breaker.closed, breaker.wait(0.0), breaker.probe_at) == (True, 0.0, 0.0)
+    assert not breaker.take()
+    assert not breaker.succeeded(probe=False)
+    assert not breaker.failed(0.0, 0.0, probe=False)
+    assert breaker.closed
+
+
+def test_spotless_is_a_full_window_of_successes() -> None:
+    breaker = CircuitBreaker(Breaker(window=4, volume=4))
+    seen = []
+    for outcome in ".....x....":
+        outcomes(breaker, outcome)
+        seen.append(breaker.spotless)
+    assert seen == [False, False, False, True, True, False, False, False, False, True]
+
+
+def test_a_failed_probe_makes_the_good_ones_before_it_worthless() -> None:
+    breaker = opened(Breaker(successes=2))
+    for outcome in ".x.":
+        breaker.take()
+        if outcome == ".":
+            assert not breaker.succeeded(probe=True)
+        else:
+            assert breaker.failed(110.0, 0.0, probe=True)
+    breaker.take()
+    assert breaker.succeeded(probe=True)
+
+
+def test_when_to_ask_again_is_never_at_once() -> None:
+    breaker = opened(Breaker(probe_interval=3.0))
+    assert breaker.retry_after(100.5) == 1.0
+    assert breaker.retry_after(101.5) == 3.0  # the probe is due: until the next one
+    assert breaker.retry_after(200.0) == 3.0
+
+
 def test_it_waits_for_the_probe() -> None:
     breaker = opened()
     assert breaker.state is State.OPEN

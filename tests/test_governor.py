@@ -69,6 +69,27 @@ async def test_order_holds_in_bad_weather_too() -> None:
     assert (governor.in_use, governor.waiting) == (0, 0)
 
 
+async def test_a_pause_is_told_once_and_joined_without_an_echo() -> None:
+    clock = FakeClock(random=0.0)
+    one, other = governor_of(clock, concurrency=3), governor_of(clock, concurrency=3)
+    told: list[tuple[str, float, int]] = []
+    one.on_pause = lambda until, in_a_row: told.append(("one", until, in_a_row))
+    other.on_pause = lambda until, in_a_row: told.append(("other", until, in_a_row))
+    now = clock.now()
+    for _ in range(3):
+        one.record(THROTTLED, sent=now, status=429, headers={"Retry-After": "5"})
+    assert told == [("one", now + 5.0, 1)]
+    assert other.has_room
+    other.pause_until(*told[0][1:])
+    assert not other.has_room
+    assert other.held_back == one.held_back == 5.0
+    await other.acquire()
+    assert clock.now() == now + 5.0
+    assert len(told) == 1
+    other.pause_until(now + 1.0, 1)
+    assert other.held_back < 1.0, "that one is over"
+
+
 def fair(governor: Governor) -> None:
     pass
 

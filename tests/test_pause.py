@@ -21,6 +21,14 @@ def throttled(pause: SharedPause, now: float, *, sent: float | None = None, aske
     pause.throttled(now, sent=now if sent is None else sent, asked=asked, rate=100.0, random=0.0)
 
 
+def test_without_trouble_nothing_is_held_back() -> None:
+    pause = SharedPause(Pause())
+    assert pause.idle(0.0)
+    assert (pause.wait(0.0), pause.in_a_row) == (0.0, 0)
+    pause.took(0.0, 0.5)
+    assert pause.wait(0.0) == 0.0
+
+
 def test_nobody_sends_until_the_server_allows_it() -> None:
     pause = SharedPause(Pause())
     throttled(pause, 10.0, asked=5.0)
@@ -38,6 +46,34 @@ def test_the_longest_wins() -> None:
     assert pause.until == 32.0
 
 
+def test_the_pause_of_another_process_is_joined_and_the_longest_wins() -> None:
+    pause = SharedPause(Pause(ramp=0.0))
+    pause.join(10.0, until=15.0, in_a_row=3, rate=100.0)
+    assert (pause.wait(10.0), pause.in_a_row) == (5.0, 3)
+    pause.join(11.0, until=12.0, in_a_row=1, rate=100.0)
+    assert (pause.until, pause.in_a_row) == (15.0, 3)
+    pause.join(12.0, until=18.0, in_a_row=1, rate=100.0)
+    assert pause.until == 18.0
+    throttled(pause, 13.0, sent=9.0)
+    assert (pause.until, pause.in_a_row) == (18.0, 3), "sent before the pause: nothing new"
+    throttled(pause, 18.0)
+    assert pause.in_a_row == 4
+    pause.succeeded(sent=30.0)
+    assert pause.in_a_row == 0
+
+
+def test_after_a_joined_pause_the_rate_rises_in_a_ramp() -> None:
+    pause = SharedPause(Pause(ramp=10.0))
+    pause.join(10.0, until=15.0, in_a_row=1, rate=100.0)
+    pause.took(15.0, 0.5)
+    assert pause.wait(15.0) == pytest.approx(0.1), "a tenth of the rate"
+    assert not pause.idle(24.9)
+    assert pause.idle(25.0)
+    short = SharedPause(Pause(ramp=10.0))
+    short.join(10.0, until=11.0, in_a_row=1, rate=100.0)
+    assert short.idle(15.0), "at most four times the pause"
+
+
 def test_a_server_cannot_ask_for_more_than_the_longest() -> None:
     pause = SharedPause(Pause(longest=60.0))
     throttled(pause, 0.0, asked=1e9)
@@ -50,6 +86,9 @@ def test_without_a_word_from_the_server_it_doubles() -> None:
         throttled(pause, now)
         lengths.append(pause.until - now)
         now = pause.until
+        assert pause.idle(now)
+        pause.took(now, 0.5)
+        assert pause.wait(now) == 0.0
     assert lengths == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]  # half of 1, 2, 4, ... with the lowest random number
 
 
@@ -70,6 +109,18 @@ def test_long_after_the_last_trouble_it_begins_anew() -> None:
     throttled(pause, 1.0)
     throttled(pause, 100.0)
     assert pause.until == 100.5
+    for now, length in ((22.4, 1.0), (22.5, 0.5)):  # a ramp to 2.5, and 20 seconds
+        pause = SharedPause(Pause(base=1.0, ramp=10.0, cap=20.0))
+        throttled(pause, 0.0)
+        throttled(pause, now)
+        assert pause.until == now + length
+
+
+def test_half_of_the_length_is_random_where_the_server_does_not_say() -> None:
+    for random, until in ((0.0, 0.5), (0.5, 0.75), (0.8, 0.9)):
+        pause = SharedPause(Pause(base=1.0))
+        pause.throttled(0.0, sent=0.0, asked=None, rate=1.0, random=random)
+        assert pause.until == pytest.approx(until)
 
 
 def test_a_success_after_the_pause_ends_the_row_and_one_from_before_it_does_not() -> None:
@@ -98,6 +149,9 @@ def test_the_end_of_a_pause_is_spread_over_processes() -> None:
         ends.add(pause.until)
     assert len(ends) == 3
     assert all(30.0 <= end <= 31.0 for end in ends)
+    pause = SharedPause(Pause())
+    pause.throttled(0.0, sent=0.0, asked=2.0, rate=1.0, random=0.5)
+    assert pause.until == pytest.approx(2.1)  # a tenth at most
 
 
 def test_the_ramp() -> None:
@@ -120,7 +174,45 @@ def test_a_single_caller_does_not_notice_the_ramp_much() -> None:
     pause = SharedPause(Pause())
     pause.throttled(0.0, sent=0.0, asked=1.0, rate=0.01, random=0.0)
     pause.took(1.0, 0.5)
-    assert pause.wait(1.0) <= 0.5
+    assert pause.wait(1.0) == pytest.approx(0.5)
+    pause.took(4.99, 0.5)
+    assert pause.wait(4.99) == pytest.approx(0.05, rel=0.02)
+
+
+def test_requests_are_spaced_while_little_of_a_limit_is_left() -> None:
+    pause = SharedPause(Pause(longest=60.0))
+    pause.space(10.0, gap=2.0, reset=8.0)
+    assert (pause.wait(10.0), pause.wait(11.5), pause.wait(12.0)) == (2.0, 0.5, 0.0)
+    pause.took(12.0, 0.5)
+    assert pause.wait(12.0) == 2.0
+    pause.took(14.0, 0.0)
+    assert pause.wait(14.0) == 1.0
+    assert pause.wait(17.0) == 0.0
+    pause.took(17.0, 0.5)
+    assert (pause.wait(17.9), pause.idle(17.9)) == (pytest.approx(1.1), False)
+    assert (pause.wait(18.0), pause.idle(18.0)) == (0.0, True)
+    pause.took(18.0, 0.5)
+    assert pause.wait(18.0) == 0.0
+    pause.space(18.0, gap=0.5, reset=8.0)
+    assert pause.wait(18.0) == 0.5
+
+
+def test_a_server_cannot_space_requests_for_longer_than_the_longest_pause() -> None:
+    pause = SharedPause(Pause(longest=60.0))
+    pause.space(0.0, gap=1e6, reset=1e9)
+    assert pause.wait(0.0) == 60.0
+    assert pause.idle(60.0)
+
+
+def test_the_wider_gap_wins_in_a_ramp_that_is_spaced() -> None:
+    pause = SharedPause(Pause())
+    pause.ramp(0.0, 100.0, 10.0)  # from 10 per second
+    pause.space(0.0, gap=1.0, reset=5.0)
+    pause.took(0.0, 0.5)
+    assert pause.wait(0.0) == 1.0
+    pause.space(0.0, gap=0.01, reset=5.0)
+    pause.took(0.0, 0.5)
+    assert pause.wait(0.0) == pytest.approx(0.1)
 
 
 class Throttling:

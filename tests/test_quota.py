@@ -168,6 +168,29 @@ def test_what_was_taken_comes_back_with_time() -> None:
     assert waits == 10
 
 
+def test_each_slice_of_time_is_forgotten_by_itself() -> None:
+    quota = Share(ShareQuota(share=0.5, minimum=1.0, window=5.0))  # slices of half a second
+    quota.request(0.1)
+    quota.request(2.6)
+    assert quota.take(Kind.TRANSIENT, 2.7) == 1
+    assert quota.left(4.9) == pytest.approx(5 + 0.5 + 0.5 - 1)
+    assert quota.left(5.1) == pytest.approx(5 + 0.5 - 1)
+    assert quota.left(7.4) == pytest.approx(5 + 0.5 - 1)
+    assert quota.left(7.6) == pytest.approx(5)
+
+
+def test_the_wait_ends_with_the_slice() -> None:
+    quota = Share(ShareQuota(minimum=1.0, window=5.0))
+    assert quota.wait(0.1) == pytest.approx(0.4, abs=1e-5)
+    assert quota.wait(7.3) == pytest.approx(0.2, abs=1e-5)
+    assert quota.wait(7.5) == pytest.approx(0.5, abs=1e-5)
+
+
+def test_time_alone_brings_nothing_without_a_whole_retry_in_reserve() -> None:
+    assert Share(ShareQuota(minimum=0.19, window=5.0)).wait(0.0) is None
+    assert Share(ShareQuota(minimum=0.2, window=5.0)).wait(0.0) is not None
+
+
 async def test_a_call_that_waits_waits_for_its_quota() -> None:
     clock = FakeClock(random=0.5)
     retry = Retry(attempts=6, quota=ShareQuota(share=0.01, minimum=0.1, window=10.0))

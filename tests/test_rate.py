@@ -36,6 +36,8 @@ def test_idle_time_is_not_saved_up_beyond_the_burst() -> None:
 def test_the_burst_is_a_tenth_of_a_second_unless_given() -> None:
     limit = GCRA(rate=200)
     assert sum(limit.reserve(0.0) == 0.0 for _ in range(50)) == 20
+    slow = GCRA(rate=5)
+    assert [slow.reserve(0.0), slow.reserve(0.0)] == pytest.approx([0.0, 0.2])
 
 
 def test_many_calls_keep_to_the_rate() -> None:
@@ -113,6 +115,8 @@ HEADERS = [
     ({"RateLimit-Remaining": "5"}, None),
     ({"RateLimit-Remaining": "-1", "RateLimit-Reset": "30"}, None),
     ({"RateLimit": "garbage"}, None),
+    ({"RateLimit": "remaining=5"}, None),
+    ({"RateLimit": '"default";t=5'}, None),
     ({"RateLimit": ""}, None),
     ({"RateLimit-Remaining": "٣", "RateLimit-Reset": "1"}, None),
 ]
@@ -123,15 +127,25 @@ def test_headers_of_every_kind(headers: dict[str, str], expected: Remaining | No
     assert remaining(CIMultiDict(headers), FakeClock()) == expected
 
 
+def test_a_reset_is_a_moment_from_the_year_2001_on() -> None:
+    clock = FakeClock(time=999_999_995.0)
+    for reset, seconds in (("1000000000", 5.0), ("999999999", 999_999_999.0)):
+        said = remaining({"RateLimit-Remaining": "5", "RateLimit-Reset": reset}, clock)
+        assert said == Remaining(5, None, seconds)
+
+
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
         (Remaining(50, 100, 30.0), None),
         (Remaining(11, 100, 30.0), None),
+        (Remaining(10, 100, 22.0), 2.0),
         (Remaining(9, 100, 30.0), 3.0),
         (Remaining(0, 100, 30.0), 30.0),
         (Remaining(11, None, 30.0), None),
+        (Remaining(10, None, 22.0), 2.0),
         (Remaining(2, None, 30.0), 10.0),
+        (Remaining(0, 100, 1.0), 1.0),
         (Remaining(0, 100, 0.0), None),
     ],
 )

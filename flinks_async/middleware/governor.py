@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from inspect import isawaitable
 from types import MappingProxyType
 
@@ -35,7 +35,12 @@ _OF_ONE_TOKEN = frozenset({"AGGREGATION_ERROR", "CARD_IN_USE", "CONCURRENT_SESSI
 
 
 class Governor:
-    """Gives out places on the wire."""
+    """Gives out places on the wire.
+
+    Attributes:
+        on_pause: told of each pause that an answer begins or prolongs: until when, and how many there were in a row. For
+            processes that share one instance; see `pause_until`.
+    """
 
     def __init__(self, limits: Limits, clock: Clock) -> None:
         self.limits = limits
@@ -44,6 +49,8 @@ class Governor:
         self.breaker = None if limits.breaker is None else CircuitBreaker(limits.breaker)
         self.limiter = limits.rate_limiter or (None if limits.rate is None else GCRA(limits.rate, limits.burst))
         self.in_use = 0
+        self.throttled = 0
+        self.on_pause: Callable[[float, int], object] | None = None
         self._clock = clock
         self._calm = self.limiter is None
         self._queue: deque[asyncio.Future[bool]] = deque()
@@ -59,6 +66,11 @@ class Governor:
     def waiting(self) -> int:
         """Requests that wait to be sent."""
         return sum(not turn.done() for turn in self._queue) + self._led
+
+    @property
+    def held_back(self) -> float:
+        """Seconds that nothing is sent for; 0 while all is well."""
+        return 0.0 if self._calm else self._held_back(self._clock.now())
 
     @property
     def has_room(self) -> bool:
@@ -208,12 +220,23 @@ class Governor:
             self.pause.ramp(now, self._rate_before)
 
     def _throttled(self, headers: Mapping[str, str], now: float, sent: float) -> None:
+        self.throttled += 1
         self.concurrency.lost(self.in_use + 1)
         self._pause(retry_after(headers, self._clock.time()), now, sent)
 
+    def pause_until(self, until: float, in_a_row: int) -> None:
+        """Joins the pause of another process with the same clock. The one that ends last wins."""
+        now = self._clock.now()
+        if until > now:
+            self.pause.join(now, until=until, in_a_row=in_a_row, rate=self.rate_now)
+            self._calm = False
+
     def _pause(self, asked: float | None, now: float, sent: float) -> None:
+        before = self.pause.until
         self.pause.throttled(now, sent=sent, asked=asked, rate=self.rate_now, random=self._clock.random())
         self._calm = False
+        if self.on_pause is not None and self.pause.until > before:
+            self.on_pause(self.pause.until, self.pause.in_a_row)
 
     def _refuse_if_down(self) -> None:
         breaker = self.breaker

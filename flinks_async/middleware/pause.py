@@ -67,6 +67,16 @@ class SharedPause:
             self.until = now + length
             self.ramp(self.until, rate, min(settings.ramp, _RAMP_TO_PAUSE * length))
 
+    def join(self, now: float, *, until: float, in_a_row: int, rate: float) -> None:
+        """Another process was throttled and pauses `until` then, for the `in_a_row`-th time: so do we, and together we
+        come back at the rate that we had together.
+        """
+        self._began = now
+        self.in_a_row = max(self.in_a_row, in_a_row)
+        if until > self.until:
+            self.until = until
+            self.ramp(until, rate, min(self._settings.ramp, _RAMP_TO_PAUSE * (until - now)))
+
     def succeeded(self, *, sent: float) -> None:
         """An answer that does not throttle: if it was sent after the pause, the next pause begins a new row."""
         if sent >= self.until:

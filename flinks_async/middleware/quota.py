@@ -68,8 +68,7 @@ class TokenBucket:
 
     def succeeded(self, cost: int | None, /) -> None:
         settings = self._settings
-        if self._tokens < settings.capacity:
-            self._tokens = min(settings.capacity, self._tokens + (settings.clean_success if cost is None else cost))
+        self._tokens = min(settings.capacity, self._tokens + (settings.clean_success if cost is None else cost))
 
     def wait(self, now: float, /) -> float | None:
         return None
@@ -109,7 +108,7 @@ class Share:
         if self._reserve < 1.0:
             return None
         self._turn(now)
-        return max(0.0, (self._now + 1) * self._slice - now) + 1e-6
+        return (self._now + 1) * self._slice - now + 1e-6  # rounding must not cost a turn
 
     def left(self, now: float, /) -> float:
         self._turn(now)

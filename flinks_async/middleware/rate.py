@@ -57,7 +57,7 @@ class Remaining:
 
 
 _NUMBER = re.compile(r"[0-9]{1,12}", re.ASCII)
-_PARAMETER = re.compile(r"(?:^|[;,\s])(limit|remaining|reset|r|t|q)\s*=\s*([0-9]{1,12})", re.ASCII)
+_PARAMETER = r"(?a)(?:^|[;,\s])(limit|remaining|reset|r|t|q)\s*=\s*([0-9]{1,12})"  # compiled by the first that needs it
 _LONG_NAMES = {"limit": "q", "remaining": "r", "reset": "t"}
 # A reset beyond this is not a number of seconds but a moment: seconds since 1970.
 _MOMENT = 1_000_000_000
@@ -97,12 +97,12 @@ def _first(text: str) -> int | None:
 def _structured(field: str, policy: str) -> Remaining | None:
     # The first policy only: `"burst";r=0;t=2, "daily";r=900;t=3600`. Version 07 has commas in one item instead.
     first = field.split(", ")[0] if ";" in field else field
-    found = {_LONG_NAMES.get(name, name): int(number) for name, number in _PARAMETER.findall(first)}
+    found = {_LONG_NAMES.get(name, name): int(number) for name, number in re.findall(_PARAMETER, first)}
     if "r" not in found or "t" not in found:
         return None
     limit = found.get("q")
     if limit is None:
-        limit = next((int(number) for name, number in _PARAMETER.findall(policy) if name == "q"), None)
+        limit = next((int(number) for name, number in re.findall(_PARAMETER, policy) if name == "q"), None)
     return Remaining(found["r"], limit, float(found["t"]))
 
 

@@ -17,6 +17,7 @@ from types import FrameType
 from attrs import asdict, field, frozen
 
 from ..config import AuthScheme
+from ..fast_loop import fast_loop
 from .data import Shape, Size
 from .fate import Faults, Plan
 from .pace import Distribution, Latency, RateLimit
@@ -176,7 +177,7 @@ def main() -> None:
     The input is a pipe to the parent: the server ends with it, however that happens.
     """
     options = ServeOptions.from_json(sys.stdin.readline().strip() or "{}")
-    with asyncio.Runner(loop_factory=_fastest_loop()) as runner:
+    with asyncio.Runner(loop_factory=fast_loop()) as runner:
         runner.run(_serve_until_input_ends(options))
 
 
@@ -194,12 +195,3 @@ async def _serve_until_input_ends(options: ServeOptions) -> None:
 
     threading.Thread(target=watch, name="flinks-simulator-input", daemon=True).start()
     await serve_forever(options, stop=stop)
-
-
-def _fastest_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    try:
-        import uvloop
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory

@@ -1,0 +1,246 @@
+"""Answers as flat rows of three tables: accounts, transactions, holders. The one list of their columns.
+
+`columns` makes Arrow tables of them, and the stores of bulk jobs write them.
+
+- `detail`, `account` and `transaction` are positions, from 0, by which the tables can be joined whatever Flinks left out.
+- `extra` is the JSON text of the unknown fields of a row's objects, or null.
+
+An entry of an answer without accounts has no rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from operator import attrgetter
+from typing import Any, Final, Literal
+
+import msgspec
+from attrs import frozen
+
+from .codec.plan import PLAN, Field, Kind
+from .errors import ConfigError
+from .models import (
+    Account,
+    AccountsDetail,
+    Address,
+    Balance,
+    Holder,
+    Model,
+    PartnerAccessResponse,
+    Timestamp,
+    Transaction,
+)
+
+ColumnType = Literal["text", "amount", "integer", "flag", "date", "instant", "position", "json"]
+"""What its values are in Python: `str`, `Decimal`, `int`, `bool`, `date`, aware `datetime` in UTC, `int` that is never
+null, `str`. All others may be None."""
+
+Row = tuple[Any, ...]
+
+to_json: Final = msgspec.json.Encoder(decimal_format="number").encode
+
+_TYPES: Final[dict[Kind, ColumnType]] = {
+    Kind.TEXT: "text",
+    Kind.AMOUNT: "amount",
+    Kind.INTEGER: "integer",
+    Kind.FLAG: "flag",
+    Kind.DATE: "date",
+}
+
+
+@frozen
+class Column:
+    """One column.
+
+    Attributes:
+        name: of the column.
+        type: see `ColumnType`.
+        wire: where its value stands below the row's object; after a `^`, below the entry of `GetAccountsDetail`.
+    """
+
+    name: str
+    type: ColumnType
+    wire: str = ""
+
+
+@frozen
+class Table:
+    """One table.
+
+    Attributes:
+        name: of the table.
+        columns: in their order. Those of type `position` identify a row.
+        within: where a row's object stands below its account.
+    """
+
+    name: str
+    columns: tuple[Column, ...]
+    within: str = ""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(column.name for column in self.columns)
+
+    @property
+    def identity(self) -> tuple[str, ...]:
+        """The columns that identify a row."""
+        return tuple(column.name for column in self.columns if column.type == "position")
+
+    def path(self, column: Column, row: Row) -> str:
+        """Where a value stands in its answer, such as `GetAccountsDetail[0].Accounts[2].Balance.Current`.
+
+        Args:
+            row: with a value for each column.
+        """
+        at: Mapping[str, Any] = dict(zip(self.names, row, strict=True))
+        if "detail" not in at:
+            return column.wire or column.name
+        path = f"GetAccountsDetail[{at['detail']}]"
+        if column.wire.startswith("^"):
+            return f"{path}.{column.wire[1:]}"
+        return f"{path}.Accounts[{at['account']}]{self.within.format(**at)}.{column.wire or column.name}"
+
+
+def _scalars(cls: type[Model]) -> list[Field]:
+    return [field for field in PLAN[cls] if field.kind in _TYPES]
+
+
+def _columns_of(cls: type[Model], prefix: str = "", wire: str = "") -> list[Column]:
+    return [Column(f"{prefix}{f.name}", _TYPES[f.kind], f"{wire}{f.wire}") for f in _scalars(cls)]
+
+
+def _getter(cls: type[Model]) -> Any:
+    return attrgetter(*(field.name for field in _scalars(cls)))
+
+
+_PLACE: Final = (Column("detail", "position"), Column("account", "position"))
+_ENTRY: Final = ("login_id", "customer_id", "institution", "institution_name", "institution_id", "tag")
+_ENTRY_FIELDS: Final = {field.name: field for field in PLAN[AccountsDetail]}
+
+ACCOUNTS: Final = Table(
+    "accounts",
+    (
+        *_PLACE,
+        Column("request_id", "text"),
+        *(Column(name, _TYPES[_ENTRY_FIELDS[name].kind], f"^{_ENTRY_FIELDS[name].wire}") for name in _ENTRY),
+        Column("last_refresh", "instant", "^Login.LastRefresh"),
+        Column("last_refresh_text", "text", "^Login.LastRefresh"),
+        *_columns_of(Account),
+        *_columns_of(Balance, "balance_", "Balance."),
+        Column("extra", "json"),
+        Column("detail_extra", "json"),
+        Column("answer_extra", "json"),
+    ),
+)
+TRANSACTIONS: Final = Table(
+    "transactions",
+    (
+        *_PLACE,
+        Column("transaction", "position"),
+        Column("account_id", "text"),
+        Column("currency", "text"),
+        *_columns_of(Transaction),
+        Column("extra", "json"),
+    ),
+    ".Transactions[{transaction}]",
+)
+HOLDERS: Final = Table(
+    "holders",
+    (
+        *_PLACE,
+        Column("account_id", "text"),
+        *_columns_of(Holder),
+        *_columns_of(Address, "address_", "Address."),
+        Column("extra", "json"),
+    ),
+    ".Holder",
+)
+
+_of_account, _of_balance, _of_transaction = _getter(Account), _getter(Balance), _getter(Transaction)
+_of_holder, _of_address, _of_entry = _getter(Holder), _getter(Address), attrgetter(*_ENTRY)
+_NO_BALANCE: Final = (None,) * len(_scalars(Balance))
+_NO_ADDRESS: Final = (None,) * len(_scalars(Address))
+
+
+@frozen
+class AccountRows:
+    """The rows that one account has."""
+
+    account: Row
+    transactions: list[Row]
+    holder: Row | None
+
+
+def flatten(answer: PartnerAccessResponse, before: Row = (), *, item: int = 0) -> Iterator[AccountRows]:
+    """The rows of an answer, account by account.
+
+    Args:
+        before: values that stand before the columns of each row.
+        item: a number for the answer, for the error.
+
+    Raises:
+        ConfigError: a user's hook has put something else in the place of one of our classes.
+    """
+    _check(answer, PartnerAccessResponse, item)
+    for detail_number, detail in enumerate(answer.details):
+        _check(detail, AccountsDetail, item)
+        for account_number, account in enumerate(detail.accounts):
+            _check(account, Account, item)
+            for move in account.transactions:
+                _check(move, Transaction, item)
+            place = (*before, detail_number, account_number)
+            yield AccountRows(
+                _account_row(place, answer, detail, account),
+                _transaction_rows(place, account),
+                None if account.holder is None else _holder_row(place, account, account.holder),
+            )
+
+
+def extra_of(model: Model, **inner: Model | None) -> str | None:
+    """The unknown fields of an object as JSON, and those of some objects in it by their wire names; None without any."""
+    extra = dict(model.extra)
+    for wire, child in inner.items():
+        if child is not None and child.extra:
+            extra[wire] = dict(child.extra)
+    return to_json(extra).decode() if extra else None
+
+
+def _check(value: object, cls: type[Model], item: int) -> None:
+    if not isinstance(value, cls):
+        raise ConfigError(f"item {item} holds a {type(value).__name__} where a {cls.__name__} is expected")
+
+
+def _account_row(place: Row, answer: PartnerAccessResponse, detail: AccountsDetail, account: Account) -> Row:
+    balance, login = account.balance, detail.login
+    refresh = Timestamp("") if login is None or login.last_refresh is None else login.last_refresh
+    return (
+        *place,
+        detail.request_id if answer.request_id is None else answer.request_id,
+        *_of_entry(detail),
+        refresh.value,
+        refresh.text or None,
+        *_of_account(account),
+        *(_NO_BALANCE if balance is None else _of_balance(balance)),
+        extra_of(account, Balance=balance),
+        extra_of(detail, Login=login),
+        extra_of(answer),
+    )
+
+
+def _transaction_rows(place: Row, account: Account) -> list[Row]:
+    id_, currency = account.id, account.currency
+    return [
+        (*place, number, id_, currency, *_of_transaction(move), extra_of(move))
+        for number, move in enumerate(account.transactions)
+    ]
+
+
+def _holder_row(place: Row, account: Account, holder: Holder) -> Row:
+    address = holder.address
+    return (
+        *place,
+        account.id,
+        *_of_holder(holder),
+        *(_NO_ADDRESS if address is None else _of_address(address)),
+        extra_of(holder, Address=address),
+    )

@@ -1,0 +1,217 @@
+"""The adaptive limit, one rule after the other, in numbers that can be checked by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from flinks_async import Adaptive
+from flinks_async.middleware.concurrency import AdaptiveConcurrency
+
+
+def feed(state: AdaptiveConcurrency, count: int, time: float = 1.0, *, now: float = 0.0, in_use: int = 1000) -> None:
+    """Answers; by default with all places taken."""
+    for _ in range(count):
+        state.answered(time, now, in_use)
+
+
+def after_a_round(time: float = 1.0, *, initial: int = 20) -> AdaptiveConcurrency:
+    """With an idle time of `time`, and one more place than in the beginning."""
+    state = AdaptiveConcurrency(Adaptive(initial=initial))
+    feed(state, initial + max(20, initial), time)
+    assert (state.idle_time, state.limit) == (time, initial + 1)
+    return state
+
+
+@pytest.mark.parametrize(("initial", "answers"), [(5, 5 + 20), (20, 20 + 20), (30, 30 + 30)])
+def test_the_first_answers_are_passed_over_and_a_round_has_as_many_as_there_are_places(
+    initial: int, answers: int
+) -> None:
+    state = AdaptiveConcurrency(Adaptive(initial=initial))
+    feed(state, answers - 1)
+    assert (state.limit, state.idle_time) == (initial, float("inf"))
+    feed(state, 1)
+    assert (state.limit, state.idle_time) == (initial + 1, 1.0)
+    feed(state, max(20, initial + 1) - 1)
+    assert state.limit == initial + 1
+    feed(state, 1)
+    assert state.limit == initial + 2
+
+
+def test_a_round_counts_by_its_median() -> None:
+    for initial, times, median in (
+        (20, [0.5] * 10 + [1.0] * 10, 0.75),
+        (20, [9.0] * 9 + [1.0] * 11, 1.0),
+        (21, [0.5] * 10 + [1.0] + [3.0] * 10, 1.0),
+    ):
+        state = AdaptiveConcurrency(Adaptive(initial=initial))
+        feed(state, initial, 7.0)
+        for time in times:
+            feed(state, 1, time)
+        assert state.idle_time == median
+
+
+def test_a_limit_grows_only_if_it_was_reached_in_this_round() -> None:
+    state = after_a_round()
+    feed(state, 21, in_use=20)
+    assert state.limit == 21
+    feed(state, 20, in_use=20)
+    feed(state, 1, in_use=21)
+    assert state.limit == 22
+    feed(state, 22, in_use=21)
+    assert state.limit == 22
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "idle_time"),
+    [
+        (1.0, 1.5, 1.01),  # smoothed to 1.2, which is usual, and has a weight of 0.05
+        (1.0, 1.625, 1.0125),  # to 1.25, the most that is usual
+        (1.0, 1.7, 1.0),  # to 1.28, which is not
+        (1.5, 0.25, 1.475),  # to 1.0, not much quicker yet
+        (1.5, 0.24, 1.248),  # to 0.996, which is, and has a weight of 0.5
+    ],
+)
+def test_the_memory_of_an_idle_instance(first: float, second: float, idle_time: float) -> None:
+    state = after_a_round(first)
+    feed(state, 21, second)
+    assert state.idle_time == pytest.approx(idle_time)
+
+
+@pytest.mark.parametrize(
+    ("time", "limit"),
+    [
+        (3.5, 22),  # smoothed to 2.0: all that the tolerance allows
+        (3.6, 18),  # to 2.04: ten percent less
+        (6.0, 14),  # to 3.0: two thirds
+        (100.0, 10),  # a half at most
+    ],
+)
+def test_beyond_the_tolerance_it_shrinks(time: float, limit: int) -> None:
+    state = after_a_round()
+    feed(state, 21, time)
+    assert state.limit == limit
+
+
+def test_after_it_shrank_old_answers_are_passed_over_and_the_average_begins_anew() -> None:
+    state = after_a_round()
+    feed(state, 21, 3.6)
+    assert state.limit == 18  # 18.9, rounded down
+    feed(state, 21, 100.0)  # under way when it shrank
+    feed(state, 19, 1.0)
+    assert state.limit == 18
+    feed(state, 1, 1.0)
+    assert state.limit == 19  # 19.9
+    feed(state, 20, 3.5)  # with the 2.04 from before it would be too much
+    assert state.limit == 20
+
+
+def test_times_of_zero_are_no_trouble() -> None:
+    state = after_a_round(0.0)
+    feed(state, 21, 0.0)
+    assert state.limit == 22
+    feed(state, 22, 1.0)
+    assert state.limit == 23
+
+
+def test_one_loss_a_round_counts() -> None:
+    state = AdaptiveConcurrency(Adaptive())
+    state.lost(20)
+    assert state.limit == 14
+    feed(state, 10)
+    for _ in range(9):
+        state.lost(14)
+    assert state.limit == 14
+    state.lost(14)
+    assert state.limit == 9
+    state.restart()
+    state.lost(30)  # more are under way than there are places
+    for _ in range(29):
+        state.lost(14)
+    assert state.limit == 14
+    state.lost(14)
+    assert state.limit == 9
+
+
+def test_after_a_loss_old_answers_are_passed_over() -> None:
+    state = after_a_round()
+    feed(state, 10, 50.0)
+    state.lost(21)
+    assert state.limit == 14
+    feed(state, 21, 50.0)
+    feed(state, 19, 1.0)
+    assert state.limit == 14
+    feed(state, 1, 1.0)
+    assert (state.limit, state.idle_time) == (15, 1.0)
+
+
+def test_after_an_outage_nothing_is_passed_over_but_the_idle_time_is_remembered() -> None:
+    state = after_a_round()
+    feed(state, 10, 50.0)
+    state.lost(21)
+    state.restart()
+    assert (state.limit, state.idle_time) == (20, 1.0)
+    feed(state, 19, 2.0)
+    assert state.limit == 20
+    feed(state, 1, 2.0)
+    assert state.limit == 21
+    state.lost(20)
+    assert state.limit == 14
+
+
+def test_a_round_that_an_outage_cut_short_is_forgotten() -> None:
+    state = after_a_round()
+    feed(state, 10, 50.0)
+    state.restart()
+    feed(state, 19, 2.0, in_use=1)
+    feed(state, 1, 2.0, in_use=19)
+    assert state.limit == 20  # the places that were taken before are forgotten as well
+    feed(state, 20, 2.0)
+    assert state.limit == 21
+
+
+def at_the_second_measuring() -> AdaptiveConcurrency:
+    state = AdaptiveConcurrency(Adaptive())
+    feed(state, 40, now=100.0)
+    feed(state, 21, now=699.0)
+    assert state.limit == 22
+    feed(state, 22, now=700.0)  # 600 s later
+    assert state.limit == 11  # 23, divided by the tolerance
+    return state
+
+
+def test_the_idle_time_is_measured_again_with_an_emptied_queue() -> None:
+    state = at_the_second_measuring()
+    feed(state, 23, 50.0, now=701.0)  # of the queue that empties
+    feed(state, 19, 3.0, now=701.0)
+    assert (state.limit, state.idle_time) == (11, 1.0)
+    feed(state, 1, 3.0, now=702.0)
+    assert (state.limit, state.idle_time) == (23, 3.0)
+    feed(state, 23, 6.0, now=1299.0)  # with the 1.0 from before this would be too much
+    assert (state.limit, state.idle_time) == (24, 3.0)
+    feed(state, 24, 3.0, now=1300.0)
+    assert state.limit == 12
+
+
+def test_a_loss_ends_the_measuring() -> None:
+    state = at_the_second_measuring()
+    state.lost(11)
+    assert state.limit == 8  # 23 / 2 * 0.7
+    feed(state, 11, 50.0, now=701.0)
+    feed(state, 20, 1.0, now=701.0)
+    assert (state.limit, state.idle_time) == (9, 1.0)
+
+
+def test_an_outage_ends_the_measuring() -> None:
+    state = at_the_second_measuring()
+    state.restart()
+    feed(state, 20, 1.0, now=701.0)
+    assert state.limit == 21
+
+
+def test_the_bounds() -> None:
+    state = AdaptiveConcurrency(Adaptive(initial=20, minimum=19, maximum=21))
+    feed(state, 40)
+    feed(state, 21)
+    assert state.limit == 21
+    state.lost(21)
+    assert state.limit == 19
