@@ -1,0 +1,75 @@
+"""Bulk jobs: a file of tokens becomes answers in a store, over as many runs as it takes.
+
+    source = InputFile("tokens.csv", Layout(column="token", key_column="user"))
+    with Job.start("jobs/2026-11", source, JSONLParts("zstd"), {"": "acme-api.private.fin.ag"}) as job:
+        async with FlinksClient("acme", secret, settings=config.bulk()) as client:
+            result = await job.run(client)
+
+Requests are made at least once, and every answer is in the output once: whatever ends the process, the next run of the
+same job goes on with the shards that were not committed.
+"""
+
+from __future__ import annotations
+
+from .care import Status, export, purge, status, verify
+from .errors import (
+    InputChangedError,
+    InputError,
+    JobError,
+    JobLockedError,
+    JobMismatchError,
+    LedgerError,
+    StoreError,
+    WorkerError,
+)
+from .executors import Executor, InProcess, Processes
+from .inputs import InputFile, Layout, Scanned, digest, scan
+from .job import SHARD_SIZE, Job
+from .ledger import Totals
+from .manifest import Manifest
+from .progress import Progress
+from .records import Commit, Failure, Shard, Written
+from .rules import Rules
+from .run import Result
+from .stores import JSONLFile, JSONLParts, Place, Problem, SQLiteStore, Store
+
+__all__ = [
+    "SHARD_SIZE",
+    "Commit",
+    "Executor",
+    "Failure",
+    "InProcess",
+    "InputChangedError",
+    "InputError",
+    "InputFile",
+    "JSONLFile",
+    "JSONLParts",
+    "Job",
+    "JobError",
+    "JobLockedError",
+    "JobMismatchError",
+    "Layout",
+    "LedgerError",
+    "Manifest",
+    "Place",
+    "Problem",
+    "Processes",
+    "Progress",
+    "Result",
+    "Rules",
+    "SQLiteStore",
+    "Scanned",
+    "Shard",
+    "Status",
+    "Store",
+    "StoreError",
+    "Totals",
+    "WorkerError",
+    "Written",
+    "digest",
+    "export",
+    "purge",
+    "scan",
+    "status",
+    "verify",
+]

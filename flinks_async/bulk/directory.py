@@ -1,0 +1,91 @@
+"""The directory of a job: made, locked, and told from other people's directories."""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from ..errors import ConfigError
+from .disk import PRIVATE_FILE, cannot_write, make_folder
+from .errors import JobLockedError, JobMismatchError
+from .layout import BEFORE_MANIFEST, LEDGER, LEDGER_FILES, LOCK, MANIFEST
+from .ledger import Ledger
+
+
+def enter(folder: Path, resources: ExitStack, *, new: bool = False) -> None:
+    """Locks the directory of a job until `resources` are closed.
+
+    Args:
+        new: it may be made, or be empty.
+
+    Raises:
+        JobMismatchError: there is no job in it, and something else is.
+        JobLockedError: another process has it.
+        StoreError: it cannot be made.
+    """
+    if not (folder / MANIFEST).exists():
+        if not new:
+            raise JobMismatchError(f"{folder} is not the directory of a job: it has no {MANIFEST}")
+        make_folder(folder)
+        refuse_foreign(folder)
+    lock(folder, resources)
+
+
+def refuse_foreign(folder: Path) -> None:
+    try:
+        foreign = sorted({entry.name for entry in folder.iterdir()} - BEFORE_MANIFEST)
+    except OSError as error:
+        raise cannot_write(folder, error) from None
+    if foreign:
+        more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
+        raise JobMismatchError(
+            f"{folder} is not the directory of a job, and not empty: {', '.join(foreign[:3])}{more}. Take a new one"
+        )
+
+
+def lock(folder: Path, resources: ExitStack) -> None:
+    try:
+        from filelock import FileLock, Timeout
+    except ImportError:
+        raise ConfigError("jobs need filelock: pip install 'flinks-async[bulk]'") from None
+    # A job may be opened in one thread and closed in another.
+    held = FileLock(folder / LOCK, timeout=0, mode=PRIVATE_FILE, thread_local=False)
+    try:
+        held.acquire()
+    except Timeout:
+        pass
+    except OSError as error:
+        raise cannot_write(folder / LOCK, error) from None
+    if not held.is_locked:
+        raise JobLockedError(f"another process works on the job in {folder}; wait until it has ended, or stop it")
+    resources.callback(held.release)
+
+
+def new_ledger(folder: Path, job: str) -> Ledger:
+    """A new ledger, in place of one whose job never began."""
+    try:
+        for name in LEDGER_FILES:
+            (folder / name).unlink(missing_ok=True)
+    except OSError as error:
+        raise cannot_write(folder / LEDGER, error) from None
+    ledger = Ledger(folder / LEDGER, new=True)
+    try:
+        ledger.put("key", secrets.token_bytes(32))
+        ledger.put("job", job)
+    except BaseException:
+        ledger.close()
+        raise
+    return ledger
+
+
+def empty(folder: Path) -> None:
+    """Removes a folder of temporary files."""
+    with suppress(FileNotFoundError):
+        try:
+            shutil.rmtree(folder)
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            raise cannot_write(folder, error) from None

@@ -1,0 +1,97 @@
+"""Files that are still there after a power cut: written, synced, renamed, and the folder synced too."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from . import crash_points
+from .errors import StoreError
+
+PRIVATE_FILE: Final = 0o600
+PRIVATE_FOLDER: Final = 0o700
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder for its owner only; it may be there already. Its name is durable, and those of its new parents.
+
+    Raises:
+        StoreError: it cannot be made.
+    """
+    try:
+        new = [folder for folder in path.parents if not folder.exists()]
+        path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+        for folder in (path, *new):  # also one that was there: a crash may have come before its sync
+            with suppress(PermissionError):  # a parent that may not be read, and was made by somebody else
+                sync_folder(folder.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def create(path: Path) -> int:
+    """Opens a new file, for its owner only. One that is left from a crash is emptied.
+
+    Raises:
+        OSError: as `os.open`.
+    """
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+    return os.open(path, flags, PRIVATE_FILE)
+
+
+def write_all(file: int, data: bytes | memoryview) -> None:
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(file, rest) :]
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """A small file as a whole: it holds either what it held before, or all of this.
+
+    Raises:
+        StoreError: it cannot be written; nothing has changed.
+    """
+    beside = path.with_name(path.name + ".tmp")
+    try:
+        file = create(beside)
+        try:
+            write_all(file, data)
+            os.fsync(file)
+        finally:
+            os.close(file)
+        rename_durably(beside, path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise cannot_write(path, error) from None
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Gives a synced file its name.
+
+    Raises:
+        OSError: it cannot.
+    """
+    os.replace(source, target)
+    crash_points.reach("renamed")
+    sync_folder(target.parent)
+    crash_points.reach("folder synced")
+
+
+def sync_folder(path: Path) -> None:
+    """Makes names in a folder durable."""
+    if sys.platform == "win32":  # folders cannot be opened there, and names need no sync of their own
+        return
+    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def cannot_write(path: Path, error: OSError | ValueError) -> StoreError:
+    """The error for a path that cannot be written. To be raised `from None`."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a name for a file"
+    return StoreError(f"{path} cannot be written: {reason}")

@@ -1,0 +1,47 @@
+"""What can go wrong with a job, beside its tokens.
+
+FlinksError
+    └── JobError
+        ├── JobMismatchError      the directory belongs to another job; the message says what differs
+        ├── JobLockedError        another process works on the job
+        ├── InputError            the file of tokens cannot be used
+        │   └── InputChangedError     it is not the file any more that the job was started with
+        ├── LedgerError           the ledger is broken, or of a newer version
+        └── StoreError            answers, ledger or report cannot be written
+"""
+
+from __future__ import annotations
+
+from ..errors import FlinksError
+
+
+class JobError(FlinksError):
+    """The base of a job's errors."""
+
+
+class JobMismatchError(JobError):
+    """The directory belongs to another job, or to none."""
+
+
+class JobLockedError(JobError):
+    """Another process works on the job."""
+
+
+class InputError(JobError):
+    """The file of tokens cannot be read, or is not what the options say. The message names line and column."""
+
+
+class InputChangedError(InputError):
+    """The file of tokens is not the one any more that the job was started with."""
+
+
+class LedgerError(JobError):
+    """The ledger cannot be understood: broken, or written by a newer version."""
+
+
+class StoreError(JobError):
+    """Something cannot be written: the disk is full, a folder is gone, a database says no."""
+
+
+class WorkerError(JobError):
+    """Worker processes end before their work does, again and again, or cannot be started."""

@@ -1,0 +1,63 @@
+"""The executor of one process: shards are fetched in the job's own event loop."""
+
+from __future__ import annotations
+
+from ...clock import Clock, SystemClock
+from ..fetching import Fetcher
+from ..figures import Figures
+from ..records import State
+from ..thread import Thread, Worker
+from .feed import Feed
+from .protocol import NextTask, TakeFinished, Work
+
+
+class InProcess:
+    """Fetches in the running event loop, with the clients of the job.
+
+    Args:
+        clock: for tests.
+        worker: for tests; what does the blocking work of writing and of reading.
+    """
+
+    def __init__(self, *, clock: Clock | None = None, worker: tuple[Worker, Worker] | None = None) -> None:
+        self._clock = clock or SystemClock()
+        self._worker = worker
+
+    def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> InProcessExecution:
+        writing, reading = self._worker or (Thread("flinks-async-spool"), Thread("flinks-async-input"))
+        return InProcessExecution(work, tasks, finished, self._clock, writing, reading)
+
+
+class InProcessExecution:
+    """An `Execution`: a fetcher and its feed."""
+
+    def __init__(
+        self, work: Work, tasks: NextTask, finished: TakeFinished, clock: Clock, writing: Worker, reading: Worker
+    ) -> None:
+        self._clients = set(work.clients.values())
+        self._writing = writing
+        self._feed = Feed(tasks, work.source, work.key, reading)
+        self._fetcher = Fetcher(
+            self._feed.load, finished, work.clients, work.key, work.spools, work.compression, work.rules,
+            secret_is_good=work.secret_is_good, clock=clock, writing=writing,
+        )  # fmt: skip
+
+    @property
+    def stopped(self) -> tuple[State, str] | None:
+        return self._fetcher.stopped
+
+    async def go(self) -> None:
+        try:
+            await self._fetcher.go()
+        finally:
+            self._feed.close()
+            self._writing.close()
+
+    def stop(self, reason: str, state: State = "stopped") -> None:
+        self._fetcher.stop(reason, state)
+
+    def break_off(self, error: BaseException) -> None:
+        self._fetcher.break_off(error)
+
+    def figures(self) -> Figures:
+        return self._fetcher.tally.figures().with_stats(client.stats() for client in self._clients)

@@ -1,0 +1,238 @@
+"""The executor of several processes: each fetches shards with an event loop and clients of its own.
+
+    job -- rows of the input --> worker -- files of answers --> job
+
+Only the job talks to store and ledger. What a worker had under way when it died is handed out again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections import deque
+
+from attrs import evolve
+
+from ...errors import ConfigError
+from ..directory import empty
+from ..disk import make_folder
+from ..errors import WorkerError
+from ..figures import Figures, sum_of
+from ..log import log
+from ..records import Finished, State
+from ..tasks import Task
+from .clients import describe
+from .messages import Assigned, Broken, Next, Paused, Report, Start, Stop, Stored
+from .protocol import NextTask, TakeFinished, Work
+from .shared_rate import SharedRate
+from .shares import rules_for, settings_for
+from .worker_process import WorkerProcess
+
+
+class Processes:
+    """Fetches in worker processes of this machine.
+
+    They share the rate limit, and a pause that an instance asks one of them for is a pause for all. What may be in flight
+    is divided among them. Clients are made anew in each, from the settings of the job's.
+
+    Args:
+        count: of the processes.
+        restarts: how often a worker that died is replaced, in all, before the run is given up (default 10).
+
+    Raises:
+        ConfigError: a number is wrong.
+    """
+
+    def __init__(self, count: int, *, restarts: int = 10) -> None:
+        if type(count) is not int or count < 1:
+            raise ConfigError(f"the number of processes must be a whole number of at least 1, not {count!r}")
+        if type(restarts) is not int or restarts < 0:
+            raise ConfigError(f"restarts must be a whole number of at least 0, not {restarts!r}")
+        self.count = count
+        self.restarts = restarts
+
+    def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> ProcessesExecution:
+        return ProcessesExecution(work, tasks, finished, self.count, self.restarts)
+
+
+class ProcessesExecution:
+    """An `Execution` in worker processes."""
+
+    def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, count: int, restarts: int) -> None:
+        self.stopped: tuple[State, str] | None = None
+        self._work = work
+        self._tasks = tasks
+        self._finished = finished
+        self._restarts = restarts
+        clients = list(dict.fromkeys(work.clients.values()))
+        described = [describe(client) for client in clients]
+        self._secrets = [secrets for _, secrets in described]
+        self._rates = {
+            number: work.spools / f"rate-{number}"
+            for number, client in enumerate(clients)
+            if client.settings.limits.rate is not None
+        }
+        self._starts = [
+            Start(
+                path=work.source.path.absolute(),
+                layout=work.source.layout,
+                key=work.key,
+                clients=tuple(evolve(one, settings=settings_for(one.settings, place, count)) for one, _ in described),
+                names={name: clients.index(client) for name, client in work.clients.items()},
+                rates=self._rates,
+                spools=work.spools,
+                compression=work.compression,
+                rules=rules_for(work.rules, place, count),
+            )
+            for place in range(count)
+        ]
+        self._returned: deque[Task] = deque()
+        self._loading = asyncio.Lock()
+        self._exhausted = False
+        self._workers: dict[int, WorkerProcess] = {}
+        self._past: list[Figures] = []
+        self._pauses: dict[int, Paused] = {}
+        self._breaking = asyncio.Event()
+        self._broken: BaseException | None = None
+
+    def stop(self, reason: str, state: State = "stopped") -> None:
+        if self.stopped is None:
+            self.stopped = (state, reason)
+            for worker in self._workers.values():
+                worker.link.send(Stop(reason, state))
+
+    def break_off(self, error: BaseException) -> None:
+        if self._broken is None:
+            self._broken = error
+        self._breaking.set()
+
+    def figures(self) -> Figures:
+        return sum_of([*self._past, *(worker.figures for worker in self._workers.values())])
+
+    async def go(self) -> None:
+        for path in self._rates.values():
+            SharedRate.make(path)
+        places = [asyncio.ensure_future(self._keep(place)) for place in range(len(self._starts))]
+        for place in places:
+            place.add_done_callback(self._break_off_if_failed)
+        breaking = asyncio.ensure_future(self._breaking.wait())
+        try:
+            rest = {*places}
+            while rest and self._broken is None:
+                _, pending = await asyncio.wait({*rest, breaking}, return_when=asyncio.FIRST_COMPLETED)
+                rest &= pending
+        finally:
+            for task in (*places, breaking):
+                task.cancel()
+            await asyncio.wait({*places, breaking})
+            for path in self._rates.values():
+                path.unlink(missing_ok=True)
+        if self._broken is not None:
+            raise self._broken
+
+    # --- workers ------------------------------------------------------------------------------------------------------
+
+    async def _keep(self, place: int) -> None:
+        """Keeps a worker in its place as long as there is something to do."""
+        while (death := await self._employ(place)) is not None:
+            if self.stopped is not None or (self._exhausted and not self._returned):
+                return
+            if self._restarts == 0:
+                raise WorkerError(
+                    f"worker processes die again and again, the last one by {death}; what is done is kept, and another "
+                    "run goes on. If memory is short, take fewer processes"
+                )
+            self._restarts -= 1
+
+    async def _employ(self, place: int) -> str | None:
+        """One worker from beginning to end: how it died; None if it did not."""
+        folder = self._work.spools / f"worker-{uuid.uuid4().hex[:8]}"
+        make_folder(folder)
+        worker = WorkerProcess(evolve(self._starts[place], spools=folder), self._secrets)
+        self._workers[place] = worker
+        storing: set[asyncio.Future[None]] = set()
+        over = False
+        try:
+            over = await self._attend(worker, storing)
+        finally:
+            how = worker.end()
+            if storing:
+                await asyncio.wait(storing)
+            del self._workers[place]
+            self._past.append(worker.figures if over else worker.remains())
+            self._returned.extend(worker.tasks.values())
+            empty(folder)
+        if over:
+            return None
+        log.error("worker process %d died by %s; %d shards are handed out again", worker.pid, how, len(worker.tasks))
+        return how
+
+    async def _attend(self, worker: WorkerProcess, storing: set[asyncio.Future[None]]) -> bool:
+        """Does what a worker asks for: whether it came to its end."""
+        for pause in self._pauses.values():
+            worker.link.send(pause)
+        if self.stopped is not None:
+            worker.link.send(Stop(self.stopped[1], self.stopped[0]))
+        while (message := await worker.link.receive()) is not None:
+            match message:
+                case Next():
+                    await self._assign(worker)
+                case Finished():
+                    worker.finished(message)
+                    task = asyncio.ensure_future(self._store(worker, message))
+                    storing.add(task)
+                    task.add_done_callback(storing.discard)
+                    task.add_done_callback(self._break_off_if_failed)
+                case Report(figures, stopped, over):
+                    worker.figures = figures
+                    self._obey_rules(stopped)
+                    if over:
+                        return True
+                case Paused():
+                    self._pass_on(worker, message)
+                case Broken(error):
+                    raise error
+        return False
+
+    def _break_off_if_failed(self, task: asyncio.Future[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.break_off(error)
+
+    # --- what they ask for --------------------------------------------------------------------------------------------
+
+    async def _assign(self, worker: WorkerProcess) -> None:
+        task = await self._next_task()
+        if task is not None:
+            worker.tasks[task.shard.id] = task
+        worker.link.send(Assigned(task, self._work.secret_is_good or self.figures().fetched > 0))
+
+    async def _next_task(self) -> Task | None:
+        async with self._loading:
+            if self.stopped is not None:
+                return None
+            if self._returned:
+                return self._returned.popleft()
+            task = None if self._exhausted else await self._tasks()
+            self._exhausted = task is None
+            return task
+
+    async def _store(self, worker: WorkerProcess, finished: Finished) -> None:
+        await self._finished(finished)
+        worker.link.send(Stored(finished.shard.id))
+
+    def _obey_rules(self, stopped: tuple[State, str] | None) -> None:
+        """Stops all of them for what one has met, or all together."""
+        if stopped is not None:
+            self.stop(stopped[1], stopped[0])
+        figures = self.figures()
+        broken = self._work.rules.broken_by(figures.failed, figures.fetched + figures.failed)
+        if broken is not None:
+            self.stop(broken)
+
+    def _pass_on(self, worker: WorkerProcess, pause: Paused) -> None:
+        known = self._pauses.get(pause.client)
+        if known is None or pause.until > known.until:
+            self._pauses[pause.client] = pause
+        for other in self._workers.values():
+            if other is not worker:
+                other.link.send(pause)

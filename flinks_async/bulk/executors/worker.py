@@ -1,0 +1,161 @@
+"""A worker process: it fetches the shards that a job hands out, and knows neither ledger nor store.
+
+It ends with the job: when the pipe to it closes, at once and without writing anything any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import sys
+import traceback
+from functools import partial
+from typing import BinaryIO, Final
+
+import msgspec
+
+from ...clock import SystemClock
+from ...errors import FlinksError
+from ...fast_loop import fast_loop
+from ..errors import WorkerError
+from ..fetching import Fetcher
+from ..figures import Figures
+from ..inputs import InputFile
+from ..records import Finished
+from ..tasks import Task
+from ..thread import Thread
+from .clients import Secrets, from_line, make
+from .feed import Feed
+from .link import Link
+from .messages import Assigned, Broken, Next, Paused, Report, Start, Stop, Stored
+from .shared_rate import SharedRate
+
+REPORT_EVERY: Final = 0.2
+"""Seconds between two reports."""
+
+
+def main() -> None:
+    """What the process runs. On standard input come the secrets as a line of JSON, then messages; on standard output go
+    messages.
+    """
+    source = sys.stdin.buffer
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever prints must not get between the messages
+    try:
+        secrets = from_line(source.readline())
+        start: Start = pickle.load(source)
+    except (EOFError, msgspec.DecodeError, pickle.UnpicklingError):  # the job has ended already
+        os._exit(1)
+    with asyncio.Runner(loop_factory=fast_loop()) as runner:
+        runner.run(_run(start, secrets, source, sink))
+    os._exit(0)  # without waiting for the thread that reads
+
+
+async def _run(start: Start, secrets: list[Secrets], source: BinaryIO, sink: BinaryIO) -> None:
+    link = Link(source, sink, on_end=lambda: os._exit(1))
+    try:
+        await WorkerRun(start, secrets, link).go()
+    except Exception as error:
+        link.send(Broken(_portable(error)))
+    link.close()
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that can be sent. Of one that is not ours, without its text, which may hold anything."""
+    if isinstance(error, FlinksError):
+        return error
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return WorkerError(f"a worker process failed: {type(error).__name__} at {last.filename}:{last.lineno}")
+
+
+class WorkerRun:
+    """Everything that a worker does. `go()` may be awaited once.
+
+    Raises:
+        ConfigError, InputError: it cannot begin.
+    """
+
+    def __init__(self, start: Start, secrets: list[Secrets], link: Link) -> None:
+        self._link = link
+        self._clients = [
+            make(description, secret, _shared_rate(start, number))
+            for number, (description, secret) in enumerate(zip(start.clients, secrets, strict=True))
+        ]
+        self._assigned: asyncio.Future[Task | None] | None = None
+        self._storing: dict[int, asyncio.Future[None]] = {}
+        self._writing = Thread("flinks-async-spool")
+        source = InputFile(start.path, start.layout)
+        self._feed = Feed(self._next, source, start.key, Thread("flinks-async-input"))
+        by_name = {name: self._clients[number] for name, number in start.names.items()}
+        self._fetcher = Fetcher(
+            self._feed.load, self._take, by_name, start.key, start.spools, start.compression, start.rules,
+            secret_is_good=False, clock=SystemClock(), writing=self._writing,
+        )  # fmt: skip
+
+    async def go(self) -> None:
+        """Fetches shards until there are no more, or until it is stopped.
+
+        Raises:
+            what `Fetcher.go` raises.
+        """
+        for number, client in enumerate(self._clients):
+            client.governor.on_pause = partial(self._paused, number)
+        beside = [asyncio.ensure_future(self._listen()), asyncio.ensure_future(self._report())]
+        for task in beside:
+            task.add_done_callback(self._failed)
+        try:
+            await self._fetcher.go()
+            figures = self._figures()
+            for client in self._clients:
+                await client.close()
+            self._link.send(Report(figures, self._fetcher.stopped, over=True))
+        finally:
+            for task in beside:
+                task.cancel()
+            self._feed.close()
+            self._writing.close()
+
+    async def _listen(self) -> None:
+        while (message := await self._link.receive()) is not None:
+            match message:
+                case Assigned(task, secret_is_good):
+                    self._fetcher.secret_is_good = secret_is_good
+                    if self._assigned is not None and not self._assigned.done():
+                        self._assigned.set_result(task)
+                case Stored(shard):
+                    self._storing.pop(shard).set_result(None)
+                case Stop(reason, state):
+                    self._fetcher.stop(reason, state)
+                case Paused(client, until, in_a_row):
+                    self._clients[client].governor.pause_until(until, in_a_row)
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_EVERY)
+            self._link.send(Report(self._figures(), self._fetcher.stopped))
+
+    def _failed(self, task: asyncio.Future[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._fetcher.break_off(error)
+
+    def _figures(self) -> Figures:
+        return self._fetcher.tally.figures().with_stats(client.stats() for client in self._clients)
+
+    def _paused(self, client: int, until: float, in_a_row: int) -> None:
+        self._link.send(Paused(client, until, in_a_row))
+
+    async def _next(self) -> Task | None:
+        self._assigned = asyncio.get_running_loop().create_future()
+        self._link.send(Next())
+        return await self._assigned
+
+    async def _take(self, finished: Finished) -> None:
+        stored = self._storing[finished.shard.id] = asyncio.get_running_loop().create_future()
+        self._link.send(finished)
+        await stored
+
+
+def _shared_rate(start: Start, number: int) -> SharedRate | None:
+    limits = start.clients[number].settings.limits
+    return None if limits.rate is None else SharedRate(start.rates[number], limits.rate, limits.burst)

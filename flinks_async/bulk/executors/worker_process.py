@@ -1,0 +1,122 @@
+"""A worker process, as the job sees it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from signal import Signals
+from typing import Any, BinaryIO, Final
+
+import msgspec
+from attrs import evolve
+
+from ...secret import Secret
+from ..errors import WorkerError
+from ..figures import Figures
+from ..records import Finished
+from ..tasks import Task
+from .clients import Secrets, to_line
+from .link import Link
+from .messages import Start
+
+# Signals are for the job, which tells its workers: SIGTERM, too, since service managers send it to every process.
+_PROGRAM: Final = """\
+import json, signal, sys
+for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
+    if hasattr(signal, name):
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+sys.path[:] = json.loads(sys.stdin.buffer.readline())
+from flinks_async.bulk.executors.worker import main
+main()
+"""
+_APART: dict[str, Any]
+if sys.platform == "win32":
+    _APART = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+else:
+    _APART = {"process_group": 0}  # out of reach of Ctrl-C while it starts, too
+
+_ENOUGH_TO_KNOW: Final = 8
+"""Characters of a secret that are no coincidence inside of another text."""
+
+
+class WorkerProcess:
+    """Starts a worker. It begins with asking for a shard.
+
+    The secrets go through its standard input, and through nothing that others can see.
+
+    Attributes:
+        link: to it.
+        tasks: the shards that it has, by id.
+        figures: what it said last.
+
+    Raises:
+        WorkerError: the system does not start it.
+    """
+
+    def __init__(self, start: Start, secrets: list[Secrets]) -> None:
+        self.tasks: dict[int, Task] = {}
+        self.figures = Figures()
+        self._stored = Figures()
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _PROGRAM],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment_without(secrets), **_APART,
+            )  # fmt: skip
+        except OSError as error:
+            problem = error.strerror
+        else:
+            problem = None
+        if problem is not None:
+            raise WorkerError(f"a worker process cannot be started: {problem}")
+        source, sink = self._pipes()
+        with suppress(OSError):  # it has died already, which the link will find out
+            sink.write(msgspec.json.encode(sys.path) + b"\n" + to_line(secrets))
+            sink.flush()
+        self.link = Link(source, sink)
+        self.link.send(start)
+
+    def _pipes(self) -> tuple[BinaryIO, BinaryIO]:
+        source: Any = self._process.stdout
+        sink: Any = self._process.stdin
+        return source, sink
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def finished(self, shard: Finished) -> None:
+        """It hands a shard over."""
+        del self.tasks[shard.shard.id]
+        done = shard.written.lines + len(shard.failures)
+        stored = self._stored
+        self._stored = evolve(
+            stored,
+            fetched=stored.fetched + shard.written.lines,
+            failed=stored.failed + len(shard.failures),
+            again=stored.again + (done if shard.shard.round else 0),
+        )
+
+    def remains(self) -> Figures:
+        """Its counts once it has died: what it had sent, and of its tokens only those that were handed over."""
+        stored, said = self._stored, self.figures
+        return evolve(stored, size=said.size, requests=said.requests, retries=said.retries, throttled=said.throttled)
+
+    def end(self) -> str:
+        """Ends it if it still runs, and how it ended, in words. Blocks for a moment."""
+        self._process.kill()
+        code = self._process.wait()
+        self.link.close()
+        self._pipes()[0].close()
+        return f"exit code {code}" if code >= 0 else f"signal {Signals(-code).name}"
+
+
+def environment_without(secrets: list[Secrets]) -> dict[str, str]:
+    """The environment without those variables that hold one of the secrets."""
+    hidden = [secret for one in secrets for secret in one.all]
+    return {name: value for name, value in os.environ.items() if not any(_tells(value, one) for one in hidden)}
+
+
+def _tells(value: str, secret: Secret) -> bool:
+    return value.strip() == secret.reveal() or (len(secret) >= _ENOUGH_TO_KNOW and secret.reveal() in value)

@@ -1,0 +1,108 @@
+"""Finds tokens that came before: exactly, with little memory, and without writing a token."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from hashlib import blake2b
+from pathlib import Path
+from struct import Struct
+from typing import Final
+
+from ..disk import PRIVATE_FILE, cannot_write, make_folder, write_all
+
+_BUCKETS: Final = 256
+_RECORD: Final = Struct(">16sQ")
+_BUFFER: Final = 64 * 1024
+_BLOCK: Final = 4096 * _RECORD.size
+_AT_ONCE: Final = 4 * 1024 * 1024
+
+
+class DuplicateFinder:
+    """Takes each token's bytes with its line, and tells afterwards which of them were there before.
+
+    A token is kept as 24 bytes on the disk: a 16-byte BLAKE2b hash, with a key that is random and never stored, and its
+    line. By their first byte the hashes go to 256 buckets, each of which is looked through by itself. Two of a billion
+    different tokens have the same hash with a probability of 1.5 : 10^21 (n² / 2¹²⁹).
+
+    Memory is at most some 50 MB: 16 MB of buffers while tokens come, and later the 4 MB of hashes that are compared at
+    once, as Python objects. A bucket that is larger, from 40 million tokens on, is read several times.
+
+    Args:
+        folder: for the buckets. It is made new, and removed by `close`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._key = secrets.token_bytes(32)
+        self._buffers = [bytearray() for _ in range(_BUCKETS)]
+        self._sizes = [0] * _BUCKETS  # of the files
+        shutil.rmtree(folder, ignore_errors=True)
+        make_folder(folder)
+
+    def add(self, identity: bytes, line: int) -> None:
+        """Takes a token. Lines must come in ascending order.
+
+        Raises:
+            StoreError: the disk is full.
+        """
+        digest = blake2b(identity, key=self._key, digest_size=16).digest()
+        number = digest[0]
+        buffer = self._buffers[number]
+        buffer += _RECORD.pack(digest, line)
+        if len(buffer) >= _BUFFER:
+            self._flush(number)
+
+    def found(self) -> Iterator[tuple[int, int]]:
+        """(line, line of the first one) of each token that came before, in no particular order.
+
+        Raises:
+            StoreError: the disk cannot be read.
+        """
+        for number in range(_BUCKETS):
+            turns = -(-self._sizes[number] // _AT_ONCE) or 1
+            for turn in range(turns):
+                first_lines: dict[bytes, int] = {}
+                for digest, line in self._records(number):
+                    if turns > 1 and int.from_bytes(digest[1:5], "big") % turns != turn:
+                        continue
+                    first = first_lines.setdefault(digest, line)
+                    if first != line:
+                        yield line, first
+
+    def close(self) -> None:
+        """Removes the files."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _path(self, number: int) -> Path:
+        return self._folder / f"bucket-{number:03}"
+
+    def _flush(self, number: int) -> None:
+        path, buffer = self._path(number), self._buffers[number]
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
+        try:
+            file = os.open(path, flags, PRIVATE_FILE)
+            try:
+                write_all(file, bytes(buffer))
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        self._sizes[number] += len(buffer)
+        buffer.clear()
+
+    def _records(self, number: int) -> Iterator[tuple[bytes, int]]:
+        if self._sizes[number]:
+            yield from self._written(number)
+        yield from _RECORD.iter_unpack(self._buffers[number])
+
+    def _written(self, number: int) -> Iterator[tuple[bytes, int]]:
+        path = self._path(number)
+        try:
+            with open(path, "rb") as file:
+                while block := file.read(_BLOCK):
+                    yield from _RECORD.iter_unpack(block)
+        except OSError as error:
+            raise cannot_write(path, error) from None

@@ -1,0 +1,153 @@
+"""What a line of a token file turns out to be, and the parser of plain text. CSV and JSONL are files of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal, Protocol
+
+from attrs import field, frozen
+
+from ...secret import Secret
+from ..errors import InputError
+from .lines import BadLine, Line
+
+NoteKind = Literal["blank", "duplicate", "header", "continued", "invalid"]
+
+NO_KEY: Final = object()
+
+
+@frozen
+class Token:
+    """A line that names a token.
+
+    Attributes:
+        line: its number, from 1.
+        token: as it stands there; `check` says whether it can be sent.
+        key: the value of the key column; `NO_KEY` without one.
+        instance: the value of the instance column; None without one.
+    """
+
+    line: int
+    token: Secret
+    key: Any = NO_KEY
+    instance: str | None = None
+
+
+@frozen
+class Note:
+    """A line without a token to fetch.
+
+    Attributes:
+        line: its number, from 1.
+        kind: why; `continued` lines belong to the row of a line before.
+        message: for an invalid line, what is wrong with it.
+        token: for an invalid line whose token could be read.
+        key: as in `Token`.
+        instance: as in `Token`, if it is fit to be shown.
+    """
+
+    line: int
+    kind: NoteKind
+    message: str = ""
+    token: Secret | None = None
+    key: Any = field(default=NO_KEY)
+    instance: str | None = None
+
+
+Row = Token | Note
+
+
+class RowParser(Protocol):
+    """Lines into rows, in their order. Every line that is fed comes out exactly once, as a row or a `continued` note."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether the columns are known, so that nothing can be wrong with the file as a whole any more."""
+        ...
+
+    @property
+    def held(self) -> int:
+        """How many of the lines that were fed have not come out yet."""
+        ...
+
+    def feed(self, lines: Sequence[Line]) -> Iterator[Row]:
+        """The rows that end in these lines, which follow those fed before.
+
+        Raises:
+            InputError: the header row cannot be read, or lacks a column.
+        """
+        ...
+
+    def finish(self) -> Iterator[Row]:
+        """What is left at the end of the file.
+
+        Raises:
+            InputError: the file has no header row.
+        """
+        ...
+
+    def at(self, line: int) -> RowParser:
+        """A parser with the same columns that begins with that line, which must be the first one of a row."""
+        ...
+
+
+class TextParser:
+    """One token a line. Spaces and tabs around it are not part of it."""
+
+    ready = True
+    held = 0
+
+    def __init__(self, line: int = 1) -> None:
+        self._next = line
+
+    def feed(self, lines: Sequence[Line]) -> Iterator[Row]:
+        first = self._next
+        self._next += len(lines)
+        for number, line in enumerate(lines, first):
+            if isinstance(line, BadLine):
+                yield Note(number, "invalid", line.message)
+            elif token := line.strip(" \t"):
+                yield Token(number, Secret(token))
+            else:
+                yield Note(number, "blank")
+
+    def finish(self) -> Iterator[Row]:
+        return iter(())
+
+    def at(self, line: int) -> TextParser:
+        return TextParser(line)
+
+
+_USUAL_NAMES: Final = frozenset({"token", "accesstoken", "flinksaccesstoken"})
+
+
+def choose_column(names: Sequence[str], asked: str | None, option: str = "--column") -> str:
+    """The name of a column: the one that was asked for, else the only one, else the one with a usual name.
+
+    Raises:
+        InputError: there is no such column, or more than one. The message lists the columns.
+    """
+    if asked is not None:
+        found = [name for name in names if name == asked]
+        problem = f"There is no column {asked!r} ({option})."
+    elif len(names) == 1:
+        return names[0]
+    else:
+        found = [name for name in names if name.lower().replace("_", "").replace(" ", "") in _USUAL_NAMES]
+        problem = "Which column holds the tokens? Name it with --column."
+    if len(found) == 1:
+        return found[0]
+    if found:
+        problem = f"More than one column could be meant; {option} must name one that is there once."
+    raise InputError(f"{problem} The columns are: {_listed(names)}.")
+
+
+def _listed(names: Sequence[str], limit: int = 50) -> str:
+    shown = [_shown(name) for name in names[:limit]]
+    return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")
+
+
+def _shown(name: str) -> str:
+    # Without a header row, the first row is data, and its "names" may be tokens.
+    like_a_name = len(name) <= 40 and name.isprintable() and sum(map(str.isdigit, name)) < 5
+    return repr(name) if like_a_name else f"(a name of {len(name)} characters that looks like data)"

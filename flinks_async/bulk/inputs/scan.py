@@ -1,0 +1,214 @@
+"""Reads a token file through before anything is sent: what is in each line, and where shards begin and end."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final, Protocol
+
+from attrs import frozen
+
+from ...errors import ConfigError
+from ...secret import fingerprint
+from ..records import Failure, Shard
+from .check import check
+from .draft import DraftShards
+from .duplicates import DuplicateFinder
+from .input_file import InputFile
+from .lines import Batch, LineOffsets, LineSplitter
+from .reading import next_chunk
+from .rows import NO_KEY, Note, NoteKind, Row
+from .shard_digest import identity, shard_digest
+
+_BUCKETS: Final = "duplicates"
+_SHARDS: Final = "shards"
+
+
+class PlanSink(Protocol):
+    """Takes what a scan finds: invalid lines in their order, then duplicates in any order, then shards in their order."""
+
+    def invalid(self, failure: Failure, /) -> None: ...
+
+    def duplicate(self, line: int, first: int, /) -> None:
+        """The token of a line, and where it came first."""
+        ...
+
+    def shard(self, shard: Shard, /) -> None: ...
+
+
+@frozen
+class Scanned:
+    """What a file holds. Each line is one of these: `tokens` to fetch, a duplicate, invalid, blank, the header, or the
+    continuation of a quoted CSV field.
+
+    Attributes:
+        shards: how many, those with nothing but duplicates included.
+        size: bytes, decompressed.
+    """
+
+    lines: int
+    tokens: int
+    duplicates: int
+    invalid: int
+    blank: int
+    header: int
+    continued: int
+    shards: int
+    size: int
+
+
+def scan(
+    file: InputFile,
+    *,
+    key: bytes,
+    shard_size: int,
+    scratch: Path,
+    sink: PlanSink,
+    progress: Callable[[int, int], object] | None = None,
+) -> Scanned:
+    """Reads a file through once.
+
+    Needs 24 bytes in `scratch` for each token and 48 for each shard, and at most some 50 MB of memory (see
+    `DuplicateFinder`), 12 bytes for each shard, and one shard's tokens.
+
+    Args:
+        file: of the tokens.
+        key: of the job, at most 64 bytes; for fingerprints and digests.
+        shard_size: sendable tokens in a shard, duplicates included.
+        scratch: a folder for files that are removed in the end.
+        sink: takes the result.
+        progress: called now and then with the bytes read and the bytes in all, of the file as it is.
+
+    Raises:
+        InputError: the file cannot be read to its end; the message names the last line that could. Or it has no header
+            row, or no such column.
+        InputChangedError: the file was changed meanwhile.
+        StoreError: the disk is full.
+    """
+    if shard_size < 1:
+        raise ConfigError(f"shard_size must be at least 1, not {shard_size!r}")
+    with file.content() as content, _scratch(scratch) as (duplicates, drafts):
+        scanner = _Scanner(file, content.position, key, shard_size, sink, duplicates, drafts)
+        splitter = LineSplitter()
+        while chunk := next_chunk(content, scanner.lines):
+            scanner.feed(splitter.feed(chunk))
+            if progress is not None:
+                progress(content.raw_position, file.size)
+        scanner.feed(splitter.feed(b""))
+        scanner.finish()
+        file.refuse_change()
+        return scanner.hand_over(content.position)
+
+
+@contextmanager
+def _scratch(folder: Path) -> Iterator[tuple[DuplicateFinder, DraftShards]]:
+    duplicates = DuplicateFinder(folder / _BUCKETS)
+    try:
+        drafts = DraftShards(folder / _SHARDS)
+        try:
+            yield duplicates, drafts
+        finally:
+            with suppress(OSError):
+                drafts.close()
+            with suppress(OSError):
+                (folder / _SHARDS).unlink()
+    finally:
+        duplicates.close()
+
+
+class _Scanner:
+    """Lines in, shards on the disk. Counts everything."""
+
+    def __init__(
+        self,
+        file: InputFile,
+        position: int,
+        key: bytes,
+        shard_size: int,
+        sink: PlanSink,
+        duplicates: DuplicateFinder,
+        drafts: DraftShards,
+    ) -> None:
+        self.lines = 0
+        self._parser = file.parser()
+        self._offsets = LineOffsets(position)
+        self._key = key
+        self._shard_size = shard_size
+        self._sink = sink
+        self._duplicates = duplicates
+        self._drafts = drafts
+        self._tokens = 0
+        self._notes: Counter[NoteKind] = Counter()
+        self._shard: list[bytes] = []  # identities of the tokens of the shard that is not full yet
+        self._first = self._last = self._offset = 0  # of that shard
+
+    def feed(self, batch: Batch) -> None:
+        self.lines += len(batch.lines)
+        self._offsets.add(batch.sizes)
+        self._take(self._parser.feed(batch.lines))
+        self._offsets.keep(self._parser.held)
+
+    def finish(self) -> None:
+        self._take(self._parser.finish())
+        if self._shard:
+            self._cut()
+
+    def hand_over(self, size: int) -> Scanned:
+        """Gives the sink what is known only now."""
+        duplicates = 0
+        for line, first in self._duplicates.found():
+            duplicates += 1
+            self._drafts.duplicate(line)
+            self._sink.duplicate(line, first)
+        for shard in self._drafts.finish():
+            self._sink.shard(shard)
+        notes = self._notes
+        return Scanned(
+            lines=self.lines,
+            tokens=self._tokens - duplicates,
+            duplicates=duplicates,
+            invalid=notes["invalid"],
+            blank=notes["blank"],
+            header=notes["header"],
+            continued=notes["continued"],
+            shards=len(self._drafts),
+            size=size,
+        )
+
+    def _take(self, rows: Iterator[Row]) -> None:
+        for row in rows:
+            checked = check(row)
+            if isinstance(checked, Note):
+                self._note(checked)
+                continue
+            who = identity(checked)
+            self._duplicates.add(who, checked.line)
+            if not self._shard:
+                self._first, self._offset = checked.line, self._offsets.of(checked.line)
+            self._shard.append(who)
+            self._last = checked.line
+            if len(self._shard) >= self._shard_size:
+                self._cut()
+
+    def _cut(self) -> None:
+        digest = shard_digest(self._shard, self._key)
+        self._drafts.add(self._first, self._last, self._offset, len(self._shard), digest)
+        self._tokens += len(self._shard)
+        self._shard = []
+
+    def _note(self, note: Note) -> None:
+        self._notes[note.kind] += 1
+        if note.kind == "invalid":
+            self._sink.invalid(
+                Failure(
+                    line=note.line,
+                    kind="invalid",
+                    error="InvalidTokenError",
+                    message=note.message,
+                    key=None if note.key is NO_KEY else note.key,
+                    token_fingerprint=fingerprint(note.token, key=self._key) if note.token else None,
+                    instance=note.instance,
+                )
+            )

@@ -1,0 +1,65 @@
+"""The log of a job: `job.log` in its directory, beside whatever the program's own logging does with it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from ..secret import SecretFilter
+from .disk import PRIVATE_FILE
+
+_PUBLIC: Final = logging.getLogger("flinks_async.bulk")
+_FILES: Final = logging.getLogger("flinks_async.bulk.files")
+_FILES.propagate = False
+_FILES.setLevel(logging.INFO)
+
+
+class Log:
+    """Says things to the files of the open jobs, whatever the levels of the program's logging, and to the latter."""
+
+    def info(self, message: str, *values: object) -> None:
+        _FILES.info(message, *values)
+        _PUBLIC.info(message, *values)
+
+    def error(self, message: str, *values: object) -> None:
+        _FILES.error(message, *values)
+        _PUBLIC.error(message, *values)
+
+
+log: Final = Log()
+
+
+class JobLog(logging.Handler):
+    """Appends lines to a file, for its owner only. A disk that is full costs lines and nothing else."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(logging.INFO)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
+        try:
+            self._file: int | None = os.open(path, flags, PRIVATE_FILE)
+        except OSError:
+            self._file = None
+        formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+        formatter.converter = time.gmtime
+        self.setFormatter(formatter)
+        self.addFilter(SecretFilter())
+
+    def attach(self) -> None:
+        """Begins to listen, until it is closed."""
+        _FILES.addHandler(self)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self._file is not None:
+            with suppress(OSError):
+                os.write(self._file, (self.format(record) + "\n").encode())
+
+    def close(self) -> None:
+        _FILES.removeHandler(self)
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+        super().close()

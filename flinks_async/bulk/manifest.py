@@ -1,0 +1,101 @@
+"""What a job is: written once, when it begins, and compared whenever it goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from attrs import asdict, field, frozen
+
+from .disk import write_durably
+from .errors import JobMismatchError, LedgerError
+
+VERSION: Final = 1
+
+
+@frozen
+class Manifest:
+    """A job's identity. It holds no token and no secret.
+
+    Attributes:
+        job: 32 hexadecimal digits.
+        created: UTC, ISO 8601.
+        path: of the input, absolute.
+        size: of the input in bytes.
+        sha256: of the input's bytes.
+        layout: how the input is read.
+        origin: where the answers come from, by the name of the instance ("" for rows that name none): the host.
+        store: what the store says of itself.
+        shard_size: tokens in a shard.
+        version: of this file's format.
+    """
+
+    job: str
+    created: str
+    path: str
+    size: int
+    sha256: str
+    layout: dict[str, Any]
+    origin: dict[str, str]
+    store: dict[str, Any]
+    shard_size: int
+    version: int = field(default=VERSION)
+
+    def save(self, path: Path) -> None:
+        """Raises:
+        StoreError: it cannot be written.
+        """
+        write_durably(path, msgspec.json.format(msgspec.json.encode(asdict(self)), indent=2) + b"\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Manifest:
+        """Raises:
+        JobMismatchError: there is none.
+        LedgerError: it is broken, or of a newer version.
+        """
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            data = None
+        except OSError as error:
+            raise LedgerError(f"{path} cannot be read: {error.strerror}") from None
+        if data is None:
+            raise JobMismatchError(f"{path.parent} is not the directory of a job: it has no {path.name}")
+        try:
+            values = msgspec.json.decode(data)
+            version = values["version"]
+            if version > VERSION:
+                raise LedgerError(
+                    f"{path} was written by a newer version of flinks-async (format {version}); update it"
+                )
+            return cls(**values)
+        except (msgspec.DecodeError, TypeError, KeyError):
+            pass
+        raise LedgerError(f"{path} is broken")
+
+    def refuse_other(self, other: Manifest, directory: Path) -> None:
+        """Compares with what is asked for now.
+
+        Raises:
+            JobMismatchError: they differ. The message says in what.
+        """
+        found = list(_differences(self, other))
+        if found:
+            raise JobMismatchError(
+                f"{directory} belongs to another job: {'; '.join(found)}. "
+                "Take another directory, or ask for the same as before"
+            )
+
+
+def _differences(was: Manifest, now: Manifest) -> list[str]:
+    found = []
+    if (was.size, was.sha256) != (now.size, now.sha256):
+        found.append(f"the file of tokens has another content (it had {was.size:,} bytes and has {now.size:,})")
+    for name in ("layout", "origin", "store"):
+        before, after = getattr(was, name), getattr(now, name)
+        for key in sorted({*before, *after}):
+            if before.get(key) != after.get(key):
+                of = f" of {key!r}" if key else ""
+                found.append(f"{name}{of} was {before.get(key)!r} and is {after.get(key)!r}")
+    return found

@@ -1,0 +1,119 @@
+"""What a job knows of its work: plain records, without any token."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from attrs import field, frozen
+
+FailureKind = Literal["invalid", "final", "exhausted"]
+"""`invalid`: nothing was sent. `final`: it will not change. `exhausted`: another try may succeed."""
+
+State = Literal["complete", "stopped", "refused"]
+"""How a run ends: every token has an outcome; not yet, run the job again; the AuthSecret is refused."""
+
+
+@frozen
+class Shard:
+    """A piece of the input that is committed as a whole. It names rows, never tokens, so it may go anywhere.
+
+    Attributes:
+        id: from 0, in the order in which shards were made.
+        first: line of its first row, from 1.
+        last: line of its last row, inclusive.
+        offset: bytes of the (decompressed) input before its first row.
+        tokens: how many tokens are to be fetched for it (duplicates are not).
+        digest: keyed digest of all sendable tokens in it, which finds out that the input was changed.
+        round: 0 for the first time; a retry of failed tokens counts on.
+        only: the rows to fetch, ascending; None for all. A shard that was left half done, or a retry, has them.
+    """
+
+    id: int
+    first: int
+    last: int
+    offset: int
+    tokens: int
+    digest: str
+    round: int = 0
+    only: tuple[int, ...] | None = None
+
+
+@frozen
+class Failure:
+    """A row without an answer. It is what `failed.jsonl` has.
+
+    Attributes:
+        line: its line in the input, from 1.
+        kind: see `FailureKind`.
+        error: class of the error, such as `ServerError`.
+        message: in words, without token or secret.
+        key: of the key column, if there is one.
+        token_fingerprint: keyed per job; None if no token could be read.
+        flinks_code, status, attempts: as in `FlinksError`.
+        instance: of the instance column, if there is one.
+    """
+
+    line: int
+    kind: FailureKind
+    error: str
+    message: str
+    key: Any = None
+    token_fingerprint: str | None = None
+    flinks_code: str | None = None
+    status: int | None = None
+    attempts: int = 0
+    instance: str | None = None
+
+
+@frozen
+class Written:
+    """A finished file of answers.
+
+    Attributes:
+        lines: answers in it.
+        size: bytes of the file.
+        sha256: of the file's bytes, hexadecimal.
+    """
+
+    lines: int
+    size: int
+    sha256: str
+
+
+@frozen
+class Finished:
+    """A shard whose answers are in a synced file, but not in the store yet.
+
+    Attributes:
+        shard: which.
+        spool: the file.
+        written: what is in it.
+        failures: rows without an answer.
+        left: rows that were not tried to the end, ascending.
+    """
+
+    shard: Shard
+    spool: Path
+    written: Written
+    failures: tuple[Failure, ...]
+    left: tuple[int, ...]
+
+
+@frozen
+class Commit:
+    """A shard whose answers are in the store, and what became of its tokens.
+
+    Attributes:
+        shard: which.
+        written: its answers, as they were handed to the store.
+        failures: its rows without an answer.
+        left: rows that were not tried to the end, ascending; another shard takes them up.
+        receipt: where the store put them: plain JSON, understood by that store alone.
+    """
+
+    shard: Shard
+    written: Written
+    failures: tuple[Failure, ...] = ()
+    left: tuple[int, ...] = ()
+    receipt: dict[str, Any] = field(factory=dict)

@@ -1,0 +1,261 @@
+"""What a report says in words: whether everything arrived, what to do next, and what took the time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import Final, Literal
+
+from attrs import frozen
+
+from . import words
+from .facts import Facts
+from .intervals import Interval
+
+State = Literal["good", "again", "final", "waiting", "mixed"]
+
+_AT_THE_LIMIT: Final = 0.9
+"""Share of the limit from which on the limit counts as used up."""
+
+
+@frozen
+class Step:
+    """Something to do, and the command for it."""
+
+    text: str
+    command: str = ""
+
+
+@frozen
+class Verdict:
+    """The first thing to know.
+
+    Attributes:
+        state: how it looks.
+        title: in one sentence.
+        next: what to do.
+    """
+
+    state: State
+    title: str
+    next: tuple[Step, ...]
+
+
+@frozen
+class Tile:
+    """A figure with its name."""
+
+    name: str
+    value: str
+    note: str
+    state: State | None = None
+
+
+@frozen
+class Finding:
+    """Something that explains the time it took."""
+
+    name: str
+    value: str
+    note: str = ""
+
+
+@frozen
+class Outcome:
+    """What became of the tokens, each counted once.
+
+    Attributes:
+        waiting: neither fetched nor failed.
+        again, final: failed, and another try may help or will not.
+    """
+
+    tokens: int
+    fetched: int
+    again: int
+    final: int
+    waiting: int
+    invalid: int
+
+    @classmethod
+    def of(cls, facts: Facts) -> Outcome:
+        totals = facts.totals
+        return cls(
+            totals.tokens,
+            totals.fetched,
+            totals.failures.get("exhausted", 0),
+            totals.failures.get("final", 0),
+            totals.pending - totals.retrying,
+            totals.invalid,
+        )
+
+
+def verdict(facts: Facts) -> Verdict:
+    """Whether everything arrived."""
+    outcome, totals = Outcome.of(facts), facts.totals
+    arrived = f"{words.count(outcome.fetched)} of {words.count(outcome.tokens)} tokens"
+    refused = bool(facts.runs) and facts.runs[-1]["state"] == "refused"
+    if refused:
+        title = f"Stopped, since the AuthSecret was refused: {arrived} have arrived."
+    elif totals.pending:
+        title = f"Not finished: {arrived} have arrived."
+    elif outcome.fetched < outcome.tokens:
+        title = f"Finished: {arrived} have arrived."
+    elif outcome.tokens:
+        title = f"Finished: all tokens have arrived, {words.count(outcome.tokens)} in all."
+    else:
+        title = "Finished: there was no token to fetch."
+    state: State = "good"
+    if refused:
+        state = "final"
+    elif totals.pending:
+        state = "waiting"
+    elif outcome.again or outcome.final or outcome.invalid:
+        state = "mixed"
+    return Verdict(state, title, tuple(_next_steps(facts, outcome, refused)))
+
+
+def _next_steps(facts: Facts, outcome: Outcome, refused: bool) -> Iterator[Step]:
+    if refused:
+        yield Step("Give the right AuthSecret, and run the job again: it goes on where it stopped.")
+    elif facts.totals.pending:
+        still = f"{_tokens(facts.totals.pending)} still to be fetched"
+        if facts.runs and facts.runs[-1]["ended"] is None:
+            still += ". If the job is not running any more"
+            yield Step(f"{still}, run it again: it goes on where it stopped.")
+        else:
+            yield Step(f"{still}: run the job again, and it goes on where it stopped.")
+    if outcome.again:
+        when = " once the job is finished" if facts.totals.pending else ""
+        yield Step(f"{_tokens(outcome.again)} can be tried again{when}:", "flinks-async retry DIR")
+    if outcome.final:
+        yield Step(f"{_tokens(outcome.final)} will not arrive; which ones is in", "failed.jsonl")
+    if outcome.invalid:
+        yield Step(f"{_plural(outcome.invalid, 'line')} could not be sent; which ones is in", "failed.jsonl")
+
+
+def tiles(facts: Facts) -> list[Tile]:
+    """The figures that come first."""
+    outcome = Outcome.of(facts)
+    running = facts.timeline.running
+    runs = len(facts.runs)
+    requests = sum(i.requests for i in facts.intervals)
+    throttled = sum(i.throttled for i in facts.intervals)
+    return [
+        Tile("Arrived", words.count(outcome.fetched), words.percent(outcome.fetched, outcome.tokens), "good"),
+        Tile("Can be tried again", words.count(outcome.again), words.percent(outcome.again, outcome.tokens), "again"),
+        Tile("Will not arrive", words.count(outcome.final), words.percent(outcome.final, outcome.tokens), "final"),
+        Tile("Still to be fetched", words.count(outcome.waiting), words.percent(outcome.waiting, outcome.tokens), "waiting"),
+        Tile("Running time", words.duration(running), f"in {_plural(runs, 'run')}"),
+        Tile("Requests", words.count(round(requests)), f"{words.percent(throttled, requests)} throttled" if requests else ""),
+    ]  # fmt: skip
+
+
+def findings(facts: Facts) -> list[Finding]:
+    """What took the time, as far as the samples tell. Nothing without samples."""
+    found = facts.intervals
+    if not found:
+        return []
+    running = sum(i.seconds for i in found)
+    requests = sum(i.requests for i in found)
+    several = [_between_runs(facts)] if len(facts.runs) > 1 else []
+    return [
+        _throughput(facts, running),
+        _response_time(facts),
+        _throttled(found, requests),
+        _retried(found, requests),
+        _paused(facts, running),
+        _limit(found, running),
+        *several,
+    ]
+
+
+def _throughput(facts: Facts, running: float) -> Finding:
+    best = max(facts.intervals, key=lambda i: i.rate)
+    mean = sum(i.rate * i.seconds for i in facts.intervals) / running
+    return Finding(
+        "Throughput",
+        f"{words.rate(mean)} tokens/s",
+        f"on average; the best was {words.rate(best.rate)}, {_when(facts, best)}",
+    )
+
+
+def _response_time(facts: Facts) -> Finding:
+    answered = [i for i in facts.intervals if i.p50 is not None and i.p95 is not None]
+    if not answered:
+        return Finding("Response time", words.NONE, "no answers")
+    typical = sorted(i.p50 or 0.0 for i in answered)[len(answered) // 2]
+    slow = sorted(i.p95 or 0.0 for i in answered)[len(answered) // 2]
+    worst = max(answered, key=lambda i: i.p95 or 0.0)
+    return Finding(
+        "Response time",
+        words.duration(typical),
+        f"was the typical p50; the typical p95 {words.duration(slow)}, the worst {words.duration(worst.p95 or 0.0)}, "
+        f"{_when(facts, worst)}",
+    )
+
+
+def _throttled(found: Iterable[Interval], requests: float) -> Finding:
+    throttled = sum(i.throttled for i in found)
+    return Finding(
+        "Throttling", words.percent(throttled, requests), f"{words.count(round(throttled))} answers asked to slow down"
+    )
+
+
+def _retried(found: Iterable[Interval], requests: float) -> Finding:
+    retries = sum(i.retries for i in found)
+    return Finding(
+        "Retries",
+        words.percent(retries, requests),
+        f"{words.count(round(retries))} of {words.count(round(requests))} requests repeated an earlier one",
+    )
+
+
+def _paused(facts: Facts, running: float) -> Finding:
+    paused = sum(i.seconds for i in facts.intervals if i.paused)
+    if not paused:
+        return Finding("Pauses", "none seen", "the instance was not seen down, and asked for no long pause")
+    stretches = [list(group) for held, group in groupby(facts.intervals, lambda i: i.paused and i.run) if held]
+    longest = max(stretches, key=lambda group: group[-1].end - group[0].start)
+    seconds = longest[-1].end - longest[0].start
+    return Finding(
+        "Pauses",
+        f"about {words.duration(paused)}",
+        f"{words.percent(paused, running)} of the time, since the instance was down or asked for it; "
+        f"the longest about {words.duration(seconds)}, {_when(facts, longest[0])}",
+    )
+
+
+def _limit(found: Iterable[Interval], running: float) -> Finding:
+    limited = [i for i in found if i.limit > 0 and not i.paused]
+    if not limited:
+        return Finding("Requests at once", words.NONE, "there was no limit")
+    full = sum(i.seconds for i in limited if i.in_flight >= _AT_THE_LIMIT * i.limit)
+    lowest, highest = min(i.limit for i in limited), max(i.limit for i in limited)
+    limit = f"{lowest:,.0f} to {highest:,.0f}" if lowest < highest else f"{highest:,.0f}"
+    return Finding(
+        "Requests at once",
+        f"{words.percent(full, running)} of the time",
+        f"at the limit, which was {limit} outside of pauses",
+    )
+
+
+def _between_runs(facts: Facts) -> Finding:
+    timeline = facts.timeline
+    broken_off = sum(run["ended"] is None for run in facts.runs)
+    note = f"between {len(timeline.segments)} runs"
+    if broken_off:
+        note += f"; {_plural(broken_off, 'run')} broken off, or still running"
+    return Finding("Time between runs", words.duration(timeline.between), note)
+
+
+def _when(facts: Facts, interval: Interval) -> str:
+    segment = facts.timeline.segment(interval.run)
+    return "" if segment is None else f"at {words.moment(segment.started + interval.start)[:-3]}"
+
+
+def _tokens(number: int) -> str:
+    return _plural(number, "token")
+
+
+def _plural(number: int, noun: str) -> str:
+    return f"{words.count(number)} {noun}" + ("" if number == 1 else "s")

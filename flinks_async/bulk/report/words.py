@@ -1,0 +1,90 @@
+"""Numbers as people read them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from typing import Final
+
+NONE: Final = "\N{EN DASH}"
+"""Where there is no number."""
+
+_UNITS: Final = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
+
+
+def count(number: int) -> str:
+    """Such as `1,234,567`."""
+    return f"{number:,}"
+
+
+def short(number: float) -> str:
+    """For an axis: `0`, `0.5`, `950`, `12k`, `1.5M`."""
+    for divisor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= divisor:
+            return f"{number / divisor:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def rate(number: float) -> str:
+    """A number a second: `1,234`, `12.5`, `0.03`."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+
+def percent(part: float, whole: float) -> str:
+    """Such as `3.1 %`. All and nothing are said only when it is all or nothing."""
+    if whole <= 0:
+        return NONE
+    share = 100 * part / whole
+    if part == 0 or part == whole:
+        return f"{share:.0f} %"
+    if share < 0.01:
+        return "< 0.01 %"
+    if share > 99.99:
+        return "> 99.99 %"
+    return f"{share:.2f} %" if share < 1 or share > 99 else f"{share:.1f} %"
+
+
+def duration(seconds: float) -> str:
+    """Such as `85 ms`, `1.25 s`, `45 s`, `3 min 20 s`, `6 h 12 min`, `2 d 3 h`."""
+    if seconds == 0:
+        return "0 s"
+    if seconds < 0.9995:
+        return f"{max(seconds * 1000, 0.01):.3g} ms"
+    if seconds < 9.995:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    for unit, name, part, part_name in _UNITS:
+        if whole >= unit:
+            rest = whole % unit // part
+            return f"{whole // unit} {name} {rest} {part_name}" if rest else f"{whole // unit} {name}"
+    return f"{whole} s"
+
+
+def size(octets: float) -> str:
+    """Such as `512 B`, `1.50 kB`, `20.4 GB`, in powers of 1000."""
+    for divisor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if octets >= divisor:
+            number = octets / divisor
+            return f"{number:.{0 if number >= 99.95 else 1 if number >= 9.995 else 2}f} {unit}"
+    return f"{octets:.0f} B"
+
+
+def moment(seconds: float) -> str:
+    """A time since 1970 as `2026-11-24 03:12:45`, UTC; a dash where it is none."""
+    at = utc(seconds)
+    return NONE if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
+
+
+def utc(seconds: float) -> dt.datetime | None:
+    """A time since 1970; None if a calendar does not have it."""
+    try:
+        return dt.datetime.fromtimestamp(seconds, dt.UTC)
+    except (OverflowError, ValueError, OSError):
+        return None
+
+
+def since_1970(text: str) -> float:
+    """Seconds, of a time in the form of ISO 8601; not a number if it is none."""
+    try:
+        return dt.datetime.fromisoformat(text).timestamp()
+    except (ValueError, OverflowError):
+        return float("nan")

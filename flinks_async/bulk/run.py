@@ -1,0 +1,217 @@
+"""One run of a job: shards of the ledger through an executor into the store, and the ledger last.
+
+The order of a shard's end is the guarantee: its spool is written, synced and taken over by the store; only then does one
+transaction of the ledger say that it is done. So a crash repeats requests, and never an answer in the output.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from typing import Any, Final
+
+from attrs import frozen
+
+from ..clock import Clock, SystemClock
+from ..errors import FlinksError
+from . import crash_points
+from .executors import Executor, Work
+from .ledger import Ledger, Totals
+from .log import log
+from .progress import Phase, Progress, Rate
+from .records import Commit, Finished, State
+from .stores.protocol import Store
+from .tasks import Task
+from .thread import Thread, Worker
+
+SAMPLE_EVERY: Final = 10.0
+"""Seconds between the samples for the report."""
+
+
+@frozen
+class Result:
+    """How a run ended.
+
+    Attributes:
+        state: `complete`: every token has an outcome. `stopped`: not yet; run the job again. `refused`: the AuthSecret.
+        reason: why it did not complete, in words.
+        totals: of the job.
+        progress: the last figures of this run.
+    """
+
+    state: State
+    reason: str
+    totals: Totals
+    progress: Progress
+
+
+class Run:
+    """One run. `go()` may be awaited once.
+
+    Args:
+        ledger, store: of the job, open.
+        executor: where the shards are fetched.
+        work: how.
+        clock: for tests.
+        worker: for tests; what does the blocking work of store and ledger, and of reading the ledger.
+
+    Raises:
+        ConfigError: the executor cannot work with these clients.
+    """
+
+    def __init__(
+        self,
+        ledger: Ledger,
+        store: Store,
+        executor: Executor,
+        work: Work,
+        *,
+        clock: Clock | None = None,
+        worker: tuple[Worker, Worker] | None = None,
+    ) -> None:
+        self._ledger = ledger
+        self._store = store
+        self._rules = work.rules
+        self._clock = clock or SystemClock()
+        self._execution = executor.map_shards(work, self._next, self._take)
+        self._writing, self._reading = worker or (Thread("flinks-async-store"), Thread("flinks-async-ledger"))
+        self._pending = ledger.reader()
+        self._shards = self._pending.pending()
+        self._before = ledger.totals()
+        self._started = self._clock.now()
+        self._rate = Rate()
+        self._rate.at(self._started, 0)
+        self._over = False
+        self._run = 0
+        self._broken: BaseException | None = None
+
+    def stop(self, reason: str, state: State = "stopped") -> None:
+        """Takes no more tokens; what is in flight has `Rules.drain` seconds to end. The first reason counts."""
+        if self._execution.stopped is None:
+            log.info("no more tokens are taken: %s", reason)
+        self._execution.stop(reason, state)
+
+    async def go(self) -> Result:
+        """Runs until every token has an outcome, or until it is stopped.
+
+        A cancellation ends it at once; what was not committed is fetched again by the next run.
+
+        Raises:
+            StoreError, LedgerError: store or ledger cannot be written. What is committed stays.
+            InputChangedError: the file of tokens is not the same any more.
+        """
+        before = self._before
+        log.info("run begins: %d tokens in %d shards to do", before.pending, before.shards - before.shards_done)
+        beside: set[asyncio.Future[None]] = set()
+        try:
+            self._run = await self._writing.do(self._ledger.begin_run, self._clock.time())
+            beside.add(asyncio.ensure_future(self._sample()))
+            if self._rules.max_duration is not None:
+                beside.add(asyncio.ensure_future(self._stop_after(self._rules.max_duration)))
+            await self._execution.go()
+            return await self._end()
+        except BaseException as error:
+            log.error("run broken off: %s", error if isinstance(error, FlinksError) else type(error).__name__)
+            raise
+        finally:
+            self._over = True
+            for task in beside:
+                task.cancel()
+            self._reading.close()
+            self._writing.close()
+            self._pending.close()
+
+    # --- shards in ----------------------------------------------------------------------------------------------------
+
+    async def _next(self) -> Task | None:
+        """The next pending shard."""
+        return await self._reading.do(self._read_next)
+
+    def _read_next(self) -> Task | None:
+        """In the reading thread."""
+        shard = next(self._shards, None)
+        if shard is None:
+            return None
+        whole = shard.only is None
+        duplicates = self._pending.duplicates(shard.first, shard.last) if whole else ()
+        return Task(shard, tuple(self._pending.cuts(shard)), frozenset(duplicates))
+
+    # --- shards out ---------------------------------------------------------------------------------------------------
+
+    async def _take(self, finished: Finished) -> None:
+        await self._writing.do(self._store_shard, finished)
+
+    def _store_shard(self, finished: Finished) -> None:
+        """Makes a shard a part of the output, and then of the ledger. In the writing thread."""
+        shard, written, failures, left = finished.shard, finished.written, finished.failures, finished.left
+        if self._broken is not None:  # a store may build on what it took before, which the ledger does not know
+            raise self._broken
+        try:
+            receipt = self._store.put(Commit(shard, written, failures, left), finished.spool)
+            crash_points.reach("stored")
+            self._ledger.commit(Commit(shard, written, failures, left, receipt), run=self._run, now=self._clock.time())
+        except BaseException as error:
+            self._broken = error
+            raise
+        with suppress(OSError):
+            finished.spool.unlink(missing_ok=True)
+        log.info(
+            "shard %d done: lines %d to %d, %d answers, %d failed, %d left",
+            shard.id, shard.first, shard.last, written.lines, len(failures), len(left),
+        )  # fmt: skip
+
+    # --- the end ------------------------------------------------------------------------------------------------------
+
+    async def _end(self) -> Result:
+        totals = await self._writing.do(self._ledger.totals)
+        state, reason = self._execution.stopped or ("complete", "")
+        if state == "stopped" and not totals.pending:  # just as it was over
+            state, reason = "complete", ""
+        self._over = True
+        progress = self.progress()
+        await self._writing.do(self._write_end, state, reason, progress.to_dict())
+        log.info("run over: %s%s", state, f" ({reason})" if reason else "")
+        return Result(state, reason, totals, progress)
+
+    def _write_end(self, state: State, reason: str, summary: dict[str, Any]) -> None:
+        self._ledger.add_sample(self._run, self._clock.time(), summary)
+        self._ledger.end_run(self._run, self._clock.time(), state, reason, summary)
+
+    async def _stop_after(self, seconds: float) -> None:
+        await self._clock.sleep(seconds)
+        self.stop(f"the time of {seconds:g} s is up")
+
+    async def _sample(self) -> None:
+        while True:
+            await self._clock.sleep(SAMPLE_EVERY)
+            try:
+                sample = self.progress().to_dict()
+                await self._writing.do(self._ledger.add_sample, self._run, self._clock.time(), sample)
+            except Exception as error:
+                self._execution.break_off(error)
+                return
+
+    def progress(self) -> Progress:
+        """The figures as they stand."""
+        now, before, figures = self._clock.now(), self._before, self._execution.figures()
+        done = figures.fetched + figures.failed
+        rate = self._rate.at(now, done)
+        phase: Phase = "over" if self._over else "fetching" if self._execution.stopped is None else "draining"
+        return Progress(
+            phase=phase,
+            total=before.tokens,
+            fetched=before.fetched + figures.fetched,
+            failed=before.failed + figures.failed - figures.again,
+            requests=figures.requests,
+            retries=figures.retries,
+            throttled=figures.throttled,
+            in_flight=figures.in_flight,
+            limit=figures.limit,
+            held_back=figures.held_back,
+            p50=figures.times.percentile(0.5),
+            p95=figures.times.percentile(0.95),
+            rate=rate,
+            eta=(before.pending - done) / rate if rate > 0 else None,
+            seconds=now - self._started,
+            size=figures.size,
+        )

@@ -1,0 +1,54 @@
+"""Stores: where the answers of a job go.
+
+protocol        what a store is
+jsonl_parts     JSONL, one file a shard
+jsonl_file      JSONL, one file (claim: which one it is)
+lines, check    files of answers, read and compared
+rows            answers as rows of tables, for all that follow
+sqlite          tables of an SQLite database (sqlite_schema)
+marks           commits, kept beside the rows
+row_digest      a checksum of rows
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Final
+
+from ..errors import StoreError
+from .jsonl_file import JSONLFile
+from .jsonl_parts import JSONLParts
+from .protocol import Place, Problem, Store
+from .sqlite import SQLiteStore
+
+__all__ = ["JSONLFile", "JSONLParts", "Place", "Problem", "SQLiteStore", "Store", "from_description"]
+
+_CLASSES: Final = {
+    "jsonl-parts": ("jsonl_parts", "JSONLParts"),
+    "jsonl": ("jsonl_file", "JSONLFile"),
+    "sqlite": ("sqlite", "SQLiteStore"),
+    "parquet": ("parquet", "ParquetStore"),
+    "duckdb": ("duckdb", "DuckDBStore"),
+    "postgresql": ("postgresql", "PostgreSQLStore"),
+}
+"""Module and class by the `kind` of a description. A module is imported when its store is used."""
+
+
+def from_description(description: Mapping[str, Any]) -> Store:
+    """The store that said this of itself (`Store.describe`): its kind, and the arguments of its class.
+
+    Raises:
+        StoreError: there is no such store in this version.
+        ConfigError: a library for it is not installed.
+    """
+    arguments = dict(description)
+    kind = arguments.pop("kind", None)
+    module, name = _CLASSES.get(kind, (None, None)) if isinstance(kind, str) else (None, None)
+    if module is not None and name is not None:
+        try:
+            store: Store = getattr(import_module(f".{module}", __name__), name)(**arguments)
+            return store
+        except (ModuleNotFoundError, TypeError):
+            pass
+    raise StoreError(f"this version of flinks-async cannot write to the store of this job ({kind!r}); update it")

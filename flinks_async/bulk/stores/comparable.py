@@ -1,0 +1,59 @@
+"""Rows in a form that does not depend on how a database writes its values, for checksums."""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
+from typing import Any, Final
+
+from ...codec.parse import EXACT, decode_any
+from ...rows import ColumnType, Row, Table
+
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND: Final = dt.timedelta(microseconds=1)
+
+
+def comparable(table: Table, rows: Iterable[Row]) -> Iterator[Row]:
+    """Amounts without zeros at the end, days as ISO 8601, points in time as microseconds since 1970, JSON without
+    regard to the order of its keys; the rest as it is."""
+    converters = [(number, _CONVERT[c.type]) for number, c in enumerate(table.columns) if c.type in _CONVERT]
+    for row in rows:
+        values = list(row)
+        for number, convert in converters:
+            if values[number] is not None:
+                values[number] = convert(values[number])
+        yield tuple(values)
+
+
+def _amount(value: Decimal) -> str:
+    text = format(value, "f")
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+def _instant(value: dt.datetime | int) -> int:
+    return value if isinstance(value, int) else (value - _EPOCH) // _MICROSECOND
+
+
+def _json(text: str) -> Any:
+    return _sorted(decode_any(text.encode()))
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    if isinstance(value, list):
+        return [_sorted(item) for item in value]
+    if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
+        return ["number", str(Decimal(value).normalize(EXACT))]
+    return value
+
+
+_CONVERT: Final[dict[ColumnType, Callable[[Any], Any]]] = {
+    "amount": _amount,
+    "date": dt.date.isoformat,
+    "instant": _instant,
+    "json": _json,
+}

@@ -1,0 +1,199 @@
+"""Answers as tables of a DuckDB database. Needs duckdb and pyarrow.
+
+Tables and marks as in SQLite, with DuckDB's own types: amounts are `DECIMAL(38, 18)`. The tables have no indexes: DuckDB
+keeps those in memory, and scans without.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+
+from ...errors import ConfigError
+from ...rows import ColumnType
+from .. import crash_points
+from ..disk import PRIVATE_FILE, cannot_write, sync_folder
+from ..errors import StoreError
+from .arrow import library, record_batch
+from .database import DatabaseStore
+from .database_schema import NAMES, job_number, prepare, quoted
+from .protocol import Place
+from .rows import Row, Table
+
+if TYPE_CHECKING:
+    import duckdb
+
+T = TypeVar("T")
+
+_ROWS: Final = 10_000
+_THREADS: Final = 1
+"""Of DuckDB's own: a shard is small, and the fetching beside it needs the machine."""
+
+_INCOMING: Final = "flinks_incoming"
+
+
+class DuckDBStore(DatabaseStore):
+    """A database, of this job alone or of several that run one after the other: DuckDB lets one process in.
+
+    Args:
+        path: of the database (default `answers.duckdb` in the job's directory). It is made if it is missing; tables of
+            somebody else in it are left alone, but for a name that both want: then the database is refused.
+
+    Raises:
+        ConfigError: duckdb or pyarrow is not installed.
+    """
+
+    types: ClassVar[dict[ColumnType, str]] = {
+        "text": "VARCHAR",
+        "json": "JSON",
+        "amount": "DECIMAL(38, 18)",
+        "integer": "BIGINT",
+        "position": "BIGINT NOT NULL",
+        "flag": "BOOLEAN",
+        "date": "DATE",
+        "instant": "TIMESTAMPTZ",
+    }
+    unique: ClassVar[bool] = False
+
+    def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
+        self._library = _duckdb()
+        library("duckdb")
+        self._given = None if path is None else Path(path).absolute()
+        self._path = Path()
+        self._db: duckdb.DuckDBPyConnection | None = None
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "duckdb", "path": None if self._given is None else str(self._given)}
+
+    def open(self, place: Place) -> None:
+        self.close()
+        self._path = self._given or place.folder / "answers.duckdb"
+        self._db = self._do(lambda: self._library.connect(str(self._path), config={"threads": _THREADS}))
+        try:
+            with self._transaction():
+                prepare(self)
+                self._job = job_number(self, place.job)
+        except BaseException:
+            self.close()
+            raise
+
+    def purge(self) -> list[str]:
+        names = {name for (name,) in self.fetch("SELECT table_name FROM information_schema.tables")}
+        alone = not self.fetch("SELECT 1 FROM flinks_jobs WHERE number != ?", self._job)
+        if self._given is None and alone and names <= NAMES:
+            self.close()
+            try:
+                size = self._path.stat().st_size
+                for path in self._files():
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                raise cannot_write(self._path, error) from None
+            return [f"{self._path} ({size:,} bytes)"]
+        removed = self._delete_rows()
+        self.run("CHECKPOINT")
+        return removed
+
+    def close(self) -> None:
+        if self._db is not None:
+            with suppress(self._library.Error):
+                self._db.close()
+            self._db = None
+
+    @property
+    def where(self) -> str:
+        return str(self._path)
+
+    def run(self, sql: str, *values: Any) -> int:
+        rows = self.fetch(sql, *values)
+        return rows[0][0] if rows and isinstance(rows[0][0], int) else 0
+
+    def fetch(self, sql: str, *values: Any) -> list[Row]:
+        db = self._opened
+        return self._do(lambda: db.execute(sql, values).fetchall())
+
+    def _stream(self, sql: str, *values: Any) -> Iterator[Sequence[Row]]:
+        cursor = self._opened.cursor()
+        self._do(lambda: cursor.execute(sql, values))
+        while rows := self._do(lambda: cursor.fetchmany(_ROWS)):
+            yield rows
+
+    def _select(self, table: Table) -> list[str]:
+        # Python objects of instants would need pytz.
+        return [
+            f"epoch_us(t.{name})" if column.type == "instant" else f"t.{name}"
+            for name, column in zip(quoted(table), table.columns, strict=True)
+        ]
+
+    def _insert(self, table: Table, rows: list[Row]) -> list[Row]:
+        db = self._opened
+        batch = library("duckdb").Table.from_batches([record_batch(self._path, table, rows)])
+        columns = ", ".join(quoted(table))
+        self._do(lambda: db.register(_INCOMING, batch))
+        try:
+            self.run(f"INSERT INTO {table.name} (job, {columns}) SELECT {self._job}, {columns} FROM {_INCOMING}")
+        finally:
+            with suppress(self._library.Error):
+                db.unregister(_INCOMING)
+        return rows
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self.run("BEGIN")
+        try:
+            yield
+            self.run("COMMIT")
+        except BaseException:
+            with suppress(self._library.Error):
+                self._opened.execute("ROLLBACK")
+            raise
+        crash_points.reach("database committed")
+        self._settle()
+
+    def _settle(self) -> None:
+        """Makes the files private, and their names durable: DuckDB syncs only what is in them."""
+        try:
+            for path in self._files():
+                with suppress(FileNotFoundError):
+                    path.chmod(PRIVATE_FILE)
+            sync_folder(self._path.parent)
+        except OSError as error:
+            raise cannot_write(self._path, error) from None
+
+    def _files(self) -> tuple[Path, Path]:
+        return self._path, self._path.with_name(f"{self._path.name}.wal")
+
+    @property
+    def _opened(self) -> duckdb.DuckDBPyConnection:
+        if self._db is None:
+            raise StoreError("the store is not open")
+        return self._db
+
+    def _do(self, work: Callable[[], T]) -> T:
+        """Gives DuckDB's errors as our own. Not as a context manager: DuckDB's may quote values, and would be the context
+        of ours."""
+        try:
+            return work()
+        except self._library.Error as error:
+            problem = StoreError(f"{self._path} cannot be read or written: {_reason(error)}")
+        raise problem
+
+
+def _reason(error: Exception) -> str:
+    """Why DuckDB says no: the first line, without the value that a conversion or constraint would quote."""
+    kind = type(error).__name__
+    if kind in ("ConversionException", "ConstraintException", "OutOfRangeException", "InvalidInputException"):
+        return f"the data is refused ({kind})"
+    return str(error).partition("\n")[0]
+
+
+def _duckdb() -> Any:
+    try:
+        import duckdb
+
+        return duckdb
+    except ImportError:
+        pass
+    raise ConfigError("DuckDB needs its library: pip install 'flinks-async[duckdb]'")

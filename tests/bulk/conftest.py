@@ -1,0 +1,35 @@
+"""Shared by the tests of jobs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from .postgresql_server import Missing, Server, running
+
+MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture
+def memory_path(tmp_path: Path) -> Iterator[Path]:
+    """A folder in memory where that can be, for stores that sync a lot."""
+    if not os.access(MEMORY, os.W_OK):
+        yield tmp_path
+        return
+    with TemporaryDirectory(dir=MEMORY) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[Server]:
+    """A real server, or a skip that says what is missing."""
+    pytest.importorskip("psycopg")
+    try:
+        with running() as server:
+            yield server
+    except Missing as missing:
+        pytest.skip(f"no PostgreSQL server: {missing}")

@@ -1,0 +1,167 @@
+"""What every store in a database must keep to, beside `StoreContract`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flinks_async.bulk.errors import StoreError
+from flinks_async.bulk.stores import Store
+
+from .store_contract import JOB, OTHER_JOB, SHARDS, Bench, Crash, StoreContract, Summaries, at_points, expected
+from .tables_support import summaries
+
+
+def body(**transaction: Any) -> bytes:
+    """An answer with one transaction and a holder."""
+    account = {"Id": "a-1", "Currency": "CAD", "Holder": {"Name": "Jane Secret"}, "Transactions": [transaction]}
+    return json.dumps({"GetAccountsDetail": [{"Accounts": [account]}], "RequestId": "r"}).encode()
+
+
+class DatabaseContract(StoreContract):
+    def query(self, folder: Path, sql: str) -> list[dict[str, Any]]:
+        """As a user, in a connection of their own."""
+        raise NotImplementedError
+
+    def shared(self, folder: Path) -> Store:
+        """A store in a database that several jobs may share."""
+        raise NotImplementedError
+
+    def read(self, bench: Bench, job: int = 1) -> Summaries:
+        columns = 'line, "key", request_id, accounts'
+        bench.store.close()
+        found = summaries(
+            self.query(bench.folder, f"SELECT {columns} FROM fetches WHERE job = {job}"),
+            self.query(bench.folder, f"SELECT line, balance FROM transactions WHERE job = {job}"),
+        )
+        bench.store.open(bench.place)
+        return found
+
+    def damages(self, bench: Bench) -> Mapping[str, Callable[[], object]]:
+        set_ = {
+            "a row less": "DELETE FROM holders WHERE line = 2 AND account = 0",
+            "a row of no answer": "INSERT INTO holders (job, line, detail, account) VALUES (1, 99, 0, 0)",
+            "another amount": "UPDATE transactions SET balance = balance + 0.01 WHERE line = 5",
+            "no mark": "DELETE FROM flinks_shards WHERE shard = 1",
+            "another mark": "UPDATE flinks_shards SET mark = '{}' WHERE shard = 1",
+            "a mark too many": "INSERT INTO flinks_shards SELECT job, 7, mark FROM flinks_shards WHERE shard = 0",
+        }
+        return {name: partial(self.query, bench.folder, sql) for name, sql in set_.items()}
+
+    def test_two_jobs_in_one_database(self, tmp_path: Path) -> None:
+        first, second = (Bench(tmp_path / name, lambda: self.shared(tmp_path), job) for name, job in JOBS)
+        first.start().put_missing(0)
+        first.store.close()
+        second.start().put_missing(1)
+        second.folder = tmp_path
+        assert self.read(second, 1) == expected(0)
+        assert self.read(second, 2) == expected(1)
+        assert second.problems() == []
+        removed = second.store.purge()
+        assert [text.partition(" in ")[0] for text in removed] == [
+            "2 rows of fetches",
+            "4 rows of accounts",
+            "240 rows of transactions",
+            "4 rows of holders",
+        ]
+        second.store.close()
+        assert first.problems() == []
+        first.store.close()
+        assert self.query(tmp_path, "SELECT job FROM flinks_jobs") == [{"job": JOB}]
+
+    def test_a_newer_version_is_refused(self, bench: Bench) -> None:
+        bench.start().put_missing(0)
+        bench.store.close()
+        self.query(bench.folder, "UPDATE flinks_meta SET value = 2")
+        with pytest.raises(StoreError, match="newer version of flinks-async"):
+            bench.start()
+
+    def test_columns_of_an_older_version_are_added(self, bench: Bench) -> None:
+        bench.start()
+        bench.store.close()
+        self.query(bench.folder, "ALTER TABLE accounts DROP COLUMN answer_extra")
+        self.query(bench.folder, "UPDATE flinks_meta SET value = 0")
+        bench.start().put_missing(0)
+        assert bench.problems() == []
+        bench.store.close()
+        assert self.query(bench.folder, "SELECT DISTINCT answer_extra FROM accounts") == [{"answer_extra": None}]
+        assert self.query(bench.folder, "SELECT value FROM flinks_meta") == [{"value": 1}]
+
+    def test_tables_of_somebody_else_are_left_alone(self, bench: Bench) -> None:
+        bench.start()
+        bench.store.purge()
+        bench.store.close()
+        for table in ("flinks_meta", "flinks_jobs", "flinks_shards", "accounts", "transactions", "holders"):
+            self.query(bench.folder, f"DROP TABLE IF EXISTS {table}")
+        self.query(bench.folder, "CREATE TABLE IF NOT EXISTS fetches (mine INTEGER)")
+        with pytest.raises(StoreError, match="a table 'fetches' that is not of flinks-async"):
+            bench.start()
+        bench.store.close()
+        self.query(bench.folder, "SELECT * FROM fetches")
+
+    def test_a_part_of_the_database_is_missing(self, bench: Bench) -> None:
+        bench.start()
+        bench.store.close()
+        self.query(bench.folder, "DROP TABLE holders")
+        with pytest.raises(StoreError, match="a part of it was removed"):
+            bench.start()
+
+    def test_shards_that_were_lost_are_noticed_at_the_start(self, bench: Bench) -> None:
+        bench.start().put_missing(0, 1)
+        bench.store.close()
+        self.query(bench.folder, "DELETE FROM flinks_shards WHERE shard = 1")
+        with pytest.raises(StoreError, match="lacks 1 shards that the job has written"):
+            bench.start()
+
+    def test_what_the_ledger_does_not_know_comes_back_as_it_was(self, bench: Bench) -> None:
+        bench.start()
+        commit, path = bench.handed(1)
+        with at_points(_crash_at("rows committed")), pytest.raises(Crash):
+            bench.store.put(commit, path)
+        (found,) = list(bench.store.recover({}))
+        assert (found.shard, found.written, found.failures) == (commit.shard, commit.written, commit.failures)
+        assert bench.store.put(commit, path) == found.receipt
+        assert self.read(bench) == expected(1)
+
+    def test_nothing_of_a_shard_is_kept_when_an_answer_cannot_be_read(self, bench: Bench) -> None:
+        bench.start()
+        with pytest.raises(StoreError, match=r"line 2: .*GetAccountsDetail"):
+            bench.put(0, {1: SHARDS[0][1], 2: b'{"GetAccountsDetail": 7}'})
+        assert self.read(bench) == {}
+
+    def test_a_number_that_is_too_large_for_its_column(self, bench: Bench) -> None:
+        bench.start()
+        answer = {"GetAccountsDetail": [{"InstitutionId": 2**63, "Accounts": [{}]}]}
+        with pytest.raises(StoreError, match=r"line 1 of the input, GetAccountsDetail\[0\].InstitutionId"):
+            bench.put(0, {1: json.dumps(answer).encode()})
+        assert self.read(bench) == {}
+
+    def test_exact_amounts_and_unknown_fields(self, bench: Bench) -> None:
+        bench.start()
+        text = b'{"Debit": 0.1, "Credit": 12345678901234567.10, "Balance": -0.000000000000000001, "Merchant": {"Fee": 1.10}}'
+        bench.put(0, {1: body().replace(b"[{}]", b"[%b]" % text)})
+        bench.store.close()
+        columns = "debit, credit, balance, CAST(extra AS text) AS extra"
+        (row,) = self.query(bench.folder, f"SELECT {columns} FROM transactions")
+        assert row["debit"] == Decimal("0.1")
+        assert row["credit"] == Decimal("12345678901234567.10")
+        assert row["balance"] == Decimal("-0.000000000000000001")
+        assert json.loads(row["extra"], parse_float=Decimal) == {"Merchant": {"Fee": Decimal("1.10")}}
+        assert bench.problems() == []
+
+
+JOBS = (("a", JOB), ("b", OTHER_JOB))
+
+
+def _crash_at(point: str) -> Callable[[str], None]:
+    def crash(name: str) -> None:
+        if name == point:
+            raise Crash
+
+    return crash

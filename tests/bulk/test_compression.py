@@ -1,0 +1,220 @@
+"""gzip and Zstandard, in pieces."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import sys
+import tracemalloc
+import zlib
+
+import pytest
+import zstandard
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flinks_async.bulk.compression import (
+    CompressedDataError,
+    Compression,
+    Corrupt,
+    CutShort,
+    Decompressed,
+    compressor,
+    detect,
+)
+from flinks_async.bulk.zstd_frames import FrameWalker
+from flinks_async.errors import ConfigError
+
+KINDS: tuple[Compression, ...] = ("gzip", "zstd")
+DATA = b"".join(b"line %d of some text that repeats itself\n" % n for n in range(2000))
+
+
+def compress(kind: Compression, *pieces: bytes) -> bytes:
+    stream = compressor(kind)
+    return b"".join([*map(stream.compress, pieces), stream.finish()])
+
+
+def decompress(kind: Compression, data: bytes, size: int = 1000) -> bytes:
+    stream, pieces = Decompressed(io.BytesIO(data), kind), []
+    while piece := stream.read(size):
+        assert len(piece) <= size
+        pieces.append(piece)
+    assert stream.position == sum(map(len, pieces))
+    assert stream.read(size) == b""
+    return b"".join(pieces)
+
+
+class TestRoundTrip:
+    @pytest.mark.parametrize("kind", ["none", *KINDS])
+    @given(pieces=st.lists(st.binary(max_size=300), max_size=5), size=st.integers(1, 400))
+    def test_what_went_in_comes_out(self, kind: Compression, pieces: list[bytes], size: int) -> None:
+        assert decompress(kind, compress(kind, *pieces), size) == b"".join(pieces)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_it_is_the_same_each_time(self, kind: Compression) -> None:
+        assert compress(kind, DATA) == compress(kind, DATA)
+
+    def test_the_usual_programs_read_it(self) -> None:
+        assert gzip.decompress(compress("gzip", DATA)) == DATA
+        packed = compress("zstd", DATA)
+        assert zstandard.get_frame_parameters(packed).has_checksum
+        assert zstandard.ZstdDecompressor().decompressobj().decompress(packed) == DATA
+
+    def test_gzip_names_neither_time_nor_file(self) -> None:
+        assert compress("gzip", DATA)[3:8] == bytes(5)
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_several_in_a_row_are_one_file(self, kind: Compression) -> None:
+        data = compress(kind, b"one") + compress(kind) + compress(kind, b"two")
+        assert decompress(kind, data) == b"onetwo"
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_source_that_gives_a_byte_at_a_time(self, kind: Compression) -> None:
+        class Slow(io.BytesIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                return super().read(1)
+
+        stream = Decompressed(Slow(compress(kind, DATA) * 2), kind)
+        assert b"".join(iter(lambda: stream.read(64), b"")) == DATA * 2
+
+    def test_zeros_may_follow_gzip(self) -> None:
+        assert decompress("gzip", compress("gzip", DATA) + bytes(100_000)) == DATA
+
+    @pytest.mark.parametrize(
+        "options",
+        [
+            {"write_checksum": False},
+            {"write_content_size": False, "write_checksum": True},
+            {"level": -5},
+            {"compression_params": zstandard.ZstdCompressionParameters(window_log=27, enable_ldm=True)},
+        ],
+    )
+    @pytest.mark.parametrize("data", [b"", b"x", DATA, bytes(1_000_000)])
+    def test_frames_of_other_programs(self, options: dict[str, object], data: bytes) -> None:
+        packed = zstandard.ZstdCompressor(**options).compress(data)  # type: ignore[arg-type]
+        skippable = b"\x57\x2a\x4d\x18" + (5).to_bytes(4, "little") + b"hello"
+        for whole in (packed, skippable + packed, packed + skippable, packed * 2):
+            assert decompress("zstd", whole, 1 << 20) == data * (2 if whole == packed * 2 else 1)
+            assert detect(whole) == "zstd"
+
+
+class TestNotWhole:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_every_cut_is_found(self, kind: Compression) -> None:
+        whole = compress(kind, b"one") + compress(kind, DATA[:400]) + compress(kind, b"two")
+        ends = {len(compress(kind, b"one")), len(compress(kind, b"one")) + len(compress(kind, DATA[:400]))}
+        for end in range(len(whole)):
+            if end not in ends:  # where a member ends, nothing is missing
+                with pytest.raises(CutShort):
+                    decompress(kind, whole[:end])
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_what_came_before_a_cut_is_given(self, kind: Compression) -> None:
+        stream, given = Decompressed(io.BytesIO(compress(kind, DATA)[:-1]), kind), b""
+        with pytest.raises(CutShort):
+            while piece := stream.read(1000):
+                given += piece
+        assert given == DATA
+
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_flipped_bit_is_found(self, kind: Compression) -> None:
+        whole, found = compress(kind, DATA), 0
+        for place in range(len(whole)):
+            flipped = bytearray(whole)
+            flipped[place] ^= 1 << place % 8
+            try:
+                assert decompress(kind, bytes(flipped), 1 << 20) == DATA, "another text was taken for the right one"
+            except CompressedDataError:
+                found += 1
+        assert found > 0.99 * len(whole), "only a few bits say nothing of the text"
+
+    @pytest.mark.parametrize("kind", KINDS)
+    @pytest.mark.parametrize("tail", [b"garbage", b"\n\n\n\n\n", b"\x1f\x8b\x00\x00\x00"])
+    def test_something_else_behind_it(self, kind: Compression, tail: bytes) -> None:
+        with pytest.raises(CompressedDataError):
+            decompress(kind, compress(kind, DATA) + tail)
+
+    def test_the_words(self) -> None:
+        with pytest.raises(CutShort, match="the compressed data ends too early: the file was cut short"):
+            decompress("gzip", compress("gzip", DATA)[:-3])
+        with pytest.raises(Corrupt, match="the Zstandard data is damaged"):
+            decompress("zstd", compress("zstd", DATA)[:-4] + b"abcd")
+
+    def test_an_error_of_the_file_comes_through(self) -> None:
+        class Broken(io.BytesIO):
+            def read(self, size: int | None = -1, /) -> bytes:
+                raise OSError(5, "Input/output error")
+
+        for kind in KINDS:
+            with pytest.raises(OSError, match="Input/output error"):
+                Decompressed(Broken(), kind).read(10)
+
+
+class TestMemory:
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_a_bomb_costs_a_piece(self, kind: Compression) -> None:
+        stream = compressor(kind)
+        bomb = b"".join([*(stream.compress(bytes(1 << 20)) for _ in range(40)), stream.finish()])
+        tracemalloc.start()
+        try:
+            reader = Decompressed(io.BytesIO(bomb), kind)
+            while reader.read(64 * 1024):
+                pass
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert reader.position == 40 << 20
+        assert peak < 1 << 20
+
+    def test_a_frame_that_asks_for_too_much_is_refused(self) -> None:
+        params = zstandard.ZstdCompressionParameters(window_log=30)
+        stream = zstandard.ZstdCompressor(compression_params=params).compressobj()
+        with pytest.raises(Corrupt, match="needs too much memory"):
+            decompress("zstd", stream.compress(DATA) + stream.flush())
+
+
+class TestDetect:
+    @pytest.mark.parametrize(
+        ("head", "kind"),
+        [
+            (b"", "none"),
+            (b"\x1f", "none"),
+            (b"toke", "none"),
+            (b"\x1f\x8b\x08\x00", "gzip"),
+            (b"\x28\xb5\x2f\xfd", "zstd"),
+            (b"\x28\xb5\x2f", "none"),
+            (b"\x50\x2a\x4d\x18", "zstd"),
+            (b"\x5f\x2a\x4d\x18", "zstd"),
+            (b"\x60\x2a\x4d\x18", "none"),
+        ],
+    )
+    def test_by_the_first_bytes(self, head: bytes, kind: Compression) -> None:
+        assert detect(head) == kind
+
+
+class TestFrameWalker:
+    @pytest.mark.parametrize("data", [b"", b"x", DATA, bytes(1 << 20)])
+    @pytest.mark.parametrize("step", [1, 7, 1 << 20])
+    def test_it_is_whole_at_the_end_of_a_frame_only(self, data: bytes, step: int) -> None:
+        packed = compress("zstd", data)[:5000]
+        whole = len(packed) < 5000
+        walker = FrameWalker()
+        for start in range(0, len(packed), step):
+            assert not walker.whole
+            walker.feed(packed[start : start + step])
+        assert walker.whole is whole
+
+    def test_nothing_and_garbage_are_not_whole(self) -> None:
+        walker = FrameWalker()
+        assert not walker.whole
+        walker.feed(b"garbage, and more of it")
+        assert not walker.whole
+
+
+def test_without_the_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    with pytest.raises(ConfigError, match=r"pip install 'flinks-async\[zstd\]'"):
+        compressor("zstd")
+    with pytest.raises(ConfigError, match=r"pip install 'flinks-async\[zstd\]'"):
+        Decompressed(io.BytesIO(), "zstd")
+    assert zlib.decompress(compress("gzip", DATA), 31) == DATA

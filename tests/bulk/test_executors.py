@@ -1,0 +1,153 @@
+"""What worker processes are given: their shares, one rate, clients made again, and no secret that can be seen."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import threading
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from flinks_async import Adaptive, ConfigError, FlinksClient, Limits, ShareQuota, config
+from flinks_async.bulk.executors.clients import Secrets, describe, from_line, make, to_line
+from flinks_async.bulk.executors.shared_rate import SharedRate
+from flinks_async.bulk.executors.shares import rules_for, settings_for, share
+from flinks_async.bulk.executors.worker_process import environment_without
+from flinks_async.bulk.figures import Figures, sum_of
+from flinks_async.bulk.histogram import Histogram
+from flinks_async.bulk.rules import Rules
+from flinks_async.middleware.rate import GCRA
+from flinks_async.secret import Secret
+
+SECRET = "3f2a6f0c-7b0e-4d3a-9a51-0c8d4e5b6a79"
+
+
+# --- the rate ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def rate_file(tmp_path: Path) -> Path:
+    SharedRate.make(tmp_path / "rate")
+    return tmp_path / "rate"
+
+
+@pytest.mark.parametrize("burst", [1, 5, None])
+def test_two_that_take_turns_get_what_one_would(rate_file: Path, burst: int | None) -> None:
+    one, both = GCRA(100.0, burst), [SharedRate(rate_file, 100.0, burst) for _ in range(2)]
+    for turn, now in enumerate([0.0] * 20 + [0.1, 0.1, 5.0, 5.0, 5.0, 5.001]):
+        assert both[turn % 2].reserve(now) == one.reserve(now)
+    for shared in both:
+        shared.close()
+
+
+def test_turns_that_are_taken_at_the_same_time_are_all_different(rate_file: Path) -> None:
+    taken: list[float] = []
+
+    def take() -> None:
+        shared = SharedRate(rate_file, 1000.0, 1)
+        taken.extend([shared.reserve(0.0) for _ in range(500)])
+        shared.close()
+
+    threads = [threading.Thread(target=take) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    gaps = [after - before for before, after in pairwise(sorted(taken))]
+    assert len(taken) == 2000
+    assert min(gaps) == pytest.approx(0.001)
+    assert max(gaps) == pytest.approx(0.001)
+
+
+# --- the shares -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("whole", "places"), [(200, 3), (16, 5), (7, 7), (1000, 1)])
+def test_the_shares_of_all_places_add_up(whole: int, places: int) -> None:
+    shares = [share(whole, place, places) for place in range(places)]
+    assert sum(shares) == whole
+    assert max(shares) - min(shares) <= 1
+
+
+@pytest.mark.parametrize("concurrency", [10, Adaptive(minimum=1, initial=2, maximum=10), Adaptive()])
+@pytest.mark.parametrize("places", [1, 2, 3, 7])
+def test_requests_at_once_are_divided(concurrency: int | Adaptive, places: int) -> None:
+    whole = config.Settings(limits=Limits(concurrency=concurrency))
+    parts = [settings_for(whole, place, places).limits for place in range(places)]
+    assert sum(part.most_at_once for part in parts) == whole.limits.most_at_once
+
+
+def test_what_a_process_gets_of_the_rest() -> None:
+    settings = settings_for(config.bulk(), 0, 4)
+    assert settings.retry.quota == ShareQuota(minimum=2.5)
+    rules = rules_for(Rules(concurrency=9, max_failures=3, max_failure_share=0.1, max_duration=60.0, drain=7.0), 0, 4)
+    assert rules == Rules(concurrency=3, open_shards=4, drain=7.0)
+
+
+def test_a_process_that_could_send_nothing_is_refused() -> None:
+    few = config.Settings(limits=Limits(concurrency=3))
+    with pytest.raises(ConfigError, match="4 processes need a concurrency of at least 4 in all, not 3"):
+        settings_for(few, 0, 4)
+    with pytest.raises(ConfigError, match="not 2"):
+        rules_for(Rules(concurrency=2), 0, 3)
+
+
+def test_figures_of_all_are_added_up() -> None:
+    quick, slow = Histogram(), Histogram()
+    for _ in range(60):
+        quick.add(0.01)
+    for _ in range(40):
+        slow.add(1.0)
+    total = sum_of(
+        [Figures(3, 1, requests=5, limit=10, held_back=1.5, times=quick), Figures(4, 2, limit=7, times=slow)]
+    )
+    assert (total.fetched, total.failed, total.requests, total.limit, total.held_back) == (7, 3, 5, 17, 1.5)
+    assert total.times.percentile(0.5) == pytest.approx(0.01, rel=0.06)
+    assert total.times.percentile(0.95) == pytest.approx(1.0, rel=0.06)
+
+
+# --- the clients ------------------------------------------------------------------------------------------------------
+
+
+async def test_a_client_is_made_again_as_it_was() -> None:
+    async with FlinksClient(
+        "acme",
+        auth_secret=SECRET,
+        auth_scheme="bearer",
+        settings=config.bulk(),
+        limits={"rate": 50.0},
+        connection={"proxy": "http://user:word@proxy.example:3128"},
+        app_name="acme-lending/2.1",
+        headers={"X-Team": "risk"},
+        coalesce=True,
+    ) as client:
+        description, secrets = describe(client)
+        sent = pickle.dumps(description)
+        assert SECRET.encode() not in sent
+        assert b"word" not in sent
+        limiter = GCRA(50.0)
+        again = make(pickle.loads(sent), from_line(to_line([secrets]))[0], limiter)
+        assert again.settings.limits.rate_limiter is limiter
+        assert again.settings.connection == client.settings.connection
+        for name in ("instance", "auth_scheme", "auth_secret", "app_name", "headers", "coalesce", "hedge"):
+            assert again.options[name] == client.options[name], name
+        assert again.settings.retry == client.settings.retry
+        assert again.host == client.host
+        await again.close()
+
+
+def test_no_secret_is_shown_or_in_the_environment_of_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    secrets = Secrets(Secret(SECRET), Secret("short"))
+    assert SECRET not in repr(secrets)
+    monkeypatch.setattr(os, "environ", {"A": SECRET, "B": f"Bearer {SECRET}", "C": " short\n", "D": "shorter", "E": ""})
+    assert environment_without([secrets]) == {"D": "shorter", "E": ""}
+
+
+def test_secrets_that_are_cut_short_are_not_taken() -> None:
+    line = to_line([Secrets(Secret(SECRET), None)])
+    assert from_line(io.BytesIO(line).readline()) == [Secrets(Secret(SECRET), None)]
+    with pytest.raises(ValueError):
+        from_line(line[:20])

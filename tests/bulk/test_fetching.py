@@ -1,0 +1,289 @@
+"""Shards through a fetcher: what is finished, what is left, and when it stops. In virtual time, without threads."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flinks_async import FlinksClient, config
+from flinks_async.bulk.errors import StoreError
+from flinks_async.bulk.fetching import Fetcher
+from flinks_async.bulk.inputs import Token
+from flinks_async.bulk.records import Finished, Shard
+from flinks_async.bulk.rules import Rules
+from flinks_async.bulk.thread import Here
+from flinks_async.secret import Secret
+from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
+from flinks_async.testing.faults import KINDS
+
+OK = {"GetAccountsDetail": [], "RequestId": "r"}
+REFUSED = KINDS["unauthorized"]
+
+
+class Bench:
+    """A fetcher over made-up shards: line n has the token `t-n`."""
+
+    def __init__(
+        self,
+        folder: Path,
+        answer: Any,
+        *,
+        shards: int = 3,
+        size: int = 4,
+        rules: Rules | None = None,
+        secret_is_good: bool = False,
+        store: Callable[[Finished], object] | None = None,
+        only: dict[int, tuple[int, ...]] | None = None,
+    ) -> None:
+        self.folder = folder
+        self.transport = InMemoryTransport({}, default=answer)
+        self.finished: list[Finished] = []
+        self.lines: dict[int, dict[str, Any]] = {}
+        self.loads = iter(self._shards(shards, size, only or {}))
+        self.rules = rules or Rules(concurrency=3)
+        self.secret_is_good = secret_is_good
+        self.store = store or self._keep
+        self.fetcher: Fetcher
+
+    def _shards(self, shards: int, size: int, only: dict[int, tuple[int, ...]]) -> Iterable[tuple[Shard, list[Token]]]:
+        for number in range(shards):
+            first = number * size + 1
+            rows = only.get(number) or tuple(range(first, first + size))
+            tokens = [Token(line, Secret(f"t-{line}"), key=f"k-{line}") for line in rows]
+            yield Shard(number, first, first + size - 1, 0, len(tokens), ""), tokens
+
+    def _keep(self, finished: Finished) -> None:
+        self.finished.append(finished)
+        for line in finished.spool.read_bytes().splitlines():
+            record = json.loads(line)
+            assert record["line"] not in self.lines, "an answer came twice"
+            self.lines[record["line"]] = record
+        finished.spool.unlink()
+
+    async def _take(self, finished: Finished) -> None:
+        self.store(finished)
+
+    async def _load(self) -> Any:
+        item = next(self.loads, None)
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    async def main(self, during: Callable[[Bench], Any] | None = None) -> None:
+        client = FlinksClient(
+            auth_secret="s",
+            transport=self.transport,
+            settings=config.bulk(),
+            clock=VirtualClock(),
+            retry={"attempts": 1},
+        )
+        async with client:
+            self.fetcher = Fetcher(
+                self._load, self._take, {None: client}, b"k" * 16, self.folder, "none", self.rules,
+                secret_is_good=self.secret_is_good, clock=VirtualClock(), writing=Here(),
+            )  # fmt: skip
+            beside = None if during is None else asyncio.ensure_future(during(self))
+            try:
+                await self.fetcher.go()
+            finally:
+                if beside is not None:
+                    beside.cancel()
+
+    def run(self, during: Callable[[Bench], Any] | None = None) -> Bench:
+        run_virtual(self.main(during))
+        assert not list(self.folder.iterdir()), "a spool was left over"
+        return self
+
+    @property
+    def failures(self) -> dict[int, str]:
+        return {failure.line: failure.error for one in self.finished for failure in one.failures}
+
+    @property
+    def left(self) -> list[int]:
+        return [line for one in self.finished for line in one.left]
+
+
+def answers(by_line: Callable[[int], Any]) -> Callable[[Any], Any]:
+    return lambda request: by_line(int(request.token.reveal()[2:]))
+
+
+def test_every_shard_is_finished_once_and_holds_its_rows(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, OK).run()
+    assert sorted(bench.lines) == list(range(1, 13))
+    assert [one.shard.id for one in bench.finished] == [0, 1, 2]
+    assert all(one.written.lines == 4 and not one.left and not one.failures for one in bench.finished)
+    assert bench.lines[7] == {"line": 7, "key": "k-7", "response": OK, "meta": {"status": 200, "attempts": 1}}
+    assert bench.fetcher.stopped is None
+
+
+def test_no_more_than_the_allowed_shards_are_open(tmp_path: Path) -> None:
+    seen = 0
+
+    async def answer(request: Any) -> Any:
+        nonlocal seen
+        line = int(request.token.reveal()[2:])
+        seen = max(seen, (line - 1) // 4)
+        if line in (1, 5):
+            await asyncio.sleep(100)
+            assert seen == 1, "the third shard was begun while two had an open row"
+        return OK
+
+    Bench(tmp_path, answer, rules=Rules(concurrency=4, open_shards=2)).run()
+    assert seen == 2
+
+
+def test_a_body_of_many_lines_becomes_one_line(tmp_path: Path) -> None:
+    body = b'\xef\xbb\xbf{\r\n "GetAccountsDetail" : [ ],\n "RequestId":"a\\nb", "New": 1.50}'
+    bench = Bench(tmp_path, body, shards=1, size=1)
+    raw: list[bytes] = []
+    bench.store = lambda finished: (raw.append(finished.spool.read_bytes()), bench._keep(finished))
+    bench.run()
+    assert raw[0].count(b"\n") == 1
+    assert b'"New":1.50' in raw[0]
+    assert bench.lines[1]["response"]["RequestId"] == "a\nb"
+
+
+def test_failed_tokens_are_told_by_class_and_never_by_token(tmp_path: Path) -> None:
+    fates = {2: KINDS["http_503"], 5: KINDS["bad_request"]}
+    bench = Bench(tmp_path, answers(lambda line: fates.get(line, OK))).run()
+    assert bench.failures == {2: "ServerError", 5: "BadRequestError"}
+    kinds = {failure.line: failure.kind for one in bench.finished for failure in one.failures}
+    assert kinds == {2: "exhausted", 5: "final"}
+    assert all("t-" not in repr(one.failures) for one in bench.finished)
+    assert len(bench.lines) == 10
+    assert (bench.fetcher.tally.fetched, bench.fetcher.tally.failed) == (10, 2)
+
+
+def test_one_dead_token_does_not_stop_a_job(tmp_path: Path) -> None:
+    dead = {3, 4, 5, 6, 9}
+    bench = Bench(tmp_path, answers(lambda line: REFUSED if line in dead else OK), rules=Rules(concurrency=1)).run()
+    assert bench.fetcher.stopped is None
+    assert set(bench.failures) == dead
+    assert not bench.left
+
+
+def test_a_refused_secret_stops_and_its_tokens_are_left_to_the_next_run(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, answers(lambda line: OK if line < 6 else REFUSED), rules=Rules(concurrency=1)).run()
+    assert bench.fetcher.stopped is not None
+    assert bench.fetcher.stopped[0] == "refused"
+    assert "5 different tokens" in bench.fetcher.stopped[1]
+    assert not bench.failures
+    assert sorted(bench.lines) == [1, 2, 3, 4, 5]
+    assert bench.left == [6, 7, 8]  # the third shard was not begun: nothing to finish
+    assert len(bench.transport.requests) == 10
+
+
+def test_a_few_refused_tokens_and_no_success_at_all_mean_a_refused_secret(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, REFUSED, shards=1, size=3).run()
+    assert bench.fetcher.stopped == ("refused", "the AuthSecret is refused (3 different tokens in a row)")
+    assert not bench.finished
+
+
+def test_the_same_when_the_secret_has_worked_before(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, REFUSED, shards=1, size=3, secret_is_good=True).run()
+    assert bench.fetcher.stopped is None
+    assert set(bench.failures) == {1, 2, 3}
+
+
+def test_suspects_do_not_block_a_job_whose_other_tokens_fail(tmp_path: Path) -> None:
+    fate = answers(lambda line: REFUSED if line in (1, 5) else KINDS["bad_request"])
+    bench = Bench(tmp_path, fate, rules=Rules(concurrency=2, open_shards=1)).run()
+    assert set(bench.failures) == set(range(1, 13))
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        (Rules(concurrency=1, max_failures=1), "2 tokens failed, and max_failures is 1"),
+        (Rules(concurrency=1, max_failure_share=0.5), "100 of 100 tokens failed, and max_failures is 50.000% of them"),
+    ],
+)
+def test_too_many_failures_stop(tmp_path: Path, rules: Rules, words: str) -> None:
+    bench = Bench(tmp_path, KINDS["bad_request"], shards=50, rules=rules).run()
+    assert bench.fetcher.stopped == ("stopped", words)
+    assert len(bench.failures) == int(words.split()[0])
+
+
+def test_a_stop_lets_what_is_in_flight_end_and_names_what_is_left(tmp_path: Path) -> None:
+    async def answer(request: Any) -> Any:
+        await asyncio.sleep(10)
+        return OK
+
+    async def stop(bench: Bench) -> None:
+        await asyncio.sleep(15)
+        bench.fetcher.stop("enough")
+
+    bench = Bench(tmp_path, answer, rules=Rules(concurrency=3)).run(stop)
+    assert sorted(bench.lines) == [1, 2, 3, 4, 5, 6]
+    assert bench.left == [7, 8]
+    assert len(bench.transport.requests) == 6
+
+
+def test_what_does_not_end_within_the_drain_is_left(tmp_path: Path) -> None:
+    async def answer(request: Any) -> Any:
+        await asyncio.sleep(1000 if request.token.reveal() == "t-2" else 10)
+        return OK
+
+    async def stop(bench: Bench) -> None:
+        await asyncio.sleep(15)
+        bench.fetcher.stop("enough")
+
+    bench = Bench(tmp_path, answer, rules=Rules(concurrency=3, drain=30)).run(stop)
+    assert sorted(bench.lines) == [1, 3, 4, 5]
+    assert bench.left == [2, 6, 7, 8]
+
+
+def test_a_store_that_fails_ends_it_at_once(tmp_path: Path) -> None:
+    def full(finished: Finished) -> None:
+        finished.spool.unlink()
+        raise StoreError("the disk is full")
+
+    bench = Bench(tmp_path, OK, shards=500, store=full)
+    with pytest.raises(StoreError, match="full"):
+        run_virtual(bench.main())
+    assert len(bench.transport.requests) < 100
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_input_that_fails_ends_it_at_once(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, OK)
+    first = next(bench.loads)
+    bench.loads = iter([first, RuntimeError("gone")])  # type: ignore[list-item]
+    with pytest.raises(RuntimeError, match="gone"):
+        run_virtual(bench.main())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_cancellation_leaves_no_task_and_no_file(tmp_path: Path) -> None:
+    async def answer(request: Any) -> Any:
+        await asyncio.sleep(10)
+        return OK
+
+    async def main() -> None:
+        bench = Bench(tmp_path, answer)
+        before = asyncio.all_tasks()
+        running = asyncio.ensure_future(bench.main())
+        await asyncio.sleep(15)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await asyncio.sleep(0)
+        assert asyncio.all_tasks() == before
+        assert not bench.finished
+
+    run_virtual(main())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_name_without_settings_is_a_failure_that_can_be_retried(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, OK, shards=1, size=1)
+    bench.loads = iter([(Shard(0, 1, 1, 0, 1, ""), [Token(1, Secret("t-1"), instance="acme")])])
+    bench.run()
+    ((failure,),) = (one.failures for one in bench.finished)
+    assert (failure.error, failure.instance) == ("ConfigError", "acme")
+    assert "acme" in failure.message

@@ -1,0 +1,392 @@
+"""A job as users have it: begun, stopped, gone on with, retried, checked, exported, removed."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flinks_async import ClientClosedError, FlinksClient, config
+from flinks_async.bulk import (
+    InputChangedError,
+    InputFile,
+    Job,
+    JobError,
+    JobLockedError,
+    JobMismatchError,
+    JSONLParts,
+    Layout,
+    LedgerError,
+    Result,
+    Rules,
+    export,
+    purge,
+    status,
+    verify,
+)
+from flinks_async.bulk.thread import Here
+from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
+from flinks_async.testing.faults import KINDS
+
+OK = {"GetAccountsDetail": [], "RequestId": "r"}
+ORIGIN = {"": "toolbox-api.private.fin.ag"}
+HERE = (Here(), Here())
+
+
+class Desk:
+    """A folder with a file of tokens `token-1`, ... in a CSV, and what answers them."""
+
+    def __init__(self, folder: Path, tokens: int = 25) -> None:
+        self.path = folder / "tokens.csv"
+        self.directory = folder / "job"
+        self.transport = InMemoryTransport({}, default=OK)
+        self.write([f"token-{number}" for number in range(1, tokens + 1)])
+
+    def write(self, tokens: list[str]) -> None:
+        self.path.write_text("user,token\n" + "".join(f"u-{n},{token}\n" for n, token in enumerate(tokens, 2)))
+
+    def source(self, **layout: Any) -> InputFile:
+        return InputFile(self.path, Layout(**{"column": "token", "key_column": "user", **layout}))
+
+    def job(self, **options: Any) -> Job:
+        return Job.start(self.directory, self.source(), JSONLParts(), ORIGIN, shard_size=10, **options)
+
+    def client(self) -> FlinksClient:
+        clock = VirtualClock()
+        self.transport.closed = False  # by the client of the run before
+        return FlinksClient(
+            auth_secret="s", transport=self.transport, settings=config.bulk(), retry={"attempts": 2}, clock=clock
+        )
+
+    def run(self, job: Job, rules: Rules | None = None, during: Callable[[Job], Any] | None = None) -> Result:
+        async def main() -> Result:
+            async with self.client() as client:
+                running = asyncio.ensure_future(job.run(client, rules, clock=VirtualClock(), worker=HERE))
+                if during is not None:
+                    await during(job)
+                return await running
+
+        return run_virtual(main())
+
+    def complete(self) -> Result:
+        with self.job() as job:
+            return self.run(job)
+
+    @property
+    def answers(self) -> dict[int, dict[str, Any]]:
+        lines = [json.loads(line) for line in export(self.directory)]
+        assert len({line["line"] for line in lines}) == len(lines), "an answer is there twice"
+        return {line["line"]: line for line in lines}
+
+    @property
+    def failed(self) -> dict[int, dict[str, Any]]:
+        lines = (self.directory / "failed.jsonl").read_text().splitlines()
+        return {record["line"]: record for record in map(json.loads, lines)}
+
+
+@pytest.fixture
+def desk(tmp_path: Path) -> Desk:
+    return Desk(tmp_path)
+
+
+def test_a_job_from_beginning_to_end(desk: Desk) -> None:
+    result = desk.complete()
+    assert (result.state, result.reason) == ("complete", "")
+    assert (result.totals.tokens, result.totals.fetched, result.totals.failed) == (25, 25, 0)
+    assert set(desk.answers) == set(range(2, 27))
+    assert desk.answers[9]["key"] == "u-9"
+    assert desk.failed == {}
+    assert verify(desk.directory) == []
+    assert status(desk.directory).totals == result.totals
+    report = json.loads((desk.directory / "report.json").read_text())
+    assert report["outcome"] == {
+        "tokens": 25, "fetched": 25, "failed": 0, "pending": 0, "invalid_lines": 0, "by_kind": {}, "by_error": {},
+    }  # fmt: skip
+    log = (desk.directory / "job.log").read_text()
+    assert "run begins: 25 tokens in 3 shards" in log
+    assert "run over: complete" in log
+
+
+def test_a_job_that_is_over_sends_nothing_more(desk: Desk) -> None:
+    desk.complete()
+    sent = len(desk.transport.requests)
+    assert desk.complete().state == "complete"
+    assert len(desk.transport.requests) == sent
+    assert len(desk.answers) == 25
+
+
+def test_a_job_that_was_stopped_goes_on(desk: Desk) -> None:
+    async def slow(request: Any) -> Any:
+        await asyncio.sleep(1)
+        return OK
+
+    async def stop(job: Job) -> None:
+        await asyncio.sleep(3.5)
+        job.stop("enough")
+
+    desk.transport.default = slow
+    with desk.job() as job:
+        first = desk.run(job, Rules(concurrency=4), stop)
+    assert (first.state, first.reason) == ("stopped", "enough")
+    assert first.totals.fetched == len(desk.transport.requests) == 16
+    assert len(desk.answers) == 16
+    assert desk.complete().state == "complete"
+    assert len(desk.answers) == 25
+    assert len(desk.transport.requests) == 25, "a clean stop repeats no request"
+    assert [run["state"] for run in status(desk.directory).runs] == ["stopped", "complete"]
+
+
+def test_a_run_that_is_cancelled_keeps_what_was_committed(desk: Desk) -> None:
+    async def slow_at_the_end(request: Any) -> Any:
+        await asyncio.sleep(1000 if request.token.reveal() == "token-25" else 1)
+        return OK
+
+    desk.transport.default = slow_at_the_end
+
+    async def main(job: Job) -> None:
+        async with desk.client() as client:
+            running = asyncio.ensure_future(job.run(client, Rules(concurrency=30), clock=VirtualClock(), worker=HERE))
+            while status(desk.directory).totals.shards_done < 2:
+                await asyncio.sleep(0.5)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+
+    with desk.job() as job:
+        run_virtual(main(job))
+    assert status(desk.directory).totals.fetched == 20
+    desk.transport.default = OK
+    desk.complete()
+    assert set(desk.answers) == set(range(2, 27))
+    assert len(desk.transport.requests) == 30
+
+
+def test_failed_tokens_and_their_retry(desk: Desk) -> None:
+    desk.transport.answers["token-3"] = KINDS["http_503"]
+    desk.transport.answers["token-7"] = KINDS["bad_request"]
+    desk.transport.answers["token-20"] = KINDS["http_503"]
+    result = desk.complete()
+    assert (result.state, result.totals.fetched, result.totals.failed) == ("complete", 22, 3)
+    assert {line: record["kind"] for line, record in desk.failed.items()} == {
+        4: "exhausted", 8: "final", 21: "exhausted",
+    }  # fmt: skip
+    assert desk.failed[4]["key"] == "u-4"
+    assert (desk.failed[4]["status"], desk.failed[4]["attempts"]) == (503, 2)
+    del desk.transport.answers["token-3"]
+    with Job.resume(desk.directory) as job:
+        assert job.retry() == 2
+        result = desk.run(job)
+    assert (result.totals.tokens, result.totals.fetched, result.totals.failed) == (25, 23, 2)
+    assert set(desk.failed) == {8, 21}
+    assert desk.transport.sent("token-7") == 1
+    desk.transport.answers.clear()
+    with Job.resume(desk.directory) as job:
+        assert job.retry({"final", "exhausted"}) == 2
+        result = desk.run(job)
+    assert (result.totals.fetched, result.totals.failed) == (25, 0)
+    assert len(desk.answers) == 25
+    assert desk.failed == {}
+    assert verify(desk.directory) == []
+
+
+def test_a_retry_waits_until_every_token_was_tried(desk: Desk) -> None:
+    with desk.job() as job, pytest.raises(JobError, match="25 tokens are still to be fetched"):
+        job.retry()
+
+
+def test_a_token_that_comes_twice_is_fetched_once(desk: Desk) -> None:
+    desk.write(["a-1", "a-2", "a-1", *[f"b-{n}" for n in range(30)], "a-2"])
+    result = desk.complete()
+    assert result.totals.tokens == 32
+    assert desk.transport.sent("a-1") == desk.transport.sent("a-2") == 1
+    duplicates = (desk.directory / "duplicates.jsonl").read_text().splitlines()
+    assert list(map(json.loads, duplicates)) == [{"line": 4, "first": 2}, {"line": 35, "first": 3}]
+
+
+def test_invalid_rows_are_named_by_line(desk: Desk) -> None:
+    desk.write(["a-1", "", "a\x07b", "a-2"])
+    result = desk.complete()
+    assert (result.totals.tokens, result.totals.failures) == (2, {"invalid": 2})
+    assert set(desk.failed) == {3, 4}
+
+
+def test_several_instances(desk: Desk) -> None:
+    desk.path.write_text("token,bank\nt-1,acme\nt-2,zeta\nt-1,zeta\nt-3,other\n")
+    source = InputFile(desk.path, Layout(column="token", instance_column="bank"))
+    other = InMemoryTransport({}, default={**OK, "RequestId": "zeta"})
+
+    async def main(job: Job) -> Result:
+        async with desk.client() as acme, FlinksClient(auth_secret="z", transport=other) as zeta:
+            return await job.run({"acme": acme, "zeta": zeta}, clock=VirtualClock(), worker=HERE)
+
+    with Job.start(desk.directory, source, JSONLParts(), {"acme": "a", "zeta": "z"}) as job:
+        result = run_virtual(main(job))
+    assert (result.totals.fetched, result.totals.failed) == (3, 1)
+    assert (len(desk.transport.requests), len(other.requests)) == (1, 2)
+    assert {line: (record["instance"], record["response"]["RequestId"]) for line, record in desk.answers.items()} == {
+        2: ("acme", "r"), 3: ("zeta", "zeta"), 4: ("zeta", "zeta"),
+    }  # fmt: skip
+    assert desk.failed[5]["instance"] == "other"
+
+
+def test_a_client_that_is_closed_breaks_a_run_off_and_fails_no_token(desk: Desk) -> None:
+    async def main(job: Job) -> None:
+        client = desk.client()
+        await client.close()
+        with pytest.raises(ClientClosedError):
+            await job.run(client, clock=VirtualClock(), worker=HERE)
+
+    with desk.job() as job:
+        run_virtual(main(job))
+        assert job.totals.pending == 25
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_another_job_in_the_same_directory_is_refused_and_told_what_differs(desk: Desk) -> None:
+    desk.job().close()
+    before = (desk.directory / "manifest.json").read_bytes()
+    with pytest.raises(JobMismatchError, match="layout of 'key_column' was 'user' and is None"):
+        Job.start(desk.directory, desk.source(key_column=None), JSONLParts(), ORIGIN)
+    with pytest.raises(JobMismatchError, match="store"):
+        Job.start(desk.directory, desk.source(), JSONLParts("gzip"), ORIGIN)
+    with pytest.raises(JobMismatchError, match=r"origin was 'toolbox-api\.private\.fin\.ag' and is 'evil'"):
+        Job.start(desk.directory, desk.source(), JSONLParts(), {"": "evil"})
+    desk.write(["another"])
+    with pytest.raises(JobMismatchError, match="another content"):
+        desk.job()
+    with pytest.raises(InputChangedError, match="not the file any more"):
+        Job.resume(desk.directory)
+    assert (desk.directory / "manifest.json").read_bytes() == before
+
+
+def test_a_file_of_tokens_that_moved_is_found_by_its_content(desk: Desk) -> None:
+    desk.job().close()
+    moved = desk.path.rename(desk.path.with_name("moved.csv"))
+    with Job.resume(desk.directory, path=moved) as job:
+        assert desk.run(job).state == "complete"
+
+
+def test_a_folder_of_other_things_is_not_touched(desk: Desk) -> None:
+    desk.directory.mkdir()
+    (desk.directory / "holiday.jpg").write_text("x")
+    with pytest.raises(JobMismatchError, match=r"not empty: holiday.jpg"):
+        desk.job()
+    assert os.listdir(desk.directory) == ["holiday.jpg"]
+    for look in (status, verify, purge, Job.resume):
+        with pytest.raises(JobMismatchError, match=r"has no manifest.json"):
+            look(desk.directory)
+
+
+def test_two_processes_cannot_have_the_same_job(desk: Desk) -> None:
+    program = (
+        "import sys; from flinks_async.bulk import *\n"
+        "try: Job.resume(sys.argv[1])\n"
+        "except JobLockedError as error: print(error)"
+    )
+    with desk.job():
+        with pytest.raises(JobLockedError):
+            desk.job()
+        ran = subprocess.run(
+            [sys.executable, "-c", program, desk.directory], capture_output=True, encoding="utf-8", check=True
+        )
+    assert "another process works on the job" in ran.stdout
+    desk.job().close()
+
+
+def test_a_job_without_its_ledger_is_never_begun_anew(desk: Desk) -> None:
+    desk.complete()
+    for file in desk.directory.glob("ledger*"):
+        file.unlink()
+    for again in (desk.job, lambda: Job.resume(desk.directory), lambda: verify(desk.directory)):
+        with pytest.raises(LedgerError, match="missing"):
+            again()
+    assert list((desk.directory / "parts").iterdir())
+
+
+def test_a_ledger_of_another_job_is_refused(desk: Desk, tmp_path: Path) -> None:
+    desk.job().close()
+    other = Desk(tmp_path / "other") if (tmp_path / "other").mkdir() is None else desk
+    other.job().close()
+    (other.directory / "ledger.sqlite").replace(desk.directory / "ledger.sqlite")
+    with pytest.raises(JobMismatchError, match="is not the ledger of"):
+        desk.job()
+
+
+def test_a_broken_manifest_is_refused(desk: Desk) -> None:
+    desk.job().close()
+    (desk.directory / "manifest.json").write_text("{")
+    with pytest.raises(LedgerError, match="broken"):
+        desk.job()
+    (desk.directory / "manifest.json").write_text('{"version": 99}')
+    with pytest.raises(LedgerError, match="newer version"):
+        desk.job()
+
+
+def test_an_input_that_changes_while_it_is_fetched_ends_the_run(desk: Desk) -> None:
+    with desk.job() as job:
+        desk.write([f"other-{number}" for number in range(25)])
+        with pytest.raises(InputChangedError, match="Lines 2 to 11"):
+            desk.run(job)
+    assert desk.transport.requests == []
+
+
+# --- care -------------------------------------------------------------------------------------------------------------
+
+
+def test_verify_finds_a_flipped_bit_and_a_part_that_was_cut_short(desk: Desk) -> None:
+    desk.complete()
+    first, second, third = sorted((desk.directory / "parts").iterdir())
+    data = bytearray(first.read_bytes())
+    data[100] ^= 1
+    first.write_bytes(data)
+    second.write_bytes(second.read_bytes()[:-20])
+    third.unlink()
+    problems = verify(desk.directory)
+    assert [problem.shard for problem in problems] == [0, 1, 2]
+
+
+def test_purge_removes_the_job_and_nothing_else(desk: Desk) -> None:
+    desk.complete()
+    (desk.directory / "notes.txt").write_text("mine")
+    (desk.directory / "parts" / "mine.jsonl").write_text("mine")
+    told = purge(desk.directory)
+    assert any("notes.txt" in line for line in told)
+    assert sorted(str(path.relative_to(desk.directory)) for path in desk.directory.rglob("*")) == [
+        "notes.txt", "parts", "parts/mine.jsonl",
+    ]  # fmt: skip
+    assert desk.path.exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
+def test_everything_is_for_the_owner_only(desk: Desk) -> None:
+    before = os.umask(0)
+    try:
+        desk.transport.answers["token-3"] = KINDS["bad_request"]
+        desk.complete()
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (desk.directory, *desk.directory.rglob("*"))}
+    assert {path.name for path, mode in modes.items() if mode != (0o700 if path.is_dir() else 0o600)} == set()
+
+
+def test_no_token_and_no_secret_is_in_any_file(desk: Desk) -> None:
+    for number in (3, 20):
+        desk.transport.answers[f"token-{number}"] = KINDS["unauthorized"]
+    desk.transport.answers["token-5"] = KINDS["http_503"]
+    desk.write([f"token-{number}" for number in range(1, 26)] + ["token-bad\x07", "token-3"])
+    with desk.job() as job:
+        desk.run(job)
+        for path in desk.directory.rglob("*"):
+            if path.is_file():
+                assert b"token-" not in path.read_bytes().replace(b"token-bearing", b""), path.name
+        assert "token-" not in repr((job, job.manifest, job.totals, job.scanned)).replace(str(desk.path), "")

@@ -1,0 +1,203 @@
+"""The ledger alone: what it remembers, and what it refuses."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from flinks_async.bulk import crash_points
+from flinks_async.bulk.errors import LedgerError, StoreError
+from flinks_async.bulk.ledger import Ledger
+from flinks_async.bulk.records import Commit, Failure, Shard, Written
+
+WRITTEN = Written(8, 100, "ab" * 32)
+
+
+def failure(line: int, kind: str = "exhausted", error: str = "ServerError") -> Failure:
+    return Failure(line, kind, error, "no", key={"a": [1, "x"]}, status=503, attempts=3)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    """Three shards of ten lines; line 12 came before, line 15 is invalid."""
+    ledger = Ledger(tmp_path / "ledger.sqlite", new=True)
+    with ledger.planning() as planner:
+        for number, tokens in enumerate((10, 8, 10)):
+            planner.shard(Shard(number, 10 * number + 1, 10 * number + 10, 370 * number, tokens, f"d{number}"))
+        planner.duplicate(12, 2)
+        planner.invalid(failure(15, "invalid", "InvalidTokenError"))
+        planner.finish({"tokens": 28})
+    return ledger
+
+
+def shards(ledger: Ledger) -> list[Shard]:
+    return list(ledger.pending())
+
+
+def test_a_plan_is_pending_in_the_order_of_the_input(ledger: Ledger) -> None:
+    assert [(shard.id, shard.first, shard.tokens) for shard in shards(ledger)] == [(0, 1, 10), (1, 11, 8), (2, 21, 10)]
+    assert ledger.duplicates(11, 20) == {12}
+    assert ledger.duplicates(13, 20) == set()
+    assert list(ledger.all_duplicates()) == [(12, 2)]
+    totals = ledger.totals()
+    assert (totals.tokens, totals.pending, totals.fetched, totals.failed) == (28, 28, 0, 0)
+    assert totals.failures == {"invalid": 1}
+    assert totals.classes == {}
+
+
+def test_a_plan_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite", new=True)
+    with pytest.raises(RuntimeError), ledger.planning() as planner:
+        planner.shard(Shard(0, 1, 10, 0, 10, "d"))
+        raise RuntimeError
+    assert not shards(ledger)
+    assert ledger.get("plan") is None
+
+
+def test_a_commit_is_remembered_by_another_opening(ledger: Ledger) -> None:
+    first = shards(ledger)[0]
+    ledger.commit(Commit(first, WRITTEN, (failure(3), failure(5, "final"))), run=1, now=7.0)
+    ledger.close()
+    again = Ledger(ledger.path)
+    assert [shard.id for shard in again.pending()] == [1, 2]
+    assert again.receipts() == {0: {}}
+    assert next(iter(again.failures())) == failure(3)
+    totals = again.totals()
+    assert (totals.fetched, totals.failed, totals.pending, totals.shards_done, totals.size) == (8, 2, 18, 1, 100)
+    assert [(commit.shard.id, commit.written) for commit in again.commits()] == [(0, WRITTEN)]
+
+
+def test_what_was_left_becomes_a_shard(ledger: Ledger) -> None:
+    second = shards(ledger)[1]
+    ledger.commit(Commit(second, Written(5, 1, "x"), (), (14, 16, 20)), run=1, now=0.0)
+    (left,) = [shard for shard in ledger.pending() if shard.only]
+    assert (left.id, left.first, left.last, left.tokens, left.only, left.round) == (3, 14, 20, 3, (14, 16, 20), 0)
+    assert [cut.first for cut in ledger.cuts(left)] == [11]
+    assert ledger.totals().tokens == 28
+
+
+def test_a_retry_takes_failures_up_and_counts_them_once(ledger: Ledger) -> None:
+    for shard, failed in zip(shards(ledger), ((3, 5), (13,), (25,)), strict=True):
+        failures = tuple(failure(line, "final" if line == 5 else "exhausted") for line in failed)
+        ledger.commit(Commit(shard, Written(shard.tokens - len(failed), 1, "x"), failures), run=1, now=0.0)
+    assert ledger.totals().pending == 0
+    assert ledger.retry({"exhausted"}, 2) == 3
+    one, two = shards(ledger)
+    assert (one.only, one.round, two.only) == ((3, 13), 1, (25,))
+    assert [cut.first for cut in ledger.cuts(one)] == [1, 11]
+    assert [cut.first for cut in ledger.cuts(two)] == [21]
+    totals = ledger.totals()
+    assert (totals.tokens, totals.failed, totals.pending, totals.retrying) == (28, 4, 3, 3)
+    ledger.commit(Commit(one, Written(1, 1, "x"), (failure(13, "final", "NotFoundError"),)), run=2, now=0.0)
+    totals = ledger.totals()
+    assert (totals.tokens, totals.fetched, totals.failed, totals.pending) == (28, 25, 3, 1)
+    assert [one.line for one in ledger.failures()] == [5, 13, 15, 25]
+
+
+def test_a_retry_that_is_stopped_keeps_the_failures_it_did_not_reach(ledger: Ledger) -> None:
+    for shard in shards(ledger):
+        failed = tuple(failure(shard.first + 2 + number) for number in range(2))
+        ledger.commit(Commit(shard, Written(shard.tokens - 2, 1, "x"), failed), run=1, now=0.0)
+    ledger.retry({"exhausted"}, 100)
+    (shard,) = shards(ledger)
+    assert shard.only is not None
+    ledger.commit(Commit(shard, Written(2, 1, "x"), (), shard.only[2:]), run=2, now=0.0)
+    assert [one.line for one in ledger.failures()] == [13, 14, 15, 23, 24]
+    assert ledger.totals().tokens == 28
+
+
+def test_invalid_rows_are_never_retried(ledger: Ledger) -> None:
+    assert ledger.retry({"exhausted", "final", "invalid"}, 10) == 0
+
+
+@pytest.mark.parametrize("point", ["ledger written", "ledger committed"])
+def test_a_crash_in_a_commit_leaves_all_of_it_or_nothing(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
+    def crash(name: str) -> None:
+        if name == point:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(crash_points, "hook", crash)
+    with pytest.raises(KeyboardInterrupt):
+        ledger.commit(Commit(shards(ledger)[0], WRITTEN, (failure(3),)), run=1, now=0.0)
+    monkeypatch.setattr(crash_points, "hook", None)
+    done = point == "ledger committed"
+    assert ledger.totals().shards_done == done
+    assert len(list(ledger.failures())) == 1 + done
+
+
+def test_it_is_private_and_every_commit_is_synced(ledger: Ledger) -> None:
+    db = ledger._db
+    assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert db.execute("PRAGMA synchronous").fetchone() == (2,)
+    if os.name == "posix":
+        assert {stat.S_IMODE(path.stat().st_mode) for path in ledger.path.parent.iterdir()} == {0o600}
+
+
+def test_many_shards_and_failures_come_in_pages(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite", new=True)
+    with ledger.planning() as planner:
+        for number in range(1000):
+            planner.shard(Shard(number, number + 1, number + 1, 0, 1, ""))
+            planner.invalid(failure(10_000 + number, "invalid"))
+            planner.duplicate(20_000 + number, 1)
+    assert [shard.id for shard in ledger.pending()] == list(range(1000))
+    assert [one.line for one in ledger.failures()] == list(range(10_000, 11_000))
+    assert len(list(ledger.all_duplicates())) == 1000
+
+
+def test_runs_and_samples(ledger: Ledger) -> None:
+    run = ledger.begin_run(10.0)
+    ledger.add_sample(run, 11.0, {"done": 3})
+    ledger.end_run(run, 12.0, "stopped", "why", {"done": 4})
+    killed = ledger.begin_run(13.0)
+    assert [(one["run"], one["ended"], one["state"], one["summary"]) for one in ledger.runs()] == [
+        (run, 12.0, "stopped", {"done": 4}),
+        (killed, None, None, None),
+    ]
+    assert list(ledger.samples()) == [{"run": run, "at": 11.0, "done": 3}]
+
+
+def test_a_missing_ledger_is_never_made_anew(tmp_path: Path) -> None:
+    with pytest.raises(LedgerError, match="missing"):
+        Ledger(tmp_path / "ledger.sqlite")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("damage", ["text", "zeros", "middle"])
+def test_a_broken_ledger_is_refused(ledger: Ledger, damage: str) -> None:
+    ledger.close()
+    data = bytearray(ledger.path.read_bytes())
+    if damage == "text":
+        data[:] = b"not a database" * 100
+    elif damage == "zeros":
+        data[: len(data) // 2] = bytes(len(data) // 2)
+    else:
+        data[4096:] = os.urandom(len(data) - 4096)
+    ledger.path.write_bytes(data)
+    with pytest.raises(LedgerError, match=r"cannot be understood|not a ledger"):
+        Ledger(ledger.path).totals()
+
+
+def test_a_newer_ledger_is_refused(ledger: Ledger) -> None:
+    ledger.close()
+    with sqlite3.connect(ledger.path) as db:
+        db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(LedgerError, match="newer version"):
+        Ledger(ledger.path)
+
+
+def test_a_ledger_that_another_program_holds_is_a_store_error(ledger: Ledger) -> None:
+    ledger._db.execute("PRAGMA busy_timeout = 0")
+    other = sqlite3.connect(ledger.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="locked"):
+        ledger.begin_run(0.0)
+    other.close()
+    assert ledger.begin_run(0.0) == 1

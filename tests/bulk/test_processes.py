@@ -1,0 +1,480 @@
+"""A job in several worker processes: the same output, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flinks_async import ConfigError, FlinksClient, Limits, Pause, config
+from flinks_async.bulk import (
+    Executor,
+    InputChangedError,
+    InputFile,
+    Job,
+    JSONLParts,
+    Layout,
+    Processes,
+    Result,
+    Rules,
+    StoreError,
+    WorkerError,
+    export,
+    status,
+    verify,
+)
+from flinks_async.middleware.rate import GCRA
+from flinks_async.testing import FakeClock, Fault, FlinksServer, InMemoryTransport, Latency
+
+pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="worker processes are found in /proc")
+
+SECRET = "3f2a6f0c-7b0e-4d3a-9a51-0c8d4e5b6a79"
+ONE, TWO = Processes(1), Processes(2)
+
+
+class Desk:
+    """A folder with a file of tokens `token-1`, ... in a CSV, and a server that answers them."""
+
+    def __init__(self, folder: Path, server: FlinksServer) -> None:
+        self.path = folder / "tokens.csv"
+        self.directory = folder / "job"
+        self.server = server
+        self.write(200)
+
+    def write(self, tokens: int, name: str = "token") -> None:
+        self.path.write_text("user,token\n" + "".join(f"u-{n},{name}-{n}\n" for n in range(1, tokens + 1)))
+
+    def job(self, shard_size: int = 10) -> Job:
+        source = InputFile(self.path, Layout(column="token", key_column="user"))
+        return Job.start(self.directory, source, JSONLParts(), {"": "here"}, shard_size=shard_size)
+
+    def client(self, **options: Any) -> FlinksClient:
+        options = {"settings": config.bulk(), "limits": {"concurrency": 8}, **options}
+        return FlinksClient(auth_secret=SECRET, base_url=self.server.base_url, **options)
+
+    async def run(
+        self,
+        executor: Executor | None = None,
+        rules: Rules | None = None,
+        during: Callable[[Job], Any] | None = None,
+        **options: Any,
+    ) -> Result:
+        with self.job() as job:
+            async with self.client(**options) as client:
+                running = asyncio.ensure_future(job.run(client, rules, executor=executor))
+                try:
+                    while job.progress() is None and not running.done():
+                        await asyncio.sleep(0)
+                    if during is not None:
+                        await during(job)
+                    return await running
+                finally:
+                    running.cancel()
+                    with suppress(BaseException):
+                        await running
+                    assert workers() == [], "a worker was left behind"
+                    assert list((self.directory / "spools").iterdir()) == [], "a spool was left behind"
+
+    @property
+    def answers(self) -> dict[int, dict[str, Any]]:
+        lines = [json.loads(line) for line in export(self.directory)]
+        assert len({line["line"] for line in lines}) == len(lines), "an answer is there twice"
+        return {line["line"]: line for line in lines}
+
+    @property
+    def failed(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in (self.directory / "failed.jsonl").read_text().splitlines()]
+
+
+def workers(of: int | None = None) -> list[int]:
+    """The worker processes of a process."""
+    of = of or os.getpid()
+    return [pid for pid, parent, command in _processes() if parent == of and b"executors.worker" in command]
+
+
+def _processes() -> Iterator[tuple[int, int, bytes]]:
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            state, parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:2]
+            if state != "Z":
+                yield int(folder.name), int(parent), (folder / "cmdline").read_bytes()
+
+
+@asynccontextmanager
+async def a_server(**options: Any) -> AsyncIterator[FlinksServer]:
+    async with FlinksServer(auth_secret=SECRET, **options) as server:
+        yield server
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with a_server() as server:
+        yield Desk(tmp_path, server)
+
+
+@pytest.fixture
+async def slow(tmp_path: Path) -> AsyncIterator[Desk]:
+    """Each answer takes 10 ms, so that 200 tokens take a quarter of a second."""
+    async with a_server(latency=Latency.fixed(0.01)) as server:
+        yield Desk(tmp_path, server)
+
+
+# --- the output -------------------------------------------------------------------------------------------------------
+
+
+async def test_two_processes_give_what_one_gives(desk: Desk, tmp_path: Path) -> None:
+    with desk.path.open("a") as file:
+        file.write("u-again,token-7\nu-bad,bad\x07token\n")
+    for token, fault in {"token-20": "bad_request", "token-200": "unauthorized"}.items():
+        desk.server.script(token, [fault] * 2)
+    one = await desk.run()
+    answers, failed, requests = desk.answers, desk.failed, desk.server.stats.per_token.copy()
+    desk.directory = tmp_path / "two"
+    two = await desk.run(TWO)
+    assert (two.state, two.totals.fetched, two.totals.failures) == ("complete", 198, {"final": 2, "invalid": 1})
+    assert two.totals == one.totals
+    assert desk.answers == answers
+    assert [without_fingerprint(row) for row in desk.failed] == [without_fingerprint(row) for row in failed]
+    assert verify(desk.directory) == []
+    assert desk.server.stats.per_token == {token: 2 * count for token, count in requests.items()}
+    progress = two.progress
+    assert (progress.requests, progress.fetched, progress.failed) == (200, 198, 2)
+    assert progress.p50 is not None
+
+
+def without_fingerprint(row: dict[str, Any]) -> dict[str, Any]:
+    """It is keyed by job."""
+    return {name: value for name, value in row.items() if name != "token_fingerprint"}
+
+
+async def test_failed_tokens_are_retried_in_processes(desk: Desk) -> None:
+    for number in range(1, 200, 7):
+        desk.server.script(f"token-{number}", ["bad_request"])
+    assert (await desk.run()).totals.failed == 29
+    with Job.resume(desk.directory) as job:
+        assert job.retry({"final"}) == 29
+        async with desk.client() as client:
+            result = await job.run(client, executor=TWO)
+    assert (result.totals.fetched, result.totals.failed) == (200, 0)
+    assert len(desk.answers) == 200
+
+
+async def test_each_instance_has_its_own_client_in_each_process(desk: Desk, tmp_path: Path) -> None:
+    rows = [(f"t-{number}", "ab"[number % 2]) for number in range(60)]
+    desk.path.write_text("token,bank\n" + "".join(f"{token},{bank}\n" for token, bank in rows))
+    source = InputFile(desk.path, Layout(column="token", instance_column="bank"))
+    async with FlinksServer(seed=1) as other:
+        with Job.start(desk.directory, source, JSONLParts(), {"a": "a", "b": "b"}, shard_size=10) as job:
+            async with desk.client() as a, FlinksClient(auth_secret=other.auth_secret, base_url=other.base_url) as b:
+                result = await job.run({"a": a, "b": b}, executor=TWO)
+        assert result.totals.fetched == 60
+        assert set(desk.server.stats.per_token) == {token for token, bank in rows if bank == "a"}
+        assert set(other.stats.per_token) == {token for token, bank in rows if bank == "b"}
+
+
+# --- deaths -----------------------------------------------------------------------------------------------------------
+
+
+async def test_what_a_killed_worker_had_under_way_is_done_again_and_once_in_the_output(slow: Desk) -> None:
+    async def kill(job: Job) -> None:
+        await slow.server.received(60)
+        first, second = workers()
+        os.kill(first, signal.SIGKILL)
+        for number in (signal.SIGINT, signal.SIGTERM):  # these are the job's business
+            os.kill(second, number)
+
+    result = await slow.run(TWO, Rules(open_shards=4), kill)
+    assert (result.state, result.totals.fetched) == ("complete", 200)
+    assert set(slow.answers) == set(range(2, 202))
+    assert verify(slow.directory) == []
+    assert 200 <= slow.server.stats.requests <= 200 + 3 * 10 + 4, "its two open shards, one ahead, those in flight"
+    assert (slow.directory / "job.log").read_text().count("died by signal SIGKILL") == 1
+    assert result.progress.fetched == 200
+    assert result.progress.requests <= slow.server.stats.requests
+
+
+async def test_workers_that_die_again_and_again_end_the_run_and_another_one_goes_on(slow: Desk) -> None:
+    async def kill(job: Job) -> None:
+        while job.progress() is not None:
+            for pid in workers():
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            await asyncio.sleep(0.01)
+
+    with pytest.raises(WorkerError, match="die again and again, the last one by signal SIGKILL"):
+        await slow.run(Processes(2, restarts=1), during=kill)
+    assert (await slow.run()).state == "complete"
+    assert len(slow.answers) == 200
+
+
+async def test_a_worker_that_dies_last_is_replaced_when_the_others_are_gone(slow: Desk) -> None:
+    """The shard of one slow token is handed out again after the input was exhausted."""
+    slow.server.script("token-200", [Fault(name="late", mode="answer", delay=30.0)])
+
+    async def kill(job: Job) -> None:
+        await slow.server.received(200)
+        while len(workers()) > 1:
+            await asyncio.sleep(0.02)
+        os.kill(workers()[0], signal.SIGKILL)
+
+    assert (await slow.run(TWO, during=kill)).state == "complete"
+    assert len(slow.answers) == 200
+
+
+DRIVER = """
+import asyncio, signal, sys
+from flinks_async import FlinksClient, config
+from flinks_async.bulk import *
+
+async def main(directory, path, base_url):
+    with Job.start(directory, InputFile(path, Layout(column="token", key_column="user")), JSONLParts(), {"": "here"},
+                   shard_size=10) as job:
+        asyncio.get_running_loop().add_signal_handler(signal.SIGINT, job.stop)
+        client = FlinksClient(auth_secret=sys.stdin.readline().strip(), base_url=base_url, settings=config.bulk(),
+                              limits={"concurrency": 8})
+        async with client:
+            print((await job.run(client, executor=Processes(2))).state)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@asynccontextmanager
+async def a_job_elsewhere(desk: Desk) -> AsyncIterator[subprocess.Popen[bytes]]:
+    """A process, leader of its group, that runs the job with two workers."""
+    command = [sys.executable, "-c", DRIVER, desk.directory, desk.path, desk.server.base_url]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write(SECRET.encode() + b"\n")
+        process.stdin.flush()
+        await desk.server.received(60)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+
+
+async def test_workers_end_with_their_parent_and_an_orphan_that_wakes_up_late_does_no_harm(slow: Desk) -> None:
+    async with a_job_elsewhere(slow) as process:
+        quick, late = workers(process.pid)
+        os.kill(late, signal.SIGSTOP)
+        process.kill()
+        process.wait()
+        await asyncio.sleep(0.3)
+        assert quick not in everybody()
+        before, requests = snapshot(slow.directory), slow.server.stats.requests
+        await asyncio.sleep(0.2)
+        assert (snapshot(slow.directory), slow.server.stats.requests) == (before, requests)
+
+        async def wake(job: Job) -> None:
+            os.kill(late, signal.SIGCONT)
+
+        assert (await slow.run(during=wake)).state == "complete"
+        assert late not in everybody()
+    assert set(slow.answers) == set(range(2, 202))
+    assert verify(slow.directory) == []
+
+
+def everybody() -> set[int]:
+    return {pid for pid, _, command in _processes() if b"executors.worker" in command}
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
+    return {str(path): (path.stat().st_size, path.stat().st_mtime_ns) for path in folder.rglob("*")}
+
+
+# --- stops ------------------------------------------------------------------------------------------------------------
+
+
+async def test_ctrl_c_drains_and_no_request_is_repeated_by_the_next_run(slow: Desk) -> None:
+    async with a_job_elsewhere(slow) as process:
+        os.killpg(process.pid, signal.SIGINT)
+        assert await asyncio.to_thread(process.wait, 10) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == b"stopped\n"
+    fetched = status(slow.directory).totals.fetched
+    assert 60 <= fetched < 200
+    assert (await slow.run()).state == "complete"
+    assert set(slow.server.stats.per_token.values()) == {1}
+    assert len(slow.answers) == 200
+
+
+async def test_an_abort_kills_the_workers_and_keeps_what_is_committed(slow: Desk) -> None:
+    async def abort(job: Job) -> None:
+        while job.totals.shards_done < 3:
+            await asyncio.sleep(0.01)
+        raise asyncio.CancelledError
+
+    with pytest.raises(asyncio.CancelledError):
+        await slow.run(ONE, during=abort)
+    assert status(slow.directory).totals.fetched >= 30
+    assert (await slow.run()).state == "complete"
+    assert len(slow.answers) == 200
+
+
+async def test_a_refused_secret_in_one_stops_all(slow: Desk) -> None:
+    slow.server.auth_secret = "another"
+    result = await slow.run(TWO)
+    assert result.state == "refused"
+    assert "the AuthSecret is refused" in result.reason
+    assert result.totals.pending == 200
+    assert slow.server.stats.requests < 100
+
+
+async def test_the_rules_hold_for_all_together(slow: Desk) -> None:
+    slow.server.script_all(["bad_request"] * 200)
+    result = await slow.run(TWO, Rules(max_failures=20))
+    assert result.state == "stopped"
+    assert "tokens failed, and max_failures is 20" in result.reason
+    assert 20 < result.totals.failed < 200
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+async def test_an_input_that_changed_ends_the_run_as_in_one_process(desk: Desk) -> None:
+    async def change(job: Job) -> None:
+        desk.write(200, "other")
+
+    with pytest.raises(InputChangedError, match="file of tokens"):
+        await desk.run(ONE, during=change)
+    assert not desk.server.stats.requests
+
+
+async def test_a_disk_that_cannot_be_written_ends_the_run_as_in_one_process(slow: Desk) -> None:
+    async def remove(job: Job) -> None:
+        spools = slow.directory / "spools"
+        while not list(spools.iterdir()):
+            await asyncio.sleep(0.01)
+        for folder in spools.iterdir():
+            shutil.rmtree(folder)
+
+    with pytest.raises(StoreError, match=r"spools/worker-\w+/\d+.spool cannot be written: No such file or directory"):
+        await slow.run(ONE, during=remove)
+
+
+async def test_a_store_that_fails_ends_all(slow: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> Any:
+        raise StoreError("the disk is full")
+
+    monkeypatch.setattr(JSONLParts, "put", full)
+    with pytest.raises(StoreError, match="the disk is full"):
+        await slow.run(ONE)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"middleware": [lambda request, call_next: call_next(request)]}, "middleware"),
+        ({"observers": [print], "clock": FakeClock()}, "observers, clock"),
+        ({"transport": InMemoryTransport({})}, "transport"),
+        ({"limits": Limits(rate_limiter=GCRA(1.0))}, "limits.rate_limiter"),
+        ({"auth_secret": asyncio.sleep}, "auth_secret as a function"),
+    ],
+)
+async def test_what_cannot_be_sent_to_another_process_is_named(desk: Desk, options: dict[str, Any], named: str) -> None:
+    with desk.job() as job:
+        async with FlinksClient(**{"auth_secret": SECRET, **options}) as client:
+            with pytest.raises(ConfigError, match=f"cannot have these of yours: {named}"):
+                await job.run(client, executor=TWO)
+
+
+async def test_more_processes_than_requests_at_once_are_refused(desk: Desk) -> None:
+    with pytest.raises(ConfigError, match="9 processes need a concurrency of at least 9 in all, not 8"):
+        await desk.run(Processes(9))
+    for wrong in (0, True, "2"):
+        with pytest.raises(ConfigError, match="at least 1"):
+            Processes(wrong)  # type: ignore[arg-type]
+
+
+# --- what they share --------------------------------------------------------------------------------------------------
+
+
+class Watch:
+    """When requests came, and what to answer."""
+
+    def __init__(self, faults: dict[int, Fault] | None = None) -> None:
+        self.times: list[float] = []
+        self.faults = faults or {}
+
+    def for_request(self, token: str, number: int) -> Fault | None:
+        self.times.append(time.monotonic())
+        return self.faults.get(len(self.times))
+
+
+async def test_the_rate_is_one_for_all(tmp_path: Path) -> None:
+    watch = Watch()
+    async with a_server(faults=watch) as server:
+        desk = Desk(tmp_path, server)
+        desk.write(100)
+        await desk.run(TWO, limits={"rate": 150.0, "burst": 1, "concurrency": 8})
+        assert server.stats.connections > 1
+    times = watch.times
+    assert len(times) == 100
+    assert times[-1] - times[0] > 0.95 * 99 / 150
+    assert max(sum(start <= at < start + 0.2 for at in times) for start in times) <= 0.2 * 150 * 1.3 + 1
+
+
+async def test_a_pause_for_one_is_a_pause_for_all(tmp_path: Path) -> None:
+    watch = Watch({40: Fault.reply(429, {}, retry_after=0.4)})
+    async with a_server(faults=watch, latency=Latency.fixed(0.02)) as server:
+        desk = Desk(tmp_path, server)
+        desk.write(100)
+        seen = 0.0
+
+        async def look(job: Job) -> None:
+            nonlocal seen
+            while (progress := job.progress()) is not None:
+                seen = max(seen, progress.held_back)
+                await asyncio.sleep(0.02)
+
+        result = await desk.run(TWO, during=look, limits={"concurrency": 8, "pause": Pause(ramp=0.6)})
+    throttled = watch.times[39]
+    assert [at for at in watch.times if throttled + 0.1 < at < throttled + 0.4] == []
+    after = [at for at in watch.times if throttled + 0.4 <= at < throttled + 0.6]
+    assert len(after) < 20, "they came back at once"
+    assert len(watch.times) == 101
+    assert result.progress.throttled == 1
+    assert seen > 0.2
+
+
+# --- secrets ----------------------------------------------------------------------------------------------------------
+
+
+async def test_no_secret_can_be_seen_from_outside(slow: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLINKS_AUTH_SECRET", SECRET)
+    monkeypatch.setenv("HEADER", f"Bearer {SECRET}")
+    monkeypatch.setenv("OTHER", "stays")
+    found: dict[str, bytes] = {}
+
+    async def look(job: Job) -> None:
+        await slow.server.received(60)
+        for pid in workers():
+            for name in ("cmdline", "environ"):
+                found[f"{pid} {name}"] = Path(f"/proc/{pid}/{name}").read_bytes()
+        for path in slow.directory.rglob("*"):
+            with suppress(OSError):
+                found[str(path)] = path.read_bytes() if path.is_file() else b""
+
+    await slow.run(ONE, during=look)
+    assert len([name for name in found if name.endswith("environ")]) == 1
+    assert any(".spool" in name or "parts/" in name for name in found)
+    for name, data in found.items():
+        assert SECRET.encode() not in data, name
+        assert b"token-" not in data.replace(b"token-bearing", b""), name
+        assert not name.endswith("environ") or b"OTHER=stays" in data

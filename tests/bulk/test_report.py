@@ -1,0 +1,455 @@
+"""The report of a job as a page: what it says, what it must not say, and that it stays small."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import sqlite3
+import stat
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flinks_async import ConfigError
+from flinks_async.bulk import purge
+from flinks_async.bulk.errors import JobError, JobMismatchError, StoreError
+from flinks_async.bulk.layout import LEDGER, MANIFEST
+from flinks_async.bulk.ledger import Ledger
+from flinks_async.bulk.manifest import Manifest
+from flinks_async.bulk.outcome import report_of
+from flinks_async.bulk.report import json_report, words, write_report
+from flinks_async.bulk.report.facts import gather
+from flinks_async.bulk.report.findings import findings, tiles, verdict
+from flinks_async.bulk.report.intervals import intervals
+from flinks_async.bulk.report.page import page
+from flinks_async.bulk.report.thinning import thin
+from flinks_async.bulk.report.ticks import time_ticks
+from flinks_async.bulk.report.timeline import Timeline, timeline
+
+from ..cli_support import cli
+from .made_up_job import EVENING, FINGERPRINT, KEY, MESSAGE, PATH, a_night, commit, failure, make_job, progress
+
+HOSTILE = "</style></title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}$x^2$\x00\u202e"
+
+
+@pytest.fixture(scope="module")
+def night(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("night")
+    a_night(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def night_text(night: Path) -> str:
+    return page_of(night)
+
+
+def page_of(folder: Path) -> str:
+    return write_report(folder).read_text(encoding="utf-8")
+
+
+def headline(folder: Path) -> str:
+    return verdict(gather(folder)).title
+
+
+class Page(HTMLParser):
+    """The elements and the texts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.open: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+    @property
+    def text(self) -> str:
+        return re.sub(r"\s+", " ", " ".join(self.texts))
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+
+def test_the_first_thing_is_whether_all_have_arrived(night: Path) -> None:
+    said = verdict(gather(night))
+    outcome = gather(night).json["outcome"]
+    assert said.title == f"Finished: {outcome['fetched']:,} of 600,000 tokens have arrived."
+    again, final = (outcome["by_kind"][kind] for kind in ("exhausted", "final"))
+    assert [(step.text, step.command) for step in said.next] == [
+        (f"{again:,} tokens can be tried again:", "flinks-async retry DIR"),
+        (f"{final:,} tokens will not arrive; which ones is in", "failed.jsonl"),
+    ]
+    shown = [tile.value for tile in tiles(gather(night))]
+    assert shown[:4] == [f"{outcome['fetched']:,}", f"{again:,}", f"{final:,}", "0"]
+
+
+def test_what_took_the_time(night: Path) -> None:
+    found = {finding.name: f"{finding.value} {finding.note}" for finding in findings(gather(night))}
+    # The outage is from minute 45 to 57, and the job was stopped from minute 70 to hour 8.4.
+    assert re.match(r"about 1[2-5] min .* the longest about 12 min, at 2026-11-23 23:1[45]", found["Pauses"])
+    assert found["Time between runs"].startswith("7 h 14 min between 2 runs; 1 run broken off")
+    assert "worst 1" in found["Response time"]
+    assert "the limit, which was 20 to 200" in found["Requests at once"].replace("at ", "")
+
+
+def test_every_plot_and_every_table_is_there(night_text: str) -> None:
+    found = Page(night_text)
+    figures = [attrs["id"] for tag, attrs in found.tags if tag == "figure"]
+    assert figures == [
+        f"plot-{name}" for name in ("failures", "progress", "throughput", "times", "concurrency", "trouble", "parts")
+    ]
+    images = [attrs for tag, attrs in found.tags if tag == "svg"]
+    ids = [attrs["id"] for _, attrs in found.tags if attrs.get("id")]
+    assert len(images) == 16  # seven and the outcome, each wide and narrow
+    for image in images:
+        assert image["role"] == "img"
+        assert all(name in ids for name in (image["aria-labelledby"] or "").split())
+    assert len(ids) == len(set(ids))
+    used = {
+        name
+        for _, attrs in found.tags
+        for value in attrs.values()
+        for name in re.findall(r"url\(#(.*?)\)", value or "")
+    }
+    used |= {(attrs.get("href") or "#")[1:] for tag, attrs in found.tags if tag == "use"}
+    assert used <= set(ids)
+    for word in (
+        "NotFoundError",
+        "SESSION_EXPIRED",
+        "broken off",
+        "complete",
+        "jsonl-parts",
+        "All 240 parts",
+        "7 h 14 min",
+    ):
+        assert word in found.text
+
+
+def test_the_page_needs_nothing_else(night_text: str) -> None:
+    text = night_text
+    found = Page(text)
+    assert not re.findall(r"https?://", text)
+    assert "script" not in {tag for tag, _ in found.tags}
+    assert {(attrs.get("href") or "#")[0] for _, attrs in found.tags if "href" in attrs} == {"#", "d"}  # d: data:,
+    assert not any("src" in attrs for _, attrs in found.tags)
+    assert "default-src 'none'" in text
+    assert len(text) < 500_000
+
+
+def test_nothing_of_a_person_is_in_it(night: Path, night_text: str) -> None:
+    text = night_text + json_report(night).decode()
+    ledger = Ledger(night / LEDGER)
+    one = next(ledger.failures())
+    ledger.close()
+    assert (one.message, one.key, one.token_fingerprint) == (MESSAGE, KEY, FINGERPRINT)
+    assert "canary" not in text.lower()
+    assert "alice" not in text
+    assert Manifest.load(night / MANIFEST).path == PATH
+
+
+@pytest.mark.parametrize("light", [True, False])
+def test_colours_have_contrast(light: bool) -> None:
+    style = (Path(sys.modules["flinks_async.bulk.report"].__file__ or "").parent / "templates" / "page.css").read_text()
+    themes = re.findall(r":root \{(.*?)\}", style, re.DOTALL)
+    colours = dict(re.findall(r"--(\w+): (#[0-9a-f]{6})", themes[0 if light else 1]))
+    for text in ("ink", "soft", "one"):
+        for background in ("page", "panel"):
+            assert contrast(colours[text], colours[background]) >= 4.5
+    for shape in ("one", "two", "good", "again", "final", "waiting", "pause"):
+        assert contrast(colours[shape], colours["page"]) >= 3
+    assert contrast(colours["ink"], colours["gap"]) >= 4.5
+
+
+def contrast(one: str, other: str) -> float:
+    """As WCAG 2.2 defines it."""
+    bright, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+# --- jobs of all kinds ------------------------------------------------------------------------------------------------
+
+
+def test_a_job_without_tokens(tmp_path: Path) -> None:
+    make_job(tmp_path).close()
+    assert headline(tmp_path) == "Finished: there was no token to fetch."
+    assert "There are no samples" in page_of(tmp_path)
+
+
+def test_a_job_that_has_not_run(tmp_path: Path) -> None:
+    make_job(tmp_path, tokens=2500).close()
+    assert headline(tmp_path) == "Not finished: 0 of 2,500 tokens have arrived."
+    text = Page(page_of(tmp_path)).text
+    assert "2,500 tokens still to be fetched: run the job again" in text
+    assert "There is no part yet" in text
+
+
+def test_a_job_in_which_all_failed(tmp_path: Path) -> None:
+    ledger = make_job(tmp_path, tokens=20, shard_size=10)
+    run = ledger.begin_run(EVENING)
+    for shard in list(ledger.pending()):
+        commit(ledger, shard, *(failure(line) for line in range(shard.first, shard.last + 1)))
+    last = progress(total=20, failed=20, requests=60, retries=40, seconds=3.0)
+    ledger.add_sample(run, EVENING + 3, last)
+    ledger.end_run(run, EVENING + 3, "complete", "", last)
+    ledger.close()
+    assert headline(tmp_path) == "Finished: 0 of 20 tokens have arrived."
+    assert "100 %" in page_of(tmp_path)
+
+
+def test_a_job_of_which_all_has_arrived(tmp_path: Path) -> None:
+    ledger = make_job(tmp_path, tokens=1)
+    commit(ledger, next(ledger.pending()))
+    ledger.close()
+    said = verdict(gather(tmp_path))
+    assert (said.state, said.title, said.next) == ("good", "Finished: all tokens have arrived, 1 in all.", ())
+
+
+def test_a_refused_secret_comes_first(tmp_path: Path) -> None:
+    ledger = make_job(tmp_path, tokens=20)
+    ledger.end_run(ledger.begin_run(EVENING), EVENING + 2, "refused", "the AuthSecret is refused", {})
+    ledger.close()
+    said = verdict(gather(tmp_path))
+    assert said.title == "Stopped, since the AuthSecret was refused: 0 of 20 tokens have arrived."
+    assert said.next[0].text.startswith("Give the right AuthSecret")
+    assert "AuthSecret refused: the AuthSecret is refused" in Page(page_of(tmp_path)).text
+
+
+def test_runs_that_were_killed_before_their_first_sample(tmp_path: Path) -> None:
+    ledger = make_job(tmp_path, tokens=20)
+    for start in (0, 60, 30):  # and a clock that was put back
+        ledger.begin_run(EVENING + start)
+    ledger.close()
+    text = Page(page_of(tmp_path)).text
+    assert text.count("broken off") == 3
+    assert "no end: broken off, or still running" in text
+
+
+def test_odd_samples(tmp_path: Path) -> None:
+    ledger = make_job(tmp_path, tokens=20)
+    run = ledger.begin_run(EVENING)
+    odd: list[dict[str, Any]] = [
+        {},
+        {"seconds": 10.0},
+        progress(seconds=20.0, p50=None, p95=0.3, limit=0),
+        progress(seconds=20.0),
+        progress(seconds=15.0),
+        progress(seconds=30.0, requests=5, rate=1e12, p50=0.0001, p95=4000.0),
+        {"seconds": 40.0, "requests": "many", "p50": True, "rate": None, "in_flight": -3},
+        progress(seconds=50.0, requests=2),
+    ]
+    for number, sample in enumerate(odd):
+        ledger.add_sample(run, EVENING + number, sample)
+    ledger.close()
+    page_of(tmp_path)
+    found = list(gather(tmp_path).intervals)
+    assert [interval.end for interval in found] == [10, 20, 30, 40, 50]
+    assert [interval.requests for interval in found] == [0, 0, 5, 0, 2]
+
+
+def test_not_a_number_is_zero() -> None:
+    (one,) = intervals([{"run": 1, "seconds": 1.0, "rate": math.nan, "limit": math.inf}])
+    assert (one.rate, one.limit) == (0, 0)
+
+
+def test_a_job_whose_input_was_not_read_through(tmp_path: Path) -> None:
+    make_job(tmp_path).close()
+    db = sqlite3.connect(tmp_path / LEDGER)
+    with db:
+        db.execute("DELETE FROM meta")
+    db.close()
+    with pytest.raises(JobError, match="nothing to report"):
+        write_report(tmp_path)
+
+
+def test_hostile_names_are_only_text(tmp_path: Path) -> None:
+    store = {"kind": HOSTILE, HOSTILE: HOSTILE, "list": [HOSTILE]}
+    ledger = make_job(tmp_path, tokens=20, store=store, origin=HOSTILE)
+    bad = failure(2, HOSTILE, HOSTILE, HOSTILE)
+    commit(ledger, next(ledger.pending()), bad)
+    ledger.end_run(ledger.begin_run(EVENING), EVENING + 1, HOSTILE, HOSTILE, {})
+    ledger.close()
+    found = Page(page_of(tmp_path))
+    assert not {tag for tag, _ in found.tags} & {"script", "img", "iframe", "object"}
+    assert not [name for _, attrs in found.tags for name in attrs if name.startswith("on")]
+    assert found.text.count("<script>alert(1)</script>") >= 7
+    assert "{{7*7}}" in found.text
+
+
+# --- a week -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_week_is_thinned_out(tmp_path: Path) -> None:
+    ledger = make_job(tmp_path, tokens=2_000_000, shard_size=400)
+    run = ledger.begin_run(EVENING)
+    for shard in list(ledger.pending())[:3]:
+        commit(ledger, shard)
+    ledger.close()
+    samples = (
+        (
+            run,
+            EVENING + 10 * n,
+            json.dumps(progress(seconds=10.0 * n, p50=0.2, p95=9.0 if n == 31_337 else 0.5)).encode(),
+        )
+        for n in range(1, 60_001)
+    )
+    db = sqlite3.connect(tmp_path / LEDGER)
+    with db:
+        db.executemany("INSERT INTO samples VALUES (?, ?, ?)", samples)
+        db.execute(
+            "UPDATE shards SET done_at = 1, lines = 400, size = id * 1000, sha256 = hex(randomblob(32)), receipt = x'7b7d'"
+        )
+    db.close()
+    facts = gather(tmp_path)
+    points = thin(facts.intervals, facts.timeline, 200)
+    assert len(points) == 200
+    assert max(point.p95.high for point in points if point.p95) == 9.0
+    assert sum(point.end - point.start for point in points) == pytest.approx(600_000)
+    text = page(facts, EVENING)
+    assert len(text) < 900_000
+    assert "The first 1,000 parts" in text
+
+
+# --- its parts --------------------------------------------------------------------------------------------------------
+
+
+def runs(*times: tuple[float, float | None]) -> list[dict[str, Any]]:
+    return [{"run": n, "started": start, "ended": end} for n, (start, end) in enumerate(times, start=1)]
+
+
+def test_a_night_between_runs_is_a_narrow_gap() -> None:
+    line = timeline(runs((0, 1000), (30_000, 31_000)), {1: 1000.0, 2: 1000.0})
+    (gap,) = line.gaps
+    assert (gap.at, gap.width, gap.seconds) == (1000, 80, 29_000)
+    assert (line.running, line.between, line.length) == (2000, 29_000, 2080)
+    assert line.time_at(500) == 500
+    assert line.time_at(1580) == 30_500
+
+
+def test_a_short_time_between_runs_is_to_scale() -> None:
+    line = timeline(runs((0, 1000), (1005, 2005)), {1: 1000.0, 2: 1000.0})
+    assert (line.gaps[0].width, line.length) == (5, 2005)
+
+
+def test_gaps_never_fill_the_axis() -> None:
+    line = timeline(runs(*((n * 10_000.0, n * 10_000.0 + 10) for n in range(100))), {})
+    assert sum(gap.width for gap in line.gaps) <= 0.31 * line.running
+
+
+def test_a_clock_that_was_put_back_makes_no_gap() -> None:
+    line = timeline(runs((1000, None), (500, 600)), {1: 50.0})
+    assert not line.gaps
+    assert [(s.at, s.seconds) for s in line.segments] == [(0, 50), (50, 100)]
+
+
+def test_ticks_are_round_times_in_runs() -> None:
+    line = timeline(runs((EVENING + 120, None), (EVENING + 36_000, None)), {1: 3600.0, 2: 3600.0})
+    ticks = time_ticks(line, 7)
+    assert [label for _, label in ticks] == ["23:00\nNov 23", "23:30", "09:00\nNov 24", "09:30"]
+    assert all(0 <= place <= line.length for place, _ in ticks)
+    assert time_ticks(Timeline(), 7) == []
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "said"),
+    [(0, 9, "0 %"), (9, 9, "100 %"), (0, 0, "\N{EN DASH}"), (1, 10**6, "< 0.01 %"), (10**6 - 1, 10**6, "> 99.99 %"),
+     (1, 3, "33.3 %"), (995, 1000, "99.50 %")],
+)  # fmt: skip
+def test_percent(part: int, whole: int, said: str) -> None:
+    assert words.percent(part, whole) == said
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [(0, "0 s"), (0.0123, "12.3 ms"), (1.254, "1.25 s"), (59.6, "1 min"), (200, "3 min 20 s"), (7200, "2 h"),
+     (22_320, "6 h 12 min"), (183_600, "2 d 3 h")],
+)  # fmt: skip
+def test_duration(seconds: float, said: str) -> None:
+    assert words.duration(seconds) == said
+
+
+def test_times_that_no_calendar_has() -> None:
+    assert words.moment(1e20) == words.moment(math.nan) == words.moment(words.since_1970("once")) == words.NONE
+
+
+# --- the file ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_is_its_owners_and_purge_removes_it(tmp_path: Path) -> None:
+    make_job(tmp_path).close()
+    path = write_report(tmp_path)
+    assert path == tmp_path / "report.html"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert "report.html" in purge(tmp_path)
+    assert not path.exists()
+
+
+def test_it_may_be_written_somewhere_else(tmp_path: Path) -> None:
+    job, out = tmp_path / "job", tmp_path / "page.html"
+    job.mkdir()
+    make_job(job).close()
+    assert write_report(job, out) == out
+    assert not (job / "report.html").exists()
+    with pytest.raises(StoreError, match="cannot be written"):
+        write_report(job, tmp_path / "nowhere" / "page.html")
+
+
+def test_a_directory_without_a_job(tmp_path: Path) -> None:
+    with pytest.raises(JobMismatchError, match="not the directory of a job"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("library", ["matplotlib", "jinja2"])
+def test_a_library_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    make_job(tmp_path).close()
+    for name in [name for name in sys.modules if name.startswith(("flinks_async.bulk.report.", f"{library}."))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, library, None)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=rf"needs {library}: pip install 'flinks-async\[report\]'"):
+        write_report(tmp_path)
+    assert json.loads(json_report(tmp_path))
+
+
+async def test_the_command(night: Path, tmp_path: Path) -> None:
+    out = tmp_path / "page.html"
+    done = await cli("report", night, "--out", out)
+    assert (done.exit_code, done.stderr) == (0, f"The report is in {out}\n")
+    assert out.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+async def test_the_command_prints_json(night: Path) -> None:
+    done = await cli("report", night, "--json")
+    facts = gather(night)
+    ledger = Ledger(night / LEDGER)
+    assert json.loads(done.stdout) == report_of(facts.manifest, ledger, facts.scanned)
+    ledger.close()
+
+
+async def test_json_goes_to_standard_output_only(night: Path) -> None:
+    done = await cli("report", night, "--json", "--out", "x")
+    assert done.exit_code == 2
+    assert "give one of them" in done.stderr

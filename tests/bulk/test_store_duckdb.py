@@ -1,0 +1,78 @@
+"""DuckDB: tables of a database."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+from subprocess import PIPE
+from typing import Any
+
+import pytest
+
+duckdb = pytest.importorskip("duckdb")
+pytest.importorskip("pyarrow")
+
+from flinks_async.bulk.errors import StoreError  # noqa: E402
+from flinks_async.bulk.stores import Store  # noqa: E402
+from flinks_async.bulk.stores.duckdb import DuckDBStore  # noqa: E402
+
+from .database_contract import DatabaseContract, body  # noqa: E402
+from .store_contract import Bench, expected  # noqa: E402
+
+
+@pytest.fixture
+def tmp_path(memory_path: Path) -> Path:
+    return memory_path
+
+
+class TestDuckDB(DatabaseContract):
+    os_calls = ("fsync",)
+
+    def make(self, folder: Path) -> Store:
+        return DuckDBStore()
+
+    def shared(self, folder: Path) -> Store:
+        return DuckDBStore(folder / "answers.duckdb")
+
+    def query(self, folder: Path, sql: str) -> list[dict[str, Any]]:
+        with closing(duckdb.connect(str(folder / "answers.duckdb"))) as db:
+            cursor = db.execute(sql)
+            return [dict(zip((d[0] for d in cursor.description), row, strict=True)) for row in cursor.fetchall()]
+
+    def test_an_amount_that_does_not_fit_is_refused_and_not_rounded(self, bench: Bench) -> None:
+        bench.start()
+        place = r"line 1 of the input, GetAccountsDetail\[0\].Accounts\[0\].Transactions\[0\].Debit: "
+        with pytest.raises(StoreError, match=place) as raised:
+            bench.put(0, {2: body(), 1: body(Debit=1).replace(b": 1}", b": 123456789012345678901.5}")})
+        assert "5678901" not in str(raised.value)
+        assert self.read(bench) == {}
+
+    def test_files_are_the_owners_alone(self, bench: Bench) -> None:
+        bench.start().put_missing(0)
+        modes = {path.name: path.stat().st_mode & 0o777 for path in bench.folder.glob("answers*")}
+        assert modes == {"answers.duckdb": 0o600, "answers.duckdb.wal": 0o600}
+
+    def test_a_process_that_is_killed_after_a_shard_leaves_it_and_lets_nobody_in_before(self, bench: Bench) -> None:
+        program = (
+            "import sys; from pathlib import Path\n"
+            "from flinks_async.bulk.stores.duckdb import DuckDBStore\n"
+            "from tests.bulk.store_contract import Bench\n"
+            f"bench = Bench(Path({str(bench.folder)!r}), DuckDBStore).start(); bench.put(0); print('put', flush=True); sys.stdin.read()"
+        )
+        command = [sys.executable, "-c", program]
+        with subprocess.Popen(command, stdin=PIPE, stdout=PIPE, cwd=Path(__file__).parents[2]) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"put\n"
+            with pytest.raises(StoreError, match="lock"):
+                bench.start()
+            process.kill()
+        bench.start().put_missing(1)
+        assert sorted(bench.commits) == [0, 1]
+        assert self.read(bench) == expected(0, 1)
+
+    def test_something_else_than_a_database(self, bench: Bench) -> None:
+        (bench.folder / "answers.duckdb").write_bytes(b"something else" * 1000)
+        with pytest.raises(StoreError, match="not a valid DuckDB database"):
+            bench.start()

@@ -1,0 +1,181 @@
+"""Parquet: one file for each table and shard."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import evolve
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
+
+from flinks_async.bulk.errors import StoreError  # noqa: E402
+from flinks_async.bulk.stores import Store, parquet  # noqa: E402
+from flinks_async.bulk.stores.parquet import ParquetStore  # noqa: E402
+from flinks_async.bulk.stores.rows import TABLES  # noqa: E402
+from flinks_async.errors import ConfigError  # noqa: E402
+from flinks_async.testing.data import expected_body  # noqa: E402
+
+from .database_contract import body  # noqa: E402
+from .store_contract import (  # noqa: E402
+    JOB,
+    OTHER_JOB,
+    Bench,
+    StoreContract,
+    Summaries,
+    append,
+    flip,
+    snapshot,
+    truncate,
+)
+from .tables_support import summaries  # noqa: E402
+
+
+@pytest.fixture
+def tmp_path(memory_path: Path) -> Path:
+    return memory_path
+
+
+class TestParquet(StoreContract):
+    def make(self, folder: Path) -> Store:
+        return ParquetStore()
+
+    def read(self, bench: Bench) -> Summaries:
+        tables = {name: pq.read_table(bench.place.parts / name) for name in ("fetches", "transactions")}
+        return summaries(tables["fetches"].to_pylist(), tables["transactions"].to_pylist())
+
+    def damages(self, bench: Bench) -> Mapping[str, Callable[[], object]]:
+        damages: dict[str, Callable[[], object]] = {}
+        for path in sorted(bench.place.parts.glob("*/000001-*.parquet")):
+            name = path.parent.name
+            damages[f"a bit of {name}"] = partial(flip, path)
+            damages[f"no {name}"] = path.unlink
+        damages["a cut"] = partial(truncate, path)
+        damages["an addition"] = partial(append, path)
+        damages["a file too many"] = partial(shutil.copy, path, path.with_name(path.name.replace("000001", "000007")))
+        return damages
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path / "job", ParquetStore)
+
+
+def test_types_do_not_depend_on_the_data(bench: Bench) -> None:
+    bench.start().put_missing(0, 2)
+    for table in TABLES:
+        full, empty = (pq.read_schema(path) for path in sorted((bench.place.parts / table.name).iterdir()))
+        assert full.equals(empty, check_metadata=True)
+        assert full.names == list(table.names)
+    schema = pq.read_schema(next((bench.place.parts / "transactions").iterdir()))
+    assert schema.field("line").type == pa.int64()
+    assert schema.field("credit").type == pa.decimal128(38, 18)
+    assert schema.field("date").type == pa.date32()
+    assert schema.metadata[b"flinks_async.job"] == JOB.encode()
+    assert schema.metadata[b"flinks_async.version"] == b"1"
+    accounts = pq.read_schema(next((bench.place.parts / "accounts").iterdir()))
+    assert accounts.field("last_refresh").type == pa.timestamp("us", "UTC")
+
+
+def test_a_value_that_does_not_fit_is_refused_and_nothing_is_left(bench: Bench) -> None:
+    bench.start()
+    before = snapshot(bench.place.parts)
+    answer = body(Debit=1).replace(b": 1}", b": 1e-19}")
+    place = r"line 5 of the input, GetAccountsDetail\[0\].Accounts\[0\].Transactions\[0\].Debit: .*decimal128\(38, 18\)"
+    with pytest.raises(StoreError, match=place):
+        bench.put(0, {4: body(), 5: answer})
+    assert snapshot(bench.place.parts) == before == {}
+
+
+def test_a_spool_that_lacks_answers_is_refused(bench: Bench) -> None:
+    bench.start()
+    commit, path = bench.handed(0)
+    with pytest.raises(StoreError, match="has 3 answers, not 4"):
+        bench.store.put(evolve(commit, written=evolve(commit.written, lines=4)), path)
+    assert snapshot(bench.place.parts) == {}
+
+
+def test_readers_pass_over_what_is_not_whole_and_the_next_start_removes_it(bench: Bench) -> None:
+    bench.start().put_missing(0)
+    folder = bench.place.parts / "accounts"
+    (folder / f".000001-{JOB[:8]}.parquet.tmp").write_bytes(b"half of it")
+    (folder / f".000001-{OTHER_JOB[:8]}.parquet.tmp").write_bytes(b"not yours")
+    assert pq.read_table(folder).num_rows == 2
+    bench.store.close()
+    bench.start()
+    found = sorted(path.name for path in folder.iterdir())
+    assert found == [f".000001-{OTHER_JOB[:8]}.parquet.tmp", f"000000-{JOB[:8]}.parquet"]
+
+
+def test_all_is_synced_before_anything_is_renamed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.start()
+    commit, path = bench.handed(0)
+    calls: list[str] = []
+    for name in ("write", "fsync", "replace"):
+        monkeypatch.setattr(os, name, _noted(getattr(os, name), name, calls))
+    bench.store.put(commit, path)
+    assert calls == ["write", "fsync"] * 4 + ["replace", "fsync"] * 4
+
+
+def _noted(function: Callable[..., Any], name: str, calls: list[str]) -> Callable[..., Any]:
+    def call(*args: Any) -> Any:
+        calls.append(name)
+        return function(*args)
+
+    return call
+
+
+def test_a_large_shard_has_several_row_groups(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parquet, "_ROWS", 300)
+    bench.start().put(0, {line: expected_body(f"t-{line}", size="medium") for line in range(1, 9)})
+    (path,) = (bench.place.parts / "transactions").iterdir()
+    assert pq.read_metadata(path).num_row_groups == 3
+    assert pq.read_table(path).column("line").to_pylist() == [line for line in range(1, 9) for _ in range(120)]
+    assert bench.problems() == []
+
+
+def test_files_of_a_newer_version_are_refused(bench: Bench) -> None:
+    bench.start().put_missing(0)
+    bench.store.close()
+    bench.commits[0] = evolve(bench.commits[0], receipt={**bench.commits[0].receipt, "version": 2})
+    with pytest.raises(StoreError, match="newer version of flinks-async"):
+        bench.start()
+
+
+def test_files_of_an_older_version_are_read_with_those_of_a_newer_one(bench: Bench) -> None:
+    bench.start().put_missing(0, 1)
+    old = min((bench.place.parts / "accounts").iterdir())
+    pq.write_table(pq.read_table(old).drop_columns(["answer_extra"]), old)
+    duckdb = pytest.importorskip("duckdb")
+    sql = f"SELECT count(*), count(answer_extra) FROM read_parquet('{old.parent}/*.parquet', union_by_name = true)"
+    assert duckdb.sql(sql).fetchall() == [(6, 0)]
+
+
+@pytest.mark.parametrize("compression", ["zstd", "snappy", "none"])
+def test_compression_of_pages(tmp_path: Path, compression: parquet.Pages) -> None:
+    bench = Bench(tmp_path / "job", lambda: ParquetStore(compression)).start()
+    bench.put_missing(1)
+    (path,) = (bench.place.parts / "transactions").iterdir()
+    found = pq.read_metadata(path).row_group(0).column(0).compression
+    assert found == ("UNCOMPRESSED" if compression == "none" else compression.upper())
+
+
+def test_a_compression_that_there_is_not() -> None:
+    with pytest.raises(ConfigError, match="compression must be one of zstd, snappy, none, not 'gzip'"):
+        ParquetStore("gzip")  # type: ignore[arg-type]
+
+
+def test_files_are_the_owners_alone(bench: Bench) -> None:
+    bench.start().put_missing(0)
+    assert {p.stat().st_mode & 0o777 for p in bench.place.parts.rglob("*") if p.is_file()} == {0o600}
+
+
+def test_purge_says_how_many_files(bench: Bench) -> None:
+    bench.start().put_missing(0, 1)
+    assert bench.store.purge() == [f"2 files in {bench.place.parts / table.name}" for table in TABLES]

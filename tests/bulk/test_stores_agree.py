@@ -1,0 +1,189 @@
+"""The same answers in all stores with tables: the same rows, and the same numbers by the queries of docs/stores.md."""
+
+from __future__ import annotations
+
+import datetime as dt
+import json
+import sqlite3
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+duckdb = pytest.importorskip("duckdb")
+psycopg = pytest.importorskip("psycopg")
+pq = pytest.importorskip("pyarrow.parquet")
+
+from flinks_async.bulk.stores import SQLiteStore, Store  # noqa: E402
+from flinks_async.bulk.stores.duckdb import DuckDBStore  # noqa: E402
+from flinks_async.bulk.stores.parquet import ParquetStore  # noqa: E402
+from flinks_async.bulk.stores.postgresql import PostgreSQLStore  # noqa: E402
+from flinks_async.bulk.stores.rows import TABLES, Table  # noqa: E402
+from flinks_async.testing.data import expected_body  # noqa: E402
+
+from ..answers import DOCUMENTED, to_bytes  # noqa: E402
+from .postgresql_server import Server  # noqa: E402
+from .store_contract import Bench, Bodies  # noqa: E402
+from .store_docs import PAGE, page, queries  # noqa: E402
+
+STRANGE = b"""{"GetAccountsDetail": [
+    {"LoginId": "no accounts", "Login": {"LastRefresh": "never", "New": [1.10, null]}},
+    {"InstitutionId": 7, "Login": {"LastRefresh": "2023-04-11T15:04:43.3464411"}, "Accounts": [
+        {"Currency": "CAD", "Title": "a\\u0000b \\ud83d\\ude00 \\\\N \\t", "Balance": {"Current": -0.00, "New": 1e2},
+         "OverdraftLimit": 12345678901234567890.123456789012345678, "Transactions": [
+            {"Date": "0001-01-01", "Credit": 1e-18, "Description": "", "Z": {"b": 1, "a": [true, "\\u0000"]}},
+            {"Date": "9999-12-31", "Debit": 0.10, "Balance": 99999999999999999999}]},
+        {"Holder": {"Name": "N\\u00c9e", "Address": {"POBox": "7", "Country": null, "x": 1}}, "Transactions": null},
+        {"Currency": "USD", "Balance": {"Current": 0.1}, "Transactions": []},
+        {"Currency": "USD", "Balance": {"Current": 0.2}, "Transactions": []}]}],
+    "RequestId": null, "Answer": {"new": 1.500}}""".replace(b"\n", b" ")
+
+SHARDS: tuple[Bodies, ...] = (
+    {7: to_bytes(DOCUMENTED), 2: STRANGE, 3: b'{"GetAccountsDetail":null,"RequestId":"r"}'},
+    {},
+    {number: expected_body(f"t-{number}", size="medium") for number in range(10, 14)},
+)
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory, postgresql: Server) -> Iterator[dict[str, Path]]:
+    """A finished job for each store."""
+    folder = tmp_path_factory.mktemp("jobs")
+    postgresql.sql("DROP SCHEMA IF EXISTS flinks CASCADE")
+    stores: dict[str, Callable[[], Store]] = {
+        "SQLite": SQLiteStore,
+        "Parquet": ParquetStore,
+        "DuckDB": DuckDBStore,
+        "PostgreSQL": lambda: PostgreSQLStore(postgresql.conninfo),
+    }
+    for name, make in stores.items():
+        bench = Bench(folder / name, make).start()
+        for number, bodies in enumerate(SHARDS):
+            bench.put(number, bodies)
+        assert bench.problems() == []
+        bench.store.close()
+    yield {name: folder / name for name in stores}
+    postgresql.sql("DROP SCHEMA flinks CASCADE")
+
+
+def run(jobs: dict[str, Path], server: Server, name: str, sql: str) -> list[tuple[Any, ...]]:
+    """A query, as a user of a store runs it."""
+    folder = jobs[name]
+    if name == "PostgreSQL":
+        return server.sql(sql)
+    if name == "SQLite":
+        with closing(sqlite3.connect(folder / "answers.sqlite")) as db:
+            return db.execute(sql).fetchall()
+    with closing(duckdb.connect() if name == "Parquet" else duckdb.connect(str(folder / "answers.duckdb"))) as db:
+        return db.execute(sql.replace("'parts/", f"'{folder}/parts/")).fetchall()
+
+
+def rows(jobs: dict[str, Path], server: Server, name: str, table: Table) -> list[dict[str, Any]]:
+    """All rows of a table as Python objects, in the order of the input."""
+    if name == "Parquet":
+        return sorted(pq.read_table(jobs[name] / "parts" / table.name).to_pylist(), key=lambda row: place(table, row))
+    columns = []
+    for column in table.columns:
+        quoted = f'"{column.name}"'
+        if name == "DuckDB" and column.type == "instant":
+            quoted = f"epoch_us({quoted})"
+        columns.append(f"CAST({quoted} AS text)" if name == "PostgreSQL" and column.type == "json" else quoted)
+    prefix = "flinks." if name == "PostgreSQL" else ""
+    found = run(jobs, server, name, f"SELECT {', '.join(columns)} FROM {prefix}{table.name}")
+    return sorted((dict(zip(table.names, row, strict=True)) for row in found), key=lambda row: place(table, row))
+
+
+def place(table: Table, row: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(row[name] for name in table.identity)
+
+
+def plain(table: Table, row: dict[str, Any]) -> dict[str, Any]:
+    """A row whose values are of Python's own types in all stores."""
+    values = {column.name: as_python(column.type, row[column.name]) for column in table.columns}
+    exact = (values.get("extra") or {}).pop("flinks_async.text", {})  # PostgreSQL's way to hold U+0000
+    return {**values, **exact, "extra": values.get("extra") or None}
+
+
+def as_python(type_: str, value: Any) -> Any:
+    if value is None:
+        return None
+    if type_ == "json":
+        found = json.loads(value, parse_float=Decimal, parse_int=Decimal)
+        return as_python(type_, found) if isinstance(found, str) else found  # PostgreSQL's way again
+    if type_ == "amount":
+        return Decimal(value)
+    if type_ == "date" and isinstance(value, str):
+        return dt.date.fromisoformat(value)
+    if type_ == "instant" and isinstance(value, int):
+        return dt.datetime.fromtimestamp(0, dt.UTC) + dt.timedelta(microseconds=value)
+    if type_ == "instant" and isinstance(value, str):
+        return dt.datetime.fromisoformat(value)
+    return value
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.name)
+def test_all_rows_are_the_same(jobs: dict[str, Path], postgresql: Server, table: Table) -> None:
+    first, *others = (
+        [plain(table, row) for row in rows(jobs, postgresql, name, table)]
+        for name in ("SQLite", "Parquet", "DuckDB", "PostgreSQL")
+    )
+    assert len(first) > 1
+    for other in others:
+        assert other == first
+
+
+def test_what_is_in_them(jobs: dict[str, Path], postgresql: Server) -> None:
+    accounts = [plain(TABLES[1], row) for row in rows(jobs, postgresql, "PostgreSQL", TABLES[1])]
+    account = next(row for row in accounts if row["title"] and row["title"].startswith("a"))
+    assert account["title"] == "a\0b \U0001f600 \\N \t"
+    assert account["overdraft_limit"] == Decimal("12345678901234567890.123456789012345678")
+    assert account["last_refresh"] == dt.datetime(2023, 4, 11, 15, 4, 43, 346441, tzinfo=dt.UTC)
+    assert account["last_refresh_text"] == "2023-04-11T15:04:43.3464411"
+    assert account["extra"] == {"Balance": {"New": Decimal(100)}}
+    assert account["answer_extra"] == {"Answer": {"new": Decimal("1.5")}}
+    (fetch,) = (row for row in rows(jobs, postgresql, "PostgreSQL", TABLES[0]) if row["line"] == 2)
+    assert json.loads(fetch["without_accounts"])[0]["LoginId"] == "no accounts"
+
+
+def totals() -> tuple[dict[str | None, Decimal], dict[str | None, Decimal]]:
+    """Balance by currency and payroll by holder, from the answers themselves."""
+    balances: dict[str | None, Decimal] = defaultdict(Decimal)
+    payroll: dict[str | None, Decimal] = defaultdict(Decimal)
+    for body in (body for shard in SHARDS for body in shard.values()):
+        for detail in json.loads(body, parse_float=Decimal, parse_int=Decimal)["GetAccountsDetail"] or ():
+            for account in detail.get("Accounts", ()):
+                current = (account.get("Balance") or {}).get("Current")
+                balances[account.get("Currency")] += current or 0
+                for move in account["Transactions"] or () if account.get("Holder") else ():
+                    if move["Description"].startswith("PAYROLL") and move["Credit"] is not None:
+                        payroll[account["Holder"]["Name"]] += move["Credit"]
+    return balances, payroll
+
+
+@pytest.mark.parametrize("name", ["SQLite", "DuckDB", "PostgreSQL", "Parquet"])
+def test_the_queries_of_the_docs(jobs: dict[str, Path], postgresql: Server, name: str) -> None:
+    found = [
+        {key: Decimal(str(total)) for key, total in run(jobs, postgresql, name, sql) if total is not None}
+        for sql in queries(name)
+    ]
+    balances, payroll = totals()
+    assert len(balances) > 2
+    assert len(payroll) > 1
+    assert found == [{name: total for name, total in balances.items() if name}, payroll]
+
+
+def test_the_example_for_pyarrow(jobs: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(jobs["Parquet"])
+    scope: dict[str, Any] = {}
+    (code,) = queries("Parquet", "python")
+    exec(code, scope)
+    found = {row["currency"]: row["balance_current_sum"] for row in scope["balances"].to_pylist() if row["currency"]}
+    assert found == {name: total for name, total in totals()[0].items() if name}
+
+
+def test_the_columns_in_the_docs_are_those_of_the_stores() -> None:
+    assert PAGE.read_text(encoding="utf-8") == page(), "python -m tests.bulk.store_docs writes them"

@@ -1,0 +1,188 @@
+"""The disk fails, fills up, lies or loses its power at the N-th call, for every N: clear errors, and a job that goes on.
+
+The faults are made below Python by a preloaded library (`io_shim.c`), so SQLite and every other library meet them too.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+
+from flinks_async import bulk
+from flinks_async.bulk import layout
+
+from .driver import Driver
+from .expected import Tokens, check, make_tokens
+from .order import (
+    CUT,
+    EVERYTHING,
+    FAIL,
+    KILL,
+    LOSE,
+    NOTHING,
+    SHORT,
+    SYNC,
+    TAKES_ROOM,
+    WRITE,
+    Ended,
+    Fault,
+    Order,
+)
+from .outputs import OUTPUTS
+
+NewRoot = Callable[[], Path]
+
+FAULTS = {
+    "full-disk": Fault(FAIL, calls=TAKES_ROOM, error=errno.ENOSPC, forever=True),
+    "full-for-a-moment": Fault(FAIL, calls=TAKES_ROOM, error=errno.ENOSPC),
+    "one-error": Fault(FAIL, calls=EVERYTHING, error=errno.EIO),
+    "dead-disk": Fault(FAIL, calls=EVERYTHING, error=errno.EIO, forever=True),
+    "short-write": Fault(SHORT, calls=WRITE),
+    "lost-by-a-failed-sync": Fault(LOSE, calls=SYNC, error=errno.EIO),
+    "kill": Fault(KILL, calls=EVERYTHING),
+    "power-cut": Fault(CUT, calls=EVERYTHING),
+    "power-cut-keeps-some": Fault(CUT, calls=EVERYTHING),
+}
+KEEPS_SOME = "power-cut-keeps-some"
+
+
+class Torture:
+    """Runs small jobs on a bad disk."""
+
+    def __init__(self, breaker: Driver, tokens: Tokens, order: Order, grave: Path) -> None:
+        self._breaker = breaker
+        self._tokens = tokens
+        self._points = grave / "points"
+        self._order = evolve(
+            order, source=str(tokens.source), shard_size=6, open_shards=2, concurrency=4, grave=str(grave), size="medium",
+            points=str(self._points),
+        )  # fmt: skip
+
+    def meets(self, root: Path, fault: Fault) -> bool:
+        """Whether a job meets the fault; it then says so, or is right all the same, and the next run completes it."""
+        order = evolve(self._order, root=str(root))
+        self._points.unlink(missing_ok=True)
+        ended = self._breaker.run(evolve(order, fault=fault))
+        self._check_end(order, ended, fault)
+        if not ended.killed and not ended.met:
+            return False
+        assert self._committed(order) >= self._confirmed(), "a shard that was done is not done any more"
+        check(order, self._tokens, self._breaker.run(order))
+        return True
+
+    def calls(self, root: Path, fault: Fault) -> int:
+        """How many calls a job makes that could meet it."""
+        order = evolve(self._order, root=str(root), fault=evolve(fault, action=NOTHING))
+        return self._breaker.run(order).calls
+
+    def _check_end(self, order: Order, ended: Ended, fault: Fault) -> None:
+        if fault.action in (KILL, CUT):
+            assert ended.killed or not ended.met, ended
+        elif ended.error is not None:
+            assert (ended.code, ended.met) == (5, True), ended
+            assert ended.error in ("StoreError", "LedgerError"), (fault, ended)
+        else:
+            check(order, self._tokens, ended, tidy=not ended.met)  # a file that could not be removed
+
+    def _confirmed(self) -> int:
+        """Shards that the job was told were committed."""
+        reached = self._points.read_text().splitlines() if self._points.exists() else []
+        stored, confirmed = False, 0
+        for point in reached:
+            confirmed += stored and point == "ledger committed"
+            stored = point == "stored" or (stored and point != "ledger committed")
+        return confirmed
+
+    def _committed(self, order: Order) -> int:
+        """Shards that are."""
+        return bulk.status(order.job).totals.shards_done if (order.job / layout.MANIFEST).exists() else 0
+
+
+@pytest.fixture
+def grave(new_root: NewRoot) -> Iterator[Path]:
+    """On the same file system as the jobs."""
+    folder = new_root().parent / "grave"
+    folder.mkdir()
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("output", ["jsonl"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_job_on_a_bad_disk_says_so_and_goes_on_later(
+    fault: str, order: Order, breaker: Driver, new_root: NewRoot, tmp_path: Path, grave: Path
+) -> None:
+    """The short form: a few of the calls, in a random choice."""
+    torture = Torture(breaker, make_tokens(tmp_path / "tokens.csv", 14, failing=True), order, grave)
+    some = FAULTS[fault]
+    calls = torture.calls(new_root(), some)
+    assert calls > 10
+    for at in random.sample(range(1, calls - 5), 3):
+        assert torture.meets(new_root(), evolve(some, at=at, seed=at if fault == KEEPS_SOME else 0))
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("output", OUTPUTS)
+def test_at_every_call(
+    fault: str, order: Order, breaker: Driver, new_root: NewRoot, tmp_path: Path, grave: Path
+) -> None:
+    torture = Torture(breaker, make_tokens(tmp_path / "tokens.csv", 14, failing=True), order, grave)
+    seed = int(os.environ.get("FLINKS_TORTURE_SEED") or random.randrange(1, 1_000_000)) if fault == KEEPS_SOME else 0
+    at = 1
+    while torture.meets(new_root(), evolve(FAULTS[fault], at=at, seed=seed and seed + at)):
+        at += 1
+    print(f"\n{order.output}, {fault}: {at - 1} calls" + (f", FLINKS_TORTURE_SEED={seed}" if seed else ""))
+    assert at > 20
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a file system of so many KB."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        folder = tmp_path / f"disk-{size}"
+        folder.mkdir()
+        made = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", f"size={size}k", "tmpfs", folder], check=False, capture_output=True
+        )
+        if made.returncode:
+            pytest.skip("a small file system cannot be mounted here: it needs root")
+        mounted.append(folder)
+        return folder
+
+    try:
+        yield mount
+    finally:
+        for folder in mounted:
+            subprocess.run(["umount", folder], check=True)
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("output", ["jsonl", "file", "sqlite"])
+def test_a_file_system_that_is_full_and_then_has_room(
+    order: Order, driver: Driver, small_disk: Callable[[int], Path], tmp_path: Path
+) -> None:
+    tokens = make_tokens(tmp_path / "tokens.csv", 3000, failing=True)
+    disk = small_disk(2000)
+    for room in range(1960, 0, -140):
+        (disk / "ballast").write_bytes(bytes(room * 1024))
+        (disk / "root").mkdir()
+        order = evolve(order, root=str(disk / "root"), source=str(tokens.source), shard_size=50)
+        ended = driver.run(order)
+        if ended.state is None:
+            assert (ended.code, ended.error) == (5, "StoreError"), ended
+            assert "No space left" in str(ended.result) or "full" in str(ended.result), ended
+        (disk / "ballast").unlink()
+        check(order, tokens, driver.run(order))
+        shutil.rmtree(disk / "root")
