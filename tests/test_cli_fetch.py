@@ -14,6 +14,7 @@ from urllib.parse import quote
 import pytest
 from click.testing import Result
 
+from flinks_async.bulk.compression import Compression, compressor
 from flinks_async.cli.exit_codes import Exit
 from flinks_async.testing import Faults, FlinksServer
 
@@ -32,6 +33,11 @@ def out(tmp_path: Path) -> Path:
 def write(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+
+def compressed(data: bytes, kind: Compression) -> bytes:
+    stream = compressor(kind)
+    return stream.compress(data) + stream.finish()
 
 
 def numbers(stderr: str) -> dict[str, int]:
@@ -121,7 +127,7 @@ class TestFiles:
             ("tokens.csv", "a,b\n1,2\n", "'a', 'b'"),
             ("tokens.csv", "", "no header row"),
             ("tokens.txt", b"\xff\xfea\x00", "UTF-16"),
-            ("tokens.txt", b"\x1f\x8b\x08\x00", "compressed"),
+            ("tokens.txt", b"\x1f\x8b\x08\x00", "compressed data ends too early"),
             ("tokens.csv", b"PK\x03\x04aa", "export it as CSV"),
         ],
     )
@@ -133,6 +139,30 @@ class TestFiles:
         assert says in result.stderr
         assert os.listdir(tmp_path) == [name], "nothing is made before the file is known to be right"
         assert flinks_server.stats.requests == 0
+
+    @pytest.mark.parametrize("kind", ["gzip", "zstd"])
+    async def test_compressed_files_whatever_their_name(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path, kind: Compression
+    ) -> None:
+        tokens = write(tmp_path / "tokens.csv.gz", compressed(b"id,token\nc-1,one\nc-2,two\n", kind))
+        result = await fetch(flinks_server, tokens, out, "--key-column", "id")
+        assert result.exit_code == Exit.OK, result.output
+        assert {line: record["key"] for line, record in by_line(out).items()} == {2: "c-1", 3: "c-2"}
+
+    async def test_compressed_standard_input(self, flinks_server: FlinksServer) -> None:
+        result = await fetch(flinks_server, "-", "-", stdin=compressed(b"one\ntwo\n", "zstd"))
+        assert result.exit_code == Exit.OK
+        assert len(result.stdout.splitlines()) == 2
+
+    @pytest.mark.parametrize("kind", ["gzip", "zstd"])
+    async def test_a_compressed_file_that_was_cut_short_is_not_taken_for_whole(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path, kind: Compression
+    ) -> None:
+        tokens = write(tmp_path / "tokens.txt", compressed(b"one\ntwo\n", kind)[:-1])
+        result = await fetch(flinks_server, tokens, out)
+        assert result.exit_code == Exit.OUTPUT
+        assert "broke off after line 2: the compressed data ends too early" in result.stderr
+        assert not out.exists()
 
     async def test_an_empty_file_has_nothing_to_fetch(
         self, flinks_server: FlinksServer, tmp_path: Path, out: Path

@@ -41,7 +41,7 @@ class TestGet:
     async def test_a_hidden_prompt_on_a_terminal(
         self, flinks_server: FlinksServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("flinks_async.cli.one_value._is_terminal", lambda: True)
+        monkeypatch.setattr("flinks_async.cli.one_value.stdin_is_terminal", lambda: True)
         result = await cli("get", server=flinks_server, stdin=TOKEN + "\n")
         assert json.loads(result.stdout) == flinks_server.expected(TOKEN)
         assert result.stderr.startswith("Access token:")
@@ -195,7 +195,7 @@ class TestWrongUsage:
         assert "Did you mean --token-file" in (await cli("get", "--token", TOKEN)).stderr
         assert "from 1 to 1000" in (await cli("fetch", "-", "--out", "x", "--concurrency", "0")).stderr
         assert "one of auto, text, csv, jsonl" in (await cli("fetch", "-", "--out", "x", "--format", "xml")).stderr
-        assert "There are: get, fetch, simulate, demo" in (await cli("got")).stderr
+        assert "There are: get, fetch, status" in (await cli("got")).stderr
         assert "Missing option '--out'" in (await cli("fetch", "-")).stderr
 
     @pytest.mark.parametrize("args", [(), ("--help",), ("get", "-h"), ("fetch", "--help"), ("demo", "--help")])

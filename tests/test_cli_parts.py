@@ -16,15 +16,18 @@ from typing import Any
 import pytest
 
 from flinks_async import errors
+from flinks_async.bulk.failures import failure_kind
+from flinks_async.bulk.histogram import Histogram
+from flinks_async.bulk.inputs import Note
+from flinks_async.bulk.progress import Rate
 from flinks_async.classify import OK, Kind, Verdict
 from flinks_async.cli import output as output_module
-from flinks_async.cli.books import Books, Counts, Place, failure_kind
+from flinks_async.cli.books import Books, Counts, Place
 from flinks_async.cli.console import log_to_stderr, printable, say
 from flinks_async.cli.daemon import DaemonThread
-from flinks_async.cli.metrics import Histogram, Metrics, duration
+from flinks_async.cli.metrics import Metrics, duration
 from flinks_async.cli.output import LineFile, OutputError
-from flinks_async.cli.progress import Bar, PlainLines, Rate, Watched, choose_display, shown
-from flinks_async.cli.rows import Note
+from flinks_async.cli.progress import Bar, PlainLines, View, Watched, choose_display, shown
 from flinks_async.observe import AttemptFinished, RetryScheduled
 
 
@@ -170,6 +173,7 @@ class TestMetrics:
 
     def test_durations(self) -> None:
         assert [duration(s) for s in (0.0123, 1.25, 119, 3725)] == ["12.3 ms", "1.2 s", "119.0 s", "62 min 5 s"]
+        assert duration(100_000) == "27 h 46 min"
 
 
 class File:
@@ -179,39 +183,44 @@ class File:
 
 @pytest.fixture
 def watched() -> Watched:
-    return Watched(Counts(taken=1200, fetched=1000), Metrics(), File())
+    counts, times = Counts(), iter([0.0, 2.0])
+    watched = Watched(counts, Metrics(), File(), now=lambda: next(times))
+    counts.taken, counts.fetched = 1200, 1000
+    return watched
 
 
 class TestProgress:
     def test_a_rate_over_the_last_seconds(self) -> None:
-        rate = Rate()
+        rate = Rate(5.0)
         assert rate.at(0.0, 0) == 0.0
         assert rate.at(1.0, 10) == 10.0
         assert rate.at(10.0, 110) == pytest.approx(100 / 9)
         assert rate.at(15.0, 110) == 0.0
 
     def test_plain_lines(self, watched: Watched, capsys: pytest.CaptureFixture[str]) -> None:
-        PlainLines().show(watched, 812.4)
-        assert capsys.readouterr().err == "25% read · 1,000 done · 812/s · 1,000 ok · 0 failed · 0 retried\n"
+        PlainLines().show(watched.view())
+        assert (
+            capsys.readouterr().err == "25% read · 1,000 done · 500/s · 6.0 s left · 1,000 ok · 0 failed · 0 retried\n"
+        )
 
-    async def test_it_is_shown_again_and_again(self, watched: Watched) -> None:
-        rates: list[float] = []
+    async def test_it_is_shown_again_and_again(self) -> None:
+        views: list[View] = []
         twice = asyncio.Event()
 
         class Display:
             interval = 0.0
             closed = False
 
-            def show(self, watched: Watched, rate: float) -> None:
-                rates.append(rate)
-                if len(rates) == 2:
+            def show(self, view: View) -> None:
+                views.append(view)
+                if len(views) == 2:
                     twice.set()
 
             def close(self) -> None:
                 self.closed = True
 
         display = Display()
-        async with shown(watched, display):
+        async with shown(lambda: View("x"), display):
             await twice.wait()
         assert display.closed
 
@@ -222,21 +231,22 @@ class TestProgress:
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.setenv("COLUMNS", "80")
         threads = set(threading.enumerate())
-        display = choose_display(quiet=False)
+        display = choose_display()
         assert isinstance(display, Bar)
-        display.show(watched, 812.4)
+        display.show(watched.view())
         assert not set(threading.enumerate()) - threads, "rich would refresh in a thread"
         display.close()
         assert "25%" in terminal.getvalue()
-        assert "1,000 done · 812/s" in terminal.getvalue()
+        assert "1,000 done · 500/s" in terminal.getvalue()
         assert "1,000 ok · 0 failed · 0 retried" in terminal.getvalue()
-        assert isinstance(choose_display(quiet=False, beside_answers=True), PlainLines)
+        assert isinstance(choose_display(beside_answers=True), PlainLines)
+        assert isinstance(choose_display("plain"), PlainLines)
 
     def test_what_is_chosen(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert choose_display(quiet=True) is None
-        assert isinstance(choose_display(quiet=False), PlainLines)
+        assert choose_display("none") is None
+        assert isinstance(choose_display(), PlainLines)
         monkeypatch.setattr(sys, "stderr", None)
-        assert isinstance(choose_display(quiet=False), PlainLines)
+        assert isinstance(choose_display(), PlainLines)
 
 
 class TestDaemonThread:

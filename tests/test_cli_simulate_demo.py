@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from flinks_async import FlinksClient
-from flinks_async.cli import demo as demo_module
+from flinks_async import FlinksClient, bulk
+from flinks_async.bulk import export
 from flinks_async.cli.demo_check import check
 from flinks_async.cli.exit_codes import Exit
 from flinks_async.testing import DemoFaults, expected_answer
@@ -45,47 +45,52 @@ class TestSimulate:
 class TestDemo:
     async def test_everything_fetchable_arrives(self, tmp_path: Path) -> None:
         # With this seed, no token is throttled or hangs, so nothing waits for seconds.
-        result = await cli("demo", "--tokens", 300, "--faults", 0.1, "--seed", 55, "--dir", tmp_path / "demo")
+        result = await cli("demo", "--tokens", 300, "--faults", 0.1, "--seed", 55, "--dir", tmp_path)
         assert result.exit_code == Exit.OK, result.stderr
         assert "seed 55" in result.stderr
         assert "Checked: all " in result.stderr
-        tokens = (tmp_path / "demo" / "demo-tokens.txt").read_text().split()
+        tokens = (tmp_path / "demo-tokens.txt").read_text().split()
         plan = DemoFaults(share=0.1, seed=55)
         fetchable = {line for line, token in enumerate(tokens, 1) if plan.fate(token).fetchable}
-        assert by_line(tmp_path / "demo" / "demo-answers.jsonl").keys() == fetchable
-        assert by_line(tmp_path / "demo" / "demo-answers.failed.jsonl").keys() == {*range(1, 301)} - fetchable
-        attempts = re.search(
-            r"([\d,]+) attempts, ([\d,]+) retried, [\d,]+ throttled; p50 .*, p95 .*, p99 ", result.stderr
-        )
+        job = tmp_path / "demo-job"
+        assert sorted(json.loads(line)["line"] for line in bulk.export(job)) == sorted(fetchable)
+        assert by_line(job / "failed.jsonl").keys() == {*range(1, 301)} - fetchable
+        sent = re.search(r"this run: ([\d,]+) requests in .*, ([\d,]+) retried, ", result.stderr)
         wire = re.search(r"server counted: ([\d,]+) requests", result.stderr)
-        assert attempts is not None
+        assert sent is not None
         assert wire is not None
-        assert attempts[1] == wire[1], "client and server count the same"
-        assert int(attempts[2]) == int(attempts[1]) - 300
+        assert sent[1] == wire[1], "client and server count the same"
+        assert int(sent[2]) == int(sent[1]) - 300
 
     async def test_it_can_be_run_again_in_the_same_folder(self, tmp_path: Path) -> None:
         for _ in range(2):
             result = await cli("demo", "--tokens", 20, "--faults", 0, "--seed", 1, "--dir", tmp_path)
             assert result.exit_code == Exit.OK, result.stderr
-        assert len(by_line(tmp_path / "demo-answers.jsonl")) == 20
+        assert len(list(bulk.export(tmp_path / "demo-job"))) == 20
 
     async def test_a_temporary_folder_is_removed(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
         assert (await cli("demo", "--tokens", 5, "--faults", 0)).exit_code == Exit.OK
         assert os.listdir(tmp_path) == []
 
+    async def test_killed_in_the_middle_it_goes_on_and_has_everything_once(self, tmp_path: Path) -> None:
+        result = await cli("demo", "--tokens", 300, "--faults", 0, "--seed", 5, "--crash", "--dir", tmp_path)
+        assert result.exit_code == Exit.OK, result.stderr
+        assert "Checked: all 300 fetchable tokens arrived" in result.stderr
+        done = re.search(r"Killed \(SIGKILL\) with (\d+) of 300 tokens done", result.stderr)
+        again = re.search(r"(\d+) tokens had to be fetched again, .* \(at most 48\)", result.stderr)
+        wire = re.search(r"server counted: (\d+) requests", result.stderr)
+        assert done is not None
+        assert again is not None
+        assert wire is not None
+        assert int(done[1]) == 147, "of 100 shards 50 were stored, and the ledger knows all but the last of these"
+        assert 3 <= int(again[1]) <= 48
+        assert int(wire[1]) == 300 + int(again[1])
+
     async def test_a_lost_token_is_told_in_words_and_in_the_exit_code(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        fetched = demo_module.run_and_tell
-
-        def lose_a_line(job: Any) -> int:
-            code = fetched(job)
-            answers = tmp_path / "demo-answers.jsonl"
-            answers.write_bytes(b"".join(answers.read_bytes().splitlines(keepends=True)[1:]))
-            return code
-
-        monkeypatch.setattr(demo_module, "run_and_tell", lose_a_line)
+        monkeypatch.setattr(bulk, "export", lambda job: list(export(job))[1:])
         result = await cli("demo", "--tokens", 20, "--faults", 0, "--dir", tmp_path, "--seed", 3)
         assert result.exit_code == Exit.FAILED
         assert "WRONG: 1 fetchable tokens were lost: line" in result.stderr
@@ -94,21 +99,20 @@ class TestDemo:
 class TestCheck:
     TOKENS = ("a", "b", "never", "c")
 
-    def check(self, tmp_path: Path, *lines: tuple[int, dict[str, Any]]) -> Any:
-        answers = tmp_path / "answers.jsonl"
-        answers.write_text("".join(json.dumps({"line": line, "response": answer}) + "\n" for line, answer in lines))
+    def check(self, *lines: tuple[int, dict[str, Any]]) -> Any:
+        answers = [json.dumps({"line": line, "response": answer}).encode() for line, answer in lines]
         return check(self.TOKENS, answers, lambda token: token != "never", lambda token: {"of": token})
 
-    def test_all_well(self, tmp_path: Path) -> None:
-        result = self.check(tmp_path, (4, {"of": "c"}), (1, {"of": "a"}), (2, {"of": "b"}))
+    def test_all_well(self) -> None:
+        result = self.check((4, {"of": "c"}), (1, {"of": "a"}), (2, {"of": "b"}))
         assert result.passed
         assert result.text().startswith("Checked: all 3 fetchable tokens arrived")
 
-    def test_lost_wrong_twice_and_unexpected(self, tmp_path: Path) -> None:
-        result = self.check(tmp_path, (1, {"of": "b"}), (2, {"of": "b"}), (2, {"of": "b"}), (3, {"of": "never"}))
+    def test_lost_wrong_twice_and_unexpected(self) -> None:
+        result = self.check((1, {"of": "b"}), (2, {"of": "b"}), (2, {"of": "b"}), (3, {"of": "never"}))
         assert (result.lost, result.wrong, result.unexpected) == ([4], [1, 2], [3])
         assert not result.passed
         assert "WRONG: 2 answers are not those of their tokens: line 1, 2" in result.text()
 
-    def test_no_answers_at_all(self, tmp_path: Path) -> None:
-        assert check(self.TOKENS, tmp_path / "none", lambda token: token != "never", dict).lost == [1, 2, 4]
+    def test_no_answers_at_all(self) -> None:
+        assert self.check().lost == [1, 2, 4]

@@ -1,4 +1,4 @@
-"""The command line `flinks-async`: get, fetch, simulate, demo. One file a command.
+"""The command line `flinks-async`. One file a command.
 
 This file imports nothing but the standard library, so that a missing extra can be named.
 """

@@ -15,16 +15,22 @@ from typing import Any, NoReturn
 import click
 
 from .._version import __version__
-from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidTokenError
+from ..errors import FlinksError
 from ..secret import redact, redact_request
 from .console import debugging, log_to_stderr, say
 from .demo import demo
 from .exit_codes import Exit, epilog
+from .export import export
 from .fetch import fetch
 from .get import get
 from .output import OutputError, ReaderGone
+from .purge import purge
+from .report import report
+from .retry import retry
 from .simulate import simulate
-from .usage import Wrong
+from .status import status
+from .usage import Wrong, exit_code_of
+from .verify import verify
 
 
 class App(click.Group):
@@ -62,13 +68,6 @@ class App(click.Group):
             _show_traceback(error)
             return Exit.UNEXPECTED
         return result if isinstance(result, int) else Exit.OK
-
-
-def exit_code_of(error: FlinksError) -> Exit:
-    """The exit code for an error that ended a command."""
-    if isinstance(error, AuthenticationError):
-        return Exit.REFUSED
-    return Exit.USAGE if isinstance(error, (ConfigError, InvalidTokenError)) else Exit.FAILED
 
 
 def _show_usage(error: click.UsageError) -> None:
@@ -132,5 +131,5 @@ def app() -> None:
     """
 
 
-for _command in (get, fetch, simulate, demo):
+for _command in (get, fetch, status, report, verify, retry, export, purge, simulate, demo):
     app.add_command(_command)

@@ -8,30 +8,17 @@ when the run was stopped.
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Protocol
 
 import msgspec
 from attrs import define, field, frozen
 
-from ..classify import Kind, classify_error, classify_response
-from ..errors import (
-    APIStatusError,
-    AuthenticationError,
-    CircuitOpenError,
-    DeadlineExceededError,
-    FlinksError,
-    PendingError,
-    QuotaExhaustedError,
-)
-from ..messages import Envelope
+from ..bulk.failures import failure_kind
+from ..bulk.inputs.rows import NO_KEY, Note, NoteKind
+from ..bulk.records import FailureKind
+from ..errors import AuthenticationError, FlinksError
 from ..models import PartnerAccessResponse
 from ..secret import fingerprint
-from .rows import NO_KEY, Note, NoteKind
-
-FailureKind = Literal["invalid", "final", "exhausted"]
-
-_TIME_IS_UP: Final = (DeadlineExceededError, QuotaExhaustedError, CircuitOpenError, PendingError)
-_NO_USE: Final = (Kind.FINAL, Kind.REFUSED)
 
 
 @frozen(eq=False)
@@ -129,16 +116,6 @@ class Books:
         if note.kind in ("blank", "duplicate"):
             await self._skipped.write(_line({**Place(note.line, note.key).fields(), "kind": note.kind}))
         self.counts.notes[note.kind] += 1
-
-
-def failure_kind(error: FlinksError) -> FailureKind:
-    """`exhausted` if another run may succeed, `final` if it will not."""
-    if isinstance(error, _TIME_IS_UP):
-        return "exhausted"
-    verdict = classify_error(error)
-    if isinstance(error, APIStatusError) and error.status is not None:
-        verdict = classify_response(error.status, Envelope(flinks_code=error.flinks_code))
-    return "final" if verdict.kind in _NO_USE else "exhausted"
 
 
 def _failure(error: FlinksError, kind: FailureKind) -> dict[str, Any]:

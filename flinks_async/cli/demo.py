@@ -6,47 +6,38 @@ import random
 import secrets
 import tempfile
 import uuid
-from contextlib import ExitStack, closing
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
-from attrs import evolve
 
-from ..config import Settings
-from ..policies import Pause
-from ..secret import Secret
+from .. import bulk
+from ..bulk import Rules
+from ..bulk.layout import MANIFEST
 from .console import debug_option, say
 from .demo_check import Check, check
+from .demo_fetch import DemoFetch
 from .exit_codes import Exit, epilog
-from .fetch import bulk_settings, run_and_tell
-from .fetch_run import FetchRun, Outputs
-from .metrics import Metrics
-from .options import Access
-from .output import LineFile, OutputError
-from .token_files import Layout, TokenFile, open_tokens
-
-if TYPE_CHECKING:
-    from ..testing import ServerProcess
+from .options import concurrency_option
+from .output import OutputError
 
 
 @click.command(epilog=epilog())
 @click.option("--tokens", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True, help="How many.")
 @click.option("--faults", type=click.FloatRange(0, 1), default=0.03, show_default=True, help="Share that meets faults.")
 @click.option("--seed", type=int, help="Decides tokens, faults and answers [a new one, which is shown].")
-@click.option(
-    "--concurrency",
-    type=click.IntRange(1, 1000),
-    metavar="N",
-    help="Requests at once, a fixed number [as the bulk preset].",
-)
+@concurrency_option
+@click.option("--crash", is_flag=True, help="Kill the fetch in the middle (SIGKILL), and go on with it.")
 @click.option("--dir", "directory", metavar="DIR", help="Keep the files there [a temporary folder].")
 @debug_option
-def demo(tokens: int, faults: float, seed: int | None, concurrency: int | None, directory: str | None) -> int:
+def demo(
+    tokens: int, faults: float, seed: int | None, concurrency: int | None, crash: bool, directory: str | None
+) -> int:
     """Fetch 10,000 made-up tokens from a simulated Flinks that fails now and then, and check the result.
 
     The server runs in a process of its own on this machine; nothing leaves it. The exit code is 0 only if every
-    token that can be fetched arrived, each with the right answer.
+    token that can be fetched arrived, once, with the right answer.
     """
     from ..testing import DemoFaults, ServeOptions, ServerProcess, expected_answer
 
@@ -55,38 +46,62 @@ def demo(tokens: int, faults: float, seed: int | None, concurrency: int | None, 
     made_up = _make_up(tokens, seed)
     with ExitStack() as stack:
         folder = _folder(directory, stack)
-        outputs = _outputs(folder)
-        file = stack.enter_context(closing(_token_file(folder / "demo-tokens.txt", made_up)))
-        outputs.open()
+        file = _write_tokens(folder / "demo-tokens.txt", made_up)
+        job = _new_job(folder / "demo-job")
         server = stack.enter_context(
             ServerProcess(ServeOptions(demo=True, faults=faults, unfetchable=plan.unfetchable, seed=seed))
         )
         say(f"Simulated Flinks at {server.base_url}, seed {seed}: {faults:.3g} of {tokens:,} tokens meet faults.")
-        metrics = Metrics()
-        access = Access(base_url=server.base_url, auth_scheme="flinks-auth-key")
-        client = access.client(_settings(concurrency), metrics, secret=Secret(server.auth_secret))
-        job = FetchRun(client, file, outputs, metrics, concurrency)
-        ended = run_and_tell(job)
-        say(_on_the_wire(server))
+        fetch = DemoFetch(
+            str(file), str(job), server.base_url, server.auth_secret, concurrency, shard_size=_shard_size(tokens)
+        )
+        if crash and not _crashed(fetch, tokens):
+            return Exit.FAILED
+        ended = fetch.run()
+        stats = server.stats()
+        say(_on_the_wire(stats))
         if ended not in (Exit.OK, Exit.FAILED):
             return ended
+        if crash:
+            say(_repeated(stats, bulk.status(job)))
         if directory is None:
             say("The folder of these files is removed now; --dir keeps it.")
         result = check(
             made_up,
-            folder / "demo-answers.jsonl",
+            bulk.export(job),
             lambda token: plan.fate(token).fetchable,
             lambda token: expected_answer(token, seed=seed),
         )
     return _verdict(result)
 
 
-def _settings(concurrency: int | None) -> Settings:
-    """The bulk preset but for its pauses, so that the demo takes no minutes: here a throttled answer is made up for one
-    token, while in earnest it speaks for all, and the preset then comes back slowly, and more so each time.
-    """
-    settings = bulk_settings(concurrency)
-    return evolve(settings, limits=evolve(settings.limits, pause=Pause(base=0.5, cap=0.5, ramp=0.5)))
+def _shard_size(tokens: int) -> int:
+    """Small, so that there is something to be killed in the middle of."""
+    return min(bulk.SHARD_SIZE, max(1, tokens // 100))
+
+
+def _new_job(directory: Path) -> Path:
+    """A directory without a job; that of an earlier demo is emptied."""
+    if (directory / MANIFEST).exists():
+        bulk.purge(directory)
+    return directory
+
+
+def _crashed(fetch: DemoFetch, tokens: int) -> bool:
+    """Lets the fetch kill itself half-way; whether it did."""
+    shards = -(-tokens // fetch.shard_size)
+    if not fetch.run_and_crash(after=-(-shards // 2)):
+        say("WRONG: the fetch was to be killed in the middle, and was not.")
+        return False
+    totals = bulk.status(fetch.directory).totals
+    say(f"Killed (SIGKILL) with {totals.fetched + totals.failed:,} of {tokens:,} tokens done. The job goes on:")
+    return True
+
+
+def _repeated(stats: dict[str, Any], status: bulk.Status) -> str:
+    window = Rules().open_shards * status.manifest.shard_size
+    repeated = stats["answered"] - status.totals.fetched
+    return f"{repeated:,} tokens had to be fetched again, since they were under way when it was killed (at most {window:,})."
 
 
 def _make_up(count: int, seed: int) -> list[str]:
@@ -105,25 +120,15 @@ def _folder(directory: str | None, stack: ExitStack) -> Path:
     return folder
 
 
-def _token_file(path: Path, tokens: list[str]) -> TokenFile:
+def _write_tokens(path: Path, tokens: list[str]) -> Path:
     try:
         path.write_text("".join(f"{token}\n" for token in tokens), encoding="ascii")
     except OSError as error:
         raise OutputError(f"{path} cannot be written: {error.strerror}") from None
-    return open_tokens(str(path), Layout())
+    return path
 
 
-def _outputs(folder: Path) -> Outputs:
-    # Names that nobody else uses: what a demo before left there is overwritten.
-    return Outputs(
-        LineFile(folder / "demo-answers.jsonl", force=True),
-        LineFile(folder / "demo-answers.failed.jsonl", force=True),
-        LineFile(folder / "demo-answers.skipped.jsonl", force=True),
-    )
-
-
-def _on_the_wire(server: ServerProcess) -> str:
-    stats: dict[str, Any] = server.stats()
+def _on_the_wire(stats: dict[str, Any]) -> str:
     faults = sum(stats["faults"].values())
     return (
         f"On the wire, as the server counted: {stats['requests']:,} requests on {stats['connections']:,} connections, "

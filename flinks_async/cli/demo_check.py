@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from decimal import Decimal
-from pathlib import Path
 from typing import Any, Final
 
 from attrs import define, field
@@ -55,19 +54,22 @@ def _some(lines: Sequence[int]) -> str:
 
 
 def check(
-    tokens: Sequence[str], answers: Path, fetchable: Callable[[str], bool], expected: Callable[[str], dict[str, Any]]
+    tokens: Sequence[str],
+    answers: Iterable[bytes],
+    fetchable: Callable[[str], bool],
+    expected: Callable[[str], dict[str, Any]],
 ) -> Check:
     """Compares every answer, to the last digit.
 
     Args:
         tokens: of lines 1, 2, ...
-        answers: the output of `fetch`; it may be missing.
+        answers: lines of the output.
         fetchable: whether a token must arrive.
         expected: its answer.
     """
     result = Check(len(tokens))
     arrived: set[int] = set()
-    for line, answer in _read(answers):
+    for line, answer in map(_read, answers):
         if line in arrived or not 1 <= line <= len(tokens):
             result.wrong.append(line)
         elif not fetchable(tokens[line - 1]):
@@ -83,10 +85,6 @@ def check(
     return result
 
 
-def _read(answers: Path) -> Iterable[tuple[int, Any]]:
-    if not answers.exists():
-        return
-    with answers.open("rb") as lines:
-        for line in lines:
-            record = json.loads(line, parse_float=Decimal)
-            yield record["line"], record["response"]
+def _read(answer: bytes) -> tuple[int, Any]:
+    record = json.loads(answer, parse_float=Decimal)
+    return record["line"], record["response"]

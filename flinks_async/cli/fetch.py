@@ -1,127 +1,65 @@
-"""`flinks-async fetch`: a file of tokens in, a file of answers out."""
+"""`flinks-async fetch`: a file of tokens in, a file of answers out; or a job that goes on whatever happens."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
+from typing import Final
 
 import click
-from attrs import evolve
+from click.core import ParameterSource
 
-from .. import config
-from ..config import Settings
+from ..bulk import SHARD_SIZE, InputFile, Job, Layout
 from .console import debug_option, say
-from .exit_codes import epilog
-from .fetch_run import REFUSED_AFTER, FetchRun, Outputs
+from .dry_run import dry_run
+from .exit_codes import Exit, epilog
+from .fetch_run import FetchRun
+from .instances import instances_option, make_clients
+from .job_display import choose_job_display
+from .job_run import JobRun
 from .metrics import Metrics
 from .one_value import STDIN
-from .options import Access, access_options
-from .output import LineFile, OutputError, ReaderGone, Stdout
+from .options import (
+    Access,
+    Speed,
+    Stops,
+    Telling,
+    access_options,
+    grouped,
+    progress_options,
+    speed_options,
+    stop_options,
+)
+from .output import OutputError, ReaderGone, to_stdout
+from .outputs import make_outputs
 from .run import run
-from .stderr_lines import StderrLines
+from .stores import STORES, make_store
 from .summary import summary
-from .token_files import Format, Layout, open_tokens
+from .token_files import open_tokens
 from .usage import Wrong
 
 _HELP = """Fetch the data behind many access tokens.
 
-TOKENS is a text file with one token a line, a CSV file with a header row, or a JSONL file; '-' is standard input.
+TOKENS is a text file with one token a line, a CSV file with a header row, or a JSONL file, plain or compressed (gzip,
+Zstandard); '-' is standard input.
 Every line of it ends up in one of three files: FILE (the answers), FILE.failed.jsonl (failed tokens and invalid
 lines, by line number, never with the token) and FILE.skipped.jsonl (blank lines and duplicates).
+
+With --job it is a job: what is done is kept in DIR, and after whatever ended it, the same command goes on with it.
 
 The first Ctrl-C takes no more tokens and finishes what is in flight; the second one stops at once.
 """
 
-
-@click.command(help=_HELP, epilog=epilog())
-@click.argument("tokens", metavar="TOKENS")
-@click.option("--out", metavar="FILE", required=True, help="JSONL file for the answers, '-' for standard output.")
-@click.option("--failed", metavar="FILE", help="File for failed tokens [FILE.failed.jsonl].")
-@click.option("--skipped", metavar="FILE", help="File for blank lines and duplicates [FILE.skipped.jsonl].")
-@click.option(
-    "--format", "format_", type=click.Choice(["auto", "text", "csv", "jsonl"]), default="auto", help="Of TOKENS."
-)
-@click.option("--column", metavar="NAME", help="Column or field with the token.")
-@click.option("--key-column", metavar="NAME", help="Column or field that is copied to the output, to find rows again.")
-@click.option("--delimiter", metavar="CHAR", help="Of CSV: ',' ';' or 'tab' [',', in a .tsv file 'tab'].")
-@click.option(
-    "--concurrency",
-    type=click.IntRange(1, 1000),
-    metavar="N",
-    help="Requests at once, a fixed number [as the bulk preset].",
-)
-@click.option("--attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts for each token [6].")
-@click.option("--ordered", is_flag=True, help="Answers in the order of TOKENS.")
-@click.option(
-    "--refused-after",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=REFUSED_AFTER,
-    show_default=True,
-    help="Stop when so many tokens in a row are answered that the AuthSecret is refused.",
-)
-@click.option("--force", is_flag=True, help="Overwrite files that exist.")
-@click.option("--quiet", is_flag=True, help="No progress; the summary stays.")
-@access_options
-@debug_option
-def fetch(
-    tokens: str,
-    out: str,
-    failed: str | None,
-    skipped: str | None,
-    format_: Format,
-    column: str | None,
-    key_column: str | None,
-    delimiter: str | None,
-    concurrency: int | None,
-    attempts: int | None,
-    ordered: bool,
-    refused_after: int,
-    force: bool,
-    quiet: bool,
-    access: Access,
-    timeout: float | None,
-) -> int:
-    if tokens == STDIN and access.secret_file == STDIN:
-        raise Wrong("TOKENS and --secret-file cannot both be '-'.")
-    metrics = Metrics()
-    client = access.client(bulk_settings(concurrency, attempts, timeout), metrics)
-    outputs = _outputs(out, failed, skipped, tokens, force=force)
-    layout = Layout(format_, column, key_column, _delimiter(delimiter))
-    with closing(open_tokens(tokens, layout)) as file:
-        outputs.open()
-        job = FetchRun(client, file, outputs, metrics, concurrency, ordered, refused_after, quiet)
-        return run_and_tell(job)
+_OF_JOBS: Final = frozenset(
+    {
+        "--store", "--shard-size", "--open-shards", "--max-failures", "--max-duration", "--instances",
+        "--instance-column", "--assume-rate",
+    }
+)  # fmt: skip
+_NOT_OF_JOBS: Final = frozenset({"--failed", "--skipped", "--ordered", "--force"})
 
 
-def run_and_tell(job: FetchRun) -> int:
-    """Runs a job and says what it came to; its exit code."""
-    try:
-        run(job.go())
-    except ReaderGone:
-        return job.exit  # in silence, like every program before a `| head`
-    except OutputError as error:
-        say(f"Error: {error}")
-    say(summary(job))
-    return job.exit
-
-
-def bulk_settings(
-    concurrency: int | None = None, attempts: int | None = None, timeout: float | None = None
-) -> Settings:
-    """The bulk preset, with what was asked for on the command line."""
-    settings = config.bulk()
-    if concurrency is not None:
-        settings = evolve(settings, limits=evolve(settings.limits, concurrency=concurrency))
-    if attempts is not None:
-        settings = evolve(settings, retry=evolve(settings.retry, attempts=attempts))
-    if timeout is not None:
-        settings = evolve(settings, timeouts=evolve(settings.timeouts, deadline=timeout))
-    return settings
-
-
-def _delimiter(given: str | None) -> str | None:
+def _delimiter(ctx: click.Context, param: click.Parameter, given: str | None) -> str | None:
     if given is None:
         return None
     delimiter = {"tab": "\t", "\\t": "\t"}.get(given, given)
@@ -130,32 +68,133 @@ def _delimiter(given: str | None) -> str | None:
     return delimiter
 
 
-def _outputs(out: str, failed: str | None, skipped: str | None, tokens: str, *, force: bool) -> Outputs:
-    def beside(given: str | None, kind: str) -> LineFile | StderrLines:
-        if given is not None:
-            return LineFile(Path(given), force=force)
-        return StderrLines() if out == STDIN else LineFile(_beside(Path(out), kind), force=force)
-
-    outputs = Outputs(
-        Stdout() if out == STDIN else LineFile(Path(out), force=force),
-        beside(failed, "failed"),
-        beside(skipped, "skipped"),
-    )
-    files = outputs.files()
-    if len({os.path.normcase(os.path.abspath(file.path)) for file in files}) < len(files):
-        raise Wrong("--out, --failed and --skipped must be different files.")
-    if any(_same_file(tokens, path) for file in files for path in (file.path, file.part)):
-        raise Wrong("The file of tokens cannot be an output file too.")
-    return outputs
+layout_options = grouped(
+    "layout",
+    Layout,
+    click.option(
+        "--format", type=click.Choice(["auto", "text", "csv", "jsonl", "parquet"]), default="auto", help="Of TOKENS."
+    ),
+    click.option("--column", metavar="NAME", help="Column or field with the token."),
+    click.option(
+        "--key-column", metavar="NAME", help="Column or field that is copied to the output, to find rows again."
+    ),
+    click.option("--instance-column", metavar="NAME", help="Column or field with the token's instance (jobs)."),
+    click.option(
+        "--delimiter", metavar="CHAR", callback=_delimiter, help="Of CSV: ',' ';' '|' or 'tab' [',', in .tsv 'tab']."
+    ),
+)
 
 
-def _beside(out: Path, kind: str) -> Path:
-    """`answers.jsonl` -> `answers.failed.jsonl`."""
-    return out.with_name(f"{out.stem if out.suffix == '.jsonl' else out.name}.{kind}.jsonl")
+@click.command(help=_HELP, epilog=epilog())
+@click.argument("tokens", metavar="TOKENS")
+@click.option(
+    "--out", metavar="FILE", help="JSONL file for the answers, '-' for standard output. Of a job: see --store."
+)
+@click.option("--failed", metavar="FILE", help="File for failed tokens [FILE.failed.jsonl].")
+@click.option("--skipped", metavar="FILE", help="File for blank lines and duplicates [FILE.skipped.jsonl].")
+@click.option("--ordered", is_flag=True, help="Answers in the order of TOKENS.")
+@click.option("--force", is_flag=True, help="Overwrite files that exist.")
+@layout_options
+@click.option("--job", "directory", metavar="DIR", help="Directory of a job: begin it there, or go on with it.")
+@click.option(
+    "--store",
+    type=click.Choice(STORES),
+    default="jsonl",
+    show_default=True,
+    help="Of a job: where answers go; to DIR, or to the file --out. PostgreSQL: as PGHOST, PGDATABASE and so on say.",
+)
+@click.option(
+    "--shard-size",
+    type=click.IntRange(1, 1_000_000),
+    metavar="N",
+    default=SHARD_SIZE,
+    show_default=True,
+    help="Tokens of a job that are committed together.",
+)
+@stop_options
+@instances_option
+@click.option("--dry-run", "dry", is_flag=True, help="Only say what TOKENS holds; needs no secret and no network.")
+@click.option(
+    "--assume-rate",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="N",
+    help="For --dry-run: tokens a second to expect [--rate].",
+)
+@speed_options
+@progress_options
+@access_options
+@debug_option
+def fetch(
+    tokens: str,
+    out: str | None,
+    failed: str | None,
+    skipped: str | None,
+    ordered: bool,
+    force: bool,
+    layout: Layout,
+    directory: str | None,
+    store: str,
+    shard_size: int,
+    stops: Stops,
+    instances: str | None,
+    dry: bool,
+    assume_rate: float | None,
+    speed: Speed,
+    telling: Telling,
+    access: Access,
+) -> int:
+    _refuse_mixture(as_job=directory is not None or dry)
+    if dry:
+        to_stdout(f"{dry_run(InputFile(tokens, layout), shard_size, assume_rate or speed.rate)}\n".encode())
+        return Exit.OK
+    if directory is not None:
+        clients = make_clients(access, speed.settings(), instances, layout.instance_column)
+        chosen = make_store(store, out)
+
+        def start(on_scan: Callable[[int, int], None]) -> Job:
+            source = InputFile(tokens, layout)
+            return Job.start(directory, source, chosen, clients.origin, shard_size=shard_size, on_scan=on_scan)
+
+        return run(JobRun(start, clients, stops.rules(), choose_job_display(telling.kind)).go())
+    if out is None:
+        raise Wrong(
+            "Missing option '--out' (a file for the answers, '-' for standard output) or '--job' (a directory)."
+        )
+    if tokens == STDIN and access.secret_file == STDIN:
+        raise Wrong("TOKENS and --secret-file cannot both be '-'.")
+    if telling.progress == "json":
+        raise Wrong("--progress json is for jobs; add --job DIR.")
+    metrics = Metrics()
+    client = access.client(speed.settings(), metrics)
+    outputs = make_outputs(out, failed, skipped, tokens, force=force)
+    with closing(open_tokens(tokens, layout)) as file:
+        outputs.open()
+        return _run_and_tell(
+            FetchRun(client, file, outputs, metrics, speed.concurrency, ordered, stops.refused_after, telling.kind)
+        )
 
 
-def _same_file(tokens: str, path: Path) -> bool:
+def _refuse_mixture(*, as_job: bool) -> None:
+    """Options that would do nothing are refused."""
+    context = click.get_current_context()
+    given = {
+        option
+        for parameter in context.command.params
+        if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
+        for option in parameter.opts
+    }
+    wrong = sorted(given & (_NOT_OF_JOBS if as_job else _OF_JOBS))
+    if wrong:
+        raise Wrong(f"{', '.join(wrong)}: {'not for jobs' if as_job else 'for jobs only; add --job DIR'}.")
+
+
+def _run_and_tell(fetching: FetchRun) -> int:
+    """Runs it and says what it came to; its exit code."""
     try:
-        return tokens != STDIN and os.path.samefile(tokens, path)
-    except (OSError, ValueError):  # one of them does not exist
-        return False
+        run(fetching.go())
+    except ReaderGone:
+        return fetching.exit  # in silence, like every program before a `| head`
+    except OutputError as error:
+        say(f"Error: {error}")
+    say(summary(fetching))
+    return fetching.exit

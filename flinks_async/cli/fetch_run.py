@@ -1,4 +1,4 @@
-"""The run behind `fetch` and `demo`: tokens of a file through one client into files."""
+"""The run behind `fetch`: tokens of a file through one client into files."""
 
 from __future__ import annotations
 
@@ -6,54 +6,23 @@ import asyncio
 import time
 from contextlib import aclosing
 from pathlib import Path
-from typing import Final
 
-from attrs import define, field, frozen
+from attrs import define, field
 
+from ..bulk import Rules
 from ..client import FlinksClient
 from ..fanout import Fetched
 from .books import Books, Counts
 from .console import say
 from .exit_codes import Exit
 from .metrics import Metrics
-from .output import LineFile, OutputError, Stdout
+from .options import ProgressKind
+from .output import OutputError, Stdout
+from .outputs import Outputs
 from .progress import Watched, choose_display, shown
 from .run import Stop
 from .source import tokens_of
-from .stderr_lines import StderrLines
 from .token_files import TokenFile
-
-REFUSED_AFTER: Final = 5
-
-
-@frozen
-class Outputs:
-    """Where lines go: the answers, the failed tokens, the skipped lines."""
-
-    out: LineFile | Stdout
-    failed: LineFile | StderrLines
-    skipped: LineFile | StderrLines
-
-    def files(self) -> list[LineFile]:
-        return [output for output in (self.out, self.failed, self.skipped) if isinstance(output, LineFile)]
-
-    def open(self) -> None:
-        """Checks all of them and opens the first, before anything is sent."""
-        for file in self.files():
-            file.check()
-        if isinstance(self.out, LineFile):
-            self.out.open()
-
-    def finish(self) -> None:
-        """Gives every file its name; the answers come last, so that their file means that the run is over."""
-        for file in reversed(self.files()):
-            file.finish()
-
-    def abandon(self) -> list[Path]:
-        """Leaves the parts; those that hold lines."""
-        if isinstance(self.out, Stdout):
-            self.out.close()
-        return [part for file in self.files() if (part := file.abandon()) is not None]
 
 
 @define(eq=False)
@@ -64,7 +33,7 @@ class FetchRun:
         concurrency: None for the settings' own.
         ordered: answers in the order of the file.
         refused_after: tokens in a row whose AuthenticationError stops the run.
-        quiet: no progress.
+        progress: how it is shown.
         exit: how it ended.
         parts: files that were left behind unfinished.
         seconds: how long it took.
@@ -76,8 +45,8 @@ class FetchRun:
     metrics: Metrics
     concurrency: int | None = None
     ordered: bool = False
-    refused_after: int = REFUSED_AFTER
-    quiet: bool = False
+    refused_after: int = Rules().refused_after
+    progress: ProgressKind = "auto"
     books: Books = field(init=False)
     exit: Exit = field(default=Exit.OK, init=False)
     parts: list[Path] = field(factory=list, init=False)
@@ -118,10 +87,10 @@ class FetchRun:
         return self.exit
 
     async def _fetch_all(self) -> None:
-        watched = Watched(self.counts, self.metrics, self.file)
         tokens = tokens_of(self.file, self.books, self._stop.requested)
-        display = choose_display(quiet=self.quiet, beside_answers=isinstance(self.outputs.out, Stdout))
-        async with self.client, shown(watched, display):
+        watched = Watched(self.counts, self.metrics, self.file)
+        display = choose_display(self.progress, beside_answers=isinstance(self.outputs.out, Stdout))
+        async with self.client, shown(watched.view, display):
             outcomes = self.client.partner_access_many(tokens, concurrency=self.concurrency, ordered=self.ordered)
             async with aclosing(outcomes):
                 async for outcome in outcomes:
@@ -146,7 +115,7 @@ class FetchRun:
         return Exit.FAILED if self.counts.failed or self.counts.invalid else Exit.OK
 
     def _heard(self, code: Exit, again: bool) -> None:
-        if self.quiet:
+        if self.progress == "none":
             return
         if again:
             say("Stopping at once.")

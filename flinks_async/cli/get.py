@@ -15,7 +15,7 @@ from ..secret import Secret
 from .console import debug_option
 from .exit_codes import Exit, epilog
 from .one_value import STDIN, read_token
-from .options import Access, access_options
+from .options import Access, access_options, timeout_option
 from .output import to_stdout
 from .run import run
 from .usage import Wrong
@@ -32,6 +32,7 @@ _TERMINAL = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 )
 @click.option("--pretty/--compact", default=None, help="Indented, or on one line [indented on a terminal].")
 @access_options
+@timeout_option
 @debug_option
 def get(access: Access, timeout: float | None, token_file: str | None, pretty: bool | None) -> int:
     """Fetch the data behind one access token and print it as JSON, with every digit as it came."""

@@ -2,36 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from collections import Counter
-from typing import Final
-
 from attrs import define, field
 
+from ..bulk.histogram import Histogram
 from ..classify import Kind
 from ..observe import AttemptFinished, Event, RetryScheduled
-
-_SMALLEST: Final = 1e-4
-_GROWTH: Final = math.log(1.05)
-
-
-class Histogram:
-    """Times in buckets that are 5 % apart, so that a million of them take no memory."""
-
-    def __init__(self) -> None:
-        self._buckets: Counter[int] = Counter()
-
-    def add(self, seconds: float) -> None:
-        self._buckets[max(0, math.ceil(math.log(max(seconds, _SMALLEST) / _SMALLEST) / _GROWTH))] += 1
-
-    def percentile(self, share: float) -> float | None:
-        """The time that this share of all stays under; the upper end of its bucket. None without any."""
-        rank = math.ceil(share * self._buckets.total())
-        for bucket in sorted(self._buckets):
-            rank -= self._buckets[bucket]
-            if rank <= 0:
-                return _SMALLEST * math.exp(bucket * _GROWTH)
-        return None
 
 
 @define
@@ -72,4 +47,5 @@ def duration(seconds: float) -> str:
         return f"{seconds * 1000:.3g} ms"
     if seconds < 120:
         return f"{seconds:.1f} s"
-    return f"{int(seconds) // 60} min {int(seconds) % 60} s"
+    minutes = int(seconds) // 60
+    return f"{minutes} min {int(seconds) % 60} s" if minutes < 120 else f"{minutes // 60:,} h {minutes % 60} min"

@@ -25,7 +25,7 @@ def read_secret(secret_file: str | None) -> Secret:
         Wrong: there is none, or the file cannot be read. The message names no value.
     """
     if secret_file is not None:
-        return _only_line(_read(secret_file, "--secret-file"), "--secret-file")
+        return read_line(secret_file, "--secret-file")
     if value := os.environ.get("FLINKS_AUTH_SECRET", "").strip():
         return Secret(value)
     raise Wrong(
@@ -41,15 +41,48 @@ def read_token(token_file: str | None) -> Secret:
         Wrong: as for `read_secret`.
     """
     if token_file is not None:
-        return _only_line(_read(token_file, "--token-file"), "--token-file", "For many tokens there is 'fetch'.")
+        return read_line(token_file, "--token-file", "For many tokens there is 'fetch'.")
     if value := os.environ.get("FLINKS_ACCESS_TOKEN", "").strip(" \t\r\n"):
         return Secret(value)
-    if _is_terminal():
+    if stdin_is_terminal():
         return Secret(click.prompt("Access token", hide_input=True, err=True).strip(" \t\r\n"))
     raise Wrong(
         "No access token. Name a file with --token-file ('-' is standard input), or set FLINKS_ACCESS_TOKEN; "
         "on a terminal you are asked for it."
     )
+
+
+def read_line(path: str, option: str, hint: str = "") -> Secret:
+    """The only line of a file.
+
+    Args:
+        option: how the file was given.
+        hint: what to do if there are more lines.
+
+    Raises:
+        Wrong: as for `read_secret`.
+    """
+    lines = [line for line in (line.strip(" \t\r") for line in read_text(path, option).split("\n")) if line]
+    if not lines:
+        raise Wrong(f"What was read for {option} is empty.")
+    if len(lines) > 1:
+        raise Wrong(f"What was read for {option} has {len(lines)} lines instead of one. {hint}".strip())
+    return Secret(lines[0])
+
+
+def read_text(path: str, option: str) -> str:
+    """A small file, '-' for standard input.
+
+    Raises:
+        Wrong: as for `read_secret`.
+    """
+    try:
+        text = _read(path, option).removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError:
+        text = None
+    if text is None:  # raised here, since the error above holds the text
+        raise Wrong(f"What was read for {option} is not UTF-8 text.")
+    return text
 
 
 def _read(path: str, option: str) -> bytes:
@@ -74,20 +107,6 @@ def _stdin() -> BinaryIO:
     return sys.stdin.buffer
 
 
-def _is_terminal() -> bool:
+def stdin_is_terminal() -> bool:
+    """Whether somebody can be asked."""
     return sys.stdin is not None and sys.stdin.isatty()
-
-
-def _only_line(data: bytes, option: str, hint: str = "") -> Secret:
-    try:
-        lines = data.removeprefix(_BOM).decode("utf-8").split("\n")
-    except UnicodeDecodeError:
-        lines = None
-    if lines is None:  # raised here, since the error above holds the text
-        raise Wrong(f"What was read for {option} is not UTF-8 text.")
-    lines = [line for line in (line.strip(" \t\r") for line in lines) if line]
-    if not lines:
-        raise Wrong(f"What was read for {option} is empty.")
-    if len(lines) > 1:
-        raise Wrong(f"What was read for {option} has {len(lines)} lines instead of one. {hint}".strip())
-    return Secret(lines[0])

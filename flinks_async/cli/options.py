@@ -1,22 +1,48 @@
-"""The options that `get` and `fetch` share: which instance, and how to authenticate."""
+"""Options that several commands share. A command gets each group of them as one record."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import click
-from attrs import frozen
+from attrs import evolve, fields, frozen
 
 from .. import config
+from ..bulk import Rules
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES, Settings
 from ..observe import Observer
 from ..secret import Secret
 from .one_value import read_secret
+from .values import failures, seconds
 
 F = TypeVar("F", bound=Callable[..., Any])
+Decorator = Callable[[F], F]
+
+
+def grouped(name: str, record: type, *options: Callable[[Any], Any]) -> Callable[[F], F]:
+    """A decorator that adds options to a command.
+
+    Args:
+        name: of the argument that the command gets them as.
+        record: an attrs class with one field for each option.
+    """
+    names = [field.name for field in fields(record)]
+
+    def decorate(command: F) -> F:
+        @wraps(command)
+        def with_record(**arguments: Any) -> Any:
+            values = {option: arguments.pop(option) for option in names}
+            return command(**{name: record(**values)}, **arguments)
+
+        decorated: Any = with_record
+        for option in reversed(options):
+            decorated = option(decorated)
+        return decorated  # type: ignore[no-any-return]
+
+    return decorate
 
 
 @frozen
@@ -44,7 +70,9 @@ class Access:
         return FlinksClient(**chosen, settings=settings, allow_http=self.allow_http, observers=observers)
 
 
-_OPTIONS = (
+access_options = grouped(
+    "access",
+    Access,
     click.option("--instance", metavar="NAME", help="Flinks instance [FLINKS_INSTANCE, else toolbox]."),
     click.option(
         "--auth-scheme",
@@ -58,30 +86,131 @@ _OPTIONS = (
         metavar="FILE",
         help="File with the AuthSecret, '-' for standard input. Without it: FLINKS_AUTH_SECRET.",
     ),
-    click.option(
-        "--timeout",
-        type=click.FloatRange(min=0, min_open=True),
-        metavar="SECONDS",
-        help="For one token, all attempts and waits included.",
-    ),
+)
+
+timeout_option = click.option(
+    "--timeout",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    help="For one token, all attempts and waits included.",
+)
+
+concurrency_option = click.option(
+    "--concurrency",
+    type=click.IntRange(1, 1000),
+    metavar="N",
+    help="Requests at once, a fixed number [as the bulk preset].",
 )
 
 
-def access_options(command: F) -> F:
-    """Adds the options above; the command gets them as `access`, and `timeout`."""
+@frozen
+class Speed:
+    """The bulk preset, with what was asked for on the command line."""
 
-    @wraps(command)
-    def with_access(
-        instance: str | None,
-        auth_scheme: str | None,
-        base_url: str | None,
-        allow_http: bool,
-        secret_file: str | None,
-        **arguments: Any,
-    ) -> Any:
-        return command(access=Access(instance, auth_scheme, base_url, allow_http, secret_file), **arguments)
+    concurrency: int | None = None
+    rate: float | None = None
+    attempts: int | None = None
+    timeout: float | None = None
 
-    decorated: Any = with_access
-    for option in reversed(_OPTIONS):
-        decorated = option(decorated)
-    return decorated  # type: ignore[no-any-return]
+    def settings(self) -> Settings:
+        settings = config.bulk()
+        limits, retry, timeouts = settings.limits, settings.retry, settings.timeouts
+        if self.concurrency is not None:
+            limits = evolve(limits, concurrency=self.concurrency)
+        if self.rate is not None:
+            limits = evolve(limits, rate=self.rate)
+        if self.attempts is not None:
+            retry = evolve(retry, attempts=self.attempts)
+        if self.timeout is not None:
+            timeouts = evolve(timeouts, deadline=self.timeout)
+        return evolve(settings, limits=limits, retry=retry, timeouts=timeouts)
+
+
+speed_options = grouped(
+    "speed",
+    Speed,
+    concurrency_option,
+    click.option(
+        "--rate", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Requests a second at most [no limit]."
+    ),
+    click.option("--attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts for each token [6]."),
+    timeout_option,
+)
+
+refused_after_option = click.option(
+    "--refused-after",
+    type=click.IntRange(min=1),
+    metavar="N",
+    default=Rules().refused_after,
+    show_default=True,
+    help="Stop when so many tokens in a row are answered that the AuthSecret is refused.",
+)
+
+
+@frozen
+class Stops:
+    """When a run of a job ends before its end, and how much of it is under way at once."""
+
+    open_shards: int
+    max_failures: tuple[int | None, float | None]
+    max_duration: float | None
+    refused_after: int
+
+    def rules(self) -> Rules:
+        count, share = self.max_failures
+        return Rules(
+            open_shards=self.open_shards,
+            refused_after=self.refused_after,
+            max_failures=count,
+            max_failure_share=share,
+            max_duration=self.max_duration,
+        )
+
+
+stop_options = grouped(
+    "stops",
+    Stops,
+    click.option(
+        "--open-shards",
+        type=click.IntRange(1, 10_000),
+        metavar="N",
+        default=Rules().open_shards,
+        show_default=True,
+        help="Shards of a job under way at once; so many times --shard-size tokens are repeated after a kill.",
+    ),
+    click.option("--max-failures", callback=failures, metavar="N|P%", help="Stop the job when more tokens failed."),
+    click.option(
+        "--max-duration", callback=seconds, metavar="TIME", help="Stop the job after 90 (seconds), 45m, 2h, 1d."
+    ),
+    refused_after_option,
+)
+
+ProgressKind = Literal["auto", "plain", "json", "none"]
+
+
+@frozen
+class Telling:
+    """How progress is shown."""
+
+    progress: ProgressKind
+    quiet: bool
+
+    @property
+    def kind(self) -> ProgressKind:
+        return "none" if self.quiet else self.progress
+
+
+progress_options = grouped(
+    "telling",
+    Telling,
+    click.option(
+        "--progress",
+        type=click.Choice(["auto", "plain", "json", "none"]),
+        default="auto",
+        show_default=True,
+        help="On standard error: a bar on a terminal and lines elsewhere, lines, JSON for machines (jobs), nothing.",
+    ),
+    click.option("--quiet", is_flag=True, help="No progress; the summary stays."),
+)
+
+directory_argument = click.argument("directory", metavar="DIR")

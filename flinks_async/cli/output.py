@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
+from ..bulk.disk import PRIVATE_FILE, sync_folder, write_all
+from .console import say
 from .daemon import DaemonThread
 from .usage import Wrong
 
@@ -69,7 +71,7 @@ class LineFile:
             if self.force:
                 self.part.unlink(missing_ok=True)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-            self._file = os.open(self.part, flags, 0o600)
+            self._file = os.open(self.part, flags, PRIVATE_FILE)
         except (OSError, ValueError) as error:
             self._fail(error)
 
@@ -81,7 +83,7 @@ class LineFile:
         self.open()
         assert self._file is not None
         try:
-            _write_all(self._file, line)
+            write_all(self._file, line)
         except OSError as error:
             with suppress(OSError):
                 os.ftruncate(self._file, self._size)
@@ -108,7 +110,8 @@ class LineFile:
             self.finished = True
         except OSError as error:
             self._fail(error)
-        _sync_directory(self.path.parent)
+        with suppress(OSError):
+            sync_folder(self.path.parent)
 
     def abandon(self) -> Path | None:
         """Closes the part and leaves it, if it holds a line. Its path, or None."""
@@ -122,6 +125,13 @@ class LineFile:
         with suppress(OSError):
             self.part.unlink()
         return None
+
+    def discard(self) -> None:
+        """Removes the part. Does nothing after `finish()`."""
+        part = self.abandon()
+        if part is not None:
+            with suppress(OSError):
+                part.unlink()
 
     def _fail(self, error: OSError | ValueError) -> NoReturn:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a name for a file"
@@ -143,6 +153,17 @@ class Stdout:
         self._thread.close()
 
 
+class StderrLines:
+    """Standard error as a file of lines, when the answers go to standard output and there is no file for the others."""
+
+    def __init__(self) -> None:
+        self.lines = 0
+
+    async def write(self, line: bytes) -> None:
+        say(line.decode().rstrip("\n"))
+        self.lines += 1
+
+
 def to_stdout(data: bytes) -> None:
     """Writes to standard output, all of it and now.
 
@@ -162,24 +183,9 @@ def _write_stdout(data: bytes) -> None:
             sys.stdout.buffer.write(data)
             return
         sys.stdout.flush()
-        _write_all(number, data)
+        write_all(number, data)
     except BrokenPipeError:
         raise ReaderGone("standard output is closed") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is closed"
         raise OutputError(f"standard output cannot be written: {reason}") from None
-
-
-def _write_all(file: int, data: bytes) -> None:
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(file, rest) :]
-
-
-def _sync_directory(path: Path) -> None:
-    with suppress(OSError):  # Windows cannot
-        directory = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)

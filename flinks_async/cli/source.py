@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from ..config import check_token
-from ..errors import InvalidTokenError
+from ..bulk.inputs import Note, Row
+from ..bulk.inputs import check as check_row
 from ..secret import Secret
 from .books import Books, Place
-from .rows import Note, Row, Token
 from .seen import SeenTokens
 from .token_files import TokenFile
 
@@ -34,24 +33,7 @@ async def tokens_of(file: TokenFile, books: Books, stop: asyncio.Event) -> Async
 
 def check(row: Row, seen: SeenTokens) -> Row:
     """The row itself, if its token can be sent and was not seen before; else a note that says why."""
-    if isinstance(row, Note):
-        return row
-    problem = _problem(row)
-    if problem is not None:
-        return Note(row.line, "invalid", problem, row.token, None if _holds_token(row) else row.key)
-    return row if seen.add(row.token) else Note(row.line, "duplicate", key=row.key)
-
-
-def _problem(row: Token) -> str | None:
-    try:
-        check_token(row.token)
-    except InvalidTokenError as error:
-        return error.message
-    if not row.token.reveal().isprintable():
-        # Allowed on the wire, but in a file it is a byte-order mark or a space that nobody sees.
-        return "the access token holds an invisible character"
-    return "the key column holds the access token" if _holds_token(row) else None
-
-
-def _holds_token(row: Token) -> bool:
-    return bool(row.token) and isinstance(row.key, (str, list, dict)) and row.token.reveal() in str(row.key)
+    checked = check_row(row)
+    if isinstance(checked, Note) or seen.add(checked.token):
+        return checked
+    return Note(checked.line, "duplicate", key=checked.key)

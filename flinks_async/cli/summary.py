@@ -69,7 +69,7 @@ def _advice(run: FetchRun) -> list[str]:
     if run.exit is Exit.REFUSED:
         return [f"The AuthSecret is refused. {WHERE_SECRETS_COME_FROM}. {OTHER_HEADER_FORMS} (--auth-scheme)."]
     if run.file.error is not None:
-        return [f"Reading the tokens broke off after line {run.counts.lines:,}: {run.file.error.strerror}."]
+        return [f"Reading the tokens broke off after line {run.counts.lines:,}: {run.file.error}."]
     if run.parts and not any(file.force for file in run.outputs.files()):
         return ["To run again, move the unfinished files away, or overwrite them with --force."]
     return []

@@ -1,4 +1,4 @@
-"""A file of tokens: opened, its format found out, and read piece by piece while the fetching goes on."""
+"""A file of tokens, or standard input, read piece by piece while the fetching goes on."""
 
 from __future__ import annotations
 
@@ -7,66 +7,20 @@ import errno
 import os
 import sys
 from collections.abc import AsyncGenerator, Callable, Iterator
-from typing import Any, Final, Literal
+from typing import Any
 
-from attrs import define, field, frozen
+from attrs import define, field
 
+from ..bulk.compression import CompressedDataError
+from ..bulk.errors import InputError
+from ..bulk.inputs import Layout, Row
+from ..bulk.inputs.content import Content
+from ..bulk.inputs.lines import LineSplitter
+from ..bulk.inputs.reading import cannot_read, content_of, reason_of
+from ..bulk.inputs.rows import RowParser
 from .daemon import DaemonThread
-from .lines import LineSplitter
 from .one_value import STDIN
-from .rows import Row, RowParser, TextParser
-from .rows_csv import CSVParser
-from .rows_jsonl import JSONLParser
 from .usage import Wrong
-
-Format = Literal["auto", "text", "csv", "jsonl"]
-
-_CHUNK: Final = 64 * 1024
-_BOM: Final = b"\xef\xbb\xbf"
-_FOREIGN: Final = {
-    b"\xff\xfe": "is UTF-16 text; save it as UTF-8",
-    b"\xfe\xff": "is UTF-16 text; save it as UTF-8",
-    b"\x1f\x8b": "is compressed; give the output of 'gzip -dc' as '-'",
-    b"PK\x03\x04": "is a ZIP archive or a spreadsheet; export it as CSV",
-}
-_SUFFIXES: Final[dict[str, Format]] = {
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-}
-
-
-@frozen
-class Layout:
-    """How to read the file; None and `auto` are found out from its name and its first row."""
-
-    format: Format = "auto"
-    column: str | None = None
-    key_column: str | None = None
-    delimiter: str | None = None
-
-    def parser(self, path: str) -> RowParser:
-        """The parser for a file of that name.
-
-        Raises:
-            Wrong: options that do not go together.
-        """
-        suffix = os.path.splitext(path)[1].lower()
-        chosen = _SUFFIXES.get(suffix, "text") if self.format == "auto" else self.format
-        if chosen == "text" and (self.column is not None or self.key_column is not None):
-            raise Wrong(
-                "A text file has no columns. For --column and --key-column, add --format csv or --format jsonl."
-            )
-        if chosen != "csv" and self.delimiter is not None:
-            raise Wrong("--delimiter is for CSV files; add --format csv.")
-        if chosen == "text":
-            return TextParser()
-        if self.key_column is not None and self.key_column == self.column:
-            raise Wrong("--key-column must be another column than --column: keys are written to the output.")
-        if chosen == "jsonl":
-            return JSONLParser(self.column, self.key_column)
-        return CSVParser(self.column, self.key_column, self.delimiter or ("\t" if suffix == ".tsv" else ","))
 
 
 @define(eq=False)
@@ -75,37 +29,26 @@ class TokenFile:
 
     Attributes:
         size: of the file in bytes; None if it is not a regular file.
-        position: bytes whose rows were given out so far.
-            error: why reading broke off.
+        position: bytes of the file whose rows were given out so far.
+        error: why reading broke off, in words.
     """
 
     size: int | None
-    _read: Callable[[], bytes] = field(repr=False)
+    _content: Content = field(repr=False)
     _close: Callable[[], object] = field(repr=False)
     _parser: RowParser = field(repr=False)
     position: int = field(default=0, init=False)
-    error: OSError | None = field(default=None, init=False)
+    error: str | None = field(default=None, init=False)
     _splitter: LineSplitter = field(factory=LineSplitter, init=False, repr=False)
     _backlog: list[Row] = field(factory=list, init=False, repr=False)
-    _taken: int = field(default=0, init=False)
     _ended: bool = field(default=False, init=False)
 
     def begin(self) -> None:
         """Reads until the columns are known, so that a wrong file is told before anything is fetched."""
         while not self._ended:
-            self._backlog += self._rows(self._read() if self._taken else self._read_first())
+            self._backlog += self._rows(self._content.read())
             if self._parser.ready:
                 return
-
-    def _read_first(self) -> bytes:
-        head = b""
-        while len(head) < 4 and (piece := self._read()):
-            head += piece
-        for magic, problem in _FOREIGN.items():
-            if head.startswith(magic):
-                raise Wrong(f"The file of tokens {problem}.")
-        self._taken += len(head) - len(head.removeprefix(_BOM))
-        return head.removeprefix(_BOM)
 
     async def rows(self, stop: asyncio.Event) -> AsyncGenerator[Row, None]:
         """The rows, until the file ends, cannot be read any more (`error`), or `stop` is set."""
@@ -115,23 +58,23 @@ class TokenFile:
         try:
             while True:
                 backlog, self._backlog = self._backlog, []
-                start = self.position
+                start, end = self.position, self._content.raw_position
                 for count, row in enumerate(backlog, start=1):
                     if stop.is_set():
                         return
-                    self.position = start + (self._taken - start) * count // len(backlog)
+                    self.position = start + (end - start) * count // len(backlog)
                     yield row
                 if self._ended:
                     return
-                chunk = thread.call(self._read)
+                chunk = thread.call(self._content.read)
                 waiting: set[asyncio.Future[Any]] = {chunk, stopped}
                 await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
                 if not chunk.done():  # a pipe that says nothing
                     return
                 try:
                     self._backlog = list(self._rows(chunk.result()))
-                except OSError as error:
-                    self.error = error
+                except (OSError, CompressedDataError) as error:
+                    self.error = reason_of(error)
                     return
         finally:
             stopped.cancel()
@@ -140,9 +83,7 @@ class TokenFile:
             thread.close()
 
     def _rows(self, chunk: bytes) -> Iterator[Row]:
-        self._taken += len(chunk)
-        for line in self._splitter.feed(chunk):
-            yield from self._parser.feed(line)
+        yield from self._parser.feed(self._splitter.feed(chunk).lines)
         if not chunk:
             self._ended = True
             yield from self._parser.finish()
@@ -156,32 +97,35 @@ def open_tokens(path: str, layout: Layout) -> TokenFile:
 
     Raises:
         Wrong: it cannot be read, or is not in the format asked for. The message does not repeat the path.
+        ConfigError: the library that decompresses it is not installed.
     """
-    parser = layout.parser(path)
     try:
-        file = _open(path, parser)
-        try:
-            file.begin()
-        except BaseException:
-            file.close()
-            raise
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a file"
-        raise Wrong(f"The file of tokens cannot be read: {reason}.") from None
-    return file
+        return _open(path, layout.parser(path))
+    except InputError as error:
+        raise Wrong(error.message) from None
 
 
 def _open(path: str, parser: RowParser) -> TokenFile:
-    if path != STDIN:
-        raw: Any = open(path, "rb", buffering=0)  # noqa: SIM115 - closed by TokenFile.close
-    else:
-        raw = _stdin()
     try:
-        regular = path != STDIN and os.path.isfile(path)
-        size = os.fstat(raw.fileno()).st_size if regular else None
-    except (OSError, ValueError):
-        size = None
-    return TokenFile(size, lambda: raw.read(_CHUNK) or b"", raw.close if path != STDIN else lambda: None, parser)
+        raw: Any = _stdin() if path == STDIN else open(path, "rb", buffering=0)  # noqa: SIM115 - closed by TokenFile.close
+    except (OSError, ValueError) as error:
+        raise cannot_read(error) from None
+    close = (lambda: None) if path == STDIN else raw.close
+    try:
+        file = TokenFile(_size(path, raw), content_of(raw), close, parser)
+        file.begin()
+    except (OSError, CompressedDataError) as error:
+        close()
+        raise cannot_read(error) from None
+    except BaseException:
+        close()
+        raise
+    return file
+
+
+def _size(path: str, raw: Any) -> int | None:
+    regular = path != STDIN and os.path.isfile(path)
+    return os.fstat(raw.fileno()).st_size if regular else None
 
 
 def _stdin() -> Any:

@@ -1,8 +1,12 @@
-"""Wrong usage, said in our own words."""
+"""How commands fail: wrong usage, said in our own words, and the exit codes of errors."""
 
 from __future__ import annotations
 
 import click
+
+from ..bulk.errors import JobError, LedgerError, StoreError
+from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidTokenError
+from .exit_codes import Exit
 
 
 class Wrong(click.UsageError):
@@ -10,3 +14,12 @@ class Wrong(click.UsageError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, click.get_current_context(silent=True))
+
+
+def exit_code_of(error: FlinksError) -> Exit:
+    """The exit code for an error that ended a command."""
+    if isinstance(error, AuthenticationError):
+        return Exit.REFUSED
+    if isinstance(error, (StoreError, LedgerError)):
+        return Exit.OUTPUT
+    return Exit.USAGE if isinstance(error, (ConfigError, InvalidTokenError, JobError)) else Exit.FAILED

@@ -1,0 +1,34 @@
+"""`flinks-async purge`: a job's data, removed."""
+
+from __future__ import annotations
+
+import click
+
+from .. import bulk
+from .console import debug_option, say
+from .exit_codes import Exit, epilog
+from .one_value import stdin_is_terminal
+from .options import directory_argument
+from .usage import Wrong
+
+
+@click.command(epilog=epilog())
+@directory_argument
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@debug_option
+def purge(directory: str, yes: bool) -> int:
+    """Remove the job in DIR and all its answers, and say what was removed. Its file of tokens stays."""
+    if not yes and not _confirmed(directory):
+        say("Nothing was removed.")
+        return Exit.OK
+    for line in bulk.purge(directory):
+        say(line if line.startswith("left") else f"removed: {line}")
+    return Exit.OK
+
+
+def _confirmed(directory: str) -> bool:
+    found = bulk.status(directory)
+    if not stdin_is_terminal():
+        raise Wrong("This removes data for good. To say that it is meant, add --yes.")
+    question = f"Remove the job in {directory} and its {found.totals.fetched:,} answers for good?"
+    return click.confirm(question, err=True)

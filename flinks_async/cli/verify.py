@@ -1,0 +1,28 @@
+"""`flinks-async verify`: whether the answers of a job are what was written."""
+
+from __future__ import annotations
+
+import click
+
+from .. import bulk
+from .console import debug_option, printable, say
+from .exit_codes import Exit, epilog
+from .options import directory_argument
+from .output import to_stdout
+
+
+@click.command(epilog=epilog())
+@directory_argument
+@debug_option
+def verify(directory: str) -> int:
+    """Read the answers of the job in DIR back and compare them with its ledger.
+
+    Each problem is a line on standard output.
+    """
+    problems = bulk.verify(directory)
+    if not problems:
+        say("All is well.")
+        return Exit.OK
+    to_stdout("".join(printable(f"{problem.where}: {problem.what}") + "\n" for problem in problems).encode())
+    say(f"{len(problems):,} found.")
+    return Exit.FAILED

@@ -1,0 +1,393 @@
+"""`flinks-async fetch --job`: begun, stopped in every way, and gone on with."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import signal
+import sqlite3
+import stat
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from flinks_async import bulk
+from flinks_async.cli.exit_codes import Exit
+from flinks_async.testing import FlinksServer
+
+from .cli_support import cli, records, start
+
+NAMES = [f"token-{n}" for n in range(50)]
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    return tmp_path / "job"
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    return write(tmp_path / "t.txt", "".join(f"{name}\n" for name in NAMES))
+
+
+def write(path: Path, content: str | bytes) -> Path:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+async def fetch(server: FlinksServer, tokens: object, job: object, *more: object, **options: Any) -> Result:
+    return await cli("fetch", tokens, "--job", job, *more, server=server, **options)
+
+
+def answers(job: Path) -> dict[int, Any]:
+    """Answers by line, none of them twice."""
+    found = [json.loads(line) for line in bulk.export(job)]
+    assert len({record["line"] for record in found}) == len(found), "an answer is there twice"
+    return {record["line"]: record["response"] for record in found}
+
+
+def lines_of(database: Path) -> list[int]:
+    with closing(sqlite3.connect(database)) as db:
+        return [line for (line,) in db.execute("SELECT line FROM fetches ORDER BY line")]
+
+
+def expected(server: FlinksServer, names: list[str] = NAMES) -> dict[int, Any]:
+    return {line: server.expected(name) for line, name in enumerate(names, 1)}
+
+
+class TestExitCodes:
+    async def test_0_all_tokens_were_fetched_and_the_same_command_has_nothing_to_do(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path
+    ) -> None:
+        result = await fetch(flinks_server, tokens, job, "--shard-size", 7)
+        assert result.exit_code == Exit.OK, result.stderr
+        assert result.stdout == ""
+        assert answers(job) == expected(flinks_server)
+        again = await fetch(flinks_server, tokens, job, "--shard-size", 7)
+        assert again.exit_code == Exit.OK
+        assert flinks_server.stats.requests == len(NAMES)
+        assert "fetched            50" in again.stderr
+
+    async def test_1_some_tokens_failed(self, flinks_server: FlinksServer, tmp_path: Path, job: Path) -> None:
+        flinks_server.script("expired", ["session_nonexistent"])
+        tokens = write(tmp_path / "t.txt", "good\nexpired\n..\ngood\n")
+        result = await fetch(flinks_server, tokens, job)
+        assert result.exit_code == Exit.FAILED
+        assert answers(job).keys() == {1}
+        assert {r["line"]: r["kind"] for r in records(job / "failed.jsonl")} == {2: "final", 3: "invalid"}
+        assert records(job / "duplicates.jsonl") == [{"line": 4, "first": 1}]
+        assert "1 BadRequestError" in result.stderr
+
+    async def test_1_only_invalid_lines(self, flinks_server: FlinksServer, tmp_path: Path, job: Path) -> None:
+        assert (await fetch(flinks_server, write(tmp_path / "t.txt", "good\n..\n"), job)).exit_code == Exit.FAILED
+
+    async def test_3_too_many_failures_and_the_same_command_goes_on(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path
+    ) -> None:
+        for name in NAMES[:4]:
+            flinks_server.script(name, ["session_nonexistent"])
+        result = await fetch(flinks_server, tokens, job, "--max-failures", 2, "--concurrency", 1)
+        assert result.exit_code == Exit.STOPPED
+        assert "max_failures is 2" in result.stderr
+        assert "The same command goes on" in result.stderr
+        again = await fetch(flinks_server, tokens, job)
+        assert again.exit_code == Exit.FAILED
+        assert set(flinks_server.stats.per_token.values()) == {1}
+
+    async def test_4_the_secret_is_refused_and_with_the_right_one_it_goes_on(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path
+    ) -> None:
+        result = await fetch(flinks_server, tokens, job, "--concurrency", 1, FLINKS_AUTH_SECRET="wrong-secret")
+        assert result.exit_code == Exit.REFUSED
+        assert "5 different tokens in a row" in result.stderr
+        assert "--auth-scheme" in result.stderr
+        assert "wrong-secret" not in result.output
+        assert (await fetch(flinks_server, tokens, job)).exit_code == Exit.OK
+        assert answers(job) == expected(flinks_server)
+
+    async def test_5_the_store_cannot_be_written(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path, tmp_path: Path
+    ) -> None:
+        result = await fetch(flinks_server, tokens, job, "--out", tmp_path / "no" / "answers.jsonl")
+        assert result.exit_code == Exit.OUTPUT
+        assert "StoreError" in result.stderr
+        assert flinks_server.stats.requests == 0
+
+    async def test_5_the_ledger_is_broken(self, flinks_server: FlinksServer, tokens: Path, job: Path) -> None:
+        await fetch(flinks_server, tokens, job)
+        write(job / "ledger.sqlite", b"\0" * 5000)
+        for command in (
+            ("fetch", tokens, "--job", job),
+            ("status", job),
+            ("verify", job),
+            ("export", job, "--out", "-"),
+        ):
+            result = await cli(*command, server=flinks_server)
+            assert result.exit_code == Exit.OUTPUT, command
+            assert "LedgerError" in result.stderr
+
+
+class TestUsage:
+    @pytest.mark.parametrize(
+        ("more", "says"),
+        [
+            (("--failed", "f"), "--failed: not for jobs"),
+            (("--force", "--ordered"), "--force, --ordered: not for jobs"),
+            (("--max-failures", "many"), "a number such as 100, or a share such as 5%"),
+            (("--max-failures", "101%"), "a number such as 100, or a share such as 5%"),
+            (("--max-duration", "1 week"), "a time such as 90 (seconds), 45m, 2h or 1d"),
+            (("--max-duration", "0"), "a time such as 90 (seconds), 45m, 2h or 1d"),
+            (("--column", "x"), "A text file has no columns"),
+            (("--out", "-"), "flinks-async export"),
+            (("--store", "parquet", "--out", "x"), "its files are in DIR/parts"),
+            (("--store", "postgresql", "--out", "x"), "PGDATABASE"),
+            (("--instances", "i.toml"), "--instance-column"),
+            (("--format", "jsonl", "--instance-column", "i"), "--instances FILE"),
+        ],
+    )
+    async def test_options_that_do_not_fit(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path, more: tuple[str, ...], says: str
+    ) -> None:
+        result = await fetch(flinks_server, tokens, job, *more)
+        assert result.exit_code == Exit.USAGE
+        assert says in result.stderr
+        assert not job.exists()
+
+    async def test_standard_input_is_no_input_of_a_job(self, flinks_server: FlinksServer, job: Path) -> None:
+        result = await fetch(flinks_server, "-", job, stdin="one\n")
+        assert result.exit_code == Exit.USAGE
+        assert "reads its tokens again" in result.stderr
+        assert not job.exists()
+
+    async def test_options_of_jobs_without_a_job(self, flinks_server: FlinksServer, tokens: Path) -> None:
+        result = await cli(
+            "fetch", tokens, "--out", "-", "--store", "sqlite", "--max-failures", 3, server=flinks_server
+        )
+        assert result.exit_code == Exit.USAGE
+        assert "--max-failures, --store: for jobs only; add --job DIR" in result.stderr
+        result = await cli("fetch", tokens, server=flinks_server)
+        assert result.exit_code == Exit.USAGE
+        assert "--job DIR" in result.stderr
+
+    @pytest.mark.parametrize(
+        ("more", "says"),
+        [
+            (("--store", "jsonl.gz"), "compression"),
+            (("--store", "sqlite"), "kind"),
+            (("--base-url", "http://127.0.0.1:1"), "origin was '127.0.0.1:"),
+            (("--format", "jsonl"), "layout of 'format'"),
+        ],
+    )
+    async def test_another_job_in_the_same_directory_is_refused_and_says_what_differs(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path, more: tuple[str, ...], says: str
+    ) -> None:
+        await fetch(flinks_server, tokens, job)
+        result = await fetch(flinks_server, tokens, job, *more)
+        assert result.exit_code == Exit.USAGE
+        assert "JobMismatchError" in result.stderr
+        assert says in result.stderr
+
+    async def test_other_tokens_in_the_same_directory_are_refused(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path
+    ) -> None:
+        await fetch(flinks_server, tokens, job)
+        write(tokens, "another\n")
+        result = await fetch(flinks_server, tokens, job)
+        assert result.exit_code == Exit.USAGE
+        assert "another content" in result.stderr
+
+    async def test_the_directory_of_something_else_is_left_alone(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path
+    ) -> None:
+        job.mkdir()
+        write(job / "precious.txt", "precious")
+        for command in (("fetch", tokens, "--job", job), ("status", job), ("purge", job, "--yes"), ("retry", job)):
+            result = await cli(*command, server=flinks_server)
+            assert result.exit_code == Exit.USAGE, command
+            assert "not the directory of a job" in result.stderr
+        assert os.listdir(job) == ["precious.txt"]
+
+    async def test_a_job_that_another_process_works_on(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path
+    ) -> None:
+        await fetch(flinks_server, tokens, job)
+        with bulk.Job.resume(job):
+            for command in (("fetch", tokens, "--job", job), ("verify", job), ("purge", job, "--yes"), ("retry", job)):
+                result = await cli(*command, server=flinks_server)
+                assert result.exit_code == Exit.USAGE, command
+                assert "another process works on the job" in result.stderr
+            assert (await cli("status", job)).exit_code == Exit.OK
+
+
+STORES = {
+    "parts": (),
+    "gz": ("--store", "jsonl.gz"),
+    "file": ("--out", "answers.jsonl"),
+    "sqlite": ("--store", "sqlite"),
+    "database": ("--store", "sqlite", "--out", "answers.db"),
+}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
+class TestInterruptions:
+    """Processes of their own, real signals. `token-20` hangs, so that there is a middle to stop in."""
+
+    async def started(
+        self, server: FlinksServer, tokens: Path, job: Path, *more: object, requests: int = 50
+    ) -> asyncio.subprocess.Process:
+        server.script("token-20", ["hang"])
+        process = await start(
+            *("fetch", tokens, "--job", job, "--shard-size", 5, "--open-shards", 2, "--concurrency", 4, *more),
+            server=server,
+        )
+        await server.received(requests)
+        return process
+
+    @pytest.mark.parametrize("store", STORES.values(), ids=STORES)
+    async def test_after_a_kill_it_goes_on_and_has_every_answer_once(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path, store: tuple[str, ...]
+    ) -> None:
+        store = tuple(str(tokens.parent / word) if word.startswith("answers.") else word for word in store)
+        process = await self.started(flinks_server, tokens, job, *store)
+        process.kill()
+        await process.communicate()
+        assert (await cli("status", job)).exit_code == Exit.OK
+        result = await fetch(flinks_server, tokens, job, "--shard-size", 5, *store)
+        assert result.exit_code == Exit.OK, result.stderr
+        if "sqlite" in store:
+            database = job / "answers.sqlite" if len(store) == 2 else Path(store[-1])
+            assert lines_of(database) == list(range(1, 51))
+        else:
+            assert answers(job) == expected(flinks_server)
+        assert flinks_server.stats.requests <= 50 + 2 * 5, "more than the shards that were under way"
+        assert (await cli("verify", job)).exit_code == Exit.OK
+        flinks_server.release()
+
+    @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+    async def test_the_first_signal_finishes_what_is_in_flight_and_nothing_is_fetched_twice(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path, number: signal.Signals, code: int
+    ) -> None:
+        process = await self.started(flinks_server, tokens, job, requests=21)
+        process.send_signal(number)
+        await said(process, b"Once more stops at once")
+        flinks_server.release()
+        _, stderr = await process.communicate()
+        assert process.returncode == code
+        assert b"The same command goes on with the tokens that are left." in stderr
+        assert bulk.status(job).totals.pending == 50 - flinks_server.stats.requests > 0
+        result = await fetch(flinks_server, tokens, job)
+        assert result.exit_code == Exit.OK
+        assert answers(job) == expected(flinks_server)
+        assert set(flinks_server.stats.per_token.values()) == {1}
+
+    async def test_the_second_signal_ends_it_at_once(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path
+    ) -> None:
+        process = await self.started(flinks_server, tokens, job)
+        process.send_signal(signal.SIGINT)
+        await said(process, b"Once more stops at once")
+        process.send_signal(signal.SIGINT)
+        _, stderr = await process.communicate()
+        assert process.returncode == Exit.SIGINT
+        assert b"Traceback" not in stderr
+        result = await fetch(flinks_server, tokens, job)
+        assert result.exit_code == Exit.OK
+        assert answers(job) == expected(flinks_server)
+        flinks_server.release()
+
+
+async def said(process: asyncio.subprocess.Process, word: bytes) -> None:
+    assert process.stderr is not None
+    while word not in (line := await process.stderr.readline()):
+        assert line, f"it ended without saying {word!r}"
+
+
+class TestProgress:
+    async def test_json_ends_with_how_it_ended(self, flinks_server: FlinksServer, tokens: Path, job: Path) -> None:
+        result = await fetch(flinks_server, tokens, job, "--progress", "json")
+        events = [json.loads(line) for line in result.stderr.splitlines()]
+        end = events[-1]
+        assert {event["event"] for event in events} <= {"planning", "progress", "end"}
+        assert end.keys() == {"event", "state", "reason", "exit_code", "totals", "run"}
+        assert (end["event"], end["state"], end["exit_code"], end["reason"]) == ("end", "complete", 0, "")
+        assert end["totals"] == {
+            "tokens": 50, "fetched": 50, "failed": 0, "pending": 0, "invalid_lines": 0, "by_kind": {}, "by_error": {},
+        }  # fmt: skip
+        assert (end["run"]["phase"], end["run"]["requests"], end["run"]["done"]) == ("over", 50, 50)
+
+    async def test_json_of_a_job_that_cannot_be_opened(
+        self, flinks_server: FlinksServer, tmp_path: Path, job: Path
+    ) -> None:
+        result = await fetch(flinks_server, tmp_path / "none.txt", job, "--progress", "json")
+        end, message = result.stderr.splitlines()
+        assert json.loads(end) == {
+            "event": "end", "state": "failed", "exit_code": 2, "totals": None, "run": None,
+            "reason": json.loads(end)["reason"],
+        }  # fmt: skip
+        assert "InputError" in json.loads(end)["reason"]
+        assert message.startswith("Error: InputError")
+
+    async def test_quiet_leaves_the_summary(self, flinks_server: FlinksServer, tokens: Path, job: Path) -> None:
+        result = await fetch(flinks_server, tokens, job, "--quiet")
+        assert result.stderr.startswith("Done. The job has 50 tokens.\n")
+
+    async def test_json_is_for_jobs(self, flinks_server: FlinksServer, tokens: Path) -> None:
+        result = await cli("fetch", tokens, "--out", "-", "--progress", "json", server=flinks_server)
+        assert result.exit_code == Exit.USAGE
+
+
+class TestOutput:
+    async def test_one_file_of_jsonl(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "answers.jsonl"
+        assert (await fetch(flinks_server, tokens, job, "--out", out)).exit_code == Exit.OK
+        assert {record["line"]: record["response"] for record in records(out)} == expected(flinks_server)
+
+    async def test_sqlite(self, flinks_server: FlinksServer, tokens: Path, job: Path, tmp_path: Path) -> None:
+        out = tmp_path / "answers.db"
+        result = await fetch(flinks_server, tokens, job, "--store", "sqlite", "--out", out)
+        assert result.exit_code == Exit.OK, result.stderr
+        assert lines_of(out) == list(range(1, 51))
+
+    async def test_keys_come_along(self, flinks_server: FlinksServer, tmp_path: Path, job: Path) -> None:
+        tokens = write(tmp_path / "t.csv", "id;token\nc-1;one\nc-2;two\n")
+        more = ("--column", "token", "--key-column", "id", "--delimiter", ";")
+        assert (await fetch(flinks_server, tokens, job, *more)).exit_code == Exit.OK
+        assert [json.loads(line)["key"] for line in bulk.export(job)] == ["c-1", "c-2"]
+
+    @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
+    async def test_everything_is_for_its_owner_only(self, flinks_server: FlinksServer, tokens: Path, job: Path) -> None:
+        await fetch(flinks_server, tokens, job)
+        for path in (job, *job.rglob("*")):
+            assert stat.S_IMODE(path.stat().st_mode) == (0o700 if path.is_dir() else 0o600), path
+
+
+class TestDryRun:
+    async def test_it_needs_no_secret_and_writes_nothing(self, tmp_path: Path) -> None:
+        rows = ["token,id", *(f"token-{n},{n}" for n in range(20)), "token-3,3", "x", "..,1", *["bad\x07,1"] * 6, ""]
+        tokens = write(tmp_path / "t.csv", "\n".join(rows) + "\n")
+        result = await cli("fetch", tokens, "--column", "token", "--dry-run", "--shard-size", 5, "--assume-rate", 2)
+        assert result.exit_code == Exit.OK, result.stderr
+        assert os.listdir(tmp_path) == ["t.csv"]
+        counts = {
+            name: int(count) for name, count in re.findall(r"^  ([a-z]+) +(\d+)(?:  .*)?$", result.stdout, re.MULTILINE)
+        }
+        assert counts == {"tokens": 20, "duplicates": 1, "invalid": 8, "blank": 1, "header": 1, "shards": 5}
+        assert "line 23: the row has 1 fields, the header has 2" in result.stdout
+        assert result.stdout.count("  line ") == 5
+        assert "and 3 more" in result.stdout
+        assert "it takes at least 10.0 s" in result.stdout
+        assert "token-" not in result.output
+        assert "bad" not in result.output
+
+    async def test_with_a_job_it_leaves_the_directory_alone(self, tokens: Path, job: Path) -> None:
+        result = await cli("fetch", tokens, "--job", job, "--dry-run")
+        assert result.exit_code == Exit.OK
+        assert "--assume-rate" in result.stdout
+        assert not job.exists()

@@ -1,0 +1,187 @@
+"""Jobs that are not running: `status`, `verify`, `retry`, `export`, `purge`."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from flinks_async import bulk
+from flinks_async.cli.exit_codes import Exit
+from flinks_async.testing import FlinksServer
+
+from .cli_support import cli, records
+from .test_cli_job import NAMES, answers, expected, fetch, write
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    return write(tmp_path / "t.txt", "".join(f"{name}\n" for name in NAMES))
+
+
+@pytest.fixture
+async def job(flinks_server: FlinksServer, tokens: Path, tmp_path: Path) -> Path:
+    """A job that is done."""
+    result = await fetch(flinks_server, tokens, tmp_path / "job", "--shard-size", 10)
+    assert result.exit_code == Exit.OK, result.stderr
+    return tmp_path / "job"
+
+
+class TestStatus:
+    async def test_in_words(self, job: Path) -> None:
+        result = await cli("status", job)
+        assert result.exit_code == Exit.OK
+        assert "50 tokens in 5 shards, of which 5 are done:" in result.stdout
+        assert "ended: complete." in result.stdout
+
+    async def test_as_json(self, job: Path, tokens: Path) -> None:
+        found = json.loads((await cli("status", job, "--json")).stdout)
+        assert found.keys() == {
+            "directory", "job", "created", "input", "origin", "store", "outcome", "shards", "runs",
+        }  # fmt: skip
+        assert found["input"]["path"] == str(tokens)
+        assert found["input"]["scanned"]["lines"] == 50
+        assert found["outcome"]["fetched"] == 50
+        assert found["runs"][0]["state"] == "complete"
+
+
+class TestVerify:
+    async def test_all_is_well(self, job: Path) -> None:
+        result = await cli("verify", job)
+        assert (result.exit_code, result.stdout) == (Exit.OK, "")
+
+    async def test_a_flipped_bit_and_a_part_that_is_gone(self, job: Path) -> None:
+        first, second, *_ = sorted((job / "parts").iterdir())
+        data = bytearray(first.read_bytes())
+        data[100] ^= 1
+        first.write_bytes(data)
+        second.unlink()
+        result = await cli("verify", job)
+        assert result.exit_code == Exit.FAILED
+        lines = result.stdout.splitlines()
+        assert len(lines) == 2
+        assert lines[0].startswith(f"{first}: ")
+        assert lines[1].startswith(f"{second}: ")
+
+
+class TestRetry:
+    @pytest.fixture
+    async def failed(self, flinks_server: FlinksServer, tmp_path: Path) -> Path:
+        """A job of which line 2 may succeed the next time, and line 3 will not."""
+        flinks_server.script("broken", ["http_503"] * 2)
+        flinks_server.script("expired", ["session_nonexistent"])
+        tokens = write(tmp_path / "u.txt", "good\nbroken\nexpired\n..\n")
+        result = await fetch(flinks_server, tokens, tmp_path / "failed", "--attempts", 2)
+        assert result.exit_code == Exit.FAILED
+        assert "flinks-async retry" in result.stderr
+        return tmp_path / "failed"
+
+    @pytest.mark.parametrize(
+        ("more", "fetched", "left"),
+        [
+            ((), {1, 2}, {3, 4}),
+            (("--class", "exhausted"), {1, 2}, {3, 4}),
+            (("--class", "final"), {1, 3}, {2, 4}),
+            (("--class", "all"), {1, 2, 3}, {4}),
+        ],
+    )
+    async def test_by_class(
+        self, flinks_server: FlinksServer, failed: Path, more: tuple[str, ...], fetched: set[int], left: set[int]
+    ) -> None:
+        result = await cli("retry", failed, *more, server=flinks_server)
+        assert result.exit_code == Exit.FAILED, result.stderr
+        assert answers(failed).keys() == fetched
+        assert {record["line"] for record in records(failed / "failed.jsonl")} == left
+        assert (await cli("verify", failed)).exit_code == Exit.OK
+
+    async def test_tokens_that_lie_somewhere_else_now(
+        self, flinks_server: FlinksServer, failed: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "u.txt").rename(tmp_path / "moved.txt")
+        result = await cli("retry", failed, server=flinks_server)
+        assert result.exit_code == Exit.USAGE
+        result = await cli("retry", failed, "--tokens", tmp_path / "moved.txt", server=flinks_server)
+        assert answers(failed).keys() == {1, 2}, result.stderr
+
+    async def test_from_another_host_it_is_refused(self, flinks_server: FlinksServer, failed: Path) -> None:
+        result = await cli("retry", failed, "--base-url", "http://127.0.0.1:1", server=flinks_server)
+        assert result.exit_code == Exit.USAGE
+        assert "would come from 127.0.0.1:1 now" in result.stderr
+
+    async def test_a_job_that_is_not_done_is_to_be_finished_first(
+        self, flinks_server: FlinksServer, tokens: Path, tmp_path: Path
+    ) -> None:
+        flinks_server.script(NAMES[0], ["session_nonexistent"])
+        job = tmp_path / "job"
+        stopped = await fetch(flinks_server, tokens, job, "--max-failures", 0, "--concurrency", 1)
+        assert stopped.exit_code == Exit.STOPPED
+        result = await cli("retry", job, server=flinks_server)
+        assert result.exit_code == Exit.USAGE
+        assert "finish the job before retrying" in result.stderr
+
+    async def test_a_retry_that_was_stopped_goes_on(self, flinks_server: FlinksServer, tmp_path: Path) -> None:
+        job, names = tmp_path / "job", [f"token-{n}" for n in range(10)]
+        for name in names:
+            flinks_server.script(name, ["session_nonexistent"] * 2)
+        await fetch(flinks_server, write(tmp_path / "t.txt", "\n".join(names)), job)
+        more = ("--class", "final", "--concurrency", 1)
+        stopped = await cli("retry", job, *more, "--max-failures", 3, server=flinks_server)
+        assert stopped.exit_code == Exit.STOPPED
+        await cli("retry", job, *more, server=flinks_server)
+        assert set(flinks_server.stats.per_token.values()) == {2}
+
+
+class TestExport:
+    async def test_to_standard_output(self, flinks_server: FlinksServer, job: Path) -> None:
+        result = await cli("export", job, "--out", "-")
+        found = {record["line"]: record["response"] for record in map(json.loads, result.stdout.splitlines())}
+        assert found == expected(flinks_server)
+
+    async def test_compressed_by_its_name(self, job: Path, tmp_path: Path) -> None:
+        out = tmp_path / "answers.jsonl.gz"
+        assert (await cli("export", job, "--out", out)).exit_code == Exit.OK
+        assert gzip.decompress(out.read_bytes()) == b"".join(bulk.export(job))
+
+    async def test_nothing_is_overwritten_unless_asked(self, job: Path, tmp_path: Path) -> None:
+        out = write(tmp_path / "answers.jsonl", "precious\n")
+        assert (await cli("export", job, "--out", out)).exit_code == Exit.USAGE
+        assert out.read_text() == "precious\n"
+        assert (await cli("export", job, "--out", out, "--force")).exit_code == Exit.OK
+        assert len(records(out)) == 50
+
+    async def test_it_is_whole_or_not_there(self, job: Path, tmp_path: Path) -> None:
+        sorted((job / "parts").iterdir())[3].unlink()
+        result = await cli("export", job, "--out", tmp_path / "answers.jsonl")
+        assert result.exit_code == Exit.OUTPUT
+        assert not list(tmp_path.glob("answers*"))
+
+
+class TestPurge:
+    async def test_it_says_what_was_removed_and_leaves_what_is_not_the_jobs(self, job: Path, tokens: Path) -> None:
+        write(job / "notes.txt", "mine")
+        result = await cli("purge", job, "--yes")
+        assert result.exit_code == Exit.OK
+        assert "removed: 5 files of answers" in result.stderr
+        assert "removed: ledger.sqlite" in result.stderr
+        assert "left, since it is not the job's: notes.txt" in result.stderr
+        assert os.listdir(job) == ["notes.txt"]
+        assert tokens.exists()
+
+    async def test_without_a_terminal_it_wants_to_be_sure(self, job: Path) -> None:
+        result = await cli("purge", job, stdin="y\n")
+        assert result.exit_code == Exit.USAGE
+        assert "--yes" in result.stderr
+        assert len(answers(job)) == 50
+
+    @pytest.mark.parametrize(("answer", "left"), [("n\n", True), ("y\n", False)])
+    async def test_on_a_terminal_it_asks(
+        self, job: Path, monkeypatch: pytest.MonkeyPatch, answer: str, left: bool
+    ) -> None:
+        monkeypatch.setattr("flinks_async.cli.purge.stdin_is_terminal", lambda: True)
+        result = await cli("purge", job, stdin=answer)
+        assert result.exit_code == Exit.OK
+        assert "its 50 answers for good?" in result.stderr
+        assert job.exists() == left
