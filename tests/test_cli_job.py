@@ -164,6 +164,13 @@ class TestUsage:
         assert "reads its tokens again" in result.stderr
         assert not job.exists()
 
+    async def test_more_processes_than_requests_at_once(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path
+    ) -> None:
+        result = await fetch(flinks_server, tokens, job, "--processes", 3, "--concurrency", 2)
+        assert result.exit_code == Exit.USAGE
+        assert "3 processes need a concurrency of at least 3 in all, not 2" in result.stderr
+
     async def test_options_of_jobs_without_a_job(self, flinks_server: FlinksServer, tokens: Path) -> None:
         result = await cli(
             "fetch", tokens, "--out", "-", "--store", "sqlite", "--max-failures", 3, server=flinks_server
@@ -238,14 +245,14 @@ class TestInterruptions:
     """Processes of their own, real signals. `token-20` hangs, so that there is a middle to stop in."""
 
     async def started(
-        self, server: FlinksServer, tokens: Path, job: Path, *more: object, requests: int = 50
+        self, server: FlinksServer, tokens: Path, job: Path, *more: object
     ) -> asyncio.subprocess.Process:
         server.script("token-20", ["hang"])
         process = await start(
             *("fetch", tokens, "--job", job, "--shard-size", 5, "--open-shards", 2, "--concurrency", 4, *more),
             server=server,
         )
-        await server.received(requests)
+        await server.received(50)
         return process
 
     @pytest.mark.parametrize("store", STORES.values(), ids=STORES)
@@ -268,11 +275,15 @@ class TestInterruptions:
         assert (await cli("verify", job)).exit_code == Exit.OK
         flinks_server.release()
 
+    @pytest.mark.parametrize("processes", [1, 2])
     @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
     async def test_the_first_signal_finishes_what_is_in_flight_and_nothing_is_fetched_twice(
-        self, flinks_server: FlinksServer, tokens: Path, job: Path, number: signal.Signals, code: int
+        self, flinks_server: FlinksServer, tokens: Path, job: Path, number: signal.Signals, code: int, processes: int
     ) -> None:
-        process = await self.started(flinks_server, tokens, job, requests=21)
+        flinks_server.script_all([*[None] * 20, *["hang"] * 4])
+        more = ("--shard-size", 5, "--open-shards", 8, "--concurrency", 4, "--processes", processes)
+        process = await start("fetch", tokens, "--job", job, *more, server=flinks_server)
+        await flinks_server.received(24)
         process.send_signal(number)
         await said(process, b"Once more stops at once")
         flinks_server.release()
@@ -354,6 +365,12 @@ class TestOutput:
         result = await fetch(flinks_server, tokens, job, "--store", "sqlite", "--out", out)
         assert result.exit_code == Exit.OK, result.stderr
         assert lines_of(out) == list(range(1, 51))
+
+    async def test_several_processes(self, flinks_server: FlinksServer, tokens: Path, job: Path) -> None:
+        result = await fetch(flinks_server, tokens, job, "--processes", 2, "--shard-size", 5)
+        assert result.exit_code == Exit.OK, result.stderr
+        assert answers(job) == expected(flinks_server)
+        assert flinks_server.stats.connections >= 2
 
     async def test_keys_come_along(self, flinks_server: FlinksServer, tmp_path: Path, job: Path) -> None:
         tokens = write(tmp_path / "t.csv", "id;token\nc-1;one\nc-2;two\n")

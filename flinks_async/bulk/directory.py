@@ -10,6 +10,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from .disk import PRIVATE_FILE, cannot_write, make_folder
 from .errors import JobLockedError, JobMismatchError
+from .file_systems import refuse_network
 from .layout import BEFORE_MANIFEST, LEDGER, LEDGER_FILES, LOCK, MANIFEST
 from .ledger import Ledger
 
@@ -21,10 +22,12 @@ def enter(folder: Path, resources: ExitStack, *, new: bool = False) -> None:
         new: it may be made, or be empty.
 
     Raises:
+        ConfigError: it is on a network file system.
         JobMismatchError: there is no job in it, and something else is.
         JobLockedError: another process has it.
         StoreError: it cannot be made.
     """
+    refuse_network(folder)
     if not (folder / MANIFEST).exists():
         if not new:
             raise JobMismatchError(f"{folder} is not the directory of a job: it has no {MANIFEST}")

@@ -17,7 +17,7 @@ from typing import Final
 import msgspec
 from attrs import asdict, evolve, field, frozen
 
-from ..bulk import InputFile, Job, JSONLParts, Rules, crash_points
+from ..bulk import InProcess, InputFile, Job, JSONLParts, Rules, crash_points
 from ..client import FlinksClient
 from ..config import Settings
 from ..policies import Pause
@@ -55,7 +55,7 @@ class DemoFetch:
         client = FlinksClient(
             auth_secret=self.auth_secret, base_url=self.base_url, settings=_settings(self.concurrency)
         )
-        return run(JobRun(self._open, Clients(client), Rules(), choose_job_display("auto")).go())
+        return run(JobRun(self._open, Clients(client), Rules(), InProcess(), choose_job_display("auto")).go())
 
     def run_and_crash(self, after: int) -> bool:
         """Does the same in a process of its own that kills itself; whether it did.

@@ -9,7 +9,7 @@ from typing import Final
 import click
 from click.core import ParameterSource
 
-from ..bulk import SHARD_SIZE, InputFile, Job, Layout
+from ..bulk import SHARD_SIZE, Executor, InputFile, Job, Layout
 from .console import debug_option, say
 from .dry_run import dry_run
 from .exit_codes import Exit, epilog
@@ -26,6 +26,7 @@ from .options import (
     Telling,
     access_options,
     grouped,
+    processes_option,
     progress_options,
     speed_options,
     stop_options,
@@ -53,7 +54,7 @@ The first Ctrl-C takes no more tokens and finishes what is in flight; the second
 _OF_JOBS: Final = frozenset(
     {
         "--store", "--shard-size", "--open-shards", "--max-failures", "--max-duration", "--instances",
-        "--instance-column", "--assume-rate",
+        "--instance-column", "--assume-rate", "--processes",
     }
 )  # fmt: skip
 _NOT_OF_JOBS: Final = frozenset({"--failed", "--skipped", "--ordered", "--force"})
@@ -112,6 +113,7 @@ layout_options = grouped(
     help="Tokens of a job that are committed together.",
 )
 @stop_options
+@processes_option
 @instances_option
 @click.option("--dry-run", "dry", is_flag=True, help="Only say what TOKENS holds; needs no secret and no network.")
 @click.option(
@@ -136,6 +138,7 @@ def fetch(
     store: str,
     shard_size: int,
     stops: Stops,
+    executor: Executor,
     instances: str | None,
     dry: bool,
     assume_rate: float | None,
@@ -155,10 +158,10 @@ def fetch(
             source = InputFile(tokens, layout)
             return Job.start(directory, source, chosen, clients.origin, shard_size=shard_size, on_scan=on_scan)
 
-        return run(JobRun(start, clients, stops.rules(), choose_job_display(telling.kind)).go())
+        return run(JobRun(start, clients, stops.rules(), executor, choose_job_display(telling.kind)).go())
     if out is None:
         raise Wrong(
-            "Missing option '--out' (a file for the answers, '-' for standard output) or '--job' (a directory)."
+            "Missing option '--out FILE' (a file for the answers, '-' for standard output) or '--job DIR' (a directory)."
         )
     if tokens == STDIN and access.secret_file == STDIN:
         raise Wrong("TOKENS and --secret-file cannot both be '-'.")

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from attrs import define, field
 
-from ..bulk import Job, Result, Rules
+from ..bulk import Executor, Job, Result, Rules
 from ..errors import FlinksError
 from .exit_codes import Exit
 from .instances import Clients
@@ -31,12 +31,14 @@ class JobRun:
         open_job: opens the job; it gets a function to tell how far the input was read. It is called in a thread.
         clients: to fetch with. They are closed at the end.
         rules: when to stop.
+        executor: where to fetch.
         display: where progress and the summary go.
     """
 
     open_job: OpenJob
     clients: Clients
     rules: Rules
+    executor: Executor
     display: JobDisplay
     _stop: Stop = field(factory=Stop, init=False)
     _job: Job | None = field(default=None, init=False)
@@ -71,7 +73,7 @@ class JobRun:
             async with self.clients.first:
                 if self._stop.requested.is_set():
                     raise _Interrupted
-                result = await job.run(self.clients.for_job, self.rules)
+                result = await job.run(self.clients.for_job, self.rules, executor=self.executor)
         return self._how_it_ended(result)
 
     def _how_it_ended(self, result: Result) -> Ended:

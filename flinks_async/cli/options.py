@@ -10,7 +10,7 @@ import click
 from attrs import evolve, fields, frozen
 
 from .. import config
-from ..bulk import Rules
+from ..bulk import Executor, InProcess, Processes, Rules
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES, Settings
 from ..observe import Observer
@@ -183,6 +183,22 @@ stop_options = grouped(
         "--max-duration", callback=seconds, metavar="TIME", help="Stop the job after 90 (seconds), 45m, 2h, 1d."
     ),
     refused_after_option,
+)
+
+
+def _executor(ctx: click.Context, param: click.Parameter, given: int) -> Executor:
+    return InProcess() if given == 1 else Processes(given)
+
+
+processes_option = click.option(
+    "--processes",
+    "executor",
+    type=click.IntRange(1, 256),
+    metavar="N",
+    default=1,
+    show_default=True,
+    callback=_executor,
+    help="Processes that fetch for a job, with the limits of one: as many as there are processor cores, if one is busy.",
 )
 
 ProgressKind = Literal["auto", "plain", "json", "none"]

@@ -8,7 +8,7 @@ from typing import Final
 
 import click
 
-from ..bulk import Job, JobMismatchError, Manifest
+from ..bulk import Executor, Job, JobMismatchError, Manifest
 from ..bulk.layout import MANIFEST
 from ..bulk.records import FailureKind
 from .console import debug_option
@@ -23,6 +23,7 @@ from .options import (
     Telling,
     access_options,
     directory_argument,
+    processes_option,
     progress_options,
     speed_options,
     stop_options,
@@ -49,6 +50,7 @@ _KINDS: Final[dict[str, frozenset[FailureKind]]] = {
 @click.option("--tokens", metavar="FILE", help="The job's file of tokens, if it lies somewhere else now.")
 @instances_option
 @stop_options
+@processes_option
 @speed_options
 @progress_options
 @access_options
@@ -59,6 +61,7 @@ def retry(
     tokens: str | None,
     instances: str | None,
     stops: Stops,
+    executor: Executor,
     speed: Speed,
     telling: Telling,
     access: Access,
@@ -82,7 +85,7 @@ def retry(
             raise
         return job
 
-    return run(JobRun(resume, clients, stops.rules(), display).go())
+    return run(JobRun(resume, clients, stops.rules(), executor, display).go())
 
 
 def _refuse_other_origin(manifest: Manifest, clients: Clients) -> None:
