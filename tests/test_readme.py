@@ -26,7 +26,8 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 import flinks_async
-from flinks_async import FlinksClient, Kind, client, config, errors, models
+from flinks_async import FlinksClient, Kind, bulk, client, config, errors, models
+from flinks_async.bulk.stores.parquet import ParquetStore
 from flinks_async.classify import classify_response
 from flinks_async.messages import Envelope
 from flinks_async.testing import ServeOptions, ServerProcess
@@ -72,8 +73,26 @@ def simulated(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> ServerP
     return server
 
 
+@pytest.fixture
+def folder(tmp_path: Path, simulated: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """What is there where the blocks run: a file of tokens, and the Parquet files of a job."""
+    tokens = tmp_path / "tokens.csv"
+    tokens.write_text("token,user\none,u-1\ntwo,u-2\n", encoding="utf-8")
+
+    async def fetch() -> None:
+        source = bulk.InputFile(tokens, bulk.Layout(column="token"))
+        with bulk.Job.start(tmp_path / "of-parquet", source, ParquetStore(), {"": "simulator"}) as job:
+            async with FlinksClient(auth_secret=simulated.auth_secret) as flinks:
+                await job.run(flinks)
+
+    asyncio.run(fetch())
+    (tmp_path / "of-parquet" / "parts").rename(tmp_path / "parts")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
-def test_python_blocks_run(document: Path, simulated: ServerProcess) -> None:
+def test_python_blocks_run(document: Path, simulated: ServerProcess, folder: Path) -> None:
     module = ModuleType("document")
     sys.modules["document"] = module  # FastAPI and attrs look up annotations there
     module.__dict__.update(
@@ -138,7 +157,7 @@ def test_example_tests_pass(document: Path, tmp_path: Path) -> None:
 
 def test_command_lines_run(server: ServerProcess, tmp_path: Path) -> None:
     lines = [line for _, block in blocks(README, "sh") for line in block.splitlines()]
-    commands = [shlex.split(line, comments=True) for line in lines if re.match("flinks-async (get|fetch) ", line)]
+    commands = [shlex.split(line, comments=True) for line in lines if re.match("flinks-async [a-z]+ ", line)]
     (tmp_path / "token.txt").write_text(TOKEN, encoding="utf-8")
     (tmp_path / "tokens.txt").write_text("a\nb\n", encoding="utf-8")
     environ = {**os.environ, "FLINKS_AUTH_SECRET": server.auth_secret, "FLINKS_BASE_URL": server.base_url}
@@ -151,17 +170,23 @@ def test_command_lines_run(server: ServerProcess, tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+def headings_of(document: Path) -> set[str]:
+    """As a link names them."""
+    found = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_links_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
-    headings = {
-        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
-    }
+    headings = headings_of(document)
     for target in re.findall(r"\]\(([^)]+)\)", text):
         if target.startswith("#"):
             assert target[1:] in headings, target
         elif not target.startswith("https://"):
-            assert (document.parent / target).exists() or target == "docs/command-line.md", target  # not yet written
+            path, _, heading = target.partition("#")
+            assert (document.parent / path).exists(), target
+            assert not heading or heading in headings_of(document.parent / path), target
 
 
 def rows(document: Path) -> Iterator[list[str]]:
