@@ -5,6 +5,9 @@ answer durably) over that of `partner_access_many` with the same tokens, which k
 process of its own on one core; the server has the other one. A round is one run of each in random order; the ratio is
 the median over the rounds, with a bootstrap 95 % interval. The number of stored answers is checked.
 
+PostgreSQL is left out unless PGHOST says where a server is; it uses the schema `flinks_benchmark`, and empties it. Its
+server may use both cores, and what it stores is not counted.
+
 With --profile STORE, Python's profiler looks at both threads of one job.
 """
 
@@ -15,6 +18,7 @@ import asyncio
 import cProfile
 import io
 import json
+import os
 import pstats
 import random
 import statistics
@@ -33,17 +37,24 @@ from figures import machine, ratio, spread, table, versions
 from servers import SECRET, Server, cores, pinned, plain
 
 from flinks_async import FlinksClient, FlinksError, config
-from flinks_async.bulk import InputFile, Job, JSONLFile, JSONLParts, Rules, SQLiteStore, Store
+from flinks_async.bulk import InputFile, Job, JSONLFile, JSONLParts, Rules, SQLiteStore, Store, purge
+from flinks_async.bulk.stores.duckdb import DuckDBStore
+from flinks_async.bulk.stores.parquet import ParquetStore
+from flinks_async.bulk.stores.postgresql import PostgreSQLStore
 from flinks_async.testing.data import Size
 
 CONCURRENCY = 64
 ALONE = "partner_access_many, no job"
+POSTGRESQL = "PostgreSQL"
 STORES: dict[str, Callable[[Path], Store]] = {
     "JSONL": lambda folder: JSONLParts(),
     "JSONL, gz": lambda folder: JSONLParts("gzip"),
     "JSONL, zst": lambda folder: JSONLParts("zstd"),
     "JSONL, one file": lambda folder: JSONLFile(folder / "answers.jsonl"),
     "SQLite": lambda folder: SQLiteStore(folder / "answers.sqlite"),
+    "Parquet": lambda folder: ParquetStore(),
+    "DuckDB": lambda folder: DuckDBStore(folder / "answers.duckdb"),
+    POSTGRESQL: lambda folder: PostgreSQLStore(schema="flinks_benchmark"),
 }
 TOKENS: dict[Size, int] = {"small": 40_000, "medium": 4_000, "large": 100}
 SHARD_SIZE: dict[Size, int] = {"small": 1000, "medium": 1000, "large": 10}
@@ -91,6 +102,8 @@ def measure(order: dict[str, Any]) -> dict[str, Any]:
             store = STORES[name](folder)
             found = runner.run(job(base_url, source, folder, store, order["shard_size"]))
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    if name == POSTGRESQL:
+        purge(folder / "job")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     return {**found, "wall": wall, "cpu": cpu, "mb": peak(), "size": size}
 
@@ -191,7 +204,7 @@ def main() -> None:
     parser.add_argument(
         "--short", action="store_true", help="small answers, JSONL and SQLite, few tokens: a few seconds"
     )
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--sizes", nargs="*", default=["small", "medium"], choices=list(TOKENS))
     parser.add_argument("--stores", nargs="*", default=list(STORES), choices=list(STORES), metavar="STORE")
     parser.add_argument("--tokens", type=int, help="default: by the size")
@@ -205,6 +218,8 @@ def main() -> None:
     sizes, stores, rounds = options.sizes, options.stores, options.rounds
     if options.short:
         sizes, stores, rounds = ["small"], ["JSONL", "SQLite"], 2
+    if not os.environ.get("PGHOST"):
+        stores = [store for store in stores if store != POSTGRESQL]
     place = "client and server on a core each" if cores() else "processes not kept on cores"
     print(f"{machine()}; {place}; {rounds} rounds, {CONCURRENCY} at the same time.", flush=True)
     print(f"{versions(['aiohttp', 'uvloop', 'msgspec', 'zstandard', 'pyarrow', 'duckdb', 'psycopg'])}.", flush=True)

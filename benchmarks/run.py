@@ -23,10 +23,12 @@ BENCHMARKS = {
     "stall": "Stalls of the event loop",
     "import_time": "Import",
     "profile_request": "Where one request's time goes",
+    "job": "Jobs and stores",
+    "processes": "Several processes",
 }
 COMPARED = (
     "flinks-async", "aiohttp", "attrs", "cattrs", "msgspec", "multidict", "yarl", "uvloop", "aiohttp-retry", "httpx",
-    "niquests", "orjson", "pydantic", "pyreqwest",
+    "niquests", "orjson", "pydantic", "pyreqwest", "pyarrow", "duckdb", "psycopg", "zstandard",
 )  # fmt: skip
 
 
