@@ -36,8 +36,9 @@ async def fetch(base_url: str, source: Path, folder: Path, processes: int) -> fl
             begun = time.perf_counter()
             result = await job.run(client, Rules(concurrency=CONCURRENCY), executor=executor(processes))
             took = time.perf_counter() - begun
-    assert result.state == "complete" and result.totals.fetched == job.scanned.tokens, result
-    return result.totals.fetched / took
+    fetched = result.totals.fetched
+    assert (result.state, fetched) == ("complete", job.scanned.tokens), result
+    return fetched / took
 
 
 def compare(size: str, processes: list[int], count: int, rounds: int) -> str:

@@ -244,9 +244,7 @@ STORES = {
 class TestInterruptions:
     """Processes of their own, real signals. `token-20` hangs, so that there is a middle to stop in."""
 
-    async def started(
-        self, server: FlinksServer, tokens: Path, job: Path, *more: object
-    ) -> asyncio.subprocess.Process:
+    async def started(self, server: FlinksServer, tokens: Path, job: Path, *more: object) -> asyncio.subprocess.Process:
         server.script("token-20", ["hang"])
         process = await start(
             *("fetch", tokens, "--job", job, "--shard-size", 5, "--open-shards", 2, "--concurrency", 4, *more),

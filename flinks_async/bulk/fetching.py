@@ -112,7 +112,7 @@ class Fetcher:
         self._clients = clients
         self._key = key
         self._spools = spools
-        self._compression = compression
+        self._compression: Compression = compression
         self._rules = rules
         self.secret_is_good = secret_is_good
         self._clock = clock

@@ -98,6 +98,7 @@ class ParquetContent:
         Raises:
             CompressedDataError: the file is damaged.
         """
+        batch: Any = None
         try:
             batch = next(self._batches, None)
             lines = b"" if batch is None else _encode(_plain(batch).to_pylist())
