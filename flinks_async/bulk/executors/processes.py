@@ -29,7 +29,6 @@ from .shared_rate import SharedRate
 from .shares import rules_for, settings_for
 from .worker_process import WorkerProcess
 
-
 GRACE: Final = 10.0
 """Seconds beyond `Rules.drain` in which a worker must have handed over what it has. One that has not then hangs."""
 
