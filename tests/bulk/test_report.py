@@ -194,6 +194,17 @@ def test_there_is_no_plot_of_times_without_answers(tmp_path: Path) -> None:
     assert "no answers" in text
 
 
+def test_answers_of_less_than_a_millisecond_are_answers(tmp_path: Path) -> None:
+    ledger = make_job(tmp_path, tokens=10)
+    run = ledger.begin_run(EVENING)
+    for second in (10, 20, 30):
+        ledger.add_sample(run, EVENING + second, progress(seconds=float(second), p50=0.0004, p95=0.9))
+    ledger.close()
+    text = page_of(tmp_path)
+    assert "no answers" not in text
+    assert "0.5 ms" in text
+
+
 def test_of_very_many_runs_the_last_are_shown_and_the_figures_are_theirs(tmp_path: Path) -> None:
     ledger = make_job(tmp_path, tokens=10_000)
     for number in range(103):
