@@ -118,7 +118,7 @@ class _Builder:
         self._table = table
         self._schema = schema_of(table)
         self._rows: list[Row] = []
-        self._batches: list[Any] = []
+        self._tables: list[Any] = []
 
     def add(self, row: Row) -> None:
         self._rows.append(row)
@@ -133,7 +133,7 @@ class _Builder:
     def finish(self) -> Any:
         if self._rows:
             self._flush()
-        return _pyarrow().Table.from_batches(self._batches, schema=self._schema)
+        return _pyarrow().concat_tables(self._tables) if self._tables else self._schema.empty_table()
 
     def _flush(self) -> None:
         pa = _pyarrow()
@@ -143,7 +143,7 @@ class _Builder:
             if array is None:
                 self._refuse(number, values)
             arrays.append(array)
-        self._batches.append(pa.RecordBatch.from_arrays(arrays, schema=self._schema))
+        self._tables.append(pa.Table.from_arrays(arrays, schema=self._schema))
         self._rows = []
 
     def _refuse(self, number: int, values: Row) -> None:
@@ -154,11 +154,18 @@ class _Builder:
         raise WrongTypeError(f"{path}: the value does not fit a column of type {type_}", path=path)
 
 
-def array_of(values: Sequence[Any], type_: pyarrow.DataType) -> pyarrow.Array | None:
-    """Values as Arrow; None if one does not fit. The error of Arrow is not kept, since it shows the value."""
+def array_of(values: Sequence[Any], type_: pyarrow.DataType) -> pyarrow.Array | pyarrow.ChunkedArray | None:
+    """Values as Arrow, in chunks if they are more than 2 GB of text; None if one does not fit. The error of Arrow is not
+    kept, since it shows the value.
+
+    Raises:
+        MemoryError: there is no room for them.
+    """
     pa = _pyarrow()
     try:
         return pa.array(values, type_)
+    except MemoryError:
+        raise
     except (pa.ArrowException, OverflowError, UnicodeEncodeError, ValueError):
         return None
 

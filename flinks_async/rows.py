@@ -182,15 +182,18 @@ def flatten(answer: PartnerAccessResponse, before: Row = (), *, item: int = 0) -
         ConfigError: a user's hook has put something else in the place of one of our classes.
     """
     _check(answer, PartnerAccessResponse, item)
+    # Each is made once and shared by the rows that repeat it: it may be large, and the accounts many.
+    answer_extra = extra_of(answer)
     for detail_number, detail in enumerate(answer.details):
         _check(detail, AccountsDetail, item)
+        detail_extra = extra_of(detail, Login=detail.login)
         for account_number, account in enumerate(detail.accounts):
             _check(account, Account, item)
             for move in account.transactions:
                 _check(move, Transaction, item)
             place = (*before, detail_number, account_number)
             yield AccountRows(
-                _account_row(place, answer, detail, account),
+                (*_account_row(place, answer, detail, account), detail_extra, answer_extra),
                 _transaction_rows(place, account),
                 None if account.holder is None else _holder_row(place, account, account.holder),
             )
@@ -211,6 +214,7 @@ def _check(value: object, cls: type[Model], item: int) -> None:
 
 
 def _account_row(place: Row, answer: PartnerAccessResponse, detail: AccountsDetail, account: Account) -> Row:
+    """Without the last two columns, which are the same for all accounts of an entry."""
     balance, login = account.balance, detail.login
     refresh = Timestamp("") if login is None or login.last_refresh is None else login.last_refresh
     return (
@@ -222,8 +226,6 @@ def _account_row(place: Row, answer: PartnerAccessResponse, detail: AccountsDeta
         *_of_account(account),
         *(_NO_BALANCE if balance is None else _of_balance(balance)),
         extra_of(account, Balance=balance),
-        extra_of(detail, Login=login),
-        extra_of(answer),
     )
 
 

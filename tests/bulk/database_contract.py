@@ -155,6 +155,12 @@ class DatabaseContract(StoreContract):
         assert json.loads(row["extra"], parse_float=Decimal) == {"Merchant": {"Fee": Decimal("1.10")}}
         assert bench.problems() == []
 
+    def test_unknown_numbers_of_any_form_are_verified(self, bench: Bench) -> None:
+        bench.start()
+        numbers = b"[-0.0, -0, 0e7, -0.00E5, 1E+3, 1e-7, 12345678901234567890.10]"
+        bench.put(0, {1: body(New=7).replace(b": 7}", b": %b}" % numbers)})
+        assert bench.problems() == []
+
 
 JOBS = (("a", JOB), ("b", OTHER_JOB))
 

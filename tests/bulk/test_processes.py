@@ -314,6 +314,21 @@ async def test_ctrl_c_drains_and_no_request_is_repeated_by_the_next_run(slow: De
     assert len(slow.answers) == 200
 
 
+async def test_a_worker_that_hangs_does_not_hold_up_a_stop_for_ever(
+    slow: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flinks_async.bulk.executors.processes.GRACE", 0.1)
+
+    async def stop(job: Job) -> None:
+        await slow.server.received(60)
+        os.kill(workers()[0], signal.SIGSTOP)
+        job.stop()
+
+    assert (await asyncio.wait_for(slow.run(TWO, Rules(drain=1.0), stop), 20)).state == "stopped"
+    assert (await slow.run()).state == "complete"
+    assert len(slow.answers) == 200
+
+
 async def test_an_abort_kills_the_workers_and_keeps_what_is_committed(slow: Desk) -> None:
     async def abort(job: Job) -> None:
         while job.totals.shards_done < 3:
@@ -342,6 +357,26 @@ async def test_the_rules_hold_for_all_together(slow: Desk) -> None:
     assert result.state == "stopped"
     assert "tokens failed, and max_failures is 20" in result.reason
     assert 20 < result.totals.failed < 200
+
+
+# --- what workers are made of ------------------------------------------------------------------------------------------
+
+
+async def test_entries_of_the_search_path_that_are_no_text_or_no_unicode_do_no_harm(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries: list[Any] = [*sys.path, Path("/nowhere"), "/nowhere/\udcff"]
+    monkeypatch.setattr(sys, "path", entries)
+    assert (await desk.run(ONE)).state == "complete"
+
+
+async def test_a_class_of_the_users_own_is_refused_since_workers_would_not_have_it(desk: Desk) -> None:
+    class Mine(FlinksClient):
+        pass
+
+    async with Mine(auth_secret=SECRET, base_url=desk.server.base_url) as client:
+        with desk.job() as job, pytest.raises(ConfigError, match="the class Mine"):
+            await job.run(client, executor=TWO)
 
 
 # --- errors -----------------------------------------------------------------------------------------------------------

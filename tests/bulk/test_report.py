@@ -166,6 +166,61 @@ def test_nothing_of_a_person_is_in_it(night: Path, night_text: str) -> None:
     assert Manifest.load(night / MANIFEST).path == PATH
 
 
+@pytest.mark.parametrize(
+    ("store", "shown"),
+    [
+        ({"kind": "sqlite", "path": "/home/canary-alice/answers.sqlite"}, "answers.sqlite"),
+        ({"kind": "postgresql", "conninfo": "host=db user=canary-alice", "schema": "answers"}, "answers"),
+    ],
+)
+def test_nothing_of_a_person_is_in_what_a_store_says_of_itself(
+    tmp_path: Path, store: dict[str, Any], shown: str
+) -> None:
+    make_job(tmp_path, tokens=10, store=store).close()
+    text = page_of(tmp_path)
+    assert shown in text
+    assert "canary" not in text
+
+
+def test_there_is_no_plot_of_times_without_answers(tmp_path: Path) -> None:
+    ledger = make_job(tmp_path, tokens=10)
+    run = ledger.begin_run(EVENING)
+    for second in (10, 20, 30, 40):
+        ledger.add_sample(run, EVENING + second, progress(seconds=float(second), requests=second))
+    ledger.close()
+    text = page_of(tmp_path)
+    assert 'id="plot-throughput"' in text
+    assert 'id="plot-times"' not in text
+    assert "no answers" in text
+
+
+def test_answers_of_less_than_a_millisecond_are_answers(tmp_path: Path) -> None:
+    ledger = make_job(tmp_path, tokens=10)
+    run = ledger.begin_run(EVENING)
+    for second in (10, 20, 30):
+        ledger.add_sample(run, EVENING + second, progress(seconds=float(second), p50=0.0004, p95=0.9))
+    ledger.close()
+    text = page_of(tmp_path)
+    assert "no answers" not in text
+    assert "0.5 ms" in text
+
+
+def test_of_very_many_runs_the_last_are_shown_and_the_figures_are_theirs(tmp_path: Path) -> None:
+    ledger = make_job(tmp_path, tokens=10_000)
+    for number in range(103):
+        start = EVENING + 100 * number
+        run = ledger.begin_run(start)
+        fast = 900.0 if number == 0 else 5.0
+        ledger.add_sample(run, start + 10, progress(seconds=10.0, rate=fast, p50=0.1, p95=0.2, requests=30))
+        ledger.end_run(run, start + 10, "stopped", "", {})
+    ledger.close()
+    text = " ".join(re.sub(r"<[^>]*>", " ", page_of(tmp_path)).split())
+    assert "Running time 16 min 40 s in the last 100 of 103 runs" in text
+    assert "Requests 3,000 0 % throttled; in the same runs" in text
+    assert "the best was 5, at 2026-11-23 22:35" in text
+    assert "The last 100 of 103" in text
+
+
 @pytest.mark.parametrize("light", [True, False])
 def test_colours_have_contrast(light: bool) -> None:
     style = (Path(sys.modules["flinks_async.bulk.report"].__file__ or "").parent / "templates" / "page.css").read_text()

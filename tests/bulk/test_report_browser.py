@@ -127,6 +127,17 @@ def test_short_and_many_runs_fit_too(browser: Browser, tmp_path: Path, width: in
     ledger.close()
 
 
+def test_more_runs_than_are_shown_fit_a_phone(browser: Browser, tmp_path: Path) -> None:
+    ledger = make_job(tmp_path, tokens=50_000)
+    for number in range(101):
+        run = ledger.begin_run(EVENING + 3600 * number)
+        ledger.add_sample(run, EVENING + 3600 * number + 10, progress(seconds=10.0, requests=400))
+    ledger.close()
+    with shown(browser, write_report(tmp_path), 390) as page:
+        assert "in the last 100 of 101 runs" in page.inner_text("body")
+        assert not page.evaluate(SCROLLS)
+
+
 def test_dark_is_dark_and_plots_follow(browser: Browser, night: Path) -> None:
     seen = {}
     for scheme in ("light", "dark"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 import subprocess
 import sys
 from contextlib import closing
@@ -48,6 +49,14 @@ class TestDuckDB(DatabaseContract):
             bench.put(0, {2: body(), 1: body(Debit=1).replace(b": 1}", b": 123456789012345678901.5}")})
         assert "5678901" not in str(raised.value)
         assert self.read(bench) == {}
+
+    def test_a_database_of_sqlite_is_refused_and_nothing_is_downloaded_for_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "sqlite.db"
+        with closing(sqlite3.connect(path)) as db:
+            db.execute("CREATE TABLE mine (x)")
+        with pytest.raises(StoreError, match="sqlite") as raised:
+            Bench(tmp_path / "job", lambda: DuckDBStore(path)).start()
+        assert "download" not in str(raised.value)
 
     def test_files_are_the_owners_alone(self, bench: Bench) -> None:
         bench.start().put_missing(0)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
 from flinks_async.bulk.errors import StoreError  # noqa: E402
-from flinks_async.bulk.stores import Store, parquet  # noqa: E402
+from flinks_async.bulk.stores import Store, arrow, parquet  # noqa: E402
 from flinks_async.bulk.stores.parquet import ParquetStore  # noqa: E402
 from flinks_async.bulk.stores.rows import TABLES  # noqa: E402
 from flinks_async.errors import ConfigError  # noqa: E402
@@ -30,6 +30,7 @@ from .store_contract import (  # noqa: E402
     StoreContract,
     Summaries,
     append,
+    expected,
     flip,
     snapshot,
     truncate,
@@ -49,6 +50,28 @@ class TestParquet(StoreContract):
     def read(self, bench: Bench) -> Summaries:
         tables = {name: pq.read_table(bench.place.parts / name) for name in ("fetches", "transactions")}
         return summaries(tables["fetches"].to_pylist(), tables["transactions"].to_pylist())
+
+    def test_more_text_than_arrow_keeps_in_one_piece(self, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Above 2 GB, an array comes in chunks."""
+
+        def in_chunks(values: Sequence[Any], type_: Any) -> Any:
+            return pa.chunked_array([pa.array([value], type_) for value in values], type_)
+
+        monkeypatch.setattr(arrow, "array_of", in_chunks)
+        bench.start().put_missing(0, 1)
+        assert self.read(bench) == expected(0, 1)
+        assert bench.problems() == []
+
+    def test_memory_that_is_short_is_not_taken_for_a_value_that_does_not_fit(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def short(*args: Any) -> None:
+            raise pa.ArrowMemoryError("malloc of size 4096 failed")
+
+        bench.start()
+        monkeypatch.setattr(pa, "array", short)
+        with pytest.raises(MemoryError):
+            bench.put(0)
 
     def damages(self, bench: Bench) -> Mapping[str, Callable[[], object]]:
         damages: dict[str, Callable[[], object]] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -124,6 +125,29 @@ class TestPostgreSQL(DatabaseContract):
             self.server.sql("ALTER ROLE owner RESET synchronous_commit")
         assert found == [[("on",)]]
 
+    def test_settings_of_the_user_change_nothing(self, bench: Bench) -> None:
+        self.server.sql("ALTER ROLE owner SET DateStyle = 'German'")
+        self.server.sql("ALTER ROLE owner SET TimeZone = 'Asia/Kathmandu'")
+        try:
+            bench.start().put_missing(0)
+            assert bench.problems() == []
+        finally:
+            self.server.sql("ALTER ROLE owner RESET ALL")
+
+    def test_jobs_that_begin_at_once_make_the_tables_once_however_strict_the_database(self, tmp_path: Path) -> None:
+        self.server.sql("ALTER ROLE owner SET default_transaction_isolation = 'serializable'")
+        benches = [Bench(tmp_path / str(n), lambda: self.shared(tmp_path), job=f"{n:032x}") for n in range(4)]
+        try:
+            with ThreadPoolExecutor(len(benches)) as threads:
+                list(threads.map(Bench.start, benches))
+            for bench in benches:
+                bench.put_missing(0)
+                assert bench.problems() == []
+        finally:
+            self.server.sql("ALTER ROLE owner RESET ALL")
+            for bench in benches:
+                bench.store.close()
+
     def test_what_the_server_says_of_a_row_is_not_repeated(self, bench: Bench) -> None:
         bench.start()
         self.query(bench.folder, "ALTER TABLE holders ADD CHECK (name <> 'Jane Secret')")
@@ -236,7 +260,7 @@ def test_a_url_and_its_pairs_are_the_same_place() -> None:
     assert url == pairs
 
 
-@pytest.mark.parametrize("schema", ["", "x" * 64, "a\0b"])
+@pytest.mark.parametrize("schema", ["", "x" * 64, "a\0b", "\ud800", "$user"])
 def test_names_that_are_none(schema: str) -> None:
     with pytest.raises(ConfigError, match="schema must be a name"):
         PostgreSQLStore(schema=schema)

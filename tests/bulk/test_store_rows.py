@@ -169,6 +169,25 @@ def test_batches_hold_whole_answers_and_are_bounded(tmp_path: Path) -> None:
     assert len(batches) > 4
 
 
+def test_large_answers_make_small_batches(tmp_path: Path) -> None:
+    large = body_with_a_title_of(9 * 1024 * 1024)
+    path = spool(tmp_path / "s", *((f'"line":{n}', large) for n in range(1, 10)))
+    assert [len(batch.fetches) for batch in read_spool(path, "none", SHARD)] == [4, 4, 1]
+
+
+def body_with_a_title_of(length: int) -> bytes:
+    return b'{"GetAccountsDetail":{"Accounts":[{"Title":"%b"}]}}' % (b"x" * length)
+
+
+def test_what_many_accounts_repeat_is_held_once(tmp_path: Path) -> None:
+    body = b'{"GetAccountsDetail":{"Accounts":[{},{},{}],"New":1},"Answer":{"x":"y"}}'
+    batch = only(spool(tmp_path / "s", ('"line":1', body)))
+    for name, text in (("detail_extra", '{"New":1}'), ("answer_extra", '{"Answer":{"x":"y"}}')):
+        texts = [named(ACCOUNTS, row)[name] for row in batch.accounts]
+        assert texts == [text] * 3
+        assert len({id(one) for one in texts}) == 1
+
+
 def test_a_spool_without_answers(tmp_path: Path) -> None:
     assert list(read_spool(spool(tmp_path / "s"), "none", SHARD)) == []
 

@@ -72,6 +72,8 @@ def describe(client: FlinksClient) -> tuple[Description, Secrets]:
     """
     options, settings = client.options, client.settings
     found = [name for name in _OBJECTS if options.pop(name)]
+    if type(client) is not FlinksClient:
+        found.append(f"the class {type(client).__name__}")
     if not isinstance(options["auth_secret"], Secret):
         found.append("auth_secret as a function")
     if not isinstance(options.pop("clock"), SystemClock):

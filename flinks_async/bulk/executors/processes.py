@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections import deque
+from typing import Final
 
 from attrs import evolve
 
@@ -27,6 +28,9 @@ from .protocol import NextTask, TakeFinished, Work
 from .shared_rate import SharedRate
 from .shares import rules_for, settings_for
 from .worker_process import WorkerProcess
+
+GRACE: Final = 10.0
+"""Seconds beyond `Rules.drain` in which a worker must have handed over what it has. One that has not then hangs."""
 
 
 class Processes:
@@ -94,12 +98,21 @@ class ProcessesExecution:
         self._pauses: dict[int, Paused] = {}
         self._breaking = asyncio.Event()
         self._broken: BaseException | None = None
+        self._late: asyncio.TimerHandle | None = None
 
     def stop(self, reason: str, state: State = "stopped") -> None:
         if self.stopped is None:
             self.stopped = (state, reason)
             for worker in self._workers.values():
                 worker.link.send(Stop(reason, state))
+            self._late = asyncio.get_running_loop().call_later(
+                self._work.rules.drain + GRACE, self._end_those_that_hang
+            )
+
+    def _end_those_that_hang(self) -> None:
+        for worker in self._workers.values():
+            if worker.tasks:
+                worker.kill()
 
     def break_off(self, error: BaseException) -> None:
         if self._broken is None:
@@ -125,6 +138,8 @@ class ProcessesExecution:
             for task in (*places, breaking):
                 task.cancel()
             await asyncio.wait({*places, breaking})
+            if self._late is not None:
+                self._late.cancel()
             for path in self._rates.values():
                 path.unlink(missing_ok=True)
         if self._broken is not None:

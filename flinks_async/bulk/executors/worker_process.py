@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,6 @@ from contextlib import suppress
 from signal import Signals
 from typing import Any, BinaryIO, Final
 
-import msgspec
 from attrs import evolve
 
 from ...secret import Secret
@@ -59,6 +59,7 @@ class WorkerProcess:
         self.tasks: dict[int, Task] = {}
         self.figures = Figures()
         self._stored = Figures()
+        first = _search_path() + to_line(secrets)
         try:
             self._process = subprocess.Popen(
                 [sys.executable, "-P", "-c", _PROGRAM],
@@ -72,7 +73,7 @@ class WorkerProcess:
             raise WorkerError(f"a worker process cannot be started: {problem}")
         source, sink = self._pipes()
         with suppress(OSError):  # it has died already, which the link will find out
-            sink.write(msgspec.json.encode(sys.path) + b"\n" + to_line(secrets))
+            sink.write(first)
             sink.flush()
         self.link = Link(source, sink)
         self.link.send(start)
@@ -103,13 +104,22 @@ class WorkerProcess:
         stored, said = self._stored, self.figures
         return evolve(stored, size=said.size, requests=said.requests, retries=said.retries, throttled=said.throttled)
 
+    def kill(self) -> None:
+        """Ends it, whatever it does."""
+        self._process.kill()
+
     def end(self) -> str:
         """Ends it if it still runs, and how it ended, in words. Blocks for a moment."""
-        self._process.kill()
+        self.kill()
         code = self._process.wait()
         self.link.close()
         self._pipes()[0].close()
         return f"exit code {code}" if code >= 0 else f"signal {Signals(-code).name}"
+
+
+def _search_path() -> bytes:
+    """Where modules are looked for, one line. Python passes over what is no text there, and so does this."""
+    return json.dumps([entry for entry in sys.path if isinstance(entry, str)]).encode() + b"\n"
 
 
 def environment_without(secrets: list[Secrets]) -> dict[str, str]:

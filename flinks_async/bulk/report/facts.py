@@ -88,6 +88,7 @@ class Facts:
     Attributes:
         json: the JSON report.
         runs: as `Ledger.runs` gives them, the last `MOST_RUNS`.
+        earlier: how many runs came before these; nothing else is known of them here.
         failures: the most frequent ones, the most frequent one first.
         last: the last interval of each run.
     """
@@ -97,6 +98,7 @@ class Facts:
     scanned: Scanned
     totals: Totals
     runs: tuple[dict[str, Any], ...]
+    earlier: int
     failures: tuple[Failures, ...]
     timeline: Timeline
     intervals: tuple[Interval, ...]
@@ -118,14 +120,17 @@ def gather(folder: Path) -> Facts:
         if plan is None:
             raise JobError(f"the job in {folder} has not read its input through yet, so there is nothing to report")
         scanned = msgspec.json.decode(plan, type=Scanned)
-        runs = tuple(ledger.runs()[-MOST_RUNS:])
-        found = tuple(intervals(ledger.samples()))
+        every = ledger.runs()
+        runs = tuple(every[-MOST_RUNS:])
+        shown = {run["run"] for run in runs}
+        found = tuple(interval for interval in intervals(ledger.samples()) if interval.run in shown)
         return Facts(
             report_of(manifest, ledger, scanned),
             manifest,
             scanned,
             ledger.totals(),
             runs,
+            len(every) - len(runs),
             tuple(Failures(*row) for row in ledger.failure_counts(MOST_FAILURES)),
             timeline(runs, {interval.run: interval.end for interval in found}),
             found,

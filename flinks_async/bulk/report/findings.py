@@ -137,7 +137,9 @@ def tiles(facts: Facts) -> list[Tile]:
     """The figures that come first."""
     outcome = Outcome.of(facts)
     running = facts.timeline.running
-    runs = len(facts.runs)
+    runs = _plural(len(facts.runs), "run")
+    if facts.earlier:
+        runs = f"the last {words.count(len(facts.runs))} of {words.count(len(facts.runs) + facts.earlier)} runs"
     requests = sum(i.requests for i in facts.intervals)
     throttled = sum(i.throttled for i in facts.intervals)
     return [
@@ -145,9 +147,15 @@ def tiles(facts: Facts) -> list[Tile]:
         Tile("Can be tried again", words.count(outcome.again), words.percent(outcome.again, outcome.tokens), "again"),
         Tile("Will not arrive", words.count(outcome.final), words.percent(outcome.final, outcome.tokens), "final"),
         Tile("Still to be fetched", words.count(outcome.waiting), words.percent(outcome.waiting, outcome.tokens), "waiting"),
-        Tile("Running time", words.duration(running), f"in {_plural(runs, 'run')}"),
-        Tile("Requests", words.count(round(requests)), f"{words.percent(throttled, requests)} throttled" if requests else ""),
+        Tile("Running time", words.duration(running), f"in {runs}"),
+        Tile("Requests", words.count(round(requests)), _of_requests(facts, throttled, requests)),
     ]  # fmt: skip
+
+
+def _of_requests(facts: Facts, throttled: float, requests: float) -> str:
+    if not requests:
+        return ""
+    return f"{words.percent(throttled, requests)} throttled" + ("; in the same runs" if facts.earlier else "")
 
 
 def findings(facts: Facts) -> list[Finding]:

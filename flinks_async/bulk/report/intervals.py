@@ -61,8 +61,8 @@ def intervals(samples: Iterable[Mapping[str, Any]]) -> Iterator[Interval]:
             start,
             end,
             rate=_number(sample, "rate"),
-            p50=_number(sample, "p50") or None,
-            p95=_number(sample, "p95") or None,
+            p50=_time(sample, "p50"),
+            p95=_time(sample, "p95"),
             in_flight=_number(sample, "in_flight"),
             limit=_number(sample, "limit"),
             requests=_grown(before, sample, "requests"),
@@ -78,6 +78,14 @@ def intervals(samples: Iterable[Mapping[str, Any]]) -> Iterator[Interval]:
 def _number(sample: Mapping[str, Any], name: str) -> float:
     value = sample.get(name)
     return max(0.0, value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
+
+
+def _time(sample: Mapping[str, Any], name: str) -> float | None:
+    """Seconds; None without answers. Samples are rounded to milliseconds: a 0 is something below half of one."""
+    value = sample.get(name)
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        return None
+    return max(0.0005, value)
 
 
 def _grown(before: Mapping[str, Any], sample: Mapping[str, Any], name: str) -> float:

@@ -15,6 +15,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from . import words
 from .facts import Facts
 from .figures import NARROW, WIDE, Plot, Variant, framed, from_zero, plot
+from .intervals import Interval
 from .svg import colour
 from .thinning import Point, Spread, thin
 from .ticks import time_ticks
@@ -45,6 +46,7 @@ class Kind:
         lines: how many; a single one needs no legend.
         draw: the lines.
         say: the numbers of a point.
+        known: whether an interval has any.
     """
 
     name: str
@@ -53,13 +55,14 @@ class Kind:
     lines: int
     draw: Callable[[Axes, Facts, Runs], None]
     say: Callable[[Point], str]
+    known: Callable[[Interval], bool] = lambda interval: True
 
 
 def plots_over_time(facts: Facts) -> Iterator[Plot]:
-    """All of them; none with hardly a sample."""
+    """Those that there is something to show for; none with hardly a sample."""
     if len(facts.intervals) >= _FEWEST:
         thinned = {variant: thin(facts.intervals, facts.timeline, variant.points) for variant in (WIDE, NARROW)}
-        for kind in _KINDS:
+        for kind in (kind for kind in _KINDS if any(map(kind.known, facts.intervals))):
             yield _plot(facts, thinned, kind)
 
 
@@ -229,6 +232,7 @@ _KINDS: Final[Sequence[Kind]] = (
         2,
         _draw_times,
         _times_of,
+        lambda interval: interval.p50 is not None,
     ),
     Kind(
         "concurrency",

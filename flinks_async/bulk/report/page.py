@@ -10,7 +10,7 @@ from markupsafe import Markup
 from ..._version import __version__
 from . import words
 from .bars import bar_plots
-from .facts import MOST_FAILURES, MOST_PARTS, MOST_RUNS, Facts
+from .facts import MOST_FAILURES, MOST_PARTS, Facts
 from .findings import findings, tiles, verdict
 from .over_time import plots_over_time
 from .tables import accounting, moments, runs_of, store_of
@@ -51,7 +51,7 @@ def _values(facts: Facts, made: float) -> dict[str, Any]:
         "most_failures": MOST_FAILURES,
         "tokens": totals.tokens,
         "runs": runs_of(facts),
-        "most_runs": MOST_RUNS,
+        "earlier_runs": facts.earlier,
         "store": store_of(facts),
         "parts": facts.parts,
         "first_parts": _FIRST_PARTS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 from . import words
@@ -76,8 +77,9 @@ def accounting(facts: Facts) -> list[tuple[str, int, str]]:
 
 
 def store_of(facts: Facts) -> list[tuple[str, str]]:
-    """(name, value) of what the store says of itself."""
-    return [(name, _plain(value)) for name, value in facts.manifest.store.items() if value is not None]
+    """(name, value) of what the store says of itself, without what may name a person: folders, and who connects where."""
+    store = {name: value for name, value in facts.manifest.store.items() if value is not None and name != "conninfo"}
+    return [(name, Path(value).name if name == "path" else _plain(value)) for name, value in store.items()]
 
 
 def _plain(value: Any) -> str:

@@ -31,7 +31,7 @@ def library(extra: str) -> Any:
     raise ConfigError(f"this store needs pyarrow: pip install 'flinks-async[{extra}]'")
 
 
-def record_batch(path: Path, table: Table, rows: list[Row]) -> pyarrow.RecordBatch:
+def arrow_table(path: Path, table: Table, rows: list[Row]) -> pyarrow.Table:
     """Some rows as Arrow.
 
     Args:
@@ -50,4 +50,4 @@ def record_batch(path: Path, table: Table, rows: list[Row]) -> pyarrow.RecordBat
             row = next(row for row in rows if array_of([row[number]], type_) is None)
             raise does_not_fit(path, table, table.columns[number], row, str(type_))
         arrays.append(array)
-    return library("arrow").RecordBatch.from_arrays(arrays, schema=schema)
+    return library("arrow").Table.from_arrays(arrays, schema=schema)

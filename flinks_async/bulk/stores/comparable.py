@@ -47,7 +47,8 @@ def _sorted(value: Any) -> Any:
     if isinstance(value, list):
         return [_sorted(item) for item in value]
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
-        return ["number", str(Decimal(value).normalize(EXACT))]
+        number = Decimal(value).normalize(EXACT)
+        return ["number", str(number) if number else "0"]  # PostgreSQL knows no negative zero
     return value
 
 

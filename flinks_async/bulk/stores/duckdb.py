@@ -17,7 +17,7 @@ from ...rows import ColumnType
 from .. import crash_points
 from ..disk import PRIVATE_FILE, cannot_write, sync_folder
 from ..errors import StoreError
-from .arrow import library, record_batch
+from .arrow import arrow_table, library
 from .database import DatabaseStore
 from .database_schema import NAMES, job_number, prepare, quoted
 from .protocol import Place
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _ROWS: Final = 10_000
-_THREADS: Final = 1
-"""Of DuckDB's own: a shard is small, and the fetching beside it needs the machine."""
+_CONFIG: Final = {
+    "threads": 1,  # a shard is small, and the fetching beside it needs the machine
+    "autoinstall_known_extensions": False,  # else a file of SQLite's makes it load code from the network
+}
 
 _INCOMING: Final = "flinks_incoming"
 
@@ -71,7 +73,7 @@ class DuckDBStore(DatabaseStore):
     def open(self, place: Place) -> None:
         self.close()
         self._path = self._given or place.folder / "answers.duckdb"
-        self._db = self._do(lambda: self._library.connect(str(self._path), config={"threads": _THREADS}))
+        self._db = self._do(lambda: self._library.connect(str(self._path), config=_CONFIG))
         try:
             with self._transaction():
                 prepare(self)
@@ -129,7 +131,7 @@ class DuckDBStore(DatabaseStore):
 
     def _insert(self, table: Table, rows: list[Row]) -> list[Row]:
         db = self._opened
-        batch = library("duckdb").Table.from_batches([record_batch(self._path, table, rows)])
+        batch = arrow_table(self._path, table, rows)
         columns = ", ".join(quoted(table))
         self._do(lambda: db.register(_INCOMING, batch))
         try:

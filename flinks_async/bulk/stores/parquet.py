@@ -18,7 +18,7 @@ from ..compression import Compression
 from ..disk import cannot_write, make_folder, sync_folder
 from ..errors import StoreError
 from ..records import Commit
-from .arrow import library, record_batch
+from .arrow import arrow_table, library
 from .parquet_file import VERSION, NewFile, problem_of
 from .protocol import Place, Problem
 from .rows import FETCHES, TABLES, read_spool
@@ -77,7 +77,7 @@ class ParquetStore:
                 answers += len(batch.fetches)
                 for table, file in zip(TABLES, files, strict=True):
                     if rows := batch.of(table):
-                        file.write(record_batch(file.path, table, rows))
+                        file.write(arrow_table(file.path, table, rows))
             if answers != commit.written.lines:
                 raise StoreError(f"{spool} has {answers:,} answers, not {commit.written.lines:,}")
             for file in files:

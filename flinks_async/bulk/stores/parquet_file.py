@@ -48,10 +48,10 @@ class NewFile:
         about = {_JOB: job.encode(), _VERSION: b"%d" % VERSION}
         self._writer = ParquetWriter(self._sink, schema_of(table).with_metadata(about), compression=compression)
 
-    def write(self, batch: pyarrow.RecordBatch) -> None:
+    def write(self, rows: pyarrow.Table) -> None:
         """Adds a row group."""
-        self._writer.write_batch(batch, row_group_size=batch.num_rows)
-        self._rows += batch.num_rows
+        self._writer.write_table(rows, row_group_size=rows.num_rows)
+        self._rows += rows.num_rows
 
     def finish(self) -> None:
         """Writes the end, and makes it durable."""

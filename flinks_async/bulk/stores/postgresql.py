@@ -61,7 +61,7 @@ class PostgreSQLStore(DatabaseStore):
     def __init__(self, conninfo: str = "", schema: str = "flinks") -> None:
         self._library = library()
         self._conninfo = without_secrets(conninfo)
-        if not schema or "\0" in schema or len(schema.encode()) > 63:
+        if not _is_name(schema):
             raise ConfigError("schema must be a name of 1 to 63 bytes")
         self._schema = schema
         self._db: psycopg.Connection[Any] | None = None
@@ -138,7 +138,8 @@ class PostgreSQLStore(DatabaseStore):
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self.run("BEGIN")
+        # Whatever the database is set to: each statement must see what another job did while this one waited for a lock.
+        self.run("BEGIN ISOLATION LEVEL READ COMMITTED")
         try:
             # Some databases are set to confirm a commit before it is on the disk.
             asynchronous = "current_setting('synchronous_commit') = 'off'"
@@ -158,6 +159,7 @@ class PostgreSQLStore(DatabaseStore):
         try:
             self.run(f"SET search_path TO {name}")
             self.run("SET TimeZone TO 'UTC'")
+            self.run("SET DateStyle TO 'ISO'")  # the only one in which psycopg reads points in time
             with self._transaction():
                 self.run(f"SELECT pg_advisory_xact_lock({_LOCK})")
                 if not self.fetch("SELECT 1 FROM pg_namespace WHERE nspname = ?", self._schema):
@@ -189,6 +191,14 @@ class PostgreSQLStore(DatabaseStore):
 
 def _staged(table: Table) -> str:
     return f"flinks_staged_{table.name}"
+
+
+def _is_name(schema: str) -> bool:
+    """Whether it can name a schema. `$user` in a search path is another one, the user's own."""
+    try:
+        return 1 <= len(schema.encode()) <= 63 and "\0" not in schema and schema != "$user"
+    except UnicodeEncodeError:
+        return False
 
 
 def _native(sql: str, values: Sequence[Any]) -> bytes:

@@ -47,6 +47,9 @@ __all__ = [
 BATCH: Final = 10_000
 """Rows in a batch, about: an answer is not cut."""
 
+_SIZE: Final = 32 * 1024 * 1024
+"""Bytes of answers in a batch, at which it ends before it has so many rows."""
+
 _LINE: Final = (Column("line", "position"), Column("key", "text"))
 
 
@@ -105,13 +108,14 @@ def read_spool(path: Path, compression: Compression, shard: Shard, *, batch: int
     Raises:
         StoreError: the spool is damaged, or an answer in it cannot be read.
     """
-    rows = Batch()
+    rows, size = Batch(), 0
     for number, text in enumerate(read_lines(path, compression), 1):
         read, answer = _decoded(path, number, text)
         _add(rows, read, answer, shard)
-        if len(rows) >= batch:
+        size += len(text)
+        if len(rows) >= batch or size >= _SIZE:
             yield rows
-            rows = Batch()
+            rows, size = Batch(), 0
     if rows.fetches:
         yield rows
 
