@@ -20,6 +20,7 @@ from .errors import (
     JobMismatchError,
     LedgerError,
     StoreError,
+    UnfitAnswerError,
     WorkerError,
 )
 from .executors import Executor, InProcess, Processes
@@ -64,6 +65,7 @@ __all__ = [
     "Store",
     "StoreError",
     "Totals",
+    "UnfitAnswerError",
     "WorkerError",
     "Written",
     "digest",

@@ -7,10 +7,14 @@ FlinksError
         ├── InputError            the file of tokens cannot be used
         │   └── InputChangedError     it is not the file any more that the job was started with
         ├── LedgerError           the ledger is broken, or of a newer version
-        └── StoreError            answers, ledger or report cannot be written
+        ├── StoreError            answers, ledger or report cannot be written
+        │   └── UnfitAnswerError      one answer has a value that the store cannot hold
+        └── WorkerError           worker processes end before their work does
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from ..errors import FlinksError
 
@@ -41,6 +45,25 @@ class LedgerError(JobError):
 
 class StoreError(JobError):
     """Something cannot be written: the disk is full, a folder is gone, a database says no."""
+
+
+class UnfitAnswerError(StoreError):
+    """One answer has a value that no column of the store can hold. The job goes on without that answer.
+
+    Attributes:
+        line: of the input, whose answer it is.
+    """
+
+    def __init__(self, message: str, *, line: int) -> None:
+        super().__init__(message)
+        self.line = line
+
+    def __reduce__(self) -> Any:
+        return _unfit, (self.message, self.line)
+
+
+def _unfit(message: str, line: int) -> UnfitAnswerError:
+    return UnfitAnswerError(message, line=line)
 
 
 class WorkerError(JobError):

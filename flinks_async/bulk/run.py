@@ -15,11 +15,13 @@ from attrs import frozen
 from ..clock import Clock, SystemClock
 from ..errors import FlinksError
 from . import crash_points
+from .errors import UnfitAnswerError
 from .executors import Executor, Work
 from .ledger import Ledger, Totals
 from .log import log
 from .progress import Phase, Progress, Rate
 from .records import Commit, Finished, State
+from .set_aside import without
 from .stores.protocol import Store
 from .tasks import Task
 from .thread import Thread, Worker
@@ -84,6 +86,7 @@ class Run:
         self._over = False
         self._run = 0
         self._broken: BaseException | None = None
+        self._unfit = 0  # answers that the store could not hold
 
     def stop(self, reason: str, state: State = "stopped") -> None:
         """Takes no more tokens; what is in flight has `Rules.drain` seconds to end. The first reason counts."""
@@ -140,25 +143,41 @@ class Run:
 
     async def _take(self, finished: Finished) -> None:
         await self._writing.do(self._store_shard, finished)
+        if self._unfit:
+            figures = self._execution.figures()
+            broken = self._rules.broken_by(figures.failed + self._unfit, figures.failed + figures.fetched)
+            if broken is not None:
+                self.stop(broken)
 
     def _store_shard(self, finished: Finished) -> None:
         """Makes a shard a part of the output, and then of the ledger. In the writing thread."""
-        shard, written, failures, left = finished.shard, finished.written, finished.failures, finished.left
         if self._broken is not None:  # a store may build on what it took before, which the ledger does not know
             raise self._broken
         try:
-            receipt = self._store.put(Commit(shard, written, failures, left), finished.spool)
+            receipt, finished = self._put(finished)
             crash_points.reach("stored")
-            self._ledger.commit(Commit(shard, written, failures, left, receipt), run=self._run, now=self._clock.time())
+            self._ledger.commit(_commit_of(finished, receipt), run=self._run, now=self._clock.time())
         except BaseException as error:
             self._broken = error
             raise
         with suppress(OSError):
             finished.spool.unlink(missing_ok=True)
+        shard = finished.shard
         log.info(
             "shard %d done: lines %d to %d, %d answers, %d failed, %d left",
-            shard.id, shard.first, shard.last, written.lines, len(failures), len(left),
+            shard.id, shard.first, shard.last, finished.written.lines, len(finished.failures), len(finished.left),
         )  # fmt: skip
+
+    def _put(self, finished: Finished) -> tuple[dict[str, Any], Finished]:
+        """Gives a shard to the store; without those answers that it cannot hold, since one of them must not stop all."""
+        while True:
+            try:
+                return self._store.put(_commit_of(finished), finished.spool), finished
+            except UnfitAnswerError as error:
+                unfit = error
+            finished = without(finished, unfit, self._store.spool_compression)
+            self._unfit += 1
+            log.info("line %d counts as failed: %s", unfit.line, unfit.message)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -200,8 +219,8 @@ class Run:
         return Progress(
             phase=phase,
             total=before.tokens,
-            fetched=before.fetched + figures.fetched,
-            failed=before.failed + figures.failed - figures.again,
+            fetched=before.fetched + figures.fetched - self._unfit,
+            failed=before.failed + figures.failed - figures.again + self._unfit,
             requests=figures.requests,
             retries=figures.retries,
             throttled=figures.throttled,
@@ -215,3 +234,7 @@ class Run:
             seconds=now - self._started,
             size=figures.size,
         )
+
+
+def _commit_of(finished: Finished, receipt: dict[str, Any] | None = None) -> Commit:
+    return Commit(finished.shard, finished.written, finished.failures, finished.left, receipt or {})

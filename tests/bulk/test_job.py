@@ -16,6 +16,7 @@ import pytest
 
 from flinks_async import ClientClosedError, FlinksClient, config
 from flinks_async.bulk import (
+    Commit,
     InputChangedError,
     InputFile,
     Job,
@@ -27,6 +28,7 @@ from flinks_async.bulk import (
     LedgerError,
     Result,
     Rules,
+    UnfitAnswerError,
     export,
     purge,
     status,
@@ -390,3 +392,50 @@ def test_no_token_and_no_secret_is_in_any_file(desk: Desk) -> None:
             if path.is_file():
                 assert b"token-" not in path.read_bytes().replace(b"token-bearing", b""), path.name
         assert "token-" not in repr((job, job.manifest, job.totals, job.scanned)).replace(str(desk.path), "")
+
+
+class Picky(JSONLParts):
+    """A store that cannot hold the answers of some lines."""
+
+    def __init__(self, *lines: int) -> None:
+        super().__init__()
+        self.unfit = lines
+
+    def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
+        for record in map(json.loads, spool.read_bytes().splitlines()):
+            if record["line"] in self.unfit:
+                raise UnfitAnswerError("it does not fit", line=record["line"])
+        return super().put(commit, spool)
+
+
+def test_an_answer_that_the_store_cannot_hold_is_a_failed_token_and_the_others_go_on(desk: Desk) -> None:
+    with Job.start(desk.directory, desk.source(), Picky(3, 4, 20), ORIGIN, shard_size=10) as job:
+        result = desk.run(job)
+    assert (result.state, result.totals.fetched, result.totals.failed) == ("complete", 22, 3)
+    assert (result.progress.fetched, result.progress.failed) == (22, 3)
+    assert set(desk.answers) == set(range(2, 27)) - {3, 4, 20}
+    assert desk.failed.keys() == {3, 4, 20}
+    assert desk.failed[20] == {
+        "line": 20, "kind": "final", "error": "UnfitAnswerError", "message": "it does not fit", "key": "u-20",
+        "token_fingerprint": None, "flinks_code": None, "status": 200, "attempts": 1,
+    }  # fmt: skip
+    assert verify(desk.directory) == []
+    assert not list((desk.directory / "spools").iterdir())
+
+
+def test_answers_that_do_not_fit_count_as_failures_for_the_rules(desk: Desk) -> None:
+    with Job.start(desk.directory, desk.source(), Picky(*range(2, 12)), ORIGIN, shard_size=10) as job:
+        result = desk.run(job, Rules(max_failures=5, open_shards=1, concurrency=1))
+    assert (result.state, result.reason) == ("stopped", "10 tokens failed, and max_failures is 5")
+    assert result.totals.pending > 0
+
+
+def test_a_store_that_calls_an_answer_unfit_which_it_was_not_given_ends_the_run(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(store: JSONLParts, commit: Commit, spool: Path) -> dict[str, Any]:
+        raise UnfitAnswerError("it does not fit", line=999)
+
+    monkeypatch.setattr(JSONLParts, "put", refuse)
+    with desk.job() as job, pytest.raises(UnfitAnswerError):
+        desk.run(job)

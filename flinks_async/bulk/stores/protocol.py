@@ -56,7 +56,8 @@ class Store(Protocol):
     `{"line": 7, "key": "u-1", "instance": "acme", "response": {...}, "meta": {"status": 200, "attempts": 1}}`
     (`key` and `instance` only where the input has such columns; `response` is the body as it came, on one line).
 
-    Everything that fails raises a `StoreError` whose message says what, where and why.
+    Everything that fails raises a `StoreError` whose message says what, where and why. If `put` raises an
+    `UnfitAnswerError`, it has stored nothing of the shard, and is called again with a spool without that answer.
     """
 
     @property

@@ -24,7 +24,7 @@ from ...errors import DecodeError
 from ...models import PartnerAccessResponse
 from ...rows import Column, ColumnType, Row, Table, extra_of, flatten, to_json
 from ..compression import Compression
-from ..errors import StoreError
+from ..errors import StoreError, UnfitAnswerError
 from ..records import Shard
 from .lines import read_lines
 
@@ -120,7 +120,7 @@ def read_spool(path: Path, compression: Compression, shard: Shard, *, batch: int
         yield rows
 
 
-def does_not_fit(path: Path | str, table: Table, column: Column, row: Row, type_: str) -> StoreError:
+def does_not_fit(path: Path | str, table: Table, column: Column, row: Row, type_: str) -> UnfitAnswerError:
     """The error for a value that a store's column cannot hold. It names the place, never the value.
 
     Args:
@@ -128,8 +128,11 @@ def does_not_fit(path: Path | str, table: Table, column: Column, row: Row, type_
         row: of the table, with line and key.
         type_: of the column, in the store's words.
     """
-    where = f"line {row[0]} of the input, {table.path(column, row)}"
-    return StoreError(f"{path} cannot be written: {where}: the value does not fit a column of type {type_}")
+    line = int(row[0])
+    where = f"line {line} of the input, {table.path(column, row)}"
+    return UnfitAnswerError(
+        f"{path} cannot be written: {where}: the value does not fit a column of type {type_}", line=line
+    )
 
 
 class _Meta(msgspec.Struct):
