@@ -20,7 +20,7 @@ from .clock import Clock, SystemClock
 from .codec import Codec
 from .config import Connection, Limits, Retry, Settings, Timeouts, check_secret, check_token, make_endpoint
 from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError
-from .fanout import Outcome, fan_out
+from .fanout import Outcome, Source, fan_out
 from .local import LoopLocal, Pool
 from .messages import Call, Handler, Middleware, Request, Response, compose
 from .middleware.attempt import Attempt, Observed
@@ -32,7 +32,7 @@ from .models import PartnerAccessResponse
 from .observe import Observer
 from .policies import Hedge, PollPending
 from .scope import Scope
-from .secret import Secret, fingerprint
+from .secret import Secret, fingerprint, out_of_sight
 from .session import ConnectionStats, SessionManager
 from .stats import ClientStats
 from .transport import AiohttpTransport, Transport
@@ -105,6 +105,8 @@ class FlinksClient:
         codec: Codec | None = None,
         clock: Clock | None = None,
     ) -> None:
+        # Under the same names, so that no frame of ours holds the bare texts when one of the settings is wrong.
+        auth_secret, connection = out_of_sight(auth_secret), _without_bare_proxy(connection)
         if not callable(auth_secret):
             auth_secret = check_secret(auth_secret)
         if session is not None and transport is not None:
@@ -206,6 +208,9 @@ class FlinksClient:
             options: arguments of `FlinksClient`; they win over the environment.
         """
         found = config.from_env(environ)
+        del environ  # it holds the bare secret
+        if "auth_secret" in options:
+            options["auth_secret"] = out_of_sight(options["auth_secret"])
         if "instance" in options:
             found.pop("base_url", None)  # it names another place than the argument does
         merged = {"auth_secret": None, **found, **options}
@@ -225,6 +230,8 @@ class FlinksClient:
 
         Closing it ends its own calls only; closing the client it comes from closes both.
         """
+        if "auth_secret" in options:
+            options["auth_secret"] = out_of_sight(options["auth_secret"])
         if self._closed:
             raise ClientClosedError("the client is closed")
         records = {name: options.pop(name, None) for name in ("retry", "timeouts", "limits")}
@@ -259,7 +266,8 @@ class FlinksClient:
         Raises:
             FlinksError: see `flinks_async.errors` for the tree.
         """
-        token = check_token(token)  # under the same name, so that no frame of ours holds the bare text
+        token = out_of_sight(token)  # under the same name, so that no frame of ours holds the bare text
+        token = check_token(token)
         response = await self.respond(token, timeout)
         assert response.answer is not None
         return response.answer
@@ -279,6 +287,7 @@ class FlinksClient:
         Raises:
             FlinksError: there is no HTTP response.
         """
+        token = out_of_sight(token)
         token = check_token(token)
         return await self._run(token, timeout, raw=True)
 
@@ -326,7 +335,9 @@ class FlinksClient:
         Raises:
             ClientClosedError: the client was closed before all tokens were taken.
         """
-        if isinstance(tokens, (str, bytes, Secret)) or not isinstance(tokens, (Iterable, AsyncIterable)):
+        source = Source(tokens)
+        del tokens  # no frame of ours holds bare tokens
+        if not source.readable:
             raise ConfigError("tokens must be an iterable of tokens or (key, token) pairs; for one, use partner_access")
         workers = self._settings.limits.most_at_once if concurrency is None else concurrency
         if type(workers) is not int or workers < 1:
@@ -336,7 +347,7 @@ class FlinksClient:
         if self._closed:
             raise ClientClosedError("the client is closed")
         fetch = self.partner_access if timeout is None else partial(self.partner_access, timeout=timeout)
-        return fan_out(tokens, fetch, concurrency=workers, ordered=ordered)
+        return fan_out(source, fetch, concurrency=workers, ordered=ordered)
 
     async def _run(self, token: Secret, timeout: float | None, *, raw: bool) -> Response:
         if timeout is None:
@@ -358,7 +369,7 @@ class FlinksClient:
                 if response.answer is not None and response.verdict is OK:
                     return response
             if response is not None:
-                refusal = None if raw else self._refusal(response)
+                refusal = None if raw else self._refusal(response, token, call)
                 if refusal is None:
                     return response
                 problem = refusal
@@ -384,11 +395,11 @@ class FlinksClient:
         problem.__traceback__ = problem.__context__ = problem.__cause__ = None
         raise problem
 
-    def _refusal(self, response: Response) -> FlinksError | None:
+    def _refusal(self, response: Response, token: Secret, call: Call) -> FlinksError | None:
         verdict = verdict_of(response, self._settings.retry.throttle_statuses)
         if verdict.kind is Kind.OK:
             return None
-        error = error_from(response, verdict, self._endpoint.host)
+        error = error_from(response, verdict, self._endpoint.host, token, call.secret)
         error.retry_after = retry_after(response.headers, self._clock.time())
         return error
 
@@ -506,12 +517,20 @@ class FlinksClient:
         await self.close()
 
     def __repr__(self) -> str:
+        if "_owns_pool" not in vars(self):  # in a traceback of the constructor, which sets this last
+            return "<FlinksClient>"
         return f"<FlinksClient {self._endpoint.host}{' closed' if self._closed else ''}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
             "a FlinksClient holds a secret and connections and refuses to be pickled: make one where you need it"
         )
+
+
+def _without_bare_proxy(connection: Any) -> Any:
+    if not isinstance(connection, Mapping) or "proxy" not in connection:
+        return connection
+    return {**connection, "proxy": out_of_sight(connection["proxy"])}
 
 
 def _wrong_timeout(timeout: object) -> ConfigError:

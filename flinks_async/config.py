@@ -21,7 +21,7 @@ from attrs.validators import instance_of, optional
 from . import checks
 from .errors import ConfigError, InvalidTokenError
 from .policies import Adaptive, Breaker, Pause, Quota, RateLimiter, ShareQuota, TokenBucketQuota
-from .secret import Secret
+from .secret import NotText, Secret, out_of_sight
 
 AuthScheme = Literal["flinks-auth-key", "flinks-auth-key-raw", "bearer"]
 AUTH_SCHEMES: Final[tuple[AuthScheme, ...]] = get_args(AuthScheme)
@@ -134,7 +134,10 @@ class Limits:
 
 
 def _secret_or_none(value: str | Secret | None) -> Secret | None:
-    return None if value is None else Secret(value)
+    value = out_of_sight(value)
+    if value is not None and not isinstance(value, Secret):
+        raise ConfigError("Connection.proxy must be a str or a Secret")
+    return value
 
 
 @frozen(kw_only=True)
@@ -364,13 +367,12 @@ def check_secret(value: object) -> Secret:
     Raises:
         ConfigError: it is missing, or holds characters that a header cannot; the value is never shown.
     """
-    if value is None or value == "":
+    value = out_of_sight(value)
+    if value is None or (isinstance(value, Secret) and not value):
         raise ConfigError(f"auth_secret is missing. {WHERE_SECRETS_COME_FROM}.")
-    if not isinstance(value, (str, Secret)):
-        raise ConfigError(
-            f"auth_secret must be a str, a Secret or an async callable that returns one, not {type(value).__name__}"
-        )
-    value = Secret(value)
+    if not isinstance(value, Secret):
+        name = value.type_name if isinstance(value, NotText) else type(value).__name__
+        raise ConfigError(f"auth_secret must be a str, a Secret or an async callable that returns one, not {name}")
     if not value.reveal().strip():
         raise ConfigError(f"auth_secret is blank. {WHERE_SECRETS_COME_FROM}.")
     if not value.reveal().isascii() or _CONTROL.search(value.reveal()):
@@ -396,9 +398,10 @@ def check_token(token: object) -> Secret:
         InvalidTokenError: it cannot. The message does not show it.
     """
     if not isinstance(token, Secret):
-        if not isinstance(token, str):
-            raise InvalidTokenError(f"an access token must be a str, not {type(token).__name__}")
-        token = Secret(token)
+        token = out_of_sight(token)
+        if not isinstance(token, Secret):
+            name = token.type_name if isinstance(token, NotText) else type(token).__name__
+            raise InvalidTokenError(f"an access token must be a str, not {name}")
     if _PLAIN_TOKEN.fullmatch(token.reveal()):
         return token
     size = len(token)

@@ -87,6 +87,28 @@ class Secret:
         raise TypeError("a Secret refuses to be pickled: send a reference to it and reveal it where it is used")
 
 
+class NotText:
+    """Stands for a value that should be a text and is not: perhaps a secret as bytes, so it is not kept.
+
+    Attributes:
+        type_name: the name of its type.
+    """
+
+    __slots__ = ("type_name",)
+
+    def __init__(self, value: object) -> None:
+        self.type_name = type(value).__name__
+
+
+def out_of_sight(value: object) -> Any:
+    """What a caller gave as a secret, in a form that a frame may hold when an error passes it: a `Secret`, or a `NotText`.
+    None and callables are given back as they are. To be bound to the name of the bare value, before anything can fail.
+    """
+    if isinstance(value, str):
+        return Secret(value)
+    return value if value is None or isinstance(value, (Secret, NotText)) or callable(value) else NotText(value)
+
+
 def fingerprint(secret: str | Secret, *, key: bytes = _PROCESS_KEY) -> str:
     """16 hexadecimal digits that stand for a secret: keyed BLAKE2b, so that it cannot be looked up.
 
