@@ -21,8 +21,9 @@ _PROCESS_KEY: Final = secrets.token_bytes(32)
 # Patterns as text: `re` compiles them when they are first needed, and keeps them. An import does not pay for them.
 _UNPRINTABLE: Final = r"[^\x20-\x7e\xa0-\U0010ffff]+"
 _HIDDEN: Final = (
-    r"(?i)\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+",  # a URL
-    r"[^\s@<>\"']+@[^\s@<>\"']+",  # an e-mail
+    # The first two begin where such a word can begin, and give nothing back: a hostile text costs no more than others.
+    r"(?i)(?<![a-z0-9+.-])[a-z0-9+.-]++://[^\s\"'<>]++",  # a URL
+    r"(?<![^\s@<>\"'])[^\s@<>\"']++@[^\s@<>\"']++",  # an e-mail
     r"(?i)\b[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}\b",  # a GUID
     r"\d{5,}",  # a long number
 )
