@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from attrs import define, field
-from multidict import CIMultiDict
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from .config import Endpoint, Timeouts, encode_token
@@ -140,6 +140,7 @@ class AiohttpTransport:
             except BaseException:
                 response.close()
                 raise
+            response.release()  # after 101 it is still open, and aiohttp's warning about that shows the URL
             return Response(response.status, response.headers, body)
         except asyncio.CancelledError as cancelled:
             stopped = cancelled
@@ -156,16 +157,18 @@ class AiohttpTransport:
         raise stopped
 
     async def _read(
-        self, headers: Mapping[str, str], content: aiohttp.StreamReader, connection: Connection | None
+        self, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader, connection: Connection | None
     ) -> bytes:
         limit = self._max_body
-        encoding = headers.get("Content-Encoding", "")
-        if not encoding and content.is_eof() and content.exception() is None and content.total_bytes <= limit:
-            return content.read_nowait()  # came with the head, whole: the usual case of a small answer
+        encoded = "Content-Encoding" in headers
+        if content.is_eof() and content.exception() is None and content.total_bytes <= limit:
+            if not encoded or not content.total_bytes:
+                return content.read_nowait()  # came with the head, whole: the usual case of a small answer
         length = headers.get("Content-Length", "")
         if length.isdecimal() and int(length[:20]) > limit:
             raise ResponseTooLargeError(f"the body has {length} bytes, more than max_body = {limit}")
-        inflater = Inflater(encoding, limit)
+        # A list may be spread over several lines (RFC 9110, section 5.3).
+        inflater = Inflater(", ".join(headers.getall("Content-Encoding")) if encoded else "", limit)
         read = content.readany
         chunks: list[bytes] = []
         with _ended_with(content, connection):
