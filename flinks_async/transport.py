@@ -160,10 +160,9 @@ class AiohttpTransport:
         self, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader, connection: Connection | None
     ) -> bytes:
         limit = self._max_body
-        encoded = "Content-Encoding" in headers
-        if content.is_eof() and content.exception() is None and content.total_bytes <= limit:
-            if not encoded or not content.total_bytes:
-                return content.read_nowait()  # came with the head, whole: the usual case of a small answer
+        encoded, size = "Content-Encoding" in headers, content.total_bytes
+        if content.is_eof() and content.exception() is None and size <= limit and not (encoded and size):
+            return content.read_nowait()  # came with the head, whole: the usual case of a small answer
         length = headers.get("Content-Length", "")
         if length.isdecimal() and int(length[:20]) > limit:
             raise ResponseTooLargeError(f"the body has {length} bytes, more than max_body = {limit}")
