@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
 from attrs import evolve
 
-from . import config
+from . import checks, config
 from ._version import __version__
 from .classify import OK, Kind, error_from, verdict_of
 from .clock import Clock, SystemClock
@@ -129,13 +129,16 @@ class FlinksClient:
             "hedge": hedge,
             "coalesce": coalesce,
             "poll_pending": poll_pending,
-            "codec": codec or Codec(),
-            "clock": clock or SystemClock(),
+            "codec": codec,
+            "clock": clock,
         }
         self._set_up(Pool(sessions, transport))
 
     def _set_up(self, pool: Pool, source: SecretSource | None = None) -> None:
         options, settings = self._options, self._options["settings"]
+        options["codec"] = options["codec"] or Codec()
+        options["clock"] = options["clock"] or SystemClock()
+        _check_parts(options)
         self._settings: Settings = settings
         self._clock: Clock = options["clock"]
         self._codec: Codec = options["codec"]
@@ -170,13 +173,6 @@ class FlinksClient:
     def _compose(self, transport: Transport) -> Handler:
         options, settings, clock = self._options, self._settings, self._clock
         observers = tuple(options["observers"])
-        for name in ("middleware", "attempt_middleware"):
-            for middleware in options[name]:
-                if not callable(middleware):
-                    raise ConfigError(f"{name}: {type(middleware).__name__} is not callable")
-        for name, expected in (("hedge", Hedge), ("poll_pending", PollPending)):
-            if options[name] is not None and not isinstance(options[name], expected):
-                raise ConfigError(f"{name} must be a {expected.__name__} record, not {type(options[name]).__name__}")
         attempt: Handler = Attempt(transport, self._codec, clock, settings.timeouts, settings.retry)
         if observers:
             attempt = Observed(attempt, observers)
@@ -247,7 +243,10 @@ class FlinksClient:
             options["base_url"] = None
         preset = options.pop("settings", None)
         # The pool stays, and with it its connection settings.
-        preset = self._settings if preset is None else evolve(preset, connection=self._settings.connection)
+        if preset is None:
+            preset = self._settings
+        elif isinstance(preset, Settings):
+            preset = evolve(preset, connection=self._settings.connection)
         client = object.__new__(type(self))
         client._options = {**self._options, **options, "settings": config.choose(preset, records)}
         same_secret = client._options["auth_secret"] is self._options["auth_secret"]
@@ -342,7 +341,7 @@ class FlinksClient:
         workers = self._settings.limits.most_at_once if concurrency is None else concurrency
         if type(workers) is not int or workers < 1:
             raise ConfigError(f"concurrency must be a whole number of at least 1, not {workers!r}")
-        if timeout is not None and not timeout > 0:
+        if timeout is not None and not _is_timeout(timeout):
             raise _wrong_timeout(timeout)
         if self._closed:
             raise ClientClosedError("the client is closed")
@@ -352,7 +351,7 @@ class FlinksClient:
     async def _run(self, token: Secret, timeout: float | None, *, raw: bool) -> Response:
         if timeout is None:
             timeout = self._settings.timeouts.deadline
-        elif not timeout > 0:
+        elif not _is_timeout(timeout):
             raise _wrong_timeout(timeout)
         local = self._enter()
         now = self._clock.now()
@@ -533,8 +532,32 @@ def _without_bare_proxy(connection: Any) -> Any:
     return {**connection, "proxy": out_of_sight(connection["proxy"])}
 
 
+def _check_parts(options: Mapping[str, Any]) -> None:
+    """What the constructor cannot leave to a record."""
+    for name in ("middleware", "attempt_middleware", "observers"):
+        if not isinstance(options[name], Iterable):
+            raise ConfigError(f"{name} must be a sequence of callables, not {type(options[name]).__name__}")
+        for part in options[name]:
+            if not callable(part):
+                raise ConfigError(f"{name}: {type(part).__name__} is not callable")
+    for name, expected in (("hedge", Hedge), ("poll_pending", PollPending)):
+        if options[name] is not None and not isinstance(options[name], expected):
+            raise ConfigError(f"{name} must be a {expected.__name__} record, not {type(options[name]).__name__}")
+    if not isinstance(options["codec"], Codec):
+        raise ConfigError(f"codec must be a Codec, not {type(options['codec']).__name__}")
+    missing = [
+        name for name in ("now", "time", "sleep", "random") if not callable(getattr(options["clock"], name, None))
+    ]
+    if missing:
+        raise ConfigError(f"clock has no {', '.join(missing)}: {type(options['clock']).__name__}")
+
+
+def _is_timeout(timeout: object) -> bool:
+    return checks.is_number(timeout) and timeout > 0  # type: ignore[operator]
+
+
 def _wrong_timeout(timeout: object) -> ConfigError:
-    return ConfigError(f"timeout must be greater than 0 seconds, not {timeout!r}")
+    return ConfigError(f"timeout must be a number of seconds greater than 0, up to {checks.MOST:g}, not {timeout!r}")
 
 
 async def _drain(ending: Sequence[LoopLocal], grace: float) -> None:

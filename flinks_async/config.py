@@ -37,7 +37,11 @@ OTHER_HEADER_FORMS: Final = (
 
 
 def _statuses(values: Iterable[int]) -> frozenset[int]:
-    return frozenset(values)
+    if isinstance(values, Iterable):
+        statuses = frozenset(value for value in values if type(value) is int)
+        if len(statuses) == len(set(values)):
+            return statuses
+    raise ConfigError("Retry.throttle_statuses must be whole numbers, such as {403, 429}")
 
 
 @frozen(kw_only=True)
@@ -260,6 +264,7 @@ class Endpoint:
 
 
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,57}[A-Za-z0-9])?")
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _RESERVED_HEADERS = frozenset(
@@ -326,13 +331,25 @@ def _check_base_url(base_url: str, allow_http: bool) -> tuple[str, str]:
             "use https://, or allow_http=True inside a network that you trust"
         )
     try:
-        host = host if host.isascii() else host.encode("idna").decode("ascii")
+        host = host.encode("idna").decode("ascii")  # of ASCII it looks at the lengths of the labels
     except UnicodeError:
-        raise ConfigError("the host of base_url is not a valid international domain name") from None
+        raise ConfigError("the host of base_url is not a valid (international) domain name") from None
+    if not _HOST_NAME.fullmatch(host) and not _is_address(host):
+        raise ConfigError("the host of base_url is neither a domain name nor an address")
     place = f"[{host}]" if ":" in host else host
     place = place if port is None else f"{place}:{port}"
-    path = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~-._")
+    try:
+        path = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~-._")
+    except UnicodeError:
+        raise ConfigError("the path of base_url is not valid Unicode") from None
     return f"{parts.scheme}://{place}{path}", place
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False
 
 
 def _is_loopback(host: str) -> bool:
@@ -345,6 +362,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def _check_headers(headers: Mapping[str, str], agent: str) -> Mapping[str, str]:
+    if not isinstance(headers, Mapping):
+        raise ConfigError(f"headers must be a mapping, not {type(headers).__name__}")
     checked = {**_OWN_HEADERS, "User-Agent": agent}
     own = {name.lower(): name for name in checked}
     for name, value in headers.items():
