@@ -122,26 +122,7 @@ class AiohttpTransport:
                     raise
                 answer.finish()
                 return Response(answer.status, answer.headers, body)
-            response = await session.get(
-                prepared.base.with_path(prepared.path + encode_token(request.token).reveal(), encoded=True),
-                headers=_with_extra(prepared.headers, request),
-                allow_redirects=False,
-                auto_decompress=False,
-                raise_for_status=False,
-                middlewares=(_one_request,),
-                timeout=self._timeout,
-                ssl=prepared.tls,
-                proxy=prepared.proxy,
-                proxy_headers=prepared.proxy_headers,
-            )
-            request.call.headers_came()
-            try:
-                body = await self._read(response.headers, response.content, response.connection)
-            except BaseException:
-                response.close()
-                raise
-            response.release()  # after 101 it is still open, and aiohttp's warning about that shows the URL
-            return Response(response.status, response.headers, body)
+            return await self._through_session(session, prepared, request)
         except asyncio.CancelledError as cancelled:
             stopped = cancelled
         except FlinksError as error:
@@ -155,6 +136,29 @@ class AiohttpTransport:
         # Raised from here, without the frames and errors of aiohttp, whose variables hold the URL and the headers.
         stopped.__traceback__ = stopped.__context__ = stopped.__cause__ = None
         raise stopped
+
+    async def _through_session(self, session: aiohttp.ClientSession, prepared: _Prepared, request: Request) -> Response:
+        # A frame of its own, which `send` drops: aiohttp's response shows its URL.
+        response = await session.get(
+            prepared.base.with_path(prepared.path + encode_token(request.token).reveal(), encoded=True),
+            headers=_with_extra(prepared.headers, request),
+            allow_redirects=False,
+            auto_decompress=False,
+            raise_for_status=False,
+            middlewares=(_one_request,),
+            timeout=self._timeout,
+            ssl=prepared.tls,
+            proxy=prepared.proxy,
+            proxy_headers=prepared.proxy_headers,
+        )
+        request.call.headers_came()
+        try:
+            body = await self._read(response.headers, response.content, response.connection)
+        except BaseException:
+            response.close()
+            raise
+        response.release()  # after 101 it is still open, and aiohttp's warning about that shows the URL
+        return Response(response.status, response.headers, body)
 
     async def _read(
         self, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader, connection: Connection | None

@@ -15,7 +15,7 @@ import pytest
 
 from flinks_async import FlinksClient, FlinksError, Response, Retry, Secret, Timeouts, config
 from flinks_async.config import Connection
-from flinks_async.testing import KINDS, FakeClock, FlinksServer, InMemoryTransport
+from flinks_async.testing import KINDS, FakeClock, FlinksServer, Hang, InMemoryTransport, RawServer, ReadHead, Send
 
 from .support import turns
 
@@ -221,6 +221,23 @@ async def test_a_redirect_to_a_host_named_after_a_secret_is_masked() -> None:
         with pytest.raises(FlinksError) as caught:
             await flinks.partner_access(TOKEN)
         shows_nothing(caught.value, own_frames(caught.value))
+
+
+async def _own_header(request: Any, call_next: Any) -> Any:
+    return await call_next(request.evolve(headers={"X-Trace": "1"}))
+
+
+@pytest.mark.parametrize("way", [(), (_own_header,)], ids=["short", "session"])
+async def test_a_call_cancelled_in_a_body_leaves_no_url_in_our_frames(way: Any) -> None:
+    begun = Send(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{")
+    async with RawServer([ReadHead(), begun, Hang()]) as server:
+        async with FlinksClient(auth_secret=SECRET, base_url=server.base_url, attempt_middleware=way) as flinks:
+            with pytest.raises(TimeoutError) as caught:
+                async with asyncio.timeout(0.1):
+                    await flinks.partner_access(TOKEN)
+    cancelled = caught.value.__cause__ or caught.value.__context__
+    assert isinstance(cancelled, asyncio.CancelledError)
+    shows_nothing(own_frames(cancelled))
 
 
 async def test_answers_and_outcomes_mask_personal_data(logs: io.StringIO) -> None:
