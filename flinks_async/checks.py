@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 from attrs import Attribute
 
 from .errors import ConfigError
 
+MOST: Final = 1e12
+"""The largest number that a setting takes. Infinity is none: timers and caches cannot work with it."""
+
+
+def is_number(value: object) -> bool:
+    """Whether it is a number within `MOST`, not NaN and not a bool."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST <= value <= MOST
+
 
 def number(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A number that is not NaN."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:
-        raise ConfigError(f"{name(instance, attribute)} must be a number, not {value!r}")
+    """A number within `MOST`."""
+    if not is_number(value):
+        raise ConfigError(f"{name(instance, attribute)} must be a number up to {MOST:g}, not {value!r}")
 
 
 def positive(instance: object, attribute: Attribute[Any], value: Any) -> None:

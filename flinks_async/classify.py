@@ -17,7 +17,7 @@ from attrs import frozen
 from . import errors as e
 from .config import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
 from .messages import EMPTY_ENVELOPE, Envelope, Response
-from .secret import redact
+from .secret import Secret, redact
 
 
 class Kind(Enum):
@@ -161,8 +161,12 @@ def classify_error(error: e.FlinksError) -> Verdict:
     return Verdict(Kind.FINAL, cls.__name__, cls)
 
 
-def error_from(response: Response, verdict: Verdict, host: str) -> e.FlinksError:
-    """The error that a response becomes."""
+def error_from(response: Response, verdict: Verdict, host: str, *hidden: Secret | None) -> e.FlinksError:
+    """The error that a response becomes.
+
+    Args:
+        hidden: what was sent in confidence; a server may repeat it in a header.
+    """
     envelope = response.envelope
     cls = verdict.error or e.APIStatusError
     fields: dict[str, Any] = {
@@ -177,7 +181,7 @@ def error_from(response: Response, verdict: Verdict, host: str) -> e.FlinksError
     if cls is e.AuthenticationError:
         said += f": the AuthSecret is refused. {WHERE_SECRETS_COME_FROM}. {OTHER_HEADER_FORMS}"
     elif cls is e.RedirectError:
-        fields["location_host"] = target = _location_host(response)
+        fields["location_host"] = target = _location_host(response, *hidden)
         said += f", a redirect to {target or 'nowhere'}; redirects are not followed (is base_url right?)"
     elif cls is e.PendingError:
         said += ": accepted, but there is no data yet; ask again later"
@@ -188,9 +192,9 @@ def error_from(response: Response, verdict: Verdict, host: str) -> e.FlinksError
     return cls(said, **fields)
 
 
-def _location_host(response: Response) -> str | None:
+def _location_host(response: Response, *hidden: Secret | None) -> str | None:
     try:
         host = urlsplit(response.headers.get("Location", "")).hostname
     except ValueError:
         return None
-    return redact(host, limit=100) if host else None
+    return redact(host, *hidden, limit=100) if host else None

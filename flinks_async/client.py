@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
 from attrs import evolve
 
-from . import config
+from . import checks, config
 from ._version import __version__
 from .classify import OK, Kind, error_from, verdict_of
 from .clock import Clock, SystemClock
 from .codec import Codec
 from .config import Connection, Limits, Retry, Settings, Timeouts, check_secret, check_token, make_endpoint
 from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError
-from .fanout import Outcome, fan_out
+from .fanout import Outcome, Source, fan_out
 from .local import LoopLocal, Pool
 from .messages import Call, Handler, Middleware, Request, Response, compose
 from .middleware.attempt import Attempt, Observed
@@ -32,7 +32,7 @@ from .models import PartnerAccessResponse
 from .observe import Observer
 from .policies import Hedge, PollPending
 from .scope import Scope
-from .secret import Secret, fingerprint
+from .secret import Secret, fingerprint, out_of_sight
 from .session import ConnectionStats, SessionManager
 from .stats import ClientStats
 from .transport import AiohttpTransport, Transport
@@ -105,6 +105,8 @@ class FlinksClient:
         codec: Codec | None = None,
         clock: Clock | None = None,
     ) -> None:
+        # Under the same names, so that no frame of ours holds the bare texts when one of the settings is wrong.
+        auth_secret, connection = out_of_sight(auth_secret), _without_bare_proxy(connection)
         if not callable(auth_secret):
             auth_secret = check_secret(auth_secret)
         if session is not None and transport is not None:
@@ -127,13 +129,16 @@ class FlinksClient:
             "hedge": hedge,
             "coalesce": coalesce,
             "poll_pending": poll_pending,
-            "codec": codec or Codec(),
-            "clock": clock or SystemClock(),
+            "codec": codec,
+            "clock": clock,
         }
         self._set_up(Pool(sessions, transport))
 
     def _set_up(self, pool: Pool, source: SecretSource | None = None) -> None:
         options, settings = self._options, self._options["settings"]
+        options["codec"] = options["codec"] or Codec()
+        options["clock"] = options["clock"] or SystemClock()
+        _check_parts(options)
         self._settings: Settings = settings
         self._clock: Clock = options["clock"]
         self._codec: Codec = options["codec"]
@@ -168,13 +173,6 @@ class FlinksClient:
     def _compose(self, transport: Transport) -> Handler:
         options, settings, clock = self._options, self._settings, self._clock
         observers = tuple(options["observers"])
-        for name in ("middleware", "attempt_middleware"):
-            for middleware in options[name]:
-                if not callable(middleware):
-                    raise ConfigError(f"{name}: {type(middleware).__name__} is not callable")
-        for name, expected in (("hedge", Hedge), ("poll_pending", PollPending)):
-            if options[name] is not None and not isinstance(options[name], expected):
-                raise ConfigError(f"{name} must be a {expected.__name__} record, not {type(options[name]).__name__}")
         attempt: Handler = Attempt(transport, self._codec, clock, settings.timeouts, settings.retry)
         if observers:
             attempt = Observed(attempt, observers)
@@ -206,6 +204,9 @@ class FlinksClient:
             options: arguments of `FlinksClient`; they win over the environment.
         """
         found = config.from_env(environ)
+        del environ  # it holds the bare secret
+        if "auth_secret" in options:
+            options["auth_secret"] = out_of_sight(options["auth_secret"])
         if "instance" in options:
             found.pop("base_url", None)  # it names another place than the argument does
         merged = {"auth_secret": None, **found, **options}
@@ -225,6 +226,8 @@ class FlinksClient:
 
         Closing it ends its own calls only; closing the client it comes from closes both.
         """
+        if "auth_secret" in options:
+            options["auth_secret"] = out_of_sight(options["auth_secret"])
         if self._closed:
             raise ClientClosedError("the client is closed")
         records = {name: options.pop(name, None) for name in ("retry", "timeouts", "limits")}
@@ -240,7 +243,10 @@ class FlinksClient:
             options["base_url"] = None
         preset = options.pop("settings", None)
         # The pool stays, and with it its connection settings.
-        preset = self._settings if preset is None else evolve(preset, connection=self._settings.connection)
+        if preset is None:
+            preset = self._settings
+        elif isinstance(preset, Settings):
+            preset = evolve(preset, connection=self._settings.connection)
         client = object.__new__(type(self))
         client._options = {**self._options, **options, "settings": config.choose(preset, records)}
         same_secret = client._options["auth_secret"] is self._options["auth_secret"]
@@ -259,7 +265,8 @@ class FlinksClient:
         Raises:
             FlinksError: see `flinks_async.errors` for the tree.
         """
-        token = check_token(token)  # under the same name, so that no frame of ours holds the bare text
+        token = out_of_sight(token)  # under the same name, so that no frame of ours holds the bare text
+        token = check_token(token)
         response = await self.respond(token, timeout)
         assert response.answer is not None
         return response.answer
@@ -279,6 +286,7 @@ class FlinksClient:
         Raises:
             FlinksError: there is no HTTP response.
         """
+        token = out_of_sight(token)
         token = check_token(token)
         return await self._run(token, timeout, raw=True)
 
@@ -326,22 +334,24 @@ class FlinksClient:
         Raises:
             ClientClosedError: the client was closed before all tokens were taken.
         """
-        if isinstance(tokens, (str, bytes, Secret)) or not isinstance(tokens, (Iterable, AsyncIterable)):
+        source = Source(tokens)
+        del tokens  # no frame of ours holds bare tokens
+        if not source.readable:
             raise ConfigError("tokens must be an iterable of tokens or (key, token) pairs; for one, use partner_access")
         workers = self._settings.limits.most_at_once if concurrency is None else concurrency
         if type(workers) is not int or workers < 1:
             raise ConfigError(f"concurrency must be a whole number of at least 1, not {workers!r}")
-        if timeout is not None and not timeout > 0:
+        if timeout is not None and not _is_timeout(timeout):
             raise _wrong_timeout(timeout)
         if self._closed:
             raise ClientClosedError("the client is closed")
         fetch = self.partner_access if timeout is None else partial(self.partner_access, timeout=timeout)
-        return fan_out(tokens, fetch, concurrency=workers, ordered=ordered)
+        return fan_out(source, fetch, concurrency=workers, ordered=ordered)
 
     async def _run(self, token: Secret, timeout: float | None, *, raw: bool) -> Response:
         if timeout is None:
             timeout = self._settings.timeouts.deadline
-        elif not timeout > 0:
+        elif not _is_timeout(timeout):
             raise _wrong_timeout(timeout)
         local = self._enter()
         now = self._clock.now()
@@ -358,7 +368,7 @@ class FlinksClient:
                 if response.answer is not None and response.verdict is OK:
                     return response
             if response is not None:
-                refusal = None if raw else self._refusal(response)
+                refusal = None if raw else self._refusal(response, token, call)
                 if refusal is None:
                     return response
                 problem = refusal
@@ -384,11 +394,11 @@ class FlinksClient:
         problem.__traceback__ = problem.__context__ = problem.__cause__ = None
         raise problem
 
-    def _refusal(self, response: Response) -> FlinksError | None:
+    def _refusal(self, response: Response, token: Secret, call: Call) -> FlinksError | None:
         verdict = verdict_of(response, self._settings.retry.throttle_statuses)
         if verdict.kind is Kind.OK:
             return None
-        error = error_from(response, verdict, self._endpoint.host)
+        error = error_from(response, verdict, self._endpoint.host, token, call.secret)
         error.retry_after = retry_after(response.headers, self._clock.time())
         return error
 
@@ -506,6 +516,8 @@ class FlinksClient:
         await self.close()
 
     def __repr__(self) -> str:
+        if "_owns_pool" not in vars(self):  # in a traceback of the constructor, which sets this last
+            return "<FlinksClient>"
         return f"<FlinksClient {self._endpoint.host}{' closed' if self._closed else ''}>"
 
     def __reduce__(self) -> NoReturn:
@@ -514,8 +526,38 @@ class FlinksClient:
         )
 
 
+def _without_bare_proxy(connection: Any) -> Any:
+    if not isinstance(connection, Mapping) or "proxy" not in connection:
+        return connection
+    return {**connection, "proxy": out_of_sight(connection["proxy"])}
+
+
+def _check_parts(options: Mapping[str, Any]) -> None:
+    """What the constructor cannot leave to a record."""
+    for name in ("middleware", "attempt_middleware", "observers"):
+        if not isinstance(options[name], Iterable):
+            raise ConfigError(f"{name} must be a sequence of callables, not {type(options[name]).__name__}")
+        for part in options[name]:
+            if not callable(part):
+                raise ConfigError(f"{name}: {type(part).__name__} is not callable")
+    for name, expected in (("hedge", Hedge), ("poll_pending", PollPending)):
+        if options[name] is not None and not isinstance(options[name], expected):
+            raise ConfigError(f"{name} must be a {expected.__name__} record, not {type(options[name]).__name__}")
+    if not isinstance(options["codec"], Codec):
+        raise ConfigError(f"codec must be a Codec, not {type(options['codec']).__name__}")
+    missing = [
+        name for name in ("now", "time", "sleep", "random") if not callable(getattr(options["clock"], name, None))
+    ]
+    if missing:
+        raise ConfigError(f"clock has no {', '.join(missing)}: {type(options['clock']).__name__}")
+
+
+def _is_timeout(timeout: object) -> bool:
+    return checks.is_number(timeout) and timeout > 0  # type: ignore[operator]
+
+
 def _wrong_timeout(timeout: object) -> ConfigError:
-    return ConfigError(f"timeout must be greater than 0 seconds, not {timeout!r}")
+    return ConfigError(f"timeout must be a number of seconds greater than 0, up to {checks.MOST:g}, not {timeout!r}")
 
 
 async def _drain(ending: Sequence[LoopLocal], grace: float) -> None:

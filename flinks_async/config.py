@@ -21,7 +21,7 @@ from attrs.validators import instance_of, optional
 from . import checks
 from .errors import ConfigError, InvalidTokenError
 from .policies import Adaptive, Breaker, Pause, Quota, RateLimiter, ShareQuota, TokenBucketQuota
-from .secret import Secret
+from .secret import NotText, Secret, out_of_sight
 
 AuthScheme = Literal["flinks-auth-key", "flinks-auth-key-raw", "bearer"]
 AUTH_SCHEMES: Final[tuple[AuthScheme, ...]] = get_args(AuthScheme)
@@ -37,7 +37,11 @@ OTHER_HEADER_FORMS: Final = (
 
 
 def _statuses(values: Iterable[int]) -> frozenset[int]:
-    return frozenset(values)
+    if isinstance(values, Iterable):
+        statuses = frozenset(value for value in values if type(value) is int)
+        if len(statuses) == len(set(values)):
+            return statuses
+    raise ConfigError("Retry.throttle_statuses must be whole numbers, such as {403, 429}")
 
 
 @frozen(kw_only=True)
@@ -134,7 +138,10 @@ class Limits:
 
 
 def _secret_or_none(value: str | Secret | None) -> Secret | None:
-    return None if value is None else Secret(value)
+    value = out_of_sight(value)
+    if value is not None and not isinstance(value, Secret):
+        raise ConfigError("Connection.proxy must be a str or a Secret")
+    return value
 
 
 @frozen(kw_only=True)
@@ -257,6 +264,7 @@ class Endpoint:
 
 
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,57}[A-Za-z0-9])?")
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 _HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _RESERVED_HEADERS = frozenset(
@@ -323,13 +331,25 @@ def _check_base_url(base_url: str, allow_http: bool) -> tuple[str, str]:
             "use https://, or allow_http=True inside a network that you trust"
         )
     try:
-        host = host if host.isascii() else host.encode("idna").decode("ascii")
+        host = host.encode("idna").decode("ascii")  # of ASCII it looks at the lengths of the labels
     except UnicodeError:
-        raise ConfigError("the host of base_url is not a valid international domain name") from None
+        raise ConfigError("the host of base_url is not a valid (international) domain name") from None
+    if not _HOST_NAME.fullmatch(host) and not _is_address(host):
+        raise ConfigError("the host of base_url is neither a domain name nor an address")
     place = f"[{host}]" if ":" in host else host
     place = place if port is None else f"{place}:{port}"
-    path = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~-._")
+    try:
+        path = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~-._")
+    except UnicodeError:
+        raise ConfigError("the path of base_url is not valid Unicode") from None
     return f"{parts.scheme}://{place}{path}", place
+
+
+def _is_address(host: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(host))
+    except ValueError:
+        return False
 
 
 def _is_loopback(host: str) -> bool:
@@ -342,6 +362,8 @@ def _is_loopback(host: str) -> bool:
 
 
 def _check_headers(headers: Mapping[str, str], agent: str) -> Mapping[str, str]:
+    if not isinstance(headers, Mapping):
+        raise ConfigError(f"headers must be a mapping, not {type(headers).__name__}")
     checked = {**_OWN_HEADERS, "User-Agent": agent}
     own = {name.lower(): name for name in checked}
     for name, value in headers.items():
@@ -364,13 +386,12 @@ def check_secret(value: object) -> Secret:
     Raises:
         ConfigError: it is missing, or holds characters that a header cannot; the value is never shown.
     """
-    if value is None or value == "":
+    value = out_of_sight(value)
+    if value is None or (isinstance(value, Secret) and not value):
         raise ConfigError(f"auth_secret is missing. {WHERE_SECRETS_COME_FROM}.")
-    if not isinstance(value, (str, Secret)):
-        raise ConfigError(
-            f"auth_secret must be a str, a Secret or an async callable that returns one, not {type(value).__name__}"
-        )
-    value = Secret(value)
+    if not isinstance(value, Secret):
+        name = value.type_name if isinstance(value, NotText) else type(value).__name__
+        raise ConfigError(f"auth_secret must be a str, a Secret or an async callable that returns one, not {name}")
     if not value.reveal().strip():
         raise ConfigError(f"auth_secret is blank. {WHERE_SECRETS_COME_FROM}.")
     if not value.reveal().isascii() or _CONTROL.search(value.reveal()):
@@ -396,9 +417,10 @@ def check_token(token: object) -> Secret:
         InvalidTokenError: it cannot. The message does not show it.
     """
     if not isinstance(token, Secret):
-        if not isinstance(token, str):
-            raise InvalidTokenError(f"an access token must be a str, not {type(token).__name__}")
-        token = Secret(token)
+        token = out_of_sight(token)
+        if not isinstance(token, Secret):
+            name = token.type_name if isinstance(token, NotText) else type(token).__name__
+            raise InvalidTokenError(f"an access token must be a str, not {name}")
     if _PLAIN_TOKEN.fullmatch(token.reveal()):
         return token
     size = len(token)

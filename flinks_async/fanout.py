@@ -59,7 +59,7 @@ Outcome = Fetched[K_co] | Failed[K_co]
 
 
 async def fan_out(
-    items: Iterable[Any] | AsyncIterable[Any],
+    items: Source | Iterable[Any] | AsyncIterable[Any],
     call: Callable[[Secret], Awaitable[PartnerAccessResponse]],
     *,
     concurrency: int,
@@ -77,7 +77,9 @@ async def fan_out(
         ClientClosedError: the client was closed before all tokens were taken.
         Exception: what iterating over `items` raised, after the outcomes of the tokens taken before it.
     """
-    run = _Run(_Source(items), call, window=2 * concurrency, ordered=ordered)
+    source = items if isinstance(items, Source) else Source(items)
+    del items  # this frame is in the traceback of whatever ends the loop, and must not hold bare tokens
+    run = _Run(source, call, window=2 * concurrency, ordered=ordered)
     workers = [asyncio.ensure_future(run.work()) for _ in range(concurrency)]
     run.working = concurrency
     try:
@@ -98,7 +100,7 @@ class _Run:
     """One fan-out: what is taken from the source and not yet given to the consumer stays within a window."""
 
     def __init__(
-        self, source: _Source, call: Callable[[Secret], Awaitable[PartnerAccessResponse]], *, window: int, ordered: bool
+        self, source: Source, call: Callable[[Secret], Awaitable[PartnerAccessResponse]], *, window: int, ordered: bool
     ) -> None:
         self.source = source
         self.working = 0
@@ -192,8 +194,13 @@ class _Run:
                 return
 
 
-class _Source:
-    """One (async) iterator of tokens that many workers share."""
+class Source:
+    """One (async) iterator of tokens that many workers share.
+
+    Attributes:
+        taken: items taken so far.
+        readable: it was given something that can be iterated over, and not one token.
+    """
 
     def __init__(self, items: Iterable[Any] | AsyncIterable[Any]) -> None:
         self.taken = 0
@@ -202,8 +209,9 @@ class _Source:
         self._async: AsyncIterator[Any] | None = None
         if isinstance(items, AsyncIterable):
             self._async = aiter(items)
-        else:
+        elif isinstance(items, Iterable) and not isinstance(items, (str, bytes, Secret)):
             self._sync = iter(items)
+        self.readable = self._async is not None or self._sync is not None
         self._turn = asyncio.Lock()
 
     async def take(self) -> tuple[int, Any, Secret | InvalidTokenError] | None:

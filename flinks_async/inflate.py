@@ -27,15 +27,16 @@ class Inflater:
 
     Args:
         encoding: the value of Content-Encoding: identity, gzip, deflate, or up to three of them with commas.
-        limit: the most bytes that may come out.
+        limit: the most bytes that may come out, and, of an encoded body, go in: an encoding can take in bytes without end
+            and give none.
 
     Raises:
         ProtocolError: the encoding is not supported, or the data is not in it.
         ReadError: at `finish()`, the body ended early.
-        ResponseTooLargeError: more than `limit` bytes came out. No more than that and one step were produced.
+        ResponseTooLargeError: more than `limit` bytes came out, or went in. No more than that and one step were produced.
     """
 
-    __slots__ = ("_codings", "_limit", "_total")
+    __slots__ = ("_codings", "_given", "_limit", "_total")
 
     def __init__(self, encoding: str, limit: int) -> None:
         names = [name for part in encoding.split(",") if (name := part.strip().lower()) not in ("", "identity")]
@@ -43,11 +44,14 @@ class Inflater:
             raise ProtocolError(f"the body is encoded more than {MAX_CODINGS} times")
         self._codings = [_coding(name) for name in reversed(names)]
         self._limit = limit
-        self._total = 0
+        self._total = self._given = 0
 
     def feed(self, chunk: bytes) -> bytes:
         """The plain bytes that a chunk gives, perhaps none."""
         if self._codings:
+            self._given += len(chunk)
+            if self._given > self._limit + STEP:  # what does not compress grows a little
+                raise ResponseTooLargeError(f"the encoded body is larger than {self._limit} bytes")
             parts: list[bytes] = []
             self._run(0, chunk, parts)
             return b"".join(parts)

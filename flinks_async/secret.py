@@ -21,8 +21,9 @@ _PROCESS_KEY: Final = secrets.token_bytes(32)
 # Patterns as text: `re` compiles them when they are first needed, and keeps them. An import does not pay for them.
 _UNPRINTABLE: Final = r"[^\x20-\x7e\xa0-\U0010ffff]+"
 _HIDDEN: Final = (
-    r"(?i)\b[a-z][a-z0-9+.-]*://[^\s\"'<>]+",  # a URL
-    r"[^\s@<>\"']+@[^\s@<>\"']+",  # an e-mail
+    # The first two begin where such a word can begin, and give nothing back: a hostile text costs no more than others.
+    r"(?i)(?<![a-z0-9+.-])[a-z0-9+.-]++://[^\s\"'<>]++",  # a URL
+    r"(?<![^\s@<>\"'])[^\s@<>\"']++@[^\s@<>\"']++",  # an e-mail
     r"(?i)\b[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}\b",  # a GUID
     r"\d{5,}",  # a long number
 )
@@ -85,6 +86,28 @@ class Secret:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a Secret refuses to be pickled: send a reference to it and reveal it where it is used")
+
+
+class NotText:
+    """Stands for a value that should be a text and is not: perhaps a secret as bytes, so it is not kept.
+
+    Attributes:
+        type_name: the name of its type.
+    """
+
+    __slots__ = ("type_name",)
+
+    def __init__(self, value: object) -> None:
+        self.type_name = type(value).__name__
+
+
+def out_of_sight(value: object) -> Any:
+    """What a caller gave as a secret, in a form that a frame may hold when an error passes it: a `Secret`, or a `NotText`.
+    None and callables are given back as they are. To be bound to the name of the bare value, before anything can fail.
+    """
+    if isinstance(value, str):
+        return Secret(value)
+    return value if value is None or isinstance(value, (Secret, NotText)) or callable(value) else NotText(value)
 
 
 def fingerprint(secret: str | Secret, *, key: bytes = _PROCESS_KEY) -> str:

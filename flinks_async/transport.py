@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -12,7 +12,7 @@ import aiohttp
 from aiohttp.connector import Connection
 from aiohttp.http_exceptions import HttpProcessingError
 from attrs import define, field
-from multidict import CIMultiDict
+from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from .config import Endpoint, Timeouts, encode_token
@@ -122,25 +122,7 @@ class AiohttpTransport:
                     raise
                 answer.finish()
                 return Response(answer.status, answer.headers, body)
-            response = await session.get(
-                prepared.base.with_path(prepared.path + encode_token(request.token).reveal(), encoded=True),
-                headers=_with_extra(prepared.headers, request),
-                allow_redirects=False,
-                auto_decompress=False,
-                raise_for_status=False,
-                middlewares=(_one_request,),
-                timeout=self._timeout,
-                ssl=prepared.tls,
-                proxy=prepared.proxy,
-                proxy_headers=prepared.proxy_headers,
-            )
-            request.call.headers_came()
-            try:
-                body = await self._read(response.headers, response.content, response.connection)
-            except BaseException:
-                response.close()
-                raise
-            return Response(response.status, response.headers, body)
+            return await self._through_session(session, prepared, request)
         except asyncio.CancelledError as cancelled:
             stopped = cancelled
         except FlinksError as error:
@@ -155,17 +137,41 @@ class AiohttpTransport:
         stopped.__traceback__ = stopped.__context__ = stopped.__cause__ = None
         raise stopped
 
+    async def _through_session(self, session: aiohttp.ClientSession, prepared: _Prepared, request: Request) -> Response:
+        # A frame of its own, which `send` drops: aiohttp's response shows its URL.
+        response = await session.get(
+            prepared.base.with_path(prepared.path + encode_token(request.token).reveal(), encoded=True),
+            headers=_with_extra(prepared.headers, request),
+            allow_redirects=False,
+            auto_decompress=False,
+            raise_for_status=False,
+            middlewares=(_one_request,),
+            timeout=self._timeout,
+            ssl=prepared.tls,
+            proxy=prepared.proxy,
+            proxy_headers=prepared.proxy_headers,
+        )
+        request.call.headers_came()
+        try:
+            body = await self._read(response.headers, response.content, response.connection)
+        except BaseException:
+            response.close()
+            raise
+        response.release()  # after 101 it is still open, and aiohttp's warning about that shows the URL
+        return Response(response.status, response.headers, body)
+
     async def _read(
-        self, headers: Mapping[str, str], content: aiohttp.StreamReader, connection: Connection | None
+        self, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader, connection: Connection | None
     ) -> bytes:
         limit = self._max_body
-        encoding = headers.get("Content-Encoding", "")
-        if not encoding and content.is_eof() and content.exception() is None and content.total_bytes <= limit:
+        encoded, size = "Content-Encoding" in headers, content.total_bytes
+        if content.is_eof() and content.exception() is None and size <= limit and not (encoded and size):
             return content.read_nowait()  # came with the head, whole: the usual case of a small answer
         length = headers.get("Content-Length", "")
         if length.isdecimal() and int(length[:20]) > limit:
             raise ResponseTooLargeError(f"the body has {length} bytes, more than max_body = {limit}")
-        inflater = Inflater(encoding, limit)
+        # A list may be spread over several lines (RFC 9110, section 5.3).
+        inflater = Inflater(", ".join(headers.getall("Content-Encoding")) if encoded else "", limit)
         read = content.readany
         chunks: list[bytes] = []
         with _ended_with(content, connection):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flinks_async import AuthenticationError, ConfigError, Request, Secret
+from flinks_async import AuthenticationError, ConfigError, Request, Secret, fingerprint
 from flinks_async.middleware.auth import CONFIRMED_FOR
 from flinks_async.testing import KINDS, FakeClock, InMemoryTransport
 
@@ -21,9 +21,14 @@ class Vault:
         self.asked += 1
         await asyncio.sleep(0)
         value = self.secrets.pop(0) if len(self.secrets) > 1 else self.secrets[0]
-        if isinstance(value, Exception):
+        if isinstance(value, BaseException):
             raise value
         return value  # type: ignore[no-any-return]
+
+
+class Unspeakable(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError
 
 
 def server(valid: str) -> InMemoryTransport:
@@ -89,6 +94,9 @@ async def test_the_first_waiter_may_leave() -> None:
     ("value", "says"),
     [
         (OSError("vault down at https://vault.example/v1/canary"), "raised OSError"),
+        (KeyError("canary"), "raised KeyError"),
+        (Unspeakable("canary"), "raised Unspeakable"),
+        (asyncio.CancelledError(), "raised CancelledError"),
         ("", "is missing"),
         ("canary\n", "line break"),
         (None, "is missing"),
@@ -103,6 +111,37 @@ async def test_a_vault_that_fails_is_a_config_error_and_is_asked_again_next_time
         assert "canary" not in repr(caught.value)
         await client.partner_access("t")
     assert vault.asked == 2
+
+
+async def test_each_of_those_who_wait_for_a_vault_that_fails_gets_an_error_of_its_own() -> None:
+    async with client_of(server("good"), auth_secret=Vault(OSError())) as client:
+        calls = (client.partner_access(token) for token in ("a", "b"))
+        errors = await asyncio.gather(*calls, return_exceptions=True)
+    told = [error.token_fingerprint for error in errors if isinstance(error, ConfigError)]
+    assert told == [fingerprint("a"), fingerprint("b")]
+
+
+async def test_a_vault_that_hangs_is_left_with_the_last_who_waits_and_asked_anew() -> None:
+    hanging = asyncio.Event()
+    asked = list[int]()
+
+    async def vault() -> str:
+        asked.append(1)
+        if len(asked) == 1:
+            await hanging.wait()
+        return "good"
+
+    async with client_of(server("good"), auth_secret=vault) as client:
+        calls = [asyncio.ensure_future(client.partner_access(token)) for token in ("a", "b")]
+        await turns()
+        calls[0].cancel()
+        await turns()
+        assert not calls[1].done()
+        calls[1].cancel()
+        await turns()
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+        await client.partner_access("c")
+    assert len(asked) == 2
 
 
 async def test_a_derived_client_shares_what_was_asked() -> None:

@@ -15,7 +15,7 @@ import pytest
 
 from flinks_async import FlinksClient, FlinksError, Response, Retry, Secret, Timeouts, config
 from flinks_async.config import Connection
-from flinks_async.testing import KINDS, FakeClock, FlinksServer, InMemoryTransport
+from flinks_async.testing import KINDS, FakeClock, FlinksServer, Hang, InMemoryTransport, RawServer, ReadHead, Send
 
 from .support import turns
 
@@ -134,6 +134,110 @@ async def test_a_cancelled_error_that_passes_through_carries_no_secret(server: F
         cancelled = caught.value.__cause__ or caught.value.__context__  # 3.11.2 sets only the latter
         assert isinstance(cancelled, asyncio.CancelledError)
         shows_nothing(own_frames(cancelled), logs.getvalue())
+
+
+def _of(callable_: Any, *args: Any, **options: Any) -> Any:
+    async def call(client: FlinksClient) -> None:
+        found = callable_(client, *args, **options)
+        if asyncio.iscoroutine(found):
+            await found
+
+    return call
+
+
+async def _many(client: FlinksClient) -> None:
+    tokens = client.partner_access_many([TOKEN])
+    await client.close()
+    async for _ in tokens:
+        pass
+
+
+MISTAKES: dict[str, Any] = {
+    "a token with a line break": _of(FlinksClient.partner_access, TOKEN + "\n"),
+    "a token as bytes": _of(FlinksClient.partner_access, TOKEN.encode()),
+    "a raw call with a line break": _of(FlinksClient.partner_access_raw, TOKEN + "\n"),
+    "a timeout of 0": _of(FlinksClient.partner_access, TOKEN, timeout=0),
+    "one token instead of many": _of(FlinksClient.partner_access_many, TOKEN),
+    "many tokens, and no worker": _of(FlinksClient.partner_access_many, [TOKEN], concurrency=0),
+    "many tokens, and the client is closed": _many,
+    "a secret with a line break": lambda client: _of(FlinksClient, auth_secret=SECRET + "\n")("toolbox"),
+    "a secret as bytes": lambda client: _of(FlinksClient, auth_secret=SECRET.encode())("toolbox"),
+    "a derived secret with a line break": _of(FlinksClient.with_options, auth_secret=SECRET + "\n"),
+    "a derived secret, and an unknown option": _of(FlinksClient.with_options, auth_secret=SECRET, nonsense=1),
+    "a secret, and a wrong instance": lambda client: _of(FlinksClient, auth_secret=SECRET)("not an instance"),
+    "a proxy, and a wrong instance": lambda client: _of(
+        FlinksClient, auth_secret="x", connection={"proxy": f"http://u:{SECRET}@proxy.example"}
+    )("not an instance"),
+    "a proxy that is none": lambda client: _of(
+        FlinksClient, auth_secret="x", connection={"proxy": f"ftp://u:{SECRET}@proxy.example"}
+    )("toolbox"),
+    "a secret of the environment, and a wrong instance": lambda client: _of(FlinksClient.from_env)(
+        {"FLINKS_AUTH_SECRET": SECRET, "FLINKS_INSTANCE": "not an instance"}
+    ),
+    "a secret beside the environment, and a wrong instance": lambda client: _of(
+        FlinksClient.from_env, auth_secret=SECRET
+    )({"FLINKS_INSTANCE": "not an instance"}),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+async def test_a_mistake_of_the_caller_leaves_no_secret_in_our_frames(mistake: str) -> None:
+    async with FlinksClient(auth_secret=SECRET, transport=InMemoryTransport()) as flinks:
+        with pytest.raises(FlinksError) as caught:
+            await MISTAKES[mistake](flinks)
+        shows_nothing(caught.value, own_frames(caught.value))
+
+
+async def test_a_timeout_around_a_fan_out_leaves_no_token_in_our_frames() -> None:
+    async def hang(request: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async with FlinksClient(auth_secret=SECRET, transport=InMemoryTransport(default=hang)) as flinks:
+        with pytest.raises(TimeoutError) as caught:
+            async with asyncio.timeout(0.02):
+                async for _ in flinks.partner_access_many([TOKEN]):
+                    pass
+    cancelled = caught.value.__cause__ or caught.value.__context__
+    assert isinstance(cancelled, asyncio.CancelledError)
+    shows_nothing(own_frames(cancelled))
+
+
+async def test_a_call_cancelled_while_it_decodes_leaves_no_data_in_our_frames() -> None:
+    detail: dict[str, Any] = PERSONAL["GetAccountsDetail"][0]  # type: ignore[assignment]
+    large = {"GetAccountsDetail": [{**detail, "Accounts": detail["Accounts"] * 1000}]}
+    async with FlinksClient(auth_secret=SECRET, transport=InMemoryTransport({TOKEN: large})) as flinks:
+        call = asyncio.ensure_future(flinks.partner_access(TOKEN))
+        await turns(5)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await call
+    assert "decode_async" in own_frames(caught.value)
+    shows_nothing(own_frames(caught.value))
+
+
+async def test_a_redirect_to_a_host_named_after_a_secret_is_masked() -> None:
+    transport = InMemoryTransport(default=Response(302, {"Location": f"https://{SECRET}.example"}))
+    async with FlinksClient(auth_secret=SECRET, transport=transport) as flinks:
+        with pytest.raises(FlinksError) as caught:
+            await flinks.partner_access(TOKEN)
+        shows_nothing(caught.value, own_frames(caught.value))
+
+
+async def _own_header(request: Any, call_next: Any) -> Any:
+    return await call_next(request.evolve(headers={"X-Trace": "1"}))
+
+
+@pytest.mark.parametrize("way", [(), (_own_header,)], ids=["short", "session"])
+async def test_a_call_cancelled_in_a_body_leaves_no_url_in_our_frames(way: Any) -> None:
+    begun = Send(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{")
+    async with RawServer([ReadHead(), begun, Hang()]) as server:
+        async with FlinksClient(auth_secret=SECRET, base_url=server.base_url, attempt_middleware=way) as flinks:
+            with pytest.raises(TimeoutError) as caught:
+                async with asyncio.timeout(0.1):
+                    await flinks.partner_access(TOKEN)
+    cancelled = caught.value.__cause__ or caught.value.__context__
+    assert isinstance(cancelled, asyncio.CancelledError)
+    shows_nothing(own_frames(cancelled))
 
 
 async def test_answers_and_outcomes_mask_personal_data(logs: io.StringIO) -> None:

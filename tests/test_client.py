@@ -6,6 +6,7 @@ import asyncio
 import copy
 import pickle
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any
 
 import aiohttp
@@ -39,6 +40,7 @@ from flinks_async import (
     config,
     errors,
 )
+from flinks_async.clock import SystemClock
 from flinks_async.messages import Handler
 from flinks_async.testing import KINDS, FakeClock, InMemoryTransport, VirtualClock, expected_body, run_virtual
 
@@ -242,11 +244,19 @@ def test_time_in_the_queue_does_not_count_as_time_on_the_wire() -> None:
     run_virtual(main())
 
 
-@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
-async def test_a_timeout_must_be_positive(timeout: float) -> None:
+@pytest.mark.parametrize("timeout", [0, -1, float("nan"), float("inf"), 1e308, 10**400, "5", True, Decimal(5)])
+async def test_a_timeout_must_be_positive_and_a_number_that_timers_can_work_with(timeout: Any) -> None:
     async with client_of(InMemoryTransport()) as flinks:
         with pytest.raises(ConfigError, match="timeout"):
             await flinks.partner_access("t", timeout=timeout)
+        with pytest.raises(ConfigError, match="timeout"):
+            flinks.partner_access_many(["t"], timeout=timeout)
+        assert flinks.stats().calls_in_flight == 0
+
+
+async def test_the_longest_timeout_that_is_taken_works() -> None:
+    async with client_of(InMemoryTransport(default=DOCUMENTED), clock=SystemClock()) as flinks:
+        assert (await flinks.partner_access("t", timeout=1e12)).request_id == "r-1"
 
 
 async def test_a_hostile_token_is_refused_before_anything_is_sent() -> None:
@@ -397,6 +407,33 @@ async def test_what_belongs_to_the_pool_cannot_be_derived(name: str) -> None:
     async with client_of(InMemoryTransport()) as flinks:
         with pytest.raises(ConfigError, match=name):
             flinks.with_options(**{name: None})
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        ("settings", "bulk"),
+        ("observers", 5),
+        ("observers", [5]),
+        ("middleware", None),
+        ("attempt_middleware", 5),
+        ("codec", 5),
+        ("clock", 5),
+        ("headers", [("a", "b")]),
+        ("retry", {"throttle_statuses": 403}),
+        ("retry", {"throttle_statuses": ["403"]}),
+    ],
+)
+async def test_an_option_that_is_nonsense_is_named_when_it_is_set(option: str, value: Any) -> None:
+    async with client_of(InMemoryTransport()) as flinks:
+        with pytest.raises(ConfigError, match=next(iter(value)) if isinstance(value, dict) else option):
+            flinks.with_options(**{option: value})
+
+
+async def test_none_means_the_default_for_codec_and_clock_of_a_derived_client_too() -> None:
+    async with client_of(InMemoryTransport(default=DOCUMENTED)) as flinks:
+        derived = flinks.with_options(codec=None, clock=None)
+        assert (await derived.partner_access("t")).request_id == "r-1"
 
 
 async def test_a_client_refuses_to_be_pickled() -> None:

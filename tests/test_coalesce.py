@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 
 import pytest
 
@@ -132,6 +133,24 @@ def test_the_task_ends_when_its_last_waiter_leaves(leavers: int) -> None:
             assert len(transport.sent) == 2
 
     run_virtual(main())
+
+
+async def test_an_error_that_comes_when_the_last_waiter_has_just_left_is_no_complaint_of_asyncio() -> None:
+    complaints, calls = list[object](), list[asyncio.Future[object]]()
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+
+    class LeftAlone(OneSecond):
+        async def send(self, request: Request, /) -> Response:
+            await asyncio.sleep(0)
+            calls[0].cancel()
+            raise ReadError("broke")
+
+    async with client_of(LeftAlone(), retry=Retry(attempts=1)) as client:
+        calls.append(asyncio.ensure_future(client.partner_access("a")))
+        await asyncio.wait(calls)
+        assert calls.pop().cancelled()
+    gc.collect()
+    assert complaints == []
 
 
 def test_closing_ends_the_shared_task_too() -> None:

@@ -9,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flinks_async.classify import Kind, classify_response
 from flinks_async.codec import Codec, envelope_of, read_envelope
+from flinks_async.codec.envelope import UNREADABLE
 from flinks_async.messages import EMPTY_ENVELOPE, Envelope
 from flinks_async.secret import Secret
 
@@ -63,7 +65,7 @@ def test_secrets_and_personal_data_are_masked() -> None:
         "RequestId": "x-tok-canary-1",
     }
     for found in (read_envelope(to_bytes(data), token), envelope({**data, "GetAccountsDetail": None}, token)):
-        assert found.flinks_code is None
+        assert found.flinks_code in (None, UNREADABLE)
         for shown in (found.message, found.request_id):
             assert shown is not None
             for part in ("canary", "CANARY", "jane", "7641238", GUID, "x.example"):
@@ -84,6 +86,18 @@ def test_a_clean_answer_has_none() -> None:
     assert envelope(DOCUMENTED) is EMPTY_ENVELOPE
     assert envelope({"GetAccountsDetail": []}) is EMPTY_ENVELOPE
     assert envelope({"GetAccountsDetail": None, "RequestId": GUID, "New": {"Message": "x"}}) is EMPTY_ENVELOPE
+
+
+@pytest.mark.parametrize("code", ["TOO MANY", "a" * 65, 401, True, ["UNAUTHORIZED"], {"Code": "UNAUTHORIZED"}])
+def test_a_code_in_an_odd_form_is_still_an_error_and_no_empty_answer(code: Any) -> None:
+    for shape in ({"FlinksCode": code}, {"GetAccountsDetail": [{"FlinksCode": code}]}):
+        found = envelope(shape)
+        assert found.flinks_code == UNREADABLE
+        assert classify_response(200, found).kind is Kind.FINAL
+
+
+def test_of_two_keys_that_differ_in_case_the_one_that_says_something_counts() -> None:
+    assert envelope({"flinksCode": "UNAUTHORIZED", "FlinksCode": None}).flinks_code == "UNAUTHORIZED"
 
 
 def test_an_error_beside_the_data() -> None:

@@ -383,3 +383,10 @@ def test_values_have_the_documented_types() -> None:
         assert type(move.balance) is Decimal
         with pytest.raises(AttributeError):
             move.balance = Decimal(0)  # type: ignore[misc]
+
+
+def test_many_entries_and_many_links_are_read_in_turns_too() -> None:
+    body = to_bytes({"GetAccountsDetail": [{"Links": [{"rel": "a"}] * 1000}, *[{}] * 1000]})
+    answer, turns = run_out(Codec()._decoder.careful_steps(body, META))
+    assert (len(answer.details), len(answer.details[0].links)) == (1001, 1000)
+    assert turns >= 2 * 1000 // steps.TURN

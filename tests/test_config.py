@@ -85,6 +85,11 @@ def test_a_base_url_may_have_a_port_and_a_path(base_url: str, url: str, host: st
         ("https://api.example/\r\nX: y", "without spaces"),
         ("https://api.example\\@evil.example", "without spaces"),
         (b"https://api.example", "URL such as"),
+        ("https://api..example", "domain name"),
+        (f"https://{'a' * 64}.example", "domain name"),
+        ('https://api"example', "neither a domain name nor an address"),
+        ("https://%61pi.example", "neither a domain name nor an address"),
+        ("https://api.example/\ud800", "Unicode"),
     ],
 )
 def test_a_base_url_that_is_unsafe_is_refused(base_url: Any, says: str) -> None:
@@ -234,6 +239,12 @@ def test_what_is_sent_is_what_was_given_or_nothing_is_sent(token: str) -> None:
         (lambda: Retry(base=-1), "Retry.base"),
         (lambda: Retry(cap=float("nan")), "Retry.cap"),
         (lambda: Timeouts(attempt=0), "Timeouts.attempt"),
+        (lambda: Timeouts(deadline=float("inf")), "Timeouts.deadline"),
+        (lambda: Timeouts(connect=1e300), "Timeouts.connect"),
+        (lambda: Connection(dns_cache=float("inf")), "Connection.dns_cache"),
+        (lambda: Connection(keepalive=float("inf")), "Connection.keepalive"),
+        (lambda: Connection(proxy=5), "Connection.proxy"),  # type: ignore[arg-type]
+        (lambda: Limits(rate=float("inf")), "Limits.rate"),
         (lambda: Timeouts(deadline="60"), "Timeouts.deadline"),
         (lambda: Limits(max_body=0), "Limits.max_body"),
         (lambda: Connection(keepalive=-1), "Connection.keepalive"),

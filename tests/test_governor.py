@@ -155,6 +155,22 @@ async def test_cancelled_in_the_moment_of_being_let_in_it_passes_the_place_on() 
     assert (governor.in_use, governor.waiting) == (0, 0)
 
 
+@pytest.mark.parametrize("raining", [False, True], ids=["fair weather", "bad weather"])
+async def test_cancelled_just_before_a_place_is_given_back_it_is_cancelled_and_the_next_one_goes(raining: bool) -> None:
+    governor = governor_of(concurrency=1)
+    assert governor.try_acquire()
+    first, second = (asyncio.ensure_future(governor.acquire()) for _ in range(2))
+    await settle()
+    if raining:
+        governor.record(THROTTLED, sent=0.0, status=429, headers={"Retry-After": "1"})
+    first.cancel()
+    governor.release()  # before the first one has run
+    await asyncio.wait([first, second])
+    assert first.cancelled()
+    assert second.result() is False
+    assert (governor.in_use, governor.waiting) == (1, 0)
+
+
 async def test_cancelled_in_the_moment_of_becoming_the_leader_it_passes_that_on() -> None:
     governor = governor_of(concurrency=1)
     assert governor.try_acquire()

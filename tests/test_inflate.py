@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import random
 import tracemalloc
 import zlib
 from contextlib import suppress
@@ -27,6 +28,31 @@ def inflate(encoding: str, body: bytes, size: int = 4096, limit: int = 64 * MIB)
 def _raw(data: bytes) -> bytes:
     compressor = zlib.compressobj(6, zlib.DEFLATED, -zlib.MAX_WBITS)
     return compressor.compress(data) + compressor.flush()
+
+
+GZIPPED = gzip.compress(b"{}", mtime=0)
+ENDLESS = {
+    "zero padding": (GZIPPED, bytes(4096)),
+    "empty members": (GZIPPED, gzip.compress(b"", mtime=0)),
+    "a name": (b"\x1f\x8b\x08\x08" + bytes(6), b"a" * 4096),
+    "empty blocks": (GZIPPED[:10], b"\0\0\0\xff\xff" * 1000),
+}
+
+
+@pytest.mark.parametrize("kind", ENDLESS)
+def test_a_body_without_end_ends_at_the_limit_though_nothing_comes_out(kind: str) -> None:
+    begin, more = ENDLESS[kind]
+    inflater, came = Inflater("gzip", MIB), 0
+    with pytest.raises(ResponseTooLargeError):
+        inflater.feed(begin)
+        while came < 2 * MIB:
+            inflater.feed(more)
+            came += len(more)
+
+
+def test_what_does_not_compress_may_still_be_as_large_as_the_limit() -> None:
+    noise = random.Random(0).randbytes(MIB)
+    assert inflate("gzip", gzip.compress(noise), limit=MIB) == noise
 
 
 ENCODED = [

@@ -119,6 +119,9 @@ HEADERS = [
     ({"RateLimit": '"default";t=5'}, None),
     ({"RateLimit": ""}, None),
     ({"RateLimit-Remaining": "٣", "RateLimit-Reset": "1"}, None),
+    ({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1735689630000"}, None),
+    ({"RateLimit-Remaining": "1234567890123", "RateLimit-Reset": "1"}, None),
+    ({"RateLimit": '"default";r=0;t=1735689630000'}, None),
 ]
 
 

@@ -79,6 +79,7 @@ class Codec:
             steps = self._decoder.careful_steps(body, meta)
         else:
             steps = self.decode_steps(body, meta)
+        body = b""  # a cancellation passes this frame, which must not hold the data
         async with lock:
             while True:
                 try:

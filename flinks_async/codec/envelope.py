@@ -14,6 +14,9 @@ from .parse import BROKEN, decode_any, without_bom
 MAX_ERROR_BODY: Final = 256 * 1024
 """A larger body is no error envelope; it is not parsed."""
 
+UNREADABLE: Final = "UNREADABLE"
+"""Stands for the code of a success that has one which cannot be shown: still an error, never an empty answer."""
+
 _ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -32,7 +35,7 @@ def envelope_of(answer: PartnerAccessResponse, *hidden: Secret) -> Envelope:
     """The envelope of a success: empty, unless the body says inside that it is an error.
 
     That is a code, status or message beside the data, or a `FlinksCode` in every entry of `GetAccountsDetail` while
-    none of them has accounts; then the first entry speaks.
+    none of them has accounts; then the first entry speaks. A code of any other form than a short word is `UNREADABLE`.
     """
     if not isinstance(cast(object, answer), PartnerAccessResponse):
         return EMPTY_ENVELOPE  # a hook of a user has put something else in its place
@@ -41,14 +44,14 @@ def envelope_of(answer: PartnerAccessResponse, *hidden: Secret) -> Envelope:
     if answer._wire is COMPLETE and (not first or type(first) is not AccountsDetail or not _has_extra(first)):
         return EMPTY_ENVELOPE  # nearly every answer
     if answer.extra:
-        found = _envelope({"RequestId": answer.request_id, **answer.extra}, hidden)
+        found = _envelope({"RequestId": answer.request_id, **answer.extra}, hidden, unreadable=UNREADABLE)
         if found.flinks_code or found.http_status_code or found.message:
             return found
     details = answer.details
     if details and all(_refuses(detail) for detail in details):
         first = details[0]
         own = {"HttpStatusCode": first.http_status_code, "RequestId": first.request_id or answer.request_id}
-        return _envelope({**own, **first.extra}, hidden)
+        return _envelope({**own, **first.extra}, hidden, unreadable=UNREADABLE)
     return EMPTY_ENVELOPE
 
 
@@ -65,15 +68,16 @@ def _refuses(detail: AccountsDetail) -> bool:
 
 
 def _fold(data: Mapping[str, Any]) -> dict[str, Any]:
-    return {key.lower(): value for key, value in data.items()}
+    # Without nulls: of two keys that differ in case only, one may say something.
+    return {key.lower(): value for key, value in data.items() if value is not None}
 
 
-def _envelope(data: Mapping[str, Any], hidden: tuple[Secret, ...]) -> Envelope:
+def _envelope(data: Mapping[str, Any], hidden: tuple[Secret, ...], *, unreadable: str | None = None) -> Envelope:
     folded = _fold(data)
     code, status, request_id = folded.get("flinkscode"), folded.get("httpstatuscode"), folded.get("requestid")
     message = folded.get("message")
     return Envelope(
-        flinks_code=code if _is_id(code, hidden) else None,
+        flinks_code=code if _is_id(code, hidden) else unreadable if code else None,
         http_status_code=status if type(status) is int and 100 <= status <= 999 else None,
         message=redact(message, *hidden) if isinstance(message, str) and message else None,
         request_id=_request_id(request_id, hidden),

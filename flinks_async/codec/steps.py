@@ -14,7 +14,7 @@ import msgspec
 from cattrs import Converter
 
 from ..errors import DecodeError, EmptyBodyError
-from ..models import Account, AccountsDetail, Meta, Model, PartnerAccessResponse, Transaction
+from ..models import Account, AccountsDetail, Link, Meta, Model, PartnerAccessResponse, Transaction
 from . import careful
 from .fast import DOUBTS, NOT_SLICED, Compiler, Doubt, Sliced
 from .parse import BROKEN, batches, decode_any, joined, parse_steps, why_not_json, without_bom
@@ -41,6 +41,7 @@ def _member(cls: type[Model], items: type[Model]) -> tuple[str, str]:
 _DETAILS, DETAILS = _member(PartnerAccessResponse, AccountsDetail)
 _ACCOUNTS, ACCOUNTS = _member(AccountsDetail, Account)
 _TRANSACTIONS, TRANSACTIONS = _member(Account, Transaction)
+_, LINKS = _member(AccountsDetail, Link)
 _CUT_AT_TRANSACTIONS: Final[Sliced] = frozenset({Transaction})
 _CUT_AT_ACCOUNTS: Final[Sliced] = frozenset({Account})
 
@@ -210,13 +211,16 @@ class Decoder:
             return
         details = data.get(DETAILS)
         for detail in details if type(details) is list else [details]:
-            if type(detail) is not dict or type(accounts := detail.get(ACCOUNTS)) is not list:
+            if type(detail) is not dict:
                 continue
-            if self._all_ours(Account):
+            accounts = detail.get(ACCOUNTS)
+            if type(accounts) is list and self._all_ours(Account):
                 for account in accounts:
                     if type(account) is dict:
                         yield from self._prepare_array(account, TRANSACTIONS, Transaction)
             yield from self._prepare_array(detail, ACCOUNTS, Account)
+            yield from self._prepare_array(detail, LINKS, Link)
+        yield from self._prepare_array(data, DETAILS, AccountsDetail)
 
     def _prepare_array(self, owner: dict[str, Any], key: str, cls: type[Model]) -> Generator[None, None, None]:
         values = owner.get(key)

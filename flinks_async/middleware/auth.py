@@ -6,21 +6,31 @@ It is asked for when first needed, once for all who wait, and kept until an answ
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Awaitable, Callable
-from functools import partial
+
+from attrs import define
 
 from ..classify import Kind, verdict_of
 from ..clock import Clock
 from ..config import check_secret
 from ..errors import ConfigError, FlinksError
 from ..messages import Handler, Request, Response
-from ..secret import Secret, redact
+from ..secret import Secret
 
 SecretProvider = Callable[[], Awaitable[str | Secret]]
 
 # Seconds before a secret that was confirmed is asked for again: one dead token among many may look like a refused
 # secret, and must not become a flood of questions.
 CONFIRMED_FOR = 60.0
+
+
+@define(eq=False)
+class _Question:
+    """The provider at work, and how many wait for what it says."""
+
+    task: asyncio.Task[Secret | ConfigError]
+    waiters: int = 0
 
 
 class SecretSource:
@@ -30,7 +40,7 @@ class SecretSource:
         self._provider = provider
         self._clock = clock
         self._confirmed_until = 0.0
-        self._asking: dict[asyncio.AbstractEventLoop, asyncio.Task[Secret]] = {}
+        self._asking: dict[asyncio.AbstractEventLoop, _Question] = {}
         self.current: Secret | None = None
 
     async def get(self) -> Secret:
@@ -50,29 +60,38 @@ class SecretSource:
 
     async def _ask(self) -> Secret:
         loop = asyncio.get_running_loop()
-        task = self._asking.get(loop)
-        if task is None:
+        question = self._asking.get(loop)
+        if question is None:
             # A task of its own: the first to wait may be cancelled, the others still want the answer.
-            task = self._asking[loop] = loop.create_task(self._call_provider())
-            task.add_done_callback(partial(self._answered, loop))
-        return await asyncio.shield(task)
+            question = self._asking[loop] = _Question(loop.create_task(self._call_provider()))
+        question.waiters += 1
+        try:
+            await asyncio.wait((question.task,))
+        finally:
+            question.waiters -= 1
+            if self._asking.get(loop) is question and (question.task.done() or not question.waiters):
+                del self._asking[loop]
+            if not question.waiters:
+                question.task.cancel()  # a provider that hangs is asked anew by the next call
+        answer = question.task.result()
+        if isinstance(answer, ConfigError):
+            raise copy.copy(answer)  # each waiter gets its own
+        return answer
 
-    def _answered(self, loop: asyncio.AbstractEventLoop, task: asyncio.Task[Secret]) -> None:
-        self._asking.pop(loop, None)
-        if not task.cancelled():
-            task.exception()  # seen, even if everybody who waited has left
-
-    async def _call_provider(self) -> Secret:
-        problem: FlinksError
+    async def _call_provider(self) -> Secret | ConfigError:
         try:
             self.current = check_secret(await self._provider())
         except FlinksError as error:
-            problem = ConfigError(f"from the auth_secret callable: {error.message}")
+            return ConfigError(f"from the auth_secret callable: {error.message}")
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            return ConfigError("the auth_secret callable raised CancelledError, though nobody had cancelled it")
         except Exception as error:
-            problem = ConfigError(f"the auth_secret callable raised {type(error).__name__}: {redact(str(error))}")
-        else:
-            return self.current
-        raise problem
+            # Only the type: the text of a foreign error may hold anything, the secret too.
+            return ConfigError(f"the auth_secret callable raised {type(error).__name__}")
+        return self.current
 
 
 class AuthMiddleware:

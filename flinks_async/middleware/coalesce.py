@@ -29,6 +29,7 @@ class Flight:
         self.waiters = 0
         self._counted = False
         self.task = asyncio.ensure_future(call_next(request.evolve(call=self.books)))
+        self.task.add_done_callback(_seen)
 
     def leave(self, call: Call) -> None:
         """Fills in a waiter's books. One of them counts the attempts as its own: the first to see the end."""
@@ -66,6 +67,12 @@ class CoalesceMiddleware:
             del error
             raise problem
         return flight.task.result()
+
+
+def _seen(task: asyncio.Task[Response]) -> None:
+    """Keeps asyncio from complaining of an error that came when the last waiter had just left."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _key(request: Request) -> Hashable:

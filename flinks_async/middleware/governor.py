@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from inspect import isawaitable
 from types import MappingProxyType
 
@@ -104,7 +105,8 @@ class Governor:
                 placed = await turn
             except asyncio.CancelledError:
                 if not turn.done() or turn.cancelled():
-                    self._queue.remove(turn)
+                    with suppress(ValueError):  # who gave a place back just now has passed it over
+                        self._queue.remove(turn)
                 elif turn.result():
                     self.release()
                 else:

@@ -55,6 +55,7 @@ class _Branch:
         self._before = evolve(call, attempts=call.attempts + number)
         self._books = evolve(self._before)
         self.task = asyncio.ensure_future(call_next(request.evolve(call=self._books)))
+        self.task.add_done_callback(_seen)  # the one that loses may end with an error
 
     @property
     def sent(self) -> bool:
@@ -131,5 +132,8 @@ async def _end(branches: list[_Branch]) -> None:
     finally:
         for branch in branches:
             branch.enter()
-            if branch.task.done() and not branch.task.cancelled():
-                branch.task.exception()  # seen
+
+
+def _seen(task: asyncio.Task[Response]) -> None:
+    if not task.cancelled():
+        task.exception()

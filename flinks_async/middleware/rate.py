@@ -56,8 +56,11 @@ class Remaining:
     reset: float
 
 
-_NUMBER = re.compile(r"[0-9]{1,12}", re.ASCII)
-_PARAMETER = r"(?a)(?:^|[;,\s])(limit|remaining|reset|r|t|q)\s*=\s*([0-9]{1,12})"  # compiled by the first that needs it
+# A longer number is none of seconds or requests (milliseconds since 1970 have 13 digits), and must not be cut to one.
+_NUMBER = re.compile(r"[0-9]{1,12}(?![0-9])", re.ASCII)
+_PARAMETER = (
+    r"(?a)(?:^|[;,\s])(limit|remaining|reset|r|t|q)\s*=\s*([0-9]{1,12})(?![0-9])"  # compiled by the first that needs it
+)
 _LONG_NAMES = {"limit": "q", "remaining": "r", "reset": "t"}
 # A reset beyond this is not a number of seconds but a moment: seconds since 1970.
 _MOMENT = 1_000_000_000

@@ -226,7 +226,7 @@ def _exhausted(
     """The last failure as an error that says why it was the last."""
     host = request.endpoint.host
     if response is not None:
-        error = error_from(response, verdict, host)
+        error = error_from(response, verdict, host, request.token, request.call.secret)
     assert error is not None
     return QuotaExhaustedError(
         f"not tried again, since the retry quota for {host} is used up; the last attempt: {error.message}",

@@ -7,6 +7,7 @@ import zlib
 from typing import Any
 
 from flinks_async import (
+    APIStatusError,
     AttemptTimeoutError,
     EmptyBodyError,
     Limits,
@@ -14,6 +15,7 @@ from flinks_async import (
     NotJSONError,
     ProtocolError,
     ReadError,
+    RedirectError,
     ResponseTooLargeError,
 )
 from flinks_async.testing import Close, Flood, Respond, Send
@@ -72,6 +74,38 @@ ROWS = [
         1,
     ),
     encoded("29i", "gzip with zero padding", "gzip", GZIPPED + b"\0" * 512),
+    row(
+        "29j",
+        "gzip in gzip, in two lines",
+        Respond(200, gzip.compress(GZIPPED), [("Content-Encoding", "gzip"), ("Content-Encoding", "gzip")]),
+        None,
+        1,
+        reused=True,
+    ),
+    row(
+        "29k",
+        "identity and gzip, in two lines",
+        Respond(200, GZIPPED, [("Content-Encoding", "identity"), ("Content-Encoding", "gzip")]),
+        None,
+        1,
+    ),
+    row(
+        "29l",
+        "204 in an encoding that was not asked for",
+        Send(head("Content-Encoding: br", status="HTTP/1.1 204 N")),
+        APIStatusError,
+        1,
+        status=204,
+        reused=True,
+    ),
+    row(
+        "29m",
+        "304 with a length and an encoding",
+        Send(head("Content-Encoding: gzip", f"Content-Length: {10**12}", status="HTTP/1.1 304 N")),
+        RedirectError,
+        1,
+        status=304,
+    ),
     encoded("30", "gzip cut by 30 bytes", "gzip", GZIPPED[:-30], ReadError, 3),
     encoded("30a", "gzip cut in its header", "gzip", GZIPPED[:5], ReadError, 3),
     encoded("30b", "deflate cut", "deflate", zlib.compress(BODY)[:-6], ReadError, 3),
@@ -141,6 +175,18 @@ ROWS = [
         "34a",
         "a body without end or length",
         (Send(head("Connection: close")), Flood(b" " * 4096)),
+        ResponseTooLargeError,
+        1,
+        options=CAPPED,
+        reused=False,
+    ),
+    row(
+        "34e",
+        "gzip with zero padding without end",
+        (
+            Send(head(TE, "Content-Encoding: gzip") + chunked(GZIPPED, last=b"")),
+            Flood(b"1000\r\n" + b"\0" * 4096 + b"\r\n"),
+        ),
         ResponseTooLargeError,
         1,
         options=CAPPED,

@@ -89,6 +89,15 @@ ROWS = [
         status=101,
         reused=False,
     ),
+    row(
+        "19c",
+        "101 with a body",
+        Send(head("Upgrade: websocket", "Connection: upgrade", LENGTH, status="HTTP/1.1 101 S") + BODY),
+        APIStatusError,
+        1,
+        status=101,
+        reused=False,
+    ),
     fine("19a", "100 Continue first", head(status="HTTP/1.1 100 Continue") + OK.message, reused=True),
     fine(
         "19b",
