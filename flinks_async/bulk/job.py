@@ -63,6 +63,7 @@ class Job:
         self._source = source
         self._resources = resources
         self._running: Run | None = None
+        self._in_order = False
 
     @classmethod
     def start(
@@ -179,11 +180,16 @@ class Job:
             _plan(folder, manifest, ledger, source, on_scan)
         store.open(place_of(folder, manifest))
         resources.callback(store.close)
-        for commit in store.recover(ledger.receipts()):
-            ledger.commit(commit, run=0, now=dt.datetime.now(dt.UTC).timestamp())
         job = cls(folder, manifest, ledger, store, source, resources)
+        job._put_in_order()
         job._resources = resources.pop_all()
         return job
+
+    def _put_in_order(self) -> None:
+        """Makes store and ledger agree, which they may not after a crash, or a run that broke off between the two."""
+        for commit in self._store.recover(self._ledger.receipts()):
+            self._ledger.commit(commit, run=0, now=dt.datetime.now(dt.UTC).timestamp())
+        self._in_order = True
 
     @property
     def totals(self) -> Totals:
@@ -235,6 +241,8 @@ class Job:
             by_name[None] = clients
         else:
             by_name.update(clients)
+        if not self._in_order:
+            self._put_in_order()
         spools = self.directory / SPOOLS
         make_folder(spools)
         work = Work(
@@ -243,8 +251,10 @@ class Job:
         )  # fmt: skip
         chosen = executor or InProcess(clock=clock, worker=worker)
         self._running = Run(self._ledger, self._store, chosen, work, clock=clock, worker=worker)
+        self._in_order = False
         try:
             result = await self._running.go()
+            self._in_order = True
             await asyncio.to_thread(self.write_outcome)
             return result
         finally:

@@ -22,16 +22,21 @@ from flinks_async.bulk import (
     JobError,
     JobLockedError,
     JobMismatchError,
+    JSONLFile,
     JSONLParts,
     Layout,
     LedgerError,
     Result,
     Rules,
+    SQLiteStore,
+    Store,
+    StoreError,
     export,
     purge,
     status,
     verify,
 )
+from flinks_async.bulk.ledger import Ledger
 from flinks_async.bulk.thread import Here
 from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.faults import KINDS
@@ -167,6 +172,22 @@ def test_a_run_that_is_cancelled_keeps_what_was_committed(desk: Desk) -> None:
     desk.complete()
     assert set(desk.answers) == set(range(2, 27))
     assert len(desk.transport.requests) == 30
+
+
+@pytest.mark.parametrize("store", [JSONLFile, SQLiteStore])
+def test_a_run_after_one_that_broke_off_between_store_and_ledger_doubles_nothing(
+    desk: Desk, store: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise StoreError("the disk is full")
+
+    with Job.start(desk.directory, desk.source(), store(), ORIGIN, shard_size=10) as job:
+        with monkeypatch.context() as patched, pytest.raises(StoreError, match="the disk is full"):
+            patched.setattr(Ledger, "commit", full)
+            desk.run(job)
+        desk.transport.answers["token-3"] = KINDS["bad_request"]  # so that a shard would not be the same again
+        assert desk.run(job).state == "complete"
+    assert verify(desk.directory) == []
 
 
 def test_failed_tokens_and_their_retry(desk: Desk) -> None:
