@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from contextlib import ExitStack, suppress
@@ -10,7 +11,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from .disk import PRIVATE_FILE, cannot_write, make_folder
 from .errors import JobLockedError, JobMismatchError
-from .layout import BEFORE_MANIFEST, LEDGER, LEDGER_FILES, LOCK, MANIFEST
+from .layout import BEFORE_MANIFEST, LEDGER, LEDGER_FILES, LOCK, MANIFEST, OWN
 from .ledger import Ledger
 
 
@@ -43,6 +44,19 @@ def refuse_foreign(folder: Path) -> None:
         raise JobMismatchError(
             f"{folder} is not the directory of a job, and not empty: {', '.join(foreign[:3])}{more}. Take a new one"
         )
+
+
+def refuse_own_name(folder: Path, output: str | None) -> None:
+    """Answers may lie in the directory of the job, but not where it writes something else.
+
+    Raises:
+        ConfigError: they would be overwritten.
+    """
+    if output is None:
+        return
+    inside = os.path.relpath(os.path.realpath(output), os.path.realpath(folder))
+    if Path(inside).parts[:1] and Path(inside).parts[0] in OWN:
+        raise ConfigError(f"{output} is a place that the job needs for itself; let the answers go elsewhere")
 
 
 def lock(folder: Path, resources: ExitStack) -> None:

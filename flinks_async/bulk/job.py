@@ -18,7 +18,7 @@ from attrs import asdict
 from ..client import FlinksClient
 from ..clock import Clock
 from ..errors import ConfigError
-from .directory import empty, enter, new_ledger
+from .directory import empty, enter, new_ledger, refuse_own_name
 from .disk import make_folder
 from .errors import InputChangedError, JobError, JobMismatchError
 from .executors import Executor, InProcess, Work
@@ -92,10 +92,13 @@ class Job:
             JobLockedError: another process works there.
             InputError: the input cannot be used.
             LedgerError, StoreError: ledger or store are broken, or cannot be written.
+            ConfigError: the store would write over a file of the job.
         """
         folder = Path(directory).absolute()
         if type(shard_size) is not int or shard_size < 1:
             raise ConfigError(f"shard_size must be a whole number of at least 1, not {shard_size!r}")
+        described = store.describe()
+        refuse_own_name(folder, described.get("path"))
         size, sha256 = digest(source, on_scan)
         asked = Manifest(
             job=uuid.uuid4().hex,
@@ -105,7 +108,7 @@ class Job:
             sha256=sha256,
             layout=asdict(source.layout),
             origin=dict(origin),
-            store=store.describe(),
+            store=described,
             shard_size=shard_size,
         )
         with ExitStack() as resources:

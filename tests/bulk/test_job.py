@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from flinks_async import ClientClosedError, FlinksClient, config
+from flinks_async import ClientClosedError, ConfigError, FlinksClient, config
 from flinks_async.bulk import (
     InputChangedError,
     InputFile,
@@ -308,6 +308,16 @@ def test_a_folder_of_other_things_is_not_touched(desk: Desk) -> None:
             look(desk.directory)
 
 
+@pytest.mark.parametrize("name", ["failed.jsonl", "report.json", "ledger.sqlite", "duplicates.jsonl", "spools/answers"])
+def test_answers_cannot_go_where_the_job_writes_something_else(desk: Desk, name: str) -> None:
+    path = desk.directory / name
+    with pytest.raises(ConfigError, match="needs for itself; let the answers go elsewhere"):
+        Job.start(desk.directory, desk.source(), JSONLFile(path), ORIGIN)
+    assert not desk.directory.exists()
+    with Job.start(desk.directory, desk.source(), JSONLFile(desk.directory / "mine.jsonl"), ORIGIN) as job:
+        assert desk.run(job).state == "complete"
+
+
 def test_two_processes_cannot_have_the_same_job(desk: Desk) -> None:
     program = (
         "import sys; from flinks_async.bulk import *\n"
@@ -386,6 +396,13 @@ def test_purge_removes_the_job_and_nothing_else(desk: Desk) -> None:
         "notes.txt", "parts", "parts/mine.jsonl",
     ]  # fmt: skip
     assert desk.path.exists()
+
+
+def test_purge_needs_no_ledger_so_one_that_was_interrupted_can_be_repeated(desk: Desk) -> None:
+    desk.complete()
+    (desk.directory / "ledger.sqlite").unlink()
+    assert any("3 files of answers" in line for line in purge(desk.directory))
+    assert not desk.directory.exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
