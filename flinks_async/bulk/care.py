@@ -8,7 +8,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from attrs import frozen
 
 from .directory import empty, enter
@@ -63,9 +62,7 @@ def status(directory: str | os.PathLike[str]) -> Status:
     manifest = Manifest.load(folder / MANIFEST)
     ledger = Ledger(folder / LEDGER)
     try:
-        plan = ledger.get("plan")
-        scanned = None if plan is None else msgspec.json.decode(plan, type=Scanned)
-        return Status(manifest, scanned, ledger.totals(), ledger.runs())
+        return Status(manifest, ledger.plan(), ledger.totals(), ledger.runs())
     finally:
         ledger.close()
 
@@ -154,7 +151,6 @@ def _open_store(folder: Path, manifest: Manifest, store: Store | None, resources
 
 
 def _miscounted(ledger: Ledger) -> Iterator[Problem]:
-    plan, totals = ledger.get("plan"), ledger.totals()
-    if plan is not None and msgspec.json.decode(plan, type=Scanned).tokens != totals.tokens:
-        expected = msgspec.json.decode(plan, type=Scanned).tokens
-        yield Problem(str(ledger.path), f"it accounts for {totals.tokens:,} tokens, and the input has {expected:,}")
+    plan, totals = ledger.plan(), ledger.totals()
+    if plan is not None and plan.tokens != totals.tokens:
+        yield Problem(str(ledger.path), f"it accounts for {totals.tokens:,} tokens, and the input has {plan.tokens:,}")

@@ -29,6 +29,8 @@ def enter(folder: Path, resources: ExitStack, *, new: bool = False) -> None:
     if not (folder / MANIFEST).exists():
         if not new:
             raise JobMismatchError(f"{folder} is not the directory of a job: it has no {MANIFEST}")
+        if folder.exists() and not folder.is_dir():
+            raise JobMismatchError(f"{folder} is a file, and a job needs a directory. Take another name")
         make_folder(folder)
         refuse_foreign(folder)
     lock(folder, resources)

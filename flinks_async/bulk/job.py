@@ -53,11 +53,18 @@ class Job:
     """
 
     def __init__(
-        self, directory: Path, manifest: Manifest, ledger: Ledger, store: Store, source: InputFile, resources: ExitStack
+        self,
+        directory: Path,
+        manifest: Manifest,
+        scanned: Scanned,
+        ledger: Ledger,
+        store: Store,
+        source: InputFile,
+        resources: ExitStack,
     ) -> None:
         self.directory = directory
         self.manifest = manifest
-        self.scanned: Scanned = msgspec.json.decode(ledger.get("plan"), type=Scanned)
+        self.scanned = scanned
         self._ledger = ledger
         self._store = store
         self._source = source
@@ -146,7 +153,7 @@ class Job:
         """
         folder = Path(directory).absolute()
         manifest = Manifest.load(folder / MANIFEST)
-        source = InputFile(Path(path or manifest.path), Layout(**manifest.layout))
+        source = InputFile(Path(path or manifest.path), msgspec.convert(manifest.layout, Layout))
         if digest(source, on_scan) != (manifest.size, manifest.sha256):
             raise InputChangedError(
                 f"{source.path} is not the file any more that the job was started with. "
@@ -179,11 +186,10 @@ class Job:
         handler.attach()
         for name in (SPOOLS, SCRATCH):
             empty(folder / name)
-        if ledger.get("plan") is None:
-            _plan(folder, manifest, ledger, source, on_scan)
+        scanned = ledger.plan() or _plan(folder, manifest, ledger, source, on_scan)
         store.open(place_of(folder, manifest))
         resources.callback(store.close)
-        job = cls(folder, manifest, ledger, store, source, resources)
+        job = cls(folder, manifest, scanned, ledger, store, source, resources)
         job._put_in_order()
         job._resources = resources.pop_all()
         return job
@@ -299,7 +305,7 @@ def place_of(folder: Path, manifest: Manifest) -> Place:
     return Place(manifest.job, folder, keyed=keyed, instances=instances)
 
 
-def _plan(folder: Path, manifest: Manifest, ledger: Ledger, source: InputFile, on_scan: OnScan | None) -> None:
+def _plan(folder: Path, manifest: Manifest, ledger: Ledger, source: InputFile, on_scan: OnScan | None) -> Scanned:
     scratch = folder / SCRATCH
     make_folder(scratch)
     with ledger.planning() as planner:
@@ -308,3 +314,4 @@ def _plan(folder: Path, manifest: Manifest, ledger: Ledger, source: InputFile, o
         planner.finish(asdict(scanned))
     empty(scratch)
     log.info("planned: %d lines, %d tokens", scanned.lines, scanned.tokens)
+    return scanned

@@ -363,6 +363,31 @@ def test_a_broken_manifest_is_refused(desk: Desk) -> None:
         desk.job()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layout": []}, {"layout": {"column": 5}}, {"store": 5}, {"origin": []}, {"size": "1"}, {"job": "../../x"},
+        {"path": None}, {"shard_size": "x"}, {"created": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_manifest_that_somebody_edited_is_refused(desk: Desk, change: dict[str, Any]) -> None:
+    desk.job().close()
+    path = desk.directory / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for use in (desk.job, lambda: Job.resume(desk.directory), lambda: status(desk.directory)):
+        with pytest.raises(LedgerError, match=r"manifest\.json is broken"):
+            use()
+
+
+def test_a_file_is_no_directory_of_a_job(desk: Desk) -> None:
+    desk.directory.write_text("mine")
+    with pytest.raises(JobMismatchError, match="is a file, and a job needs a directory"):
+        desk.job()
+    with pytest.raises(JobMismatchError, match="is not the directory of a job"):
+        status(desk.directory)
+
+
 def test_an_input_that_changes_while_it_is_fetched_ends_the_run(desk: Desk) -> None:
     with desk.job() as job:
         desk.write([f"other-{number}" for number in range(25)])

@@ -184,6 +184,24 @@ def test_a_broken_ledger_is_refused(ledger: Ledger, damage: str) -> None:
         Ledger(ledger.path).totals()
 
 
+@pytest.mark.parametrize(
+    ("change", "read"),
+    [
+        ("UPDATE shards SET done_at = 1, lines = 1, size = 1, sha256 = '', receipt = x'7bff'", "receipts"),
+        ("UPDATE shards SET done_at = 1, lines = 1, size = 1, sha256 = '', receipt = NULL", "commits"),
+        ("UPDATE shards SET only_rows = x'7b'", "pending"),
+        ("INSERT INTO failures VALUES (1, 'final', 'E', 'm', x'7b', NULL, NULL, NULL, 1, NULL)", "failures"),
+        ("INSERT INTO runs VALUES (1, 1.0, 1.0, 'complete', '', x'7b')", "runs"),
+        ("INSERT INTO samples VALUES (1, 1.0, x'7b')", "samples"),
+        ("INSERT OR REPLACE INTO meta VALUES ('plan', '{}')", "plan"),
+    ],
+)
+def test_a_value_that_no_job_writes_means_a_broken_ledger(ledger: Ledger, change: str, read: str) -> None:
+    ledger._db.execute(change)
+    with pytest.raises(LedgerError, match=r"ledger\.sqlite is broken"):
+        list(getattr(ledger, read)())
+
+
 def test_a_newer_ledger_is_refused(ledger: Ledger) -> None:
     ledger.close()
     with sqlite3.connect(ledger.path) as db:
