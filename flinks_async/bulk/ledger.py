@@ -161,6 +161,8 @@ class Ledger:
             yield
         except sqlite3.Error as error:
             problem = _translated(self.path, error)
+        except UnicodeDecodeError:  # of a name in SQLite's own message
+            problem = LedgerError(f"{self.path} cannot be understood: its tables are damaged")
         except OSError as error:
             problem = cannot_write(self.path, error)
         else:

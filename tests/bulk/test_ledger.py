@@ -169,7 +169,7 @@ def test_a_missing_ledger_is_never_made_anew(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["text", "zeros", "middle"])
+@pytest.mark.parametrize("damage", ["text", "zeros", "middle", "names"])
 def test_a_broken_ledger_is_refused(ledger: Ledger, damage: str) -> None:
     ledger.close()
     data = bytearray(ledger.path.read_bytes())
@@ -177,6 +177,8 @@ def test_a_broken_ledger_is_refused(ledger: Ledger, damage: str) -> None:
         data[:] = b"not a database" * 100
     elif damage == "zeros":
         data[: len(data) // 2] = bytes(len(data) // 2)
+    elif damage == "names":
+        data = data.replace(b"KEY (run, at)", b"K\xe6Y (run, at)")
     else:
         data[4096:] = os.urandom(len(data) - 4096)
     ledger.path.write_bytes(data)
