@@ -20,7 +20,7 @@ from ..clock import Clock
 from ..errors import ConfigError
 from .directory import empty, enter, new_ledger, refuse_own_name
 from .disk import make_folder
-from .errors import InputChangedError, JobError, JobMismatchError
+from .errors import InputChangedError, InputError, JobError, JobMismatchError
 from .executors import Executor, InProcess, Work
 from .inputs import InputFile, Layout, Scanned, digest, scan
 from .layout import LEDGER, LOG, MANIFEST, SCRATCH, SPOOLS
@@ -153,7 +153,7 @@ class Job:
         """
         folder = Path(directory).absolute()
         manifest = Manifest.load(folder / MANIFEST)
-        source = InputFile(Path(path or manifest.path), msgspec.convert(manifest.layout, Layout))
+        source = _source(manifest, path)
         if digest(source, on_scan) != (manifest.size, manifest.sha256):
             raise InputChangedError(
                 f"{source.path} is not the file any more that the job was started with. "
@@ -239,7 +239,7 @@ class Job:
             clock, worker: for tests.
 
         Raises:
-            ConfigError: the executor cannot work with these clients.
+            ConfigError: the executor cannot work with these clients, or the input's tokens cannot.
             StoreError, LedgerError: something cannot be written. What was committed stays, and the job can go on.
             InputError: the input is gone, or not the same any more.
         """
@@ -250,6 +250,7 @@ class Job:
             by_name[None] = clients
         else:
             by_name.update(clients)
+        self._refuse_clients(by_name)
         if not self._in_order:
             self._put_in_order()
         spools = self.directory / SPOOLS
@@ -268,6 +269,14 @@ class Job:
             return result
         finally:
             self._running = None
+
+    def _refuse_clients(self, clients: Mapping[str | None, FlinksClient]) -> None:
+        """Before every token of the job fails for it."""
+        if self.manifest.layout.get("instance_column") is None:
+            if None not in clients:
+                raise ConfigError("the tokens of this job name no instance: run it with one client")
+        elif None in clients or not clients:
+            raise ConfigError("the tokens of this job name their instance: run it with a client for each name")
 
     def stop(self, reason: str = "it was asked to") -> None:
         """Lets a run take no more tokens, and end. To be called in its event loop."""
@@ -296,6 +305,18 @@ class Job:
 
     def __repr__(self) -> str:
         return f"Job({str(self.directory)!r})"
+
+
+def _source(manifest: Manifest, path: str | os.PathLike[str] | None) -> InputFile:
+    try:
+        return InputFile(Path(path or manifest.path), msgspec.convert(manifest.layout, Layout))
+    except InputError as error:
+        if path is not None:
+            raise
+        problem = error.message
+    raise InputError(
+        f"{problem} The job was started with {manifest.path}; if that file lies somewhere else now, name it with --tokens."
+    )
 
 
 def place_of(folder: Path, manifest: Manifest) -> Place:

@@ -17,6 +17,7 @@ import pytest
 from flinks_async import ClientClosedError, ConfigError, FlinksClient, config
 from flinks_async.bulk import (
     InputChangedError,
+    InputError,
     InputFile,
     Job,
     JobError,
@@ -295,6 +296,34 @@ def test_a_file_of_tokens_that_moved_is_found_by_its_content(desk: Desk) -> None
     moved = desk.path.rename(desk.path.with_name("moved.csv"))
     with Job.resume(desk.directory, path=moved) as job:
         assert desk.run(job).state == "complete"
+
+
+def test_a_file_of_tokens_may_have_another_name_later(desk: Desk) -> None:
+    desk.job().close()
+    moved = desk.path.rename(desk.path.with_name("moved.bak"))
+    with Job.resume(desk.directory, path=moved) as job:
+        assert desk.run(job).state == "complete"
+    assert len(desk.answers) == 25
+
+
+def test_a_file_of_tokens_that_is_gone_is_named(desk: Desk) -> None:
+    desk.job().close()
+    desk.path.unlink()
+    with pytest.raises(InputError, match=r"was started with .*tokens\.csv; .* name it with --tokens"):
+        Job.resume(desk.directory)
+
+
+@pytest.mark.parametrize("instance_column", [None, "user"])
+def test_clients_that_do_not_fit_the_input_are_refused_before_every_token_fails(
+    desk: Desk, instance_column: str | None
+) -> None:
+    source = desk.source(key_column=None, instance_column=instance_column)
+    wrong: Any = desk.client() if instance_column else {"u-2": desk.client()}
+    with Job.start(desk.directory, source, JSONLParts(), ORIGIN) as job:
+        for clients in (wrong, {}):
+            with pytest.raises(ConfigError, match="run it with"):
+                asyncio.run(job.run(clients))
+        assert job.totals.pending == 25
 
 
 def test_a_folder_of_other_things_is_not_touched(desk: Desk) -> None:
