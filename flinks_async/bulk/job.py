@@ -118,6 +118,7 @@ class Job:
             store=described,
             shard_size=shard_size,
         )
+        asked.to_json()  # it may be refused, and then nothing was made
         with ExitStack() as resources:
             enter(folder, resources, new=True)
             found = folder / MANIFEST

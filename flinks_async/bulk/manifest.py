@@ -9,7 +9,7 @@ import msgspec
 from attrs import asdict, field, frozen
 
 from .disk import write_durably
-from .errors import JobMismatchError, LedgerError
+from .errors import InputError, JobMismatchError, LedgerError
 from .inputs import Layout
 
 VERSION: Final = 1
@@ -43,11 +43,23 @@ class Manifest:
     shard_size: int
     version: int = field(default=VERSION)
 
+    def to_json(self) -> bytes:
+        """Raises:
+        InputError: a path in it is not UTF-8, so it could not be found again.
+        """
+        try:
+            return msgspec.json.format(msgspec.json.encode(asdict(self)), indent=2) + b"\n"
+        except UnicodeEncodeError:
+            pass
+        raise InputError(
+            "The name of the file of tokens, of the output, or of a folder of theirs is not UTF-8. Rename it."
+        )
+
     def save(self, path: Path) -> None:
         """Raises:
         StoreError: it cannot be written.
         """
-        write_durably(path, msgspec.json.format(msgspec.json.encode(asdict(self)), indent=2) + b"\n")
+        write_durably(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> Manifest:

@@ -306,6 +306,17 @@ def test_a_file_of_tokens_may_have_another_name_later(desk: Desk) -> None:
     assert len(desk.answers) == 25
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8")
+def test_a_name_that_is_not_text_is_refused_before_anything_is_made(desk: Desk) -> None:
+    name = os.fsdecode(b"\xff.csv")
+    with pytest.raises(InputError, match="is not UTF-8"):
+        Job.start(desk.directory, desk.source(), JSONLFile(desk.path.with_name(name)), ORIGIN)
+    desk.path = desk.path.rename(desk.path.with_name(name))
+    with pytest.raises(InputError, match="is not UTF-8"):
+        desk.job()
+    assert not desk.directory.exists()
+
+
 def test_a_file_of_tokens_that_is_gone_is_named(desk: Desk) -> None:
     desk.job().close()
     desk.path.unlink()
