@@ -25,7 +25,7 @@ from .executors import Executor, InProcess, Work
 from .inputs import InputFile, Layout, Scanned, digest, scan
 from .layout import LEDGER, LOG, MANIFEST, SCRATCH, SPOOLS
 from .ledger import Ledger, Totals
-from .log import JobLog, log
+from .log import JobLog
 from .manifest import Manifest
 from .outcome import write_outcome
 from .progress import Progress
@@ -60,6 +60,7 @@ class Job:
         ledger: Ledger,
         store: Store,
         source: InputFile,
+        log: JobLog,
         resources: ExitStack,
     ) -> None:
         self.directory = directory
@@ -68,6 +69,7 @@ class Job:
         self._ledger = ledger
         self._store = store
         self._source = source
+        self._log = log
         self._resources = resources
         self._running: Run | None = None
         self._in_order = False
@@ -182,15 +184,14 @@ class Job:
         resources.callback(ledger.close)
         if ledger.get("job") != manifest.job:
             raise JobMismatchError(f"{folder / LEDGER} is not the ledger of {folder / MANIFEST}")
-        handler = JobLog(folder / LOG)
-        resources.callback(handler.close)
-        handler.attach()
+        log = JobLog(folder / LOG)
+        resources.callback(log.close)
         for name in (SPOOLS, SCRATCH):
             empty(folder / name)
-        scanned = ledger.plan() or _plan(folder, manifest, ledger, source, on_scan)
+        scanned = ledger.plan() or _plan(folder, manifest, ledger, source, on_scan, log)
         store.open(place_of(folder, manifest))
         resources.callback(store.close)
-        job = cls(folder, manifest, scanned, ledger, store, source, resources)
+        job = cls(folder, manifest, scanned, ledger, store, source, log, resources)
         job._put_in_order()
         job._resources = resources.pop_all()
         return job
@@ -258,7 +259,7 @@ class Job:
         make_folder(spools)
         work = Work(
             self._source, self._ledger.get("key"), by_name, spools, self._store.spool_compression, rules or Rules(),
-            secret_is_good=self.totals.fetched > 0,
+            secret_is_good=self.totals.fetched > 0, log=self._log,
         )  # fmt: skip
         chosen = executor or InProcess(clock=clock, worker=worker)
         self._running = Run(self._ledger, self._store, chosen, work, clock=clock, worker=worker)
@@ -327,7 +328,9 @@ def place_of(folder: Path, manifest: Manifest) -> Place:
     return Place(manifest.job, folder, keyed=keyed, instances=instances)
 
 
-def _plan(folder: Path, manifest: Manifest, ledger: Ledger, source: InputFile, on_scan: OnScan | None) -> Scanned:
+def _plan(
+    folder: Path, manifest: Manifest, ledger: Ledger, source: InputFile, on_scan: OnScan | None, log: JobLog
+) -> Scanned:
     scratch = folder / SCRATCH
     make_folder(scratch)
     with ledger.planning() as planner:

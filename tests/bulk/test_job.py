@@ -121,6 +121,16 @@ def test_a_job_from_beginning_to_end(desk: Desk) -> None:
     assert "run over: complete" in log
 
 
+def test_two_jobs_in_one_process_have_their_own_logs(desk: Desk, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = Desk(tmp_path / "other", tokens=3)
+    with desk.job() as job, other.job() as another:
+        other.run(another)
+        desk.run(job)
+    assert (other.directory / "job.log").read_text().count("run over") == 1
+    assert "25 tokens" not in (other.directory / "job.log").read_text()
+
+
 def test_a_job_that_is_over_sends_nothing_more(desk: Desk) -> None:
     desk.complete()
     sent = len(desk.transport.requests)
