@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from inspect import isawaitable
 from types import MappingProxyType
 
@@ -104,7 +105,8 @@ class Governor:
                 placed = await turn
             except asyncio.CancelledError:
                 if not turn.done() or turn.cancelled():
-                    self._queue.remove(turn)
+                    with suppress(ValueError):  # passed over already, when several are cancelled at once
+                        self._queue.remove(turn)
                 elif turn.result():
                     self.release()
                 else:

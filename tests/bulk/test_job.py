@@ -201,6 +201,16 @@ def test_a_run_after_one_that_broke_off_between_store_and_ledger_doubles_nothing
     assert verify(desk.directory) == []
 
 
+def test_a_stop_in_an_outage_keeps_what_there_is_and_leaves_the_rest(desk: Desk) -> None:
+    desk.transport.default = KINDS["http_503"]
+    desk.transport.answers |= {f"token-{number}": OK for number in range(1, 4)}
+    with desk.job() as job:
+        result = desk.run(job, Rules(max_duration=600, drain=5))
+    assert (result.state, result.reason) == ("stopped", "the time of 600 s is up")
+    assert result.totals.fetched == 3
+    assert result.totals.pending > 0
+
+
 def test_failed_tokens_and_their_retry(desk: Desk) -> None:
     desk.transport.answers["token-3"] = KINDS["http_503"]
     desk.transport.answers["token-7"] = KINDS["bad_request"]
