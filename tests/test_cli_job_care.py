@@ -147,6 +147,18 @@ class TestRetry:
 
 
 class TestExport:
+    @pytest.mark.parametrize("out", ["-", "all.jsonl"])
+    async def test_of_a_job_that_is_not_done_says_so(
+        self, flinks_server: FlinksServer, tokens: Path, tmp_path: Path, out: str
+    ) -> None:
+        for name in NAMES[:20]:
+            flinks_server.script(name, ["bad_request"])
+        limits = ("--shard-size", 10, "--max-failures", 3, "--concurrency", 2)
+        assert (await fetch(flinks_server, tokens, tmp_path / "job", *limits)).exit_code == Exit.STOPPED
+        result = await cli("export", tmp_path / "job", "--out", out if out == "-" else tmp_path / out)
+        assert result.exit_code == Exit.OK
+        assert "The job is not done: " in result.stderr
+
     async def test_to_standard_output(self, flinks_server: FlinksServer, job: Path) -> None:
         result = await cli("export", job, "--out", "-")
         found = {record["line"]: record["response"] for record in map(json.loads, result.stdout.splitlines())}
