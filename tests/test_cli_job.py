@@ -110,6 +110,17 @@ class TestExitCodes:
         assert (await fetch(flinks_server, tokens, job)).exit_code == Exit.OK
         assert answers(job) == expected(flinks_server)
 
+    async def test_4_dead_tokens_at_the_beginning_of_the_file_can_be_passed(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path
+    ) -> None:
+        for name in NAMES[:5]:
+            flinks_server.script(name, ["unauthorized"] * 2)
+        result = await fetch(flinks_server, tokens, job, "--concurrency", 1)
+        assert result.exit_code == Exit.REFUSED
+        assert "a larger --refused-after goes past them" in result.stderr
+        result = await fetch(flinks_server, tokens, job, "--concurrency", 1, "--refused-after", 6)
+        assert (result.exit_code, len(answers(job))) == (Exit.FAILED, len(NAMES) - 5)
+
     async def test_5_the_store_cannot_be_written(
         self, flinks_server: FlinksServer, tokens: Path, job: Path, tmp_path: Path
     ) -> None:

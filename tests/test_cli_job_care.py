@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,17 @@ class TestStatus:
         assert found["input"]["scanned"]["lines"] == 50
         assert found["outcome"]["fetched"] == 50
         assert found["runs"][0]["state"] == "complete"
+
+    @pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8")
+    async def test_of_a_directory_whose_name_is_not_text(
+        self, flinks_server: FlinksServer, tokens: Path, tmp_path: Path
+    ) -> None:
+        directory = tmp_path / os.fsdecode(b"job-\xff\x1b[31m")
+        assert (await fetch(flinks_server, tokens, directory)).exit_code == Exit.OK
+        result = await cli("status", directory)
+        assert (result.exit_code, "\x1b" in result.stdout) == (Exit.OK, False)
+        assert "job-\N{REPLACEMENT CHARACTER}" in result.stdout
+        assert "job-" in json.loads((await cli("status", directory, "--json")).stdout)["directory"]
 
 
 class TestVerify:
@@ -135,6 +147,18 @@ class TestRetry:
 
 
 class TestExport:
+    @pytest.mark.parametrize("out", ["-", "all.jsonl"])
+    async def test_of_a_job_that_is_not_done_says_so(
+        self, flinks_server: FlinksServer, tokens: Path, tmp_path: Path, out: str
+    ) -> None:
+        for name in NAMES[:20]:
+            flinks_server.script(name, ["bad_request"])
+        limits = ("--shard-size", 10, "--max-failures", 3, "--concurrency", 2)
+        assert (await fetch(flinks_server, tokens, tmp_path / "job", *limits)).exit_code == Exit.STOPPED
+        result = await cli("export", tmp_path / "job", "--out", out if out == "-" else tmp_path / out)
+        assert result.exit_code == Exit.OK
+        assert "The job is not done: " in result.stderr
+
     async def test_to_standard_output(self, flinks_server: FlinksServer, job: Path) -> None:
         result = await cli("export", job, "--out", "-")
         found = {record["line"]: record["response"] for record in map(json.loads, result.stdout.splitlines())}

@@ -197,6 +197,7 @@ def test_all_cancelled_at_once(weather: str) -> None:
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
+        assert sum(task.cancelled() for task in tasks) == 10 - taken, "a cancellation must come out as one"
         for _ in range(taken):
             governor.release()
         assert (governor.in_use, governor.waiting) == (0, 0)

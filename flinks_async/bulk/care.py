@@ -8,7 +8,6 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import msgspec
 from attrs import frozen
 
 from .directory import empty, enter
@@ -63,9 +62,7 @@ def status(directory: str | os.PathLike[str]) -> Status:
     manifest = Manifest.load(folder / MANIFEST)
     ledger = Ledger(folder / LEDGER)
     try:
-        plan = ledger.get("plan")
-        scanned = None if plan is None else msgspec.json.decode(plan, type=Scanned)
-        return Status(manifest, scanned, ledger.totals(), ledger.runs())
+        return Status(manifest, ledger.plan(), ledger.totals(), ledger.runs())
     finally:
         ledger.close()
 
@@ -81,7 +78,7 @@ def verify(directory: str | os.PathLike[str], store: Store | None = None) -> lis
         JobMismatchError, LedgerError, StoreError: it cannot be looked at at all.
     """
     with ExitStack() as resources:
-        _, ledger, chosen = _open(Path(directory).absolute(), store, resources)
+        ledger, chosen = _open(Path(directory).absolute(), store, resources)
         broken = ledger.problems()
         if broken:
             raise LedgerError(f"{ledger.path} is broken: {broken[0]}")
@@ -97,7 +94,7 @@ def export(directory: str | os.PathLike[str], store: Store | None = None) -> Ite
         as `verify`.
     """
     with ExitStack() as resources:
-        _, ledger, chosen = _open(Path(directory).absolute(), store, resources)
+        ledger, chosen = _open(Path(directory).absolute(), store, resources)
         yield from chosen.lines(ledger.commits())
 
 
@@ -108,14 +105,13 @@ def purge(directory: str | os.PathLike[str], store: Store | None = None) -> list
         what was removed, in words; and what was left, since it is not the job's.
 
     Raises:
-        as `verify`.
+        as `verify`; but the ledger may be broken, or gone with a purge that was interrupted.
     """
     folder = Path(directory).absolute()
     with ExitStack() as resources:
-        _, ledger, chosen = _open(folder, store, resources)
+        chosen = _open_store(folder, _enter(folder, resources), store, resources)
         removed = chosen.purge()
         chosen.close()
-        ledger.close()
         try:
             for name in (SPOOLS, SCRATCH):
                 empty(folder / name)
@@ -134,19 +130,27 @@ def purge(directory: str | os.PathLike[str], store: Store | None = None) -> list
     return [*removed, f"left, since it is not the job's: {left}"]
 
 
-def _open(folder: Path, store: Store | None, resources: ExitStack) -> tuple[Manifest, Ledger, Store]:
-    manifest = Manifest.load(folder / MANIFEST)
-    enter(folder, resources)
+def _open(folder: Path, store: Store | None, resources: ExitStack) -> tuple[Ledger, Store]:
+    manifest = _enter(folder, resources)
     ledger = Ledger(folder / LEDGER)
     resources.callback(ledger.close)
+    return ledger, _open_store(folder, manifest, store, resources)
+
+
+def _enter(folder: Path, resources: ExitStack) -> Manifest:
+    manifest = Manifest.load(folder / MANIFEST)
+    enter(folder, resources)
+    return manifest
+
+
+def _open_store(folder: Path, manifest: Manifest, store: Store | None, resources: ExitStack) -> Store:
     chosen = store or from_description(manifest.store)
     chosen.open(place_of(folder, manifest))
     resources.callback(chosen.close)
-    return manifest, ledger, chosen
+    return chosen
 
 
 def _miscounted(ledger: Ledger) -> Iterator[Problem]:
-    plan, totals = ledger.get("plan"), ledger.totals()
-    if plan is not None and msgspec.json.decode(plan, type=Scanned).tokens != totals.tokens:
-        expected = msgspec.json.decode(plan, type=Scanned).tokens
-        yield Problem(str(ledger.path), f"it accounts for {totals.tokens:,} tokens, and the input has {expected:,}")
+    plan, totals = ledger.plan(), ledger.totals()
+    if plan is not None and plan.tokens != totals.tokens:
+        yield Problem(str(ledger.path), f"it accounts for {totals.tokens:,} tokens, and the input has {plan.tokens:,}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import shutil
 from contextlib import ExitStack, suppress
@@ -11,7 +12,7 @@ from ..errors import ConfigError
 from .disk import PRIVATE_FILE, cannot_write, make_folder
 from .errors import JobLockedError, JobMismatchError
 from .file_systems import refuse_network
-from .layout import BEFORE_MANIFEST, LEDGER, LEDGER_FILES, LOCK, MANIFEST
+from .layout import BEFORE_MANIFEST, LEDGER, LEDGER_FILES, LOCK, MANIFEST, OWN
 from .ledger import Ledger
 
 
@@ -31,6 +32,8 @@ def enter(folder: Path, resources: ExitStack, *, new: bool = False) -> None:
     if not (folder / MANIFEST).exists():
         if not new:
             raise JobMismatchError(f"{folder} is not the directory of a job: it has no {MANIFEST}")
+        if folder.exists() and not folder.is_dir():
+            raise JobMismatchError(f"{folder} is a file, and a job needs a directory. Take another name")
         make_folder(folder)
         refuse_foreign(folder)
     lock(folder, resources)
@@ -46,6 +49,19 @@ def refuse_foreign(folder: Path) -> None:
         raise JobMismatchError(
             f"{folder} is not the directory of a job, and not empty: {', '.join(foreign[:3])}{more}. Take a new one"
         )
+
+
+def refuse_own_name(folder: Path, output: str | None) -> None:
+    """Answers may lie in the directory of the job, but not where it writes something else.
+
+    Raises:
+        ConfigError: they would be overwritten.
+    """
+    if output is None:
+        return
+    inside = os.path.relpath(os.path.realpath(output), os.path.realpath(folder))
+    if Path(inside).parts[:1] and Path(inside).parts[0] in OWN:
+        raise ConfigError(f"{output} is a place that the job needs for itself; let the answers go elsewhere")
 
 
 def lock(folder: Path, resources: ExitStack) -> None:

@@ -23,7 +23,8 @@ def make_folder(path: Path) -> None:
     """
     try:
         new = [folder for folder in path.parents if not folder.exists()]
-        path.mkdir(mode=PRIVATE_FOLDER, parents=True, exist_ok=True)
+        for folder in (*reversed(new), path):  # not by parents=True, which makes them for everybody
+            folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
         for folder in (path, *new):  # also one that was there: a crash may have come before its sync
             with suppress(PermissionError):  # a parent that may not be read, and was made by somebody else
                 sync_folder(folder.parent)

@@ -169,11 +169,9 @@ class Fetcher:
 
     async def _load(self) -> None:
         """Opens the next shard, once there is room for it."""
-        while self._is_full() and self.stopped is None:
+        while self._is_full() and not self._only_suspects() and self.stopped is None:
             self._room.clear()
-            self._settle_if_idle()
-            if self._is_full():
-                await self._room.wait()
+            await self._room.wait()
         if self.stopped is not None:
             return
         loaded = await self._source()
@@ -189,6 +187,12 @@ class Fetcher:
     def _is_full(self) -> bool:
         """A store that is slower than the instance slows the fetching, too."""
         return len(self._open) + len(self._ending) >= self._rules.open_shards
+
+    def _only_suspects(self) -> bool:
+        """All places are taken by shards that wait until it is known whether the secret is refused. Other tokens must
+        tell, so one more is opened; before long there are enough suspects.
+        """
+        return not self._in_flight and not self._queue and not self._ending
 
     # --- one token ----------------------------------------------------------------------------------------------------
 
@@ -212,7 +216,8 @@ class Fetcher:
                     self._in_flight -= 1
                 if opened.full:
                     await self._writing.do(self._spill, opened, opened.take_lines())
-                self._settle_if_idle()
+                if self._only_suspects():
+                    self._room.set()
         except asyncio.CancelledError:
             raise
         except BaseException as error:
@@ -258,12 +263,6 @@ class Fetcher:
         tokens, suspects.tokens = suspects.tokens, []
         for opened, failure in tokens:
             self._failed_for_good(opened, failure)
-
-    def _settle_if_idle(self) -> None:
-        """Nothing is in flight and no shard can be opened: suspects must not hold the others up for ever."""
-        if self._in_flight == 0 and not self._queue and not self._ending and self._is_full():
-            for suspects in self._suspects.values():
-                self._settle(suspects)
 
     def _refuse(self, instance: str | None, tokens: int) -> None:
         of = "" if instance is None else f" of the instance {instance!r}"

@@ -18,14 +18,14 @@ from attrs import asdict
 from ..client import FlinksClient
 from ..clock import Clock
 from ..errors import ConfigError
-from .directory import empty, enter, new_ledger
+from .directory import empty, enter, new_ledger, refuse_own_name
 from .disk import make_folder
-from .errors import InputChangedError, JobError, JobMismatchError
+from .errors import InputChangedError, InputError, JobError, JobMismatchError
 from .executors import Executor, InProcess, Work
 from .inputs import InputFile, Layout, Scanned, digest, scan
 from .layout import LEDGER, LOG, MANIFEST, SCRATCH, SPOOLS
 from .ledger import Ledger, Totals
-from .log import JobLog, log
+from .log import JobLog
 from .manifest import Manifest
 from .outcome import write_outcome
 from .progress import Progress
@@ -53,16 +53,26 @@ class Job:
     """
 
     def __init__(
-        self, directory: Path, manifest: Manifest, ledger: Ledger, store: Store, source: InputFile, resources: ExitStack
+        self,
+        directory: Path,
+        manifest: Manifest,
+        scanned: Scanned,
+        ledger: Ledger,
+        store: Store,
+        source: InputFile,
+        log: JobLog,
+        resources: ExitStack,
     ) -> None:
         self.directory = directory
         self.manifest = manifest
-        self.scanned: Scanned = msgspec.json.decode(ledger.get("plan"), type=Scanned)
+        self.scanned = scanned
         self._ledger = ledger
         self._store = store
         self._source = source
+        self._log = log
         self._resources = resources
         self._running: Run | None = None
+        self._in_order = False
 
     @classmethod
     def start(
@@ -91,10 +101,13 @@ class Job:
             JobLockedError: another process works there.
             InputError: the input cannot be used.
             LedgerError, StoreError: ledger or store are broken, or cannot be written.
+            ConfigError: the store would write over a file of the job.
         """
         folder = Path(directory).absolute()
         if type(shard_size) is not int or shard_size < 1:
             raise ConfigError(f"shard_size must be a whole number of at least 1, not {shard_size!r}")
+        described = store.describe()
+        refuse_own_name(folder, described.get("path"))
         size, sha256 = digest(source, on_scan)
         asked = Manifest(
             job=uuid.uuid4().hex,
@@ -104,9 +117,10 @@ class Job:
             sha256=sha256,
             layout=asdict(source.layout),
             origin=dict(origin),
-            store=store.describe(),
+            store=described,
             shard_size=shard_size,
         )
+        asked.to_json()  # it may be refused, and then nothing was made
         with ExitStack() as resources:
             enter(folder, resources, new=True)
             found = folder / MANIFEST
@@ -142,7 +156,7 @@ class Job:
         """
         folder = Path(directory).absolute()
         manifest = Manifest.load(folder / MANIFEST)
-        source = InputFile(Path(path or manifest.path), Layout(**manifest.layout))
+        source = _source(manifest, path)
         if digest(source, on_scan) != (manifest.size, manifest.sha256):
             raise InputChangedError(
                 f"{source.path} is not the file any more that the job was started with. "
@@ -170,20 +184,23 @@ class Job:
         resources.callback(ledger.close)
         if ledger.get("job") != manifest.job:
             raise JobMismatchError(f"{folder / LEDGER} is not the ledger of {folder / MANIFEST}")
-        handler = JobLog(folder / LOG)
-        resources.callback(handler.close)
-        handler.attach()
+        log = JobLog(folder / LOG)
+        resources.callback(log.close)
         for name in (SPOOLS, SCRATCH):
             empty(folder / name)
-        if ledger.get("plan") is None:
-            _plan(folder, manifest, ledger, source, on_scan)
+        scanned = ledger.plan() or _plan(folder, manifest, ledger, source, on_scan, log)
         store.open(place_of(folder, manifest))
         resources.callback(store.close)
-        for commit in store.recover(ledger.receipts()):
-            ledger.commit(commit, run=0, now=dt.datetime.now(dt.UTC).timestamp())
-        job = cls(folder, manifest, ledger, store, source, resources)
+        job = cls(folder, manifest, scanned, ledger, store, source, log, resources)
+        job._put_in_order()
         job._resources = resources.pop_all()
         return job
+
+    def _put_in_order(self) -> None:
+        """Makes store and ledger agree, which they may not after a crash, or a run that broke off between the two."""
+        for commit in self._store.recover(self._ledger.receipts()):
+            self._ledger.commit(commit, run=0, now=dt.datetime.now(dt.UTC).timestamp())
+        self._in_order = True
 
     @property
     def totals(self) -> Totals:
@@ -224,7 +241,7 @@ class Job:
             clock, worker: for tests.
 
         Raises:
-            ConfigError: the executor cannot work with these clients.
+            ConfigError: the executor cannot work with these clients, or the input's tokens cannot.
             StoreError, LedgerError: something cannot be written. What was committed stays, and the job can go on.
             InputError: the input is gone, or not the same any more.
         """
@@ -235,20 +252,33 @@ class Job:
             by_name[None] = clients
         else:
             by_name.update(clients)
+        self._refuse_clients(by_name)
+        if not self._in_order:
+            self._put_in_order()
         spools = self.directory / SPOOLS
         make_folder(spools)
         work = Work(
             self._source, self._ledger.get("key"), by_name, spools, self._store.spool_compression, rules or Rules(),
-            secret_is_good=self.totals.fetched > 0,
+            secret_is_good=self.totals.fetched > 0, log=self._log,
         )  # fmt: skip
         chosen = executor or InProcess(clock=clock, worker=worker)
         self._running = Run(self._ledger, self._store, chosen, work, clock=clock, worker=worker)
+        self._in_order = False
         try:
             result = await self._running.go()
+            self._in_order = True
             await asyncio.to_thread(self.write_outcome)
             return result
         finally:
             self._running = None
+
+    def _refuse_clients(self, clients: Mapping[str | None, FlinksClient]) -> None:
+        """Before every token of the job fails for it."""
+        if self.manifest.layout.get("instance_column") is None:
+            if None not in clients:
+                raise ConfigError("the tokens of this job name no instance: run it with one client")
+        elif None in clients or not clients:
+            raise ConfigError("the tokens of this job name their instance: run it with a client for each name")
 
     def stop(self, reason: str = "it was asked to") -> None:
         """Lets a run take no more tokens, and end. To be called in its event loop."""
@@ -279,6 +309,18 @@ class Job:
         return f"Job({str(self.directory)!r})"
 
 
+def _source(manifest: Manifest, path: str | os.PathLike[str] | None) -> InputFile:
+    try:
+        return InputFile(Path(path or manifest.path), msgspec.convert(manifest.layout, Layout))
+    except InputError as error:
+        if path is not None:
+            raise
+        problem = error.message
+    raise InputError(
+        f"{problem} The job was started with {manifest.path}; if that file lies somewhere else now, name it with --tokens."
+    )
+
+
 def place_of(folder: Path, manifest: Manifest) -> Place:
     """What the store has to know of a job."""
     layout = manifest.layout
@@ -286,7 +328,9 @@ def place_of(folder: Path, manifest: Manifest) -> Place:
     return Place(manifest.job, folder, keyed=keyed, instances=instances)
 
 
-def _plan(folder: Path, manifest: Manifest, ledger: Ledger, source: InputFile, on_scan: OnScan | None) -> None:
+def _plan(
+    folder: Path, manifest: Manifest, ledger: Ledger, source: InputFile, on_scan: OnScan | None, log: JobLog
+) -> Scanned:
     scratch = folder / SCRATCH
     make_folder(scratch)
     with ledger.planning() as planner:
@@ -295,3 +339,4 @@ def _plan(folder: Path, manifest: Manifest, ledger: Ledger, source: InputFile, o
         planner.finish(asdict(scanned))
     empty(scratch)
     log.info("planned: %d lines, %d tokens", scanned.lines, scanned.tokens)
+    return scanned

@@ -19,3 +19,5 @@ LEDGER_FILES: Final = (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm", f"{LEDGER}-jour
 TEMPORARY: Final = tuple(f"{name}.tmp" for name in (MANIFEST, FAILED, DUPLICATES, REPORT, PAGE))
 BEFORE_MANIFEST: Final = frozenset({LOCK, LOG, SPOOLS, SCRATCH, *LEDGER_FILES, *TEMPORARY})
 """What a job that died while it began may have left."""
+OWN: Final = BEFORE_MANIFEST | {MANIFEST, FAILED, DUPLICATES, REPORT, PAGE}
+"""What no output may be called."""

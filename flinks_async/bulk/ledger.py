@@ -18,6 +18,7 @@ from attrs import asdict, frozen
 from . import crash_points
 from .disk import cannot_write, create
 from .errors import LedgerError, StoreError
+from .inputs import Scanned
 from .records import Commit, Failure, FailureKind, Shard, Written
 
 VERSION: Final = 1
@@ -160,11 +161,24 @@ class Ledger:
             yield
         except sqlite3.Error as error:
             problem = _translated(self.path, error)
+        except UnicodeDecodeError:  # of a name in SQLite's own message
+            problem = LedgerError(f"{self.path} cannot be understood: its tables are damaged")
         except OSError as error:
             problem = cannot_write(self.path, error)
         else:
             return
         raise problem
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """Guarded, and values must be what was written."""
+        with self._guarded():
+            try:
+                yield
+                return
+            except (ValueError, TypeError):
+                pass
+        raise LedgerError(f"{self.path} is broken: there is something in it that no job writes")
 
     @contextmanager
     def _transaction(self) -> Iterator[sqlite3.Connection]:
@@ -185,9 +199,9 @@ class Ledger:
 
     def get(self, name: str) -> Any:
         """A value of the table `meta`, or None."""
-        with self._guarded():
+        with self._reading():
             row = self._db.execute("SELECT value FROM meta WHERE name = ?", (name,)).fetchone()
-        return None if row is None else row[0]
+            return None if row is None else row[0]
 
     def put(self, name: str, value: str | bytes | int) -> None:
         with self._transaction() as db:
@@ -201,10 +215,16 @@ class Ledger:
         with self._transaction() as db:
             yield Planner(db)
 
+    def plan(self) -> Scanned | None:
+        """What the input holds; None while it has not been read through."""
+        plan = self.get("plan")
+        with self._reading():
+            return None if plan is None else msgspec.json.decode(plan, type=Scanned)
+
     def cuts(self, shard: Shard) -> Iterator[Shard]:
         """The pieces of the plan that hold the rows of a shard."""
         only = shard.only
-        with self._guarded():
+        with self._reading():
             rows = self._db.execute(
                 "SELECT first, last, offset, tokens, digest FROM cuts WHERE first <= ? AND last >= ? ORDER BY first",
                 (shard.last, shard.first),
@@ -221,7 +241,7 @@ class Ledger:
 
     def duplicates(self, first: int, last: int) -> set[int]:
         """Lines between two lines, inclusive, whose token came before."""
-        with self._guarded():
+        with self._reading():
             rows = self._db.execute("SELECT line FROM duplicates WHERE line BETWEEN ? AND ?", (first, last))
             return {line for (line,) in rows}
 
@@ -229,7 +249,7 @@ class Ledger:
         """(line, line where its token came first) of all duplicates, in the order of the input."""
         after = 0
         while True:
-            with self._guarded():
+            with self._reading():
                 page = self._db.execute(
                     "SELECT line, first FROM duplicates WHERE line > ? ORDER BY line LIMIT ?", (after, _PAGE)
                 ).fetchall()
@@ -244,22 +264,21 @@ class Ledger:
         """Shards to be done, those of earlier rounds first. Shards that are added meanwhile come too."""
         after = (-1, -1, -1)
         while True:
-            with self._guarded():
-                page = self._db.execute(
+            with self._reading():
+                rows = self._db.execute(
                     f"SELECT {_SHARD} FROM shards WHERE done_at IS NULL AND (round, first, id) > (?, ?, ?) "
                     "ORDER BY round, first, id LIMIT ?",
                     (*after, _PAGE),
-                ).fetchall()
+                )
+                page = [_shard(row) for row in rows]
             if not page:
                 return
-            for row in page:
-                yield _shard(row)
-            last = _shard(page[-1])
-            after = (last.round, last.first, last.id)
+            yield from page
+            after = _place(page[-1])
 
     def receipts(self) -> dict[int, dict[str, Any]]:
         """The store's receipts of the shards that are done."""
-        with self._guarded():
+        with self._reading():
             rows = self._db.execute("SELECT id, receipt FROM shards WHERE done_at IS NOT NULL")
             return {id_: msgspec.json.decode(receipt) for id_, receipt in rows}
 
@@ -267,19 +286,17 @@ class Ledger:
         """The shards that are done, without their failures, in the order of the input."""
         after = (-1, -1, -1)
         while True:
-            with self._guarded():
-                page = self._db.execute(
+            with self._reading():
+                rows = self._db.execute(
                     f"SELECT {_SHARD}, lines, size, sha256, receipt FROM shards "
                     "WHERE done_at IS NOT NULL AND (round, first, id) > (?, ?, ?) ORDER BY round, first, id LIMIT ?",
                     (*after, _PAGE),
-                ).fetchall()
+                )
+                page = [_commit(row) for row in rows]
             if not page:
                 return
-            for row in page:
-                lines, size, sha256, receipt = row[-4:]
-                yield Commit(_shard(row), Written(lines, size, sha256), receipt=msgspec.json.decode(receipt))
-            last = _shard(page[-1])
-            after = (last.round, last.first, last.id)
+            yield from page
+            after = _place(page[-1].shard)
 
     def commit(self, commit: Commit, *, run: int, now: float) -> None:
         """Marks a shard as done, with its failures; what was left of it becomes a new shard."""
@@ -320,7 +337,7 @@ class Ledger:
     # --- what became of it --------------------------------------------------------------------------------------------
 
     def totals(self) -> Totals:
-        with self._guarded():
+        with self._reading():
             shards, done, fetched, size, pending, retrying = self._db.execute(
                 "SELECT count(*), count(done_at), coalesce(sum(lines), 0), coalesce(sum(size), 0), "
                 "coalesce(sum(tokens) FILTER (WHERE done_at IS NULL), 0), "
@@ -338,21 +355,21 @@ class Ledger:
         """Rows without an answer, in the order of the input."""
         after = 0
         while True:
-            with self._guarded():
-                page = self._db.execute(
+            with self._reading():
+                rows = self._db.execute(
                     "SELECT line, kind, error, message, key, token_fingerprint, flinks_code, status, attempts, instance "
                     "FROM failures WHERE line > ? ORDER BY line LIMIT ?",
                     (after, _PAGE),
-                ).fetchall()
+                )
+                page = [_failure(row) for row in rows]
             if not page:
                 return
-            for line, kind, error, message, key, *rest in page:
-                yield Failure(line, kind, error, message, None if key is None else msgspec.json.decode(key), *rest)
-            after = page[-1][0]
+            yield from page
+            after = page[-1].line
 
     def failure_counts(self, most: int) -> list[tuple[FailureKind, str, str | None, int | None, int]]:
         """(kind, error, FlinksCode, status, rows) of the `most` most frequent failures, the most frequent one first."""
-        with self._guarded():
+        with self._reading():
             return self._db.execute(
                 "SELECT kind, error, flinks_code, status, count(*) FROM failures "
                 "GROUP BY 1, 2, 3, 4 ORDER BY 5 DESC, 1, 2, 3, 4 LIMIT ?",
@@ -374,17 +391,15 @@ class Ledger:
 
     def runs(self) -> list[dict[str, Any]]:
         """All runs so far; one that was killed has no end."""
-        with self._guarded():
-            rows = self._db.execute(
-                "SELECT id, started, ended, state, reason, summary FROM runs ORDER BY id"
-            ).fetchall()
-        return [
-            {
-                "run": id_, "started": started, "ended": ended, "state": state, "reason": reason,
-                "summary": None if summary is None else msgspec.json.decode(summary),
-            }
-            for id_, started, ended, state, reason, summary in rows
-        ]  # fmt: skip
+        with self._reading():
+            rows = self._db.execute("SELECT id, started, ended, state, reason, summary FROM runs ORDER BY id")
+            return [
+                {
+                    "run": id_, "started": started, "ended": ended, "state": state, "reason": reason,
+                    "summary": None if summary is None else msgspec.json.decode(summary),
+                }
+                for id_, started, ended, state, reason, summary in rows
+            ]  # fmt: skip
 
     def add_sample(self, run: int, now: float, sample: Mapping[str, Any]) -> None:
         """Adds figures of one moment, for the report."""
@@ -393,14 +408,16 @@ class Ledger:
 
     def samples(self) -> Iterator[dict[str, Any]]:
         """The figures of all moments, with `run` and `at` (seconds since 1970)."""
-        with self._guarded():
+        with self._reading():
             rows = self._db.execute("SELECT run, at, sample FROM samples ORDER BY run, at").fetchall()
         for run, at, sample in rows:
-            yield {"run": run, "at": at, **msgspec.json.decode(sample)}
+            with self._reading():
+                figures = {"run": run, "at": at, **msgspec.json.decode(sample)}
+            yield figures
 
     def problems(self) -> list[str]:
         """What SQLite finds wrong with the file."""
-        with self._guarded():
+        with self._reading():
             found = [text for (text,) in self._db.execute("PRAGMA integrity_check")]
         return [] if found == ["ok"] else found
 
@@ -455,6 +472,21 @@ def _shard(row: tuple[Any, ...]) -> Shard:
     id_, first, last, offset, tokens, digest, round_, only = row[:8]
     rows = None if only is None else tuple(msgspec.json.decode(only))
     return Shard(id_, first, last, offset, tokens, digest, round_, rows)
+
+
+def _place(shard: Shard) -> tuple[int, int, int]:
+    """Where it stands in the order of shards."""
+    return shard.round, shard.first, shard.id
+
+
+def _commit(row: tuple[Any, ...]) -> Commit:
+    lines, size, sha256, receipt = row[-4:]
+    return Commit(_shard(row), Written(lines, size, sha256), receipt=msgspec.json.decode(receipt))
+
+
+def _failure(row: tuple[Any, ...]) -> Failure:
+    line, kind, error, message, key, *rest = row
+    return Failure(line, kind, error, message, None if key is None else msgspec.json.decode(key), *rest)
 
 
 _UNREADABLE: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CANTOPEN", "SQLITE_SCHEMA", "SQLITE_ERROR")

@@ -13,28 +13,12 @@ from ..secret import SecretFilter
 from .disk import PRIVATE_FILE
 
 _PUBLIC: Final = logging.getLogger("flinks_async.bulk")
-_FILES: Final = logging.getLogger("flinks_async.bulk.files")
-_FILES.propagate = False
-_FILES.setLevel(logging.INFO)
-
-
-class Log:
-    """Says things to the files of the open jobs, whatever the levels of the program's logging, and to the latter."""
-
-    def info(self, message: str, *values: object) -> None:
-        _FILES.info(message, *values)
-        _PUBLIC.info(message, *values)
-
-    def error(self, message: str, *values: object) -> None:
-        _FILES.error(message, *values)
-        _PUBLIC.error(message, *values)
-
-
-log: Final = Log()
 
 
 class JobLog(logging.Handler):
-    """Appends lines to a file, for its owner only. A disk that is full costs lines and nothing else."""
+    """Appends lines to a file, for its owner only, whatever the levels of the program's logging, and hands them to the
+    latter. A disk that is full costs lines and nothing else.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__(logging.INFO)
@@ -48,9 +32,15 @@ class JobLog(logging.Handler):
         self.setFormatter(formatter)
         self.addFilter(SecretFilter())
 
-    def attach(self) -> None:
-        """Begins to listen, until it is closed."""
-        _FILES.addHandler(self)
+    def info(self, message: str, *values: object) -> None:
+        self._say(logging.INFO, message, values)
+
+    def error(self, message: str, *values: object) -> None:
+        self._say(logging.ERROR, message, values)
+
+    def _say(self, level: int, message: str, values: tuple[object, ...]) -> None:
+        self.handle(_PUBLIC.makeRecord(_PUBLIC.name, level, "", 0, message, values, None))
+        _PUBLIC.log(level, message, *values)
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._file is not None:
@@ -58,7 +48,6 @@ class JobLog(logging.Handler):
                 os.write(self._file, (self.format(record) + "\n").encode())
 
     def close(self) -> None:
-        _FILES.removeHandler(self)
         if self._file is not None:
             os.close(self._file)
             self._file = None

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import msgspec
 from attrs import asdict, field, frozen
 
 from .disk import write_durably
-from .errors import JobMismatchError, LedgerError
+from .errors import InputError, JobMismatchError, LedgerError
+from .inputs import Layout
 
 VERSION: Final = 1
 
@@ -31,7 +32,7 @@ class Manifest:
         version: of this file's format.
     """
 
-    job: str
+    job: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
     created: str
     path: str
     size: int
@@ -42,11 +43,23 @@ class Manifest:
     shard_size: int
     version: int = field(default=VERSION)
 
+    def to_json(self) -> bytes:
+        """Raises:
+        InputError: a path in it is not UTF-8, so it could not be found again.
+        """
+        try:
+            return msgspec.json.format(msgspec.json.encode(asdict(self)), indent=2) + b"\n"
+        except UnicodeEncodeError:
+            pass
+        raise InputError(
+            "The name of the file of tokens, of the output, or of a folder of theirs is not UTF-8. Rename it."
+        )
+
     def save(self, path: Path) -> None:
         """Raises:
         StoreError: it cannot be written.
         """
-        write_durably(path, msgspec.json.format(msgspec.json.encode(asdict(self)), indent=2) + b"\n")
+        write_durably(path, self.to_json())
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -56,7 +69,7 @@ class Manifest:
         """
         try:
             data = path.read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             data = None
         except OSError as error:
             raise LedgerError(f"{path} cannot be read: {error.strerror}") from None
@@ -69,7 +82,9 @@ class Manifest:
                 raise LedgerError(
                     f"{path} was written by a newer version of flinks-async (format {version}); update it"
                 )
-            return cls(**values)
+            manifest = msgspec.convert(values, cls)
+            msgspec.convert(manifest.layout, Layout)
+            return manifest
         except (msgspec.DecodeError, TypeError, KeyError):
             pass
         raise LedgerError(f"{path} is broken")

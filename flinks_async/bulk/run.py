@@ -18,7 +18,6 @@ from . import crash_points
 from .errors import UnfitAnswerError
 from .executors import Executor, Work
 from .ledger import Ledger, Totals
-from .log import log
 from .progress import Phase, Progress, Rate
 from .records import Commit, Finished, State
 from .set_aside import without
@@ -74,6 +73,7 @@ class Run:
         self._ledger = ledger
         self._store = store
         self._rules = work.rules
+        self._log = work.log
         self._clock = clock or SystemClock()
         self._execution = executor.map_shards(work, self._next, self._take)
         self._writing, self._reading = worker or (Thread("flinks-async-store"), Thread("flinks-async-ledger"))
@@ -91,7 +91,7 @@ class Run:
     def stop(self, reason: str, state: State = "stopped") -> None:
         """Takes no more tokens; what is in flight has `Rules.drain` seconds to end. The first reason counts."""
         if self._execution.stopped is None:
-            log.info("no more tokens are taken: %s", reason)
+            self._log.info("no more tokens are taken: %s", reason)
         self._execution.stop(reason, state)
 
     async def go(self) -> Result:
@@ -104,7 +104,7 @@ class Run:
             InputChangedError: the file of tokens is not the same any more.
         """
         before = self._before
-        log.info("run begins: %d tokens in %d shards to do", before.pending, before.shards - before.shards_done)
+        self._log.info("run begins: %d tokens in %d shards to do", before.pending, before.shards - before.shards_done)
         beside: set[asyncio.Future[None]] = set()
         try:
             self._run = await self._writing.do(self._ledger.begin_run, self._clock.time())
@@ -114,7 +114,7 @@ class Run:
             await self._execution.go()
             return await self._end()
         except BaseException as error:
-            log.error("run broken off: %s", error if isinstance(error, FlinksError) else type(error).__name__)
+            self._log.error("run broken off: %s", error if isinstance(error, FlinksError) else type(error).__name__)
             raise
         finally:
             self._over = True
@@ -163,7 +163,7 @@ class Run:
         with suppress(OSError):
             finished.spool.unlink(missing_ok=True)
         shard = finished.shard
-        log.info(
+        self._log.info(
             "shard %d done: lines %d to %d, %d answers, %d failed, %d left",
             shard.id, shard.first, shard.last, finished.written.lines, len(finished.failures), len(finished.left),
         )  # fmt: skip
@@ -177,7 +177,7 @@ class Run:
                 unfit = error
             finished = without(finished, unfit, self._store.spool_compression)
             self._unfit += 1
-            log.info("line %d counts as failed: %s", unfit.line, unfit.message)
+            self._log.info("line %d counts as failed: %s", unfit.line, unfit.message)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -189,7 +189,7 @@ class Run:
         self._over = True
         progress = self.progress()
         await self._writing.do(self._write_end, state, reason, progress.to_dict())
-        log.info("run over: %s%s", state, f" ({reason})" if reason else "")
+        self._log.info("run over: %s%s", state, f" ({reason})" if reason else "")
         return Result(state, reason, totals, progress)
 
     def _write_end(self, state: State, reason: str, summary: dict[str, Any]) -> None:

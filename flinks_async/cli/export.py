@@ -36,6 +36,7 @@ def export(directory: str, out: str, force: bool) -> int:
     if out == STDIN:
         for piece in _pieces(lines, "none"):
             to_stdout(piece)
+        _say_what_is_left(directory)
         return Exit.OK
     file = LineFile(Path(out), force=force)
     file.check()
@@ -47,7 +48,14 @@ def export(directory: str, out: str, force: bool) -> int:
     finally:
         file.discard()
     say(f"Written: {out}")
+    _say_what_is_left(directory)
     return Exit.OK
+
+
+def _say_what_is_left(directory: str) -> None:
+    left = bulk.status(directory).totals.pending
+    if left:
+        say(f"The job is not done: {left:,} tokens are still to be fetched.")
 
 
 def _pieces(lines: Iterable[bytes], compression: Compression) -> Iterator[bytes]:

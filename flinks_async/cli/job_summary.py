@@ -22,7 +22,8 @@ def summary(state: str, reason: str, job: Job, totals: Totals, progress: Progres
     lines.append(f"  job: {job.directory} (store: {describe(job.manifest.store)}; {_files(totals)}{REPORT})")
     if state == "refused":
         lines.append(
-            f"{reason[:1].upper()}{reason[1:]}. {WHERE_SECRETS_COME_FROM}. {OTHER_HEADER_FORMS} (--auth-scheme)."
+            f"{reason[:1].upper()}{reason[1:]}. {WHERE_SECRETS_COME_FROM}. {OTHER_HEADER_FORMS} (--auth-scheme). "
+            "If the secret is good and just these tokens are dead, a larger --refused-after goes past them."
         )
     if totals.pending:
         lines.append("The same command goes on with the tokens that are left.")

@@ -27,8 +27,10 @@ def purge(directory: str, yes: bool) -> int:
 
 
 def _confirmed(directory: str) -> bool:
-    found = bulk.status(directory)
     if not stdin_is_terminal():
         raise Wrong("This removes data for good. To say that it is meant, add --yes.")
-    question = f"Remove the job in {directory} and its {found.totals.fetched:,} answers for good?"
-    return click.confirm(question, err=True)
+    try:
+        answers = f"its {bulk.status(directory).totals.fetched:,} answers"
+    except bulk.LedgerError:  # broken, or gone with a purge that was interrupted
+        answers = "its answers"
+    return click.confirm(f"Remove the job in {directory} and {answers} for good?", err=True)

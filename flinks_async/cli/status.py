@@ -10,7 +10,7 @@ import msgspec
 from attrs import asdict
 
 from .. import bulk
-from .console import debug_option
+from .console import debug_option, printable
 from .exit_codes import Exit, epilog
 from .job_summary import counted, describe
 from .options import directory_argument
@@ -37,7 +37,7 @@ def _plain(directory: str, found: bulk.Status) -> dict[str, Any]:
     manifest, totals = found.manifest, found.totals
     scanned = {} if found.scanned is None else asdict(found.scanned)
     return {
-        "directory": directory,
+        "directory": printable(directory),
         "job": manifest.job,
         "created": manifest.created,
         "input": {"path": manifest.path, "size": manifest.size, "sha256": manifest.sha256, "scanned": scanned or None},
@@ -61,7 +61,7 @@ def _text(directory: str, found: bulk.Status) -> bytes:
     else:
         lines.append(f"{totals.tokens:,} tokens in {totals.shards:,} shards, of which {totals.shards_done:,} are done:")
         lines += counted(totals, found.scanned.duplicates)
-    return "\n".join([*lines, *_runs(found.runs)]).encode()
+    return printable("\n".join([*lines, *_runs(found.runs)])).encode()
 
 
 def _runs(runs: list[dict[str, Any]]) -> list[str]:

@@ -192,8 +192,16 @@ def test_the_same_when_the_secret_has_worked_before(tmp_path: Path) -> None:
 
 def test_suspects_do_not_block_a_job_whose_other_tokens_fail(tmp_path: Path) -> None:
     fate = answers(lambda line: REFUSED if line in (1, 5) else KINDS["bad_request"])
-    bench = Bench(tmp_path, fate, rules=Rules(concurrency=2, open_shards=1)).run()
+    rules = Rules(concurrency=2, open_shards=1)
+    bench = Bench(tmp_path, fate, rules=rules, secret_is_good=True).run()
     assert set(bench.failures) == set(range(1, 13))
+
+
+@pytest.mark.parametrize("rules", [Rules(concurrency=2, open_shards=1), Rules(concurrency=9, open_shards=4)])
+def test_a_refused_secret_is_found_out_with_fewer_tokens_under_way_than_it_takes(tmp_path: Path, rules: Rules) -> None:
+    bench = Bench(tmp_path, REFUSED, shards=20, size=1, rules=rules).run()
+    assert bench.fetcher.stopped == ("refused", "the AuthSecret is refused (5 different tokens in a row)")
+    assert not bench.failures, "nobody knows yet what is wrong with them"
 
 
 @pytest.mark.parametrize(

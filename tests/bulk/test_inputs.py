@@ -60,13 +60,22 @@ class TestFormats:
             (Layout(instance_column="i"), "For --column and --instance-column, add --format"),
             (Layout(delimiter=";"), "--delimiter is for CSV"),
             (Layout("jsonl", delimiter=";"), "--delimiter is for CSV"),
-            (Layout("csv", "t", key_column="t"), "--key-column must be another column than --column"),
-            (Layout("jsonl", "t", instance_column="t"), "--instance-column must be another column than --column"),
         ],
     )
     def test_options_that_do_not_go_together(self, layout: Layout, says: str) -> None:
         with pytest.raises(InputError, match=says):
             layout.parser("tokens.txt")
+
+    @pytest.mark.parametrize("column", ["token", None])
+    @pytest.mark.parametrize(("name", "content"), [("t.csv", "token,id\na,1\n"), ("t.jsonl", '{"token":"a","id":1}\n')])
+    def test_the_column_of_the_tokens_is_never_written_to_the_output(
+        self, tmp_path: Path, name: str, content: str, column: str | None
+    ) -> None:
+        path = write(tmp_path / name, content)
+        with pytest.raises(InputError, match="--key-column must be another column than --column"):
+            InputFile(path, Layout(column=column, key_column="token"))
+        with pytest.raises(InputError, match="--instance-column must be another column than --column"):
+            InputFile(path, Layout(column=column, instance_column="token"))
 
 
 class TestFilesThatCannotBeUsed:

@@ -14,26 +14,32 @@ from typing import Any
 
 import pytest
 
-from flinks_async import ClientClosedError, FlinksClient, config
+from flinks_async import ClientClosedError, ConfigError, FlinksClient, config
 from flinks_async.bulk import (
     Commit,
     InputChangedError,
+    InputError,
     InputFile,
     Job,
     JobError,
     JobLockedError,
     JobMismatchError,
+    JSONLFile,
     JSONLParts,
     Layout,
     LedgerError,
     Result,
     Rules,
+    SQLiteStore,
+    Store,
+    StoreError,
     UnfitAnswerError,
     export,
     purge,
     status,
     verify,
 )
+from flinks_async.bulk.ledger import Ledger
 from flinks_async.bulk.thread import Here
 from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.faults import KINDS
@@ -117,6 +123,16 @@ def test_a_job_from_beginning_to_end(desk: Desk) -> None:
     assert "run over: complete" in log
 
 
+def test_two_jobs_in_one_process_have_their_own_logs(desk: Desk, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    other = Desk(tmp_path / "other", tokens=3)
+    with desk.job() as job, other.job() as another:
+        other.run(another)
+        desk.run(job)
+    assert (other.directory / "job.log").read_text().count("run over") == 1
+    assert "25 tokens" not in (other.directory / "job.log").read_text()
+
+
 def test_a_job_that_is_over_sends_nothing_more(desk: Desk) -> None:
     desk.complete()
     sent = len(desk.transport.requests)
@@ -169,6 +185,32 @@ def test_a_run_that_is_cancelled_keeps_what_was_committed(desk: Desk) -> None:
     desk.complete()
     assert set(desk.answers) == set(range(2, 27))
     assert len(desk.transport.requests) == 30
+
+
+@pytest.mark.parametrize("store", [JSONLFile, SQLiteStore])
+def test_a_run_after_one_that_broke_off_between_store_and_ledger_doubles_nothing(
+    desk: Desk, store: Callable[[], Store], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise StoreError("the disk is full")
+
+    with Job.start(desk.directory, desk.source(), store(), ORIGIN, shard_size=10) as job:
+        with monkeypatch.context() as patched, pytest.raises(StoreError, match="the disk is full"):
+            patched.setattr(Ledger, "commit", full)
+            desk.run(job)
+        desk.transport.answers["token-3"] = KINDS["bad_request"]  # so that a shard would not be the same again
+        assert desk.run(job).state == "complete"
+    assert verify(desk.directory) == []
+
+
+def test_a_stop_in_an_outage_keeps_what_there_is_and_leaves_the_rest(desk: Desk) -> None:
+    desk.transport.default = KINDS["http_503"]
+    desk.transport.answers |= {f"token-{number}": OK for number in range(1, 4)}
+    with desk.job() as job:
+        result = desk.run(job, Rules(max_duration=600, drain=5))
+    assert (result.state, result.reason) == ("stopped", "the time of 600 s is up")
+    assert result.totals.fetched == 3
+    assert result.totals.pending > 0
 
 
 def test_failed_tokens_and_their_retry(desk: Desk) -> None:
@@ -278,6 +320,45 @@ def test_a_file_of_tokens_that_moved_is_found_by_its_content(desk: Desk) -> None
         assert desk.run(job).state == "complete"
 
 
+def test_a_file_of_tokens_may_have_another_name_later(desk: Desk) -> None:
+    desk.job().close()
+    moved = desk.path.rename(desk.path.with_name("moved.bak"))
+    with Job.resume(desk.directory, path=moved) as job:
+        assert desk.run(job).state == "complete"
+    assert len(desk.answers) == 25
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8")
+def test_a_name_that_is_not_text_is_refused_before_anything_is_made(desk: Desk) -> None:
+    name = os.fsdecode(b"\xff.csv")
+    with pytest.raises(InputError, match="is not UTF-8"):
+        Job.start(desk.directory, desk.source(), JSONLFile(desk.path.with_name(name)), ORIGIN)
+    desk.path = desk.path.rename(desk.path.with_name(name))
+    with pytest.raises(InputError, match="is not UTF-8"):
+        desk.job()
+    assert not desk.directory.exists()
+
+
+def test_a_file_of_tokens_that_is_gone_is_named(desk: Desk) -> None:
+    desk.job().close()
+    desk.path.unlink()
+    with pytest.raises(InputError, match=r"was started with .*tokens\.csv; .* name it with --tokens"):
+        Job.resume(desk.directory)
+
+
+@pytest.mark.parametrize("instance_column", [None, "user"])
+def test_clients_that_do_not_fit_the_input_are_refused_before_every_token_fails(
+    desk: Desk, instance_column: str | None
+) -> None:
+    source = desk.source(key_column=None, instance_column=instance_column)
+    wrong: Any = desk.client() if instance_column else {"u-2": desk.client()}
+    with Job.start(desk.directory, source, JSONLParts(), ORIGIN) as job:
+        for clients in (wrong, {}):
+            with pytest.raises(ConfigError, match="run it with"):
+                asyncio.run(job.run(clients))
+        assert job.totals.pending == 25
+
+
 def test_a_folder_of_other_things_is_not_touched(desk: Desk) -> None:
     desk.directory.mkdir()
     (desk.directory / "holiday.jpg").write_text("x")
@@ -287,6 +368,16 @@ def test_a_folder_of_other_things_is_not_touched(desk: Desk) -> None:
     for look in (status, verify, purge, Job.resume):
         with pytest.raises(JobMismatchError, match=r"has no manifest.json"):
             look(desk.directory)
+
+
+@pytest.mark.parametrize("name", ["failed.jsonl", "report.json", "ledger.sqlite", "duplicates.jsonl", "spools/answers"])
+def test_answers_cannot_go_where_the_job_writes_something_else(desk: Desk, name: str) -> None:
+    path = desk.directory / name
+    with pytest.raises(ConfigError, match="needs for itself; let the answers go elsewhere"):
+        Job.start(desk.directory, desk.source(), JSONLFile(path), ORIGIN)
+    assert not desk.directory.exists()
+    with Job.start(desk.directory, desk.source(), JSONLFile(desk.directory / "mine.jsonl"), ORIGIN) as job:
+        assert desk.run(job).state == "complete"
 
 
 def test_two_processes_cannot_have_the_same_job(desk: Desk) -> None:
@@ -334,6 +425,31 @@ def test_a_broken_manifest_is_refused(desk: Desk) -> None:
         desk.job()
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"layout": []}, {"layout": {"column": 5}}, {"store": 5}, {"origin": []}, {"size": "1"}, {"job": "../../x"},
+        {"path": None}, {"shard_size": "x"}, {"created": 5},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_manifest_that_somebody_edited_is_refused(desk: Desk, change: dict[str, Any]) -> None:
+    desk.job().close()
+    path = desk.directory / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    for use in (desk.job, lambda: Job.resume(desk.directory), lambda: status(desk.directory)):
+        with pytest.raises(LedgerError, match=r"manifest\.json is broken"):
+            use()
+
+
+def test_a_file_is_no_directory_of_a_job(desk: Desk) -> None:
+    desk.directory.write_text("mine")
+    with pytest.raises(JobMismatchError, match="is a file, and a job needs a directory"):
+        desk.job()
+    with pytest.raises(JobMismatchError, match="is not the directory of a job"):
+        status(desk.directory)
+
+
 def test_an_input_that_changes_while_it_is_fetched_ends_the_run(desk: Desk) -> None:
     with desk.job() as job:
         desk.write([f"other-{number}" for number in range(25)])
@@ -367,6 +483,13 @@ def test_purge_removes_the_job_and_nothing_else(desk: Desk) -> None:
         "notes.txt", "parts", "parts/mine.jsonl",
     ]  # fmt: skip
     assert desk.path.exists()
+
+
+def test_purge_needs_no_ledger_so_one_that_was_interrupted_can_be_repeated(desk: Desk) -> None:
+    desk.complete()
+    (desk.directory / "ledger.sqlite").unlink()
+    assert any("3 files of answers" in line for line in purge(desk.directory))
+    assert not desk.directory.exists()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")

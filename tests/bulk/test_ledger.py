@@ -169,7 +169,7 @@ def test_a_missing_ledger_is_never_made_anew(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("damage", ["text", "zeros", "middle"])
+@pytest.mark.parametrize("damage", ["text", "zeros", "middle", "names"])
 def test_a_broken_ledger_is_refused(ledger: Ledger, damage: str) -> None:
     ledger.close()
     data = bytearray(ledger.path.read_bytes())
@@ -177,11 +177,31 @@ def test_a_broken_ledger_is_refused(ledger: Ledger, damage: str) -> None:
         data[:] = b"not a database" * 100
     elif damage == "zeros":
         data[: len(data) // 2] = bytes(len(data) // 2)
+    elif damage == "names":
+        data = data.replace(b"KEY (run, at)", b"K\xe6Y (run, at)")
     else:
         data[4096:] = os.urandom(len(data) - 4096)
     ledger.path.write_bytes(data)
     with pytest.raises(LedgerError, match=r"cannot be understood|not a ledger"):
         Ledger(ledger.path).totals()
+
+
+@pytest.mark.parametrize(
+    ("change", "read"),
+    [
+        ("UPDATE shards SET done_at = 1, lines = 1, size = 1, sha256 = '', receipt = x'7bff'", "receipts"),
+        ("UPDATE shards SET done_at = 1, lines = 1, size = 1, sha256 = '', receipt = NULL", "commits"),
+        ("UPDATE shards SET only_rows = x'7b'", "pending"),
+        ("INSERT INTO failures VALUES (1, 'final', 'E', 'm', x'7b', NULL, NULL, NULL, 1, NULL)", "failures"),
+        ("INSERT INTO runs VALUES (1, 1.0, 1.0, 'complete', '', x'7b')", "runs"),
+        ("INSERT INTO samples VALUES (1, 1.0, x'7b')", "samples"),
+        ("INSERT OR REPLACE INTO meta VALUES ('plan', '{}')", "plan"),
+    ],
+)
+def test_a_value_that_no_job_writes_means_a_broken_ledger(ledger: Ledger, change: str, read: str) -> None:
+    ledger._db.execute(change)
+    with pytest.raises(LedgerError, match=r"ledger\.sqlite is broken"):
+        list(getattr(ledger, read)())
 
 
 def test_a_newer_ledger_is_refused(ledger: Ledger) -> None:

@@ -196,7 +196,9 @@ def test_a_compression_that_there_is_not() -> None:
 
 def test_files_are_the_owners_alone(bench: Bench) -> None:
     bench.start().put_missing(0)
-    assert {p.stat().st_mode & 0o777 for p in bench.place.parts.rglob("*") if p.is_file()} == {0o600}
+    made = [bench.place.parts, *bench.place.parts.rglob("*")]
+    assert {p.stat().st_mode & 0o777 for p in made if p.is_file()} == {0o600}
+    assert {p.stat().st_mode & 0o777 for p in made if p.is_dir()} == {0o700}
 
 
 def test_purge_says_how_many_files(bench: Bench) -> None:

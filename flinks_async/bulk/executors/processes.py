@@ -19,7 +19,6 @@ from ..directory import empty
 from ..disk import make_folder
 from ..errors import WorkerError
 from ..figures import Figures, sum_of
-from ..log import log
 from ..records import Finished, State
 from ..tasks import Task
 from .clients import describe
@@ -179,7 +178,9 @@ class ProcessesExecution:
             empty(folder)
         if over:
             return None
-        log.error("worker process %d died by %s; %d shards are handed out again", worker.pid, how, len(worker.tasks))
+        self._work.log.error(
+            "worker process %d died by %s; %d shards are handed out again", worker.pid, how, len(worker.tasks)
+        )
         return how
 
     async def _attend(self, worker: WorkerProcess, storing: set[asyncio.Future[None]]) -> bool:

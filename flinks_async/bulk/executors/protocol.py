@@ -12,6 +12,7 @@ from ...client import FlinksClient
 from ..compression import Compression
 from ..figures import Figures
 from ..inputs import InputFile
+from ..log import JobLog
 from ..records import Finished, State
 from ..rules import Rules
 from ..tasks import Task
@@ -32,6 +33,7 @@ class Work:
         compression: of these files.
         rules: how to work, and when to stop. They hold for all places of work together.
         secret_is_good: the AuthSecret has worked before in this job.
+        log: of the job.
     """
 
     source: InputFile
@@ -41,6 +43,7 @@ class Work:
     compression: Compression
     rules: Rules
     secret_is_good: bool
+    log: JobLog = field(repr=False)
 
 
 class Execution(Protocol):

@@ -31,6 +31,7 @@ class InputFile:
         layout: how to read it.
 
     Attributes:
+        layout: as given, with what the file's name says in the place of `auto`.
         size: of the file in bytes, as it is.
         compression: of the file.
         seekable: it can be read from the offset of any line.
@@ -43,7 +44,7 @@ class InputFile:
 
     def __init__(self, path: str | os.PathLike[str], layout: Layout | None = None) -> None:
         self.path = Path(path)
-        self.layout = Layout() if layout is None else layout
+        self.layout = (layout or Layout()).for_file(os.fspath(path))
         if os.fspath(path) == STDIN:
             raise InputError(
                 "A job reads its tokens again when it goes on, so it takes them from a file, not from '-'."
@@ -52,7 +53,7 @@ class InputFile:
         self.columns = self.parser()
         self._seen = self._look()
         self.size = self._seen[0]
-        if self.layout.format_of(os.fspath(self.path)) == "parquet":
+        if self.layout.format == "parquet":
             with self.raw() as raw:
                 names = (self.layout.column, self.layout.key_column, self.layout.instance_column)
                 self._parquet = ParquetColumns.find(raw, *names)

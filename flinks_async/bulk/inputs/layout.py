@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import Final, Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..errors import InputError
 from .rows import RowParser, TextParser
@@ -46,13 +46,21 @@ class Layout:
         """The format of a file of that name; never `auto`."""
         return _SUFFIXES.get(_suffix(path), "text") if self.format == "auto" else self.format
 
+    def for_file(self, path: str) -> Layout:
+        """The same with what the name of a file says, so that the file may have another name later."""
+        chosen, delimiter = self.format_of(path), self.delimiter
+        if chosen == "csv" and delimiter is None:
+            delimiter = "\t" if _suffix(path) == ".tsv" else ","
+        return evolve(self, format=chosen, delimiter=delimiter)
+
     def parser(self, path: str) -> RowParser:
         """The parser for a file of that name. A Parquet file is read as JSONL (see `parquet`).
 
         Raises:
             InputError: options that do not go together.
         """
-        chosen = self.format_of(path)
+        named = self.for_file(path)
+        chosen = named.format
         columns = {"--key-column": self.key_column, "--instance-column": self.instance_column}
         given = [option for option, name in columns.items() if name is not None]
         if chosen == "text" and (self.column is not None or given):
@@ -62,15 +70,9 @@ class Layout:
             raise InputError("--delimiter is for CSV files; add --format csv.")
         if chosen == "text":
             return TextParser()
-        for option in given:
-            if columns[option] == self.column:
-                raise InputError(
-                    f"{option} must be another column than --column: its values are written to the output."
-                )
         if chosen in ("jsonl", "parquet"):
             return JSONLParser(self.column, self.key_column, self.instance_column)
-        delimiter = self.delimiter or ("\t" if _suffix(path) == ".tsv" else ",")
-        return CSVParser(self.column, self.key_column, delimiter, self.instance_column)
+        return CSVParser(self.column, self.key_column, named.delimiter or ",", self.instance_column)
 
 
 def _suffix(path: str) -> str:

@@ -15,7 +15,7 @@ from attrs import frozen
 from ...errors import ConfigError
 from ..compression import Compression, Corrupt
 from ..errors import InputError
-from .rows import choose_column
+from .rows import choose_beside, choose_column
 from .rows_jsonl import JSONLParser
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class ParquetColumns:
         _check_type(schema, chosen.token, _is_text, "text")
         for name, option in ((key, "--key-column"), (instance, "--instance-column")):
             if name is not None:
-                choose_column(schema.names, name, option)
+                choose_beside(schema.names, chosen.token, name, option)
         if key is not None:
             _check_type(schema, key, _is_plain, "text, a number, a date or a time")
         if instance is not None:

@@ -142,6 +142,19 @@ def choose_column(names: Sequence[str], asked: str | None, option: str = "--colu
     raise InputError(f"{problem} The columns are: {_listed(names)}.")
 
 
+def choose_beside(names: Sequence[str], tokens: str, asked: str, option: str) -> str:
+    """The name of another column than that of the tokens.
+
+    Raises:
+        InputError: it is that one; and as `choose_column`.
+    """
+    if asked == tokens:
+        raise InputError(
+            f"{option} must be another column than --column, which holds the tokens: its values are written to the output."
+        )
+    return choose_column(names, asked, option)
+
+
 def _listed(names: Sequence[str], limit: int = 50) -> str:
     shown = [_shown(name) for name in names[:limit]]
     return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")

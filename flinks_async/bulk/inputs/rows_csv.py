@@ -11,7 +11,7 @@ from attrs import frozen
 from ...secret import Secret
 from ..errors import InputError
 from .lines import BadLine, Line
-from .rows import NO_KEY, Note, Row, Token, choose_column
+from .rows import NO_KEY, Note, Row, Token, choose_beside, choose_column
 
 _MAX_LINES_OF_A_ROW: Final = 100
 _MAX_ROW: Final = 1024 * 1024
@@ -143,13 +143,14 @@ class CSVParser:
 
     def _read_header(self, fields: list[str]) -> _Header:
         names = [name.strip() for name in fields]
+        tokens = choose_column(names, self._column)
 
         def place(asked: str | None, option: str) -> int | None:
-            return None if asked is None else names.index(choose_column(names, asked, option))
+            return None if asked is None else names.index(choose_beside(names, tokens, asked, option))
 
         return _Header(
             len(names),
-            names.index(choose_column(names, self._column)),
+            names.index(tokens),
             place(self._key_column, "--key-column"),
             place(self._instance_column, "--instance-column"),
         )

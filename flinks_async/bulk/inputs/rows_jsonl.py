@@ -10,7 +10,7 @@ import msgspec
 from ...secret import Secret
 from .check import holds_token
 from .lines import BadLine, Line
-from .rows import NO_KEY, Note, Row, Token, choose_column
+from .rows import NO_KEY, Note, Row, Token, choose_beside, choose_column
 
 
 class JSONLParser:
@@ -75,7 +75,7 @@ class JSONLParser:
     def _choose(self, names: list[str]) -> None:
         self._column = choose_column(names, self._column)
         if self._key_column is not None:
-            choose_column(names, self._key_column, "--key-column")
+            choose_beside(names, self._column, self._key_column, "--key-column")
         if self._instance_column is not None:
-            choose_column(names, self._instance_column, "--instance-column")
+            choose_beside(names, self._column, self._instance_column, "--instance-column")
         self.ready = True

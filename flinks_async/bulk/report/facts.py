@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
-import msgspec
 from attrs import field, frozen
 
 from ..errors import JobError
@@ -116,10 +115,9 @@ def gather(folder: Path) -> Facts:
     manifest = Manifest.load(folder / MANIFEST)
     ledger = Ledger(folder / LEDGER)
     try:
-        plan = ledger.get("plan")
-        if plan is None:
+        scanned = ledger.plan()
+        if scanned is None:
             raise JobError(f"the job in {folder} has not read its input through yet, so there is nothing to report")
-        scanned = msgspec.json.decode(plan, type=Scanned)
         every = ledger.runs()
         runs = tuple(every[-MOST_RUNS:])
         shown = {run["run"] for run in runs}
