@@ -22,7 +22,7 @@ from .config import Connection, Limits, Retry, Settings, Timeouts, check_secret,
 from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError
 from .fanout import Outcome, Source, fan_out
 from .local import LoopLocal, Pool
-from .messages import Call, Handler, Middleware, Request, Response, compose
+from .messages import Call, Handler, Middleware, Request, Response, checked, compose
 from .middleware.attempt import Attempt, Observed
 from .middleware.auth import AuthMiddleware, SecretProvider, SecretSource
 from .middleware.governor import Governor
@@ -176,7 +176,7 @@ class FlinksClient:
         attempt: Handler = Attempt(transport, self._codec, clock, settings.timeouts, settings.retry)
         if observers:
             attempt = Observed(attempt, observers)
-        chain: list[Middleware] = [*options["middleware"]]
+        chain: list[Middleware] = [*map(checked, options["middleware"])]
         # What few ask for is imported when it is asked for.
         if options["coalesce"]:
             from .middleware.coalesce import CoalesceMiddleware
@@ -193,7 +193,7 @@ class FlinksClient:
             from .middleware.hedge import HedgeMiddleware
 
             chain.append(HedgeMiddleware(options["hedge"], clock))
-        return compose((*chain, *options["attempt_middleware"]), attempt)
+        return compose((*chain, *map(checked, options["attempt_middleware"])), attempt)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **options: Any) -> Self:

@@ -29,6 +29,7 @@ class Inflater:
         encoding: the value of Content-Encoding: identity, gzip, deflate, or up to three of them with commas.
         limit: the most bytes that may come out, and, of an encoded body, go in: an encoding can take in bytes without end
             and give none.
+        lenient: a body in another encoding, or not in its own, is taken for empty: for answers whose status says enough.
 
     Raises:
         ProtocolError: the encoding is not supported, or the data is not in it.
@@ -36,15 +37,20 @@ class Inflater:
         ResponseTooLargeError: more than `limit` bytes came out, or went in. No more than that and one step were produced.
     """
 
-    __slots__ = ("_codings", "_given", "_limit", "_total")
+    __slots__ = ("_codings", "_given", "_lenient", "_limit", "_total", "_unreadable")
 
-    def __init__(self, encoding: str, limit: int) -> None:
-        names = [name for part in encoding.split(",") if (name := part.strip().lower()) not in ("", "identity")]
-        if len(names) > MAX_CODINGS:
-            raise ProtocolError(f"the body is encoded more than {MAX_CODINGS} times")
-        self._codings = [_coding(name) for name in reversed(names)]
+    def __init__(self, encoding: str, limit: int, *, lenient: bool = False) -> None:
+        self._codings: list[_Zlib] = []
         self._limit = limit
+        self._lenient = lenient
+        self._unreadable = False
         self._total = self._given = 0
+        try:
+            self._codings = _codings(encoding)
+        except ProtocolError:
+            if not lenient:
+                raise
+            self._unreadable = True
 
     def feed(self, chunk: bytes) -> bytes:
         """The plain bytes that a chunk gives, perhaps none."""
@@ -53,10 +59,15 @@ class Inflater:
             if self._given > self._limit + STEP:  # what does not compress grows a little
                 raise ResponseTooLargeError(f"the encoded body is larger than {self._limit} bytes")
             parts: list[bytes] = []
-            self._run(0, chunk, parts)
+            try:
+                self._run(0, chunk, parts)
+            except ProtocolError:
+                if not self._lenient:
+                    raise
+                self._unreadable, self._codings = True, []
             return b"".join(parts)
         self._count(len(chunk))
-        return chunk
+        return b"" if self._unreadable else chunk
 
     def finish(self) -> bytes:
         """The rest (nothing, with the encodings of today). Raises if the body ended too early."""
@@ -79,6 +90,14 @@ class Inflater:
         self._total += size
         if self._total > self._limit:
             raise ResponseTooLargeError(f"the body is larger than {self._limit} bytes")
+
+
+def _codings(encoding: str) -> list[_Zlib]:
+    """In the order in which they are undone."""
+    names = [name for part in encoding.split(",") if (name := part.strip().lower()) not in ("", "identity")]
+    if len(names) > MAX_CODINGS:
+        raise ProtocolError(f"the body is encoded more than {MAX_CODINGS} times")
+    return [_coding(name) for name in reversed(names)]
 
 
 def _coding(name: str) -> _Zlib:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from attrs import define, evolve, field, frozen
 
 from .config import Endpoint
+from .errors import ConfigError
 from .models import NO_META, Meta, PartnerAccessResponse
 from .secret import Secret
 
@@ -156,3 +157,16 @@ def compose(middlewares: Iterable[Middleware], handler: Handler) -> Handler:
 
 def _bind(middleware: Middleware, call_next: Handler) -> Handler:
     return lambda request: middleware(request, call_next)
+
+
+def checked(middleware: Middleware) -> Middleware:
+    """A middleware of a user's, which must give a response: what it forgets to return is called by its name."""
+
+    async def link(request: Request, call_next: Handler, /) -> Response:
+        response: object = await middleware(request, call_next)
+        if isinstance(response, Response):
+            return response
+        name = getattr(middleware, "__qualname__", type(middleware).__qualname__)
+        raise ConfigError(f"the middleware {name} must return a Response, and returned {type(response).__name__}")
+
+    return link

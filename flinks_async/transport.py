@@ -116,7 +116,7 @@ class AiohttpTransport:
                 )
                 request.call.headers_came()
                 try:
-                    body = await self._read(answer.headers, answer.content, answer.connection)
+                    body = await self._read(answer.status, answer.headers, answer.content, answer.connection)
                 except BaseException:
                     answer.abort()
                     raise
@@ -153,7 +153,7 @@ class AiohttpTransport:
         )
         request.call.headers_came()
         try:
-            body = await self._read(response.headers, response.content, response.connection)
+            body = await self._read(response.status, response.headers, response.content, response.connection)
         except BaseException:
             response.close()
             raise
@@ -161,7 +161,7 @@ class AiohttpTransport:
         return Response(response.status, response.headers, body)
 
     async def _read(
-        self, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader, connection: Connection | None
+        self, status: int, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader, connection: Connection | None
     ) -> bytes:
         limit = self._max_body
         encoded, size = "Content-Encoding" in headers, content.total_bytes
@@ -171,7 +171,8 @@ class AiohttpTransport:
         if length.isdecimal() and int(length[:20]) > limit:
             raise ResponseTooLargeError(f"the body has {length} bytes, more than max_body = {limit}")
         # A list may be spread over several lines (RFC 9110, section 5.3).
-        inflater = Inflater(", ".join(headers.getall("Content-Encoding")) if encoded else "", limit)
+        encoding = ", ".join(headers.getall("Content-Encoding")) if encoded else ""
+        inflater = Inflater(encoding, limit, lenient=status >= 400)
         read = content.readany
         chunks: list[bytes] = []
         with _ended_with(content, connection):

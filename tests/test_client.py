@@ -482,3 +482,13 @@ async def test_a_large_answer_is_decoded_in_turns_with_the_rest_of_the_loop() ->
     assert sum(len(account.transactions) for account in answer.accounts) == 10_000
     assert answer == Codec().decode(large)
     assert answer.meta.attempts == 1
+
+
+@pytest.mark.parametrize("place", ["middleware", "attempt_middleware"])
+async def test_a_middleware_that_forgets_to_return_the_response_is_named(place: str) -> None:
+    async def forgetful(request: Request, call_next: Handler) -> Any:
+        await call_next(request)
+
+    async with client_of(InMemoryTransport(default=DOCUMENTED), **{place: [forgetful]}) as flinks:
+        with pytest.raises(ConfigError, match="forgetful must return a Response, and returned NoneType"):
+            await flinks.partner_access("token")

@@ -171,3 +171,20 @@ def test_plain_chunks_are_handed_through_as_they_are() -> None:
 def test_noise_is_an_error_of_ours_or_data(body: bytes, encoding: str) -> None:
     with suppress(FlinksError):
         inflate(encoding, body, 11, limit=MIB)
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [("br", b"abc"), ("gzip, " * 4 + "gzip", b"abc"), ("gzip", b"<html>")],
+)
+def test_where_the_status_says_enough_an_unreadable_body_is_empty(encoding: str, body: bytes) -> None:
+    inflater = Inflater(encoding, 64 * MIB, lenient=True)
+    assert inflater.feed(body) + inflater.feed(b"more") + inflater.finish() == b""
+    with pytest.raises(ProtocolError):
+        inflate(encoding, body)
+
+
+def test_an_unreadable_body_has_the_same_limit() -> None:
+    inflater = Inflater("br", 10, lenient=True)
+    with pytest.raises(ResponseTooLargeError):
+        inflater.feed(bytes(11))

@@ -9,6 +9,7 @@ from typing import Any
 from flinks_async import (
     APIStatusError,
     AttemptTimeoutError,
+    AuthenticationError,
     EmptyBodyError,
     Limits,
     NotFoundError,
@@ -17,6 +18,7 @@ from flinks_async import (
     ReadError,
     RedirectError,
     ResponseTooLargeError,
+    ServerError,
 )
 from flinks_async.testing import Close, Flood, Respond, Send
 
@@ -125,6 +127,22 @@ ROWS = [
     encoded("32h", "ten encodings", ", ".join(["gzip"] * 10), GZIPPED, ProtocolError, 3),
     encoded("32i", "gzip not labelled", "identity", GZIPPED, NotJSONError, 2, status=200),
     encoded("32j", "an empty body labelled gzip", "gzip", b"", EmptyBodyError, 2, status=200),
+    row(
+        "32k",
+        "401 with a body in br: its status counts",
+        Respond(401, b"\x0b\x02\x80abc\x03", {"Content-Encoding": "br"}),
+        AuthenticationError,
+        1,
+        status=401,
+    ),
+    row(
+        "32l",
+        "503 with a body that is not the gzip that it says",
+        Respond(503, b"<html>not gzip</html>", {"Content-Encoding": "gzip"}),
+        ServerError,
+        3,
+        status=503,
+    ),
     encoded("33", "gzip bomb", "gzip", BOMB, ResponseTooLargeError, 1, options=CAPPED),
     encoded(
         "33a",
