@@ -40,6 +40,7 @@ def instances(flinks_server: FlinksServer, other_server: FlinksServer, tmp_path:
 async def test_each_token_goes_to_its_instance_with_the_right_secret(
     flinks_server: FlinksServer, other_server: FlinksServer, tokens: Path, instances: Path, tmp_path: Path
 ) -> None:
+    write(tokens, tokens.read_text().replace("c-1,gamma\n", ""))
     job = tmp_path / "job"
     args = ("fetch", tokens, "--job", job, "--column", "token", "--instance-column", "place", "--instances", instances)
     result = await cli(*args, ACME_SECRET=flinks_server.auth_secret)
@@ -50,24 +51,34 @@ async def test_each_token_goes_to_its_instance_with_the_right_secret(
         4: flinks_server.expected("a-2"),
     }
     failed = {record["line"]: record for record in records(job / "failed.jsonl")}
-    assert failed[5]["message"] == "there are no settings for the instance 'gamma'"
-    assert failed[6]["message"] == "the instance is missing"
+    assert failed[5]["message"] == "the instance is missing"
     again = await cli("retry", job, "--class", "all", "--instances", instances, ACME_SECRET=flinks_server.auth_secret)
     assert again.exit_code == Exit.FAILED
     assert (flinks_server.stats.requests, other_server.stats.requests) == (2, 1)
 
 
-async def test_an_instance_that_is_added_gets_its_tokens_with_retry(
+async def test_an_instance_without_settings_is_named_at_once_and_with_them_the_same_command_goes_on(
     flinks_server: FlinksServer, tokens: Path, instances: Path, tmp_path: Path
 ) -> None:
     job = tmp_path / "job"
     env = {"ACME_SECRET": flinks_server.auth_secret}
     args = ("fetch", tokens, "--job", job, "--column", "token", "--instance-column", "place", "--instances", instances)
-    await cli(*args, **env)
+    result = await cli(*args, **env)
+    assert result.exit_code == Exit.USAGE
+    assert "no settings for these instances of the input: 'gamma' (1 tokens); nothing was sent" in result.stderr
+    assert flinks_server.stats.requests == 0
     with instances.open("a") as more:
         more.write(f'[gamma]\nsecret_env = "ACME_SECRET"\nbase_url = "{flinks_server.base_url}"\n')
-    await cli("retry", job, "--class", "all", "--instances", instances, **env)
+    await cli(*args, **env)
     assert answers(job).keys() == {2, 3, 4, 5}
+
+
+async def test_a_dry_run_tells_the_instances(tokens: Path) -> None:
+    result = await cli("fetch", tokens, "--column", "token", "--instance-column", "place", "--dry-run")
+    assert result.exit_code == Exit.OK, result.stderr
+    assert [line.split()[:2] for line in result.stdout.splitlines() if "this instance" in line] == [
+        ["acme", "2"], ["beta-ca", "1"], ["gamma", "1"],
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """Bulk jobs: a file of tokens becomes answers in a store, over as many runs as it takes.
 
     source = InputFile("tokens.csv", Layout(column="token", key_column="user"))
-    with Job.start("jobs/2026-11", source, JSONLParts("zstd"), {"": "acme-api.private.fin.ag"}) as job:
+    with Job.start("jobs/2026-11", source, JSONLParts("zstd")) as job:
         async with FlinksClient("acme", secret, settings=config.bulk()) as client:
             result = await job.run(client)
 

@@ -7,7 +7,8 @@ import datetime as dt
 import os
 import uuid
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -17,7 +18,7 @@ from attrs import asdict
 
 from ..client import FlinksClient
 from ..clock import Clock
-from ..errors import ConfigError
+from ..errors import ConfigError, FlinksError
 from .directory import empty, enter, new_ledger, refuse_own_name
 from .disk import make_folder
 from .errors import InputChangedError, InputError, JobError, JobMismatchError
@@ -80,7 +81,7 @@ class Job:
         directory: str | os.PathLike[str],
         source: InputFile,
         store: Store,
-        origin: Mapping[str, str],
+        origin: Mapping[str, str] | None = None,
         *,
         shard_size: int = SHARD_SIZE,
         on_scan: OnScan | None = None,
@@ -116,7 +117,7 @@ class Job:
             size=size,
             sha256=sha256,
             layout=asdict(source.layout),
-            origin=dict(origin),
+            origin=dict(origin or {}),
             store=described,
             shard_size=shard_size,
         )
@@ -132,7 +133,13 @@ class Job:
                 manifest = asked
                 ledger = new_ledger(folder, manifest.job)
                 manifest.save(found)
-            return cls._open(folder, manifest, ledger, store, source, resources, on_scan)
+            try:
+                return cls._open(folder, manifest, ledger, store, source, resources, on_scan)
+            except FlinksError:
+                if manifest is asked:  # nothing has begun, so the next try may ask for something else
+                    with suppress(OSError):
+                        found.unlink()
+                raise
 
     @classmethod
     def resume(
@@ -279,6 +286,13 @@ class Job:
                 raise ConfigError("the tokens of this job name no instance: run it with one client")
         elif None in clients or not clients:
             raise ConfigError("the tokens of this job name their instance: run it with a client for each name")
+        missing = {name: count for name, count in self.scanned.instances.items() if name not in clients}
+        if missing:
+            names = ", ".join(f"{name!r} ({count:,} tokens)" for name, count in islice(missing.items(), 5))
+            more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
+            raise ConfigError(
+                f"there are no settings for these instances of the input: {names}{more}; nothing was sent"
+            )
 
     def stop(self, reason: str = "it was asked to") -> None:
         """Lets a run take no more tokens, and end. To be called in its event loop."""

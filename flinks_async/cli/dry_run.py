@@ -56,6 +56,7 @@ def _counted(scanned: Scanned) -> list[str]:
         ("header", scanned.header, ""),
         ("continued", scanned.continued, "line breaks inside of quotes"),
         ("shards", scanned.shards, ""),
+        *((f"  {name}", count, "tokens of this instance") for name, count in scanned.instances.items()),
     )
     title = f"{scanned.lines:,} lines, {scanned.size:,} bytes"
     return [

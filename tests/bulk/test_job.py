@@ -263,7 +263,7 @@ def test_invalid_rows_are_named_by_line(desk: Desk) -> None:
 
 
 def test_several_instances(desk: Desk) -> None:
-    desk.path.write_text("token,bank\nt-1,acme\nt-2,zeta\nt-1,zeta\nt-3,other\n")
+    desk.path.write_text("token,bank\nt-1,acme\nt-2,zeta\nt-1,zeta\nt-3,\n")
     source = InputFile(desk.path, Layout(column="token", instance_column="bank"))
     other = InMemoryTransport({}, default={**OK, "RequestId": "zeta"})
 
@@ -273,12 +273,29 @@ def test_several_instances(desk: Desk) -> None:
 
     with Job.start(desk.directory, source, JSONLParts(), {"acme": "a", "zeta": "z"}) as job:
         result = run_virtual(main(job))
-    assert (result.totals.fetched, result.totals.failed) == (3, 1)
+    assert (result.totals.fetched, result.totals.invalid) == (3, 1)
     assert (len(desk.transport.requests), len(other.requests)) == (1, 2)
     assert {line: (record["instance"], record["response"]["RequestId"]) for line, record in desk.answers.items()} == {
         2: ("acme", "r"), 3: ("zeta", "zeta"), 4: ("zeta", "zeta"),
     }  # fmt: skip
-    assert desk.failed[5]["instance"] == "other"
+    assert desk.failed[5]["message"] == "the instance is missing"
+
+
+def test_an_instance_without_a_client_is_named_before_anything_is_sent(desk: Desk) -> None:
+    desk.path.write_text("token,bank\nt-1,acme\nt-2,zeta\nt-3,zeta\n")
+    source = InputFile(desk.path, Layout(column="token", instance_column="bank"))
+
+    async def main(job: Job) -> None:
+        async with desk.client() as acme:
+            await job.run({"acme": acme}, clock=VirtualClock(), worker=HERE)
+
+    with Job.start(desk.directory, source, JSONLParts(), {"acme": "a"}) as job:
+        assert job.scanned.instances == {"acme": 1, "zeta": 2}
+        with pytest.raises(ConfigError, match=r"no settings for these instances of the input: 'zeta' \(2 tokens\)"):
+            run_virtual(main(job))
+    assert desk.transport.requests == []
+    with Job.start(desk.directory, source, JSONLParts(), {"acme": "a", "zeta": "z"}):  # which was added now
+        pass
 
 
 def test_a_client_that_is_closed_breaks_a_run_off_and_fails_no_token(desk: Desk) -> None:
@@ -562,3 +579,20 @@ def test_a_store_that_calls_an_answer_unfit_which_it_was_not_given_ends_the_run(
     monkeypatch.setattr(JSONLParts, "put", refuse)
     with desk.job() as job, pytest.raises(UnfitAnswerError):
         desk.run(job)
+
+
+def test_a_start_that_was_refused_leaves_the_directory_for_the_right_one(desk: Desk, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no column 'tokne'"):
+        Job.start(desk.directory, desk.source(column="tokne"), JSONLParts())
+    with pytest.raises(StoreError):
+        Job.start(desk.directory, desk.source(), SQLiteStore(tmp_path / "missing" / "answers.sqlite"))
+    with desk.job() as job:
+        assert desk.run(job).state == "complete"
+
+
+def test_a_job_that_began_and_cannot_be_opened_now_keeps_its_directory(desk: Desk) -> None:
+    desk.complete()
+    (desk.directory / "ledger.sqlite").write_bytes(b"not a ledger")
+    with pytest.raises(LedgerError):
+        desk.job()
+    assert (desk.directory / "manifest.json").exists()

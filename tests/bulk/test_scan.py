@@ -106,7 +106,14 @@ class TestExamples:
         file = InputFile(write(tmp_path / "t.jsonl", text), Layout(column="t", instance_column="i"))
         result, sink = scanned(file, tmp_path)
         assert (result.tokens, sink.duplicates) == (2, {3: 1})
+        assert result.instances == {"acme": 2, "toolbox": 1}
         assert [token.instance for token in read_all(file, sink)] == ["acme", "toolbox", "acme"]
+
+    def test_a_column_with_too_many_instances_is_the_wrong_one(self, tmp_path: Path) -> None:
+        text = "t,i\n" + "".join(f"t-{number},i-{number}\n" for number in range(1001))
+        file = InputFile(write(tmp_path / "t.csv", text), Layout(column="t", instance_column="i"))
+        with pytest.raises(InputError, match="more than 1,000 instances"):
+            scanned(file, tmp_path)
 
     def test_instance_and_token_do_not_run_together(self, tmp_path: Path) -> None:
         file = InputFile(write(tmp_path / "t.csv", "t,i\nbc,a\nc,ab\n"), Layout(column="t", instance_column="i"))

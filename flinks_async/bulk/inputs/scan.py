@@ -8,10 +8,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Protocol
 
-from attrs import frozen
+from attrs import field, frozen
 
 from ...errors import ConfigError
 from ...secret import fingerprint
+from ..errors import InputError
 from ..records import Failure, Shard
 from .check import check
 from .draft import DraftShards
@@ -24,6 +25,9 @@ from .shard_digest import identity, shard_digest
 
 _BUCKETS: Final = "duplicates"
 _SHARDS: Final = "shards"
+
+MOST_INSTANCES: Final = 1000
+"""A column with more names holds something else."""
 
 
 class PlanSink(Protocol):
@@ -46,6 +50,7 @@ class Scanned:
     Attributes:
         shards: how many, those with nothing but duplicates included.
         size: bytes, decompressed.
+        instances: how many sendable tokens, duplicates included, name each instance; empty if none does.
     """
 
     lines: int
@@ -57,6 +62,7 @@ class Scanned:
     continued: int
     shards: int
     size: int
+    instances: dict[str, int] = field(factory=dict)
 
 
 def scan(
@@ -141,6 +147,7 @@ class _Scanner:
         self._drafts = drafts
         self._tokens = 0
         self._notes: Counter[NoteKind] = Counter()
+        self._instances: Counter[str] = Counter()
         self._shard: list[bytes] = []  # identities of the tokens of the shard that is not full yet
         self._first = self._last = self._offset = 0  # of that shard
 
@@ -175,6 +182,7 @@ class _Scanner:
             continued=notes["continued"],
             shards=len(self._drafts),
             size=size,
+            instances=dict(self._instances),
         )
 
     def _take(self, rows: Iterator[Row]) -> None:
@@ -183,6 +191,8 @@ class _Scanner:
             if isinstance(checked, Note):
                 self._note(checked)
                 continue
+            if checked.instance is not None:
+                self._count(checked.instance)
             who = identity(checked)
             self._duplicates.add(who, checked.line)
             if not self._shard:
@@ -191,6 +201,13 @@ class _Scanner:
             self._last = checked.line
             if len(self._shard) >= self._shard_size:
                 self._cut()
+
+    def _count(self, instance: str) -> None:
+        self._instances[instance] += 1
+        if len(self._instances) > MOST_INSTANCES:
+            raise InputError(
+                f"The instance column names more than {MOST_INSTANCES:,} instances by line {self.lines:,}. Is it the right one?"
+            )
 
     def _cut(self) -> None:
         digest = shard_digest(self._shard, self._key)
