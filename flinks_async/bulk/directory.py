@@ -64,6 +64,15 @@ def refuse_own_name(folder: Path, output: str | None) -> None:
         raise ConfigError(f"{output} is a place that the job needs for itself; let the answers go elsewhere")
 
 
+def take_back(folder: Path) -> None:
+    """Removes the manifest of a job that could not begin, so that the next try may ask for something else. Not if the store
+    has made anything there: that is the job's, and goes on with it.
+    """
+    with suppress(OSError):
+        if {entry.name for entry in folder.iterdir()} <= BEFORE_MANIFEST | {MANIFEST}:
+            (folder / MANIFEST).unlink()
+
+
 def lock(folder: Path, resources: ExitStack) -> None:
     try:
         from filelock import FileLock, Timeout

@@ -7,7 +7,7 @@ import datetime as dt
 import os
 import uuid
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -19,7 +19,7 @@ from attrs import asdict
 from ..client import FlinksClient
 from ..clock import Clock
 from ..errors import ConfigError, FlinksError
-from .directory import empty, enter, new_ledger, refuse_own_name
+from .directory import empty, enter, new_ledger, refuse_own_name, take_back
 from .disk import make_folder
 from .errors import InputChangedError, InputError, JobError, JobMismatchError
 from .executors import Executor, InProcess, Work
@@ -136,9 +136,8 @@ class Job:
             try:
                 return cls._open(folder, manifest, ledger, store, source, resources, on_scan)
             except FlinksError:
-                if manifest is asked:  # nothing has begun, so the next try may ask for something else
-                    with suppress(OSError):
-                        found.unlink()
+                if manifest is asked:
+                    take_back(folder)
                 raise
 
     @classmethod

@@ -324,7 +324,7 @@ async def test_a_worker_that_hangs_does_not_hold_up_a_stop_for_ever(
         os.kill(workers()[0], signal.SIGSTOP)
         job.stop()
 
-    assert (await asyncio.wait_for(slow.run(TWO, Rules(drain=1.0), stop), 20)).state == "stopped"
+    assert (await asyncio.wait_for(slow.run(TWO, Rules(drain=1.0), stop), 100)).state == "stopped"
     assert (await slow.run()).state == "complete"
     assert len(slow.answers) == 200
 
