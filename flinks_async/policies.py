@@ -67,7 +67,7 @@ class Adaptive:
         maximum: at most. 200.
         tolerance: the time to first byte may be so many times that of an idle instance. 2.0.
         decrease: the limit is multiplied by this when it takes longer, or by less when it takes much longer. 0.9.
-        loss: the limit is multiplied by this after a throttled, timed out or failed attempt. 0.7.
+        loss: the limit is multiplied by this after a throttled attempt, and when more than a tenth of them fail. 0.7.
         remember: seconds for which the time of an idle instance is believed; then it is measured again. 600.
     """
 

@@ -28,9 +28,10 @@ def limits_by_second(
     seconds: int = 120,
     slow: tuple[float, float] = (0.0, 0.0),
     demand: int = 1_000_000,
+    failing: float = 0.0,
     seed: int = 1,
 ) -> list[int]:
-    """The limit at each virtual second, when `demand` callers send as soon as they may."""
+    """The limit at each virtual second, when `demand` callers send as soon as they may, and a share of answers fails."""
     rng, service, mean = random.Random(seed), SERVICE_TIMES[times], 0.1
     now, in_use, free, number = 0.0, 0, workers, 0
     queue: deque[float] = deque()
@@ -57,7 +58,10 @@ def limits_by_second(
             serve(queue.popleft())
         else:
             free += 1
-        state.answered(now - sent, now, in_use + 1)
+        if rng.random() < failing:
+            state.failed(in_use + 1)
+        else:
+            state.answered(now - sent, now, in_use + 1)
         while len(seen) <= now:
             seen.append(state.limit)
     return seen
@@ -127,6 +131,39 @@ def test_losses_of_one_round_count_once() -> None:
     assert state.limit == 9
 
 
+@pytest.mark.parametrize("share", [0.01, 0.03])
+def test_a_few_logins_that_fail_do_not_slow_the_others(share: float) -> None:
+    healthy = limits_by_second(AdaptiveConcurrency(Adaptive()), times="always the same", seconds=180)
+    seen = limits_by_second(AdaptiveConcurrency(Adaptive()), times="always the same", seconds=180, failing=share)
+    assert mean(seen[60:]) > 0.8 * mean(healthy[60:])
+
+
+def test_where_many_fail_it_shrinks() -> None:
+    seen = limits_by_second(AdaptiveConcurrency(Adaptive()), times="always the same", seconds=180, failing=0.3)
+    assert mean(seen[60:]) < 5
+
+
+def test_failures_of_one_round_count_once_and_from_the_third_of_twenty() -> None:
+    state = AdaptiveConcurrency(Adaptive(initial=20, loss=0.7))
+    limits = []
+    for _ in range(23):
+        state.failed(20)
+        limits.append(state.limit)
+    assert limits == [20, 20, *[14] * 21]
+    for _ in range(2):
+        state.failed(14)
+    assert state.limit == 9
+
+
+def test_failures_of_rounds_before_do_not_add_up() -> None:
+    state = AdaptiveConcurrency(Adaptive(initial=20))
+    for number in range(200):
+        if number % 20 < 2:
+            state.failed(20)
+        state.answered(0.1, float(number), 20)
+    assert state.limit >= 20
+
+
 def test_a_slow_token_moves_nothing() -> None:
     state = AdaptiveConcurrency(Adaptive())
     for number in range(200):
@@ -147,6 +184,7 @@ def test_fixed_is_fixed() -> None:
     state = make_concurrency(7)
     assert isinstance(state, FixedConcurrency)
     state.lost(7)
+    state.failed(7)
     state.answered(100.0, 0.0, 7)
     state.restart()
     assert state.limit == 7

@@ -15,8 +15,10 @@ How: additive increase, multiplicative decrease (Chiu and Jain, 1989), as in TCP
   but only if it was reached in this round: a limit that is not used is not tested;
 - beyond that the limit shrinks by 10 %, and in proportion if it takes much longer, to a half at most. The answers to
   requests that were on their way just then say nothing about the new limit, and are passed over;
-- an attempt that is throttled, times out or breaks (a loss) makes it shrink by 30 %, once in a round: all requests of one
-  round meet the same trouble, and their number says nothing about its size;
+- an attempt that is throttled (a loss) makes it shrink by 30 %, once in a round: all requests of one round meet the same
+  trouble, and their number says nothing about its size. One that times out, breaks or is answered with a 5xx may be the
+  fault of its own login, so it only counts as a loss with others: when more than a tenth of a round fail. Else three
+  logins of a hundred that always fail would hold everybody at 4 at once (0.3 L per loss against 1 per round);
 - the memory of an idle instance grows old. After `remember` seconds the limit is divided by `tolerance` for a round,
   which empties our part of the queue, and the time is measured afresh. So a lasting change is accepted in the end, and a
   queue of our own making is never mistaken for the instance's nature (the trouble with Vegas and Gradient limits).
@@ -35,6 +37,7 @@ _AS_USUAL = 1.25  # rounds up to this many times the idle time belong to its ave
 _USUAL_WEIGHT = 0.05
 _MUCH_QUICKER = 1.5  # so much below it, the idle time was wrong, and follows with the weight:
 _QUICKER_WEIGHT = 0.5
+_BY_CHANCE = 0.1  # of a round's attempts may fail without a meaning
 _UNKNOWN = float("inf")
 
 
@@ -48,6 +51,9 @@ class FixedConcurrency:
         pass
 
     def lost(self, in_use: int) -> None:
+        pass
+
+    def failed(self, in_use: int) -> None:
         pass
 
     def restart(self) -> None:
@@ -71,6 +77,7 @@ class AdaptiveConcurrency:
         self._times: list[float] = []
         self._size = max(_FEWEST, self.limit)
         self._most_in_use = 0
+        self._failures = 0  # in this round
         # Answers still to come that say little: those of an old limit, and the first, which are the quickest.
         self._passed_over = settings.initial
         self._after_loss = 0  # answers and losses until another loss counts
@@ -97,12 +104,20 @@ class AdaptiveConcurrency:
             self._end_round(now)
 
     def lost(self, in_use: int) -> None:
-        """An attempt was throttled, timed out or broke; `in_use` as above."""
+        """An attempt was throttled; `in_use` as above."""
+        if self._after_loss:
+            self._after_loss -= 1
+        else:
+            self._lose(in_use)
+
+    def failed(self, in_use: int) -> None:
+        """An attempt timed out, broke, or was answered that the instance failed; `in_use` as above."""
         if self._after_loss:
             self._after_loss -= 1
             return
-        self._after_loss, self._resume = max(in_use, self.limit) - 1, None
-        self._shrink(self._settings.loss)
+        self._failures += 1
+        if self._failures > _BY_CHANCE * self._size:
+            self._lose(in_use)
 
     def restart(self) -> None:
         """The instance was down and is back: begins again. What was lost meanwhile says nothing about its capacity."""
@@ -142,6 +157,10 @@ class AdaptiveConcurrency:
             weight = _QUICKER_WEIGHT if time * _MUCH_QUICKER < self.idle_time else _USUAL_WEIGHT
             self.idle_time += weight * (time - self.idle_time)
 
+    def _lose(self, in_use: int) -> None:
+        self._after_loss, self._resume = max(in_use, self.limit) - 1, None
+        self._shrink(self._settings.loss)
+
     def _shrink(self, factor: float) -> None:
         self._passed_over = self.limit
         self._set(self._level * factor)
@@ -150,7 +169,7 @@ class AdaptiveConcurrency:
 
     def _begin_round(self) -> None:
         self._times.clear()
-        self._most_in_use = 0
+        self._most_in_use = self._failures = 0
 
     def _set(self, level: float) -> None:
         self._level = max(float(self._settings.minimum), min(float(self._settings.maximum), level))

@@ -205,7 +205,7 @@ class Governor:
         return max(self._metered if elapsed < 10 else 0.0, self._answers / max(elapsed, _METERED_OVER))
 
     def _failed(self, now: float, probe: bool) -> bool:
-        self.concurrency.lost(self.in_use + 1)
+        self.concurrency.failed(self.in_use + 1)
         breaker = self.breaker
         if breaker is None:
             return False
