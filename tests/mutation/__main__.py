@@ -125,8 +125,9 @@ def meaning(code: str) -> str:
 
 
 def mutants(code: str) -> Iterator[tuple[int, str, str]]:
-    """Of each mutant of a module: the number and the text of the changed line, and the whole code."""
-    usual, provider = meaning(code), OperatorProvider()
+    """Of each mutant of a module: the line's number, its function and new text, and the whole code."""
+    usual, provider, tree = meaning(code), OperatorProvider(), ast.parse(code)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     for operator in [*(provider[name]() for name in OPERATORS), LeaveOut()]:
         for occurrence in range(sys.maxsize):
             mutant = MutationVisitor.mutate_code(code, operator, occurrence)
@@ -137,9 +138,10 @@ def mutants(code: str) -> Iterator[tuple[int, str, str]]:
                     continue
             except SyntaxError:
                 continue
-            before, after = code.splitlines(), mutant.splitlines()
-            number = next(n for n, (old, new) in enumerate(zip(before, after, strict=False)) if old != new)
-            yield number + 1, after[number].strip(), mutant
+            after = mutant.splitlines()
+            line = next(n for n, (old, new) in enumerate(zip(code.splitlines(), after, strict=False), 1) if old != new)
+            inside = [node.name for node in functions if node.lineno <= line <= (node.end_lineno or 0)]
+            yield line, ": ".join([*inside[-1:], after[line - 1].strip()]), mutant
 
 
 def warm_up(tests: list[str]) -> None:
@@ -167,7 +169,7 @@ def run_tests(path: Path, code: str, tests: list[str]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
     # The same examples for all mutants, and no time spent on nice ones.
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
-    hypothesis.settings.register_profile("mutation", derandomize=True, database=None, phases=phases)
+    hypothesis.settings.register_profile("mutation", derandomize=True, deadline=None, database=None, phases=phases)
     hypothesis.settings.load_profile("mutation")
     os._exit(pytest.main([*PYTEST, *tests]))
 
