@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -445,3 +447,17 @@ async def test_a_large_answer_is_decoded_in_turns_with_the_rest_of_the_loop() ->
     assert sum(len(account.transactions) for account in answer.accounts) == 10_000
     assert answer == Codec().decode(large)
     assert answer.meta.attempts == 1
+
+
+async def test_the_error_of_a_call_is_freed_without_the_garbage_collector() -> None:
+    alive: list[weakref.ref[FlinksError]] = []
+    async with client_of(InMemoryTransport(default=errors.ConnectError("no connection"))) as client:
+        gc.disable()
+        try:
+            try:
+                await client.partner_access("t")
+            except FlinksError as error:
+                alive.append(weakref.ref(error))
+            assert alive[0]() is None
+        finally:
+            gc.enable()
