@@ -36,7 +36,7 @@ EXPLAINED = Path(__file__).with_name("explained.toml")
 MEMORY = 4 * 1024**3  # bytes that a mutant may have
 
 # Of each module, the tests that must notice; those that notice most come first.
-CODEC = "codec codec_fast"
+CODEC = "codec_parse codec codec_fast"
 TESTS = {
     "middleware/backoff": "retry_after retry",
     "middleware/breaker": "breaker",
