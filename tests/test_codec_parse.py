@@ -98,6 +98,7 @@ RANGE, CONSTANT = "the body has a number that is out of range", "the body has Na
         (b'{"a":-Infinity}', JSONLimitError, CONSTANT),
         (b'{"a":1.5,"b":12,"c":NaN', JSONLimitError, CONSTANT),
         (b'{"a":"NaN"', NotJSONError, CUT_SHORT),
+        (b'{"a":"\\ud800NaN"}', NotJSONError, CUT_SHORT),
         (b'["Infinity"]]', NotJSONError, CUT_SHORT),
         (b'{"a":', NotJSONError, CUT_SHORT),
     ],
