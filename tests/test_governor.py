@@ -169,6 +169,16 @@ async def test_a_pause_is_told_once_and_joined_without_an_echo() -> None:
     assert other.held_back < 1.0, "that one is over"
 
 
+def test_a_success_after_a_pause_ends_the_row() -> None:
+    clock = FakeClock(random=0.0)
+    governor = governor_of(clock)
+    throttled(governor)
+    governor.record(OK, sent=4.9, status=200)
+    assert governor.pause.in_a_row == 1
+    governor.record(OK, sent=5.0, status=200)
+    assert governor.pause.in_a_row == 0
+
+
 def fair(governor: Governor) -> None:
     pass
 
