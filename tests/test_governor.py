@@ -315,6 +315,21 @@ async def test_a_probe_that_gets_no_answer_has_failed_unless_it_met_a_dead_conne
     assert governor.held_back == held_back
 
 
+async def test_after_an_outage_the_rate_rises_to_what_it_was_before() -> None:
+    clock = FakeClock(random=0.5)
+    governor = governor_of(clock)
+    for _ in range(990):
+        governor.record(OK, sent=0.0, status=200)
+    down(governor)
+    clock.advance(1.0)
+    for _ in range(2):
+        assert await governor.acquire()
+        governor.record(OK, sent=1.0, status=200, probe=True)
+        governor.release()
+    await governor.acquire()
+    assert governor.held_back == pytest.approx(0.01), "it begins with a tenth of 1000 per second"
+
+
 async def test_a_turn_that_has_come_is_not_waited_for() -> None:
     clock = FakeClock()
     governor = governor_of(clock, rate=1.0)
