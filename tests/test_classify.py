@@ -123,6 +123,7 @@ def test_every_raised_error_has_a_meaning(error: e.FlinksError, kind: Kind) -> N
 
 def test_a_response_of_a_middleware_is_judged_by_its_status() -> None:
     assert verdict_of(Response(503)).kind is Kind.TRANSIENT
+    assert verdict_of(Response(429)).kind is Kind.THROTTLED
 
 
 def test_a_refused_secret_says_where_one_comes_from_and_that_there_are_other_headers() -> None:
@@ -152,6 +153,8 @@ def test_an_error_says_who_answered_what_and_what_to_do(status: int, envelope: E
     ("location", "host"),
     [
         ("https://evil.example/partneraccess/canary", "evil.example"),
+        (f"https://{'a' * 100}/", "a" * 100),
+        (f"https://{'a' * 101}/", "a" * 99 + "…"),
         ("/login", None),
         ("http://[broken", None),
         ("", None),

@@ -145,6 +145,9 @@ def test_headers_are_looked_at_now_and_then_until_there_are_some() -> None:
     assert governor.held_back == 7.0
     governor.record(OK, sent=0.0, status=200, headers={**little, "RateLimit-Reset": "9"})
     assert governor.held_back == 9.0
+    plenty = governor_of()
+    plenty.record(OK, sent=0.0, status=200, headers={**little, "RateLimit-Remaining": "99", "RateLimit-Limit": "100"})
+    assert plenty.has_room
 
 
 async def test_a_pause_is_told_once_and_joined_without_an_echo() -> None:
@@ -313,6 +316,19 @@ async def test_a_probe_that_gets_no_answer_has_failed_unless_it_met_a_dead_conne
     assert await governor.acquire()
     governor.record(Verdict(kind, "no answer"), sent=1.0, probe=True)
     assert governor.held_back == held_back
+
+
+async def test_a_straggler_is_no_probe() -> None:
+    clock = FakeClock(random=0.5)
+    governor = governor_of(clock)
+    down(governor)
+    held = governor.held_back
+    governor.record(FAILED, sent=0.0)
+    assert governor.held_back == held > 0
+    clock.advance(1.0)
+    assert await governor.acquire()
+    governor.abandon(probe=False)
+    assert governor.held_back == float("inf"), "the probe is still under way"
 
 
 async def test_after_an_outage_the_rate_rises_to_what_it_was_before() -> None:
