@@ -4,6 +4,7 @@ python3 dev.py demo                     the simulated server and 10,000 tokens, 
 python3 dev.py test [pytest arguments]  the tests
 python3 dev.py test --python 3.12       the same on another interpreter, in .venvs/; --others or --all for several
 python3 dev.py check                    lint, formatting, types, and what is inside the built wheel
+python3 dev.py mutate [part of a path]  whether tests notice each small change of the code that decides (Linux, macOS)
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("demo", help="run the demo; other arguments go to it", add_help=False, allow_abbrev=False)
     commands.add_parser("check", help="lint, formatting, types, build", allow_abbrev=False)
+    commands.add_parser("mutate", help="mutation testing; other arguments choose modules", allow_abbrev=False)
     tests = commands.add_parser("test", help="run the tests; other arguments go to pytest", allow_abbrev=False)
     which = tests.add_mutually_exclusive_group()
     which.add_argument("--python", metavar="X.Y", help="on this version of Python")
@@ -45,6 +47,8 @@ def main() -> int:
         return demo(rest)
     if options.command == "check":
         return check() if not rest else parser.error(f"check takes no arguments, not {' '.join(rest)}")
+    if options.command == "mutate":
+        return mutate(rest)
     here = dotted(sys.version_info[:2])
     if options.all or options.others:
         return test_many([v for v in supported() if options.all or v != here], rest)
@@ -105,6 +109,11 @@ def check() -> int:
             failed.append("build")
     print(f"\nFailed: {', '.join(failed)}" if failed else "\nAll checks passed.", flush=True)
     return int(bool(failed))
+
+
+def mutate(arguments: list[str]) -> int:
+    python = install(Path(sys.executable), ROOT / ".venv", "mutate", [*group("test"), *group("mutation")])
+    return run(python, "-m", "tests.mutation", *arguments)
 
 
 def well_packed(built: Path) -> bool:

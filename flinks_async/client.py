@@ -392,7 +392,10 @@ class FlinksClient:
         problem.token_fingerprint = fingerprint(token)
         # Without the frames below this one, which hold nothing that helps a user, and without a cause.
         problem.__traceback__ = problem.__context__ = problem.__cause__ = None
-        raise problem
+        try:
+            raise problem
+        finally:
+            del problem  # the error holds this frame, which must not hold the error
 
     def _refusal(self, response: Response, token: Secret, call: Call) -> FlinksError | None:
         verdict = verdict_of(response, self._settings.retry.throttle_statuses)

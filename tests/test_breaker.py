@@ -149,6 +149,18 @@ def test_some_good_probes_close_it() -> None:
     assert outcomes(breaker, "x" * 9) is None  # nothing is left of the past
 
 
+def test_closed_by_early_probes_it_holds_nothing_back() -> None:
+    breaker = opened(Breaker(probe_interval=10.0, successes=1))
+    breaker.take()
+    assert breaker.succeeded(probe=True)
+    assert breaker.wait(100.0) == 0.0
+
+
+def test_it_closes_only_once() -> None:
+    breaker = CircuitBreaker(Breaker(successes=1))
+    assert not breaker.succeeded(probe=True)
+
+
 def test_stragglers_change_nothing() -> None:
     breaker = opened()
     before = breaker.probe_at

@@ -15,10 +15,14 @@ from flinks_async.messages import Envelope, Response
         (202, Kind.PENDING, e.PendingError),
         (204, Kind.FINAL, e.APIStatusError),
         (206, Kind.FINAL, e.APIStatusError),
+        (299, Kind.FINAL, e.APIStatusError),
+        (300, Kind.FINAL, e.RedirectError),
         (301, Kind.FINAL, e.RedirectError),
         (308, Kind.FINAL, e.RedirectError),
+        (399, Kind.FINAL, e.RedirectError),
         (400, Kind.FINAL, e.BadRequestError),
         (401, Kind.REFUSED, e.AuthenticationError),
+        (402, Kind.FINAL, e.BadRequestError),
         (403, Kind.REFUSED, e.AuthenticationError),
         (404, Kind.FINAL, e.NotFoundError),
         (405, Kind.FINAL, e.BadRequestError),
@@ -27,13 +31,20 @@ from flinks_async.messages import Envelope, Response
         (410, Kind.FINAL, e.NotFoundError),
         (425, Kind.TRANSIENT, e.ServerError),
         (429, Kind.THROTTLED, e.RateLimitedError),
+        (499, Kind.FINAL, e.BadRequestError),
         (500, Kind.TRANSIENT, e.ServerError),
         (501, Kind.FINAL, e.ServerError),
+        (502, Kind.TRANSIENT, e.ServerError),
         (503, Kind.TRANSIENT, e.ServerError),
+        (504, Kind.TRANSIENT, e.ServerError),
         (505, Kind.FINAL, e.ServerError),
         (511, Kind.FINAL, e.ServerError),
+        (519, Kind.FINAL, e.ServerError),
         (520, Kind.TRANSIENT, e.ServerError),
         (526, Kind.TRANSIENT, e.ServerError),
+        (527, Kind.FINAL, e.ServerError),
+        (599, Kind.FINAL, e.ServerError),
+        (600, Kind.FINAL, e.APIStatusError),
         (999, Kind.FINAL, e.APIStatusError),
     ],
 )
@@ -112,6 +123,7 @@ def test_every_raised_error_has_a_meaning(error: e.FlinksError, kind: Kind) -> N
 
 def test_a_response_of_a_middleware_is_judged_by_its_status() -> None:
     assert verdict_of(Response(503)).kind is Kind.TRANSIENT
+    assert verdict_of(Response(429)).kind is Kind.THROTTLED
 
 
 def test_a_refused_secret_says_where_one_comes_from_and_that_there_are_other_headers() -> None:
@@ -123,9 +135,26 @@ def test_a_refused_secret_says_where_one_comes_from_and_that_there_are_other_hea
 
 
 @pytest.mark.parametrize(
+    ("status", "envelope", "message"),
+    [
+        (500, Envelope(), "host answered 500"),
+        (500, Envelope("RETRY_LATER", message="busy"), "host answered 500 RETRY_LATER: busy"),
+        (202, Envelope(), "host answered 202: accepted, but there is no data yet; ask again later"),
+        (302, Envelope(), "host answered 302, a redirect to nowhere; redirects are not followed (is base_url right?)"),
+        (407, Envelope(), "host answered 407: the proxy wants credentials (Connection.proxy may hold them)"),
+    ],
+)
+def test_an_error_says_who_answered_what_and_what_to_do(status: int, envelope: Envelope, message: str) -> None:
+    response = Response(status, envelope=envelope)
+    assert error_from(response, classify_response(status, envelope), "host").message == message
+
+
+@pytest.mark.parametrize(
     ("location", "host"),
     [
         ("https://evil.example/partneraccess/canary", "evil.example"),
+        (f"https://{'a' * 100}/", "a" * 100),
+        (f"https://{'a' * 101}/", "a" * 99 + "…"),
         ("/login", None),
         ("http://[broken", None),
         ("", None),

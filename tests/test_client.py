@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import gc
 import pickle
+import weakref
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -492,3 +494,17 @@ async def test_a_middleware_that_forgets_to_return_the_response_is_named(place: 
     async with client_of(InMemoryTransport(default=DOCUMENTED), **{place: [forgetful]}) as flinks:
         with pytest.raises(ConfigError, match="forgetful must return a Response, and returned NoneType"):
             await flinks.partner_access("token")
+
+
+async def test_the_error_of_a_call_is_freed_without_the_garbage_collector() -> None:
+    alive: list[weakref.ref[FlinksError]] = []
+    async with client_of(InMemoryTransport(default=errors.ConnectError("no connection"))) as client:
+        gc.disable()
+        try:
+            try:
+                await client.partner_access("t")
+            except FlinksError as error:
+                alive.append(weakref.ref(error))
+            assert alive[0]() is None
+        finally:
+            gc.enable()

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 from flinks_async.classify import Kind, classify_response
 from flinks_async.codec import Codec, envelope_of, read_envelope
 from flinks_async.codec.envelope import UNREADABLE
+from flinks_async.codec.plan import PLAN
+from flinks_async.codec.plan import Kind as FieldKind
 from flinks_async.messages import EMPTY_ENVELOPE, Envelope
+from flinks_async.models import AccountsDetail
 from flinks_async.secret import Secret
 
 from .answers import DOCUMENTED, payload, to_bytes
@@ -35,7 +38,10 @@ def test_keys_are_read_in_any_case(style: Any) -> None:
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{}", b"null", b"[]", b"3", b"<html>", b"{", b"\xff", b"[" * 100_000, b'{"Message":null}', b'{"a":NaN}'],
+    [
+        *(b"", b"{}", b"null", b"[]", b"3", b"<html>", b"{", b"\xff", b"[" * 100_000, b'{"a":NaN}'),
+        *(b'{"Message":null}', b'{"Message":""}', b'{"Message":3}', b'{"RequestId":""}', b'{"RequestId":3}'),
+    ],
 )
 def test_anything_else_is_an_empty_envelope(body: bytes) -> None:
     assert read_envelope(body) == EMPTY_ENVELOPE
@@ -52,9 +58,24 @@ def test_a_code_is_a_short_word_or_nothing(code: Any) -> None:
     assert read_envelope(to_bytes({"FlinksCode": code})).flinks_code is None
 
 
-@pytest.mark.parametrize("status", [True, "401", 401.5, 10**30, -1, 0, None, [401]])
+@pytest.mark.parametrize("status", [True, "401", 401.5, 10**30, -1, 0, 99, 1000, None, [401]])
 def test_a_status_is_a_number_of_three_digits_or_nothing(status: Any) -> None:
     assert read_envelope(to_bytes({"HttpStatusCode": status})).http_status_code is None
+
+
+@pytest.mark.parametrize("status", [100, 401, 999])
+def test_a_status_of_three_digits_is_one(status: int) -> None:
+    assert read_envelope(to_bytes({"HttpStatusCode": status})).http_status_code == status
+
+
+@pytest.mark.parametrize(
+    ("secret", "code"),
+    [("unknown", "UNAUTHORIZED"), ("unautho", "UNAUTHORIZED"), ("unauthor", None), ("authorize", None)],
+)
+def test_a_code_that_has_a_secret_in_it_is_none_unless_the_secret_is_a_few_letters(
+    secret: str, code: str | None
+) -> None:
+    assert read_envelope(to_bytes({"FlinksCode": "UNAUTHORIZED"}), Secret(secret)).flinks_code == code
 
 
 def test_secrets_and_personal_data_are_masked() -> None:
@@ -78,8 +99,10 @@ def test_a_message_is_cut() -> None:
     assert len(message) <= 200
 
 
-def test_a_huge_body_is_not_an_envelope() -> None:
-    assert read_envelope(b'{"FlinksCode":"X","a":"' + b"a" * (256 * 1024) + b'"}') == EMPTY_ENVELOPE
+def test_a_body_of_more_than_256_kib_is_not_an_envelope() -> None:
+    body = b'{"FlinksCode":"X"}'
+    assert read_envelope(body.ljust(256 * 1024)).flinks_code == "X"
+    assert read_envelope(body.ljust(256 * 1024 + 1)) == EMPTY_ENVELOPE
 
 
 def test_a_clean_answer_has_none() -> None:
@@ -103,12 +126,18 @@ def test_of_two_keys_that_differ_in_case_the_one_that_says_something_counts() ->
 def test_an_error_beside_the_data() -> None:
     found = envelope({"httpStatusCode": 401, "FLINKSCODE": "TOO_MANY_REQUESTS", "RequestId": GUID})
     assert found == Envelope("TOO_MANY_REQUESTS", 401, None, GUID)
+    assert envelope({"FlinksCode": "TOO_MANY_REQUESTS"}) == Envelope("TOO_MANY_REQUESTS")
+    assert envelope({"HttpStatusCode": 500}) == Envelope(http_status_code=500)
+    assert envelope({"Message": "no"}) == Envelope(message="no")
 
 
 REFUSAL = {"HttpStatusCode": 401, "FlinksCode": "SESSION_EXPIRED", "Message": "gone"}
+WHOLE = {field.wire: [] if field.kind is FieldKind.ARRAY else None for field in PLAN[AccountsDetail]}
 
 
-@pytest.mark.parametrize("shape", [REFUSAL, [REFUSAL], [REFUSAL, {"flinksCode": "OTHER", "Accounts": []}]])
+@pytest.mark.parametrize(
+    "shape", [REFUSAL, [REFUSAL], [REFUSAL, {"flinksCode": "OTHER", "Accounts": []}], {**WHOLE, **REFUSAL}]
+)
 def test_an_error_inside_the_details(shape: Any) -> None:
     found = envelope({"GetAccountsDetail": shape, "RequestId": GUID})
     assert found == Envelope("SESSION_EXPIRED", 401, "gone", GUID)
@@ -131,6 +160,9 @@ def test_entries_with_data_or_without_a_code_are_no_error(shape: Any) -> None:
 def test_what_a_hook_made_of_an_answer_has_none() -> None:
     odd: Any = {"FlinksCode": "X"}
     assert envelope_of(odd) is EMPTY_ENVELOPE
+    hooked = Codec()
+    hooked.converter.register_structure_hook(AccountsDetail, lambda value, _: value)
+    assert envelope_of(hooked.decode(to_bytes({"GetAccountsDetail": [odd], "RequestId": GUID}))) is EMPTY_ENVELOPE
 
 
 def test_a_clean_answer_costs_nothing() -> None:

@@ -39,7 +39,7 @@ def test_the_first_answers_are_passed_over_and_a_round_has_as_many_as_there_are_
 
 def test_a_round_counts_by_its_median() -> None:
     for initial, times, median in (
-        (20, [0.5] * 10 + [1.0] * 10, 0.75),
+        (20, [0.25] * 9 + [0.5] + [1.0] * 10, 0.75),
         (20, [9.0] * 9 + [1.0] * 11, 1.0),
         (21, [0.5] * 10 + [1.0] + [3.0] * 10, 1.0),
     ):

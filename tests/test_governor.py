@@ -69,6 +69,87 @@ async def test_order_holds_in_bad_weather_too() -> None:
     assert (governor.in_use, governor.waiting) == (0, 0)
 
 
+async def test_all_who_wait_are_counted_and_so_is_the_one_that_leads() -> None:
+    governor = governor_of(concurrency=1)
+    assert governor.has_room
+    assert governor.try_acquire()
+    assert not governor.has_room
+    throttled(governor)
+    waiting = [asyncio.ensure_future(governor.acquire()) for _ in range(3)]
+    await settle()
+    assert governor.waiting == 3
+    for one in waiting:
+        one.cancel()
+
+
+def test_the_rate_is_that_of_the_last_second_or_of_the_time_since() -> None:
+    clock = FakeClock()
+    clock.advance(50.0)
+    governor = governor_of(clock)
+    for _ in range(20):
+        governor.record(OK, sent=50.0, status=200)
+    assert governor.rate_now == 20.0
+    clock.advance(0.5)
+    assert governor.rate_now == 20.0
+    clock.advance(0.5)
+    for _ in range(10):
+        governor.record(OK, sent=50.0, status=200)
+    assert governor.rate_now == 21.0
+    clock.advance(4.0)
+    assert governor.rate_now == 21.0
+    governor.record(OK, sent=50.0, status=200)
+    assert governor.rate_now == 2.5
+    clock.advance(9.9)
+    assert governor.rate_now == 2.5
+    clock.advance(0.1)
+    assert governor.rate_now == 0.0
+
+
+class Told:
+    """As a state of the concurrency that only writes down what it is told."""
+
+    limit = 10
+
+    def __init__(self) -> None:
+        self.all: list[tuple[str, int]] = []
+
+    def answered(self, time_to_first_byte: float, now: float, in_use: int) -> None:
+        self.all.append(("answered", in_use))
+
+    def lost(self, in_use: int) -> None:
+        self.all.append(("lost", in_use))
+
+
+def test_the_place_that_was_given_back_was_in_use_as_well() -> None:
+    for verdict, status, what in (
+        (OK, 200, "answered"),
+        (Verdict(Kind.FINAL, "http_404"), 404, "answered"),
+        (FAILED, None, "lost"),
+        (THROTTLED, 429, "lost"),
+    ):
+        governor, told = governor_of(), Told()
+        governor.concurrency = told  # type: ignore[assignment]
+        governor.in_use = 3
+        governor.record(verdict, sent=0.0, status=status, time_to_first_byte=0.1)
+        assert told.all == [(what, 4)]
+
+
+def test_headers_are_looked_at_now_and_then_until_there_are_some() -> None:
+    governor = governor_of()
+    little = {"RateLimit-Remaining": "0", "RateLimit-Reset": "7"}
+    governor.record(OK, sent=0.0, status=200)
+    for _ in range(15):
+        governor.record(OK, sent=0.0, status=200, headers=little)
+    assert governor.held_back == 0.0
+    governor.record(OK, sent=0.0, status=200, headers=little)
+    assert governor.held_back == 7.0
+    governor.record(OK, sent=0.0, status=200, headers={**little, "RateLimit-Reset": "9"})
+    assert governor.held_back == 9.0
+    plenty = governor_of()
+    plenty.record(OK, sent=0.0, status=200, headers={**little, "RateLimit-Remaining": "99", "RateLimit-Limit": "100"})
+    assert plenty.has_room
+
+
 async def test_a_pause_is_told_once_and_joined_without_an_echo() -> None:
     clock = FakeClock(random=0.0)
     one, other = governor_of(clock, concurrency=3), governor_of(clock, concurrency=3)
@@ -79,7 +160,8 @@ async def test_a_pause_is_told_once_and_joined_without_an_echo() -> None:
     for _ in range(3):
         one.record(THROTTLED, sent=now, status=429, headers={"Retry-After": "5"})
     assert told == [("one", now + 5.0, 1)]
-    assert other.has_room
+    other.pause_until(now, 3)
+    assert other.has_room, "that one is over"
     other.pause_until(*told[0][1:])
     assert not other.has_room
     assert other.held_back == one.held_back == 5.0
@@ -88,6 +170,16 @@ async def test_a_pause_is_told_once_and_joined_without_an_echo() -> None:
     assert len(told) == 1
     other.pause_until(now + 1.0, 1)
     assert other.held_back < 1.0, "that one is over"
+
+
+def test_a_success_after_a_pause_ends_the_row() -> None:
+    clock = FakeClock(random=0.0)
+    governor = governor_of(clock)
+    throttled(governor)
+    governor.record(OK, sent=4.9, status=200)
+    assert governor.pause.in_a_row == 1
+    governor.record(OK, sent=5.0, status=200)
+    assert governor.pause.in_a_row == 0
 
 
 def fair(governor: Governor) -> None:
@@ -223,11 +315,61 @@ async def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
     governor = governor_of(clock, waits=True)
     throttled(governor)
     with pytest.raises(DeadlineExceededError, match="another 5 s"):
-        await governor.acquire(deadline=4.0)
+        await governor.acquire(deadline=5.0)
     assert clock.sleeps == []
     assert (governor.in_use, governor.waiting) == (0, 0)
     await governor.acquire(deadline=6.0)
     assert clock.now() == 5.0
+
+
+@pytest.mark.parametrize(("kind", "held_back"), [(Kind.BROKEN, 1.5), (Kind.STALE, 0.0)])
+async def test_a_probe_that_gets_no_answer_has_failed_unless_it_met_a_dead_connection(
+    kind: Kind, held_back: float
+) -> None:
+    clock = FakeClock(random=0.5)
+    governor = governor_of(clock)
+    down(governor)
+    clock.advance(1.0)
+    assert await governor.acquire()
+    governor.record(Verdict(kind, "no answer"), sent=1.0, probe=True)
+    assert governor.held_back == held_back
+
+
+async def test_a_straggler_is_no_probe() -> None:
+    clock = FakeClock(random=0.5)
+    governor = governor_of(clock)
+    down(governor)
+    held = governor.held_back
+    governor.record(FAILED, sent=0.0)
+    assert governor.held_back == held > 0
+    clock.advance(1.0)
+    assert await governor.acquire()
+    governor.abandon(probe=False)
+    assert governor.held_back == float("inf"), "the probe is still under way"
+
+
+async def test_after_an_outage_the_rate_rises_to_what_it_was_before() -> None:
+    clock = FakeClock(random=0.5)
+    governor = governor_of(clock)
+    for _ in range(990):
+        governor.record(OK, sent=0.0, status=200)
+    down(governor)
+    clock.advance(1.0)
+    for _ in range(2):
+        assert await governor.acquire()
+        governor.record(OK, sent=1.0, status=200, probe=True)
+        governor.release()
+    await governor.acquire()
+    assert governor.held_back == pytest.approx(0.01), "it begins with a tenth of 1000 per second"
+
+
+async def test_a_turn_that_has_come_is_not_waited_for() -> None:
+    clock = FakeClock()
+    governor = governor_of(clock, rate=1.0)
+    await governor.acquire()
+    assert clock.sleeps == []
+    await governor.acquire()
+    assert clock.sleeps == pytest.approx([1.0])
 
 
 async def test_fair_weather_comes_back() -> None:

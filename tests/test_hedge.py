@@ -7,8 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from flinks_async import ConfigError, FlinksClient, Hedge, Limits, NotFoundError, Retry, TokenBucketQuota
-from flinks_async.messages import Request, Response
+from flinks_async import ConfigError, FlinksClient, Hedge, Limits, NotFoundError, Retry, Timeouts, TokenBucketQuota
+from flinks_async.messages import Handler, Request, Response
 from flinks_async.middleware.hedge import Latencies
 from flinks_async.testing import VirtualClock, run_virtual
 from flinks_async.testing.transport import make_response
@@ -61,6 +61,50 @@ def test_the_percentile() -> None:
     for _ in range(500):
         latencies.add(0.001)
     assert latencies.delay == 0.05
+
+
+def test_any_percentile_looked_up_again_after_twenty_more() -> None:
+    latencies = Latencies(Hedge(percentile=0.5, minimum=0.05, samples=20))
+    for number in range(20):
+        latencies.add(number / 10)
+    assert latencies.delay == 1.0
+    latencies = Latencies(Hedge(percentile=1.0, minimum=0.05, samples=5))
+    for number in range(5):
+        latencies.add(number / 10)
+    assert latencies.delay == 0.4
+    for _ in range(19):
+        latencies.add(7.0)
+    assert latencies.delay == 0.4
+    latencies.add(7.0)
+    assert latencies.delay == 7.0
+
+
+def test_a_time_is_that_of_one_attempt_and_without_a_deadline_there_is_a_hedge_too() -> None:
+    async def main() -> None:
+        transport = Paced(lambda number: 100.0 if number == 22 else 0.1, lambda number: 503 if number == 1 else 200)
+        timeouts = Timeouts(attempt=None, deadline=None)
+        retry = Retry(attempts=2, base=0.0)
+        async with client_of(transport, hedge=Hedge(percentile=1.0), retry=retry, timeouts=timeouts) as client:
+            await learn(client)
+            started = asyncio.get_running_loop().time()
+            await client.partner_access("t")
+            assert asyncio.get_running_loop().time() - started == pytest.approx(0.2, abs=0.01)
+
+    run_virtual(main())
+
+
+def test_the_books_of_attempts_in_a_row_are_added_up() -> None:
+    async def main() -> None:
+        transport = Paced(lambda number: 0.1, lambda number: 503 if 20 < number <= 24 else 200)
+        retry, limits = Retry(attempts=3, base=0.0), Limits(breaker=None, concurrency=1)
+        async with client_of(transport, retry=retry, limits=limits) as client:
+            await learn(client)
+            both = await asyncio.gather(client.partner_access("a"), client.partner_access("b"))
+            assert [one.meta.attempts for one in both] == [3, 3]
+            assert [one.meta.wire_time for one in both] == pytest.approx([0.3, 0.3])
+            assert [one.meta.queue_time for one in both] == pytest.approx([0.2, 0.3])
+
+    run_virtual(main())
 
 
 def test_a_slow_attempt_is_overtaken_and_cancelled() -> None:
@@ -126,6 +170,50 @@ def test_hedges_are_paid_from_the_quota() -> None:
             for _ in range(5):
                 await client.partner_access("t", timeout=30.0)
             assert transport.sent == 25 + 2
+
+    run_virtual(main())
+
+
+def test_no_hedge_before_the_first_attempt_is_sent() -> None:
+    async def slow(request: Request, call_next: Handler) -> Response:
+        entered.append(request)
+        await asyncio.sleep(0.45 if transport.sent == 20 else 0.0)
+        return await call_next(request)
+
+    async def main() -> None:
+        async with client_of(transport, attempt_middleware=[slow]) as client:
+            await learn(client)
+            await client.partner_access("t")
+            assert len(entered) == 21
+
+    entered: list[Request] = []
+    transport = Paced(lambda number: 0.01 if number == 21 else 0.1)
+    run_virtual(main())
+
+
+def test_attempts_while_the_instance_is_down_cost_a_job_nothing_here_either() -> None:
+    async def main() -> None:
+        transport = Paced(lambda number: 0.1, lambda number: 503 if 20 < number <= 60 else 200)
+        retry = Retry(attempts=20, quota=TokenBucketQuota(capacity=9 * 14))
+        timeouts = Timeouts(attempt=None, deadline=None)
+        async with client_of(transport, retry=retry, limits=Limits(waits=True), timeouts=timeouts) as client:
+            await learn(client, 21)
+            assert transport.sent == 61
+
+    run_virtual(main())
+
+
+def test_a_time_after_a_retry_is_that_of_one_attempt_too() -> None:
+    async def main() -> None:
+        def seconds(number: int) -> float:
+            return 0.2 if number <= 20 else 100.0 if number == 42 else 0.1
+
+        transport = Paced(seconds, lambda number: 503 if number == 21 else 200)
+        async with client_of(transport, hedge=Hedge(percentile=1.0), retry=Retry(attempts=2, base=0.0)) as client:
+            await learn(client, 40)
+            started = asyncio.get_running_loop().time()
+            await client.partner_access("t")
+            assert asyncio.get_running_loop().time() - started == pytest.approx(0.3, abs=0.01)
 
     run_virtual(main())
 

@@ -56,6 +56,8 @@ def test_the_pause_of_another_process_is_joined_and_the_longest_wins() -> None:
     assert pause.until == 18.0
     throttled(pause, 13.0, sent=9.0)
     assert (pause.until, pause.in_a_row) == (18.0, 3), "sent before the pause: nothing new"
+    throttled(pause, 18.0, sent=11.5)
+    assert (pause.until, pause.in_a_row) == (18.0, 3), "nor is what was sent before it was joined"
     throttled(pause, 18.0)
     assert pause.in_a_row == 4
     pause.succeeded(sent=30.0)

@@ -127,6 +127,16 @@ async def test_a_connection_is_fresh_after_a_dead_one_and_only_then() -> None:
     assert fresh == [False, True, False]
 
 
+async def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
+    clock = FakeClock(random=1.0)
+    clock.advance(100.0)
+    transport = InMemoryTransport(default=ConnectError("no connection"))
+    async with client_of(transport, clock=clock, retry=Retry(base=2.0)) as client:
+        with pytest.raises(ConnectError):
+            await client.partner_access("t", timeout=1.9)
+    assert clock.sleeps == []
+
+
 async def test_a_service_does_not_wait_for_its_quota() -> None:
     clock = FakeClock(random=0.0)
     quota = ShareQuota(share=0.01, minimum=0.1, window=10.0)  # one in ten seconds
@@ -184,6 +194,7 @@ async def test_observers_are_told_of_each_retry() -> None:
         ("x.example", 2, "ProtocolError"),
     ]
     assert [one.delay for one in retries] == pytest.approx([0.05, 0.1])
+    assert client.stats().retries == 2
 
 
 async def test_the_quota_is_told_of_each_call_once() -> None:

@@ -47,14 +47,13 @@ class TooDeep(RecursionError):
     """An unknown field has more than `MAX_DEPTH` levels."""
 
 
-def bounded(value: Any, levels: int = MAX_DEPTH) -> Any:
-    """A dict or list, after a look at its depth."""
+def bounded(value: Any, levels: int = MAX_DEPTH) -> None:
+    """Raises TooDeep if a dict or list has more levels."""
     if levels == 0:
         raise TooDeep
     for item in value.values() if type(value) is dict else value:
         if type(item) in NESTED:
             bounded(item, levels - 1)
-    return value
 
 
 def without_bom(body: bytes) -> bytes:

@@ -110,7 +110,7 @@ def decide(
     return Again(delay, verdict.reason)
 
 
-def count(state: RetryState, kind: Kind, *, free: bool = False) -> None:
+def count(state: RetryState, kind: Kind, *, free: bool) -> None:
     """Enters an attempt in the books.
 
     Args:

@@ -1,0 +1,228 @@
+"""The mutation run: each small change of the code below must make a test fail, or be explained in `explained.toml`.
+
+python3 dev.py mutate                       all modules; takes most of an hour
+python3 dev.py mutate quota codec/steps     those whose path has one of these in it
+
+The changes are those of cosmic-ray, less what only makes noise (an operator for each other operator, decorators, names),
+and statements left out. Texts, annotations and asserts stay as they are. No file is changed: a mutant lives in the memory of
+a forked process, which runs the tests of its module.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import gc
+import io
+import multiprocessing
+import os
+import sys
+import time
+import tomllib
+from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from typing import Any
+
+import hypothesis
+import parso
+import pytest
+from cosmic_ray.mutating import MutationVisitor
+from cosmic_ray.operators.operator import Operator
+from cosmic_ray.operators.provider import OperatorProvider
+
+ROOT = Path(__file__).resolve().parents[2]
+EXPLAINED = Path(__file__).with_name("explained.toml")
+MEMORY = 4 * 1024**3  # bytes that a mutant may have
+
+# Of each module, the tests that must notice; those that notice most come first.
+CODEC = "codec_parse codec codec_fast"
+TESTS = {
+    "middleware/backoff": "retry_after retry",
+    "middleware/breaker": "breaker",
+    "middleware/concurrency": "concurrency_rules concurrency",
+    "middleware/governor": "breaker rate quota governor concurrency pause",
+    "middleware/hedge": "hedge",
+    "middleware/pause": "pause",
+    "middleware/quota": "quota",
+    "middleware/rate": "rate",
+    "middleware/retry": "retry quota breaker pause",
+    "middleware/retry_after": "retry_after",
+    "classify": "classify retry quota governor breaker pending client",
+    "inflate": "inflate",
+    "codec/__init__": CODEC,
+    "codec/careful": CODEC,
+    "codec/envelope": "codec_envelope codec",
+    "codec/fast": CODEC,
+    "codec/parse": CODEC,
+    "codec/plan": CODEC,
+    "codec/shapes": CODEC,
+    "codec/source": CODEC,
+    "codec/steps": CODEC,
+}
+
+PYTEST = ["-x", "-q", "--assert=plain", "--timeout=30", "-pno:randomly", "-pno:cacheprovider", "-pno:schemathesis"]
+
+BINARY = (
+    "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Div Mod_Mul Pow_Mul LShift_RShift RShift_LShift BitOr_BitAnd BitAnd_BitOr"
+)
+COMPARISON = "Eq_NotEq NotEq_Eq Lt_LtE LtE_Lt Gt_GtE GtE_Gt Is_IsNot IsNot_Is"
+OPERATORS = [
+    *(f"ReplaceBinaryOperator_{name}" for name in BINARY.split()),
+    *(f"ReplaceComparisonOperator_{name}" for name in COMPARISON.split()),
+    *("ReplaceUnaryOperator_Delete_Not", "ReplaceUnaryOperator_Delete_USub", "AddNot"),
+    *("ReplaceTrueWithFalse", "ReplaceFalseWithTrue", "ReplaceAndWithOr", "ReplaceOrWithAnd", "NumberReplacer"),
+    *("ReplaceBreakWithContinue", "ReplaceContinueWithBreak", "ZeroIterationForLoop", "ExceptionReplacer"),
+]
+
+
+class LeaveOut(Operator):
+    """Leaves out a statement of a function; cosmic-ray has nothing like it."""
+
+    KEPT = frozenset({"string", "strings", "assert_stmt", "import_name", "import_from", "nonlocal_stmt", "global_stmt"})
+
+    def mutation_positions(self, node: Any) -> Iterator[tuple[Any, Any]]:
+        if node.type == "simple_stmt" and parso.tree.search_ancestor(node, "funcdef"):
+            first = node.children[0]
+            if first.type not in self.KEPT and first.get_code().strip() not in ("pass", "..."):
+                yield first.start_pos, first.end_pos
+
+    def mutate(self, node: Any, index: int) -> Any:
+        first = node.children[0]
+        text = first.get_code(include_prefix=False).partition("\n")[0]
+        node.children = [
+            parso.python.tree.Name(f"pass  # {text}\n", first.start_pos, prefix=first.get_first_leaf().prefix)
+        ]
+        return node
+
+    @classmethod
+    def examples(cls) -> tuple[()]:
+        return ()
+
+
+class Meaning(ast.NodeTransformer):
+    """What a module means, without annotations, and without how parameters may be given."""
+
+    def visit_arguments(self, node: ast.arguments) -> ast.AST:
+        node.args = [ast.arg(arg.arg) for arg in (*node.posonlyargs, *node.args, *node.kwonlyargs)]
+        node.defaults = [self.visit(default) for default in (*node.defaults, *node.kw_defaults) if default]
+        node.posonlyargs, node.kwonlyargs, node.kw_defaults = [], [], []
+        return node
+
+    def visit_FunctionDef(self, node: Any) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    visit_AsyncFunctionDef = visit_FunctionDef
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        node.annotation = ast.Constant(None)
+        return self.generic_visit(node)
+
+
+def meaning(code: str) -> str:
+    return ast.dump(Meaning().visit(ast.parse(code)))
+
+
+def mutants(code: str) -> Iterator[tuple[int, str, str]]:
+    """Of each mutant of a module: the line's number, its function and new text, and the whole code."""
+    usual, provider, tree = meaning(code), OperatorProvider(), ast.parse(code)
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    for operator in [*(provider[name]() for name in OPERATORS), LeaveOut()]:
+        for occurrence in range(sys.maxsize):
+            mutant = MutationVisitor.mutate_code(code, operator, occurrence)
+            if mutant is None:
+                break
+            try:
+                if meaning(mutant) == usual:
+                    continue
+            except SyntaxError:
+                continue
+            after = mutant.splitlines()
+            line = next(n for n, (old, new) in enumerate(zip(code.splitlines(), after, strict=False), 1) if old != new)
+            inside = [node.name for node in functions if node.lineno <= line <= (node.end_lineno or 0)]
+            yield line, ": ".join([*inside[-1:], after[line - 1].strip()]), mutant
+
+
+def warm_up(tests: list[str]) -> None:
+    """Imports what the forks then need not import again, which is everything but our own code."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        pytest.main([*PYTEST, "--collect-only", *tests])
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("flinks_async", "tests")]:
+        del sys.modules[name]
+    gc.collect()
+    gc.freeze()
+
+
+def run_tests(path: Path, code: str, tests: list[str]) -> None:
+    """In a fork: the tests of a module, as if its file held this code."""
+    import resource
+
+    usual = SourceFileLoader.get_code
+
+    def get_code(self: SourceFileLoader, name: str) -> Any:
+        return compile(code, path, "exec", dont_inherit=True) if self.path == str(path) else usual(self, name)
+
+    SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
+    for stream in (1, 2):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+    # The same examples for all mutants, and no time spent on nice ones.
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
+    hypothesis.settings.register_profile("mutation", derandomize=True, deadline=None, database=None, phases=phases)
+    hypothesis.settings.load_profile("mutation")
+    os._exit(pytest.main([*PYTEST, *tests]))
+
+
+def outcome(path: Path, code: str, tests: list[str], limit: float | None = None) -> str:
+    """`survived`, `killed`, or `timed out` after `limit` seconds."""
+    process = multiprocessing.get_context("fork").Process(target=run_tests, args=(path, code, tests))
+    process.start()
+    process.join(limit)
+    if process.exitcode is None:
+        process.kill()
+        process.join()
+        return "timed out"
+    return "killed" if process.exitcode else "survived"
+
+
+def run_module(name: str, explained: dict[str, str]) -> int:
+    """Prints what became of a module's mutants: how many survived without an explanation."""
+    path = ROOT / "flinks_async" / f"{name}.py"
+    code = path.read_text(encoding="utf-8")
+    tests = [f"tests/test_{test}.py" for test in TESTS[name].split()]
+    warm_up(tests)
+    start = time.monotonic()
+    if outcome(path, code, tests) != "survived":
+        sys.exit(f"{name}: the tests fail without a mutation: {' '.join(tests)}")
+    limit = 3 * (time.monotonic() - start) + 3
+    counts = {"killed": 0, "timed out": 0, "survived": 0}
+    survivors, new = set(), 0
+    for line, text, mutant in mutants(code):
+        came_of_it = outcome(path, mutant, tests, limit)
+        counts[came_of_it] += 1
+        if came_of_it == "survived":
+            survivors.add(text)
+            if text not in explained:
+                new += 1
+                print(f"  {path.relative_to(ROOT)}:{line}: {text}", flush=True)
+    for text in sorted(explained.keys() - survivors):
+        print(f"  explained, but no survivor: {text}", flush=True)
+    said = ", ".join(f"{number} {what}" for what, number in counts.items())
+    print(f"{name}: {said}, {new} of them not explained ({time.monotonic() - start:.0f} s)", flush=True)
+    return new
+
+
+def main(wanted: list[str]) -> int:
+    os.chdir(ROOT)
+    explained = tomllib.loads(EXPLAINED.read_text(encoding="utf-8"))
+    names = [name for name in TESTS if not wanted or any(part in f"{name}.py" for part in wanted)]
+    survivors = sum(run_module(name, explained.get(name, {})) for name in names)
+    print(
+        f"\n{survivors} mutants survived without an explanation." if survivors else "\nNo mutant is left unexplained."
+    )
+    return int(survivors > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
