@@ -119,12 +119,15 @@ class Told:
     def lost(self, in_use: int) -> None:
         self.all.append(("lost", in_use))
 
+    def failed(self, in_use: int) -> None:
+        self.all.append(("failed", in_use))
+
 
 def test_the_place_that_was_given_back_was_in_use_as_well() -> None:
     for verdict, status, what in (
         (OK, 200, "answered"),
         (Verdict(Kind.FINAL, "http_404"), 404, "answered"),
-        (FAILED, None, "lost"),
+        (FAILED, None, "failed"),
         (THROTTLED, 429, "lost"),
     ):
         governor, told = governor_of(), Told()
