@@ -76,7 +76,7 @@ class NaiveClient:
         """After an attempt: when to make the next, or None."""
         if ok:
             return None
-        count(call.state, Kind.TRANSIENT)
+        count(call.state, Kind.TRANSIENT, free=False)
         decision = decide(self.settings, FAILED, call.state, asked=None, left=None, random=self._rng.random)
         return now + decision.delay if isinstance(decision, Again) else None
 
@@ -116,9 +116,9 @@ class OurClient(NaiveClient):
                 self._concurrency.restart()
             self._quota.succeeded(call.state.cost)
             return None
-        self._concurrency.lost(self._in_use + 1)
+        self._concurrency.failed(self._in_use + 1)
         self._breaker.failed(now, self._rng.random(), probe=call.probe)
-        count(call.state, Kind.TRANSIENT)
+        count(call.state, Kind.TRANSIENT, free=False)
         decision = decide(
             self.settings,
             FAILED,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -43,11 +44,18 @@ async def start(*args: object, server: FlinksServer | None = None, **options: An
         "flinks_async.cli",
         *map(str, args),
         env=env,
+        preexec_fn=_usual_signals if os.name == "posix" else None,
         stdin=options.pop("stdin", asyncio.subprocess.DEVNULL),
         stdout=options.pop("stdout", asyncio.subprocess.PIPE),
         stderr=options.pop("stderr", asyncio.subprocess.PIPE),
         **options,
     )
+
+
+def _usual_signals() -> None:
+    """In the child. Tests that run under nohup or in the background ignore some signals, and children inherit that."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def records(path: Path) -> list[dict[str, Any]]:

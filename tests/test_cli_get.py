@@ -196,7 +196,7 @@ class TestWrongUsage:
         assert "from 1 to 1000" in (await cli("fetch", "-", "--out", "x", "--concurrency", "0")).stderr
         assert "one of auto, text, csv, jsonl" in (await cli("fetch", "-", "--out", "x", "--format", "xml")).stderr
         assert "There are: get, fetch, status" in (await cli("got")).stderr
-        assert "Missing option '--out'" in (await cli("fetch", "-")).stderr
+        assert "Missing option '--out FILE'" in (await cli("fetch", "-")).stderr
 
     @pytest.mark.parametrize("args", [(), ("--help",), ("get", "-h"), ("fetch", "--help"), ("demo", "--help")])
     async def test_help_tells_the_exit_codes(self, args: tuple[str, ...]) -> None:
