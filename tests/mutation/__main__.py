@@ -33,6 +33,7 @@ from cosmic_ray.operators.provider import OperatorProvider
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPLAINED = Path(__file__).with_name("explained.toml")
+EXAMPLES = 40  # that a test with generated examples takes at most
 MEMORY = 4 * 1024**3  # bytes that a mutant may have
 
 # Of each module, the tests that must notice; those that notice most come first.
@@ -154,6 +155,18 @@ def warm_up(tests: list[str]) -> None:
     gc.freeze()
 
 
+class FewExamples:
+    """A pytest plugin, so that what survives costs less."""
+
+    @staticmethod
+    def pytest_collection_modifyitems(items: list[Any]) -> None:
+        for item in items:
+            usual = getattr(item.obj, "_hypothesis_internal_use_settings", None)
+            if usual is not None:
+                few = hypothesis.settings(usual, max_examples=min(usual.max_examples, EXAMPLES))
+                getattr(item.obj, "__func__", item.obj)._hypothesis_internal_use_settings = few
+
+
 def run_tests(path: Path, code: str, tests: list[str]) -> None:
     """In a fork: the tests of a module, as if its file held this code."""
     import resource
@@ -171,7 +184,7 @@ def run_tests(path: Path, code: str, tests: list[str]) -> None:
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
     hypothesis.settings.register_profile("mutation", derandomize=True, deadline=None, database=None, phases=phases)
     hypothesis.settings.load_profile("mutation")
-    os._exit(pytest.main([*PYTEST, *tests]))
+    os._exit(pytest.main([*PYTEST, *tests], plugins=[FewExamples()]))
 
 
 def outcome(path: Path, code: str, tests: list[str], limit: float | None = None) -> str:
