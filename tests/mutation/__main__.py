@@ -42,7 +42,7 @@ TESTS = {
     "middleware/backoff": "retry_after retry",
     "middleware/breaker": "breaker",
     "middleware/concurrency": "concurrency_rules concurrency",
-    "middleware/governor": "breaker rate quota governor concurrency pause",
+    "middleware/governor": "governor breaker rate quota pause",
     "middleware/hedge": "hedge",
     "middleware/pause": "pause",
     "middleware/quota": "quota",
