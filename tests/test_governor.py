@@ -388,6 +388,12 @@ async def test_any_answer_of_an_instance_that_is_up_ends_an_outage_and_concurren
     assert governor.throttled == (2 if verdict is THROTTLED else 0)
 
 
+def test_without_a_breaker_no_instance_is_down() -> None:
+    governor = governor_of(breaker=None)
+    assert not any(governor.record(FAILED, sent=0.0) for _ in range(50))
+    assert governor.has_room
+
+
 async def test_a_probe_that_is_abandoned_makes_room_for_the_next_one() -> None:
     clock = FakeClock(random=0.5)
     governor = governor_of(clock, waits=True)

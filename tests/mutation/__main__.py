@@ -37,6 +37,7 @@ EXAMPLES = 40  # that a test with generated examples takes at most
 MEMORY = 4 * 1024**3  # bytes that a mutant may have
 
 # Of each module, the tests that must notice; those that notice most come first.
+# Not covered yet: codec/careful, codec/fast, codec/source, codec/steps.
 CODEC = "codec_parse codec codec_fast"
 TESTS = {
     "middleware/backoff": "retry_after retry",
@@ -52,14 +53,10 @@ TESTS = {
     "classify": "classify retry quota governor breaker pending client",
     "inflate": "inflate",
     "codec/__init__": CODEC,
-    "codec/careful": CODEC,
     "codec/envelope": "codec_envelope codec",
-    "codec/fast": CODEC,
     "codec/parse": CODEC,
     "codec/plan": CODEC,
     "codec/shapes": CODEC,
-    "codec/source": CODEC,
-    "codec/steps": CODEC,
 }
 
 PYTEST = ["-x", "-q", "--assert=plain", "--timeout=30", "-pno:randomly", "-pno:cacheprovider", "-pno:schemathesis"]
