@@ -333,6 +333,20 @@ async def test_a_small_answer_does_not_wait_for_the_lock() -> None:
     assert answer.meta == META
 
 
+@pytest.mark.parametrize(("size", "at_once"), [(64 * 1024, True), (64 * 1024 + 1, False)])
+async def test_up_to_64_kb_are_decoded_in_one_step(size: int, at_once: bool) -> None:
+    codec, lock = Codec(), asyncio.Lock()
+    codec.decode(payload("small"))
+    body = payload("small").ljust(size)
+    assert (run_out(codec.decode_steps(body, META))[1] == 0) is at_once
+    async with lock:
+        task = asyncio.create_task(codec.decode_async(body, META, lock))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert task.done() is at_once
+    assert (await task).meta == META
+
+
 async def test_errors_and_cancelling_release_the_lock() -> None:
     codec, lock = Codec(), asyncio.Lock()
     with pytest.raises(EmptyBodyError):
