@@ -113,13 +113,12 @@ def _coding(name: str) -> _Zlib:
 class _Zlib:
     """One coding. gzip may have several members and zero padding after them; deflate comes with or without header."""
 
-    __slots__ = ("_bits", "_done", "_inflate", "_pending", "_started")
+    __slots__ = ("_bits", "_inflate", "_pending", "_started")
 
     def __init__(self, bits: int) -> None:
         self._bits = bits
         self._pending = b""
-        self._started = False  # the current member has begun
-        self._done = False  # at least one member is whole
+        self._started = False  # a member has begun
         self._inflate = zlib.decompressobj(bits)
 
     def push(self, data: bytes) -> None:
@@ -141,14 +140,13 @@ class _Zlib:
             if piece is None:
                 raise ProtocolError("the body is not in its Content-Encoding")
             self._pending = self._inflate.unused_data if self._inflate.eof else self._inflate.unconsumed_tail
-            self._done = self._done or self._inflate.eof
             if piece or not self._inflate.eof:
                 return piece
 
     def finish(self) -> None:
         if self._started and not self._inflate.eof:
             raise ReadError("body truncated")
-        if self._pending and not self._done:  # a first byte of deflate that never got its second one
+        if self._pending:  # a first byte of deflate that never got its second one
             raise ReadError("body truncated")
 
     def _next_member(self) -> bool:
@@ -159,7 +157,6 @@ class _Zlib:
         if self._bits != _GZIP:
             raise ProtocolError("the body goes on after its end")
         self._inflate = zlib.decompressobj(self._bits)
-        self._started = False
         return True
 
     def _choose_deflate(self) -> bool:

@@ -125,7 +125,19 @@ def test_unknown_fields_are_kept_at_every_level() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["12.30", "0", "-0.00", "1000", "123456789012345678.90", "0.000000001", "1E+5", "-9.99e-7", "1" * 29, "1e28"],
+    [
+        "12.30",
+        "0",
+        "-0.00",
+        "1000",
+        "123456789012345678.90",
+        "0.000000001",
+        "1E+5",
+        "-9.99e-7",
+        "1" * 29,
+        "1e28",
+        "1e-28",
+    ],
 )
 def test_amounts_keep_their_digits(text: str) -> None:
     body = b'{"GetAccountsDetail":[{"Accounts":[{"OverdraftLimit":%b}]}]}' % text.encode()

@@ -6,6 +6,7 @@ import asyncio
 import copy
 import datetime as dt
 import threading
+import traceback
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
@@ -332,6 +333,20 @@ async def test_a_small_answer_does_not_wait_for_the_lock() -> None:
     assert answer.meta == META
 
 
+@pytest.mark.parametrize(("size", "at_once"), [(64 * 1024, True), (64 * 1024 + 1, False)])
+async def test_up_to_64_kb_are_decoded_in_one_step(size: int, at_once: bool) -> None:
+    codec, lock = Codec(), asyncio.Lock()
+    codec.decode(payload("small"))
+    body = payload("small").ljust(size)
+    assert (run_out(codec.decode_steps(body, META))[1] == 0) is at_once
+    async with lock:
+        task = asyncio.create_task(codec.decode_async(body, META, lock))
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert task.done() is at_once
+    assert (await task).meta == META
+
+
 async def test_errors_and_cancelling_release_the_lock() -> None:
     codec, lock = Codec(), asyncio.Lock()
     with pytest.raises(EmptyBodyError):
@@ -348,6 +363,18 @@ async def test_errors_and_cancelling_release_the_lock() -> None:
     assert all(task.cancelled() for task in tasks)
     assert not lock.locked()
     assert (await codec.decode_async(payload((1, 1000)), META, lock)).meta == META
+
+
+async def test_cancelled_in_the_queue_it_leaves_no_body_in_its_frame() -> None:
+    codec, lock = Codec(), asyncio.Lock()
+    async with lock:
+        task = asyncio.create_task(codec.decode_async(payload((1, 2000)), META, lock))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError) as caught:
+            await task
+    frames = [frame for frame, _ in traceback.walk_tb(caught.tb) if frame.f_code.co_name == "decode_async"]
+    assert [frame.f_locals["body"] for frame in frames] == [b""]
 
 
 def test_threads_share_a_codec() -> None:

@@ -143,27 +143,6 @@ def test_where_many_fail_it_shrinks() -> None:
     assert mean(seen[60:]) < 5
 
 
-def test_failures_of_one_round_count_once_and_from_the_third_of_twenty() -> None:
-    state = AdaptiveConcurrency(Adaptive(initial=20, loss=0.7))
-    limits = []
-    for _ in range(23):
-        state.failed(20)
-        limits.append(state.limit)
-    assert limits == [20, 20, *[14] * 21]
-    for _ in range(2):
-        state.failed(14)
-    assert state.limit == 9
-
-
-def test_failures_of_rounds_before_do_not_add_up() -> None:
-    state = AdaptiveConcurrency(Adaptive(initial=20))
-    for number in range(200):
-        if number % 20 < 2:
-            state.failed(20)
-        state.answered(0.1, float(number), 20)
-    assert state.limit >= 20
-
-
 def test_a_slow_token_moves_nothing() -> None:
     state = AdaptiveConcurrency(Adaptive())
     for number in range(200):

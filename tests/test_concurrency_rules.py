@@ -132,6 +132,27 @@ def test_one_loss_a_round_counts() -> None:
     assert state.limit == 9
 
 
+def test_failures_of_one_round_count_once_and_from_the_third_of_twenty() -> None:
+    state = AdaptiveConcurrency(Adaptive(initial=20, loss=0.7))
+    limits = []
+    for _ in range(23):
+        state.failed(20)
+        limits.append(state.limit)
+    assert limits == [20, 20, *[14] * 21]
+    for _ in range(2):
+        state.failed(14)
+    assert state.limit == 9
+
+
+def test_failures_of_rounds_before_do_not_add_up() -> None:
+    state = AdaptiveConcurrency(Adaptive(initial=20))
+    for number in range(200):
+        if number % 20 < 2:
+            state.failed(20)
+        state.answered(0.1, float(number), 20)
+    assert state.limit >= 20
+
+
 def test_after_a_loss_old_answers_are_passed_over() -> None:
     state = after_a_round()
     feed(state, 10, 50.0)

@@ -313,6 +313,22 @@ async def test_those_who_queue_fail_fast_when_the_instance_goes_down() -> None:
     assert (governor.in_use, governor.waiting) == (0, 0)
 
 
+def test_while_the_instance_is_down_nobody_queues_behind_one_that_waits_for_its_turn() -> None:
+    async def main() -> None:
+        clock = VirtualClock()
+        governor, began = governor_of(clock, rate=0.01), clock.now()
+        await governor.acquire()
+        first = asyncio.ensure_future(governor.acquire())
+        await settle()
+        down(governor)
+        with pytest.raises(CircuitOpenError):
+            await governor.acquire()
+        assert clock.now() == began
+        first.cancel()
+
+    run_virtual(main())
+
+
 async def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
     clock = FakeClock(random=0.0)
     governor = governor_of(clock, waits=True)
@@ -349,6 +365,48 @@ async def test_a_straggler_is_no_probe() -> None:
     assert await governor.acquire()
     governor.abandon(probe=False)
     assert governor.held_back == float("inf"), "the probe is still under way"
+
+
+@pytest.mark.parametrize(
+    ("verdict", "status"), [(OK, 200), (THROTTLED, 429), (Verdict(Kind.FINAL, "http_404"), 404)], ids=str
+)
+async def test_any_answer_of_an_instance_that_is_up_ends_an_outage_and_concurrency_begins_again(
+    verdict: Verdict, status: int
+) -> None:
+    clock = FakeClock(random=0.5)
+    governor = governor_of(clock, concurrency=Adaptive(initial=20))
+    down(governor)
+    assert governor.concurrency.limit == 14
+    clock.advance(1.0)
+    for _ in range(2):
+        assert await governor.acquire()
+        governor.record(verdict, sent=clock.now(), status=status, probe=True)
+        governor.release()
+    assert governor.breaker is not None
+    assert governor.breaker.closed
+    assert governor.concurrency.limit == 20
+    assert governor.throttled == (2 if verdict is THROTTLED else 0)
+
+
+def test_without_a_breaker_no_instance_is_down() -> None:
+    governor = governor_of(breaker=None)
+    assert not any(governor.record(FAILED, sent=0.0) for _ in range(50))
+    assert governor.has_room
+
+
+async def test_a_probe_that_is_abandoned_makes_room_for_the_next_one() -> None:
+    clock = FakeClock(random=0.5)
+    governor = governor_of(clock, waits=True)
+    down(governor)
+    clock.advance(1.0)
+    assert await governor.acquire()
+    waiting = asyncio.ensure_future(governor.acquire())
+    await settle()
+    assert not waiting.done()
+    governor.abandon(probe=True)
+    await settle()
+    assert waiting.done()
+    assert waiting.result() is True
 
 
 async def test_after_an_outage_the_rate_rises_to_what_it_was_before() -> None:

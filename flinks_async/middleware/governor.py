@@ -299,10 +299,7 @@ class Governor:
 
     async def _news(self) -> None:
         self._stirred = asyncio.get_running_loop().create_future()
-        try:
-            await self._stirred
-        finally:
-            self._stirred = None
+        await self._stirred
 
     def _pass_on(self) -> None:
         """The leader leaves: the next one takes over."""

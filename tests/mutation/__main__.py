@@ -33,15 +33,17 @@ from cosmic_ray.operators.provider import OperatorProvider
 
 ROOT = Path(__file__).resolve().parents[2]
 EXPLAINED = Path(__file__).with_name("explained.toml")
+EXAMPLES = 40  # that a test with generated examples takes at most
 MEMORY = 4 * 1024**3  # bytes that a mutant may have
 
 # Of each module, the tests that must notice; those that notice most come first.
+# Not covered yet: codec/__init__ (its last few mutants), codec/careful, codec/fast, codec/source, codec/steps.
 CODEC = "codec_parse codec codec_fast"
 TESTS = {
     "middleware/backoff": "retry_after retry",
     "middleware/breaker": "breaker",
     "middleware/concurrency": "concurrency_rules concurrency",
-    "middleware/governor": "breaker rate quota governor concurrency pause",
+    "middleware/governor": "governor breaker rate quota pause",
     "middleware/hedge": "hedge",
     "middleware/pause": "pause",
     "middleware/quota": "quota",
@@ -50,15 +52,10 @@ TESTS = {
     "middleware/retry_after": "retry_after",
     "classify": "classify retry quota governor breaker pending client",
     "inflate": "inflate",
-    "codec/__init__": CODEC,
-    "codec/careful": CODEC,
     "codec/envelope": "codec_envelope codec",
-    "codec/fast": CODEC,
     "codec/parse": CODEC,
     "codec/plan": CODEC,
     "codec/shapes": CODEC,
-    "codec/source": CODEC,
-    "codec/steps": CODEC,
 }
 
 PYTEST = ["-x", "-q", "--assert=plain", "--timeout=30", "-pno:randomly", "-pno:cacheprovider", "-pno:schemathesis"]
@@ -154,6 +151,18 @@ def warm_up(tests: list[str]) -> None:
     gc.freeze()
 
 
+class FewExamples:
+    """A pytest plugin, so that what survives costs less."""
+
+    @staticmethod
+    def pytest_collection_modifyitems(items: list[Any]) -> None:
+        for item in items:
+            usual = getattr(item.obj, "_hypothesis_internal_use_settings", None)
+            if usual is not None:
+                few = hypothesis.settings(usual, max_examples=min(usual.max_examples, EXAMPLES))
+                getattr(item.obj, "__func__", item.obj)._hypothesis_internal_use_settings = few
+
+
 def run_tests(path: Path, code: str, tests: list[str]) -> None:
     """In a fork: the tests of a module, as if its file held this code."""
     import resource
@@ -171,7 +180,7 @@ def run_tests(path: Path, code: str, tests: list[str]) -> None:
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)
     hypothesis.settings.register_profile("mutation", derandomize=True, deadline=None, database=None, phases=phases)
     hypothesis.settings.load_profile("mutation")
-    os._exit(pytest.main([*PYTEST, *tests]))
+    os._exit(pytest.main([*PYTEST, *tests], plugins=[FewExamples()]))
 
 
 def outcome(path: Path, code: str, tests: list[str], limit: float | None = None) -> str:
