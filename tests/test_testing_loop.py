@@ -118,3 +118,18 @@ def test_errors_come_out_and_the_loop_is_closed() -> None:
         run_virtual(main())
     assert isinstance(loops[0], VirtualTimeLoop)
     assert loops[0].is_closed()
+
+
+def test_at_its_end_it_waits_for_threads_in_their_own_time() -> None:
+    done, go_on = threading.Event(), threading.Event()
+
+    def work() -> None:
+        go_on.wait(30)
+        done.set()
+
+    async def main() -> None:
+        asyncio.get_running_loop().run_in_executor(None, work)
+
+    threading.Timer(0.05, go_on.set).start()
+    run_virtual(main())
+    assert done.is_set()

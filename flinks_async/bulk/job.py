@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import datetime as dt
 import os
 import uuid
@@ -34,7 +33,7 @@ from .records import FailureKind
 from .rules import Rules
 from .run import Result, Run
 from .stores import Place, Store, from_description
-from .thread import Worker
+from .thread import Thread, Worker
 
 SHARD_SIZE: Final = 1000
 """Tokens in a shard, unless something else is asked for."""
@@ -268,14 +267,16 @@ class Job:
             secret_is_good=self.totals.fetched > 0, log=self._log,
         )  # fmt: skip
         chosen = executor or InProcess(clock=clock, worker=worker)
+        writing = worker[0] if worker else Thread("flinks-async-outcome")
         self._running = Run(self._ledger, self._store, chosen, work, clock=clock, worker=worker)
         self._in_order = False
         try:
             result = await self._running.go()
             self._in_order = True
-            await asyncio.to_thread(self.write_outcome)
+            await writing.do(self.write_outcome)
             return result
         finally:
+            writing.close()
             self._running = None
 
     def _refuse_clients(self, clients: Mapping[str | None, FlinksClient]) -> None:

@@ -45,6 +45,12 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
         self._jumping = _JumpingSelector()
         super().__init__(self._jumping)
 
+    async def shutdown_default_executor(self, timeout: float | None = None) -> None:
+        """Waits for threads however long they take: their time is real, and a timeout of this loop's would be over at
+        once.
+        """
+        await super().shutdown_default_executor()
+
     def time(self) -> float:
         now = self._jumping.jumped
         # asyncio runs timers that are due before now + this; where floats get coarse, nothing would be before.

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -33,3 +35,19 @@ def postgresql() -> Iterator[Server]:
             yield server
     except Missing as missing:
         pytest.skip(f"no PostgreSQL server: {missing}")
+
+
+@pytest.fixture
+def closed_databases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Closes the SQLite databases that a test leaves open, for which Python 3.13 warns."""
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def remember(*args: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(*args, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", remember)
+    yield
+    for database in opened:
+        database.close()

@@ -14,6 +14,8 @@ from flinks_async.bulk.errors import LedgerError, StoreError
 from flinks_async.bulk.ledger import Ledger
 from flinks_async.bulk.records import Commit, Failure, Shard, Written
 
+pytestmark = pytest.mark.usefixtures("closed_databases")
+
 WRITTEN = Written(8, 100, "ab" * 32)
 
 

@@ -33,6 +33,8 @@ from flinks_async.bulk.report.timeline import Timeline, timeline
 from ..cli_support import cli
 from .made_up_job import EVENING, FINGERPRINT, KEY, MESSAGE, PATH, a_night, commit, failure, make_job, progress
 
+pytestmark = pytest.mark.usefixtures("closed_databases")
+
 HOSTILE = "</style></title><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{7*7}}$x^2$\x00\u202e"
 
 

@@ -27,7 +27,10 @@ FLAGS = (
 SIZES = {1280: 900, 390: 844}
 HOSTILE = "</style></title></text></svg><script>alert(1)</script><img src='https://example.com/x' onerror=alert(2)>"
 
-pytestmark = pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium; CHROMIUM may name one")
+pytestmark = [
+    pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium; CHROMIUM may name one"),
+    pytest.mark.usefixtures("closed_databases"),
+]
 
 
 @pytest.fixture(scope="module")

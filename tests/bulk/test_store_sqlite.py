@@ -26,6 +26,8 @@ from ..answers import DOCUMENTED, to_bytes
 from . import store_contract
 from .store_contract import OTHER_JOB, SHARDS, Bench, StoreContract, Summaries, Summary, expected
 
+pytestmark = pytest.mark.usefixtures("closed_databases")
+
 tmp_path = store_contract.tmp_path
 
 

@@ -30,6 +30,8 @@ from .postgresql_server import Server  # noqa: E402
 from .store_contract import Bench, Bodies  # noqa: E402
 from .store_docs import PAGE, page, queries  # noqa: E402
 
+pytestmark = pytest.mark.usefixtures("closed_databases")
+
 STRANGE = b"""{"GetAccountsDetail": [
     {"LoginId": "no accounts", "Login": {"LastRefresh": "never", "New": [1.10, null]}},
     {"InstitutionId": 7, "Login": {"LastRefresh": "2023-04-11T15:04:43.3464411"}, "Accounts": [
