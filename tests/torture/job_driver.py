@@ -43,8 +43,12 @@ def say(line: dict[str, Any]) -> None:
 def main() -> None:
     for line in sys.stdin:
         order = Order.from_json(line)
+        told, tell = os.pipe()
         child = os.fork()
         if child == 0:
+            os.close(tell)
+            os.read(told, 1)  # until its number was said, so that no result comes before it
+            os.close(told)
             code = 1
             try:
                 code = obey(order)
@@ -52,7 +56,9 @@ def main() -> None:
                 traceback.print_exc()
             finally:
                 os._exit(code)
+        os.close(told)
         say({"pid": child})
+        os.close(tell)
         _, status = os.waitpid(child, 0)
         say({"code": os.waitstatus_to_exitcode(status)})
 
