@@ -109,9 +109,10 @@ class ProcessesExecution:
             )
 
     def _end_those_that_hang(self) -> None:
-        for worker in self._workers.values():
-            if worker.tasks:
-                worker.kill()
+        for (
+            worker
+        ) in self._workers.values():  # those that have nothing left do not say so either; what they gave is kept
+            worker.kill()
 
     def break_off(self, error: BaseException) -> None:
         if self._broken is None:
