@@ -53,5 +53,10 @@ def test_a_job_on_a_network_file_system_is_refused_before_anything_is_made(
 
 
 def test_where_the_system_does_not_tell_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(file_systems, "_MOUNTS", tmp_path / "none")
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(f"1 0 0:2 / {tmp_path} rw - nfs4 server:/ rw\n")
+    monkeypatch.setattr(file_systems, "_MOUNTS", mounts)
+    with pytest.raises(ConfigError):
+        refuse_network(tmp_path)
+    mounts.unlink()
     refuse_network(tmp_path)

@@ -238,7 +238,9 @@ class TestPasswords:
         file.write_text(f"*:*:*:{GUARDED}:{PASSWORD}\n")
         file.chmod(0o600)
         store = PostgreSQLStore(f"{self.conninfo} passfile={file}", self.server.new_schema())
-        Bench(tmp_path / "job", lambda: store).start().put_missing(0)
+        bench = Bench(tmp_path / "job", lambda: store).start()
+        bench.put_missing(0)
+        assert bench.problems() == []
         store.close()
 
     @pytest.mark.parametrize("password", ["", f"{PASSWORD}x"])

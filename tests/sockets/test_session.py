@@ -342,7 +342,7 @@ class TestABorrowedSession:
             timeout = aiohttp.ClientTimeout(total=0.01)
             async with aiohttp.ClientSession(timeout=timeout) as session:
                 async with client_for(server, session=session, timeouts=Timeouts()) as client:
-                    await client.partner_access("t")
+                    assert (await client.partner_access_raw("t")).body == BODY
 
 
 async def _pause(connection: Any) -> None:

@@ -89,6 +89,7 @@ async def test_a_host_name_with_a_trailing_dot_works(authority: Authority, monke
     async with RawServer(HEALTHY, ssl_context=authority.context("flinks.test")) as server:
         async with client_for(https(server, "flinks.test."), connection=trusting(authority)) as client:
             await client.partner_access("t")
+        assert server.requests == 1
 
 
 def _has_ipv6() -> bool:
