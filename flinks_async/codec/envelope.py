@@ -17,6 +17,7 @@ MAX_ERROR_BODY: Final = 256 * 1024
 UNREADABLE: Final = "UNREADABLE"
 """Stands for the code of a success that has one which cannot be shown: still an error, never an empty answer."""
 
+_STATUS: Final = re.compile("[1-9][0-9]{2}")
 _ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -74,14 +75,20 @@ def _fold(data: Mapping[str, Any]) -> dict[str, Any]:
 
 def _envelope(data: Mapping[str, Any], hidden: tuple[Secret, ...], *, unreadable: str | None = None) -> Envelope:
     folded = _fold(data)
-    code, status, request_id = folded.get("flinkscode"), folded.get("httpstatuscode"), folded.get("requestid")
+    code, request_id = folded.get("flinkscode"), folded.get("requestid")
     message = folded.get("message")
     return Envelope(
         flinks_code=code if _is_id(code, hidden) else unreadable if code else None,
-        http_status_code=status if type(status) is int and 100 <= status <= 999 else None,
+        http_status_code=_status(folded.get("httpstatuscode")),
         message=redact(message, *hidden) if isinstance(message, str) and message else None,
         request_id=_request_id(request_id, hidden),
     )
+
+
+def _status(value: object) -> int | None:
+    if isinstance(value, str) and _STATUS.fullmatch(value):  # read all the same: else an error would be a success
+        return int(value)
+    return value if type(value) is int and 100 <= value <= 999 else None
 
 
 def _request_id(value: object, hidden: tuple[Secret, ...]) -> str | None:

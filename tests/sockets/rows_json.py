@@ -159,4 +159,12 @@ ROWS = [
         3,
         status=200,
     ),
+    row(
+        "28c",
+        'a 200 with HttpStatusCode "401" inside, as text',
+        Respond(200, b'{"HttpStatusCode":"401"}'),
+        AuthenticationError,
+        1,
+        status=200,
+    ),
 ]
