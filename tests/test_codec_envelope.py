@@ -59,7 +59,7 @@ def test_a_code_is_a_short_word_or_nothing(code: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "status", [True, "4010", "099", "4.1", "４01", "", 401.5, 10**30, -1, 0, 99, 1000, None, [401]]
+    "status", [True, "4010", "099", "4.1", "\uff1401", "", 401.5, 10**30, -1, 0, 99, 1000, None, [401]]
 )
 def test_a_status_is_a_number_of_three_digits_or_nothing(status: Any) -> None:
     assert read_envelope(to_bytes({"HttpStatusCode": status})).http_status_code is None
