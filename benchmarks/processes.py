@@ -2,12 +2,16 @@
 
 A job to JSONL in this process, and with one and more worker processes, against a compiled server. Nothing is kept on a
 core: the point is to use all of them. A round is one run of each in random order; ratios are taken within a round.
+
+*Cores busy* counts everything that ran on the machine, the server and the kernel's part included: what is left of the
+machine's cores beside one process is the most that more processes can win.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import statistics
 import sys
@@ -29,27 +33,41 @@ def executor(processes: int) -> Executor:
     return InProcess() if processes == HERE else Processes(processes)
 
 
-async def fetch(base_url: str, source: Path, folder: Path, processes: int) -> float:
-    """Tokens a second of fetching and storing; reading the input through is left out, since it is the same for all."""
+def busy() -> float:
+    """Seconds that all cores together have worked since the machine was started (proc(5)); 0.0 where that is not told."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return 0.0
+    user, nice, system, _idle, _iowait, irq, softirq = map(int, stat.read_text().split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+async def fetch(base_url: str, source: Path, folder: Path, processes: int) -> tuple[float, float]:
+    """Tokens a second of fetching and storing, and cores that were busy meanwhile. Reading the input through is left out,
+    since it is the same for all.
+    """
     with Job.start(folder / "job", InputFile(source), JSONLParts(), {"": "benchmark"}, shard_size=500) as job:
         async with client_of(base_url) as client:
-            begun = time.perf_counter()
+            begun, worked = time.perf_counter(), busy()
             result = await job.run(client, Rules(concurrency=CONCURRENCY), executor=executor(processes))
-            took = time.perf_counter() - begun
+            took, worked = time.perf_counter() - begun, busy() - worked
     fetched = result.totals.fetched
     assert (result.state, fetched) == ("complete", job.scanned.tokens), result
-    return fetched / took
+    return fetched / took, worked / took
 
 
 def compare(size: str, processes: list[int], count: int, rounds: int) -> str:
     rates: dict[int, list[float]] = {number: [] for number in processes}
+    cores: dict[int, list[float]] = {number: [] for number in processes}
     with plain(size) as server, tempfile.TemporaryDirectory() as scratch:
         source = write_tokens(Path(scratch) / "tokens.txt", count)
         for number in range(rounds):
             for one in random.sample(processes, len(processes)):
                 before = server.answers()
                 with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=fastest_loop()) as runner:
-                    rates[one].append(runner.run(fetch(server.base_url, source, Path(folder), one)))
+                    rate, worked = runner.run(fetch(server.base_url, source, Path(folder), one))
+                rates[one].append(rate)
+                cores[one].append(worked)
                 assert server.counted(before) == count, "the server's count is another one"
             print(f"{size}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         head = f"\n### {size} ({len(server.body) / 1000:.2f} KB), {count:,} tokens, {server.kind}\n\n"
@@ -59,10 +77,11 @@ def compare(size: str, processes: list[int], count: int, rounds: int) -> str:
             f"{statistics.median(found):,.0f} ± {spread(found):.0%}",
             str(ratio(found, rates[HERE])),
             str(ratio(found, rates[1])),
+            f"{statistics.median(cores[one]):.2f}",
         ]
         for one, found in rates.items()
     ]
-    return head + table(("", "tokens/s", "ratio to this process", "ratio to 1 worker"), rows)
+    return head + table(("", "tokens/s", "ratio to this process", "ratio to 1 worker", "cores busy"), rows)
 
 
 def main() -> None:
