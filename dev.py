@@ -2,7 +2,8 @@
 
 python3 dev.py demo                     the simulated server and 10,000 tokens, in .venv
 python3 dev.py test [pytest arguments]  the tests
-python3 dev.py test --python 3.12       the same on another interpreter, in .venvs/; --others or --all for several
+python3 dev.py test --python 3.12       the same on another interpreter, in .venvs/
+python3 dev.py test --all               on all of them; --others: on all others, without what is marked as `once`
 python3 dev.py check                    lint, formatting, types, and what is inside the built wheel
 python3 dev.py mutate [part of a path]  whether tests notice each small change of the code that decides (Linux, macOS)
 """
@@ -40,7 +41,9 @@ def main() -> int:
     tests = commands.add_parser("test", help="run the tests; other arguments go to pytest", allow_abbrev=False)
     which = tests.add_mutually_exclusive_group()
     which.add_argument("--python", metavar="X.Y", help="on this version of Python")
-    which.add_argument("--others", action="store_true", help="on every supported version but the running one")
+    which.add_argument(
+        "--others", action="store_true", help="on every version but the running one, less what is marked `once`"
+    )
     which.add_argument("--all", action="store_true", help="on every supported version")
     options, rest = parser.parse_known_args()
     if options.command == "demo":
@@ -51,7 +54,8 @@ def main() -> int:
         return mutate(rest)
     here = dotted(sys.version_info[:2])
     if options.all or options.others:
-        return test_many([v for v in supported() if options.all or v != here], rest)
+        most = [] if options.all else ["-m", "not torture and not once"]
+        return test_many([v for v in supported() if options.all or v != here], [*most, *rest])
     if options.python in (None, here):
         return test(Path(sys.executable), ROOT / ".venv", rest)
     if options.python not in supported() or (base := find(options.python)) is None:

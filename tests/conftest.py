@@ -1,4 +1,4 @@
-"""Shared by all tests: nothing but a repair of aioresponses."""
+"""Shared by all tests: what need not run on every Python, and a repair of aioresponses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,21 @@ from unittest.mock import Mock
 
 import aiohttp
 import aioresponses.core
+import pytest
+
+ONCE = {
+    "bulk/test_report_browser", "test_benchmarks", "test_readme", "test_simulator_openapi", "test_storm_benchmark",
+    "test_storm_hour", "test_testing_plugin", "torture/test_crash", "torture/test_io", "torture/test_order",
+    "torture/test_outage",
+}  # fmt: skip
+"""What takes long and does not depend on the version of Python: browsers, simulated hours, documents, disks."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(item.config.rootpath / "tests").with_suffix("").as_posix() in ONCE:
+            item.add_marker("once")
+
 
 if "stream_writer" in inspect.signature(aiohttp.ClientResponse.__init__).parameters:
 
