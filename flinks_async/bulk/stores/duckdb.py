@@ -20,6 +20,7 @@ from ..errors import StoreError
 from .arrow import arrow_table, library
 from .database import DatabaseStore
 from .database_schema import NAMES, job_number, prepare, quoted
+from .given import given_path
 from .protocol import Place
 from .rows import Row, Table
 
@@ -42,7 +43,7 @@ class DuckDBStore(DatabaseStore["duckdb.DuckDBPyConnection"]):
             somebody else in it are left alone, but for a name that both want: then the database is refused.
 
     Raises:
-        ConfigError: duckdb or pyarrow is not installed.
+        ConfigError: duckdb or pyarrow is not installed, or the path cannot be the name of a file.
     """
 
     types: ClassVar[dict[ColumnType, str]] = {
@@ -60,7 +61,7 @@ class DuckDBStore(DatabaseStore["duckdb.DuckDBPyConnection"]):
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._library = _duckdb()
         library("duckdb")
-        self._given = None if path is None else Path(path).absolute()
+        self._given = given_path(path)
         self._path = Path()
         self._db: duckdb.DuckDBPyConnection | None = None
 

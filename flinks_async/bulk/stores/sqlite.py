@@ -24,6 +24,7 @@ from ..errors import StoreError
 from ..records import Commit
 from .database import DatabaseStore
 from .database_schema import MARKS, NAMES, job_number, quoted
+from .given import given_path
 from .protocol import Place, Problem
 from .rows import Row, Table, does_not_fit
 from .sqlite_schema import names_in, prepare, stored
@@ -40,6 +41,9 @@ class SQLiteStore(DatabaseStore[sqlite3.Connection]):
     Args:
         path: of the database (default `answers.sqlite` in the job's directory). It is made if it is missing; tables of
             somebody else in it are left alone, but for a name that both want: then the database is refused.
+
+    Raises:
+        ConfigError: the path cannot be the name of a file.
     """
 
     types: ClassVar[dict[ColumnType, str]] = {
@@ -58,7 +62,7 @@ class SQLiteStore(DatabaseStore[sqlite3.Connection]):
     _begin: ClassVar[str] = "BEGIN IMMEDIATE"
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self._given = None if path is None else Path(path).absolute()
+        self._given = given_path(path)
         self._path = Path()
         self._db: sqlite3.Connection | None = None
 
