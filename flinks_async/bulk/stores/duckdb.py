@@ -123,6 +123,16 @@ class DuckDBStore(DatabaseStore["duckdb.DuckDBPyConnection"]):
                 db.unregister(_INCOMING)
         return rows
 
+    def _inserted(self) -> None:
+        """Makes the log with its mode, before DuckDB makes it with another one and a commit writes the rows to it."""
+        _, log = self._files()
+        try:
+            os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise cannot_write(log, error) from None
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with super()._transaction():
