@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import sys
 import threading
 from itertools import pairwise
 from pathlib import Path
@@ -15,7 +16,7 @@ from flinks_async import Adaptive, ConfigError, FlinksClient, Limits, ShareQuota
 from flinks_async.bulk.executors.clients import Secrets, describe, from_line, make, to_line
 from flinks_async.bulk.executors.shared_rate import SharedRate
 from flinks_async.bulk.executors.shares import rules_for, settings_for, share
-from flinks_async.bulk.executors.worker_process import environment_without
+from flinks_async.bulk.executors.worker_process import ending, environment_without
 from flinks_async.bulk.figures import Figures, sum_of
 from flinks_async.bulk.histogram import Histogram
 from flinks_async.bulk.rules import Rules
@@ -151,3 +152,10 @@ def test_secrets_that_are_cut_short_are_not_taken() -> None:
     assert from_line(io.BytesIO(line).readline()) == [Secrets(Secret(SECRET), None)]
     with pytest.raises(ValueError):
         from_line(line[:20])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals")
+def test_how_a_worker_ended_in_words() -> None:
+    assert ending(3) == "exit code 3"
+    assert ending(-9) == "signal SIGKILL"
+    assert ending(-40) == "signal 40"  # for real time, without a name

@@ -20,7 +20,7 @@ from flinks_async.bulk.stores import Store  # noqa: E402
 from flinks_async.bulk.stores.duckdb import DuckDBStore  # noqa: E402
 
 from .database_contract import DatabaseContract, body  # noqa: E402
-from .store_contract import Bench, expected  # noqa: E402
+from .store_contract import Bench, at_points, expected  # noqa: E402
 
 
 @pytest.fixture
@@ -62,6 +62,18 @@ class TestDuckDB(DatabaseContract):
         bench.start().put_missing(0)
         modes = {path.name: path.stat().st_mode & 0o777 for path in bench.folder.glob("answers*")}
         assert modes == {"answers.duckdb": 0o600, "answers.duckdb.wal": 0o600}
+
+    def test_the_log_is_the_owners_alone_before_answers_are_in_it(self, bench: Bench) -> None:
+        bench.start().put_missing(0)
+        bench.start()
+        log = bench.folder / "answers.duckdb.wal"
+        assert not log.exists(), "DuckDB makes it anew"
+        modes = {}
+        with at_points(lambda point: modes.update({point: log.exists() and log.stat().st_mode & 0o777})):
+            bench.put(1)
+        assert modes["database committed"] == 0o600
+        bench.start()
+        assert not log.exists()
 
     def test_a_process_that_is_killed_after_a_shard_leaves_it_and_lets_nobody_in_before(self, bench: Bench) -> None:
         program = (

@@ -311,6 +311,17 @@ def test_a_store_of_another_version_is_refused(description: dict[str, object]) -
         from_description(description)
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "sqlite", "duckdb"])
+@pytest.mark.parametrize("path", ["a\0b", "a\ud800b"])
+def test_what_cannot_be_the_name_of_a_file_is_refused(kind: str, path: str) -> None:
+    if kind == "duckdb":
+        pytest.importorskip("duckdb")
+        pytest.importorskip("pyarrow")
+    with pytest.raises(ConfigError, match="path must be the name of a file") as caught:
+        from_description({"kind": kind, "path": path})
+    assert str(caught.value).isprintable()
+
+
 def test_a_relative_path_is_made_absolute() -> None:
     assert JSONLFile("out.jsonl").describe()["path"] == str(Path.cwd() / "out.jsonl")
 

@@ -340,10 +340,13 @@ def test_a_disk_that_is_full_at_any_moment(bench: Bench) -> None:
 def test_errors_of_sqlite_are_ours(bench: Bench, number: str, message: str) -> None:
     error = sqlite3.OperationalError("disk I/O error")
     error.sqlite_errorname = number
-    bench.start()
-    with pytest.raises(StoreError) as caught:
-        with bench.store._transaction():  # type: ignore[attr-defined]
-            raise error
+    store: Any = bench.start().store
+
+    def fail() -> None:
+        raise error
+
+    with pytest.raises(StoreError) as caught, store._transaction():
+        store._do(fail)
     assert str(caught.value) == f"{database(bench)} {message}"
     bench.put_missing(0)
     assert summaries(database(bench)) == expected(0)

@@ -109,9 +109,8 @@ class ProcessesExecution:
             )
 
     def _end_those_that_hang(self) -> None:
-        for (
-            worker
-        ) in self._workers.values():  # those that have nothing left do not say so either; what they gave is kept
+        # Those that have nothing left to do, too, since they do not say so. What they have handed over is kept.
+        for worker in self._workers.values():
             worker.kill()
 
     def break_off(self, error: BaseException) -> None:

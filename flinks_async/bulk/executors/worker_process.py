@@ -114,7 +114,17 @@ class WorkerProcess:
         code = self._process.wait()
         self.link.close()
         self._pipes()[0].close()
-        return f"exit code {code}" if code >= 0 else f"signal {Signals(-code).name}"
+        return ending(code)
+
+
+def ending(code: int) -> str:
+    """What a process has ended by, from its exit code as `subprocess` gives it."""
+    if code >= 0:
+        return f"exit code {code}"
+    try:
+        return f"signal {Signals(-code).name}"
+    except ValueError:  # most signals for real time have no names
+        return f"signal {-code}"
 
 
 def _search_path() -> bytes:

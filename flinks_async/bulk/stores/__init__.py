@@ -3,11 +3,17 @@
 protocol        what a store is
 jsonl_parts     JSONL, one file a shard
 jsonl_file      JSONL, one file (claim: which one it is)
+given           where the user wants a file
 lines, check    files of answers, read and compared
 rows            answers as rows of tables, for all that follow
+parquet         Parquet, one file for each table and shard (parquet_file)
+arrow           rows as Arrow, for Parquet and DuckDB
+database        what the databases have in common (database_schema: their tables)
 sqlite          tables of an SQLite database (sqlite_schema)
+duckdb          tables of a DuckDB database
+postgresql      tables of a PostgreSQL database (postgresql_connection, postgresql_values)
 marks           commits, kept beside the rows
-row_digest      a checksum of rows
+row_digest      a checksum of rows (comparable: of their values, however a database writes them)
 """
 
 from __future__ import annotations
@@ -40,15 +46,16 @@ def from_description(description: Mapping[str, Any]) -> Store:
 
     Raises:
         StoreError: there is no such store in this version.
-        ConfigError: a library for it is not installed.
+        ConfigError: a library for it is not installed, or what its class refuses besides.
     """
     arguments = dict(description)
     kind = arguments.pop("kind", None)
-    module, name = _CLASSES.get(kind, (None, None)) if isinstance(kind, str) else (None, None)
-    if module is not None and name is not None:
+    if isinstance(kind, str) and kind in _CLASSES:
+        module, name = _CLASSES[kind]
+        make = getattr(import_module(f".{module}", __name__), name)
         try:
-            store: Store = getattr(import_module(f".{module}", __name__), name)(**arguments)
+            store: Store = make(**arguments)
             return store
-        except (ModuleNotFoundError, TypeError):
+        except TypeError:  # arguments of a newer version
             pass
     raise StoreError(f"this version of flinks-async cannot write to the store of this job ({kind!r}); update it")

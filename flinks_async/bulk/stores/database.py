@@ -1,15 +1,15 @@
 """What stores in a database have in common: rows and mark of a shard are one transaction.
 
-A store says how statements are run and rows are inserted; the SQL here is such that each of them understands it.
+A store says how rows are inserted, and in what it differs; the SQL here is such that each of them understands it.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, ClassVar, Final, Generic, NoReturn, Protocol, TypeVar
 
 from attrs import evolve
 
@@ -24,8 +24,25 @@ from .protocol import Problem
 from .row_digest import RowDigest
 from .rows import FETCHES, TABLES, Row, Table, read_spool
 
+ROWS: Final = 2_000
+"""That are read at once."""
 
-class DatabaseStore(Database, ABC):
+
+class Connection(Protocol):
+    """What the connections of all databases can do."""
+
+    def execute(self, sql: Any, values: Any = ..., /) -> Any: ...
+
+    def cursor(self) -> Any: ...
+
+    def close(self) -> None: ...
+
+
+T = TypeVar("T")
+ConnectionT = TypeVar("ConnectionT", bound=Connection)
+
+
+class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     """A store in a database that several jobs may share.
 
     A receipt is `{"rows": how many by table, "digest": of them}`.
@@ -33,16 +50,21 @@ class DatabaseStore(Database, ABC):
 
     spool_compression: Compression = "none"
 
+    _library: Any
+    """The module for the database. Its errors are `Error`."""
+
+    _begin: ClassVar[str] = "BEGIN"
+    """How a transaction begins."""
+
+    _db: ConnectionT | None
+    """Open or not. It commits each statement by itself, unless a transaction was begun."""
+
     _job = 0
     """The number that stands for the job in all tables."""
 
     @abstractmethod
-    def _transaction(self) -> AbstractContextManager[None]:
-        """One durable transaction, rolled back by any exception.
-
-        Raises:
-            StoreError: the database says no.
-        """
+    def _store_error(self, error: Any) -> StoreError:
+        """What stands for an error of the library. It shows no value of a row."""
 
     @abstractmethod
     def _insert(self, table: Table, rows: list[Row]) -> list[Row]:
@@ -52,16 +74,19 @@ class DatabaseStore(Database, ABC):
             StoreError: a value does not fit its column, or the database says no.
         """
 
-    @abstractmethod
-    def _stream(self, sql: str, *values: Any) -> Iterator[Sequence[Row]]:
-        """The rows of a query in bounded memory, some at a time."""
-
     def _inserted(self) -> None:
         """Called when all rows of a shard were inserted."""
+
+    def _add_mark(self, shard: int, mark: bytes) -> None:
+        self.run(f"INSERT INTO {MARKS} VALUES (?, ?, ?)", self._job, shard, mark.decode())
 
     def _select(self, table: Table) -> list[str]:
         """The columns of a table `t` in a query, so that `comparable` understands their values."""
         return [f"t.{name}" for name in quoted(table)]
+
+    def _comparable(self, table: Table, rows: list[Row]) -> Iterable[Row]:
+        """Rows in the form that counts for their digest."""
+        return comparable(table, rows)
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
         marked = set(self._shards())
@@ -81,13 +106,12 @@ class DatabaseStore(Database, ABC):
             for batch in read_spool(spool, self.spool_compression, commit.shard):
                 for table in TABLES:
                     if rows := batch.of(table):
-                        digest.add(table, comparable(table, self._insert(table, rows)))
+                        digest.add(table, self._comparable(table, self._insert(table, rows)))
             if digest.rows[FETCHES.name] != commit.written.lines:
                 raise StoreError(f"{spool} has {digest.rows[FETCHES.name]:,} answers, not {commit.written.lines:,}")
             self._inserted()
             receipt = {"rows": {table.name: digest.rows[table.name] for table in TABLES}, "digest": digest.hexdigest()}
-            mark = to_json(evolve(commit, receipt=receipt)).decode()
-            self.run(f"INSERT INTO {MARKS} VALUES (?, ?, ?)", self._job, commit.shard.id, mark)
+            self._add_mark(commit.shard.id, to_json(evolve(commit, receipt=receipt)))
             crash_points.reach("rows written")
         crash_points.reach("rows committed")
         return receipt
@@ -110,6 +134,66 @@ class DatabaseStore(Database, ABC):
             "answers in a database cannot be exported as they came, since tables do not have all of it. Query "
             f"{self.where}, or run the job with a store of JSONL"
         )
+
+    def close(self) -> None:
+        if self._db is not None:
+            with suppress(self._library.Error):
+                self._db.close()
+            self._db = None
+
+    def run(self, sql: str, *values: Any) -> int:
+        rowcount: int = self._do(lambda: self._execute(sql, values).rowcount)
+        return rowcount
+
+    def fetch(self, sql: str, *values: Any) -> list[Row]:
+        rows: list[Row] = self._do(lambda: self._execute(sql, values).fetchall())
+        return rows
+
+    # --- the database -------------------------------------------------------------------------------------------------
+
+    @property
+    def _opened(self) -> ConnectionT:
+        if self._db is None:
+            raise StoreError("the store is not open")
+        return self._db
+
+    def _execute(self, sql: str, values: tuple[Any, ...]) -> Any:
+        """Gives a cursor, or what serves as one. Raises the library's errors."""
+        return self._opened.execute(sql, values)
+
+    def _do(self, work: Callable[[], T]) -> T:
+        """Gives the library's errors as our own. Not as a context manager: theirs may quote values, and would be the
+        context of ours."""
+        try:
+            return work()
+        except self._library.Error as error:
+            problem = self._store_error(error)
+        raise problem
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        """One durable transaction, rolled back by any exception.
+
+        Raises:
+            StoreError: the database says no.
+        """
+        self.run(self._begin)
+        try:
+            yield
+            self.run("COMMIT")
+        except BaseException:
+            with suppress(self._library.Error):
+                self._opened.execute("ROLLBACK")
+            raise
+
+    def _stream(self, sql: str, *values: Any) -> Iterator[Sequence[Row]]:
+        """The rows of a query in bounded memory, some at a time."""
+        with closing(self._opened.cursor()) as cursor:
+            self._do(lambda: cursor.execute(sql, values))
+            while rows := self._do(lambda: cursor.fetchmany(ROWS)):
+                yield rows
+
+    # --- rows and marks -----------------------------------------------------------------------------------------------
 
     def _delete_rows(self) -> list[str]:
         """Removes what the job has written; says how much that is."""
@@ -159,7 +243,7 @@ class DatabaseStore(Database, ABC):
                 for shard, *row in rows:
                     by_shard.setdefault(shard, []).append(tuple(row))
                 for shard, some in by_shard.items():
-                    digests.setdefault(shard, RowDigest()).add(table, comparable(table, some))
+                    digests.setdefault(shard, RowDigest()).add(table, self._comparable(table, some))
         for shard, receipt in known.items():
             yield from self._compare_digest(shard, receipt, digests.pop(shard, RowDigest()))
         for shard in sorted(digests, key=str):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Container
 from typing import Any, ClassVar, Final
 
 from ...rows import Column, ColumnType, Row, Table
@@ -67,7 +68,7 @@ def prepare(db: Database) -> None:
     if "flinks_meta" not in found:
         if taken := sorted(NAMES & found):
             raise StoreError(f"{db.where} has a table {taken[0]!r} that is not of flinks-async. Take another place")
-        for statement in (*_OWN, *(_create(db, table) for table in TABLES)):
+        for statement in (*_OWN, *(table_of(db, table) for table in TABLES)):
             db.run(statement)
         return
     rows = db.fetch("SELECT value FROM flinks_meta WHERE name = 'schema_version'")
@@ -77,8 +78,12 @@ def prepare(db: Database) -> None:
     if version > VERSION:
         raise StoreError(f"{db.where} was written by a newer version of flinks-async (format {version}); update it")
     if version < VERSION:
+        query = (
+            "SELECT column_name FROM information_schema.columns "
+            "WHERE table_schema = current_schema() AND table_name = ?"
+        )
         for table in TABLES:
-            _add_columns(db, table)
+            add_columns(db, table, {name for (name,) in db.fetch(query, table.name)})
         db.run("UPDATE flinks_meta SET value = ? WHERE name = 'schema_version'", VERSION)
 
 
@@ -95,19 +100,21 @@ def quoted(table: Table) -> list[str]:
     return [f'"{name}"' for name in table.names]
 
 
-def _create(db: Database, table: Table) -> str:
-    columns = ["job BIGINT NOT NULL", *(_definition(db, column) for column in table.columns)]
+def table_of(db: Database, table: Table) -> str:
+    """The statement that makes a table."""
+    columns = [f"job {db.types['position']}", *(_definition(db, column) for column in table.columns)]
     if db.unique:
         identity = ", ".join(("job", *(f'"{name}"' for name in table.identity)))
         columns.append(f"PRIMARY KEY ({identity})")
     return f"CREATE TABLE {table.name} ({', '.join(columns)})"
 
 
-def _add_columns(db: Database, table: Table) -> None:
-    query = (
-        "SELECT column_name FROM information_schema.columns WHERE table_schema = current_schema() AND table_name = ?"
-    )
-    there = {name for (name,) in db.fetch(query, table.name)}
+def add_columns(db: Database, table: Table, there: Container[str]) -> None:
+    """Adds the columns that are not there.
+
+    Raises:
+        StoreError: a table has no such column, and cannot get it; or the database says no.
+    """
     for column in table.columns:
         if column.name not in there:
             if column.type == "position":

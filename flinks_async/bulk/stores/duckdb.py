@@ -7,10 +7,10 @@ keeps those in memory, and scans without.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ...errors import ConfigError
 from ...rows import ColumnType
@@ -20,15 +20,13 @@ from ..errors import StoreError
 from .arrow import arrow_table, library
 from .database import DatabaseStore
 from .database_schema import NAMES, job_number, prepare, quoted
+from .given import given_path
 from .protocol import Place
 from .rows import Row, Table
 
 if TYPE_CHECKING:
     import duckdb
 
-T = TypeVar("T")
-
-_ROWS: Final = 10_000
 _CONFIG: Final = {
     "threads": 1,  # a shard is small, and the fetching beside it needs the machine
     "autoinstall_known_extensions": False,  # else a file of SQLite's makes it load code from the network
@@ -37,7 +35,7 @@ _CONFIG: Final = {
 _INCOMING: Final = "flinks_incoming"
 
 
-class DuckDBStore(DatabaseStore):
+class DuckDBStore(DatabaseStore["duckdb.DuckDBPyConnection"]):
     """A database, of this job alone or of several that run one after the other: DuckDB lets one process in.
 
     Args:
@@ -45,7 +43,7 @@ class DuckDBStore(DatabaseStore):
             somebody else in it are left alone, but for a name that both want: then the database is refused.
 
     Raises:
-        ConfigError: duckdb or pyarrow is not installed.
+        ConfigError: duckdb or pyarrow is not installed, or the path cannot be the name of a file.
     """
 
     types: ClassVar[dict[ColumnType, str]] = {
@@ -63,7 +61,7 @@ class DuckDBStore(DatabaseStore):
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._library = _duckdb()
         library("duckdb")
-        self._given = None if path is None else Path(path).absolute()
+        self._given = given_path(path)
         self._path = Path()
         self._db: duckdb.DuckDBPyConnection | None = None
 
@@ -98,12 +96,6 @@ class DuckDBStore(DatabaseStore):
         self.run("CHECKPOINT")
         return removed
 
-    def close(self) -> None:
-        if self._db is not None:
-            with suppress(self._library.Error):
-                self._db.close()
-            self._db = None
-
     @property
     def where(self) -> str:
         return str(self._path)
@@ -111,16 +103,6 @@ class DuckDBStore(DatabaseStore):
     def run(self, sql: str, *values: Any) -> int:
         rows = self.fetch(sql, *values)
         return rows[0][0] if rows and isinstance(rows[0][0], int) else 0
-
-    def fetch(self, sql: str, *values: Any) -> list[Row]:
-        db = self._opened
-        return self._do(lambda: db.execute(sql, values).fetchall())
-
-    def _stream(self, sql: str, *values: Any) -> Iterator[Sequence[Row]]:
-        cursor = self._opened.cursor()
-        self._do(lambda: cursor.execute(sql, values))
-        while rows := self._do(lambda: cursor.fetchmany(_ROWS)):
-            yield rows
 
     def _select(self, table: Table) -> list[str]:
         # Python objects of instants would need pytz.
@@ -141,16 +123,20 @@ class DuckDBStore(DatabaseStore):
                 db.unregister(_INCOMING)
         return rows
 
+    def _inserted(self) -> None:
+        """Makes the log with its mode, before DuckDB makes it with another one and a commit writes the rows to it."""
+        _, log = self._files()
+        try:
+            os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
+        except FileExistsError:
+            pass
+        except OSError as error:
+            raise cannot_write(log, error) from None
+
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        self.run("BEGIN")
-        try:
+        with super()._transaction():
             yield
-            self.run("COMMIT")
-        except BaseException:
-            with suppress(self._library.Error):
-                self._opened.execute("ROLLBACK")
-            raise
         crash_points.reach("database committed")
         self._settle()
 
@@ -167,20 +153,8 @@ class DuckDBStore(DatabaseStore):
     def _files(self) -> tuple[Path, Path]:
         return self._path, self._path.with_name(f"{self._path.name}.wal")
 
-    @property
-    def _opened(self) -> duckdb.DuckDBPyConnection:
-        if self._db is None:
-            raise StoreError("the store is not open")
-        return self._db
-
-    def _do(self, work: Callable[[], T]) -> T:
-        """Gives DuckDB's errors as our own. Not as a context manager: DuckDB's may quote values, and would be the context
-        of ours."""
-        try:
-            return work()
-        except self._library.Error as error:
-            problem = StoreError(f"{self._path} cannot be read or written: {_reason(error)}")
-        raise problem
+    def _store_error(self, error: duckdb.Error) -> StoreError:
+        return StoreError(f"{self._path} cannot be read or written: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

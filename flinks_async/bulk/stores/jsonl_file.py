@@ -20,6 +20,7 @@ from ..errors import StoreError
 from ..records import Commit, Written
 from .check import SUFFIXES, check_compression, checksum, compare
 from .claim import Claim
+from .given import given_path
 from .lines import cannot_read, read_lines
 from .protocol import Place, Problem
 
@@ -39,12 +40,12 @@ class JSONLFile:
         compression: of the file (default `none`).
 
     Raises:
-        ConfigError: a library for the compression is not installed.
+        ConfigError: a library for the compression is not installed, or the path cannot be the name of a file.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None, compression: Compression = "none") -> None:
         self.spool_compression: Compression = check_compression(compression)
-        self._given = None if path is None else Path(path).absolute()
+        self._given = given_path(path)
         self._file: Claim | None = None
         self._end: int | None = None
 

@@ -7,17 +7,17 @@ are replaced, so a repeat has no effect.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ...errors import ConfigError
 from ...rows import ColumnType
 from .. import crash_points
 from ..errors import StoreError
 from ..records import Commit
-from .database import DatabaseStore
+from .database import ROWS, DatabaseStore
 from .database_schema import job_number, prepare, quoted
 from .postgresql_connection import connect, library, store_error, without_secrets
 from .postgresql_values import storable
@@ -27,14 +27,11 @@ from .rows import FETCHES, TABLES, Row, Table
 if TYPE_CHECKING:
     import psycopg
 
-T = TypeVar("T")
-
-_ROWS: Final = 2_000
 _LOCK: Final = 0x666C696E6B73
 """Of those who make or change the tables: "flinks" as a number."""
 
 
-class PostgreSQLStore(DatabaseStore):
+class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
     """A schema of a database, for any number of jobs.
 
     Args:
@@ -57,6 +54,9 @@ class PostgreSQLStore(DatabaseStore):
         "instant": "timestamptz",
     }
     unique: ClassVar[bool] = True
+
+    # Whatever the database is set to: each statement must see what another job did while this one waited for a lock.
+    _begin: ClassVar[str] = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
     def __init__(self, conninfo: str = "", schema: str = "flinks") -> None:
         self._library = library()
@@ -88,28 +88,17 @@ class PostgreSQLStore(DatabaseStore):
     def purge(self) -> list[str]:
         return self._delete_rows()
 
-    def close(self) -> None:
-        if self._db is not None:
-            with suppress(self._library.Error):
-                self._db.close()
-            self._db = None
-
     @property
     def where(self) -> str:
         return f"PostgreSQL ({self._conninfo or 'the default database'}), schema {self._schema}"
 
-    def run(self, sql: str, *values: Any) -> int:
-        db = self._opened
-        return self._do(lambda: db.execute(_native(sql, values), values or None).rowcount)
-
-    def fetch(self, sql: str, *values: Any) -> list[Row]:
-        db = self._opened
-        return self._do(lambda: db.execute(_native(sql, values), values or None).fetchall())
+    def _execute(self, sql: str, values: tuple[Any, ...]) -> psycopg.Cursor[Any]:
+        return self._opened.execute(_native(sql, values), values or None)
 
     def _stream(self, sql: str, *values: Any) -> Iterator[Sequence[Row]]:
         with self._transaction(), self._opened.cursor(name="flinks") as cursor:
             self._do(lambda: cursor.execute(_native(sql, values), values))
-            while rows := self._do(lambda: cursor.fetchmany(_ROWS)):
+            while rows := self._do(lambda: cursor.fetchmany(ROWS)):
                 yield rows
 
     def _select(self, table: Table) -> list[str]:
@@ -138,18 +127,11 @@ class PostgreSQLStore(DatabaseStore):
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
-        # Whatever the database is set to: each statement must see what another job did while this one waited for a lock.
-        self.run("BEGIN ISOLATION LEVEL READ COMMITTED")
-        try:
+        with super()._transaction():
             # Some databases are set to confirm a commit before it is on the disk.
             asynchronous = "current_setting('synchronous_commit') = 'off'"
             self.run(f"SELECT set_config('synchronous_commit', 'on', true) WHERE {asynchronous}")
             yield
-            self.run("COMMIT")
-        except BaseException:
-            with suppress(self._library.Error):
-                self._opened.execute("ROLLBACK")
-            raise
         crash_points.reach("database committed")
 
     def _connect(self, place: Place) -> None:
@@ -173,20 +155,8 @@ class PostgreSQLStore(DatabaseStore):
             self.close()
             raise
 
-    @property
-    def _opened(self) -> psycopg.Connection[Any]:
-        if self._db is None:
-            raise StoreError("the store is not open")
-        return self._db
-
-    def _do(self, work: Callable[[], T]) -> T:
-        """Gives errors of the server as our own. Not as a context manager: the server's may quote rows, and would be the
-        context of ours."""
-        try:
-            return work()
-        except self._library.Error as error:
-            problem = store_error(error)
-        raise problem
+    def _store_error(self, error: psycopg.Error) -> StoreError:
+        return store_error(error)
 
 
 def _staged(table: Table) -> str:

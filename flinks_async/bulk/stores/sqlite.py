@@ -14,23 +14,20 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, ClassVar, Final
 
-from attrs import evolve
-
-from .. import crash_points
-from ..compression import Compression
+from ...rows import ColumnType
 from ..disk import PRIVATE_FILE, cannot_write, sync_folder
 from ..errors import StoreError
 from ..records import Commit
-from .marks import from_json, to_json
+from .database import DatabaseStore
+from .database_schema import MARKS, NAMES, job_number, quoted
+from .given import given_path
 from .protocol import Place, Problem
-from .row_digest import RowDigest
-from .rows import FETCHES, TABLES, Batch, Row, Table, does_not_fit, read_spool
-from .sqlite_schema import MARKS, NAMES, job_number, prepare, quoted, stored
+from .rows import Row, Table, does_not_fit
+from .sqlite_schema import names_in, prepare, stored
 
 _WAIT: Final = 60.0
 """Seconds to wait for another job that writes to the same database."""
@@ -38,23 +35,36 @@ _WAIT: Final = 60.0
 _INT64: Final = range(-(2**63), 2**63)
 
 
-class SQLiteStore:
+class SQLiteStore(DatabaseStore[sqlite3.Connection]):
     """A database, of this job alone or of several.
-
-    A receipt is `{"rows": how many by table, "digest": of them}`.
 
     Args:
         path: of the database (default `answers.sqlite` in the job's directory). It is made if it is missing; tables of
             somebody else in it are left alone, but for a name that both want: then the database is refused.
+
+    Raises:
+        ConfigError: the path cannot be the name of a file.
     """
 
-    spool_compression: Compression = "none"
+    types: ClassVar[dict[ColumnType, str]] = {
+        "text": "TEXT",
+        "json": "TEXT",
+        "amount": "TEXT",
+        "integer": "INTEGER",
+        "position": "INTEGER NOT NULL",
+        "flag": "INTEGER",
+        "date": "TEXT",
+        "instant": "TEXT",
+    }
+    unique: ClassVar[bool] = True
+
+    _library = sqlite3
+    _begin: ClassVar[str] = "BEGIN IMMEDIATE"
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self._given = None if path is None else Path(path).absolute()
-        self._path: Path = Path()
+        self._given = given_path(path)
+        self._path = Path()
         self._db: sqlite3.Connection | None = None
-        self._job = 0
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "sqlite", "path": None if self._given is None else str(self._given)}
@@ -62,104 +72,52 @@ class SQLiteStore:
     def open(self, place: Place) -> None:
         self.close()
         self._path = self._given or place.folder / "answers.sqlite"
-        with self._guarded():
-            _create(self._path)
-            self._db = sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=_WAIT)
-            try:
-                with self._transaction():  # before anything is changed: it may be refused
-                    prepare(self._db, self._path)
-                    self._job = job_number(self._db, place.job)
-                self._make_durable()
-            except BaseException:
-                self.close()
-                raise
-
-    def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
-        """See `Store.recover`.
-
-        Raises:
-            StoreError: also if shards that the ledger knows are not in the database.
-        """
-        marked = set(self._shards())
-        if lost := receipts.keys() - marked:
-            raise StoreError(
-                f"{self._path} lacks {len(lost):,} shards that the job has written to it. Put that database back, "
-                "or start a new job"
-            )
-        return [commit for shard in sorted(marked - receipts.keys()) if (commit := self._mark(shard)) is not None]
-
-    def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
-        found = self._mark(commit.shard.id)
-        if found is not None:
-            return found.receipt
-        with self._transaction() as db:
-            digest = RowDigest()
-            for batch in read_spool(spool, self.spool_compression, commit.shard):
-                for table in TABLES:
-                    self._insert(db, table, batch, digest)
-            if digest.rows[FETCHES.name] != commit.written.lines:
-                raise StoreError(f"{spool} has {digest.rows[FETCHES.name]:,} answers, not {commit.written.lines:,}")
-            receipt = {"rows": {table.name: digest.rows[table.name] for table in TABLES}, "digest": digest.hexdigest()}
-            mark = to_json(evolve(commit, receipt=receipt))
-            db.execute(f"INSERT INTO {MARKS} VALUES (?, ?, ?)", (self._job, commit.shard.id, mark))
-            crash_points.reach("rows written")
-        crash_points.reach("rows committed")
-        return receipt
+        _create(self._path)
+        self._db = self._do(
+            lambda: sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=_WAIT)
+        )
+        try:
+            with self._transaction():  # before anything is changed: it may be refused
+                prepare(self)
+                self._job = job_number(self, place.job)
+            self._make_durable()
+        except BaseException:
+            self.close()
+            raise
 
     def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
         try:
-            with self._guarded():
-                broken = [text for (text,) in self._opened.execute("PRAGMA integrity_check")]
-            if broken != ["ok"]:
-                yield from (Problem(str(self._path), text) for text in broken)
-                return
-            known: dict[int, Mapping[str, Any]] = {}
-            for commit in commits:
-                known[commit.shard.id] = commit.receipt
-                yield from self._compare_mark(commit)
-            for shard in sorted(set(self._shards()) - known.keys()):
-                what = "the ledger does not know it; the next run of the job takes it over"
-                yield Problem(f"{self._path}, table {MARKS}", what, shard)
-            yield from self._compare_rows(known)
+            found = [text for (text,) in self.fetch("PRAGMA integrity_check")]
         except StoreError as error:
-            yield Problem(str(self._path), error.message)
-
-    def lines(self, commits: Iterable[Commit]) -> NoReturn:
-        raise StoreError(
-            f"answers in a database cannot be exported as they came, since tables do not have all of it. Query "
-            f"{self._path}, or run the job with a store of JSONL"
-        )
+            found = [error.message]
+        if found == ["ok"]:
+            yield from super().verify(commits)
+        else:
+            yield from (Problem(self.where, text) for text in found)
 
     def purge(self) -> list[str]:
-        db, path = self._opened, self._path
-        with self._guarded():
-            names = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")}
-            alone = not db.execute("SELECT 1 FROM flinks_jobs WHERE number != ?", (self._job,)).fetchone()
-            if self._given is None and alone and names <= NAMES:
-                size = path.stat().st_size
-                self.close()
-                for suffix in ("", "-wal", "-shm", "-journal"):
-                    path.with_name(path.name + suffix).unlink(missing_ok=True)
-                return [f"{path} ({size:,} bytes)"]
-        return self._delete_rows()
+        alone = not self.fetch("SELECT 1 FROM flinks_jobs WHERE number != ?", self._job)
+        if self._given is None and alone and names_in(self) <= NAMES:
+            return [self._remove_files()]
+        self.run("PRAGMA secure_delete = ON")
+        removed = self._delete_rows()
+        self.run("PRAGMA wal_checkpoint(TRUNCATE)")
+        return removed
 
-    def close(self) -> None:
-        if self._db is not None:
-            with suppress(sqlite3.Error):
-                self._db.close()
-            self._db = None
+    @property
+    def where(self) -> str:
+        return str(self._path)
 
-    # --- in and out ---------------------------------------------------------------------------------------------------
-
-    def _insert(self, db: sqlite3.Connection, table: Table, batch: Batch, digest: RowDigest) -> None:
-        rows = [stored(table, row) for row in batch.of(table)]
+    def _insert(self, table: Table, rows: list[Row]) -> list[Row]:
+        db = self._opened
+        converted = [stored(table, row) for row in rows]
         marks = ", ".join("?" * (len(table.columns) + 1))
         statement = f"INSERT INTO {table.name} (job, {', '.join(quoted(table))}) VALUES ({marks})"
         try:
-            db.executemany(statement, [(self._job, *row) for row in rows])
+            self._do(lambda: db.executemany(statement, [(self._job, *row) for row in converted]))
         except OverflowError:
-            raise self._overflow(table, batch.of(table)) from None
-        digest.add(table, rows)
+            raise self._overflow(table, rows) from None
+        return converted
 
     def _overflow(self, table: Table, rows: list[Row]) -> StoreError:
         for row in rows:
@@ -168,133 +126,43 @@ class SQLiteStore:
                     return does_not_fit(self._path, table, column, row, "INTEGER (64 bits)")
         return StoreError(f"{self._path} cannot be written: a text in {table.name} is too long")
 
-    def _shards(self) -> list[int]:
-        with self._guarded():
-            return [
-                shard for (shard,) in self._opened.execute(f"SELECT shard FROM {MARKS} WHERE job = ?", (self._job,))
-            ]
+    def _add_mark(self, shard: int, mark: bytes) -> None:
+        self.run(f"INSERT INTO {MARKS} VALUES (?, ?, ?)", self._job, shard, mark)  # its column is BLOB
 
-    def _mark(self, shard: int) -> Commit | None:
-        with self._guarded():
-            row = self._opened.execute(
-                f"SELECT mark FROM {MARKS} WHERE job = ? AND shard = ?", (self._job, shard)
-            ).fetchone()
-        if row is None:
-            return None
-        try:
-            return from_json(row[0])
-        except ValueError:
-            pass
-        raise StoreError(f"{self._path}: the mark of shard {shard} is broken")
-
-    def _compare_mark(self, commit: Commit) -> Iterator[Problem]:
-        shard = commit.shard.id
-        try:
-            mark = self._mark(shard)
-        except StoreError as error:
-            yield Problem(f"{self._path}, table {MARKS}", error.message, shard)
-            return
-        if mark is None:
-            yield Problem(f"{self._path}, table {MARKS}", "its mark is missing", shard)
-        elif (mark.written, mark.receipt) != (commit.written, commit.receipt):
-            yield Problem(f"{self._path}, table {MARKS}", "its mark is not what the ledger says", shard)
-
-    def _compare_rows(self, known: Mapping[int, Mapping[str, Any]]) -> Iterator[Problem]:
-        """Reads all rows of the job once."""
-        digests: dict[int | None, RowDigest] = {}
-        for table in TABLES:
-            columns = ", ".join(f"t.{name}" for name in quoted(table))
-            with self._guarded():
-                cursor = self._opened.execute(
-                    f"SELECT f.shard, {columns} FROM {table.name} t LEFT JOIN fetches f USING (job, line) "
-                    f"WHERE t.job = ? ORDER BY t.job, t.line",
-                    (self._job,),
-                )
-                while rows := cursor.fetchmany(1000):
-                    by_shard: dict[int | None, list[Row]] = {}
-                    for shard, *row in rows:
-                        by_shard.setdefault(shard, []).append(tuple(row))
-                    for shard, some in by_shard.items():
-                        digests.setdefault(shard, RowDigest()).add(table, some)
-        for shard, receipt in known.items():
-            found = digests.pop(shard, None) or RowDigest()
-            yield from self._compare_digest(shard, receipt, found)
-        for shard in sorted(digests, key=str):
-            if shard is None or self._mark(shard) is None:
-                count = sum(digests[shard].rows.values())
-                yield Problem(str(self._path), f"{count:,} rows belong to no shard that the job has written", shard)
-
-    def _compare_digest(self, shard: int, receipt: Mapping[str, Any], found: RowDigest) -> Iterator[Problem]:
-        same = True
-        for name, count in receipt["rows"].items():
-            if found.rows[name] != count:
-                same = False
-                what = f"it has {found.rows[name]:,} rows, and {count:,} were written"
-                yield Problem(f"{self._path}, table {name}", what, shard)
-        if same and found.hexdigest() != receipt["digest"]:
-            yield Problem(str(self._path), "its rows are not those that were written (their digest differs)", shard)
-
-    def _delete_rows(self) -> list[str]:
-        removed = []
-        with self._transaction() as db:
-            db.execute("PRAGMA secure_delete = ON")
-            for table in TABLES:
-                count = db.execute(f"DELETE FROM {table.name} WHERE job = ?", (self._job,)).rowcount
-                removed.append(f"{count:,} rows of {table.name} in {self._path}")
-            db.execute(f"DELETE FROM {MARKS} WHERE job = ?", (self._job,))
-            db.execute("DELETE FROM flinks_jobs WHERE number = ?", (self._job,))
-        with self._guarded():
-            self._opened.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return removed
-
-    # --- the database -------------------------------------------------------------------------------------------------
-
-    @property
-    def _opened(self) -> sqlite3.Connection:
-        if self._db is None:
-            raise StoreError("the store is not open")
-        return self._db
+    def _comparable(self, table: Table, rows: list[Row]) -> Iterable[Row]:
+        return rows  # SQLite gives every value back as it was written
 
     def _make_durable(self) -> None:
-        db = self._opened
-        mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+        mode = self.fetch("PRAGMA journal_mode = WAL")[0][0]
         if mode != "wal":
             raise StoreError(f"{self._path}: this file system has no write-ahead log (it is {mode}); use a local disk")
-        db.execute("PRAGMA synchronous = FULL")
-        db.execute("PRAGMA fullfsync = ON")
-        db.execute("PRAGMA checkpoint_fullfsync = ON")
+        self.run("PRAGMA synchronous = FULL")
+        self.run("PRAGMA fullfsync = ON")
+        self.run("PRAGMA checkpoint_fullfsync = ON")
 
-    @contextmanager
-    def _guarded(self) -> Iterator[None]:
+    def _remove_files(self) -> str:
         try:
-            yield
-        except sqlite3.Error as error:
-            raise StoreError(f"{self._path} {_reason(error)}") from None
+            size = self._path.stat().st_size
+            self.close()
+            for suffix in ("", "-wal", "-shm", "-journal"):
+                self._path.with_name(self._path.name + suffix).unlink(missing_ok=True)
         except OSError as error:
             raise cannot_write(self._path, error) from None
+        return f"{self._path} ({size:,} bytes)"
 
-    @contextmanager
-    def _transaction(self) -> Iterator[sqlite3.Connection]:
-        db = self._opened
-        with self._guarded():
-            db.execute("BEGIN IMMEDIATE")
-            try:
-                yield db
-                db.execute("COMMIT")
-            except BaseException:
-                with suppress(sqlite3.Error):
-                    if db.in_transaction:
-                        db.execute("ROLLBACK")
-                raise
+    def _store_error(self, error: sqlite3.Error) -> StoreError:
+        return StoreError(f"{self._path} {_reason(error)}")
 
 
 def _create(path: Path) -> None:
     """Makes the file with its mode, before SQLite makes it with another one."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
+        sync_folder(path.parent)
     except FileExistsError:
         return
-    sync_folder(path.parent)
+    except OSError as error:
+        raise cannot_write(path, error) from None
 
 
 def _reason(error: sqlite3.Error) -> str:

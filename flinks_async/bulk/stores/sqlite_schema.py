@@ -3,20 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
-import sqlite3
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Final
 
-from ...rows import Column, ColumnType, Row, Table
+from ...rows import ColumnType, Row, Table
 from ..errors import StoreError
+from .database_schema import MARKS, NAMES, VERSION, Database, add_columns, table_of
 from .rows import TABLES
-
-VERSION: Final = 1
-"""Of the tables. A version may add columns, and nothing else."""
-
-JOB: Final = "job"
-MARKS: Final = "flinks_shards"
 
 _OWN: Final = (
     "CREATE TABLE flinks_meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID",
@@ -25,18 +18,6 @@ _OWN: Final = (
     "PRIMARY KEY (job, shard)) STRICT, WITHOUT ROWID",
     f"INSERT INTO flinks_meta VALUES ('schema_version', {VERSION})",
 )
-NAMES: Final = frozenset({"flinks_meta", "flinks_jobs", MARKS, *(table.name for table in TABLES)})
-
-_TYPES: Final[dict[ColumnType, str]] = {
-    "text": "TEXT",
-    "json": "TEXT",
-    "amount": "TEXT",
-    "integer": "INTEGER",
-    "position": "INTEGER NOT NULL",
-    "flag": "INTEGER",
-    "date": "TEXT",
-    "instant": "TEXT",
-}
 
 
 def _utc(value: dt.datetime) -> str:
@@ -55,40 +36,32 @@ _CONVERTED: Final = {
 }
 
 
-def prepare(db: sqlite3.Connection, path: Path) -> None:
+def prepare(db: Database) -> None:
     """Makes the tables, or adds what a newer version has. To be called in a transaction.
 
     Raises:
-        StoreError: there are tables of somebody else, or of a newer version.
-        sqlite3.Error: the database says no.
+        StoreError: there are tables of somebody else, or of a newer version; or the database says no.
     """
-    found = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")}
+    found = names_in(db)
     if "flinks_meta" not in found:
         if taken := sorted(NAMES & found):
-            raise StoreError(f"{path} has a table {taken[0]!r} that is not of flinks-async. Take another database")
+            raise StoreError(f"{db.where} has a table {taken[0]!r} that is not of flinks-async. Take another database")
         _create(db)
         return
-    row = db.execute("SELECT value FROM flinks_meta WHERE name = 'schema_version'").fetchone()
-    version = None if row is None else row[0]
+    rows = db.fetch("SELECT value FROM flinks_meta WHERE name = 'schema_version'")
+    version = rows[0][0] if rows else None
     if not isinstance(version, int) or NAMES - found:
-        raise StoreError(f"{path} is not a database of flinks-async, or a part of it was removed")
+        raise StoreError(f"{db.where} is not a database of flinks-async, or a part of it was removed")
     if version > VERSION:
-        raise StoreError(f"{path} was written by a newer version of flinks-async (format {version}); update it")
+        raise StoreError(f"{db.where} was written by a newer version of flinks-async (format {version}); update it")
     for table in TABLES:
-        _add_columns(db, path, table)
-    db.execute("UPDATE flinks_meta SET value = ? WHERE name = 'schema_version'", (VERSION,))
+        add_columns(db, table, {name for _, name, *_ in db.fetch(f"PRAGMA table_info({table.name})")})
+    db.run("UPDATE flinks_meta SET value = ? WHERE name = 'schema_version'", VERSION)
 
 
-def job_number(db: sqlite3.Connection, job: str) -> int:
-    """The number that stands for a job in all tables. To be called in a transaction."""
-    db.execute("INSERT OR IGNORE INTO flinks_jobs (job) VALUES (?)", (job,))
-    (number,) = db.execute("SELECT number FROM flinks_jobs WHERE job = ?", (job,)).fetchone()
-    return int(number)
-
-
-def quoted(table: Table) -> list[str]:
-    """The names of a table's columns, since `transaction` is a word of SQL."""
-    return [f'"{name}"' for name in table.names]
+def names_in(db: Database) -> set[str]:
+    """The names of all tables and views, whosever they are."""
+    return {name for (name,) in db.fetch("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")}
 
 
 def stored(table: Table, row: Row) -> tuple[Any, ...]:
@@ -100,24 +73,7 @@ def stored(table: Table, row: Row) -> tuple[Any, ...]:
     return tuple(values)
 
 
-def _create(db: sqlite3.Connection) -> None:
-    for statement in _OWN:
-        db.execute(statement)
-    for table in TABLES:
-        columns = [f"{JOB} INTEGER NOT NULL", *(_definition(column) for column in table.columns)]
-        identity = ", ".join((JOB, *(f'"{name}"' for name in table.identity)))
-        db.execute(f"CREATE TABLE {table.name} ({', '.join(columns)}, PRIMARY KEY ({identity})) STRICT, WITHOUT ROWID")
-    db.execute('CREATE INDEX flinks_fetches_key ON fetches ("key")')
-
-
-def _add_columns(db: sqlite3.Connection, path: Path, table: Table) -> None:
-    there = {name for _, name, *_ in db.execute(f"PRAGMA table_info({table.name})")}
-    for column in table.columns:
-        if column.name not in there:
-            if column.type == "position":
-                raise StoreError(f"the table {table.name!r} of {path} lacks {column.name!r}, and cannot be extended")
-            db.execute(f"ALTER TABLE {table.name} ADD COLUMN {_definition(column)}")
-
-
-def _definition(column: Column) -> str:
-    return f'"{column.name}" {_TYPES[column.type]}'
+def _create(db: Database) -> None:
+    for statement in (*_OWN, *(f"{table_of(db, table)} STRICT, WITHOUT ROWID" for table in TABLES)):
+        db.run(statement)
+    db.run('CREATE INDEX flinks_fetches_key ON fetches ("key")')

@@ -1,0 +1,26 @@
+"""Where the user wants a store's file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ...errors import ConfigError
+
+
+def given_path(path: str | os.PathLike[str] | None) -> Path | None:
+    """The path in a form that stays right when the working directory changes; None where none is given.
+
+    Raises:
+        ConfigError: it cannot be the name of a file.
+    """
+    if path is None:
+        return None
+    absolute = Path(path).absolute()
+    try:
+        possible = b"\0" not in os.fsencode(absolute)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise ConfigError(f"path must be the name of a file, not {str(path)!a}")
+    return absolute
