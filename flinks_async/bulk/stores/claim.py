@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -41,7 +42,12 @@ class Claim:
                 raise self._not_ours("exists already")
             self._write(None)
         if noted is None or noted.file is None:
-            self._create()
+            try:
+                self._create()
+            except StoreError:  # then there is nothing to take note of
+                with suppress(StoreError):
+                    self.release()
+                raise
 
     def make_again(self) -> None:
         """Makes the file, which was removed."""
