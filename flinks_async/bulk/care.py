@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import field, frozen
 
 from .directory import empty, enter
 from .disk import cannot_write
@@ -163,24 +163,31 @@ class _Known:
     """What the ledger knows of the answers.
 
     Attributes:
-        commits: shards with answers; None if the ledger is broken.
-        none: there was never one, since the job never began to fetch.
+        commits: shards with answers.
+        none: there can be no answers: the job never began to fetch.
+        removed: a purge has removed answers already, or all of them.
+        broken: the ledger is, and nothing is known.
     """
 
-    commits: list[Commit] | None
+    commits: list[Commit] = field(factory=list)
     none: bool = False
+    removed: bool = False
+    broken: bool = False
 
     @classmethod
     def of(cls, folder: Path) -> _Known:
-        if not (folder / LEDGER).exists():  # a purge removes it after the answers
-            return cls([])
+        if not (folder / LEDGER).exists():  # which a purge removes after the answers
+            return cls(removed=True)
         try:
             with closing(Ledger(folder / LEDGER)) as ledger:
-                if ledger.get(_PURGING) is not None:
-                    return cls([])
-                return cls([c for c in ledger.commits() if c.written.lines], ledger.plan() is None)
+                commits = [commit for commit in ledger.commits() if commit.written.lines]
+                return cls(commits, none=ledger.plan() is None, removed=ledger.get(_PURGING) is not None)
         except (LedgerError, StoreError):
-            return cls(None)
+            return cls(broken=True)
+
+    def lines(self, shards: Collection[int | None]) -> int:
+        """The answers of some shards."""
+        return sum(commit.written.lines for commit in self.commits if commit.shard.id in shards)
 
 
 def _remove_answers(folder: Path, manifest: Manifest, store: Store | None, forget: bool) -> list[str]:
@@ -189,26 +196,27 @@ def _remove_answers(folder: Path, manifest: Manifest, store: Store | None, forge
         try:
             chosen = _open_store(folder, manifest, store, resources)
         except StoreError as error:
-            if forget:
-                where = error.where if isinstance(error, StoreMissingError) else "the store"
-                return [_forgotten(where, error.message)]
-            if known.none or (known.commits == [] and isinstance(error, StoreMissingError)):
+            gone = isinstance(error, StoreMissingError)
+            if known.none or (gone and (known.removed or not (known.commits or known.broken))):
                 return []
-            if not isinstance(error, StoreMissingError):
+            if forget:
+                return [f"left, since they could not be found: answers of the job ({error.message})"]
+            if not gone:
                 raise
-            count = None if known.commits is None else sum(commit.written.lines for commit in known.commits)
-            raise _not_there(count, error.message) from None
-        missing = list(chosen.missing(known.commits or ()))
-        lines = {commit.shard.id: commit.written.lines for commit in known.commits or ()}
-        count = sum(
-            lines.get(shard, 0) for shard in {problem.shard for problem in missing if problem.shard is not None}
-        )
-        if missing and not forget:
-            raise _not_there(count, f"{missing[0].where}: {missing[0].what}")
-        if known.commits:
-            _note_purge(folder)
-        removed = chosen.purge()
-        return [*removed, _forgotten(missing[0].where, f"{count:,} of them")] if missing else removed
+            lost = known.lines({commit.shard.id for commit in known.commits})
+            problem = error.message
+        else:
+            missing = list(chosen.missing(known.commits))
+            lost = 0 if known.removed else known.lines({problem.shard for problem in missing})
+            if not lost or forget:
+                if known.commits:
+                    _note_purge(folder)
+                told = chosen.purge()
+                return [*told, f"left, since they could not be found: {lost:,} answers of the job"] if lost else told
+            problem = f"{missing[0].where}: {missing[0].what}"
+    if known.broken:
+        raise _not_there("answers", f"{problem}, and the ledger is broken")
+    raise _not_there(f"{lost:,} answers", problem)
 
 
 def _note_purge(folder: Path) -> None:
@@ -217,17 +225,11 @@ def _note_purge(folder: Path) -> None:
         ledger.put(_PURGING, 1)
 
 
-def _not_there(count: int | None, what: str) -> StoreError:
-    answers = "answers" if count is None else f"{count:,} answers"
-    unless = "; its ledger is broken, so it may have none" if count is None else ""
+def _not_there(answers: str, what: str) -> StoreError:
     return StoreError(
-        f"Nothing was removed: {answers} of the job are not where it put them ({what}{unless}). Put them back; or remove "
-        "the rest of the job without them, and what is known of where they were: --forget-answers"
+        f"Nothing was removed: {answers} of the job are not where it put them ({what}). Put them back; or, with "
+        "--forget-answers, remove the job without them, and with it what is known of where they were"
     )
-
-
-def _forgotten(where: str, what: str) -> str:
-    return f"left, since they were not there: answers of the job in {where} ({what})"
 
 
 def _ledger(folder: Path, resources: ExitStack) -> Ledger:

@@ -133,11 +133,9 @@ class Job:
                 ledger = new_ledger(folder, manifest.job)
                 manifest.save(found)
             try:
-                return cls._open(folder, manifest, ledger, store, source, resources, on_scan)
+                return cls._open(folder, manifest, ledger, store, source, resources, on_scan, new=manifest is asked)
             except FlinksError:
                 if manifest is asked:
-                    with suppress(FlinksError):  # it is not open
-                        store.purge()
                     take_back(folder)
                 raise
 
@@ -187,6 +185,8 @@ class Job:
         source: InputFile,
         resources: ExitStack,
         on_scan: OnScan | None,
+        *,
+        new: bool = False,
     ) -> Job:
         resources.callback(ledger.close)
         if ledger.get("job") != manifest.job:
@@ -198,8 +198,14 @@ class Job:
         # Before the input is read through, which may take minutes: a store that cannot be used is to be told at once.
         store.open(place_of(folder, manifest))
         resources.callback(store.close)
-        _put_in_order(store, ledger)
-        scanned = ledger.plan() or _plan(folder, manifest, ledger, source, on_scan, log)
+        try:
+            _put_in_order(store, ledger)
+            scanned = ledger.plan() or _plan(folder, manifest, ledger, source, on_scan, log)
+        except FlinksError:
+            if new:  # so that the next try may ask for something else
+                with suppress(FlinksError):
+                    store.purge()
+            raise
         job = cls(folder, manifest, scanned, ledger, store, source, log, resources)
         job._resources = resources.pop_all()
         return job

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from flinks_async.bulk import (
 )
 from flinks_async.bulk import care as care_module
 from flinks_async.bulk import job as job_module
+from flinks_async.bulk.ledger import Ledger
 
 from .test_job import ORIGIN, Desk
 
@@ -104,7 +106,7 @@ class TestAnswersThatWereMovedAway:
 
     def test_they_can_be_forgotten(self, desk: Desk, moved: tuple[Path, Path], tmp_path: Path) -> None:
         told = purge(desk.directory, forget_answers=True)
-        assert told[0].startswith(f"left, since they were not there: answers of the job in {moved[0]}")
+        assert told[0] == f"left, since they could not be found: answers of the job ({moved[0]} is missing)"
         assert not desk.directory.exists()
         assert moved[1].exists()
         assert not moved[0].exists()
@@ -131,7 +133,8 @@ def test_some_answers_that_are_missing_stop_a_purge_too(desk: Desk) -> None:
         purge(desk.directory)
     assert all(path.exists() for path in others)
     told = purge(desk.directory, forget_answers=True)
-    assert any("2 files of answers" in line for line in told)
+    assert told[0].startswith("2 files of answers")
+    assert told[1] == "left, since they could not be found: 10 answers of the job"
     assert not desk.directory.exists()
 
 
@@ -149,6 +152,35 @@ def test_a_purge_that_was_interrupted_after_the_answers_goes_on(
             purge(desk.directory)
     purge(desk.directory)
     assert not desk.directory.exists()
+
+
+def test_a_purge_of_a_copy_that_was_interrupted_before_the_file_goes_on(desk: Desk, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    complete(desk, JSONLFile(out))
+    (tmp_path / "copy").write_bytes(out.read_bytes())
+    (tmp_path / "copy").replace(out)
+    with closing(Ledger(desk.directory / "ledger.sqlite")) as ledger:
+        ledger.put("purging", 1)
+    purge(desk.directory)
+    assert not out.exists()
+
+
+def test_a_database_that_cannot_be_read_is_not_forgotten_unasked(desk: Desk, tmp_path: Path) -> None:
+    complete(desk, SQLiteStore(tmp_path / "out"))
+    (tmp_path / "out").write_bytes(b"precious notes\n" * 100)
+    with pytest.raises(StoreError, match="is not an SQLite database"):
+        purge(desk.directory)
+    told = purge(desk.directory, forget_answers=True)
+    assert "is not an SQLite database" in told[0]
+    assert not desk.directory.exists()
+    assert (tmp_path / "out").exists()
+
+
+def test_a_database_that_the_user_chose_is_left_without_rows_and_purge_says_so(desk: Desk, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    complete(desk, SQLiteStore(out))
+    assert f"left: {out}, now without rows of this job" in purge(desk.directory)
+    assert out.exists()
 
 
 def test_a_broken_ledger_and_missing_answers_are_not_purged_unasked(desk: Desk, tmp_path: Path) -> None:

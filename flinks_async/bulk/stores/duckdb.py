@@ -74,7 +74,7 @@ class DuckDBStore(DatabaseStore["duckdb.DuckDBPyConnection"]):
         self._path = self._given or place.folder / "answers.duckdb"
         found = os.path.lexists(self._path)
         self._own = not (existing or found) or in_folder(self._path, place.folder)
-        if existing and not found:
+        if existing and not self._path.exists():
             raise StoreMissingError(str(self._path))
         self._db = self._do(lambda: self._library.connect(str(self._path), config=_CONFIG))
         try:
