@@ -220,6 +220,7 @@ def test_a_file_that_came_while_the_job_began_is_refused(tmp_path: Path) -> None
     with pytest.raises(StoreError, match="exists already"):
         bench.start()
     assert (tmp_path / "out.jsonl").read_bytes() == b"precious\n"
+    assert os.listdir(bench.folder) == []
 
 
 @pytest.mark.parametrize("shards", [(), (2,), (0, 1, 2)])

@@ -42,12 +42,7 @@ class Claim:
                 raise self._not_ours("exists already")
             self._write(None)
         if noted is None or noted.file is None:
-            try:
-                self._create()
-            except StoreError:  # then there is nothing to take note of
-                with suppress(StoreError):
-                    self.release()
-                raise
+            self._create()
 
     def make_again(self) -> None:
         """Makes the file, which was removed."""
@@ -72,6 +67,19 @@ class Claim:
             raise cannot_write(self._note, error) from None
 
     def _create(self) -> None:
+        try:
+            self._open()
+        except StoreError:  # no file, so no note: the job may be told to write elsewhere
+            with suppress(StoreError):
+                self.release()
+            raise
+        try:
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+        self._write(self._identity())
+
+    def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         try:
             try:
@@ -80,10 +88,8 @@ class Claim:
                 found = os.lstat(self.path)
                 if not stat.S_ISREG(found.st_mode) or found.st_size:
                     raise self._not_ours("exists already") from None
-            sync_folder(self.path.parent)
         except OSError as error:
             raise cannot_write(self.path, error) from None
-        self._write(self._identity())
 
     def _identity(self) -> tuple[int, int] | None:
         try:
