@@ -97,6 +97,7 @@ class Totals:
             "fetched": self.fetched,
             "failed": self.failed,
             "pending": self.pending,
+            "retrying": self.retrying,
             "invalid_lines": self.invalid,
             "by_kind": self.failures,
             "by_error": self.classes,
@@ -194,6 +195,20 @@ class Ledger:
                         self._db.execute("ROLLBACK")
                 raise
         crash_points.reach("ledger committed")
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Whatever is read inside is of one moment, though the job may go on meanwhile."""
+        if self._db.in_transaction:
+            yield
+            return
+        with self._guarded():
+            self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            with suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
 
     # --- what the job is ----------------------------------------------------------------------------------------------
 
@@ -337,7 +352,7 @@ class Ledger:
     # --- what became of it --------------------------------------------------------------------------------------------
 
     def totals(self) -> Totals:
-        with self._reading():
+        with self._reading(), self.snapshot():
             shards, done, fetched, size, pending, retrying = self._db.execute(
                 "SELECT count(*), count(done_at), coalesce(sum(lines), 0), coalesce(sum(size), 0), "
                 "coalesce(sum(tokens) FILTER (WHERE done_at IS NULL), 0), "
@@ -414,6 +429,14 @@ class Ledger:
             with self._reading():
                 figures = {"run": run, "at": at, **msgspec.json.decode(sample)}
             yield figures
+
+    def latest_sample(self) -> dict[str, Any] | None:
+        """The last figures of the last run, as `samples` gives them; None if it has none."""
+        with self._reading():
+            row = self._db.execute(
+                "SELECT run, at, sample FROM samples WHERE run = (SELECT max(id) FROM runs) ORDER BY at DESC LIMIT 1"
+            ).fetchone()
+            return None if row is None else {"run": row[0], "at": row[1], **msgspec.json.decode(row[2])}
 
     def problems(self) -> list[str]:
         """What SQLite finds wrong with the file."""

@@ -165,6 +165,50 @@ def test_runs_and_samples(ledger: Ledger) -> None:
     assert list(ledger.samples()) == [{"run": run, "at": 11.0, "done": 3}]
 
 
+def test_the_latest_sample_is_of_the_last_run(ledger: Ledger) -> None:
+    assert ledger.latest_sample() is None
+    first = ledger.begin_run(1.0)
+    ledger.add_sample(first, 2.0, {"done": 1})
+    ledger.add_sample(first, 3.0, {"done": 2})
+    assert ledger.latest_sample() == {"run": first, "at": 3.0, "done": 2}
+    ledger.begin_run(4.0)
+    assert ledger.latest_sample() is None
+
+
+def test_a_snapshot_is_of_one_moment(ledger: Ledger) -> None:
+    reader = ledger.reader()
+    first, second, _ = shards(ledger)
+    with reader.snapshot():
+        before = reader.totals()
+        ledger.commit(Commit(first, WRITTEN, (failure(3), failure(4))), run=1, now=7.0)
+        assert reader.totals() == before
+        assert list(reader.commits()) == []
+    assert reader.totals() == ledger.totals() != before
+    with reader.snapshot():  # it can be read after an error, too
+        ledger.commit(Commit(second, WRITTEN), run=1, now=8.0)
+    assert reader.totals() == ledger.totals()
+
+
+def test_totals_are_of_one_moment(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit between two of their queries does not count failures twice."""
+    reader = ledger.reader()
+
+    class Between:
+        """The reader's connection; before each query but the first, the job goes on."""
+
+        in_transaction = property(lambda self: reader_db.in_transaction)
+
+        def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+            if "FROM failures" in sql and (left := shards(ledger)):
+                ledger.commit(Commit(left[0], WRITTEN, (failure(left[0].first),)), run=1, now=7.0)
+            return reader_db.execute(sql, *values)
+
+    reader_db = reader._db
+    monkeypatch.setattr(reader, "_db", Between())
+    assert reader.totals().tokens == 28
+    assert ledger.totals().shards_done == 2
+
+
 def test_a_missing_ledger_is_never_made_anew(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="missing"):
         Ledger(tmp_path / "ledger.sqlite")
