@@ -107,6 +107,8 @@ class Totals:
 class Ledger:
     """An open ledger. One thread at a time; `reader()` gives a second view for another one.
 
+    In a folder that cannot be written to, such as a snapshot, it can be looked at.
+
     Raises:
         LedgerError: it is broken, missing, or was written by a newer version.
         StoreError: it cannot be written (from every method that writes; nothing of its transaction is kept).
@@ -119,14 +121,17 @@ class Ledger:
                 os.close(create(path))  # private, before SQLite makes it with another mode
             elif not path.is_file():
                 raise LedgerError(f"{path} is missing; without it nobody knows which tokens are done")
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            only_read = not new and not os.access(path.parent, os.W_OK)
+            self._db = _connect(path, only_read)
             try:
+                if not only_read:
+                    self._make_durable()
                 self._set_up(new)
             except BaseException:
                 self._db.close()
                 raise
 
-    def _set_up(self, new: bool) -> None:
+    def _make_durable(self) -> None:
         db = self._db
         mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
@@ -134,6 +139,9 @@ class Ledger:
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA fullfsync = ON")
         db.execute("PRAGMA checkpoint_fullfsync = ON")
+
+    def _set_up(self, new: bool) -> None:
+        db = self._db
         if new:
             with self._transaction():
                 for statement in _SCHEMA.split(";\n"):
@@ -512,13 +520,25 @@ def _failure(row: tuple[Any, ...]) -> Failure:
     return Failure(line, kind, error, message, None if key is None else msgspec.json.decode(key), *rest)
 
 
-_UNREADABLE: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CANTOPEN", "SQLITE_SCHEMA", "SQLITE_ERROR")
+def _connect(path: Path, only_read: bool) -> sqlite3.Connection:
+    where = str(path)
+    if only_read:
+        # SQLite wants to make a file for the log. Only where there is no log can it be told that nothing will change.
+        log = path.with_name(f"{path.name}-wal")
+        logged = log.exists() and log.stat().st_size
+        where = f"{path.absolute().as_uri()}?{'mode=ro' if logged else 'immutable=1'}"
+    return sqlite3.connect(where, uri=only_read, isolation_level=None, check_same_thread=False, timeout=10)
+
+
+_UNREADABLE: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA", "SQLITE_ERROR")
 
 
 def _translated(path: Path, error: sqlite3.Error) -> LedgerError | StoreError:
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(_UNREADABLE):
         return LedgerError(f"{path} cannot be understood: {error}")
+    if name.startswith("SQLITE_CANTOPEN"):
+        return LedgerError(f"{path} cannot be opened: it, its folder or the files beside it may not be read")
     if name.startswith("SQLITE_BUSY"):
         return StoreError(f"{path} cannot be written: another program keeps it locked")
     return StoreError(f"{path} cannot be written: {error}")

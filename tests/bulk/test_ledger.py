@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -207,6 +209,30 @@ def test_totals_are_of_one_moment(ledger: Ledger, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(reader, "_db", Between())
     assert reader.totals().tokens == 28
     assert ledger.totals().shards_done == 2
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_in_a_folder_that_cannot_be_written_it_can_be_looked_at(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    """As root and without a mount, only what SQLite is asked for can be seen."""
+    ledger.commit(Commit(shards(ledger)[0], WRITTEN), run=1, now=7.0)
+    if ended:
+        ledger.close()
+    asked = []
+    connect = sqlite3.connect
+
+    def note(where: str, **options: Any) -> sqlite3.Connection:
+        asked.append((where.rpartition("?")[2], options["uri"]))
+        return connect(where, **options)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(sqlite3, "connect", note)
+    with closing(Ledger(ledger.path)) as looked_at:
+        assert looked_at.totals().fetched == 8
+        with pytest.raises(StoreError, match="readonly"):
+            looked_at.begin_run(1.0)
+    assert asked == [("immutable=1" if ended else "mode=ro", True)]
 
 
 def test_a_missing_ledger_is_never_made_anew(tmp_path: Path) -> None:
