@@ -113,6 +113,9 @@ class Run:
                 beside.add(asyncio.ensure_future(self._stop_after(self._rules.max_duration)))
             await self._execution.go()
             return await self._end()
+        except asyncio.CancelledError:
+            self._log.info("run ended at once: it was cancelled")
+            raise
         except BaseException as error:
             self._log.error("run broken off: %s", error if isinstance(error, FlinksError) else type(error).__name__)
             raise
