@@ -27,6 +27,7 @@ _HIDDEN: Final = (
     r"(?i)\b[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}\b",  # a GUID
     r"\d{5,}",  # a long number
 )
+_CODED: Final = r"[A-Za-z0-9+/=_%-]{24,}+"  # a longer word than people write: base64, perhaps, of something hidden
 
 
 class Secret:
@@ -118,9 +119,12 @@ def fingerprint(secret: str | Secret, *, key: bytes = _PROCESS_KEY) -> str:
     return blake2b(Secret(secret).reveal().encode("utf-8", "surrogatepass"), key=key, digest_size=8).hexdigest()
 
 
-def redact(text: str, *hidden: Secret | None, limit: int = 200) -> str:
+def redact(text: str, *hidden: Secret | None, limit: int = 200, coded: bool = False) -> str:
     """A server's text made fit for an error or a log: hidden values, URLs, e-mails, GUIDs and long numbers are
     masked, control characters are dropped, and it is cut to `limit` characters.
+
+    Args:
+        coded: mask words of 24 characters and more, too: they may be a hidden value in some coding.
     """
     # Cut before matching (a hostile text may be megabytes long), with room for values that straddle the limit.
     text = re.sub(_UNPRINTABLE, " ", text[: limit + 2048])
@@ -128,7 +132,7 @@ def redact(text: str, *hidden: Secret | None, limit: int = 200) -> str:
         if secret:
             for form in {secret.reveal(), quote(secret.reveal(), safe="", errors="replace")}:
                 text = re.sub(re.escape(form), MASK, text, flags=re.IGNORECASE)
-    for pattern in _HIDDEN:
+    for pattern in (_CODED, *_HIDDEN) if coded else _HIDDEN:
         text = re.sub(pattern, MASK, text)
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

@@ -380,7 +380,8 @@ class TestProgress:
         assert end.keys() == {"event", "state", "reason", "exit_code", "totals", "run"}
         assert (end["event"], end["state"], end["exit_code"], end["reason"]) == ("end", "complete", 0, "")
         assert end["totals"] == {
-            "tokens": 50, "fetched": 50, "failed": 0, "pending": 0, "invalid_lines": 0, "by_kind": {}, "by_error": {},
+            "tokens": 50, "fetched": 50, "failed": 0, "pending": 0, "retrying": 0, "invalid_lines": 0, "by_kind": {},
+            "by_error": {},
         }  # fmt: skip
         assert (end["run"]["phase"], end["run"]["requests"], end["run"]["done"]) == ("over", 50, 50)
 

@@ -7,11 +7,16 @@ import json
 import os
 import re
 import sys
+from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flinks_async import bulk
+from flinks_async.bulk.ledger import Ledger
+from flinks_async.bulk.records import Commit, Failure, Shard, Written
+from flinks_async.cli import status as status_module
 from flinks_async.cli.exit_codes import Exit
 from flinks_async.testing import FlinksServer
 
@@ -42,12 +47,67 @@ class TestStatus:
     async def test_as_json(self, job: Path, tokens: Path) -> None:
         found = json.loads((await cli("status", job, "--json")).stdout)
         assert found.keys() == {
-            "directory", "job", "created", "input", "origin", "store", "outcome", "shards", "runs",
+            "directory", "job", "created", "input", "origin", "store", "outcome", "shards", "runs", "latest",
         }  # fmt: skip
         assert found["input"]["path"] == str(tokens)
         assert found["input"]["scanned"]["lines"] == 50
         assert found["outcome"]["fetched"] == 50
         assert found["runs"][0]["state"] == "complete"
+        assert found["latest"]["done"] == 50
+
+    @pytest.mark.parametrize(
+        ("age", "said"),
+        [
+            (
+                4.0,
+                "is running. Figures of 4.0 s ago: 812 tokens/s, 60 of 64 in flight, p50 20 ms, about 3 min 0 s left.",
+            ),
+            (59.0, "is running."),
+            (61.0, "has no end, and has noted nothing for 61.0 s: it was killed, or its machine stopped."),
+        ],
+    )
+    async def test_of_a_run_without_an_end(
+        self, job: Path, monkeypatch: pytest.MonkeyPatch, age: float, said: str
+    ) -> None:
+        figures = {
+            "rate": 812.4,
+            "in_flight": 60,
+            "limit": 64,
+            "p50": 0.02,
+            "p95": None,
+            "held_back": 0.0,
+            "eta": 180.0,
+        }
+        with closing(Ledger(job / "ledger.sqlite")) as ledger:
+            run = ledger.begin_run(1000.0)
+            for at in (2000.0, 2010.0, 1990.0):
+                ledger.add_sample(run, at, figures)
+        monkeypatch.setattr(status_module, "time", SimpleNamespace(time=lambda: 2010.0 + age))
+        assert said in (await cli("status", job)).stdout
+
+    async def test_of_a_run_that_has_noted_nothing_yet(self, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        with closing(Ledger(job / "ledger.sqlite")) as ledger:
+            ledger.begin_run(1000.0)
+        for now, said in ((1001.0, "is running."), (1061.0, "noted nothing for 61.0 s")):
+            monkeypatch.setattr(status_module, "time", SimpleNamespace(time=lambda now=now: now))
+            assert said in (await cli("status", job)).stdout
+
+    async def test_while_a_retry_is_open_the_numbers_add_up(self, job: Path) -> None:
+        with closing(Ledger(job / "ledger.sqlite")) as ledger:
+            shard = Shard(9, 51, 60, 0, 10, "")
+            with ledger.planning() as planner:
+                planner.shard(shard)
+            failures = tuple(Failure(line, "exhausted", "ServerError", "no") for line in range(51, 55))
+            ledger.commit(Commit(shard, Written(6, 1, ""), failures), run=1, now=0.0)
+            assert ledger.retry({"exhausted"}, 10) == 4
+        result = await cli("status", job)
+        assert (
+            "left                4  (still to be fetched; all of them failed before, and count as failed too)"
+            in result.stdout
+        )
+        outcome = json.loads((await cli("status", job, "--json")).stdout)["outcome"]
+        assert (outcome["tokens"], outcome["retrying"]) == (60, 4)
+        assert outcome["fetched"] + outcome["failed"] + outcome["pending"] - outcome["retrying"] == 60
 
     @pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8")
     async def test_of_a_directory_whose_name_is_not_text(

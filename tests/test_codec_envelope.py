@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -53,7 +55,9 @@ def test_reading_never_raises(body: bytes) -> None:
     assert isinstance(read_envelope(body), Envelope)
 
 
-@pytest.mark.parametrize("code", ["has space", "a" * 65, "", "a\nb", "<b>", 3, True, None, ["X"]])
+@pytest.mark.parametrize(
+    "code", ["has space", "a" * 65, "A" * 24, "X_" + "4" * 24, "", "a\nb", "<b>", 3, True, None, ["X"]]
+)
 def test_a_code_is_a_short_word_or_nothing(code: Any) -> None:
     assert read_envelope(to_bytes({"FlinksCode": code})).flinks_code is None
 
@@ -95,10 +99,23 @@ def test_secrets_and_personal_data_are_masked() -> None:
                 assert part not in shown
 
 
-def test_a_message_is_cut() -> None:
-    message = read_envelope(to_bytes({"Message": "no " * 1000})).message
-    assert message is not None
-    assert len(message) <= 200
+@pytest.mark.parametrize("length", [199, 200, 201, 3000])
+def test_a_message_is_cut(length: int) -> None:
+    message = read_envelope(to_bytes({"Message": ("no " * 1000)[:length]})).message
+    assert message == ("no " * 1000)[:length] if length <= 200 else ("no " * 1000)[:199] + "…"
+
+
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode, lambda data: data.hex().encode()])
+@pytest.mark.parametrize("before", ["", "x" * 20 + " ", "no " * 63])
+def test_a_secret_in_a_coding_is_not_in_the_message(encode: Callable[[bytes], bytes], before: str) -> None:
+    coded = encode(b"the-auth-secret:an-access-token").decode()
+    message = read_envelope(to_bytes({"Message": f"{before}{coded}: no"})).message
+    assert message == f"{before}***: no"
+
+
+def test_words_of_a_message_stay() -> None:
+    text = "The institution's multi-factor-question was not answered (InvalidSecurityResponse); see docs/errors.md, 4.1"
+    assert read_envelope(to_bytes({"Message": text})).message == text
 
 
 def test_a_body_of_more_than_256_kib_is_not_an_envelope() -> None:

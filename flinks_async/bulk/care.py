@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +43,15 @@ class Status:
         scanned: what its input holds; None while it is read through for the first time.
         totals: what is committed.
         runs: its runs so far (see `Ledger.runs`).
+        latest: the last figures of the last run (`Progress.to_dict()`, with `run` and `at` in seconds since 1970); a run
+            notes them every ten seconds. None before the first ones.
     """
 
     manifest: Manifest
     scanned: Scanned | None
     totals: Totals
     runs: list[dict[str, Any]]
+    latest: dict[str, Any] | None = None
 
 
 def status(directory: str | os.PathLike[str]) -> Status:
@@ -60,11 +63,8 @@ def status(directory: str | os.PathLike[str]) -> Status:
     """
     folder = Path(directory).absolute()
     manifest = Manifest.load(folder / MANIFEST)
-    ledger = Ledger(folder / LEDGER)
-    try:
-        return Status(manifest, ledger.plan(), ledger.totals(), ledger.runs())
-    finally:
-        ledger.close()
+    with closing(Ledger(folder / LEDGER)) as ledger, ledger.snapshot():
+        return Status(manifest, ledger.plan(), ledger.totals(), ledger.runs(), ledger.latest_sample())
 
 
 def verify(directory: str | os.PathLike[str], store: Store | None = None) -> list[Problem]:

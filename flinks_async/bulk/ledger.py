@@ -97,6 +97,7 @@ class Totals:
             "fetched": self.fetched,
             "failed": self.failed,
             "pending": self.pending,
+            "retrying": self.retrying,
             "invalid_lines": self.invalid,
             "by_kind": self.failures,
             "by_error": self.classes,
@@ -105,6 +106,8 @@ class Totals:
 
 class Ledger:
     """An open ledger. One thread at a time; `reader()` gives a second view for another one.
+
+    In a folder that cannot be written to, such as a snapshot, it can be looked at.
 
     Raises:
         LedgerError: it is broken, missing, or was written by a newer version.
@@ -118,14 +121,17 @@ class Ledger:
                 os.close(create(path))  # private, before SQLite makes it with another mode
             elif not path.is_file():
                 raise LedgerError(f"{path} is missing; without it nobody knows which tokens are done")
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            only_read = not new and not os.access(path.parent, os.W_OK)
+            self._db = _connect(path, only_read)
             try:
+                if not only_read:
+                    self._make_durable()
                 self._set_up(new)
             except BaseException:
                 self._db.close()
                 raise
 
-    def _set_up(self, new: bool) -> None:
+    def _make_durable(self) -> None:
         db = self._db
         mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
         if mode != "wal":
@@ -133,6 +139,9 @@ class Ledger:
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA fullfsync = ON")
         db.execute("PRAGMA checkpoint_fullfsync = ON")
+
+    def _set_up(self, new: bool) -> None:
+        db = self._db
         if new:
             with self._transaction():
                 for statement in _SCHEMA.split(";\n"):
@@ -194,6 +203,20 @@ class Ledger:
                         self._db.execute("ROLLBACK")
                 raise
         crash_points.reach("ledger committed")
+
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """Whatever is read inside is of one moment, though the job may go on meanwhile."""
+        if self._db.in_transaction:
+            yield
+            return
+        with self._guarded():
+            self._db.execute("BEGIN")
+        try:
+            yield
+        finally:
+            with suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
 
     # --- what the job is ----------------------------------------------------------------------------------------------
 
@@ -337,7 +360,7 @@ class Ledger:
     # --- what became of it --------------------------------------------------------------------------------------------
 
     def totals(self) -> Totals:
-        with self._reading():
+        with self._reading(), self.snapshot():
             shards, done, fetched, size, pending, retrying = self._db.execute(
                 "SELECT count(*), count(done_at), coalesce(sum(lines), 0), coalesce(sum(size), 0), "
                 "coalesce(sum(tokens) FILTER (WHERE done_at IS NULL), 0), "
@@ -415,6 +438,14 @@ class Ledger:
                 figures = {"run": run, "at": at, **msgspec.json.decode(sample)}
             yield figures
 
+    def latest_sample(self) -> dict[str, Any] | None:
+        """The last figures of the last run, as `samples` gives them; None if it has none."""
+        with self._reading():
+            row = self._db.execute(
+                "SELECT run, at, sample FROM samples WHERE run = (SELECT max(id) FROM runs) ORDER BY at DESC LIMIT 1"
+            ).fetchone()
+            return None if row is None else {"run": row[0], "at": row[1], **msgspec.json.decode(row[2])}
+
     def problems(self) -> list[str]:
         """What SQLite finds wrong with the file."""
         with self._reading():
@@ -489,13 +520,25 @@ def _failure(row: tuple[Any, ...]) -> Failure:
     return Failure(line, kind, error, message, None if key is None else msgspec.json.decode(key), *rest)
 
 
-_UNREADABLE: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_CANTOPEN", "SQLITE_SCHEMA", "SQLITE_ERROR")
+def _connect(path: Path, only_read: bool) -> sqlite3.Connection:
+    where = str(path)
+    if only_read:
+        # SQLite wants to make a file for the log. Only where there is no log can it be told that nothing will change.
+        log = path.with_name(f"{path.name}-wal")
+        logged = log.exists() and log.stat().st_size
+        where = f"{path.absolute().as_uri()}?{'mode=ro' if logged else 'immutable=1'}"
+    return sqlite3.connect(where, uri=only_read, isolation_level=None, check_same_thread=False, timeout=10)
+
+
+_UNREADABLE: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA", "SQLITE_ERROR")
 
 
 def _translated(path: Path, error: sqlite3.Error) -> LedgerError | StoreError:
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(_UNREADABLE):
         return LedgerError(f"{path} cannot be understood: {error}")
+    if name.startswith("SQLITE_CANTOPEN"):
+        return LedgerError(f"{path} cannot be opened: it, its folder or the files beside it may not be read")
     if name.startswith("SQLITE_BUSY"):
         return StoreError(f"{path} cannot be written: another program keeps it locked")
     return StoreError(f"{path} cannot be written: {error}")

@@ -15,7 +15,7 @@ from attrs import frozen
 from ..clock import Clock, SystemClock
 from ..errors import FlinksError
 from . import crash_points
-from .errors import UnfitAnswerError
+from .errors import LedgerError, StoreError, UnfitAnswerError
 from .executors import Executor, Work
 from .ledger import Ledger, Totals
 from .progress import Phase, Progress, Rate
@@ -104,6 +104,7 @@ class Run:
             InputChangedError: the file of tokens is not the same any more.
         """
         before = self._before
+        broke_off: tuple[str, str] | None = None
         self._log.info("run begins: %d tokens in %d shards to do", before.pending, before.shards - before.shards_done)
         beside: set[asyncio.Future[None]] = set()
         try:
@@ -118,6 +119,7 @@ class Run:
             raise
         except BaseException as error:
             self._log.error("run broken off: %s", error if isinstance(error, FlinksError) else type(error).__name__)
+            broke_off = _broke_off(error)
             raise
         finally:
             self._over = True
@@ -126,6 +128,9 @@ class Run:
             self._reading.close()
             self._writing.close()
             self._pending.close()
+            if broke_off is not None and self._run:  # after the threads, which may have been at work
+                with suppress(StoreError, LedgerError):  # the disk may be what broke it off
+                    self._write_end(*broke_off, self.progress().to_dict())
 
     # --- shards in ----------------------------------------------------------------------------------------------------
 
@@ -195,7 +200,7 @@ class Run:
         self._log.info("run over: %s%s", state, f" ({reason})" if reason else "")
         return Result(state, reason, totals, progress)
 
-    def _write_end(self, state: State, reason: str, summary: dict[str, Any]) -> None:
+    def _write_end(self, state: str, reason: str, summary: dict[str, Any]) -> None:
         self._ledger.add_sample(self._run, self._clock.time(), summary)
         self._ledger.end_run(self._run, self._clock.time(), state, reason, summary)
 
@@ -237,6 +242,14 @@ class Run:
             seconds=now - self._started,
             size=figures.size,
         )
+
+
+def _broke_off(error: BaseException) -> tuple[str, str]:
+    """How and why a run has ended without its own end."""
+    if isinstance(error, FlinksError):
+        return "failed", error.message
+    stopped = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt))
+    return ("interrupted", "it was told to stop at once") if stopped else ("failed", type(error).__name__)
 
 
 def _commit_of(finished: Finished, receipt: dict[str, Any] | None = None) -> Commit:

@@ -38,7 +38,7 @@ def counted(totals: Totals, duplicates: int) -> list[str]:
     rows = (
         ("fetched", totals.fetched, ""),
         ("failed", totals.failed, classes),
-        ("left", totals.pending, "still to be fetched"),
+        ("left", totals.pending, _left(totals)),
         ("invalid", totals.invalid, "lines; nothing was sent"),
         ("duplicates", duplicates, "lines; fetched once"),
     )
@@ -47,6 +47,13 @@ def counted(totals: Totals, duplicates: int) -> list[str]:
         for name, count, remark in rows
         if count or name in ("fetched", "failed")
     ]
+
+
+def _left(totals: Totals) -> str:
+    if not totals.retrying:
+        return "still to be fetched"
+    of_them = "all" if totals.retrying == totals.pending else f"{totals.retrying:,}"
+    return f"still to be fetched; {of_them} of them failed before, and count as failed too"
 
 
 def describe(store: dict[str, Any]) -> str:

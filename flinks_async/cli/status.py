@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
-from typing import Any
+import time
+from typing import Any, Final
 
 import click
 import msgspec
@@ -13,8 +14,12 @@ from .. import bulk
 from .console import debug_option, printable
 from .exit_codes import Exit, epilog
 from .job_summary import counted, describe
+from .metrics import duration
 from .options import directory_argument
 from .output import to_stdout
+
+SILENT: Final = 60.0
+"""Seconds after which a run that has noted nothing is not running any more. It notes its figures every ten seconds."""
 
 
 @click.command(epilog=epilog())
@@ -46,6 +51,7 @@ def _plain(directory: str, found: bulk.Status) -> dict[str, Any]:
         "outcome": totals.to_dict(),
         "shards": {"all": totals.shards, "done": totals.shards_done, "size": totals.size},
         "runs": found.runs,
+        "latest": found.latest,
     }
 
 
@@ -61,16 +67,32 @@ def _text(directory: str, found: bulk.Status) -> bytes:
     else:
         lines.append(f"{totals.tokens:,} tokens in {totals.shards:,} shards, of which {totals.shards_done:,} are done:")
         lines += counted(totals, found.scanned.duplicates)
-    return printable("\n".join([*lines, *_runs(found.runs)])).encode()
+    return printable("\n".join([*lines, *_runs(found, time.time())])).encode()
 
 
-def _runs(runs: list[dict[str, Any]]) -> list[str]:
-    if not runs:
+def _runs(found: bulk.Status, now: float) -> list[str]:
+    if not found.runs:
         return ["It has not been run yet."]
-    last = runs[-1]
+    last, latest = found.runs[-1], found.latest
     began = dt.datetime.fromtimestamp(last["started"], dt.UTC).isoformat(timespec="seconds")
-    if last["ended"] is None:
-        how = "has no end: it is running, or was killed"
-    else:
-        how = f"ended: {last['state']}" + (f", {last['reason']}" if last["reason"] else "")
-    return [f"Run {last['run']} of {len(runs)}, begun {began}, {how}."]
+    run = f"Run {last['run']} of {len(found.runs)}, begun {began},"
+    if last["ended"] is not None:
+        return [f"{run} ended: {last['state']}" + (f", {last['reason']}." if last["reason"] else ".")]
+    silent = now - (last["started"] if latest is None else latest["at"])
+    if silent > SILENT:
+        return [
+            f"{run} has no end, and has noted nothing for {duration(silent)}: it was killed, or its machine stopped."
+        ]
+    if latest is None:
+        return [f"{run} is running."]
+    return [f"{run} is running. Figures of {duration(silent)} ago: {_figures(latest)}."]
+
+
+def _figures(latest: dict[str, Any]) -> str:
+    parts = [f"{latest['rate']:,.0f} tokens/s", f"{latest['in_flight']:,} of {latest['limit']:,} in flight"]
+    parts += [f"{name} {duration(latest[name])}" for name in ("p50", "p95") if latest[name] is not None]
+    if latest["held_back"]:
+        parts.append(f"paused for {duration(latest['held_back'])}")
+    if latest["eta"] is not None:
+        parts.append(f"about {duration(latest['eta'])} left")
+    return ", ".join(parts)

@@ -18,6 +18,7 @@ UNREADABLE: Final = "UNREADABLE"
 """Stands for the code of a success that has one which cannot be shown: still an error, never an empty answer."""
 
 _STATUS: Final = re.compile("[1-9][0-9]{2}")
+_CODE: Final = re.compile(r"(?!.*[A-Za-z0-9]{24})[A-Za-z0-9_.-]{1,64}")
 _ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 
@@ -78,9 +79,9 @@ def _envelope(data: Mapping[str, Any], hidden: tuple[Secret, ...], *, unreadable
     code, request_id = folded.get("flinkscode"), folded.get("requestid")
     message = folded.get("message")
     return Envelope(
-        flinks_code=code if _is_id(code, hidden) else unreadable if code else None,
+        flinks_code=code if _is_id(code, hidden, _CODE) else unreadable if code else None,
         http_status_code=_status(folded.get("httpstatuscode")),
-        message=redact(message, *hidden) if isinstance(message, str) and message else None,
+        message=redact(message, *hidden, coded=True) if isinstance(message, str) and message else None,
         request_id=_request_id(request_id, hidden),
     )
 
@@ -98,8 +99,8 @@ def _request_id(value: object, hidden: tuple[Secret, ...]) -> str | None:
     return redact(value, *hidden) if isinstance(value, str) and value else None
 
 
-def _is_id(value: object, hidden: tuple[Secret, ...]) -> bool:
-    if not isinstance(value, str) or not _ID.fullmatch(value):
+def _is_id(value: object, hidden: tuple[Secret, ...], form: re.Pattern[str] = _ID) -> bool:
+    if not isinstance(value, str) or not form.fullmatch(value):
         return False
     # A token of a few letters, as in tests, would be found inside RETRY_LATER.
     return not any(len(secret) >= 8 and secret.reveal().lower() in value.lower() for secret in hidden)

@@ -116,7 +116,8 @@ def test_a_job_from_beginning_to_end(desk: Desk) -> None:
     assert status(desk.directory).totals == result.totals
     report = json.loads((desk.directory / "report.json").read_text())
     assert report["outcome"] == {
-        "tokens": 25, "fetched": 25, "failed": 0, "pending": 0, "invalid_lines": 0, "by_kind": {}, "by_error": {},
+        "tokens": 25, "fetched": 25, "failed": 0, "pending": 0, "retrying": 0, "invalid_lines": 0, "by_kind": {},
+        "by_error": {},
     }  # fmt: skip
     log = (desk.directory / "job.log").read_text()
     assert "run begins: 25 tokens in 3 shards" in log
@@ -198,6 +199,8 @@ def test_a_run_after_one_that_broke_off_between_store_and_ledger_doubles_nothing
         with monkeypatch.context() as patched, pytest.raises(StoreError, match="the disk is full"):
             patched.setattr(Ledger, "commit", full)
             desk.run(job)
+        (run,) = status(desk.directory).runs
+        assert (run["state"], run["reason"], run["ended"] >= run["started"]) == ("failed", "the disk is full", True)
         desk.transport.answers["token-3"] = KINDS["bad_request"]  # so that a shard would not be the same again
         assert desk.run(job).state == "complete"
     assert verify(desk.directory) == []
@@ -308,6 +311,30 @@ def test_a_client_that_is_closed_breaks_a_run_off_and_fails_no_token(desk: Desk)
     with desk.job() as job:
         run_virtual(main(job))
         assert job.totals.pending == 25
+        assert status(desk.directory).runs[0]["reason"] == "the client is closed"
+
+
+def test_a_run_that_is_cancelled_or_cannot_even_note_its_end(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any, **__: Any) -> None:
+        raise StoreError("the disk is full")
+
+    async def main(job: Job) -> None:
+        async with desk.client() as client:
+            running = asyncio.create_task(job.run(client, clock=VirtualClock(), worker=HERE))
+            await asyncio.sleep(0.1)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+
+    desk.transport.default = KINDS["http_503"]
+    with desk.job() as job:
+        run_virtual(main(job))
+        with monkeypatch.context() as patched:
+            patched.setattr(Ledger, "end_run", full)
+            run_virtual(main(job))
+    first, second = status(desk.directory).runs
+    assert (first["state"], first["reason"]) == ("interrupted", "it was told to stop at once")
+    assert (second["state"], second["ended"]) == (None, None)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -163,6 +165,74 @@ def test_runs_and_samples(ledger: Ledger) -> None:
         (killed, None, None, None),
     ]
     assert list(ledger.samples()) == [{"run": run, "at": 11.0, "done": 3}]
+
+
+def test_the_latest_sample_is_of_the_last_run(ledger: Ledger) -> None:
+    assert ledger.latest_sample() is None
+    first = ledger.begin_run(1.0)
+    ledger.add_sample(first, 2.0, {"done": 1})
+    ledger.add_sample(first, 3.0, {"done": 2})
+    assert ledger.latest_sample() == {"run": first, "at": 3.0, "done": 2}
+    ledger.begin_run(4.0)
+    assert ledger.latest_sample() is None
+
+
+def test_a_snapshot_is_of_one_moment(ledger: Ledger) -> None:
+    reader = ledger.reader()
+    first, second, _ = shards(ledger)
+    with reader.snapshot():
+        before = reader.totals()
+        ledger.commit(Commit(first, WRITTEN, (failure(3), failure(4))), run=1, now=7.0)
+        assert reader.totals() == before
+        assert list(reader.commits()) == []
+    assert reader.totals() == ledger.totals() != before
+    with reader.snapshot():  # it can be read after an error, too
+        ledger.commit(Commit(second, WRITTEN), run=1, now=8.0)
+    assert reader.totals() == ledger.totals()
+
+
+def test_totals_are_of_one_moment(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit between two of their queries does not count failures twice."""
+    reader = ledger.reader()
+
+    class Between:
+        """The reader's connection; before each query but the first, the job goes on."""
+
+        in_transaction = property(lambda self: reader_db.in_transaction)
+
+        def execute(self, sql: str, *values: object) -> sqlite3.Cursor:
+            if "FROM failures" in sql and (left := shards(ledger)):
+                ledger.commit(Commit(left[0], WRITTEN, (failure(left[0].first),)), run=1, now=7.0)
+            return reader_db.execute(sql, *values)
+
+    reader_db = reader._db
+    monkeypatch.setattr(reader, "_db", Between())
+    assert reader.totals().tokens == 28
+    assert ledger.totals().shards_done == 2
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_in_a_folder_that_cannot_be_written_it_can_be_looked_at(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, ended: bool
+) -> None:
+    """As root and without a mount, only what SQLite is asked for can be seen."""
+    ledger.commit(Commit(shards(ledger)[0], WRITTEN), run=1, now=7.0)
+    if ended:
+        ledger.close()
+    asked = []
+    connect = sqlite3.connect
+
+    def note(where: str, **options: Any) -> sqlite3.Connection:
+        asked.append((where.rpartition("?")[2], options["uri"]))
+        return connect(where, **options)
+
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(sqlite3, "connect", note)
+    with closing(Ledger(ledger.path)) as looked_at:
+        assert looked_at.totals().fetched == 8
+        with pytest.raises(StoreError, match="readonly"):
+            looked_at.begin_run(1.0)
+    assert asked == [("immutable=1" if ended else "mode=ro", True)]
 
 
 def test_a_missing_ledger_is_never_made_anew(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -113,8 +114,7 @@ def gather(folder: Path) -> Facts:
         JobError: it has only begun, and there is nothing to tell yet.
     """
     manifest = Manifest.load(folder / MANIFEST)
-    ledger = Ledger(folder / LEDGER)
-    try:
+    with closing(Ledger(folder / LEDGER)) as ledger, ledger.snapshot():
         scanned = ledger.plan()
         if scanned is None:
             raise JobError(f"the job in {folder} has not read its input through yet, so there is nothing to report")
@@ -134,8 +134,6 @@ def gather(folder: Path) -> Facts:
             found,
             _parts(ledger.commits()),
         )
-    finally:
-        ledger.close()
 
 
 def _parts(commits: Iterable[Commit]) -> Parts:

@@ -249,7 +249,7 @@ def _limit(found: Iterable[Interval], running: float) -> Finding:
 
 def _between_runs(facts: Facts) -> Finding:
     timeline = facts.timeline
-    broken_off = sum(run["ended"] is None for run in facts.runs)
+    broken_off = sum(run["ended"] is None or run["state"] in ("failed", "interrupted") for run in facts.runs)
     note = f"between {len(timeline.segments)} runs"
     if broken_off:
         note += f"; {_plural(broken_off, 'run')} broken off, or still running"

@@ -12,7 +12,13 @@ from .thinning import Spread, thin
 _ROWS: Final = 30
 """Rows of the table over time, about."""
 
-_ENDED: Final = {"complete": "complete", "stopped": "stopped", "refused": "AuthSecret refused"}
+_ENDED: Final = {
+    "complete": "complete",
+    "stopped": "stopped",
+    "refused": "AuthSecret refused",
+    "interrupted": "interrupted",
+    "failed": "broken off by an error",
+}
 
 Row = tuple[str, ...]
 
@@ -53,7 +59,7 @@ def runs_of(facts: Facts) -> list[Row]:
                 words.moment(segment.started),
                 words.duration(segment.seconds),
                 no_end if run["ended"] is None else _ENDED.get(run["state"], "ended"),
-                run["reason"] or "",
+                "" if run["state"] == "failed" else run["reason"] or "",  # an error may name paths
                 f"{requests:,.0f}",
                 words.percent(sum(i.retries for i in found), requests),
                 words.percent(sum(i.throttled for i in found), requests),
