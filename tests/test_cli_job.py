@@ -358,7 +358,7 @@ class TestInterruptions:
         assert process.returncode == Exit.SIGINT
         assert b"Traceback" not in stderr
         assert b"ERROR" not in stderr, "it was asked for"
-        assert "INFO run ended at once" in (job / "job.log").read_text()
+        assert "INFO run interrupted" in (job / "job.log").read_text()
         result = await fetch(flinks_server, tokens, job)
         assert result.exit_code == Exit.OK
         assert answers(job) == expected(flinks_server)
