@@ -281,6 +281,7 @@ class TestWhereTo:
         assert "is in the directory of the job" in result.stderr
         assert {path: path.read_bytes() for path in job.rglob("*") if path.is_file()} == before
 
+    @pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
     async def test_a_file_of_the_jobs_by_another_name(self, job: Path, tmp_path: Path, command: str) -> None:
         (tmp_path / "link").symlink_to(job)
         (tmp_path / "out").symlink_to(job / "ledger.sqlite")
