@@ -129,6 +129,38 @@ class TestExitCodes:
         assert "StoreError" in result.stderr
         assert flinks_server.stats.requests == 0
 
+    async def test_5_the_input_changes_under_the_run_and_with_the_old_one_it_goes_on(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path
+    ) -> None:
+        before = tokens.read_bytes()
+        flinks_server.script("token-7", ["hang"])
+        more = ("--shard-size", 5, "--open-shards", 1, "--concurrency", 2)
+        running = asyncio.create_task(fetch(flinks_server, tokens, job, *more))
+        await flinks_server.received(8)
+        write(tokens, before.replace(b"token", b"other"))
+        flinks_server.release()
+        result = await running
+        assert result.exit_code == Exit.OUTPUT, result.stderr
+        assert (
+            "Broken off. What was committed stays; once this is put right, the same command goes on:" in result.stderr
+        )
+        assert "Error: InputChangedError: " in result.stderr
+        write(tokens, before)
+        assert (await fetch(flinks_server, tokens, job)).exit_code == Exit.OK
+        assert answers(job) == expected(flinks_server)
+
+    async def test_3_workers_that_die_again_and_again(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def die(*arguments: Any, **more: Any) -> Any:
+            raise bulk.WorkerError("worker processes die again and again")
+
+        monkeypatch.setattr(bulk.Job, "run", die)
+        result = await fetch(flinks_server, tokens, job)
+        assert result.exit_code == Exit.STOPPED
+        assert "Broken off. What was committed stays" in result.stderr
+        assert "Error: WorkerError: " in result.stderr
+
     async def test_5_the_ledger_is_broken(self, flinks_server: FlinksServer, tokens: Path, job: Path) -> None:
         await fetch(flinks_server, tokens, job)
         write(job / "ledger.sqlite", b"\0" * 5000)
@@ -172,7 +204,7 @@ class TestUsage:
     async def test_standard_input_is_no_input_of_a_job(self, flinks_server: FlinksServer, job: Path) -> None:
         result = await fetch(flinks_server, "-", job, stdin="one\n")
         assert result.exit_code == Exit.USAGE
-        assert "reads its tokens again" in result.stderr
+        assert "The tokens are read more than once, so they must be in a file" in result.stderr
         assert not job.exists()
 
     async def test_more_processes_than_requests_at_once(
@@ -196,7 +228,7 @@ class TestUsage:
         ("more", "says"),
         [
             (("--store", "jsonl.gz"), "compression"),
-            (("--store", "sqlite"), "kind"),
+            (("--store", "sqlite"), "another job: store of 'kind' was 'jsonl-parts' and is 'sqlite'. Take"),
             (("--base-url", "http://127.0.0.1:1"), "origin was '127.0.0.1:"),
             (("--format", "jsonl"), "layout of 'format'"),
         ],
@@ -305,6 +337,16 @@ class TestInterruptions:
         assert answers(job) == expected(flinks_server)
         assert set(flinks_server.stats.per_token.values()) == {1}
 
+    async def test_what_is_in_flight_has_as_long_as_was_asked_for(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path
+    ) -> None:
+        process = await self.started(flinks_server, tokens, job, "--drain", "0.1")
+        process.send_signal(signal.SIGTERM)
+        _, stderr = await asyncio.wait_for(process.communicate(), 15)
+        assert process.returncode == Exit.SIGTERM, stderr
+        assert bulk.status(job).totals.pending > 0
+        flinks_server.release()
+
     async def test_the_second_signal_ends_it_at_once(
         self, flinks_server: FlinksServer, tokens: Path, job: Path
     ) -> None:
@@ -315,6 +357,8 @@ class TestInterruptions:
         _, stderr = await process.communicate()
         assert process.returncode == Exit.SIGINT
         assert b"Traceback" not in stderr
+        assert b"ERROR" not in stderr, "it was asked for"
+        assert "INFO run interrupted" in (job / "job.log").read_text()
         result = await fetch(flinks_server, tokens, job)
         assert result.exit_code == Exit.OK
         assert answers(job) == expected(flinks_server)
@@ -352,6 +396,30 @@ class TestProgress:
         }  # fmt: skip
         assert "InputError" in json.loads(end)["reason"]
         assert message.startswith("Error: InputError")
+
+    @pytest.mark.parametrize("command", ["fetch", "retry"])
+    async def test_json_of_a_run_that_has_no_secret(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path, command: str
+    ) -> None:
+        await fetch(flinks_server, tokens, job)
+        what = ("fetch", tokens, "--job", job) if command == "fetch" else ("retry", job)
+        result = await cli(*what, "--progress", "json")
+        assert result.exit_code == Exit.USAGE
+        (end,) = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+        assert (end["event"], end["state"], end["exit_code"]) == ("end", "failed", 2)
+        assert end["reason"].startswith("No AuthSecret.")
+
+    async def test_json_of_a_run_with_a_fault_of_ours(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async def fail(*arguments: Any, **more: Any) -> Any:
+            raise LookupError
+
+        monkeypatch.setattr(bulk.Job, "run", fail)
+        result = await fetch(flinks_server, tokens, job, "--progress", "json")
+        assert result.exit_code == Exit.UNEXPECTED
+        end = json.loads([line for line in result.stderr.splitlines() if line.startswith("{")][-1])
+        assert (end["state"], end["reason"], end["exit_code"]) == ("failed", "unexpected LookupError", 70)
 
     async def test_quiet_leaves_the_summary(self, flinks_server: FlinksServer, tokens: Path, job: Path) -> None:
         result = await fetch(flinks_server, tokens, job, "--quiet")
@@ -412,6 +480,12 @@ class TestDryRun:
         assert "it takes at least 10.0 s" in result.stdout
         assert "token-" not in result.output
         assert "bad" not in result.output
+
+    async def test_of_standard_input_it_says_nothing_of_a_job(self) -> None:
+        result = await cli("fetch", "-", "--dry-run", stdin="one\n")
+        assert result.exit_code == Exit.USAGE
+        assert "must be in a file; standard input ('-') is read only once" in result.stderr
+        assert "job" not in result.stderr.lower()
 
     async def test_with_a_job_it_leaves_the_directory_alone(self, tokens: Path, job: Path) -> None:
         result = await cli("fetch", tokens, "--job", job, "--dry-run")

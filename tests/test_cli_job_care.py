@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
 import sys
 from contextlib import closing
 from pathlib import Path
@@ -202,8 +203,18 @@ class TestRetry:
         more = ("--class", "final", "--concurrency", 1)
         stopped = await cli("retry", job, *more, "--max-failures", 3, server=flinks_server)
         assert stopped.exit_code == Exit.STOPPED
-        await cli("retry", job, *more, server=flinks_server)
+        result = await cli("retry", job, *more, server=flinks_server)
         assert set(flinks_server.stats.per_token.values()) == {2}
+        assert re.search(
+            r"An interrupted retry of \d tokens goes on first; --class is for the next one\.", result.stderr
+        )
+
+    async def test_a_retry_that_goes_on_says_so(self, flinks_server: FlinksServer, failed: Path) -> None:
+        with bulk.Job.resume(failed) as opened:
+            assert opened.retry() == 1
+        result = await cli("retry", failed, "--progress", "json", server=flinks_server)
+        warnings = [event for event in map(json.loads, result.stderr.splitlines()) if event["event"] == "warning"]
+        assert warnings == [{"event": "warning", "text": "An interrupted retry of 1 tokens goes on first."}]
 
 
 class TestExport:
@@ -224,8 +235,9 @@ class TestExport:
         found = {record["line"]: record["response"] for record in map(json.loads, result.stdout.splitlines())}
         assert found == expected(flinks_server)
 
-    async def test_compressed_by_its_name(self, job: Path, tmp_path: Path) -> None:
-        out = tmp_path / "answers.jsonl.gz"
+    @pytest.mark.parametrize("suffix", ["gz", "GZ"])
+    async def test_compressed_by_its_name(self, job: Path, tmp_path: Path, suffix: str) -> None:
+        out = tmp_path / f"answers.jsonl.{suffix}"
         assert (await cli("export", job, "--out", out)).exit_code == Exit.OK
         assert gzip.decompress(out.read_bytes()) == b"".join(bulk.export(job))
 
@@ -241,6 +253,93 @@ class TestExport:
         result = await cli("export", job, "--out", tmp_path / "answers.jsonl")
         assert result.exit_code == Exit.OUTPUT
         assert not list(tmp_path.glob("answers*"))
+
+
+NOT_TO_BE_OVERWRITTEN = (
+    "job/ledger.sqlite",
+    "job/ledger.sqlite-wal",
+    "job/manifest.json",
+    "job/out.jsonl",
+    "job/parts/x",
+)
+
+
+class TestWhereTo:
+    """`export --out` and `report --out` take the place of nothing that the job has or needs."""
+
+    @pytest.fixture(params=["export", "report"])
+    def command(self, request: pytest.FixtureRequest) -> str:
+        if request.param == "report":
+            pytest.importorskip("matplotlib")
+        return str(request.param)
+
+    @pytest.mark.parametrize("name", NOT_TO_BE_OVERWRITTEN)
+    async def test_in_the_directory_of_the_job(self, job: Path, tmp_path: Path, command: str, name: str) -> None:
+        before = {path: path.read_bytes() for path in job.rglob("*") if path.is_file()}
+        result = await cli(command, job, "--out", tmp_path / name, "--force")
+        assert result.exit_code == Exit.USAGE
+        assert "is in the directory of the job" in result.stderr
+        assert {path: path.read_bytes() for path in job.rglob("*") if path.is_file()} == before
+
+    @pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
+    async def test_a_file_of_the_jobs_by_another_name(self, job: Path, tmp_path: Path, command: str) -> None:
+        (tmp_path / "link").symlink_to(job)
+        (tmp_path / "out").symlink_to(job / "ledger.sqlite")
+        for name in ("link/ledger.sqlite", "out"):
+            result = await cli(command, job, "--out", tmp_path / name, "--force")
+            assert result.exit_code == Exit.USAGE
+            assert "is in the directory of the job" in result.stderr
+
+    async def test_the_file_of_tokens(self, job: Path, tokens: Path, tmp_path: Path, command: str) -> None:
+        os.link(tokens, tmp_path / "linked")
+        for out in (tokens, tmp_path / "linked"):
+            result = await cli(command, job, "--out", out, "--force")
+            assert result.exit_code == Exit.USAGE
+            assert "is the job's file of tokens" in result.stderr
+        assert tokens.read_text().startswith("token-0\n")
+
+    async def test_the_answers_of_the_job(
+        self, flinks_server: FlinksServer, tokens: Path, tmp_path: Path, command: str
+    ) -> None:
+        out = tmp_path / "answers.db"
+        await fetch(flinks_server, tokens, tmp_path / "job", "--store", "sqlite", "--out", out)
+        for name in ("answers.db", "answers.db-wal"):
+            result = await cli(command, tmp_path / "job", "--out", tmp_path / name, "--force")
+            assert result.exit_code == Exit.USAGE
+            assert "is where the job's answers are" in result.stderr
+
+    async def test_a_file_that_exists(self, job: Path, tmp_path: Path, command: str) -> None:
+        out = write(tmp_path / "out", "precious")
+        result = await cli(command, job, "--out", out)
+        assert result.exit_code == Exit.USAGE
+        assert "overwrite it with --force" in result.stderr
+        assert out.read_text() == "precious"
+        assert (await cli(command, job, "--out", out, "--force")).exit_code == Exit.OK
+        assert out.read_bytes()[:1] in b"{<"
+
+    @pytest.mark.skipif(os.name == "nt", reason="needs a pipe with a name")
+    async def test_what_is_no_file(self, job: Path, tmp_path: Path, command: str) -> None:
+        os.mkfifo(tmp_path / "pipe")
+        result = await cli(command, job, "--out", tmp_path / "pipe", "--force")
+        assert result.exit_code == Exit.OUTPUT
+        assert "is not a file" in result.stderr
+        assert (tmp_path / "pipe").is_fifo()
+
+    async def test_a_directory_without_a_job(self, tmp_path: Path, command: str) -> None:
+        result = await cli(command, tmp_path, "--out", tmp_path / "out")
+        assert (result.exit_code, os.listdir(tmp_path)) == (Exit.USAGE, [])
+
+    async def test_the_page_to_standard_output_and_to_its_own_place(
+        self, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        pytest.importorskip("matplotlib")
+        monkeypatch.chdir(tmp_path)
+        result = await cli("report", job, "--out", "-")
+        assert (result.exit_code, result.stdout[:15].lower()) == (Exit.OK, "<!doctype html>")
+        assert not (tmp_path / "-").exists()
+        for out in ((), ("--out", job / "report.html")):
+            assert (await cli("report", job, *out)).exit_code == Exit.OK
+        assert (job / "report.html").exists()
 
 
 class TestPurge:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import io
 import json
 import logging
@@ -11,11 +12,12 @@ import os
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from flinks_async import errors
+from flinks_async import cli, errors
 from flinks_async.bulk.failures import failure_kind
 from flinks_async.bulk.histogram import Histogram
 from flinks_async.bulk.inputs import Note
@@ -25,9 +27,11 @@ from flinks_async.cli import output as output_module
 from flinks_async.cli.books import Books, Counts, Place
 from flinks_async.cli.console import log_to_stderr, printable, say
 from flinks_async.cli.daemon import DaemonThread
+from flinks_async.cli.exit_codes import Exit
 from flinks_async.cli.metrics import Metrics, duration
 from flinks_async.cli.output import LineFile, OutputError
 from flinks_async.cli.progress import Bar, PlainLines, View, Watched, choose_display, shown
+from flinks_async.cli.run import run
 from flinks_async.observe import AttemptFinished, RetryScheduled
 
 
@@ -90,6 +94,36 @@ class TestLineFile:
         file.write_now(b"1\n")
         file.finish()
         assert (tmp_path / "victim").read_text() == "precious"
+
+
+class TestBeforeThereIsALoop:
+    def test_an_interruption_leaves_no_coroutine_behind(
+        self, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+    ) -> None:
+        def interrupted() -> None:
+            raise KeyboardInterrupt
+
+        async def main() -> None:
+            pytest.fail("it is not begun")
+
+        monkeypatch.setattr("flinks_async.cli.run.fast_loop", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(main)
+        gc.collect()
+        assert not recwarn.list
+
+    def test_an_interruption_of_the_imports_has_no_traceback(
+        self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        class Importing(ModuleType):
+            def __getattr__(self, name: str) -> Any:
+                raise KeyboardInterrupt if name == "app" else AttributeError(name)
+
+        monkeypatch.setitem(sys.modules, "flinks_async.cli.app", Importing("flinks_async.cli.app"))
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        assert ended.value.code == Exit.SIGINT
+        assert capsys.readouterr().err == "Interrupted.\n"
 
 
 class Lines:

@@ -14,6 +14,7 @@ from .errors import JobLockedError, JobMismatchError
 from .file_systems import refuse_network
 from .layout import BEFORE_MANIFEST, LEDGER, LEDGER_FILES, LOCK, MANIFEST, OWN
 from .ledger import Ledger
+from .manifest import Manifest
 
 
 def enter(folder: Path, resources: ExitStack, *, new: bool = False) -> None:
@@ -62,6 +63,41 @@ def refuse_own_name(folder: Path, output: str | None) -> None:
     inside = os.path.relpath(os.path.realpath(output), os.path.realpath(folder))
     if Path(inside).parts[:1] and Path(inside).parts[0] in OWN:
         raise ConfigError(f"{output} is a place that the job needs for itself; let the answers go elsewhere")
+
+
+def refuse_own_files(folder: Path, manifest: Manifest, *outputs: Path) -> None:
+    """What is written on request must not take the place of something that the job has or needs.
+
+    Args:
+        folder: of the job.
+        outputs: where it would be written to.
+
+    Raises:
+        ConfigError: one of them is in the directory of the job, is its file of answers or a file that belongs to that, or
+            is its file of tokens.
+    """
+    own = {manifest.path: "the job's file of tokens"}
+    if answers := manifest.store.get("path"):
+        own |= {f"{answers}{suffix}": "where the job's answers are" for suffix in _BESIDE_ANSWERS}
+    for output in outputs:
+        if any(_same(parent, folder) for parent in Path(os.path.realpath(output)).parents):
+            raise ConfigError(f"{output} is in the directory of the job, which it has for itself; take another place")
+        for path, what in own.items():
+            if _same(output, path):
+                raise ConfigError(f"{output} is {what}; take another place")
+
+
+_BESIDE_ANSWERS = ("", "-wal", "-shm", "-journal", ".wal")
+"""What SQLite and DuckDB add to the name of their file for files of the moment."""
+
+
+def _same(one: Path, other: str | Path) -> bool:
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    try:
+        return os.path.samefile(one, other)  # by another name
+    except OSError:  # one of them is not there
+        return False
 
 
 def take_back(folder: Path) -> None:

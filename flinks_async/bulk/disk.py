@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -48,8 +50,10 @@ def write_all(file: int, data: bytes | memoryview) -> None:
         rest = rest[os.write(file, rest) :]
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """A small file as a whole: it holds either what it held before, or all of this.
+@contextmanager
+def replaced(path: Path) -> Iterator[Callable[[bytes], None]]:
+    """A file as a whole: after the block it holds all that was written in it, and before, or if the block fails, what it
+    held before. The block gets the function to write with.
 
     Raises:
         StoreError: it cannot be written; nothing has changed.
@@ -58,7 +62,7 @@ def write_durably(path: Path, data: bytes) -> None:
     try:
         file = create(beside)
         try:
-            write_all(file, data)
+            yield partial(write_all, file)
             os.fsync(file)
         finally:
             os.close(file)
@@ -67,6 +71,16 @@ def write_durably(path: Path, data: bytes) -> None:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         raise cannot_write(path, error) from None
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """A small file as a whole.
+
+    Raises:
+        StoreError: as `replaced`.
+    """
+    with replaced(path) as write:
+        write(data)
 
 
 def rename_durably(source: Path, target: Path) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,7 @@ import msgspec
 from attrs import asdict
 
 from .._version import __version__
-from .disk import cannot_write, create, rename_durably, write_all, write_durably
+from .disk import replaced, write_durably
 from .inputs import Scanned
 from .layout import DUPLICATES, FAILED, REPORT
 from .ledger import Ledger
@@ -60,20 +58,9 @@ _ALWAYS = frozenset({"token_fingerprint", "flinks_code", "status"})
 
 
 def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
-    beside = path.with_name(path.name + ".tmp")
-    try:
-        file = create(beside)
-        try:
-            for batch in _batches(records):
-                write_all(file, batch)
-            os.fsync(file)
-        finally:
-            os.close(file)
-        rename_durably(beside, path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise cannot_write(path, error) from None
+    with replaced(path) as write:
+        for batch in _batches(records):
+            write(batch)
 
 
 def _batches(records: Iterable[dict[str, Any]]) -> Iterator[bytes]:

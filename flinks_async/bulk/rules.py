@@ -27,8 +27,9 @@ class Rules:
         max_failure_share: stop when a larger share than this (0 to 1) of this run's tokens has failed; looked at after
             100 tokens.
         max_duration: seconds after which no more tokens are taken.
-        drain: seconds that tokens in flight have to end once a run stops (default 30); what has not ended then is
-            fetched by the next run.
+        drain: seconds that tokens in flight have to end once a run stops (default 20); what has not ended then is
+            fetched by the next run. The default fits into the 30 s after which Kubernetes kills what it has
+            terminated.
     """
 
     concurrency: int | None = field(default=None, validator=optional(count))
@@ -37,7 +38,7 @@ class Rules:
     max_failures: int | None = field(default=None, validator=optional(whole))
     max_failure_share: float | None = field(default=None, validator=optional(share))
     max_duration: float | None = field(default=None, validator=positive_or_none)
-    drain: float = field(default=30.0, validator=not_negative)
+    drain: float = field(default=20.0, validator=not_negative)
 
     def broken_by(self, failed: int, done: int) -> str | None:
         """Which rule these numbers break, in words."""

@@ -115,8 +115,11 @@ class Run:
             await self._execution.go()
             return await self._end()
         except BaseException as error:
-            self._log.error("run broken off: %s", error if isinstance(error, FlinksError) else type(error).__name__)
-            broke_off = _broke_off(error)
+            broke_off = state, reason = _broke_off(error)
+            if state == "interrupted":  # which somebody asked for
+                self._log.info("run interrupted: %s", reason)
+            else:
+                self._log.error("run broken off: %s", reason)
             raise
         finally:
             self._over = True

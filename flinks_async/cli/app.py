@@ -8,7 +8,6 @@ traceback is shown only with --debug, redacted.
 from __future__ import annotations
 
 import sys
-import traceback
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -16,8 +15,7 @@ import click
 
 from .._version import __version__
 from ..errors import FlinksError
-from ..secret import redact, redact_request
-from .console import debugging, log_to_stderr, say
+from .console import log_to_stderr, say, tell, trace
 from .demo import demo
 from .exit_codes import Exit, epilog
 from .export import export
@@ -60,12 +58,11 @@ class App(click.Group):
             say(f"Error: {error}")
             return Exit.OUTPUT
         except FlinksError as error:
-            say(f"Error: {type(error).__name__}: {error}")
-            _show_traceback(error)
+            tell(error)
             return exit_code_of(error)
         except Exception as error:
             say(f"Error: unexpected {type(error).__name__}. With the option --debug, the same command shows where.")
-            _show_traceback(error)
+            trace(error)
             return Exit.UNEXPECTED
         return result if isinstance(result, int) else Exit.OK
 
@@ -108,14 +105,6 @@ def _expected(param: click.Parameter | None) -> str:
         noun = "a whole number" if isinstance(kind, click.IntRange) else "a number"
         return f"{noun} from {kind.min} to {kind.max}" if kind.max is not None else f"{noun} of at least {kind.min}"
     return {"integer": "a whole number", "float": "a number"}.get(kind.name if kind else "", "another value")
-
-
-def _show_traceback(error: BaseException) -> None:
-    if not debugging():
-        return
-    for block in traceback.format_exception(error):
-        for line in block.splitlines():
-            say(redact(redact_request(line), limit=500))
 
 
 @click.group(

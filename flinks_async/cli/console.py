@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import logging
 import sys
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import environ
 
 import click
 
-from ..secret import SecretFilter
+from ..errors import FlinksError
+from ..secret import SecretFilter, redact, redact_request
 
 _debug = False
 
@@ -26,17 +28,27 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+def tell(error: FlinksError) -> None:
+    """The error that ended a command."""
+    say(f"Error: {type(error).__name__}: {error}")
+    trace(error)
+
+
+def trace(error: BaseException) -> None:
+    """Where an error came from, if --debug was given."""
+    if not _debug:
+        return
+    for block in traceback.format_exception(error):
+        for line in block.splitlines():
+            say(redact(redact_request(line), limit=500))
+
+
 def on_terminal() -> bool:
     """Whether standard error is a terminal that can redraw a line."""
     try:
         return sys.stderr.isatty() and environ.get("TERM") != "dumb"
     except (OSError, ValueError, AttributeError):
         return False
-
-
-def debugging() -> bool:
-    """Whether --debug was given."""
-    return _debug
 
 
 def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -55,7 +55,7 @@ class DemoFetch:
         client = FlinksClient(
             auth_secret=self.auth_secret, base_url=self.base_url, settings=_settings(self.concurrency)
         )
-        return run(JobRun(self._open, Clients(client), Rules(), InProcess(), choose_job_display("auto")).go())
+        return run(JobRun(self._open, Clients(client), Rules(), InProcess(), choose_job_display("auto")).go)
 
     def run_and_crash(self, after: int) -> bool:
         """Does the same in a process of its own that kills itself; whether it did.

@@ -25,9 +25,9 @@ MEANING: Final[dict[Exit, str]] = {
     Exit.OK: "all tokens were fetched; nothing is wrong",
     Exit.FAILED: "some tokens failed or could not be sent: see the file of failed tokens; verify: a problem was found",
     Exit.USAGE: "wrong usage: an option, a missing secret, a file of tokens that cannot be used, another job's directory",
-    Exit.STOPPED: "the job stopped before its end; the same command goes on with it",
+    Exit.STOPPED: "the job stopped before its end, or its worker processes end again and again; the same command goes on with it",
     Exit.REFUSED: "the AuthSecret, or the form of its header, is refused",
-    Exit.OUTPUT: "output, store or ledger fails, or the input broke off (without a message: its reader went away)",
+    Exit.OUTPUT: "output, store or ledger fails, or the input breaks off or changes under a run (without a message: its reader went away)",
     Exit.UNEXPECTED: "an error that should not happen; --debug shows where",
     Exit.SIGINT: "interrupted (Ctrl-C); 143: terminated; 129: hung up",
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Final
 
 import click
@@ -14,7 +13,7 @@ from .console import debug_option, say
 from .exit_codes import Exit, epilog
 from .one_value import STDIN
 from .options import directory_argument
-from .output import LineFile, to_stdout
+from .output import to_stdout, whole_file
 
 _PIECE: Final = 256 * 1024
 _COMPRESSION: Final[dict[str, Compression]] = {".gz": "gzip", ".zst": "zstd"}
@@ -30,7 +29,7 @@ _COMPRESSION: Final[dict[str, Compression]] = {".gz": "gzip", ".zst": "zstd"}
 def export(directory: str, out: str, force: bool) -> int:
     """Write the answers of the job in DIR to one file of JSONL, if its store is of JSONL.
 
-    The file is whole, or not there. The lines are in the order of the shards; those of retried tokens come last.
+    The file is whole, or not there, and lies outside of DIR. The lines are in the order of the shards; those of retried tokens come last.
     """
     lines = bulk.export(directory)
     if out == STDIN:
@@ -38,15 +37,9 @@ def export(directory: str, out: str, force: bool) -> int:
             to_stdout(piece)
         _say_what_is_left(directory)
         return Exit.OK
-    file = LineFile(Path(out), force=force)
-    file.check()
-    try:
-        file.open()
-        for piece in _pieces(lines, _COMPRESSION.get(file.path.suffix, "none")):
+    with whole_file(out, directory, force=force) as file:
+        for piece in _pieces(lines, _COMPRESSION.get(file.path.suffix.lower(), "none")):
             file.write_now(piece)
-        file.finish()
-    finally:
-        file.discard()
     say(f"Written: {out}")
     _say_what_is_left(directory)
     return Exit.OK

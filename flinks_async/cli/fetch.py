@@ -15,7 +15,7 @@ from .dry_run import dry_run
 from .exit_codes import Exit, epilog
 from .fetch_run import FetchRun
 from .instances import instances_option, make_clients
-from .job_display import choose_job_display
+from .job_display import choose_job_display, told
 from .job_run import JobRun
 from .metrics import Metrics
 from .one_value import STDIN
@@ -54,7 +54,7 @@ The first Ctrl-C takes no more tokens and finishes what is in flight; the second
 _OF_JOBS: Final = frozenset(
     {
         "--store", "--shard-size", "--open-shards", "--max-failures", "--max-duration", "--instances",
-        "--instance-column", "--assume-rate", "--processes",
+        "--instance-column", "--assume-rate", "--processes", "--drain",
     }
 )  # fmt: skip
 _NOT_OF_JOBS: Final = frozenset({"--failed", "--skipped", "--ordered", "--force"})
@@ -146,19 +146,22 @@ def fetch(
     telling: Telling,
     access: Access,
 ) -> int:
-    _refuse_mixture(as_job=directory is not None or dry)
     if dry:
+        _refuse_mixture(as_job=True)
         to_stdout(f"{dry_run(InputFile(tokens, layout), shard_size, assume_rate or speed.rate)}\n".encode())
         return Exit.OK
     if directory is not None:
-        clients = make_clients(access, speed.settings(), instances, layout.instance_column)
-        chosen = make_store(store, out)
+        with told(telling.kind):
+            _refuse_mixture(as_job=True)
+            clients = make_clients(access, speed.settings(), instances, layout.instance_column)
+            chosen = make_store(store, out)
 
         def start(on_scan: Callable[[int, int], None]) -> Job:
             source = InputFile(tokens, layout)
             return Job.start(directory, source, chosen, clients.origin, shard_size=shard_size, on_scan=on_scan)
 
-        return run(JobRun(start, clients, stops.rules(), executor, choose_job_display(telling.kind)).go())
+        return run(JobRun(start, clients, stops.rules(), executor, choose_job_display(telling.kind)).go)
+    _refuse_mixture(as_job=False)
     if out is None:
         raise Wrong(
             "Missing option '--out FILE' (a file for the answers, '-' for standard output) or '--job DIR' (a directory)."
@@ -194,7 +197,7 @@ def _refuse_mixture(*, as_job: bool) -> None:
 def _run_and_tell(fetching: FetchRun) -> int:
     """Runs it and says what it came to; its exit code."""
     try:
-        run(fetching.go())
+        run(fetching.go)
     except ReaderGone:
         return fetching.exit  # in silence, like every program before a `| head`
     except OutputError as error:

@@ -39,7 +39,8 @@ def get(access: Access, timeout: float | None, token_file: str | None, pretty: b
     if token_file == STDIN and access.secret_file == STDIN:
         raise Wrong("--token-file and --secret-file cannot both be '-'.")
     client = access.client(config.service())
-    answer = run(_ask(client, read_token(token_file), timeout))
+    token = read_token(token_file)
+    answer = run(lambda: _ask(client, token, timeout))
     terminal = _stdout_is_terminal()
     text = _as_text(answer.to_json(), terminal if pretty is None else pretty)
     to_stdout((_safe_for_terminal(text) if terminal else text) + b"\n")

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Literal, Protocol
 
+import click
 import msgspec
 from attrs import frozen
 
 from ..bulk import Job, Progress, Totals
+from ..errors import FlinksError
 from .console import say
 from .exit_codes import Exit
 from .job_summary import summary
 from .metrics import duration
 from .options import ProgressKind
 from .progress import Display, View, choose_display, joined
+from .usage import exit_code_of
 
 State = Literal["complete", "stopped", "refused", "interrupted", "failed"]
 
@@ -61,6 +66,10 @@ class JobDisplay(Protocol):
         """Something happened."""
         ...
 
+    def warn(self, text: str) -> None:
+        """Something is not as it was asked for."""
+        ...
+
     def close(self) -> None:
         """No more of the above. May be called more than once."""
         ...
@@ -74,6 +83,21 @@ def choose_job_display(kind: ProgressKind) -> JobDisplay:
     if kind == "json":
         return JSONLines()
     return ForPeople(choose_display(kind))
+
+
+@contextmanager
+def told(kind: ProgressKind) -> Iterator[None]:
+    """For what comes before a run: machines are told of an error there as of one that ended the run."""
+    try:
+        yield
+    except (click.UsageError, FlinksError) as error:
+        if kind == "json":
+            if isinstance(error, click.UsageError):
+                ended = Ended("failed", error.format_message(), Exit.USAGE)
+            else:
+                ended = Ended("failed", f"{type(error).__name__}: {error}", exit_code_of(error))
+            JSONLines().end(ended)
+        raise
 
 
 class ForPeople:
@@ -95,6 +119,9 @@ class ForPeople:
         if self._display is not None:
             say(text)
 
+    def warn(self, text: str) -> None:
+        say(text)
+
     def close(self) -> None:
         if self._display is not None:
             self._display.close()
@@ -106,7 +133,7 @@ class ForPeople:
                 say("Interrupted before anything was fetched.")
         elif ended.totals is not None:
             say(summary(ended.state, ended.reason, ended.job, ended.totals, ended.progress))
-        elif ended.exit is Exit.OUTPUT:
+        elif ended.exit in (Exit.OUTPUT, Exit.STOPPED):
             say("Broken off. What was committed stays; once this is put right, the same command goes on:")
 
 
@@ -145,6 +172,9 @@ class JSONLines:
 
     def note(self, text: str) -> None:
         pass
+
+    def warn(self, text: str) -> None:
+        _say("warning", text=text)
 
     def close(self) -> None:
         pass

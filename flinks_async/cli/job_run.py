@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from attrs import define, field
 
-from ..bulk import Executor, Job, Result, Rules
+from ..bulk import Executor, InputError, Job, Result, Rules
 from ..errors import FlinksError
+from .console import tell
 from .exit_codes import Exit
 from .instances import Clients
 from .job_display import Ended, JobDisplay, State
@@ -43,13 +44,14 @@ class JobRun:
     _stop: Stop = field(factory=Stop, init=False)
     _job: Job | None = field(default=None, init=False)
     _read: tuple[int, int] | None = field(default=None, init=False)
+    _running: bool = field(default=False, init=False)
 
     async def go(self) -> Exit:
-        """Opens the job and runs it. The first signal lets it end, the second one ends it at once.
+        """Opens the job and runs it, and tells how that ended. The first signal lets it end, the second one ends it at once.
 
-        Raises:
-            FlinksError: it cannot be opened, or an error ended it. What was committed stays.
+        If it cannot be opened, or an error ends it, what was committed stays.
         """
+        error: FlinksError | None = None
         with self._stop.on_signals(self._heard):
             try:
                 ended = await self._open_and_run()
@@ -57,15 +59,25 @@ class JobRun:
                 if self._stop.exit is None:  # somebody else's
                     raise
                 ended = self._ended("interrupted", self._stop.exit.name, self._stop.exit)
-            except FlinksError as error:
-                self.display.end(Ended("failed", f"{type(error).__name__}: {error}", exit_code_of(error), self._job))
+            except FlinksError as failure:
+                error = failure
+                ended = Ended("failed", f"{type(error).__name__}: {error}", self._code_of(error), self._job)
+            except Exception as failure:
+                reason = f"unexpected {type(failure).__name__}"
+                self.display.end(Ended("failed", reason, Exit.UNEXPECTED, self._job))
                 raise
             finally:
                 self.display.close()
                 if self._job is not None:
                     self._job.close()
         self.display.end(ended)
+        if error is not None:
+            tell(error)
         return ended.exit
+
+    def _code_of(self, error: FlinksError) -> Exit:
+        # What is wrong with the tokens before anything is sent is a matter of the command; later it broke off.
+        return Exit.OUTPUT if self._running and isinstance(error, InputError) else exit_code_of(error)
 
     async def _open_and_run(self) -> Ended:
         async with repeated(self.display.interval, self._show):
@@ -73,6 +85,7 @@ class JobRun:
             async with self.clients.first:
                 if self._stop.requested.is_set():
                     raise _Interrupted
+                self._running = True
                 result = await job.run(self.clients.for_job, self.rules, executor=self.executor)
         return self._how_it_ended(result)
 

@@ -155,6 +155,7 @@ class Stops:
     max_failures: tuple[int | None, float | None]
     max_duration: float | None
     refused_after: int
+    drain: float
 
     def rules(self) -> Rules:
         count, share = self.max_failures
@@ -164,6 +165,7 @@ class Stops:
             max_failures=count,
             max_failure_share=share,
             max_duration=self.max_duration,
+            drain=self.drain,
         )
 
 
@@ -183,6 +185,14 @@ stop_options = grouped(
         "--max-duration", callback=seconds, metavar="TIME", help="Stop the job after 90 (seconds), 45m, 2h, 1d."
     ),
     refused_after_option,
+    click.option(
+        "--drain",
+        type=click.FloatRange(min=0),
+        metavar="SECONDS",
+        default=Rules().drain,
+        show_default=True,
+        help="For tokens in flight when the job stops; what has not ended then is fetched by the next run.",
+    ),
 )
 
 

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import stat
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
+from ..bulk.directory import refuse_own_files
 from ..bulk.disk import PRIVATE_FILE, sync_folder, write_all
+from ..bulk.layout import MANIFEST
+from ..bulk.manifest import Manifest
 from .console import say
 from .daemon import DaemonThread
 from .usage import Wrong
@@ -136,6 +140,32 @@ class LineFile:
     def _fail(self, error: OSError | ValueError) -> NoReturn:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a name for a file"
         raise OutputError(f"{self.part} cannot be written: {reason}") from None
+
+
+@contextmanager
+def whole_file(path: str, directory: str, *, force: bool) -> Iterator[LineFile]:
+    """A file about a job. It is whole after the block, and not there, or what it was before, if the block fails.
+
+    Args:
+        path: of the file.
+        directory: of the job.
+        force: it may exist.
+
+    Raises:
+        Wrong, OutputError: as `LineFile`.
+        ConfigError: it would take the place of something that the job has or needs.
+        JobMismatchError, LedgerError: there is no job in the directory, or its manifest is broken.
+    """
+    file = LineFile(Path(path), force=force)
+    folder = Path(directory)
+    refuse_own_files(folder, Manifest.load(folder / MANIFEST), file.path, file.part)
+    file.check()
+    try:
+        file.open()
+        yield file
+        file.finish()
+    finally:
+        file.discard()
 
 
 class Stdout:

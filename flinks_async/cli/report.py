@@ -6,26 +6,35 @@ import click
 
 from .console import debug_option, say
 from .exit_codes import Exit, epilog
-from .output import to_stdout
+from .one_value import STDIN
+from .options import directory_argument
+from .output import to_stdout, whole_file
 from .usage import Wrong
 
 
 @click.command(epilog=epilog())
-@click.argument("directory", metavar="DIR")
-@click.option("--out", metavar="FILE", help="Where to write the page [DIR/report.html].")
+@directory_argument
+@click.option("--out", metavar="FILE", help="Where to write the page, '-' for standard output [DIR/report.html].")
+@click.option("--force", is_flag=True, help="Overwrite a file --out that exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the JSON report instead, as it stands now.")
 @debug_option
-def report(directory: str, out: str | None, as_json: bool) -> int:
+def report(directory: str, out: str | None, force: bool, as_json: bool) -> int:
     """Make a page of what became of a job: outcome, throughput, response times, throttling, checksums.
 
     One HTML file that loads nothing. It holds no token, no secret and no personal data. The job may be running.
     """
-    from ..bulk.report import json_report, write_report  # not needed by the other commands
+    from ..bulk.report import is_page_of, json_report, report_page, write_report  # not needed by the other commands
 
     if as_json:
         if out is not None:
             raise Wrong("--json prints the report, and --out is for the page: give one of them.")
         to_stdout(json_report(directory))
+    elif out is None or is_page_of(directory, out):
+        say(f"The report is in {write_report(directory)}")
+    elif out == STDIN:
+        to_stdout(report_page(directory))
     else:
-        say(f"The report is in {write_report(directory, out)}")
+        with whole_file(out, directory, force=force) as file:
+            file.write_now(report_page(directory))
+        say(f"The report is in {out}")
     return Exit.OK

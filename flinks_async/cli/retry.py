@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+from click.core import ParameterSource
 
 from ..bulk import Executor, Job, JobMismatchError, Manifest
 from ..bulk.layout import MANIFEST
@@ -14,7 +15,7 @@ from ..bulk.records import FailureKind
 from .console import debug_option
 from .exit_codes import epilog
 from .instances import Clients, instances_option, make_clients
-from .job_display import choose_job_display
+from .job_display import choose_job_display, told
 from .job_run import JobRun
 from .options import (
     Access,
@@ -70,22 +71,27 @@ def retry(
 
     A retry that was interrupted goes on with the tokens that it had begun with.
     """
-    manifest = Manifest.load(Path(directory) / MANIFEST)
-    clients = make_clients(access, speed.settings(), instances, manifest.layout.get("instance_column"))
-    _refuse_other_origin(manifest, clients)
+    with told(telling.kind):
+        manifest = Manifest.load(Path(directory) / MANIFEST)
+        clients = make_clients(access, speed.settings(), instances, manifest.layout.get("instance_column"))
+        _refuse_other_origin(manifest, clients)
+    chosen = click.get_current_context().get_parameter_source("class_") is ParameterSource.COMMANDLINE
     display = choose_job_display(telling.kind)
 
     def resume(on_scan: Callable[[int, int], None]) -> Job:
         job = Job.resume(directory, path=tokens, on_scan=on_scan)
         try:
-            if not job.totals.retrying:
+            if retrying := job.totals.retrying:
+                hint = "; --class is for the next one" if chosen else ""
+                display.warn(f"An interrupted retry of {retrying:,} tokens goes on first{hint}.")
+            else:
                 display.note(f"{job.retry(_KINDS[class_]):,} failed tokens are fetched again.")
         except BaseException:
             job.close()
             raise
         return job
 
-    return run(JobRun(resume, clients, stops.rules(), executor, display).go())
+    return run(JobRun(resume, clients, stops.rules(), executor, display).go)
 
 
 def _refuse_other_origin(manifest: Manifest, clients: Clients) -> None:

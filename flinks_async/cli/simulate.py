@@ -79,7 +79,7 @@ def simulate(
         sys.stdout.flush()
 
     try:
-        server = run(serve_forever(options, on_ready=on_ready))
+        server = run(lambda: serve_forever(options, on_ready=on_ready))
     except OSError as error:
         raise Wrong(f"Cannot listen on port {port}: {error.strerror or type(error).__name__}.") from None
     stats = server.stats

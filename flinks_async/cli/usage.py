@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ..bulk.errors import JobError, LedgerError, StoreError
+from ..bulk.errors import JobError, LedgerError, StoreError, WorkerError
 from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidTokenError
 from .exit_codes import Exit
 
@@ -22,4 +22,6 @@ def exit_code_of(error: FlinksError) -> Exit:
         return Exit.REFUSED
     if isinstance(error, (StoreError, LedgerError)):
         return Exit.OUTPUT
+    if isinstance(error, WorkerError):
+        return Exit.STOPPED
     return Exit.USAGE if isinstance(error, (ConfigError, InvalidTokenError, JobError)) else Exit.FAILED

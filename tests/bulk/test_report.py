@@ -475,6 +475,17 @@ def test_it_may_be_written_somewhere_else(tmp_path: Path) -> None:
         write_report(job, tmp_path / "nowhere" / "page.html")
 
 
+def test_it_takes_the_place_of_nothing_else(tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    job.mkdir()
+    make_job(job).close()
+    with pytest.raises(ConfigError, match="in the directory of the job"):
+        write_report(job, job / LEDGER)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(StoreError, match="it is not a file"):
+        write_report(job, tmp_path / "folder")
+
+
 def test_a_directory_without_a_job(tmp_path: Path) -> None:
     with pytest.raises(JobMismatchError, match="not the directory of a job"):
         write_report(tmp_path)

@@ -47,7 +47,7 @@ class InputFile:
         self.layout = (layout or Layout()).for_file(os.fspath(path))
         if os.fspath(path) == STDIN:
             raise InputError(
-                "A job reads its tokens again when it goes on, so it takes them from a file, not from '-'."
+                "The tokens are read more than once, so they must be in a file; standard input ('-') is read only once."
             )
         self._parquet: ParquetColumns | None = None
         self.columns = self.parser()
@@ -112,7 +112,7 @@ class InputFile:
             raise cannot_read(error) from None
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
             raise InputError(
-                "A job reads its tokens again when it goes on; what was given is a pipe or a device, no file."
+                "The tokens are read more than once, so they must be in a file; what was given is a pipe or a device."
             )
         return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev
 

@@ -9,8 +9,11 @@ from pathlib import Path
 import msgspec
 
 from ...errors import ConfigError
+from ..directory import refuse_own_files
 from ..disk import write_durably
-from ..layout import PAGE
+from ..errors import StoreError
+from ..layout import MANIFEST, PAGE
+from ..manifest import Manifest
 from .facts import gather
 
 
@@ -19,7 +22,7 @@ def write_report(directory: str | os.PathLike[str], out: str | os.PathLike[str] 
 
     Args:
         directory: of the job.
-        out: where to; `report.html` in the directory by default.
+        out: where to; `report.html` in the directory by default. A file that is there is replaced.
 
     Returns:
         where it was written.
@@ -28,12 +31,32 @@ def write_report(directory: str | os.PathLike[str], out: str | os.PathLike[str] 
         JobMismatchError: there is no job in the directory.
         JobError: it has only begun, and there is nothing to tell yet.
         LedgerError: its ledger cannot be understood.
-        StoreError: the page cannot be written.
-        ConfigError: matplotlib or Jinja2 is not installed.
+        StoreError: the page cannot be written, or `out` is something else than a file.
+        ConfigError: matplotlib or Jinja2 is not installed, or `out` is a file of the job's.
     """
     folder = Path(directory).absolute()
     path = folder / PAGE if out is None else Path(out).absolute()
-    facts = gather(folder)
+    if not is_page_of(folder, path):
+        refuse_own_files(folder, Manifest.load(folder / MANIFEST), path, path.with_name(path.name + ".tmp"))
+        if path.exists() and not path.is_file():
+            raise StoreError(f"{path} cannot be written: it is not a file")
+    write_durably(path, report_page(folder))
+    return path
+
+
+def is_page_of(directory: str | os.PathLike[str], out: str | os.PathLike[str]) -> bool:
+    """Whether this is the place in the directory of a job where its page lies."""
+    place, asked = (os.path.realpath(folder) for folder in (directory, Path(out).absolute().parent))
+    return place == asked and Path(out).name == PAGE
+
+
+def report_page(directory: str | os.PathLike[str]) -> bytes:
+    """The page of a job, which may be running: HTML in UTF-8.
+
+    Raises:
+        as `write_report`, but for what has to do with writing.
+    """
+    facts = gather(Path(directory).absolute())
     try:
         from .page import page
     except ModuleNotFoundError as missing:
@@ -41,8 +64,7 @@ def write_report(directory: str | os.PathLike[str], out: str | os.PathLike[str] 
         if name not in _LIBRARIES:
             raise
     else:
-        write_durably(path, page(facts, time.time()).encode())
-        return path
+        return page(facts, time.time()).encode()
     raise ConfigError(f"the report needs {name}: pip install 'flinks-async[report]'")
 
 
@@ -57,4 +79,4 @@ def json_report(directory: str | os.PathLike[str]) -> bytes:
 
 _LIBRARIES = ("jinja2", "markupsafe", "matplotlib")
 
-__all__ = ["json_report", "write_report"]
+__all__ = ["is_page_of", "json_report", "report_page", "write_report"]
