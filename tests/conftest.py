@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -10,17 +11,21 @@ import aiohttp
 import aioresponses.core
 import pytest
 
+TESTS = Path(__file__).parent
 ONCE = {
-    "bulk/test_report_browser", "test_benchmarks", "test_readme", "test_simulator_openapi", "test_storm_benchmark",
-    "test_storm_hour", "test_testing_plugin", "torture/test_crash", "torture/test_io", "torture/test_order",
-    "torture/test_outage",
+    TESTS / f"{name}.py"
+    for name in (
+        "bulk/test_report_browser", "test_benchmarks", "test_readme", "test_simulator_openapi", "test_storm_benchmark",
+        "test_storm_hour", "test_testing_plugin", "torture/test_crash", "torture/test_io", "torture/test_order",
+        "torture/test_outage",
+    )
 }  # fmt: skip
 """What takes long and does not depend on the version of Python: browsers, simulated hours, documents, disks."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.relative_to(item.config.rootpath / "tests").with_suffix("").as_posix() in ONCE:
+        if item.path in ONCE:
             item.add_marker("once")
 
 
