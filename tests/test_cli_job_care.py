@@ -368,3 +368,33 @@ class TestPurge:
         assert result.exit_code == Exit.OK
         assert "its 50 answers for good?" in result.stderr
         assert job.exists() == left
+
+    async def test_answers_that_were_moved_away_stop_it_unless_they_are_to_be_forgotten(
+        self, flinks_server: FlinksServer, tokens: Path, tmp_path: Path
+    ) -> None:
+        job, out = tmp_path / "job", tmp_path / "q.sqlite"
+        await fetch(flinks_server, tokens, job, "--store", "sqlite", "--out", out)
+        out.rename(tmp_path / "archive.sqlite")
+        found = await cli("verify", job)
+        assert (found.exit_code, found.stdout) == (Exit.FAILED, f"{out}: it is missing\n")
+        stopped = await cli("purge", job, "--yes")
+        assert stopped.exit_code == Exit.OUTPUT
+        assert (
+            f"Nothing was removed: 50 answers of the job are not where it put them ({out} is missing)" in stopped.stderr
+        )
+        assert (await cli("status", job)).exit_code == Exit.OK
+        result = await cli("purge", job, "--yes", "--forget-answers")
+        assert result.exit_code == Exit.OK
+        assert f"left, since they could not be found: answers of the job ({out} is missing)" in result.stderr
+        assert sorted(os.listdir(tmp_path)) == ["archive.sqlite", "t.txt"]
+
+    async def test_an_output_that_was_mistyped_can_be_corrected(
+        self, flinks_server: FlinksServer, tokens: Path, tmp_path: Path
+    ) -> None:
+        job = tmp_path / "job"
+        wrong = await fetch(flinks_server, tokens, job, "--out", tmp_path / "nodir" / "o.jsonl")
+        assert wrong.exit_code == Exit.OUTPUT
+        right = await fetch(flinks_server, tokens, job, "--out", tmp_path / "o.jsonl")
+        assert right.exit_code == Exit.OK, right.stderr
+        assert (await cli("purge", job, "--yes")).exit_code == Exit.OK
+        assert os.listdir(tmp_path) == ["t.txt"]

@@ -20,6 +20,7 @@ from .errors import (
     JobMismatchError,
     LedgerError,
     StoreError,
+    StoreMissingError,
     UnfitAnswerError,
     WorkerError,
 )
@@ -64,6 +65,7 @@ __all__ = [
     "Status",
     "Store",
     "StoreError",
+    "StoreMissingError",
     "Totals",
     "UnfitAnswerError",
     "WorkerError",

@@ -8,6 +8,7 @@ FlinksError
         │   └── InputChangedError     it is not the file any more that the job was started with
         ├── LedgerError           the ledger is broken, or of a newer version
         ├── StoreError            answers, ledger or report cannot be written
+        │   ├── StoreMissingError     a job's answers are not where it put them
         │   └── UnfitAnswerError      one answer has a value that the store cannot hold
         └── WorkerError           worker processes end before their work does
 """
@@ -45,6 +46,24 @@ class LedgerError(JobError):
 
 class StoreError(JobError):
     """Something cannot be written: the disk is full, a folder is gone, a database says no."""
+
+
+class StoreMissingError(StoreError):
+    """What holds the answers of a job is not there: file, folder or schema.
+
+    Args:
+        where: it should be.
+
+    Attributes:
+        where: it should be.
+    """
+
+    def __init__(self, where: str) -> None:
+        super().__init__(f"{where} is missing")
+        self.where = where
+
+    def __reduce__(self) -> Any:
+        return StoreMissingError, (self.where,)
 
 
 class UnfitAnswerError(StoreError):

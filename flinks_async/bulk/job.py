@@ -6,7 +6,7 @@ import datetime as dt
 import os
 import uuid
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -72,7 +72,7 @@ class Job:
         self._log = log
         self._resources = resources
         self._running: Run | None = None
-        self._in_order = False
+        self._in_order = True
 
     @classmethod
     def start(
@@ -133,7 +133,7 @@ class Job:
                 ledger = new_ledger(folder, manifest.job)
                 manifest.save(found)
             try:
-                return cls._open(folder, manifest, ledger, store, source, resources, on_scan)
+                return cls._open(folder, manifest, ledger, store, source, resources, on_scan, new=manifest is asked)
             except FlinksError:
                 if manifest is asked:
                     take_back(folder)
@@ -168,7 +168,7 @@ class Job:
                 "Put that one back, or start a new job in another directory"
             )
         chosen = store or from_description(manifest.store)
-        if chosen.describe() != manifest.store:
+        if not manifest.same_store(chosen.describe(), folder):
             raise JobMismatchError(f"{folder} belongs to a job with another store")
         with ExitStack() as resources:
             enter(folder, resources)
@@ -185,6 +185,8 @@ class Job:
         source: InputFile,
         resources: ExitStack,
         on_scan: OnScan | None,
+        *,
+        new: bool = False,
     ) -> Job:
         resources.callback(ledger.close)
         if ledger.get("job") != manifest.job:
@@ -193,19 +195,20 @@ class Job:
         resources.callback(log.close)
         for name in (SPOOLS, SCRATCH):
             empty(folder / name)
-        scanned = ledger.plan() or _plan(folder, manifest, ledger, source, on_scan, log)
+        # Before the input is read through, which may take minutes: a store that cannot be used is to be told at once.
         store.open(place_of(folder, manifest))
         resources.callback(store.close)
+        try:
+            _put_in_order(store, ledger)
+            scanned = ledger.plan() or _plan(folder, manifest, ledger, source, on_scan, log)
+        except FlinksError:
+            if new:  # so that the next try may ask for something else
+                with suppress(FlinksError):
+                    store.purge()
+            raise
         job = cls(folder, manifest, scanned, ledger, store, source, log, resources)
-        job._put_in_order()
         job._resources = resources.pop_all()
         return job
-
-    def _put_in_order(self) -> None:
-        """Makes store and ledger agree, which they may not after a crash, or a run that broke off between the two."""
-        for commit in self._store.recover(self._ledger.receipts()):
-            self._ledger.commit(commit, run=0, now=dt.datetime.now(dt.UTC).timestamp())
-        self._in_order = True
 
     @property
     def totals(self) -> Totals:
@@ -259,7 +262,8 @@ class Job:
             by_name.update(clients)
         self._refuse_clients(by_name)
         if not self._in_order:
-            self._put_in_order()
+            _put_in_order(self._store, self._ledger)
+            self._in_order = True
         spools = self.directory / SPOOLS
         make_folder(spools)
         work = Work(
@@ -340,6 +344,12 @@ def place_of(folder: Path, manifest: Manifest) -> Place:
     layout = manifest.layout
     keyed, instances = (layout.get(name) is not None for name in ("key_column", "instance_column"))
     return Place(manifest.job, folder, keyed=keyed, instances=instances)
+
+
+def _put_in_order(store: Store, ledger: Ledger) -> None:
+    """Makes store and ledger agree, which they may not after a crash, or a run that broke off between the two."""
+    for commit in store.recover(ledger.receipts()):
+        ledger.commit(commit, run=0, now=dt.datetime.now(dt.UTC).timestamp())
 
 
 def _plan(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
-from attrs import asdict, field, frozen
+from attrs import asdict, evolve, field, frozen
 
 from .disk import write_durably
 from .errors import InputError, JobMismatchError, LedgerError
@@ -27,7 +29,8 @@ class Manifest:
         sha256: of the input's bytes.
         layout: how the input is read.
         origin: where the answers come from, by the name of the instance ("" for rows that name none): the host.
-        store: what the store says of itself.
+        store: what the store says of itself. The file keeps a path in the job's directory relative to it, so that the
+            directory may be moved.
         shard_size: tokens in a shard.
         version: of this file's format.
     """
@@ -59,7 +62,7 @@ class Manifest:
         """Raises:
         StoreError: it cannot be written.
         """
-        write_durably(path, self.to_json())
+        write_durably(path, evolve(self, store=_kept(self.store, path.parent)).to_json())
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
@@ -84,10 +87,14 @@ class Manifest:
                 )
             manifest = msgspec.convert(values, cls)
             msgspec.convert(manifest.layout, Layout)
-            return manifest
+            return evolve(manifest, store=_found(manifest.store, path.parent))
         except (msgspec.DecodeError, TypeError, KeyError):
             pass
         raise LedgerError(f"{path} is broken")
+
+    def same_store(self, described: Mapping[str, Any], directory: Path) -> bool:
+        """Whether a store is that of the job, by whatever name the job's directory is called."""
+        return _kept(self.store, directory) == _kept(described, directory)
 
     def refuse_other(self, other: Manifest, directory: Path) -> None:
         """Compares with what is asked for now.
@@ -95,12 +102,32 @@ class Manifest:
         Raises:
             JobMismatchError: they differ. The message says in what.
         """
+        if self.same_store(other.store, directory):
+            other = evolve(other, store=self.store)
         found = list(_differences(self, other))
         if found:
             raise JobMismatchError(
                 f"{directory} belongs to another job: {'; '.join(found)}. "
                 "Take another directory, or ask for the same as before"
             )
+
+
+def _kept(store: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """A store's description with a path that is relative if it is in the job's directory."""
+    path = store.get("path")
+    if isinstance(path, str):
+        try:  # not of the file itself, which may be a link
+            inside = Path(os.path.realpath(Path(path).parent)).relative_to(os.path.realpath(directory))
+        except ValueError:
+            return dict(store)
+        return {**store, "path": (inside / Path(path).name).as_posix()}
+    return dict(store)
+
+
+def _found(store: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """A store's description with an absolute path."""
+    path = store.get("path")
+    return {**store, "path": str(directory.absolute() / path)} if isinstance(path, str) else dict(store)
 
 
 def _differences(was: Manifest, now: Manifest) -> list[str]:

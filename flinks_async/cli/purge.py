@@ -15,13 +15,18 @@ from .usage import Wrong
 @click.command(epilog=epilog())
 @directory_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--forget-answers",
+    is_flag=True,
+    help="Remove the job also if its answers cannot be found: they stay where they are.",
+)
 @debug_option
-def purge(directory: str, yes: bool) -> int:
+def purge(directory: str, yes: bool, forget_answers: bool) -> int:
     """Remove the job in DIR and all its answers, and say what was removed. Its file of tokens stays."""
     if not yes and not _confirmed(directory):
         say("Nothing was removed.")
         return Exit.OK
-    for line in bulk.purge(directory):
+    for line in bulk.purge(directory, forget_answers=forget_answers):
         say(line if line.startswith("left") else f"removed: {line}")
     return Exit.OK
 

@@ -13,6 +13,7 @@ import pytest
 
 from flinks_async.bulk.errors import StoreError
 from flinks_async.bulk.stores import Store
+from flinks_async.bulk.stores.database_schema import NAMES
 
 from .store_contract import JOB, OTHER_JOB, SHARDS, Bench, Crash, StoreContract, Summaries, at_points, expected
 from .tables_support import summaries
@@ -69,6 +70,7 @@ class DatabaseContract(StoreContract):
             "4 rows of accounts",
             "240 rows of transactions",
             "4 rows of holders",
+            f"left: {second.store.where}, now without rows of this job",  # type: ignore[attr-defined]
         ]
         second.store.close()
         assert first.problems() == []
@@ -92,6 +94,37 @@ class DatabaseContract(StoreContract):
         bench.store.close()
         assert self.query(bench.folder, "SELECT DISTINCT answer_extra FROM accounts") == [{"answer_extra": None}]
         assert self.query(bench.folder, "SELECT value FROM flinks_meta") == [{"value": 1}]
+
+    def test_tables_of_an_older_version_are_looked_at_as_they_are(self, bench: Bench) -> None:
+        bench.start().put_missing(0)
+        bench.store.close()
+        self.query(bench.folder, "ALTER TABLE accounts DROP COLUMN answer_extra")
+        self.query(bench.folder, "UPDATE flinks_meta SET value = 0")
+        assert bench.problems() == []
+        bench.store.close()
+        assert self.query(bench.folder, "SELECT value FROM flinks_meta") == [{"value": 0}]
+
+    def test_a_database_without_the_job_is_looked_at_and_nothing_is_added(self, tmp_path: Path) -> None:
+        first, second = (Bench(tmp_path / name, lambda: self.shared(tmp_path), job) for name, job in JOBS)
+        first.start().put_missing(0)
+        first.store.close()
+        second.commits = first.commits
+        assert second.missing() == [0]
+        assert second.problems()
+        second.store.close()
+        assert self.query(tmp_path, "SELECT job FROM flinks_jobs") == [{"job": JOB}]
+
+    def test_a_database_without_our_tables_gets_none_by_a_look(self, bench: Bench) -> None:
+        bench.start().put_missing(0)
+        bench.store.close()
+        for table in NAMES:
+            self.query(bench.folder, f"DROP TABLE IF EXISTS {table}")
+        self.query(bench.folder, "CREATE TABLE mine (x INTEGER)")
+        assert bench.missing() == [0]
+        assert [problem.what for problem in bench.problems()] == ["it has no tables of flinks-async"]
+        assert bench.store.purge() == []
+        bench.store.close()
+        assert self.query(bench.folder, "SELECT * FROM mine") == []
 
     def test_tables_of_somebody_else_are_left_alone(self, bench: Bench) -> None:
         bench.start()

@@ -18,7 +18,7 @@ import pytest
 from attrs import evolve
 
 from flinks_async.bulk import crash_points
-from flinks_async.bulk.errors import StoreError
+from flinks_async.bulk.errors import StoreError, StoreMissingError
 from flinks_async.bulk.records import Commit, Failure, Shard
 from flinks_async.bulk.spool import Spool
 from flinks_async.bulk.stores import Place, Problem, Store, from_description
@@ -156,10 +156,20 @@ class Bench:
 
     def problems(self) -> list[Problem]:
         """As `verify` in a process of its own; the ledger's commits come without their failures."""
+        self.look()
+        return list(self.store.verify(evolve(self.commits[shard], failures=()) for shard in sorted(self.commits)))
+
+    def missing(self) -> list[int | None]:
+        """Shards whose answers are not there, as `purge` sees it in a process of its own."""
+        self.look()
+        commits = [evolve(commit, failures=()) for commit in self.commits.values() if commit.written.lines]
+        return [problem.shard for problem in self.store.missing(commits)]
+
+    def look(self) -> None:
+        """Opens what is there, in a process of its own."""
         self.store.close()
         self.store = self._make()
-        self.store.open(self.place)
-        return list(self.store.verify(evolve(self.commits[shard], failures=()) for shard in sorted(self.commits)))
+        self.store.open(self.place, existing=True)
 
 
 def snapshot(folder: Path) -> dict[str, bytes]:
@@ -328,6 +338,32 @@ class StoreContract:
             assert all(problem.what and problem.where for problem in found)
             bench.store.close()
         assert names
+
+    def test_a_look_makes_nothing(self, bench: Bench) -> None:
+        before = sorted(bench.folder.parent.rglob("*"))
+        for _ in range(2):
+            with pytest.raises(StoreMissingError, match="is missing") as raised:
+                bench.look()
+            assert raised.value.message == f"{raised.value.where} is missing"
+        assert sorted(bench.folder.parent.rglob("*")) == before
+
+    def test_a_look_changes_nothing(self, bench: Bench) -> None:
+        bench.start().put_missing(0, 2)
+        bench.store.close()
+        before = snapshot(bench.folder)
+        assert bench.problems() == []
+        bench.store.close()
+        assert snapshot(bench.folder) == before
+
+    def test_answers_that_are_gone_are_missed(self, bench: Bench) -> None:
+        bench.start().put_missing(0, 1, 2)
+        assert bench.missing() == []
+        bench.store.purge()
+        try:
+            found = bench.missing()
+        except StoreMissingError:
+            return
+        assert found == [0, 1]
 
     def test_purge_removes_what_it_says(self, bench: Bench) -> None:
         empty = snapshot(bench.folder)

@@ -220,6 +220,7 @@ def test_a_file_that_came_while_the_job_began_is_refused(tmp_path: Path) -> None
     with pytest.raises(StoreError, match="exists already"):
         bench.start()
     assert (tmp_path / "out.jsonl").read_bytes() == b"precious\n"
+    assert os.listdir(bench.folder) == []
 
 
 @pytest.mark.parametrize("shards", [(), (2,), (0, 1, 2)])
@@ -290,10 +291,38 @@ def test_a_broken_note_is_told(tmp_path: Path) -> None:
         bench.start()
 
 
-def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_there_leaves_no_note(tmp_path: Path) -> None:
     bench = Bench(tmp_path / "job", lambda: JSONLFile(tmp_path / "nowhere" / "out.jsonl"))
     with pytest.raises(StoreError, match=r"nowhere/out\.jsonl cannot be written: No such file"):
         bench.start()
+    assert os.listdir(bench.folder) == []
+
+
+def test_a_look_at_a_file_of_somebody_elses_leaves_it(tmp_path: Path) -> None:
+    (tmp_path / "out.jsonl").write_bytes(b"precious\n")
+    bench = bench_of(tmp_path)
+    assert bench.problems() == []
+    assert bench.missing() == []
+    assert bench.store.purge() == [f"left, since it is not the file that the job made: {tmp_path / 'out.jsonl'}"]
+    assert (tmp_path / "out.jsonl").read_bytes() == b"precious\n"
+
+
+def test_a_copy_of_the_file_is_purged_by_its_content(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path).start()
+    bench.put_missing(0, 1)
+    out = tmp_path / "out.jsonl"
+    out.with_name("copy").write_bytes(out.read_bytes())
+    out.with_name("copy").replace(out)
+    assert bench.missing() == []
+    bench.store.purge()
+    assert not out.exists()
+
+
+def test_a_file_that_was_cut_short_misses_what_is_behind(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path).start()
+    bench.put_missing(0, 1)
+    os.truncate(tmp_path / "out.jsonl", bench.commits[1].receipt["offset"])
+    assert bench.missing() == [1]
 
 
 # --- descriptions -----------------------------------------------------------------------------------------------------

@@ -172,6 +172,12 @@ class TestPostgreSQL(DatabaseContract):
         assert self.server.sql("SELECT nspname FROM pg_namespace WHERE nspname LIKE 'we%'") == [(name,)]
         assert bench.problems() == []
 
+    def test_a_look_makes_no_schema(self, bench: Bench) -> None:
+        with pytest.raises(StoreError, match=r"schema .* is missing"):
+            bench.look()
+        name = self.schemas[bench.folder]
+        assert self.server.sql(f"SELECT 1 FROM pg_namespace WHERE nspname = '{name}'") == []
+
     def test_a_user_who_may_not_write(self, bench: Bench) -> None:
         self.server.sql("CREATE ROLE reader LOGIN")
         conninfo = self.server.conninfo.replace("owner", "reader")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -66,6 +67,19 @@ class Claim:
             raise cannot_write(self._note, error) from None
 
     def _create(self) -> None:
+        try:
+            self._open()
+        except StoreError:  # no file, so no note: the job may be told to write elsewhere
+            with suppress(StoreError):
+                self.release()
+            raise
+        try:
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+        self._write(self._identity())
+
+    def _open(self) -> None:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         try:
             try:
@@ -74,10 +88,8 @@ class Claim:
                 found = os.lstat(self.path)
                 if not stat.S_ISREG(found.st_mode) or found.st_size:
                     raise self._not_ours("exists already") from None
-            sync_folder(self.path.parent)
         except OSError as error:
             raise cannot_write(self.path, error) from None
-        self._write(self._identity())
 
     def _identity(self) -> tuple[int, int] | None:
         try:

@@ -18,7 +18,7 @@ from ..compression import Compression
 from ..errors import StoreError
 from ..records import Commit
 from .comparable import comparable
-from .database_schema import MARKS, Database, quoted
+from .database_schema import MARKS, Database, look, quoted
 from .marks import from_json, to_json
 from .protocol import Problem
 from .row_digest import RowDigest
@@ -60,7 +60,13 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     """Open or not. It commits each statement by itself, unless a transaction was begun."""
 
     _job = 0
-    """The number that stands for the job in all tables."""
+    """The number that stands for the job in all tables; 0 if the database does not know the job."""
+
+    _there: frozenset[tuple[str, str]] | None = None
+    """The columns (table, name) of a database that is only looked at; None for all that there should be."""
+
+    _bare = False
+    """It is only looked at, and has none of the tables."""
 
     @abstractmethod
     def _store_error(self, error: Any) -> StoreError:
@@ -117,6 +123,10 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         return receipt
 
     def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        if self._bare:
+            if next(iter(commits), None) is not None:
+                yield Problem(self.where, "it has no tables of flinks-async")
+            return
         try:
             known: dict[int, Mapping[str, Any]] = {}
             for commit in commits:
@@ -129,6 +139,12 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         except StoreError as error:
             yield Problem(self.where, error.message)
 
+    def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        marked = set() if self._bare else set(self._shards())
+        for commit in commits:
+            if commit.shard.id not in marked:
+                yield Problem(self.where, "its mark is missing", commit.shard.id)
+
     def lines(self, commits: Iterable[Commit]) -> NoReturn:
         raise StoreError(
             "answers in a database cannot be exported as they came, since tables do not have all of it. Query "
@@ -140,6 +156,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
             with suppress(self._library.Error):
                 self._db.close()
             self._db = None
+        self._job, self._there, self._bare = 0, None, False
 
     def run(self, sql: str, *values: Any) -> int:
         rowcount: int = self._do(lambda: self._execute(sql, values).rowcount)
@@ -193,6 +210,16 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
             while rows := self._do(lambda: cursor.fetchmany(ROWS)):
                 yield rows
 
+    def _alone(self) -> bool:
+        """Whether no other job is in the database."""
+        return self._bare or not self.fetch("SELECT 1 FROM flinks_jobs WHERE number != ?", self._job)
+
+    def _look(self, job: str) -> None:
+        """Finds the job in a database that is only looked at."""
+        found = look(self, job)
+        self._bare = found is None
+        self._job, self._there = found or (0, frozenset())
+
     # --- rows and marks -----------------------------------------------------------------------------------------------
 
     def _delete_rows(self) -> list[str]:
@@ -204,7 +231,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
                 removed.append(f"{count:,} rows of {table.name} in {self.where}")
             self.run(f"DELETE FROM {MARKS} WHERE job = ?", self._job)
             self.run("DELETE FROM flinks_jobs WHERE number = ?", self._job)
-        return removed
+        return [*removed, f"left: {self.where}, now without rows of this job"]
 
     def _shards(self) -> list[int]:
         return [shard for (shard,) in self.fetch(f"SELECT shard FROM {MARKS} WHERE job = ?", self._job)]
@@ -233,7 +260,8 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         """Reads all rows of the job once."""
         digests: dict[int | None, RowDigest] = {}
         for table in TABLES:
-            columns = ", ".join(self._select(table))
+            names = zip(table.names, self._select(table), strict=True)
+            columns = ", ".join(text if self._has(table, name) else "NULL" for name, text in names)
             sql = (
                 f"SELECT f.shard, {columns} FROM {table.name} t LEFT JOIN fetches f ON f.job = t.job "
                 "AND f.line = t.line WHERE t.job = ?"
@@ -250,6 +278,9 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
             if shard is None or self._mark(shard) is None:
                 count = sum(digests[shard].rows.values())
                 yield Problem(self.where, f"{count:,} rows belong to no shard that the job has written", shard)
+
+    def _has(self, table: Table, column: str) -> bool:
+        return self._there is None or (table.name, column) in self._there
 
     def _compare_digest(self, shard: int, receipt: Mapping[str, Any], found: RowDigest) -> Iterator[Problem]:
         same = True

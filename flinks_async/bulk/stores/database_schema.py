@@ -56,6 +56,15 @@ class Database(ABC):
             StoreError: the database says no.
         """
 
+    def columns(self) -> list[Row]:
+        """Table and name of each column in the current schema, whosever it is.
+
+        Raises:
+            StoreError: the database says no.
+        """
+        query = "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = current_schema()"
+        return self.fetch(query)
+
 
 def prepare(db: Database) -> None:
     """Makes the tables in the current schema, or adds what a newer version has. To be called in a transaction.
@@ -93,6 +102,28 @@ def job_number(db: Database, job: str) -> int:
     if not db.fetch(query, job):
         db.run("INSERT INTO flinks_jobs SELECT coalesce(max(number), 0) + 1, ? FROM flinks_jobs", job)
     return int(db.fetch(query, job)[0][0])
+
+
+def look(db: Database, job: str) -> tuple[int, frozenset[tuple[str, str]]] | None:
+    """The number of a job (0 if the database does not know it), and the columns that are there (table, name), where
+    nothing may be made or added; None if there are no tables of flinks-async.
+
+    Raises:
+        StoreError: they are of a newer version; or the database says no.
+    """
+    there = frozenset((table, name) for table, name in db.columns() if table in NAMES)
+    if ("flinks_meta", "value") not in there:
+        return None
+    if NAMES - {table for table, _ in there}:
+        raise StoreError(f"{db.where} is not a database of flinks-async, or a part of it was removed")
+    rows = db.fetch("SELECT value FROM flinks_meta WHERE name = 'schema_version'")
+    version = rows[0][0] if rows else None
+    if not isinstance(version, int):
+        raise StoreError(f"{db.where} is not a database of flinks-async, or a part of it was removed")
+    if version > VERSION:
+        raise StoreError(f"{db.where} was written by a newer version of flinks-async (format {version}); update it")
+    found = db.fetch("SELECT number FROM flinks_jobs WHERE job = ?", job)
+    return int(found[0][0]) if found else 0, there
 
 
 def quoted(table: Table) -> list[str]:

@@ -16,11 +16,11 @@ from ...errors import ConfigError
 from ...rows import ColumnType
 from .. import crash_points
 from ..disk import PRIVATE_FILE, cannot_write, sync_folder
-from ..errors import StoreError
+from ..errors import StoreError, StoreMissingError
 from .arrow import arrow_table, library
 from .database import DatabaseStore
 from .database_schema import NAMES, job_number, prepare, quoted
-from .given import given_path
+from .given import given_path, in_folder
 from .protocol import Place
 from .rows import Row, Table
 
@@ -64,15 +64,23 @@ class DuckDBStore(DatabaseStore["duckdb.DuckDBPyConnection"]):
         self._given = given_path(path)
         self._path = Path()
         self._db: duckdb.DuckDBPyConnection | None = None
+        self._own = False  # made by this job: here, or in its directory, which was empty when it began
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "duckdb", "path": None if self._given is None else str(self._given)}
 
-    def open(self, place: Place) -> None:
+    def open(self, place: Place, *, existing: bool = False) -> None:
         self.close()
         self._path = self._given or place.folder / "answers.duckdb"
+        found = os.path.lexists(self._path)
+        self._own = not (existing or found) or in_folder(self._path, place.folder)
+        if existing and not self._path.exists():
+            raise StoreMissingError(str(self._path))
         self._db = self._do(lambda: self._library.connect(str(self._path), config=_CONFIG))
         try:
+            if existing:
+                self._look(place.job)
+                return
             with self._transaction():
                 prepare(self)
                 self._job = job_number(self, place.job)
@@ -82,8 +90,7 @@ class DuckDBStore(DatabaseStore["duckdb.DuckDBPyConnection"]):
 
     def purge(self) -> list[str]:
         names = {name for (name,) in self.fetch("SELECT table_name FROM information_schema.tables")}
-        alone = not self.fetch("SELECT 1 FROM flinks_jobs WHERE number != ?", self._job)
-        if self._given is None and alone and names <= NAMES:
+        if self._own and self._alone() and names <= NAMES:
             self.close()
             try:
                 size = self._path.stat().st_size
@@ -92,6 +99,8 @@ class DuckDBStore(DatabaseStore["duckdb.DuckDBPyConnection"]):
             except OSError as error:
                 raise cannot_write(self._path, error) from None
             return [f"{self._path} ({size:,} bytes)"]
+        if self._bare:
+            return []
         removed = self._delete_rows()
         self.run("CHECKPOINT")
         return removed

@@ -24,3 +24,8 @@ def given_path(path: str | os.PathLike[str] | None) -> Path | None:
     if not possible:
         raise ConfigError(f"path must be the name of a file, not {str(path)!a}")
     return absolute
+
+
+def in_folder(path: Path, folder: Path) -> bool:
+    """Whether a file is in a folder, by whatever names."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))

@@ -16,7 +16,8 @@ from typing import Any, Final
 from .. import crash_points
 from ..compression import Compression
 from ..disk import cannot_write, write_all
-from ..errors import StoreError
+from ..errors import StoreError, StoreMissingError
+from ..layout import NOTE
 from ..records import Commit, Written
 from .check import SUFFIXES, check_compression, checksum, compare
 from .claim import Claim
@@ -24,7 +25,6 @@ from .given import given_path
 from .lines import cannot_read, read_lines
 from .protocol import Place, Problem
 
-NOTE: Final = "out.json"
 _PIECE: Final = 1024 * 1024
 
 
@@ -48,16 +48,21 @@ class JSONLFile:
         self._given = given_path(path)
         self._file: Claim | None = None
         self._end: int | None = None
+        self._recognized = False
 
     def describe(self) -> dict[str, Any]:
         path = None if self._given is None else str(self._given)
         return {"kind": "jsonl", "path": path, "compression": self.spool_compression}
 
-    def open(self, place: Place) -> None:
+    def open(self, place: Place, *, existing: bool = False) -> None:
         path = self._given or place.folder / f"answers.jsonl{SUFFIXES[self.spool_compression]}"
         file = Claim(path, place.folder / NOTE)
-        file.make()
+        if not existing:
+            file.make()
+        elif _size(path) is None:
+            raise StoreMissingError(str(path))
         self._file = file
+        self._recognized = False
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
         """See `Store.recover`.
@@ -121,8 +126,25 @@ class JSONLFile:
             offset, length = commit.receipt["offset"], commit.receipt["size"]
             known += length
             yield from compare(path, self.spool_compression, commit.written, commit.shard.id, offset, length)
-        if size > known:
+        if size > known and (known or self._opened.holds()):
             yield Problem(str(path), f"it has {size - known:,} bytes more than the ledger knows")
+
+    def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        file, path = self._opened, self._opened.path
+        known = list(commits)
+        size = _size(path) or 0
+        last = max((commit.receipt for commit in known), key=lambda receipt: int(receipt["offset"]), default=None)
+        # By its content too, as `recover` does it.
+        self._recognized = last is not None and checksum(path, last["offset"], last["size"]) == (
+            last["size"],
+            last["sha256"],
+        )
+        ours = self._recognized or file.holds()
+        for commit in known:
+            if not ours:
+                yield Problem(str(path), "it does not hold what the job wrote to it", commit.shard.id)
+            elif commit.receipt["offset"] + commit.receipt["size"] > size:
+                yield Problem(str(path), f"it has only {size:,} bytes", commit.shard.id)
 
     def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
         path = self._opened.path
@@ -133,7 +155,7 @@ class JSONLFile:
         file, path = self._opened, self._opened.path
         size = _size(path)
         removed = []
-        if size is not None and (file.holds() or self._given is None):
+        if size is not None and (self._recognized or self._given is None or file.holds()):
             try:
                 path.unlink()
             except OSError as error:

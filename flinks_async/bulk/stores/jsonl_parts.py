@@ -9,7 +9,7 @@ from typing import Any
 
 from ..compression import Compression
 from ..disk import cannot_write, make_folder, rename_durably, sync_folder
-from ..errors import StoreError
+from ..errors import StoreError, StoreMissingError
 from ..records import Commit
 from .check import SUFFIXES, check_compression, compare
 from .lines import read_lines
@@ -35,12 +35,15 @@ class JSONLParts:
     def describe(self) -> dict[str, Any]:
         return {"kind": "jsonl-parts", "compression": self.spool_compression}
 
-    def open(self, place: Place) -> None:
-        make_folder(place.parts)
-        try:
-            sync_folder(place.folder)
-        except OSError as error:
-            raise cannot_write(place.parts, error) from None
+    def open(self, place: Place, *, existing: bool = False) -> None:
+        if not existing:
+            make_folder(place.parts)
+            try:
+                sync_folder(place.folder)
+            except OSError as error:
+                raise cannot_write(place.parts, error) from None
+        elif not place.parts.is_dir():
+            raise StoreMissingError(str(place.parts))
         self._place = place
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
@@ -70,6 +73,13 @@ class JSONLParts:
         for path in self._own_files():
             if path.name not in known:
                 yield Problem(str(path), "no shard of the ledger knows it; the next run of the job removes it")
+
+    def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        own = {path.name for path in self._own_files()}
+        for commit in commits:
+            name = commit.receipt["file"]
+            if name not in own:
+                yield Problem(str(self._opened.parts / name), "it is missing", commit.shard.id)
 
     def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
         for commit in commits:

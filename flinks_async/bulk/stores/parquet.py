@@ -16,7 +16,7 @@ from ...errors import ConfigError
 from .. import crash_points
 from ..compression import Compression
 from ..disk import cannot_write, make_folder, sync_folder
-from ..errors import StoreError
+from ..errors import StoreError, StoreMissingError
 from ..records import Commit
 from .arrow import arrow_table, library
 from .parquet_file import VERSION, NewFile, problem_of
@@ -51,9 +51,12 @@ class ParquetStore:
     def describe(self) -> dict[str, Any]:
         return {"kind": "parquet", "compression": self._compression}
 
-    def open(self, place: Place) -> None:
-        for table in TABLES:
-            make_folder(place.parts / table.name)
+    def open(self, place: Place, *, existing: bool = False) -> None:
+        if not existing:
+            for table in TABLES:
+                make_folder(place.parts / table.name)
+        elif not place.parts.is_dir():
+            raise StoreMissingError(str(place.parts))
         self._place = place
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
@@ -107,6 +110,13 @@ class ParquetStore:
             if self._name(path) not in known:
                 yield Problem(self._name(path), "the ledger does not know it")
 
+    def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        own = {self._name(path) for path in self._own_files()}
+        for commit in commits:
+            names = [file["name"] for file in commit.receipt["files"]]
+            if gone := next((name for name in names if name not in own), None):
+                yield Problem(str(self._here.parts / gone), "it is missing", commit.shard.id)
+
     def lines(self, commits: Iterable[Commit]) -> NoReturn:
         raise StoreError(
             "answers in Parquet files cannot be exported as they came, since tables do not have all of it. Query "
@@ -123,6 +133,8 @@ class ParquetStore:
                 removed.append(f"{len(paths):,} files in {folder}")
             with suppress(OSError):  # something else is in it
                 folder.rmdir()
+        with suppress(OSError):
+            self._here.parts.rmdir()
         return removed
 
     def close(self) -> None:

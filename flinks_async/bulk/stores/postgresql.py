@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from ...errors import ConfigError
 from ...rows import ColumnType
 from .. import crash_points
-from ..errors import StoreError
+from ..errors import StoreError, StoreMissingError
 from ..records import Commit
 from .database import ROWS, DatabaseStore
 from .database_schema import job_number, prepare, quoted
@@ -70,10 +70,10 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
     def describe(self) -> dict[str, Any]:
         return {"kind": "postgresql", "conninfo": self._conninfo, "schema": self._schema}
 
-    def open(self, place: Place) -> None:
+    def open(self, place: Place, *, existing: bool = False) -> None:
         self.close()
         self._place = place
-        self._connect(place)
+        self._connect(place, existing=existing)
 
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
         try:
@@ -86,7 +86,7 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
         return super().put(commit, spool)
 
     def purge(self) -> list[str]:
-        return self._delete_rows()
+        return [] if self._bare else self._delete_rows()
 
     @property
     def where(self) -> str:
@@ -134,7 +134,7 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
             yield
         crash_points.reach("database committed")
 
-    def _connect(self, place: Place) -> None:
+    def _connect(self, place: Place, *, existing: bool = False) -> None:
         self.close()
         self._db = connect(self._conninfo)
         name = '"' + self._schema.replace('"', '""') + '"'
@@ -142,9 +142,14 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
             self.run(f"SET search_path TO {name}")
             self.run("SET TimeZone TO 'UTC'")
             self.run("SET DateStyle TO 'ISO'")  # the only one in which psycopg reads points in time
+            if existing:
+                if not self._has_schema():
+                    raise StoreMissingError(self.where)
+                self._look(place.job)
+                return
             with self._transaction():
                 self.run(f"SELECT pg_advisory_xact_lock({_LOCK})")
-                if not self.fetch("SELECT 1 FROM pg_namespace WHERE nspname = ?", self._schema):
+                if not self._has_schema():
                     self.run(f"CREATE SCHEMA {name}")
                 prepare(self)
                 self._job = job_number(self, place.job)
@@ -154,6 +159,9 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
         except BaseException:
             self.close()
             raise
+
+    def _has_schema(self) -> bool:
+        return bool(self.fetch("SELECT 1 FROM pg_namespace WHERE nspname = ?", self._schema))
 
     def _store_error(self, error: psycopg.Error) -> StoreError:
         return store_error(error)

@@ -69,8 +69,17 @@ class Store(Protocol):
         """What must be the same when the job goes on: kind and place, as plain JSON, without any secret."""
         ...
 
-    def open(self, place: Place) -> None:
-        """Prepares the store: makes what is missing, refuses what is not the job's."""
+    def open(self, place: Place, *, existing: bool = False) -> None:
+        """Prepares the store: makes what is missing, refuses what is not the job's.
+
+        Args:
+            place: of the job.
+            existing: only to look, to export or to purge: nothing is made, claimed or changed, and what is there need not
+                be the job's, which `missing` and `verify` will say.
+
+        Raises:
+            StoreMissingError: only with `existing`: there is nothing.
+        """
         ...
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
@@ -97,12 +106,20 @@ class Store(Protocol):
         """Reads everything back and compares it with what was committed."""
         ...
 
+    def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        """Those of some shards whose answers are not there, without reading all answers; for `purge`, which stops then.
+
+        Args:
+            commits: shards with answers.
+        """
+        ...
+
     def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
         """The answers again, as lines of the spools, uncompressed; for `export`."""
         ...
 
     def purge(self) -> list[str]:
-        """Removes all answers of the job; says what was removed, in words."""
+        """Removes all answers of the job; says what was removed, in words. What begins with `left` was not."""
         ...
 
     def close(self) -> None:

@@ -20,11 +20,11 @@ from typing import Any, ClassVar, Final
 
 from ...rows import ColumnType
 from ..disk import PRIVATE_FILE, cannot_write, sync_folder
-from ..errors import StoreError
+from ..errors import StoreError, StoreMissingError
 from ..records import Commit
 from .database import DatabaseStore
 from .database_schema import MARKS, NAMES, job_number, quoted
-from .given import given_path
+from .given import given_path, in_folder
 from .protocol import Place, Problem
 from .rows import Row, Table, does_not_fit
 from .sqlite_schema import names_in, prepare, stored
@@ -65,18 +65,26 @@ class SQLiteStore(DatabaseStore[sqlite3.Connection]):
         self._given = given_path(path)
         self._path = Path()
         self._db: sqlite3.Connection | None = None
+        self._own = False  # made by this job: here, or in its directory, which was empty when it began
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "sqlite", "path": None if self._given is None else str(self._given)}
 
-    def open(self, place: Place) -> None:
+    def open(self, place: Place, *, existing: bool = False) -> None:
         self.close()
         self._path = self._given or place.folder / "answers.sqlite"
-        _create(self._path)
+        made = not existing and _create(self._path)
+        self._own = made or in_folder(self._path, place.folder)
+        if existing and not self._path.exists():
+            raise StoreMissingError(str(self._path))
+        name = f"{self._path.as_uri()}?mode=rw"  # never makes it
         self._db = self._do(
-            lambda: sqlite3.connect(self._path, isolation_level=None, check_same_thread=False, timeout=_WAIT)
+            lambda: sqlite3.connect(name, uri=True, isolation_level=None, check_same_thread=False, timeout=_WAIT)
         )
         try:
+            if existing:
+                self._look(place.job)
+                return
             with self._transaction():  # before anything is changed: it may be refused
                 prepare(self)
                 self._job = job_number(self, place.job)
@@ -96,13 +104,20 @@ class SQLiteStore(DatabaseStore[sqlite3.Connection]):
             yield from (Problem(self.where, text) for text in found)
 
     def purge(self) -> list[str]:
-        alone = not self.fetch("SELECT 1 FROM flinks_jobs WHERE number != ?", self._job)
-        if self._given is None and alone and names_in(self) <= NAMES:
+        if self._own and self._alone() and names_in(self) <= NAMES:
             return [self._remove_files()]
+        if self._bare:
+            return []
         self.run("PRAGMA secure_delete = ON")
         removed = self._delete_rows()
         self.run("PRAGMA wal_checkpoint(TRUNCATE)")
         return removed
+
+    def columns(self) -> list[Row]:
+        query = (
+            "SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c WHERE m.type IN ('table', 'view')"
+        )
+        return self.fetch(query)
 
     @property
     def where(self) -> str:
@@ -154,15 +169,16 @@ class SQLiteStore(DatabaseStore[sqlite3.Connection]):
         return StoreError(f"{self._path} {_reason(error)}")
 
 
-def _create(path: Path) -> None:
-    """Makes the file with its mode, before SQLite makes it with another one."""
+def _create(path: Path) -> bool:
+    """Makes the file with its mode, before SQLite makes it with another one; whether it did."""
     try:
         os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
         sync_folder(path.parent)
     except FileExistsError:
-        return
+        return False
     except OSError as error:
         raise cannot_write(path, error) from None
+    return True
 
 
 def _reason(error: sqlite3.Error) -> str:
