@@ -276,6 +276,7 @@ async def test_workers_end_with_their_parent_and_an_orphan_that_wakes_up_late_do
         process.kill()
         process.wait()
         await gone(quick)
+        await asyncio.sleep(0.3)  # what was sent before is counted when the server reads it
         before, requests = snapshot(slow.directory), slow.server.stats.requests
         await asyncio.sleep(0.2)
         assert (snapshot(slow.directory), slow.server.stats.requests) == (before, requests)
