@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from attrs import field, frozen
 
@@ -30,13 +30,10 @@ from .layout import (
     SPOOLS,
     TEMPORARY,
 )
-from .ledger import Ledger, Totals
+from .ledger import PURGING, Ledger, Totals
 from .manifest import Manifest
 from .records import Commit
 from .stores import Problem, Store, from_description
-
-_PURGING: Final = "purging"
-"""In the ledger: a purge has begun to remove the answers."""
 
 
 @frozen
@@ -84,7 +81,7 @@ def verify(directory: str | os.PathLike[str], store: Store | None = None) -> lis
     """
     folder = Path(directory).absolute()
     with ExitStack() as resources:
-        manifest = _enter(folder, resources)
+        manifest = _enter(folder, resources, only_read=True)
         ledger = _ledger(folder, resources)
         broken = ledger.problems()
         if broken:
@@ -108,7 +105,7 @@ def export(directory: str | os.PathLike[str], store: Store | None = None) -> Ite
     """
     folder = Path(directory).absolute()
     with ExitStack() as resources:
-        manifest = _enter(folder, resources)
+        manifest = _enter(folder, resources, only_read=True)
         ledger = _ledger(folder, resources)
         try:
             chosen = _open_store(folder, manifest, store, resources)
@@ -181,7 +178,7 @@ class _Known:
         try:
             with closing(Ledger(folder / LEDGER)) as ledger:
                 commits = [commit for commit in ledger.commits() if commit.written.lines]
-                return cls(commits, none=ledger.plan() is None, removed=ledger.get(_PURGING) is not None)
+                return cls(commits, none=ledger.plan() is None, removed=bool(ledger.get(PURGING)))
         except (LedgerError, StoreError):
             return cls(broken=True)
 
@@ -222,7 +219,7 @@ def _remove_answers(folder: Path, manifest: Manifest, store: Store | None, forge
 def _note_purge(folder: Path) -> None:
     """So that one that is interrupted does not miss what it has removed itself. On a full disk it must do without."""
     with suppress(StoreError, LedgerError), closing(Ledger(folder / LEDGER)) as ledger:
-        ledger.put(_PURGING, 1)
+        ledger.put(PURGING, 1)
 
 
 def _not_there(answers: str, what: str) -> StoreError:
@@ -238,9 +235,10 @@ def _ledger(folder: Path, resources: ExitStack) -> Ledger:
     return ledger
 
 
-def _enter(folder: Path, resources: ExitStack) -> Manifest:
+def _enter(folder: Path, resources: ExitStack, *, only_read: bool = False) -> Manifest:
     manifest = Manifest.load(folder / MANIFEST)
-    enter(folder, resources)
+    if not only_read or os.access(folder, os.W_OK):  # no job can run where nothing can be written, such as a snapshot
+        enter(folder, resources)
     return manifest
 
 

@@ -24,7 +24,7 @@ from .errors import InputChangedError, InputError, JobError, JobMismatchError
 from .executors import Executor, InProcess, Work
 from .inputs import InputFile, Layout, Scanned, digest, scan
 from .layout import LEDGER, LOG, MANIFEST, SCRATCH, SPOOLS
-from .ledger import Ledger, Totals
+from .ledger import PURGING, Ledger, Totals
 from .log import JobLog
 from .manifest import Manifest
 from .outcome import write_outcome
@@ -195,6 +195,8 @@ class Job:
         resources.callback(log.close)
         for name in (SPOOLS, SCRATCH):
             empty(folder / name)
+        if ledger.get(PURGING):  # one that failed, and now the job goes on instead
+            ledger.put(PURGING, 0)
         # Before the input is read through, which may take minutes: a store that cannot be used is to be told at once.
         store.open(place_of(folder, manifest))
         resources.callback(store.close)

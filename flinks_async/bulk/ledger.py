@@ -23,6 +23,9 @@ from .records import Commit, Failure, FailureKind, Shard, Written
 
 VERSION: Final = 1
 
+PURGING: Final = "purging"
+"""In the table `meta`, 1 since a purge has begun to remove the answers."""
+
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
 CREATE TABLE cuts (

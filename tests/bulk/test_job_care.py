@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -163,6 +164,36 @@ def test_a_purge_of_a_copy_that_was_interrupted_before_the_file_goes_on(desk: De
         ledger.put("purging", 1)
     purge(desk.directory)
     assert not out.exists()
+
+
+def test_a_job_that_went_on_after_a_purge_that_failed_is_purged_with_the_same_care(
+    desk: Desk, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(store: SQLiteStore) -> list[str]:
+        raise StoreError("another program keeps it locked")
+
+    out = tmp_path / "out"
+    complete(desk, SQLiteStore(out))
+    with monkeypatch.context() as patch, pytest.raises(StoreError, match="locked"):
+        patch.setattr(SQLiteStore, "purge", fail)
+        purge(desk.directory)
+    Job.resume(desk.directory).close()
+    out.rename(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match="25 answers of the job are not where it put them"):
+        purge(desk.directory)
+
+
+@pytest.mark.parametrize("look", [verify, lambda directory: list(export(directory))])
+def test_where_nothing_can_be_written_no_lock_is_asked_for(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, look: Callable[[Path], object]
+) -> None:
+    complete(desk, JSONLParts())
+    asked = []
+    monkeypatch.setattr(care_module, "enter", lambda *_, **__: asked.append(True))
+    look(desk.directory)
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    look(desk.directory)
+    assert asked == [True]
 
 
 def test_a_database_that_cannot_be_read_is_not_forgotten_unasked(desk: Desk, tmp_path: Path) -> None:
