@@ -129,6 +129,7 @@ class Run:
             self._writing.close()
             self._pending.close()
             if broke_off is not None and self._run:  # after the threads, which may have been at work
+                crash_points.reach("broken off")
                 with suppress(StoreError, LedgerError):  # the disk may be what broke it off
                     self._write_end(*broke_off, self.progress().to_dict())
 

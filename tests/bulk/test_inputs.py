@@ -116,7 +116,7 @@ class TestFilesThatCannotBeUsed:
             InputFile("a\0b")
 
     def test_standard_input(self) -> None:
-        with pytest.raises(InputError, match="not from '-'"):
+        with pytest.raises(InputError, match=r"standard input \('-'\) is read only once"):
             InputFile("-")
 
     @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
