@@ -63,7 +63,7 @@ TESTS = {
     "codec/steps": CODEC,
 }
 
-PYTEST = ["-x", "-q", "--assert=plain", "--timeout=30", "-pno:randomly", "-pno:cacheprovider", "-pno:schemathesis"]
+PYTEST = ["-x", "-q", "--assert=plain", "--timeout=15", "-pno:randomly", "-pno:cacheprovider", "-pno:schemathesis"]
 
 BINARY = (
     "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Div Mod_Mul Pow_Mul LShift_RShift RShift_LShift BitOr_BitAnd BitAnd_BitOr"
