@@ -233,6 +233,7 @@ def test_another_shape_of_the_details(shape: Any) -> None:
     with pytest.raises(WrongTypeError) as caught:
         codec.decode(to_bytes({"GetAccountsDetail": shape}))
     assert caught.value.path == ("GetAccountsDetail[0]" if type(shape) is list else "GetAccountsDetail")
+    assert f"expected an {'object' if type(shape) is list else 'array or an object'}, found" in str(caught.value)
 
 
 @pytest.mark.parametrize("body", [b"", b"  \r\n\t ", b"null", b" null\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf null"])
@@ -357,6 +358,16 @@ def test_a_hook_for_the_entries_sees_a_list_and_an_object() -> None:
     mine.converter.register_structure_hook(AccountsDetail, lambda value, _: value["LoginId"])
     assert mine.decode(b'{"GetAccountsDetail":[{"LoginId":"a"}]}').get_accounts_detail == ("a",)
     assert mine.decode(b'{"GetAccountsDetail":{"LoginId":"a"}}').get_accounts_detail == "a"
+
+
+def test_a_hook_is_not_asked_about_null() -> None:
+    mine = Codec()
+    for cls in (Balance, Transaction):
+        mine.converter.register_structure_hook(cls, lambda value, _: ("hooked", value))
+    assert mine.decode(detail_with(Balance=None)).accounts[1].balance is None
+    with pytest.raises(WrongTypeError, match="expected an object, found null") as caught:
+        mine.decode(detail_with(Transactions=[{}, None]))
+    assert caught.value.path == "GetAccountsDetail[0].Accounts[1].Transactions[1]"
 
 
 def test_a_hook_for_the_whole_answer() -> None:
