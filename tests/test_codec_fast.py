@@ -216,7 +216,7 @@ def test_shapes_are_learned_but_not_without_end() -> None:
 @pytest.mark.parametrize("direct", [0, 64 * 1024])
 async def test_a_known_shape_is_not_read_carefully(learned: bool, direct: int, monkeypatch: pytest.MonkeyPatch) -> None:
     codecs = [Codec() for _ in range(3)]
-    body = to_bytes({"GetAccountsDetail": [], **({"New": 1} if learned else {"RequestId": "a"})})
+    body = to_bytes({"GetAccountsDetail": {}, "New": 1} if learned else {"GetAccountsDetail": [], "RequestId": "a"})
     for codec in codecs if learned else []:
         codec.decode(body)
     monkeypatch.setattr(codec_module, "DIRECT", direct)
@@ -224,6 +224,15 @@ async def test_a_known_shape_is_not_read_carefully(learned: bool, direct: int, m
     assert codecs[0].decode(body, META).meta == META
     assert run_out(codecs[1].decode_steps(body, META))[0].meta == META
     assert (await codecs[2].decode_async(body, META, asyncio.Lock())).meta == META
+
+
+@pytest.mark.parametrize("key", ["Accounts", "Links"])
+def test_an_object_is_no_array_of_one(key: str) -> None:
+    codec = Codec()
+    codec.decode(to_bytes({"GetAccountsDetail": [{key: [{}]}]}))  # to learn the shape
+    body = to_bytes({"GetAccountsDetail": [{key: {}}]})
+    assert careful(body)[:2] == (WrongTypeError, f"GetAccountsDetail[0].{key}")
+    check_all_ways(body, codec)
 
 
 def test_objects_that_look_the_same_share_their_state() -> None:
