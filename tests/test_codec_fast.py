@@ -226,13 +226,28 @@ async def test_a_known_shape_is_not_read_carefully(learned: bool, direct: int, m
     assert (await codecs[2].decode_async(body, META, asyncio.Lock())).meta == META
 
 
-@pytest.mark.parametrize("key", ["Accounts", "Links"])
-def test_an_object_is_no_array_of_one(key: str) -> None:
+@pytest.mark.parametrize(("key", "right", "wrong"), [("Accounts", [{}], {}), ("Links", [{}], {}), ("Login", {}, [{}])])
+def test_an_array_of_one_is_no_object(key: str, right: Any, wrong: Any) -> None:
     codec = Codec()
-    codec.decode(to_bytes({"GetAccountsDetail": [{key: [{}]}]}))  # to learn the shape
-    body = to_bytes({"GetAccountsDetail": [{key: {}}]})
+    codec.decode(to_bytes({"GetAccountsDetail": [{key: right}]}))  # to learn the shape
+    body = to_bytes({"GetAccountsDetail": [{key: wrong}]})
     assert careful(body)[:2] == (WrongTypeError, f"GetAccountsDetail[0].{key}")
     check_all_ways(body, codec)
+
+
+@pytest.mark.parametrize(
+    "detail",
+    [
+        *({key: value} for key in ("Accounts", "Links") for value in (None, [])),
+        {"Accounts": [{"Transactions": None}, {"Transactions": []}, {}]},
+        {"Accounts": [{"Transactions": None, "EftEligibleRatio": 1}, {"ETransferEligibleRatio": None, "New": 1}]},
+        {"Accounts": [{"Transactions": None, "New": 1}], "Links": None, "Tag": None, "HttpStatusCode": None},
+    ],
+)
+def test_what_is_null_or_missing(detail: dict[str, Any]) -> None:
+    codec, body = Codec(), to_bytes({"GetAccountsDetail": [detail, {"LoginId": "a"}]})
+    for _ in range(2):  # before and after it has learned the shape
+        check_all_ways(body, codec)
 
 
 def test_objects_that_look_the_same_share_their_state() -> None:
