@@ -1,6 +1,6 @@
 """The mutation run: each small change of the code below must make a test fail, or be explained in `explained.toml`.
 
-python3 dev.py mutate                       all modules; takes most of an hour
+python3 dev.py mutate                       all modules; takes more than an hour
 python3 dev.py mutate quota codec/steps     those whose path has one of these in it
 
 The changes are those of cosmic-ray, less what only makes noise (an operator for each other operator, decorators, names),
