@@ -245,7 +245,8 @@ def test_an_array_of_one_is_no_object(key: str, right: Any, wrong: Any) -> None:
     ],
 )
 def test_what_is_null_or_missing(detail: dict[str, Any]) -> None:
-    codec, body = Codec(), to_bytes({"GetAccountsDetail": [detail, {"LoginId": "a"}]})
+    body = to_bytes({"GetAccountsDetail": [detail, {"LoginId": "a"}, {"Accounts": [{"Transactions": [{}]}]}]})
+    codec = Codec()
     for _ in range(2):  # before and after it has learned the shape
         check_all_ways(body, codec)
 
