@@ -415,6 +415,15 @@ def test_the_steps_of_the_careful_path(detail: Any, count: int) -> None:
     assert turns([{"Accounts": None}, detail, *[{}] * 98, detail]) == 2 * count + 3
 
 
+def test_what_was_read_in_turns_is_not_read_again() -> None:
+    codec, seen = Codec(), []
+    codec.converter.register_structure_hook(Transaction, lambda value, _: seen.append(value["Id"]))
+    moves = [{"Id": str(number)} for number in range(3 * steps.TURN - 1)]
+    body = to_bytes({"GetAccountsDetail": {"Accounts": [{"Transactions": moves}]}})
+    run_out(codec._decoder.careful_steps(body, META))
+    assert seen == [move["Id"] for move in moves]
+
+
 async def test_large_answers_take_turns_with_other_tasks() -> None:
     codec, lock = Codec(), asyncio.Lock()
     body = payload((1, 3000))
