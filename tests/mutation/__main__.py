@@ -37,7 +37,6 @@ EXAMPLES = 40  # that a test with generated examples takes at most
 MEMORY = 4 * 1024**3  # bytes that a mutant may have
 
 # Of each module, the tests that must notice; those that notice most come first.
-# Not covered yet: codec/__init__ (its last few mutants), codec/careful, codec/fast, codec/source, codec/steps.
 CODEC = "codec_parse codec codec_fast"
 TESTS = {
     "middleware/backoff": "retry_after retry",
