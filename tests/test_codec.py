@@ -156,10 +156,11 @@ def test_absurd_amounts_are_refused(text: str) -> None:
     assert caught.value.path == "GetAccountsDetail.Accounts[0].Balance.Current"
 
 
-def test_whole_numbers_with_a_fraction_of_zero_are_integers() -> None:
-    detail = codec.decode(b'{"GetAccountsDetail":[{"HttpStatusCode":200.0,"InstitutionId":1.4E1}]}').details[0]
-    assert (detail.http_status_code, detail.institution_id) == (200, 14)
-    assert type(detail.http_status_code) is int
+@pytest.mark.parametrize(("text", "number"), [("200.0", 200), ("1.4E1", 14), ("-0.0", 0), ("1E28", 10**28)])
+def test_whole_numbers_with_a_fraction_of_zero_are_integers(text: str, number: int) -> None:
+    status = codec.decode(b'{"GetAccountsDetail":[{"HttpStatusCode":%b}]}' % text.encode()).details[0].http_status_code
+    assert status == number
+    assert type(status) is int
 
 
 @pytest.mark.parametrize(
@@ -205,6 +206,7 @@ def test_a_wrong_type_is_named_by_its_place_never_by_its_value(account: dict[str
         ({"HttpStatusCode": "200"}, "HttpStatusCode"),
         ({"HttpStatusCode": True}, "HttpStatusCode"),
         ({"HttpStatusCode": Decimal("1.5")}, "HttpStatusCode"),
+        ({"InstitutionId": Decimal("1E+29")}, "InstitutionId"),
         ({"InstitutionId": Decimal("1E+400")}, "InstitutionId"),
         ({"Login": {"IsScheduledRefresh": 1}}, "Login.IsScheduledRefresh"),
         ({"Login": {"IsScheduledRefresh": "true"}}, "Login.IsScheduledRefresh"),
@@ -231,6 +233,7 @@ def test_another_shape_of_the_details(shape: Any) -> None:
     with pytest.raises(WrongTypeError) as caught:
         codec.decode(to_bytes({"GetAccountsDetail": shape}))
     assert caught.value.path == ("GetAccountsDetail[0]" if type(shape) is list else "GetAccountsDetail")
+    assert f"expected an {'object' if type(shape) is list else 'array or an object'}, found" in str(caught.value)
 
 
 @pytest.mark.parametrize("body", [b"", b"  \r\n\t ", b"null", b" null\n", b"\xef\xbb\xbf", b"\xef\xbb\xbf null"])
@@ -357,6 +360,16 @@ def test_a_hook_for_the_entries_sees_a_list_and_an_object() -> None:
     assert mine.decode(b'{"GetAccountsDetail":{"LoginId":"a"}}').get_accounts_detail == "a"
 
 
+def test_a_hook_is_not_asked_about_null() -> None:
+    mine = Codec()
+    for cls in (Balance, Transaction):
+        mine.converter.register_structure_hook(cls, lambda value, _: ("hooked", value))
+    assert mine.decode(detail_with(Balance=None)).accounts[1].balance is None
+    with pytest.raises(WrongTypeError, match="expected an object, found null") as caught:
+        mine.decode(detail_with(Transactions=[{}, None]))
+    assert caught.value.path == "GetAccountsDetail[0].Accounts[1].Transactions[1]"
+
+
 def test_a_hook_for_the_whole_answer() -> None:
     mine = Codec()
     mine.converter.register_structure_hook(PartnerAccessResponse, lambda value, _: len(value["GetAccountsDetail"]))
@@ -391,9 +404,11 @@ def test_the_converter_works_by_itself() -> None:
     transaction = codec.converter.structure({"Debit": Decimal("12.30"), "Date": "2025-01-31"}, Transaction)
     assert transaction == Transaction(date=dt.date(2025, 1, 31), debit=Decimal("12.30"))
     assert codec.converter.unstructure([transaction]) == [{"Debit": Decimal("12.30"), "Date": "2025-01-31"}]
+    assert codec.converter.unstructure(Timestamp.parse("2023-04-11")) == "2023-04-11"
     with pytest.raises(WrongTypeError, match="found a string") as caught:
         codec.converter.structure({"Debit": "1"}, Transaction)
     assert caught.value.path == "Debit"
+    assert codec.converter.structure(["1"], list[int]) == [1]  # other classes are not ours
 
 
 def test_error_messages_hold_no_json_of_the_body() -> None:

@@ -41,12 +41,11 @@ _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 class Misfit(WrongTypeError):
     """A wrong type on its way up: `path` grows as it passes, `message` is without the path."""
 
-    def within(self, place: str) -> Misfit:
+    def within(self, place: str) -> None:
         if self.path is None:
             self.path = place
         else:
             self.path = f"{place}{self.path}" if self.path.startswith("[") else f"{place}.{self.path}"
-        return self
 
     def final(self) -> WrongTypeError:
         """The error to raise: without the frames and errors that this one passed, which may hold data."""

@@ -47,7 +47,7 @@ class States(dict[int, WireState]):
 def twin(cls: Any) -> tuple[type, Callable[[Any], Any] | None]:
     """A mutable class of the same layout, and what turns its instances into `cls` if an assignment does not."""
     slots = cls.__dict__["__slots__"]
-    made = type(f"_{cls.__name__}Twin", cls.__mro__[1:2], {"__slots__": slots})
+    made = type(f"_{cls.__name__}Twin", cls.__bases__, {"__slots__": slots})
     try:
         made().__class__ = cls
     except TypeError:  # an interpreter that sees another layout
