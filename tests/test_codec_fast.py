@@ -484,10 +484,11 @@ async def test_errors_and_cancelling_release_the_lock() -> None:
     assert (await codec.decode_async(payload((1, 1000)), META, lock)).meta == META
 
 
-@pytest.mark.parametrize("body", [b'{"RequestId":{"CANARY":1}}', b'{"CANARY":1', b'{"CANARY":1}]'])
-async def test_an_error_leaves_no_body_in_its_frames(body: bytes) -> None:
+@pytest.mark.parametrize("spaces", [0, 70_000])
+@pytest.mark.parametrize("body", [b'{"RequestId":{"CANARY":1}%s}', b'{"CANARY":1%s', b'{"CANARY":1%s}]'])
+async def test_an_error_leaves_no_body_in_its_frames(body: bytes, spaces: int) -> None:
     with pytest.raises(DecodeError) as caught:
-        await Codec().decode_async(body, META, asyncio.Lock())
+        await Codec().decode_async(body % (b" " * spaces), META, asyncio.Lock())
     frames = [frame for frame, _ in traceback.walk_tb(caught.tb)][1:]  # without this one
     assert "CANARY" not in repr([frame.f_locals for frame in frames])
 

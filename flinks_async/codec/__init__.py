@@ -64,7 +64,11 @@ class Codec:
             answer = self._decoder.fast(body, meta)
         else:
             answer = yield from self._decoder.fast_steps(body, meta)
-        return (yield from self._decoder.careful_steps(body, meta)) if answer is None else answer
+        if answer is not None:
+            return answer
+        steps = self._decoder.careful_steps(body, meta)
+        body = b""  # an error passes this frame, which must not hold the data
+        return (yield from steps)
 
     async def decode_async(self, body: bytes, meta: Meta, lock: asyncio.Lock) -> PartnerAccessResponse:
         """The same without stalling the event loop.
