@@ -95,6 +95,19 @@ def rename_durably(source: Path, target: Path) -> None:
     crash_points.reach("folder synced")
 
 
+def sync_file(path: Path) -> None:
+    """Makes durable what another library has written to a file.
+
+    Raises:
+        OSError: it cannot.
+    """
+    file = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 def sync_folder(path: Path) -> None:
     """Makes names in a folder durable."""
     if sys.platform == "win32":  # folders cannot be opened there, and names need no sync of their own

@@ -58,6 +58,26 @@ class TestDuckDB(DatabaseContract):
             Bench(tmp_path / "job", lambda: DuckDBStore(path)).start()
         assert "download" not in str(raised.value)
 
+    def test_a_database_that_could_not_be_made_is_not_left_half_made(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        path = bench.place.folder / "answers.duckdb"
+
+        def half(where: str, **options: Any) -> None:
+            Path(where).write_bytes(bytes(4096))
+            raise duckdb.IOException("Input/output error")
+
+        for kill in (False, True):  # after a kill, nobody takes back what there is
+            with monkeypatch.context() as patched, pytest.raises(StoreError, match="Input/output error"):
+                patched.setattr(duckdb, "connect", half)
+                if kill:
+                    patched.setattr(Path, "unlink", lambda path, missing_ok=False: None)
+                bench.start()
+            assert not path.exists()
+        bench.start().put(0)
+        assert self.read(bench) == expected(0)
+        assert {entry.name.removeprefix("answers.duckdb") for entry in path.parent.glob("answers*")} <= {"", ".wal"}
+
     def test_files_are_the_owners_alone(self, bench: Bench) -> None:
         bench.start().put_missing(0)
         modes = {path.name: path.stat().st_mode & 0o777 for path in bench.folder.glob("answers*")}

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from ...errors import ConfigError
 from ...rows import ColumnType
 from .. import crash_points
-from ..disk import PRIVATE_FILE, cannot_write, sync_folder
+from ..disk import PRIVATE_FILE, cannot_write, rename_durably, sync_file, sync_folder
 from ..errors import StoreError, StoreMissingError
 from .arrow import arrow_table, library
 from .database import DatabaseStore
@@ -76,6 +76,8 @@ class DuckDBStore(DatabaseStore["duckdb.DuckDBPyConnection"]):
         self._own = not (existing or found) or in_folder(self._path, place.folder)
         if existing and not self._path.exists():
             raise StoreMissingError(str(self._path))
+        if not found:
+            self._make()
         self._db = self._do(lambda: self._library.connect(str(self._path), config=_CONFIG))
         try:
             if existing:
@@ -148,6 +150,23 @@ class DuckDBStore(DatabaseStore["duckdb.DuckDBPyConnection"]):
             yield
         crash_points.reach("database committed")
         self._settle()
+
+    def _make(self) -> None:
+        """Makes an empty database under another name, and renames it: half of one, after a crash, could not be opened."""
+        draft = self._path.with_name(f"{self._path.name}.new")
+        try:
+            try:
+                draft.unlink(missing_ok=True)
+                self._do(lambda: self._library.connect(str(draft), config=_CONFIG).close())
+                draft.chmod(PRIVATE_FILE)
+                sync_file(draft)
+                rename_durably(draft, self._path)
+            except BaseException:
+                with suppress(OSError):
+                    draft.unlink(missing_ok=True)
+                raise
+        except OSError as error:
+            raise cannot_write(self._path, error) from None
 
     def _settle(self) -> None:
         """Makes the files private, and their names durable: DuckDB syncs only what is in them."""
