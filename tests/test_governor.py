@@ -86,6 +86,7 @@ def test_the_rate_is_that_of_the_last_second_or_of_the_time_since() -> None:
     clock = FakeClock()
     clock.advance(50.0)
     governor = governor_of(clock)
+    assert governor.rate_now == 0.0
     for _ in range(20):
         governor.record(OK, sent=50.0, status=200)
     assert governor.rate_now == 20.0
@@ -128,6 +129,8 @@ def test_the_place_that_was_given_back_was_in_use_as_well() -> None:
         (OK, 200, "answered"),
         (Verdict(Kind.FINAL, "http_404"), 404, "answered"),
         (FAILED, None, "failed"),
+        (FAILED, 500, "failed"),
+        (FAILED, 499, "answered"),
         (THROTTLED, 429, "lost"),
     ):
         governor, told = governor_of(), Told()
