@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 
 import pytest
 
 from flinks_async import ConfigError, FlinksClient, Hedge, Limits, NotFoundError, Retry, Timeouts, TokenBucketQuota
+from flinks_async.errors import ReadError
 from flinks_async.messages import Handler, Request, Response
 from flinks_async.middleware.hedge import Latencies
 from flinks_async.testing import VirtualClock, run_virtual
@@ -103,6 +105,34 @@ def test_the_books_of_attempts_in_a_row_are_added_up() -> None:
             assert [one.meta.attempts for one in both] == [3, 3]
             assert [one.meta.wire_time for one in both] == pytest.approx([0.3, 0.3])
             assert [one.meta.queue_time for one in both] == pytest.approx([0.2, 0.3])
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("stubborn", [False, True])
+def test_the_one_that_loses_is_no_complaint_of_asyncio(stubborn: bool) -> None:
+    class Loses(Paced):
+        """Whatever is cancelled ends with an error of its own, if stubborn."""
+
+        async def send(self, request: Request, /) -> Response:
+            try:
+                return await super().send(request)
+            except asyncio.CancelledError:
+                if stubborn:
+                    raise ReadError("broke") from None
+                raise
+
+    async def main() -> None:
+        complaints: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+        transport = Loses(lambda number: 100.0 if number == 21 else 0.1)
+        async with client_of(transport) as client:
+            await learn(client)
+            await client.partner_access("t")
+            assert transport.cancelled == 1
+        gc.collect()
+        await asyncio.sleep(0)
+        assert complaints == []
 
     run_virtual(main())
 
