@@ -108,6 +108,8 @@ class Meaning(ast.NodeTransformer):
         node.args = [ast.arg(arg.arg) for arg in (*node.posonlyargs, *node.args, *node.kwonlyargs)]
         node.defaults = [self.visit(default) for default in (*node.defaults, *node.kw_defaults) if default]
         node.posonlyargs, node.kwonlyargs, node.kw_defaults = [], [], []
+        for rest in filter(None, (node.vararg, node.kwarg)):
+            rest.annotation = None
         return node
 
     def visit_FunctionDef(self, node: Any) -> ast.AST:

@@ -126,7 +126,7 @@ def test_a_job_on_a_bad_disk_says_so_and_goes_on_later(
     some = FAULTS[fault]
     calls = torture.calls(new_root(), some)
     assert calls > 10
-    for at in random.sample(range(1, calls - 5), 3):
+    for at in random.sample(range(1, calls * 3 // 4), 3):  # a run makes some calls more or less than another
         assert torture.meets(new_root(), evolve(some, at=at, seed=at if fault == KEEPS_SOME else 0))
 
 
