@@ -98,7 +98,8 @@ def verify(directory: str | os.PathLike[str], store: Store | None = None) -> lis
 
 
 def export(directory: str | os.PathLike[str], store: Store | None = None) -> Iterator[bytes]:
-    """The answers of a job as lines of JSON, in the order of its input but for those that were retried.
+    """The answers of a job as lines of JSON: shard by shard in the order of its input, within a shard as they came; those
+    of retried tokens come last.
 
     Raises:
         as `verify`; StoreMissingError: the answers are not where the job put them.
