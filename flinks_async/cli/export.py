@@ -29,7 +29,8 @@ _COMPRESSION: Final[dict[str, Compression]] = {".gz": "gzip", ".zst": "zstd"}
 def export(directory: str, out: str, force: bool) -> int:
     """Write the answers of the job in DIR to one file of JSONL, if its store is of JSONL.
 
-    The file is whole, or not there, and lies outside of DIR. Lines come shard by shard, within a shard as they arrived; those of retried tokens come last.
+    The file is whole, or not there, and lies outside of DIR. Lines come shard by shard, within a shard as they arrived;
+    those of retried tokens come last.
     """
     lines = bulk.export(directory)
     if out == STDIN:
