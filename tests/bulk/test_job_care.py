@@ -279,6 +279,8 @@ def test_a_directory_by_another_name_is_the_same_job(desk: Desk, tmp_path: Path)
     given = desk.directory / "my.jsonl"
     desk.directory = tmp_path / "link"
     complete(desk, JSONLFile(given))
+    assert verify(desk.directory) == []
+    assert len(desk.transport.requests) == 25, "the second run had nothing to fetch"
 
 
 class TestAnOutputThatCannotBe:
