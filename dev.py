@@ -20,6 +20,8 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -81,17 +83,27 @@ def test(base: Path, where: Path, arguments: Iterable[str]) -> int:
 
 
 def test_many(versions: list[str], arguments: list[str]) -> int:
-    results = {}
+    """The tests on several versions, as many at the same time as there are processors; of each the output at its end."""
+    results, pythons = {}, {}
     for version in versions:
         here = version == dotted(sys.version_info[:2])
         base = Path(sys.executable) if here else find(version)
         if base is None:
             results[version] = "not found on this machine"
-            continue
-        print(f"\n== Python {version}", flush=True)
-        code = test(base, ROOT / ".venv" if here else ROOT / ".venvs" / version, arguments)
-        results[version] = "passed" if code == 0 else f"FAILED (exit code {code})"
-    print("\n" + "\n".join(f"Python {version}: {result}" for version, result in results.items()), flush=True)
+        else:
+            where = ROOT / ".venv" if here else ROOT / ".venvs" / version
+            pythons[version] = install(base, where, "test", group("test"))
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(os.cpu_count()) as pool:
+        print(f"Testing on {', '.join(pythons)}", flush=True)
+        codes = {
+            pool.submit(run, python, "-m", "pytest", *arguments, output=Path(folder, version)): version
+            for version, python in pythons.items()
+        }
+        for done in as_completed(codes):
+            version, code = codes[done], done.result()
+            results[version] = "passed" if code == 0 else f"FAILED (exit code {code})"
+            print(f"\n== Python {version}\n{Path(folder, version).read_text('utf-8', 'replace')}", flush=True)
+    print("\n".join(f"Python {version}: {results[version]}" for version in versions), flush=True)
     return int(any(result.startswith("FAILED") for result in results.values()))
 
 
@@ -220,8 +232,11 @@ def dotted(version: tuple[int, ...]) -> str:
     return ".".join(map(str, version))
 
 
-def run(python: Path, *arguments: str) -> int:
-    return subprocess.run([str(python), *arguments], check=False, cwd=ROOT).returncode
+def run(python: Path, *arguments: str, output: Path | None = None) -> int:
+    """The exit code of an interpreter with these arguments; what it prints goes to a file, if one is given."""
+    with nullcontext() if output is None else output.open("wb") as stdout:
+        stderr = None if output is None else subprocess.STDOUT
+        return subprocess.run([str(python), *arguments], check=False, cwd=ROOT, stdout=stdout, stderr=stderr).returncode
 
 
 if __name__ == "__main__":

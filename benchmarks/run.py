@@ -23,6 +23,7 @@ BENCHMARKS = {
     "stall": "Stalls of the event loop",
     "import_time": "Import",
     "profile_request": "Where one request's time goes",
+    "walls": "What each guard costs",
     "job": "Jobs and stores",
     "processes": "Several processes",
 }

@@ -160,6 +160,7 @@ async def test_a_cancelled_request_ends_on_the_server_too() -> None:
         async with asyncio.timeout(5):
             while server.stats.in_flight:
                 await asyncio.sleep(0)
+        assert server.stats.requests == 1
 
 
 async def test_requests_are_recorded_on_demand() -> None:

@@ -69,5 +69,7 @@ async def test_a_client_that_leaves_ends_the_script() -> None:
     async with RawServer([Repeat(Send(b"x" * 100_000))]) as server:
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.transport.abort()
-        while server.open or not server.connections:
-            await asyncio.sleep(0.001)
+        async with asyncio.timeout(5):
+            while server.open or not server.connections:
+                await asyncio.sleep(0.001)
+        assert server.connections == 1

@@ -414,5 +414,8 @@ async def test_a_client_that_is_never_closed_warns() -> None:
 
 
 async def test_a_client_that_was_never_used_needs_no_closing() -> None:
-    FlinksClient(auth_secret="s")
-    gc.collect()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        FlinksClient(auth_secret="s")
+        gc.collect()
+    assert [str(warning.message) for warning in caught if issubclass(warning.category, ResourceWarning)] == []
