@@ -153,6 +153,36 @@ def test_failures_of_rounds_before_do_not_add_up() -> None:
     assert state.limit >= 20
 
 
+def test_refusals_are_no_part_of_a_round_but_failures_among_many_of_them_are_few() -> None:
+    state = after_a_round()
+    for _ in range(100):
+        for _ in range(19):
+            state.refused()
+        state.failed(20)
+        state.refused()
+    assert (state.limit, state.idle_time) == (21, 1.0)
+    for _ in range(19):
+        state.refused()
+    for _ in range(2):
+        state.failed(20)
+    assert state.limit == 21
+    state.failed(20)
+    assert state.limit == 14
+
+
+def test_refusals_are_answers_to_requests_that_were_on_their_way() -> None:
+    state = AdaptiveConcurrency(Adaptive(initial=20))
+    for _ in range(20):
+        state.refused()
+    feed(state, 20, in_use=1)
+    assert state.idle_time == 1.0
+    state.lost(20)
+    for _ in range(19):
+        state.refused()
+    state.lost(20)
+    assert state.limit == 9
+
+
 def test_after_a_loss_old_answers_are_passed_over() -> None:
     state = after_a_round()
     feed(state, 10, 50.0)

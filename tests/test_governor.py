@@ -117,6 +117,9 @@ class Told:
     def answered(self, time_to_first_byte: float, now: float, in_use: int) -> None:
         self.all.append(("answered", in_use))
 
+    def refused(self) -> None:
+        self.all.append(("refused", 4))
+
     def lost(self, in_use: int) -> None:
         self.all.append(("lost", in_use))
 
@@ -127,10 +130,11 @@ class Told:
 def test_the_place_that_was_given_back_was_in_use_as_well() -> None:
     for verdict, status, what in (
         (OK, 200, "answered"),
-        (Verdict(Kind.FINAL, "http_404"), 404, "answered"),
+        (Verdict(Kind.FINAL, "http_404"), 404, "refused"),
         (FAILED, None, "failed"),
         (FAILED, 500, "failed"),
-        (FAILED, 499, "answered"),
+        (FAILED, 499, "refused"),
+        (Verdict(Kind.TRANSIENT, "AGGREGATION_ERROR"), 500, "refused"),
         (THROTTLED, 429, "lost"),
     ):
         governor, told = governor_of(), Told()
@@ -501,6 +505,36 @@ def test_large_answers_do_not_shrink_the_limit() -> None:
     idle_time, limit = run_virtual(main())
     assert idle_time == pytest.approx(0.1)
     assert limit > 30
+
+
+class DeadTokensFirst:
+    """Refuses the first tokens at once, and takes its time over the others' data."""
+
+    def __init__(self, dead: int) -> None:
+        self._dead = dead
+
+    async def send(self, request: Request, /) -> Response:
+        if int(request.token.reveal()[1:]) < self._dead:
+            return make_response({}, status=404)
+        await asyncio.sleep(0.1)
+        return make_response(ANSWER)
+
+    async def close(self) -> None:
+        pass
+
+
+def test_quick_refusals_teach_nothing_about_the_time_that_data_take() -> None:
+    async def main(dead: int) -> tuple[float, int]:
+        transport = DeadTokensFirst(dead)
+        client = FlinksClient(auth_secret="s", transport=transport, settings=config.bulk(), clock=VirtualClock())
+        async with client:
+            async for _ in client.partner_access_many(f"t{i}" for i in range(2000)):
+                pass
+            assert client._local is not None
+            concurrency = client._local.governor.concurrency
+            return concurrency.idle_time, concurrency.limit  # type: ignore[union-attr]
+
+    assert run_virtual(main(100)) == pytest.approx(run_virtual(main(0)), rel=0.2)
 
 
 def test_a_deadline_on_the_wire_counts_as_a_timeout() -> None:

@@ -203,6 +203,8 @@ def test_a_server_cannot_space_requests_for_longer_than_the_longest_pause() -> N
     pause = SharedPause(Pause(longest=60.0))
     pause.space(0.0, gap=1e6, reset=1e9)
     assert pause.wait(0.0) == 60.0
+    pause.took(0.0, 0.9)
+    assert pause.wait(0.0) == 60.0
     assert pause.idle(60.0)
 
 

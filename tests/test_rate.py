@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from itertools import pairwise
+from typing import Any
 
 import pytest
 from multidict import CIMultiDict
 
-from flinks_async import ConfigError, FlinksClient, Limits
+from flinks_async import ConfigError, DeadlineExceededError, FlinksClient, Limits
+from flinks_async.middleware.governor import Governor
 from flinks_async.middleware.rate import GCRA, Remaining, remaining, spacing
 from flinks_async.testing import FakeClock, InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.transport import make_response
@@ -81,6 +84,64 @@ async def test_a_limiter_of_ones_own_is_asked_once_a_request() -> None:
             await client.partner_access("t")
     assert clock.sleeps == [1.0, 1.0, 1.0]
     assert len(limiter.asked) == 3
+
+
+def answers_per_second(arrivals: Callable[[float], float], seconds: int, **limits: Any) -> list[int]:
+    """Of calls that allow half a second each and come at `arrivals(now)` per second."""
+
+    async def main() -> list[int]:
+        loop, answers = asyncio.get_running_loop(), [0] * (seconds + 1)
+        transport = InMemoryTransport({}, default=OK)
+        client = FlinksClient(auth_secret="s", transport=transport, limits=Limits(**limits), clock=VirtualClock())
+
+        async def call() -> None:
+            with suppress(DeadlineExceededError):
+                await client.partner_access("t", timeout=0.5)
+                answers[int(loop.time() - began)] += 1
+
+        async with client, asyncio.TaskGroup() as calls:
+            began = loop.time()
+            while (now := loop.time() - began) < seconds:
+                calls.create_task(call())
+                await asyncio.sleep(1 / arrivals(now))
+        return answers[:seconds]
+
+    return run_virtual(main())
+
+
+class OfOnesOwn:
+    """Passes on to another limiter, after a turn of the loop."""
+
+    def __init__(self, rate: float) -> None:
+        self._limit = GCRA(rate, 1)
+
+    async def reserve(self, now: float, /) -> float:
+        await asyncio.sleep(0)
+        return self._limit.reserve(now)
+
+
+@pytest.mark.parametrize("limits", [{"rate": 50.0, "burst": 1}, {"rate_limiter": OfOnesOwn(50.0)}], ids=["ours", "own"])
+def test_calls_that_do_not_wait_for_their_turn_use_none_up(limits: dict[str, Any]) -> None:
+    answers = answers_per_second(lambda now: 200.0 if now < 2 else 25.0, 6, **limits)
+    assert answers[:2] == pytest.approx([50, 50], abs=2)
+    assert sum(answers[3:]) == pytest.approx(75, abs=3)
+
+
+def test_a_turn_that_a_cancelled_call_leaves_is_the_next_ones() -> None:
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+        governor = Governor(Limits(rate=1.0, burst=1), VirtualClock())
+        await governor.acquire()
+        for _ in range(10):
+            waiting = asyncio.ensure_future(governor.acquire())
+            await asyncio.sleep(0.01)
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        began = loop.time()
+        await governor.acquire()
+        return loop.time() - began
+
+    assert run_virtual(main()) == pytest.approx(0.9, abs=0.01)
 
 
 def test_rate_settings_are_checked() -> None:

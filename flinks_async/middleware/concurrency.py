@@ -6,8 +6,8 @@ instance takes 20 times as long (a gray failure: slow, but not down), 50 would p
 
 How: additive increase, multiplicative decrease (Chiu and Jain, 1989), as in TCP and in Netflix' concurrency-limits:
 
-- measured is the *time to first byte*. Answers differ five-thousandfold in size, and the time to read a large one says
-  nothing about a queue;
+- measured is the *time to first byte* of answers with data. Answers differ five-thousandfold in size, and the time to
+  read a large one says nothing about a queue; nor does the time in which a token is refused;
 - the answers come in rounds of as many as the limit has places (at least 20), and a round counts by its median, so that
   one slow token moves nothing;
 - rounds about as quick as the usual ones make up the memory of an idle instance (a moving average, not the minimum, which
@@ -50,6 +50,9 @@ class FixedConcurrency:
     def answered(self, time_to_first_byte: float, now: float, in_use: int) -> None:
         pass
 
+    def refused(self) -> None:
+        pass
+
     def lost(self, in_use: int) -> None:
         pass
 
@@ -77,7 +80,8 @@ class AdaptiveConcurrency:
         self._times: list[float] = []
         self._size = max(_FEWEST, self.limit)
         self._most_in_use = 0
-        self._failures = 0  # in this round
+        self._failures = 0  # in this round, or in the last so many that were refused
+        self._refused = 0
         # Answers still to come that say little: those of an old limit, and the first, which are the quickest.
         self._passed_over = settings.initial
         self._after_loss = 0  # answers and losses until another loss counts
@@ -102,6 +106,19 @@ class AdaptiveConcurrency:
             self._most_in_use = in_use
         if len(times) >= self._size:
             self._end_round(now)
+
+    def refused(self) -> None:
+        """An attempt was answered without data. Its time says nothing: to refuse a token may take a hundredth of what data
+        take, and an instance would seem slow ever after.
+        """
+        if self._after_loss:
+            self._after_loss -= 1
+        if self._passed_over:
+            self._passed_over -= 1
+            return
+        self._refused += 1
+        if self._refused >= self._size:
+            self._refused = self._failures = 0
 
     def lost(self, in_use: int) -> None:
         """An attempt was throttled; `in_use` as above."""
@@ -169,7 +186,7 @@ class AdaptiveConcurrency:
 
     def _begin_round(self) -> None:
         self._times.clear()
-        self._most_in_use = self._failures = 0
+        self._most_in_use = self._failures = self._refused = 0
 
     def _set(self, level: float) -> None:
         self._level = max(float(self._settings.minimum), min(float(self._settings.maximum), level))

@@ -21,6 +21,7 @@ from ..classify import Kind, Verdict
 from ..clock import Clock
 from ..config import Limits
 from ..errors import CircuitOpenError, DeadlineExceededError
+from ..policies import RateLimiter
 from .breaker import UNTIL_TOLD, CircuitBreaker, State
 from .concurrency import make_concurrency
 from .pause import SharedPause
@@ -57,6 +58,7 @@ class Governor:
         self._queue: deque[asyncio.Future[bool]] = deque()
         self._led = False
         self._stirred: asyncio.Future[None] | None = None
+        self._turn: float | None = None  # of the limiter: when it comes; whoever leads uses it
         self._answers = 0
         self._metered_from = clock.now()
         self._metered = 0.0
@@ -169,8 +171,7 @@ class Governor:
             self._throttled(headers, now, sent)
             self._succeeded(now, probe)
         elif status is not None:
-            if time_to_first_byte is not None:
-                self.concurrency.answered(time_to_first_byte, now, self.in_use + 1)
+            self.concurrency.refused()
             self._succeeded(now, probe)
         elif probe and kind is not Kind.STALE:
             down = self._failed(now, probe)
@@ -260,7 +261,6 @@ class Governor:
 
     async def _lead(self, deadline: float | None) -> bool:
         """Waits at the head of the queue and takes a place."""
-        reserved = self.limiter is None
         while True:
             self._refuse_if_down()
             now = self._clock.now()
@@ -269,25 +269,24 @@ class Governor:
                 await self._news()
             elif held > 0:
                 await self._sleep(held, now, deadline)
-            elif not reserved:
-                reserved = True
-                await self._rate(now, deadline)
+            elif self.limiter is not None and (wait := await self._rate(self.limiter, now)) > 0:
+                await self._sleep(wait, now, deadline)
             else:
                 break
         self.in_use += 1
+        self._turn = None
         if not self.pause.idle(now):
             self.pause.took(now, self._clock.random())
         probe = self.breaker is not None and self.breaker.take()
         self._calm = self.limiter is None and self.pause.idle(now) and (self.breaker is None or self.breaker.closed)
         return probe
 
-    async def _rate(self, now: float, deadline: float | None) -> None:
-        assert self.limiter is not None
-        wait = self.limiter.reserve(now)
-        if isawaitable(wait):
-            wait = await wait
-        if wait > 0:
-            await self._sleep(wait, now, deadline)
+    async def _rate(self, limiter: RateLimiter, now: float) -> float:
+        """Seconds until the limiter's turn. One that its call does not use is left to the next: none is lost."""
+        if self._turn is None:
+            wait = limiter.reserve(now)
+            self._turn = now + (await wait if isawaitable(wait) else wait)
+        return self._turn - now
 
     async def _sleep(self, seconds: float, now: float, deadline: float | None) -> None:
         if deadline is not None and now + seconds >= deadline:

@@ -113,4 +113,4 @@ class SharedPause:
             done = max(0.0, 1.0 - (self._ramp_end - now) / self._ramp)
             gap = max(gap, 1.0 / (self._slow + (self._full - self._slow) * done))
         # Not from the last turn but from now: a turn that nobody took is not made up for.
-        self._next = now + gap * (0.5 + random)
+        self._next = now + min(gap * (0.5 + random), self._settings.longest)
