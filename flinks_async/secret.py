@@ -19,7 +19,7 @@ MASK: Final = "***"
 
 _PROCESS_KEY: Final = secrets.token_bytes(32)
 # Patterns as text: `re` compiles them when they are first needed, and keeps them. An import does not pay for them.
-_UNPRINTABLE: Final = r"[^\x20-\x7e\xa0-\U0010ffff]+"
+_UNPRINTABLE: Final = r"[^\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]+"  # half a surrogate pair is no text: it has no UTF-8
 _HIDDEN: Final = (
     # The first two begin where such a word can begin, and give nothing back: a hostile text costs no more than others.
     r"(?i)(?<![a-z0-9+.-])[a-z0-9+.-]++://[^\s\"'<>]++",  # a URL
@@ -121,7 +121,7 @@ def fingerprint(secret: str | Secret, *, key: bytes = _PROCESS_KEY) -> str:
 
 def redact(text: str, *hidden: Secret | None, limit: int = 200, coded: bool = False) -> str:
     """A server's text made fit for an error or a log: hidden values, URLs, e-mails, GUIDs and long numbers are
-    masked, control characters are dropped, and it is cut to `limit` characters.
+    masked, control characters and what is no text are dropped, and it is cut to `limit` characters.
 
     Args:
         coded: mask words of 24 characters and more, too: they may be a hidden value in some coding.

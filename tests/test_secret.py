@@ -79,6 +79,13 @@ def test_redacting_a_hostile_text_takes_no_longer_than_another(part: str) -> Non
     assert time.perf_counter() - started < 0.1  # with a search from each letter on it were 0.2 to 0.4
 
 
+def test_redacted_text_can_be_written_down() -> None:
+    """A byte of a header that is no UTF-8 comes as half a surrogate pair."""
+    shown = redact("one\udcff\ud800two\u00e9\U0001f600")
+    assert shown == "one two\u00e9\U0001f600"
+    assert shown.encode("utf-8").decode("utf-8") == shown
+
+
 def test_redaction_also_finds_the_percent_encoded_form() -> None:
     assert redact("a%2Fb%3F", Secret("a/b?")) == "***"
 
