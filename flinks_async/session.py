@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import os
+import select
 import socket
 import ssl
 import weakref
@@ -70,9 +71,10 @@ class _LoopSession:
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Gives up kept-alive connections on which something came that nobody asked for.
+    """Gives up kept-alive connections on which something came that nobody asked for, or that the server has closed.
 
-    aiohttp would take it for the answer to the next request, which is for another token.
+    aiohttp would take it for the answer to the next request, which is for another token. It may still lie in the system's
+    buffer, while the event loop was busy with something else: so the socket is asked, too.
     """
 
     async def connect(
@@ -82,9 +84,30 @@ class _Connector(aiohttp.TCPConnector):
         while True:
             connection = await super().connect(req, traces, timeout)
             protocol = connection.protocol
-            if wire is None or wire.sockets > 0 or protocol is None or not protocol.should_close:
+            if wire is None or wire.sockets > 0 or protocol is None:
+                return connection
+            if not protocol.should_close and not _has_news(protocol.transport):
                 return connection
             connection.close()
+
+
+def _has_news(transport: asyncio.BaseTransport | None) -> bool:
+    """Whether the system has something for a connection that the event loop has not read yet: bytes, or its end."""
+    made = None if transport is None else transport.get_extra_info("socket")
+    return made is not None and _is_readable(made.fileno())
+
+
+if hasattr(select, "poll"):
+
+    def _is_readable(number: int) -> bool:
+        poll = select.poll()  # unlike select(), it takes any number
+        poll.register(number, select.POLLIN)
+        return bool(poll.poll(0))
+
+else:
+
+    def _is_readable(number: int) -> bool:
+        return bool(select.select([number], [], [], 0)[0])
 
 
 class SessionManager:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import queue
+import threading
 from typing import Any
 
 import pytest
 
-from flinks_async.testing import FakeClock, RawConnection, RawServer, ReadHead, Repeat, Respond, Send
+from flinks_async import Connection, FlinksClient
+from flinks_async.testing import Close, FakeClock, RawConnection, RawServer, ReadHead, Repeat, Respond, Send
 
-from .support import HEALTHY, OK, assert_clean, client_for
+from .support import HEALTHY, OK, Authority, assert_clean, client_for
 
 FOREIGN = Respond(200, b'{"GetAccountsDetail":[],"RequestId":"of-somebody-else"}').message
 UNASKED = {
@@ -69,6 +72,59 @@ async def test_a_connection_with_unasked_data_is_given_up_before_anything_is_sen
         assert client.stats().connections.created == 2
 
 
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("loop_is", ["asyncio", "uvloop"])
+@pytest.mark.parametrize("unasked", [FOREIGN, b""], ids=["an answer", "an end"])
+def test_what_came_while_the_loop_was_busy_is_no_answer_either(
+    unasked: bytes, loop_is: str, scheme: str, authority: Authority
+) -> None:
+    """It lies in the system's buffer when the next request is about to be sent: the event loop has not seen it."""
+    uvloop = pytest.importorskip("uvloop") if loop_is == "uvloop" else None
+    port = queue.SimpleQueue[int]()
+    speak, spoken = threading.Event(), threading.Event()
+
+    async def serve() -> None:
+        class Script:
+            async def __call__(self, connection: RawConnection) -> None:
+                await ReadHead()(connection)
+                await OK(connection)
+                await asyncio.to_thread(speak.wait, 5)
+                if unasked:
+                    await connection.send(unasked)
+                else:
+                    await Close()(connection)
+                await asyncio.sleep(0.02)  # as long as it takes to get there
+                spoken.set()
+                if unasked:
+                    await Repeat(ReadHead(), OK)(connection)
+
+        context = None if scheme == "http" else authority.context()
+        async with RawServer([Script()], HEALTHY, ssl_context=context) as server:
+            port.put(server.port)
+            await asyncio.to_thread(done.wait, 20)
+
+    async def fetch() -> None:
+        try:
+            url = f"{scheme}://127.0.0.1:{port.get(timeout=5)}"
+            connection = Connection(ca_file=authority.file)
+            async with FlinksClient(auth_secret="s", base_url=url, connection=connection) as client:
+                await client.partner_access("first")
+                speak.set()
+                spoken.wait(5)  # the loop does not turn meanwhile
+                answer = await client.partner_access("second")
+                assert (answer.request_id, answer.meta.attempts) == ("r-1", 1)
+                assert client.stats().connections.created == 2
+        finally:
+            done.set()
+
+    done = threading.Event()
+    serving = threading.Thread(target=asyncio.run, args=(serve(),))
+    serving.start()
+    with asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop) as runner:
+        runner.run(fetch())
+    serving.join()
+
+
 @pytest.mark.parametrize("status", [400, 401, 404, 429, 500, 503])
 async def test_a_connection_is_kept_after_an_error_that_was_whole(status: int) -> None:
     turns: list[Any] = [ReadHead(), Respond(status, b"{}"), Repeat(ReadHead(), OK)]
@@ -80,8 +136,6 @@ async def test_a_connection_is_kept_after_an_error_that_was_whole(status: int) -
 
 
 async def test_a_keep_alive_that_has_run_out_makes_a_new_connection() -> None:
-    from flinks_async import Connection
-
     async with RawServer(HEALTHY) as server:
         async with client_for(server, connection=Connection(keepalive=0.0)) as client:
             await client.partner_access("first")
