@@ -95,7 +95,9 @@ def main() -> None:
     if (place := cores()) is not None:
         os.sched_setaffinity(0, {place[0]})
     print(f"{machine()}.\n{versions(['flinks-async', 'uvloop'])}.")
-    print(f"Small answers, {CONCURRENCY} at the same time, median of {rounds} rounds ± half the distance of the quartiles.\n")
+    print(
+        f"Small answers, {CONCURRENCY} at the same time, median of {rounds} rounds ± half the distance of the quartiles.\n"
+    )
     try:
         import uvloop
     except ImportError:

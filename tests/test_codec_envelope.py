@@ -69,9 +69,10 @@ def test_a_status_is_a_number_of_three_digits_or_nothing(status: Any) -> None:
     assert read_envelope(to_bytes({"HttpStatusCode": status})).http_status_code is None
 
 
-@pytest.mark.parametrize("status", [100, 401, 999, "100", "401", "999"])
-def test_a_status_of_three_digits_is_one(status: int | str) -> None:
-    assert read_envelope(to_bytes({"HttpStatusCode": status})).http_status_code == int(status)
+@pytest.mark.parametrize("status", [100, 401, 999, "100", "401", "999", 503.0, "503.0", " 401 ", "401."])
+def test_a_status_of_three_digits_is_one(status: float | str) -> None:
+    assert read_envelope(to_bytes({"HttpStatusCode": status})).http_status_code == int(float(status))
+    assert envelope({"HttpStatusCode": status}).http_status_code == int(float(status))
 
 
 @pytest.mark.parametrize(
@@ -167,13 +168,36 @@ def test_an_error_inside_the_details(shape: Any) -> None:
     [
         [REFUSAL, {"LoginId": "a"}],
         {**REFUSAL, "Accounts": [{}]},
-        {"HttpStatusCode": 401},
+        {"HttpStatusCode": 401, "Accounts": [{}]},
+        [{"HttpStatusCode": 401}, {"HttpStatusCode": 200}],
+        {"HttpStatusCode": 200},
         {"FlinksCode": None},
         {"Message": "hello"},
     ],
 )
 def test_entries_with_data_or_without_a_code_are_no_error(shape: Any) -> None:
     assert envelope({"GetAccountsDetail": shape}) is EMPTY_ENVELOPE
+
+
+@pytest.mark.parametrize(
+    "shape", [{"HttpStatusCode": 401}, [{"HttpStatusCode": 401}], {**WHOLE, "HttpStatusCode": 401}]
+)
+def test_a_status_alone_inside_the_details(shape: Any) -> None:
+    assert envelope({"GetAccountsDetail": shape}) == Envelope(http_status_code=401)
+
+
+@pytest.mark.parametrize(
+    "said", [{"HttpStatusCode": 1401}, {"HttpStatusCode": True}, {"httpStatusCode": "x"}, {"Message": ["no"]}]
+)
+def test_without_data_what_cannot_be_read_is_an_error_all_the_same(said: dict[str, Any]) -> None:
+    assert envelope({**said, "RequestId": GUID}) == Envelope(UNREADABLE, request_id=GUID)
+    assert envelope({**said, "GetAccountsDetail": []}) == Envelope(UNREADABLE)
+    assert envelope({**said, "GetAccountsDetail": [{"LoginId": "a"}]}) is EMPTY_ENVELOPE
+
+
+@pytest.mark.parametrize("said", [{"HttpStatusCode": 0}, {"FlinksCode": ""}, {"FlinksCode": []}, {"Message": ""}])
+def test_what_says_nothing_is_no_error(said: dict[str, Any]) -> None:
+    assert envelope(said) is EMPTY_ENVELOPE
 
 
 def test_what_a_hook_made_of_an_answer_has_none() -> None:

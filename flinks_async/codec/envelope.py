@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from decimal import Decimal
 from typing import Any, Final, cast
 
 from ..messages import EMPTY_ENVELOPE, Envelope
@@ -17,7 +18,8 @@ MAX_ERROR_BODY: Final = 256 * 1024
 UNREADABLE: Final = "UNREADABLE"
 """Stands for the code of a success that has one which cannot be shown: still an error, never an empty answer."""
 
-_STATUS: Final = re.compile("[1-9][0-9]{2}")
+_NAMES: Final = ("flinkscode", "httpstatuscode", "message")
+_STATUS: Final = re.compile(r"\s*([1-9][0-9]{2})(?:\.0*)?\s*")
 _CODE: Final = re.compile(r"(?!.*[A-Za-z0-9]{24})[A-Za-z0-9_.-]{1,64}")
 _ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
@@ -36,19 +38,22 @@ def read_envelope(body: bytes, *hidden: Secret) -> Envelope:
 def envelope_of(answer: PartnerAccessResponse, *hidden: Secret) -> Envelope:
     """The envelope of a success: empty, unless the body says inside that it is an error.
 
-    That is a code, status or message beside the data, or a `FlinksCode` in every entry of `GetAccountsDetail` while
-    none of them has accounts; then the first entry speaks. A code of any other form than a short word is `UNREADABLE`.
+    That is a code, status or message beside the data, or a `FlinksCode` or a status from 400 on in every entry of
+    `GetAccountsDetail` while none of them has accounts; then the first entry speaks. A code of any other form than a
+    short word is `UNREADABLE`, and so is a status or message of another form where there are no data.
     """
     if not isinstance(cast(object, answer), PartnerAccessResponse):
         return EMPTY_ENVELOPE  # a hook of a user has put something else in its place
     detail = answer.get_accounts_detail
     first = detail[0] if type(detail) is tuple and detail else detail
-    if answer._wire is COMPLETE and (not first or type(first) is not AccountsDetail or not _has_extra(first)):
+    if answer._wire is COMPLETE and (not first or type(first) is not AccountsDetail or not _says_more(first)):
         return EMPTY_ENVELOPE  # nearly every answer
     if answer.extra:
         found = _envelope({"RequestId": answer.request_id, **answer.extra}, hidden, unreadable=UNREADABLE)
         if found.flinks_code or found.http_status_code or found.message:
             return found
+        if not answer.details and any(map(_fold(answer.extra).get, _NAMES)):
+            return Envelope(flinks_code=UNREADABLE, request_id=found.request_id)
     details = answer.details
     if details and all(_refuses(detail) for detail in details):
         first = details[0]
@@ -57,16 +62,21 @@ def envelope_of(answer: PartnerAccessResponse, *hidden: Secret) -> Envelope:
     return EMPTY_ENVELOPE
 
 
-def _has_extra(detail: AccountsDetail) -> bool:
+def _says_more(detail: AccountsDetail) -> bool:
     wire = detail._wire
-    return bool(wire if isinstance(wire, dict) else wire.extra)
+    return _says_no(detail) or bool(wire if isinstance(wire, dict) else wire.extra)
 
 
 def _refuses(detail: AccountsDetail) -> bool:
     # A hook of a user may have put something else than our class here.
-    if type(detail) is not AccountsDetail or detail.accounts or not detail.extra:
+    if type(detail) is not AccountsDetail or detail.accounts:
         return False
-    return _fold(detail.extra).get("flinkscode") is not None
+    return _says_no(detail) or _fold(detail.extra).get("flinkscode") is not None
+
+
+def _says_no(detail: AccountsDetail) -> bool:
+    status = detail.http_status_code
+    return status is not None and status >= 400
 
 
 def _fold(data: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,9 +97,11 @@ def _envelope(data: Mapping[str, Any], hidden: tuple[Secret, ...], *, unreadable
 
 
 def _status(value: object) -> int | None:
-    if isinstance(value, str) and _STATUS.fullmatch(value):  # read all the same: else an error would be a success
-        return int(value)
-    return value if type(value) is int and 100 <= value <= 999 else None
+    if type(value) is int:
+        return value if 100 <= value <= 999 else None
+    # Read in other forms all the same: else an error would be a success.
+    found = _STATUS.fullmatch(str(value)) if isinstance(value, str | float | Decimal) else None
+    return int(found[1]) if found else None
 
 
 def _request_id(value: object, hidden: tuple[Secret, ...]) -> str | None:
