@@ -1,7 +1,8 @@
 """What `import flinks_async` costs: `python benchmarks/import_time.py [--short]`.
 
 New processes import the dependencies and then the package, and the processor time of the second step is what counts.
-The exit code is 1 if its median is over the limit, or if something optional was imported.
+The exit code is 1 if its share of the first step is over the limit, or if something optional was imported. A share,
+since the same processes take twice as long an hour later on a machine that is shared.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 
 from figures import machine, spread, versions
 
-LIMIT_MS = 40.0
+# 40 ms was the aim where the dependencies take 170 ms; the rest is for what differs from process to process.
+LIMIT = 0.26
 DEPENDENCIES = ("aiohttp", "attrs", "cattrs", "msgspec", "multidict", "yarl")
 # Everything that an extra, a test or a comparison may bring, and the parts of the package that need it.
 OPTIONAL = (
@@ -63,14 +65,15 @@ def main() -> int:
     own, dependencies = [run["own"] for run in runs], [run["dependencies"] for run in runs]
     optional = sorted({name for run in runs for name in run["optional"]})
     print(f"{machine()}.\n{versions(DEPENDENCIES)}. Median of {len(runs)} processes.\n")
+    share = statistics.median(one / other for one, other in zip(own, dependencies, strict=True))
     print(
         f"`import flinks_async` takes {statistics.median(own):.1f} ms (± {spread(own):.0%}, the fastest "
-        f"{min(own):.1f} ms) over its dependencies, "
-        f"which take {statistics.median(dependencies):.0f} ms (± {spread(dependencies):.0%}); the limit is "
-        f"{LIMIT_MS:.0f} ms. It loads {runs[0]['modules']} modules."
+        f"{min(own):.1f} ms) over its dependencies, which take {statistics.median(dependencies):.0f} ms "
+        f"(± {spread(dependencies):.0%}): {share:.2f} of them; the limit is {LIMIT:.2f}. "
+        f"It loads {runs[0]['modules']} modules."
     )
     print(f"Optional modules imported: {', '.join(optional) or 'none'}.")
-    return 1 if optional or statistics.median(own) > LIMIT_MS else 0
+    return 1 if optional or share > LIMIT else 0
 
 
 if __name__ == "__main__":
