@@ -12,6 +12,7 @@ does that).
 from __future__ import annotations
 
 import inspect
+import time
 from contextlib import suppress
 from typing import Any, Final
 
@@ -22,6 +23,8 @@ from aiohttp.streams import StreamReader
 from attrs import define, field
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
+
+from .session import Protocol
 
 _PARAMETERS: Final = {"read_until_eof", "auto_decompress"}
 
@@ -76,6 +79,9 @@ class Exchange:
 
     def finish(self) -> None:
         """The body was read to its end: the connection goes back to the pool, if the server keeps it."""
+        protocol = self.connection.protocol
+        if isinstance(protocol, Protocol):
+            protocol.idle_since = time.monotonic()
         self.connection.release()
 
     def abort(self) -> None:

@@ -12,14 +12,17 @@ import os
 import select
 import socket
 import ssl
+import time
 import weakref
 from contextlib import suppress
 from contextvars import ContextVar
-from typing import Any
+from functools import partial
+from typing import Any, Final
 from urllib.parse import unquote, urlsplit, urlunsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection as PooledConnection
 from aiohttp.tracing import Trace
 from attrs import define, frozen
@@ -35,6 +38,9 @@ class Wire:
 
     sockets: int = 0
 
+
+# Seconds. What comes within them of the last answer is as good as part of it.
+_JUST_NOW: Final = 0.001
 
 wire_of_attempt: ContextVar[Wire | None] = ContextVar("flinks_async_wire", default=None)
 
@@ -70,12 +76,26 @@ class _LoopSession:
     fresh: aiohttp.ClientSession | None = None
 
 
+class Protocol(ResponseHandler):
+    """aiohttp's parser of a connection's answers.
+
+    Attributes:
+        idle_since: by `time.monotonic()`, when its last answer was read to its end.
+    """
+
+    idle_since = float("-inf")
+
+
 class _Connector(aiohttp.TCPConnector):
     """Gives up kept-alive connections on which something came that nobody asked for, or that the server has closed.
 
     aiohttp would take it for the answer to the next request, which is for another token. It may still lie in the system's
     buffer, while the event loop was busy with something else: so the socket is asked, too.
     """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory: Any = partial(Protocol, loop=self._loop)
 
     async def connect(
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
@@ -86,9 +106,14 @@ class _Connector(aiohttp.TCPConnector):
             protocol = connection.protocol
             if wire is None or wire.sockets > 0 or protocol is None:
                 return connection
-            if not protocol.should_close and not _has_news(protocol.transport):
+            if not protocol.should_close and not (_was_idle(protocol) and _has_news(protocol.transport)):
                 return connection
             connection.close()
+
+
+def _was_idle(protocol: ResponseHandler) -> bool:
+    # Each look costs a system call, a twentieth of a small request.
+    return not isinstance(protocol, Protocol) or time.monotonic() - protocol.idle_since > _JUST_NOW
 
 
 def _has_news(transport: asyncio.BaseTransport | None) -> bool:
