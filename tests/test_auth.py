@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import asyncio
+import pickle
 from typing import Any
 
 import pytest
 
 from flinks_async import AuthenticationError, ConfigError, Request, Secret, fingerprint
-from flinks_async.middleware.auth import CONFIRMED_FOR
+from flinks_async.middleware.auth import CONFIRMED_FOR, NOT_SAID_FOR
 from flinks_async.testing import KINDS, FakeClock, InMemoryTransport
+from flinks_async.testing.transport import make_response
 
 from .support import DOCUMENTED, client_of, turns
 
@@ -75,6 +77,50 @@ async def test_when_the_vault_confirms_the_secret_the_refusal_stands_and_it_is_l
         vault.secrets = ["good"]
         await client.partner_access("t")
     assert vault.asked == 3
+
+
+async def test_a_vault_that_fails_after_a_refusal_leaves_the_refusal_and_is_left_in_peace() -> None:
+    vault, clock, transport = Vault("old", OSError("canary")), FakeClock(), server("good")
+    async with client_of(transport, auth_secret=vault, clock=clock) as client:
+        for token in ("a", "b", "c"):
+            with pytest.raises(AuthenticationError, match="the AuthSecret is refused") as caught:
+                await client.partner_access(token)
+            error = caught.value
+            assert error.message.endswith("not known: the auth_secret callable raised OSError")
+            assert (error.status, error.flinks_code, error.attempts) == (401, "UNAUTHORIZED", 1)
+            assert error.token_fingerprint == fingerprint(token)
+            assert str(pickle.loads(pickle.dumps(error))) == str(error)
+            assert "canary" not in repr(error)
+        assert vault.asked == 2
+        clock.advance(NOT_SAID_FOR + 1)
+        vault.secrets = ["good"]
+        await client.partner_access("t")
+        assert (await client.partner_access_raw("t")).status == 200
+    assert vault.asked == 3
+
+
+async def test_once_the_vault_has_confirmed_the_secret_a_refusal_says_nothing_of_its_failure() -> None:
+    vault, clock = Vault("old", OSError(), "old"), FakeClock()
+    async with client_of(server("good"), auth_secret=vault, clock=clock) as client:
+        with pytest.raises(AuthenticationError, match="not known"):
+            await client.partner_access("t")
+        clock.advance(NOT_SAID_FOR + 1)
+        with pytest.raises(AuthenticationError) as caught:
+            await client.partner_access("t")
+    assert "not known" not in caught.value.message
+
+
+async def test_a_raw_answer_comes_as_it_is_when_the_vault_fails() -> None:
+    async with client_of(server("good"), auth_secret=Vault("old", OSError())) as client:
+        assert (await client.partner_access_raw("t")).status == 401
+
+
+async def test_how_long_to_wait_is_told_when_the_vault_fails_too() -> None:
+    refused = make_response({"FlinksCode": "UNAUTHORIZED"}, status=401, headers={"Retry-After": "7"})
+    async with client_of(InMemoryTransport(default=refused), auth_secret=Vault("old", OSError())) as client:
+        with pytest.raises(AuthenticationError) as caught:
+            await client.partner_access("t")
+    assert caught.value.retry_after == 7.0
 
 
 async def test_the_first_waiter_may_leave() -> None:

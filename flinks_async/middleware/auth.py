@@ -8,21 +8,30 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 from attrs import define
 
-from ..classify import Kind, verdict_of
+from ..classify import Kind, error_from, verdict_of
 from ..clock import Clock
 from ..config import check_secret
-from ..errors import ConfigError, FlinksError
+from ..errors import AuthenticationError, ConfigError, FlinksError
 from ..messages import Handler, Request, Response
 from ..secret import Secret
+from .retry_after import retry_after
 
 SecretProvider = Callable[[], Awaitable[str | Secret]]
 
 # Seconds before a secret that was confirmed is asked for again: one dead token among many may look like a refused
 # secret, and must not become a flood of questions.
 CONFIRMED_FOR = 60.0
+
+# The same when it could not be said: a vault that is down is not asked for each refused token, and a new secret is not
+# missed for long.
+NOT_SAID_FOR = 10.0
+
+NOT_SAID: Final = ". Whether there is another one is not known: "
+"""Stands in the message of an `AuthenticationError` before why the provider could not say."""
 
 
 @define(eq=False)
@@ -39,9 +48,10 @@ class SecretSource:
     def __init__(self, provider: SecretProvider, clock: Clock) -> None:
         self._provider = provider
         self._clock = clock
-        self._confirmed_until = 0.0
+        self._not_before = 0.0
         self._asking: dict[asyncio.AbstractEventLoop, _Question] = {}
         self.current: Secret | None = None
+        self.problem: str | None = None  # why the provider could not say, when it was asked last
 
     async def get(self) -> Secret:
         """The secret, asked for if need be."""
@@ -51,12 +61,23 @@ class SecretSource:
         """After a refusal: whether there is another secret now."""
         if self.current != refused:
             return self.current is not None
-        if self._clock.now() < self._confirmed_until:
+        if self._clock.now() < self._not_before:
             return False
-        if await self._ask() == refused:
-            self._confirmed_until = self._clock.now() + CONFIRMED_FOR
+        try:
+            confirmed = await self._ask() == refused
+        except ConfigError:
+            self._not_before = self._clock.now() + NOT_SAID_FOR
             return False
-        return True
+        if confirmed:
+            self._not_before = self._clock.now() + CONFIRMED_FOR
+        return not confirmed
+
+    def refusal(self, request: Request, response: Response) -> AuthenticationError:
+        """What a refused request becomes when the provider could not say whether there is another secret."""
+        verdict, call = verdict_of(response), request.call
+        error = error_from(response, verdict, request.endpoint.host, request.token, call.secret)
+        fields = {**error.fields(), "retry_after": retry_after(response.headers, self._clock.time())}
+        return AuthenticationError(f"{error.message}{NOT_SAID}{self.problem}", **fields)
 
     async def _ask(self) -> Secret:
         loop = asyncio.get_running_loop()
@@ -74,6 +95,7 @@ class SecretSource:
             if not question.waiters:
                 question.task.cancel()  # a provider that hangs is asked anew by the next call
         answer = question.task.result()
+        self.problem = answer.message if isinstance(answer, ConfigError) else None
         if isinstance(answer, ConfigError):
             raise copy.copy(answer)  # each waiter gets its own
         return answer
@@ -104,8 +126,10 @@ class AuthMiddleware:
         call = request.call
         call.secret = await self._source.get()
         response = await call_next(request)
-        verdict = verdict_of(response)
-        if verdict.kind is Kind.REFUSED and await self._source.replace(call.secret):
-            call.secret = await self._source.get()
-            response = await call_next(request)
+        if verdict_of(response).kind is Kind.REFUSED:
+            if await self._source.replace(call.secret):
+                call.secret = await self._source.get()
+                return await call_next(request)
+            if self._source.problem is not None and not request.raw:
+                raise self._source.refusal(request, response)
         return response
