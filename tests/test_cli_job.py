@@ -18,7 +18,7 @@ from click.testing import Result
 
 from flinks_async import bulk
 from flinks_async.cli.exit_codes import Exit
-from flinks_async.testing import FlinksServer
+from flinks_async.testing import Fault, FlinksServer
 
 from .cli_support import cli, records, start
 
@@ -109,6 +109,26 @@ class TestExitCodes:
         assert "wrong-secret" not in result.output
         assert (await fetch(flinks_server, tokens, job)).exit_code == Exit.OK
         assert answers(job) == expected(flinks_server)
+
+    async def test_3_something_else_answers_in_the_place_of_the_instance(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path
+    ) -> None:
+        flinks_server.script_all([Fault.reply(302, headers={"Location": "https://login.example/"})] * 5)
+        result = await fetch(flinks_server, tokens, job, "--concurrency", 1)
+        assert result.exit_code == Exit.STOPPED
+        assert "a redirect to login.example" in result.stderr
+        assert "(5 different tokens in a row). The job has 50 tokens." in result.stderr
+        assert "The same command goes on" in result.stderr
+        assert "a redirect to login.example" in (await cli("status", job)).stdout
+        assert (await fetch(flinks_server, tokens, job)).exit_code == Exit.OK
+        assert answers(job) == expected(flinks_server)
+
+    async def test_3_a_proxy_wants_credentials(self, flinks_server: FlinksServer, tokens: Path, job: Path) -> None:
+        flinks_server.script_all([Fault.reply(407)] * 50)
+        result = await fetch(flinks_server, tokens, job)
+        assert result.exit_code == Exit.STOPPED
+        assert "the proxy wants credentials" in result.stderr
+        assert "  failed              0" in result.stderr
 
     async def test_4_dead_tokens_at_the_beginning_of_the_file_can_be_passed(
         self, flinks_server: FlinksServer, tokens: Path, job: Path

@@ -15,6 +15,7 @@ from ..errors import (
     QuotaExhaustedError,
 )
 from ..messages import Envelope
+from .blame import concerns_all
 from .records import Failure, FailureKind
 
 _TIME_IS_UP: Final = (DeadlineExceededError, QuotaExhaustedError, CircuitOpenError, PendingError)
@@ -25,7 +26,7 @@ def failure_kind(error: FlinksError) -> FailureKind:
     """`exhausted` if another run may succeed, `final` if it will not, `invalid` if nothing can be sent."""
     if isinstance(error, InvalidTokenError):
         return "invalid"
-    if isinstance(error, _TIME_IS_UP):
+    if isinstance(error, _TIME_IS_UP) or concerns_all(error):
         return "exhausted"
     verdict = classify_error(error)
     if isinstance(error, APIStatusError) and error.status is not None:

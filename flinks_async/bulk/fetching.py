@@ -6,16 +6,19 @@ Tokens are taken in the order of the shards and answered in any order; a shard e
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from attrs import frozen
+
 from ..client import FlinksClient
 from ..clock import Clock
-from ..errors import AuthenticationError, ClientClosedError, ConfigError, FlinksError
+from ..errors import ClientClosedError, ConfigError, FlinksError
 from ..messages import Response
 from ..secret import fingerprint
+from .blame import concerns_all, suspicion, why_all, why_row
 from .compression import Compression
 from .failures import failure_of
 from .figures import Figures
@@ -62,12 +65,52 @@ class Tally:
         return Figures(self.fetched, self.failed, self.again, self.size, times=recent)
 
 
+@frozen
+class _Suspect:
+    """A token whose error may be its own, or that of all.
+
+    Attributes:
+        number: of the suspects of its instance, from 0.
+        kind: the suspicion.
+    """
+
+    number: int
+    kind: str
+    opened: OpenShard
+    failure: Failure
+    error: FlinksError
+
+
 class _Suspects:
-    """Tokens in a row, of one instance, that were answered that the secret is refused."""
+    """Those of one instance about whom it is not known yet.
+
+    Attributes:
+        tokens: in the order in which they failed.
+        noted: how many there ever were.
+        in_a_row: by suspicion, with no success between.
+        any_success: the instance has answered a token.
+    """
 
     def __init__(self) -> None:
-        self.tokens: list[tuple[OpenShard, Failure]] = []
+        self.tokens: deque[_Suspect] = deque()
+        self.noted = 0
+        self.in_a_row = Counter[str]()
         self.any_success = False
+
+    def add(self, kind: str, opened: OpenShard, failure: Failure, error: FlinksError) -> int:
+        """How many of this kind there are in a row now."""
+        self.tokens.append(_Suspect(self.noted, kind, opened, failure, error.with_traceback(None)))
+        self.noted += 1
+        self.in_a_row[kind] += 1
+        return self.in_a_row[kind]
+
+    def cleared(self, noted: int | None = None) -> list[_Suspect]:
+        """Takes out those that were noted before, or all. Their errors were their own."""
+        until = self.noted if noted is None else noted
+        found = list[_Suspect]()
+        while self.tokens and self.tokens[0].number < until:
+            found.append(self.tokens.popleft())
+        return found
 
 
 class Fetcher:
@@ -189,8 +232,8 @@ class Fetcher:
         return len(self._open) + len(self._ending) >= self._rules.open_shards
 
     def _only_suspects(self) -> bool:
-        """All places are taken by shards that wait until it is known whether the secret is refused. Other tokens must
-        tell, so one more is opened; before long there are enough suspects.
+        """All places are taken by shards that wait until it is known whether their errors are their own. Other tokens
+        must tell, so one more is opened; before long there are enough suspects.
         """
         return not self._in_flight and not self._queue and not self._ending
 
@@ -201,17 +244,20 @@ class Fetcher:
             while (place := await self._take()) is not None:
                 opened, token = place
                 client = self._clients.get(token.instance)
+                if client is None:
+                    error = ConfigError(f"there are no settings for the instance {token.instance!r}")
+                    self._failed_for_good(opened, self._failure(token, error))
+                    continue
+                noted = self._suspects[token.instance].noted
                 self._in_flight += 1
                 try:
-                    if client is None:
-                        raise ConfigError(f"there are no settings for the instance {token.instance!r}")
                     response = await client.respond(token.token)
                 except ClientClosedError:
                     raise  # no token can be fetched any more, and this one has not failed
                 except FlinksError as error:
                     self._note_failure(opened, token, error)
                 else:
-                    self._note_answer(opened, token, response)
+                    self._note_answer(opened, token, response, noted)
                 finally:
                     self._in_flight -= 1
                 if opened.full:
@@ -223,30 +269,38 @@ class Fetcher:
         except BaseException as error:
             self.break_off(error)
 
-    def _note_answer(self, opened: OpenShard, token: Token, response: Response) -> None:
+    def _note_answer(self, opened: OpenShard, token: Token, response: Response, noted: int) -> None:
+        """`noted`: how many suspects there were when it was asked for. Those that came later may have failed after the
+        server had answered: an answer that was long on its way tells nothing about them.
+        """
         suspects = self._suspects[token.instance]
         suspects.any_success = True
-        if suspects.tokens:
-            self._settle(suspects)
+        suspects.in_a_row.clear()
+        self._settle(suspects.cleared(noted))
         opened.answered(token.line, spool_line(token, response))
         self.tally.answered(response, again=opened.shard.round > 0)
         self._finish_if_done(opened)
 
     def _note_failure(self, opened: OpenShard, token: Token, error: FlinksError) -> None:
-        failure = failure_of(
+        if concerns_all(error):
+            self.stop(why_all(error, token.instance))
+            return
+        failure, kind = self._failure(token, error), suspicion(error)
+        if kind is None:
+            self._failed_for_good(opened, failure)
+            return
+        suspects = self._suspects[token.instance]
+        if suspects.add(kind, opened, failure, error) >= self._rules.refused_after:
+            self._stop_for_row(token.instance, suspects)
+
+    def _failure(self, token: Token, error: FlinksError) -> Failure:
+        return failure_of(
             error,
             token.line,
             key=key_of(token),
             instance=token.instance,
             token_fingerprint=fingerprint(token.token, key=self._key),
         )
-        if isinstance(error, AuthenticationError):
-            suspects = self._suspects[token.instance]
-            suspects.tokens.append((opened, failure))
-            if len(suspects.tokens) >= self._rules.refused_after:
-                self._refuse(token.instance, len(suspects.tokens))
-            return
-        self._failed_for_good(opened, failure)
 
     def _failed_for_good(self, opened: OpenShard, failure: Failure) -> None:
         opened.failed(failure)
@@ -258,15 +312,15 @@ class Fetcher:
             self.stop(broken)
         self._finish_if_done(opened)
 
-    def _settle(self, suspects: _Suspects) -> None:
-        """The secret is good, so these tokens were refused for themselves."""
-        tokens, suspects.tokens = suspects.tokens, []
-        for opened, failure in tokens:
-            self._failed_for_good(opened, failure)
+    def _settle(self, suspects: Sequence[_Suspect]) -> None:
+        for suspect in suspects:
+            self._failed_for_good(suspect.opened, suspect.failure)
 
-    def _refuse(self, instance: str | None, tokens: int) -> None:
-        of = "" if instance is None else f" of the instance {instance!r}"
-        self.stop(f"the AuthSecret{of} is refused ({tokens} different tokens in a row)", "refused")
+    def _stop_for_row(self, instance: str | None, suspects: _Suspects) -> None:
+        """For what the last of them says."""
+        last = suspects.tokens[-1]
+        reason = why_row(last.error, instance, suspects.in_a_row[last.kind])
+        self.stop(reason, "refused" if last.kind == "refused" else "stopped")
 
     # --- answers out --------------------------------------------------------------------------------------------------
 
@@ -329,9 +383,9 @@ class Fetcher:
         for name, suspects in self._suspects.items():
             if suspects.tokens and self.stopped is None:
                 if suspects.any_success or self.secret_is_good:
-                    self._settle(suspects)
+                    self._settle(suspects.cleared())
                 else:
-                    self._refuse(name, len(suspects.tokens))
+                    self._stop_for_row(name, suspects)
         for opened in list(self._open.values()):
             if opened.begun:
                 del self._open[opened.shard.id]

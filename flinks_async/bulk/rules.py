@@ -22,7 +22,8 @@ class Rules:
         open_shards: shards under way at once (default 16). A shard whose last token is slow keeps its place, and
             after a kill, the shards under way are fetched again: at most `open_shards * shard_size` requests.
         refused_after: distinct tokens in a row, with no success between, that are answered that the AuthSecret is
-            refused, before that is believed (default 5).
+            refused, before that is believed (default 5). The same for redirects, for pages where JSON should be, and for
+            5xx that are not retried: none of these need be one token's matter.
         max_failures: stop when more tokens than this have failed in this run.
         max_failure_share: stop when a larger share than this (0 to 1) of this run's tokens has failed; looked at after
             100 tokens.

@@ -34,7 +34,8 @@ class Result:
     """How a run ended.
 
     Attributes:
-        state: `complete`: every token has an outcome. `stopped`: not yet; run the job again. `refused`: the AuthSecret.
+        state: `complete`: every token has an outcome. `stopped`: not yet; `reason` says why, and the same job
+            goes on when it is run again. `refused`: the AuthSecret.
         reason: why it did not complete, in words.
         totals: of the job.
         progress: the last figures of this run.

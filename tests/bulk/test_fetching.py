@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flinks_async import FlinksClient, config
+from flinks_async import CertificateError, FlinksClient, ProxyError, config
 from flinks_async.bulk.errors import StoreError
 from flinks_async.bulk.fetching import Fetcher
 from flinks_async.bulk.inputs import Token
@@ -20,6 +20,7 @@ from flinks_async.bulk.thread import Here
 from flinks_async.secret import Secret
 from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.faults import KINDS
+from flinks_async.testing.transport import make_response
 
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 REFUSED = KINDS["unauthorized"]
@@ -39,8 +40,10 @@ class Bench:
         secret_is_good: bool = False,
         store: Callable[[Finished], object] | None = None,
         only: dict[int, tuple[int, ...]] | None = None,
+        auth_secret: Any = "s",
     ) -> None:
         self.folder = folder
+        self.auth_secret = auth_secret
         self.transport = InMemoryTransport({}, default=answer)
         self.finished: list[Finished] = []
         self.lines: dict[int, dict[str, Any]] = {}
@@ -76,7 +79,7 @@ class Bench:
 
     async def main(self, during: Callable[[Bench], Any] | None = None) -> None:
         client = FlinksClient(
-            auth_secret="s",
+            auth_secret=self.auth_secret,
             transport=self.transport,
             settings=config.bulk(),
             clock=VirtualClock(),
@@ -204,6 +207,124 @@ def test_a_refused_secret_is_found_out_with_fewer_tokens_under_way_than_it_takes
     assert not bench.failures, "nobody knows yet what is wrong with them"
 
 
+def test_a_token_is_not_given_up_for_an_answer_that_was_on_its_way_when_the_secret_went_bad(tmp_path: Path) -> None:
+    async def answer(request: Any) -> Any:
+        line = int(request.token.reveal()[2:])
+        await asyncio.sleep(100 if line == 1 else line)
+        return OK if line == 1 else REFUSED
+
+    bench = Bench(tmp_path, answer, shards=1, size=6, rules=Rules(concurrency=6, drain=1000)).run()
+    assert bench.fetcher.stopped is not None
+    assert bench.fetcher.stopped[0] == "refused"
+    assert (list(bench.lines), bench.failures, bench.left) == ([1], {}, [2, 3, 4, 5, 6])
+
+
+def test_a_vault_that_is_down_while_the_secret_is_replaced_costs_no_token(tmp_path: Path) -> None:
+    asked = 0
+
+    async def vault() -> str:
+        nonlocal asked
+        asked += 1
+        if asked > 1:
+            raise OSError("down")
+        return "old"
+
+    fate = answers(lambda line: OK if line < 6 else REFUSED)
+    bench = Bench(tmp_path, fate, rules=Rules(concurrency=1), auth_secret=vault).run()
+    assert bench.fetcher.stopped == (
+        "refused",
+        "the AuthSecret is refused (5 different tokens in a row), and the auth_secret callable raised OSError",
+    )
+    assert (sorted(bench.lines), bench.failures, asked) == ([1, 2, 3, 4, 5], {}, 2)
+
+
+def test_a_vault_that_is_down_from_the_beginning_stops_at_once(tmp_path: Path) -> None:
+    async def vault() -> str:
+        raise OSError("down")
+
+    bench = Bench(tmp_path, OK, auth_secret=vault).run()
+    assert bench.fetcher.stopped == (
+        "stopped",
+        "the auth_secret callable raised OSError. Nothing can be sent until that is put right",
+    )
+    assert not bench.finished
+
+
+NO_TRUST = CertificateError("the certificate of the.example is not valid")
+
+
+@pytest.mark.parametrize(
+    ("problem", "says"),
+    [
+        (NO_TRUST, "the certificate of the.example is not valid. Have it put right"),
+        (ProxyError("the proxy answered 407", status=407), "the proxy answered 407. Give the proxy the credentials"),
+        (make_response(b"", status=407), "the proxy wants credentials"),
+    ],
+)
+def test_what_concerns_every_token_stops_at_the_first_and_gives_up_none(
+    tmp_path: Path, problem: Any, says: str
+) -> None:
+    fate = answers(lambda line: OK if line < 6 else problem)
+    bench = Bench(tmp_path, fate, rules=Rules(concurrency=1)).run()
+    assert bench.fetcher.stopped is not None
+    state, reason = bench.fetcher.stopped
+    assert state == "stopped"
+    assert says in reason
+    assert (sorted(bench.lines), bench.failures, bench.left) == ([1, 2, 3, 4, 5], {}, [6, 7, 8])
+    assert len(bench.transport.requests) == 6
+
+
+def test_a_proxy_that_is_down_is_an_outage(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, answers(lambda line: ProxyError("down") if line == 3 else OK)).run()
+    assert bench.fetcher.stopped is None
+    ((failure,),) = (one.failures for one in bench.finished if one.failures)
+    assert (failure.line, failure.kind) == (3, "exhausted")
+
+
+LOGIN = make_response(b"", status=302, headers={"Location": "https://login.example/"})
+PAGE = make_response(b"<html>log in</html>")
+OF_ALL = [(LOGIN, "a redirect to login.example"), (PAGE, "not JSON"), (make_response(b"", status=501), "answered 501")]
+
+
+@pytest.mark.parametrize(("answer", "says"), OF_ALL)
+def test_what_several_tokens_in_a_row_are_answered_is_not_one_tokens_matter(
+    tmp_path: Path, answer: Any, says: str
+) -> None:
+    fate = answers(lambda line: OK if line < 6 else answer)
+    bench = Bench(tmp_path, fate, rules=Rules(concurrency=1, refused_after=4)).run()
+    assert bench.fetcher.stopped is not None
+    state, reason = bench.fetcher.stopped
+    assert state == "stopped"
+    assert says in reason
+    assert "(4 different tokens in a row)" in reason
+    assert (bench.failures, bench.left) == ({}, [6, 7, 8])
+
+
+@pytest.mark.parametrize("answer", [answer for answer, _ in OF_ALL])
+def test_what_few_tokens_are_answered_is_their_own(tmp_path: Path, answer: Any) -> None:
+    dead = {1, 3, 4, 9}
+    fate = answers(lambda line: answer if line in dead else OK)
+    bench = Bench(tmp_path, fate, rules=Rules(concurrency=1)).run()
+    assert bench.fetcher.stopped is None
+    assert set(bench.failures) == dead
+
+
+def test_different_answers_are_different_rows(tmp_path: Path) -> None:
+    fate = answers(lambda line: OK if line > 8 else LOGIN if line % 2 else REFUSED)
+    bench = Bench(tmp_path, fate, rules=Rules(concurrency=1)).run()
+    assert bench.fetcher.stopped is None
+    assert set(bench.failures) == set(range(1, 9))
+
+
+@pytest.mark.parametrize("status", [400, 404, 405, 410, 451])
+def test_a_file_that_begins_with_dead_tokens_is_gone_through(tmp_path: Path, status: int) -> None:
+    dead = make_response(b"", status=status)
+    bench = Bench(tmp_path, answers(lambda line: OK if line > 9 else dead), rules=Rules(concurrency=1)).run()
+    assert bench.fetcher.stopped is None
+    assert {failure.kind for one in bench.finished for failure in one.failures} == {"final"}
+    assert set(bench.failures) == set(range(1, 10))
+
+
 @pytest.mark.parametrize(
     ("rules", "words"),
     [
@@ -293,5 +414,5 @@ def test_a_name_without_settings_is_a_failure_that_can_be_retried(tmp_path: Path
     bench.loads = iter([(Shard(0, 1, 1, 0, 1, ""), [Token(1, Secret("t-1"), instance="acme")])])
     bench.run()
     ((failure,),) = (one.failures for one in bench.finished)
-    assert (failure.error, failure.instance) == ("ConfigError", "acme")
+    assert (failure.error, failure.kind, failure.instance) == ("ConfigError", "exhausted", "acme")
     assert "acme" in failure.message

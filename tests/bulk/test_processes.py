@@ -357,6 +357,26 @@ async def test_a_refused_secret_in_one_stops_all(slow: Desk) -> None:
     assert slow.server.stats.requests < 100
 
 
+async def test_a_login_page_before_the_instance_stops_all_and_costs_no_token(slow: Desk) -> None:
+    slow.server.script_all([Fault.reply(302, headers={"Location": "https://login.example/"})] * 200)
+    result = await slow.run(TWO)
+    assert result.state == "stopped"
+    assert "a redirect to login.example" in result.reason
+    assert (result.totals.pending, result.totals.failed) == (200, 0)
+    async with a_server() as slow.server:
+        assert (await slow.run(TWO)).state == "complete"
+    assert len(slow.answers) == 200
+
+
+async def test_what_concerns_every_token_in_one_stops_all(slow: Desk) -> None:
+    slow.server.script_all([Fault.reply(407)] * 200)
+    result = await slow.run(TWO)
+    assert result.state == "stopped"
+    assert "the proxy wants credentials" in result.reason
+    assert (result.totals.pending, result.totals.failed) == (200, 0)
+    assert slow.server.stats.requests < 50
+
+
 async def test_the_rules_hold_for_all_together(slow: Desk) -> None:
     slow.server.script_all(["bad_request"] * 200)
     result = await slow.run(TWO, Rules(max_failures=20))
