@@ -16,7 +16,7 @@ from click.testing import Result
 
 from flinks_async.bulk.compression import Compression, compressor
 from flinks_async.cli.exit_codes import Exit
-from flinks_async.testing import Faults, FlinksServer
+from flinks_async.testing import KINDS, Fault, Faults, FlinksServer
 
 from .cli_support import by_line, cli, records, start
 
@@ -296,6 +296,28 @@ class TestFailures:
             assert by_line(out).keys() == fetchable
             for line, record in by_line(out).items():
                 assert record["response"] == server.expected(names[line - 1])
+
+
+class TestWhatConcernsAll:
+    @pytest.mark.parametrize(
+        ("fault", "says"),
+        [
+            (Fault.reply(407), "The proxy wants credentials"),
+            (Fault.reply(302, headers={"Location": "https://login.example/"}), "(5 different tokens in a row)"),
+            (KINDS["html_200"], "(5 different tokens in a row)"),
+        ],
+    )
+    async def test_it_stops_the_run(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path, fault: Fault, says: str
+    ) -> None:
+        flinks_server.script_all([fault] * 500)
+        tokens = write(tmp_path / "t.txt", "".join(f"token-{n}\n" for n in range(500)))
+        result = await fetch(flinks_server, tokens, out, "--concurrency", 2)
+        assert result.exit_code == Exit.STOPPED
+        assert says.lower() in result.stderr.lower()
+        assert "Stopped: " in result.stderr
+        assert flinks_server.stats.requests < 20
+        assert not out.exists()
 
 
 class TestRefusedSecret:

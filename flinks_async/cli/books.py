@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import msgspec
 from attrs import define, field, frozen
 
+from ..bulk.blame import suspicion
 from ..bulk.failures import failure_kind
 from ..bulk.inputs.rows import NO_KEY, Note, NoteKind
 from ..bulk.records import FailureKind
-from ..errors import AuthenticationError, FlinksError
+from ..errors import FlinksError
 from ..models import PartnerAccessResponse
 from ..secret import fingerprint
 
@@ -85,7 +86,7 @@ class Books:
 
     def __init__(self, out: Lines, failed: Lines, skipped: Lines) -> None:
         self.counts = Counts()
-        self.refused_in_a_row = 0
+        self.in_a_row = Counter[str]()  # failures by suspicion, with no success between
         self._out = out
         self._failed = failed
         self._skipped = skipped
@@ -97,15 +98,15 @@ class Books:
     async def fetched(self, place: Place, response: PartnerAccessResponse) -> None:
         await self._out.write(_output_line(place, response))
         self.counts.fetched += 1
-        self.refused_in_a_row = 0
+        self.in_a_row.clear()
 
     async def failed(self, place: Place, error: FlinksError) -> None:
         kind = failure_kind(error)
         await self._failed.write(_line({**place.fields(), **_failure(error, kind)}))
         self.counts.failures[kind] += 1
         self.counts.classes[type(error).__name__] += 1
-        if isinstance(error, AuthenticationError):
-            self.refused_in_a_row += 1
+        if (suspected := suspicion(error)) is not None:
+            self.in_a_row[suspected] += 1
 
     async def note(self, note: Note) -> None:
         """A line from which nothing is sent."""

@@ -25,7 +25,7 @@ MEANING: Final[dict[Exit, str]] = {
     Exit.OK: "all tokens were fetched; nothing is wrong",
     Exit.FAILED: "some tokens failed or could not be sent: see the file of failed tokens; verify: a problem was found",
     Exit.USAGE: "wrong usage: an option, a missing secret, a file of tokens that cannot be used, another job's directory",
-    Exit.STOPPED: "the job stopped before its end, or its worker processes end again and again; the same command goes on with it",
+    Exit.STOPPED: "stopped before the end: by a rule, by what would meet every token (a certificate, a redirect), or since worker processes end again and again; the same command goes on with a job",
     Exit.REFUSED: "the AuthSecret, or the form of its header, is refused",
     Exit.OUTPUT: "output, store or ledger fails, or the input breaks off or changes under a run (without a message: its reader went away)",
     Exit.UNEXPECTED: "an error that should not happen; --debug shows where",

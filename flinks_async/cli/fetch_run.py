@@ -10,7 +10,9 @@ from pathlib import Path
 from attrs import define, field
 
 from ..bulk import Rules
+from ..bulk.blame import concerns_all, suspicion, why_all, why_row
 from ..client import FlinksClient
+from ..errors import FlinksError
 from ..fanout import Fetched
 from .books import Books, Counts
 from .console import say
@@ -32,11 +34,12 @@ class FetchRun:
     Attributes:
         concurrency: None for the settings' own.
         ordered: answers in the order of the file.
-        refused_after: tokens in a row whose AuthenticationError stops the run.
+        refused_after: tokens in a row that stop the run with an error which may be that of all.
         progress: how it is shown.
         exit: how it ended.
         parts: files that were left behind unfinished.
         seconds: how long it took.
+        reason: why it stopped by itself; empty if it did not.
     """
 
     client: FlinksClient
@@ -51,6 +54,7 @@ class FetchRun:
     exit: Exit = field(default=Exit.OK, init=False)
     parts: list[Path] = field(factory=list, init=False)
     seconds: float = field(default=0.0, init=False)
+    reason: str = field(default="", init=False)
     _stop: Stop = field(factory=Stop, init=False)
     _refused: bool = field(default=False, init=False)
 
@@ -98,11 +102,17 @@ class FetchRun:
                         await self.books.fetched(outcome.key, outcome.response)
                     else:
                         await self.books.failed(outcome.key, outcome.error)
-                        self._stop_if_refused()
+                        self._stop_if_all_fail(outcome.error)
 
-    def _stop_if_refused(self) -> None:
-        if self.books.refused_in_a_row >= self.refused_after and not self._stop.requested.is_set():
-            self._refused = True
+    def _stop_if_all_fail(self, error: FlinksError) -> None:
+        if self._stop.requested.is_set():
+            return
+        if concerns_all(error):
+            self.reason = why_all(error, None)
+        elif (kind := suspicion(error)) is not None and self.books.in_a_row[kind] >= self.refused_after:
+            self._refused = kind == "refused"
+            self.reason = why_row(error, None, self.books.in_a_row[kind])
+        if self.reason:
             self._stop.request()
 
     def _how_it_ended(self) -> Exit:
@@ -110,8 +120,10 @@ class FetchRun:
             return self._stop.exit
         if self.file.error is not None:
             return Exit.OUTPUT
-        if self._refused or 0 < self.counts.done == self.books.refused_in_a_row:
+        if self._refused or 0 < self.counts.done == self.books.in_a_row["refused"]:
             return Exit.REFUSED
+        if self.reason:
+            return Exit.STOPPED
         return Exit.FAILED if self.counts.failed or self.counts.invalid else Exit.OK
 
     def _heard(self, code: Exit, again: bool) -> None:

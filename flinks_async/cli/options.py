@@ -143,7 +143,7 @@ refused_after_option = click.option(
     metavar="N",
     default=Rules().refused_after,
     show_default=True,
-    help="Stop when so many tokens in a row are answered that the AuthSecret is refused.",
+    help="Stop when so many tokens in a row are answered that the AuthSecret is refused, or with a redirect or a page.",
 )
 
 

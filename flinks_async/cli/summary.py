@@ -14,6 +14,7 @@ _STOPPED: Final = {
     Exit.SIGINT: "Interrupted",
     Exit.SIGTERM: "Terminated",
     Exit.SIGHUP: "Hung up",
+    Exit.STOPPED: "Stopped",
     Exit.REFUSED: "Refused",
     Exit.OUTPUT: "Broken off",
 }
@@ -70,9 +71,10 @@ def _advice(run: FetchRun) -> list[str]:
         return [f"The AuthSecret is refused. {WHERE_SECRETS_COME_FROM}. {OTHER_HEADER_FORMS} (--auth-scheme)."]
     if run.file.error is not None:
         return [f"Reading the tokens broke off after line {run.counts.lines:,}: {run.file.error}."]
+    advice = [f"{run.reason[:1].upper()}{run.reason[1:]}."] if run.exit is Exit.STOPPED else []
     if run.parts and not any(file.force for file in run.outputs.files()):
-        return ["To run again, move the unfinished files away, or overwrite them with --force."]
-    return []
+        advice.append("To run again, move the unfinished files away, or overwrite them with --force.")
+    return advice
 
 
 def _plural(count: int, noun: str) -> str:
