@@ -296,6 +296,15 @@ def test_a_refused_secret_comes_first(tmp_path: Path) -> None:
     assert "AuthSecret refused: the AuthSecret is refused" in Page(page_of(tmp_path)).text
 
 
+def test_why_a_run_has_stopped_comes_before_the_advice_to_run_it_again(tmp_path: Path) -> None:
+    ledger = make_job(tmp_path, tokens=20)
+    ledger.end_run(ledger.begin_run(EVENING), EVENING + 2, "stopped", "the certificate is not valid", {})
+    ledger.close()
+    first, second = verdict(gather(tmp_path)).next
+    assert first.text == "The last run stopped: the certificate is not valid."
+    assert second.text.startswith("20 tokens still to be fetched: run the job again")
+
+
 def test_runs_that_were_killed_before_their_first_sample(tmp_path: Path) -> None:
     ledger = make_job(tmp_path, tokens=20)
     for start in (0, 60, 30):  # and a clock that was put back

@@ -123,6 +123,8 @@ def _next_steps(facts: Facts, outcome: Outcome, refused: bool) -> Iterator[Step]
             still += ". If the job is not running any more"
             yield Step(f"{still}, run it again: it goes on where it stopped.")
         else:
+            if facts.runs and facts.runs[-1]["state"] == "stopped" and facts.runs[-1]["reason"]:
+                yield Step(f"The last run stopped: {facts.runs[-1]['reason']}.")
             yield Step(f"{still}: run the job again, and it goes on where it stopped.")
     if outcome.again:
         when = " once the job is finished" if facts.totals.pending else ""
