@@ -176,7 +176,7 @@ class PollPending:
     Source: the rhythm that Flinks documents for a sibling endpoint; for this one nothing is documented.
 
     Attributes:
-        interval: seconds between questions. 10.
+        interval: seconds between questions; more if the server asks for more (`Retry-After`). 10.
         bound: seconds after the first "not yet" when it gives up. 1800.
     """
 

@@ -59,12 +59,41 @@ async def test_other_answers_end_it() -> None:
     assert len(transport.requests) == 3
 
 
+@pytest.mark.parametrize(("asked", "waits"), [("25", 25.0), ("3", 10.0), ("soon", 10.0)])
+async def test_it_waits_for_what_the_server_asks_if_that_is_longer(asked: str, waits: float) -> None:
+    not_yet = make_response({}, status=202, headers={"Retry-After": asked})
+    client, transport, clock = client_of([not_yet, not_yet, OK], poll_pending=PollPending())
+    async with client:
+        await client.partner_access("t")
+    assert (len(transport.requests), clock.sleeps) == (3, [waits, waits])
+
+
+@pytest.mark.parametrize(("bound", "timeout"), [(29.0, None), (1800.0, 30.0)])
+async def test_it_does_not_wait_for_what_the_server_asks_past_the_bound_or_the_deadline(
+    bound: float, timeout: float | None
+) -> None:
+    not_yet = make_response({}, status=202, headers={"Retry-After": "30"})
+    client, transport, clock = client_of([not_yet], poll_pending=PollPending(bound=bound))
+    async with client:
+        with pytest.raises(PendingError) as caught:
+            await client.partner_access("t", timeout=timeout)
+    assert (len(transport.requests), clock.sleeps) == (1, [])
+    assert caught.value.retry_after == 30.0
+
+
 @pytest.mark.parametrize(
-    ("waited", "left", "expected"),
-    [(0, None, True), (1790, None, True), (1791, None, False), (0, 10.0, False), (0, 10.1, True)],
+    ("wait", "waited", "left", "expected"),
+    [
+        (10, 0, None, True),
+        (10, 1790, None, True),
+        (10, 1791, None, False),
+        (10, 0, 10.0, False),
+        (10, 0, 10.1, True),
+        (20, 1790, None, False),
+    ],
 )
-def test_when_to_ask_again(waited: float, left: float | None, expected: bool) -> None:
-    assert ask_again(PollPending(), waited=waited, left=left) is expected
+def test_when_to_ask_again(wait: float, waited: float, left: float | None, expected: bool) -> None:
+    assert ask_again(PollPending(), wait=wait, waited=waited, left=left) is expected
 
 
 def test_settings_are_checked() -> None:

@@ -1,8 +1,9 @@
 """Polling: asks again while the answer is "not yet" (202, OPERATION_PENDING, OPERATION_DISPATCHED).
 
 Off by default, since it is not documented that this endpoint ever answers so. For a sibling endpoint Flinks documents the
-rhythm: every 10 seconds, for at most 30 minutes. A question that would come after the bound or after the call's deadline
-is not asked: the call ends with the last "not yet", a `PendingError`. Each question is a call of its own for the retry.
+rhythm: every 10 seconds, for at most 30 minutes. A server that asks for a longer wait gets it. A question that would come
+after the bound or after the call's deadline is not asked: the call ends with the last "not yet", a `PendingError`. Each
+question is a call of its own for the retry.
 """
 
 from __future__ import annotations
@@ -11,16 +12,18 @@ from ..classify import Kind, verdict_of
 from ..clock import Clock
 from ..messages import Handler, Request, Response
 from ..policies import PollPending
+from .retry_after import retry_after
 
 
-def ask_again(settings: PollPending, *, waited: float, left: float | None) -> bool:
+def ask_again(settings: PollPending, *, wait: float, waited: float, left: float | None) -> bool:
     """Whether to wait once more and ask. Pure.
 
     Args:
+        wait: seconds until the next question.
         waited: seconds since the first "not yet".
         left: seconds until the call's deadline.
     """
-    return waited + settings.interval <= settings.bound and (left is None or settings.interval < left)
+    return waited + wait <= settings.bound and (left is None or wait < left)
 
 
 class PollPendingMiddleware:
@@ -31,7 +34,7 @@ class PollPendingMiddleware:
         self._clock = clock
 
     async def __call__(self, request: Request, call_next: Handler, /) -> Response:
-        clock, deadline = self._clock, request.call.deadline
+        settings, clock, call = self._settings, self._clock, request.call
         first: float | None = None
         while True:
             response = await call_next(request)
@@ -39,7 +42,8 @@ class PollPendingMiddleware:
                 return response
             now = clock.now()
             first = now if first is None else first
-            left = None if deadline is None else deadline - now
-            if not ask_again(self._settings, waited=now - first, left=left):
+            wait = max(settings.interval, retry_after(response.headers, clock.time()) or 0.0)
+            left = None if call.deadline is None else call.deadline - now
+            if not ask_again(settings, wait=wait, waited=now - first, left=left):
                 return response
-            await clock.sleep(self._settings.interval)
+            await clock.sleep(wait)
