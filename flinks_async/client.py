@@ -382,9 +382,8 @@ class FlinksClient:
             problem = error
         finally:
             local.calls.discard(scope)
-            if not call.joined:
-                self._requests += call.attempts
-                self._retries += call.retries
+            self._requests += call.attempts - call.joined_attempts
+            self._retries += call.retries - call.joined_retries
             if local.drained is not None and not local.calls:
                 local.drained.set()
         problem.attempts = call.attempts

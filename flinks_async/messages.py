@@ -30,12 +30,19 @@ def _names(headers: Mapping[str, str]) -> str:
 
 
 @define(eq=False)
+class SharedDeadline:
+    """A deadline that moves, since calls that share a way to the server come and go (see `middleware.coalesce`)."""
+
+    at: float | None
+
+
+@define(eq=False)
 class Call:
     """The books of one call, kept by the chain while it runs. Times are seconds of the client's clock.
 
     Attributes:
         started: when the call began.
-        deadline: when it must end, or None; a wait that would pass it is not begun.
+        deadline: when it must end, or None; a wait that would pass it is not begun. To be looked up each time.
         attempts: attempts handed to the transport; each is at most one request on the wire.
         retries: attempts that followed a failed one.
         queue_time: seconds spent waiting for a free place.
@@ -44,13 +51,14 @@ class Call:
         fresh: the next attempt must not use a kept-alive connection.
         headers_at: when the headers of the latest answer were there; None if its transport does not say.
         down: the latest attempt failed while its instance counted as down.
-        joined: the attempts are another call's, and counted there (see `middleware.coalesce`).
+        joined_attempts, joined_retries: those of them that are counted with another call.
+        shared: the deadline, if it is that of several calls.
         local: what this call shares with the others of its event loop.
     """
 
     started: float
     local: LoopLocal = field(repr=False)
-    deadline: float | None = None
+    _deadline: float | None = None
     attempts: int = 0
     retries: int = 0
     queue_time: float = 0.0
@@ -59,7 +67,13 @@ class Call:
     fresh: bool = False
     headers_at: float | None = None
     down: bool = False
-    joined: bool = False
+    joined_attempts: int = 0
+    joined_retries: int = 0
+    shared: SharedDeadline | None = None
+
+    @property
+    def deadline(self) -> float | None:
+        return self._deadline if self.shared is None else self.shared.at
 
     def headers_came(self) -> None:
         """To be called by a transport when status and headers are there and the body is not."""

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from collections.abc import Awaitable
 
 import pytest
 
-from flinks_async import DeadlineExceededError, FlinksClient, FlinksError, Limits, ReadError, Retry, ServerError
-from flinks_async.messages import Request, Response
+from flinks_async import (
+    AttemptTimeoutError,
+    DeadlineExceededError,
+    FlinksClient,
+    FlinksError,
+    Limits,
+    PendingError,
+    PollPending,
+    RateLimitedError,
+    ReadError,
+    Retry,
+    ServerError,
+    Timeouts,
+)
+from flinks_async.messages import Handler, Request, Response
 from flinks_async.testing import VirtualClock, run_virtual
 from flinks_async.testing.transport import make_response
 
@@ -18,10 +32,11 @@ OK = {"GetAccountsDetail": [], "RequestId": "r"}
 class OneSecond:
     """A transport that answers after a second."""
 
-    def __init__(self, *failures: FlinksError | int) -> None:
+    def __init__(self, *failures: FlinksError | int, headers: dict[str, str] | None = None) -> None:
         self.sent: list[str] = []
         self.in_flight = 0
         self._failures = list(failures)
+        self._headers = headers or {}
 
     async def send(self, request: Request, /) -> Response:
         self.sent.append(request.token.reveal())
@@ -33,15 +48,42 @@ class OneSecond:
         failure = self._failures.pop(0) if self._failures else 200
         if isinstance(failure, FlinksError):
             raise failure
-        return make_response(OK if failure == 200 else {}, status=failure)
+        if failure == 200:
+            return make_response(OK)
+        return make_response({}, status=failure, headers=self._headers)
 
     async def close(self) -> None:
         pass
 
 
+class Hanging(OneSecond):
+    """A transport that never answers."""
+
+    async def send(self, request: Request, /) -> Response:
+        self.sent.append(request.token.reveal())
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
 def client_of(transport: OneSecond, **options: object) -> FlinksClient:
-    options = {"coalesce": True, "retry": Retry(attempts=1), "limits": Limits(breaker=None), **options}
-    return FlinksClient(auth_secret="s", transport=transport, clock=VirtualClock(), **options)  # type: ignore[arg-type]
+    options = {
+        "auth_secret": "s",
+        "coalesce": True,
+        "retry": Retry(attempts=1),
+        "limits": Limits(breaker=None),
+        **options,
+    }
+    return FlinksClient(transport=transport, clock=VirtualClock(), **options)  # type: ignore[arg-type]
+
+
+async def outcome_of(call: Awaitable[object]) -> tuple[str, float]:
+    """What came of a call, and when."""
+    try:
+        await call
+        kind = "answer"
+    except FlinksError as error:
+        kind = type(error).__name__
+    return kind, round(asyncio.get_running_loop().time(), 1)
 
 
 def test_equal_tokens_share_one_request() -> None:
@@ -163,5 +205,176 @@ def test_closing_ends_the_shared_task_too() -> None:
         await asyncio.wait(calls)
         assert transport.in_flight == 0
         assert len(asyncio.all_tasks()) == 1
+
+    run_virtual(main())
+
+
+def test_a_secret_that_was_asked_for_is_hidden_in_the_errors_of_all_who_share() -> None:
+    async def provider() -> str:
+        return "sk-live-canary"
+
+    async def main() -> None:
+        transport = OneSecond(302, headers={"Location": "https://sk-live-canary.example/"})
+        async with client_of(transport, auth_secret=provider) as client:
+            outcomes = await asyncio.gather(*(client.partner_access("token") for _ in range(3)), return_exceptions=True)
+            assert len(transport.sent) == 1
+            for outcome in outcomes:
+                assert "https" not in str(outcome)
+                assert "a redirect to ***.example" in str(outcome)
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("coalesce", [False, True])
+def test_deadlines_that_pass_on_the_wire_count_as_failures_of_the_instance(coalesce: bool) -> None:
+    async def main() -> None:
+        async with client_of(Hanging(), coalesce=coalesce, limits=Limits()) as client:
+            outcomes = [await outcome_of(client.partner_access("a", timeout=0.1)) for _ in range(14)]
+            assert [kind for kind, _ in outcomes] == ["DeadlineExceededError"] * 10 + ["CircuitOpenError"] * 4
+
+    run_virtual(main())
+
+
+def test_the_deadline_of_the_last_to_wait_counts_whoever_left_before() -> None:
+    async def main() -> None:
+        async with client_of(Hanging(), limits=Limits()) as client:
+            for _ in range(10):
+                patient = asyncio.ensure_future(client.partner_access("a", timeout=50.0))
+                hasty = asyncio.ensure_future(client.partner_access("a", timeout=0.2))
+                await asyncio.sleep(0.1)
+                patient.cancel()
+                with pytest.raises(DeadlineExceededError):
+                    await hasty
+            assert (await outcome_of(client.partner_access("a")))[0] == "CircuitOpenError"
+
+    run_virtual(main())
+
+
+def test_callers_who_give_up_say_nothing_about_the_instance() -> None:
+    async def main() -> None:
+        async with client_of(Hanging(), limits=Limits()) as client:
+            for _ in range(20):
+                calls = [asyncio.ensure_future(client.partner_access("a", timeout=timeout)) for timeout in (0.1, 9.0)]
+                await asyncio.wait(calls[:1])
+                calls[1].cancel()
+                await asyncio.wait(calls)
+            assert client.governor.breaker is not None
+            assert client.governor.breaker.closed
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize("coalesce", [False, True])
+def test_a_wait_that_would_pass_the_deadline_is_not_begun(coalesce: bool) -> None:
+    async def main() -> None:
+        transport = OneSecond(429, headers={"Retry-After": "30"})
+        async with client_of(transport, coalesce=coalesce, retry=Retry(attempts=3)) as client:
+            with pytest.raises(RateLimitedError) as caught:
+                await client.partner_access("a", timeout=5.0)
+            assert (caught.value.retry_after, caught.value.elapsed) == (30.0, 1.0)
+        transport = OneSecond(*[202] * 9)
+        async with client_of(transport, coalesce=coalesce, poll_pending=PollPending(interval=1.0)) as client:
+            with pytest.raises(PendingError) as pending:
+                await client.partner_access("a", timeout=4.0)
+            assert (pending.value.attempts, pending.value.elapsed) == (2, 3.0)
+
+    run_virtual(main())
+
+
+def test_the_shared_deadline_is_the_latest_of_those_who_wait() -> None:
+    async def outcomes(*timeouts: float | None, leaves: int | None = None) -> list[tuple[str, float]]:
+        start = asyncio.get_running_loop().time()
+        transport = OneSecond(429, headers={"Retry-After": "10"})
+        limits = Limits(breaker=None)
+        deadline = Timeouts(deadline=None)
+        async with client_of(transport, retry=Retry(attempts=3), limits=limits, timeouts=deadline) as client:
+            calls = [asyncio.ensure_future(client.partner_access("a", timeout=timeout)) for timeout in timeouts]
+            await asyncio.sleep(0.5)
+            if leaves is not None:
+                calls.pop(leaves).cancel()
+            found = await asyncio.gather(*map(outcome_of, calls))
+        return [(kind, 12 if kind == "answer" and at - start >= 12 else round(at - start)) for kind, at in found]
+
+    async def main() -> None:
+        assert await outcomes(5.0, 8.0) == [("RateLimitedError", 1)] * 2
+        assert await outcomes(5.0, 40.0) == [("DeadlineExceededError", 5), ("answer", 12)]
+        assert await outcomes(5.0, None) == [("DeadlineExceededError", 5), ("answer", 12)]
+        assert await outcomes(5.0, 40.0, leaves=1) == [("RateLimitedError", 1)]
+        assert await outcomes(None, 5.0, leaves=0) == [("RateLimitedError", 1)]
+        assert await outcomes(5.0, 40.0, leaves=0) == [("answer", 12)]
+
+    run_virtual(main())
+
+
+def test_who_joins_with_more_time_is_not_refused_a_wait_for_want_of_time() -> None:
+    async def main() -> None:
+        transport = OneSecond(429, headers={"Retry-After": "5"})
+        async with client_of(transport, limits=Limits(breaker=None, concurrency=1)) as client:
+            asked = [("first", 20.0), ("second", 20.0), ("a", 3.0), ("a", 30.0)]
+            calls = [client.partner_access(token, timeout=timeout) for token, timeout in asked]
+            limited, second, hasty, patient = await asyncio.gather(*map(outcome_of, calls))
+            assert [limited, second] == [("RateLimitedError", 1.0), ("answer", 2.0)]
+            assert (hasty[0], patient[0]) == ("DeadlineExceededError", "answer")
+            assert 3.0 <= hasty[1] < 3.2 < 7.0 <= patient[1] < 8.0
+
+    run_virtual(main())
+
+
+def test_an_attempt_that_began_under_a_short_deadline_keeps_its_timeout() -> None:
+    async def main() -> None:
+        async with client_of(Hanging(), timeouts=Timeouts(attempt=2.0)) as client:
+            hasty = asyncio.ensure_future(client.partner_access("a", timeout=0.5))
+            await asyncio.sleep(0.1)
+            with pytest.raises(AttemptTimeoutError) as caught:
+                await client.partner_access("a", timeout=30.0)
+            assert caught.value.elapsed == pytest.approx(1.9, abs=0.1)
+            with pytest.raises(DeadlineExceededError):
+                await hasty
+
+    run_virtual(main())
+
+
+def test_who_asks_when_the_answer_has_just_come_gets_one_of_its_own() -> None:
+    clients: list[FlinksClient] = []
+    late: list[asyncio.Future[object]] = []
+
+    class Finishing(OneSecond):
+        async def send(self, request: Request, /) -> Response:
+            response = await super().send(request)
+            if not late:
+                late.append(asyncio.ensure_future(clients[0].partner_access("a")))
+            return response
+
+    async def main() -> None:
+        transport = Finishing()
+        clients.append(client_of(transport))
+        async with clients[0] as client:
+            await client.partner_access("a")
+            await late[0]
+            assert len(transport.sent) == 2
+
+    run_virtual(main())
+
+
+def test_a_middleware_may_call_on_twice() -> None:
+    async def again(request: Request, call_next: Handler) -> Response:
+        await call_next(request)
+        return await call_next(request)
+
+    async def twice_at_once(request: Request, call_next: Handler) -> Response:
+        one, other = (asyncio.ensure_future(call_next(request)) for _ in range(2))
+        await asyncio.sleep(0.5)
+        one.cancel()
+        return await other
+
+    async def main() -> None:
+        transport = OneSecond()
+        async with client_of(transport, middleware=[again]) as client:
+            answers = await asyncio.gather(*(client.partner_access("a") for _ in range(3)))
+            assert client.stats().requests == len(transport.sent) == 2
+            assert {answer.meta.attempts for answer in answers} == {2}
+        async with client_of(transport, middleware=[twice_at_once]) as client:
+            await client.partner_access("a")
+            assert (client.stats().requests, len(transport.sent)) == (1, 3)
 
     run_virtual(main())

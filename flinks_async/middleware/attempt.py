@@ -19,6 +19,7 @@ from ..observe import AttemptFinished, AttemptStarted, Observer, emit
 from ..scope import Scope
 from ..secret import fingerprint
 from ..transport import Transport
+from .governor import Governor
 
 _TIMED_OUT = Verdict(Kind.TRANSIENT, "DeadlineExceededError", DeadlineExceededError)
 
@@ -46,7 +47,7 @@ class Attempt:
         if not governor.try_acquire():
             asked = self._now()
             try:
-                probe = await governor.acquire(call.deadline)
+                probe = await _acquire(governor, call)
             finally:
                 waited = self._now() - asked
                 call.queue_time += waited
@@ -57,7 +58,7 @@ class Attempt:
         response: Response | None = None
         try:
             try:
-                if timeout is None or (call.deadline is not None and call.deadline - sent <= timeout):
+                if timeout is None or _deadline_comes_first(call, sent, timeout):
                     response = await self._transport.send(request)  # the deadline comes first, and has its own timer
                 else:
                     scope = Scope()
@@ -126,6 +127,22 @@ class Attempt:
         verdict = classify_response(status, envelope, self._throttle_statuses)
         meta = _meta(call, response) if answer is None else answer.meta
         return Response(status, response.headers, response.body, answer, envelope, verdict, meta)
+
+
+async def _acquire(governor: Governor, call: Call) -> bool:
+    """Waits for a place; anew if the call's deadline turns out to be another one by now, since others have joined it."""
+    while True:
+        deadline = call.deadline
+        try:
+            return await governor.acquire(deadline)
+        except DeadlineExceededError:
+            if call.deadline == deadline:
+                raise
+
+
+def _deadline_comes_first(call: Call, now: float, timeout: float) -> bool:
+    """Whether the attempt needs no timer of its own. A shared deadline may move while the attempt is on the wire."""
+    return call.shared is None and call.deadline is not None and call.deadline - now <= timeout
 
 
 def _meta(call: Call, response: Response) -> Meta:
