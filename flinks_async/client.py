@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Hashable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
 from attrs import evolve
 
-from . import checks, config
+from . import checks, closing, config
 from ._version import __version__
 from .classify import OK, Kind, error_from, verdict_of
 from .clock import Clock, SystemClock
@@ -381,11 +379,9 @@ class FlinksClient:
         except FlinksError as error:
             problem = error
         finally:
-            local.calls.discard(scope)
             self._requests += call.attempts - call.joined_attempts
             self._retries += call.retries - call.joined_retries
-            if local.drained is not None and not local.calls:
-                local.drained.set()
+            local.end(scope)
         problem.attempts = call.attempts
         problem.elapsed = self._clock.now() - call.started
         problem.token_fingerprint = fingerprint(token)
@@ -476,34 +472,8 @@ class FlinksClient:
         """
         family = self._family()
         for client in family:
-            client._closed = True
-        here = asyncio.get_running_loop()
-        locals_ = (local for client in family for local in client._locals.values())
-        # After a fork, the parent's loops look as if they ran here as well.
-        loops = {local.loop for local in locals_ if local.pid == os.getpid() and local.loop.is_running()} - {here}
-        elsewhere = [  # loops of other threads end their own calls
-            asyncio.wrap_future(asyncio.run_coroutine_threadsafe(self._close_here(family, grace), loop))
-            for loop in loops
-        ]
-        await self._close_here(family, grace)
-        if elsewhere:  # with a bound, since such a loop may end without a word
-            done, _ = await asyncio.wait(elsewhere, timeout=grace + 2.0)
-            for other in done:
-                if not other.cancelled() and (problem := other.exception()) is not None:
-                    raise problem
-
-    async def _close_here(self, family: Sequence[FlinksClient], grace: float) -> None:
-        loop = asyncio.get_running_loop()
-        ending = [client._locals.pop(loop) for client in family if loop in client._locals]
-        try:
-            await _drain(ending, grace)
-        finally:
-            for local in ending:
-                for scope in tuple(local.calls):
-                    scope.interrupt()
-            if self._owns_pool:
-                await self._pool.close()
-        await _drain(ending, 1.0)  # the interrupted calls tidy up; a user's middleware may take its time, but not ours
+            client._closed, client._local = True, None
+        await closing.close([client._locals for client in family], self._pool if self._owns_pool else None, grace)
 
     def _family(self) -> list[FlinksClient]:
         return [self, *(member for client in tuple(self._derived) for member in client._family())]
@@ -560,13 +530,3 @@ def _is_timeout(timeout: object) -> bool:
 
 def _wrong_timeout(timeout: object) -> ConfigError:
     return ConfigError(f"timeout must be a number of seconds greater than 0, up to {checks.MOST:g}, not {timeout!r}")
-
-
-async def _drain(ending: Sequence[LoopLocal], grace: float) -> None:
-    """Waits until no call is under way, or the grace is over."""
-    with suppress(TimeoutError):
-        async with asyncio.timeout(grace):
-            for local in ending:
-                while local.calls:
-                    local.drained = asyncio.Event()
-                    await local.drained.wait()

@@ -50,6 +50,20 @@ class LoopLocal:
     drained: asyncio.Event | None = None
     pid: int = field(factory=os.getpid)
 
+    def end(self, scope: Scope) -> None:
+        """A call has ended."""
+        self.calls.discard(scope)
+        if self.drained is not None and not self.calls:
+            self.drained.set()
+            self.drained = None
+
+    async def drain(self) -> None:
+        """Waits until no call is under way; several may wait."""
+        while self.calls:
+            if self.drained is None:
+                self.drained = asyncio.Event()
+            await self.drained.wait()
+
 
 @define(eq=False)
 class _LoopShared:
@@ -86,9 +100,14 @@ class Pool:
         return LoopLocal(loop, shared.sweeper, governor, shared.quotas[paid_from], shared.decoding, clock.now)
 
     async def close(self) -> None:
-        """Closes what the running loop holds."""
+        """Closes what the running loop holds, for good."""
         self._loops.pop(asyncio.get_running_loop(), None)
         if self.sessions is not None:
             await self.sessions.close()
         if self.transport is not None:
             await self.transport.close()
+
+    def shut(self) -> None:
+        """No loop gets a session any more, not even one that stood still while the others closed theirs."""
+        if self.sessions is not None:
+            self.sessions.shut()

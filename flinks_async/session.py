@@ -157,6 +157,8 @@ class SessionManager:
         self._tls: ssl.SSLContext | None = connection.ssl_context
         self._makings: dict[asyncio.AbstractEventLoop, asyncio.Future[ssl.SSLContext | ConfigError]] = {}
         self._proxies = getproxies() if connection.trust_env else {}
+        self._ended: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+        self._shut = False
         self._created = 0
         self.reused = 0
         self.in_use = 0
@@ -185,9 +187,14 @@ class SessionManager:
 
         Args:
             fresh: one that makes a new connection for each request.
+
+        Raises:
+            ClientClosedError: they were closed.
         """
         loop = asyncio.get_running_loop()
         await self._forget_closed_loops()
+        if self._shut or loop in self._ended:
+            raise ClientClosedError("the client is closed")
         sessions = self._sessions.get(loop)
         if sessions is None:
             sessions = self._sessions[loop] = _LoopSession(self._make_session(force_close=False))
@@ -263,11 +270,17 @@ class SessionManager:
         return ConnectionStats(opened, max(0, opened - self.in_use), self._created, self.reused)
 
     async def close(self) -> None:
-        """Closes the sessions of the running loop. A borrowed one is left alone."""
+        """Closes the sessions of the running loop; it gets no others. A borrowed one is left alone."""
+        loop = asyncio.get_running_loop()
+        self._ended.add(loop)
         await self._forget_closed_loops()
-        sessions = self._sessions.pop(asyncio.get_running_loop(), None)
+        sessions = self._sessions.pop(loop, None)
         if sessions is not None:
             await _close(sessions)
+
+    def shut(self) -> None:
+        """No loop gets new sessions."""
+        self._shut = True
 
     async def _forget_closed_loops(self) -> None:
         # The client was used in an earlier asyncio.run() that ended without close().

@@ -16,7 +16,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from flinks_async import ClientClosedError, ConfigError, FlinksClient, Timeouts
+from flinks_async import ClientClosedError, ConfigError, FlinksClient, Handler, Request, Response, Timeouts
 from flinks_async.testing import Hang, RawServer, ReadHead, Respond, Send
 
 from .support import BODY, HEALTHY, OK, assert_clean, client_for, turns
@@ -138,6 +138,82 @@ async def test_after_the_grace_calls_end_with_client_closed(where: str) -> None:
         assert not any(call.cancelled() or call.cancelling() for call in calls)
         assert client.stats().connections.open == 0
         assert server.requests == 3  # nothing was tried again
+
+
+@pytest.mark.parametrize("derived", [False, True], ids=["the same", "its parent"])
+async def test_closing_again_with_a_shorter_grace_ends_what_still_runs(derived: bool) -> None:
+    async with RawServer([ReadHead(), Hang()]) as server:
+        parent = client_for(server)
+        client = parent.with_options() if derived else parent
+        call = asyncio.create_task(client.partner_access("t"))
+        while not server.requests:
+            await asyncio.sleep(0.001)
+        patient = [asyncio.create_task(client.close(grace=50)) for _ in range(2)]
+        await turns()
+        async with asyncio.timeout(5):
+            await parent.close(grace=0)
+            assert call.done()
+            with pytest.raises(ClientClosedError, match="under way"):
+                await call
+            await asyncio.gather(*patient)
+        assert (server.requests, server.connections) == (1, 1)
+        assert parent.stats().connections.open == 0
+
+
+async def test_all_who_close_return_when_the_last_call_has_ended() -> None:
+    answer = asyncio.Event()
+
+    async def when_told(connection: Any) -> None:
+        await answer.wait()
+        await OK(connection)
+
+    async with RawServer([ReadHead(), when_told]) as server:
+        client = client_for(server)
+        call = asyncio.create_task(client.partner_access("t"))
+        while not server.requests:
+            await asyncio.sleep(0.001)
+        closings = [asyncio.create_task(client.close(grace=50)) for _ in range(3)]
+        await turns()
+        answer.set()
+        async with asyncio.timeout(5):
+            await asyncio.gather(*closings)
+        assert (await call).request_id == "r-1"
+
+
+async def test_a_middleware_that_goes_on_after_closing_gets_no_new_connection() -> None:
+    async def stubborn(request: Request, call_next: Handler) -> Response:
+        with contextlib.suppress(asyncio.CancelledError):
+            return await call_next(request)
+        assert client._pool.sessions is not None
+        while client._pool.sessions._sessions:
+            await asyncio.sleep(0)
+        return await call_next(request)
+
+    async with RawServer([ReadHead(), Hang()]) as server:
+        client = client_for(server, middleware=[stubborn])
+        call = asyncio.create_task(client.partner_access("t"))
+        while not server.requests:
+            await asyncio.sleep(0.001)
+        await client.close(grace=0)
+        with pytest.raises(ClientClosedError):
+            await call
+        assert (server.requests, server.connections) == (1, 1)
+
+
+def test_a_loop_that_stood_still_while_the_client_was_closed_gets_no_connection() -> None:
+    async def not_yet(request: Request, call_next: Handler) -> Response:
+        await told.wait()
+        return await call_next(request)
+
+    client, told = client_for("http://127.0.0.1:1", middleware=[not_yet]), asyncio.Event()
+    with asyncio.Runner() as runner:
+        loop = runner.get_loop()
+        call = loop.create_task(client.partner_access("t"))
+        runner.run(turns())
+        _in_thread(client.close)
+        told.set()
+        with pytest.raises(ClientClosedError):
+            loop.run_until_complete(call)
 
 
 async def test_closing_ends_calls_that_wait_for_a_place_or_a_retry() -> None:
