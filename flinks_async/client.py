@@ -159,7 +159,6 @@ class FlinksClient:
         secret: Secret | SecretProvider = options["auth_secret"]
         self._secret = secret if isinstance(secret, Secret) else None
         self._source = None if isinstance(secret, Secret) else source or SecretSource(secret, self._clock)
-        self._governed_by = (self._endpoint.url, secret)
         self._handler = self._compose(transport)
         self._local: LoopLocal | None = None
         self._locals: dict[asyncio.AbstractEventLoop, LoopLocal] = {}
@@ -408,7 +407,9 @@ class FlinksClient:
         if local is None or local.loop is not loop:
             local = self._locals.get(loop)
             if local is None:
-                local = self._locals[loop] = self._pool.local(loop, self._governed_by, self._settings, self._clock)
+                secret = self._options["auth_secret"]
+                local = self._pool.local(loop, self._endpoint.url, secret, self._settings, self._clock)
+                self._locals[loop] = local
             self._local = local
         return local
 

@@ -1,25 +1,36 @@
 """What calls share: one pool for all clients derived from one another, and for each event loop what lives in it.
 
 Governor and retry quota belong to an (instance, secret), to their settings and to an event loop; the sweeper to an event
-loop.
+loop. They go with the last client that uses them. Those of a secret that is a text stay for some minutes more: a client that
+is derived for each request must know that its instance is down, or asked for a pause. A callable has no such memory, as a
+new one is a new secret, and would be kept alive by it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from weakref import WeakValueDictionary
 
 from attrs import define, field
 
 from .clock import Clock
 from .config import Settings
+from .middleware.auth import SecretProvider
 from .middleware.coalesce import Flight
 from .middleware.governor import Governor
 from .middleware.quota import RetryQuota, make_quota
 from .scope import Scope, Sweeper
+from .secret import Secret
 from .session import SessionManager
 from .transport import Transport
+
+REMEMBERED = 1000
+"""So many texts at most have their state kept while no client uses them."""
+REMEMBERED_FOR = 600.0
+"""Seconds after the latest client with the secret began; longer while requests are held back."""
 
 
 @define(eq=False)
@@ -65,11 +76,34 @@ class LoopLocal:
             await self.drained.wait()
 
 
+class _Recent:
+    """Keeps the state of secrets that were used lately."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[Hashable, tuple[float, Governor, RetryQuota | None]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def keep(self, key: Hashable, governor: Governor, quota: RetryQuota | None, now: float) -> None:
+        kept = self._kept
+        kept[key] = now, governor, quota
+        kept.move_to_end(key)
+        while len(kept) > REMEMBERED or _is_over(next(iter(kept.values())), now):
+            kept.popitem(last=False)
+
+
+def _is_over(kept: tuple[float, Governor, RetryQuota | None], now: float) -> bool:
+    since, governor, _ = kept
+    return now - since > REMEMBERED_FOR and not governor.held_back
+
+
 @define(eq=False)
 class _LoopShared:
     sweeper: Sweeper
-    governors: dict[Hashable, Governor] = field(factory=dict)
-    quotas: dict[Hashable, RetryQuota | None] = field(factory=dict)
+    governors: WeakValueDictionary[Hashable, Governor] = field(factory=WeakValueDictionary)
+    quotas: WeakValueDictionary[Hashable, RetryQuota] = field(factory=WeakValueDictionary)
+    recent: _Recent = field(factory=_Recent)
     decoding: asyncio.Lock = field(factory=asyncio.Lock)
 
 
@@ -81,23 +115,34 @@ class Pool:
         self.transport = transport
         self._loops: dict[asyncio.AbstractEventLoop, _LoopShared] = {}
 
-    def local(self, loop: asyncio.AbstractEventLoop, key: Hashable, settings: Settings, clock: Clock) -> LoopLocal:
+    def local(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        url: str,
+        secret: Secret | SecretProvider,
+        settings: Settings,
+        clock: Clock,
+    ) -> LoopLocal:
         """The state of one client in one loop."""
         shared = self._loops.get(loop)
         if shared is None:
             for old in [old for old in self._loops if old.is_closed()]:
                 del self._loops[old]
             shared = self._loops[loop] = _LoopShared(Sweeper(loop))
-        limits, quota = settings.limits, settings.retry.quota
         # Times of different clocks do not mix; the governor keeps its clock, so the id stays its own.
-        governed_by = (key, limits, id(clock))
+        key = url, secret, id(clock)
+        governed_by, paid_from = (*key, settings.limits), (*key, settings.retry.quota)
         governor = shared.governors.get(governed_by)
         if governor is None:
-            governor = shared.governors[governed_by] = Governor(limits, clock)
-        paid_from = (key, quota, id(clock))
-        if paid_from not in shared.quotas:
-            shared.quotas[paid_from] = make_quota(quota)
-        return LoopLocal(loop, shared.sweeper, governor, shared.quotas[paid_from], shared.decoding, clock.now)
+            governor = shared.governors[governed_by] = Governor(settings.limits, clock)
+        quota = shared.quotas.get(paid_from)
+        if quota is None:
+            quota = make_quota(settings.retry.quota)
+            if quota is not None:
+                shared.quotas[paid_from] = quota
+        if isinstance(secret, Secret):
+            shared.recent.keep((governed_by, paid_from), governor, quota, loop.time())
+        return LoopLocal(loop, shared.sweeper, governor, quota, shared.decoding, clock.now)
 
     async def close(self) -> None:
         """Closes what the running loop holds, for good."""

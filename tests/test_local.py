@@ -1,0 +1,119 @@
+"""What clients derived from one another share, and how long it stays."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+
+import pytest
+
+from flinks_async import CircuitOpenError, FlinksClient, Limits, Pause, Retry, ServerError, local
+from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
+from flinks_async.testing.transport import make_response
+
+OK = {"GetAccountsDetail": [], "RequestId": "r"}
+
+
+def client_of(*answers: object, **options: object) -> FlinksClient:
+    transport = InMemoryTransport({}, default=list(answers))  # type: ignore[arg-type]
+    return FlinksClient(auth_secret="s", transport=transport, clock=VirtualClock(), **options)  # type: ignore[arg-type]
+
+
+def kept(client: FlinksClient) -> tuple[int, int]:
+    """How many governors and quotas there are in this loop."""
+    gc.collect()
+    shared = client._pool._loops[asyncio.get_running_loop()]
+    return len(shared.governors), len(shared.quotas)
+
+
+async def ask_with_a_callable(client: FlinksClient, *, close: bool) -> None:
+    async def provider() -> str:
+        return "asked for"
+
+    derived = client.with_options(auth_secret=provider)
+    await derived.partner_access("t")
+    if close:
+        await derived.close()
+
+
+async def ask_with_a_text(client: FlinksClient, secret: str) -> None:
+    derived = client.with_options(auth_secret=secret)
+    try:
+        await derived.partner_access("t")
+    finally:
+        await derived.close()
+
+
+@pytest.mark.parametrize("close", [True, False], ids=["closed", "collected"])
+def test_the_state_of_a_callable_goes_with_the_last_client_that_uses_it(close: bool) -> None:
+    async def main() -> None:
+        async with client_of(OK) as client:
+            for _ in range(20):
+                await ask_with_a_callable(client, close=close)
+            assert kept(client) == (1, 1)
+
+    run_virtual(main())
+
+
+def test_the_state_of_a_callable_stays_while_another_client_uses_it() -> None:
+    async def provider() -> str:
+        return "asked for"
+
+    async def main() -> None:
+        async with client_of(OK) as client:
+            one = client.with_options(auth_secret=provider)
+            other = client.with_options(auth_secret=provider, app_name="x")
+            governor = one.governor
+            assert other.governor is governor
+            await one.close()
+            assert kept(client) == (2, 2)
+            assert client.with_options(auth_secret=provider).governor is governor
+            await other.close()
+
+    run_virtual(main())
+
+
+def test_clients_derived_for_one_request_each_know_that_the_instance_is_down() -> None:
+    async def main() -> None:
+        async with client_of(make_response({}, status=500), retry=Retry(attempts=1)) as client:
+            for _ in range(10):
+                with pytest.raises(ServerError):
+                    await ask_with_a_text(client, "tenant")
+            with pytest.raises(CircuitOpenError):
+                await ask_with_a_text(client, "tenant")
+            with pytest.raises(ServerError):
+                await ask_with_a_text(client, "another tenant")
+
+    run_virtual(main())
+
+
+def test_the_memory_of_texts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "REMEMBERED", 5)
+
+    async def main() -> None:
+        async with client_of(OK) as client:
+            for n in range(30):
+                await ask_with_a_text(client, f"tenant-{n}")
+            governors, quotas = kept(client)
+            assert governors <= 6
+            assert quotas <= 6
+
+    run_virtual(main())
+
+
+@pytest.mark.parametrize(("pause", "stays"), [(None, False), (300.0, False), (2000.0, True)])
+def test_a_text_that_was_not_used_for_long_is_forgotten_unless_it_is_paused(pause: float | None, stays: bool) -> None:
+    answers = [OK, OK] if pause is None else [make_response({}, status=429, headers={"Retry-After": str(pause)}), OK]
+    limits = Limits(breaker=None, pause=Pause(longest=5000.0))
+
+    async def main() -> None:
+        async with client_of(*answers, retry=Retry(attempts=1), limits=limits) as client:
+            tenant = client.with_options(auth_secret="tenant")
+            await tenant.partner_access_raw("t")
+            await tenant.close()
+            del tenant
+            await asyncio.sleep(1000.0)
+            await ask_with_a_text(client, "s")  # the old ones are looked through
+            assert kept(client)[0] == 1 + stays
+
+    run_virtual(main())
