@@ -311,8 +311,11 @@ def test_who_joins_with_more_time_is_not_refused_a_wait_for_want_of_time() -> No
         transport = OneSecond(429, headers={"Retry-After": "5"})
         async with client_of(transport, limits=Limits(breaker=None, concurrency=1)) as client:
             asked = [("first", 20.0), ("second", 20.0), ("a", 3.0), ("a", 30.0)]
-            calls = [client.partner_access(token, timeout=timeout) for token, timeout in asked]
-            limited, second, hasty, patient = await asyncio.gather(*map(outcome_of, calls))
+            calls: list[asyncio.Future[tuple[str, float]]] = []
+            for token, timeout in asked:
+                calls.append(asyncio.ensure_future(outcome_of(client.partner_access(token, timeout=timeout))))
+                await asyncio.sleep(0.01)
+            limited, second, hasty, patient = await asyncio.gather(*calls)
             assert [limited, second] == [("RateLimitedError", 1.0), ("answer", 2.0)]
             assert (hasty[0], patient[0]) == ("DeadlineExceededError", "answer")
             assert 3.0 <= hasty[1] < 3.2 < 7.0 <= patient[1] < 8.0
