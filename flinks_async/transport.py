@@ -177,7 +177,11 @@ class AiohttpTransport:
         chunks: list[bytes] = []
         with _ended_with(content, connection):
             while chunk := await read():
-                chunks.append(inflater.feed(chunk))
+                for piece in inflater.steps(chunk):
+                    if piece:
+                        chunks.append(piece)
+                    else:  # a small body can be much work: timeouts and other tasks get their turns
+                        await asyncio.sleep(0)
         chunks.append(inflater.finish())
         return b"".join(chunks)
 

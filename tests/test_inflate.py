@@ -5,14 +5,14 @@ from __future__ import annotations
 import gzip
 import random
 import zlib
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flinks_async.errors import FlinksError, ProtocolError, ReadError, ResponseTooLargeError
-from flinks_async.inflate import STEP, Inflater
+from flinks_async.inflate import MAX_MEMBERS, STEP, TURN, Inflater
 
 from .support import traced
 
@@ -34,7 +34,6 @@ def _raw(data: bytes) -> bytes:
 GZIPPED = gzip.compress(b"{}", mtime=0)
 ENDLESS = {
     "zero padding": (GZIPPED, bytes(4096)),
-    "empty members": (GZIPPED, gzip.compress(b"", mtime=0)),
     "a name": (b"\x1f\x8b\x08\x08" + bytes(6), b"a" * 4096),
     "empty blocks": (GZIPPED[:10], b"\0\0\0\xff\xff" * 1000),
 }
@@ -49,6 +48,67 @@ def test_a_body_without_end_ends_at_the_limit_though_nothing_comes_out(kind: str
         while came < 2 * MIB:
             inflater.feed(more)
             came += len(more)
+
+
+EMPTY = gzip.compress(b"", mtime=0)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "gzip, gzip"])
+def test_gzip_has_ten_thousand_members_at_most(encoding: str) -> None:
+    for more, error in ((0, None), (1, ProtocolError)):
+        body = GZIPPED + EMPTY * (MAX_MEMBERS - 1 + more)
+        if encoding != "gzip":
+            body = gzip.compress(body)
+        with pytest.raises(error, match="more than 10000 gzip members") if error else nullcontext():
+            assert inflate(encoding, body) == b"{}"
+
+
+def test_members_without_end_cost_no_more_than_those_that_are_taken() -> None:
+    inflater = Inflater("gzip", 64 * MIB)
+    with pytest.raises(ProtocolError, match="members"):
+        inflater.feed(EMPTY * 1_000_000)
+    assert inflater._calls < 2 * MAX_MEMBERS
+
+
+def test_between_two_encodings_there_is_the_same_limit() -> None:
+    inner = gzip.compress(b"{}")
+    for size, error in ((MIB + STEP, None), (MIB + STEP + 1, ResponseTooLargeError)):
+        body = gzip.compress(inner + bytes(size - len(inner)))  # padding
+        with pytest.raises(error, match=f"the encoded body is larger than {MIB}") if error else nullcontext():
+            assert inflate("gzip, gzip", body, limit=MIB) == b"{}"
+
+
+def test_three_encodings_together_do_no_more_work_than_each_of_them_may() -> None:
+    padding = gzip.compress(bytes(4 * MIB))
+    inflater = Inflater("gzip, gzip, gzip", 6 * MIB)
+    with pytest.raises(ResponseTooLargeError):
+        inflater.feed(gzip.compress(gzip.compress(gzip.compress(b"{}")) + padding * 1000))
+    assert inflater._calls < 3 * 6 * MIB / STEP
+
+
+@pytest.mark.parametrize(
+    ("encoding", "body"),
+    [
+        ("gzip", gzip.compress(bytes(8 * MIB))),
+        ("gzip, gzip", gzip.compress(gzip.compress(bytes(8 * MIB)))),
+        ("gzip, gzip", gzip.compress(gzip.compress(b"{}") + bytes(8 * MIB))),
+        ("gzip", EMPTY * 9000),
+    ],
+)
+def test_much_work_has_turns_of_the_event_loop_in_between(encoding: str, body: bytes) -> None:
+    inflater, since, turns = Inflater(encoding, 64 * MIB), 0, 0
+    for piece in inflater.steps(body):
+        if piece:
+            since += 1
+        else:
+            assert since <= TURN
+            since, turns = 0, turns + 1
+    assert turns == inflater._calls // TURN >= 4
+
+
+def test_a_small_body_has_no_turns() -> None:
+    assert list(Inflater("gzip", MIB).steps(GZIPPED)) == [b"{}"]
+    assert list(Inflater("", MIB).steps(GZIPPED)) == [GZIPPED]
 
 
 def test_what_does_not_compress_may_still_be_as_large_as_the_limit() -> None:
@@ -82,6 +142,9 @@ ENCODED = [
     ("gzip", gzip.compress(TEXT)),
     ("x-gzip", gzip.compress(TEXT)),
     (" GZip ,, identity", gzip.compress(TEXT)),
+    ("none", TEXT),
+    ("UTF-8", TEXT),
+    ("None, utf-8, identity, gzip, deflate", zlib.compress(gzip.compress(TEXT))),
     ("gzip", gzip.compress(TEXT[:1000]) + gzip.compress(b"") + gzip.compress(TEXT[1000:])),
     ("gzip", gzip.compress(TEXT) + bytes(700)),
     ("deflate", zlib.compress(TEXT)),

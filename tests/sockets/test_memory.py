@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import zlib
 from typing import Any
 
 import pytest
 
-from flinks_async import AttemptTimeoutError, FlinksError, Limits, ProtocolError, ResponseTooLargeError, Retry
+from flinks_async import AttemptTimeoutError, FlinksError, Limits, ProtocolError, ResponseTooLargeError, Retry, Timeouts
 from flinks_async.testing import Flood, RawServer, ReadHead, Respond, Send
 
 from ..support import traced
@@ -53,7 +54,7 @@ HOSTILE: dict[str, tuple[Any, type[FlinksError]]] = {
             Send(head("Transfer-Encoding: chunked", "Content-Encoding: gzip")),
             Flood(b"%x\r\n%b\r\n" % (20 * 100, gzip.compress(b"", mtime=0) * 100)),
         ),
-        AttemptTimeoutError,
+        ProtocolError,
     ),
 }
 
@@ -83,3 +84,28 @@ async def test_what_has_just_the_size_of_the_cap_is_taken() -> None:
         async with RawServer([ReadHead(), Respond(200, packed, headers)]) as server:
             async with client_for(server, limits=Limits(max_body=CAP)) as client:
                 assert (await client.partner_access("t")).request_id == "r-1"
+
+
+async def test_a_bomb_does_not_stop_the_event_loop() -> None:
+    padding = gzip.compress(bytes(16 * CAP))
+    bomb = gzip.compress(gzip.compress(gzip.compress(BODY)) + padding * 20)
+    script = [ReadHead(), Respond(200, bomb, {"Content-Encoding": "gzip, gzip, gzip"})]
+    async with RawServer(script) as server, client_for(server, retry=Retry(attempts=1)) as client:
+        asked = asyncio.create_task(client.partner_access("t"))
+        turns = 0
+        while not asked.done():
+            await asyncio.sleep(0)
+            turns += 1
+        with pytest.raises(ResponseTooLargeError):
+            await asked
+    assert turns > 40
+
+
+async def test_a_bomb_has_no_more_time_than_an_attempt() -> None:
+    bomb = gzip.compress(bytes(60 * CAP))
+    packed = gzip.compress(gzip.compress(bomb))
+    script = [ReadHead(), Respond(200, packed, {"Content-Encoding": "gzip, gzip, gzip"})]
+    times = Timeouts(attempt=0.01)
+    async with RawServer(script) as server, client_for(server, retry=Retry(attempts=1), timeouts=times) as client:
+        with pytest.raises(AttemptTimeoutError):
+            await client.partner_access("t")
