@@ -17,7 +17,7 @@
     ├── DecodeError                 an HTTP answer whose body cannot be understood
     │   ├── EmptyBodyError              nothing where JSON should be
     │   ├── NotJSONError                HTML, or broken JSON
-    │   │   └── JSONLimitError              nested too deeply, a number out of range, NaN; never retried
+    │   │   └── JSONLimitError              nested too deeply, too many values, a number out of range, NaN; never retried
     │   └── WrongTypeError              JSON of another shape; `path` names the place
     ├── DeadlineExceededError       the whole call took longer than its deadline
     ├── QuotaExhaustedError         a retry was due, but the retry quota is used up
@@ -191,7 +191,7 @@ class NotJSONError(DecodeError):
 
 
 class JSONLimitError(NotJSONError):
-    """JSON beyond what is taken: nested too deeply, a number out of range, NaN or Infinity. Never retried."""
+    """JSON beyond what is taken: nested too deeply, too many values, a number out of range, NaN or Infinity. Never retried."""
 
 
 class WrongTypeError(DecodeError):

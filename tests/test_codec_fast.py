@@ -258,6 +258,25 @@ def test_objects_that_look_the_same_share_their_state() -> None:
     assert first.wire_state is second.wire_state
 
 
+def test_on_the_careful_path_they_share_it_too() -> None:
+    answer = run_out(Codec()._decoder.careful_steps(b'{"GetAccountsDetail":[{},{},{"Links":null},{"New":1}]}', META))[0]
+    first, second, third, fourth = (detail.wire_state for detail in answer.details)
+    assert first is second
+    assert (third.absent, third.nulls) == (first.absent - {"Links"}, {"Links"})
+    assert fourth.absent is first.absent
+    assert (fourth.extra, first.extra) == ({"New": 1}, {})
+
+
+def test_on_the_careful_path_no_more_states_are_kept_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flinks_async.codec.careful.MAX_STATES", 1)
+    body = b'{"GetAccountsDetail":[{"Tag":""},{"LoginId":""},{"Tag":""},{"LoginId":""}]}'
+    answer = run_out(Codec()._decoder.careful_steps(body, META))[0]
+    first, second, third, fourth = (detail.wire_state for detail in answer.details)
+    assert first is third
+    assert second is not fourth
+    assert second == fourth
+
+
 def test_not_more_than_4096_states_are_kept() -> None:
     states = States(PLAN[Account])
     for mask in range(5000):
@@ -422,6 +441,77 @@ def test_what_was_read_in_turns_is_not_read_again() -> None:
     body = to_bytes({"GetAccountsDetail": {"Accounts": [{"Transactions": moves}]}})
     run_out(codec._decoder.careful_steps(body, META))
     assert seen == [move["Id"] for move in moves]
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_many_entries_accounts_or_links_have_steps(cut: bool) -> None:
+    more = [{"Accounts": [{"Transactions": []}] * (steps.MANY_ACCOUNTS + 1)}] if cut else []
+    entry = {"LoginId": "a", "CustomerId": "b"}
+    each = steps.FEW // 4
+    for extra, few in ((0, True), (1, False)):
+        details = [
+            *([entry] * (each - len(more))),
+            *more,
+            {"Links": [{}] * (each - (not cut) + extra)},
+            *([] if cut else [{"Accounts": [{"Id": "a"}] * (each - 1)}]),
+            *([entry] * (each + cut * (each - 1))),
+        ]
+        codec, body = Codec(), to_bytes({"GetAccountsDetail": details}).ljust(codec_module.DIRECT + 1)
+        codec.decode(body)  # to learn the shape
+        answer, count = run_out(codec._decoder.fast_steps(body, META))
+        assert (answer is not None) == few
+        answer, count = run_out(codec.decode_steps(body, META))
+        assert (answer.meta, answer.to_dict()) == (META, from_bytes(body))
+        assert (count > each // steps.TURN) == (not few)
+
+
+def test_many_entries_are_looked_through_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = to_bytes({"GetAccountsDetail": [{"Accounts": [{}] * 9}] * 5})
+    turns = []
+    for look in (1, 5, 50, 51):
+        monkeypatch.setattr(steps, "LOOK", look)
+        turns.append(run_out(Codec()._decoder.careful_steps(body, META))[1])
+    assert turns == [50, 10, 1, 0]
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_transactions_of_much_data_have_steps(learned: bool) -> None:
+    codec = Codec()
+    whole = {
+        "Date": "2024-01-01",
+        "Code": None,
+        "Description": "d",
+        "Debit": 1,
+        "Credit": None,
+        "Balance": 2,
+        "Id": "i",
+    }
+    if learned:
+        codec.decode(to_bytes({"GetAccountsDetail": [{"Accounts": [{"Transactions": [{**whole, "X": 1}]}]}]}))
+    for items, more in ((255, False), (265, True)):
+        fields = [{**whole, "X": ["a" * 1000] * items}] * 4
+        detail = {"LoginId": "", "CustomerId": "", "Accounts": [{"Transactions": fields}]}
+        body = to_bytes({"GetAccountsDetail": [detail], "RequestId": ""})
+        assert (len(body) > steps.WHOLE) == more
+        answer, count = run_out(codec.decode_steps(body, META))
+        assert answer.to_dict() == from_bytes(body)
+        assert (count > 10) == more
+        codec = Codec() if not learned else codec
+
+
+@pytest.mark.parametrize("top", [False, True])
+def test_an_answer_of_more_than_a_million_values_is_read_as_ever(top: bool) -> None:
+    body = payload((2, 70_000), unknown=True)
+    if top:
+        body = b'{"New":[1,{"a":[]}],' + body[1:]
+    assert body.count(b",") > 1_000_000
+    codec = Codec()
+    first = codec.decode(body)
+    again = run_out(codec.decode_steps(body))[0]
+    assert first == again == run_out(Codec().decode_steps(body))[0]
+    assert sum(len(account.transactions) for account in again.accounts) == 140_000
+    assert again.to_json() == first.to_json()
+    assert from_bytes(first.to_json()) == from_bytes(body)
 
 
 async def test_large_answers_take_turns_with_other_tasks() -> None:

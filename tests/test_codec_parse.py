@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import pytest
 
 from flinks_async.codec import Codec
-from flinks_async.codec.parse import PIECE, batches, joined, parse_steps
+from flinks_async.codec.parse import (
+    COUNTED,
+    MANY_VALUES,
+    MAX_KEYS,
+    PIECE,
+    TooMany,
+    batches,
+    bounded,
+    count_steps,
+    few_values,
+    joined,
+    parse_steps,
+    why_not_json,
+)
 from flinks_async.errors import DecodeError, EmptyBodyError, JSONLimitError, NotJSONError
+from flinks_async.models import PartnerAccessResponse
+
+from .support import traced
 
 
 @pytest.mark.parametrize(
@@ -79,6 +96,172 @@ def test_an_unknown_field_has_a_hundred_levels_at_most(opening: bytes, closing: 
             codec.decode(b'{"%b":' % name + opening * 101 + b"1" + closing * 101 + b"}")
 
 
+def run_out(steps: Any) -> tuple[Any, int]:
+    count = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as finished:
+            return finished.value, count
+        count += 1
+
+
+WAYS: dict[str, Callable[[Codec, bytes], Any]] = {
+    "at once": lambda codec, body: codec.decode(body),
+    "in steps": lambda codec, body: run_out(codec.decode_steps(body))[0],
+}
+TOO_MANY = "the body has more values or keys than account data can have"
+
+
+@pytest.fixture(params=["at once", "in steps"])
+def decode(request: pytest.FixtureRequest) -> Callable[[Codec, bytes], Any]:
+    return WAYS[request.param]
+
+
+@pytest.mark.parametrize("unit", [b"1,", b"[],", b'"a",', b"[" * 50 + b"]" * 50 + b",", b"1,1,[],{},", b'" ,,, ",'])
+def test_a_large_body_has_as_many_values_as_account_data_may(unit: bytes) -> None:
+    size = 8 * COUNTED
+    most = MANY_VALUES + size // 16
+    each = sum(unit.count(sign) for sign in (b",", b"[", b"{"))
+    body = unit * (most // each) + b"," * (most % each)
+    assert run_out(count_steps(body.ljust(size)))[0] == most
+    for more in (b",", b"[", b"{"):
+        with pytest.raises(TooMany):
+            run_out(count_steps((body + more).ljust(size)))
+
+
+def test_a_sixth_of_the_values_may_be_objects() -> None:
+    most = (MANY_VALUES + 2 * COUNTED // 16) // 6
+    run_out(count_steps((b"{" * most).ljust(2 * COUNTED)))
+    with pytest.raises(TooMany):
+        run_out(count_steps((b"{" * (most + 1)).ljust(2 * COUNTED)))
+
+
+def test_values_are_counted_in_large_bodies_only() -> None:
+    assert run_out(count_steps(b"{" * COUNTED)) == (0, 0)
+    with pytest.raises(TooMany):
+        run_out(count_steps(b"{" * (COUNTED + 1)))
+    run_out(few_values(msgspec.Raw(b"{" * COUNTED)))
+    with pytest.raises(TooMany):
+        run_out(few_values(msgspec.Raw(b"{" * (COUNTED + 1))))
+
+
+def test_values_are_counted_a_megabyte_at_a_time() -> None:
+    body = b",".ljust(COUNTED // 2) + b"[".ljust(COUNTED // 2) + b"{"
+    assert run_out(count_steps(body)) == (3, 3)
+
+
+def test_more_values_than_account_data_have_are_refused_before_they_are_read(
+    decode: Callable[[Codec, bytes], Any],
+) -> None:
+    body = b'{"X":[' + b"[]," * (4 * COUNTED // 3) + b"[]]}"
+    with traced() as memory, pytest.raises(JSONLimitError, match=TOO_MANY):
+        decode(Codec(), body)
+    assert memory.peak < 2 * len(body)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [
+        (b'{"X":', b"}"),
+        (b'{"GetAccountsDetail":[{"X":', b"}]}"),
+        (b'{"GetAccountsDetail":{"Accounts":[{"X":', b"}]}}"),
+        (b'{"GetAccountsDetail":{"Accounts":[{"Transactions":[{"X":', b"}]}]}}"),
+    ],
+)
+def test_an_unknown_field_has_a_million_values_at_most(
+    opening: bytes, closing: bytes, learned: bool, decode: Callable[[Codec, bytes], Any]
+) -> None:
+    codec = Codec()
+    if learned:
+        codec.decode(opening + b"1" + closing)
+    # The bracket and the commas.
+    fits, more = (opening + b"[" + b"1, " * (MANY_VALUES - 2 + extra) + b"1]" + closing for extra in (1, 2))
+    decode(codec, fits)
+    with pytest.raises(JSONLimitError, match=TOO_MANY):
+        decode(codec, more)
+
+
+def _keys(count: int) -> bytes:
+    return b",".join(b'"%07d":1' % number for number in range(count))
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(
+    ("opening", "closing", "known"),
+    [
+        (b"{", b"}", 0),
+        (b'{"GetAccountsDetail":null,', b"}", 1),
+        (b'{"X":{', b"}}", 0),
+        (b'{"X":[1,{"Y":{', b"}}]}", 0),
+        (b'{"GetAccountsDetail":{"Accounts":[{"Transactions":[{},{', b"}]}]}}", 0),
+    ],
+)
+def test_an_object_has_ten_thousand_keys_at_most(
+    opening: bytes, closing: bytes, known: int, learned: bool, decode: Callable[[Codec, bytes], Any]
+) -> None:
+    codec = Codec()
+    if learned:
+        codec.decode(b'{"X":1}')
+    decode(codec, opening + _keys(MAX_KEYS - known) + closing)
+    with pytest.raises(JSONLimitError, match=TOO_MANY):
+        decode(codec, opening + _keys(MAX_KEYS - known + 1) + closing)
+
+
+def test_deeper_than_objects_are_cut_their_keys_are_counted_too() -> None:
+    bounded([dict.fromkeys(range(MAX_KEYS))])
+    with pytest.raises(TooMany):
+        bounded([dict.fromkeys(range(MAX_KEYS + 1))])
+
+
+@pytest.mark.parametrize("key", [b'"%06d" :', b'\n "\\"%06d\\\\":', b'"{,%06d:\xc3\xa9":'])
+@pytest.mark.parametrize("value", [b"1", b" true ", b'"a,\\"}"', b"[1,[2]]", b'{"a":{}}', b"-1.5e3"])
+def test_more_keys_are_refused_before_they_are_kept(key: bytes, value: bytes) -> None:
+    members = [key % number + value for number in range(MAX_KEYS * 5)]
+    body = b" {" + b",".join(members[:MAX_KEYS]) + b"}"
+    assert steps(body)[0] == msgspec.json.decode(body)
+    body = b" {" + b",".join(members) + b"}"
+    with traced() as memory, pytest.raises(TooMany):
+        steps(body)
+    assert memory.peak < 4 * PIECE
+
+
+@pytest.mark.parametrize(
+    "end", [b"", b"}}", b',"a"', b',"a":', b',"a":1', b',"a":[1,', b',"a" 1}', b",a:1}", b',"a":NaN}']
+)
+def test_an_object_is_broken_at_the_same_place_when_its_keys_are_counted(end: bytes) -> None:
+    body = b"{" + _keys(MAX_KEYS - 1) + end
+    with pytest.raises(msgspec.DecodeError):
+        steps(body)
+
+
+def test_an_object_of_many_fields_has_steps() -> None:
+    field = b'"' + b"a" * (PIECE // 2) + b'"'
+    body = b"{" + b",".join(b'"%d":%b' % (number, field) for number in range(30)) + b"}"
+    value, count = steps(body)
+    assert value == msgspec.json.decode(body)
+    assert count == 15 + 1
+
+
+def test_only_unknown_fields_are_counted() -> None:
+    accounts = b'{"GetAccountsDetail":[{"Accounts":[' + b"1, " * MANY_VALUES + b"1]}]}"
+    run_out(parse_steps(accounts, len(accounts), cls=PartnerAccessResponse))
+    for wrong in (b"Accountz", b"accounts"):
+        body = accounts.replace(b"Accounts", wrong, 2).replace(b"Get" + wrong, b"GetAccounts")
+        with pytest.raises(TooMany):
+            run_out(parse_steps(body, len(body), cls=PartnerAccessResponse))
+        run_out(parse_steps(body, len(body)))
+
+
+def test_nan_is_found_without_reading_the_values() -> None:
+    for end, error in ((b"NaN", JSONLimitError), (b"Nan", NotJSONError)):
+        body = b"[" + b"[]," * COUNTED + end
+        with traced() as memory:
+            assert type(why_not_json(body, ValueError())) is error
+        assert memory.peak < 4 * PIECE
+
+
 PAGE, CUT_SHORT = "the body is a page, not JSON", "the body is not JSON, or was cut short"
 RANGE, CONSTANT = "the body has a number that is out of range", "the body has NaN or Infinity where JSON has a number"
 
@@ -99,6 +282,13 @@ RANGE, CONSTANT = "the body has a number that is out of range", "the body has Na
         (b'{"a":NaN}', JSONLimitError, CONSTANT),
         (b'{"a":-Infinity}', JSONLimitError, CONSTANT),
         (b'{"a":1.5,"b":12,"c":NaN', JSONLimitError, CONSTANT),
+        (b"NaN", JSONLimitError, CONSTANT),
+        (b"[Infinity", JSONLimitError, CONSTANT),
+        (b"[-NaN]", NotJSONError, CUT_SHORT),
+        (b"[1,Na", NotJSONError, CUT_SHORT),
+        (b"[1 NaN]", NotJSONError, CUT_SHORT),
+        (b"[01,NaN]", NotJSONError, CUT_SHORT),
+        (b"[1]NaN", NotJSONError, CUT_SHORT),
         (b'{"a":"NaN"', NotJSONError, CUT_SHORT),
         (b'{"a":"\\ud800NaN"}', NotJSONError, CUT_SHORT),
         (b'["Infinity"]]', NotJSONError, CUT_SHORT),

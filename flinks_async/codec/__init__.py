@@ -11,19 +11,23 @@ envelope        what an answer says about itself
 from __future__ import annotations
 
 import asyncio
-from typing import Final
+from collections.abc import Generator
+from typing import Final, TypeVar
 
 from cattrs import Converter
 
 from ..models import Meta, PartnerAccessResponse
 from .envelope import envelope_of, read_envelope
 from .fast import DOUBTS
+from .parse import COUNTED, MANY_VALUES, count_steps
 from .steps import Decoder, Steps
 
 __all__ = ["DIRECT", "Codec", "envelope_of", "read_envelope"]
 
 DIRECT: Final = 64 * 1024
 """A body of up to this size is decoded in one step."""
+
+T = TypeVar("T")
 
 _NO_META: Final = Meta()
 
@@ -46,11 +50,14 @@ class Codec:
 
         Raises:
             EmptyBodyError: there is nothing, or only `null`.
-            NotJSONError: it is not JSON.
+            NotJSONError: it is not JSON; as a JSONLimitError, it has more values or keys than account data can have.
             WrongTypeError: it is JSON of another shape; its `path` names the place.
         """
         whole = self._decoder.whole
         try:
+            if len(body) > COUNTED and _run_out(count_steps(body)) > MANY_VALUES:
+                found = _run_out(self._decoder.fast_steps(body, meta, counted=True))
+                return _run_out(self._decoder.careful_steps(body, meta)) if found is None else found
             read, build = whole
             answer: PartnerAccessResponse = build(read(body), meta)
             return answer
@@ -95,10 +102,10 @@ class Codec:
         return answer
 
 
-def _run_out(steps: Steps) -> PartnerAccessResponse:
+def _run_out(steps: Generator[None, None, T]) -> T:
     while True:
         try:
             next(steps)
         except StopIteration as finished:
-            answer: PartnerAccessResponse = finished.value
-            return answer
+            result: T = finished.value
+            return result

@@ -19,7 +19,7 @@ from cattrs.dispatch import StructureHook
 
 from ..errors import WrongTypeError
 from ..models import MODELS, Model, Timestamp, WireState
-from .parse import NESTED, TooDeep, bounded
+from .parse import MAX_KEYS, NESTED, TooDeep, TooMany, bounded
 from .plan import AMOUNT, PLAN, Field, Kind
 
 Reader = Callable[[Any], Any]
@@ -35,6 +35,9 @@ _JSON_TYPES: Final = {
     bool: "a boolean",
     type(None): "null",
 }
+MAX_STATES: Final = 4096
+"""Wire states without unknown fields that are kept for one class."""
+
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -158,7 +161,7 @@ def reader(converter: Converter, cls: type) -> Reader:
     def read(value: Any) -> Any:
         try:
             return hook(value, cls)
-        except (Misfit, TooDeep):
+        except (Misfit, TooDeep, TooMany):
             raise
         except Exception as error:
             reason = type(error).__name__
@@ -170,10 +173,22 @@ def reader(converter: Converter, cls: type) -> Reader:
 def _structure_hook(cls: type[Model], converter: Converter, note: Note) -> StructureHook:
     fields = [(field, field_reader(field, converter)) for field in PLAN[cls]]
     known = {field.wire for field, _ in fields}
+    states: dict[tuple[tuple[str, ...], tuple[str, ...]], WireState] = {}
+
+    def state(absent: tuple[str, ...], nulls: tuple[str, ...]) -> WireState:
+        """Without unknown fields; shared by objects that look the same, since its sets are larger than most objects."""
+        found = states.get((absent, nulls))
+        if found is None:
+            found = WireState(absent=frozenset(absent), nulls=frozenset(nulls))
+            if len(states) < MAX_STATES:
+                states[absent, nulls] = found
+        return found
 
     def structure(value: Any, _: Any = None) -> Model:
         if type(value) is not dict:
             raise _misfit(Kind.OBJECT.value, value)
+        if len(value) > MAX_KEYS:
+            raise TooMany
         values: dict[str, Any] = {}
         absent, nulls = [], []
         for field, read in fields:
@@ -197,7 +212,8 @@ def _structure_hook(cls: type[Model], converter: Converter, note: Note) -> Struc
         if extra or absent:
             note(cls, extra, absent)
         if absent or nulls:
-            values["wire_state"] = WireState(extra, frozenset(absent), frozenset(nulls))
+            shared = state(tuple(absent), tuple(nulls))
+            values["wire_state"] = WireState(extra, shared.absent, shared.nulls) if extra else shared
         elif extra:
             values["wire_state"] = extra
         return cls(**values)

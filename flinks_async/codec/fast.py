@@ -21,7 +21,7 @@ from msgspec import NODEFAULT, UNSET
 
 from ..models import COMPLETE, Model, PartnerAccessResponse, Timestamp, WireState
 from . import careful
-from .parse import BROKEN, NESTED, bounded, decode_any
+from .parse import BROKEN, NESTED, bounded, decode_any, decode_unknown
 from .plan import AMOUNT, PLAN, Field, Kind
 from .shapes import USUALLY_ABSENT, Shapes
 from .source import Member, States, become, compile_builders, mask_of, names_of, needs_mask, read_members, read_unknown
@@ -101,6 +101,7 @@ class Compiler:
             "amount": _amount,
             "bounded": bounded,
             "decode_any": decode_any,
+            "decode_unknown": decode_unknown,
             "doubt": _doubt,
             "states": States(fields),
             "timestamp": Timestamp.parse,
@@ -117,7 +118,7 @@ class Compiler:
         body = [
             "o = Final_twin()",
             *read_members(members, usually_absent),
-            *(read_unknown(unknown, state) if unknown else [f"o._wire = {state}"]),
+            *(read_unknown(unknown, state, raw=bool(sliced)) if unknown else [f"o._wire = {state}"]),
             *(["o.meta = meta"] if cls is PartnerAccessResponse else []),
             become("Final", cls, "o"),
         ]
@@ -128,7 +129,10 @@ class Compiler:
                     (f"f{m.bit}", m.type, msgspec.field(name=m.field.wire, default=UNSET if m.optional else NODEFAULT))
                     for m in members
                 ),
-                *((f"x{n}", Any, msgspec.field(name=key, default=UNSET)) for n, key in enumerate(unknown)),
+                *(
+                    (f"x{n}", msgspec.Raw if sliced else Any, msgspec.field(name=key, default=UNSET))
+                    for n, key in enumerate(unknown)
+                ),
             ],
             forbid_unknown_fields=True,
             gc=False,

@@ -143,14 +143,16 @@ def _read(member: Member, width: int) -> Iterator[str]:
     yield f"o.{field.name} = v"
 
 
-def read_unknown(keys: tuple[str, ...], state: str) -> Iterator[str]:
-    """Statements that put members `x0`, `x1`, ... into the wire state of the model `o`."""
+def read_unknown(keys: tuple[str, ...], state: str, *, raw: bool) -> Iterator[str]:
+    """Statements that put members `x0`, `x1`, ... into the wire state of the model `o`. If `raw`, they are not read yet."""
+    check = ["if v is not UNSET: v = decode_unknown(v)"] if raw else []
+    check.append("if type(v) in NESTED: bounded(v)")
     yield "v = s.x0"
-    yield "if type(v) in NESTED: bounded(v)"
+    yield from check
     yield f"x = {{{keys[0]!r}: v}} if v is not UNSET else {{}}"
     for number, key in enumerate(keys[1:], 1):
         yield f"v = s.x{number}"
-        yield "if type(v) in NESTED: bounded(v)"
+        yield from check
         yield f"if v is not UNSET: x[{key!r}] = v"
     yield f"w = {state}"
     yield "if not x: o._wire = w"

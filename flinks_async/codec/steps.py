@@ -17,7 +17,7 @@ from ..errors import DecodeError, EmptyBodyError
 from ..models import Account, AccountsDetail, Link, Meta, Model, PartnerAccessResponse, Transaction
 from . import careful
 from .fast import DOUBTS, NOT_SLICED, Compiler, Doubt, Sliced
-from .parse import BROKEN, batches, decode_any, joined, parse_steps, why_not_json, without_bom
+from .parse import BROKEN, PIECE, batches, count_steps, decode_any, joined, parse_steps, why_not_json, without_bom
 from .plan import PLAN
 from .shapes import Shapes
 
@@ -28,6 +28,15 @@ SLICE: Final = 200
 
 TURN: Final = 50
 """Objects that the careful path makes in one step."""
+
+LOOK: Final = 5000
+"""Objects that are looked through in one step."""
+
+WHOLE: Final = 16 * PIECE
+"""Pieces that are larger together are not decoded in one step, whatever their number."""
+
+FEW: Final = 2000
+"""Models, but for transactions and many accounts, that the fast path makes in one step."""
 
 MANY_ACCOUNTS: Final = 64
 """With more accounts than this, accounts are what a body is cut into."""
@@ -41,7 +50,7 @@ def _member(cls: type[Model], items: type[Model]) -> tuple[str, str]:
 _DETAILS, DETAILS = _member(PartnerAccessResponse, AccountsDetail)
 _ACCOUNTS, ACCOUNTS = _member(AccountsDetail, Account)
 _TRANSACTIONS, TRANSACTIONS = _member(Account, Transaction)
-_, LINKS = _member(AccountsDetail, Link)
+_LINKS, LINKS = _member(AccountsDetail, Link)
 _CUT_AT_TRANSACTIONS: Final[Sliced] = frozenset({Transaction})
 _CUT_AT_ACCOUNTS: Final[Sliced] = frozenset({Account})
 
@@ -100,9 +109,13 @@ class Decoder:
             return None
         return answer
 
-    def fast_steps(self, body: bytes, meta: Meta) -> Generator[None, None, PartnerAccessResponse | None]:
-        """The same in steps."""
+    def fast_steps(
+        self, body: bytes, meta: Meta, *, counted: bool = False
+    ) -> Generator[None, None, PartnerAccessResponse | None]:
+        """The same in steps. The values of a body that was `counted` are not counted again."""
         try:
+            if not counted:
+                yield from count_steps(body)
             return (yield from self._cut(body, meta))
         except DOUBTS:
             return None
@@ -118,7 +131,8 @@ class Decoder:
         failure: DecodeError
         body = without_bom(body)
         try:
-            data = yield from parse_steps(body, len(body))
+            yield from count_steps(body)
+            data = yield from parse_steps(body, len(body), cls=PartnerAccessResponse)
             if data is None:
                 failure = EmptyBodyError("the body is null")
             else:
@@ -154,8 +168,16 @@ class Decoder:
         answer = decode(body)
         yield
         details = getattr(answer, _DETAILS)
+        left = FEW
         for detail in details if type(details) is list else [details]:
-            accounts = getattr(detail, _ACCOUNTS, None)
+            accounts, links = getattr(detail, _ACCOUNTS, None), getattr(detail, _LINKS, None)
+            left -= 1
+            if cut is _CUT_AT_TRANSACTIONS and type(accounts) is list:
+                left -= len(accounts)
+            if type(links) is list:
+                left -= len(links)
+            if left < 0:
+                raise Doubt  # the careful path has steps for all of them
             if type(accounts) is not list:
                 continue
             if cut is _CUT_AT_ACCOUNTS:
@@ -190,14 +212,19 @@ class Decoder:
 
     def _slice(self, cls: type[Model], pieces: list[msgspec.Raw]) -> Generator[None, None, tuple[Any, ...]]:
         array = joined(pieces)
-        try:
-            decode, build = self._pair(cls, many=True)
-            made: tuple[Any, ...] = build(decode(array))
-            return made
-        except DOUBTS:
-            pass
+        values: list[Any]
+        if len(array) > WHOLE:
+            values = yield from parse_steps(array, len(array), cls=cls)
+        else:
+            try:
+                decode, build = self._pair(cls, many=True)
+                made: tuple[Any, ...] = build(decode(array))
+                return made
+            except DOUBTS:
+                pass
+            values = decode_any(array)
         read = careful.reader(self._converter, cls)
-        values, result = decode_any(array), []
+        result: list[Any] = []
         for start in range(0, len(values), TURN):
             yield
             result += careful.items(values[start : start + TURN], read)
@@ -210,12 +237,19 @@ class Decoder:
         if not self._all_ours(PartnerAccessResponse, AccountsDetail) or type(data) is not dict:
             return
         details = data.get(DETAILS)
+        ours, looked = self._all_ours(Account), 0
         for detail in details if type(details) is list else [details]:
+            looked += 1
+            if looked % LOOK == 0:
+                yield
             if type(detail) is not dict:
                 continue
             accounts = detail.get(ACCOUNTS)
-            if type(accounts) is list and self._all_ours(Account):
+            if type(accounts) is list and ours:
                 for account in accounts:
+                    looked += 1
+                    if looked % LOOK == 0:
+                        yield
                     if type(account) is dict:
                         yield from self._prepare_array(account, TRANSACTIONS, Transaction)
             yield from self._prepare_array(detail, ACCOUNTS, Account)

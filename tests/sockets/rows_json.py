@@ -111,6 +111,8 @@ ROWS = [
     final("25", "2,000 levels deep in an unknown field", unknown(b"[" * 2_000 + b"]" * 2_000)),
     final("25a", "100,000 levels deep", unknown(b'{"a":' * 100_000 + b"1" + b"}" * 100_000)),
     final("25b", "100,000 levels that never close", b"[" * 100_000),
+    final("25c", "two million values", b'{"New":[' + b"[]," * 2_000_000 + b"[]]}"),
+    final("25d", "20,000 keys in one object", b"{" + b",".join(b'"%d":1' % n for n in range(20_000)) + b"}"),
     fine(
         "26",
         "an amount of 28 digits",

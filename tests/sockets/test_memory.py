@@ -9,7 +9,16 @@ from typing import Any
 
 import pytest
 
-from flinks_async import AttemptTimeoutError, FlinksError, Limits, ProtocolError, ResponseTooLargeError, Retry, Timeouts
+from flinks_async import (
+    AttemptTimeoutError,
+    FlinksError,
+    JSONLimitError,
+    Limits,
+    ProtocolError,
+    ResponseTooLargeError,
+    Retry,
+    Timeouts,
+)
 from flinks_async.testing import Flood, RawServer, ReadHead, Respond, Send
 
 from ..support import traced
@@ -109,3 +118,13 @@ async def test_a_bomb_has_no_more_time_than_an_attempt() -> None:
     async with RawServer(script) as server, client_for(server, retry=Retry(attempts=1), timeouts=times) as client:
         with pytest.raises(AttemptTimeoutError):
             await client.partner_access("t")
+
+
+async def test_json_of_more_values_than_account_data_have_is_not_expanded() -> None:
+    body = b'{"X":[' + b"1," * 8 * CAP + b"1]}"
+    script = [ReadHead(), Respond(200, gzip.compress(body), {"Content-Encoding": "gzip"})]
+    async with RawServer(script) as server, client_for(server) as client:
+        with traced() as memory, pytest.raises(JSONLimitError) as caught:
+            await client.partner_access("t")
+    assert caught.value.attempts == 1
+    assert memory.peak < 3 * len(body)
