@@ -128,10 +128,10 @@ def redact(text: str, *hidden: Secret | None, limit: int = 200, coded: bool = Fa
     """
     # Cut before matching (a hostile text may be megabytes long), with room for values that straddle the limit.
     text = re.sub(_UNPRINTABLE, " ", text[: limit + 2048])
-    for secret in hidden:
-        if secret:
-            for form in {secret.reveal(), quote(secret.reveal(), safe="", errors="replace")}:
-                text = re.sub(re.escape(form), MASK, text, flags=re.IGNORECASE)
+    # The longest first: a short one, masked inside of it, would leave the rest of it to be seen.
+    for secret in sorted(filter(None, hidden), key=len, reverse=True):
+        for form in {secret.reveal(), quote(secret.reveal(), safe="", errors="replace")}:
+            text = re.sub(re.escape(form), MASK, text, flags=re.IGNORECASE)
     for pattern in (_CODED, *_HIDDEN) if coded else _HIDDEN:
         text = re.sub(pattern, MASK, text)
     return text if len(text) <= limit else text[: limit - 1] + "…"

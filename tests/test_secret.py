@@ -79,6 +79,10 @@ def test_redacting_a_hostile_text_takes_no_longer_than_another(part: str) -> Non
     assert time.perf_counter() - started < 0.1  # with a search from each letter on it were 0.2 to 0.4
 
 
+def test_a_short_hidden_value_leaves_nothing_of_a_long_one() -> None:
+    assert redact("is sk-live-canary", Secret("a"), None, Secret("sk-live-canary")) == "is ***"
+
+
 def test_redacted_text_can_be_written_down() -> None:
     """A byte of a header that is no UTF-8 comes as half a surrogate pair."""
     shown = redact("one\udcff\ud800two\u00e9\U0001f600")
