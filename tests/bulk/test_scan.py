@@ -17,7 +17,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from flinks_async.bulk.compression import Compression
@@ -34,7 +34,7 @@ from .input_support import COLUMNS, KEY, Sink, compressed, plain, read_all, scan
 
 TOKEN = "8d0a3f52-1a4e-4c6b-9f0e-3b1f2d4c5a69"
 KINDS: tuple[Compression, ...] = ("none", "gzip", "zstd")
-FOREIGN = (b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b", b"PK\x03\x04", b"\x28\xb5\x2f\xfd")
+FOREIGN = (b"\xff\xfe", b"\xfe\xff", b"\x1f\x8b", b"PK\x03\x04", b"PAR1", b"\x28\xb5\x2f\xfd")
 NAMES = {"text": "t.txt", "csv": "t.csv", "jsonl": "t.jsonl"}
 
 
@@ -170,6 +170,7 @@ class TestAnyBytes:
     @pytest.mark.parametrize("form", NAMES)
     @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
     @given(body=_CONTENT, shard_size=st.integers(1, 5), chunk=st.sampled_from([1, 5, 64, 65536]))
+    @example(body=b"PAR1", shard_size=1, chunk=64)
     def test_scan_and_reader(self, form: str, kind: Compression, body: bytes, shard_size: int, chunk: int) -> None:
         data = _HEADS[form] + body
         with tempfile.TemporaryDirectory() as folder, chunks_of(chunk):
