@@ -8,11 +8,14 @@ from __future__ import annotations
 import datetime as dt
 import json
 import random
+from collections.abc import Generator
 from decimal import Decimal
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import msgspec
 from hypothesis import strategies as st
+
+T = TypeVar("T")
 
 WIRE: dict[str, dict[str, str]] = {
     "PartnerAccessResponse": {"GetAccountsDetail": "[AccountsDetail]?", "RequestId": "text"},
@@ -262,3 +265,14 @@ def _move(rng: random.Random, day: dt.date, unknown: bool) -> dict[str, Any]:
 def _guid(rng: random.Random) -> str:
     digits = f"{rng.getrandbits(128):032x}"
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
+
+
+def run_out(steps: Generator[None, None, T]) -> tuple[T, int]:
+    """What comes out of a generator of steps, and after how many."""
+    count = 0
+    while True:
+        try:
+            next(steps)
+        except StopIteration as finished:
+            return finished.value, count
+        count += 1

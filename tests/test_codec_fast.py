@@ -23,19 +23,9 @@ from flinks_async.codec.source import States, twin
 from flinks_async.errors import DecodeError, EmptyBodyError, NotJSONError, WrongTypeError
 from flinks_async.models import COMPLETE, MODELS, Account, Meta, Model, PartnerAccessResponse, Transaction, WireState
 
-from .answers import answers, answers_perhaps_wrong, from_bytes, payload, to_bytes
+from .answers import answers, answers_perhaps_wrong, from_bytes, payload, run_out, to_bytes
 
 META = Meta(attempts=3, queue_time=0.5)
-
-
-def run_out(generator: Any) -> tuple[Any, int]:
-    count = 0
-    while True:
-        try:
-            next(generator)
-        except StopIteration as finished:
-            return finished.value, count
-        count += 1
 
 
 def outcome(decode: Any) -> Any:

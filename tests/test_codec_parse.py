@@ -26,6 +26,7 @@ from flinks_async.codec.parse import (
 from flinks_async.errors import DecodeError, EmptyBodyError, JSONLimitError, NotJSONError
 from flinks_async.models import PartnerAccessResponse
 
+from .answers import run_out
 from .support import traced
 
 
@@ -52,13 +53,7 @@ def test_items_are_grouped_by_their_size(sizes: list[int], groups: list[list[int
 
 def steps(body: bytes) -> tuple[Any, int]:
     """What is read, and in how many steps."""
-    generator, count = parse_steps(body, len(body)), 0
-    while True:
-        try:
-            next(generator)
-        except StopIteration as finished:
-            return finished.value, count
-        count += 1
+    return run_out(parse_steps(body, len(body)))
 
 
 @pytest.mark.parametrize(
@@ -94,16 +89,6 @@ def test_an_unknown_field_has_a_hundred_levels_at_most(opening: bytes, closing: 
         codec.decode(b'{"%b":' % name + opening * 100 + b"1" + closing * 100 + b"}")
         with pytest.raises(JSONLimitError, match="nested too deeply"):
             codec.decode(b'{"%b":' % name + opening * 101 + b"1" + closing * 101 + b"}")
-
-
-def run_out(steps: Any) -> tuple[Any, int]:
-    count = 0
-    while True:
-        try:
-            next(steps)
-        except StopIteration as finished:
-            return finished.value, count
-        count += 1
 
 
 WAYS: dict[str, Callable[[Codec, bytes], Any]] = {

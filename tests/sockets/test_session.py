@@ -101,14 +101,20 @@ async def test_a_closed_client_says_so() -> None:
         assert server.connections == 0
 
 
-async def test_closing_lets_calls_in_flight_end() -> None:
-    answer = asyncio.Event()
+class Told:
+    """Answers when the event is set."""
 
-    async def when_told(connection: Any) -> None:
-        await answer.wait()
+    def __init__(self, event: asyncio.Event) -> None:
+        self._event = event
+
+    async def __call__(self, connection: Any) -> None:
+        await self._event.wait()
         await OK(connection)
 
-    async with RawServer([ReadHead(), when_told]) as server:
+
+async def test_closing_lets_calls_in_flight_end() -> None:
+    answer = asyncio.Event()
+    async with RawServer([ReadHead(), Told(answer)]) as server:
         client = client_for(server)
         call = asyncio.create_task(client.partner_access("t"))
         while not server.requests:
@@ -162,12 +168,7 @@ async def test_closing_again_with_a_shorter_grace_ends_what_still_runs(derived: 
 
 async def test_all_who_close_return_when_the_last_call_has_ended() -> None:
     answer = asyncio.Event()
-
-    async def when_told(connection: Any) -> None:
-        await answer.wait()
-        await OK(connection)
-
-    async with RawServer([ReadHead(), when_told]) as server:
+    async with RawServer([ReadHead(), Told(answer)]) as server:
         client = client_for(server)
         call = asyncio.create_task(client.partner_access("t"))
         while not server.requests:
