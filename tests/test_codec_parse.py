@@ -122,6 +122,17 @@ def test_a_sixth_of_the_values_may_be_objects() -> None:
         run_out(count_steps((b"{" * (most + 1)).ljust(2 * COUNTED)))
 
 
+def test_documented_fields_have_no_more_values_either(decode: Callable[[Codec, bytes], Any]) -> None:
+    def body(transactions: int) -> bytes:
+        items = b",".join([b"{}"] * transactions)
+        return (b'{"GetAccountsDetail":{"Accounts":[{"Transactions":[%b]}]}}' % items).ljust(COUNTED + 1)
+
+    most = (MANY_VALUES + COUNTED // 16) // 6 - 3  # the others are the answer, its entry and the account
+    assert len(decode(Codec(), body(most)).details[0].accounts[0].transactions) == most
+    with pytest.raises(JSONLimitError, match=TOO_MANY):
+        decode(Codec(), body(most + 1))
+
+
 def test_values_are_counted_in_large_bodies_only() -> None:
     assert run_out(count_steps(b"{" * COUNTED)) == (0, 0)
     with pytest.raises(TooMany):
@@ -136,10 +147,15 @@ def test_values_are_counted_a_megabyte_at_a_time() -> None:
     assert run_out(count_steps(body)) == (3, 3)
 
 
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [(b'{"X":', b"}"), (b'{"GetAccountsDetail":{"Accounts":[{"Transactions":', b"}]}}")],
+    ids=["unknown", "transactions"],
+)
 def test_more_values_than_account_data_have_are_refused_before_they_are_read(
-    decode: Callable[[Codec, bytes], Any],
+    opening: bytes, closing: bytes, decode: Callable[[Codec, bytes], Any]
 ) -> None:
-    body = b'{"X":[' + b"[]," * (4 * COUNTED // 3) + b"[]]}"
+    body = opening + b"[" + b"[]," * (4 * COUNTED // 3) + b"[]]" + closing
     with traced() as memory, pytest.raises(JSONLimitError, match=TOO_MANY):
         decode(Codec(), body)
     assert memory.peak < 2 * len(body)
