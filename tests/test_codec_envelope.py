@@ -183,7 +183,8 @@ def test_entries_with_data_or_without_a_code_are_no_error(shape: Any) -> None:
     "shape", [{"HttpStatusCode": 401}, [{"HttpStatusCode": 401}], {**WHOLE, "HttpStatusCode": 401}]
 )
 def test_a_status_alone_inside_the_details(shape: Any) -> None:
-    assert envelope({"GetAccountsDetail": shape}) == Envelope(http_status_code=401)
+    found = envelope({"GetAccountsDetail": shape, "RequestId": GUID})
+    assert found == Envelope(http_status_code=401, request_id=GUID)
 
 
 @pytest.mark.parametrize(
