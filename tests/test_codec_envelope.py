@@ -171,6 +171,7 @@ def test_an_error_inside_the_details(shape: Any) -> None:
         {"HttpStatusCode": 401, "Accounts": [{}]},
         [{"HttpStatusCode": 401}, {"HttpStatusCode": 200}],
         {"HttpStatusCode": 200},
+        {"HttpStatusCode": 399},
         {"FlinksCode": None},
         {"Message": "hello"},
     ],
@@ -180,11 +181,16 @@ def test_entries_with_data_or_without_a_code_are_no_error(shape: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "shape", [{"HttpStatusCode": 401}, [{"HttpStatusCode": 401}], {**WHOLE, "HttpStatusCode": 401}]
+    "shape", [{"HttpStatusCode": 400}, [{"HttpStatusCode": 400}], {**WHOLE, "HttpStatusCode": 400}]
 )
 def test_a_status_alone_inside_the_details(shape: Any) -> None:
     found = envelope({"GetAccountsDetail": shape, "RequestId": GUID})
-    assert found == Envelope(http_status_code=401, request_id=GUID)
+    assert found == Envelope(http_status_code=400, request_id=GUID)
+
+
+def test_a_code_alone_inside_complete_details() -> None:
+    found = envelope({"GetAccountsDetail": {**WHOLE, "FlinksCode": "SESSION_EXPIRED"}, "RequestId": GUID})
+    assert found == Envelope("SESSION_EXPIRED", request_id=GUID)
 
 
 @pytest.mark.parametrize(

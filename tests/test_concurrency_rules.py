@@ -170,6 +170,20 @@ def test_refusals_are_no_part_of_a_round_but_failures_among_many_of_them_are_few
     assert state.limit == 14
 
 
+@pytest.mark.parametrize(("before", "limit"), [(9, 3), (19, 5)])
+def test_failures_are_counted_over_as_many_refusals_as_a_round_has(before: int, limit: int) -> None:
+    state = AdaptiveConcurrency(Adaptive(initial=5))
+    for _ in range(5 + before):  # the first five are passed over
+        state.refused()
+    for _ in range(2):
+        state.failed(5)
+    for _ in range(3):
+        state.refused()
+    for _ in range(1 if limit == 3 else 2):
+        state.failed(5)
+    assert state.limit == limit
+
+
 def test_refusals_are_answers_to_requests_that_were_on_their_way() -> None:
     state = AdaptiveConcurrency(Adaptive(initial=20))
     for _ in range(20):
