@@ -177,8 +177,7 @@ def test_failures_are_counted_over_as_many_refusals_as_a_round_has(before: int, 
         state.refused()
     for _ in range(2):
         state.failed(5)
-    for _ in range(3):
-        state.refused()
+    state.refused()
     for _ in range(1 if limit == 3 else 2):
         state.failed(5)
     assert state.limit == limit
