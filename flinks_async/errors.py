@@ -237,7 +237,18 @@ class BadRequestError(APIStatusError):
 
 
 class AuthenticationError(APIStatusError):
-    """The AuthSecret, or the form of the header that carries it, is refused (401, 403)."""
+    """The AuthSecret, or the form of the header that carries it, is refused (401, 403).
+
+    Attributes:
+        provider_problem: why the `auth_secret` callable, asked for another secret, had none to give; None if it had the
+            same one, or if there is no such callable.
+    """
+
+    _extra_fields = ("provider_problem",)
+
+    def __init__(self, message: str = "", *, provider_problem: str | None = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.provider_problem = provider_problem
 
 
 class NotFoundError(APIStatusError):

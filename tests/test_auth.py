@@ -86,7 +86,8 @@ async def test_a_vault_that_fails_after_a_refusal_leaves_the_refusal_and_is_left
             with pytest.raises(AuthenticationError, match="the AuthSecret is refused") as caught:
                 await client.partner_access(token)
             error = caught.value
-            assert error.message.endswith("not known: the auth_secret callable raised OSError")
+            assert error.provider_problem == "the auth_secret callable raised OSError"
+            assert error.message.endswith(f"not known: {error.provider_problem}")
             assert (error.status, error.flinks_code, error.attempts) == (401, "UNAUTHORIZED", 1)
             assert error.token_fingerprint == fingerprint(token)
             assert str(pickle.loads(pickle.dumps(error))) == str(error)
@@ -107,6 +108,7 @@ async def test_once_the_vault_has_confirmed_the_secret_a_refusal_says_nothing_of
         clock.advance(NOT_SAID_FOR + 1)
         with pytest.raises(AuthenticationError) as caught:
             await client.partner_access("t")
+    assert caught.value.provider_problem is None
     assert "not known" not in caught.value.message
 
 

@@ -27,7 +27,7 @@ FIELDS = {
 def test_every_error_survives_pickling_and_copying_with_all_its_fields(cls: type[FlinksError]) -> None:
     extra = {
         name: value
-        for name, value in {"sent": False, "path": "A[0].B", "location_host": "h"}.items()
+        for name, value in {"sent": False, "path": "A[0].B", "location_host": "h", "provider_problem": "p"}.items()
         if name in cls._extra_fields
     }
     error = cls("words", **FIELDS, **extra)

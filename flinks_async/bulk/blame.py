@@ -17,7 +17,6 @@ from ..errors import (
     ServerError,
 )
 from ..messages import Envelope
-from ..middleware.auth import NOT_SAID
 
 _WHAT_TO_DO: Final[tuple[tuple[type[FlinksError], str], ...]] = (
     (CertificateError, "Have it put right; if its authority is your own, Connection.ca_file names it"),
@@ -64,8 +63,8 @@ def why_row(error: FlinksError, instance: str | None, tokens: int) -> str:
     if not isinstance(error, AuthenticationError):
         return f"{_named(instance)}{error.message} {row}"
     of = "" if instance is None else f" of the instance {instance!r}"
-    _, _, problem = error.message.partition(NOT_SAID)
-    return f"the AuthSecret{of} is refused {row}" + (f", and {problem}" if problem else "")
+    why = "" if error.provider_problem is None else f", and {error.provider_problem}"
+    return f"the AuthSecret{of} is refused {row}{why}"
 
 
 def _named(instance: str | None) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections.abc import Awaitable, Callable
-from typing import Final
 
 from attrs import define
 
@@ -29,9 +28,6 @@ CONFIRMED_FOR = 60.0
 # The same when it could not be said: a vault that is down is not asked for each refused token, and a new secret is not
 # missed for long.
 NOT_SAID_FOR = 10.0
-
-NOT_SAID: Final = ". Whether there is another one is not known: "
-"""Stands in the message of an `AuthenticationError` before why the provider could not say."""
 
 
 @define(eq=False)
@@ -77,7 +73,8 @@ class SecretSource:
         verdict, call = verdict_of(response), request.call
         error = error_from(response, verdict, request.endpoint.host, request.token, call.secret)
         fields = {**error.fields(), "retry_after": retry_after(response.headers, self._clock.time())}
-        return AuthenticationError(f"{error.message}{NOT_SAID}{self.problem}", **fields)
+        message = f"{error.message}. Whether there is another one is not known: {self.problem}"
+        return AuthenticationError(message, **{**fields, "provider_problem": self.problem})
 
     async def _ask(self) -> Secret:
         loop = asyncio.get_running_loop()
