@@ -18,7 +18,7 @@ from .clock import Clock, SystemClock
 from .codec import Codec
 from .config import Connection, Limits, Retry, Settings, Timeouts, check_secret, check_token, make_endpoint
 from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError
-from .fanout import Outcome, Source, fan_out
+from .fanout import Outcome, fan_out
 from .local import LoopLocal, Pool
 from .messages import Call, Handler, Middleware, Request, Response, checked, compose
 from .middleware.attempt import Attempt, Observed
@@ -30,9 +30,10 @@ from .models import PartnerAccessResponse
 from .observe import Observer
 from .policies import Hedge, PollPending
 from .scope import Scope
-from .secret import Secret, fingerprint, out_of_sight
+from .secret import Secret, fingerprint, hides_token, out_of_sight
 from .session import ConnectionStats, SessionManager
 from .stats import ClientStats
+from .tokens import Source
 from .transport import AiohttpTransport, Transport
 
 if TYPE_CHECKING:
@@ -252,6 +253,7 @@ class FlinksClient:
         self._derived.add(client)
         return client
 
+    @hides_token
     async def partner_access(self, token: Token, *, timeout: float | None = None) -> PartnerAccessResponse:
         """The account data of one access token.
 
@@ -262,8 +264,7 @@ class FlinksClient:
         Raises:
             FlinksError: see `flinks_async.errors` for the tree.
         """
-        token = out_of_sight(token)  # under the same name, so that no frame of ours holds the bare text
-        token = check_token(token)
+        token = check_token(token)  # under the same name, so that no frame of ours holds a bare text
         response = await self.respond(token, timeout)
         assert response.answer is not None
         return response.answer
@@ -277,13 +278,13 @@ class FlinksClient:
             return evolve(response, answer=self._codec.decode(response.body, response.meta))
         return response
 
+    @hides_token
     async def partner_access_raw(self, token: Token, *, timeout: float | None = None) -> Response:
         """The HTTP response for one access token, whatever its status, after the same retries; not decoded.
 
         Raises:
             FlinksError: there is no HTTP response.
         """
-        token = out_of_sight(token)
         token = check_token(token)
         return await self._run(token, timeout, raw=True)
 
@@ -368,7 +369,7 @@ class FlinksClient:
                 refusal = None if raw else self._refusal(response, token, call)
                 if refusal is None:
                     return response
-                problem = refusal
+                problem, response = refusal, None  # the error holds this frame, which must not hold the body
             elif self._closed:
                 problem = ClientClosedError("the client was closed while the call was under way")
             else:
@@ -389,7 +390,7 @@ class FlinksClient:
         try:
             raise problem
         finally:
-            del problem  # the error holds this frame, which must not hold the error
+            del problem  # nor itself
 
     def _refusal(self, response: Response, token: Secret, call: Call) -> FlinksError | None:
         verdict = verdict_of(response, self._settings.retry.throttle_statuses)

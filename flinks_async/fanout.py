@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterable, Awaitable, Callable, Iterable
 from typing import Any, Generic, NoReturn, TypeVar
 
 from attrs import frozen
 
-from .config import check_token
 from .errors import ClientClosedError, FlinksError, InvalidTokenError
 from .models import PartnerAccessResponse
+from .scope import until_done
 from .secret import Secret
+from .tokens import Source
 
 K_co = TypeVar("K_co", covariant=True)
 
@@ -80,20 +81,22 @@ async def fan_out(
     source = items if isinstance(items, Source) else Source(items)
     del items  # this frame is in the traceback of whatever ends the loop, and must not hold bare tokens
     run = _Run(source, call, window=2 * concurrency, ordered=ordered)
+    run.working = concurrency  # before they are made: an eager task runs at once, perhaps to its end
     workers = [asyncio.ensure_future(run.work()) for _ in range(concurrency)]
-    run.working = concurrency
     try:
         while (ready := await run.ready()) is not None:
             yield ready
     finally:
+        run.left = True
         for worker in workers:
             worker.cancel()
-        # Not gather(): it would turn a cancellation of this generator into a second one of the workers.
-        await asyncio.wait(workers)
-        for worker in workers:
-            if not worker.cancelled():
-                worker.exception()  # seen: `ready` raises it, or the consumer has left
-        await run.source.close()
+        try:
+            await until_done(workers)
+        finally:
+            for worker in workers:
+                if not worker.cancelled():
+                    worker.exception()  # seen: `ready` raises it, or the consumer has left
+            await source.close()
 
 
 class _Run:
@@ -104,6 +107,7 @@ class _Run:
     ) -> None:
         self.source = source
         self.working = 0
+        self.left = False  # nobody takes outcomes any more
         self._call = call
         self._window = window
         self._ordered = ordered
@@ -127,13 +131,22 @@ class _Run:
                     continue
                 try:
                     response = await self._call(token)
+                except asyncio.CancelledError:
+                    if not self.left:
+                        self._put(position, Failed(key, FlinksError(_CANCELLED)))
+                    if self.left or _is_cancelled():
+                        raise
                 except FlinksError as error:
+                    error.__traceback__ = None  # its frames would live as long as the outcome
                     self._put(position, Failed(key, error))
                     if isinstance(error, ClientClosedError):  # no token after this one can be fetched
                         self._stop(ClientClosedError("the client was closed before all tokens were taken"))
                         return
                 else:
                     self._put(position, Fetched(key, response))
+        except asyncio.CancelledError:
+            self._stop(FlinksError(_CANCELLED))
+            raise
         except BaseException as error:
             self._stop(error)
             raise
@@ -194,56 +207,10 @@ class _Run:
                 return
 
 
-class Source:
-    """One (async) iterator of tokens that many workers share.
-
-    Attributes:
-        taken: items taken so far.
-        readable: it was given something that can be iterated over, and not one token.
-    """
-
-    def __init__(self, items: Iterable[Any] | AsyncIterable[Any]) -> None:
-        self.taken = 0
-        self._ended = False
-        self._sync: Iterator[Any] | None = None
-        self._async: AsyncIterator[Any] | None = None
-        if isinstance(items, AsyncIterable):
-            self._async = aiter(items)
-        elif isinstance(items, Iterable) and not isinstance(items, (str, bytes, Secret)):
-            self._sync = iter(items)
-        self.readable = self._async is not None or self._sync is not None
-        self._turn = asyncio.Lock()
-
-    async def take(self) -> tuple[int, Any, Secret | InvalidTokenError] | None:
-        """Position, key and token of the next item; None at the end."""
-        if self._ended:
-            return None
-        if self._sync is not None:
-            return self._split(next(self._sync, _END))
-        assert self._async is not None
-        async with self._turn:  # an async generator cannot be advanced by two at once
-            return None if self._ended else self._split(await anext(self._async, _END))
-
-    def _split(self, item: Any) -> tuple[int, Any, Secret | InvalidTokenError] | None:
-        if item is _END:
-            self._ended = True
-            return None
-        position, self.taken = self.taken, self.taken + 1
-        key, token = item if isinstance(item, tuple) and len(item) == 2 else (position, item)
-        try:
-            return position, key, check_token(token)
-        except InvalidTokenError as error:
-            refusal = InvalidTokenError(error.message)
-        return position, key, refusal
-
-    def end(self) -> None:
-        self._ended = True
-
-    async def close(self) -> None:
-        """Ends an async generator that was left early, so that its `finally` runs now."""
-        self._ended = True
-        if isinstance(self._async, AsyncGenerator):
-            await self._async.aclose()
+_CANCELLED = "cancelled from inside: a middleware, an observer or the iterator of tokens did it, and not the caller"
 
 
-_END = object()
+def _is_cancelled() -> bool:
+    """Whether somebody cancelled the running task; else something it called just raised a `CancelledError`."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0

@@ -9,8 +9,10 @@ about the same time share one handle, and leaving a scope is a removal from a se
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from heapq import heappop, heappush
 from types import TracebackType
+from typing import Any
 
 
 class Scope:
@@ -99,3 +101,18 @@ class Sweeper:
                 scope.interrupt()
         if self._due:
             self._schedule()
+
+
+async def until_done(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Waits until all tasks are done, however often the waiting is cancelled; then that cancellation goes on."""
+    cancelled: asyncio.CancelledError | None = None
+    while pending := [task for task in tasks if not task.done()]:
+        try:
+            await asyncio.wait(pending)
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if cancelled is not None:
+        try:
+            raise cancelled
+        finally:
+            del cancelled

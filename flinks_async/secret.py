@@ -7,13 +7,21 @@ on the wire.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
+import inspect
 import logging
 import re
 import secrets
+import sys
+from collections.abc import Callable, Coroutine
+from functools import wraps
 from hashlib import blake2b
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 from urllib.parse import quote
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 MASK: Final = "***"
 
@@ -109,6 +117,24 @@ def out_of_sight(value: object) -> Any:
     if isinstance(value, str):
         return Secret(value)
     return value if value is None or isinstance(value, (Secret, NotText)) or callable(value) else NotText(value)
+
+
+def hides_token(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+    """For a coroutine method whose first argument is a token: its frame never holds the bare text, not even when it is
+    cancelled before its first step.
+    """
+    call: Callable[..., Coroutine[Any, Any, T]] = method
+
+    @wraps(method)
+    def hidden(self: Any, token: Any, **options: Any) -> Coroutine[Any, Any, T]:
+        token = out_of_sight(token)
+        return call(self, token, **options)
+
+    # For what asks whether a function gives a coroutine, such as a mock.
+    if sys.version_info >= (3, 12):
+        return inspect.markcoroutinefunction(hidden)  # type: ignore[return-value]
+    hidden._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+    return hidden  # type: ignore[return-value]
 
 
 def fingerprint(secret: str | Secret, *, key: bytes = _PROCESS_KEY) -> str:

@@ -10,6 +10,7 @@ import pickle
 import traceback
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
+from unittest.mock import AsyncMock, create_autospec
 
 import pytest
 
@@ -200,6 +201,24 @@ async def test_a_timeout_around_a_fan_out_leaves_no_token_in_our_frames() -> Non
     cancelled = caught.value.__cause__ or caught.value.__context__
     assert isinstance(cancelled, asyncio.CancelledError)
     shows_nothing(own_frames(cancelled))
+
+
+@pytest.mark.parametrize("call", ["partner_access", "partner_access_raw"])
+async def test_a_call_cancelled_before_its_first_step_leaves_no_token_in_our_frames(call: str) -> None:
+    async with FlinksClient(auth_secret=SECRET, transport=InMemoryTransport()) as flinks:
+        method = getattr(flinks, call)
+        assert asyncio.iscoroutinefunction(method)
+        assert isinstance(create_autospec(flinks).partner_access, AsyncMock)
+        for given in ((TOKEN,), ()):
+            task = asyncio.ensure_future(method(*given, **({} if given else {"token": TOKEN})))
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+            assert "partner_access" in own_frames(caught.value)
+            shows_nothing(own_frames(caught.value))
+        with pytest.raises(TypeError) as wrong:
+            method(TOKEN, wrong=1)
+        shows_nothing(own_frames(wrong.value))
 
 
 async def test_a_call_cancelled_while_it_decodes_leaves_no_data_in_our_frames() -> None:

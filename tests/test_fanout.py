@@ -5,6 +5,7 @@ import gc
 import subprocess
 import sys
 import textwrap
+import traceback
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing
 from typing import Any
@@ -17,13 +18,16 @@ from flinks_async import (
     DeadlineExceededError,
     Failed,
     Fetched,
+    FlinksError,
     InvalidTokenError,
     PartnerAccessResponse,
+    Response,
     Secret,
 )
 from flinks_async.errors import ServerError
 from flinks_async.fanout import fan_out
 from flinks_async.testing import InMemoryTransport
+from flinks_async.testing.transport import make_response
 
 from .support import DOCUMENTED, client_of, turns
 
@@ -210,8 +214,197 @@ async def test_a_call_that_cancels_itself_loses_no_token_in_silence() -> None:
     async def call(token: Secret) -> PartnerAccessResponse:
         raise asyncio.CancelledError
 
-    with pytest.raises(asyncio.CancelledError):
-        await collect(["a"], call, concurrency=1)
+    outcomes = await collect(["a", "b"], call, concurrency=1)
+    assert [o.key for o in outcomes if isinstance(o, Failed) and "cancelled from inside" in o.error.message] == [0, 1]
+
+
+async def test_a_call_that_cancels_its_task_ends_the_fan_out_with_an_error_and_an_outcome() -> None:
+    async def call(token: Secret) -> PartnerAccessResponse:
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    got = []
+    with pytest.raises(FlinksError, match="cancelled from inside"):
+        async for outcome in fan_out(["a", "b"], call, concurrency=1):
+            got.append(outcome)
+    assert [(o.key, type(o)) for o in got] == [(0, Failed)]
+
+
+async def test_a_base_exception_of_the_call_is_not_swallowed() -> None:
+    class Odd(BaseException):
+        pass
+
+    async def call(token: Secret) -> PartnerAccessResponse:
+        raise Odd
+
+    with pytest.raises(Odd):
+        await collect(["a", "b"], call, concurrency=1)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with Python 3.12")
+@pytest.mark.parametrize("tokens", [0, 1, 2, 9])
+@pytest.mark.parametrize("kind", ["sync", "async"])
+async def test_eager_tasks(tokens: int, kind: str) -> None:
+    async def pages() -> AsyncIterator[str]:
+        for number in range(tokens):
+            yield str(number)
+
+    async def at_once(token: Secret) -> PartnerAccessResponse:
+        return PartnerAccessResponse(request_id=token.reveal())
+
+    loop = asyncio.get_running_loop()
+    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    try:
+        for call in (answer, at_once):
+            items: Any = pages() if kind == "async" else map(str, range(tokens))
+            async with asyncio.timeout(10):
+                outcomes = await collect(items, call, concurrency=4)
+            assert sorted(outcome.key for outcome in outcomes) == list(range(tokens))
+    finally:
+        loop.set_task_factory(None)
+
+
+async def test_what_a_source_holds_over_a_yield_belongs_to_one_task() -> None:
+    tasks = set()
+
+    async def pages() -> AsyncIterator[str]:
+        tasks.add(asyncio.current_task())
+        try:
+            async with asyncio.timeout(None) as patience:
+                yield "a"
+                yield "b"
+                patience.reschedule(asyncio.get_running_loop().time())
+                await asyncio.Event().wait()
+        except TimeoutError:
+            pass
+        finally:
+            tasks.add(asyncio.current_task())
+        yield "c"
+
+    outcomes = await collect(pages(), answer, concurrency=3)
+    assert sorted(outcome.key for outcome in outcomes if isinstance(outcome, Fetched)) == [0, 1, 2]
+    assert len(tasks) == 1
+    assert asyncio.current_task() not in tasks
+
+
+async def test_a_source_that_cancels_its_reader_between_two_items_loses_no_token_in_silence() -> None:
+    async def pages() -> AsyncIterator[str]:
+        async with asyncio.timeout(None) as patience:
+            yield "a"
+            patience.reschedule(asyncio.get_running_loop().time())
+            yield "b"
+            yield "c"
+
+    gate = Gate()
+    fan = fan_out(pages(), gate, concurrency=1)
+    got = [asyncio.ensure_future(anext(fan))]
+    await turns(5)
+    gate.let("a")
+    assert (await got[0]).key == 0
+    second = asyncio.ensure_future(anext(fan))
+    await turns(5)
+    gate.let("b")
+    assert (await second).key == 1
+    with pytest.raises(FlinksError, match="the iterator of tokens was cancelled"):
+        await anext(fan)
+
+
+async def test_leaving_waits_for_all_however_often_it_is_cancelled() -> None:
+    gate, closed = Gate(), []
+
+    async def slow(token: Secret) -> PartnerAccessResponse:
+        try:
+            return await gate(token)
+        finally:
+            await turns(5)
+
+    async def tokens() -> AsyncIterator[str]:
+        try:
+            for number in range(100):
+                yield str(number)
+        finally:
+            await turns(5)
+            closed.append(True)
+
+    before = asyncio.all_tasks()
+
+    async def consume() -> None:
+        async with aclosing(fan_out(tokens(), slow, concurrency=3)) as outcomes:
+            async for _ in outcomes:
+                pass
+
+    task = asyncio.ensure_future(consume())
+    await turns(5)
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0)
+    assert task.cancelled()
+    assert closed == [True]
+    assert gate.running == {}
+    assert asyncio.all_tasks() == before
+
+
+async def test_a_generator_that_is_left_early_is_closed() -> None:
+    closed = []
+
+    def tokens() -> Iterator[str]:
+        try:
+            yield from map(str, range(100))
+        finally:
+            closed.append(True)
+
+    kept = tokens()
+    async with aclosing(fan_out(kept, answer, concurrency=3)) as outcomes:
+        await anext(outcomes)
+    assert closed == [True]
+
+
+async def test_what_a_source_raises_when_it_is_closed_is_raised() -> None:
+    async def tokens() -> AsyncIterator[str]:
+        try:
+            while True:
+                yield "a"
+        finally:
+            raise OSError("the cursor is gone")
+
+    with pytest.raises(OSError, match="the cursor is gone"):
+        async with aclosing(fan_out(tokens(), answer, concurrency=2)) as outcomes:
+            await anext(outcomes)
+
+
+async def test_closing_the_client_does_not_wait_for_the_next_token() -> None:
+    async def tokens() -> AsyncIterator[str]:
+        yield "a"
+        await asyncio.Event().wait()
+
+    gate = asyncio.Event()
+
+    async def wait(request: object, call_next: Any) -> Any:
+        await gate.wait()
+        return await call_next(request)
+
+    client = client_of(InMemoryTransport(default=DOCUMENTED), middleware=[wait])
+    task = asyncio.ensure_future(anext(fan := client.partner_access_many(tokens(), concurrency=2)))
+    await turns(5)
+    await client.close(grace=0)
+    assert isinstance((await task).error, ClientClosedError)  # type: ignore[union-attr]
+    with pytest.raises(ClientClosedError):
+        await anext(fan)
+
+
+async def test_a_failure_keeps_no_frames_and_so_no_body() -> None:
+    page = make_response(b"<html>" + b"x" * 100_000, status=404)
+    async with client_of(InMemoryTransport(default=page)) as client:
+        (outcome,) = [o async for o in client.partner_access_many(["a"])]
+        with pytest.raises(FlinksError) as caught:
+            await client.partner_access("a")
+    assert isinstance(outcome, Failed)
+    assert outcome.error.__traceback__ is None
+    frames = [frame for frame, _ in traceback.walk_tb(caught.value.__traceback__) if "_run" in frame.f_code.co_name]
+    assert frames
+    assert not [value for frame in frames for value in frame.f_locals.values() if isinstance(value, Response)]
 
 
 async def test_closing_the_client_ends_the_fan_out_with_an_error_not_with_a_failure_for_every_token() -> None:
