@@ -21,7 +21,7 @@ import sys
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
-from typing import Final, NoReturn, Self
+from typing import Any, Final, NoReturn, Self
 
 Step = Callable[["RawConnection"], Awaitable[object]]
 Script = Sequence[Step]
@@ -105,6 +105,19 @@ class RawConnection:
         raise Ended
 
 
+class _Listener(socket.socket):
+    """Remembers what it accepted until that is served: a task that is cancelled just then never hears of it."""
+
+    def __init__(self, fileno: int) -> None:
+        super().__init__(fileno=fileno)
+        self.fresh: set[socket.socket] = set()
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        accepted, address = super().accept()
+        self.fresh.add(accepted)
+        return accepted, address
+
+
 class RawServer:
     """Listens on loopback. An async context manager.
 
@@ -132,7 +145,7 @@ class RawServer:
         self.ssl_context = ssl_context
         self._host = host
         self._port = port
-        self._listener: socket.socket | None = None
+        self._listener: _Listener | None = None
         self._accepting: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
         self._mistakes: list[BaseException] = []
@@ -161,7 +174,8 @@ class RawServer:
     async def start(self) -> None:
         """Listens. A port that was free the first time is used again the next time."""
         family = socket.AF_INET6 if ":" in self._host else socket.AF_INET
-        self._listener = socket.create_server((self._host, self._port), family=family, backlog=1024)
+        listener = socket.create_server((self._host, self._port), family=family, backlog=1024)
+        self._listener = _Listener(listener.detach())
         self._listener.setblocking(False)
         self._port = self._listener.getsockname()[1]
         self._accepting = asyncio.get_running_loop().create_task(self._accept(self._listener))
@@ -173,6 +187,8 @@ class RawServer:
             await asyncio.wait((self._accepting,))
             self._accepting = None
         if self._listener is not None:
+            for accepted in self._listener.fresh:
+                accepted.close()
             self._listener.close()
             self._listener = None
 
@@ -190,10 +206,11 @@ class RawServer:
         if self._mistakes:
             raise self._mistakes.pop(0)
 
-    async def _accept(self, listener: socket.socket) -> None:
+    async def _accept(self, listener: _Listener) -> None:
         loop = asyncio.get_running_loop()
         while True:
             accepted, _ = await loop.sock_accept(listener)
+            listener.fresh.discard(accepted)
             task = loop.create_task(self._serve(accepted, self.connections))
             self.connections += 1
             self._tasks.add(task)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from typing import Any
 
 import pytest
 
-from flinks_async.testing import Close, RawServer, ReadHead, Repeat, Reset, Respond, Send
+from flinks_async.testing import Close, Hang, RawServer, ReadHead, Repeat, Reset, Respond, Send
 
+from ..support import turns
 from .support import BODY, HEALTHY, client_for
 
 
@@ -73,3 +75,16 @@ async def test_a_client_that_leaves_ends_the_script() -> None:
             while server.open or not server.connections:
                 await asyncio.sleep(0.001)
         assert server.connections == 1
+
+
+async def test_a_connection_accepted_in_the_moment_of_stopping_is_closed() -> None:
+    async with RawServer([Hang()]) as server:
+        listener = server._listener
+        assert listener is not None
+        await turns()  # it waits for a connection
+        with socket.create_connection(("127.0.0.1", server.port), timeout=5) as client:
+            while not listener.fresh:  # it is accepted, and the server's task has not heard of it
+                await asyncio.sleep(0)
+            await server.stop_listening()
+            assert server.connections == 0
+            assert client.recv(1) == b""
