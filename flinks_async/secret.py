@@ -14,11 +14,12 @@ import logging
 import re
 import secrets
 import sys
+from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Callable, Coroutine
 from functools import wraps
 from hashlib import blake2b
 from typing import Any, Final, NoReturn, ParamSpec, TypeVar
-from urllib.parse import quote
+from urllib.parse import quote, unquote_plus
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -145,9 +146,42 @@ def fingerprint(secret: str | Secret, *, key: bytes = _PROCESS_KEY) -> str:
     return blake2b(Secret(secret).reveal().encode("utf-8", "surrogatepass"), key=key, digest_size=8).hexdigest()
 
 
+def repeats(text: str, *hidden: Secret | None) -> bool:
+    """Whether a server's text has a hidden value in it, plain or in a usual coding: percent, HTML, JSON (each up to three
+    times over), base64, hexadecimal; without regard to case and hyphens. What has less than 8 characters does not count:
+    it is found in many a word.
+    """
+    forms = {_bare(form) for secret in hidden if secret is not None for form in _forms(secret)}
+    if not forms:
+        return False
+    from html import unescape  # a large table, seldom needed
+
+    texts = [text]
+    for _ in range(3):
+        text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), unescape(unquote_plus(text)))
+        texts.append(text)
+    seen = _bare("\n".join(texts))
+    return any(len(form) >= 8 and form in seen for form in forms)
+
+
+def _forms(secret: Secret) -> tuple[str, ...]:
+    data = secret.reveal().encode("utf-8", "surrogatepass")
+    return (
+        secret.reveal(),
+        data.hex(),
+        b64encode(data).decode().rstrip("="),
+        urlsafe_b64encode(data).decode().rstrip("="),
+    )
+
+
+def _bare(text: str) -> str:
+    return text.lower().replace("-", "")
+
+
 def redact(text: str, *hidden: Secret | None, limit: int = 200, coded: bool = False) -> str:
     """A server's text made fit for an error or a log: hidden values, URLs, e-mails, GUIDs and long numbers are
-    masked, control characters and what is no text are dropped, and it is cut to `limit` characters.
+    masked, control characters and what is no text are dropped, and it is cut to `limit` characters. Nothing is left of one
+    that has a hidden value in some coding (`repeats`).
 
     Args:
         coded: mask words of 24 characters and more, too: they may be a hidden value in some coding.
@@ -160,6 +194,8 @@ def redact(text: str, *hidden: Secret | None, limit: int = 200, coded: bool = Fa
             text = re.sub(re.escape(form), MASK, text, flags=re.IGNORECASE)
     for pattern in (_CODED, *_HIDDEN) if coded else _HIDDEN:
         text = re.sub(pattern, MASK, text)
+    if repeats(text, *hidden):
+        return MASK
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 

@@ -114,6 +114,33 @@ def test_a_secret_in_a_coding_is_not_in_the_message(encode: Callable[[bytes], by
     assert message == f"{before}***: no"
 
 
+GUID = "3fa85f64-5717-4562-b3fc-2c963f66afa6"
+
+
+@pytest.mark.parametrize(
+    ("request_id", "shown"),
+    [
+        (GUID, GUID),
+        (GUID.replace("-", ""), GUID.replace("-", "")),
+        ("01ARZ3NDEKTSV4RRFFQ69G5FAV", "01ARZ3NDEKTSV4RRFFQ69G5FAV"),
+        ("x" * 33, "***"),
+        ("an id", "an id"),
+        (f"id {base64.b64encode(GUID.encode()).decode()}", "id ***"),
+    ],
+)
+def test_a_request_id_is_there_to_be_quoted(request_id: str, shown: str) -> None:
+    body = to_bytes({"RequestId": request_id})
+    assert read_envelope(body, Secret("the-auth-secret")).request_id == shown
+
+
+@pytest.mark.parametrize("hidden", [GUID, "the-auth-secret"])
+def test_a_request_id_or_code_that_repeats_a_hidden_value_in_a_coding_is_masked(hidden: str) -> None:
+    data = hidden.encode()
+    for coded in (hidden.replace("-", ""), data.hex(), base64.b64encode(data).decode().rstrip("=")):
+        envelope = read_envelope(to_bytes({"RequestId": coded, "FlinksCode": coded[:64]}), Secret(hidden))
+        assert (envelope.request_id, envelope.flinks_code) == ("***", None)
+
+
 def test_words_of_a_message_stay() -> None:
     text = "The institution's multi-factor-question was not answered (InvalidSecurityResponse); see docs/errors.md, 4.1"
     assert read_envelope(to_bytes({"Message": text})).message == text

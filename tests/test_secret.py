@@ -1,18 +1,22 @@
 from __future__ import annotations
 
+import base64
 import copy
+import html
 import io
 import logging
 import pickle
 import time
 import traceback
+from collections.abc import Callable
+from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flinks_async import Secret, SecretFilter, fingerprint
-from flinks_async.secret import redact, redact_request
+from flinks_async.secret import redact, redact_request, repeats
 
 CANARY = "canary-5f3e"
 
@@ -92,6 +96,45 @@ def test_redacted_text_can_be_written_down() -> None:
 
 def test_redaction_also_finds_the_percent_encoded_form() -> None:
     assert redact("a%2Fb%3F", Secret("a/b?")) == "***"
+
+
+def _often(coding: Callable[[str], str], times: int) -> Callable[[str], str]:
+    return lambda text: text if times == 0 else _often(coding, times - 1)(coding(text))
+
+
+CODINGS: dict[str, Callable[[str], str]] = {
+    "plain": str,
+    "other case": str.swapcase,
+    "without hyphens": lambda text: text.replace("-", ""),
+    "percent": lambda text: quote(text, safe=""),
+    "percent, lower case": lambda text: quote(text, safe="").lower(),
+    "form": quote_plus,
+    "percent, three times": _often(lambda text: quote(text, safe=""), 3),
+    "percent, all": lambda text: "".join(f"%{byte:02x}" for byte in text.encode()),
+    "HTML": html.escape,
+    "HTML, numbers": lambda text: "".join(f"&#{ord(char)};" for char in text),
+    "HTML, twice": _often(html.escape, 2),
+    "JSON": lambda text: "".join(f"\\u{ord(char):04X}" for char in text),
+    "base64": lambda text: base64.b64encode(text.encode()).decode(),
+    "base64 of URLs": lambda text: base64.urlsafe_b64encode(text.encode()).decode().rstrip("="),
+    "hexadecimal": lambda text: text.encode().hex().upper(),
+}
+
+
+@pytest.mark.parametrize("value", ["3fa85f64-5717-4562-b3fc-2c963f66afa6", "tok/en & <1>=='é", "abcdefgh"])
+@pytest.mark.parametrize("coding", CODINGS.values(), ids=CODINGS)
+def test_what_repeats_a_hidden_value_in_a_coding_is_masked(coding: Callable[[str], str], value: str) -> None:
+    told, hidden = coding(value), (None, Secret("another-value"), Secret(value))
+    assert repeats(f"no: {told}, sorry", *hidden)
+    assert told not in redact(f"no: {told}, sorry", *hidden)
+    assert not repeats(f"no: {coding(value[1:])}", *hidden)
+    assert not repeats(told, None, Secret("another-value"))
+
+
+def test_a_short_hidden_value_or_one_of_hyphens_masks_only_itself() -> None:
+    for value in ("retry", "-" * 20, "a" + "-" * 20):
+        assert not repeats("RETRY_LATER: an a-b-c", Secret(value))
+        assert redact(f"a {value} word", Secret(value)) == "a *** word"
 
 
 @given(st.text(max_size=600), st.text("abcdef-/%", min_size=4, max_size=12))

@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 from ..messages import EMPTY_ENVELOPE, Envelope
 from ..models import COMPLETE, AccountsDetail, PartnerAccessResponse
-from ..secret import Secret, redact
+from ..secret import Secret, redact, repeats
 from .parse import BROKEN, decode_any, without_bom
 
 MAX_ERROR_BODY: Final = 256 * 1024
@@ -21,7 +21,7 @@ UNREADABLE: Final = "UNREADABLE"
 _NAMES: Final = ("flinkscode", "httpstatuscode", "message")
 _STATUS: Final = re.compile(r"\s*([1-9][0-9]{2})(?:\.0*)?\s*")
 _CODE: Final = re.compile(r"(?!.*[A-Za-z0-9]{24})[A-Za-z0-9_.-]{1,64}")
-_ID: Final = re.compile(r"[A-Za-z0-9_.-]{1,64}")
+_ID: Final = re.compile(r"(?!.*[A-Za-z0-9]{33})[A-Za-z0-9_.-]{1,64}")  # 32: a GUID without hyphens
 
 
 def read_envelope(body: bytes, *hidden: Secret) -> Envelope:
@@ -108,11 +108,8 @@ def _request_id(value: object, hidden: tuple[Secret, ...]) -> str | None:
     # Usually a GUID, which `redact` would mask, though it is there to be quoted.
     if _is_id(value, hidden):
         return str(value)
-    return redact(value, *hidden) if isinstance(value, str) and value else None
+    return redact(value, *hidden, coded=True) if isinstance(value, str) and value else None
 
 
 def _is_id(value: object, hidden: tuple[Secret, ...], form: re.Pattern[str] = _ID) -> bool:
-    if not isinstance(value, str) or not form.fullmatch(value):
-        return False
-    # A token of a few letters, as in tests, would be found inside RETRY_LATER.
-    return not any(len(secret) >= 8 and secret.reveal().lower() in value.lower() for secret in hidden)
+    return isinstance(value, str) and form.fullmatch(value) is not None and not repeats(value, *hidden)
