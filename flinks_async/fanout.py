@@ -87,7 +87,6 @@ async def fan_out(
         while (ready := await run.ready()) is not None:
             yield ready
     finally:
-        run.left = True
         for worker in workers:
             worker.cancel()
         try:
@@ -107,7 +106,6 @@ class _Run:
     ) -> None:
         self.source = source
         self.working = 0
-        self.left = False  # nobody takes outcomes any more
         self._call = call
         self._window = window
         self._ordered = ordered
@@ -132,9 +130,8 @@ class _Run:
                 try:
                     response = await self._call(token)
                 except asyncio.CancelledError:
-                    if not self.left:
-                        self._put(position, Failed(key, FlinksError(_CANCELLED)))
-                    if self.left or _is_cancelled():
+                    self._put(position, Failed(key, FlinksError(_CANCELLED)))
+                    if _is_cancelled():
                         raise
                 except FlinksError as error:
                     error.__traceback__ = None  # its frames would live as long as the outcome

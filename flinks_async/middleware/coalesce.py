@@ -21,6 +21,7 @@ from attrs import evolve
 
 from ..errors import FlinksError
 from ..messages import Call, Handler, Request, Response, SharedDeadline
+from ..scope import until_done
 
 
 class Flight:
@@ -84,7 +85,7 @@ class CoalesceMiddleware:
             try:
                 if not flight.waiting and not flight.task.done():
                     flight.task.cancel()
-                    await asyncio.wait([flight.task])  # it gives back its place before we are gone
+                    await until_done([flight.task])  # it gives back its place before we are gone
             finally:
                 flight.enter(call)
         if not flight.task.cancelled() and isinstance(error := flight.task.exception(), FlinksError):

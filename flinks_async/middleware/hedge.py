@@ -20,6 +20,7 @@ from ..classify import Kind, verdict_of
 from ..clock import Clock
 from ..messages import Call, Handler, Request, Response
 from ..policies import Hedge
+from ..scope import until_done
 
 _REMEMBERED = 500
 _SORTED_EVERY = 20
@@ -127,8 +128,7 @@ async def _end(branches: list[_Branch]) -> None:
     for task in running:
         task.cancel()
     try:
-        if running:
-            await asyncio.wait(running)
+        await until_done(running)
     finally:
         for branch in branches:
             branch.enter()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from flinks_async import ClientClosedError, FlinksClient, FlinksError, Limits, Timeouts
+from flinks_async import ClientClosedError, FlinksClient, FlinksError, Hedge, Limits, Timeouts
 from flinks_async.testing import KINDS, FakeClock, Hang, InMemoryTransport, RawServer, ReadHead, Repeat, Respond, Send
 
 from .support import BODY, HEALTHY, OK, SECRET, assert_clean, client_for, turns
@@ -167,6 +167,40 @@ async def test_a_fan_out(kind: str) -> None:
         assert (suspensions := await _torture(all_of_them, after)) >= 3
         # All but the one that was cancelled before its first step.
         assert len(closed) == (suspensions + 1 if kind == "async" else 0)
+
+
+class Tidying(InMemoryTransport):
+    """An in-memory transport that takes its time when it is cancelled."""
+
+    inside = 0
+
+    async def send(self, request: Any, /) -> Any:
+        self.inside += 1
+        try:
+            return await super().send(request)
+        finally:
+            await turns(5)
+            self.inside -= 1
+
+
+@pytest.mark.parametrize("options", [{"coalesce": True}, {"hedge": Hedge(samples=1, minimum=0.001)}], ids=str)
+async def test_a_shared_or_hedged_call_that_is_cancelled_again_and_again(options: dict[str, Any]) -> None:
+    async def hang(request: Any) -> Any:
+        await asyncio.Event().wait()
+
+    transport = Tidying({"first": {"RequestId": "r"}}, default=hang)
+    async with FlinksClient(auth_secret=SECRET, transport=transport, **options) as client:
+        await client.partner_access("first")
+        call = asyncio.create_task(client.partner_access("t"))
+        while transport.inside <= ("hedge" in options):
+            await asyncio.sleep(0)
+        while not call.done():
+            call.cancel()
+            await asyncio.sleep(0)
+        assert call.cancelled()
+        stats = client.stats()
+        assert (stats.calls_in_flight, stats.requests_in_flight, transport.inside) == (0, 0, 0)
+        assert not _tasks()
 
 
 async def test_closing_with_a_call_in_flight() -> None:
