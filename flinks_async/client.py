@@ -19,7 +19,7 @@ from .codec import Codec
 from .config import Connection, Limits, Retry, Settings, Timeouts, check_secret, check_token, make_endpoint
 from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError
 from .fanout import Outcome, Source, fan_out
-from .local import LoopLocal, Pool
+from .local import Locals, LoopLocal, Pool
 from .messages import Call, Handler, Middleware, Request, Response, checked, compose
 from .middleware.attempt import Attempt, Observed
 from .middleware.auth import AuthMiddleware, SecretProvider, SecretSource
@@ -161,7 +161,7 @@ class FlinksClient:
         self._source = None if isinstance(secret, Secret) else source or SecretSource(secret, self._clock)
         self._handler = self._compose(transport)
         self._local: LoopLocal | None = None
-        self._locals: dict[asyncio.AbstractEventLoop, LoopLocal] = {}
+        self._locals = Locals()
         self._closed = False
         self._requests = self._retries = 0
         self._derived: weakref.WeakSet[FlinksClient] = weakref.WeakSet()
@@ -407,6 +407,7 @@ class FlinksClient:
         if local is None or local.loop is not loop:
             local = self._locals.get(loop)
             if local is None:
+                self._locals.drop_closed()
                 secret = self._options["auth_secret"]
                 local = self._pool.local(loop, self._endpoint.url, secret, self._settings, self._clock)
                 self._locals[loop] = local
@@ -415,13 +416,13 @@ class FlinksClient:
 
     def stats(self) -> ClientStats:
         """Counters, as they stand now."""
-        here = [local for local in self._locals.values() if not local.loop.is_closed()]
+        here = [local for local in tuple(self._locals.values()) if not local.loop.is_closed()]
         return ClientStats(
             connections=ConnectionStats() if self._pool.sessions is None else self._pool.sessions.stats(),
             calls_in_flight=sum(len(local.calls) for local in here),
             requests_in_flight=sum(local.governor.in_use for local in here),
             queued=sum(local.governor.waiting for local in here),
-            queue_time=sum(local.queue_time for local in self._locals.values()),
+            queue_time=self._locals.queue_time,
             requests=self._requests,
             retries=self._retries,
             limit=sum(local.governor.concurrency.limit for local in here),
