@@ -21,7 +21,7 @@ def is_number(value: object) -> bool:
 def number(instance: object, attribute: Attribute[Any], value: Any) -> None:
     """A number within `MOST`."""
     if not is_number(value):
-        raise ConfigError(f"{name(instance, attribute)} must be a number up to {MOST:g}, not {value!r}")
+        raise ConfigError(f"{name(instance, attribute)} must be a number up to {MOST:g}, not {shown(value)}")
 
 
 def positive(instance: object, attribute: Attribute[Any], value: Any) -> None:
@@ -51,16 +51,33 @@ def share(instance: object, attribute: Attribute[Any], value: Any) -> None:
         raise ConfigError(f"{name(instance, attribute)} must be greater than 0 and at most 1, not {value!r}")
 
 
-def count(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A whole number from 1."""
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"{name(instance, attribute)} must be a whole number of at least 1, not {value!r}")
+def whole_number(least: int, most: int) -> Callable[[object, Attribute[Any], Any], None]:
+    """A validator: a whole number between these."""
+
+    def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
+        if not is_whole(value, least, most):
+            raise ConfigError(f"{name(instance, attribute)} {must_be_whole(value, least, most)}")
+
+    return check
 
 
-def whole(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A whole number from 0."""
-    if type(value) is not int or value < 0:
-        raise ConfigError(f"{name(instance, attribute)} must be a whole number of at least 0, not {value!r}")
+def is_whole(value: object, least: int, most: int) -> bool:
+    """Whether it is a whole number between these, and not a bool."""
+    return type(value) is int and least <= value <= most
+
+
+def must_be_whole(value: object, least: int, most: int) -> str:
+    """What a message says of one that is not."""
+    return f"must be a whole number from {least:,} to {most:,}, not {shown(value)}"
+
+
+count = whole_number(1, int(MOST))
+whole = whole_number(0, int(MOST))
+
+
+def shown(value: object) -> str:
+    """A wrong value in a message. Python refuses to write out a huge number, and nobody could read it."""
+    return "a huge number" if isinstance(value, int) and value.bit_length() > 200 else repr(value)
 
 
 def name(instance: object, attribute: Attribute[Any]) -> str:

@@ -6,7 +6,7 @@ The theory is beside the code that obeys them, in `flinks_async.middleware`; her
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Protocol
+from typing import Final, Protocol
 
 from attrs import field, frozen
 
@@ -152,6 +152,10 @@ class RateLimiter(Protocol):
         ...
 
 
+HEDGE_REMEMBERS: Final = 500
+"""The times of so many attempts are remembered."""
+
+
 @frozen(kw_only=True)
 class Hedge:
     """A second attempt for one that takes unusually long; the first good answer wins.
@@ -161,12 +165,12 @@ class Hedge:
     Attributes:
         percentile: of recent attempts' times, after which the second is sent. 0.95.
         minimum: seconds, never sooner. 0.05.
-        samples: attempts that must be known first. 20.
+        samples: attempts that must be known first. 20; at most 500, since no more are remembered.
     """
 
     percentile: float = field(default=0.95, validator=checks.share)
     minimum: float = field(default=0.05, validator=checks.not_negative)
-    samples: int = field(default=20, validator=checks.count)
+    samples: int = field(default=20, validator=checks.whole_number(1, HEDGE_REMEMBERS))
 
 
 @frozen(kw_only=True)
