@@ -13,6 +13,13 @@ MOST: Final = 1e12
 """The largest number that a setting takes. Infinity is none: timers and caches cannot work with it."""
 
 
+LEAST: Final = 1e-12
+"""The smallest number of those that must be greater than 0: what is divided by it stays finite."""
+
+MOST_AT_ONCE: Final = 100_000
+"""The most that anything does at the same time; each has a task of some kilobytes, and an address 65,535 ports."""
+
+
 def is_number(value: object) -> bool:
     """Whether it is a number within `MOST`, not NaN and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST <= value <= MOST
@@ -27,8 +34,8 @@ def number(instance: object, attribute: Attribute[Any], value: Any) -> None:
 def positive(instance: object, attribute: Attribute[Any], value: Any) -> None:
     """A number above 0."""
     number(instance, attribute, value)
-    if not value > 0:
-        raise ConfigError(f"{name(instance, attribute)} must be greater than 0, not {value!r}")
+    if not value >= LEAST:
+        raise ConfigError(f"{name(instance, attribute)} must be greater than 0 (at least {LEAST:g}), not {value!r}")
 
 
 def not_negative(instance: object, attribute: Attribute[Any], value: Any) -> None:
@@ -71,6 +78,7 @@ def must_be_whole(value: object, least: int, most: int) -> str:
     return f"must be a whole number from {least:,} to {most:,}, not {shown(value)}"
 
 
+at_once = whole_number(1, MOST_AT_ONCE)
 count = whole_number(1, int(MOST))
 whole = whole_number(0, int(MOST))
 
@@ -83,6 +91,16 @@ def shown(value: object) -> str:
 def name(instance: object, attribute: Attribute[Any]) -> str:
     """`Retry.attempts`, as users write it."""
     return f"{type(instance).__name__}.{attribute.name}"
+
+
+def flag(name: str, value: object) -> None:
+    """An argument that is True or False. A text such as "false" would count as true.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be True or False, not {type(value).__name__}")
 
 
 def one_of(*kinds: type) -> Callable[[object, Attribute[Any], Any], None]:

@@ -320,7 +320,8 @@ class FlinksClient:
         Args:
             tokens: tokens, or (key, token) pairs, from any (async) iterable; it is read as fast as needed. The key of a
                 bare token is its position, from 0.
-            concurrency: calls at the same time; default `Limits.concurrency`, or the most that it may become.
+            concurrency: calls at the same time, up to 100,000; default `Limits.concurrency`, or the most that it may
+                become.
             ordered: give the outcomes in the order of the tokens.
             timeout: seconds for each call, instead of `Timeouts.deadline`.
 
@@ -336,8 +337,9 @@ class FlinksClient:
         if not source.readable:
             raise ConfigError("tokens must be an iterable of tokens or (key, token) pairs; for one, use partner_access")
         workers = self._settings.limits.most_at_once if concurrency is None else concurrency
-        if type(workers) is not int or workers < 1:
-            raise ConfigError(f"concurrency must be a whole number of at least 1, not {workers!r}")
+        if not checks.is_whole(workers, 1, checks.MOST_AT_ONCE):
+            raise ConfigError(f"concurrency {checks.must_be_whole(workers, 1, checks.MOST_AT_ONCE)}")
+        checks.flag("ordered", ordered)
         if timeout is not None and not _is_timeout(timeout):
             raise _wrong_timeout(timeout)
         if self._closed:
@@ -471,7 +473,12 @@ class FlinksClient:
         """Ends the client: no new calls; those in flight have `grace` seconds, then they end with `ClientClosedError`.
 
         It may be called again, also with a shorter grace. Cancelled, it ends at once what is in flight.
+
+        Raises:
+            ConfigError: `grace` is not a number. Then nothing was closed.
         """
+        if not checks.is_number(grace):
+            raise ConfigError(f"grace must be a number of seconds up to {checks.MOST:g}, not {checks.shown(grace)}")
         family = self._family()
         for client in family:
             client._closed, client._local = True, None
@@ -514,6 +521,8 @@ def _check_parts(options: Mapping[str, Any]) -> None:
         for part in options[name]:
             if not callable(part):
                 raise ConfigError(f"{name}: {type(part).__name__} is not callable")
+    for name in ("allow_http", "coalesce"):
+        checks.flag(name, options[name])
     for name, expected in (("hedge", Hedge), ("poll_pending", PollPending)):
         if options[name] is not None and not isinstance(options[name], expected):
             raise ConfigError(f"{name} must be a {expected.__name__} record, not {type(options[name]).__name__}")
@@ -531,4 +540,6 @@ def _is_timeout(timeout: object) -> bool:
 
 
 def _wrong_timeout(timeout: object) -> ConfigError:
-    return ConfigError(f"timeout must be a number of seconds greater than 0, up to {checks.MOST:g}, not {timeout!r}")
+    return ConfigError(
+        f"timeout must be a number of seconds greater than 0, up to {checks.MOST:g}, not {checks.shown(timeout)}"
+    )
