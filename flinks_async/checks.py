@@ -13,6 +13,13 @@ MOST: Final = 1e12
 """The largest number that a setting takes. Infinity is none: timers and caches cannot work with it."""
 
 
+LEAST: Final = 1e-12
+"""The smallest number of those that must be greater than 0: what is divided by it stays finite."""
+
+MOST_AT_ONCE: Final = 100_000
+"""The most that anything does at the same time; each has a task of some kilobytes, and an address 65,535 ports."""
+
+
 def is_number(value: object) -> bool:
     """Whether it is a number within `MOST`, not NaN and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST <= value <= MOST
@@ -21,14 +28,14 @@ def is_number(value: object) -> bool:
 def number(instance: object, attribute: Attribute[Any], value: Any) -> None:
     """A number within `MOST`."""
     if not is_number(value):
-        raise ConfigError(f"{name(instance, attribute)} must be a number up to {MOST:g}, not {value!r}")
+        raise ConfigError(f"{name(instance, attribute)} must be a number up to {MOST:g}, not {shown(value)}")
 
 
 def positive(instance: object, attribute: Attribute[Any], value: Any) -> None:
     """A number above 0."""
     number(instance, attribute, value)
-    if not value > 0:
-        raise ConfigError(f"{name(instance, attribute)} must be greater than 0, not {value!r}")
+    if not value >= LEAST:
+        raise ConfigError(f"{name(instance, attribute)} must be greater than 0 (at least {LEAST:g}), not {value!r}")
 
 
 def not_negative(instance: object, attribute: Attribute[Any], value: Any) -> None:
@@ -51,21 +58,49 @@ def share(instance: object, attribute: Attribute[Any], value: Any) -> None:
         raise ConfigError(f"{name(instance, attribute)} must be greater than 0 and at most 1, not {value!r}")
 
 
-def count(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A whole number from 1."""
-    if type(value) is not int or value < 1:
-        raise ConfigError(f"{name(instance, attribute)} must be a whole number of at least 1, not {value!r}")
+def whole_number(least: int, most: int) -> Callable[[object, Attribute[Any], Any], None]:
+    """A validator: a whole number between these."""
+
+    def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
+        if not is_whole(value, least, most):
+            raise ConfigError(f"{name(instance, attribute)} {must_be_whole(value, least, most)}")
+
+    return check
 
 
-def whole(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A whole number from 0."""
-    if type(value) is not int or value < 0:
-        raise ConfigError(f"{name(instance, attribute)} must be a whole number of at least 0, not {value!r}")
+def is_whole(value: object, least: int, most: int) -> bool:
+    """Whether it is a whole number between these, and not a bool."""
+    return type(value) is int and least <= value <= most
+
+
+def must_be_whole(value: object, least: int, most: int) -> str:
+    """What a message says of one that is not."""
+    return f"must be a whole number from {least:,} to {most:,}, not {shown(value)}"
+
+
+at_once = whole_number(1, MOST_AT_ONCE)
+count = whole_number(1, int(MOST))
+whole = whole_number(0, int(MOST))
+
+
+def shown(value: object) -> str:
+    """A wrong value in a message. Python refuses to write out a huge number, and nobody could read it."""
+    return "a huge number" if isinstance(value, int) and value.bit_length() > 200 else repr(value)
 
 
 def name(instance: object, attribute: Attribute[Any]) -> str:
     """`Retry.attempts`, as users write it."""
     return f"{type(instance).__name__}.{attribute.name}"
+
+
+def flag(name: str, value: object) -> None:
+    """An argument that is True or False. A text such as "false" would count as true.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be True or False, not {type(value).__name__}")
 
 
 def one_of(*kinds: type) -> Callable[[object, Attribute[Any], Any], None]:

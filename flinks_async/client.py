@@ -19,7 +19,7 @@ from .codec import Codec
 from .config import Connection, Limits, Retry, Settings, Timeouts, check_secret, check_token, make_endpoint
 from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError
 from .fanout import Outcome, fan_out
-from .local import LoopLocal, Pool
+from .local import Locals, LoopLocal, Pool
 from .messages import Call, Handler, Middleware, Request, Response, checked, compose
 from .middleware.attempt import Attempt, Observed
 from .middleware.auth import AuthMiddleware, SecretProvider, SecretSource
@@ -162,7 +162,7 @@ class FlinksClient:
         self._source = None if isinstance(secret, Secret) else source or SecretSource(secret, self._clock)
         self._handler = self._compose(transport)
         self._local: LoopLocal | None = None
-        self._locals: dict[asyncio.AbstractEventLoop, LoopLocal] = {}
+        self._locals = Locals()
         self._closed = False
         self._requests = self._retries = 0
         self._derived: weakref.WeakSet[FlinksClient] = weakref.WeakSet()
@@ -321,7 +321,8 @@ class FlinksClient:
         Args:
             tokens: tokens, or (key, token) pairs, from any (async) iterable; it is read as fast as needed. The key of a
                 bare token is its position, from 0.
-            concurrency: calls at the same time; default `Limits.concurrency`, or the most that it may become.
+            concurrency: calls at the same time, up to 100,000; default `Limits.concurrency`, or the most that it may
+                become.
             ordered: give the outcomes in the order of the tokens.
             timeout: seconds for each call, instead of `Timeouts.deadline`.
 
@@ -337,8 +338,9 @@ class FlinksClient:
         if not source.readable:
             raise ConfigError("tokens must be an iterable of tokens or (key, token) pairs; for one, use partner_access")
         workers = self._settings.limits.most_at_once if concurrency is None else concurrency
-        if type(workers) is not int or workers < 1:
-            raise ConfigError(f"concurrency must be a whole number of at least 1, not {workers!r}")
+        if not checks.is_whole(workers, 1, checks.MOST_AT_ONCE):
+            raise ConfigError(f"concurrency {checks.must_be_whole(workers, 1, checks.MOST_AT_ONCE)}")
+        checks.flag("ordered", ordered)
         if timeout is not None and not _is_timeout(timeout):
             raise _wrong_timeout(timeout)
         if self._closed:
@@ -408,6 +410,7 @@ class FlinksClient:
         if local is None or local.loop is not loop:
             local = self._locals.get(loop)
             if local is None:
+                self._locals.drop_closed()
                 secret = self._options["auth_secret"]
                 local = self._pool.local(loop, self._endpoint.url, secret, self._settings, self._clock)
                 self._locals[loop] = local
@@ -416,13 +419,13 @@ class FlinksClient:
 
     def stats(self) -> ClientStats:
         """Counters, as they stand now."""
-        here = [local for local in self._locals.values() if not local.loop.is_closed()]
+        here = [local for local in tuple(self._locals.values()) if not local.loop.is_closed()]
         return ClientStats(
             connections=ConnectionStats() if self._pool.sessions is None else self._pool.sessions.stats(),
             calls_in_flight=sum(len(local.calls) for local in here),
             requests_in_flight=sum(local.governor.in_use for local in here),
             queued=sum(local.governor.waiting for local in here),
-            queue_time=sum(local.queue_time for local in self._locals.values()),
+            queue_time=self._locals.queue_time,
             requests=self._requests,
             retries=self._retries,
             limit=sum(local.governor.concurrency.limit for local in here),
@@ -471,7 +474,12 @@ class FlinksClient:
         """Ends the client: no new calls; those in flight have `grace` seconds, then they end with `ClientClosedError`.
 
         It may be called again, also with a shorter grace. Cancelled, it ends at once what is in flight.
+
+        Raises:
+            ConfigError: `grace` is not a number. Then nothing was closed.
         """
+        if not checks.is_number(grace):
+            raise ConfigError(f"grace must be a number of seconds up to {checks.MOST:g}, not {checks.shown(grace)}")
         family = self._family()
         for client in family:
             client._closed, client._local = True, None
@@ -514,6 +522,8 @@ def _check_parts(options: Mapping[str, Any]) -> None:
         for part in options[name]:
             if not callable(part):
                 raise ConfigError(f"{name}: {type(part).__name__} is not callable")
+    for name in ("allow_http", "coalesce"):
+        checks.flag(name, options[name])
     for name, expected in (("hedge", Hedge), ("poll_pending", PollPending)):
         if options[name] is not None and not isinstance(options[name], expected):
             raise ConfigError(f"{name} must be a {expected.__name__} record, not {type(options[name]).__name__}")
@@ -531,4 +541,6 @@ def _is_timeout(timeout: object) -> bool:
 
 
 def _wrong_timeout(timeout: object) -> ConfigError:
-    return ConfigError(f"timeout must be a number of seconds greater than 0, up to {checks.MOST:g}, not {timeout!r}")
+    return ConfigError(
+        f"timeout must be a number of seconds greater than 0, up to {checks.MOST:g}, not {checks.shown(timeout)}"
+    )

@@ -11,9 +11,7 @@ import os
 from collections.abc import Sequence
 from contextlib import suppress
 
-from .local import LoopLocal, Pool
-
-Locals = dict[asyncio.AbstractEventLoop, LoopLocal]
+from .local import Locals, LoopLocal, Pool
 
 
 async def close(clients: Sequence[Locals], pool: Pool | None, grace: float) -> None:
@@ -56,7 +54,7 @@ async def _close_here(clients: Sequence[Locals], pool: Pool | None, grace: float
             await pool.close()
     await _drain(ending, 1.0)  # the interrupted calls tidy up; a user's middleware may take its time, but not ours
     for locals_ in clients:
-        locals_.pop(loop, None)
+        locals_.drop(loop)
 
 
 async def _drain(ending: Sequence[LoopLocal], grace: float) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from attrs import evolve, frozen
 
+from .checks import flag
 from .errors import ConfigError, WrongTypeError
 from .models import PartnerAccessResponse
 from .rows import ACCOUNTS, HOLDERS, TRANSACTIONS, Column, Row, Table, flatten
@@ -45,6 +46,7 @@ class Tables:
 
 def schemas(*, keyed: bool = False) -> Tables:
     """The schemas of the three tables, in their places."""
+    flag("keyed", keyed)
     return Tables(*(schema_of(_numbered(table, keyed)) for table in (ACCOUNTS, TRANSACTIONS, HOLDERS)))
 
 
@@ -80,9 +82,11 @@ def to_arrow(
         keyed: whether they are pairs; found out from the first one if it is not given. Without any, there is no key.
 
     Raises:
-        ConfigError: pyarrow is not installed, or some are pairs and others are not.
+        ConfigError: pyarrow is not installed, or some are pairs and others are not; or `keyed` is neither.
         WrongTypeError: a value does not fit its column; `path` names the place, beginning with the answer's position.
     """
+    if keyed is not None:
+        flag("keyed", keyed)
     _pyarrow()
     iterator = iter(answers)
     first = next(iterator, None)

@@ -16,7 +16,7 @@ from typing import Any, Final, Literal, get_args
 from urllib.parse import quote, urlsplit
 
 from attrs import Attribute, evolve, field, fields, frozen
-from attrs.validators import instance_of, optional
+from attrs.validators import optional
 
 from . import checks
 from .errors import ConfigError, InvalidTokenError
@@ -38,9 +38,9 @@ OTHER_HEADER_FORMS: Final = (
 
 def _statuses(values: Iterable[int]) -> frozenset[int]:
     if isinstance(values, Iterable):
-        statuses = frozenset(value for value in values if type(value) is int)
-        if len(statuses) == len(set(values)):
-            return statuses
+        given = list(values)
+        if all(type(value) is int for value in given):
+            return frozenset(given)
     raise ConfigError("Retry.throttle_statuses must be whole numbers, such as {403, 429}")
 
 
@@ -93,7 +93,7 @@ class Timeouts:
 
 def _concurrency(instance: object, attribute: Attribute[Any], value: Any) -> None:
     if not isinstance(value, Adaptive):
-        checks.count(instance, attribute, value)
+        checks.at_once(instance, attribute, value)
 
 
 @frozen(kw_only=True)
@@ -103,7 +103,7 @@ class Limits:
     The first six belong to one (instance, secret) and one event loop: one instance in trouble never slows another.
 
     Attributes:
-        concurrency: requests on the wire at the same time: a number, or `Adaptive(...)`.
+        concurrency: requests on the wire at the same time: a number up to 100,000, or `Adaptive(...)`.
         rate: requests per second, evenly; None for no limit.
         burst: requests that may go at once before `rate` holds; None for a tenth of a second's worth.
         rate_limiter: a limiter of your own instead of `rate`, for example one shared by processes.
@@ -144,6 +144,9 @@ def _secret_or_none(value: str | Secret | None) -> Secret | None:
     return value
 
 
+_path_or_none = checks.one_of(str, os.PathLike, NoneType)
+
+
 @frozen(kw_only=True)
 class Connection:
     """How connections are made. It belongs to the pool, so derived clients share it.
@@ -161,12 +164,12 @@ class Connection:
 
     keepalive: float = field(default=15.0, validator=checks.not_negative)
     dns_cache: float = field(default=10.0, validator=checks.not_negative)
-    ca_file: str | os.PathLike[str] | None = None
-    client_cert: str | os.PathLike[str] | None = None
-    client_key: str | os.PathLike[str] | None = None
-    ssl_context: ssl.SSLContext | None = field(default=None, validator=optional(instance_of(ssl.SSLContext)))
+    ca_file: str | os.PathLike[str] | None = field(default=None, validator=_path_or_none)
+    client_cert: str | os.PathLike[str] | None = field(default=None, validator=_path_or_none)
+    client_key: str | os.PathLike[str] | None = field(default=None, validator=_path_or_none)
+    ssl_context: ssl.SSLContext | None = field(default=None, validator=checks.one_of(ssl.SSLContext, NoneType))
     proxy: Secret | None = field(default=None, converter=_secret_or_none)
-    trust_env: bool = False
+    trust_env: bool = field(default=False, validator=checks.one_of(bool))
 
     def __attrs_post_init__(self) -> None:
         if self.ssl_context is not None and (self.ca_file or self.client_cert or self.client_key):

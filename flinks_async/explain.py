@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -11,6 +11,9 @@ from . import config
 from .config import Endpoint, Settings
 from .policies import Adaptive, ShareQuota, TokenBucketQuota
 from .secret import MASK, Secret
+
+ROWS: Final = 20
+"""Attempts that have a line of their own."""
 
 
 def explain(settings: Settings, endpoint: Endpoint, extras: Mapping[str, Any]) -> str:
@@ -40,15 +43,29 @@ def explain(settings: Settings, endpoint: Endpoint, extras: Mapping[str, Any]) -
 
 
 def schedule(retry: config.Retry) -> Iterator[str]:
-    """One line for each attempt: when it is made, and after how long at most."""
+    """One line for each of the first attempts: when it is made, and after how long at most; and one for those after them."""
     yield "attempt 1: at once"
-    for number in range(1, retry.attempts):
-        longest = min(retry.cap, retry.base * 2.0 ** min(number - 1, 1000))
-        throttled = min(retry.cap, retry.throttled_base * 2.0 ** min(number - 1, 1000))
+    for number in range(2, min(retry.attempts, ROWS) + 1):
+        longest, throttled = _longest(retry, number)
         yield (
-            f"attempt {number + 1}: after a random 0 to {longest:g} s (0 to {throttled:g} s if throttled), "
+            f"attempt {number}: after a random 0 to {longest:g} s (0 to {throttled:g} s if throttled), "
             f"or Retry-After if that is longer"
         )
+    if retry.attempts > ROWS:
+        usual, slowed_down = (
+            f"{first:g} s" if first == last else f"{first:g} s, growing to {last:g} s"
+            for first, last in zip(_longest(retry, ROWS + 1), _longest(retry, retry.attempts), strict=True)
+        )
+        yield (
+            f"{retry.attempts - ROWS:,} more attempts: each after a random 0 to {usual} (0 to {slowed_down} if throttled), "
+            f"or Retry-After if that is longer"
+        )
+
+
+def _longest(retry: config.Retry, number: int) -> tuple[float, float]:
+    """Seconds before an attempt at most; and if the one before it was throttled."""
+    grown = 2.0 ** min(number - 2, 1000)
+    return min(retry.cap, retry.base * grown), min(retry.cap, retry.throttled_base * grown)
 
 
 def _bounds(settings: Settings) -> Iterator[str]:

@@ -76,6 +76,33 @@ class LoopLocal:
             await self.drained.wait()
 
 
+class Locals(dict[asyncio.AbstractEventLoop, LoopLocal]):
+    """What one client has, by event loop.
+
+    Attributes:
+        past_queue_time: `queue_time` of the loops that it has nothing of any more.
+    """
+
+    past_queue_time = 0.0
+
+    @property
+    def queue_time(self) -> float:
+        """Of all loops there ever were."""
+        return self.past_queue_time + sum(local.queue_time for local in tuple(self.values()))
+
+    def drop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Lets go of a loop."""
+        local = self.pop(loop, None)
+        if local is not None:
+            self.past_queue_time += local.queue_time
+
+    def drop_closed(self) -> None:
+        """Lets go of the loops that are closed: whoever calls `asyncio.run` again and again makes many."""
+        for loop in tuple(self):
+            if loop.is_closed():
+                self.drop(loop)
+
+
 class _Recent:
     """Keeps the state of secrets that were used lately."""
 
@@ -126,8 +153,8 @@ class Pool:
         """The state of one client in one loop."""
         shared = self._loops.get(loop)
         if shared is None:
-            for old in [old for old in self._loops if old.is_closed()]:
-                del self._loops[old]
+            for old in [old for old in tuple(self._loops) if old.is_closed()]:
+                self._loops.pop(old, None)
             shared = self._loops[loop] = _LoopShared(Sweeper(loop))
         # Times of different clocks do not mix; the governor keeps its clock, so the id stays its own.
         key = url, secret, id(clock)

@@ -6,7 +6,7 @@ The theory is beside the code that obeys them, in `flinks_async.middleware`; her
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Protocol
+from typing import Final, Protocol
 
 from attrs import field, frozen
 
@@ -64,16 +64,16 @@ class Adaptive:
     Attributes:
         initial: requests at once, to begin with. 20.
         minimum: at least. 1.
-        maximum: at most. 200.
+        maximum: at most. 200; 100,000 is the most that can be set.
         tolerance: the time to first byte may be so many times that of an idle instance. 2.0.
         decrease: the limit is multiplied by this when it takes longer, or by less when it takes much longer. 0.9.
         loss: the limit is multiplied by this after a throttled attempt, and when more than a tenth of them fail. 0.7.
         remember: seconds for which the time of an idle instance is believed; then it is measured again. 600.
     """
 
-    initial: int = field(default=20, validator=checks.count)
-    minimum: int = field(default=1, validator=checks.count)
-    maximum: int = field(default=200, validator=checks.count)
+    initial: int = field(default=20, validator=checks.at_once)
+    minimum: int = field(default=1, validator=checks.at_once)
+    maximum: int = field(default=200, validator=checks.at_once)
     tolerance: float = field(default=2.0, validator=checks.number)
     decrease: float = field(default=0.9, validator=checks.share)
     loss: float = field(default=0.7, validator=checks.share)
@@ -89,6 +89,10 @@ class Adaptive:
             raise ConfigError(f"Adaptive.tolerance must be greater than 1, not {self.tolerance!r}")
 
 
+BREAKER_REMEMBERS: Final = 10_000
+"""So many outcomes at most: each attempt moves them all on by one."""
+
+
 @frozen(kw_only=True)
 class Breaker:
     """When an instance counts as down, and how often it is asked whether it is up again.
@@ -96,19 +100,19 @@ class Breaker:
     Source: Nygard, "Release It!" (2nd edition, chapter 5); window by count, volume and ratio as in resilience4j.
 
     Attributes:
-        window: the latest outcomes that count. 50.
+        window: the latest outcomes that count. 50; at most 10,000, since each of them is remembered.
         volume: outcomes needed before the ratio means anything. 20.
         ratio: of failures among them that opens it. 0.5.
-        in_a_row: failures without a success between that open it whatever came before. 10.
+        in_a_row: failures without a success between that open it whatever came before. 10; at most 10,000.
         probe_interval: seconds to the first probe; doubles with each that fails. 1.
         probe_cap: seconds, the longest time between probes. 10.
         successes: probes in a row that close it. 2.
     """
 
-    window: int = field(default=50, validator=checks.count)
+    window: int = field(default=50, validator=checks.whole_number(1, BREAKER_REMEMBERS))
     volume: int = field(default=20, validator=checks.count)
     ratio: float = field(default=0.5, validator=checks.share)
-    in_a_row: int = field(default=10, validator=checks.count)
+    in_a_row: int = field(default=10, validator=checks.whole_number(1, BREAKER_REMEMBERS))
     probe_interval: float = field(default=1.0, validator=checks.positive)
     probe_cap: float = field(default=10.0, validator=checks.positive)
     successes: int = field(default=2, validator=checks.count)
@@ -152,6 +156,10 @@ class RateLimiter(Protocol):
         ...
 
 
+HEDGE_REMEMBERS: Final = 500
+"""The times of so many attempts are remembered."""
+
+
 @frozen(kw_only=True)
 class Hedge:
     """A second attempt for one that takes unusually long; the first good answer wins.
@@ -161,12 +169,12 @@ class Hedge:
     Attributes:
         percentile: of recent attempts' times, after which the second is sent. 0.95.
         minimum: seconds, never sooner. 0.05.
-        samples: attempts that must be known first. 20.
+        samples: attempts that must be known first. 20; at most 500, since no more are remembered.
     """
 
     percentile: float = field(default=0.95, validator=checks.share)
     minimum: float = field(default=0.05, validator=checks.not_negative)
-    samples: int = field(default=20, validator=checks.count)
+    samples: int = field(default=20, validator=checks.whole_number(1, HEDGE_REMEMBERS))
 
 
 @frozen(kw_only=True)

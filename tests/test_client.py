@@ -365,6 +365,23 @@ async def test_a_call_in_flight_has_some_grace_and_then_ends_with_an_error_of_ou
     await flinks.close()
 
 
+@pytest.mark.parametrize("grace", ["5", None, True, float("nan"), float("inf"), pytest.param(10**5000, id="huge"), [5]])
+async def test_a_grace_that_is_no_number_closes_nothing(grace: Any) -> None:
+    async with client_of(InMemoryTransport(default=DOCUMENTED)) as flinks:
+        with pytest.raises(ConfigError, match="grace must be a number of seconds"):
+            await flinks.close(grace=grace)
+        assert not flinks.closed
+        assert (await flinks.partner_access("t")).request_id == "r-1"
+
+
+async def test_no_time_at_all_is_a_grace_too() -> None:
+    for grace in (0, -1.5):
+        flinks = client_of(InMemoryTransport(default=DOCUMENTED))
+        await flinks.partner_access("t")
+        await flinks.close(grace=grace)
+        assert flinks.closed
+
+
 async def test_a_call_that_ends_within_the_grace_is_answered() -> None:
     gate = asyncio.Event()
 

@@ -1,17 +1,44 @@
 from __future__ import annotations
 
+import datetime as dt
 import ssl
+from contextlib import suppress
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from attrs import evolve
+from attrs import evolve, fields
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flinks_async import Connection, FlinksClient, InvalidTokenError, Limits, Retry, Secret, Timeouts, config
+from flinks_async import (
+    Adaptive,
+    Breaker,
+    Connection,
+    FlinksClient,
+    FlinksError,
+    Hedge,
+    InvalidTokenError,
+    Limits,
+    Pause,
+    PollPending,
+    Retry,
+    Secret,
+    ShareQuota,
+    Timeouts,
+    TokenBucketQuota,
+    columns,
+    config,
+)
+from flinks_async.bulk import Rules, purge
 from flinks_async.config import check_token, encode_token
 from flinks_async.errors import ConfigError
+from flinks_async.testing import KINDS, InMemoryTransport, VirtualClock, run_virtual
+from flinks_async.testing.transport import make_response
+
+from .support import client_of
 
 CANARY = "canary-51"
 
@@ -247,6 +274,39 @@ def test_what_is_sent_is_what_was_given_or_nothing_is_sent(token: str) -> None:
         (lambda: Limits(rate=float("inf")), "Limits.rate"),
         (lambda: Timeouts(deadline="60"), "Timeouts.deadline"),
         (lambda: Limits(max_body=0), "Limits.max_body"),
+        (lambda: Limits(rate=5e-324), r"Limits.rate must be greater than 0 \(at least 1e-12\)"),
+        (lambda: ShareQuota(window=5e-324), "ShareQuota.window"),
+        (
+            lambda: Retry(attempts=10**12 + 1),
+            "Retry.attempts must be a whole number from 1 to 1,000,000,000,000, not 1",
+        ),
+        (lambda: Retry(attempts=10**5000), "Retry.attempts.* not a huge number"),
+        (lambda: Timeouts(attempt=-(10**5000)), "Timeouts.attempt.* not a huge number"),
+        (lambda: TokenBucketQuota(capacity=10**13), "TokenBucketQuota.capacity must be a whole number from 0 to"),
+        (lambda: Breaker(window=10_001), "Breaker.window must be a whole number from 1 to 10,000, not 10001"),
+        (lambda: Breaker(in_a_row=10_001), "Breaker.in_a_row must be a whole number from 1 to 10,000"),
+        (lambda: Adaptive(maximum=100_001), "Adaptive.maximum must be a whole number from 1 to 100,000"),
+        (lambda: Limits(concurrency=100_001), "Limits.concurrency must be a whole number from 1 to 100,000"),
+        (lambda: Rules(concurrency=100_001), "Rules.concurrency must be a whole number from 1 to 100,000"),
+        (lambda: Limits(waits="no"), "Limits.waits must be bool, not str"),  # type: ignore[arg-type]
+        (lambda: Connection(trust_env="no"), "Connection.trust_env must be bool, not str"),  # type: ignore[arg-type]
+        (lambda: Connection(ssl_context="x"), "Connection.ssl_context must be SSLContext or None"),
+        (lambda: Connection(ca_file=5), "Connection.ca_file must be str or PathLike or None, not int"),
+        (lambda: Connection(client_cert=True), "Connection.client_cert must be str"),
+        (lambda: Connection(client_cert="a", client_key=b"b"), "Connection.client_key must be str"),
+        (lambda: Retry(throttle_statuses=[[429]]), "Retry.throttle_statuses"),
+        (lambda: FlinksClient(auth_secret="s", allow_http="false"), "allow_http must be True or False, not str"),  # type: ignore[arg-type]
+        (lambda: FlinksClient(auth_secret="s", coalesce=0), "coalesce must be True or False, not int"),  # type: ignore[arg-type]
+        (lambda: FlinksClient(auth_secret="s").with_options(coalesce="no"), "coalesce must be True or False"),
+        (lambda: FlinksClient(auth_secret="s").partner_access_many([], ordered="no"), "ordered must be True or False"),
+        (lambda: FlinksClient(auth_secret="s").partner_access_many([], concurrency=10**5 + 1), "concurrency must be a"),
+        (
+            lambda: FlinksClient(auth_secret="s").partner_access_many([], timeout=10**5000),
+            "timeout.* not a huge number",
+        ),
+        (lambda: columns.to_arrow([], keyed="no"), "keyed must be True or False"),  # type: ignore[arg-type]
+        (lambda: columns.schemas(keyed="no"), "keyed must be True or False"),  # type: ignore[arg-type]
+        (lambda: purge("/no/such/job", forget_answers="no"), "forget_answers must be True or False"),  # type: ignore[arg-type]
         (lambda: Connection(keepalive=-1), "Connection.keepalive"),
         (lambda: Connection(client_key="k.pem"), "client_key needs"),
         (lambda: Connection(ssl_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ca_file="ca.pem"), "not both"),
@@ -263,6 +323,66 @@ def test_a_wrong_setting_is_named_when_it_is_set(make: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         make()
     assert CANARY not in str(caught.value)
+
+
+RECORDS = (
+    Retry,
+    Timeouts,
+    Limits,
+    Connection,
+    TokenBucketQuota,
+    ShareQuota,
+    Adaptive,
+    Breaker,
+    Pause,
+    Hedge,
+    PollPending,
+)
+ODD: list[Any] = [
+    *(0, -1, 1, 500, 501, 10_000, 10_001, 100_000, 100_001, 10**12, 10**12 + 1, 10**400, 10**5000, -(10**5000)),
+    *(float("nan"), float("inf"), float("-inf"), 1e12, 1e308, 5e-324, 1e-300, 1e-12, 0.5),
+    *(True, "5", b"5", "no", Decimal(5), Fraction(1, 2), dt.timedelta(seconds=5), None, [], [[]], {}, object()),
+]
+
+
+def settings_with(record: Any) -> dict[str, Any]:
+    """The argument of a client that takes it."""
+    match record:
+        case TokenBucketQuota() | ShareQuota():
+            return {"retry": Retry(quota=record)}
+        case Adaptive():
+            return {"limits": Limits(concurrency=record)}
+        case Breaker() | Pause():
+            return {"limits": Limits(**{type(record).__name__.lower(): record})}
+        case PollPending():
+            return {"poll_pending": record}
+        case _:
+            return {type(record).__name__.lower(): record}
+
+
+@pytest.mark.parametrize("cls", RECORDS)
+def test_whatever_a_record_takes_works_and_what_it_does_not_take_is_a_config_error(cls: Any) -> None:
+    async def use(record: Any) -> None:
+        troubles = [KINDS["http_503"], KINDS["http_429_seconds"], make_response({}, status=202)]
+        transport = InMemoryTransport(default=[{"RequestId": "r"}, *troubles, {"RequestId": "r"}])
+        async with client_of(transport, clock=VirtualClock(), **settings_with(record)) as client:
+            for _ in range(4):
+                with suppress(FlinksError):
+                    await client.partner_access("t")
+            client.stats()
+            client.explain()
+
+    taken = 0
+    for attribute in fields(cls):
+        for value in ODD:
+            try:
+                record = cls(**{attribute.name: value})
+            except ConfigError:
+                continue
+            if attribute.name not in ("ca_file", "client_cert", "client_key"):  # there is no such file
+                taken += 1
+                run_virtual(use(record))
+    assert taken > len(fields(cls))
 
 
 def test_the_presets_differ_as_documented() -> None:

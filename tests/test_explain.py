@@ -14,7 +14,32 @@ def test_the_schedule() -> None:
         "attempt 2: after a random 0 to 0.05 s (0 to 1 s if throttled), or Retry-After if that is longer",
         "attempt 3: after a random 0 to 0.1 s (0 to 2 s if throttled), or Retry-After if that is longer",
     ]
-    assert len(list(schedule(Retry(attempts=2000)))) == 2000
+
+
+@pytest.mark.parametrize(
+    ("retry", "last"),
+    [
+        (
+            Retry(attempts=20),
+            "attempt 20: after a random 0 to 20 s (0 to 20 s if throttled), or Retry-After if that is longer",
+        ),
+        (
+            Retry(attempts=10**6),
+            "999,980 more attempts: each after a random 0 to 20 s (0 to 20 s if throttled), "
+            "or Retry-After if that is longer",
+        ),
+        (
+            Retry(attempts=23, base=0.001, throttled_base=0.5, cap=3000),
+            "3 more attempts: each after a random 0 to 524.288 s, growing to 2097.15 s (0 to 3000 s if throttled), "
+            "or Retry-After if that is longer",
+        ),
+    ],
+)
+def test_the_schedule_ends_with_what_holds_from_then_on(retry: Retry, last: str) -> None:
+    lines = list(schedule(retry))
+    assert lines[-1] == last
+    assert lines[19].startswith("attempt 20: ")
+    assert len(lines) == 20 + (retry.attempts > 20)
 
 
 SAYINGS = [

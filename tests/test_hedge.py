@@ -81,6 +81,17 @@ def test_any_percentile_looked_up_again_after_twenty_more() -> None:
     assert latencies.delay == 7.0
 
 
+def test_as_many_samples_as_are_remembered_are_the_most_that_can_be_asked_for() -> None:
+    latencies = Latencies(Hedge(samples=500))
+    for _ in range(499):
+        latencies.add(1.0)
+    assert latencies.delay is None
+    latencies.add(1.0)
+    assert latencies.delay == 1.0
+    with pytest.raises(ConfigError, match=r"Hedge\.samples must be a whole number from 1 to 500, not 501"):
+        Hedge(samples=501)
+
+
 def test_a_time_is_that_of_one_attempt_and_without_a_deadline_there_is_a_hedge_too() -> None:
     async def main() -> None:
         transport = Paced(lambda number: 100.0 if number == 22 else 0.1, lambda number: 503 if number == 1 else 200)

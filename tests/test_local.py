@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import gc
+from contextlib import suppress
+from typing import Any
 
 import pytest
 
-from flinks_async import CircuitOpenError, FlinksClient, Limits, Pause, Retry, ServerError, local
-from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
+from flinks_async import CircuitOpenError, FlinksClient, Limits, Pause, Request, Retry, ServerError, local
+from flinks_async.testing import InMemoryTransport, VirtualClock, VirtualTimeLoop, run_virtual
 from flinks_async.testing.transport import make_response
 
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 
 
 def client_of(*answers: object, **options: object) -> FlinksClient:
-    transport = InMemoryTransport({}, default=list(answers))  # type: ignore[arg-type]
+    default = answers[0] if callable(answers[0]) else list(answers)
+    transport = InMemoryTransport({}, default=default)  # type: ignore[arg-type]
     return FlinksClient(auth_secret="s", transport=transport, clock=VirtualClock(), **options)  # type: ignore[arg-type]
 
 
@@ -24,6 +27,14 @@ def kept(client: FlinksClient) -> tuple[int, int]:
     gc.collect()
     shared = client._pool._loops[asyncio.get_running_loop()]
     return len(shared.governors), len(shared.quotas)
+
+
+def abandon(task: asyncio.Task[Any]) -> None:
+    """Ends one whose loop is closed, without a complaint of asyncio."""
+    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    coroutine = task.get_coro()
+    assert coroutine is not None
+    coroutine.close()
 
 
 async def ask_with_a_callable(client: FlinksClient, *, close: bool) -> None:
@@ -117,3 +128,83 @@ def test_a_text_that_was_not_used_for_long_is_forgotten_unless_it_is_paused(paus
             assert kept(client)[0] == 1 + stays
 
     run_virtual(main())
+
+
+def test_a_client_used_in_many_loops_keeps_none_that_is_closed() -> None:
+    limits = Limits(concurrency=1)
+
+    async def one(request: Request) -> object:
+        await asyncio.sleep(1.0)
+        return OK
+
+    client = client_of(one, limits=limits)
+
+    async def main(tokens: str = "ab") -> None:
+        await asyncio.gather(*map(client.partner_access, tokens))
+
+    waited = []
+    for _ in range(5):
+        run_virtual(main())
+        waited.append(client.stats().queue_time)
+        assert len(client._locals) == len(client._pool._loops) == 1
+    assert waited == pytest.approx([1.0, 2.0, 3.0, 4.0, 5.0])
+    run_virtual(client.close())
+    assert client.stats().queue_time == pytest.approx(5.0)
+
+    # Closed in its last loop, too.
+    client = client_of(one, limits=limits)
+    run_virtual(main())
+
+    async def last() -> None:
+        await main("abc")
+        await client.close()
+
+    run_virtual(last())
+    assert client.stats().queue_time == pytest.approx(1.0 + 3.0)
+    assert not client._locals
+
+
+def test_a_client_is_closed_in_another_loop_than_one_that_ended_with_a_call_under_way() -> None:
+    """No task was cancelled, as `asyncio.run` does: the loop was closed, and its call never ends."""
+    client = client_of(lambda request: asyncio.sleep(50.0, OK))
+    loop = VirtualTimeLoop()
+    call = loop.create_task(client.partner_access("t"))
+    loop.run_until_complete(asyncio.sleep(1.0))
+    loop.close()
+    assert client.stats().calls_in_flight == 0
+
+    async def main() -> float:
+        await client.close(grace=100.0)
+        return asyncio.get_running_loop().time()
+
+    assert run_virtual(main()) == 0.0
+    assert client.closed
+    with suppress(RuntimeError):  # of the virtual clock, outside of a loop
+        abandon(call)
+
+
+def test_a_callable_keeps_no_loop_that_was_closed_while_it_was_asked() -> None:
+    asked = 0
+
+    async def provider() -> str:
+        nonlocal asked
+        asked += 1
+        if asked < 4:
+            await asyncio.sleep(100.0)
+        return "secret"
+
+    client = client_of(OK).with_options(auth_secret=provider)
+    tasks = []
+    for _ in range(3):
+        loop = VirtualTimeLoop()
+        tasks.append(loop.create_task(client.partner_access("t")))
+        loop.run_until_complete(asyncio.sleep(1.0))
+        tasks += [task for task in asyncio.all_tasks(loop) if task not in tasks]
+        loop.close()
+    run_virtual(client.partner_access("t"))
+    assert asked == 4
+    assert client._source is not None
+    assert client._source._asking == {}
+    for task in tasks:
+        abandon(task)
+    run_virtual(client.close())

@@ -10,6 +10,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from ..checks import flag
 from .directory import empty, enter
 from .disk import cannot_write
 from .errors import LedgerError, StoreError, StoreMissingError
@@ -134,7 +135,9 @@ def purge(directory: str | os.PathLike[str], store: Store | None = None, *, forg
         StoreError: also if answers are not there.
         JobLockedError, JobMismatchError, LedgerError: as `verify`; but the ledger may be broken, or gone with a purge
             that was interrupted.
+        ConfigError: `forget_answers` is neither True nor False.
     """
+    flag("forget_answers", forget_answers)
     folder = Path(directory).absolute()
     with ExitStack() as resources:
         removed = _remove_answers(folder, _enter(folder, resources), store, forget_answers)

@@ -7,7 +7,7 @@ from typing import Final
 from attrs import field, frozen
 from attrs.validators import optional
 
-from ..checks import count, not_negative, positive_or_none, share, whole
+from ..checks import at_once, count, not_negative, positive_or_none, share, whole
 
 FEWEST_FOR_A_SHARE: Final = 100
 """Tokens that must be done before a share of failures means anything."""
@@ -18,7 +18,7 @@ class Rules:
     """How a run of a job works, and when it stops by itself. None: never.
 
     Attributes:
-        concurrency: tokens in flight; None for as many as the client's limits may ever allow, for each instance.
+        concurrency: tokens in flight, up to 100,000; None for as many as the client's limits may ever allow, for each instance.
         open_shards: shards under way at once (default 16). A shard whose last token is slow keeps its place, and
             after a kill, the shards under way are fetched again: at most `open_shards * shard_size` requests.
         refused_after: distinct tokens in a row, with no success between, that are answered that the AuthSecret is
@@ -33,7 +33,7 @@ class Rules:
             terminated.
     """
 
-    concurrency: int | None = field(default=None, validator=optional(count))
+    concurrency: int | None = field(default=None, validator=optional(at_once))
     open_shards: int = field(default=16, validator=count)
     refused_after: int = field(default=5, validator=count)
     max_failures: int | None = field(default=None, validator=optional(whole))

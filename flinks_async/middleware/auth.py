@@ -80,6 +80,8 @@ class SecretSource:
         loop = asyncio.get_running_loop()
         question = self._asking.get(loop)
         if question is None:
+            for old in [old for old in tuple(self._asking) if old.is_closed()]:  # while it was asked there
+                self._asking.pop(old, None)
             # A task of its own: the first to wait may be cancelled, the others still want the answer.
             question = self._asking[loop] = _Question(loop.create_task(self._call_provider()))
         question.waiters += 1
@@ -89,7 +91,7 @@ class SecretSource:
             question.waiters -= 1
             if self._asking.get(loop) is question and (question.task.done() or not question.waiters):
                 del self._asking[loop]
-            if not question.waiters:
+            if not question.waiters and not loop.is_closed():
                 question.task.cancel()  # a provider that hangs is asked anew by the next call
         answer = question.task.result()
         self.problem = answer.message if isinstance(answer, ConfigError) else None

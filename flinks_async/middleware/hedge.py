@@ -19,10 +19,9 @@ from attrs import evolve
 from ..classify import Kind, verdict_of
 from ..clock import Clock
 from ..messages import Call, Handler, Request, Response
-from ..policies import Hedge
+from ..policies import HEDGE_REMEMBERS, Hedge
 from ..scope import until_done
 
-_REMEMBERED = 500
 _SORTED_EVERY = 20
 
 
@@ -31,7 +30,7 @@ class Latencies:
 
     def __init__(self, settings: Hedge) -> None:
         self._settings = settings
-        self._times: deque[float] = deque(maxlen=_REMEMBERED)
+        self._times: deque[float] = deque(maxlen=HEDGE_REMEMBERS)
         self._new = 0
         self.delay: float | None = None
         """Seconds after which a hedge is sent; None while too little is known."""
