@@ -30,11 +30,16 @@ _HIDDEN: Final = (
 _CODED: Final = r"[A-Za-z0-9+/=_%-]{24,}+"  # a longer word than people write: base64, perhaps, of something hidden
 
 
+def plain(text: str) -> str:
+    """The text of a `str` or of a subclass, which may write itself in another way: a member of an enum by its name."""
+    return str.__str__(text)
+
+
 class Secret:
     """A text that shows itself only through `reveal()`.
 
     It is masked in repr, str and format, compares in constant time, and refuses to be pickled. A copy is the
-    same object.
+    same object. Of a subclass of `str`, such as a text that is a member of an enum, it keeps the text alone.
 
     Raises:
         TypeError: the value is neither a `str` nor a `Secret`.
@@ -45,10 +50,12 @@ class Secret:
     def __init__(self, value: str | Secret) -> None:
         if isinstance(value, Secret):
             self._value: str = value._value
-        elif isinstance(value, str):
-            self._value = value
-        else:
-            raise TypeError(f"a secret must be a str, not {type(value).__name__}")
+            return
+        text: Any = value
+        if not isinstance(text, str):
+            text = value = NotText(text)  # type: ignore[assignment] # no frame holds what may be a secret as bytes
+            raise TypeError(f"a secret must be a str, not {text.type_name}")
+        self._value = plain(text)
 
     def reveal(self) -> str:
         """The text itself. Use it inside one expression; do not bind it to a name."""
@@ -111,12 +118,23 @@ def out_of_sight(value: object) -> Any:
     return value if value is None or isinstance(value, (Secret, NotText)) or callable(value) else NotText(value)
 
 
-def fingerprint(secret: str | Secret, *, key: bytes = _PROCESS_KEY) -> str:
+def fingerprint(secret: str | Secret, *, key: bytes | None = None) -> str:
     """16 hexadecimal digits that stand for a secret: keyed BLAKE2b, so that it cannot be looked up.
 
     The default key is random per process; a job passes its own, so that its fingerprints last as long as it.
+
+    Raises:
+        TypeError: the value is neither a `str` nor a `Secret`.
     """
-    return blake2b(Secret(secret).reveal().encode("utf-8", "surrogatepass"), key=key, digest_size=8).hexdigest()
+    hidden = out_of_sight(secret)
+    del secret
+    if not isinstance(hidden, Secret):
+        del key  # no frame of an error holds it
+        name = hidden.type_name if isinstance(hidden, NotText) else type(hidden).__name__
+        raise TypeError(f"a secret must be a str, not {name}")
+    keyed = blake2b(key=_PROCESS_KEY if key is None else key, digest_size=8)
+    keyed.update(hidden.reveal().encode("utf-8", "surrogatepass"))
+    return keyed.hexdigest()
 
 
 def redact(text: str, *hidden: Secret | None, limit: int = 200, coded: bool = False) -> str:

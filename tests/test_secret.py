@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import logging
 import pickle
 import time
 import traceback
+from enum import Enum
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -44,6 +47,36 @@ def test_secrets_are_equal_by_value_and_can_be_keys() -> None:
 def test_only_text_can_be_a_secret(value: object) -> None:
     with pytest.raises(TypeError, match="must be a str"):
         Secret(value)  # type: ignore[arg-type]
+
+
+def test_of_a_subclass_of_str_the_text_alone_is_kept() -> None:
+    class Text(str):
+        def encode(self, *_: object) -> bytes:
+            return b"another"
+
+    class Named(str, Enum):  # noqa: UP042 - a StrEnum writes itself as its value
+        ONE = CANARY
+
+    for text in (Text(CANARY), Named.ONE):
+        assert type(Secret(text).reveal()) is str
+        assert f"{Secret(text).reveal()}" == CANARY
+        assert fingerprint(text) == fingerprint(CANARY)
+
+
+@pytest.mark.parametrize("make", [Secret, fingerprint])
+@pytest.mark.parametrize("value", [CANARY.encode(), [CANARY]])
+def test_a_secret_that_is_no_text_is_in_no_frame_of_ours(make: Any, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"must be a str, not {type(value).__name__}") as caught:
+        make(value)
+    (_, *ours) = traceback.walk_tb(caught.tb)
+    assert ours
+    for frame, _line in ours:
+        assert CANARY not in repr(frame.f_locals)
+        assert not {bytes, type(None)} & {type(local) for local in frame.f_locals.values()}  # nor the process's key
+
+
+def test_the_signature_of_fingerprint_does_not_show_the_key() -> None:
+    assert inspect.signature(fingerprint).parameters["key"].default is None
 
 
 def test_a_fingerprint_is_stable_within_a_key_and_differs_between_keys() -> None:
