@@ -125,6 +125,19 @@ async def test_a_server_that_repeats_what_it_was_told_is_masked() -> None:
         shows_nothing(raw)
 
 
+async def test_a_server_that_names_its_headers_and_fields_after_what_it_was_told_is_masked() -> None:
+    headers = {TOKEN: "1", SECRET: "1", f"X-{SECRET}": "1", "content-type": "application/json", "Retry-After-Ms": "1"}
+    transport = InMemoryTransport(default=Response(200, headers, b'{"%s": 1}' % TOKEN.encode()))
+    async with FlinksClient(auth_secret=SECRET, transport=transport) as flinks:
+        raw = await flinks.partner_access_raw(TOKEN)
+        answer = await flinks.partner_access(TOKEN)
+    assert "headers=<Content-Type, Retry-After-Ms, 3 more>" in repr(raw)
+    assert "headers=<Content-Type>" in repr(Response(200, {"Content-Type": "x", "CONTENT-TYPE": "y"}))
+    assert "headers=<>" in repr(Response(200))
+    assert TOKEN in answer.extra
+    shows_nothing(raw, answer, answer.wire_state, [answer])
+
+
 async def test_a_cancelled_error_that_passes_through_carries_no_secret(server: FlinksServer, logs: io.StringIO) -> None:
     server.script(TOKEN, [KINDS["hang"]])
     async with FlinksClient(auth_secret=SECRET, base_url=server.base_url) as flinks:
