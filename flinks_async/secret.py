@@ -155,10 +155,23 @@ def redact(text: str, *hidden: Secret | None, limit: int = 200, coded: bool = Fa
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+_QUOTE: Final = r"\\{0,8}+[\"']"  # in a JSON text, or a repr of a repr, with backslashes
+_HEADER: Final = rf"(?:flinks[-_]auth[-_]key|authorization)(?![\w-])(?:{_QUOTE})?"
+# A secret may hold every printable ASCII character: its end is that of the quotes around it, else that of the line.
+# What is repeated gives nothing back, so that a hostile text costs no more than others.
 _IN_LOGS: Final = (
-    (r"(?i)(partneraccess/)[^\s/?#\"'<>\\)\]}]+", rf"\1{MASK}"),
-    (r"(?i)(flinks-auth-key\W{1,6})(?:Bearer\s+)?[^\s\"',}]+", rf"\1{MASK}"),
-    (r"(?i)(authorization\W{1,6}(?:Bearer|Basic)\s+)[^\s\"',}]+", rf"\1{MASK}"),
+    (r"(?i)(partneraccess(?:\\{0,8}+/|%(?:25){0,8}+2f))[^\s/?#\"'<>\\)\]}]+", rf"\1{MASK}"),
+    # {"flinks-auth-key": "Bearer ..."}, (b'flinks-auth-key', b'Bearer ...'): the bare quote ends it, not an
+    # escaped one, nor one that goes on in the next line, as pprint writes a long text
+    (rf"(?i)({_HEADER}\s*+[:=,]>?\s*+[\[(]?b?({_QUOTE}))(?:(?!(?<!\\)\2)[^\r\n]|\2\n[ \t]*+b?\2)*+", rf"\1{MASK}"),
+    # flinks-auth-key: Bearer ...; a quote before a bracket, a comma or a space is that of a text around the line, and
+    # four characters \r\n are the line's end in the repr of a head
+    (
+        rf"(?i)({_HEADER}(?:[ \t]*+[:=]>?[ \t]*+|[ \t]++(?=(?:Bearer|Basic)\s)))(?![\[(]?b?{_QUOTE})"
+        r"(?:(?!\\++r\\++n|(?<!\\)[\"'](?:[\s,;:)\]}>]|\Z))[^\r\n])++",
+        rf"\1{MASK}",
+    ),
+    (r"(?i)(flinks[-_]auth[-_]key[ \t]++)[^\s\"',}]++", rf"\1{MASK}"),
 )
 
 

@@ -3,16 +3,20 @@ from __future__ import annotations
 import copy
 import inspect
 import io
+import json
 import logging
 import pickle
 import time
 import traceback
+from collections.abc import Callable
 from enum import Enum
+from pprint import pformat
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from flinks_async import Secret, SecretFilter, fingerprint
 from flinks_async.secret import redact, redact_request
@@ -134,6 +138,22 @@ def test_redacted_text_is_short_and_never_holds_the_secret(text: str, secret: st
     assert secret not in shown
 
 
+FORMS: list[Callable[[str, str], str]] = [
+    lambda name, value: repr([(name.encode(), value.encode()), (b"accept", b"x")]),  # as httpcore and h11 log it
+    lambda name, value: repr({name.encode(): value.encode()}),
+    lambda name, value: repr({name: value, "accept": "x"}),
+    lambda name, value: repr({name: [value]}),
+    lambda name, value: repr(repr({name: value})),
+    lambda name, value: repr(CIMultiDict({name: value})),
+    lambda name, value: pformat([(name, value + "-" * 80), ("accept", "x" * 80)]),
+    lambda name, value: json.dumps({name: value}),
+    lambda name, value: json.dumps(json.dumps({name: value})),
+    lambda name, value: f"{name}: {value}",
+    lambda name, value: f"{name}={value}",
+    lambda name, value: repr(f"GET / HTTP/1.1\r\n{name}: {value}\r\n\r\n".encode()),
+]
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -143,6 +163,25 @@ def test_redacted_text_is_short_and_never_holds_the_secret(text: str, secret: st
         f"flinks-auth-key: {CANARY}",
         f"Authorization: Bearer {CANARY}",
         f"('Authorization', 'Bearer {CANARY}')",
+        *(
+            form(name, value)
+            for name in ("flinks-auth-key", "Flinks-Auth-Key", "Authorization", "flinks_auth_key")
+            for value in (
+                f"Bearer {CANARY}",
+                CANARY,
+                f"a,{CANARY}",
+                f"a {CANARY}",
+                f"a'{CANARY}",
+                f"a\"'\\{CANARY}",
+                f"\\{CANARY}",
+            )
+            for form in FORMS
+        ),
+        f"https://proxy/?u=https%3A%2F%2Fx%2Fpartneraccess%2F{CANARY}",
+        f"https://proxy/?u=https%3a%2f%2fx%2fpartneraccess%2f{CANARY}&b=1",
+        f"https://proxy/?u=https%253A%252F%252Fx%252Fpartneraccess%252F{CANARY}",
+        f'"https:\\/\\/x\\/partneraccess\\/{CANARY}"',
+        rf"'{{\"url\": \"https:\\/\\/x\\/partneraccess\\/{CANARY}\"}}'",
     ],
 )
 def test_a_log_filter_masks_what_other_libraries_write(line: str) -> None:
@@ -154,6 +193,67 @@ def test_a_log_filter_masks_what_other_libraries_write(line: str) -> None:
     handler.handle(record)
     assert "sent" in stream.getvalue()
     assert CANARY not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("[(b'flinks-auth-key', b'Bearer s'), (b'Accept', b'x')]", "[(b'flinks-auth-key', b'***'), (b'Accept', b'x')]"),
+        ("{'Authorization': 'Basic s', 'Accept': 'x'}", "{'Authorization': '***', 'Accept': 'x'}"),
+        ('"{\\"authorization\\": \\"s\\", \\"a\\": 1}"', '"{\\"authorization\\": \\"***\\", \\"a\\": 1}"'),
+        ("flinks-auth-key: Bearer a, b c\nAccept: x", "flinks-auth-key: ***\nAccept: x"),
+        (r"b'GET /\r\nflinks-auth-key: a b\r\nAccept: x'", r"b'GET /\r\nflinks-auth-key: ***\r\nAccept: x'"),
+        ("curl -H 'flinks-auth-key: Bearer s' https://x", "curl -H 'flinks-auth-key: ***' https://x"),
+        ('{"event": "sent authorization: s", "level": 1}', '{"event": "sent authorization: ***", "level": 1}'),
+        ("GET https://x/partneraccess/t HTTP/1.1", "GET https://x/partneraccess/*** HTTP/1.1"),
+        ("GET https://x/partneraccess/", "GET https://x/partneraccess/"),
+        ("flinks-auth-key Bearer s t", "flinks-auth-key ***"),
+        ("flinks-auth-key s was sent", "flinks-auth-key *** was sent"),
+        *(
+            (text, text)
+            for text in (
+                "authorization failed for the user, who tried again",
+                "the authorization, which was asked for, came",
+                "no header 'Authorization' in ['Accept', 'Host']",
+                "FlinksClient(auth_scheme='flinks-auth-key', headers=<Accept>, app_name='a')",
+                "the form flinks-auth-key-raw: without a word",
+                "authorization_id=5, authorized: yes",
+                "partneraccess was called",
+            )
+        ),
+    ],
+)
+def test_a_log_filter_leaves_the_rest_to_be_read(line: str, shown: str) -> None:
+    assert redact_request(line) == shown
+    assert redact_request(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *(
+            "authorization",
+            "authorization:",
+            "authorization: '",
+            "'authorization': '",
+            "flinks-auth-key \t",
+            "partneraccess",
+        ),
+        *("authorization" + "\\" * 50, "authorization" + " " * 50, "authorization='" + "\\" * 50, "\\r", "\\\\r'"),
+        *(
+            "partneraccess%25",
+            "partneraccess%" + "25" * 50,
+            "partneraccess" + "\\" * 50,
+            "authorization: Bearer ",
+            "\\'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("start", ["", "authorization: ", "authorization: '", "authorization: \\'"])
+def test_filtering_a_hostile_text_takes_no_longer_than_another(start: str, part: str) -> None:
+    started = time.perf_counter()
+    redact_request(start + part * (100_000 // len(part)))
+    assert time.perf_counter() - started < 0.5  # with a search from each place on it were minutes
 
 
 def test_the_log_filter_masks_tracebacks_and_survives_broken_records() -> None:
