@@ -106,6 +106,7 @@ class FlinksClient:
     ) -> None:
         # Under the same names, so that no frame of ours holds the bare texts when one of the settings is wrong.
         auth_secret, connection = out_of_sight(auth_secret), _without_bare_proxy(connection)
+        base_url, headers = out_of_sight(base_url), config.headers_out_of_sight(headers)
         if not callable(auth_secret):
             auth_secret = check_secret(auth_secret)
         if session is not None and transport is not None:
@@ -201,10 +202,9 @@ class FlinksClient:
             environ: instead of `os.environ`.
             options: arguments of `FlinksClient`; they win over the environment.
         """
-        found = config.from_env(environ)
+        found = _without_bare_texts(config.from_env(environ))
         del environ  # it holds the bare secret
-        if "auth_secret" in options:
-            options["auth_secret"] = out_of_sight(options["auth_secret"])
+        options = _without_bare_texts(options)
         if "instance" in options:
             found.pop("base_url", None)  # it names another place than the argument does
         merged = {"auth_secret": None, **found, **options}
@@ -224,8 +224,7 @@ class FlinksClient:
 
         Closing it ends its own calls only; closing the client it comes from closes both.
         """
-        if "auth_secret" in options:
-            options["auth_secret"] = out_of_sight(options["auth_secret"])
+        options = _without_bare_texts(options)
         if self._closed:
             raise ClientClosedError("the client is closed")
         records = {name: options.pop(name, None) for name in ("retry", "timeouts", "limits")}
@@ -506,6 +505,13 @@ class FlinksClient:
         raise TypeError(
             "a FlinksClient holds a secret and connections and refuses to be pickled: make one where you need it"
         )
+
+
+def _without_bare_texts(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of `FlinksClient`, those that may hold a secret in a form that a frame may hold."""
+    hidden = {"connection": _without_bare_proxy, "headers": config.headers_out_of_sight}
+    hidden |= dict.fromkeys(("auth_secret", "base_url"), out_of_sight)
+    return {name: hidden[name](value) if name in hidden else value for name, value in options.items()}
 
 
 def _without_bare_proxy(connection: Any) -> Any:

@@ -11,8 +11,9 @@ import os
 import re
 import ssl
 from collections.abc import Iterable, Mapping
+from functools import wraps
 from types import MappingProxyType, NoneType
-from typing import Any, Final, Literal, get_args
+from typing import Any, Final, Literal, TypeVar, get_args
 from urllib.parse import quote, urlsplit
 
 from attrs import Attribute, evolve, field, fields, frozen
@@ -21,9 +22,11 @@ from attrs.validators import optional
 from . import checks
 from .errors import ConfigError, InvalidTokenError
 from .policies import Adaptive, Breaker, Pause, Quota, RateLimiter, ShareQuota, TokenBucketQuota
-from .secret import NotText, Secret, out_of_sight
+from .secret import NotText, Secret, out_of_sight, plain
 
 AuthScheme = Literal["flinks-auth-key", "flinks-auth-key-raw", "bearer"]
+C = TypeVar("C")
+
 AUTH_SCHEMES: Final[tuple[AuthScheme, ...]] = get_args(AuthScheme)
 
 MIB: Final = 1024 * 1024
@@ -147,6 +150,21 @@ def _secret_or_none(value: str | Secret | None) -> Secret | None:
 _path_or_none = checks.one_of(str, os.PathLike, NoneType)
 
 
+def _proxy_out_of_sight(cls: type[C]) -> type[C]:
+    """The frame of attrs' own `__init__` holds its arguments as they came when one of them is wrong."""
+    init: Any = cls.__init__
+
+    @wraps(init)
+    def __init__(self: C, **options: Any) -> None:
+        if "proxy" in options:
+            options["proxy"] = out_of_sight(options["proxy"])
+        init(self, **options)
+
+    cls.__init__ = __init__  # type: ignore[assignment]
+    return cls
+
+
+@_proxy_out_of_sight
 @frozen(kw_only=True)
 class Connection:
     """How connections are made. It belongs to the pool, so derived clients share it.
@@ -283,10 +301,10 @@ def make_endpoint(
     instance: str,
     *,
     auth_scheme: str,
-    base_url: str | None,
+    base_url: str | Secret | None,
     allow_http: bool,
     app_name: str | None,
-    headers: Mapping[str, str] | None,
+    headers: Mapping[str, str | Secret] | None,
     user_agent: str,
 ) -> Endpoint:
     """Checks the settings that make up the URL and the headers.
@@ -294,6 +312,7 @@ def make_endpoint(
     Raises:
         ConfigError: one of them is wrong; the message names it.
     """
+    base_url, headers = out_of_sight(base_url), headers_out_of_sight(headers)
     if auth_scheme not in AUTH_SCHEMES:
         raise ConfigError(f"auth_scheme must be one of {', '.join(map(repr, AUTH_SCHEMES))}, not {auth_scheme!r}")
     if base_url is None:
@@ -302,18 +321,40 @@ def make_endpoint(
                 f"instance must be the name of a Flinks instance such as 'toolbox' (letters, digits and hyphens), "
                 f"not {instance!r}; for another address use base_url"
             )
-        base_url = f"https://{instance.lower()}-api.private.fin.ag"
+        base_url = Secret(f"https://{plain(instance).lower()}-api.private.fin.ag")
     url, host = _check_base_url(base_url, allow_http)
     agent = user_agent
     if app_name is not None:
-        if not isinstance(app_name, str) or not app_name.isascii() or _CONTROL.search(app_name) or not app_name.strip():
+        name = plain(app_name).strip() if isinstance(app_name, str) else ""
+        if not name or not name.isascii() or _CONTROL.search(plain(app_name)):
             raise ConfigError("app_name must be printable ASCII text, such as 'acme-lending/2.1'")
-        agent = f"{app_name.strip()} {agent}"
+        agent = f"{name} {agent}"
     return Endpoint(url, host, auth_scheme, _check_headers(headers or {}, agent))
 
 
-def _check_base_url(base_url: str, allow_http: bool) -> tuple[str, str]:
-    if not isinstance(base_url, str) or _CONTROL.search(base_url) or " " in base_url or "\\" in base_url:
+def headers_out_of_sight(headers: object) -> Any:
+    """The argument `headers` with its values as `out_of_sight` makes them; what is no mapping becomes a `NotText`."""
+    if not headers or isinstance(headers, NotText):
+        return headers
+    if not isinstance(headers, Mapping):
+        return NotText(headers)
+    return {name: out_of_sight(value) for name, value in headers.items()}
+
+
+def _check_base_url(url: object, allow_http: bool) -> tuple[str, str]:
+    problem = ConfigError("base_url must be a URL such as 'https://toolbox-api.private.fin.ag', without spaces")
+    if isinstance(url, Secret):
+        try:
+            return _read_base_url(url.reveal(), allow_http)
+        except ConfigError as error:
+            problem = error
+    # Without the frames that hold the URL, perhaps with a password.
+    problem.__traceback__ = problem.__context__ = None
+    raise problem
+
+
+def _read_base_url(base_url: str, allow_http: bool) -> tuple[str, str]:
+    if _CONTROL.search(base_url) or " " in base_url or "\\" in base_url:
         raise ConfigError("base_url must be a URL such as 'https://toolbox-api.private.fin.ag', without spaces")
     try:
         parts = urlsplit(base_url)
@@ -364,22 +405,24 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _check_headers(headers: Mapping[str, str], agent: str) -> Mapping[str, str]:
-    if not isinstance(headers, Mapping):
-        raise ConfigError(f"headers must be a mapping, not {type(headers).__name__}")
+def _check_headers(headers: Mapping[Any, Any] | NotText, agent: str) -> Mapping[str, str]:
+    if isinstance(headers, NotText):
+        raise ConfigError(f"headers must be a mapping, not {headers.type_name}")
     checked = {**_OWN_HEADERS, "User-Agent": agent}
     own = {name.lower(): name for name in checked}
     for name, value in headers.items():
         if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
             raise ConfigError(f"headers: {name!r} is not the name of an HTTP header")
-        if name.lower() in _RESERVED_HEADERS:
+        if plain(name).lower() in _RESERVED_HEADERS:
             raise ConfigError(f"headers: {name!r} is set by this package and cannot be replaced")
-        if name.lower() == "accept-encoding":
+        if plain(name).lower() == "accept-encoding":
             raise ConfigError("headers: 'Accept-Encoding' is fixed, since bodies are inflated by this package")
-        if not isinstance(value, str) or not value.isascii() or _CONTROL.search(value):
+        if not isinstance(value, Secret) or not value.reveal().isascii() or _CONTROL.search(value.reveal()):
             raise ConfigError(f"headers: the value of {name!r} must be printable ASCII text (it is not shown here)")
-        checked.pop(own.get(name.lower(), name), None)
-        checked[name] = value
+    for name, value in headers.items():  # not before all are right: no frame of an error holds a bare one
+        text = plain(name)
+        checked.pop(own.get(text.lower(), text), None)
+        checked[text] = value.reveal()
     return MappingProxyType(checked)
 
 

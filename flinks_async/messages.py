@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from attrs import define, evolve, field, frozen
 
@@ -27,6 +27,27 @@ _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 def _names(headers: Mapping[str, str]) -> str:
     return f"<{', '.join(headers)}>"
+
+
+# What this package reads, and what servers and proxies commonly send.
+_KNOWN_HEADERS: Final = {
+    name.lower(): name
+    for name in (
+        *("Cache-Control", "Connection", "Content-Encoding", "Content-Length", "Content-Type", "Date", "ETag"),
+        *("Expires", "Keep-Alive", "Location", "Pragma", "Proxy-Authenticate", "RateLimit", "RateLimit-Limit"),
+        *("RateLimit-Policy", "RateLimit-Remaining", "RateLimit-Reset", "Retry-After", "Retry-After-Ms", "Server"),
+        *("Set-Cookie", "Strict-Transport-Security", "Transfer-Encoding", "Vary", "Via", "WWW-Authenticate"),
+        *("X-Ms-Retry-After-Ms", "X-RateLimit-Limit", "X-RateLimit-Remaining", "X-RateLimit-Reset", "X-Request-Id"),
+    )
+}
+
+
+def _known_names(headers: Mapping[str, str]) -> str:
+    """The names that are well known, and a count of others, which a server may have made of the token."""
+    names = {name.lower() for name in headers}
+    shown = [known for name, known in _KNOWN_HEADERS.items() if name in names]
+    others = len(names) - len(shown)
+    return f"<{', '.join([*shown, f'{others} more'] if others else shown)}>"
 
 
 @define(eq=False)
@@ -131,7 +152,7 @@ class Response:
     """
 
     status: int
-    headers: Mapping[str, str] = field(default=_NO_HEADERS, repr=_names)
+    headers: Mapping[str, str] = field(default=_NO_HEADERS, repr=_known_names)
     body: bytes = field(default=b"", repr=lambda body: f"<{len(body)} bytes>")
     answer: PartnerAccessResponse | None = field(default=None, repr=False)
     envelope: Envelope = EMPTY_ENVELOPE

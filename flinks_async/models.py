@@ -30,9 +30,13 @@ def _masked(value: object) -> str:
     return "None" if value is None else MASK
 
 
-def _keys_only(wire: WireState | dict[str, Any]) -> str:
-    extra = wire if isinstance(wire, dict) else wire.extra
-    return f"<{', '.join(sorted(extra))}>" if extra else "-"
+def _count(extra: Mapping[str, Any]) -> str:
+    """How many unknown fields there are. Their names are the server's, which may have made them of anything."""
+    return f"<{len(extra)} unknown>" if extra else "-"
+
+
+def _count_only(wire: WireState | dict[str, Any]) -> str:
+    return _count(wire if isinstance(wire, dict) else wire.extra)
 
 
 _WIRE = "flinks_wire_name"
@@ -48,7 +52,7 @@ class WireState:
         nulls: wire names of arrays that came as null; the attribute is an empty tuple.
     """
 
-    extra: Mapping[str, Any] = MappingProxyType({})
+    extra: Mapping[str, Any] = field(default=MappingProxyType({}), repr=_count)
     absent: frozenset[str] = frozenset()
     nulls: frozenset[str] = frozenset()
 
@@ -153,7 +157,7 @@ class Transaction(Model):
     credit: Decimal | None = None
     balance: Decimal | None = None
     id: str | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
 
 
 @frozen(kw_only=True, weakref_slot=False)
@@ -163,7 +167,7 @@ class Balance(Model):
     available: Decimal | None = None
     current: Decimal | None = None
     limit: Decimal | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
 
 
 @frozen(kw_only=True, weakref_slot=False)
@@ -176,7 +180,7 @@ class Address(Model):
     postal_code: str | None = field(default=None, repr=_masked)
     po_box: str | None = field(default=None, repr=_masked, metadata={_WIRE: "POBox"})
     country: str | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
 
 
 @frozen(kw_only=True, weakref_slot=False)
@@ -187,7 +191,7 @@ class Holder(Model):
     email: str | None = field(default=None, repr=_masked)
     phone_number: str | None = field(default=None, repr=_masked)
     address: Address | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
 
 
 @frozen(kw_only=True, weakref_slot=False)
@@ -210,7 +214,7 @@ class Account(Model):
     overdraft_limit: Decimal | None = None
     eft_eligible_ratio: Decimal | None = None
     e_transfer_eligible_ratio: Decimal | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
 
 
 @frozen(kw_only=True, weakref_slot=False)
@@ -222,7 +226,7 @@ class Login(Model):
     id: str | None = None
     is_scheduled_refresh: bool | None = None
     last_refresh: Timestamp | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
 
 
 @frozen(kw_only=True, weakref_slot=False)
@@ -232,7 +236,7 @@ class Link(Model):
     rel: str | None = field(default=None, metadata={_WIRE: "rel"})
     href: str | None = field(default=None, repr=_masked, metadata={_WIRE: "href"})
     example: str | None = field(default=None, repr=_masked, metadata={_WIRE: "example"})
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
 
 
 @frozen(kw_only=True, weakref_slot=False)
@@ -253,7 +257,7 @@ class AccountsDetail(Model):
     links: tuple[Link, ...] = ()
     tag: str | None = None
     request_id: str | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
 
 
 @frozen(weakref_slot=False)
@@ -288,7 +292,7 @@ class PartnerAccessResponse(Model):
 
     get_accounts_detail: tuple[AccountsDetail, ...] | AccountsDetail | None = None
     request_id: str | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_keys_only, alias="wire_state")
+    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
     meta: Meta = field(default=NO_META, eq=False)
 
     @property

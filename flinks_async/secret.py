@@ -39,11 +39,16 @@ _HIDDEN: Final = (
 _CODED: Final = r"[A-Za-z0-9+/=_%-]{24,}+"  # a longer word than people write: base64, perhaps, of something hidden
 
 
+def plain(text: str) -> str:
+    """The text of a `str` or of a subclass, which may write itself in another way: a member of an enum by its name."""
+    return str.__str__(text)
+
+
 class Secret:
     """A text that shows itself only through `reveal()`.
 
     It is masked in repr, str and format, compares in constant time, and refuses to be pickled. A copy is the
-    same object.
+    same object. Of a subclass of `str`, such as a text that is a member of an enum, it keeps the text alone.
 
     Raises:
         TypeError: the value is neither a `str` nor a `Secret`.
@@ -54,10 +59,12 @@ class Secret:
     def __init__(self, value: str | Secret) -> None:
         if isinstance(value, Secret):
             self._value: str = value._value
-        elif isinstance(value, str):
-            self._value = value
-        else:
-            raise TypeError(f"a secret must be a str, not {type(value).__name__}")
+            return
+        text: Any = value
+        if not isinstance(text, str):
+            text = value = NotText(text)  # type: ignore[assignment] # no frame holds what may be a secret as bytes
+            raise TypeError(f"a secret must be a str, not {text.type_name}")
+        self._value = plain(text)
 
     def reveal(self) -> str:
         """The text itself. Use it inside one expression; do not bind it to a name."""
@@ -138,12 +145,23 @@ def hides_token(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coro
     return hidden  # type: ignore[return-value]
 
 
-def fingerprint(secret: str | Secret, *, key: bytes = _PROCESS_KEY) -> str:
+def fingerprint(secret: str | Secret, *, key: bytes | None = None) -> str:
     """16 hexadecimal digits that stand for a secret: keyed BLAKE2b, so that it cannot be looked up.
 
     The default key is random per process; a job passes its own, so that its fingerprints last as long as it.
+
+    Raises:
+        TypeError: the value is neither a `str` nor a `Secret`.
     """
-    return blake2b(Secret(secret).reveal().encode("utf-8", "surrogatepass"), key=key, digest_size=8).hexdigest()
+    hidden = out_of_sight(secret)
+    del secret
+    if not isinstance(hidden, Secret):
+        del key  # no frame of an error holds it
+        name = hidden.type_name if isinstance(hidden, NotText) else type(hidden).__name__
+        raise TypeError(f"a secret must be a str, not {name}")
+    keyed = blake2b(key=_PROCESS_KEY if key is None else key, digest_size=8)
+    keyed.update(hidden.reveal().encode("utf-8", "surrogatepass"))
+    return keyed.hexdigest()
 
 
 def repeats(text: str, *hidden: Secret | None) -> bool:
@@ -199,10 +217,23 @@ def redact(text: str, *hidden: Secret | None, limit: int = 200, coded: bool = Fa
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+_QUOTE: Final = r"\\{0,8}+[\"']"  # in a JSON text, or a repr of a repr, with backslashes
+_HEADER: Final = rf"(?:flinks[-_]auth[-_]key|authorization)(?![\w-])(?:{_QUOTE})?"
+# A secret may hold every printable ASCII character: its end is that of the quotes around it, else that of the line.
+# What is repeated gives nothing back, so that a hostile text costs no more than others.
 _IN_LOGS: Final = (
-    (r"(?i)(partneraccess/)[^\s/?#\"'<>\\)\]}]+", rf"\1{MASK}"),
-    (r"(?i)(flinks-auth-key\W{1,6})(?:Bearer\s+)?[^\s\"',}]+", rf"\1{MASK}"),
-    (r"(?i)(authorization\W{1,6}(?:Bearer|Basic)\s+)[^\s\"',}]+", rf"\1{MASK}"),
+    (r"(?i)(partneraccess(?:\\{0,8}+/|%(?:25){0,8}+2f))[^\s/?#\"'<>\\)\]}]+", rf"\1{MASK}"),
+    # {"flinks-auth-key": "Bearer ..."}, (b'flinks-auth-key', b'Bearer ...'): the bare quote ends it, not an
+    # escaped one, nor one that goes on in the next line, as pprint writes a long text
+    (rf"(?i)({_HEADER}\s*+[:=,]>?\s*+[\[(]?b?({_QUOTE}))(?:(?!(?<!\\)\2)[^\r\n]|\2\n[ \t]*+b?\2)*+", rf"\1{MASK}"),
+    # flinks-auth-key: Bearer ...; a quote before a bracket, a comma or a space is that of a text around the line, and
+    # four characters \r\n are the line's end in the repr of a head
+    (
+        rf"(?i)({_HEADER}(?:[ \t]*+[:=]>?[ \t]*+|[ \t]++(?=(?:Bearer|Basic)\s)))(?![\[(]?b?{_QUOTE})"
+        r"(?:(?!\\++r\\++n|(?<!\\)[\"'](?:[\s,;:)\]}>]|\Z))[^\r\n])++",
+        rf"\1{MASK}",
+    ),
+    (r"(?i)(flinks[-_]auth[-_]key[ \t]++)[^\s\"',}]++", rf"\1{MASK}"),
 )
 
 

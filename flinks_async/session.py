@@ -156,7 +156,8 @@ class SessionManager:
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._tls: ssl.SSLContext | None = connection.ssl_context
         self._makings: dict[asyncio.AbstractEventLoop, asyncio.Future[ssl.SSLContext | ConfigError]] = {}
-        self._proxies = getproxies() if connection.trust_env else {}
+        proxies = getproxies() if connection.trust_env else {}
+        self._proxies = {scheme: Secret(url) for scheme, url in proxies.items()}  # they may hold passwords
         self._ended: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._shut = False
         self._created = 0
@@ -263,7 +264,7 @@ class SessionManager:
         found = self._proxies.get(parts.scheme)
         if not found or proxy_bypass(parts.netloc):
             return None
-        return _parse_proxy(Secret(found))
+        return _parse_proxy(found)
 
     def stats(self) -> ConnectionStats:
         opened = sum(made.fileno() != -1 for made in tuple(self._sockets))

@@ -34,7 +34,7 @@ from .errors import (
 from .exchange import SUPPORTED, Template, exchange, session_is_untouched
 from .inflate import Inflater
 from .messages import Request, Response
-from .secret import Secret
+from .secret import Secret, plain
 from .session import SessionManager, Wire, wire_of_attempt
 
 
@@ -304,7 +304,7 @@ def _with_extra(headers: CIMultiDict[str], request: Request) -> CIMultiDict[str]
     if not request.headers:
         return headers
     merged = headers.copy()
-    merged.update(request.headers)
+    merged.update([(plain(name), plain(value)) for name, value in request.headers.items()])
     return merged
 
 

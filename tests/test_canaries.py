@@ -14,7 +14,7 @@ from unittest.mock import AsyncMock, create_autospec
 
 import pytest
 
-from flinks_async import FlinksClient, FlinksError, Response, Retry, Secret, Timeouts, config
+from flinks_async import ConfigError, FlinksClient, FlinksError, Response, Retry, Secret, Timeouts, config
 from flinks_async.config import Connection
 from flinks_async.testing import KINDS, FakeClock, FlinksServer, Hang, InMemoryTransport, RawServer, ReadHead, Send
 
@@ -126,6 +126,19 @@ async def test_a_server_that_repeats_what_it_was_told_is_masked() -> None:
         shows_nothing(raw)
 
 
+async def test_a_server_that_names_its_headers_and_fields_after_what_it_was_told_is_masked() -> None:
+    headers = {TOKEN: "1", SECRET: "1", f"X-{SECRET}": "1", "content-type": "application/json", "Retry-After-Ms": "1"}
+    transport = InMemoryTransport(default=Response(200, headers, b'{"%s": 1}' % TOKEN.encode()))
+    async with FlinksClient(auth_secret=SECRET, transport=transport) as flinks:
+        raw = await flinks.partner_access_raw(TOKEN)
+        answer = await flinks.partner_access(TOKEN)
+    assert "headers=<Content-Type, Retry-After-Ms, 3 more>" in repr(raw)
+    assert "headers=<Content-Type>" in repr(Response(200, {"Content-Type": "x", "CONTENT-TYPE": "y"}))
+    assert "headers=<>" in repr(Response(200))
+    assert TOKEN in answer.extra
+    shows_nothing(raw, answer, answer.wire_state, [answer])
+
+
 async def test_a_cancelled_error_that_passes_through_carries_no_secret(server: FlinksServer, logs: io.StringIO) -> None:
     server.script(TOKEN, [KINDS["hang"]])
     async with FlinksClient(auth_secret=SECRET, base_url=server.base_url) as flinks:
@@ -153,6 +166,7 @@ async def _many(client: FlinksClient) -> None:
         pass
 
 
+PROXY: dict[str, Any] = {"proxy": f"http://u:{SECRET}@proxy.example"}
 MISTAKES: dict[str, Any] = {
     "a token with a line break": _of(FlinksClient.partner_access, TOKEN + "\n"),
     "a token as bytes": _of(FlinksClient.partner_access, TOKEN.encode()),
@@ -175,6 +189,39 @@ MISTAKES: dict[str, Any] = {
     "a secret of the environment, and a wrong instance": lambda client: _of(FlinksClient.from_env)(
         {"FLINKS_AUTH_SECRET": SECRET, "FLINKS_INSTANCE": "not an instance"}
     ),
+    "a base_url of the environment with a password": lambda client: _of(FlinksClient.from_env, auth_secret="x")(
+        {"FLINKS_BASE_URL": f"https://u:{SECRET}@h"}
+    ),
+    "a proxy beside the environment, and a wrong instance": lambda client: _of(
+        FlinksClient.from_env, auth_secret="x", connection=PROXY
+    )({"FLINKS_INSTANCE": "not an instance"}),
+    "a proxy beside the environment, and no secret": lambda client: _of(FlinksClient.from_env, connection=PROXY)({}),
+    "a proxy for a derived client": _of(FlinksClient.with_options, connection=PROXY),
+    "a base_url with a password": lambda client: _of(FlinksClient, auth_secret="x", base_url=f"https://u:{SECRET}@h")(
+        "toolbox"
+    ),
+    "a base_url with a password, and a port that is none": lambda client: _of(
+        FlinksClient, auth_secret="x", base_url=f"https://u:{SECRET}@h:x"
+    )("toolbox"),
+    "a base_url with a key": lambda client: _of(FlinksClient, auth_secret="x", base_url=f"https://h?key={SECRET}")(
+        "toolbox"
+    ),
+    "a base_url as bytes": lambda client: _of(FlinksClient, auth_secret="x", base_url=f"https://u:{SECRET}@h".encode())(
+        "toolbox"
+    ),
+    "a derived base_url with a password": _of(FlinksClient.with_options, base_url=f"https://u:{SECRET}@h"),
+    "a header, and one with a wrong name": lambda client: _of(
+        FlinksClient, auth_secret="x", headers={"X-Key": SECRET, "b\n": "x"}
+    )("toolbox"),
+    "a header with a line break": lambda client: _of(FlinksClient, auth_secret="x", headers={"X-Key": SECRET + "\n"})(
+        "toolbox"
+    ),
+    "headers as a list": lambda client: _of(FlinksClient, auth_secret="x", headers=[("X-Key", SECRET)])("toolbox"),
+    "headers as bytes": lambda client: _of(FlinksClient, auth_secret="x", headers={"X-Key": SECRET.encode()})(
+        "toolbox"
+    ),
+    "derived headers": _of(FlinksClient.with_options, headers={"X-Key": SECRET, "b\n": "x"}),
+    "a record with a proxy, and a wrong number": _of(lambda client: Connection(**PROXY, keepalive=-1)),
     "a secret beside the environment, and a wrong instance": lambda client: _of(
         FlinksClient.from_env, auth_secret=SECRET
     )({"FLINKS_INSTANCE": "not an instance"}),
@@ -187,6 +234,16 @@ async def test_a_mistake_of_the_caller_leaves_no_secret_in_our_frames(mistake: s
         with pytest.raises(FlinksError) as caught:
             await MISTAKES[mistake](flinks)
         shows_nothing(caught.value, own_frames(caught.value))
+
+
+@pytest.mark.parametrize("url", [f"http://u:{SECRET}@[bad", f"socks5://u:{SECRET}@host:1"])
+def test_a_wrong_proxy_of_the_environment_is_in_no_frame_of_ours(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("https_proxy", url)
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError) as caught:
+        FlinksClient(auth_secret="x", connection=Connection(trust_env=True))
+    shows_nothing(caught.value, own_frames(caught.value))
 
 
 async def test_a_timeout_around_a_fan_out_leaves_no_token_in_our_frames() -> None:

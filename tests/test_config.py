@@ -141,6 +141,34 @@ def test_the_header_has_three_forms(scheme: str, header: tuple[str, str]) -> Non
     assert endpoint(auth_scheme=scheme).auth_header(Secret("s")) == header
 
 
+def test_of_a_subclass_of_str_the_text_alone_is_used() -> None:
+    class Text(str):
+        def __str__(self) -> str:
+            return "not-the-text"
+
+        lower = strip = __format__ = __str__  # type: ignore[assignment]
+
+        def isascii(self) -> bool:
+            return True
+
+    made = endpoint(Text("Acme"), app_name=Text("acme/1"), headers={Text("X-Own"): Text("1")})
+    assert made.url == "https://acme-api.private.fin.ag"
+    assert made.headers["User-Agent"] == "acme/1 flinks-async/0"
+    assert [(type(name), type(value)) for name, value in made.headers.items()] == [(str, str)] * 5
+    with pytest.raises(ConfigError, match="app_name"):
+        endpoint(app_name=Text("é"))
+    with pytest.raises(ConfigError, match="printable ASCII"):
+        endpoint(headers={"X-Own": Text("é")})
+    with pytest.raises(ConfigError, match="set by this package"):
+        endpoint(headers={Text("Host"): "x"})
+
+
+def test_headers_must_be_a_mapping() -> None:
+    assert endpoint(headers=[]).headers == endpoint(headers=None).headers
+    with pytest.raises(ConfigError, match="a mapping, not list"):
+        endpoint(headers=[("X-Own", "1")])
+
+
 def test_another_scheme_is_refused_by_naming_those_there_are() -> None:
     with pytest.raises(ConfigError, match="'flinks-auth-key', 'flinks-auth-key-raw', 'bearer'"):
         endpoint(auth_scheme="Bearer")

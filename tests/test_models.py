@@ -133,11 +133,17 @@ def test_no_personal_data_in_the_repr_of_a_whole_answer() -> None:
     assert "1000.4" in shown  # amounts are not masked
 
 
-def test_the_values_of_unknown_fields_are_not_shown() -> None:
-    answer = Codec().decode(b'{"Nickname":"CANARY","GetAccountsDetail":[{"Owner":{"Name":"CANARY"}}]}')
-    assert "CANARY" not in repr(answer)
-    assert "<Nickname>" in repr(answer)
-    assert "<Owner>" in repr(answer)
+def test_neither_names_nor_values_of_unknown_fields_are_shown() -> None:
+    body = b'{"CANARY-1":"CANARY","CANARY-2":1,"GetAccountsDetail":[{"Accounts":[{"Holder":{"CANARY":{"Name":"CANARY"}}}]}]}'
+    answer = Codec().decode(body)
+    assert answer.extra.keys() == {"CANARY-1", "CANARY-2"}
+    holder = answer.accounts[0].holder
+    assert holder is not None
+    for shown in (answer, holder, answer.wire_state, holder.wire_state):
+        assert "CANARY" not in repr(shown)
+    assert "<2 unknown>" in repr(answer)
+    assert "<1 unknown>" in repr(holder)
+    assert "<2 unknown>" in repr(answer.wire_state)
 
 
 def test_missing_fields_are_left_out_or_null() -> None:

@@ -3,17 +3,23 @@ from __future__ import annotations
 import base64
 import copy
 import html
+import inspect
 import io
+import json
 import logging
 import pickle
 import time
 import traceback
 from collections.abc import Callable
+from enum import Enum
+from pprint import pformat
+from typing import Any
 from urllib.parse import quote, quote_plus
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict
 
 from flinks_async import Secret, SecretFilter, fingerprint
 from flinks_async.secret import redact, redact_request, repeats
@@ -48,6 +54,36 @@ def test_secrets_are_equal_by_value_and_can_be_keys() -> None:
 def test_only_text_can_be_a_secret(value: object) -> None:
     with pytest.raises(TypeError, match="must be a str"):
         Secret(value)  # type: ignore[arg-type]
+
+
+def test_of_a_subclass_of_str_the_text_alone_is_kept() -> None:
+    class Text(str):
+        def encode(self, *_: object) -> bytes:
+            return b"another"
+
+    class Named(str, Enum):  # noqa: UP042 - a StrEnum writes itself as its value
+        ONE = CANARY
+
+    for text in (Text(CANARY), Named.ONE):
+        assert type(Secret(text).reveal()) is str
+        assert f"{Secret(text).reveal()}" == CANARY
+        assert fingerprint(text) == fingerprint(CANARY)
+
+
+@pytest.mark.parametrize("make", [Secret, fingerprint])
+@pytest.mark.parametrize("value", [CANARY.encode(), [CANARY]])
+def test_a_secret_that_is_no_text_is_in_no_frame_of_ours(make: Any, value: Any) -> None:
+    with pytest.raises(TypeError, match=f"must be a str, not {type(value).__name__}") as caught:
+        make(value)
+    (_, *ours) = traceback.walk_tb(caught.tb)
+    assert ours
+    for frame, _line in ours:
+        assert CANARY not in repr(frame.f_locals)
+        assert not {bytes, type(None)} & {type(local) for local in frame.f_locals.values()}  # nor the process's key
+
+
+def test_the_signature_of_fingerprint_does_not_show_the_key() -> None:
+    assert inspect.signature(fingerprint).parameters["key"].default is None
 
 
 def test_a_fingerprint_is_stable_within_a_key_and_differs_between_keys() -> None:
@@ -144,6 +180,22 @@ def test_redacted_text_is_short_and_never_holds_the_secret(text: str, secret: st
     assert secret not in shown
 
 
+FORMS: list[Callable[[str, str], str]] = [
+    lambda name, value: repr([(name.encode(), value.encode()), (b"accept", b"x")]),  # as httpcore and h11 log it
+    lambda name, value: repr({name.encode(): value.encode()}),
+    lambda name, value: repr({name: value, "accept": "x"}),
+    lambda name, value: repr({name: [value]}),
+    lambda name, value: repr(repr({name: value})),
+    lambda name, value: repr(CIMultiDict({name: value})),
+    lambda name, value: pformat([(name, value + "-" * 80), ("accept", "x" * 80)]),
+    lambda name, value: json.dumps({name: value}),
+    lambda name, value: json.dumps(json.dumps({name: value})),
+    lambda name, value: f"{name}: {value}",
+    lambda name, value: f"{name}={value}",
+    lambda name, value: repr(f"GET / HTTP/1.1\r\n{name}: {value}\r\n\r\n".encode()),
+]
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -153,6 +205,25 @@ def test_redacted_text_is_short_and_never_holds_the_secret(text: str, secret: st
         f"flinks-auth-key: {CANARY}",
         f"Authorization: Bearer {CANARY}",
         f"('Authorization', 'Bearer {CANARY}')",
+        *(
+            form(name, value)
+            for name in ("flinks-auth-key", "Flinks-Auth-Key", "Authorization", "flinks_auth_key")
+            for value in (
+                f"Bearer {CANARY}",
+                CANARY,
+                f"a,{CANARY}",
+                f"a {CANARY}",
+                f"a'{CANARY}",
+                f"a\"'\\{CANARY}",
+                f"\\{CANARY}",
+            )
+            for form in FORMS
+        ),
+        f"https://proxy/?u=https%3A%2F%2Fx%2Fpartneraccess%2F{CANARY}",
+        f"https://proxy/?u=https%3a%2f%2fx%2fpartneraccess%2f{CANARY}&b=1",
+        f"https://proxy/?u=https%253A%252F%252Fx%252Fpartneraccess%252F{CANARY}",
+        f'"https:\\/\\/x\\/partneraccess\\/{CANARY}"',
+        rf"'{{\"url\": \"https:\\/\\/x\\/partneraccess\\/{CANARY}\"}}'",
     ],
 )
 def test_a_log_filter_masks_what_other_libraries_write(line: str) -> None:
@@ -164,6 +235,67 @@ def test_a_log_filter_masks_what_other_libraries_write(line: str) -> None:
     handler.handle(record)
     assert "sent" in stream.getvalue()
     assert CANARY not in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("[(b'flinks-auth-key', b'Bearer s'), (b'Accept', b'x')]", "[(b'flinks-auth-key', b'***'), (b'Accept', b'x')]"),
+        ("{'Authorization': 'Basic s', 'Accept': 'x'}", "{'Authorization': '***', 'Accept': 'x'}"),
+        ('"{\\"authorization\\": \\"s\\", \\"a\\": 1}"', '"{\\"authorization\\": \\"***\\", \\"a\\": 1}"'),
+        ("flinks-auth-key: Bearer a, b c\nAccept: x", "flinks-auth-key: ***\nAccept: x"),
+        (r"b'GET /\r\nflinks-auth-key: a b\r\nAccept: x'", r"b'GET /\r\nflinks-auth-key: ***\r\nAccept: x'"),
+        ("curl -H 'flinks-auth-key: Bearer s' https://x", "curl -H 'flinks-auth-key: ***' https://x"),
+        ('{"event": "sent authorization: s", "level": 1}', '{"event": "sent authorization: ***", "level": 1}'),
+        ("GET https://x/partneraccess/t HTTP/1.1", "GET https://x/partneraccess/*** HTTP/1.1"),
+        ("GET https://x/partneraccess/", "GET https://x/partneraccess/"),
+        ("flinks-auth-key Bearer s t", "flinks-auth-key ***"),
+        ("flinks-auth-key s was sent", "flinks-auth-key *** was sent"),
+        *(
+            (text, text)
+            for text in (
+                "authorization failed for the user, who tried again",
+                "the authorization, which was asked for, came",
+                "no header 'Authorization' in ['Accept', 'Host']",
+                "FlinksClient(auth_scheme='flinks-auth-key', headers=<Accept>, app_name='a')",
+                "the form flinks-auth-key-raw: without a word",
+                "authorization_id=5, authorized: yes",
+                "partneraccess was called",
+            )
+        ),
+    ],
+)
+def test_a_log_filter_leaves_the_rest_to_be_read(line: str, shown: str) -> None:
+    assert redact_request(line) == shown
+    assert redact_request(shown) == shown
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        *(
+            "authorization",
+            "authorization:",
+            "authorization: '",
+            "'authorization': '",
+            "flinks-auth-key \t",
+            "partneraccess",
+        ),
+        *("authorization" + "\\" * 50, "authorization" + " " * 50, "authorization='" + "\\" * 50, "\\r", "\\\\r'"),
+        *(
+            "partneraccess%25",
+            "partneraccess%" + "25" * 50,
+            "partneraccess" + "\\" * 50,
+            "authorization: Bearer ",
+            "\\'",
+        ),
+    ],
+)
+@pytest.mark.parametrize("start", ["", "authorization: ", "authorization: '", "authorization: \\'"])
+def test_filtering_a_hostile_text_takes_no_longer_than_another(start: str, part: str) -> None:
+    started = time.perf_counter()
+    redact_request(start + part * (100_000 // len(part)))
+    assert time.perf_counter() - started < 0.5  # with a search from each place on it were minutes
 
 
 def test_the_log_filter_masks_tracebacks_and_survives_broken_records() -> None:

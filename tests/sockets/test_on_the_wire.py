@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from enum import Enum
 from typing import Any
 from urllib.parse import unquote
 
@@ -186,6 +187,64 @@ async def test_a_token_may_come_as_a_secret() -> None:
     async with RawServer(HEALTHY) as server, client_for(server) as client:
         await client.partner_access(Secret("t"))
         assert segment(server.heads[0]) == "t"
+
+
+class Text(str):
+    """A text that writes itself in another way."""
+
+    def __str__(self) -> str:
+        return "not-the-text"
+
+    def __format__(self, spec: str) -> str:
+        return "not-the-text"
+
+    def encode(self, *_: Any) -> bytes:
+        return b"x\r\nX-Evil: 1"
+
+    def isascii(self) -> bool:
+        return True
+
+    strip = lower = __str__  # type: ignore[assignment]
+
+
+class Named(str, Enum):  # noqa: UP042 - a StrEnum writes itself as its value
+    """A text that a format shows by its name, as a member of an enum does."""
+
+    SECRET = "the-secret"
+    TOKEN = "the-token"
+    NAME = "X-Own"
+    VALUE = "the-value"
+
+
+async def _with_texts(request: Request, call_next: Any) -> Any:
+    return await call_next(request.evolve(headers={Text("X-More"): Text("more"), Named.NAME: Named.VALUE}))
+
+
+@pytest.mark.parametrize("ways", [(), (_with_texts,)], ids=["short", "session"])
+@pytest.mark.parametrize("scheme", ["flinks-auth-key", "flinks-auth-key-raw"])
+@pytest.mark.parametrize(
+    "texts",
+    [Text, Named],
+    ids=["a subclass", "an enum"],
+)
+async def test_of_a_subclass_of_str_the_text_alone_is_sent(texts: Any, scheme: Any, ways: Any) -> None:
+    async with RawServer(HEALTHY) as server:
+        options: dict[str, Any] = {
+            "auth_secret": texts("the-secret"),
+            "headers": {texts("X-Own"): texts("the-value")},
+            "app_name": texts("the-value"),
+            "base_url": Text(server.base_url),
+            "attempt_middleware": ways,
+        }
+        async with client_for(server, auth_scheme=scheme, **options) as client:
+            await client.partner_access(texts("the-token"))
+    sent = headers(server.heads[0])
+    assert segment(server.heads[0]) == "the-token"
+    assert sent["flinks-auth-key"] == "the-secret" if scheme.endswith("raw") else "Bearer the-secret"
+    assert sent["x-own"] == "the-value"
+    assert sent["user-agent"].startswith("the-value flinks-async/")
+    assert sent.get("x-more") == ("more" if ways else None)
+    assert "x-evil" not in sent
 
 
 async def test_a_400_with_an_empty_object_is_a_bad_request_without_fields() -> None:

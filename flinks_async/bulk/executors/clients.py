@@ -93,7 +93,9 @@ def describe(client: FlinksClient) -> tuple[Description, Secrets]:
     proxy = settings.connection.proxy
     del options["settings"]
     sent = evolve(settings, connection=evolve(settings.connection, proxy=None))
-    options["headers"] = dict(options["headers"] or {})
+    # A Secret refuses to be pickled. These have been checked: the URL holds no password.
+    options["headers"] = {name: value.reveal() for name, value in (options["headers"] or {}).items()}
+    options["base_url"] = None if options["base_url"] is None else options["base_url"].reveal()
     return Description(options, sent), Secrets(secret, proxy)
 
 
