@@ -332,8 +332,12 @@ class FlinksClient:
         Raises:
             ClientClosedError: the client was closed before all tokens were taken.
         """
-        source = Source(tokens)
+        source, by_key = Source(tokens), isinstance(tokens, Mapping)
         del tokens  # no frame of ours holds bare tokens
+        if by_key:
+            raise ConfigError(
+                "tokens must not be a mapping, whose keys would be sent: give its items(), or its values()"
+            )
         if not source.readable:
             raise ConfigError("tokens must be an iterable of tokens or (key, token) pairs; for one, use partner_access")
         workers = self._settings.limits.most_at_once if concurrency is None else concurrency

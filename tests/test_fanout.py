@@ -425,6 +425,14 @@ async def test_one_token_is_not_mistaken_for_many(tokens: Any) -> None:
             client.partner_access_many(tokens)
 
 
+async def test_the_keys_of_a_mapping_are_not_sent_as_tokens() -> None:
+    async with client_of(transport := InMemoryTransport(default=DOCUMENTED)) as client:
+        with pytest.raises(ConfigError, match="items"):
+            client.partner_access_many({"user-1": "a"})
+        assert [o.key async for o in client.partner_access_many({"user-1": "a"}.items())] == ["user-1"]
+    assert len(transport.requests) == 1
+
+
 @pytest.mark.parametrize("concurrency", [0, -1, 1.5, "3"])
 async def test_concurrency_must_be_a_positive_whole_number(concurrency: Any) -> None:
     async with client_of(InMemoryTransport()) as client:
