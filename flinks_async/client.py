@@ -327,10 +327,12 @@ class FlinksClient:
 
         Returns:
             an async generator of `Fetched(key, response)` and `Failed(key, error)`. Leaving the loop early cancels what
-            is in flight; use `contextlib.aclosing` to have that done at once.
+            is in flight and closes `tokens` if it is a generator; use `contextlib.aclosing` to have that done at once.
 
         Raises:
+            ConfigError: an argument is wrong.
             ClientClosedError: the client was closed before all tokens were taken.
+            Exception: what iterating over `tokens` raised, after the outcomes of the tokens taken before it.
         """
         source, by_key = Source(tokens), isinstance(tokens, Mapping)
         del tokens  # no frame of ours holds bare tokens
