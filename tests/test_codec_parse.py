@@ -266,8 +266,9 @@ def test_nan_is_found_without_reading_the_values() -> None:
 PAGE, CUT_SHORT = "the body is a page, not JSON", "the body is not JSON, or was cut short"
 
 
-def test_what_is_nested_deeply_after_another_mistake_is_told_as_that() -> None:
-    assert type(why_not_json(b"[" * 100_000, ValueError())) is NotJSONError
+@pytest.mark.parametrize("body", [b"[" * 100_000, b"[1]"], ids=["deep", "JSON"])
+def test_where_no_constant_is_found_it_is_not_named(body: bytes) -> None:
+    assert type(why_not_json(body, ValueError())) is NotJSONError
 
 
 RANGE, CONSTANT = "the body has a number that is out of range", "the body has NaN or Infinity where JSON has a number"
