@@ -26,8 +26,8 @@ import cattrs.gen
 import msgspec
 
 from flinks_async.codec import Codec
-from flinks_async.codec.plan import PLAN, Field, Kind
 from flinks_async.models import Model, PartnerAccessResponse
+from flinks_async.schema import SCHEMA, Field, FieldKind
 from flinks_async.testing.data import expected_body
 
 FLOOR = "msgspec, its own Structs, floats"
@@ -45,15 +45,15 @@ def body_of(size: Any, *, unknown: bool = False) -> bytes:
 def _value_type(field: Field, money: type, day: type, make: Callable[[type[Model]], Any]) -> Any:
     if field.model is not None:
         made = make(field.model)
-        return made | None if field.kind is Kind.OBJECT else list[made] | None  # type: ignore[valid-type]
-    types = {Kind.AMOUNT: money, Kind.DATE: day, Kind.INTEGER: int, Kind.FLAG: bool}
+        return made | None if field.kind is FieldKind.OBJECT else list[made] | None  # type: ignore[valid-type]
+    types = {FieldKind.AMOUNT: money, FieldKind.DATE: day, FieldKind.INTEGER: int, FieldKind.FLAG: bool}
     return types.get(field.kind, str) | None
 
 
 def msgspec_structs(money: type) -> Decode:
     def make(cls: type[Model]) -> Any:
         members = [
-            (f.name, _value_type(f, money, str, make), msgspec.field(name=f.wire, default=None)) for f in PLAN[cls]
+            (f.name, _value_type(f, money, str, make), msgspec.field(name=f.wire, default=None)) for f in SCHEMA[cls]
         ]
         return msgspec.defstruct(cls.__name__, members)
 
@@ -64,9 +64,9 @@ def attrs_classes(money: type, day: type) -> tuple[Any, dict[Any, tuple[Field, .
     made: dict[Any, tuple[Field, ...]] = {}
 
     def make(cls: type[Model]) -> Any:
-        members = {f.name: attrs.field(default=None, type=_value_type(f, money, day, make)) for f in PLAN[cls]}
+        members = {f.name: attrs.field(default=None, type=_value_type(f, money, day, make)) for f in SCHEMA[cls]}
         result = attrs.make_class(cls.__name__, members, frozen=True, slots=True)
-        made[result] = PLAN[cls]
+        made[result] = SCHEMA[cls]
         return result
 
     return make(PartnerAccessResponse), made
@@ -93,7 +93,7 @@ def pydantic_models(money: type, day: type) -> Decode:
 
     def make(cls: type[Model]) -> Any:
         members: dict[str, Any] = {
-            f"{f.name}_": (_value_type(f, money, day, make), Named(None, alias=f.wire)) for f in PLAN[cls]
+            f"{f.name}_": (_value_type(f, money, day, make), Named(None, alias=f.wire)) for f in SCHEMA[cls]
         }
         return create_model(cls.__name__, __base__=Base, **members)
 

@@ -114,7 +114,7 @@ async def parts_of(server: Server, concurrency: int, stack: AsyncExitStack) -> d
 
 def transport_of(client: FlinksClient) -> Any:
     """The transport that a client has made for itself."""
-    from flinks_async.transport import AiohttpTransport
+    from flinks_async.transport.aiohttp import AiohttpTransport
 
     return AiohttpTransport(client._pool.sessions, client._settings.timeouts, client._settings.limits.max_body)  # type: ignore[arg-type]
 

@@ -24,12 +24,12 @@ from pathlib import Path
 from attrs import define
 
 from flinks_async import config
-from flinks_async.classify import Kind, Verdict
-from flinks_async.middleware.breaker import CircuitBreaker
-from flinks_async.middleware.concurrency import AdaptiveConcurrency
-from flinks_async.middleware.quota import TokenBucket
+from flinks_async.config import Adaptive, Breaker, TokenBucketQuota
+from flinks_async.limits.breaker import CircuitBreaker
+from flinks_async.limits.concurrency import AdaptiveConcurrency
+from flinks_async.limits.quota import TokenBucket
 from flinks_async.middleware.retry import Again, RetryState, count, decide
-from flinks_async.policies import Adaptive, Breaker, TokenBucketQuota
+from flinks_async.verdict import Kind, Verdict
 
 CLIENTS, CALLS_PER_SECOND, SECONDS = 2_000, 2_000, 300
 HEALTHY, IN_TROUBLE, TROUBLE = 3_000.0, 600.0, (60, 120)

@@ -2,10 +2,25 @@
 
 from . import config, errors, models
 from ._version import __version__
-from .classify import Kind, Verdict
 from .client import FlinksClient
 from .codec import Codec
-from .config import AuthScheme, Connection, Limits, Retry, Settings, Timeouts
+from .config import (
+    Adaptive,
+    AuthScheme,
+    Breaker,
+    Connection,
+    Hedge,
+    Limits,
+    Pause,
+    PollPending,
+    Quota,
+    RateLimiter,
+    Retry,
+    Settings,
+    ShareQuota,
+    Timeouts,
+    TokenBucketQuota,
+)
 from .errors import (
     APIStatusError,
     AttemptTimeoutError,
@@ -39,7 +54,7 @@ from .errors import (
     WrongTypeError,
 )
 from .fanout import Failed, Fetched, Outcome
-from .messages import Call, Handler, Middleware, Request, Response
+from .messages import Call, Handler, Middleware, Request, Response, Transport
 from .models import (
     Account,
     AccountsDetail,
@@ -53,12 +68,10 @@ from .models import (
     Timestamp,
     Transaction,
 )
-from .observe import AttemptFinished, AttemptStarted, Event, Observer, RetryScheduled
-from .policies import Adaptive, Breaker, Hedge, Pause, PollPending, Quota, RateLimiter, ShareQuota, TokenBucketQuota
+from .observe import AttemptFinished, AttemptStarted, ClientStats, Event, Observer, RetryScheduled
 from .secret import Secret, SecretFilter, fingerprint
-from .session import ConnectionStats, SessionManager
-from .stats import ClientStats
-from .transport import Transport
+from .transport.session import ConnectionStats, SessionManager
+from .verdict import Kind, Verdict
 
 __all__ = [
     "APIStatusError",

@@ -8,56 +8,14 @@ documented as 401 with TOO_MANY_REQUESTS. Statuses follow RFC 9110, and Cloudfla
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import Any, Final
 from urllib.parse import urlsplit
 
-from attrs import frozen
-
 from . import errors as e
-from .config import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
-from .messages import EMPTY_ENVELOPE, Envelope, Response
+from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
+from .messages import Response
 from .secret import Secret, redact
-
-
-class Kind(Enum):
-    """What to do about an answer."""
-
-    OK = "ok"
-    TRANSIENT = "transient"
-    """May work when it is tried again."""
-    THROTTLED = "throttled"
-    """Slow down, then try again."""
-    BROKEN = "broken"
-    """Not HTTP. Tried again at most twice."""
-    MALFORMED = "malformed"
-    """HTTP, but the body is not an answer. Tried again once."""
-    STALE = "stale"
-    """A kept-alive connection was dead. Tried again at once, without using up an attempt."""
-    PENDING = "pending"
-    """Accepted, no data yet."""
-    REFUSED = "refused"
-    """The AuthSecret, or the form of its header, is refused."""
-    FINAL = "final"
-    """No, and it will stay no."""
-
-
-@frozen
-class Verdict:
-    """What an answer means.
-
-    Attributes:
-        kind: what to do about it.
-        reason: a short word for reports: a FlinksCode, `http_503`, or the name of an error.
-        error: the class of error that it becomes; None for a success.
-    """
-
-    kind: Kind
-    reason: str
-    error: type[e.FlinksError] | None = None
-
-
-OK: Final = Verdict(Kind.OK, "ok")
+from .verdict import EMPTY_ENVELOPE, OK, Envelope, Kind, Verdict
 
 _BY_CODE: Final = {
     code: Verdict(kind, code, error)

@@ -11,30 +11,38 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, overload
 
 from attrs import evolve
 
-from . import checks, closing, config
+from . import checks, config
 from ._version import __version__
-from .classify import OK, Kind, error_from, verdict_of
+from .classify import error_from, verdict_of
 from .clock import Clock, SystemClock
 from .codec import Codec
-from .config import Connection, Limits, Retry, Settings, Timeouts, check_secret, check_token, make_endpoint
+from .config import Connection, Hedge, Limits, PollPending, Retry, Settings, Timeouts
+from .endpoint import (
+    OTHER_HEADER_FORMS,
+    WHERE_SECRETS_COME_FROM,
+    check_secret,
+    check_token,
+    headers_out_of_sight,
+    make_endpoint,
+)
 from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError
-from .fanout import Outcome, fan_out
-from .local import Locals, LoopLocal, Pool
-from .messages import Call, Handler, Middleware, Request, Response, checked, compose
+from .fanout import Outcome, Source, fan_out
+from .limits.governor import Governor
+from .limits.retry_after import retry_after
+from .messages import Call, Handler, Middleware, Request, Response, Transport, checked, compose
 from .middleware.attempt import Attempt, Observed
-from .middleware.auth import AuthMiddleware, SecretProvider, SecretSource
-from .middleware.governor import Governor
+from .middleware.auth import AuthMiddleware, SecretSource
 from .middleware.retry import RetryMiddleware
-from .middleware.retry_after import retry_after
 from .models import PartnerAccessResponse
-from .observe import Observer
-from .policies import Hedge, PollPending
-from .scope import Scope
-from .secret import Secret, fingerprint, hides_token, out_of_sight
-from .session import ConnectionStats, SessionManager
-from .stats import ClientStats
-from .tokens import Source
-from .transport import AiohttpTransport, Transport
+from .observe import ClientStats, Observer
+from .runtime.cancel_scope import CancelScope
+from .runtime.loop_state import LoopState, LoopStates
+from .secret import Secret, SecretProvider, fingerprint, hides_token, out_of_sight
+from .transport import pool
+from .transport.aiohttp import AiohttpTransport
+from .transport.pool import Pool
+from .transport.session import ConnectionStats, SessionManager
+from .verdict import OK, Kind
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -106,7 +114,7 @@ class FlinksClient:
     ) -> None:
         # Under the same names, so that no frame of ours holds the bare texts when one of the settings is wrong.
         auth_secret, connection = out_of_sight(auth_secret), _without_bare_proxy(connection)
-        base_url, headers = out_of_sight(base_url), config.headers_out_of_sight(headers)
+        base_url, headers = out_of_sight(base_url), headers_out_of_sight(headers)
         if not callable(auth_secret):
             auth_secret = check_secret(auth_secret)
         if session is not None and transport is not None:
@@ -162,8 +170,8 @@ class FlinksClient:
         self._secret = secret if isinstance(secret, Secret) else None
         self._source = None if isinstance(secret, Secret) else source or SecretSource(secret, self._clock)
         self._handler = self._compose(transport)
-        self._local: LoopLocal | None = None
-        self._locals = Locals()
+        self._local: LoopState | None = None
+        self._locals = LoopStates()
         self._closed = False
         self._requests = self._retries = 0
         self._derived: weakref.WeakSet[FlinksClient] = weakref.WeakSet()
@@ -210,8 +218,7 @@ class FlinksClient:
         merged = {"auth_secret": None, **found, **options}
         if merged["auth_secret"] is None:
             raise ConfigError(
-                f"auth_secret is missing: set FLINKS_AUTH_SECRET. {config.WHERE_SECRETS_COME_FROM}. "
-                f"{config.OTHER_HEADER_FORMS}"
+                f"auth_secret is missing: set FLINKS_AUTH_SECRET. {WHERE_SECRETS_COME_FROM}. {OTHER_HEADER_FORMS}"
             )
         return cls(**merged)
 
@@ -362,7 +369,7 @@ class FlinksClient:
         now = self._clock.now()
         call = Call(now, local, None if timeout is None else now + timeout, secret=self._secret)
         problem: FlinksError
-        scope = Scope()
+        scope = CancelScope()
         local.calls.add(scope)
         if timeout is not None:
             local.sweeper.arm(scope, timeout)
@@ -407,7 +414,7 @@ class FlinksClient:
         error.retry_after = retry_after(response.headers, self._clock.time())
         return error
 
-    def _enter(self) -> LoopLocal:
+    def _enter(self) -> LoopState:
         if self._closed:
             raise ClientClosedError("the client is closed")
         loop = asyncio.get_running_loop()
@@ -488,7 +495,7 @@ class FlinksClient:
         family = self._family()
         for client in family:
             client._closed, client._local = True, None
-        await closing.close([client._locals for client in family], self._pool if self._owns_pool else None, grace)
+        await pool.close([client._locals for client in family], self._pool if self._owns_pool else None, grace)
 
     def _family(self) -> list[FlinksClient]:
         return [self, *(member for client in tuple(self._derived) for member in client._family())]
@@ -515,7 +522,7 @@ class FlinksClient:
 
 def _without_bare_texts(options: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `FlinksClient`, those that may hold a secret in a form that a frame may hold."""
-    hidden = {"connection": _without_bare_proxy, "headers": config.headers_out_of_sight}
+    hidden = {"connection": _without_bare_proxy, "headers": headers_out_of_sight}
     hidden |= dict.fromkeys(("auth_secret", "base_url"), out_of_sight)
     return {name: hidden[name](value) if name in hidden else value for name, value in options.items()}
 

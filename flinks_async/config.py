@@ -1,42 +1,215 @@
-"""Settings: a few frozen records, and the two presets that fill them.
+"""Settings of what protects an instance in trouble, one frozen record each. `config.Retry` and `config.Limits` hold them.
 
-`service()` suits a call that somebody waits for: it fails fast. `bulk()` suits a job over many tokens: it waits.
-Arguments win over the environment, the environment over the preset.
+The theory is beside the code that obeys them, in `flinks_async.middleware`; here are the numbers and their sources.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import os
-import re
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from functools import wraps
-from types import MappingProxyType, NoneType
-from typing import Any, Final, Literal, TypeVar, get_args
-from urllib.parse import quote, urlsplit
+from types import NoneType
+from typing import Any, Final, Literal, Protocol, TypeVar, get_args
 
 from attrs import Attribute, evolve, field, fields, frozen
 from attrs.validators import optional
 
 from . import checks
-from .errors import ConfigError, InvalidTokenError
-from .policies import Adaptive, Breaker, Pause, Quota, RateLimiter, ShareQuota, TokenBucketQuota
-from .secret import NotText, Secret, out_of_sight, plain
+from .errors import ConfigError
+from .secret import Secret, out_of_sight
+
+# [flinks_async.config] Settings: a few frozen records, and the two presets that fill them.
+#
+# `service()` suits a call that somebody waits for: it fails fast. `bulk()` suits a job over many tokens: it waits.
+# Arguments win over the environment, the environment over the preset.
+
+
+@frozen(kw_only=True)
+class TokenBucketQuota:
+    """Retries are paid from a bucket that successes fill.
+
+    Source: the standard retry mode of the AWS SDKs (retry profile of 2026).
+
+    Attributes:
+        capacity: tokens in a full bucket; it starts full. 500.
+        transient_cost: tokens of a retry after a failure. 14.
+        throttled_cost: tokens of a retry after an answer that throttles. 5.
+        clean_success: tokens put back by a call that succeeds at once. 1. A call that succeeds after retries puts back
+            what its last retry has cost.
+    """
+
+    capacity: int = field(default=500, validator=checks.whole)
+    transient_cost: int = field(default=14, validator=checks.count)
+    throttled_cost: int = field(default=5, validator=checks.count)
+    clean_success: int = field(default=1, validator=checks.whole)
+
+
+@frozen(kw_only=True)
+class ShareQuota:
+    """Retries may be a share of the traffic, and always a few per second.
+
+    Source: Finagle's `RetryBudget` (20 %, at least 10 per second, remembered for 10 s), taken over by tower.
+
+    Attributes:
+        share: retries for each request of the recent past. 0.2.
+        minimum: retries per second that are always allowed. 10.
+        window: seconds of traffic that count. 10.
+    """
+
+    share: float = field(default=0.2, validator=checks.share)
+    minimum: float = field(default=10.0, validator=checks.not_negative)
+    window: float = field(default=10.0, validator=checks.positive)
+
+
+Quota = TokenBucketQuota | ShareQuota
+
+
+@frozen(kw_only=True)
+class Adaptive:
+    """Concurrency that finds its own level between two bounds.
+
+    Source: Netflix' concurrency-limits: the bounds, and 10 % less when it takes too long, of its AIMD limit; the
+    tolerance of its gradient limits. 30 % less on a loss is CUBIC's factor (RFC 9438).
+
+    Attributes:
+        initial: requests at once, to begin with. 20.
+        minimum: at least. 1.
+        maximum: at most. 200; 100,000 is the most that can be set.
+        tolerance: the time to first byte may be so many times that of an idle instance. 2.0.
+        decrease: the limit is multiplied by this when it takes longer, or by less when it takes much longer. 0.9.
+        loss: the limit is multiplied by this after a throttled attempt, and when more than a tenth of them fail. 0.7.
+        remember: seconds for which the time of an idle instance is believed; then it is measured again. 600.
+    """
+
+    initial: int = field(default=20, validator=checks.at_once)
+    minimum: int = field(default=1, validator=checks.at_once)
+    maximum: int = field(default=200, validator=checks.at_once)
+    tolerance: float = field(default=2.0, validator=checks.number)
+    decrease: float = field(default=0.9, validator=checks.share)
+    loss: float = field(default=0.7, validator=checks.share)
+    remember: float = field(default=600.0, validator=checks.positive)
+
+    def __attrs_post_init__(self) -> None:
+        if not self.minimum <= self.initial <= self.maximum:
+            raise ConfigError(
+                "Adaptive.initial must lie between minimum and maximum, not "
+                f"{self.minimum} <= {self.initial} <= {self.maximum}"
+            )
+        if not self.tolerance > 1:
+            raise ConfigError(f"Adaptive.tolerance must be greater than 1, not {self.tolerance!r}")
+
+
+BREAKER_REMEMBERS: Final = 10_000
+"""So many outcomes at most: each attempt moves them all on by one."""
+
+
+@frozen(kw_only=True)
+class Breaker:
+    """When an instance counts as down, and how often it is asked whether it is up again.
+
+    Source: Nygard, "Release It!" (2nd edition, chapter 5); window by count, volume and ratio as in resilience4j.
+
+    Attributes:
+        window: the latest outcomes that count. 50; at most 10,000, since each of them is remembered.
+        volume: outcomes needed before the ratio means anything. 20.
+        ratio: of failures among them that opens it. 0.5.
+        in_a_row: failures without a success between that open it whatever came before. 10; at most 10,000.
+        probe_interval: seconds to the first probe; doubles with each that fails. 1.
+        probe_cap: seconds, the longest time between probes. 10.
+        successes: probes in a row that close it. 2.
+    """
+
+    window: int = field(default=50, validator=checks.whole_number(1, BREAKER_REMEMBERS))
+    volume: int = field(default=20, validator=checks.count)
+    ratio: float = field(default=0.5, validator=checks.share)
+    in_a_row: int = field(default=10, validator=checks.whole_number(1, BREAKER_REMEMBERS))
+    probe_interval: float = field(default=1.0, validator=checks.positive)
+    probe_cap: float = field(default=10.0, validator=checks.positive)
+    successes: int = field(default=2, validator=checks.count)
+
+    def __attrs_post_init__(self) -> None:
+        if self.volume > self.window:
+            raise ConfigError(f"Breaker.volume ({self.volume}) must not be greater than Breaker.window ({self.window})")
+
+
+@frozen(kw_only=True)
+class Pause:
+    """How long all requests wait after an answer that throttles, and how they come back.
+
+    Attributes:
+        base: seconds, where the server does not say how long; doubles with each pause in a row. 1, as AWS' throttled
+            backoff.
+        cap: seconds, the longest of these. 20.
+        longest: seconds, the longest pause that a server can ask for. 60; bulk: an hour.
+        ramp: seconds in which the rate then rises from a tenth of what it was to the whole; at most four times the
+            pause. 10.
+        low: remaining requests in a `RateLimit-Remaining` header from which the rest of the window is spread out, as
+            a share of the limit. 0.1.
+    """
+
+    base: float = field(default=1.0, validator=checks.positive)
+    cap: float = field(default=20.0, validator=checks.positive)
+    longest: float = field(default=60.0, validator=checks.positive)
+    ramp: float = field(default=10.0, validator=checks.not_negative)
+    low: float = field(default=0.1, validator=checks.share)
+
+
+class RateLimiter(Protocol):
+    """Says when the next request may go. `flinks_async.middleware.rate.GCRA` is the one for a single process."""
+
+    def reserve(self, now: float, /) -> float | Awaitable[float]:
+        """Takes the next turn: seconds from `now` until it comes.
+
+        It may be async, for one that asks a store which several processes share. What it raises ends the call, so it
+        should fall back to a local limit when the store fails. It is called once a request, one at a time.
+        """
+        ...
+
+
+HEDGE_REMEMBERS: Final = 500
+"""The times of so many attempts are remembered."""
+
+
+@frozen(kw_only=True)
+class Hedge:
+    """A second attempt for one that takes unusually long; the first good answer wins.
+
+    Source: Dean and Barroso, "The Tail at Scale", CACM 2013.
+
+    Attributes:
+        percentile: of recent attempts' times, after which the second is sent. 0.95.
+        minimum: seconds, never sooner. 0.05.
+        samples: attempts that must be known first. 20; at most 500, since no more are remembered.
+    """
+
+    percentile: float = field(default=0.95, validator=checks.share)
+    minimum: float = field(default=0.05, validator=checks.not_negative)
+    samples: int = field(default=20, validator=checks.whole_number(1, HEDGE_REMEMBERS))
+
+
+@frozen(kw_only=True)
+class PollPending:
+    """Asks again after a "not yet" (202, OPERATION_PENDING) until there is an answer.
+
+    Source: the rhythm that Flinks documents for a sibling endpoint; for this one nothing is documented.
+
+    Attributes:
+        interval: seconds between questions; more if the server asks for more (`Retry-After`). 10.
+        bound: seconds after the first "not yet" when it gives up. 1800.
+    """
+
+    interval: float = field(default=10.0, validator=checks.positive)
+    bound: float = field(default=1800.0, validator=checks.positive)
+
 
 AuthScheme = Literal["flinks-auth-key", "flinks-auth-key-raw", "bearer"]
+
 C = TypeVar("C")
 
 AUTH_SCHEMES: Final[tuple[AuthScheme, ...]] = get_args(AuthScheme)
 
 MIB: Final = 1024 * 1024
-WHERE_SECRETS_COME_FROM: Final = (
-    "An AuthSecret is given to a partner by its client: the Flinks customer whose users' data is shared"
-)
-OTHER_HEADER_FORMS: Final = (
-    "Which header carries it in production is not documented beyond doubt: the setting auth_scheme takes "
-    + ", ".join(repr(scheme) for scheme in AUTH_SCHEMES)
-)
 
 
 def _statuses(values: Iterable[int]) -> frozenset[int]:
@@ -260,232 +433,6 @@ def _changed(name: str, preset: Any, given: Any) -> Any:
     if unknown:
         raise ConfigError(f"{name}: {cls.__name__} has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
     return evolve(preset, **given)
-
-
-@frozen(eq=False)
-class Endpoint:
-    """One instance: where requests go and how they authenticate. `host` is fit for messages.
-
-    Attributes:
-        url: scheme, host, port and path prefix, without a trailing slash.
-        host: host and port.
-        auth_scheme: the form of the authentication header.
-        headers: sent with every request.
-    """
-
-    url: str
-    host: str
-    auth_scheme: AuthScheme
-    headers: Mapping[str, str] = field(repr=lambda headers: f"<{', '.join(headers)}>")
-
-    def auth_header(self, secret: Secret) -> tuple[str, str]:
-        """Name and value of the authentication header. The value is a secret: reveal it where it is sent."""
-        value = secret.reveal() if self.auth_scheme == "flinks-auth-key-raw" else f"Bearer {secret.reveal()}"
-        return ("Authorization" if self.auth_scheme == "bearer" else "flinks-auth-key"), value
-
-
-INSTANCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,57}[A-Za-z0-9])?")
-_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_RESERVED_HEADERS = frozenset(
-    {"host", "content-length", "transfer-encoding", "connection", "flinks-auth-key", "authorization", "cookie"}
-)
-_OWN_HEADERS = MappingProxyType(
-    # Only the encodings that this package inflates itself, with a cap.
-    {"Accept": "application/json", "Content-Type": "application/json", "Accept-Encoding": "gzip, deflate"}
-)
-
-
-def make_endpoint(
-    instance: str,
-    *,
-    auth_scheme: str,
-    base_url: str | Secret | None,
-    allow_http: bool,
-    app_name: str | None,
-    headers: Mapping[str, str | Secret] | None,
-    user_agent: str,
-) -> Endpoint:
-    """Checks the settings that make up the URL and the headers.
-
-    Raises:
-        ConfigError: one of them is wrong; the message names it.
-    """
-    base_url, headers = out_of_sight(base_url), headers_out_of_sight(headers)
-    if auth_scheme not in AUTH_SCHEMES:
-        raise ConfigError(f"auth_scheme must be one of {', '.join(map(repr, AUTH_SCHEMES))}, not {auth_scheme!r}")
-    if base_url is None:
-        if not isinstance(instance, str) or not INSTANCE_NAME.fullmatch(instance):
-            raise ConfigError(
-                f"instance must be the name of a Flinks instance such as 'toolbox' (letters, digits and hyphens), "
-                f"not {instance!r}; for another address use base_url"
-            )
-        base_url = Secret(f"https://{plain(instance).lower()}-api.private.fin.ag")
-    url, host = _check_base_url(base_url, allow_http)
-    agent = user_agent
-    if app_name is not None:
-        name = plain(app_name).strip() if isinstance(app_name, str) else ""
-        if not name or not name.isascii() or _CONTROL.search(plain(app_name)):
-            raise ConfigError("app_name must be printable ASCII text, such as 'acme-lending/2.1'")
-        agent = f"{name} {agent}"
-    return Endpoint(url, host, auth_scheme, _check_headers(headers or {}, agent))
-
-
-def headers_out_of_sight(headers: object) -> Any:
-    """The argument `headers` with its values as `out_of_sight` makes them; what is no mapping becomes a `NotText`."""
-    if not headers or isinstance(headers, NotText):
-        return headers
-    if not isinstance(headers, Mapping):
-        return NotText(headers)
-    return {name: out_of_sight(value) for name, value in headers.items()}
-
-
-def _check_base_url(url: object, allow_http: bool) -> tuple[str, str]:
-    problem = ConfigError("base_url must be a URL such as 'https://toolbox-api.private.fin.ag', without spaces")
-    if isinstance(url, Secret):
-        try:
-            return _read_base_url(url.reveal(), allow_http)
-        except ConfigError as error:
-            problem = error
-    # Without the frames that hold the URL, perhaps with a password.
-    problem.__traceback__ = problem.__context__ = None
-    raise problem
-
-
-def _read_base_url(base_url: str, allow_http: bool) -> tuple[str, str]:
-    if _CONTROL.search(base_url) or " " in base_url or "\\" in base_url:
-        raise ConfigError("base_url must be a URL such as 'https://toolbox-api.private.fin.ag', without spaces")
-    try:
-        parts = urlsplit(base_url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        raise ConfigError("base_url is not a URL: its host or port cannot be read") from None
-    if parts.username is not None or parts.password is not None:
-        raise ConfigError("base_url must not hold a user or password; the AuthSecret is sent in a header")
-    if parts.scheme not in ("http", "https") or not host:
-        raise ConfigError("base_url must start with https:// and name a host")
-    if parts.query or parts.fragment or "?" in base_url or "#" in base_url:
-        raise ConfigError("base_url must not have a query or a fragment")
-    if any(part in (".", "..") for part in parts.path.replace("%2e", ".").replace("%2E", ".").split("/")):
-        raise ConfigError("the path of base_url must not contain '.' or '..'")
-    if parts.scheme == "http" and not (allow_http or _is_loopback(host)):
-        raise ConfigError(
-            f"base_url is http:// to {host}, which would send the secret unencrypted; "
-            "use https://, or allow_http=True inside a network that you trust"
-        )
-    try:
-        host = host.encode("idna").decode("ascii")  # of ASCII it looks at the lengths of the labels
-    except UnicodeError:
-        raise ConfigError("the host of base_url is not a valid (international) domain name") from None
-    if not _HOST_NAME.fullmatch(host) and not _is_address(host):
-        raise ConfigError("the host of base_url is neither a domain name nor an address")
-    place = f"[{host}]" if ":" in host else host
-    place = place if port is None else f"{place}:{port}"
-    try:
-        path = quote(parts.path.rstrip("/"), safe="/%:@!$&'()*+,;=~-._")
-    except UnicodeError:
-        raise ConfigError("the path of base_url is not valid Unicode") from None
-    return f"{parts.scheme}://{place}{path}", place
-
-
-def _is_address(host: str) -> bool:
-    try:
-        return bool(ipaddress.ip_address(host))
-    except ValueError:
-        return False
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
-def _check_headers(headers: Mapping[Any, Any] | NotText, agent: str) -> Mapping[str, str]:
-    if isinstance(headers, NotText):
-        raise ConfigError(f"headers must be a mapping, not {headers.type_name}")
-    checked = {**_OWN_HEADERS, "User-Agent": agent}
-    own = {name.lower(): name for name in checked}
-    for name, value in headers.items():
-        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
-            raise ConfigError(f"headers: {name!r} is not the name of an HTTP header")
-        if plain(name).lower() in _RESERVED_HEADERS:
-            raise ConfigError(f"headers: {name!r} is set by this package and cannot be replaced")
-        if plain(name).lower() == "accept-encoding":
-            raise ConfigError("headers: 'Accept-Encoding' is fixed, since bodies are inflated by this package")
-        if not isinstance(value, Secret) or not value.reveal().isascii() or _CONTROL.search(value.reveal()):
-            raise ConfigError(f"headers: the value of {name!r} must be printable ASCII text (it is not shown here)")
-    for name, value in headers.items():  # not before all are right: no frame of an error holds a bare one
-        text = plain(name)
-        checked.pop(own.get(text.lower(), text), None)
-        checked[text] = value.reveal()
-    return MappingProxyType(checked)
-
-
-def check_secret(value: object) -> Secret:
-    """An AuthSecret that can be a header's value.
-
-    Raises:
-        ConfigError: it is missing, or holds characters that a header cannot; the value is never shown.
-    """
-    value = out_of_sight(value)
-    if value is None or (isinstance(value, Secret) and not value):
-        raise ConfigError(f"auth_secret is missing. {WHERE_SECRETS_COME_FROM}.")
-    if not isinstance(value, Secret):
-        name = value.type_name if isinstance(value, NotText) else type(value).__name__
-        raise ConfigError(f"auth_secret must be a str, a Secret or an async callable that returns one, not {name}")
-    if not value.reveal().strip():
-        raise ConfigError(f"auth_secret is blank. {WHERE_SECRETS_COME_FROM}.")
-    if not value.reveal().isascii() or _CONTROL.search(value.reveal()):
-        raise ConfigError(
-            "auth_secret holds a line break, a control character or a non-ASCII character, which a header cannot "
-            "carry (a stray newline from a file? its value is not shown)"
-        )
-    if value.reveal() != value.reveal().strip():
-        raise ConfigError("auth_secret starts or ends with a space (its value is not shown)")
-    if value.reveal()[:7].lower() == "bearer ":
-        raise ConfigError("auth_secret starts with 'Bearer ': give the bare secret, the word is added by auth_scheme")
-    return value
-
-
-MAX_TOKEN: Final = 1024
-_PLAIN_TOKEN = re.compile(rf"[A-Za-z0-9_-][A-Za-z0-9_.~-]{{0,{MAX_TOKEN - 1}}}")
-
-
-def check_token(token: object) -> Secret:
-    """An access token that can be the last segment of the URL's path without changing the rest.
-
-    Raises:
-        InvalidTokenError: it cannot. The message does not show it.
-    """
-    if not isinstance(token, Secret):
-        token = out_of_sight(token)
-        if not isinstance(token, Secret):
-            name = token.type_name if isinstance(token, NotText) else type(token).__name__
-            raise InvalidTokenError(f"an access token must be a str, not {name}")
-    if _PLAIN_TOKEN.fullmatch(token.reveal()):
-        return token
-    size = len(token)
-    if size > MAX_TOKEN:
-        raise InvalidTokenError(f"an access token may have at most {MAX_TOKEN} characters, this one has {size}")
-    if size == 0:
-        raise InvalidTokenError("the access token is empty")
-    if _CONTROL.search(token.reveal()) or any("\x80" <= c <= "\x9f" for c in token.reveal()):
-        raise InvalidTokenError("the access token holds a line break or another control character")
-    if re.fullmatch(r"(?:\.|%(?:25)*2e)+", token.reveal(), re.IGNORECASE):
-        raise InvalidTokenError("the access token consists of dots, which would change the URL")
-    if not token.reveal().isprintable() and any("\ud800" <= c <= "\udfff" for c in token.reveal()):
-        raise InvalidTokenError("the access token is not valid Unicode")
-    return token
-
-
-def encode_token(token: Secret) -> Secret:
-    """The token as one path segment: every character but A-Z a-z 0-9 - . _ ~ percent-encoded, once (RFC 3986)."""
-    return token if _PLAIN_TOKEN.fullmatch(token.reveal()) else Secret(quote(token.reveal(), safe=""))
 
 
 _ENVIRONMENT = {

@@ -8,8 +8,8 @@ from typing import Any, Final
 import attrs
 
 from . import config
-from .config import Endpoint, Settings
-from .policies import Adaptive, ShareQuota, TokenBucketQuota
+from .config import Adaptive, Settings, ShareQuota, TokenBucketQuota
+from .endpoint import Endpoint
 from .secret import MASK, Secret
 
 ROWS: Final = 20

@@ -9,18 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import Any, Final, Protocol
 
 from attrs import define, evolve, field, frozen
+from multidict import CIMultiDict
 
-from .config import Endpoint
+from .endpoint import Endpoint
 from .errors import ConfigError
 from .models import NO_META, Meta, PartnerAccessResponse
+from .runtime.loop_state import LoopState
 from .secret import Secret
+from .verdict import EMPTY_ENVELOPE, Envelope, Verdict
 
-if TYPE_CHECKING:
-    from .classify import Verdict
-    from .local import LoopLocal
+# [flinks_async.transport] The seam to the wire: one method that makes one attempt, and its aiohttp implementation.
+
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -78,7 +80,7 @@ class Call:
     """
 
     started: float
-    local: LoopLocal = field(repr=False)
+    local: LoopState = field(repr=False)
     _deadline: float | None = None
     attempts: int = 0
     retries: int = 0
@@ -124,19 +126,6 @@ class Request:
         return evolve(self, **changes)
 
 
-@frozen
-class Envelope:
-    """What an answer says about itself outside its data (see `codec.read_envelope`). Texts are already redacted."""
-
-    flinks_code: str | None = None
-    http_status_code: int | None = None
-    message: str | None = None
-    request_id: str | None = None
-
-
-EMPTY_ENVELOPE = Envelope()
-
-
 @frozen(eq=False)
 class Response:
     """An HTTP response whose body is whole. Its headers are looked up without regard to case.
@@ -164,7 +153,6 @@ class Response:
         return evolve(self, **changes)
 
     def __reduce__(self) -> tuple[Any, ...]:  # aiohttp's header mapping does not pickle
-        from multidict import CIMultiDict
 
         headers = CIMultiDict(self.headers)
         return Response, (self.status, headers, self.body, self.answer, self.envelope, self.verdict, self.meta)
@@ -205,3 +193,16 @@ def checked(middleware: Middleware) -> Middleware:
         raise ConfigError(f"the middleware {name} must return a Response, and returned {type(response).__name__}")
 
     return link
+
+
+class Transport(Protocol):
+    """Makes one attempt: one request on the wire, no retry, no redirect.
+
+    `send` returns a `Response` (status, headers, body) for every HTTP status, with its body whole and inflated, and
+    the connection given back. It raises a `FlinksError` from the transport, protocol or body-size family, or lets
+    `CancelledError` through. The secret to send is `request.call.secret`.
+    """
+
+    async def send(self, request: Request, /) -> Response: ...
+
+    async def close(self) -> None: ...

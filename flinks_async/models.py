@@ -20,7 +20,7 @@ from attrs import Attribute, evolve, field, fields, frozen
 from .secret import MASK
 
 if TYPE_CHECKING:
-    from .columns import Tables
+    import pyarrow
 
 Missing = Literal["omit", "null"]
 M = TypeVar("M", bound="Model")
@@ -280,6 +280,15 @@ class Meta:
 NO_META = Meta()
 
 
+@frozen
+class Tables:
+    """The same answers as three `pyarrow.Table`s (see `flinks_async.tables`)."""
+
+    accounts: pyarrow.Table
+    transactions: pyarrow.Table
+    holders: pyarrow.Table
+
+
 @frozen(kw_only=True, weakref_slot=False)
 class PartnerAccessResponse(Model):
     """The answer to one access token.
@@ -315,8 +324,8 @@ class PartnerAccessResponse(Model):
         return evolve(self, meta=meta)
 
     def to_arrow(self) -> Tables:
-        """Accounts, transactions and holders as Arrow tables (see `flinks_async.columns.to_arrow`)."""
-        from .columns import to_arrow
+        """Accounts, transactions and holders as Arrow tables (see `flinks_async.tables.to_arrow`)."""
+        from .tables import to_arrow
 
         return to_arrow([self])
 

@@ -11,7 +11,11 @@ from collections.abc import Callable, Sequence
 
 from attrs import frozen
 
-from .classify import Verdict
+from .transport.session import ConnectionStats
+from .verdict import Verdict
+
+# [flinks_async.stats] A client's counters, as they stand at one moment.
+
 
 _log = logging.getLogger("flinks_async")
 
@@ -72,6 +76,7 @@ class RetryScheduled:
 
 
 Event = AttemptStarted | AttemptFinished | RetryScheduled
+
 Observer = Callable[[Event], object]
 
 
@@ -86,3 +91,32 @@ def emit(observers: Sequence[Observer], event: Event) -> None:
             # Only the type: the text of a foreign error may hold anything.
             name = getattr(observer, "__qualname__", type(observer).__qualname__)
             _log.error("observer %s raised %s; the event is dropped", name, type(error).__name__)
+
+
+@frozen
+class ClientStats:
+    """A client's counters.
+
+    Attributes:
+        connections: of the pool, shared with derived clients.
+        calls_in_flight: calls that have begun and not ended.
+        requests_in_flight: requests on the wire, of all clients with the same instance, secret and limits.
+        queued: requests that wait for a place, likewise.
+        queue_time: seconds that this client's calls have spent waiting for a place, in all.
+        requests: attempts handed to the transport, in all.
+        retries: those of them that repeated a failed one.
+        limit: requests that may be on the wire at once, as it stands, of all clients as for `requests_in_flight`.
+        throttled: answers that asked to slow down, likewise, in all.
+        held_back: seconds that no request is sent for, since the instance is down or asked for a pause.
+    """
+
+    connections: ConnectionStats
+    calls_in_flight: int
+    requests_in_flight: int
+    queued: int
+    queue_time: float
+    requests: int
+    retries: int
+    limit: int = 0
+    throttled: int = 0
+    held_back: float = 0.0

@@ -15,7 +15,7 @@ import re
 import secrets
 import sys
 from base64 import b64encode, urlsafe_b64encode
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from functools import wraps
 from hashlib import blake2b
 from typing import Any, Final, NoReturn, ParamSpec, TypeVar
@@ -103,6 +103,10 @@ class Secret:
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a Secret refuses to be pickled: send a reference to it and reveal it where it is used")
+
+
+SecretProvider = Callable[[], Awaitable[str | Secret]]
+"""Asks for the AuthSecret, for example a vault."""
 
 
 class NotText:

@@ -11,7 +11,7 @@ from flinks_async import FlinksClient, Settings
 from flinks_async.errors import ConnectError
 from flinks_async.messages import Request, Response
 from flinks_async.testing import VirtualClock
-from flinks_async.testing.transport import make_response
+from flinks_async.testing.in_memory import make_response
 
 ANSWER = {"GetAccountsDetail": [], "RequestId": "r"}
 

@@ -9,7 +9,7 @@ import pytest
 from flinks_async import AuthenticationError, ConfigError, Request, Secret, fingerprint
 from flinks_async.middleware.auth import CONFIRMED_FOR, NOT_SAID_FOR
 from flinks_async.testing import KINDS, FakeClock, InMemoryTransport
-from flinks_async.testing.transport import make_response
+from flinks_async.testing.in_memory import make_response
 
 from .support import DOCUMENTED, client_of, turns
 

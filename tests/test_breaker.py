@@ -18,11 +18,11 @@ from flinks_async import (
     ServerError,
     config,
 )
-from flinks_async.classify import Kind
-from flinks_async.middleware.breaker import UNTIL_TOLD, CircuitBreaker, State
+from flinks_async.limits.breaker import UNTIL_TOLD, BreakerState, CircuitBreaker
 from flinks_async.middleware.retry import RetryState, count
 from flinks_async.testing import FakeClock, InMemoryTransport
-from flinks_async.testing.transport import make_response
+from flinks_async.testing.in_memory import make_response
+from flinks_async.verdict import Kind
 
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 
@@ -111,11 +111,11 @@ def test_when_to_ask_again_is_never_at_once() -> None:
 
 def test_it_waits_for_the_probe() -> None:
     breaker = opened()
-    assert breaker.state is State.OPEN
+    assert breaker.state is BreakerState.OPEN
     assert breaker.wait(100.0) == pytest.approx(0.5)  # half of the first second, with the lowest random number
     assert breaker.wait(101.0) == 0.0
     assert breaker.take()
-    assert breaker.state is State.HALF_OPEN
+    assert breaker.state is BreakerState.HALF_OPEN
     assert breaker.wait(101.0) == UNTIL_TOLD  # one probe at a time
 
 
@@ -167,7 +167,7 @@ def test_stragglers_change_nothing() -> None:
     assert not breaker.failed(105.0, 0.0, probe=False)
     for _ in range(10):
         assert not breaker.succeeded(probe=False)
-    assert breaker.state is State.OPEN
+    assert breaker.state is BreakerState.OPEN
     assert breaker.probe_at == before
 
 

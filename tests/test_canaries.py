@@ -16,7 +16,8 @@ import pytest
 
 from flinks_async import ConfigError, FlinksClient, FlinksError, Response, Retry, Secret, Timeouts, config
 from flinks_async.config import Connection
-from flinks_async.testing import KINDS, FakeClock, FlinksServer, Hang, InMemoryTransport, RawServer, ReadHead, Send
+from flinks_async.testing import KINDS, FakeClock, FlinksServer, InMemoryTransport
+from tests.raw_server import Hang, RawServer, ReadHead, Send
 
 from .support import turns
 

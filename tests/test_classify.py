@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from flinks_async import errors as e
-from flinks_async.classify import Kind, classify_error, classify_response, error_from, verdict_of
-from flinks_async.messages import Envelope, Response
+from flinks_async.classify import classify_error, classify_response, error_from, verdict_of
+from flinks_async.messages import Response
+from flinks_async.verdict import Envelope, Kind
 
 
 @pytest.mark.parametrize(

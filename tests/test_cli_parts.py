@@ -19,20 +19,19 @@ import pytest
 
 from flinks_async import cli, errors
 from flinks_async.bulk.failures import failure_kind
-from flinks_async.bulk.histogram import Histogram
 from flinks_async.bulk.inputs import Note
-from flinks_async.bulk.progress import Rate
-from flinks_async.classify import OK, Kind, Verdict
+from flinks_async.bulk.progress import Histogram, Rate
 from flinks_async.cli import output as output_module
-from flinks_async.cli.books import Books, Counts, Place
 from flinks_async.cli.console import log_to_stderr, printable, say
 from flinks_async.cli.daemon import DaemonThread
 from flinks_async.cli.exit_codes import Exit
 from flinks_async.cli.metrics import Metrics, duration
+from flinks_async.cli.outcome_writer import Books, Counts, Place
 from flinks_async.cli.output import LineFile, OutputError
 from flinks_async.cli.progress import Bar, PlainLines, View, Watched, choose_display, shown
 from flinks_async.cli.run import run
 from flinks_async.observe import AttemptFinished, RetryScheduled
+from flinks_async.verdict import OK, Kind, Verdict
 
 
 class TestLineFile:

@@ -9,9 +9,9 @@ from contextlib import aclosing, closing
 from pathlib import Path
 
 from flinks_async.bulk.inputs import Layout, Note, Row, Token
-from flinks_async.bulk.inputs.content import Content
 from flinks_async.bulk.inputs.rows import TextParser
-from flinks_async.cli.seen import SeenTokens
+from flinks_async.bulk.inputs.source import Content
+from flinks_async.cli.dedup import SeenTokens
 from flinks_async.cli.source import check
 from flinks_async.cli.token_files import TokenFile, open_tokens
 from flinks_async.secret import Secret

@@ -24,7 +24,7 @@ from flinks_async import (
 )
 from flinks_async.messages import Handler, Request, Response
 from flinks_async.testing import VirtualClock, run_virtual
-from flinks_async.testing.transport import make_response
+from flinks_async.testing.in_memory import make_response
 
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 

@@ -19,15 +19,7 @@ from hypothesis import strategies as st
 
 from flinks_async.codec import Codec
 from flinks_async.errors import DecodeError, EmptyBodyError, NotJSONError, WrongTypeError
-from flinks_async.models import (
-    Account,
-    AccountsDetail,
-    Balance,
-    Meta,
-    PartnerAccessResponse,
-    Timestamp,
-    Transaction,
-)
+from flinks_async.models import Account, AccountsDetail, Balance, Meta, PartnerAccessResponse, Timestamp, Transaction
 
 from .answers import DOCUMENTED, answers, from_bytes, payload, to_bytes
 

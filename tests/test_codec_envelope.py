@@ -11,14 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flinks_async.classify import Kind, classify_response
+from flinks_async.classify import classify_response
 from flinks_async.codec import Codec, envelope_of, read_envelope
 from flinks_async.codec.envelope import UNREADABLE
-from flinks_async.codec.plan import PLAN
-from flinks_async.codec.plan import Kind as FieldKind
-from flinks_async.messages import EMPTY_ENVELOPE, Envelope
 from flinks_async.models import AccountsDetail
+from flinks_async.schema import SCHEMA, FieldKind
 from flinks_async.secret import Secret
+from flinks_async.verdict import EMPTY_ENVELOPE, Envelope, Kind
 
 from .answers import DOCUMENTED, payload, to_bytes
 
@@ -179,7 +178,7 @@ def test_an_error_beside_the_data() -> None:
 
 
 REFUSAL = {"HttpStatusCode": 401, "FlinksCode": "SESSION_EXPIRED", "Message": "gone"}
-WHOLE = {field.wire: [] if field.kind is FieldKind.ARRAY else None for field in PLAN[AccountsDetail]}
+WHOLE = {field.wire: [] if field.kind is FieldKind.ARRAY else None for field in SCHEMA[AccountsDetail]}
 
 
 @pytest.mark.parametrize(

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from flinks_async import codec as codec_module
 from flinks_async.codec import Codec, steps
-from flinks_async.codec.plan import PLAN
-from flinks_async.codec.source import States, twin
+from flinks_async.codec.compiled import States, twin
 from flinks_async.errors import DecodeError, EmptyBodyError, NotJSONError, WrongTypeError
 from flinks_async.models import COMPLETE, MODELS, Account, Meta, Model, PartnerAccessResponse, Transaction, WireState
+from flinks_async.schema import SCHEMA
 
 from .answers import answers, answers_perhaps_wrong, from_bytes, payload, run_out, to_bytes
 
@@ -258,7 +258,7 @@ def test_on_the_careful_path_they_share_it_too() -> None:
 
 
 def test_on_the_careful_path_no_more_states_are_kept_either(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("flinks_async.codec.careful.MAX_STATES", 1)
+    monkeypatch.setattr("flinks_async.codec.reference.MAX_STATES", 1)
     body = b'{"GetAccountsDetail":[{"Tag":""},{"LoginId":""},{"Tag":""},{"LoginId":""}]}'
     answer = run_out(Codec()._decoder.careful_steps(body, META))[0]
     first, second, third, fourth = (detail.wire_state for detail in answer.details)
@@ -268,9 +268,9 @@ def test_on_the_careful_path_no_more_states_are_kept_either(monkeypatch: pytest.
 
 
 def test_not_more_than_4096_states_are_kept() -> None:
-    states = States(PLAN[Account])
+    states = States(SCHEMA[Account])
     for mask in range(5000):
-        absent = {field.wire for bit, field in enumerate(PLAN[Account]) if mask >> bit & 1}
+        absent = {field.wire for bit, field in enumerate(SCHEMA[Account]) if mask >> bit & 1}
         assert states[mask] == WireState(absent=frozenset(absent))
     assert states[0] is COMPLETE
     assert len(states) == 4096
@@ -316,7 +316,7 @@ def test_models_can_also_be_made_without_that(monkeypatch: pytest.MonkeyPatch) -
         made, _ = real_twin(cls)
         return made, convert_by_init(cls)
 
-    monkeypatch.setattr("flinks_async.codec.source.twin", slow_twin)
+    monkeypatch.setattr("flinks_async.codec.compiled.twin", slow_twin)
     codec = Codec()
     codec.decode(body)
     assert outcome(lambda: codec.decode(body, META)) == expected

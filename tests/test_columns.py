@@ -14,9 +14,9 @@ from attrs import evolve
 from hypothesis import given, settings
 
 from flinks_async.codec import Codec
-from flinks_async.columns import CHUNK, Tables, schemas, to_arrow
 from flinks_async.errors import ConfigError, FlinksError, WrongTypeError
 from flinks_async.models import PartnerAccessResponse
+from flinks_async.tables import CHUNK, Tables, schemas, to_arrow
 
 from .answers import DOCUMENTED, answers, from_bytes, payload, to_bytes
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from flinks_async import Adaptive, ConfigError, FlinksClient, Limits
-from flinks_async.middleware.concurrency import AdaptiveConcurrency, FixedConcurrency, make_concurrency
+from flinks_async.limits.concurrency import AdaptiveConcurrency, FixedConcurrency, make_concurrency
 from flinks_async.testing import InMemoryTransport
 
 SERVICE_TIMES: dict[str, Callable[[random.Random, float], float]] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flinks_async import Adaptive
-from flinks_async.middleware.concurrency import AdaptiveConcurrency
+from flinks_async.limits.concurrency import AdaptiveConcurrency
 
 
 def feed(state: AdaptiveConcurrency, count: int, time: float = 1.0, *, now: float = 0.0, in_use: int = 1000) -> None:

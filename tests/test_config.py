@@ -29,21 +29,21 @@ from flinks_async import (
     ShareQuota,
     Timeouts,
     TokenBucketQuota,
-    columns,
     config,
+    tables,
 )
 from flinks_async.bulk import Rules, purge
-from flinks_async.config import check_token, encode_token
+from flinks_async.endpoint import Endpoint, check_token, encode_token, make_endpoint
 from flinks_async.errors import ConfigError
 from flinks_async.testing import KINDS, InMemoryTransport, VirtualClock, run_virtual
-from flinks_async.testing.transport import make_response
+from flinks_async.testing.in_memory import make_response
 
 from .support import client_of
 
 CANARY = "canary-51"
 
 
-def endpoint(instance: str = "toolbox", **options: Any) -> config.Endpoint:
+def endpoint(instance: str = "toolbox", **options: Any) -> Endpoint:
     defaults: dict[str, Any] = {
         "auth_scheme": "flinks-auth-key",
         "base_url": None,
@@ -52,7 +52,7 @@ def endpoint(instance: str = "toolbox", **options: Any) -> config.Endpoint:
         "headers": None,
         "user_agent": "flinks-async/0",
     }
-    return config.make_endpoint(instance, **{**defaults, **options})
+    return make_endpoint(instance, **{**defaults, **options})
 
 
 @pytest.mark.parametrize(
@@ -332,8 +332,8 @@ def test_what_is_sent_is_what_was_given_or_nothing_is_sent(token: str) -> None:
             lambda: FlinksClient(auth_secret="s").partner_access_many([], timeout=10**5000),
             "timeout.* not a huge number",
         ),
-        (lambda: columns.to_arrow([], keyed="no"), "keyed must be True or False"),  # type: ignore[arg-type]
-        (lambda: columns.schemas(keyed="no"), "keyed must be True or False"),  # type: ignore[arg-type]
+        (lambda: tables.to_arrow([], keyed="no"), "keyed must be True or False"),  # type: ignore[arg-type]
+        (lambda: tables.schemas(keyed="no"), "keyed must be True or False"),  # type: ignore[arg-type]
         (lambda: purge("/no/such/job", forget_answers="no"), "forget_answers must be True or False"),  # type: ignore[arg-type]
         (lambda: Connection(keepalive=-1), "Connection.keepalive"),
         (lambda: Connection(client_key="k.pem"), "client_key needs"),

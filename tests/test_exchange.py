@@ -5,12 +5,13 @@ from __future__ import annotations
 import aiohttp
 import pytest
 
-from flinks_async import FlinksClient, exchange
+from flinks_async import FlinksClient
 from flinks_async.testing import FlinksServer
+from flinks_async.transport import fast_path
 
 
 def test_this_aiohttp_is_supported() -> None:
-    assert exchange.SUPPORTED, f"aiohttp {aiohttp.__version__} has changed: read flinks_async/exchange.py"
+    assert fast_path.SUPPORTED, f"aiohttp {aiohttp.__version__} has changed: read flinks_async/exchange.py"
 
 
 async def test_both_ways_send_the_same_and_get_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -19,7 +20,7 @@ async def test_both_ways_send_the_same_and_get_the_same(monkeypatch: pytest.Monk
             auth_secret=server.auth_secret, base_url=server.base_url, headers={"X-Extra": "1"}, app_name="acme/1"
         ) as flinks:
             short = await flinks.partner_access("a/b c")
-            monkeypatch.setattr("flinks_async.transport.session_is_untouched", lambda: False)
+            monkeypatch.setattr("flinks_async.transport.aiohttp.session_is_untouched", lambda: False)
             long = await flinks.partner_access("a/b c")
             assert flinks.stats().connections.created == 1
         one, other = server.requests

@@ -27,7 +27,7 @@ from flinks_async import (
 from flinks_async.errors import ServerError
 from flinks_async.fanout import fan_out
 from flinks_async.testing import InMemoryTransport
-from flinks_async.testing.transport import make_response
+from flinks_async.testing.in_memory import make_response
 
 from .support import DOCUMENTED, client_of, turns
 

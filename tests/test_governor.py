@@ -7,11 +7,11 @@ import asyncio
 import pytest
 
 from flinks_async import Adaptive, CircuitOpenError, DeadlineExceededError, FlinksClient, Limits, Pause, config
-from flinks_async.classify import OK, Kind, Verdict
+from flinks_async.limits.governor import Governor
 from flinks_async.messages import Request, Response
-from flinks_async.middleware.governor import Governor
 from flinks_async.testing import FakeClock, VirtualClock, run_virtual
-from flinks_async.testing.transport import make_response
+from flinks_async.testing.in_memory import make_response
+from flinks_async.verdict import OK, Kind, Verdict
 
 FAILED = Verdict(Kind.TRANSIENT, "ConnectError")
 THROTTLED = Verdict(Kind.THROTTLED, "http_429")

@@ -13,7 +13,7 @@ from flinks_async.errors import ReadError
 from flinks_async.messages import Handler, Request, Response
 from flinks_async.middleware.hedge import Latencies
 from flinks_async.testing import VirtualClock, run_virtual
-from flinks_async.testing.transport import make_response
+from flinks_async.testing.in_memory import make_response
 
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 

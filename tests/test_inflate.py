@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flinks_async.errors import FlinksError, ProtocolError, ReadError, ResponseTooLargeError
-from flinks_async.inflate import MAX_MEMBERS, STEP, TURN, Inflater
+from flinks_async.transport.inflate import MAX_MEMBERS, STEP, TURN, Inflater
 
 from .support import traced
 

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from flinks_async import CircuitOpenError, FlinksClient, Limits, Pause, Request, Retry, ServerError, local
+from flinks_async import CircuitOpenError, FlinksClient, Limits, Pause, Request, Retry, ServerError
 from flinks_async.testing import InMemoryTransport, VirtualClock, VirtualTimeLoop, run_virtual
-from flinks_async.testing.transport import make_response
+from flinks_async.testing.in_memory import make_response
+from flinks_async.transport import pool
 
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 
@@ -99,7 +100,7 @@ def test_clients_derived_for_one_request_each_know_that_the_instance_is_down() -
 
 
 def test_the_memory_of_texts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "REMEMBERED", 5)
+    monkeypatch.setattr(pool, "REMEMBERED", 5)
 
     async def main() -> None:
         async with client_of(OK) as client:

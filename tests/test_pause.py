@@ -9,10 +9,10 @@ import pytest
 from attrs import evolve
 
 from flinks_async import DeadlineExceededError, Failed, FlinksClient, Limits, Pause, RateLimitedError, config
+from flinks_async.limits.pause import SharedPause
 from flinks_async.messages import Request, Response
-from flinks_async.middleware.pause import SharedPause
 from flinks_async.testing import FakeClock, InMemoryTransport, VirtualClock, run_virtual
-from flinks_async.testing.transport import make_response
+from flinks_async.testing.in_memory import make_response
 
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 

@@ -7,7 +7,7 @@ import pytest
 from flinks_async import ConfigError, FlinksClient, PendingError, PollPending, Timeouts
 from flinks_async.middleware.pending import ask_again
 from flinks_async.testing import FakeClock, InMemoryTransport
-from flinks_async.testing.transport import make_response
+from flinks_async.testing.in_memory import make_response
 
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 NOT_YET = make_response({"FlinksCode": "OPERATION_PENDING"}, status=202)

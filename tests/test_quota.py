@@ -16,10 +16,10 @@ from flinks_async import (
     ShareQuota,
     TokenBucketQuota,
 )
-from flinks_async.classify import Kind
-from flinks_async.middleware.quota import RetryQuota, Share, TokenBucket, make_quota
+from flinks_async.limits.quota import RetryQuota, Share, TokenBucket, make_quota
 from flinks_async.testing import FakeClock, InMemoryTransport
-from flinks_async.testing.transport import make_response
+from flinks_async.testing.in_memory import make_response
+from flinks_async.verdict import Kind
 
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 

@@ -12,10 +12,10 @@ import pytest
 from multidict import CIMultiDict
 
 from flinks_async import ConfigError, DeadlineExceededError, FlinksClient, Limits
-from flinks_async.middleware.governor import Governor
-from flinks_async.middleware.rate import GCRA, Remaining, remaining, spacing
+from flinks_async.limits.governor import Governor
+from flinks_async.limits.rate import GCRA, Remaining, remaining, spacing
 from flinks_async.testing import FakeClock, InMemoryTransport, VirtualClock, run_virtual
-from flinks_async.testing.transport import make_response
+from flinks_async.testing.in_memory import make_response
 
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 

@@ -29,8 +29,9 @@ import flinks_async
 from flinks_async import FlinksClient, Kind, bulk, client, config, errors, models
 from flinks_async.bulk.stores.parquet import ParquetStore
 from flinks_async.classify import classify_response
-from flinks_async.messages import Envelope
+from flinks_async.endpoint import Endpoint
 from flinks_async.testing import ServeOptions, ServerProcess
+from flinks_async.verdict import Envelope
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
@@ -64,7 +65,7 @@ def simulated(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> ServerP
     """Every client without an address talks to the simulator."""
     make_endpoint = client.make_endpoint
 
-    def make_simulated(*args: Any, **settings: Any) -> config.Endpoint:
+    def make_simulated(*args: Any, **settings: Any) -> Endpoint:
         settings["base_url"] = settings["base_url"] or server.base_url
         return make_endpoint(*args, **settings)
 

@@ -19,11 +19,11 @@ from flinks_async import (
     Timeouts,
     TokenBucketQuota,
 )
-from flinks_async.classify import Kind, Verdict
 from flinks_async.errors import StaleConnectionError
 from flinks_async.messages import Request
 from flinks_async.middleware.retry import Again, RetryState, Stop, count, decide
 from flinks_async.testing import FakeClock, InMemoryTransport
+from flinks_async.verdict import Kind, Verdict
 
 from .support import DOCUMENTED, client_of
 

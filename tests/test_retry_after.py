@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flinks_async.middleware.backoff import full_jitter
-from flinks_async.middleware.retry_after import retry_after
+from flinks_async.limits.retry_after import retry_after
+from flinks_async.middleware.retry import full_jitter
 
 NOW = 784111777.0  # Sun, 06 Nov 1994 08:49:37 GMT
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"

@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from flinks_async.scope import Scope, Sweeper
+from flinks_async.runtime.cancel_scope import CancelScope, DeadlineTimer
 from flinks_async.testing import VirtualTimeLoop, run_virtual
 
 from .support import turns
 
 
 async def test_an_interrupted_block_ends_and_the_code_after_it_goes_on() -> None:
-    scope = Scope()
+    scope = CancelScope()
     asyncio.get_running_loop().call_soon(scope.interrupt)
     with scope:
         await asyncio.Event().wait()
@@ -21,7 +21,7 @@ async def test_an_interrupted_block_ends_and_the_code_after_it_goes_on() -> None
 
 
 async def test_a_block_that_ends_in_time_is_not_interrupted() -> None:
-    scope = Scope()
+    scope = CancelScope()
     with scope:
         await asyncio.sleep(0)
     scope.interrupt()
@@ -30,7 +30,7 @@ async def test_a_block_that_ends_in_time_is_not_interrupted() -> None:
 
 
 async def test_cancelling_the_task_is_not_taken_for_an_interruption() -> None:
-    scope = Scope()
+    scope = CancelScope()
 
     async def run() -> None:
         with scope:
@@ -45,7 +45,7 @@ async def test_cancelling_the_task_is_not_taken_for_an_interruption() -> None:
 
 
 async def test_when_both_happen_the_cancellation_wins() -> None:
-    scope = Scope()
+    scope = CancelScope()
 
     async def run() -> str:
         with scope:
@@ -53,7 +53,7 @@ async def test_when_both_happen_the_cancellation_wins() -> None:
         return "went on"
 
     for first in (scope.interrupt, None):
-        scope = Scope()
+        scope = CancelScope()
         task = asyncio.ensure_future(run())
         await turns()
         if first:
@@ -69,12 +69,12 @@ async def test_when_both_happen_the_cancellation_wins() -> None:
 async def test_an_outer_timeout_is_the_callers_own() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.001):
-            with Scope():
+            with CancelScope():
                 await asyncio.Event().wait()
 
 
 async def test_nested_scopes_end_the_one_that_was_asked() -> None:
-    outer, inner = Scope(), Scope()
+    outer, inner = CancelScope(), CancelScope()
     seen = []
     asyncio.get_running_loop().call_soon(inner.interrupt)
     with outer:
@@ -88,7 +88,7 @@ async def test_nested_scopes_end_the_one_that_was_asked() -> None:
 
 
 async def test_another_error_of_the_block_comes_through() -> None:
-    scope = Scope()
+    scope = CancelScope()
     with pytest.raises(ZeroDivisionError), scope:
         asyncio.get_running_loop().call_soon(scope.interrupt)
         try:
@@ -105,8 +105,8 @@ async def test_another_error_of_the_block_comes_through() -> None:
 def test_a_sweeper_is_never_early_and_hardly_late(seconds: float, latest: float) -> None:
     async def main() -> tuple[float, bool]:
         loop = asyncio.get_running_loop()
-        scope, begun = Scope(), loop.time()
-        Sweeper(loop).arm(scope, seconds)
+        scope, begun = CancelScope(), loop.time()
+        DeadlineTimer(loop).arm(scope, seconds)
         with scope:
             await asyncio.Event().wait()
         return loop.time() - begun, scope.interrupted
@@ -120,10 +120,10 @@ def test_many_scopes_share_few_timers_and_each_ends_at_its_time() -> None:
     async def main() -> None:
         loop: Any = asyncio.get_running_loop()
         assert isinstance(loop, VirtualTimeLoop)
-        sweeper, ends = Sweeper(loop), {}
+        sweeper, ends = DeadlineTimer(loop), {}
 
         async def run(number: int) -> None:
-            scope, seconds = Scope(), 1 + (number * 7919 % 1000) / 100
+            scope, seconds = CancelScope(), 1 + (number * 7919 % 1000) / 100
             sweeper.arm(scope, seconds)
             begun = loop.time()
             with scope:

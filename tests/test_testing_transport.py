@@ -15,7 +15,7 @@ from flinks_async.errors import APIStatusError, BadRequestError, ClientClosedErr
 from flinks_async.messages import Request, Response
 from flinks_async.secret import fingerprint
 from flinks_async.testing import KINDS, FakeClock, Fault, InMemoryTransport
-from flinks_async.testing.transport import make_response
+from flinks_async.testing.in_memory import make_response
 
 ANSWER: dict[str, Any] = {"GetAccountsDetail": [{"LoginId": "l", "CustomerId": "c"}], "RequestId": "r"}
 OTHER: dict[str, Any] = {"GetAccountsDetail": None, "RequestId": "other"}

@@ -11,7 +11,6 @@ same job goes on with the shards that were not committed.
 
 from __future__ import annotations
 
-from .care import Status, export, purge, status, verify
 from .errors import (
     InputChangedError,
     InputError,
@@ -28,6 +27,7 @@ from .executors import Executor, InProcess, Processes
 from .inputs import InputFile, Layout, Scanned, digest, scan
 from .job import SHARD_SIZE, Job
 from .ledger import Totals
+from .maintenance import Status, export, purge, status, verify
 from .manifest import Manifest
 from .progress import Progress
 from .records import Commit, Failure, Shard, Written

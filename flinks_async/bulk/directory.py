@@ -9,10 +9,19 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from ..errors import ConfigError
-from .disk import PRIVATE_FILE, cannot_write, make_folder
 from .errors import JobLockedError, JobMismatchError
-from .file_systems import refuse_network
-from .layout import BEFORE_MANIFEST, LEDGER, LEDGER_FILES, LOCK, MANIFEST, OWN
+from .files import (
+    BEFORE_MANIFEST,
+    LEDGER,
+    LEDGER_FILES,
+    LOCK,
+    MANIFEST,
+    OWN,
+    PRIVATE_FILE,
+    cannot_write,
+    make_folder,
+    refuse_network,
+)
 from .ledger import Ledger
 from .manifest import Manifest
 

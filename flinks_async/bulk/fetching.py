@@ -18,16 +18,13 @@ from ..clock import Clock
 from ..errors import ClientClosedError, ConfigError, FlinksError
 from ..messages import Response
 from ..secret import fingerprint
-from .blame import concerns_all, suspicion, why_all, why_row
 from .compression import Compression
-from .failures import failure_of
-from .figures import Figures
-from .histogram import Histogram
+from .failures import concerns_all, failure_of, suspicion, why_all, why_row
 from .inputs import Token
-from .open_shard import OpenShard, key_of, spool_line
-from .records import Failure, Finished, Shard, State
+from .progress import Figures, Histogram
+from .records import Failure, Finished, RunState, Shard
 from .rules import Rules
-from .spool import Spool
+from .spool import OpenShard, Spool, key_of, spool_line
 from .thread import Worker
 
 Loaded = tuple[Shard, list[Token]]
@@ -149,7 +146,7 @@ class Fetcher:
         writing: Worker,
     ) -> None:
         self.tally = Tally(clock)
-        self.stopped: tuple[State, str] | None = None
+        self.stopped: tuple[RunState, str] | None = None
         self._source = load
         self._finished = finished
         self._clients = clients
@@ -171,7 +168,7 @@ class Fetcher:
         self._in_flight = 0
         self._suspects = {name: _Suspects() for name in clients}
 
-    def stop(self, reason: str, state: State = "stopped") -> None:
+    def stop(self, reason: str, state: RunState = "stopped") -> None:
         """Takes no more tokens; what is in flight has `Rules.drain` seconds to end. The first reason counts."""
         if self.stopped is None:
             self.stopped = (state, reason)

@@ -19,11 +19,10 @@ from ..client import FlinksClient
 from ..clock import Clock
 from ..errors import ConfigError, FlinksError
 from .directory import empty, enter, new_ledger, refuse_own_name, take_back
-from .disk import make_folder
 from .errors import InputChangedError, InputError, JobError, JobMismatchError
 from .executors import Executor, InProcess, Work
+from .files import LEDGER, LOG, MANIFEST, SCRATCH, SPOOLS, make_folder
 from .inputs import InputFile, Layout, Scanned, digest, scan
-from .layout import LEDGER, LOG, MANIFEST, SCRATCH, SPOOLS
 from .ledger import PURGING, Ledger, Totals
 from .log import JobLog
 from .manifest import Manifest

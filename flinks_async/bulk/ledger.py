@@ -16,8 +16,8 @@ import msgspec
 from attrs import asdict, frozen
 
 from . import crash_points
-from .disk import cannot_write, create
 from .errors import LedgerError, StoreError
+from .files import cannot_write, create
 from .inputs import Scanned
 from .records import Commit, Failure, FailureKind, Shard, Written
 

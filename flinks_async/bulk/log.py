@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from ..secret import SecretFilter
-from .disk import PRIVATE_FILE
+from .files import PRIVATE_FILE
 
 _PUBLIC: Final = logging.getLogger("flinks_async.bulk")
 

@@ -10,8 +10,8 @@ from typing import Annotated, Any, Final
 import msgspec
 from attrs import asdict, evolve, field, frozen
 
-from .disk import write_durably
 from .errors import InputError, JobMismatchError, LedgerError
+from .files import write_durably
 from .inputs import Layout
 
 VERSION: Final = 1

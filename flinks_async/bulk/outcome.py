@@ -10,9 +10,8 @@ import msgspec
 from attrs import asdict
 
 from .._version import __version__
-from .disk import replaced, write_durably
+from .files import DUPLICATES, FAILED, REPORT, replaced, write_durably
 from .inputs import Scanned
-from .layout import DUPLICATES, FAILED, REPORT
 from .ledger import Ledger
 from .manifest import Manifest
 from .records import Failure

@@ -10,7 +10,7 @@ from attrs import field, frozen
 FailureKind = Literal["invalid", "final", "exhausted"]
 """`invalid`: nothing was sent. `final`: it will not change. `exhausted`: another try may succeed."""
 
-State = Literal["complete", "stopped", "refused"]
+RunState = Literal["complete", "stopped", "refused"]
 """How a run ends: every token has an outcome; not yet, run the job again; the AuthSecret is refused."""
 
 

@@ -17,12 +17,12 @@ from ..errors import FlinksError
 from . import crash_points
 from .errors import LedgerError, StoreError, UnfitAnswerError
 from .executors import Executor, Work
+from .executors.protocol import Task
 from .ledger import Ledger, Totals
 from .progress import Phase, Progress, Rate
-from .records import Commit, Finished, State
-from .set_aside import without
+from .quarantine import without
+from .records import Commit, Finished, RunState
 from .stores.protocol import Store
-from .tasks import Task
 from .thread import Thread, Worker
 
 SAMPLE_EVERY: Final = 10.0
@@ -41,7 +41,7 @@ class Result:
         progress: the last figures of this run.
     """
 
-    state: State
+    state: RunState
     reason: str
     totals: Totals
     progress: Progress
@@ -89,7 +89,7 @@ class Run:
         self._broken: BaseException | None = None
         self._unfit = 0  # answers that the store could not hold
 
-    def stop(self, reason: str, state: State = "stopped") -> None:
+    def stop(self, reason: str, state: RunState = "stopped") -> None:
         """Takes no more tokens; what is in flight has `Rules.drain` seconds to end. The first reason counts."""
         if self._execution.stopped is None:
             self._log.info("no more tokens are taken: %s", reason)

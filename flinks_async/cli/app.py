@@ -27,7 +27,7 @@ from .report import report
 from .retry import retry
 from .simulate import simulate
 from .status import status
-from .usage import Wrong, exit_code_of
+from .usage import UsageError, exit_code_of
 from .verify import verify
 
 
@@ -76,7 +76,7 @@ def _show_usage(error: click.UsageError) -> None:
 
 def _without_values(error: click.UsageError) -> str:
     """Click's message, said again without what was typed. Only our own and those about known options may stay."""
-    if isinstance(error, (Wrong, click.MissingParameter, click.BadOptionUsage)):
+    if isinstance(error, (UsageError, click.MissingParameter, click.BadOptionUsage)):
         return error.format_message()
     if isinstance(error, click.BadParameter):
         return f"Invalid value for {_name_of(error)}: expected {_expected(error.param)} (what was given is not shown)."

@@ -14,7 +14,7 @@ import click
 
 from .. import bulk
 from ..bulk import Rules
-from ..bulk.layout import MANIFEST
+from ..bulk.files import MANIFEST
 from .console import debug_option, say
 from .demo_check import Check, check
 from .demo_fetch import DemoFetch

@@ -19,8 +19,7 @@ from attrs import asdict, evolve, field, frozen
 
 from ..bulk import InProcess, InputFile, Job, JSONLParts, Rules, crash_points
 from ..client import FlinksClient
-from ..config import Settings
-from ..policies import Pause
+from ..config import Pause, Settings
 from .instances import Clients
 from .job_display import choose_job_display
 from .job_run import JobRun

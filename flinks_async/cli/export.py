@@ -11,9 +11,9 @@ from .. import bulk
 from ..bulk.compression import Compression, compressor
 from .console import debug_option, say
 from .exit_codes import Exit, epilog
-from .one_value import STDIN
 from .options import directory_argument
 from .output import to_stdout, whole_file
+from .secret_input import STDIN
 
 _PIECE: Final = 256 * 1024
 _COMPRESSION: Final[dict[str, Compression]] = {".gz": "gzip", ".zst": "zstd"}

@@ -18,7 +18,6 @@ from .instances import instances_option, make_clients
 from .job_display import choose_job_display, told
 from .job_run import JobRun
 from .metrics import Metrics
-from .one_value import STDIN
 from .options import (
     Access,
     Speed,
@@ -34,10 +33,11 @@ from .options import (
 from .output import OutputError, ReaderGone, to_stdout
 from .outputs import make_outputs
 from .run import run
+from .secret_input import STDIN
 from .stores import STORES, make_store
 from .summary import summary
 from .token_files import open_tokens
-from .usage import Wrong
+from .usage import UsageError
 
 _HELP = """Fetch the data behind many access tokens.
 
@@ -65,7 +65,7 @@ def _delimiter(ctx: click.Context, param: click.Parameter, given: str | None) ->
         return None
     delimiter = {"tab": "\t", "\\t": "\t"}.get(given, given)
     if delimiter not in (",", ";", "\t", "|"):
-        raise Wrong("--delimiter must be one of ',' ';' '|' and 'tab'.")
+        raise UsageError("--delimiter must be one of ',' ';' '|' and 'tab'.")
     return delimiter
 
 
@@ -163,13 +163,13 @@ def fetch(
         return run(JobRun(start, clients, stops.rules(), executor, choose_job_display(telling.kind)).go)
     _refuse_mixture(as_job=False)
     if out is None:
-        raise Wrong(
+        raise UsageError(
             "Missing option '--out FILE' (a file for the answers, '-' for standard output) or '--job DIR' (a directory)."
         )
     if tokens == STDIN and access.secret_file == STDIN:
-        raise Wrong("TOKENS and --secret-file cannot both be '-'.")
+        raise UsageError("TOKENS and --secret-file cannot both be '-'.")
     if telling.progress == "json":
-        raise Wrong("--progress json is for jobs; add --job DIR.")
+        raise UsageError("--progress json is for jobs; add --job DIR.")
     metrics = Metrics()
     client = access.client(speed.settings(), metrics)
     outputs = make_outputs(out, failed, skipped, tokens, force=force)
@@ -191,7 +191,7 @@ def _refuse_mixture(*, as_job: bool) -> None:
     }
     wrong = sorted(given & (_NOT_OF_JOBS if as_job else _OF_JOBS))
     if wrong:
-        raise Wrong(f"{', '.join(wrong)}: {'not for jobs' if as_job else 'for jobs only; add --job DIR'}.")
+        raise UsageError(f"{', '.join(wrong)}: {'not for jobs' if as_job else 'for jobs only; add --job DIR'}.")
 
 
 def _run_and_tell(fetching: FetchRun) -> int:

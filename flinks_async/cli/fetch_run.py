@@ -10,19 +10,19 @@ from pathlib import Path
 from attrs import define, field
 
 from ..bulk import Rules
-from ..bulk.blame import concerns_all, suspicion, why_all, why_row
+from ..bulk.failures import concerns_all, suspicion, why_all, why_row
 from ..client import FlinksClient
 from ..errors import FlinksError
 from ..fanout import Fetched
-from .books import Books, Counts
 from .console import say
 from .exit_codes import Exit
 from .metrics import Metrics
 from .options import ProgressKind
+from .outcome_writer import Books, Counts
 from .output import OutputError, Stdout
 from .outputs import Outputs
 from .progress import Watched, choose_display, shown
-from .run import Stop
+from .run import StopSignals
 from .source import tokens_of
 from .token_files import TokenFile
 
@@ -55,7 +55,7 @@ class FetchRun:
     parts: list[Path] = field(factory=list, init=False)
     seconds: float = field(default=0.0, init=False)
     reason: str = field(default="", init=False)
-    _stop: Stop = field(factory=Stop, init=False)
+    _stop: StopSignals = field(factory=StopSignals, init=False)
     _refused: bool = field(default=False, init=False)
 
     def __attrs_post_init__(self) -> None:

@@ -14,11 +14,11 @@ from ..models import PartnerAccessResponse
 from ..secret import Secret
 from .console import debug_option
 from .exit_codes import Exit, epilog
-from .one_value import STDIN, read_token
 from .options import Access, access_options, timeout_option
 from .output import to_stdout
 from .run import run
-from .usage import Wrong
+from .secret_input import STDIN, read_token
+from .usage import UsageError
 
 # C1 controls, and the marks that turn the direction of text: harmless in a file, not on a terminal.
 _TERMINAL = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -37,7 +37,7 @@ _TERMINAL = re.compile("[\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 def get(access: Access, timeout: float | None, token_file: str | None, pretty: bool | None) -> int:
     """Fetch the data behind one access token and print it as JSON, with every digit as it came."""
     if token_file == STDIN and access.secret_file == STDIN:
-        raise Wrong("--token-file and --secret-file cannot both be '-'.")
+        raise UsageError("--token-file and --secret-file cannot both be '-'.")
     client = access.client(config.service())
     token = read_token(token_file)
     answer = run(lambda: _ask(client, token, timeout))

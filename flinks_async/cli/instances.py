@@ -24,11 +24,12 @@ from attrs import field, frozen
 from .. import config
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES, Settings
+from ..endpoint import INSTANCE_NAME
 from ..errors import ConfigError
 from ..secret import Secret
-from .one_value import read_line, read_text
 from .options import Access
-from .usage import Wrong
+from .secret_input import read_line, read_text
+from .usage import UsageError
 
 _KEYS: Final = ("secret_env", "secret_file", "auth_scheme", "base_url")
 
@@ -72,13 +73,13 @@ def make_clients(access: Access, settings: Settings, instances: str | None, colu
         Wrong, ConfigError: an option, the file, or a secret. No message holds a secret.
     """
     if column is not None and instances is None:
-        raise Wrong("The tokens name their instance: --instances FILE must say where the secrets are.")
+        raise UsageError("The tokens name their instance: --instances FILE must say where the secrets are.")
     if column is None and instances is not None:
-        raise Wrong("--instances is for tokens that name their instance, in --instance-column.")
+        raise UsageError("--instances is for tokens that name their instance, in --instance-column.")
     if instances is None:
         return Clients(access.client(settings))
     if access.instance or access.base_url or access.secret_file:
-        raise Wrong("With --instances, its file has what --instance, --base-url and --secret-file are for.")
+        raise UsageError("With --instances, its file has what --instance, --base-url and --secret-file are for.")
     clients: dict[str, FlinksClient] = {}
     for name, options in _read(instances, access.auth_scheme).items():
         try:
@@ -90,7 +91,7 @@ def make_clients(access: Access, settings: Settings, instances: str | None, colu
             problem = error.message
         else:
             continue
-        raise Wrong(f"--instances: [{name}]: {problem}.")
+        raise UsageError(f"--instances: [{name}]: {problem}.")
     return Clients(next(iter(clients.values())), clients)
 
 
@@ -101,19 +102,19 @@ def _read(path: str, auth_scheme: str | None) -> dict[str, dict[str, Any]]:
     except tomllib.TOMLDecodeError as error:
         tables, where = None, re.search(r"\(at [a-z0-9, ]+\)$", str(error))
     if tables is None:  # raised here, since the error above holds the text
-        raise Wrong(f"--instances: the file is not TOML {where[0] if where else ''}".rstrip() + ".")
+        raise UsageError(f"--instances: the file is not TOML {where[0] if where else ''}".rstrip() + ".")
     if not tables:
-        raise Wrong("--instances: the file names no instance.")
+        raise UsageError("--instances: the file names no instance.")
     default = auth_scheme or config.from_env().get("auth_scheme", AUTH_SCHEMES[0])
     return {name: _options(name, table, Path(path).parent, default) for name, table in tables.items()}
 
 
 def _options(name: str, table: object, folder: Path, auth_scheme: str) -> dict[str, Any]:
     def refuse(problem: str) -> NoReturn:
-        raise Wrong(f"--instances: [{name}] {problem}.")
+        raise UsageError(f"--instances: [{name}] {problem}.")
 
-    if not config.INSTANCE_NAME.fullmatch(name):
-        raise Wrong("--instances: a table's name must be that of a Flinks instance, such as [toolbox].")
+    if not INSTANCE_NAME.fullmatch(name):
+        raise UsageError("--instances: a table's name must be that of a Flinks instance, such as [toolbox].")
     if not isinstance(table, dict):
         refuse("must be a table with secret_env or secret_file")
     for key, value in table.items():

@@ -20,7 +20,7 @@ from .options import ProgressKind
 from .progress import Display, View, choose_display, joined
 from .usage import exit_code_of
 
-State = Literal["complete", "stopped", "refused", "interrupted", "failed"]
+DisplayState = Literal["complete", "stopped", "refused", "interrupted", "failed"]
 
 _JSON_EVERY: Final = 1.0
 _NEVER: Final = 3600.0
@@ -39,7 +39,7 @@ class Ended:
         progress: the last figures of the run, if anything was fetched.
     """
 
-    state: State
+    state: DisplayState
     reason: str
     exit: Exit
     job: Job | None = None

@@ -12,9 +12,9 @@ from ..errors import FlinksError
 from .console import tell
 from .exit_codes import Exit
 from .instances import Clients
-from .job_display import Ended, JobDisplay, State
+from .job_display import DisplayState, Ended, JobDisplay
 from .progress import repeated
-from .run import Stop
+from .run import StopSignals
 from .usage import exit_code_of
 
 OpenJob = Callable[[Callable[[int, int], None]], Job]
@@ -41,7 +41,7 @@ class JobRun:
     rules: Rules
     executor: Executor
     display: JobDisplay
-    _stop: Stop = field(factory=Stop, init=False)
+    _stop: StopSignals = field(factory=StopSignals, init=False)
     _job: Job | None = field(default=None, init=False)
     _read: tuple[int, int] | None = field(default=None, init=False)
     _running: bool = field(default=False, init=False)
@@ -101,7 +101,7 @@ class JobRun:
             code = Exit.STOPPED
         return self._ended(result.state, result.reason, code, result)
 
-    def _ended(self, state: State, reason: str, code: Exit, result: Result | None = None) -> Ended:
+    def _ended(self, state: DisplayState, reason: str, code: Exit, result: Result | None = None) -> Ended:
         totals = None if self._job is None else self._job.totals
         return Ended(state, reason, code, self._job, totals, None if result is None else result.progress)
 

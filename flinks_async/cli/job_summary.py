@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any, Final
 
 from ..bulk import Job, Progress, Totals
-from ..bulk.layout import FAILED, REPORT
-from ..config import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
+from ..bulk.files import FAILED, REPORT
+from ..endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
 from .metrics import duration
 
 _TITLE: Final = {"complete": "Done", "stopped": "Stopped", "refused": "Refused", "interrupted": "Interrupted"}

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from attrs import define, field
 
-from ..bulk.histogram import Histogram
-from ..classify import Kind
+from ..bulk.progress import Histogram
 from ..observe import AttemptFinished, Event, RetryScheduled
+from ..verdict import Kind
 
 
 @define

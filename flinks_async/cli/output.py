@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from ..bulk.directory import refuse_own_files
-from ..bulk.disk import PRIVATE_FILE, sync_folder, write_all
-from ..bulk.layout import MANIFEST
+from ..bulk.files import MANIFEST, PRIVATE_FILE, sync_folder, write_all
 from ..bulk.manifest import Manifest
 from .console import say
 from .daemon import DaemonThread
-from .usage import Wrong
+from .usage import UsageError
 
 PART: Final = ".part"
 
@@ -65,7 +64,7 @@ class LineFile:
                 raise OutputError(f"{path} is not a file; for standard output there is '--out -'")
             if not self.force:
                 why = ", from a run that did not end" if path == self.part else ""
-                raise Wrong(f"{path} exists already{why}. Move it away, or overwrite it with --force.")
+                raise UsageError(f"{path} exists already{why}. Move it away, or overwrite it with --force.")
 
     def open(self) -> None:
         """Makes the part. Does nothing if it is open."""

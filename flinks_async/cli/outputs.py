@@ -7,9 +7,9 @@ from pathlib import Path
 
 from attrs import frozen
 
-from .one_value import STDIN
 from .output import LineFile, StderrLines, Stdout
-from .usage import Wrong
+from .secret_input import STDIN
+from .usage import UsageError
 
 
 @frozen
@@ -61,9 +61,9 @@ def make_outputs(out: str, failed: str | None, skipped: str | None, tokens: str,
     )
     files = outputs.files()
     if len({os.path.normcase(os.path.abspath(file.path)) for file in files}) < len(files):
-        raise Wrong("--out, --failed and --skipped must be different files.")
+        raise UsageError("--out, --failed and --skipped must be different files.")
     if any(_same_file(tokens, path) for file in files for path in (file.path, file.part)):
-        raise Wrong("The file of tokens cannot be an output file too.")
+        raise UsageError("The file of tokens cannot be an output file too.")
     return outputs
 
 

@@ -11,10 +11,10 @@ from typing import Final, Protocol
 from attrs import frozen
 
 from ..bulk.progress import Rate
-from .books import Counts
 from .console import on_terminal, say
 from .metrics import Metrics, duration
 from .options import ProgressKind
+from .outcome_writer import Counts
 
 _REDRAW: Final = 0.2
 _PLAIN_EVERY: Final = 5.0

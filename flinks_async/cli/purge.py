@@ -7,9 +7,9 @@ import click
 from .. import bulk
 from .console import debug_option, say
 from .exit_codes import Exit, epilog
-from .one_value import stdin_is_terminal
 from .options import directory_argument
-from .usage import Wrong
+from .secret_input import stdin_is_terminal
+from .usage import UsageError
 
 
 @click.command(epilog=epilog())
@@ -33,7 +33,7 @@ def purge(directory: str, yes: bool, forget_answers: bool) -> int:
 
 def _confirmed(directory: str) -> bool:
     if not stdin_is_terminal():
-        raise Wrong("This removes data for good. To say that it is meant, add --yes.")
+        raise UsageError("This removes data for good. To say that it is meant, add --yes.")
     try:
         answers = f"its {bulk.status(directory).totals.fetched:,} answers"
     except bulk.LedgerError:  # broken, or gone with a purge that was interrupted

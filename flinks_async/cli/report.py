@@ -6,10 +6,10 @@ import click
 
 from .console import debug_option, say
 from .exit_codes import Exit, epilog
-from .one_value import STDIN
 from .options import directory_argument
 from .output import to_stdout, whole_file
-from .usage import Wrong
+from .secret_input import STDIN
+from .usage import UsageError
 
 
 @click.command(epilog=epilog())
@@ -27,7 +27,7 @@ def report(directory: str, out: str | None, force: bool, as_json: bool) -> int:
 
     if as_json:
         if out is not None:
-            raise Wrong("--json prints the report, and --out is for the page: give one of them.")
+            raise UsageError("--json prints the report, and --out is for the page: give one of them.")
         to_stdout(json_report(directory))
     elif out is None or is_page_of(directory, out):
         say(f"The report is in {write_report(directory)}")

@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from ..bulk import Executor, Job, JobMismatchError, Manifest
-from ..bulk.layout import MANIFEST
+from ..bulk.files import MANIFEST
 from ..bulk.records import FailureKind
 from .console import debug_option
 from .exit_codes import epilog

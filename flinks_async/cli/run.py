@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from ..fast_loop import fast_loop
+from ..runtime.event_loop import fast_loop
 from .exit_codes import Exit
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
 _EXITS = {"SIGINT": Exit.SIGINT, "SIGBREAK": Exit.SIGINT, "SIGTERM": Exit.SIGTERM, "SIGHUP": Exit.SIGHUP}
 
 
-class Stop:
+class StopSignals:
     """Whether, why and how a run should end.
 
     Attributes:

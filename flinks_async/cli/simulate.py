@@ -12,9 +12,9 @@ import click
 from ..config import AUTH_SCHEMES, AuthScheme
 from .console import debug_option, say
 from .exit_codes import Exit
-from .one_value import read_secret
 from .run import run
-from .usage import Wrong
+from .secret_input import read_secret
+from .usage import UsageError
 
 if TYPE_CHECKING:
     from ..testing import FlinksServer
@@ -81,7 +81,7 @@ def simulate(
     try:
         server = run(lambda: serve_forever(options, on_ready=on_ready))
     except OSError as error:
-        raise Wrong(f"Cannot listen on port {port}: {error.strerror or type(error).__name__}.") from None
+        raise UsageError(f"Cannot listen on port {port}: {error.strerror or type(error).__name__}.") from None
     stats = server.stats
     say(f"{stats.requests:,} requests, {stats.answered:,} answered, {stats.throttled:,} throttled")
     return Exit.OK

@@ -9,8 +9,8 @@ from contextlib import aclosing
 from ..bulk.inputs import Note, Row
 from ..bulk.inputs import check as check_row
 from ..secret import Secret
-from .books import Books, Place
-from .seen import SeenTokens
+from .dedup import SeenTokens
+from .outcome_writer import Books, Place
 from .token_files import TokenFile
 
 

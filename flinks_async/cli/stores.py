@@ -7,8 +7,8 @@ from typing import Any, Final
 from ..bulk import Store
 from ..bulk.compression import Compression
 from ..bulk.stores import from_description
-from .one_value import STDIN
-from .usage import Wrong
+from .secret_input import STDIN
+from .usage import UsageError
 
 _JSONL: Final[dict[str, Compression]] = {"jsonl": "none", "jsonl.gz": "gzip", "jsonl.zst": "zstd"}
 _ONE_FILE: Final = ("sqlite", "duckdb")
@@ -28,10 +28,10 @@ def make_store(name: str, out: str | None) -> Store:
         ConfigError: a library for it is missing.
     """
     if out == STDIN:
-        raise Wrong("A job's answers go to files; flinks-async export --out - prints them.")
+        raise UsageError("A job's answers go to files; flinks-async export --out - prints them.")
     if out is not None and name in _NO_FILE:
         where = "it is found by PGHOST, PGDATABASE and so on" if name == "postgresql" else "its files are in DIR/parts"
-        raise Wrong(f"--store {name} does not take --out: {where}.")
+        raise UsageError(f"--store {name} does not take --out: {where}.")
     description: dict[str, Any] = {"kind": name} if out is None else {"kind": name, "path": out}
     if name in _JSONL:
         description |= {"kind": "jsonl-parts" if out is None else "jsonl", "compression": _JSONL[name]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..config import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
+from ..endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
 from .exit_codes import Exit
 from .fetch_run import FetchRun
 from .metrics import duration

@@ -14,13 +14,12 @@ from attrs import define, field
 from ..bulk.compression import CompressedDataError
 from ..bulk.errors import InputError
 from ..bulk.inputs import Layout, Row
-from ..bulk.inputs.content import Content
 from ..bulk.inputs.lines import LineSplitter
-from ..bulk.inputs.reading import cannot_read, content_of, reason_of
 from ..bulk.inputs.rows import RowParser
+from ..bulk.inputs.source import Content, cannot_read, content_of, reason_of
 from .daemon import DaemonThread
-from .one_value import STDIN
-from .usage import Wrong
+from .secret_input import STDIN
+from .usage import UsageError
 
 
 @define(eq=False)
@@ -102,7 +101,7 @@ def open_tokens(path: str, layout: Layout) -> TokenFile:
     try:
         return _open(path, layout.parser(path))
     except InputError as error:
-        raise Wrong(error.message) from None
+        raise UsageError(error.message) from None
 
 
 def _open(path: str, parser: RowParser) -> TokenFile:

@@ -9,7 +9,7 @@ from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidToken
 from .exit_codes import Exit
 
 
-class Wrong(click.UsageError):
+class UsageError(click.UsageError):
     """Wrong usage. Its message holds no value that was typed, except names of options, files and columns."""
 
     def __init__(self, message: str) -> None:

@@ -17,8 +17,8 @@ from typing import Final, TypeVar
 from cattrs import Converter
 
 from ..models import Meta, PartnerAccessResponse
+from .compiled import DOUBTS
 from .envelope import envelope_of, read_envelope
-from .fast import DOUBTS
 from .parse import COUNTED, MANY_VALUES, count_steps
 from .steps import Decoder, Steps
 

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final, cast
 
-from ..messages import EMPTY_ENVELOPE, Envelope
 from ..models import COMPLETE, AccountsDetail, PartnerAccessResponse
 from ..secret import Secret, redact, repeats
+from ..verdict import EMPTY_ENVELOPE, Envelope
 from .parse import BROKEN, decode_any, without_bom
 
 MAX_ERROR_BODY: Final = 256 * 1024

@@ -13,7 +13,7 @@ import msgspec
 
 from ..errors import DecodeError, EmptyBodyError, JSONLimitError, NotJSONError
 from ..models import Model
-from .plan import PLAN, TRAPS
+from ..schema import SCHEMA, TRAPS
 
 EXACT: Final = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=TRAPS)
 
@@ -169,7 +169,7 @@ PIECE: Final = 64 * 1024
 _MAX_DEPTH: Final = 8
 _UNKNOWN: Final = object()
 _MODELS: Final[dict[type[Model], dict[str, Any]]] = {
-    cls: {field.wire: field.model for field in fields} for cls, fields in PLAN.items()
+    cls: {field.wire: field.model for field in fields} for cls, fields in SCHEMA.items()
 }
 _decode_object: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 _decode_array: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode

@@ -15,11 +15,11 @@ from cattrs import Converter
 
 from ..errors import DecodeError, EmptyBodyError
 from ..models import Account, AccountsDetail, Link, Meta, Model, PartnerAccessResponse, Transaction
-from . import careful
-from .fast import DOUBTS, NOT_SLICED, Compiler, Doubt, Sliced
+from ..schema import SCHEMA
+from . import reference
+from .compiled import DOUBTS, NOT_SLICED, Compiler, Doubt, Sliced
+from .observed import Shapes
 from .parse import BROKEN, PIECE, batches, count_steps, decode_any, joined, parse_steps, why_not_json, without_bom
-from .plan import PLAN
-from .shapes import Shapes
 
 Steps = Generator[None, None, PartnerAccessResponse]
 
@@ -44,7 +44,7 @@ MANY_ACCOUNTS: Final = 64
 
 def _member(cls: type[Model], items: type[Model]) -> tuple[str, str]:
     """The struct's member, and the wire name, of the field of a class that holds objects of another."""
-    return next((f"f{number}", field.wire) for number, field in enumerate(PLAN[cls]) if field.model is items)
+    return next((f"f{number}", field.wire) for number, field in enumerate(SCHEMA[cls]) if field.model is items)
 
 
 _DETAILS, DETAILS = _member(PartnerAccessResponse, AccountsDetail)
@@ -77,7 +77,7 @@ class _Compiled:
         key = (cls, sliced, many)
         found = self._pairs.get(key)
         if found is None:
-            if not careful.is_ours(self._converter, cls):
+            if not reference.is_ours(self._converter, cls):
                 raise Doubt
             part = self._compiler.part(cls, sliced)
             found = (part.list_decoder(), part.many) if many else (part.decoder(), part.one)
@@ -97,7 +97,7 @@ class Decoder:
         self._shapes = Shapes()
         self._compiled: _Compiled | None = None  # until the first answer, since hooks may still be registered
         self.whole: Pair = (_not_yet, _not_yet)
-        careful.register(converter, self._shapes.note)
+        reference.register(converter, self._shapes.note)
 
     def fast(self, body: bytes, meta: Meta) -> PartnerAccessResponse | None:
         """The answer at once, or None if the fast path is in doubt."""
@@ -137,9 +137,9 @@ class Decoder:
                 failure = EmptyBodyError("the body is null")
             else:
                 yield from self._prepare(data)
-                answer: PartnerAccessResponse = careful.reader(self._converter, PartnerAccessResponse)(data)
+                answer: PartnerAccessResponse = reference.reader(self._converter, PartnerAccessResponse)(data)
                 return _with_meta(answer, meta)
-        except careful.Misfit as error:
+        except reference.StructureError as error:
             failure = error.final()
         except BROKEN as error:
             failure = why_not_json(body, error)
@@ -191,7 +191,7 @@ class Decoder:
     def _accounts(self, pieces: list[msgspec.Raw]) -> Generator[None, None, tuple[Any, ...]]:
         accounts: list[Any] = []
         for batch in batches(pieces):
-            if len(batch) > 1 or not careful.is_ours(self._converter, Account):
+            if len(batch) > 1 or not reference.is_ours(self._converter, Account):
                 accounts += yield from self._slice(Account, batch)
             else:
                 decode, build = self._pair(Account, _CUT_AT_TRANSACTIONS)
@@ -223,11 +223,11 @@ class Decoder:
             except DOUBTS:
                 pass
             values = decode_any(array)
-        read = careful.reader(self._converter, cls)
+        read = reference.reader(self._converter, cls)
         result: list[Any] = []
         for start in range(0, len(values), TURN):
             yield
-            result += careful.items(values[start : start + TURN], read)
+            result += reference.items(values[start : start + TURN], read)
         return tuple(result)
 
     # --- the careful path ---
@@ -260,18 +260,18 @@ class Decoder:
         values = owner.get(key)
         if type(values) is not list or len(values) <= TURN:
             return
-        read = careful.reader(self._converter, cls)
+        read = reference.reader(self._converter, cls)
         done: list[Any] = []
         try:
             while len(done) < len(values):
-                done += careful.items(values[len(done) : len(done) + TURN], read)
+                done += reference.items(values[len(done) : len(done) + TURN], read)
                 yield
-        except careful.Misfit:
+        except reference.StructureError:
             pass  # found again, and in its turn, when the whole is read
-        owner[key] = careful.Ready(done, values[len(done) :])
+        owner[key] = reference.Ready(done, values[len(done) :])
 
     def _all_ours(self, *classes: type[Model]) -> bool:
-        return all(careful.is_ours(self._converter, cls) for cls in classes)
+        return all(reference.is_ours(self._converter, cls) for cls in classes)
 
 
 def _with_meta(answer: PartnerAccessResponse, meta: Meta) -> PartnerAccessResponse:

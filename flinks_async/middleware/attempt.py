@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..classify import Kind, Verdict, classify_error, classify_response
+from ..classify import classify_error, classify_response
 from ..clock import Clock
 from ..codec import DIRECT, Codec, envelope_of, read_envelope
 from ..config import Retry, Timeouts
 from ..errors import AttemptTimeoutError, DeadlineExceededError, DecodeError, FlinksError
-from ..messages import Call, Handler, Request, Response
+from ..limits.governor import Governor
+from ..messages import Call, Handler, Request, Response, Transport
 from ..models import Meta, PartnerAccessResponse
 from ..observe import AttemptFinished, AttemptStarted, Observer, emit
-from ..scope import Scope
+from ..runtime.cancel_scope import CancelScope
 from ..secret import fingerprint
-from ..transport import Transport
-from .governor import Governor
+from ..verdict import Kind, Verdict
 
 _TIMED_OUT = Verdict(Kind.TRANSIENT, "DeadlineExceededError", DeadlineExceededError)
 
@@ -61,7 +61,7 @@ class Attempt:
                 if timeout is None or _deadline_comes_first(call, sent, timeout):
                     response = await self._transport.send(request)  # the deadline comes first, and has its own timer
                 else:
-                    scope = Scope()
+                    scope = CancelScope()
                     call.local.sweeper.arm(scope, timeout)
                     with scope:
                         response = await self._transport.send(request)

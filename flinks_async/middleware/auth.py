@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Awaitable, Callable
 
 from attrs import define
 
-from ..classify import Kind, error_from, verdict_of
+from ..classify import error_from, verdict_of
 from ..clock import Clock
-from ..config import check_secret
+from ..endpoint import check_secret
 from ..errors import AuthenticationError, ConfigError, FlinksError
+from ..limits.retry_after import retry_after
 from ..messages import Handler, Request, Response
-from ..secret import Secret
-from .retry_after import retry_after
-
-SecretProvider = Callable[[], Awaitable[str | Secret]]
+from ..secret import Secret, SecretProvider
+from ..verdict import Kind
 
 # Seconds before a secret that was confirmed is asked for again: one dead token among many may look like a refused
 # secret, and must not become a flood of questions.

@@ -16,12 +16,14 @@ import asyncio
 import copy
 from collections.abc import Hashable
 from functools import reduce
+from weakref import WeakKeyDictionary
 
 from attrs import evolve
 
 from ..errors import FlinksError
 from ..messages import Call, Handler, Request, Response, SharedDeadline
-from ..scope import until_done
+from ..runtime.cancel_scope import until_done
+from ..runtime.loop_state import LoopState
 
 
 class Flight:
@@ -67,11 +69,14 @@ def _later(one: float | None, other: float | None) -> float | None:
 
 
 class CoalesceMiddleware:
-    """Lets equal calls share."""
+    """Lets equal calls share one task."""
+
+    def __init__(self) -> None:
+        self._flights: WeakKeyDictionary[LoopState, dict[Hashable, Flight]] = WeakKeyDictionary()
 
     async def __call__(self, request: Request, call_next: Handler, /) -> Response:
         call = request.call
-        flights, key = call.local.flights, _key(request)
+        flights, key = self._flights.setdefault(call.local, {}), _key(request)
         flight = flights.get(key)
         if flight is None or flight.task.done():
             flight = flights[key] = Flight(request, call_next)

@@ -16,11 +16,12 @@ from collections import deque
 
 from attrs import evolve
 
-from ..classify import Kind, verdict_of
+from ..classify import verdict_of
 from ..clock import Clock
+from ..config import HEDGE_REMEMBERS, Hedge
 from ..messages import Call, Handler, Request, Response
-from ..policies import HEDGE_REMEMBERS, Hedge
-from ..scope import until_done
+from ..runtime.cancel_scope import until_done
+from ..verdict import Kind
 
 _SORTED_EVERY = 20
 

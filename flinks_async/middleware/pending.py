@@ -8,11 +8,12 @@ question is a call of its own for the retry.
 
 from __future__ import annotations
 
-from ..classify import Kind, verdict_of
+from ..classify import verdict_of
 from ..clock import Clock
+from ..config import PollPending
+from ..limits.retry_after import retry_after
 from ..messages import Handler, Request, Response
-from ..policies import PollPending
-from .retry_after import retry_after
+from ..verdict import Kind
 
 
 def ask_again(settings: PollPending, *, wait: float, waited: float, left: float | None) -> bool:

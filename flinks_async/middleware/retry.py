@@ -12,21 +12,29 @@ from collections.abc import Callable, Sequence
 from attrs import define, frozen
 
 from .. import config
-from ..classify import Kind, Verdict, classify_error, error_from, verdict_of
+from ..classify import classify_error, error_from, verdict_of
 from ..clock import Clock
 from ..errors import FlinksError, QuotaExhaustedError
+from ..limits.quota import RetryQuota
+from ..limits.retry_after import retry_after
 from ..messages import Call, Handler, Request, Response
 from ..observe import Observer, RetryScheduled, emit
 from ..secret import fingerprint
-from .backoff import full_jitter
-from .quota import RetryQuota
-from .retry_after import retry_after
+from ..verdict import Kind, Verdict
+
+# [flinks_async.middleware.backoff] How long to wait before the next attempt: exponential backoff with full jitter.
+#
+# Source: AWS Architecture Blog, "Exponential Backoff And Jitter" (2015, updated 2023): of the variants compared there,
+# full jitter needs the fewest calls under contention.
+
 
 # Beyond Retry.attempts: an answer that is not HTTP, or not JSON, seldom gets better.
 _MOST_RETRIES = {Kind.BROKEN: 2, Kind.MALFORMED: 1}
+
 # Attempts of one call that may fail for free while its instance is down: so many probes are more than an hour, and a token
 # that brings down whoever asks for it does not keep a job alive for ever.
 _MOST_FREE = 200
+
 _RETRIED = frozenset({Kind.TRANSIENT, Kind.THROTTLED, Kind.BROKEN, Kind.MALFORMED, Kind.STALE})
 
 
@@ -236,3 +244,15 @@ def _exhausted(
         request_id=error.request_id,
         retry_after=error.retry_after,
     )
+
+
+def full_jitter(retry: int, *, base: float, cap: float, random: float) -> float:
+    """`random * min(cap, base * 2**(retry - 1))` seconds.
+
+    Args:
+        retry: 1 for the wait before the first retry.
+        base, cap: seconds.
+        random: in [0, 1).
+    """
+    # 2**1023 is the largest power of two that a float holds.
+    return random * min(cap, base * 2.0 ** min(retry - 1, 1000))

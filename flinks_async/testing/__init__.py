@@ -1,7 +1,6 @@
-"""Tools for tests: a simulated Flinks, a raw-socket server for faults, an in-memory transport, clocks that
-do not wait.
+"""Tools for your own tests: a simulated Flinks, an in-memory transport, and clocks that do not wait.
 
-Nothing is imported before it is used: the pytest plugin lives here and is loaded by every run of pytest.
+Names are imported on first use, because every run of pytest loads the plugin in this package.
 """
 
 from __future__ import annotations
@@ -10,111 +9,63 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .clock import FakeClock
     from .data import expected_answer, expected_body
-    from .fate import DemoFaults, Fate, Faults, Plan
+    from .fault_plan import DemoFaults, Fate, Faults, Plan
     from .faults import KINDS, Fault
-    from .loop import VirtualClock, VirtualTimeLoop, run_virtual
-    from .pace import Latency, RateLimit, Throttle
+    from .in_memory import InMemoryTransport, SentRequest
+    from .latency import Latency, RateLimit, Throttle
     from .process import ServerProcess
-    from .raw import RawConnection, RawServer, Script, Step
-    from .raw_steps import (
-        Close,
-        Flood,
-        HalfClose,
-        Hang,
-        Pause,
-        ReadHead,
-        Repeat,
-        Reset,
-        Respond,
-        Send,
-        StartTLS,
-        Trickle,
-    )
     from .serve import ServeOptions, serve_forever
     from .server import UNKNOWN_TOKEN, FlinksServer
-    from .stats import RecordedRequest, ServerStats
-    from .transport import InMemoryTransport, SentRequest
+    from .server_stats import RecordedRequest, ServerStats
+    from .virtual_time import FakeClock, VirtualClock, VirtualTimeLoop, run_virtual
 
 _WHERE = {
-    "Close": "raw_steps",
-    "DemoFaults": "fate",
-    "FakeClock": "clock",
-    "Fate": "fate",
+    "DemoFaults": "fault_plan",
+    "FakeClock": "virtual_time",
+    "Fate": "fault_plan",
     "Fault": "faults",
-    "Faults": "fate",
+    "Faults": "fault_plan",
     "FlinksServer": "server",
-    "Flood": "raw_steps",
-    "HalfClose": "raw_steps",
-    "Hang": "raw_steps",
-    "InMemoryTransport": "transport",
+    "InMemoryTransport": "in_memory",
     "KINDS": "faults",
-    "Latency": "pace",
-    "Pause": "raw_steps",
-    "Plan": "fate",
-    "RateLimit": "pace",
-    "RawConnection": "raw",
-    "RawServer": "raw",
-    "ReadHead": "raw_steps",
-    "RecordedRequest": "stats",
-    "Repeat": "raw_steps",
-    "Reset": "raw_steps",
-    "Respond": "raw_steps",
-    "Script": "raw",
-    "Send": "raw_steps",
-    "SentRequest": "transport",
+    "Latency": "latency",
+    "Plan": "fault_plan",
+    "RateLimit": "latency",
+    "RecordedRequest": "server_stats",
+    "SentRequest": "in_memory",
     "ServeOptions": "serve",
     "ServerProcess": "process",
-    "ServerStats": "stats",
-    "StartTLS": "raw_steps",
-    "Step": "raw",
-    "Throttle": "pace",
-    "Trickle": "raw_steps",
+    "ServerStats": "server_stats",
+    "Throttle": "latency",
     "UNKNOWN_TOKEN": "server",
-    "VirtualClock": "loop",
-    "VirtualTimeLoop": "loop",
+    "VirtualClock": "virtual_time",
+    "VirtualTimeLoop": "virtual_time",
     "expected_answer": "data",
     "expected_body": "data",
-    "run_virtual": "loop",
+    "run_virtual": "virtual_time",
     "serve_forever": "serve",
 }
 
 __all__ = [
     "KINDS",
     "UNKNOWN_TOKEN",
-    "Close",
     "DemoFaults",
     "FakeClock",
     "Fate",
     "Fault",
     "Faults",
     "FlinksServer",
-    "Flood",
-    "HalfClose",
-    "Hang",
     "InMemoryTransport",
     "Latency",
-    "Pause",
     "Plan",
     "RateLimit",
-    "RawConnection",
-    "RawServer",
-    "ReadHead",
     "RecordedRequest",
-    "Repeat",
-    "Reset",
-    "Respond",
-    "Script",
-    "Send",
     "SentRequest",
     "ServeOptions",
     "ServerProcess",
     "ServerStats",
-    "StartTLS",
-    "Step",
     "Throttle",
-    "Trickle",
     "VirtualClock",
     "VirtualTimeLoop",
     "expected_answer",

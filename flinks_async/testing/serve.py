@@ -17,10 +17,10 @@ from types import FrameType
 from attrs import asdict, field, frozen
 
 from ..config import AuthScheme
-from ..fast_loop import fast_loop
+from ..runtime.event_loop import fast_loop
 from .data import Shape, Size
-from .fate import Faults, Plan
-from .pace import Distribution, Latency, RateLimit
+from .fault_plan import Faults, Plan
+from .latency import Distribution, Latency, RateLimit
 from .server import FlinksServer
 
 

@@ -24,13 +24,12 @@ from urllib.parse import unquote
 from aiohttp import web
 
 from ..config import AUTH_SCHEMES, AuthScheme
-from .auth import accepts, has_secret
 from .data import SHAPES, SIZES, Shape, Size, expected_answer, expected_body, uniform
-from .fate import Plan
+from .fault_injection import accepts, end, has_secret, json_response, misbehave, reply
+from .fault_plan import Plan
 from .faults import KINDS, Fault, fault
-from .misbehave import end, json_response, misbehave, reply
-from .pace import Latency, Throttle
-from .stats import RecordedRequest, ServerStats
+from .latency import Latency, Throttle
+from .server_stats import RecordedRequest, ServerStats
 
 UNKNOWN_TOKEN: Final = KINDS["session_nonexistent"]
 """The answer to a token that is not in `tokens`. What Flinks answers is not documented."""

@@ -11,8 +11,8 @@ from typing import Any, Final
 from attrs import asdict
 
 from flinks_async.bulk import JSONLParts
+from flinks_async.bulk.files import LEDGER, MANIFEST
 from flinks_async.bulk.inputs import Scanned
-from flinks_async.bulk.layout import LEDGER, MANIFEST
 from flinks_async.bulk.ledger import Ledger
 from flinks_async.bulk.manifest import Manifest
 from flinks_async.bulk.progress import Progress

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from flinks_async.bulk.stores.rows import TABLES
+from flinks_async.bulk.stores.answer_rows import TABLES
 
 PAGE = Path(__file__).parents[2] / "docs" / "stores.md"
 BEGIN = "<!-- tables: written by python -m tests.bulk.store_docs -->\n"

@@ -14,13 +14,12 @@ import pytest
 
 from flinks_async import Adaptive, ConfigError, FlinksClient, Limits, ShareQuota, config
 from flinks_async.bulk.executors.clients import Secrets, describe, from_line, make, to_line
+from flinks_async.bulk.executors.processes import rules_for, settings_for, share
 from flinks_async.bulk.executors.shared_rate import SharedRate
-from flinks_async.bulk.executors.shares import rules_for, settings_for, share
 from flinks_async.bulk.executors.worker_process import ending, environment_without
-from flinks_async.bulk.figures import Figures, sum_of
-from flinks_async.bulk.histogram import Histogram
+from flinks_async.bulk.progress import Figures, Histogram, sum_of
 from flinks_async.bulk.rules import Rules
-from flinks_async.middleware.rate import GCRA
+from flinks_async.limits.rate import GCRA
 from flinks_async.secret import Secret
 
 SECRET = "3f2a6f0c-7b0e-4d3a-9a51-0c8d4e5b6a79"

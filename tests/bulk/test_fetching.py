@@ -20,7 +20,7 @@ from flinks_async.bulk.thread import Here
 from flinks_async.secret import Secret
 from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.faults import KINDS
-from flinks_async.testing.transport import make_response
+from flinks_async.testing.in_memory import make_response
 
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 REFUSED = KINDS["unauthorized"]

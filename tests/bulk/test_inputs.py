@@ -12,9 +12,8 @@ import pytest
 from flinks_async.bulk.compression import Compression
 from flinks_async.bulk.errors import InputChangedError, InputError
 from flinks_async.bulk.inputs import InputFile, Layout, digest
+from flinks_async.bulk.inputs.formats import CSVParser, JSONLParser
 from flinks_async.bulk.inputs.rows import TextParser
-from flinks_async.bulk.inputs.rows_csv import CSVParser
-from flinks_async.bulk.inputs.rows_jsonl import JSONLParser
 from flinks_async.errors import ConfigError
 
 from .input_support import compressed, plain, read_all, scanned, write

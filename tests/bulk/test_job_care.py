@@ -25,8 +25,8 @@ from flinks_async.bulk import (
     purge,
     verify,
 )
-from flinks_async.bulk import care as care_module
 from flinks_async.bulk import job as job_module
+from flinks_async.bulk import maintenance as care_module
 from flinks_async.bulk.ledger import Ledger
 
 from .test_job import ORIGIN, Desk

@@ -34,7 +34,7 @@ from flinks_async.bulk import (
     status,
     verify,
 )
-from flinks_async.middleware.rate import GCRA
+from flinks_async.limits.rate import GCRA
 from flinks_async.testing import FakeClock, Fault, FlinksServer, InMemoryTransport, Latency
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="worker processes are found in /proc")

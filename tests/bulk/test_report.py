@@ -17,18 +17,15 @@ import pytest
 from flinks_async import ConfigError
 from flinks_async.bulk import purge
 from flinks_async.bulk.errors import JobError, JobMismatchError, StoreError
-from flinks_async.bulk.layout import LEDGER, MANIFEST
+from flinks_async.bulk.files import LEDGER, MANIFEST
 from flinks_async.bulk.ledger import Ledger
 from flinks_async.bulk.manifest import Manifest
 from flinks_async.bulk.outcome import report_of
 from flinks_async.bulk.report import json_report, words, write_report
 from flinks_async.bulk.report.facts import gather
 from flinks_async.bulk.report.findings import findings, tiles, verdict
-from flinks_async.bulk.report.intervals import intervals
 from flinks_async.bulk.report.page import page
-from flinks_async.bulk.report.thinning import thin
-from flinks_async.bulk.report.ticks import time_ticks
-from flinks_async.bulk.report.timeline import Timeline, timeline
+from flinks_async.bulk.report.timeline import Timeline, intervals, thin, time_ticks, timeline
 
 from ..cli_support import cli
 from .made_up_job import EVENING, FINGERPRINT, KEY, MESSAGE, PATH, a_night, commit, failure, make_job, progress

@@ -7,11 +7,9 @@ from itertools import accumulate
 import pytest
 
 from flinks_async.bulk.errors import InputError
-from flinks_async.bulk.inputs.check import check
+from flinks_async.bulk.inputs.formats import CSVParser, JSONLParser
 from flinks_async.bulk.inputs.lines import MAX_LINE, TOO_LONG, Line, LineOffsets, LineSplitter
-from flinks_async.bulk.inputs.rows import NO_KEY, Note, Row, RowParser, TextParser, Token
-from flinks_async.bulk.inputs.rows_csv import CSVParser
-from flinks_async.bulk.inputs.rows_jsonl import JSONLParser
+from flinks_async.bulk.inputs.rows import NO_KEY, Note, Row, RowParser, TextParser, Token, check
 from flinks_async.secret import Secret
 
 

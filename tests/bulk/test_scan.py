@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import errno
+import importlib
 import io
 import json
 import os
@@ -22,8 +23,8 @@ from hypothesis import strategies as st
 
 from flinks_async.bulk.compression import Compression
 from flinks_async.bulk.errors import InputChangedError, InputError, StoreError
-from flinks_async.bulk.inputs import InputFile, Layout, Note, Row, ShardReader, Token, check, content, duplicates, scan
-from flinks_async.bulk.inputs import shard_reader as shard_reader_module
+from flinks_async.bulk.inputs import InputFile, Layout, Note, Row, ShardReader, Token, check, duplicates, scan, source
+from flinks_async.bulk.inputs import shards as shard_reader_module
 from flinks_async.bulk.inputs.lines import LineSplitter
 from flinks_async.bulk.records import Failure, Shard
 from flinks_async.errors import ConfigError
@@ -40,7 +41,7 @@ NAMES = {"text": "t.txt", "csv": "t.csv", "jsonl": "t.jsonl"}
 
 @contextmanager
 def chunks_of(size: int) -> Iterator[None]:
-    with patch.object(content, "CHUNK", size), patch.object(shard_reader_module, "CHUNK", size):
+    with patch.object(source, "CHUNK", size), patch.object(shard_reader_module, "CHUNK", size):
         yield
 
 
@@ -405,7 +406,8 @@ class TestWhatGoesWrong:
             monkeypatch.setattr(duplicates, "_BUFFER", 1)
             monkeypatch.setattr(duplicates, "write_all", lambda _, data: full.write(data))
         else:
-            monkeypatch.setattr("flinks_async.bulk.inputs.draft.open", lambda *_: full, raising=False)
+            module = importlib.import_module("flinks_async.bulk.inputs.scan")  # the package has a function of this name
+            monkeypatch.setattr(module, "open", lambda *_: full, raising=False)
         with pytest.raises(StoreError, match="cannot be written: No space left on device"):
             scanned(InputFile(write(tmp_path / "t.txt", "one\n")), tmp_path)
         assert os.listdir(tmp_path) == ["t.txt"]

@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 
-from flinks_async import columns
-from flinks_async import rows as flat
+from flinks_async import tables
+from flinks_async import tables as flat
 from flinks_async.bulk.compression import Compression, compressor
 from flinks_async.bulk.errors import StoreError
 from flinks_async.bulk.records import Commit, Failure, Shard, Written
-from flinks_async.bulk.stores.lines import PIECE, read_lines
-from flinks_async.bulk.stores.marks import from_json, to_json
-from flinks_async.bulk.stores.row_digest import RowDigest
-from flinks_async.bulk.stores.rows import (
+from flinks_async.bulk.stores.answer_files import PIECE, read_lines
+from flinks_async.bulk.stores.answer_rows import (
     ACCOUNTS,
     FETCHES,
     HOLDERS,
@@ -28,6 +26,8 @@ from flinks_async.bulk.stores.rows import (
     does_not_fit,
     read_spool,
 )
+from flinks_async.bulk.stores.database import from_json, to_json
+from flinks_async.bulk.stores.row_digest import RowDigest
 from flinks_async.testing.data import Size, expected_answer, expected_body
 
 from ..answers import DOCUMENTED, to_bytes
@@ -85,7 +85,7 @@ def test_the_documented_answer(tmp_path: Path) -> None:
 
 def test_columns_are_those_of_arrow_with_the_line_in_front() -> None:
     pytest.importorskip("pyarrow")
-    schemas = columns.schemas(keyed=True)
+    schemas = tables.schemas(keyed=True)
     for table in (ACCOUNTS, TRANSACTIONS, HOLDERS):
         assert table.names[:2] == ("line", "key")
         assert ["key", "answer", *table.names[2:]] == getattr(schemas, table.name).names

@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-from flinks_async import rows as flat
+from flinks_async import tables as flat
 from flinks_async.bulk import crash_points
 from flinks_async.bulk.errors import StoreError
-from flinks_async.bulk.stores import SQLiteStore, Store, sqlite_schema
+from flinks_async.bulk.stores import SQLiteStore, Store, sqlite
 from flinks_async.bulk.stores import sqlite as sqlite_store
-from flinks_async.bulk.stores.rows import TABLES
+from flinks_async.bulk.stores.answer_rows import TABLES
 
 from ..answers import DOCUMENTED, to_bytes
 from . import store_contract
@@ -471,9 +471,9 @@ def test_columns_of_a_newer_version_are_added(shared: Path, monkeypatch: pytest.
 
     old = bench_at(shared)
     with monkeypatch.context() as past:
-        past.setattr(sqlite_schema, "TABLES", without("code"))
-        past.setattr(sqlite_schema, "VERSION", 0)
-        past.setattr(sqlite_schema, "_OWN", [s.replace(", 1)", ", 0)") for s in sqlite_schema._OWN])
+        past.setattr(sqlite, "TABLES", without("code"))
+        past.setattr(sqlite, "VERSION", 0)
+        past.setattr(sqlite, "_OWN", [s.replace(", 1)", ", 0)") for s in sqlite._OWN])
         old.start()
         assert query(shared, "SELECT value FROM flinks_meta") == [(0,)]
         with pytest.raises(StoreError, match="has no column named code"):
@@ -483,7 +483,7 @@ def test_columns_of_a_newer_version_are_added(shared: Path, monkeypatch: pytest.
     assert query(shared, "SELECT value FROM flinks_meta") == [(1,)]
     assert old.problems() == []
     with monkeypatch.context() as past:
-        past.setattr(sqlite_schema, "TABLES", without("detail"))
+        past.setattr(sqlite, "TABLES", without("detail"))
         other = shared.with_name("other.db")
         bench_at(other, "other").start().store.close()
     with pytest.raises(StoreError, match=r"the table 'accounts' of .* lacks 'detail', and cannot be extended"):
@@ -496,4 +496,4 @@ def test_a_store_that_is_not_open_says_so() -> None:
 
 
 def test_days_before_the_year_1000() -> None:
-    assert sqlite_schema._utc(dt.datetime(1, 1, 1, tzinfo=dt.UTC)) == "0001-01-01T00:00:00.000000Z"
+    assert sqlite._utc(dt.datetime(1, 1, 1, tzinfo=dt.UTC)) == "0001-01-01T00:00:00.000000Z"

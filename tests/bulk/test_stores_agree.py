@@ -19,10 +19,10 @@ psycopg = pytest.importorskip("psycopg")
 pq = pytest.importorskip("pyarrow.parquet")
 
 from flinks_async.bulk.stores import SQLiteStore, Store  # noqa: E402
+from flinks_async.bulk.stores.answer_rows import TABLES, Table  # noqa: E402
 from flinks_async.bulk.stores.duckdb import DuckDBStore  # noqa: E402
 from flinks_async.bulk.stores.parquet import ParquetStore  # noqa: E402
 from flinks_async.bulk.stores.postgresql import PostgreSQLStore  # noqa: E402
-from flinks_async.bulk.stores.rows import TABLES, Table  # noqa: E402
 from flinks_async.testing.data import expected_body  # noqa: E402
 
 from ..answers import DOCUMENTED, to_bytes  # noqa: E402

@@ -12,7 +12,7 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from flinks_async import FlinksError
-from flinks_async.testing import Script, Step
+from tests.raw_server import Script, Step
 
 Check = Callable[[Any], object]
 NOTHING: Mapping[str, Any] = MappingProxyType({})

@@ -20,7 +20,7 @@ from flinks_async import (
     ResponseTooLargeError,
     ServerError,
 )
-from flinks_async.testing import Close, Flood, Respond, Send
+from tests.raw_server import Close, Flood, Respond, Send
 
 from .fault_table import Row, chunked, head, row
 from .support import BODY, OK, SHORT

@@ -14,7 +14,7 @@ from flinks_async import (
     ReadError,
     Timeouts,
 )
-from flinks_async.testing import Close, HalfClose, Hang, Pause, Repeat, Reset, Respond, Send, Trickle
+from tests.raw_server import Close, HalfClose, Hang, Pause, Repeat, Reset, Respond, Send, Trickle
 
 from .fault_table import chunked, head, never, row
 from .support import BODY, OK, SHORT

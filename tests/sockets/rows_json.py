@@ -14,7 +14,7 @@ from flinks_async import (
     ServerError,
     WrongTypeError,
 )
-from flinks_async.testing import Respond
+from tests.raw_server import Respond
 
 from .fault_table import Row, row
 from .support import BODY

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from flinks_async import APIStatusError, FlinksError, ProtocolError
-from flinks_async.testing import Close, Flood, Hang, Pause, Send
+from tests.raw_server import Close, Flood, Hang, Pause, Send
 
 from .fault_table import Row, chunked, head, row
 from .support import BODY, OK

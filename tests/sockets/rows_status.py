@@ -18,7 +18,7 @@ from flinks_async import (
     RedirectError,
     ServerError,
 )
-from flinks_async.testing import Respond, Send
+from tests.raw_server import Respond, Send
 
 from .fault_table import Row, head, row
 from .support import BODY

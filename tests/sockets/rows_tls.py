@@ -16,7 +16,7 @@ from flinks_async import (
     ReadError,
     Timeouts,
 )
-from flinks_async.testing import Close, Hang, Reset, Send
+from tests.raw_server import Close, Hang, Reset, Send
 
 from .fault_table import row
 from .support import OK, Authority

@@ -9,7 +9,8 @@ from typing import Any
 import trustme
 
 from flinks_async import FlinksClient, Retry, Timeouts
-from flinks_async.testing import FakeClock, RawServer, ReadHead, Repeat, Respond
+from flinks_async.testing import FakeClock
+from tests.raw_server import RawServer, ReadHead, Repeat, Respond
 
 SECRET = "the-auth-secret"
 BODY = b'{"GetAccountsDetail":[{"LoginId":"l-1","CustomerId":"c-1"}],"RequestId":"r-1"}'

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from flinks_async import ClientClosedError, FlinksClient, FlinksError, Hedge, Limits, Timeouts
-from flinks_async.testing import KINDS, FakeClock, Hang, InMemoryTransport, RawServer, ReadHead, Repeat, Respond, Send
+from flinks_async.testing import KINDS, FakeClock, InMemoryTransport
+from tests.raw_server import Hang, RawServer, ReadHead, Repeat, Respond, Send
 
 from .support import BODY, HEALTHY, OK, SECRET, assert_clean, client_for, turns
 

@@ -17,7 +17,7 @@ from flinks_async import (
     PartnerAccessResponse,
     Request,
 )
-from flinks_async.testing import RawConnection, RawServer, ReadHead
+from tests.raw_server import RawConnection, RawServer, ReadHead
 
 from .fault_table import Row, all_rows
 from .support import OK, SECRET, Authority, assert_clean, client_for, unused_port

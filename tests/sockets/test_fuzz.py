@@ -28,8 +28,9 @@ from flinks_async import (
     Retry,
     Timeouts,
 )
-from flinks_async.inflate import Inflater
-from flinks_async.testing import Close, FakeClock, InMemoryTransport, RawConnection, RawServer, ReadHead, Respond, Send
+from flinks_async.testing import FakeClock, InMemoryTransport
+from flinks_async.transport.inflate import Inflater
+from tests.raw_server import Close, RawConnection, RawServer, ReadHead, Respond, Send
 
 from .fault_table import chunked, head
 from .support import BODY, OK, SECRET, assert_clean, client_for

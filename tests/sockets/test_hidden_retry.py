@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from flinks_async import FlinksClient, ReadError, Retry
-from flinks_async.testing import Close, RawServer, ReadHead, Repeat, Reset
+from tests.raw_server import Close, RawServer, ReadHead, Repeat, Reset
 
 from .support import HEALTHY, OK, assert_clean, client_for
 
@@ -22,8 +22,8 @@ async def _no_guard(request: Any, handler: Any) -> Any:
 
 def _without_guard(monkeypatch: pytest.MonkeyPatch) -> None:
     # Requests through aiohttp's ClientSession, as with a borrowed session; ours by itself repeats nothing.
-    monkeypatch.setattr("flinks_async.transport.session_is_untouched", lambda: False)
-    monkeypatch.setattr("flinks_async.transport._one_request", _no_guard)
+    monkeypatch.setattr("flinks_async.transport.aiohttp.session_is_untouched", lambda: False)
+    monkeypatch.setattr("flinks_async.transport.aiohttp._one_request", _no_guard)
 
 
 async def _fetch(client: FlinksClient, number: int) -> int:

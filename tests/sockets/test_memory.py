@@ -19,7 +19,7 @@ from flinks_async import (
     Retry,
     Timeouts,
 )
-from flinks_async.testing import Flood, RawServer, ReadHead, Respond, Send
+from tests.raw_server import Flood, RawServer, ReadHead, Respond, Send
 
 from ..support import traced
 from .fault_table import head

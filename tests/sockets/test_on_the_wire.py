@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flinks_async import BadRequestError, ConfigError, FlinksError, InvalidTokenError, RedirectError, Request, Secret
-from flinks_async.testing import RawServer, ReadHead, Repeat, Respond
+from tests.raw_server import RawServer, ReadHead, Repeat, Respond
 
 from .support import HEALTHY, SECRET, client_for
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flinks_async import Connection, FlinksError, ProxyError
-from flinks_async.testing import Close, Hang, RawServer, ReadHead, Repeat, Reset, Respond, Send, StartTLS
+from tests.raw_server import Close, Hang, RawServer, ReadHead, Repeat, Reset, Respond, Send, StartTLS
 
 from .support import OK, SHORT, Authority, assert_clean, client_for, unused_port
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flinks_async.testing import Close, Hang, RawServer, ReadHead, Repeat, Reset, Respond, Send
+from tests.raw_server import Close, Hang, RawServer, ReadHead, Repeat, Reset, Respond, Send
 
 from ..support import turns
 from .support import BODY, HEALTHY, client_for

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from flinks_async import Connection, FlinksClient
-from flinks_async.testing import Close, FakeClock, RawConnection, RawServer, ReadHead, Repeat, Respond, Send
+from flinks_async.testing import FakeClock
+from tests.raw_server import Close, RawConnection, RawServer, ReadHead, Repeat, Respond, Send
 
 from .support import HEALTHY, OK, Authority, assert_clean, client_for
 

@@ -17,7 +17,7 @@ import aiohttp
 import pytest
 
 from flinks_async import ClientClosedError, ConfigError, FlinksClient, Handler, Request, Response, Timeouts
-from flinks_async.testing import Hang, RawServer, ReadHead, Respond, Send
+from tests.raw_server import Hang, RawServer, ReadHead, Respond, Send
 
 from .support import BODY, HEALTHY, OK, assert_clean, client_for, turns
 

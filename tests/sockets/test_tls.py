@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flinks_async import Connection, FlinksClient
-from flinks_async.testing import RawConnection, RawServer, ReadHead
+from tests.raw_server import RawConnection, RawServer, ReadHead
 
 from .support import HEALTHY, OK, Authority, assert_clean, client_for
 

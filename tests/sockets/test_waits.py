@@ -11,7 +11,8 @@ import pytest
 
 from flinks_async import ConnectTimeoutError, Limits, RateLimitedError, Retry, ServerError, Timeouts
 from flinks_async.clock import SystemClock
-from flinks_async.testing import FakeClock, RawServer, ReadHead, Repeat, Respond
+from flinks_async.testing import FakeClock
+from tests.raw_server import RawServer, ReadHead, Repeat, Respond
 
 from .support import BODY, HEALTHY, OK, assert_clean, client_for
 

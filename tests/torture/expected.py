@@ -11,7 +11,7 @@ from typing import Any
 from attrs import field, frozen
 
 from flinks_async import bulk
-from flinks_async.bulk import layout
+from flinks_async.bulk import files
 from flinks_async.testing.data import Size, expected_answer
 
 from .job_driver import EXHAUSTED, FINAL
@@ -20,8 +20,8 @@ from .outputs import OUTPUTS
 
 LEFT_BEHIND = frozenset(
     {
-        layout.MANIFEST, layout.LEDGER, layout.LOCK, layout.LOG, layout.FAILED, layout.DUPLICATES, layout.REPORT,
-        layout.SPOOLS, "parts",
+        files.MANIFEST, files.LEDGER, files.LOCK, files.LOG, files.FAILED, files.DUPLICATES, files.REPORT,
+        files.SPOOLS, "parts",
     }
 )  # fmt: skip
 
@@ -133,13 +133,13 @@ def _once(lines: Iterable[bytes], tokens: Tokens) -> Iterator[dict[str, Any]]:
 
 def check_outcome(job: Path, tokens: Tokens) -> None:
     """failed.jsonl, duplicates.jsonl and report.json."""
-    failed = [json.loads(line) for line in (job / layout.FAILED).read_text().splitlines()]
+    failed = [json.loads(line) for line in (job / files.FAILED).read_text().splitlines()]
     assert {row["line"]: row["kind"] for row in failed} == tokens.failing
     assert len(failed) == len(tokens.failing)
-    duplicates = [json.loads(line) for line in (job / layout.DUPLICATES).read_text().splitlines()]
+    duplicates = [json.loads(line) for line in (job / files.DUPLICATES).read_text().splitlines()]
     assert {row["line"]: row["first"] for row in duplicates} == tokens.duplicates
     assert len(duplicates) == len(tokens.duplicates)
-    outcome = json.loads((job / layout.REPORT).read_text())["outcome"]
+    outcome = json.loads((job / files.REPORT).read_text())["outcome"]
     assert (outcome["tokens"], outcome["fetched"], outcome["failed"], outcome["pending"]) == (
         tokens.count, len(tokens.good), tokens.failed, 0,
     )  # fmt: skip
@@ -148,17 +148,17 @@ def check_outcome(job: Path, tokens: Tokens) -> None:
 def check_files(job: Path, notes: frozenset[str]) -> None:
     """Nothing is left over."""
     assert {entry.name for entry in job.iterdir()} - notes - LEFT_BEHIND == set()
-    assert list((job / layout.SPOOLS).iterdir()) == []
+    assert list((job / files.SPOOLS).iterdir()) == []
     if (job / "parts").exists():
         known = json.dumps([commit.receipt for commit in _commits(job)])
-        files = [path for path in (job / "parts").rglob("*") if path.is_file()]
-        assert [path for path in files if f'{path.name}"' not in known] == []
+        parts = [path for path in (job / "parts").rglob("*") if path.is_file()]
+        assert [path for path in parts if f'{path.name}"' not in known] == []
 
 
 def _commits(job: Path) -> list[bulk.Commit]:
     from flinks_async.bulk.ledger import Ledger
 
-    ledger = Ledger(job / layout.LEDGER)
+    ledger = Ledger(job / files.LEDGER)
     try:
         return list(ledger.commits())
     finally:

@@ -17,7 +17,7 @@ import pytest
 from attrs import evolve
 
 from flinks_async import bulk
-from flinks_async.bulk import layout
+from flinks_async.bulk import files
 
 from .driver import Driver
 from .expected import Tokens, check, make_tokens
@@ -104,7 +104,7 @@ class Torture:
 
     def _committed(self, order: Order) -> int:
         """Shards that are."""
-        return bulk.status(order.job).totals.shards_done if (order.job / layout.MANIFEST).exists() else 0
+        return bulk.status(order.job).totals.shards_done if (order.job / files.MANIFEST).exists() else 0
 
 
 @pytest.fixture

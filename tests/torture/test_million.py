@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from flinks_async import bulk
-from flinks_async.bulk import layout
+from flinks_async.bulk import files
 
 from .driver import Driver
 from .job_driver import LAYOUT
@@ -56,7 +56,7 @@ def test_memory_is_flat_and_the_ledger_small(tmp_path: Path, monkeypatch: pytest
         assert ended.state == "complete", driver.errors()
         assert server.counted(0) == MILLION
     took = time.monotonic() - begun
-    size = (order.job / layout.LEDGER).stat().st_size / 2**20
+    size = (order.job / files.LEDGER).stat().st_size / 2**20
     print(f"\n{took:.0f} s; memory {early:.0f} MB before 200,000 tokens, {late:.0f} MB after; ledger {size:.1f} MB")
     assert late < early + 15
     assert size < 50

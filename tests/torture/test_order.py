@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from flinks_async.bulk import Commit, layout
+from flinks_async.bulk import Commit, files
 from flinks_async.bulk.ledger import Ledger
 
 from .driver import Driver
@@ -19,7 +19,7 @@ from .order import Order
 from .outputs import OUTPUTS
 from .trace import RENAMES, SYNCS, WRITES, Call, read_trace, tracer
 
-MADE_FOR_THE_MOMENT = (layout.LOG, layout.LOCK, "-shm", ".tmp")
+MADE_FOR_THE_MOMENT = (files.LOG, files.LOCK, "-shm", ".tmp")
 """Ends of names of files that nothing depends on, or that get another name when they are synced."""
 
 
@@ -29,7 +29,7 @@ class Trace:
     def __init__(self, calls: list[Call], order: Order) -> None:
         self.root = order.root
         self.job = order.job
-        self.wal = f"{self.job / layout.LEDGER}-wal"
+        self.wal = f"{self.job / files.LEDGER}-wal"
         self.calls = calls
 
     def last(self, names: frozenset[str], path: Path | str, *, before: Call | None = None) -> Call:
@@ -45,7 +45,7 @@ class Trace:
         """The first write to the ledger that says that a shard is done: the checksum of its answers is in it."""
         found = [
             call for call in self.calls
-            if call.path.startswith(str(self.job / layout.LEDGER)) and call.name in WRITES
+            if call.path.startswith(str(self.job / files.LEDGER)) and call.name in WRITES
             and commit.written.sha256 in call.text
         ]  # fmt: skip
         assert found[0].path == self.wal
@@ -53,7 +53,7 @@ class Trace:
 
     def check_spool(self, commit: Commit, ledger: Call) -> None:
         """write < fsync < ledger's write < ledger's fsync < unlink"""
-        spool = self.job / layout.SPOOLS / f"{commit.shard.id:06d}.spool"
+        spool = self.job / files.SPOOLS / f"{commit.shard.id:06d}.spool"
         written = self.last(WRITES, spool)
         synced = self.last(SYNCS, spool)
         assert written.ended < synced.begun
@@ -84,7 +84,7 @@ class Trace:
         return (
             path.startswith(self.root)
             and not path.endswith(MADE_FOR_THE_MOMENT)
-            and not path.startswith((str(self.job / layout.LEDGER), str(self.job / layout.SPOOLS)))
+            and not path.startswith((str(self.job / files.LEDGER), str(self.job / files.SPOOLS)))
             and Path(path).is_file()
         )
 
@@ -103,7 +103,7 @@ def traced(tmp_path: Path, order: Order) -> tuple[Trace, list[Commit]]:
     order = evolve(order, root=str(root), source=str(tokens.source), shard_size=6, open_shards=2)
     with Driver(tmp_path / "errors", tracer=tracer(tmp_path / "trace")) as driver:
         check(order, tokens, driver.run(order))
-    ledger = Ledger(order.job / layout.LEDGER)
+    ledger = Ledger(order.job / files.LEDGER)
     commits = list(ledger.commits())
     ledger.close()
     assert len(commits) == 4
@@ -122,10 +122,10 @@ def test_parts_and_manifest(traced: tuple[Trace, list[Commit]]) -> None:
     """write < fsync < rename < fsync of the folder < ledger"""
     trace, commits = traced
     check_order(trace, commits)
-    spools = str(trace.job / layout.SPOOLS)
+    spools = str(trace.job / files.SPOOLS)
     parts = [call for call in trace.calls if call.name in RENAMES and call.path.startswith(spools)]
     assert len(parts) == len(commits)
-    (manifest,) = [call for call in trace.calls if call.name in RENAMES and call.to == str(trace.job / layout.MANIFEST)]
+    (manifest,) = [call for call in trace.calls if call.name in RENAMES and call.to == str(trace.job / files.MANIFEST)]
     for rename in (*parts, manifest):
         assert trace.last(WRITES, rename.path).ended < trace.last(SYNCS, rename.path, before=rename).begun
         folder = [call for call in trace.calls if call.name in SYNCS and call.path == str(Path(rename.to).parent)]
@@ -141,7 +141,7 @@ def test_the_single_file(traced: tuple[Trace, list[Commit]]) -> None:
     for commit in commits:
         ledger = trace.commit_of(commit)
         appended = trace.last(WRITES, file, before=ledger)
-        assert trace.last(SYNCS, trace.job / layout.SPOOLS / f"{commit.shard.id:06d}.spool").ended < appended.begun
+        assert trace.last(SYNCS, trace.job / files.SPOOLS / f"{commit.shard.id:06d}.spool").ended < appended.begun
         assert appended.ended < trace.last(SYNCS, file, before=ledger).begun
 
 

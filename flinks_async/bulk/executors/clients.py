@@ -11,9 +11,8 @@ from attrs import evolve, field, frozen
 from ...client import FlinksClient
 from ...clock import SystemClock
 from ...codec import Codec
-from ...config import Settings
+from ...config import RateLimiter, Settings
 from ...errors import ConfigError
-from ...policies import RateLimiter
 from ...secret import Secret
 
 _OBJECTS: Final = ("middleware", "attempt_middleware", "observers", "session", "transport")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+from ..errors import InputChangedError
 from ..fetching import Loaded
-from ..inputs import InputFile, ShardReader
-from ..tasks import Task, read_tokens
+from ..inputs import InputFile, ShardReader, Token
 from ..thread import Worker
-from .protocol import NextTask
+from .protocol import NextTask, Task
+
+# [flinks_async.bulk.tasks] What an executor is given to do: rows of the input, never tokens.
 
 
 class Feed:
@@ -56,3 +58,25 @@ class Feed:
         if self._reader is None:
             self._reader = ShardReader(self._source, self._key)
         return task.shard, read_tokens(task, self._reader)
+
+
+def read_tokens(task: Task, reader: ShardReader) -> list[Token]:
+    """The tokens of a task. Blocking.
+
+    Raises:
+        InputChangedError: the file does not hold the tokens that it held when the job began.
+        InputError: it cannot be read.
+    """
+    shard, tokens = task.shard, []
+    only = None if shard.only is None else set(shard.only)
+    for cut in task.cuts:
+        for token in reader.read(cut):
+            line = token.line
+            if shard.first <= line <= shard.last and line not in task.duplicates and (only is None or line in only):
+                tokens.append(token)
+    if len(tokens) != shard.tokens:
+        raise InputChangedError(
+            f"lines {shard.first} to {shard.last} of the file of tokens have {len(tokens)} tokens, "
+            f"and had {shard.tokens} when the job began"
+        )
+    return tokens

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from ...clock import Clock, SystemClock
 from ..fetching import Fetcher
-from ..figures import Figures
-from ..records import State
+from ..progress import Figures
+from ..records import RunState
 from ..thread import Thread, Worker
 from .feed import Feed
 from .protocol import NextTask, TakeFinished, Work
@@ -43,7 +43,7 @@ class InProcessExecution:
         )  # fmt: skip
 
     @property
-    def stopped(self) -> tuple[State, str] | None:
+    def stopped(self) -> tuple[RunState, str] | None:
         return self._fetcher.stopped
 
     async def go(self) -> None:
@@ -53,7 +53,7 @@ class InProcessExecution:
             self._feed.close()
             self._writing.close()
 
-    def stop(self, reason: str, state: State = "stopped") -> None:
+    def stop(self, reason: str, state: RunState = "stopped") -> None:
         self._fetcher.stop(reason, state)
 
     def break_off(self, error: BaseException) -> None:

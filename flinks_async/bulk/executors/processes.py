@@ -14,19 +14,22 @@ from typing import Final
 
 from attrs import evolve
 
+from ...config import Adaptive, Limits, Retry, Settings, ShareQuota
 from ...errors import ConfigError
 from ..directory import empty
-from ..disk import make_folder
 from ..errors import WorkerError
-from ..figures import Figures, sum_of
-from ..records import Finished, State
-from ..tasks import Task
+from ..files import make_folder
+from ..progress import Figures, sum_of
+from ..records import Finished, RunState
+from ..rules import Rules
 from .clients import describe
-from .messages import Assigned, Broken, Next, Paused, Report, Start, Stop, Stored
-from .protocol import NextTask, TakeFinished, Work
+from .protocol import NextTask, TakeFinished, Task, Work
 from .shared_rate import SharedRate
-from .shares import rules_for, settings_for
+from .worker_messages import Assigned, Broken, Next, Paused, Report, Start, StopWorker, Stored
 from .worker_process import WorkerProcess
+
+# [flinks_async.bulk.executors.shares] What each of several processes gets of what is allowed in all. The rate is not divided but shared: see `shared_rate`.
+
 
 GRACE: Final = 10.0
 """Seconds beyond `Rules.drain` in which a worker must have handed over what it has. One that has not then hangs."""
@@ -62,7 +65,7 @@ class ProcessesExecution:
     """An `Execution` in worker processes."""
 
     def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, count: int, restarts: int) -> None:
-        self.stopped: tuple[State, str] | None = None
+        self.stopped: tuple[RunState, str] | None = None
         self._work = work
         self._tasks = tasks
         self._finished = finished
@@ -99,11 +102,11 @@ class ProcessesExecution:
         self._broken: BaseException | None = None
         self._late: asyncio.TimerHandle | None = None
 
-    def stop(self, reason: str, state: State = "stopped") -> None:
+    def stop(self, reason: str, state: RunState = "stopped") -> None:
         if self.stopped is None:
             self.stopped = (state, reason)
             for worker in self._workers.values():
-                worker.link.send(Stop(reason, state))
+                worker.link.send(StopWorker(reason, state))
             self._late = asyncio.get_running_loop().call_later(
                 self._work.rules.drain + GRACE, self._end_those_that_hang
             )
@@ -188,7 +191,7 @@ class ProcessesExecution:
         for pause in self._pauses.values():
             worker.link.send(pause)
         if self.stopped is not None:
-            worker.link.send(Stop(self.stopped[1], self.stopped[0]))
+            worker.link.send(StopWorker(self.stopped[1], self.stopped[0]))
         while (message := await worker.link.receive()) is not None:
             match message:
                 case Next():
@@ -236,7 +239,7 @@ class ProcessesExecution:
         await self._finished(finished)
         worker.link.send(Stored(finished.shard.id))
 
-    def _obey_rules(self, stopped: tuple[State, str] | None) -> None:
+    def _obey_rules(self, stopped: tuple[RunState, str] | None) -> None:
         """Stops all of them for what one has met, or all together."""
         if stopped is not None:
             self.stop(stopped[1], stopped[0])
@@ -252,3 +255,57 @@ class ProcessesExecution:
         for other in self._workers.values():
             if other is not worker:
                 other.link.send(pause)
+
+
+def share(whole: int, place: int, places: int) -> int:
+    """One place's part of a number; at least 1. The parts of a number that is large enough add up to it."""
+    return max(1, whole // places + (place < whole % places))
+
+
+def settings_for(settings: Settings, place: int, places: int) -> Settings:
+    """The settings of one process.
+
+    Raises:
+        ConfigError: so many processes are not allowed to send anything at once.
+    """
+    retry, limits = settings.retry, settings.limits
+    return evolve(settings, retry=_retry_for(retry, places), limits=_limits_for(limits, place, places))
+
+
+def rules_for(rules: Rules, place: int, places: int) -> Rules:
+    """The rules of one process. What counts tokens or time in all is watched by the job.
+
+    Raises:
+        ConfigError: as for `settings_for`.
+    """
+    if rules.concurrency is not None:
+        _refuse_too_few(rules.concurrency, places)
+    return evolve(
+        rules,
+        concurrency=None if rules.concurrency is None else share(rules.concurrency, place, places),
+        open_shards=share(rules.open_shards, place, places),
+        max_failures=None,
+        max_failure_share=None,
+        max_duration=None,
+    )
+
+
+def _retry_for(retry: Retry, places: int) -> Retry:
+    quota = retry.quota
+    return (
+        evolve(retry, quota=evolve(quota, minimum=quota.minimum / places)) if isinstance(quota, ShareQuota) else retry
+    )
+
+
+def _limits_for(limits: Limits, place: int, places: int) -> Limits:
+    _refuse_too_few(limits.most_at_once, places)
+    concurrency = limits.concurrency
+    if isinstance(concurrency, Adaptive):
+        bounds = {name: share(getattr(concurrency, name), place, places) for name in ("minimum", "initial", "maximum")}
+        return evolve(limits, concurrency=evolve(concurrency, **bounds))
+    return evolve(limits, concurrency=share(concurrency, place, places))
+
+
+def _refuse_too_few(concurrency: int, places: int) -> None:
+    if concurrency < places:
+        raise ConfigError(f"{places} processes need a concurrency of at least {places} in all, not {concurrency}")

@@ -1,4 +1,4 @@
-"""What an executor is: it maps shards to files of answers, wherever that is done."""
+"""What an executor is given to do: rows of the input, never tokens."""
 
 from __future__ import annotations
 
@@ -10,14 +10,32 @@ from attrs import field, frozen
 
 from ...client import FlinksClient
 from ..compression import Compression
-from ..figures import Figures
 from ..inputs import InputFile
 from ..log import JobLog
-from ..records import Finished, State
+from ..progress import Figures
+from ..records import Finished, RunState, Shard
 from ..rules import Rules
-from ..tasks import Task
+
+# [flinks_async.bulk.executors.protocol] What an executor is: it maps shards to files of answers, wherever that is done.
+
+
+@frozen
+class Task:
+    """A shard to be fetched, and where its rows are. Plain data, so it may go anywhere.
+
+    Attributes:
+        shard: which.
+        cuts: the pieces of the plan that hold its rows.
+        duplicates: lines among them whose token came before.
+    """
+
+    shard: Shard
+    cuts: tuple[Shard, ...]
+    duplicates: frozenset[int] = frozenset()
+
 
 NextTask = Callable[[], Awaitable[Task | None]]
+
 TakeFinished = Callable[[Finished], Awaitable[object]]
 
 
@@ -50,7 +68,7 @@ class Execution(Protocol):
     """Shards being fetched. All methods are called in the event loop of `go`."""
 
     @property
-    def stopped(self) -> tuple[State, str] | None:
+    def stopped(self) -> tuple[RunState, str] | None:
         """How and why no more tokens are taken; None while they are."""
         ...
 
@@ -64,7 +82,7 @@ class Execution(Protocol):
         """
         ...
 
-    def stop(self, reason: str, state: State = "stopped") -> None:
+    def stop(self, reason: str, state: RunState = "stopped") -> None:
         """Takes no more tokens; what is in flight has `Rules.drain` seconds to end. The first reason counts."""
         ...
 

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-from ...middleware.rate import GCRA
-from ..disk import cannot_write, create, write_all
+from ...limits.rate import GCRA
+from ..files import cannot_write, create, write_all
 
 _NUMBER: Final = struct.Struct("<d")
 

@@ -17,19 +17,18 @@ import msgspec
 
 from ...clock import SystemClock
 from ...errors import FlinksError
-from ...fast_loop import fast_loop
+from ...runtime.event_loop import fast_loop
 from ..errors import WorkerError
 from ..fetching import Fetcher
-from ..figures import Figures
 from ..inputs import InputFile
+from ..progress import Figures
 from ..records import Finished
-from ..tasks import Task
 from ..thread import Thread
 from .clients import Secrets, from_line, make
 from .feed import Feed
-from .link import Link
-from .messages import Assigned, Broken, Next, Paused, Report, Start, Stop, Stored
+from .protocol import Task
 from .shared_rate import SharedRate
+from .worker_messages import Assigned, Broken, Link, Next, Paused, Report, Start, StopWorker, Stored
 
 REPORT_EVERY: Final = 0.2
 """Seconds between two reports."""
@@ -125,7 +124,7 @@ class WorkerRun:
                         self._assigned.set_result(task)
                 case Stored(shard):
                     self._storing.pop(shard).set_result(None)
-                case Stop(reason, state):
+                case StopWorker(reason, state):
                     self._fetcher.stop(reason, state)
                 case Paused(client, until, in_a_row):
                     self._clients[client].governor.pause_until(until, in_a_row)

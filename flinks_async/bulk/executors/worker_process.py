@@ -14,12 +14,11 @@ from attrs import evolve
 
 from ...secret import Secret
 from ..errors import WorkerError
-from ..figures import Figures
+from ..progress import Figures
 from ..records import Finished
-from ..tasks import Task
 from .clients import Secrets, to_line
-from .link import Link
-from .messages import Start
+from .protocol import Task
+from .worker_messages import Link, Start
 
 # Signals are for the job, which tells its workers: SIGTERM, too, since service managers send it to every process.
 _PROGRAM: Final = """\

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from .check import check
-from .digest import digest
-from .input_file import InputFile
-from .layout import Format, Layout
-from .rows import NO_KEY, Note, Row, Token
+from .formats import Format, Layout
+from .rows import NO_KEY, Note, Row, Token, check
 from .scan import PlanSink, Scanned, scan
-from .shard_reader import ShardReader
+from .shards import ShardReader
+from .source import InputFile, digest
 
 __all__ = [
     "NO_KEY",

@@ -11,7 +11,7 @@ from pathlib import Path
 from struct import Struct
 from typing import Final
 
-from ..disk import PRIVATE_FILE, cannot_write, make_folder, write_all
+from ..files import PRIVATE_FILE, cannot_write, make_folder, write_all
 
 _BUCKETS: Final = 256
 _RECORD: Final = Struct(">16sQ")

@@ -15,8 +15,8 @@ from attrs import frozen
 from ...errors import ConfigError
 from ..compression import Compression, Corrupt
 from ..errors import InputError
+from .formats import JSONLParser
 from .rows import choose_beside, choose_column
-from .rows_jsonl import JSONLParser
 
 if TYPE_CHECKING:
     import pyarrow

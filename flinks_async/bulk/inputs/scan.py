@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from array import array
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from struct import Struct
 from typing import Final, Protocol
 
 from attrs import field, frozen
@@ -13,17 +16,19 @@ from attrs import field, frozen
 from ...errors import ConfigError
 from ...secret import fingerprint
 from ..errors import InputError
+from ..files import cannot_write, create
 from ..records import Failure, Shard
-from .check import check
-from .draft import DraftShards
 from .duplicates import DuplicateFinder
-from .input_file import InputFile
 from .lines import Batch, LineOffsets, LineSplitter
-from .reading import next_chunk
-from .rows import NO_KEY, Note, NoteKind, Row
-from .shard_digest import identity, shard_digest
+from .rows import NO_KEY, Note, NoteKind, Row, check
+from .shards import identity, shard_digest
+from .source import InputFile, next_chunk
+
+# [flinks_async.bulk.inputs.draft] The shards of a scan until their duplicates are known.
+
 
 _BUCKETS: Final = "duplicates"
+
 _SHARDS: Final = "shards"
 
 MOST_INSTANCES: Final = 1000
@@ -229,3 +234,61 @@ class _Scanner:
                     instance=note.instance,
                 )
             )
+
+
+_RECORD: Final = Struct(">QQQQ16s")
+
+
+class DraftShards:
+    """Shards on the disk, and 12 bytes of memory for each.
+
+    Args:
+        path: of the file, which is made new; `close` closes it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._firsts = array("Q")
+        self._duplicates = array("I")
+        try:
+            self._file = open(create(path), "wb")  # noqa: SIM115 - closed by close()
+        except OSError as error:
+            raise cannot_write(path, error) from None
+
+    def add(self, first: int, last: int, offset: int, sendable: int, digest: str) -> None:
+        """The next shard.
+
+        Raises:
+            StoreError: the disk is full.
+        """
+        self._firsts.append(first)
+        self._duplicates.append(0)
+        try:
+            self._file.write(_RECORD.pack(first, last, offset, sendable, bytes.fromhex(digest)))
+        except OSError as error:
+            raise cannot_write(self._path, error) from None
+
+    def duplicate(self, line: int) -> None:
+        """One of the tokens that were added is not to be fetched."""
+        self._duplicates[bisect_right(self._firsts, line) - 1] += 1
+
+    def finish(self) -> Iterator[Shard]:
+        """All shards, in their order.
+
+        Raises:
+            StoreError: the disk is full.
+        """
+        try:
+            self._file.close()
+            with open(self._path, "rb") as file:
+                for id_, duplicates in enumerate(self._duplicates):
+                    first, last, offset, sendable, digest = _RECORD.unpack(file.read(_RECORD.size))
+                    yield Shard(id_, first, last, offset, sendable - duplicates, digest.hex())
+        except OSError as error:
+            raise cannot_write(self._path, error) from None
+
+    def __len__(self) -> int:
+        return len(self._firsts)
+
+    def close(self) -> None:
+        self._file.close()

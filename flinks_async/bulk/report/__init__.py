@@ -10,9 +10,8 @@ import msgspec
 
 from ...errors import ConfigError
 from ..directory import refuse_own_files
-from ..disk import write_durably
 from ..errors import StoreError
-from ..layout import MANIFEST, PAGE
+from ..files import MANIFEST, PAGE, write_durably
 from ..manifest import Manifest
 from .facts import gather
 

@@ -11,14 +11,13 @@ from typing import Any, Final
 from attrs import field, frozen
 
 from ..errors import JobError
+from ..files import LEDGER, MANIFEST
 from ..inputs import Scanned
-from ..layout import LEDGER, MANIFEST
 from ..ledger import Ledger, Totals
 from ..manifest import Manifest
 from ..outcome import report_of
 from ..records import Commit, FailureKind
-from .intervals import Interval, intervals
-from .timeline import Timeline, timeline
+from .timeline import Interval, Timeline, intervals, timeline
 
 MOST_FAILURES: Final = 50
 """Groups of failures that are listed."""

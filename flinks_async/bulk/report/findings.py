@@ -10,9 +10,9 @@ from attrs import frozen
 
 from . import words
 from .facts import Facts
-from .intervals import Interval
+from .timeline import Interval
 
-State = Literal["good", "again", "final", "waiting", "mixed"]
+Outlook = Literal["good", "again", "final", "waiting", "mixed"]
 
 _AT_THE_LIMIT: Final = 0.9
 """Share of the limit from which on the limit counts as used up."""
@@ -36,7 +36,7 @@ class Verdict:
         next: what to do.
     """
 
-    state: State
+    state: Outlook
     title: str
     next: tuple[Step, ...]
 
@@ -48,7 +48,7 @@ class Tile:
     name: str
     value: str
     note: str
-    state: State | None = None
+    state: Outlook | None = None
 
 
 @frozen
@@ -104,7 +104,7 @@ def verdict(facts: Facts) -> Verdict:
         title = f"Finished: all tokens have arrived, {words.count(outcome.tokens)} in all."
     else:
         title = "Finished: there was no token to fetch."
-    state: State = "good"
+    state: Outlook = "good"
     if refused:
         state = "final"
     elif totals.pending:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any, Final
 
 from attrs import field, frozen
 
+from .words import utc
+
+# [flinks_async.bulk.report.intervals] Samples of a run as stretches of time, with what happened in each.
+
+# [flinks_async.bulk.report.thinning] Many intervals as few points, so that a week is as quick to look at as a minute.
+
+# [flinks_async.bulk.report.ticks] Where an axis of time has its labels.
+
+
 _GAP: Final = 0.04
+
 _ALL_GAPS: Final = 0.3
 """The widest gap, and the widest that all may be together, as shares of the time in runs."""
 
@@ -103,3 +115,223 @@ def _seconds(run: Mapping[str, Any], lasted: Mapping[int, float]) -> float:
     if run["run"] in lasted:
         return lasted[run["run"]]
     return 0.0 if run["ended"] is None else max(0.0, run["ended"] - run["started"])
+
+
+@frozen
+class Interval:
+    """The time between two samples of a run, or between its beginning and the first one.
+
+    Attributes:
+        run: which.
+        start, end: seconds since the run began.
+        rate: tokens a second.
+        p50, p95: seconds that answers took; None without answers.
+        in_flight, limit: requests on the wire at its end, and how many there might have been.
+        requests, retries, throttled: sent in it, of these repeated, and of these answered with "slow down".
+        paused: whether requests were held back at its end. Samples come at fixed times, so the share of those that
+            meet a pause is an unbiased estimate of the share of the time.
+        fetched: tokens of the job that have arrived at its end.
+        failed: tokens that were given up in it.
+    """
+
+    run: int
+    start: float
+    end: float
+    rate: float
+    p50: float | None
+    p95: float | None
+    in_flight: float
+    limit: float
+    requests: float
+    retries: float
+    throttled: float
+    paused: bool
+    fetched: float
+    failed: float
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
+
+
+def intervals(samples: Iterable[Mapping[str, Any]]) -> Iterator[Interval]:
+    """From the samples of a ledger. What is missing or no number counts as 0; samples out of order are passed over."""
+    before: Mapping[str, Any] = {}
+    run = 0
+    for sample in samples:
+        if sample["run"] != run:
+            run, before = sample["run"], {}
+        start, end = _number(before, "seconds"), _number(sample, "seconds")
+        if end <= start:
+            continue
+        yield Interval(
+            run,
+            start,
+            end,
+            rate=_number(sample, "rate"),
+            p50=_time(sample, "p50"),
+            p95=_time(sample, "p95"),
+            in_flight=_number(sample, "in_flight"),
+            limit=_number(sample, "limit"),
+            requests=_grown(before, sample, "requests"),
+            retries=_grown(before, sample, "retries"),
+            throttled=_grown(before, sample, "throttled"),
+            paused=_number(sample, "held_back") > 0,
+            fetched=_number(sample, "fetched"),
+            failed=_grown(before, sample, "failed") if before else 0.0,
+        )
+        before = sample
+
+
+def _number(sample: Mapping[str, Any], name: str) -> float:
+    value = sample.get(name)
+    return max(0.0, value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
+
+
+def _time(sample: Mapping[str, Any], name: str) -> float | None:
+    """Seconds; None without answers. Samples are rounded to milliseconds: a 0 is something below half of one."""
+    value = sample.get(name)
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        return None
+    return max(0.0005, value)
+
+
+def _grown(before: Mapping[str, Any], sample: Mapping[str, Any], name: str) -> float:
+    return max(0.0, _number(sample, name) - _number(before, name))
+
+
+@frozen
+class Spread:
+    """Smallest, mean and largest of several values."""
+
+    low: float
+    mean: float
+    high: float
+
+
+@frozen
+class Point:
+    """Some intervals of one run, one after the other.
+
+    Attributes:
+        run: which.
+        start, end: on the axis of the timeline.
+        rate, p50, p95, in_flight, limit: of the intervals, weighted by their length; None without any value.
+        requests, retries, throttled, failed: a second.
+        paused: share of the time in which requests were held back.
+        fetched: tokens of the job that have arrived at the end.
+    """
+
+    run: int
+    start: float
+    end: float
+    rate: Spread
+    p50: Spread | None
+    p95: Spread | None
+    in_flight: Spread
+    limit: Spread
+    requests: float
+    retries: float
+    throttled: float
+    failed: float
+    paused: float
+    fetched: float
+
+    @property
+    def middle(self) -> float:
+        return (self.start + self.end) / 2
+
+
+def thin(intervals: Iterable[Interval], timeline: Timeline, most: int) -> list[Point]:
+    """At most `most` points, plus one for each run; in the order of the axis.
+
+    Intervals of runs that are not on the timeline are left out.
+    """
+    by_run: dict[int, list[Interval]] = {segment.run: [] for segment in timeline.segments}
+    for interval in intervals:
+        if interval.run in by_run:
+            by_run[interval.run].append(interval)
+    points: list[Point] = []
+    for segment in timeline.segments:
+        share = segment.seconds / timeline.running if timeline.running else 0.0
+        points += _thin_run(by_run[segment.run], segment, max(1, int(most * share)))
+    return points
+
+
+def _thin_run(intervals: Sequence[Interval], segment: Segment, most: int) -> list[Point]:
+    if len(intervals) <= most:
+        return [_point([interval], segment) for interval in intervals]
+    width = segment.seconds / most
+
+    def bin_of(interval: Interval) -> int:
+        return min(most - 1, int((interval.start + interval.end) / 2 / width))
+
+    return [_point(list(group), segment) for _, group in groupby(intervals, bin_of)]
+
+
+def _point(group: Sequence[Interval], segment: Segment) -> Point:
+    last = group[-1]
+    seconds = sum(interval.seconds for interval in group)
+    return Point(
+        segment.run,
+        segment.at + group[0].start,
+        segment.at + last.end,
+        rate=_spread((i.rate, i.seconds) for i in group) or Spread(0, 0, 0),
+        p50=_spread((i.p50, i.seconds) for i in group if i.p50 is not None),
+        p95=_spread((i.p95, i.seconds) for i in group if i.p95 is not None),
+        in_flight=_spread((i.in_flight, i.seconds) for i in group) or Spread(0, 0, 0),
+        limit=_spread((i.limit, i.seconds) for i in group) or Spread(0, 0, 0),
+        requests=sum(i.requests for i in group) / seconds,
+        retries=sum(i.retries for i in group) / seconds,
+        throttled=sum(i.throttled for i in group) / seconds,
+        failed=sum(i.failed for i in group) / seconds,
+        paused=sum(i.seconds for i in group if i.paused) / seconds,
+        fetched=last.fetched,
+    )
+
+
+def _spread(weighted: Iterable[tuple[float, float]]) -> Spread | None:
+    """Of (value, weight), in any order."""
+    pairs = list(weighted)
+    if not pairs:
+        return None
+    values = [value for value, _ in pairs]
+    mean = sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
+    return Spread(min(values), mean, max(values))
+
+
+_STEPS: Final = (
+    1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 10800, 21600, 43200, 86400, 172800, 604800, 1209600,
+)  # fmt: skip
+
+
+def time_ticks(timeline: Timeline, most: int) -> list[tuple[float, str]]:
+    """(place, label) of up to about `most` round times, in UTC. The date is said where it changes."""
+    apart = timeline.length / (most + 1)
+    step = next((step for step in _STEPS if len(_places(timeline, step)) <= most), _STEPS[-1])
+    places = _places(timeline, step)
+    if len(places) < 2:
+        step, places = 1, [(s.at, s.started) for s in timeline.segments]
+    labels: list[tuple[float, str]] = []
+    day = None
+    for place, seconds in places:
+        at = utc(seconds)
+        if at is None or (labels and place - labels[-1][0] < apart * 0.7):
+            continue
+        clock = f"{at:%H:%M:%S}" if step < 60 else f"{at:%H:%M}"
+        labels.append((place, clock if at.date() == day else f"{clock}\n{at:%b} {at.day}"))
+        day = at.date()
+    return labels
+
+
+def _places(timeline: Timeline, step: int) -> list[tuple[float, float]]:
+    """(place, seconds since 1970) of all multiples of a step; too many are broken off."""
+    found: list[tuple[float, float]] = []
+    for segment in timeline.segments:
+        if segment.seconds / step > 100:
+            return [(0.0, 0.0)] * 1000
+        time = math.ceil(segment.started / step) * step
+        while time <= segment.started + segment.seconds:
+            found.append((segment.at + time - segment.started, time))
+            time += step
+    return found

@@ -23,16 +23,15 @@ from importlib import import_module
 from typing import Any, Final
 
 from ..errors import StoreError
-from .jsonl_file import JSONLFile
-from .jsonl_parts import JSONLParts
+from .jsonl import JSONLFile, JSONLParts
 from .protocol import Place, Problem, Store
 from .sqlite import SQLiteStore
 
 __all__ = ["JSONLFile", "JSONLParts", "Place", "Problem", "SQLiteStore", "Store", "from_description"]
 
 _CLASSES: Final = {
-    "jsonl-parts": ("jsonl_parts", "JSONLParts"),
-    "jsonl": ("jsonl_file", "JSONLFile"),
+    "jsonl-parts": ("jsonl", "JSONLParts"),
+    "jsonl": ("jsonl", "JSONLFile"),
     "sqlite": ("sqlite", "SQLiteStore"),
     "parquet": ("parquet", "ParquetStore"),
     "duckdb": ("duckdb", "DuckDBStore"),

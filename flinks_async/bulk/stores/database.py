@@ -11,18 +11,20 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, NoReturn, Protocol, TypeVar
 
+import msgspec
 from attrs import evolve
 
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError
 from ..records import Commit
-from .comparable import comparable
+from .answer_rows import FETCHES, TABLES, Row, Table, read_spool
 from .database_schema import MARKS, Database, look, quoted
-from .marks import from_json, to_json
 from .protocol import Problem
-from .row_digest import RowDigest
-from .rows import FETCHES, TABLES, Row, Table, read_spool
+from .row_digest import RowDigest, comparable
+
+# [flinks_async.bulk.stores.marks] Commits as JSON, for stores that keep them beside the rows, in the same transaction.
+
 
 ROWS: Final = 2_000
 """That are read at once."""
@@ -39,6 +41,7 @@ class Connection(Protocol):
 
 
 T = TypeVar("T")
+
 ConnectionT = TypeVar("ConnectionT", bound=Connection)
 
 
@@ -291,3 +294,18 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
                 yield Problem(f"{self.where}, table {name}", what, shard)
         if same and found.hexdigest() != receipt["digest"]:
             yield Problem(self.where, "its rows are not those that were written (their digest differs)", shard)
+
+
+to_json = msgspec.json.Encoder().encode
+"""A commit as JSON bytes. It has no token, as no record of a job does."""
+
+_decode = msgspec.json.Decoder(Commit).decode
+
+
+def from_json(mark: bytes | str) -> Commit:
+    """The commit again. Fields of a newer version are left out.
+
+    Raises:
+        ValueError: the mark is broken.
+    """
+    return _decode(mark)

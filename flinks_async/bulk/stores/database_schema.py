@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Container
 from typing import Any, ClassVar, Final
 
-from ...rows import Column, ColumnType, Row, Table
+from ...tables import Column, ColumnType, Row, Table
 from ..errors import StoreError
-from .rows import TABLES
+from .answer_rows import TABLES
 
 VERSION: Final = 1
 """Of the tables. A version may add columns, and nothing else."""

@@ -13,16 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ...errors import ConfigError
-from ...rows import ColumnType
+from ...tables import ColumnType
 from .. import crash_points
-from ..disk import PRIVATE_FILE, cannot_write, rename_durably, sync_file, sync_folder
 from ..errors import StoreError, StoreMissingError
-from .arrow import arrow_table, library
+from ..files import PRIVATE_FILE, cannot_write, rename_durably, sync_file, sync_folder
+from .answer_rows import Row, Table, arrow_table, library
 from .database import DatabaseStore
 from .database_schema import NAMES, job_number, prepare, quoted
-from .given import given_path, in_folder
+from .ownership import given_path, in_folder
 from .protocol import Place
-from .rows import Row, Table
 
 if TYPE_CHECKING:
     import duckdb

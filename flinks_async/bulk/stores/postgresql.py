@@ -7,25 +7,39 @@ are replaced, so a repeat has no effect.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+import msgspec
+
+from ...codec.parse import decode_any
 from ...errors import ConfigError
-from ...rows import ColumnType
+from ...tables import ColumnType, Row, Table, to_json
 from .. import crash_points
 from ..errors import StoreError, StoreMissingError
 from ..records import Commit
+from .answer_rows import FETCHES, TABLES, does_not_fit
 from .database import ROWS, DatabaseStore
 from .database_schema import job_number, prepare, quoted
-from .postgresql_connection import connect, library, store_error, without_secrets
-from .postgresql_values import storable
 from .protocol import Place
-from .rows import FETCHES, TABLES, Row, Table
 
 if TYPE_CHECKING:
     import psycopg
+
+
+# [flinks_async.bulk.stores.postgresql_connection] Connections to PostgreSQL: no password in what a job keeps, and no data in what an error says.
+
+# [flinks_async.bulk.stores.postgresql_values] What PostgreSQL cannot hold, in a form in which it can, without loss.
+#
+# - A text cannot have the character U+0000. Its column has U+FFFD instead, and `extra` has the exact text, under
+#   `flinks_async.text` and the column's name.
+# - `jsonb` cannot have that character either, nor numbers beyond those of `numeric`. Such JSON becomes a JSON string that
+#   holds its text: `extra #>> '{}'` gives it back.
+
 
 _LOCK: Final = 0x666C696E6B73
 """Of those who make or change the tables: "flinks" as a number."""
@@ -181,3 +195,140 @@ def _is_name(schema: str) -> bool:
 
 def _native(sql: str, values: Sequence[Any]) -> bytes:
     return (sql.replace("?", "%s") if values else sql).encode()
+
+
+_KEYS: Final = frozenset({"scram_client_key", "scram_server_key"})
+
+_HIDDEN: Final = b"*"
+"""How libpq marks an option that is not to be shown."""
+
+# Conditions whose texts may quote a row: data exceptions, violated constraints, and what triggers raise.
+_QUOTING: Final = ("22", "23", "P0")
+
+
+def library() -> Any:
+    """psycopg.
+
+    Raises:
+        ConfigError: it is not installed.
+    """
+    try:
+        import psycopg
+
+        return psycopg
+    except ImportError as error:
+        why = "" if isinstance(error, ModuleNotFoundError) else ", with libpq"
+    raise ConfigError(f"PostgreSQL needs psycopg{why}: pip install 'flinks-async[postgresql]'")
+
+
+def without_secrets(conninfo: str) -> str:
+    """A connection string in one form, after a look that it holds no password: it is written into the job's manifest.
+
+    Raises:
+        ConfigError: it holds one, or cannot be understood. The message shows nothing of it.
+    """
+    pg = library()
+    try:
+        options = [option for option in pg.pq.Conninfo.parse(conninfo.encode()) if option.val is not None]
+    except (pg.Error, UnicodeEncodeError):
+        options = None
+    if options is None:
+        raise ConfigError(
+            "the connection to PostgreSQL cannot be understood: it is postgresql://USER@HOST/DATABASE or "
+            "'host=HOST dbname=DATABASE user=USER', without a password"
+        )
+    secret = [name for o in options if (name := o.keyword.decode()) in _KEYS or o.dispchar == _HIDDEN]
+    if secret:
+        raise ConfigError(
+            f"the connection to PostgreSQL holds a secret ({', '.join(secret)}), and a job writes it to its manifest: "
+            "put it into PGPASSWORD, ~/.pgpass or a service file instead"
+        )
+    given = {option.keyword.decode(): option.val.decode() for option in options}
+    return str(pg.conninfo.make_conninfo(**given))
+
+
+def connect(conninfo: str) -> psycopg.Connection[Any]:
+    """A new connection. A password comes from PGPASSWORD, ~/.pgpass or a service file.
+
+    Raises:
+        StoreError: the server cannot be reached, or says no.
+    """
+    pg = library()
+    try:
+        connection: psycopg.Connection[Any] = pg.connect(
+            conninfo, autocommit=True, fallback_application_name="flinks-async", client_encoding="UTF8"
+        )
+        return connection
+    except pg.Error as error:
+        problem = store_error(error)
+    raise problem
+
+
+def store_error(error: psycopg.Error) -> StoreError:
+    """What stands for an error of the server or of libpq. To be raised outside of the `except` block."""
+    state = error.sqlstate
+    if state is None:
+        return StoreError(f"PostgreSQL: {' '.join(str(error).split())}")
+    name = type(error).__name__
+    if state.startswith(_QUOTING) or error.diag.message_primary is None:
+        return StoreError(f"PostgreSQL refuses the data: {name} ({state}) in the table {error.diag.table_name or '?'}")
+    return StoreError(f"PostgreSQL: {error.diag.message_primary} ({name}, {state})")
+
+
+EXACT: Final = "flinks_async.text"
+
+_INT64: Final = range(-(2**63), 2**63)
+
+_SUSPECT: Final = re.compile(r"\\u0000|[0-9][eE][+-]?[0-9]{3}|[0-9]{1000}")
+
+_MOST_DIGITS: Final = 10_000
+"""Before or after the point: PostgreSQL has room for 131,072 and 16,383."""
+
+
+def storable(where: str, table: Table, row: Row) -> Row:
+    """A row as it is stored.
+
+    Args:
+        where: the database, for the error.
+
+    Raises:
+        StoreError: a value does not fit its column.
+    """
+    exact: dict[str, str] = {}
+    values = list(row)
+    for number, column in enumerate(table.columns):
+        value = values[number]
+        if value is None:
+            continue
+        if column.type == "text":
+            if "\0" in value:
+                exact[column.name] = value
+                values[number] = value.replace("\0", "\ufffd")
+        elif column.type == "json":
+            values[number] = _json(value)
+        elif column.type == "integer" and value not in _INT64:
+            raise does_not_fit(where, table, column, row, "bigint")
+    if exact:
+        number = table.names.index("extra")
+        extra: dict[str, Any] = {} if row[number] is None else decode_any(row[number].encode())
+        values[number] = _json(to_json({**extra, EXACT: exact}).decode())
+    return tuple(values)
+
+
+def _json(text: str) -> str:
+    if _SUSPECT.search(text) and not _fits(decode_any(text.encode())):
+        return msgspec.json.encode(text).decode()
+    return text
+
+
+def _fits(value: Any) -> bool:
+    if isinstance(value, str):
+        return "\0" not in value
+    if isinstance(value, dict):
+        return all("\0" not in key and _fits(item) for key, item in value.items())
+    if isinstance(value, list):
+        return all(map(_fits, value))
+    if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
+        _, digits, exponent = Decimal(value).as_tuple()
+        return isinstance(exponent, int) and len(digits) + abs(exponent) <= _MOST_DIGITS
+    return True

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 from hashlib import blake2b
 from typing import Any, Final
 
 import msgspec
 
-from ...rows import Row, Table
+from ...codec.parse import EXACT, decode_any
+from ...tables import ColumnType, Row, Table
+
+# [flinks_async.bulk.stores.comparable] Rows in a form that does not depend on how a database writes its values, for checksums.
+
 
 _SIZE: Final = 16
+
 _encode: Final = msgspec.msgpack.encode
 
 
@@ -45,3 +52,54 @@ class RowDigest:
 
 def _named(names: tuple[str, ...], row: Row) -> dict[str, Any]:
     return {name: value for name, value in zip(names, row, strict=True) if value is not None}
+
+
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+_MICROSECOND: Final = dt.timedelta(microseconds=1)
+
+
+def comparable(table: Table, rows: Iterable[Row]) -> Iterator[Row]:
+    """Amounts without zeros at the end, days as ISO 8601, points in time as microseconds since 1970, JSON without
+    regard to the order of its keys; the rest as it is."""
+    converters = [(number, _CONVERT[c.type]) for number, c in enumerate(table.columns) if c.type in _CONVERT]
+    for row in rows:
+        values = list(row)
+        for number, convert in converters:
+            if values[number] is not None:
+                values[number] = convert(values[number])
+        yield tuple(values)
+
+
+def _amount(value: Decimal) -> str:
+    text = format(value, "f")
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+def _instant(value: dt.datetime | int) -> int:
+    return value if isinstance(value, int) else (value - _EPOCH) // _MICROSECOND
+
+
+def _json(text: str) -> Any:
+    return _sorted(decode_any(text.encode()))
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    if isinstance(value, list):
+        return [_sorted(item) for item in value]
+    if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
+        number = Decimal(value).normalize(EXACT)
+        return ["number", str(number) if number else "0"]  # PostgreSQL knows no negative zero
+    return value
+
+
+_CONVERT: Final[dict[ColumnType, Callable[[Any], Any]]] = {
+    "amount": _amount,
+    "date": dt.date.isoformat,
+    "instant": _instant,
+    "json": _json,
+}

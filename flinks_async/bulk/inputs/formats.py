@@ -1,0 +1,302 @@
+"""How a token file is to be read."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any, Final, Literal
+
+import msgspec
+from attrs import evolve, frozen
+
+from ...secret import Secret
+from ..errors import InputError
+from .lines import BadLine, Line
+from .rows import NO_KEY, Note, Row, RowParser, TextParser, Token, choose_beside, choose_column, holds_token
+
+# [flinks_async.bulk.inputs.rows_csv] CSV with a header row. Quoted fields may hold line breaks; a quote that never ends costs one line, not the file.
+
+# [flinks_async.bulk.inputs.rows_jsonl] JSONL: one object a line, of which one field is the token. Lines that are just a string are tokens too.
+
+
+Format = Literal["auto", "text", "csv", "jsonl", "parquet"]
+
+_COMPRESSED: Final = frozenset({".gz", ".zst"})
+
+_SUFFIXES: Final[dict[str, Format]] = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+
+
+@frozen
+class Layout:
+    """How to read the file. None and `auto` are found out from its name and its first row.
+
+    Attributes:
+        format: `text`, `csv`, `jsonl`, `parquet`, or `auto` (default): by the name (`users.csv.gz` is CSV), else text.
+        column: with the tokens; without it, the only one, or the one with a usual name.
+        key_column: of values that come back with the answers.
+        instance_column: of the names of the instances where the tokens belong.
+        delimiter: of CSV; without it a comma, in a `.tsv` file a tab.
+    """
+
+    format: Format = "auto"
+    column: str | None = None
+    key_column: str | None = None
+    instance_column: str | None = None
+    delimiter: str | None = None
+
+    def format_of(self, path: str) -> Format:
+        """The format of a file of that name; never `auto`."""
+        return _SUFFIXES.get(_suffix(path), "text") if self.format == "auto" else self.format
+
+    def for_file(self, path: str) -> Layout:
+        """The same with what the name of a file says, so that the file may have another name later."""
+        chosen, delimiter = self.format_of(path), self.delimiter
+        if chosen == "csv" and delimiter is None:
+            delimiter = "\t" if _suffix(path) == ".tsv" else ","
+        return evolve(self, format=chosen, delimiter=delimiter)
+
+    def parser(self, path: str) -> RowParser:
+        """The parser for a file of that name. A Parquet file is read as JSONL (see `parquet`).
+
+        Raises:
+            InputError: options that do not go together.
+        """
+        named = self.for_file(path)
+        chosen = named.format
+        columns = {"--key-column": self.key_column, "--instance-column": self.instance_column}
+        given = [option for option, name in columns.items() if name is not None]
+        if chosen == "text" and (self.column is not None or given):
+            options = " and ".join(["--column", *(given or ["--key-column"])])
+            raise InputError(f"A text file has no columns. For {options}, add --format csv or --format jsonl.")
+        if chosen != "csv" and self.delimiter is not None:
+            raise InputError("--delimiter is for CSV files; add --format csv.")
+        if chosen == "text":
+            return TextParser()
+        if chosen in ("jsonl", "parquet"):
+            return JSONLParser(self.column, self.key_column, self.instance_column)
+        return CSVParser(self.column, self.key_column, named.delimiter or ",", self.instance_column)
+
+
+def _suffix(path: str) -> str:
+    """The end of a name that tells the format."""
+    stem, suffix = os.path.splitext(path.lower())
+    return os.path.splitext(stem)[1] if suffix in _COMPRESSED else suffix
+
+
+_MAX_LINES_OF_A_ROW: Final = 100
+
+_MAX_ROW: Final = 1024 * 1024
+
+
+@frozen
+class _Header:
+    """How many columns there are, and where those of interest are."""
+
+    width: int
+    token: int
+    key: int | None
+    instance: int | None
+
+
+class CSVParser:
+    """Rows of the token column, and of the key and instance columns if there are."""
+
+    def __init__(
+        self,
+        column: str | None,
+        key_column: str | None = None,
+        delimiter: str = ",",
+        instance_column: str | None = None,
+    ) -> None:
+        self._column = column
+        self._key_column = key_column
+        self._delimiter = delimiter
+        self._instance_column = instance_column
+        self._next = 1
+        self._open: list[tuple[int, str]] = []  # lines of a row whose quoted field has not ended yet
+        self._header: _Header | None = None
+
+    @property
+    def ready(self) -> bool:
+        return self._header is not None
+
+    @property
+    def held(self) -> int:
+        return len(self._open)
+
+    def feed(self, lines: Sequence[Line]) -> Iterator[Row]:
+        first = self._next
+        self._next += len(lines)
+        for number, line in enumerate(lines, first):
+            if isinstance(line, BadLine):
+                yield from self._give_up_all()
+                if not self.ready:
+                    raise InputError(f"The header row of the CSV file (line {number}) cannot be read: {line.message}.")
+                yield Note(number, "invalid", line.message)
+            elif self._open or '"' in line:
+                yield from self._add(number, line)
+            else:
+                yield self._simple(number, line)
+
+    def finish(self) -> Iterator[Row]:
+        yield from self._give_up_all()
+        if not self.ready:
+            raise InputError("The CSV file has no header row.")
+
+    def at(self, line: int) -> CSVParser:
+        parser = CSVParser(self._column, self._key_column, self._delimiter, self._instance_column)
+        parser._header = self._header
+        parser._next = line
+        return parser
+
+    def _simple(self, number: int, text: str) -> Row:
+        """A row on one line, without quotes."""
+        return self._row(number, text.split(self._delimiter)) if text.strip(" \t") else Note(number, "blank")
+
+    def _add(self, number: int, text: str) -> Iterator[Row]:
+        if not self._open and '"' not in text:
+            yield self._simple(number, text)
+            return
+        self._open.append((number, text))
+        try:
+            fields = self._parse() if '"' in text else None
+        except csv.Error:  # a field that is larger than the csv module takes
+            yield from self._give_up()
+            return
+        if fields is not None:
+            numbers = [number for number, _ in self._open]
+            self._open.clear()
+            yield self._row(numbers[0], fields)
+            for continued in numbers[1:]:
+                yield Note(continued, "continued")
+        elif len(self._open) >= _MAX_LINES_OF_A_ROW or sum(len(part) for _, part in self._open) > _MAX_ROW:
+            yield from self._give_up()
+
+    def _parse(self) -> list[str] | None:
+        """The fields of the open lines; None if their last field has not ended."""
+        ended = True
+
+        def lines() -> Iterator[str]:
+            nonlocal ended
+            yield from (text + "\n" for _, text in self._open)
+            ended = False  # the reader asks for another line
+
+        fields = next(csv.reader(lines(), delimiter=self._delimiter), [])
+        return fields if ended else None
+
+    def _give_up_all(self) -> Iterator[Row]:
+        while self._open:  # each turn leaves fewer lines
+            yield from self._give_up()
+
+    def _give_up(self) -> Iterator[Row]:
+        """The first open line has a quote that does not end: report it, and read the others anew."""
+        (first, _), *others = self._open
+        self._open.clear()
+        if not self.ready:
+            raise InputError(f"The header row of the CSV file (line {first}) has a quote that does not end.")
+        yield Note(first, "invalid", "the row has a quote that does not end, or a field that is too long")
+        for number, text in others:
+            yield from self._add(number, text)
+
+    def _row(self, number: int, fields: list[str]) -> Row:
+        header = self._header
+        if header is None:
+            self._header = self._read_header(fields)
+            return Note(number, "header")
+        if len(fields) != header.width:
+            return Note(number, "invalid", f"the row has {len(fields)} fields, the header has {header.width}")
+        return Token(
+            number,
+            Secret(fields[header.token].strip(" \t")),
+            NO_KEY if header.key is None else fields[header.key],
+            None if header.instance is None else fields[header.instance].strip(" \t"),
+        )
+
+    def _read_header(self, fields: list[str]) -> _Header:
+        names = [name.strip() for name in fields]
+        tokens = choose_column(names, self._column)
+
+        def place(asked: str | None, option: str) -> int | None:
+            return None if asked is None else names.index(choose_beside(names, tokens, asked, option))
+
+        return _Header(
+            len(names),
+            names.index(tokens),
+            place(self._key_column, "--key-column"),
+            place(self._instance_column, "--instance-column"),
+        )
+
+
+class JSONLParser:
+    """Lines of JSON. The first object decides which field holds the token, unless it was named."""
+
+    held = 0
+
+    def __init__(self, column: str | None, key_column: str | None = None, instance_column: str | None = None) -> None:
+        self._column = column
+        self._key_column = key_column
+        self._instance_column = instance_column
+        self._next = 1
+        self.ready = False
+
+    def feed(self, lines: Sequence[Line]) -> Iterator[Row]:
+        first = self._next
+        self._next += len(lines)
+        for number, line in enumerate(lines, first):
+            yield self._row(number, line)
+
+    def finish(self) -> Iterator[Row]:
+        return iter(())
+
+    def at(self, line: int) -> JSONLParser:
+        parser = JSONLParser(self._column, self._key_column, self._instance_column)
+        parser.ready = self.ready
+        parser._next = line
+        return parser
+
+    def _row(self, number: int, line: Line) -> Row:
+        if isinstance(line, BadLine):
+            return Note(number, "invalid", line.message)
+        try:
+            value = msgspec.json.decode(line)
+        except (msgspec.DecodeError, RecursionError):
+            if not line.strip(" \t"):
+                return Note(number, "blank")
+            return Note(number, "invalid", "the line is not valid JSON")
+        if isinstance(value, dict):
+            return self._from_object(number, value)
+        if isinstance(value, str) and self._column is self._key_column is self._instance_column is None:
+            self.ready = True
+            return Token(number, Secret(value))
+        return Note(number, "invalid", "the line is not a JSON object")
+
+    def _from_object(self, number: int, value: dict[str, Any]) -> Row:
+        if not self.ready:
+            self._choose(list(value))
+        key = NO_KEY if self._key_column is None else value.get(self._key_column)
+        if self._column not in value:
+            return Note(number, "invalid", "the object has no such field as the one of the tokens", key=key)
+        token = value[self._column]
+        if not isinstance(token, str):
+            shown = None if holds_token(key, Secret(str(token))) else key
+            return Note(number, "invalid", "the field of the token is not a text", key=shown)
+        if self._instance_column is None:
+            return Token(number, Secret(token), key)
+        instance = value.get(self._instance_column)
+        # What is no text is no name either, as the check says of an empty one.
+        return Token(number, Secret(token), key, instance if isinstance(instance, str) else "")
+
+    def _choose(self, names: list[str]) -> None:
+        self._column = choose_column(names, self._column)
+        if self._key_column is not None:
+            choose_beside(names, self._column, self._key_column, "--key-column")
+        if self._instance_column is not None:
+            choose_beside(names, self._column, self._instance_column, "--instance-column")
+        self.ready = True

@@ -1,0 +1,295 @@
+"""A file of tokens that a job can read again and again."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from io import FileIO
+from pathlib import Path
+from typing import Final
+
+from ..compression import CompressedDataError, Compression, Decompressed, Source, detect
+from ..errors import InputChangedError, InputError
+from .formats import Layout
+from .lines import LineSplitter
+from .parquet import ParquetColumns, ParquetContent
+from .rows import RowParser
+
+# [flinks_async.bulk.inputs.content] The bytes of a token file as they were before it was compressed, without byte-order mark.
+
+# [flinks_async.bulk.inputs.reading] What can go wrong while a token file is read, in words that do not repeat its path: somebody may have typed a token.
+
+# [flinks_async.bulk.inputs.digest] The fingerprint of a token file, by which a job knows it again.
+
+
+STDIN: Final = "-"
+
+
+class InputFile:
+    """A file of tokens: Parquet; or text, CSV or JSONL, plain or compressed with gzip or Zstandard.
+
+    It is opened for each reading, and read now until its columns are known.
+
+    Args:
+        path: of the file.
+        layout: how to read it.
+
+    Attributes:
+        layout: as given, with what the file's name says in the place of `auto`.
+        size: of the file in bytes, as it is.
+        compression: of the file.
+        seekable: it can be read from the offset of any line.
+        columns: a parser that knows the columns; `at` makes one for a part of the file.
+
+    Raises:
+        InputError: it cannot be read (missing, a folder, a pipe, UTF-16, a spreadsheet, cut short), options do not go
+            together, or there is no such column. The message says what to do, and does not repeat the path.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], layout: Layout | None = None) -> None:
+        self.path = Path(path)
+        self.layout = (layout or Layout()).for_file(os.fspath(path))
+        if os.fspath(path) == STDIN:
+            raise InputError(
+                "The tokens are read more than once, so they must be in a file; standard input ('-') is read only once."
+            )
+        self._parquet: ParquetColumns | None = None
+        self.columns = self.parser()
+        self._seen = self._look()
+        self.size = self._seen[0]
+        if self.layout.format == "parquet":
+            with self.raw() as raw:
+                names = (self.layout.column, self.layout.key_column, self.layout.instance_column)
+                self._parquet = ParquetColumns.find(raw, *names)
+            self.columns = self.parser()
+        with self.content() as content:
+            self.compression = content.compression
+            self._find_columns(content)
+        self.seekable = self.compression == "none" and self._parquet is None
+
+    def parser(self) -> RowParser:
+        """A parser for the file from its beginning."""
+        return self.layout.parser(os.fspath(self.path)) if self._parquet is None else self._parquet.parser()
+
+    def raw(self) -> FileIO:
+        """The file as it is, to be closed by the caller.
+
+        Raises:
+            InputError: it cannot be opened.
+        """
+        try:
+            return open(self.path, "rb", buffering=0)
+        except (OSError, ValueError) as error:
+            raise cannot_read(error) from None
+
+    @contextmanager
+    def content(self) -> Iterator[Content | ParquetContent]:
+        """Its content from the beginning.
+
+        Raises:
+            InputError: it cannot be opened, or not even its beginning can be read.
+        """
+        with self.raw() as file:
+            yield self.content_of(file)
+
+    def content_of(self, raw: FileIO) -> Content | ParquetContent:
+        """The content of the file, which was opened by `raw`.
+
+        Raises:
+            InputError: not even its beginning can be read.
+        """
+        return content_of(raw) if self._parquet is None else ParquetContent(raw, self._parquet)
+
+    def refuse_change(self) -> None:
+        """To be called after a reading.
+
+        Raises:
+            InputChangedError: the file was changed since this object was made.
+        """
+        if self._look() != self._seen:
+            raise InputChangedError("The file of tokens was changed while it was read. Try again with a file at rest.")
+
+    def _look(self) -> tuple[int, ...]:
+        try:
+            found = os.stat(self.path)
+        except (OSError, ValueError) as error:
+            raise cannot_read(error) from None
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise InputError(
+                "The tokens are read more than once, so they must be in a file; what was given is a pipe or a device."
+            )
+        return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev
+
+    def _find_columns(self, content: Content | ParquetContent) -> None:
+        splitter = LineSplitter()
+        while not self.columns.ready and (chunk := next_chunk(content, 0)):
+            for _ in self.columns.feed(splitter.feed(chunk).lines):
+                pass
+        if not self.columns.ready:
+            for _ in (*self.columns.feed(splitter.feed(b"").lines), *self.columns.finish()):
+                pass
+
+    def __repr__(self) -> str:
+        return f"InputFile({str(self.path)!r}, {self.layout!r})"
+
+
+CHUNK: Final = 64 * 1024
+
+_HEAD: Final = 4
+
+_BOM: Final = b"\xef\xbb\xbf"
+
+_FOREIGN: Final = {
+    b"\xff\xfe": "is UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "is UTF-16 text; save it as UTF-8",
+    b"PAR1": "is a Parquet file, which a job can read (--job), under a name that ends in .parquet or with --format parquet",
+    b"PK\x03\x04": "is a ZIP archive or a spreadsheet; export it as CSV",
+}
+
+
+class Content:
+    """Reads a token file, compressed or not: that is found out from its first bytes, not from its name.
+
+    Args:
+        raw: the file as it is, from its beginning. It is not closed.
+
+    Attributes:
+        compression: of the file.
+        position: bytes before what `read` gives next, as if it were not compressed.
+
+    Raises:
+        InputError: it is in a format that cannot be read.
+        CompressedDataError: it cannot be decompressed.
+        ConfigError: it is compressed with Zstandard, and the library is not installed.
+        OSError: from the file.
+    """
+
+    def __init__(self, raw: Source) -> None:
+        self._raw = _Rewound(raw)
+        head = self._raw.peek(_HEAD)
+        _refuse_foreign(head)
+        self.compression: Compression = detect(head)
+        self._data = Decompressed(self._raw, self.compression)
+        begin = b""
+        while len(begin) < _HEAD and (piece := self._data.read(CHUNK)):
+            begin += piece
+        if self.compression != "none":
+            _refuse_foreign(begin)
+            if detect(begin) != "none":
+                raise InputError("The file of tokens is compressed twice; compress it once.")
+        self._begin = begin.removeprefix(_BOM)
+        self.position = len(begin) - len(self._begin)
+
+    @property
+    def raw_position(self) -> int:
+        """Bytes of the file itself that were read."""
+        return self._raw.position
+
+    def read(self) -> bytes:
+        """The next piece, some `CHUNK` bytes; nothing at the end.
+
+        Raises:
+            CompressedDataError: it cannot be decompressed any further.
+            OSError: from the file.
+        """
+        data, self._begin = self._begin or self._data.read(CHUNK), b""
+        self.position += len(data)
+        return data
+
+
+def _refuse_foreign(head: bytes) -> None:
+    for magic, problem in _FOREIGN.items():
+        if head.startswith(magic):
+            raise InputError(f"The file of tokens {problem}.")
+
+
+class _Rewound:
+    """A file that may be looked at before it is read. It counts what was read."""
+
+    def __init__(self, file: Source) -> None:
+        self._file = file
+        self._head = b""
+        self.position = 0
+
+    def peek(self, size: int) -> bytes:
+        """The first bytes, fewer only if there are no more."""
+        while len(self._head) < size and (piece := self._file.read(CHUNK)):
+            self._head += piece
+        return self._head[:size]
+
+    def read(self, size: int, /) -> bytes:
+        data = self._head[:size] if self._head else self._file.read(size) or b""
+        self._head = self._head[size:]
+        self.position += len(data)
+        return data
+
+
+def reason_of(error: OSError | ValueError) -> str:
+    """Why a file cannot be opened or read."""
+    if isinstance(error, CompressedDataError):
+        return str(error)
+    return error.strerror if isinstance(error, OSError) and error.strerror else "it is not a file"
+
+
+def cannot_read(error: OSError | ValueError) -> InputError:
+    """The error for a file that cannot be opened. To be raised `from None`."""
+    return InputError(f"The file of tokens cannot be read: {reason_of(error)}.")
+
+
+def content_of(raw: Source) -> Content:
+    """The content of an open file.
+
+    Raises:
+        InputError: not even its beginning can be read.
+    """
+    try:
+        return Content(raw)
+    except (OSError, CompressedDataError) as error:
+        raise cannot_read(error) from None
+
+
+def next_chunk(content: Content | ParquetContent, line: int) -> bytes:
+    """The next piece of a file of which so many lines were read; nothing at its end.
+
+    Raises:
+        InputError: it cannot be read any further.
+    """
+    try:
+        return content.read()
+    except (OSError, CompressedDataError) as error:
+        reason = reason_of(error)
+    raise InputError(f"Reading the tokens broke off after line {line:,}: {reason}.")
+
+
+_CHUNK = 1024 * 1024
+
+
+def digest(file: InputFile, progress: Callable[[int, int], object] | None = None) -> tuple[int, str]:
+    """Size in bytes and SHA-256 (hexadecimal) of the file as it is.
+
+    Args:
+        file: is read once from beginning to end.
+        progress: called now and then with the bytes read and the bytes in all.
+
+    Raises:
+        InputError: it cannot be read.
+        InputChangedError: it was changed meanwhile.
+    """
+    hashed, size = sha256(), 0
+    with file.raw() as raw:
+        while True:
+            try:
+                chunk = raw.read(_CHUNK)
+            except OSError as error:
+                raise cannot_read(error) from None
+            if not chunk:
+                break
+            hashed.update(chunk)
+            size += len(chunk)
+            if progress is not None:
+                progress(size, file.size)
+    file.refuse_change()
+    return size, hashed.hexdigest()

@@ -1,0 +1,318 @@
+"""Answers as JSONL in one file, to which each shard is appended.
+
+What is behind the last shard that the ledger knows is cut off when the job goes on. Members of gzip and frames of
+Zstandard in a row are one valid file, so compressed spools are appended as they are.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+from .. import crash_points
+from ..compression import Compression
+from ..errors import StoreError, StoreMissingError
+from ..files import NOTE, cannot_write, make_folder, rename_durably, sync_folder, write_all
+from ..records import Commit, Written
+from .answer_files import SUFFIXES, cannot_read, check_compression, checksum, compare, read_lines
+from .ownership import Claim, given_path
+from .protocol import Place, Problem
+
+# [flinks_async.bulk.stores.jsonl_parts] Answers as JSONL, one file for each shard: the spool itself, renamed.
+
+
+_PIECE: Final = 1024 * 1024
+
+
+class JSONLFile:
+    """One file, which is the job's alone.
+
+    It is made by the job, readable by its owner only; one that exists already is refused. While the job is under way
+    the file may end with a shard that will be cut off: read it when the job is done, or `export`. A receipt is
+    `{"offset": of its first byte, "size": bytes, "sha256": of them}`.
+
+    Args:
+        path: of the file (default `answers.jsonl` in the job's directory, with `.gz` or `.zst`).
+        compression: of the file (default `none`).
+
+    Raises:
+        ConfigError: a library for the compression is not installed, or the path cannot be the name of a file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None, compression: Compression = "none") -> None:
+        self.spool_compression: Compression = check_compression(compression)
+        self._given = given_path(path)
+        self._file: Claim | None = None
+        self._end: int | None = None
+        self._recognized = False
+
+    def describe(self) -> dict[str, Any]:
+        path = None if self._given is None else str(self._given)
+        return {"kind": "jsonl", "path": path, "compression": self.spool_compression}
+
+    def open(self, place: Place, *, existing: bool = False) -> None:
+        path = self._given or place.folder / f"answers.jsonl{SUFFIXES[self.spool_compression]}"
+        file = Claim(path, place.folder / NOTE)
+        if not existing:
+            file.make()
+        elif _size(path) is None:
+            raise StoreMissingError(str(path))
+        self._file = file
+        self._recognized = False
+
+    def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
+        """See `Store.recover`.
+
+        Raises:
+            StoreError: also if the file is gone, shorter than the ledger knows, or another one. It is left as it is.
+        """
+        file, path = self._opened, self._opened.path
+        ranges = [(receipt["offset"], receipt["size"], receipt["sha256"]) for receipt in receipts.values()]
+        end = max((offset + size for offset, size, _ in ranges), default=0)
+        last = max((found for found in ranges if found[1]), default=None)
+        size = _size(path)
+        if size is None and last is None:
+            file.make_again()
+            size = 0
+        if size is None or size < end:
+            state = "is missing" if size is None else f"has only {size:,} bytes"
+            raise StoreError(
+                f"{path} {state}, and the job has written {end:,} bytes to it. Put that file back, or start a new job"
+            )
+        ours = file.holds()
+        # By its content, since a file that was moved or restored has another inode.
+        if last is not None and checksum(path, last[0], last[1]) != (last[1], last[2]):
+            raise StoreError(f"{path} does not hold what the job wrote to it. Put that file back, or start a new job")
+        if last is None and size and not ours:
+            raise StoreError(f"{path} is not the file that the job made. Move it away, or start a new job")
+        if not ours:
+            file.renew()
+        if size > end:
+            _cut(path, end)
+        self._end = end
+        return ()
+
+    def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
+        path, start = self._opened.path, self._end
+        assert start is not None, "recover comes first"
+        written = commit.written
+        try:
+            file = os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+            try:
+                _append(file, start, spool, written)
+            except (OSError, StoreError):
+                with suppress(OSError):
+                    os.ftruncate(file, start)
+                raise
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        self._end = start + written.size
+        return {"offset": start, "size": written.size, "sha256": written.sha256}
+
+    def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        path = self._opened.path
+        known = 0
+        size = _size(path)
+        if size is None:
+            yield Problem(str(path), "it is missing")
+            return
+        for commit in commits:
+            offset, length = commit.receipt["offset"], commit.receipt["size"]
+            known += length
+            yield from compare(path, self.spool_compression, commit.written, commit.shard.id, offset, length)
+        if size > known and (known or self._opened.holds()):
+            yield Problem(str(path), f"it has {size - known:,} bytes more than the ledger knows")
+
+    def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        file, path = self._opened, self._opened.path
+        known = list(commits)
+        size = _size(path) or 0
+        last = max((commit.receipt for commit in known), key=lambda receipt: int(receipt["offset"]), default=None)
+        # By its content too, as `recover` does it.
+        self._recognized = last is not None and checksum(path, last["offset"], last["size"]) == (
+            last["size"],
+            last["sha256"],
+        )
+        ours = self._recognized or file.holds()
+        for commit in known:
+            if not ours:
+                yield Problem(str(path), "it does not hold what the job wrote to it", commit.shard.id)
+            elif commit.receipt["offset"] + commit.receipt["size"] > size:
+                yield Problem(str(path), f"it has only {size:,} bytes", commit.shard.id)
+
+    def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
+        path = self._opened.path
+        for commit in commits:
+            yield from read_lines(path, self.spool_compression, commit.receipt["offset"], commit.receipt["size"])
+
+    def purge(self) -> list[str]:
+        file, path = self._opened, self._opened.path
+        size = _size(path)
+        removed = []
+        if size is not None and (self._recognized or self._given is None or file.holds()):
+            try:
+                path.unlink()
+            except OSError as error:
+                raise cannot_write(path, error) from None
+            removed = [f"{path} ({size:,} bytes)"]
+        elif size is not None:
+            removed = [f"left, since it is not the file that the job made: {path}"]
+        file.release()
+        return removed
+
+    def close(self) -> None:
+        self._file = self._end = None
+
+    @property
+    def _opened(self) -> Claim:
+        if self._file is None:
+            raise StoreError("the store is not open")
+        return self._file
+
+
+def _append(file: int, start: int, spool: Path, written: Written) -> None:
+    """Copies a spool to a place in a file, and makes it durable. Raises OSError, or StoreError if the spool is broken."""
+    found, size = sha256(), 0
+    os.lseek(file, start, os.SEEK_SET)
+    with spool.open("rb") as source:
+        while piece := source.read(_PIECE):
+            write_all(file, piece)
+            found.update(piece)
+            size += len(piece)
+    crash_points.reach("appended")
+    if (size, found.hexdigest()) != (written.size, written.sha256):
+        raise StoreError(f"{spool} does not hold what was written to it: the disk is broken")
+    os.fsync(file)
+    crash_points.reach("append synced")
+
+
+def _cut(path: Path, end: int) -> None:
+    try:
+        file = os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
+        try:
+            os.ftruncate(file, end)
+            os.fsync(file)
+        finally:
+            os.close(file)
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise cannot_read(path, error) from None
+
+
+class JSONLParts:
+    """Files `parts/answers-SHARD-JOB.jsonl` in the job's directory, whole from the moment they are there.
+
+    A receipt is `{"file": name, "size": bytes, "sha256": of them}`.
+
+    Args:
+        compression: of each file (default `none`).
+
+    Raises:
+        ConfigError: a library for the compression is not installed.
+    """
+
+    def __init__(self, compression: Compression = "none") -> None:
+        self.spool_compression: Compression = check_compression(compression)
+        self._place: Place | None = None
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "jsonl-parts", "compression": self.spool_compression}
+
+    def open(self, place: Place, *, existing: bool = False) -> None:
+        if not existing:
+            make_folder(place.parts)
+            try:
+                sync_folder(place.folder)
+            except OSError as error:
+                raise cannot_write(place.parts, error) from None
+        elif not place.parts.is_dir():
+            raise StoreMissingError(str(place.parts))
+        self._place = place
+
+    def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
+        known = {receipt["file"] for receipt in receipts.values()}
+        for path in self._own_files():
+            if path.name not in known:
+                try:
+                    path.unlink()
+                except OSError as error:
+                    raise cannot_write(path, error) from None
+        return ()
+
+    def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
+        path = self._opened.parts / self._name(f"{commit.shard.id:06d}")
+        try:
+            rename_durably(spool, path)
+        except OSError as error:
+            raise cannot_write(path, error) from None
+        return {"file": path.name, "size": commit.written.size, "sha256": commit.written.sha256}
+
+    def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        known = set()
+        for commit in commits:
+            name = commit.receipt["file"]
+            known.add(name)
+            yield from compare(self._opened.parts / name, self.spool_compression, commit.written, commit.shard.id)
+        for path in self._own_files():
+            if path.name not in known:
+                yield Problem(str(path), "no shard of the ledger knows it; the next run of the job removes it")
+
+    def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        own = {path.name for path in self._own_files()}
+        for commit in commits:
+            name = commit.receipt["file"]
+            if name not in own:
+                yield Problem(str(self._opened.parts / name), "it is missing", commit.shard.id)
+
+    def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
+        for commit in commits:
+            yield from read_lines(self._opened.parts / commit.receipt["file"], self.spool_compression)
+
+    def purge(self) -> list[str]:
+        parts = self._opened.parts
+        paths = self._own_files()
+        try:
+            size = sum(path.stat().st_size for path in paths)
+            for path in paths:
+                path.unlink()
+            if not any(parts.iterdir()):
+                parts.rmdir()
+        except OSError as error:
+            raise cannot_write(parts, error) from None
+        return [f"{len(paths):,} files of answers in {parts} ({size:,} bytes)"] if paths else []
+
+    def close(self) -> None:
+        self._place = None
+
+    @property
+    def _opened(self) -> Place:
+        if self._place is None:
+            raise StoreError("the store is not open")
+        return self._place
+
+    def _name(self, shard: str) -> str:
+        return f"answers-{shard}-{self._opened.job[:8]}.jsonl{SUFFIXES[self.spool_compression]}"
+
+    def _own_files(self) -> list[Path]:
+        """Files that bear this job's id, whether the ledger knows them or not."""
+        pattern = re.compile(self._name(r"\d{6,}").replace(".", r"\."))
+        parts = self._opened.parts
+        try:
+            return sorted(path for path in parts.iterdir() if pattern.fullmatch(path.name) and path.is_file())
+        except OSError as error:
+            raise cannot_write(parts, error) from None

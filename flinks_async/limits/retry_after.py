@@ -1,0 +1,50 @@
+"""How long the server asks to wait, in all the forms in which servers say it.
+
+`Retry-After` is RFC 9110, section 10.2.3: seconds, or an HTTP date in one of three formats (section 5.6.7). The forms
+in milliseconds are those of Azure and OpenAI. Flinks documents none of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import UTC
+from email.utils import parsedate_to_datetime
+
+_SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?", re.ASCII)
+
+_MILLISECONDS = ("Retry-After-Ms", "X-Ms-Retry-After-Ms")
+
+
+def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+    """Seconds to wait, or None if the server does not say, or says nonsense.
+
+    A date is compared with the server's own `Date`, so that a wrong clock on either side does no harm; one in the past
+    is 0. Negative numbers and garbage are ignored.
+
+    Args:
+        headers: of the response, looked up without regard to case.
+        now: the wall clock, used only where the server sends no `Date`.
+    """
+    for name in _MILLISECONDS:
+        text = headers.get(name, "").strip()
+        if _SECONDS.fullmatch(text):
+            return float(text) / 1000.0
+    text = headers.get("Retry-After", "").strip()
+    if _SECONDS.fullmatch(text):
+        return float(text)
+    at = _timestamp(text)
+    if at is None:
+        return None
+    sent = _timestamp(headers.get("Date", ""))
+    return max(0.0, at - (now if sent is None else sent))
+
+
+def _timestamp(text: str) -> float | None:
+    if not 10 < len(text) < 64:  # the shortest HTTP date has 24 characters
+        return None
+    try:
+        date = parsedate_to_datetime(text)
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
+    except (ValueError, TypeError, OverflowError, IndexError):
+        return None

@@ -1,0 +1,80 @@
+"""What the decoder knows about each class, read once from the attrs classes: field, wire name, kind of value."""
+
+from __future__ import annotations
+
+import datetime as dt
+from decimal import Clamped, Context, Decimal, Inexact, InvalidOperation, Overflow, Rounded, Subnormal, Underflow
+from enum import Enum
+from types import NoneType
+from typing import Any, Final, get_args, get_origin
+
+from attrs import frozen
+
+from .models import MODELS, Model, Timestamp, wire_fields, wire_types
+
+TRAPS: Final = [Clamped, Inexact, InvalidOperation, Overflow, Rounded, Subnormal, Underflow]
+
+AMOUNT: Final = Context(prec=1000, Emax=28, Emin=-28, traps=TRAPS)
+"""What an amount may be: 29 digits before the point, no smaller than 1E-28, any usual number of digits after it.
+`AMOUNT.create_decimal` never rounds: it traps what does not fit."""
+
+
+class FieldKind(Enum):
+    """The documented JSON type of a field, in the words of the errors."""
+
+    TEXT = "a string"
+    AMOUNT = "a number"
+    INTEGER = "an integer"
+    FLAG = "a boolean"
+    DATE = "a date (YYYY-MM-DD)"
+    TIMESTAMP = "a timestamp"
+    OBJECT = "an object"
+    ARRAY = "an array"
+    ONE_OR_MANY = "an array or an object"
+
+
+_KINDS: Final = {
+    str: FieldKind.TEXT,
+    Decimal: FieldKind.AMOUNT,
+    int: FieldKind.INTEGER,
+    bool: FieldKind.FLAG,
+    dt.date: FieldKind.DATE,
+    Timestamp: FieldKind.TIMESTAMP,
+}
+
+
+@frozen
+class Field:
+    """One documented field.
+
+    Attributes:
+        name: of the attribute.
+        wire: of the JSON key.
+        kind: of its values.
+        model: the class of the object, or of the array's items.
+    """
+
+    name: str
+    wire: str
+    kind: FieldKind
+    model: type[Model] | None = None
+
+
+def _field(name: str, wire: str, hint: Any) -> Field:
+    options = [hint] if get_origin(hint) is tuple else [o for o in get_args(hint) or (hint,) if o is not NoneType]
+    arrays = [get_args(option)[0] for option in options if get_origin(option) is tuple]
+    if arrays:
+        return Field(name, wire, FieldKind.ARRAY if len(options) == 1 else FieldKind.ONE_OR_MANY, arrays[0])
+    (only,) = options
+    if only in _KINDS:
+        return Field(name, wire, _KINDS[only])
+    return Field(name, wire, FieldKind.OBJECT, only)
+
+
+def _fields(cls: type[Model]) -> tuple[Field, ...]:
+    types = wire_types(cls)
+    return tuple(_field(name, wire, types[name]) for name, wire in wire_fields(cls))
+
+
+SCHEMA: Final = {cls: _fields(cls) for cls in MODELS}
+"""The documented fields of each class, in its own order."""

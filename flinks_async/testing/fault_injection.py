@@ -1,0 +1,116 @@
+"""Carries out a fault on a connection of an aiohttp server."""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hmac
+import socket
+import struct
+import sys
+import time
+from collections.abc import Mapping
+from email.utils import formatdate
+from typing import Final
+
+from aiohttp import web
+
+from ..config import AuthScheme
+from .faults import Fault
+
+# [flinks_async.testing.auth] Whether a request carries the AuthSecret, in one of the three forms (see `Endpoint.auth_header`).
+
+
+# What is written before a connection breaks must arrive first: a reset overtakes bytes that are under way.
+_ARRIVAL: Final = 0.02
+
+_LINGER: Final = "hh" if sys.platform == "win32" else "ii"
+
+_JSON: Final = "application/json; charset=utf-8"
+
+
+def json_response(body: bytes, status: int = 200, headers: dict[str, str] | None = None) -> web.Response:
+    return web.Response(status=status, body=body, headers={"Content-Type": _JSON, **(headers or {})})
+
+
+def reply(fault: Fault) -> web.Response:
+    """The response of a `reply` fault."""
+    headers = {"Content-Type": fault.content_type, **fault.headers}
+    if fault.retry_after is not None:
+        headers["Retry-After"] = (
+            formatdate(time.time() + fault.retry_after, usegmt=True)
+            if fault.retry_after_date
+            else f"{fault.retry_after:g}"
+        )
+    return web.Response(status=fault.status, body=fault.body, headers=headers)
+
+
+async def misbehave(request: web.BaseRequest, fault: Fault, answer: bytes) -> web.Response | None:
+    """Does what every fault but `hang` asks for.
+
+    Args:
+        answer: the body that the request would have got.
+
+    Returns:
+        What to send; None if the connection has been ended.
+    """
+    if fault.mode == "reply":
+        return reply(fault)
+    if fault.mode == "truncated_json":
+        return json_response(answer[: len(answer) // 2])
+    if fault.mode == "truncated_gzip":
+        packed = gzip.compress(answer, compresslevel=1, mtime=0)
+        return json_response(packed[: len(packed) // 2], headers={"Content-Encoding": "gzip"})
+    if fault.mode == "raw":
+        _write(request, fault.body)
+        end(request)
+    elif fault.mode in ("reset_body", "close_body"):
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {_JSON}\r\nContent-Length: {len(answer)}\r\n\r\n"
+        _write(request, head.encode() + answer[: len(answer) // 2])
+        await asyncio.sleep(_ARRIVAL)
+        end(request, reset=fault.mode == "reset_body")
+    elif fault.mode in ("reset", "close"):
+        end(request, reset=fault.mode == "reset")
+    return None
+
+
+def _write(request: web.BaseRequest, data: bytes) -> None:
+    if request.transport is not None:
+        request.transport.write(data)
+
+
+def end(request: web.BaseRequest, *, reset: bool = False) -> None:
+    """Ends the connection: with FIN after what was written, or at once with RST."""
+    transport = request.transport
+    if transport is None:
+        return
+    if not reset:
+        transport.close()
+        return
+    raw: socket.socket | None = transport.get_extra_info("socket")
+    if raw is not None:  # without lingering, closing a socket sends RST
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, 1, 0))
+    transport.abort()
+
+
+_FORMS: Final[tuple[tuple[AuthScheme, str, str], ...]] = (
+    ("flinks-auth-key", "flinks-auth-key", "Bearer "),
+    ("flinks-auth-key-raw", "flinks-auth-key", ""),
+    ("bearer", "Authorization", "Bearer "),
+)
+
+
+def accepts(headers: Mapping[str, str], secret: str, scheme: AuthScheme | None) -> bool:
+    """Whether the headers hold the secret in the form of the scheme, or in any form if that is None."""
+    return any(
+        scheme in (None, form) and _same(headers.get(name, ""), prefix + secret) for form, name, prefix in _FORMS
+    )
+
+
+def has_secret(headers: Mapping[str, str]) -> bool:
+    """Whether there is an authentication header at all."""
+    return any(name in headers for _, name, _ in _FORMS)
+
+
+def _same(one: str, other: str) -> bool:
+    return hmac.compare_digest(one.encode("utf-8", "surrogateescape"), other.encode("utf-8", "surrogateescape"))

@@ -1,0 +1,149 @@
+"""A transport without a network, for unit tests of code that uses this package.
+
+    transport = InMemoryTransport({"token-1": {"GetAccountsDetail": [], "RequestId": "r"}})
+    async with FlinksClient(auth_secret="x", transport=transport) as flinks:
+        ...
+    assert [sent.token.reveal() for sent in transport.requests] == ["token-1"]
+
+Everything above the wire is the real thing: retries, decoding, errors.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from inspect import isawaitable
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from attrs import field, frozen
+from multidict import CIMultiDict, CIMultiDictProxy
+
+from ..errors import ClientClosedError, FlinksError
+from ..messages import Request, Response
+from ..secret import Secret, fingerprint
+from .faults import KINDS, Fault
+
+OneAnswer: TypeAlias = Mapping[str, Any] | bytes | Response | Fault | FlinksError
+
+Answer: TypeAlias = OneAnswer | list[OneAnswer] | Callable[[Request], OneAnswer | Awaitable[OneAnswer]]
+
+UNKNOWN_TOKEN: Final = KINDS["session_nonexistent"]
+
+_encode: Final = msgspec.json.Encoder(decimal_format="number").encode
+
+
+@frozen
+class SentRequest:
+    """One attempt that reached the transport.
+
+    Attributes:
+        token: the access token; `reveal()` it to compare.
+        fingerprint: the same as in errors and logs.
+        secret: the AuthSecret that would have been sent.
+        host: of the endpoint.
+        headers: those of the endpoint and of the request, without authentication; in any case.
+    """
+
+    token: Secret
+    fingerprint: str
+    secret: Secret | None
+    host: str
+    headers: Mapping[str, str] = field(repr=lambda headers: f"<{', '.join(headers)}>")
+
+
+class InMemoryTransport:
+    """A `Transport` that answers from a mapping.
+
+    Args:
+        answers: by token. An answer is a mapping (200 with that as JSON), bytes (200 with that body), a `Response`,
+            a fault of `KINDS` that is a reply (such as `KINDS["http_503"]`), or a `FlinksError` (raised: each time a
+            copy). A list gives its answers in order and then repeats the last. A callable gets the `Request`, may be
+            async, and returns one of these.
+        default: for every other token; default 401 SESSION_NONEXISTENT.
+
+    Attributes:
+        answers: may be changed between requests.
+        requests: what was sent, in order.
+        closed: `close()` was called.
+    """
+
+    def __init__(self, answers: Mapping[str, Answer] | None = None, *, default: Answer = UNKNOWN_TOKEN) -> None:
+        self.answers: dict[str, Answer] = {token: _own(answer) for token, answer in (answers or {}).items()}
+        self.default = _own(default)
+        self.requests: list[SentRequest] = []
+        self.closed = False
+
+    async def send(self, request: Request, /) -> Response:
+        if self.closed:
+            raise ClientClosedError("the transport is closed")
+        self.requests.append(_sent(request))
+        answer = self.answers.get(request.token.reveal(), self.default)
+        one = await _one(answer, request)
+        if isinstance(one, FlinksError):
+            raise copy.copy(one)
+        return make_response(one)
+
+    async def close(self) -> None:
+        self.closed = True
+
+    def sent(self, token: str) -> int:
+        """How many requests were made for a token."""
+        return sum(sent.token == Secret(token) for sent in self.requests)
+
+
+def make_response(
+    answer: Mapping[str, Any] | bytes | Response | Fault,
+    *,
+    status: int = 200,
+    headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
+) -> Response:
+    """A `Response` as a transport gives it.
+
+    Args:
+        answer: the body: a mapping becomes JSON (`Decimal` keeps its digits). A `Response` is given back as it is,
+            a fault that is a reply brings its own status and headers.
+        status: of the response.
+        headers: over `Content-Type: application/json`.
+    """
+    if isinstance(answer, Response):
+        return answer
+    merged = CIMultiDict({"Content-Type": "application/json; charset=utf-8"})
+    if isinstance(answer, Fault):
+        if answer.mode != "reply":
+            raise ValueError(f"the fault {answer.name!r} is not a reply: raise the FlinksError that it leads to")
+        merged.update({"Content-Type": answer.content_type, **answer.headers})
+        if answer.retry_after is not None:
+            merged["Retry-After"] = f"{answer.retry_after:g}"
+        status, body = answer.status, answer.body
+    else:
+        body = answer if isinstance(answer, bytes) else _encode(answer)
+    merged.update(headers)
+    return Response(status, CIMultiDictProxy(merged), body)
+
+
+async def _one(answer: Answer, request: Request) -> OneAnswer:
+    if isinstance(answer, list):
+        return answer.pop(0) if len(answer) > 1 else answer[0]
+    if not callable(answer):
+        return answer
+    made = answer(request)
+    return await made if isawaitable(made) else made
+
+
+def _own(answer: Answer) -> Answer:
+    if isinstance(answer, list) and not answer:
+        raise ValueError("a list of answers must not be empty")
+    return list(answer) if isinstance(answer, list) else answer
+
+
+def _sent(request: Request) -> SentRequest:
+    headers = CIMultiDict(request.endpoint.headers)
+    headers.update(request.headers)
+    return SentRequest(
+        request.token,
+        fingerprint(request.token),
+        request.call.secret,
+        request.endpoint.host,
+        CIMultiDictProxy(headers),
+    )

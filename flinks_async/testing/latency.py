@@ -1,0 +1,93 @@
+"""How fast the simulated Flinks answers, and how much it takes: latency and rate limit, both pure."""
+
+from __future__ import annotations
+
+import math
+from statistics import NormalDist
+from typing import Final, Literal, Protocol
+
+from attrs import define, field, frozen
+
+from .faults import KINDS, Fault
+
+Distribution = Literal["fixed", "uniform", "lognormal"]
+
+_NORMAL: Final = NormalDist()
+
+
+class Throttle(Protocol):
+    """Lets a request through (None) or answers it with a fault."""
+
+    def take(self, now: float, /) -> Fault | None: ...
+
+
+@frozen
+class Latency:
+    """How long an answer takes, in seconds. Made by one of the three class methods.
+
+    Attributes:
+        distribution: its name.
+        a: the fixed time, the lower end, or the median.
+        b: the upper end, or sigma of the logarithm.
+    """
+
+    distribution: Distribution
+    a: float
+    b: float = 0.0
+
+    @classmethod
+    def fixed(cls, seconds: float) -> Latency:
+        return cls("fixed", seconds)
+
+    @classmethod
+    def uniform(cls, low: float, high: float) -> Latency:
+        return cls("uniform", low, high)
+
+    @classmethod
+    def lognormal(cls, median: float, sigma: float = 0.5) -> Latency:
+        """Like real services: most near the median, a long tail. `sigma` 0.5 puts p99 at 3.2 times the median."""
+        return cls("lognormal", median, sigma)
+
+    def seconds(self, chance: float) -> float:
+        """The latency for a random number in [0, 1)."""
+        if self.distribution == "fixed":
+            return self.a
+        if self.distribution == "uniform":
+            return self.a + (self.b - self.a) * chance
+        return self.a * math.exp(self.b * _NORMAL.inv_cdf(min(max(chance, 1e-9), 1 - 1e-9)))
+
+
+@define
+class RateLimit:
+    """A token bucket: `burst` requests at once, refilled with `rate` a second.
+
+    Attributes:
+        rate: requests a second.
+        burst: the bucket's size.
+        answer: what a request gets for which there is no place; default 401 TOO_MANY_REQUESTS, as documented.
+            `RateLimit.status_429()` gives the other usual form.
+    """
+
+    rate: float
+    burst: float = 1.0
+    answer: Fault = KINDS["too_many_requests"]
+    _level: float = field(init=False)
+    _at: float | None = field(default=None, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._level = self.burst
+
+    @classmethod
+    def status_429(cls, rate: float, burst: float = 1.0, retry_after: float | None = 1) -> RateLimit:
+        """Answers 429 with a `Retry-After` in seconds (None for no such header)."""
+        return cls(rate, burst, KINDS["http_429"].evolve(retry_after=retry_after))
+
+    def take(self, now: float, /) -> Fault | None:
+        """One request at `now` (monotonic seconds)."""
+        if self._at is not None:
+            self._level = min(self.burst, self._level + (now - self._at) * self.rate)
+        self._at = now
+        if self._level < 1.0:
+            return self.answer
+        self._level -= 1.0
+        return None

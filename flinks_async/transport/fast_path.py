@@ -1,0 +1,124 @@
+"""One request over aiohttp's connector and response parser, without `ClientSession`'s work per request.
+
+Three quarters of what a request costs in aiohttp is spent building it: URL, headers, timers, a writer, a response
+object. Here the head of the request is two prepared pieces of bytes with the token in between; the pool, DNS, TLS and
+the HTTP parser stay aiohttp's. It leans on names that aiohttp does not document (`TCPConnector.connect`,
+`ResponseHandler.set_response_params` and `.read`): `SUPPORTED` says whether this aiohttp has them as expected, and a
+test fails loudly when it does not; then requests go through `ClientSession`, as do those that this path does not know:
+borrowed sessions, proxies, requests with headers of their own, and sessions whose `_request` was replaced (aioresponses
+does that).
+"""
+
+from __future__ import annotations
+
+import inspect
+import time
+from contextlib import suppress
+from typing import Any, Final
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection
+from aiohttp.streams import StreamReader
+from attrs import define, field
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from .session import Protocol
+
+_PARAMETERS: Final = {"read_until_eof", "auto_decompress"}
+
+
+def _is_supported() -> bool:
+    try:
+        known = inspect.signature(ResponseHandler.set_response_params).parameters
+        connect = inspect.signature(aiohttp.TCPConnector.connect).parameters
+        return set(known) >= _PARAMETERS and list(connect)[1:] == ["req", "traces", "timeout"]
+    except (AttributeError, ValueError, TypeError):
+        return False
+
+
+SUPPORTED: Final = _is_supported()
+
+_REQUEST: Final = aiohttp.ClientSession._request
+
+
+def session_is_untouched() -> bool:
+    """Whether `ClientSession._request` is aiohttp's own, not that of a mock."""
+    return aiohttp.ClientSession._request is _REQUEST
+
+
+@define(eq=False)
+class Template:
+    """A request but for its token: what the connector asks of a request, and the bytes around the token."""
+
+    request: aiohttp.ClientRequest = field(repr=False)
+    before: bytes
+    after: bytes = field(repr=False)
+
+    @classmethod
+    def make(cls, base: URL, path: str, headers: CIMultiDict[str], tls: Any, loop: Any) -> Template:
+        request = aiohttp.ClientRequest(
+            "GET", base, headers=headers, loop=loop, ssl=tls, response_class=aiohttp.ClientResponse
+        )
+        lines = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
+        return cls(request, f"GET {path}".encode("ascii"), f" HTTP/1.1\r\n{lines}\r\n".encode("ascii"))
+
+
+class Exchange:
+    """A connection with a request on it; `finish` or `abort` gives it back."""
+
+    __slots__ = ("connection", "content", "headers", "status")
+
+    def __init__(
+        self, connection: Connection, status: int, headers: CIMultiDictProxy[str], content: StreamReader
+    ) -> None:
+        self.connection = connection
+        self.status = status
+        self.headers = headers
+        self.content = content
+
+    def finish(self) -> None:
+        """The body was read to its end: the connection goes back to the pool, if the server keeps it."""
+        protocol = self.connection.protocol
+        if isinstance(protocol, Protocol):
+            protocol.idle_since = time.monotonic()
+        self.connection.release()
+
+    def abort(self) -> None:
+        """The body was not read to its end: the connection is closed."""
+        self.connection.close()
+
+
+async def exchange(
+    connector: aiohttp.BaseConnector, template: Template, segment: bytes, timeout: aiohttp.ClientTimeout
+) -> Exchange:
+    """Sends the request and waits for the head of its answer.
+
+    Args:
+        segment: the token as a path segment.
+        timeout: only its `connect` is used.
+
+    Raises:
+        aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, OSError: as aiohttp raises them.
+    """
+    connection: Connection | None = None
+    with suppress(TimeoutError):
+        connection = await connector.connect(template.request, [], timeout)
+    if connection is None:
+        raise aiohttp.ConnectionTimeoutError
+    protocol = connection.protocol
+    if protocol is None or (wire := protocol.transport) is None:  # it broke between two turns of the loop
+        connection.close()
+        raise aiohttp.ServerDisconnectedError
+    try:
+        # A body without a length ends with the connection; inflating is ours, since it has a cap.
+        protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+        wire.write(b"".join((template.before, segment, template.after)))
+        message, content = await protocol.read()
+        while 100 <= message.code < 200 and message.code != 101:
+            message, content = await protocol.read()
+    except BaseException:
+        connection.close()
+        raise
+    return Exchange(connection, message.code, message.headers, content)

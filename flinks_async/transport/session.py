@@ -1,0 +1,353 @@
+"""Pools connections: one aiohttp session per event loop, made when it is first needed, owned or borrowed.
+
+Connections are counted by the sockets that are made for them, which costs nothing per request; aiohttp's own way, a
+TraceConfig, costs 14 % of a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import os
+import select
+import socket
+import ssl
+import time
+import weakref
+from contextlib import suppress
+from contextvars import ContextVar
+from functools import partial
+from typing import Any, Final
+from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.connector import Connection as PooledConnection
+from aiohttp.tracing import Trace
+from attrs import define, frozen
+
+from ..config import Connection
+from ..endpoint import Endpoint
+from ..errors import ClientClosedError, ConfigError
+from ..secret import Secret
+
+
+@define(eq=False)
+class Wire:
+    """One attempt, as the connector sees it: `sockets` is 0 when it found a kept-alive connection."""
+
+    sockets: int = 0
+
+
+# Seconds. What comes within them of the last answer is as good as part of it.
+_JUST_NOW: Final = 0.001
+
+wire_of_attempt: ContextVar[Wire | None] = ContextVar("flinks_async_wire", default=None)
+
+
+@frozen
+class ConnectionStats:
+    """Connections of one client and of those that share its pool. All zero for a borrowed session.
+
+    Attributes:
+        open: connections that are open now.
+        idle: those of them that carry no request.
+        created: connections made so far.
+        reused: requests that found an open connection.
+    """
+
+    open: int = 0
+    idle: int = 0
+    created: int = 0
+    reused: int = 0
+
+
+@frozen
+class Proxy:
+    """Where requests to one endpoint pass through: an address without credentials, and the credentials' header."""
+
+    url: str
+    authorization: Secret | None
+
+
+@define(eq=False)
+class _LoopSession:
+    pooled: aiohttp.ClientSession
+    fresh: aiohttp.ClientSession | None = None
+
+
+class Protocol(ResponseHandler):
+    """aiohttp's parser of a connection's answers.
+
+    Attributes:
+        idle_since: by `time.monotonic()`, when its last answer was read to its end.
+    """
+
+    idle_since = float("-inf")
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Gives up kept-alive connections on which something came that nobody asked for, or that the server has closed.
+
+    aiohttp would take it for the answer to the next request, which is for another token. It may still lie in the system's
+    buffer, while the event loop was busy with something else: so the socket is asked, too.
+    """
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory: Any = partial(Protocol, loop=self._loop)
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> PooledConnection:
+        wire = wire_of_attempt.get()
+        while True:
+            connection = await super().connect(req, traces, timeout)
+            protocol = connection.protocol
+            if wire is None or wire.sockets > 0 or protocol is None:
+                return connection
+            if not protocol.should_close and not (_was_idle(protocol) and _has_news(protocol.transport)):
+                return connection
+            connection.close()
+
+
+def _was_idle(protocol: ResponseHandler) -> bool:
+    # Each look costs a system call, a twentieth of a small request.
+    return not isinstance(protocol, Protocol) or time.monotonic() - protocol.idle_since > _JUST_NOW
+
+
+def _has_news(transport: asyncio.BaseTransport | None) -> bool:
+    """Whether the system has something for a connection that the event loop has not read yet: bytes, or its end."""
+    made = None if transport is None else transport.get_extra_info("socket")
+    return made is not None and _is_readable(made.fileno())
+
+
+if hasattr(select, "poll"):
+
+    def _is_readable(number: int) -> bool:
+        poll = select.poll()  # unlike select(), it takes any number
+        poll.register(number, select.POLLIN)
+        return bool(poll.poll(0))
+
+else:
+
+    def _is_readable(number: int) -> bool:
+        return bool(select.select([number], [], [], 0)[0])
+
+
+class SessionManager:
+    """Gives the session of the running loop, and closes them all.
+
+    A borrowed session is used as it is and never closed. Requests through it have no redirects, no aiohttp client
+    middlewares, and are not counted in `ConnectionStats`; its cookies, default headers, trace configs and proxy
+    settings stay in force. A trace config sees the URL, and with it the access token.
+    """
+
+    def __init__(self, connection: Connection, borrowed: aiohttp.ClientSession | None = None) -> None:
+        if borrowed is not None and not isinstance(borrowed, aiohttp.ClientSession):
+            raise ConfigError(f"session must be an aiohttp.ClientSession, not {type(borrowed).__name__}")
+        for name in ("ca_file", "client_cert", "client_key"):
+            path = getattr(connection, name)
+            if path is not None and not os.path.isfile(path):
+                raise ConfigError(f"Connection.{name}: there is no file {os.fspath(path)!r}")
+        self._connection = connection
+        self._borrowed = borrowed
+        self._sessions: dict[asyncio.AbstractEventLoop, _LoopSession] = {}
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
+        self._tls: ssl.SSLContext | None = connection.ssl_context
+        self._makings: dict[asyncio.AbstractEventLoop, asyncio.Future[ssl.SSLContext | ConfigError]] = {}
+        proxies = getproxies() if connection.trust_env else {}
+        self._proxies = {scheme: Secret(url) for scheme, url in proxies.items()}  # they may hold passwords
+        self._ended: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+        self._shut = False
+        self._created = 0
+        self.reused = 0
+        self.in_use = 0
+        _managers.add(self)
+
+    @property
+    def borrowed(self) -> aiohttp.ClientSession | None:
+        """The session that it was given."""
+        return self._borrowed
+
+    def current(self, *, fresh: bool = False) -> aiohttp.ClientSession | None:
+        """The session of the running loop, if there is one already."""
+        if self._borrowed is not None:
+            if self._borrowed.closed:
+                raise ClientClosedError("the aiohttp session given as session= is closed")
+            if self._borrowed._loop is not asyncio.get_running_loop():
+                raise ConfigError("the aiohttp session given as session= belongs to another event loop")
+            return self._borrowed
+        sessions = self._sessions.get(asyncio.get_running_loop())
+        if sessions is None:
+            return None
+        return sessions.fresh if fresh else sessions.pooled
+
+    async def open(self, *, fresh: bool = False) -> aiohttp.ClientSession:
+        """The session of the running loop, made if need be.
+
+        Args:
+            fresh: one that makes a new connection for each request.
+
+        Raises:
+            ClientClosedError: they were closed.
+        """
+        loop = asyncio.get_running_loop()
+        await self._forget_closed_loops()
+        if self._shut or loop in self._ended:
+            raise ClientClosedError("the client is closed")
+        sessions = self._sessions.get(loop)
+        if sessions is None:
+            sessions = self._sessions[loop] = _LoopSession(self._make_session(force_close=False))
+        if not fresh:
+            return sessions.pooled
+        if sessions.fresh is None:
+            sessions.fresh = self._make_session(force_close=True)
+        return sessions.fresh
+
+    def _make_session(self, *, force_close: bool) -> aiohttp.ClientSession:
+        settings = self._connection
+        connector = _Connector(
+            limit=0,  # the governor is the only place that waits
+            force_close=force_close,
+            keepalive_timeout=None if force_close else settings.keepalive,
+            use_dns_cache=settings.dns_cache > 0,
+            ttl_dns_cache=int(settings.dns_cache),
+            socket_factory=self._make_socket,
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            trust_env=False,
+            raise_for_status=False,
+            auto_decompress=False,
+        )
+
+    def _make_socket(self, address: tuple[Any, ...]) -> socket.socket:
+        family, kind, protocol, _, _ = address
+        made = socket.socket(family=family, type=kind, proto=protocol)
+        self._sockets.add(made)
+        wire = wire_of_attempt.get()
+        if wire is not None:
+            if wire.sockets == 0:  # with happy eyeballs, one connection may try several sockets
+                self._created += 1
+            wire.sockets += 1
+        return made
+
+    async def tls(self) -> ssl.SSLContext:
+        """The TLS context: 1.2 or newer, HTTP/1.1 only. Built in a thread, since it reads files.
+
+        Raises:
+            ConfigError: a certificate file cannot be used.
+        """
+        if self._tls is None:
+            made = await asyncio.shield(self._making_tls())  # the first to wait may be cancelled
+            if isinstance(made, ConfigError):
+                raise copy.copy(made)  # each waiter gets its own
+            self._tls = made
+        return self._tls
+
+    def _making_tls(self) -> asyncio.Future[ssl.SSLContext | ConfigError]:
+        """One making for all who wait for it in this loop."""
+        loop = asyncio.get_running_loop()
+        making = self._makings.get(loop)
+        if making is None:
+            making = self._makings[loop] = loop.run_in_executor(None, _make_tls, self._connection)
+            making.add_done_callback(lambda _: self._makings.pop(loop, None))
+        return making
+
+    def proxy_for(self, endpoint: Endpoint) -> Proxy | None:
+        """The proxy for an endpoint: the setting's, or the environment's as it was when the client was made."""
+        if self._connection.proxy is not None:
+            return _parse_proxy(self._connection.proxy)
+        parts = urlsplit(endpoint.url)
+        found = self._proxies.get(parts.scheme)
+        if not found or proxy_bypass(parts.netloc):
+            return None
+        return _parse_proxy(found)
+
+    def stats(self) -> ConnectionStats:
+        opened = sum(made.fileno() != -1 for made in tuple(self._sockets))
+        return ConnectionStats(opened, max(0, opened - self.in_use), self._created, self.reused)
+
+    async def close(self) -> None:
+        """Closes the sessions of the running loop; it gets no others. A borrowed one is left alone."""
+        loop = asyncio.get_running_loop()
+        self._ended.add(loop)
+        await self._forget_closed_loops()
+        sessions = self._sessions.pop(loop, None)
+        if sessions is not None:
+            await _close(sessions)
+
+    def shut(self) -> None:
+        """No loop gets new sessions."""
+        self._shut = True
+
+    async def _forget_closed_loops(self) -> None:
+        # The client was used in an earlier asyncio.run() that ended without close().
+        for loop in [loop for loop in self._sessions if loop.is_closed()]:
+            await _close(self._sessions.pop(loop))
+
+    def _after_fork(self) -> None:
+        # The connections belong to the parent. They are not closed, which would end its TLS sessions.
+        _kept_for_parent.extend(self._sessions.values())
+        self._sessions = {}
+        self._sockets = weakref.WeakSet()
+        self.in_use = 0
+
+
+async def _close(sessions: _LoopSession) -> None:
+    for session in (sessions.pooled, sessions.fresh):
+        if session is not None:
+            await session.close()
+
+
+_managers: weakref.WeakSet[SessionManager] = weakref.WeakSet()
+
+_kept_for_parent: list[_LoopSession] = []
+
+
+def _after_fork_in_child() -> None:
+    for manager in _managers:
+        manager._after_fork()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+
+def _make_tls(connection: Connection) -> ssl.SSLContext | ConfigError:
+    try:
+        context = ssl.create_default_context(cafile=connection.ca_file)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        context.set_alpn_protocols(["http/1.1"])
+        if connection.client_cert is not None:
+            # Without `password` OpenSSL asks for the one of an encrypted key on the terminal.
+            context.load_cert_chain(connection.client_cert, connection.client_key, password=lambda: "")
+    except (OSError, ssl.SSLError) as error:
+        return ConfigError(
+            f"Connection: ca_file, client_cert or client_key is not a readable PEM file ({type(error).__name__})"
+        )
+    return context
+
+
+def _parse_proxy(url: Secret) -> Proxy:
+    proxy = None
+    with suppress(ValueError):  # also UnicodeError; their texts hold the credentials
+        proxy = _split_proxy(url)
+    if proxy is None:
+        raise ConfigError("Connection.proxy must be the URL of an HTTP proxy, such as 'http://proxy.example:3128'")
+    return proxy
+
+
+def _split_proxy(url: Secret) -> Proxy | None:
+    parts = urlsplit(url.reveal() if "://" in url.reveal() else f"http://{url.reveal()}")
+    host, port = parts.hostname, parts.port
+    if not host or not host.isprintable() or " " in host or parts.scheme not in ("http", "https"):
+        return None
+    place = f"[{host}]" if ":" in host else host
+    authorization = None
+    if parts.username is not None:
+        authorization = Secret(aiohttp.encode_basic_auth(unquote(parts.username), unquote(parts.password or "")))
+    return Proxy(urlunsplit((parts.scheme, place if port is None else f"{place}:{port}", "", "", "")), authorization)
