@@ -1,15 +1,15 @@
-"""A retry storm, in virtual time: what retries do to a server that loses capacity for a minute, and to its recovery.
+"""A retry storm in virtual time: the effect of retries on a server that loses capacity for a minute, and on its recovery.
 
     python benchmarks/retry_storm.py            # prints the table; takes some seconds
     python benchmarks/retry_storm.py --write    # also writes docs/retry-storm.md and docs/retry-storm.svg
 
-2,000 clients make one call a second each. The server manages 3,000 requests a second, but only 600 in the second minute.
-It works on what it has accepted, first come first served, whether or not somebody still waits for it: that is what makes
-such storms last (Bronson et al., "Metastable Failures in Distributed Systems", HotOS 2021). Clients give up an attempt
-after a second; the server refuses with 503 when three seconds of work are waiting.
+2,000 clients make one call per second each. The server handles 3,000 requests per second, but only 600 during the second
+minute. It processes accepted requests in order of arrival, even if the client has given up. This is what makes retry storms
+last (Bronson et al., "Metastable Failures in Distributed Systems", HotOS 2021). Clients give up an attempt after one second.
+The server responds with 503 while three seconds of work are queued.
 
-`ours` is the package's own code: `decide` of the retry, the token bucket, the breaker and the adaptive concurrency, with
-the defaults of `config.service()`, one set for each client. Nothing is random but for seeds.
+`ours` is the code of this package: retry, token bucket, breaker and adaptive concurrency, with the defaults of
+`config.service()`, and separate state for each client. Random numbers are seeded, so every run gives the same result.
 """
 
 from __future__ import annotations
@@ -204,7 +204,7 @@ def simulate(name: str, make: Callable[[random.Random], NaiveClient], seed: int 
 
 def table(results: list[Result]) -> str:
     lines = [
-        "| | requests per call in the minute of trouble | most requests in a second | time to recover | calls answered |",
+        "| | requests per call in the second minute | peak requests per second | time to recover | calls answered |",
         "|---|---|---|---|---|",
     ]
     for result in results:
@@ -259,9 +259,9 @@ def main() -> None:
     if write:
         docs = Path(__file__).resolve().parent.parent / "docs"
         what = (__doc__ or "").split("\n\n")
-        text = f"# A retry storm\n\n{what[2]}\n\n{what[3].rstrip()}\n\n{table(results)}\n\n"
+        text = f"# Retry storm\n\n{what[2]}\n\n{what[3].rstrip()}\n\n{table(results)}\n\n"
         text += "![Requests per second in the three cases](retry-storm.svg)\n\n"
-        text += "Made by `python benchmarks/retry_storm.py --write`.\n"
+        text += "This page is written by `python benchmarks/retry_storm.py --write`.\n"
         (docs / "retry-storm.md").write_text(text, encoding="utf-8")
         (docs / "retry-storm.svg").write_text(plot(results), encoding="utf-8")
 

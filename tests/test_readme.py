@@ -1,8 +1,8 @@
-"""README.md and docs/: every Python block runs, every command line runs, and the tables say what the code does.
+"""README.md and docs/: every Python block runs, every command line runs, and the tables agree with the code.
 
-A block is run as it stands, against a simulated Flinks in a process of its own. What is put under it: every client
-without an address of its own gets the simulator's; `secret`, `other_secret`, `token`, `token_of` and an open client
-`flinks` are there; the blocks of one document share their names.
+Each block runs unchanged against a simulated Flinks in its own process. A client without a `base_url` gets the
+simulator's. `secret`, `other_secret`, `token`, `token_of` and an open client `flinks` are defined, and the blocks of one
+document share their names. A `text` block after a Python block is the exact output of that block.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from inspect import CO_COROUTINE
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -35,15 +36,26 @@ from flinks_async.verdict import Envelope
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+SECURITY = ROOT / "SECURITY.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
 TOKEN = "f3f4f5f6-0000-4000-8000-000000000001"
 
 
-def blocks(document: Path, language: str) -> list[tuple[int, str]]:
-    """The fenced blocks of a language, with the number of their first line."""
+def fences(document: Path) -> list[tuple[int, str, str]]:
+    """Every fenced block: the number of its first line, its language, its content."""
     text = document.read_text(encoding="utf-8")
-    found = re.finditer(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    return [(text.count("\n", 0, block.start()) + 2, block.group(1)) for block in found]
+    found = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [(text.count("\n", 0, block.start()) + 2, block[1], block[2]) for block in found]
+
+
+def blocks(document: Path, language: str) -> list[tuple[int, str]]:
+    return [(line, block) for line, its_language, block in fences(document) if its_language == language]
+
+
+def outputs(document: Path) -> dict[int, str]:
+    """What the Python block at a line must print: the `text` block that follows it."""
+    pairs = pairwise(fences(document))
+    return {line: output for (line, first, _), (_, second, output) in pairs if (first, second) == ("python", "text")}
 
 
 def is_test(block: str) -> bool:
@@ -93,7 +105,10 @@ def folder(tmp_path: Path, simulated: ServerProcess, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
-def test_python_blocks_run(document: Path, simulated: ServerProcess, folder: Path) -> None:
+def test_python_blocks_run(
+    document: Path, simulated: ServerProcess, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = outputs(document)
     module = ModuleType("document")
     sys.modules["document"] = module  # FastAPI and attrs look up annotations there
     module.__dict__.update(
@@ -108,6 +123,8 @@ def test_python_blocks_run(document: Path, simulated: ServerProcess, folder: Pat
                     asyncio.run(with_client(code, module.__dict__))
                 else:
                     exec(code, module.__dict__)
+                output = capsys.readouterr().out
+                assert output == printed.get(line, output), f"line {line} of {document.name}"
                 if "app = " in block:
                     asyncio.run(serve(module.__dict__["app"]))
     finally:
@@ -156,19 +173,35 @@ def test_example_tests_pass(document: Path, tmp_path: Path) -> None:
     assert f"{len(examples)} passed" in done.stdout
 
 
-def test_command_lines_run(server: ServerProcess, tmp_path: Path) -> None:
-    lines = [line for _, block in blocks(README, "sh") for line in block.splitlines()]
-    commands = [shlex.split(line, comments=True) for line in lines if re.match("flinks-async [a-z]+ ", line)]
+def command_lines(document: Path) -> list[list[str]]:
+    """The arguments of each `flinks-async` line, except those that run forever or take a minute."""
+    lines = [line for _, block in blocks(document, "sh") for line in block.splitlines()]
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("flinks-async ")]
+    return [arguments for _, *arguments in commands if arguments[0] not in {"simulate", "demo"}]
+
+
+@pytest.mark.parametrize("document", [d for d in DOCUMENTS if command_lines(d)], ids=name_of)
+def test_command_lines_run(document: Path, server: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "token.txt").write_text(TOKEN, encoding="utf-8")
     (tmp_path / "tokens.txt").write_text("a\nb\n", encoding="utf-8")
+    header, row = "access_token,user_id,instance\n", "token-{0},u-{0},acme\n"
+    (tmp_path / "tokens.csv").write_text(header + row.format(1) + row.format(2), encoding="utf-8")
+    (tmp_path / "users.csv").write_text(header + row.format(3), encoding="utf-8")
+    secret = f'base_url = "{server.base_url}"\nsecret_env = "FLINKS_AUTH_SECRET"\n'
+    (tmp_path / "instances.toml").write_text(f"[acme]\n{secret}", encoding="utf-8")
     environ = {**os.environ, "FLINKS_AUTH_SECRET": server.auth_secret, "FLINKS_BASE_URL": server.base_url}
-    assert commands
-    for _, *arguments in commands:
+    environ["FLINKS_ACCESS_TOKEN"] = TOKEN
+    commands = command_lines(document)
+    if not any(arguments[0] == "fetch" for arguments in commands):
+        commands.insert(0, ["fetch", "tokens.txt", "--job", "jobs/november"])
+    for arguments in commands:
+        if arguments[0] == "purge":
+            arguments.append("--yes")  # there is no terminal to ask on
         command = [sys.executable, "-m", "flinks_async.cli", *arguments]
         done = subprocess.run(
             command, check=False, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=100
         )
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, f"{arguments}: {done.stderr}"
 
 
 def headings_of(document: Path) -> set[str]:
@@ -177,7 +210,7 @@ def headings_of(document: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in found}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+@pytest.mark.parametrize("document", [*DOCUMENTS, SECURITY, ROOT / "CHANGELOG.md"], ids=name_of)
 def test_links_lead_somewhere(document: Path) -> None:
     text = document.read_text(encoding="utf-8")
     headings = headings_of(document)
@@ -236,10 +269,32 @@ def test_settings_have_every_default() -> None:
     assert documented_defaults(ROOT / "docs" / "settings.md") == {name: (SERVICE[name], BULK[name]) for name in SERVICE}
 
 
-def test_the_readme_has_right_defaults() -> None:
-    found = documented_defaults(README)
+def test_the_comparison_of_the_presets_has_right_defaults() -> None:
+    found = documented_defaults(ROOT / "docs" / "resilience.md")
     assert found == {name: (SERVICE[name], BULK[name]) for name in found}
     assert len(found) >= 4
+
+
+def test_the_readme_says_what_the_presets_do() -> None:
+    service, bulk_ = config.service(), config.bulk()
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    assert f"makes {service.retry.attempts} attempts within {shown(service.timeouts.deadline)} seconds" in text
+    assert f"`config.bulk()` makes {bulk_.retry.attempts} attempts" in text
+
+
+def test_the_readme_is_short() -> None:
+    assert len(README.read_text(encoding="utf-8").splitlines()) <= 200
+
+
+def test_the_readme_links_to_every_page() -> None:
+    text = README.read_text(encoding="utf-8")
+    assert [page.name for page in DOCUMENTS[1:] if f"](docs/{page.name})" not in text] == []
+
+
+def test_the_tests_that_security_names_are_there() -> None:
+    named = re.findall(r"`(tests/[^`]+)`", SECURITY.read_text(encoding="utf-8"))
+    assert named
+    assert [path for path in named if not (ROOT / path).exists()] == []
 
 
 def test_models_have_every_field() -> None:

@@ -1,4 +1,4 @@
-"""docs/faults.md, from the table of faults: `python -m tests.sockets.fault_docs` writes it, a test compares it."""
+"""docs/faults.md from the table of faults. `python -m tests.sockets.fault_docs` writes it; a test compares it."""
 
 from __future__ import annotations
 
@@ -19,25 +19,24 @@ TITLES = {
     "rows_tls": "TLS",
 }
 
-HEADER = """# What goes wrong, and what comes of it
+HEADER = """# Faults
 
-Written by `python -m tests.sockets.fault_docs` from the table that `tests/sockets/test_faults.py` runs: each row is a
-test on real sockets, most of them twice (the short way to the wire, and the one through `aiohttp.ClientSession`). Do
-not edit it.
+This page lists how the client reacts to each fault of a server or network. It is written by `python -m tests.sockets.fault_docs` from the
+table that `tests/sockets/test_faults.py` runs; do not edit it. Each row is a test on real sockets. Most run twice: with the fast path
+of this package, and with `aiohttp.ClientSession`.
 
-Each row asserts the exact class of the outcome, its status, how many requests reached the server, that the client
-counted as many attempts, that no connection, place or call is left over, that the error holds no secret and no URL and
-survives pickling, and that the next request on the same client is answered.
+Each test checks the exact class of the outcome, its status, the number of requests that reached the server, and that the client counted
+the same number of attempts. It also checks that no connection, slot or call is left over, that the error contains no secret and no URL
+and can be pickled, and that the next request of the same client succeeds.
 
-The client has `Retry(attempts=3)`. *requests* are complete request heads on the wire; where attempts never got that
-far, their number is in brackets. 3 means tried again until the attempts were used up, 2 that it was tried again once,
-1 that it is final.
+The client has `Retry(attempts=3)`. The column *requests* counts complete requests that reached the server: 3 means that all attempts were
+used, 2 that the request was retried once, and 1 that the outcome is final. The number in brackets counts attempts, if it is different.
 """
 
 
 @frozen
 class Elsewhere:
-    """A case with a test of its own.
+    """A case with a separate test.
 
     Attributes:
         test: file and function, below tests/sockets.
@@ -50,29 +49,29 @@ class Elsewhere:
 
 
 ELSEWHERE = (
-    Elsewhere("3", "no answer to a connect (SYNs are dropped)", "`ConnectTimeoutError`, 3 attempts", "test_waits.py::test_a_connect_that_gets_no_answer_ends_with_connect_timeout"),
-    Elsewhere("15", "an answer that nobody asked for, on an idle connection", "never the answer to the next request", "test_reuse.py::test_data_on_an_idle_connection_never_becomes_an_answer"),
-    Elsewhere("33, 34", "bombs, and bodies, headers, trailers, 1xx answers without end", "an error; memory within the cap", "test_memory.py::test_memory_stays_within_the_cap"),
-    Elsewhere("35", "cookies", "not kept", "test_reuse.py::test_cookies_are_not_kept"),
-    Elsewhere("38", "a redirect to another origin", "`RedirectError`, nothing is sent there", "test_on_the_wire.py::test_a_redirect_to_another_origin_sends_nothing_there"),
-    Elsewhere("44, 45", "Retry-After: seconds, milliseconds, three forms of dates, a wrong clock", "waits as long", "test_waits.py::test_at_least_as_long_as_the_server_asks"),
-    Elsewhere("44, 45", "Retry-After: negative, past, garbage", "the usual wait", "test_waits.py::test_nonsense_is_ignored"),
-    Elsewhere("44", "Retry-After beyond the cap", "the error at once, with `retry_after`", "test_waits.py::test_what_is_asked_beyond_the_cap_ends_the_call_and_is_told"),
-    Elsewhere("52", "a client certificate, TLS 1.2 and 1.3, SNI, ALPN, a trailing dot, IPv6", "an answer", "test_tls.py::test_a_client_certificate_is_shown_when_asked_for"),
-    Elsewhere("53", "base_url with a port and a path", "an answer", "test_on_the_wire.py::test_base_url_may_have_a_path_and_a_port"),
-    Elsewhere("54", "a reused connection is dropped", "an answer; each request counted, none hidden", "test_hidden_retry.py::test_dropped_reused_connections_are_no_error_and_every_request_is_counted"),
-    Elsewhere("55", "all places taken", "an answer; the queue does not count against the attempt", "test_waits.py::test_the_time_in_the_queue_does_not_count_against_the_attempt"),
-    Elsewhere("58", "a proxy that refuses (407 final, others tried again)", "`ProxyError`", "test_proxy.py::test_a_proxy_that_refuses_is_a_proxy_error"),
+    Elsewhere("3", "no response to a connect (SYNs are dropped)", "`ConnectTimeoutError`, 3 attempts", "test_waits.py::test_a_connect_that_gets_no_answer_ends_with_connect_timeout"),
+    Elsewhere("15", "an unrequested response on an idle connection", "never used for the next request", "test_reuse.py::test_data_on_an_idle_connection_never_becomes_an_answer"),
+    Elsewhere("33, 34", "bombs; endless bodies, headers, trailers, 1xx responses", "an error; memory stays below the limit", "test_memory.py::test_memory_stays_within_the_cap"),
+    Elsewhere("35", "cookies", "not stored", "test_reuse.py::test_cookies_are_not_kept"),
+    Elsewhere("38", "a redirect to another origin", "`RedirectError`; nothing is sent to it", "test_on_the_wire.py::test_a_redirect_to_another_origin_sends_nothing_there"),
+    Elsewhere("44, 45", "Retry-After: seconds, milliseconds, three forms of dates, a wrong clock", "waits at least as long", "test_waits.py::test_at_least_as_long_as_the_server_asks"),
+    Elsewhere("44, 45", "Retry-After: negative, past, garbage", "the usual backoff", "test_waits.py::test_nonsense_is_ignored"),
+    Elsewhere("44", "Retry-After above the cap", "the error at once, with `retry_after`", "test_waits.py::test_what_is_asked_beyond_the_cap_ends_the_call_and_is_told"),
+    Elsewhere("52", "a client certificate, TLS 1.2 and 1.3, SNI, ALPN, a trailing dot, IPv6", "success", "test_tls.py::test_a_client_certificate_is_shown_when_asked_for"),
+    Elsewhere("53", "base_url with a port and a path", "success", "test_on_the_wire.py::test_base_url_may_have_a_path_and_a_port"),
+    Elsewhere("54", "a reused connection is dropped", "success; every request is counted", "test_hidden_retry.py::test_dropped_reused_connections_are_no_error_and_every_request_is_counted"),
+    Elsewhere("55", "all slots in use", "success; time in the queue does not count against the attempt", "test_waits.py::test_the_time_in_the_queue_does_not_count_against_the_attempt"),
+    Elsewhere("58", "a proxy that refuses (407 is final, others are retried)", "`ProxyError`", "test_proxy.py::test_a_proxy_that_refuses_is_a_proxy_error"),
     Elsewhere("58", "a proxy that is down", "`ProxyError`, 3 attempts", "test_proxy.py::test_a_proxy_that_is_down_is_a_proxy_error"),
-    Elsewhere("58", "a proxy in the environment", "used with `trust_env` only", "test_proxy.py::test_a_proxy_of_the_environment_is_used_only_if_asked_for"),
-    Elsewhere("59, 61, 62", "tokens that would change the request", "`InvalidTokenError`, nothing is sent", "test_on_the_wire.py::test_a_token_that_would_change_the_request_is_refused"),
+    Elsewhere("58", "a proxy in the environment", "used only with `trust_env`", "test_proxy.py::test_a_proxy_of_the_environment_is_used_only_if_asked_for"),
+    Elsewhere("59, 61, 62", "tokens that would change the request", "`InvalidTokenError`; nothing is sent", "test_on_the_wire.py::test_a_token_that_would_change_the_request_is_refused"),
     Elsewhere("60", "tokens with special characters", "percent-encoded exactly once", "test_on_the_wire.py::test_a_token_is_percent_encoded_exactly_once"),
     Elsewhere("63", "secrets and headers with line breaks", "`ConfigError`", "test_on_the_wire.py::test_a_header_cannot_be_injected"),
-    Elsewhere("66", "cancelled at each suspension", "`CancelledError`; nothing is left", "test_cancellation.py::test_a_call_on_real_sockets"),
-    Elsewhere("67", "a timeout around the call", "the caller's `TimeoutError`", "test_cancellation.py::test_a_timeout_around_us_stays_the_callers"),
-    Elsewhere("69", "closed with calls in flight", "`ClientClosedError` after the grace", "test_session.py::test_after_the_grace_calls_end_with_client_closed"),
-    Elsewhere("70", "another loop, another thread, a forked child", "an answer, on connections of its own", "test_session.py::test_a_forked_child_has_connections_of_its_own"),
-    Elsewhere("71", "uvloop, debug mode", "nothing is left, nothing is logged", "test_cancellation.py::test_uvloop"),
+    Elsewhere("66", "cancelled at each await", "`CancelledError`; nothing is left over", "test_cancellation.py::test_a_call_on_real_sockets"),
+    Elsewhere("67", "`asyncio.timeout` around the call", "the caller's `TimeoutError`", "test_cancellation.py::test_a_timeout_around_us_stays_the_callers"),
+    Elsewhere("69", "client closed with calls in flight", "`ClientClosedError` after the grace period", "test_session.py::test_after_the_grace_calls_end_with_client_closed"),
+    Elsewhere("70", "another event loop, thread or forked child", "success, on separate connections", "test_session.py::test_a_forked_child_has_connections_of_its_own"),
+    Elsewhere("71", "uvloop, debug mode", "nothing is left over, nothing is logged", "test_cancellation.py::test_uvloop"),
 )  # fmt: skip
 
 
@@ -80,10 +79,10 @@ def page() -> str:
     parts = [HEADER]
     for family, rows in groupby(all_rows(), key=lambda row: row.family):
         parts.append(
-            f"## {TITLES[family]}\n\n| # | what happens | outcome | requests |\n|---|---|---|---|\n{_lines(list(rows))}\n"
+            f"## {TITLES[family]}\n\n| # | fault | outcome | requests |\n|---|---|---|---|\n{_lines(list(rows))}\n"
         )
     lines = "\n".join(f"| {one.number} | {one.case} | {one.outcome} | `{one.test}` |" for one in ELSEWHERE)
-    parts.append(f"## With tests of their own\n\n| # | what happens | outcome | test |\n|---|---|---|---|\n{lines}\n")
+    parts.append(f"## Separate tests\n\n| # | case | outcome | test |\n|---|---|---|---|\n{lines}\n")
     return "\n".join(parts)
 
 
@@ -96,7 +95,7 @@ def _lines(rows: list[Row]) -> str:
 
 
 def _outcome(row: Row) -> str:
-    outcome = "an answer" if row.outcome is None else f"`{row.outcome.__name__}`"
+    outcome = "success" if row.outcome is None else f"`{row.outcome.__name__}`"
     return f"{outcome} (open: {row.open})" if row.open else outcome
 
 

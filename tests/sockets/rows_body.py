@@ -48,23 +48,23 @@ JUNK = Respond(200, b'{"GetAccountsDetail":[],"RequestId":"PLANTED"}').message
 
 ROWS = [
     row("15", "body longer than its Content-Length", Send(OK.message + b"junk after the end"), ProtocolError, 3),
-    row("15a", "a second answer after the first", Send(OK.message + JUNK), None, 1, reused=False),
+    row("15a", "a second response after the first", Send(OK.message + JUNK), None, 1, reused=False),
     row(
         "15b",
-        "a second answer after a 404",
+        "a second response after a 404",
         Send(Respond(404).message + JUNK),
         NotFoundError,
         1,
         status=404,
         reused=False,
     ),
-    row("15c", "a second answer after the last chunk", Send(head(TE) + chunked(BODY) + JUNK), None, 1, reused=False),
+    row("15c", "a second response after the last chunk", Send(head(TE) + chunked(BODY) + JUNK), None, 1, reused=False),
     row("15d", "junk after the last chunk", Send(head(TE) + chunked(BODY) + b"junk"), ProtocolError, 3),
     encoded("29", "gzip", "gzip", GZIPPED, reused=True),
     encoded("29a", "gzip of two members", "gzip", gzip.compress(BODY[:20]) + gzip.compress(BODY[20:])),
     encoded("29b", "x-gzip, in upper case", "X-GZIP", GZIPPED),
     encoded("29c", "deflate with a zlib header", "deflate", zlib.compress(BODY)),
-    encoded("29d", "deflate without one", "deflate", raw_deflate(BODY)),
+    encoded("29d", "deflate without a zlib header", "deflate", raw_deflate(BODY)),
     encoded("29e", "gzip in gzip", "gzip, gzip", gzip.compress(GZIPPED)),
     encoded("29f", "identity", "identity", BODY),
     encoded("29g", "an empty Content-Encoding", "", BODY),
@@ -78,7 +78,7 @@ ROWS = [
     encoded("29i", "gzip with zero padding", "gzip", GZIPPED + b"\0" * 512),
     row(
         "29j",
-        "gzip in gzip, in two lines",
+        "gzip in gzip, in two header lines",
         Respond(200, gzip.compress(GZIPPED), [("Content-Encoding", "gzip"), ("Content-Encoding", "gzip")]),
         None,
         1,
@@ -86,7 +86,7 @@ ROWS = [
     ),
     row(
         "29k",
-        "identity and gzip, in two lines",
+        "identity and gzip, in two header lines",
         Respond(200, GZIPPED, [("Content-Encoding", "identity"), ("Content-Encoding", "gzip")]),
         None,
         1,
@@ -131,7 +131,7 @@ ROWS = [
     encoded("32j", "an empty body labelled gzip", "gzip", b"", EmptyBodyError, 2, status=200),
     row(
         "32k",
-        "401 with a body in br: its status counts",
+        "401 with a body in br: the status decides",
         Respond(401, b"\x0b\x02\x80abc\x03", {"Content-Encoding": "br"}),
         AuthenticationError,
         1,
@@ -139,7 +139,7 @@ ROWS = [
     ),
     row(
         "32l",
-        "503 with a body that is not the gzip that it says",
+        "503 labelled gzip with a body that is not gzip",
         Respond(503, b"<html>not gzip</html>", {"Content-Encoding": "gzip"}),
         ServerError,
         3,
@@ -148,7 +148,7 @@ ROWS = [
     encoded("33", "gzip bomb", "gzip", BOMB, ResponseTooLargeError, 1, options=CAPPED),
     encoded(
         "33a",
-        "a bomb in a bomb",
+        "a gzip bomb inside a gzip bomb",
         "gzip, gzip",
         gzip.compress(BOMB),
         ResponseTooLargeError,
@@ -164,10 +164,10 @@ ROWS = [
         1,
         options=CAPPED,
     ),
-    encoded("33c", "gzip bomb under a 500", "gzip", BOMB, ResponseTooLargeError, 1, options=CAPPED),
+    encoded("33c", "gzip bomb with status 500", "gzip", BOMB, ResponseTooLargeError, 1, options=CAPPED),
     row(
         "33d",
-        "a length above the cap",
+        "a Content-Length above the maximum",
         (Send(head(f"Content-Length: {CAP + 1}")), Flood(b" " * 4096)),
         ResponseTooLargeError,
         1,
@@ -181,7 +181,14 @@ ROWS = [
         None,
         1,
     ),
-    row("33f", "exactly the cap", Respond(200, BODY + b" " * (CAP - len(BODY))), None, 1, options=CAPPED),
+    row(
+        "33f",
+        "a body of exactly the maximum size",
+        Respond(200, BODY + b" " * (CAP - len(BODY))),
+        None,
+        1,
+        options=CAPPED,
+    ),
     encoded(
         "33g",
         "50,000 empty gzip members",
@@ -192,7 +199,7 @@ ROWS = [
     ),
     encoded(
         "33h",
-        "a bomb between two encodings",
+        "a bomb inside two codings",
         "gzip, gzip",
         gzip.compress(GZIPPED + b"\0" * 2 * CAP),
         ResponseTooLargeError,
@@ -201,7 +208,7 @@ ROWS = [
     ),
     row(
         "34",
-        "chunks without end",
+        "endless chunks",
         (Send(head(TE)), Flood(b"1000\r\n" + b" " * 4096 + b"\r\n")),
         ResponseTooLargeError,
         1,
@@ -210,7 +217,7 @@ ROWS = [
     ),
     row(
         "34a",
-        "a body without end or length",
+        "an endless body without a length",
         (Send(head("Connection: close")), Flood(b" " * 4096)),
         ResponseTooLargeError,
         1,
@@ -219,7 +226,7 @@ ROWS = [
     ),
     row(
         "34e",
-        "gzip with zero padding without end",
+        "gzip with endless zero padding",
         (
             Send(head(TE, "Content-Encoding: gzip") + chunked(GZIPPED, last=b"")),
             Flood(b"1000\r\n" + b"\0" * 4096 + b"\r\n"),
@@ -231,7 +238,7 @@ ROWS = [
     ),
     row(
         "34b",
-        "a chunk extension without end",
+        "an endless chunk extension",
         (Send(head(TE) + b"1;"), Flood(b"a" * 4096)),
         AttemptTimeoutError,
         3,
@@ -239,7 +246,7 @@ ROWS = [
     ),
     row(
         "34c",
-        "trailers without end",
+        "endless trailers",
         (Send(head(TE) + chunked(BODY, last=b"0\r\n")), Flood(b"X-A: " + b"a" * 1000 + b"\r\n")),
         ProtocolError,
         3,
@@ -247,7 +254,7 @@ ROWS = [
     ),
     row(
         "34d",
-        "a 500 without end",
+        "an endless body with status 500",
         (Send(head(TE, status="HTTP/1.1 500 E")), Flood(b"1000\r\n" + b" " * 4096 + b"\r\n")),
         ResponseTooLargeError,
         1,

@@ -57,9 +57,9 @@ def closed_connection_says(error: FlinksError) -> None:
 ROWS = [
     row("1", "connection refused", (), ConnectError, 0, attempts=3, listening=False),
     row("2", "DNS: no such host", (), ConnectError, 0, attempts=3, resolve=not_known, check=says_only_the_host),
-    row("2a", "DNS: fails for now", (), ConnectError, 0, attempts=3, resolve=not_now, check=says_only_the_host),
+    row("2a", "DNS: temporary failure", (), ConnectError, 0, attempts=3, resolve=not_now, check=says_only_the_host),
     row("2b", "DNS: no answer", (), ConnectTimeoutError, 0, attempts=3, resolve=never, options=CONNECT),
-    row("4", "accepts, reads, never answers", Hang(), AttemptTimeoutError, 3, options=QUICK),
+    row("4", "accepts, reads, never responds", Hang(), AttemptTimeoutError, 3, options=QUICK),
     row(
         "4b",
         "another protocol's greeting on accept",
@@ -72,7 +72,7 @@ ROWS = [
     row("4a", "accepts, never reads", (), AttemptTimeoutError, 0, attempts=3, accept=(Pause(30),), options=QUICK),
     row(
         "5",
-        "a header a byte at a time",
+        "a header, one byte at a time",
         Trickle(head("X-Slow: " + "a" * 400)),
         AttemptTimeoutError,
         3,
@@ -80,7 +80,7 @@ ROWS = [
     ),
     row(
         "5a",
-        "a status line a byte at a time",
+        "a status line, one byte at a time",
         Trickle(b"HTTP/1.1 200 " + b"O" * 400),
         AttemptTimeoutError,
         3,
@@ -88,7 +88,7 @@ ROWS = [
     ),
     row(
         "5b",
-        "102 Processing again and again",
+        "102 Processing repeatedly",
         Repeat(Send(head(status="HTTP/1.1 102 Processing")), Pause(0.02)),
         AttemptTimeoutError,
         3,
@@ -96,7 +96,7 @@ ROWS = [
     ),
     row(
         "6",
-        "the body a byte at a time",
+        "the body, one byte at a time",
         (Send(head("Content-Length: 400")), Trickle(b" " * 400)),
         AttemptTimeoutError,
         3,
@@ -104,7 +104,7 @@ ROWS = [
     ),
     row(
         "6a",
-        "chunks of a byte at a time",
+        "one-byte chunks, slowly",
         (Send(head("Transfer-Encoding: chunked")), Repeat(Send(b"1\r\n \r\n"), Pause(0.02))),
         AttemptTimeoutError,
         3,
@@ -118,9 +118,9 @@ ROWS = [
         3,
         options=QUICK,
     ),
-    row("7", "reset before the answer", Reset(), ReadError, 3, check=closed_connection_says),
-    row("8", "closed before the answer", Close(), ReadError, 3, check=closed_connection_says),
-    row("8a", "half-closed before the answer", HalfClose(), ReadError, 3),
+    row("7", "reset before the response", Reset(), ReadError, 3, check=closed_connection_says),
+    row("8", "closed before the response", Close(), ReadError, 3, check=closed_connection_says),
+    row("8a", "half-closed before the response", HalfClose(), ReadError, 3),
     row("8b", "reset on accept", (), ReadError, 0, attempts=3, accept=(Reset(),)),
     row("9", "half a status line, then closed", (Send(b"HTTP/1.1 20"), Close()), ReadError, 3),
     row(

@@ -70,14 +70,14 @@ ROWS = [
     broken(
         "17b", "HTTP/2 frames", b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" + b"\x00\x03\x00\x00\x00\x64" * 3, stays=True
     ),
-    broken("17c", "HTTP/0.9: a body alone", BODY),
+    broken("17c", "HTTP/0.9: only a body", BODY),
     broken("17d", "another protocol's banner", b"SSH-2.0-OpenSSH_9.6\r\n", stays=True),
     broken("17e", "ICY 200 OK", b"ICY 200 OK\r\n\r\n"),
     broken("17f", "a status of two digits", head(LENGTH, status="HTTP/1.1 20 OK") + BODY),
     broken("17g", "a status of letters", head(LENGTH, status="HTTP/1.1 abc OK") + BODY),
     broken("17h", "a status of four digits", head(LENGTH, status="HTTP/1.1 2000 OK") + BODY),
     broken("17i", "a negative status", head(LENGTH, status="HTTP/1.1 -200 OK") + BODY),
-    broken("17j", "a request instead of an answer", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", stays=True),
+    broken("17j", "a request instead of a response", b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", stays=True),
     broken("17k", "HTTP/3.0", head(LENGTH, status="HTTP/3.0 200 OK") + BODY),
     fine("17l", "no reason phrase", head(LENGTH, status="HTTP/1.1 200 ") + BODY, reused=True),
     row(
@@ -114,14 +114,16 @@ ROWS = [
     broken("35g", "CR in a header", head("X-A: 1\r2", LENGTH) + BODY),
     row(
         "35h",
-        "header lines without end",
+        "endless header lines",
         (Send(b"HTTP/1.1 200 OK\r\n"), Flood(b"X-A: " + b"a" * 1000 + b"\r\n")),
         ProtocolError,
         3,
     ),
-    row("35i", "one header without end", (Send(b"HTTP/1.1 200 OK\r\nX-A: "), Flood(b"a" * 4000)), ProtocolError, 3),
+    row("35i", "one endless header", (Send(b"HTTP/1.1 200 OK\r\nX-A: "), Flood(b"a" * 4000)), ProtocolError, 3),
     fine(
-        "35j", "header names in odd case", head(f"cOnTeNt-LeNgTh: {len(BODY)}", "CONTENT-TYPE: APPLICATION/JSON") + BODY
+        "35j",
+        "header names in mixed case",
+        head(f"cOnTeNt-LeNgTh: {len(BODY)}", "CONTENT-TYPE: APPLICATION/JSON") + BODY,
     ),
     fine(
         "35k",
