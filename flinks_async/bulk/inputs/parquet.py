@@ -6,8 +6,7 @@ So everything else (lines, offsets, shards, checks) is as for other files. Needs
 from __future__ import annotations
 
 from collections.abc import Iterator
-from io import FileIO
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import msgspec
 from attrs import frozen
@@ -41,7 +40,7 @@ class ParquetColumns:
     instance: str | None
 
     @classmethod
-    def find(cls, raw: FileIO, token: str | None, key: str | None, instance: str | None) -> ParquetColumns:
+    def find(cls, raw: BinaryIO, token: str | None, key: str | None, instance: str | None) -> ParquetColumns:
         """Finds them.
 
         Raises:
@@ -83,7 +82,7 @@ class ParquetContent:
 
     compression: Compression = "none"
 
-    def __init__(self, raw: FileIO, columns: ParquetColumns) -> None:
+    def __init__(self, raw: BinaryIO, columns: ParquetColumns) -> None:
         self.position = 0
         self.raw_position = 0
         file = _open(raw)
@@ -113,7 +112,7 @@ class ParquetContent:
         return lines
 
 
-def _open(raw: FileIO) -> Any:
+def _open(raw: BinaryIO) -> Any:
     pa = _arrow()
     from pyarrow.parquet import ParquetFile
 
