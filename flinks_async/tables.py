@@ -378,11 +378,9 @@ class _Builder:
     def finish(self) -> Any:
         if self._rows:
             self._flush()
-        return (
-            optional_import("pyarrow", extra="arrow").concat_tables(self._tables)
-            if self._tables
-            else self._schema.empty_table()
-        )
+        if not self._tables:
+            return self._schema.empty_table()
+        return optional_import("pyarrow", extra="arrow").concat_tables(self._tables)
 
     def _flush(self) -> None:
         pa = optional_import("pyarrow", extra="arrow")
