@@ -19,7 +19,7 @@ from ..models import Meta, PartnerAccessResponse
 from ..observe import AttemptFinished, AttemptStarted, Observer, emit
 from ..runtime.cancel_scope import CancelScope
 from ..secret import fingerprint
-from ..verdict import Kind, Verdict
+from ..verdict import OK, Kind, Verdict
 
 _TIMED_OUT = Verdict(Kind.TRANSIENT, "DeadlineExceededError", DeadlineExceededError)
 
@@ -37,6 +37,7 @@ class Attempt:
     ) -> None:
         self._transport = transport
         self._codec = codec
+        self._clock = clock
         self._now = clock.now
         self._timeout = timeouts.attempt
         self._throttle_statuses = retry.throttle_statuses
@@ -88,13 +89,15 @@ class Attempt:
             else:
                 governor.abandon(probe=probe)
             raise
-        assert response.verdict is not None
+        verdict = response.verdict
+        assert verdict is not None
         call.down = governor.record(
-            response.verdict,
+            verdict,
             sent=sent,
             status=response.status,
             time_to_first_byte=(call.headers_at or now) - sent,
             headers=response.headers,
+            retry_after=None if verdict is OK else response.retry_after(self._clock),
             probe=probe,
             now=now,
         )
