@@ -551,8 +551,7 @@ def test_a_deadline_on_the_wire_counts_as_a_timeout() -> None:
 
 
 def test_a_trouble_counts_what_failed_in_a_row_and_ends_with_a_success() -> None:
-    clock = VirtualClock()
-    governor = governor_of(clock)
+    governor = governor_of()
     governor.record(FAILED, sent=0.0, now=1.0, problem="the host is not known")
     governor.record(THROTTLED, sent=0.0, status=429, now=3.0, problem="the host answered 429")
     assert (governor.trouble, governor.answered) == (Trouble("the host answered 429", 2, 1.0), True)
