@@ -28,7 +28,6 @@ from .endpoint import (
 from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError
 from .fanout import Outcome, Source, fan_out
 from .limits.governor import Governor
-from .limits.retry_after import retry_after
 from .messages import Call, Handler, Middleware, Request, Response, SendPermit, Transport, checked, compose
 from .middleware.attempt import Attempt, Observed
 from .middleware.auth import AuthMiddleware, SecretSource
@@ -372,6 +371,7 @@ class FlinksClient:
         local = self._enter()
         now = self._clock.now()
         call = Call(now, local, None if timeout is None else now + timeout, secret=self._secret, permit=permit)
+        request = Request(self._endpoint, token, call, raw=raw)
         problem: FlinksError
         scope = CancelScope()
         local.calls.add(scope)
@@ -380,11 +380,11 @@ class FlinksClient:
         response: Response | None = None
         try:
             with scope:
-                response = await self._handler(Request(self._endpoint, token, call, raw=raw))
+                response = await self._handler(request)
                 if response.answer is not None and response.verdict is OK:
                     return response
             if response is not None:
-                refusal = None if raw else self._refusal(response, token, call)
+                refusal = None if raw else self._refusal(request, response)
                 if refusal is None:
                     return response
                 problem, response = refusal, None  # the error holds this frame, which must not hold the body
@@ -408,13 +408,9 @@ class FlinksClient:
         finally:
             del problem  # nor itself
 
-    def _refusal(self, response: Response, token: Secret, call: Call) -> FlinksError | None:
+    def _refusal(self, request: Request, response: Response) -> FlinksError | None:
         verdict = verdict_of(response, self._settings.retry.throttle_statuses)
-        if verdict.kind is Kind.OK:
-            return None
-        error = error_from(response, verdict, self._endpoint.host, token, call.secret)
-        error.retry_after = retry_after(response.headers, self._clock.time())
-        return error
+        return None if verdict.kind is Kind.OK else error_from(request, response, verdict, self._clock)
 
     def _enter(self) -> LoopState:
         if self._closed:

@@ -14,17 +14,19 @@ from typing import Any, Final, Protocol
 from attrs import define, evolve, field, frozen
 from multidict import CIMultiDict
 
+from .clock import Clock
 from .endpoint import Endpoint
 from .errors import ConfigError
+from .limits.retry_after import read_retry_after
 from .models import NO_META, Meta, PartnerAccessResponse
 from .runtime.loop_state import LoopState
 from .secret import Secret
 from .verdict import EMPTY_ENVELOPE, Envelope, Verdict
 
-# [flinks_async.transport] The seam to the wire: one method that makes one attempt, and its aiohttp implementation.
-
-
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+# `Response._retry_after` before its first use; a value that was read is None or at least 0.
+_UNREAD: Final = -1.0
 
 
 def _names(headers: Mapping[str, str]) -> str:
@@ -162,6 +164,17 @@ class Response:
     envelope: Envelope = EMPTY_ENVELOPE
     verdict: Verdict | None = None
     meta: Meta = NO_META
+    _retry_after: float | None = field(default=_UNREAD, init=False, repr=False)
+
+    def retry_after(self, clock: Clock) -> float | None:
+        """Seconds that the server asks to wait, or None if it does not say. The headers are parsed once.
+
+        Args:
+            clock: its wall clock is compared with a date if the server does not send its own `Date`.
+        """
+        if self._retry_after == _UNREAD:
+            object.__setattr__(self, "_retry_after", read_retry_after(self.headers, clock.time()))
+        return self._retry_after
 
     def evolve(self, **changes: Any) -> Response:
         """A copy with some fields changed."""

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import zlib
-from types import ModuleType
 from typing import Final, Literal, Protocol
 
-from ..errors import ConfigError
+from ..checks import optional_import
 from .zstd_frames import MAGIC, SKIPPABLE, FrameWalker
 
 Compression = Literal["none", "gzip", "zstd"]
@@ -38,7 +37,7 @@ def compressor(kind: Compression) -> Compressor:
     if kind == "gzip":
         return _Stream(zlib.compressobj(wbits=_GZIP))
     if kind == "zstd":
-        return _Stream(_zstandard().ZstdCompressor(write_checksum=True).compressobj())
+        return _Stream(optional_import("zstandard", extra="zstd").ZstdCompressor(write_checksum=True).compressobj())
     return _Plain()
 
 
@@ -173,7 +172,7 @@ class _Unzstd:
     """Zstandard. The library compares checksums, but takes a stream that was cut for whole; so its frames are followed."""
 
     def __init__(self, file: Source) -> None:
-        library = _zstandard()
+        library = optional_import("zstandard", extra="zstd")
         self._walker = FrameWalker()
         self._error: type[Exception] = library.ZstdError
         self._stream = library.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(
@@ -203,13 +202,3 @@ class _Followed:
         data = self._file.read(size)
         self._walker.feed(data)
         return data
-
-
-def _zstandard() -> ModuleType:
-    try:
-        import zstandard
-
-        return zstandard
-    except ImportError:
-        pass
-    raise ConfigError("Zstandard needs a library: pip install 'flinks-async[zstd]'")

@@ -27,7 +27,6 @@ from .breaker import UNTIL_TOLD, BreakerState, CircuitBreaker
 from .concurrency import make_concurrency
 from .pause import SharedPause
 from .rate import GCRA, remaining, spacing
-from .retry_after import retry_after
 
 _METERED_OVER = 1.0  # seconds
 
@@ -159,6 +158,7 @@ class Governor:
         status: int | None = None,
         time_to_first_byte: float | None = None,
         headers: Mapping[str, str] = _NO_HEADERS,
+        retry_after: float | None = None,
         probe: bool = False,
         now: float | None = None,
         problem: str = "",
@@ -170,7 +170,8 @@ class Governor:
             sent: when it was sent.
             status: of the answer; None if there was none.
             time_to_first_byte: seconds; None if no answer came.
-            headers: of the answer.
+            headers: of the answer; read for RateLimit fields.
+            retry_after: seconds that the answer asks to wait.
             probe: what `acquire` said.
             now: the time, if the caller has just looked.
             problem: what was wrong, in words, if something was.
@@ -194,11 +195,11 @@ class Governor:
         elif kind is Kind.TRANSIENT and (status is None or (status >= 500 and verdict.reason not in _OF_ONE_TOKEN)):
             down = self._failed(now, probe)
             self._note(problem, now)
-            if status == 503 and self.limits.waits and (asked := retry_after(headers, self._clock.time())) is not None:
-                self._pause(asked, now, sent)
+            if status == 503 and self.limits.waits and retry_after is not None:
+                self._pause(retry_after, now, sent)
         elif kind is Kind.THROTTLED:
             self._note(problem, now)
-            self._throttled(headers, now, sent)
+            self._throttled(retry_after, now, sent)
             self._succeeded(now, probe)
         elif status is not None:
             self.trouble = None
@@ -261,10 +262,10 @@ class Governor:
             self.concurrency.restart()
             self.pause.ramp(now, self._rate_before)
 
-    def _throttled(self, headers: Mapping[str, str], now: float, sent: float) -> None:
+    def _throttled(self, retry_after: float | None, now: float, sent: float) -> None:
         self.throttled += 1
         self.concurrency.lost(self.in_use + 1)
-        self._pause(retry_after(headers, self._clock.time()), now, sent)
+        self._pause(retry_after, now, sent)
 
     def pause_until(self, until: float, in_a_row: int) -> None:
         """Joins the pause of another process with the same clock. The one that ends last wins."""

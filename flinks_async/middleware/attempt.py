@@ -37,6 +37,7 @@ class Attempt:
     ) -> None:
         self._transport = transport
         self._codec = codec
+        self._clock = clock
         self._now = clock.now
         self._timeout = timeouts.attempt
         self._throttle_statuses = retry.throttle_statuses
@@ -100,16 +101,18 @@ class Attempt:
         finally:
             if permit is not None:
                 permit.on_wire -= 1
-        assert response.verdict is not None
+        verdict = response.verdict
+        assert verdict is not None
         call.down = governor.record(
-            response.verdict,
+            verdict,
             sent=sent,
             status=response.status,
             time_to_first_byte=(call.headers_at or now) - sent,
             headers=response.headers,
+            retry_after=None if verdict is OK else response.retry_after(self._clock),
             probe=probe,
             now=now,
-            problem="" if response.verdict is OK else _problem(request, response),
+            problem="" if verdict is OK else _problem(request, response),
         )
         return response
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 from attrs import frozen
 
-from ...errors import ConfigError
+from ...checks import optional_import
 from ..compression import Compression, Corrupt
 from ..errors import InputError
 from .formats import JSONLParser
@@ -102,7 +102,7 @@ class ParquetContent:
         try:
             batch = next(self._batches, None)
             lines = b"" if batch is None else _encode(_plain(batch).to_pylist())
-        except (_arrow().ArrowException, OSError, ValueError):
+        except (optional_import("pyarrow", extra="arrow").ArrowException, OSError, ValueError):
             lines = None
         if lines is None:
             raise Corrupt("the Parquet data is damaged, encrypted, or not valid UTF-8")
@@ -114,7 +114,7 @@ class ParquetContent:
 
 
 def _open(raw: FileIO) -> Any:
-    pa = _arrow()
+    pa = optional_import("pyarrow", extra="arrow")
     from pyarrow.parquet import ParquetFile
 
     try:
@@ -131,11 +131,11 @@ def _check_type(schema: pyarrow.Schema, name: str, fits: Any, what: str) -> None
 
 
 def _values(type_: pyarrow.DataType) -> pyarrow.DataType:
-    return type_.value_type if _arrow().types.is_dictionary(type_) else type_
+    return type_.value_type if optional_import("pyarrow", extra="arrow").types.is_dictionary(type_) else type_
 
 
 def _is_text(type_: pyarrow.DataType) -> bool:
-    types = _arrow().types
+    types = optional_import("pyarrow", extra="arrow").types
     values = _values(type_)
     return bool(types.is_string(values) or types.is_large_string(values) or types.is_string_view(values))
 
@@ -145,28 +145,18 @@ def _is_plain(type_: pyarrow.DataType) -> bool:
 
 
 def _is_json(type_: pyarrow.DataType) -> bool:
-    types = _arrow().types
+    types = optional_import("pyarrow", extra="arrow").types
     values = _values(type_)
     return bool(types.is_integer(values) or types.is_floating(values) or types.is_boolean(values))
 
 
 def _is_written_out(type_: pyarrow.DataType) -> bool:
     """JSON has no such type, so it becomes text."""
-    types = _arrow().types
+    types = optional_import("pyarrow", extra="arrow").types
     return bool(types.is_decimal(type_) or types.is_date(type_) or types.is_timestamp(type_) or types.is_time(type_))
 
 
 def _plain(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
-    pa = _arrow()
+    pa = optional_import("pyarrow", extra="arrow")
     columns = [column.cast(pa.string()) if _is_written_out(column.type) else column for column in batch.columns]
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-
-
-def _arrow() -> Any:
-    try:
-        import pyarrow
-
-        return pyarrow
-    except ImportError:
-        pass
-    raise ConfigError("Parquet files need pyarrow: pip install 'flinks-async[arrow]'")
