@@ -10,10 +10,9 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Callable
-from types import ModuleType
 from typing import Any, Final, Literal, Protocol
 
-from ..errors import ConfigError
+from ..checks import optional_import
 
 Compression = Literal["none", "gzip", "zstd"]
 
@@ -182,19 +181,10 @@ class _Members:
         return bool(self._input)
 
 
-def zstd_library() -> ModuleType:
+def zstd_library() -> Any:
     """`compression.zstd`, or its backport.
 
     Raises:
         ConfigError: it is not installed.
     """
-    try:
-        if sys.version_info >= (3, 14):
-            import compression.zstd as zstd
-        else:
-            import backports.zstd as zstd
-
-        return zstd
-    except ImportError:
-        pass
-    raise ConfigError("Zstandard needs a library: pip install 'flinks-async[zstd]'")
+    return optional_import("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd", extra="zstd")
