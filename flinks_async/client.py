@@ -28,14 +28,14 @@ from .endpoint import (
 from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError
 from .fanout import Outcome, Source, fan_out
 from .limits.governor import Governor
-from .messages import Call, Handler, Middleware, Request, Response, Transport, checked, compose
+from .messages import Call, Handler, Middleware, Request, Response, SendPermit, Transport, checked, compose
 from .middleware.attempt import Attempt, Observed
 from .middleware.auth import AuthMiddleware, SecretSource
 from .middleware.retry import RetryMiddleware
 from .models import PartnerAccessResponse
 from .observe import ClientStats, Observer
 from .runtime.cancel_scope import CancelScope
-from .runtime.loop_state import LoopState, LoopStates
+from .runtime.loop_state import LoopState, LoopStates, RequestCounters
 from .secret import Secret, SecretProvider, fingerprint, hides_token, out_of_sight
 from .transport import pool
 from .transport.aiohttp import AiohttpTransport
@@ -172,7 +172,7 @@ class FlinksClient:
         self._local: LoopState | None = None
         self._locals = LoopStates()
         self._closed = False
-        self._requests = self._retries = 0
+        self._counters = RequestCounters()
         self._derived: weakref.WeakSet[FlinksClient] = weakref.WeakSet()
         self._owns_pool = True
 
@@ -274,11 +274,13 @@ class FlinksClient:
         assert response.answer is not None
         return response.answer
 
-    async def respond(self, token: Secret, timeout: float | None = None) -> Response:
+    async def respond(
+        self, token: Secret, timeout: float | None = None, *, permit: SendPermit | None = None
+    ) -> Response:
         """As `partner_access`, for a token that was checked: the answer (`Response.answer`) and the body it was read
-        from. For the rooms above this one.
+        from. Internal; used by `flinks_async.bulk`.
         """
-        response = await self._run(token, timeout, raw=False)
+        response = await self._run(token, timeout, raw=False, permit=permit)
         if response.answer is None:  # a middleware answered by itself
             return evolve(response, answer=self._codec.decode(response.body, response.meta))
         return response
@@ -359,14 +361,16 @@ class FlinksClient:
         fetch = self.partner_access if timeout is None else partial(self.partner_access, timeout=timeout)
         return fan_out(source, fetch, concurrency=workers, ordered=ordered)
 
-    async def _run(self, token: Secret, timeout: float | None, *, raw: bool) -> Response:
+    async def _run(
+        self, token: Secret, timeout: float | None, *, raw: bool, permit: SendPermit | None = None
+    ) -> Response:
         if timeout is None:
             timeout = self._settings.timeouts.deadline
         elif not _is_timeout(timeout):
             raise _wrong_timeout(timeout)
         local = self._enter()
         now = self._clock.now()
-        call = Call(now, local, None if timeout is None else now + timeout, secret=self._secret)
+        call = Call(now, local, None if timeout is None else now + timeout, secret=self._secret, permit=permit)
         request = Request(self._endpoint, token, call, raw=raw)
         problem: FlinksError
         scope = CancelScope()
@@ -393,8 +397,6 @@ class FlinksClient:
         except FlinksError as error:
             problem = error
         finally:
-            self._requests += call.attempts - call.joined_attempts
-            self._retries += call.retries - call.joined_retries
             local.end(scope)
         problem.attempts = call.attempts
         problem.elapsed = self._clock.now() - call.started
@@ -421,6 +423,7 @@ class FlinksClient:
                 self._locals.drop_closed()
                 secret = self._options["auth_secret"]
                 local = self._pool.local(loop, self._endpoint.url, secret, self._settings, self._clock)
+                local.counters = self._counters
                 self._locals[loop] = local
             self._local = local
         return local
@@ -433,12 +436,14 @@ class FlinksClient:
             calls_in_flight=sum(len(local.calls) for local in here),
             requests_in_flight=sum(local.governor.in_use for local in here),
             queued=sum(local.governor.waiting for local in here),
-            queue_time=self._locals.queue_time,
-            requests=self._requests,
-            retries=self._retries,
+            queue_time=self._counters.queue_time,
+            requests=self._counters.requests,
+            retries=self._counters.retries,
             limit=sum(local.governor.concurrency.limit for local in here),
             throttled=sum(local.governor.throttled for local in here),
             held_back=max((local.governor.held_back for local in here), default=0.0),
+            answered=any(local.governor.answered for local in here),
+            trouble=next((local.governor.trouble for local in here if local.governor.trouble is not None), None),
         )
 
     def explain(self) -> str:

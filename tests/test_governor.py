@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from flinks_async import Adaptive, CircuitOpenError, DeadlineExceededError, FlinksClient, Limits, Pause, config
-from flinks_async.limits.governor import Governor
+from flinks_async.limits.governor import Governor, Trouble
 from flinks_async.messages import Request, Response
 from flinks_async.testing import FakeClock, VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
@@ -548,3 +548,18 @@ def test_a_deadline_on_the_wire_counts_as_a_timeout() -> None:
                 await client.partner_access("t", timeout=2.0)
 
     run_virtual(main())
+
+
+def test_a_trouble_counts_what_failed_in_a_row_and_ends_with_a_success() -> None:
+    governor = governor_of()
+    governor.record(FAILED, sent=0.0, now=1.0, problem="the host is not known")
+    governor.record(THROTTLED, sent=0.0, status=429, now=3.0, problem="the host answered 429")
+    assert (governor.trouble, governor.answered) == (Trouble("the host answered 429", 2, 1.0), True)
+    governor.record(OK, sent=0.0, status=200, now=4.0)
+    assert governor.trouble is None
+
+
+def test_an_instance_that_answers_nothing_has_not_answered() -> None:
+    governor = governor_of()
+    governor.record(FAILED, sent=0.0, now=1.0, problem="no connection")
+    assert (governor.trouble, governor.answered) == (Trouble("no connection", 1, 1.0), False)

@@ -19,6 +19,8 @@ from inspect import isawaitable
 from math import inf
 from types import MappingProxyType
 
+from attrs import frozen
+
 from ..clock import Clock
 from ..config import Limits, RateLimiter
 from ..errors import CircuitOpenError, DeadlineExceededError
@@ -39,12 +41,29 @@ _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _TOKEN_CODES = frozenset({"AGGREGATION_ERROR", "CARD_IN_USE", "CONCURRENT_SESSION"})
 
 
+@frozen
+class Trouble:
+    """The current problem of an instance: its latest requests failed or were throttled.
+
+    Attributes:
+        reason: of the latest failure, in words that name the host.
+        attempts: failures in a row.
+        since: when the first of them ended, by the client's clock.
+    """
+
+    reason: str
+    attempts: int
+    since: float
+
+
 class Governor:
     """Gives out slots for requests on the wire.
 
     Attributes:
         in_use: slots taken.
         throttled: throttled answers so far.
+        answered: the instance has answered a request, with whatever status.
+        trouble: the problem of the latest requests; None while they succeed.
         on_pause: called with `(until, in_a_row)` when an answer begins or extends a pause, for processes that share one
             instance (see `pause_until`).
     """
@@ -57,6 +76,8 @@ class Governor:
         self.limiter = limits.rate_limiter or (None if limits.rate is None else GCRA(limits.rate, limits.burst))
         self.in_use = 0
         self.throttled = 0
+        self.trouble: Trouble | None = None
+        self.answered = False
         self.on_pause: Callable[[float, int], object] | None = None
         self._clock = clock
         self._unrestricted = self.limiter is None  # only slots limit sending: no pause, no rate limit, breaker closed
@@ -147,6 +168,7 @@ class Governor:
         retry_after: float | None = None,
         probe: bool = False,
         now: float | None = None,
+        problem: str = "",
     ) -> bool:
         """Updates the states with the result of an attempt. Returns whether it failed while the instance is down.
 
@@ -159,6 +181,7 @@ class Governor:
             retry_after: seconds that the answer asks to wait.
             probe: the return value of `acquire`.
             now: the current time, if the caller has just read the clock.
+            problem: what went wrong, in words.
         """
         if now is None:
             now = self._clock.now()
@@ -166,7 +189,10 @@ class Governor:
         if self._sends_rate_limit or not self._answers % _CHECK_EVERY:
             self._follow_rate_limit(headers, now)
         self._answers += 1
+        if status is not None:
+            self.answered = True
         if kind is Kind.OK:
+            self.trouble = None
             if time_to_first_byte is not None:
                 self.concurrency.answered(time_to_first_byte, now, self.in_use + 1)
             if self.pause.in_a_row:
@@ -175,26 +201,37 @@ class Governor:
                 self._succeeded(now, probe)
         elif kind is Kind.TRANSIENT and (status is None or (status >= 500 and verdict.reason not in _TOKEN_CODES)):
             down = self._failed(now, probe)
+            self._note(problem, now)
             if status == 503 and self.limits.waits and retry_after is not None:
                 self._pause(retry_after, now, sent)
         elif kind is Kind.THROTTLED:
+            self._note(problem, now)
             self.throttled += 1
             self.concurrency.lost(self.in_use + 1)
             self._pause(retry_after, now, sent)
             self._succeeded(now, probe)
         elif status is not None:
+            self.trouble = None
             self.concurrency.refused()
             self._succeeded(now, probe)
         elif probe and kind is not Kind.STALE:
             down = self._failed(now, probe)
+            self._note(problem, now)
         else:
             self.abandon(probe=probe)
+            if kind is Kind.BROKEN:
+                self._note(problem, now)
         if now - self._measured_from >= _RATE_WINDOW:
             self._measured_rate = self._answers / (now - self._measured_from)
             self._measured_from, self._answers = now, 0
         if self._queue or self._has_leader:
             self._wake()
         return down
+
+    def _note(self, problem: str, now: float) -> None:
+        before = self.trouble
+        attempts, since = (1, now) if before is None else (before.attempts + 1, before.since)
+        self.trouble = Trouble(problem, attempts, since)
 
     def _follow_rate_limit(self, headers: Mapping[str, str], now: float) -> None:
         """Spaces requests out if the server announces that few are left."""
