@@ -96,22 +96,6 @@ def test_only_the_transport_imports_aiohttp() -> None:
     assert importers - allowed <= {"flinks_async.client"}  # the type of `session=`
 
 
-def test_no_two_files_share_a_name() -> None:
-    files = [path for name, path in MODULES.items() if name not in SHIMS and not path.name.startswith("__")]
-    shared = {name for name, count in Counter(path.name for path in files).items() if count > 1}
-    assert shared - SIBLINGS == set()
-
-
-def test_no_two_classes_of_the_package_share_a_name() -> None:
-    classes = Counter(
-        node.name
-        for path in MODULES.values()
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
-        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
-    )
-    assert {name for name, count in classes.items() if count > 1} == set()
-
-
 def test_the_files_that_contributing_names_exist() -> None:
     named = set(re.findall(r"`([\w./]+(?:\.py|\.md|\.toml|/))`", CONTRIBUTING))
     assert len(named) > 30

@@ -107,7 +107,7 @@ def test_what_took_the_time(night: Path) -> None:
     assert re.match(r"about 1[2-5] min .* the longest about 12 min, at 2026-11-23 23:1[45]", found["Pauses"])
     assert found["Time between runs"].startswith("7 h 14 min between 2 runs; 1 run interrupted")
     assert "worst p95 1" in found["Response time"]
-    assert "the limit, which was 20 to 200" in found["Requests at once"].replace("at ", "")
+    assert "the limit of 20 to 200" in found["Requests at once"].replace("at ", "")
 
 
 def test_every_plot_and_every_table_is_there(night_text: str) -> None:
