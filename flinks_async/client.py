@@ -28,15 +28,14 @@ from .endpoint import (
 from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError
 from .fanout import Outcome, Source, fan_out
 from .limits.governor import Governor
-from .limits.retry_after import retry_after
-from .messages import Call, Handler, Middleware, Request, Response, Transport, checked, compose
+from .messages import Call, Handler, Middleware, Request, Response, SendPermit, Transport, checked, compose
 from .middleware.attempt import Attempt, Observed
 from .middleware.auth import AuthMiddleware, SecretSource
 from .middleware.retry import RetryMiddleware
 from .models import PartnerAccessResponse
 from .observe import ClientStats, Observer
 from .runtime.cancel_scope import CancelScope
-from .runtime.loop_state import LoopState, LoopStates
+from .runtime.loop_state import LoopState, LoopStates, RequestCounters
 from .secret import Secret, SecretProvider, fingerprint, hides_token, out_of_sight
 from .transport import pool
 from .transport.aiohttp import AiohttpTransport
@@ -173,7 +172,7 @@ class FlinksClient:
         self._local: LoopState | None = None
         self._locals = LoopStates()
         self._closed = False
-        self._requests = self._retries = 0
+        self._counters = RequestCounters()
         self._derived: weakref.WeakSet[FlinksClient] = weakref.WeakSet()
         self._owns_pool = True
 
@@ -275,11 +274,13 @@ class FlinksClient:
         assert response.answer is not None
         return response.answer
 
-    async def respond(self, token: Secret, timeout: float | None = None) -> Response:
+    async def respond(
+        self, token: Secret, timeout: float | None = None, *, permit: SendPermit | None = None
+    ) -> Response:
         """As `partner_access`, for a token that was checked: the answer (`Response.answer`) and the body it was read
-        from. For the rooms above this one.
+        from. Internal; used by `flinks_async.bulk`.
         """
-        response = await self._run(token, timeout, raw=False)
+        response = await self._run(token, timeout, raw=False, permit=permit)
         if response.answer is None:  # a middleware answered by itself
             return evolve(response, answer=self._codec.decode(response.body, response.meta))
         return response
@@ -360,14 +361,17 @@ class FlinksClient:
         fetch = self.partner_access if timeout is None else partial(self.partner_access, timeout=timeout)
         return fan_out(source, fetch, concurrency=workers, ordered=ordered)
 
-    async def _run(self, token: Secret, timeout: float | None, *, raw: bool) -> Response:
+    async def _run(
+        self, token: Secret, timeout: float | None, *, raw: bool, permit: SendPermit | None = None
+    ) -> Response:
         if timeout is None:
             timeout = self._settings.timeouts.deadline
         elif not _is_timeout(timeout):
             raise _wrong_timeout(timeout)
         local = self._enter()
         now = self._clock.now()
-        call = Call(now, local, None if timeout is None else now + timeout, secret=self._secret)
+        call = Call(now, local, None if timeout is None else now + timeout, secret=self._secret, permit=permit)
+        request = Request(self._endpoint, token, call, raw=raw)
         problem: FlinksError
         scope = CancelScope()
         local.calls.add(scope)
@@ -376,11 +380,11 @@ class FlinksClient:
         response: Response | None = None
         try:
             with scope:
-                response = await self._handler(Request(self._endpoint, token, call, raw=raw))
+                response = await self._handler(request)
                 if response.answer is not None and response.verdict is OK:
                     return response
             if response is not None:
-                refusal = None if raw else self._refusal(response, token, call)
+                refusal = None if raw else self._refusal(request, response)
                 if refusal is None:
                     return response
                 problem, response = refusal, None  # the error holds this frame, which must not hold the body
@@ -393,8 +397,6 @@ class FlinksClient:
         except FlinksError as error:
             problem = error
         finally:
-            self._requests += call.attempts - call.joined_attempts
-            self._retries += call.retries - call.joined_retries
             local.end(scope)
         problem.attempts = call.attempts
         problem.elapsed = self._clock.now() - call.started
@@ -406,13 +408,9 @@ class FlinksClient:
         finally:
             del problem  # nor itself
 
-    def _refusal(self, response: Response, token: Secret, call: Call) -> FlinksError | None:
+    def _refusal(self, request: Request, response: Response) -> FlinksError | None:
         verdict = verdict_of(response, self._settings.retry.throttle_statuses)
-        if verdict.kind is Kind.OK:
-            return None
-        error = error_from(response, verdict, self._endpoint.host, token, call.secret)
-        error.retry_after = retry_after(response.headers, self._clock.time())
-        return error
+        return None if verdict.kind is Kind.OK else error_from(request, response, verdict, self._clock)
 
     def _enter(self) -> LoopState:
         if self._closed:
@@ -425,6 +423,7 @@ class FlinksClient:
                 self._locals.drop_closed()
                 secret = self._options["auth_secret"]
                 local = self._pool.local(loop, self._endpoint.url, secret, self._settings, self._clock)
+                local.counters = self._counters
                 self._locals[loop] = local
             self._local = local
         return local
@@ -437,12 +436,14 @@ class FlinksClient:
             calls_in_flight=sum(len(local.calls) for local in here),
             requests_in_flight=sum(local.governor.in_use for local in here),
             queued=sum(local.governor.waiting for local in here),
-            queue_time=self._locals.queue_time,
-            requests=self._requests,
-            retries=self._retries,
+            queue_time=self._counters.queue_time,
+            requests=self._counters.requests,
+            retries=self._counters.retries,
             limit=sum(local.governor.concurrency.limit for local in here),
             throttled=sum(local.governor.throttled for local in here),
             held_back=max((local.governor.held_back for local in here), default=0.0),
+            answered=any(local.governor.answered for local in here),
+            trouble=next((local.governor.trouble for local in here if local.governor.trouble is not None), None),
         )
 
     def explain(self) -> str:

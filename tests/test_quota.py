@@ -115,7 +115,7 @@ async def test_the_error_carries_the_last_failure_and_nothing_else() -> None:
             await client.partner_access("canary-token")
     error = pickle.loads(pickle.dumps(caught.value))
     assert (error.status, error.flinks_code, error.request_id, error.attempts) == (500, "RETRY_LATER", "q-1", 1)
-    assert error.server_message == "busy"
+    assert (error.server_message, error.retry_after) == ("busy", 7.0)
     assert "canary" not in repr(error)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None

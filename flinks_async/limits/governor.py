@@ -17,6 +17,8 @@ from contextlib import suppress
 from inspect import isawaitable
 from types import MappingProxyType
 
+from attrs import frozen
+
 from ..clock import Clock
 from ..config import Limits, RateLimiter
 from ..errors import CircuitOpenError, DeadlineExceededError
@@ -25,7 +27,6 @@ from .breaker import UNTIL_TOLD, BreakerState, CircuitBreaker
 from .concurrency import make_concurrency
 from .pause import SharedPause
 from .rate import GCRA, remaining, spacing
-from .retry_after import retry_after
 
 _METERED_OVER = 1.0  # seconds
 
@@ -38,10 +39,27 @@ _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 _OF_ONE_TOKEN = frozenset({"AGGREGATION_ERROR", "CARD_IN_USE", "CONCURRENT_SESSION"})
 
 
+@frozen
+class Trouble:
+    """The problem that an instance has: its latest requests failed, or were answered with "slow down".
+
+    Attributes:
+        reason: of the latest of them, in words that name the host.
+        attempts: how many there were, with no success between.
+        since: when the first of them ended, by the client's clock.
+    """
+
+    reason: str
+    attempts: int
+    since: float
+
+
 class Governor:
     """Gives out places on the wire.
 
     Attributes:
+        answered: the instance has answered a request, with whatever status.
+        trouble: the problem that the latest requests met; None while they succeed.
         on_pause: told of each pause that an answer begins or prolongs: until when, and how many there were in a row. For
             processes that share one instance; see `pause_until`.
     """
@@ -54,6 +72,8 @@ class Governor:
         self.limiter = limits.rate_limiter or (None if limits.rate is None else GCRA(limits.rate, limits.burst))
         self.in_use = 0
         self.throttled = 0
+        self.trouble: Trouble | None = None
+        self.answered = False
         self.on_pause: Callable[[float, int], object] | None = None
         self._clock = clock
         self._calm = self.limiter is None
@@ -138,8 +158,10 @@ class Governor:
         status: int | None = None,
         time_to_first_byte: float | None = None,
         headers: Mapping[str, str] = _NO_HEADERS,
+        retry_after: float | None = None,
         probe: bool = False,
         now: float | None = None,
+        problem: str = "",
     ) -> bool:
         """Learns from an attempt that was on the wire: whether it failed while the instance is down.
 
@@ -148,9 +170,11 @@ class Governor:
             sent: when it was sent.
             status: of the answer; None if there was none.
             time_to_first_byte: seconds; None if no answer came.
-            headers: of the answer.
+            headers: of the answer; read for RateLimit fields.
+            retry_after: seconds that the answer asks to wait.
             probe: what `acquire` said.
             now: the time, if the caller has just looked.
+            problem: what was wrong, in words, if something was.
         """
         if now is None:
             now = self._clock.now()
@@ -158,7 +182,10 @@ class Governor:
         if self._tells or not self._answers % _LOOK_EVERY:
             self._read(headers, now)
         self._answers += 1
+        if status is not None:
+            self.answered = True
         if kind is Kind.OK:
+            self.trouble = None
             if time_to_first_byte is not None:
                 self.concurrency.answered(time_to_first_byte, now, self.in_use + 1)
             if self.pause.in_a_row:
@@ -167,24 +194,35 @@ class Governor:
                 self._succeeded(now, probe)
         elif kind is Kind.TRANSIENT and (status is None or (status >= 500 and verdict.reason not in _OF_ONE_TOKEN)):
             down = self._failed(now, probe)
-            if status == 503 and self.limits.waits and (asked := retry_after(headers, self._clock.time())) is not None:
-                self._pause(asked, now, sent)
+            self._note(problem, now)
+            if status == 503 and self.limits.waits and retry_after is not None:
+                self._pause(retry_after, now, sent)
         elif kind is Kind.THROTTLED:
-            self._throttled(headers, now, sent)
+            self._note(problem, now)
+            self._throttled(retry_after, now, sent)
             self._succeeded(now, probe)
         elif status is not None:
+            self.trouble = None
             self.concurrency.refused()
             self._succeeded(now, probe)
         elif probe and kind is not Kind.STALE:
             down = self._failed(now, probe)
+            self._note(problem, now)
         else:
             self.abandon(probe=probe)
+            if kind is Kind.BROKEN:
+                self._note(problem, now)
         if now - self._metered_from >= _METERED_OVER:
             self._metered = self._answers / (now - self._metered_from)
             self._metered_from, self._answers = now, 0
         if self._queue or self._led:
             self._move()
         return down
+
+    def _note(self, problem: str, now: float) -> None:
+        before = self.trouble
+        attempts, since = (1, now) if before is None else (before.attempts + 1, before.since)
+        self.trouble = Trouble(problem, attempts, since)
 
     def _read(self, headers: Mapping[str, str], now: float) -> None:
         """Slows down where the server says that little is left."""
@@ -224,10 +262,10 @@ class Governor:
             self.concurrency.restart()
             self.pause.ramp(now, self._rate_before)
 
-    def _throttled(self, headers: Mapping[str, str], now: float, sent: float) -> None:
+    def _throttled(self, retry_after: float | None, now: float, sent: float) -> None:
         self.throttled += 1
         self.concurrency.lost(self.in_use + 1)
-        self._pause(retry_after(headers, self._clock.time()), now, sent)
+        self._pause(retry_after, now, sent)
 
     def pause_until(self, until: float, in_a_row: int) -> None:
         """Joins the pause of another process with the same clock. The one that ends last wins."""

@@ -16,7 +16,7 @@ _SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?", re.ASCII)
 _MILLISECONDS = ("Retry-After-Ms", "X-Ms-Retry-After-Ms")
 
 
-def retry_after(headers: Mapping[str, str], now: float) -> float | None:
+def read_retry_after(headers: Mapping[str, str], now: float) -> float | None:
     """Seconds to wait, or None if the server does not say, or says nonsense.
 
     A date is compared with the server's own `Date`, so that a wrong clock on either side does no harm; one in the past

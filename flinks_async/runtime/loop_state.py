@@ -20,6 +20,21 @@ from .cancel_scope import CancelScope, DeadlineTimer
 
 
 @define(eq=False)
+class RequestCounters:
+    """What one client has sent, in all event loops together.
+
+    Attributes:
+        requests: attempts that were handed to the transport and have ended.
+        retries: those of them that repeated a failed one.
+        queue_time: seconds that attempts have waited for a free place, in all.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    queue_time: float = 0.0
+
+
+@define(eq=False)
 class LoopState:
     """What the calls of one client share in one event loop.
 
@@ -29,7 +44,7 @@ class LoopState:
         decoding: large bodies are decoded one after the other, a step at a time.
         now: the client's clock.
         calls: the scopes of the calls under way, for closing.
-        queue_time: seconds that calls have spent waiting for a place, in all.
+        counters: of the client, in all loops.
         drained: set when the last call ends, if somebody waits for that.
         pid: the process that the loop runs in.
     """
@@ -41,7 +56,7 @@ class LoopState:
     decoding: asyncio.Lock
     now: Callable[[], float]
     calls: set[CancelScope] = field(factory=set)
-    queue_time: float = 0.0
+    counters: RequestCounters = field(factory=RequestCounters)
     drained: asyncio.Event | None = None
     pid: int = field(factory=os.getpid)
 
@@ -61,27 +76,10 @@ class LoopState:
 
 
 class LoopStates(dict[asyncio.AbstractEventLoop, LoopState]):
-    """What one client has, by event loop.
-
-    Attributes:
-        past_queue_time: `queue_time` of the loops that it has nothing of any more.
-    """
-
-    past_queue_time = 0.0
-
-    @property
-    def queue_time(self) -> float:
-        """Of all loops there ever were."""
-        return self.past_queue_time + sum(local.queue_time for local in tuple(self.values()))
-
-    def drop(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Lets go of a loop."""
-        local = self.pop(loop, None)
-        if local is not None:
-            self.past_queue_time += local.queue_time
+    """The states of one client, by event loop."""
 
     def drop_closed(self) -> None:
-        """Lets go of the loops that are closed: whoever calls `asyncio.run` again and again makes many."""
+        """Drops the loops that are closed: a program that calls `asyncio.run` repeatedly makes many."""
         for loop in tuple(self):
             if loop.is_closed():
-                self.drop(loop)
+                self.pop(loop, None)

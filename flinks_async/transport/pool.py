@@ -162,7 +162,7 @@ async def _close_here(clients: Sequence[LoopStates], pool: Pool | None, grace: f
             await pool.close()
     await _drain(ending, 1.0)  # the interrupted calls tidy up; a user's middleware may take its time, but not ours
     for locals_ in clients:
-        locals_.drop(loop)
+        locals_.pop(loop, None)
 
 
 async def _drain(ending: Sequence[LoopState], grace: float) -> None:

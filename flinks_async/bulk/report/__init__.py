@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from ...errors import ConfigError
+from ...checks import optional_import
 from ..directory import refuse_own_files
 from ..errors import StoreError
 from ..files import MANIFEST, PAGE, write_durably
@@ -60,15 +60,11 @@ def report_page(directory: str | os.PathLike[str]) -> bytes:
         see `write_report`, except for errors of writing.
     """
     facts = gather(Path(directory).absolute())
-    try:
-        from .page import page
-    except ModuleNotFoundError as missing:
-        name = str(missing.name).partition(".")[0]
-        if name not in _LIBRARIES:
-            raise
-    else:
-        return page(facts, time.time()).encode()
-    raise ConfigError(f"the report needs {name}: pip install 'flinks-async[report]'")
+    for library in ("jinja2", "matplotlib"):
+        optional_import(library, extra="report")
+    from .page import page
+
+    return page(facts, time.time()).encode()
 
 
 def json_report(directory: str | os.PathLike[str]) -> bytes:
@@ -79,7 +75,5 @@ def json_report(directory: str | os.PathLike[str]) -> bytes:
     """
     return msgspec.json.format(msgspec.json.encode(gather(Path(directory).absolute()).json), indent=2) + b"\n"
 
-
-_LIBRARIES = ("jinja2", "markupsafe", "matplotlib")
 
 __all__ = ["is_page_of", "json_report", "report_page", "write_report"]
