@@ -103,6 +103,16 @@ def flag(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be True or False, not {type(value).__name__}")
 
 
+def seconds(name: str, value: object) -> None:
+    """Checks an argument that is a number of seconds above 0.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not is_number(value) or value <= 0:  # type: ignore[operator]
+        raise ConfigError(f"{name} must be a number of seconds greater than 0, up to {MOST:g}, not {shown(value)}")
+
+
 def one_of(*kinds: type) -> Callable[[object, Attribute[Any], Any], None]:
     """A validator: an instance of one of these."""
 

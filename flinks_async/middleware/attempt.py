@@ -51,7 +51,7 @@ class Attempt:
             finally:
                 waited = self._now() - asked
                 call.queue_time += waited
-                call.local.queue_time += waited
+                call.local.counters.queue_time += waited
         sent = now = self._now()
         call.attempts += 1
         call.headers_at = None
@@ -62,7 +62,7 @@ class Attempt:
                     response = await self._transport.send(request)  # the deadline comes first, and has its own timer
                 else:
                     scope = CancelScope()
-                    call.local.sweeper.arm(scope, timeout)
+                    call.local.timer.arm(scope, timeout)
                     with scope:
                         response = await self._transport.send(request)
                 if response is None:
