@@ -1,8 +1,9 @@
-"""Validators of the settings' records: each names the field that is wrong."""
+"""Checks that raise `ConfigError`: validators that name the wrong field of a record, and imports of optional packages."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib import import_module
 from typing import Any, Final
 
 from attrs import Attribute
@@ -111,6 +112,24 @@ def seconds(name: str, value: object) -> None:
     """
     if not is_number(value) or value <= 0:  # type: ignore[operator]
         raise ConfigError(f"{name} must be a number of seconds greater than 0, up to {MOST:g}, not {shown(value)}")
+
+
+def optional_import(module: str, *, extra: str) -> Any:
+    """The module of an optional package. Call it where the package is used, so that others need not install it.
+
+    Args:
+        extra: the extra of this package that installs it.
+
+    Raises:
+        ConfigError: it cannot be imported. The message names the extra.
+    """
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        problem = f"{str(error.name or module).partition('.')[0]} is not installed"
+    except ImportError:  # such as psycopg without libpq
+        problem = f"{module} is installed but cannot be imported"
+    raise ConfigError(f"{problem}: pip install 'flinks-async[{extra}]'")
 
 
 def one_of(*kinds: type) -> Callable[[object, Attribute[Any], Any], None]:

@@ -12,9 +12,10 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from . import errors as e
+from .clock import Clock
 from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
-from .messages import Response
-from .secret import Secret, redact
+from .messages import Request, Response
+from .secret import redact
 from .verdict import EMPTY_ENVELOPE, OK, Envelope, Kind, Verdict
 
 _BY_CODE: Final = {
@@ -119,19 +120,16 @@ def classify_error(error: e.FlinksError) -> Verdict:
     return Verdict(Kind.FINAL, cls.__name__, cls)
 
 
-def error_from(response: Response, verdict: Verdict, host: str, *hidden: Secret | None) -> e.FlinksError:
-    """The error that a response becomes.
-
-    Args:
-        hidden: what was sent in confidence; a server may repeat it in a header.
-    """
-    envelope = response.envelope
+def error_from(request: Request, response: Response, verdict: Verdict, clock: Clock) -> e.FlinksError:
+    """The error that a response becomes."""
+    envelope, host = response.envelope, request.endpoint.host
     cls = verdict.error or e.APIStatusError
     fields: dict[str, Any] = {
         "status": response.status,
         "flinks_code": envelope.flinks_code,
         "server_message": envelope.message,
         "request_id": envelope.request_id,
+        "retry_after": response.retry_after(clock),
     }
     said = f"{host} answered {response.status}"
     if envelope.flinks_code is not None:
@@ -139,7 +137,7 @@ def error_from(response: Response, verdict: Verdict, host: str, *hidden: Secret 
     if cls is e.AuthenticationError:
         said += f": the AuthSecret is refused. {WHERE_SECRETS_COME_FROM}. {OTHER_HEADER_FORMS}"
     elif cls is e.RedirectError:
-        fields["location_host"] = target = _location_host(response, *hidden)
+        fields["location_host"] = target = _location_host(response, request)
         said += f", a redirect to {target or 'nowhere'}; redirects are not followed (is base_url right?)"
     elif cls is e.PendingError:
         said += ": accepted, but there is no data yet; ask again later"
@@ -150,9 +148,10 @@ def error_from(response: Response, verdict: Verdict, host: str, *hidden: Secret 
     return cls(said, **fields)
 
 
-def _location_host(response: Response, *hidden: Secret | None) -> str | None:
+def _location_host(response: Response, request: Request) -> str | None:
     try:
         host = urlsplit(response.headers.get("Location", "")).hostname
     except ValueError:
         return None
-    return redact(host, *hidden, limit=100) if host else None
+    # A server may repeat what was sent in confidence.
+    return redact(host, request.token, request.call.secret, limit=100) if host else None

@@ -21,14 +21,13 @@ from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM, check_token, 
 from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError
 from .fanout import Outcome, Source, fan_out
 from .limits.governor import Governor
-from .limits.retry_after import retry_after
-from .messages import Call, Middleware, Request, Response, Transport
+from .messages import Call, Middleware, Request, Response, SendPermit, Transport
 from .middleware.auth import SecretSource
 from .models import PartnerAccessResponse
 from .observe import ClientStats, Observer
 from .runtime.cancel_scope import CancelScope
 from .runtime.event_loop import PerLoop
-from .runtime.loop_state import Counters, LoopState
+from .runtime.loop_state import LoopState, RequestCounters
 from .secret import Secret, fingerprint, wrap_secret, wraps_token
 from .transport import pool
 from .transport.aiohttp import AiohttpTransport
@@ -142,7 +141,7 @@ class FlinksClient:
         self._secret = secret if isinstance(secret, Secret) else None
         self._source = None if isinstance(secret, Secret) else source or SecretSource(secret, options.clock)
         self._handler = options.handler(self._transport(), self._source)
-        self._counters = Counters()
+        self._counters = RequestCounters()
         self._state: LoopState | None = None  # of the loop used last
         self._states: PerLoop[LoopState] = PerLoop()
         self._closed = False
@@ -213,11 +212,13 @@ class FlinksClient:
         assert response.answer is not None
         return response.answer
 
-    async def respond(self, token: Secret, timeout: float | None = None) -> Response:
+    async def respond(
+        self, token: Secret, timeout: float | None = None, *, permit: SendPermit | None = None
+    ) -> Response:
         """Internal; used by `flinks_async.bulk`. As `partner_access`, for a checked token: the whole response, with
         the answer and the body that it was decoded from.
         """
-        response = await self._run(token, timeout, raw=False)
+        response = await self._run(token, timeout, raw=False, permit=permit)
         if response.answer is None:  # a middleware answered without calling on
             return evolve(response, answer=self._codec.decode(response.body, response.meta))
         return response
@@ -294,14 +295,17 @@ class FlinksClient:
         fetch = self.partner_access if timeout is None else partial(self.partner_access, timeout=timeout)
         return fan_out(source, fetch, concurrency=workers, ordered=ordered)
 
-    async def _run(self, token: Secret, timeout: float | None, *, raw: bool) -> Response:
+    async def _run(
+        self, token: Secret, timeout: float | None, *, raw: bool, permit: SendPermit | None = None
+    ) -> Response:
         if timeout is None:
             timeout = self._settings.timeouts.deadline
         else:
             checks.seconds("timeout", timeout)
         state = self._enter()
         now = self._clock.now()
-        call = Call(now, state, None if timeout is None else now + timeout, secret=self._secret)
+        call = Call(now, state, None if timeout is None else now + timeout, secret=self._secret, permit=permit)
+        request = Request(self._endpoint, token, call, raw=raw)
         problem: FlinksError
         scope = CancelScope()
         state.calls.add(scope)
@@ -310,11 +314,11 @@ class FlinksClient:
         response: Response | None = None
         try:
             with scope:
-                response = await self._handler(Request(self._endpoint, token, call, raw=raw))
+                response = await self._handler(request)
                 if response.answer is not None and response.verdict is OK:
                     return response
             if response is not None:
-                refusal = None if raw else self._refusal(response, token, call)
+                refusal = None if raw else self._refusal(request, response)
                 if refusal is None:
                     return response
                 problem, response = refusal, None  # the traceback holds this frame, which must not hold the body
@@ -327,8 +331,6 @@ class FlinksClient:
         except FlinksError as error:
             problem = error
         finally:
-            self._counters.requests += call.attempts - call.joined_attempts
-            self._counters.retries += call.retries - call.joined_retries
             state.end(scope)
         problem.attempts = call.attempts
         problem.elapsed = self._clock.now() - call.started
@@ -340,13 +342,9 @@ class FlinksClient:
         finally:
             del problem  # this frame is in its traceback: a reference cycle
 
-    def _refusal(self, response: Response, token: Secret, call: Call) -> FlinksError | None:
+    def _refusal(self, request: Request, response: Response) -> FlinksError | None:
         verdict = verdict_of(response, self._settings.retry.throttle_statuses)
-        if verdict.kind is Kind.OK:
-            return None
-        error = error_from(response, verdict, self._endpoint.host, token, call.secret)
-        error.retry_after = retry_after(response.headers, self._clock.time())
-        return error
+        return None if verdict.kind is Kind.OK else error_from(request, response, verdict, self._clock)
 
     def _enter(self) -> LoopState:
         """The state of the running loop."""
@@ -378,6 +376,8 @@ class FlinksClient:
             limit=sum(state.governor.concurrency.limit for state in states),
             throttled=sum(state.governor.throttled for state in states),
             held_back=max((state.governor.held_back for state in states), default=0.0),
+            answered=any(state.governor.answered for state in states),
+            trouble=next((state.governor.trouble for state in states if state.governor.trouble is not None), None),
         )
 
     def explain(self) -> str:

@@ -14,17 +14,19 @@ from typing import Any, Final, Protocol
 from attrs import define, evolve, field, frozen
 from multidict import CIMultiDict
 
+from .clock import Clock
 from .endpoint import Endpoint
 from .errors import ConfigError
+from .limits.retry_after import read_retry_after
 from .models import NO_META, Meta, PartnerAccessResponse
 from .runtime.loop_state import LoopState
 from .secret import Secret
 from .verdict import EMPTY_ENVELOPE, Envelope, Verdict
 
-# [flinks_async.transport] The seam to the wire: one method that makes one attempt, and its aiohttp implementation.
-
-
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+# `Response._retry_after` before its first use; a value that was read is None or at least 0.
+_UNREAD: Final = -1.0
 
 
 def _names(headers: Mapping[str, str]) -> str:
@@ -60,6 +62,20 @@ class SharedDeadline:
 
 
 @define(eq=False)
+class SendPermit:
+    """Lets the owner of a call end it without wasting a request: once revoked, the call sends nothing more, and what it
+    has on the wire is allowed to end.
+
+    Attributes:
+        revoked: set by the owner, who then cancels the call if `on_wire` is 0.
+        on_wire: attempts of the call that were sent and are not understood yet.
+    """
+
+    revoked: bool = False
+    on_wire: int = 0
+
+
+@define(eq=False)
 class Call:
     """The books of one call, kept by the chain while it runs. Times are seconds of the client's clock.
 
@@ -74,8 +90,9 @@ class Call:
         fresh: the next attempt must not use a kept-alive connection.
         headers_at: when the headers of the latest answer were there; None if its transport does not say.
         down: the latest attempt failed while its instance counted as down.
-        joined_attempts, joined_retries: those of them that are counted with another call.
+        retrying: the next attempt repeats a failed one.
         shared: the deadline, if it is that of several calls.
+        permit: by which the owner of the call may end it.
         local: what this call shares with the others of its event loop.
     """
 
@@ -90,9 +107,9 @@ class Call:
     fresh: bool = False
     headers_at: float | None = None
     down: bool = False
-    joined_attempts: int = 0
-    joined_retries: int = 0
+    retrying: bool = False
     shared: SharedDeadline | None = None
+    permit: SendPermit | None = None
 
     @property
     def deadline(self) -> float | None:
@@ -147,6 +164,17 @@ class Response:
     envelope: Envelope = EMPTY_ENVELOPE
     verdict: Verdict | None = None
     meta: Meta = NO_META
+    _retry_after: float | None = field(default=_UNREAD, init=False, repr=False)
+
+    def retry_after(self, clock: Clock) -> float | None:
+        """Seconds that the server asks to wait, or None if it does not say. The headers are parsed once.
+
+        Args:
+            clock: its wall clock is compared with a date if the server does not send its own `Date`.
+        """
+        if self._retry_after == _UNREAD:
+            object.__setattr__(self, "_retry_after", read_retry_after(self.headers, clock.time()))
+        return self._retry_after
 
     def evolve(self, **changes: Any) -> Response:
         """A copy with some fields changed."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 import msgspec
 from attrs import evolve, frozen
 
-from .checks import flag
+from .checks import flag, optional_import
 from .errors import ConfigError, WrongTypeError
 from .models import (
     Account,
@@ -297,7 +297,7 @@ def schema_of(table: Table) -> pyarrow.Schema:
     Raises:
         ConfigError: pyarrow is not installed.
     """
-    pa = _pyarrow()
+    pa = optional_import("pyarrow", extra="arrow")
     types = {
         "text": pa.string(),
         "json": pa.string(),
@@ -328,7 +328,7 @@ def to_arrow(
     """
     if keyed is not None:
         flag("keyed", keyed)
-    _pyarrow()
+    optional_import("pyarrow", extra="arrow")
     iterator = iter(answers)
     first = next(iterator, None)
     if keyed is None:
@@ -378,10 +378,12 @@ class _Builder:
     def finish(self) -> Any:
         if self._rows:
             self._flush()
-        return _pyarrow().concat_tables(self._tables) if self._tables else self._schema.empty_table()
+        if not self._tables:
+            return self._schema.empty_table()
+        return optional_import("pyarrow", extra="arrow").concat_tables(self._tables)
 
     def _flush(self) -> None:
-        pa = _pyarrow()
+        pa = optional_import("pyarrow", extra="arrow")
         arrays = []
         for number, values in enumerate(zip(*self._rows, strict=True)):
             array = array_of(values, self._schema[number].type)
@@ -406,20 +408,10 @@ def array_of(values: Sequence[Any], type_: pyarrow.DataType) -> pyarrow.Array | 
     Raises:
         MemoryError: there is no room for them.
     """
-    pa = _pyarrow()
+    pa = optional_import("pyarrow", extra="arrow")
     try:
         return pa.array(values, type_)
     except MemoryError:
         raise
     except (pa.ArrowException, OverflowError, UnicodeEncodeError, ValueError):
         return None
-
-
-def _pyarrow() -> Any:
-    try:
-        import pyarrow
-
-        return pyarrow
-    except ImportError:
-        pass
-    raise ConfigError("Arrow tables need pyarrow: pip install 'flinks-async[arrow]'")

@@ -1,11 +1,32 @@
 from __future__ import annotations
 
+from typing import cast
+
 import pytest
 
 from flinks_async import errors as e
 from flinks_async.classify import classify_error, classify_response, error_from, verdict_of
-from flinks_async.messages import Response
+from flinks_async.endpoint import make_endpoint
+from flinks_async.messages import Call, Request, Response
+from flinks_async.runtime.loop_state import LoopState
+from flinks_async.secret import Secret
+from flinks_async.testing import FakeClock
 from flinks_async.verdict import Envelope, Kind
+
+
+def error_of(response: Response) -> e.FlinksError:
+    call = Call(0.0, cast(LoopState, None))
+    endpoint = make_endpoint(
+        "x",
+        auth_scheme="bearer",
+        base_url="https://host",
+        allow_http=False,
+        app_name=None,
+        headers=None,
+        user_agent="test",
+    )
+    request = Request(endpoint, Secret("canary"), call)
+    return error_from(request, response, verdict_of(response), FakeClock())
 
 
 @pytest.mark.parametrize(
@@ -128,7 +149,7 @@ def test_a_response_of_a_middleware_is_judged_by_its_status() -> None:
 
 
 def test_a_refused_secret_says_where_one_comes_from_and_that_there_are_other_headers() -> None:
-    error = error_from(Response(401), classify_response(401), "host")
+    error = error_of(Response(401))
     assert isinstance(error, e.AuthenticationError)
     assert "client" in error.message
     assert "'flinks-auth-key-raw'" in error.message
@@ -146,8 +167,7 @@ def test_a_refused_secret_says_where_one_comes_from_and_that_there_are_other_hea
     ],
 )
 def test_an_error_says_who_answered_what_and_what_to_do(status: int, envelope: Envelope, message: str) -> None:
-    response = Response(status, envelope=envelope)
-    assert error_from(response, classify_response(status, envelope), "host").message == message
+    assert error_of(Response(status, envelope=envelope)).message == message
 
 
 @pytest.mark.parametrize(
@@ -162,8 +182,23 @@ def test_an_error_says_who_answered_what_and_what_to_do(status: int, envelope: E
     ],
 )
 def test_a_redirect_names_only_the_host_it_pointed_to(location: str, host: str | None) -> None:
-    response = Response(302, {"Location": location})
-    error = error_from(response, classify_response(302), "host")
+    error = error_of(Response(302, {"Location": location}))
     assert isinstance(error, e.RedirectError)
     assert error.location_host == host
     assert "canary" not in repr(error)
+
+
+def test_retry_after_is_read_once_for_each_response() -> None:
+    class Headers(dict[str, str]):
+        reads = 0
+
+        def get(self, name: str, default: str = "") -> str:  # type: ignore[override]
+            self.reads += name == "Retry-After"
+            return super().get(name, default)
+
+    headers = Headers({"Retry-After": "7"})
+    response = Response(503, headers)
+    assert error_of(response).retry_after == response.retry_after(FakeClock()) == 7.0
+    assert headers.reads == 1
+    assert error_of(response.evolve(headers={"Retry-After": "9"})).retry_after == 9.0
+    assert error_of(response.evolve(headers={})).retry_after is None

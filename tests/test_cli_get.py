@@ -241,6 +241,6 @@ class TestInstallation:
         process = await start("--help", env={"PYTHONPATH": path})
         _, stderr = await process.communicate()
         assert process.returncode == Exit.USAGE
-        assert f"needs {missing}" in stderr.decode()
+        assert f"{missing} is not installed" in stderr.decode()
         assert "flinks-async[cli]" in stderr.decode()
         assert "Traceback" not in stderr.decode()

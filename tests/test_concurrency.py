@@ -113,7 +113,7 @@ def test_a_lasting_slowness_is_accepted_in_the_end() -> None:
     state = AdaptiveConcurrency(Adaptive(remember=60.0))
     seen = limits_by_second(state, times="always the same", slow=(30, 10_000), seconds=900)
     assert min(seen[30:200]) <= 2
-    assert state.idle_time == pytest.approx(2.0, rel=0.3)
+    assert state.baseline == pytest.approx(2.0, rel=0.3)
     assert seen[-1] > 15
 
 

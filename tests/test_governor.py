@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from flinks_async import Adaptive, CircuitOpenError, DeadlineExceededError, FlinksClient, Limits, Pause, config
-from flinks_async.limits.governor import Governor
+from flinks_async.limits.governor import Governor, Trouble
 from flinks_async.messages import Request, Response
 from flinks_async.testing import FakeClock, VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
@@ -56,7 +56,7 @@ async def test_nobody_overtakes_those_who_wait() -> None:
 async def test_order_holds_in_bad_weather_too() -> None:
     clock = FakeClock(random=0.5)
     governor, order = governor_of(clock, concurrency=3, pause=Pause(ramp=5.0)), list[int]()
-    governor.record(THROTTLED, sent=0.0, status=429, headers={"Retry-After": "5"})
+    governor.record(THROTTLED, sent=0.0, status=429, retry_after=5.0)
 
     async def one(number: int) -> None:
         await governor.acquire()
@@ -168,7 +168,7 @@ async def test_a_pause_is_told_once_and_joined_without_an_echo() -> None:
     other.on_pause = lambda until, in_a_row: told.append(("other", until, in_a_row))
     now = clock.now()
     for _ in range(3):
-        one.record(THROTTLED, sent=now, status=429, headers={"Retry-After": "5"})
+        one.record(THROTTLED, sent=now, status=429, retry_after=5.0)
     assert told == [("one", now + 5.0, 1)]
     other.pause_until(now, 3)
     assert other.has_room, "that one is over"
@@ -197,7 +197,7 @@ def fair(governor: Governor) -> None:
 
 
 def throttled(governor: Governor) -> None:
-    governor.record(THROTTLED, sent=0.0, status=429, headers={"Retry-After": "5"})
+    governor.record(THROTTLED, sent=0.0, status=429, retry_after=5.0)
 
 
 def down(governor: Governor) -> None:
@@ -264,7 +264,7 @@ async def test_cancelled_just_before_a_place_is_given_back_it_is_cancelled_and_t
     first, second = (asyncio.ensure_future(governor.acquire()) for _ in range(2))
     await settle()
     if raining:
-        governor.record(THROTTLED, sent=0.0, status=429, headers={"Retry-After": "1"})
+        governor.record(THROTTLED, sent=0.0, status=429, retry_after=1.0)
     first.cancel()
     governor.release()  # before the first one has run
     await asyncio.wait([first, second])
@@ -467,7 +467,7 @@ async def test_a_limit_that_grows_lets_waiters_in() -> None:
 async def test_a_job_pauses_for_a_503_that_says_how_long() -> None:
     clock = FakeClock(random=0.0)
     governor = governor_of(clock, waits=True)
-    governor.record(Verdict(Kind.TRANSIENT, "http_503"), sent=0.0, status=503, headers={"Retry-After": "30"})
+    governor.record(Verdict(Kind.TRANSIENT, "http_503"), sent=0.0, status=503, retry_after=30.0)
     await governor.acquire()
     assert clock.now() == 30.0
 
@@ -500,10 +500,10 @@ def test_large_answers_do_not_shrink_the_limit() -> None:
                 pass
             assert client._state is not None
             concurrency = client._state.governor.concurrency
-            return concurrency.idle_time, concurrency.limit  # type: ignore[union-attr]
+            return concurrency.baseline, concurrency.limit  # type: ignore[union-attr]
 
-    idle_time, limit = run_virtual(main())
-    assert idle_time == pytest.approx(0.1)
+    baseline, limit = run_virtual(main())
+    assert baseline == pytest.approx(0.1)
     assert limit > 30
 
 
@@ -532,7 +532,7 @@ def test_quick_refusals_teach_nothing_about_the_time_that_data_take() -> None:
                 pass
             assert client._state is not None
             concurrency = client._state.governor.concurrency
-            return concurrency.idle_time, concurrency.limit  # type: ignore[union-attr]
+            return concurrency.baseline, concurrency.limit  # type: ignore[union-attr]
 
     assert run_virtual(main(100)) == pytest.approx(run_virtual(main(0)), rel=0.2)
 
@@ -548,3 +548,18 @@ def test_a_deadline_on_the_wire_counts_as_a_timeout() -> None:
                 await client.partner_access("t", timeout=2.0)
 
     run_virtual(main())
+
+
+def test_a_trouble_counts_what_failed_in_a_row_and_ends_with_a_success() -> None:
+    governor = governor_of()
+    governor.record(FAILED, sent=0.0, now=1.0, problem="the host is not known")
+    governor.record(THROTTLED, sent=0.0, status=429, now=3.0, problem="the host answered 429")
+    assert (governor.trouble, governor.answered) == (Trouble("the host answered 429", 2, 1.0), True)
+    governor.record(OK, sent=0.0, status=200, now=4.0)
+    assert governor.trouble is None
+
+
+def test_an_instance_that_answers_nothing_has_not_answered() -> None:
+    governor = governor_of()
+    governor.record(FAILED, sent=0.0, now=1.0, problem="no connection")
+    assert (governor.trouble, governor.answered) == (Trouble("no connection", 1, 1.0), False)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flinks_async.limits.retry_after import retry_after
+from flinks_async.limits.retry_after import read_retry_after
 from flinks_async.middleware.retry import full_jitter
 
 NOW = 784111777.0  # Sun, 06 Nov 1994 08:49:37 GMT
@@ -46,12 +46,12 @@ DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
     ],
 )
 def test_all_forms_are_read_and_nonsense_is_ignored(headers: dict[str, str], seconds: float | None) -> None:
-    assert retry_after(headers, NOW) == seconds
+    assert read_retry_after(headers, NOW) == seconds
 
 
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_no_header_breaks_it(value: str, date: str) -> None:
-    seconds = retry_after({"Retry-After": value, "Date": date}, NOW)
+    seconds = read_retry_after({"Retry-After": value, "Date": date}, NOW)
     assert seconds is None or seconds >= 0
 
 

@@ -8,6 +8,7 @@ import shutil
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+from ..checks import optional_import
 from ..errors import ConfigError
 from .errors import JobLockedError, JobMismatchError
 from .files import (
@@ -119,15 +120,12 @@ def take_back(folder: Path) -> None:
 
 
 def lock(folder: Path, resources: ExitStack) -> None:
-    try:
-        from filelock import FileLock, Timeout
-    except ImportError:
-        raise ConfigError("jobs need filelock: pip install 'flinks-async[bulk]'") from None
+    filelock = optional_import("filelock", extra="bulk")
     # A job may be opened in one thread and closed in another.
-    held = FileLock(folder / LOCK, timeout=0, mode=PRIVATE_FILE, thread_local=False)
+    held = filelock.FileLock(folder / LOCK, timeout=0, mode=PRIVATE_FILE, thread_local=False)
     try:
         held.acquire()
-    except Timeout:
+    except filelock.Timeout:
         pass
     except OSError as error:
         raise cannot_write(folder / LOCK, error) from None

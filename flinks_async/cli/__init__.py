@@ -21,15 +21,14 @@ def main() -> None:
 
 
 def _main() -> NoReturn:
+    from ..checks import optional_import
+    from ..errors import ConfigError
+
     try:
-        import click  # noqa: F401
-        import rich  # noqa: F401
-    except ModuleNotFoundError as missing:
-        print(
-            f"flinks-async: the command line needs {missing.name}, which is not installed. "
-            "It comes with the extra 'cli':\n\n    python -m pip install 'flinks-async[cli]'\n",
-            file=sys.stderr,
-        )
+        for package in ("click", "rich"):
+            optional_import(package, extra="cli")
+    except ConfigError as error:
+        print(f"flinks-async: {error.message}", file=sys.stderr)
         sys.exit(Exit.USAGE)
     from .app import app
 

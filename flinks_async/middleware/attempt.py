@@ -19,7 +19,7 @@ from ..models import Meta, PartnerAccessResponse
 from ..observe import AttemptFinished, AttemptStarted, Observer, emit
 from ..runtime.cancel_scope import CancelScope
 from ..secret import fingerprint
-from ..verdict import Kind, Verdict
+from ..verdict import OK, Kind, Verdict
 
 _TIMED_OUT = Verdict(Kind.TRANSIENT, "DeadlineExceededError", DeadlineExceededError)
 
@@ -37,13 +37,16 @@ class Attempt:
     ) -> None:
         self._transport = transport
         self._codec = codec
+        self._clock = clock
         self._now = clock.now
         self._timeout = timeouts.attempt
         self._throttle_statuses = retry.throttle_statuses
 
     async def __call__(self, request: Request, /) -> Response:
         call, timeout, probe = request.call, self._timeout, False
-        governor = call.local.governor
+        governor, counters, permit = call.local.governor, call.local.counters, call.permit
+        if permit is not None and permit.revoked:
+            raise FlinksError("not sent: the call was ended before its next attempt")
         if not governor.try_acquire():
             asked = self._now()
             try:
@@ -51,11 +54,14 @@ class Attempt:
             finally:
                 waited = self._now() - asked
                 call.queue_time += waited
-                call.local.counters.queue_time += waited
+                counters.queue_time += waited
         sent = now = self._now()
         call.attempts += 1
         call.headers_at = None
         response: Response | None = None
+        retrying, call.retrying = call.retrying, False
+        if permit is not None:
+            permit.on_wire += 1
         try:
             try:
                 if timeout is None or _deadline_comes_first(call, sent, timeout):
@@ -71,6 +77,8 @@ class Attempt:
                 governor.release()
                 now = self._now()
                 call.wire_time += now - sent
+                counters.requests += 1
+                counters.retries += retrying
             if len(response.body) <= DIRECT or response.status != 200 or request.raw:
                 response = self._understand(request, response)
             else:
@@ -78,25 +86,33 @@ class Attempt:
         except FlinksError as error:
             first_byte = None if error.status is None else (call.headers_at or now) - sent
             call.down = governor.record(
-                classify_error(error), sent=sent, status=error.status, time_to_first_byte=first_byte, probe=probe
-            )
+                classify_error(error), sent=sent, status=error.status, time_to_first_byte=first_byte, probe=probe,
+                problem=error.message,
+            )  # fmt: skip
             raise
         except BaseException:
             # A deadline that comes while a request is on the wire says what an attempt's timeout says.
             if call.deadline is not None and self._now() >= call.deadline:
-                governor.record(_TIMED_OUT, sent=sent, probe=probe)
+                problem = f"{request.endpoint.host} did not answer before the deadline"
+                governor.record(_TIMED_OUT, sent=sent, probe=probe, problem=problem)
             else:
                 governor.abandon(probe=probe)
             raise
-        assert response.verdict is not None
+        finally:
+            if permit is not None:
+                permit.on_wire -= 1
+        verdict = response.verdict
+        assert verdict is not None
         call.down = governor.record(
-            response.verdict,
+            verdict,
             sent=sent,
             status=response.status,
             time_to_first_byte=(call.headers_at or now) - sent,
             headers=response.headers,
+            retry_after=None if verdict is OK else response.retry_after(self._clock),
             probe=probe,
             now=now,
+            problem="" if verdict is OK else _problem(request, response),
         )
         return response
 
@@ -143,6 +159,12 @@ async def _acquire(governor: Governor, call: Call) -> bool:
 def _deadline_comes_first(call: Call, now: float, timeout: float) -> bool:
     """Whether the attempt needs no timer of its own. A shared deadline may move while the attempt is on the wire."""
     return call.shared is None and call.deadline is not None and call.deadline - now <= timeout
+
+
+def _problem(request: Request, response: Response) -> str:
+    """An answer that is not a success, in words."""
+    code = response.envelope.flinks_code
+    return f"{request.endpoint.host} answered {response.status}{f' {code}' if code else ''}"
 
 
 def _meta(call: Call, response: Response) -> Meta:

@@ -14,7 +14,6 @@ from ..classify import error_from, verdict_of
 from ..clock import Clock
 from ..endpoint import check_secret
 from ..errors import AuthenticationError, ConfigError, FlinksError
-from ..limits.retry_after import retry_after
 from ..messages import Handler, Request, Response
 from ..runtime.event_loop import PerLoop
 from ..secret import Secret, SecretProvider
@@ -69,11 +68,9 @@ class SecretSource:
 
     def refusal(self, request: Request, response: Response) -> AuthenticationError:
         """What a refused request becomes when the provider could not say whether there is another secret."""
-        verdict, call = verdict_of(response), request.call
-        error = error_from(response, verdict, request.endpoint.host, request.token, call.secret)
-        fields = {**error.fields(), "retry_after": retry_after(response.headers, self._clock.time())}
+        error = error_from(request, response, verdict_of(response), self._clock)
         message = f"{error.message}. Whether there is another one is not known: {self.problem}"
-        return AuthenticationError(message, **{**fields, "provider_problem": self.problem})
+        return AuthenticationError(message, **{**error.fields(), "provider_problem": self.problem})
 
     async def _ask(self) -> Secret:
         loop = asyncio.get_running_loop()

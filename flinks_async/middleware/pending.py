@@ -11,7 +11,6 @@ from __future__ import annotations
 from ..classify import verdict_of
 from ..clock import Clock
 from ..config import PollPending
-from ..limits.retry_after import retry_after
 from ..messages import Handler, Request, Response
 from ..verdict import Kind
 
@@ -43,7 +42,7 @@ class PollPendingMiddleware:
                 return response
             now = clock.now()
             first = now if first is None else first
-            wait = max(settings.interval, retry_after(response.headers, clock.time()) or 0.0)
+            wait = max(settings.interval, response.retry_after(clock) or 0.0)
             left = None if call.deadline is None else call.deadline - now
             if not ask_again(settings, wait=wait, waited=now - first, left=left):
                 return response

@@ -16,7 +16,6 @@ from ..classify import classify_error, error_from, verdict_of
 from ..clock import Clock
 from ..errors import FlinksError, QuotaExhaustedError
 from ..limits.quota import RetryQuota
-from ..limits.retry_after import retry_after
 from ..messages import Call, Handler, Request, Response
 from ..observe import Observer, RetryScheduled, emit
 from ..secret import fingerprint
@@ -171,10 +170,12 @@ class RetryMiddleware:
             decision = self._decide(request, response, verdict, state)
             if isinstance(decision, Again) and quota is not None and not free and not _extra(state, verdict.kind):
                 state.cost = await self._pay(quota, call, verdict.kind)
-                if state.cost is None and not (request.raw and response is not None):
-                    error = _exhausted(request, response, error, verdict)
                 if state.cost is None:
                     decision = Stop("the retry quota is used up")
+                    if response is not None and not request.raw:
+                        error = error_from(request, response, verdict, self._clock)
+                    if error is not None:
+                        error = _exhausted(error, request.endpoint.host)
             if isinstance(decision, Stop):
                 if response is not None and not isinstance(error, QuotaExhaustedError):
                     return response
@@ -190,11 +191,13 @@ class RetryMiddleware:
 
     def _decide(self, request: Request, response: Response | None, verdict: Verdict, state: RetryState) -> Again | Stop:
         clock, call = self._clock, request.call
+        if call.permit is not None and call.permit.revoked:
+            return Stop("the caller wants no more requests")
         return decide(
             self._settings,
             verdict,
             state,
-            asked=None if response is None else retry_after(response.headers, clock.time()),
+            asked=None if response is None else response.retry_after(clock),
             left=None if call.deadline is None else call.deadline - clock.now(),
             random=clock.random,
             waits=call.local.governor.limits.waits,
@@ -215,6 +218,7 @@ class RetryMiddleware:
 
     def _announce(self, request: Request, verdict: Verdict, decision: Again) -> None:
         request.call.retries += 1
+        request.call.retrying = True
         if self._observers:
             call = request.call
             event = RetryScheduled(
@@ -228,21 +232,15 @@ def _extra(state: RetryState, kind: Kind) -> bool:
     return kind is Kind.STALE and state.stale == 1
 
 
-def _exhausted(
-    request: Request, response: Response | None, error: FlinksError | None, verdict: Verdict
-) -> QuotaExhaustedError:
-    """The last failure as an error that says why it was the last."""
-    host = request.endpoint.host
-    if response is not None:
-        error = error_from(response, verdict, host, request.token, request.call.secret)
-    assert error is not None
+def _exhausted(last: FlinksError, host: str) -> QuotaExhaustedError:
+    """The error of the last attempt, and why it was the last."""
     return QuotaExhaustedError(
-        f"not tried again, since the retry quota for {host} is used up; the last attempt: {error.message}",
-        status=error.status,
-        flinks_code=error.flinks_code,
-        server_message=error.server_message,
-        request_id=error.request_id,
-        retry_after=error.retry_after,
+        f"not retried, because the retry quota for {host} is used up; the last attempt: {last.message}",
+        status=last.status,
+        flinks_code=last.flinks_code,
+        server_message=last.server_message,
+        request_id=last.request_id,
+        retry_after=last.retry_after,
     )
 
 

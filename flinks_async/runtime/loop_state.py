@@ -14,13 +14,13 @@ from .cancel_scope import CancelScope, DeadlineTimer
 
 
 @define(eq=False)
-class Counters:
+class RequestCounters:
     """Totals of one client over all its event loops.
 
     Attributes:
-        requests: attempts handed to the transport.
+        requests: attempts that were handed to the transport and have ended.
         retries: those of them that repeated a failed one.
-        queue_time: seconds that calls have waited for a free place.
+        queue_time: seconds that attempts have waited for a free place.
     """
 
     requests: int = 0
@@ -51,7 +51,7 @@ class LoopState:
     quota: RetryQuota | None
     decoding: asyncio.Lock
     now: Callable[[], float]
-    counters: Counters
+    counters: RequestCounters
     calls: set[CancelScope] = field(factory=set)
     drained: asyncio.Event | None = None
     pid: int = field(factory=os.getpid)

@@ -28,7 +28,7 @@ from ..limits.quota import RetryQuota, make_quota
 from ..messages import Transport
 from ..runtime.cancel_scope import DeadlineTimer
 from ..runtime.event_loop import PerLoop
-from ..runtime.loop_state import Counters, LoopState
+from ..runtime.loop_state import LoopState, RequestCounters
 from ..secret import Secret, SecretProvider
 from .session import SessionManager
 
@@ -85,7 +85,7 @@ class Pool:
         secret: Secret | SecretProvider,
         settings: Settings,
         clock: Clock,
-        counters: Counters,
+        counters: RequestCounters,
     ) -> LoopState:
         """A new state for one client in one loop."""
         shared = self._loops.get(loop)

@@ -16,7 +16,7 @@ from flinks_async.bulk.inputs.formats import CSVParser, JSONLParser
 from flinks_async.bulk.inputs.rows import TextParser
 from flinks_async.errors import ConfigError
 
-from .input_support import compressed, plain, read_all, scanned, write
+from .input_support import ZSTD, compressed, plain, read_all, scanned, write
 
 TOKEN = "8d0a3f52-1a4e-4c6b-9f0e-3b1f2d4c5a69"
 
@@ -132,7 +132,7 @@ class TestFilesThatCannotBeUsed:
 
     def test_without_the_library_for_zstandard(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         write(tmp_path / "t.txt", b"one\n", "zstd")
-        monkeypatch.setitem(sys.modules, "zstandard", None)
+        monkeypatch.setitem(sys.modules, ZSTD, None)
         with pytest.raises(ConfigError, match=r"flinks-async\[zstd\]"):
             InputFile(tmp_path / "t.txt")
 

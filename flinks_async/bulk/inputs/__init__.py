@@ -6,11 +6,13 @@ from .formats import Format, Layout
 from .rows import NO_KEY, Note, Row, Token, check
 from .scan import PlanSink, Scanned, scan
 from .shards import ShardReader
-from .source import InputFile, digest
+from .source import STDIN, InputBytes, InputFile, digest
 
 __all__ = [
     "NO_KEY",
+    "STDIN",
     "Format",
+    "InputBytes",
     "InputFile",
     "Layout",
     "Note",

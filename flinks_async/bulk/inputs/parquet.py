@@ -6,13 +6,12 @@ So everything else (lines, offsets, shards, checks) is as for other files. Needs
 from __future__ import annotations
 
 from collections.abc import Iterator
-from io import FileIO
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 import msgspec
 from attrs import frozen
 
-from ...errors import ConfigError
+from ...checks import optional_import
 from ..compression import Compression, Corrupt
 from ..errors import InputError
 from .formats import JSONLParser
@@ -41,7 +40,7 @@ class ParquetColumns:
     instance: str | None
 
     @classmethod
-    def find(cls, raw: FileIO, token: str | None, key: str | None, instance: str | None) -> ParquetColumns:
+    def find(cls, raw: BinaryIO, token: str | None, key: str | None, instance: str | None) -> ParquetColumns:
         """Finds them.
 
         Raises:
@@ -83,7 +82,7 @@ class ParquetContent:
 
     compression: Compression = "none"
 
-    def __init__(self, raw: FileIO, columns: ParquetColumns) -> None:
+    def __init__(self, raw: BinaryIO, columns: ParquetColumns) -> None:
         self.position = 0
         self.raw_position = 0
         file = _open(raw)
@@ -102,7 +101,7 @@ class ParquetContent:
         try:
             batch = next(self._batches, None)
             lines = b"" if batch is None else _encode(_plain(batch).to_pylist())
-        except (_arrow().ArrowException, OSError, ValueError):
+        except (optional_import("pyarrow", extra="arrow").ArrowException, OSError, ValueError):
             lines = None
         if lines is None:
             raise Corrupt("the Parquet data is damaged, encrypted, or not valid UTF-8")
@@ -113,8 +112,8 @@ class ParquetContent:
         return lines
 
 
-def _open(raw: FileIO) -> Any:
-    pa = _arrow()
+def _open(raw: BinaryIO) -> Any:
+    pa = optional_import("pyarrow", extra="arrow")
     from pyarrow.parquet import ParquetFile
 
     try:
@@ -131,11 +130,11 @@ def _check_type(schema: pyarrow.Schema, name: str, fits: Any, what: str) -> None
 
 
 def _values(type_: pyarrow.DataType) -> pyarrow.DataType:
-    return type_.value_type if _arrow().types.is_dictionary(type_) else type_
+    return type_.value_type if optional_import("pyarrow", extra="arrow").types.is_dictionary(type_) else type_
 
 
 def _is_text(type_: pyarrow.DataType) -> bool:
-    types = _arrow().types
+    types = optional_import("pyarrow", extra="arrow").types
     values = _values(type_)
     return bool(types.is_string(values) or types.is_large_string(values) or types.is_string_view(values))
 
@@ -145,28 +144,18 @@ def _is_plain(type_: pyarrow.DataType) -> bool:
 
 
 def _is_json(type_: pyarrow.DataType) -> bool:
-    types = _arrow().types
+    types = optional_import("pyarrow", extra="arrow").types
     values = _values(type_)
     return bool(types.is_integer(values) or types.is_floating(values) or types.is_boolean(values))
 
 
 def _is_written_out(type_: pyarrow.DataType) -> bool:
     """JSON has no such type, so it becomes text."""
-    types = _arrow().types
+    types = optional_import("pyarrow", extra="arrow").types
     return bool(types.is_decimal(type_) or types.is_date(type_) or types.is_timestamp(type_) or types.is_time(type_))
 
 
 def _plain(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
-    pa = _arrow()
+    pa = optional_import("pyarrow", extra="arrow")
     columns = [column.cast(pa.string()) if _is_written_out(column.type) else column for column in batch.columns]
     return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-
-
-def _arrow() -> Any:
-    try:
-        import pyarrow
-
-        return pyarrow
-    except ImportError:
-        pass
-    raise ConfigError("Parquet files need pyarrow: pip install 'flinks-async[arrow]'")

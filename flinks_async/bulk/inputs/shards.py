@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from hashlib import blake2b
-from io import FileIO
-from typing import Final, Protocol
+from typing import BinaryIO, Final, Protocol
 
 from ..compression import CompressedDataError
 from ..errors import InputChangedError
@@ -87,7 +86,7 @@ class _Bytes(Protocol):
 class _Seekable:
     """A plain file."""
 
-    def __init__(self, file: FileIO) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def after(self, offset: int) -> Iterator[bytes]:

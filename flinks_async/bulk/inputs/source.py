@@ -7,9 +7,9 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from hashlib import sha256
-from io import FileIO
+from io import BytesIO
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 from ..compression import CompressedDataError, Compression, Decompressed, Source, detect
 from ..errors import InputChangedError, InputError
@@ -38,6 +38,7 @@ class InputFile:
         layout: how to read it.
 
     Attributes:
+        name: its absolute path; `-` for tokens in memory.
         layout: as given, with what the file's name says in the place of `auto`.
         size: of the file in bytes, as it is.
         compression: of the file.
@@ -50,12 +51,16 @@ class InputFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], layout: Layout | None = None) -> None:
-        self.path = Path(path)
-        self.layout = (layout or Layout()).for_file(os.fspath(path))
         if os.fspath(path) == STDIN:
             raise InputError(
                 "The tokens are read more than once, so they must be in a file; standard input ('-') is read only once."
             )
+        self.path = Path(path)
+        self.name = str(self.path.absolute())
+        self._read_beginning((layout or Layout()).for_file(os.fspath(path)))
+
+    def _read_beginning(self, layout: Layout) -> None:
+        self.layout = layout
         self._parquet: ParquetColumns | None = None
         self.columns = self.parser()
         self._seen = self._look()
@@ -74,7 +79,7 @@ class InputFile:
         """A parser for the file from its beginning."""
         return self.layout.parser(os.fspath(self.path)) if self._parquet is None else self._parquet.parser()
 
-    def raw(self) -> FileIO:
+    def raw(self) -> BinaryIO:
         """The file as it is, to be closed by the caller.
 
         Raises:
@@ -95,7 +100,7 @@ class InputFile:
         with self.raw() as file:
             yield self.content_of(file)
 
-    def content_of(self, raw: FileIO) -> Content | ParquetContent:
+    def content_of(self, raw: BinaryIO) -> Content | ParquetContent:
         """The content of the file, which was opened by `raw`.
 
         Raises:
@@ -134,6 +139,32 @@ class InputFile:
 
     def __repr__(self) -> str:
         return f"InputFile({str(self.path)!r}, {self.layout!r})"
+
+
+class InputBytes(InputFile):
+    """Tokens that are held in memory and never written to a disk, such as standard input after it was read to its end.
+
+    A job with such an input can only be resumed with the same bytes.
+
+    Args:
+        data: what a file of tokens would hold, in any of its formats.
+        layout: how to read it. `auto` means text.
+    """
+
+    def __init__(self, data: bytes, layout: Layout | None = None) -> None:
+        self._data = data
+        self.path = Path(STDIN)
+        self.name = STDIN
+        self._read_beginning((layout or Layout()).for_file(STDIN))
+
+    def raw(self) -> BinaryIO:
+        return BytesIO(self._data)
+
+    def _look(self) -> tuple[int, ...]:
+        return (len(self._data),)
+
+    def __repr__(self) -> str:
+        return f"InputBytes(-, {self.layout!r})"
 
 
 CHUNK: Final = 64 * 1024

@@ -13,14 +13,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from attrs import field, frozen
 
 from ... import tables as flat
+from ...checks import optional_import
 from ...codec import Codec
-from ...errors import ConfigError, DecodeError
+from ...errors import DecodeError
 from ...models import PartnerAccessResponse
 from ...tables import Column, ColumnType, Row, Table, array_of, extra_of, flatten, schema_of, to_json
 from ..compression import Compression
@@ -218,24 +219,6 @@ def _without_accounts(answer: PartnerAccessResponse) -> str | None:
     return to_json(bare).decode() if bare else None
 
 
-def library(extra: str) -> Any:
-    """pyarrow.
-
-    Args:
-        extra: of this package, that brings it.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        import pyarrow
-
-        return pyarrow
-    except ImportError:
-        pass
-    raise ConfigError(f"this store needs pyarrow: pip install 'flinks-async[{extra}]'")
-
-
 def arrow_table(path: Path, table: Table, rows: list[Row]) -> pyarrow.Table:
     """Some rows as Arrow.
 
@@ -255,4 +238,4 @@ def arrow_table(path: Path, table: Table, rows: list[Row]) -> pyarrow.Table:
             row = next(row for row in rows if array_of([row[number]], type_) is None)
             raise does_not_fit(path, table, table.columns[number], row, str(type_))
         arrays.append(array)
-    return library("arrow").Table.from_arrays(arrays, schema=schema)
+    return optional_import("pyarrow", extra="arrow").Table.from_arrays(arrays, schema=schema)

@@ -12,12 +12,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from ...errors import ConfigError
+from ...checks import optional_import
 from ...tables import ColumnType
 from .. import crash_points
 from ..errors import StoreError, StoreMissingError
 from ..files import PRIVATE_FILE, cannot_write, rename_durably, sync_file, sync_folder
-from .answer_rows import Row, Table, arrow_table, library
+from .answer_rows import Row, Table, arrow_table
 from .database import DatabaseStore
 from .database_schema import NAMES, job_number, prepare, quoted
 from .ownership import given_path, in_folder
@@ -58,8 +58,8 @@ class DuckDBStore(DatabaseStore["duckdb.DuckDBPyConnection"]):
     unique: ClassVar[bool] = False
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self._library = _duckdb()
-        library("duckdb")
+        self._library = optional_import("duckdb", extra="duckdb")
+        optional_import("pyarrow", extra="duckdb")
         self._given = given_path(path)
         self._path = Path()
         self._db: duckdb.DuckDBPyConnection | None = None
@@ -190,13 +190,3 @@ def _reason(error: Exception) -> str:
     if kind in ("ConversionException", "ConstraintException", "OutOfRangeException", "InvalidInputException"):
         return f"the data is refused ({kind})"
     return str(error).partition("\n")[0]
-
-
-def _duckdb() -> Any:
-    try:
-        import duckdb
-
-        return duckdb
-    except ImportError:
-        pass
-    raise ConfigError("DuckDB needs its library: pip install 'flinks-async[duckdb]'")

@@ -14,6 +14,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 
+from ...checks import optional_import
 from ...errors import ConfigError
 from ...tables import schema_of
 from .. import crash_points
@@ -21,7 +22,7 @@ from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
 from ..files import cannot_write, create, make_folder, rename_durably, sync_folder, write_all
 from ..records import Commit
-from .answer_rows import FETCHES, TABLES, Table, arrow_table, library, read_spool
+from .answer_rows import FETCHES, TABLES, Table, arrow_table, read_spool
 from .protocol import Place, Problem
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class ParquetStore:
     spool_compression: Compression = "none"
 
     def __init__(self, compression: Pages = "zstd") -> None:
-        library("arrow")
+        optional_import("pyarrow", extra="arrow")
         if compression not in get_args(Pages):
             raise ConfigError(f"compression must be one of {', '.join(get_args(Pages))}, not {compression!r}")
         self._compression = compression

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 
+from ...checks import optional_import
 from ...codec.parse import decode_any
 from ...errors import ConfigError
 from ...tables import ColumnType, Row, Table, to_json
@@ -73,7 +74,7 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
     _begin: ClassVar[str] = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
     def __init__(self, conninfo: str = "", schema: str = "flinks") -> None:
-        self._library = library()
+        self._library = optional_import("psycopg", extra="postgresql")
         self._conninfo = without_secrets(conninfo)
         if not _is_name(schema):
             raise ConfigError("schema must be a name of 1 to 63 bytes")
@@ -206,28 +207,13 @@ _HIDDEN: Final = b"*"
 _QUOTING: Final = ("22", "23", "P0")
 
 
-def library() -> Any:
-    """psycopg.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
-    try:
-        import psycopg
-
-        return psycopg
-    except ImportError as error:
-        why = "" if isinstance(error, ModuleNotFoundError) else ", with libpq"
-    raise ConfigError(f"PostgreSQL needs psycopg{why}: pip install 'flinks-async[postgresql]'")
-
-
 def without_secrets(conninfo: str) -> str:
     """A connection string in one form, after a look that it holds no password: it is written into the job's manifest.
 
     Raises:
         ConfigError: it holds one, or cannot be understood. The message shows nothing of it.
     """
-    pg = library()
+    pg = optional_import("psycopg", extra="postgresql")
     try:
         options = [option for option in pg.pq.Conninfo.parse(conninfo.encode()) if option.val is not None]
     except (pg.Error, UnicodeEncodeError):
@@ -253,7 +239,7 @@ def connect(conninfo: str) -> psycopg.Connection[Any]:
     Raises:
         StoreError: the server cannot be reached, or says no.
     """
-    pg = library()
+    pg = optional_import("psycopg", extra="postgresql")
     try:
         connection: psycopg.Connection[Any] = pg.connect(
             conninfo, autocommit=True, fallback_application_name="flinks-async", client_encoding="UTF8"
