@@ -68,7 +68,7 @@ class Attempt:
                     response = await self._transport.send(request)  # the deadline comes first, and has its own timer
                 else:
                     scope = CancelScope()
-                    call.local.sweeper.arm(scope, timeout)
+                    call.local.timer.arm(scope, timeout)
                     with scope:
                         response = await self._transport.send(request)
                 if response is None:
