@@ -185,5 +185,5 @@ async def test_both_are_settings_of_a_client() -> None:
         transport = InMemoryTransport({}, default={"GetAccountsDetail": []})
         async with FlinksClient(auth_secret="s", transport=transport, limits=Limits(concurrency=setting)) as client:
             await client.partner_access("t")
-            assert client._local is not None
-            assert client._local.governor.concurrency.limit == expected
+            assert client._state is not None
+            assert client._state.governor.concurrency.limit == expected

@@ -35,9 +35,9 @@ def answer(status: int) -> object:
 
 
 def quota_of(client: FlinksClient) -> RetryQuota:
-    assert client._local is not None
-    assert client._local.quota is not None
-    return client._local.quota
+    assert client._state is not None
+    assert client._state.quota is not None
+    return client._state.quota
 
 
 ROWS = [

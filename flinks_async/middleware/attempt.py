@@ -61,7 +61,7 @@ class Attempt:
                     response = await self._transport.send(request)
                 else:
                     scope = CancelScope()
-                    call.local.sweeper.arm(scope, timeout)
+                    call.local.timer.arm(scope, timeout)
                     with scope:
                         response = await self._transport.send(request)
                 if response is None:
