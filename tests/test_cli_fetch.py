@@ -49,7 +49,7 @@ def write_folder(path: Path) -> Path:
 
 def compressed(data: bytes, kind: Compression) -> bytes:
     stream = compressor(kind)
-    return stream.compress(data) + stream.finish()
+    return stream.compress(data) + stream.flush()
 
 
 def numbers(stderr: str) -> dict[str, int]:

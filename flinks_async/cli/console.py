@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import environ
+from typing import Final
 
 import click
 
@@ -60,8 +62,20 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {int(seconds) % 60} s" if minutes < 120 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
+_OPTION_OF: Final = {
+    "`format`": "--format",
+    "`column`": "--column",
+    "`key_column`": "--key-column",
+    "`instance_column`": "--instance-column",
+    "`delimiter`": "--delimiter",
+    "`encoding`": "--encoding",
+    "`header=False`": "--no-header",
+}
+"""Options by the fields of `Layout`, as they stand in messages of the library."""
+
+
 def text_of(error: FlinksError) -> str:
-    """An error in words: its message, and in brackets what is known about the request."""
+    """An error in words: its message, with options in place of settings, and in brackets what is known about the request."""
     known = (
         f"status {error.status}" if error.status is not None else "",
         error.flinks_code or "",
@@ -72,7 +86,8 @@ def text_of(error: FlinksError) -> str:
         f"token fingerprint {error.token_fingerprint}" if error.token_fingerprint else "",
     )
     details = ", ".join(part for part in known if part)
-    return f"{error.message} ({details})" if details else error.message
+    message = re.sub("`[a-z_]+(?:=[A-Za-z]+)?`", lambda name: _OPTION_OF.get(name[0], name[0]), error.message)
+    return f"{message} ({details})" if details else message
 
 
 def report_error(error: FlinksError) -> None:

@@ -267,7 +267,7 @@ def _raise_named(error: InputError, tokens: str) -> NoReturn:
     """Raises the error with the name of the file."""
     name = "Standard input" if tokens == STDIN else tokens if named(tokens) else ""
     if name and name not in error.message:
-        error = type(error)(f"{name}: {error.message}")
+        error = type(error)(f"{name}: {error.message}", field=error.field)
     raise error from None
 
 
