@@ -13,10 +13,9 @@ from ..bulk.inputs import STDIN
 from .console import counted, debug_option, say
 from .exit_codes import Exit, epilog
 from .options import directory_argument
-from .output import COMPRESSION, refuse_other_format, split_name, to_stdout, whole_file
+from .output import COMPRESSION, LINES, split_name, to_stdout, whole_file
 
 _PIECE: Final = 256 * 1024
-_FORMATS: Final = ("", ".jsonl", ".ndjson", ".txt")
 
 
 @click.command(epilog=epilog())
@@ -37,8 +36,7 @@ def export(directory: str, out: str, force: bool) -> int:
         for piece in _pieces(lines, "none"):
             to_stdout(piece)
     else:
-        refuse_other_format(out, _FORMATS, "export writes JSONL", "answers.jsonl or answers.jsonl.gz")
-        with whole_file(out, directory, force=force) as write:
+        with whole_file(out, directory, LINES, force=force) as write:
             for piece in _pieces(lines, COMPRESSION[split_name(out)[1]]):
                 write(piece)
         say(f"Written: {out}")

@@ -135,15 +135,19 @@ def fetch(
                 _raise_named(error, tokens)
             return job
 
+        def open_source() -> InputFile:
+            source = None if tokens == STDIN else _open_source(tokens, layout)
+            display.begin(target.words, job=target.shown, answers=target.answers)
+            return source or _open_source(tokens, layout)
+
         display = choose_display(telling.kind, beside_answers=out == STDIN)
-        display.begin(target.words, job=target.shown, answers=target.answers)
         job_run = JobRun(
             start,
             clients,
             stops.rules(),
             executor,
             display,
-            open_source=lambda: _open_source(tokens, layout),
+            open_source=open_source,
             resume=target.resume,
             show_rows=target.streamed,
             abandon=target.store.abandon if isinstance(target.store, StdoutStore) else lambda: None,

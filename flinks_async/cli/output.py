@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+from attrs import frozen
+
 from ..bulk import Commit, Place, Problem, Store
 from ..bulk.compression import Compression
 from ..bulk.directory import refuse_own_files
@@ -22,15 +24,11 @@ from ..bulk.stores import from_description
 from .console import OutputError, ReaderGone, UsageError
 
 _JSONL: Final[dict[str, Compression]] = {"jsonl": "none", "jsonl.gz": "gzip", "jsonl.zst": "zstd"}
-_DATABASES: Final = ("sqlite", "duckdb")
 WITHOUT_FILE: Final = ("parquet", "postgresql")
-STORES: Final = (*_JSONL, *_DATABASES, *WITHOUT_FILE)
+STORES: Final = (*_JSONL, "sqlite", "duckdb", *WITHOUT_FILE)
 
 COMPRESSION: Final[dict[str, Compression]] = {"": "none", ".gz": "gzip", ".zst": "zstd"}
 """Compression by the end of a file's name."""
-
-_LINES: Final = ("", ".jsonl", ".ndjson", ".txt")
-_DATABASE_OF: Final = {".sqlite": "sqlite", ".sqlite3": "sqlite", ".db": "sqlite", ".duckdb": "duckdb"}
 
 # C1 controls, and marks that change the direction of text. In JSON, the C0 controls are escaped already.
 _CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
@@ -44,38 +42,57 @@ def split_name(path: str) -> tuple[str, str]:
     return (os.path.splitext(stem)[1], suffix) if suffix in COMPRESSION and suffix else (suffix, "")
 
 
-def refuse_other_format(path: str, formats: Iterable[str], what: str, better: str) -> None:
-    """Refuses a file whose name promises another format than what is written.
+@frozen
+class FileFormat:
+    """A format, and the names of files that promise it.
 
-    Raises:
-        UsageError: the name ends in none of `formats`.
+    Attributes:
+        name: such as JSONL.
+        suffixes: ends of names; the empty one for a name without an end.
+        example: a good name.
     """
-    format_, _ = split_name(path)
-    if format_ not in formats:
-        raise UsageError(f"--out: {what}, but the name of the file ends in {format_}. Use a name such as {better}.")
+
+    name: str
+    suffixes: tuple[str, ...]
+    example: str
+
+    def refuse_other_name(self, path: str) -> None:
+        """Raises:
+        UsageError: the name promises another format.
+        """
+        suffix, compressed = split_name(path)
+        if suffix not in self.suffixes or (compressed and self is not LINES):
+            raise UsageError(
+                f"--out: the name of the file ends in {suffix}{compressed}, but {self.name} would be written. "
+                f"Use a name such as {self.example}."
+            )
+
+
+LINES: Final = FileFormat("JSONL", ("", ".jsonl", ".ndjson", ".txt"), "answers.jsonl or answers.jsonl.gz")
+HTML: Final = FileFormat("HTML", ("", ".html", ".htm"), "report.html")
+_DATABASES: Final = {
+    "sqlite": FileFormat("an SQLite database", ("", ".sqlite", ".sqlite3", ".db"), "answers.sqlite"),
+    "duckdb": FileFormat("a DuckDB database", ("", ".duckdb", ".db"), "answers.duckdb"),
+}
 
 
 def store_of(name: str | None, out: str | None) -> str:
     """The store that was chosen, else the one that fits the name of the output file.
 
     Raises:
-        UsageError: the name of the file promises something else than what the store writes.
+        UsageError: the name of the file promises another format than that of the store.
     """
     if out is None or out == STDIN:
         return name or "jsonl"
-    format_, compressed = split_name(out)
+    suffix, compressed = split_name(out)
     if name is None:
-        name = _DATABASE_OF.get(format_) or f"jsonl{compressed}"
-    if name in _JSONL:
-        refuse_other_format(out, _LINES, "fetch writes JSONL", "answers.jsonl, or another --store")
-        if compressed and COMPRESSION[compressed] != _JSONL[name]:
-            raise UsageError(
-                f"--out: the name of the file ends in {compressed}, and --store {name} does not write that."
-            )
-    elif (name in _DATABASES and _DATABASE_OF.get(format_, name) != name) or (
-        name in _DATABASES and format_ in _LINES[1:]
-    ):
-        raise UsageError(f"--out: the name of the file ends in {format_}, and --store {name} writes a database.")
+        databases = [database for database, file in _DATABASES.items() if suffix and suffix in file.suffixes]
+        name = databases[0] if databases else f"jsonl{compressed}"
+    file = LINES if name in _JSONL else _DATABASES.get(name)
+    if file is not None:
+        file.refuse_other_name(out)
+    if compressed and _JSONL.get(name) != COMPRESSION[compressed]:
+        raise UsageError(f"--out: the name of the file ends in {compressed}, which --store {name} does not write.")
     return name
 
 
@@ -198,16 +215,17 @@ def _write_unless(abandoned: Callable[[], bool], number: int, data: bytes) -> No
 
 
 @contextmanager
-def whole_file(path: str, directory: str, *, force: bool) -> Iterator[Callable[[bytes], None]]:
+def whole_file(path: str, directory: str, format_: FileFormat, *, force: bool) -> Iterator[Callable[[bytes], None]]:
     """A file about a job. It is complete after the block, and unchanged if the block fails. Gives the function to write.
 
     Args:
         path: of the file.
         directory: of the job.
+        format_: of the file, which its name must not contradict.
         force: the file may exist.
 
     Raises:
-        UsageError: the file exists.
+        UsageError: the file exists, or its name promises another format.
         OutputError: there is something that is not a file, or no folder.
         ConfigError: the file belongs to the job.
         JobMismatchError, LedgerError: there is no job in the directory, or its manifest is broken.
@@ -216,6 +234,7 @@ def whole_file(path: str, directory: str, *, force: bool) -> Iterator[Callable[[
     target, folder = Path(path), Path(directory)
     beside = target.with_name(f"{target.name}.tmp")
     refuse_own_files(folder, Manifest.load(folder / MANIFEST), target, beside)
+    format_.refuse_other_name(path)
     check_output(target)
     if target.exists() and not force:
         raise UsageError(f"{target} exists. Move it away, or overwrite it with --force.")

@@ -8,7 +8,7 @@ from ..bulk.inputs import STDIN
 from .console import UsageError, debug_option, say
 from .exit_codes import Exit, epilog
 from .options import directory_argument
-from .output import refuse_other_format, to_stdout, whole_file
+from .output import HTML, to_stdout, whole_file
 
 
 @click.command(epilog=epilog())
@@ -33,8 +33,7 @@ def report(directory: str, out: str | None, force: bool, as_json: bool) -> int:
     elif out == STDIN:
         to_stdout(report_page(directory))
     else:
-        refuse_other_format(out, ("", ".html", ".htm"), "report writes HTML", "report.html")
-        with whole_file(out, directory, force=force) as write:
+        with whole_file(out, directory, HTML, force=force) as write:
             write(report_page(directory))
         say(f"The report is in {out}")
     return Exit.OK
