@@ -31,7 +31,7 @@ RETRY = Retry(attempts=10, base=1.0, throttled_base=4.0, cap=20.0, retry_after_c
 
 
 def decision(kind: Kind, state: RetryState | None = None, **changes: Any) -> Backoff | Stop:
-    arguments: dict[str, Any] = {"retry_after": None, "left": None, "random": lambda: 1.0, **changes}
+    arguments: dict[str, Any] = {"retry_after": None, "remaining": None, "random": lambda: 1.0, **changes}
     return decide(RETRY, Verdict(kind, "why"), state or RetryState(attempts=1), **arguments)
 
 
