@@ -62,6 +62,20 @@ class SharedDeadline:
 
 
 @define(eq=False)
+class SendPermit:
+    """Lets the owner of a call end it without wasting a request: once revoked, the call sends nothing more, and what it
+    has on the wire is allowed to end.
+
+    Attributes:
+        revoked: set by the owner, who then cancels the call if `on_wire` is 0.
+        on_wire: attempts of the call that were sent and are not understood yet.
+    """
+
+    revoked: bool = False
+    on_wire: int = 0
+
+
+@define(eq=False)
 class Call:
     """The books of one call, kept by the chain while it runs. Times are seconds of the client's clock.
 
@@ -76,8 +90,9 @@ class Call:
         fresh: the next attempt must not use a kept-alive connection.
         headers_at: when the headers of the latest answer were there; None if its transport does not say.
         down: the latest attempt failed while its instance counted as down.
-        joined_attempts, joined_retries: those of them that are counted with another call.
+        retrying: the next attempt repeats a failed one.
         shared: the deadline, if it is that of several calls.
+        permit: by which the owner of the call may end it.
         local: what this call shares with the others of its event loop.
     """
 
@@ -92,9 +107,9 @@ class Call:
     fresh: bool = False
     headers_at: float | None = None
     down: bool = False
-    joined_attempts: int = 0
-    joined_retries: int = 0
+    retrying: bool = False
     shared: SharedDeadline | None = None
+    permit: SendPermit | None = None
 
     @property
     def deadline(self) -> float | None:

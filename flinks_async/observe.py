@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from attrs import frozen
 
+from .limits.governor import Trouble
 from .transport.session import ConnectionStats
 from .verdict import Verdict
 
@@ -108,6 +109,8 @@ class ClientStats:
         limit: requests that may be on the wire at once, as it stands, of all clients as for `requests_in_flight`.
         throttled: answers that asked to slow down, likewise, in all.
         held_back: seconds that no request is sent for, since the instance is down or asked for a pause.
+        answered: the instance has answered a request, with whatever status.
+        trouble: the problem that the latest requests met; None while they succeed.
     """
 
     connections: ConnectionStats
@@ -120,3 +123,5 @@ class ClientStats:
     limit: int = 0
     throttled: int = 0
     held_back: float = 0.0
+    answered: bool = False
+    trouble: Trouble | None = None

@@ -7,7 +7,7 @@ import asyncio
 import pytest
 
 from flinks_async import Adaptive, CircuitOpenError, DeadlineExceededError, FlinksClient, Limits, Pause, config
-from flinks_async.limits.governor import Governor
+from flinks_async.limits.governor import Governor, Trouble
 from flinks_async.messages import Request, Response
 from flinks_async.testing import FakeClock, VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
@@ -498,12 +498,12 @@ def test_large_answers_do_not_shrink_the_limit() -> None:
             transport._body = 20.0
             async for _ in client.partner_access_many(f"t{i}" for i in range(2000)):
                 pass
-            assert client._local is not None
-            concurrency = client._local.governor.concurrency
-            return concurrency.idle_time, concurrency.limit  # type: ignore[union-attr]
+            assert client._state is not None
+            concurrency = client._state.governor.concurrency
+            return concurrency.baseline, concurrency.limit  # type: ignore[union-attr]
 
-    idle_time, limit = run_virtual(main())
-    assert idle_time == pytest.approx(0.1)
+    baseline, limit = run_virtual(main())
+    assert baseline == pytest.approx(0.1)
     assert limit > 30
 
 
@@ -530,9 +530,9 @@ def test_quick_refusals_teach_nothing_about_the_time_that_data_take() -> None:
         async with client:
             async for _ in client.partner_access_many(f"t{i}" for i in range(2000)):
                 pass
-            assert client._local is not None
-            concurrency = client._local.governor.concurrency
-            return concurrency.idle_time, concurrency.limit  # type: ignore[union-attr]
+            assert client._state is not None
+            concurrency = client._state.governor.concurrency
+            return concurrency.baseline, concurrency.limit  # type: ignore[union-attr]
 
     assert run_virtual(main(100)) == pytest.approx(run_virtual(main(0)), rel=0.2)
 
@@ -548,3 +548,18 @@ def test_a_deadline_on_the_wire_counts_as_a_timeout() -> None:
                 await client.partner_access("t", timeout=2.0)
 
     run_virtual(main())
+
+
+def test_a_trouble_counts_what_failed_in_a_row_and_ends_with_a_success() -> None:
+    governor = governor_of()
+    governor.record(FAILED, sent=0.0, now=1.0, problem="the host is not known")
+    governor.record(THROTTLED, sent=0.0, status=429, now=3.0, problem="the host answered 429")
+    assert (governor.trouble, governor.answered) == (Trouble("the host answered 429", 2, 1.0), True)
+    governor.record(OK, sent=0.0, status=200, now=4.0)
+    assert governor.trouble is None
+
+
+def test_an_instance_that_answers_nothing_has_not_answered() -> None:
+    governor = governor_of()
+    governor.record(FAILED, sent=0.0, now=1.0, problem="no connection")
+    assert (governor.trouble, governor.answered) == (Trouble("no connection", 1, 1.0), False)

@@ -34,7 +34,6 @@ class Flight:
         self._deadline = SharedDeadline(request.call.deadline)
         self._before = request.call.attempts, request.call.retries, request.call.queue_time, request.call.wire_time
         self._books = evolve(request.call, shared=self._deadline)
-        self._counted = False
         self.task = asyncio.ensure_future(call_next(request.evolve(call=self._books)))
         self.task.add_done_callback(_seen)
 
@@ -50,7 +49,7 @@ class Flight:
             self._deadline.at = reduce(_later, (waiting.deadline for waiting in self.waiting))
 
     def enter(self, call: Call) -> None:
-        """Fills in a waiter's books. One of them counts the attempts as its own: the first to see the end."""
+        """Fills in a waiter's books."""
         books, (attempts, retries, queue_time, wire_time) = self._books, self._before
         call.attempts += books.attempts - attempts
         call.retries += books.retries - retries
@@ -58,10 +57,6 @@ class Flight:
         call.wire_time += books.wire_time - wire_time
         # Errors made of the answer hide the secret that was sent, and it may have been asked for on the way.
         call.secret, call.fresh, call.headers_at, call.down = books.secret, books.fresh, books.headers_at, books.down
-        if self._counted or not self.task.done():
-            call.joined_attempts += books.attempts - attempts
-            call.joined_retries += books.retries - retries
-        self._counted = self._counted or self.task.done()
 
 
 def _later(one: float | None, other: float | None) -> float | None:

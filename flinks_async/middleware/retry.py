@@ -191,6 +191,8 @@ class RetryMiddleware:
 
     def _decide(self, request: Request, response: Response | None, verdict: Verdict, state: RetryState) -> Again | Stop:
         clock, call = self._clock, request.call
+        if call.permit is not None and call.permit.revoked:
+            return Stop("the caller wants no more requests")
         return decide(
             self._settings,
             verdict,
@@ -216,6 +218,7 @@ class RetryMiddleware:
 
     def _announce(self, request: Request, verdict: Verdict, decision: Again) -> None:
         request.call.retries += 1
+        request.call.retrying = True
         if self._observers:
             call = request.call
             event = RetryScheduled(
