@@ -222,7 +222,9 @@ def main() -> None:
         stores = [store for store in stores if store != POSTGRESQL]
     place = "client and server on a core each" if cores() else "processes not kept on cores"
     print(f"{machine()}; {place}; {rounds} rounds, {CONCURRENCY} at the same time.", flush=True)
-    print(f"{versions(['aiohttp', 'uvloop', 'msgspec', 'zstandard', 'pyarrow', 'duckdb', 'psycopg'])}.", flush=True)
+    print(
+        f"{versions(['aiohttp', 'uvloop', 'msgspec', 'backports.zstd', 'pyarrow', 'duckdb', 'psycopg'])}.", flush=True
+    )
     for size in sizes:
         count = options.tokens or (2000 if options.short else TOKENS[size])
         if options.profile is not None:

@@ -29,7 +29,7 @@ BENCHMARKS = {
 }
 COMPARED = (
     "flinks-async", "aiohttp", "attrs", "cattrs", "msgspec", "multidict", "yarl", "uvloop", "aiohttp-retry", "httpx",
-    "niquests", "orjson", "pydantic", "pyreqwest", "pyarrow", "duckdb", "psycopg", "zstandard",
+    "niquests", "orjson", "pydantic", "pyreqwest", "pyarrow", "duckdb", "psycopg", "backports.zstd",
 )  # fmt: skip
 
 

@@ -104,6 +104,16 @@ def flag(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be True or False, not {type(value).__name__}")
 
 
+def seconds(name: str, value: object) -> None:
+    """Checks an argument that is a number of seconds above 0.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if not is_number(value) or value <= 0:  # type: ignore[operator]
+        raise ConfigError(f"{name} must be a number of seconds greater than 0, up to {MOST:g}, not {shown(value)}")
+
+
 def optional_import(module: str, *, extra: str) -> Any:
     """The module of an optional package. Call it where the package is used, so that others need not install it.
 

@@ -10,14 +10,14 @@ import ssl
 from collections.abc import Awaitable, Iterable, Mapping
 from functools import wraps
 from types import NoneType
-from typing import Any, Final, Literal, Protocol, TypeVar, get_args
+from typing import Any, Final, Literal, Protocol, TypedDict, TypeVar, get_args
 
 from attrs import Attribute, evolve, field, fields, frozen
 from attrs.validators import optional
 
 from . import checks
 from .errors import ConfigError
-from .secret import Secret, out_of_sight
+from .secret import Secret, wrap_secret
 
 # [flinks_async.config] Settings: a few frozen records, and the two presets that fill them.
 #
@@ -314,7 +314,7 @@ class Limits:
 
 
 def _secret_or_none(value: str | Secret | None) -> Secret | None:
-    value = out_of_sight(value)
+    value = wrap_secret(value)
     if value is not None and not isinstance(value, Secret):
         raise ConfigError("Connection.proxy must be a str or a Secret")
     return value
@@ -323,21 +323,21 @@ def _secret_or_none(value: str | Secret | None) -> Secret | None:
 _path_or_none = checks.one_of(str, os.PathLike, NoneType)
 
 
-def _proxy_out_of_sight(cls: type[C]) -> type[C]:
+def _wraps_proxy(cls: type[C]) -> type[C]:
     """The frame of attrs' own `__init__` holds its arguments as they came when one of them is wrong."""
     init: Any = cls.__init__
 
     @wraps(init)
     def __init__(self: C, **options: Any) -> None:
         if "proxy" in options:
-            options["proxy"] = out_of_sight(options["proxy"])
+            options["proxy"] = wrap_secret(options["proxy"])
         init(self, **options)
 
     cls.__init__ = __init__  # type: ignore[assignment]
     return cls
 
 
-@_proxy_out_of_sight
+@_wraps_proxy
 @frozen(kw_only=True)
 class Connection:
     """How connections are made. It belongs to the pool, so derived clients share it.
@@ -367,6 +367,52 @@ class Connection:
             raise ConfigError("Connection takes either ssl_context or ca_file, client_cert and client_key, not both")
         if self.client_key is not None and self.client_cert is None:
             raise ConfigError("Connection.client_key needs Connection.client_cert")
+
+
+class RetryFields(TypedDict, total=False):
+    """Some fields of `Retry`, for `FlinksClient(retry={...})`."""
+
+    attempts: int
+    base: float
+    throttled_base: float
+    cap: float
+    retry_after_cap: float
+    throttle_statuses: Iterable[int]
+    quota: Quota | None
+
+
+class TimeoutsFields(TypedDict, total=False):
+    """Some fields of `Timeouts`, for `FlinksClient(timeouts={...})`."""
+
+    connect: float | None
+    attempt: float | None
+    deadline: float | None
+
+
+class LimitsFields(TypedDict, total=False):
+    """Some fields of `Limits`, for `FlinksClient(limits={...})`."""
+
+    concurrency: int | Adaptive
+    rate: float | None
+    burst: int | None
+    rate_limiter: RateLimiter | None
+    pause: Pause
+    breaker: Breaker | None
+    waits: bool
+    max_body: int
+
+
+class ConnectionFields(TypedDict, total=False):
+    """Some fields of `Connection`, for `FlinksClient(connection={...})`."""
+
+    keepalive: float
+    dns_cache: float
+    ca_file: str | os.PathLike[str] | None
+    client_cert: str | os.PathLike[str] | None
+    client_key: str | os.PathLike[str] | None
+    ssl_context: ssl.SSLContext | None
+    proxy: str | Secret | None
+    trust_env: bool
 
 
 @frozen(kw_only=True)

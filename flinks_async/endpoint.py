@@ -17,7 +17,7 @@ from attrs import field, frozen
 
 from .config import AUTH_SCHEMES, AuthScheme
 from .errors import ConfigError, InvalidTokenError
-from .secret import NotText, Secret, out_of_sight, plain
+from .secret import NotText, Secret, plain, wrap_secret
 
 WHERE_SECRETS_COME_FROM: Final = (
     "An AuthSecret is given to a partner by its client: the Flinks customer whose users' data is shared"
@@ -84,7 +84,7 @@ def make_endpoint(
     Raises:
         ConfigError: one of them is wrong; the message names it.
     """
-    base_url, headers = out_of_sight(base_url), headers_out_of_sight(headers)
+    base_url, headers = wrap_secret(base_url), wrap_header_values(headers)
     if auth_scheme not in AUTH_SCHEMES:
         raise ConfigError(f"auth_scheme must be one of {', '.join(map(repr, AUTH_SCHEMES))}, not {auth_scheme!r}")
     if base_url is None:
@@ -104,13 +104,13 @@ def make_endpoint(
     return Endpoint(url, host, auth_scheme, _check_headers(headers or {}, agent))
 
 
-def headers_out_of_sight(headers: object) -> Any:
-    """The argument `headers` with its values as `out_of_sight` makes them; what is no mapping becomes a `NotText`."""
+def wrap_header_values(headers: object) -> Any:
+    """The argument `headers` with its values as `wrap_secret` makes them; what is no mapping becomes a `NotText`."""
     if not headers or isinstance(headers, NotText):
         return headers
     if not isinstance(headers, Mapping):
         return NotText(headers)
-    return {name: out_of_sight(value) for name, value in headers.items()}
+    return {name: wrap_secret(value) for name, value in headers.items()}
 
 
 def _check_base_url(url: object, allow_http: bool) -> tuple[str, str]:
@@ -204,7 +204,7 @@ def check_secret(value: object) -> Secret:
     Raises:
         ConfigError: it is missing, or holds characters that a header cannot; the value is never shown.
     """
-    value = out_of_sight(value)
+    value = wrap_secret(value)
     if value is None or (isinstance(value, Secret) and not value):
         raise ConfigError(f"auth_secret is missing. {WHERE_SECRETS_COME_FROM}.")
     if not isinstance(value, Secret):
@@ -236,7 +236,7 @@ def check_token(token: object) -> Secret:
         InvalidTokenError: it cannot. The message does not show it.
     """
     if not isinstance(token, Secret):
-        token = out_of_sight(token)
+        token = wrap_secret(token)
         if not isinstance(token, Secret):
             name = token.type_name if isinstance(token, NotText) else type(token).__name__
             raise InvalidTokenError(f"an access token must be a str, not {name}")

@@ -17,6 +17,7 @@ from collections.abc import (
     Generator,
     Iterable,
     Iterator,
+    Mapping,
 )
 from typing import Any, Generic, NoReturn, TypeVar
 
@@ -236,7 +237,7 @@ class Source:
 
     Attributes:
         taken: items taken so far.
-        readable: it was given something that can be iterated over, and not one token.
+        problem: why the items cannot be iterated over as tokens; None if they can.
     """
 
     def __init__(self, items: Iterable[Any] | AsyncIterable[Any]) -> None:
@@ -245,11 +246,15 @@ class Source:
         self._failure: BaseException | None = None
         self._sync: Iterator[Any] | None = None
         self._async: AsyncIterator[Any] | None = None
-        if isinstance(items, AsyncIterable):
+        self.problem: str | None = None  # not raised here: a traceback would show the tokens in this frame
+        if isinstance(items, Mapping):
+            self.problem = "tokens must not be a mapping, whose keys would be sent: pass its items(), or its values()"
+        elif isinstance(items, AsyncIterable):
             self._async = aiter(items)
         elif isinstance(items, Iterable) and not isinstance(items, (str, bytes, Secret)):
             self._sync = iter(items)
-        self.readable = self._async is not None or self._sync is not None
+        else:
+            self.problem = "tokens must be an iterable of tokens or (key, token) pairs; for one, use partner_access"
         self._reader: asyncio.Task[None] | None = None
         self._closing = False
         self._asking: deque[asyncio.Future[Item | None]] = deque()

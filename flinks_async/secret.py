@@ -122,7 +122,7 @@ class NotText:
         self.type_name = type(value).__name__
 
 
-def out_of_sight(value: object) -> Any:
+def wrap_secret(value: object) -> Any:
     """What a caller gave as a secret, in a form that a frame may hold when an error passes it: a `Secret`, or a `NotText`.
     None and callables are given back as they are. To be bound to the name of the bare value, before anything can fail.
     """
@@ -131,7 +131,7 @@ def out_of_sight(value: object) -> Any:
     return value if value is None or isinstance(value, (Secret, NotText)) or callable(value) else NotText(value)
 
 
-def hides_token(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
+def wraps_token(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
     """For a coroutine method whose first argument is a token: its frame never holds the bare text, not even when it is
     cancelled before its first step.
     """
@@ -139,7 +139,7 @@ def hides_token(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coro
 
     @wraps(method)
     def hidden(self: Any, token: Any, **options: Any) -> Coroutine[Any, Any, T]:
-        token = out_of_sight(token)
+        token = wrap_secret(token)
         return call(self, token, **options)
 
     # For what asks whether a function gives a coroutine, such as a mock.
@@ -157,7 +157,7 @@ def fingerprint(secret: str | Secret, *, key: bytes | None = None) -> str:
     Raises:
         TypeError: the value is neither a `str` nor a `Secret`.
     """
-    hidden = out_of_sight(secret)
+    hidden = wrap_secret(secret)
     del secret
     if not isinstance(hidden, Secret):
         del key  # no frame of an error holds it

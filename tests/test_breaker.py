@@ -18,7 +18,7 @@ from flinks_async import (
     ServerError,
     config,
 )
-from flinks_async.limits.breaker import UNTIL_TOLD, BreakerState, CircuitBreaker
+from flinks_async.limits.breaker import BreakerState, CircuitBreaker
 from flinks_async.middleware.retry import RetryState, count
 from flinks_async.testing import FakeClock, InMemoryTransport
 from flinks_async.testing.in_memory import make_response
@@ -81,12 +81,12 @@ def test_closed_it_holds_nothing_back() -> None:
     assert breaker.closed
 
 
-def test_spotless_is_a_full_window_of_successes() -> None:
+def test_all_succeeded_is_a_full_window_of_successes() -> None:
     breaker = CircuitBreaker(Breaker(window=4, volume=4))
     seen = []
     for outcome in ".....x....":
         outcomes(breaker, outcome)
-        seen.append(breaker.spotless)
+        seen.append(breaker.all_succeeded)
     assert seen == [False, False, False, True, True, False, False, False, False, True]
 
 
@@ -116,7 +116,7 @@ def test_it_waits_for_the_probe() -> None:
     assert breaker.wait(101.0) == 0.0
     assert breaker.take()
     assert breaker.state is BreakerState.HALF_OPEN
-    assert breaker.wait(101.0) == UNTIL_TOLD  # one probe at a time
+    assert breaker.wait(101.0) == float("inf")  # one probe at a time
 
 
 def test_probes_that_fail_are_further_and_further_apart() -> None:

@@ -37,7 +37,7 @@ def write(path: Path, content: str | bytes) -> Path:
 
 def compressed(data: bytes, kind: Compression) -> bytes:
     stream = compressor(kind)
-    return stream.compress(data) + stream.finish()
+    return stream.compress(data) + stream.flush()
 
 
 def numbers(stderr: str) -> dict[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
+import inspect
 import pickle
 import weakref
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 from aioresponses import aioresponses
+from attrs import fields
 
 from flinks_async import (
     AttemptTimeoutError,
@@ -42,6 +44,7 @@ from flinks_async import (
     config,
     errors,
 )
+from flinks_async.client_options import ClientArguments, ClientOptions, DerivedArguments
 from flinks_async.clock import SystemClock
 from flinks_async.messages import Handler
 from flinks_async.testing import KINDS, FakeClock, InMemoryTransport, VirtualClock, expected_body, run_virtual
@@ -357,7 +360,7 @@ async def test_a_call_in_flight_has_some_grace_and_then_ends_with_an_error_of_ou
     task = asyncio.ensure_future(flinks.partner_access("t"))
     await turns()
     await flinks.close(grace=0.01)
-    with pytest.raises(ClientClosedError, match="under way"):
+    with pytest.raises(ClientClosedError, match="in flight"):
         await task
     assert not task.cancelled()
     with pytest.raises(ClientClosedError, match="is closed"):
@@ -419,6 +422,41 @@ async def test_a_derived_client_shares_the_pool_and_closing_it_leaves_the_other_
         await third.partner_access("t")
     with pytest.raises(ClientClosedError):
         flinks.with_options()
+
+
+class Tenant(FlinksClient):
+    """A subclass with a constructor, attributes and a slot of its own."""
+
+    __slots__ = ("region",)
+
+    def __init__(self, tenant: str, transport: InMemoryTransport) -> None:
+        super().__init__(auth_secret=f"secret of {tenant}", transport=transport)
+        self.tenant = tenant
+        self.region = "ca"
+
+
+async def test_a_subclass_keeps_its_own_state_in_a_derived_client() -> None:
+    transport = InMemoryTransport(default=DOCUMENTED)
+    async with Tenant("acme", transport) as tenant:
+        await tenant.partner_access("t")
+        derived = tenant.with_options(app_name="x", retry={"attempts": 8})
+        assert (type(derived), derived.tenant, derived.region) == (Tenant, "acme", "ca")
+        assert derived.settings.retry.attempts == 8
+        derived.tenant = "other"
+        await derived.partner_access("t")
+        await derived.partner_access("t")
+        assert transport.requests[-1].secret == Secret("secret of acme")
+        assert (tenant.tenant, tenant.stats().requests, derived.stats().requests) == ("acme", 1, 2)
+        await derived.close()
+        assert not tenant.closed
+
+
+def test_the_constructor_the_typed_arguments_and_the_record_of_options_have_the_same_names() -> None:
+    arguments = set(inspect.signature(FlinksClient).parameters)
+    assert set(ClientArguments.__optional_keys__) == arguments
+    assert set(DerivedArguments.__optional_keys__) == arguments - {"connection", "session", "transport"}
+    merged = {"retry", "timeouts", "limits", "connection"}  # into `settings`
+    assert {attribute.name for attribute in fields(ClientOptions)} == arguments - merged
 
 
 @pytest.mark.parametrize("name", ["session", "transport", "connection", "nonsense"])

@@ -113,7 +113,7 @@ def test_a_lasting_slowness_is_accepted_in_the_end() -> None:
     state = AdaptiveConcurrency(Adaptive(remember=60.0))
     seen = limits_by_second(state, times="always the same", slow=(30, 10_000), seconds=900)
     assert min(seen[30:200]) <= 2
-    assert state.idle_time == pytest.approx(2.0, rel=0.3)
+    assert state.baseline == pytest.approx(2.0, rel=0.3)
     assert seen[-1] > 15
 
 
@@ -185,5 +185,5 @@ async def test_both_are_settings_of_a_client() -> None:
         transport = InMemoryTransport({}, default={"GetAccountsDetail": []})
         async with FlinksClient(auth_secret="s", transport=transport, limits=Limits(concurrency=setting)) as client:
             await client.partner_access("t")
-            assert client._local is not None
-            assert client._local.governor.concurrency.limit == expected
+            assert client._state is not None
+            assert client._state.governor.concurrency.limit == expected

@@ -18,7 +18,7 @@ def after_a_round(time: float = 1.0, *, initial: int = 20) -> AdaptiveConcurrenc
     """With an idle time of `time`, and one more place than in the beginning."""
     state = AdaptiveConcurrency(Adaptive(initial=initial))
     feed(state, initial + max(20, initial), time)
-    assert (state.idle_time, state.limit) == (time, initial + 1)
+    assert (state.baseline, state.limit) == (time, initial + 1)
     return state
 
 
@@ -28,9 +28,9 @@ def test_the_first_answers_are_passed_over_and_a_round_has_as_many_as_there_are_
 ) -> None:
     state = AdaptiveConcurrency(Adaptive(initial=initial))
     feed(state, answers - 1)
-    assert (state.limit, state.idle_time) == (initial, float("inf"))
+    assert (state.limit, state.baseline) == (initial, float("inf"))
     feed(state, 1)
-    assert (state.limit, state.idle_time) == (initial + 1, 1.0)
+    assert (state.limit, state.baseline) == (initial + 1, 1.0)
     feed(state, max(20, initial + 1) - 1)
     assert state.limit == initial + 1
     feed(state, 1)
@@ -47,7 +47,7 @@ def test_a_round_counts_by_its_median() -> None:
         feed(state, initial, 7.0)
         for time in times:
             feed(state, 1, time)
-        assert state.idle_time == median
+        assert state.baseline == median
 
 
 def test_a_limit_grows_only_if_it_was_reached_in_this_round() -> None:
@@ -62,7 +62,7 @@ def test_a_limit_grows_only_if_it_was_reached_in_this_round() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "idle_time"),
+    ("first", "second", "baseline"),
     [
         (1.0, 1.5, 1.01),  # smoothed to 1.2, which is usual, and has a weight of 0.05
         (1.0, 1.625, 1.0125),  # to 1.25, the most that is usual
@@ -71,10 +71,10 @@ def test_a_limit_grows_only_if_it_was_reached_in_this_round() -> None:
         (1.5, 0.24, 1.248),  # to 0.996, which is, and has a weight of 0.5
     ],
 )
-def test_the_memory_of_an_idle_instance(first: float, second: float, idle_time: float) -> None:
+def test_the_memory_of_an_idle_instance(first: float, second: float, baseline: float) -> None:
     state = after_a_round(first)
     feed(state, 21, second)
-    assert state.idle_time == pytest.approx(idle_time)
+    assert state.baseline == pytest.approx(baseline)
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_refusals_are_no_part_of_a_round_but_failures_among_many_of_them_are_few
             state.refused()
         state.failed(20)
         state.refused()
-    assert (state.limit, state.idle_time) == (21, 1.0)
+    assert (state.limit, state.baseline) == (21, 1.0)
     for _ in range(19):
         state.refused()
     for _ in range(2):
@@ -188,7 +188,7 @@ def test_refusals_are_answers_to_requests_that_were_on_their_way() -> None:
     for _ in range(20):
         state.refused()
     feed(state, 20, in_use=1)
-    assert state.idle_time == 1.0
+    assert state.baseline == 1.0
     state.lost(20)
     for _ in range(19):
         state.refused()
@@ -205,15 +205,15 @@ def test_after_a_loss_old_answers_are_passed_over() -> None:
     feed(state, 19, 1.0)
     assert state.limit == 14
     feed(state, 1, 1.0)
-    assert (state.limit, state.idle_time) == (15, 1.0)
+    assert (state.limit, state.baseline) == (15, 1.0)
 
 
-def test_after_an_outage_nothing_is_passed_over_but_the_idle_time_is_remembered() -> None:
+def test_after_an_outage_nothing_is_passed_over_but_the_baseline_is_remembered() -> None:
     state = after_a_round()
     feed(state, 10, 50.0)
     state.lost(21)
     state.restart()
-    assert (state.limit, state.idle_time) == (20, 1.0)
+    assert (state.limit, state.baseline) == (20, 1.0)
     feed(state, 19, 2.0)
     assert state.limit == 20
     feed(state, 1, 2.0)
@@ -243,15 +243,15 @@ def at_the_second_measuring() -> AdaptiveConcurrency:
     return state
 
 
-def test_the_idle_time_is_measured_again_with_an_emptied_queue() -> None:
+def test_the_baseline_is_measured_again_with_an_emptied_queue() -> None:
     state = at_the_second_measuring()
     feed(state, 23, 50.0, now=701.0)  # of the queue that empties
     feed(state, 19, 3.0, now=701.0)
-    assert (state.limit, state.idle_time) == (11, 1.0)
+    assert (state.limit, state.baseline) == (11, 1.0)
     feed(state, 1, 3.0, now=702.0)
-    assert (state.limit, state.idle_time) == (23, 3.0)
+    assert (state.limit, state.baseline) == (23, 3.0)
     feed(state, 23, 6.0, now=1299.0)  # with the 1.0 from before this would be too much
-    assert (state.limit, state.idle_time) == (24, 3.0)
+    assert (state.limit, state.baseline) == (24, 3.0)
     feed(state, 24, 3.0, now=1300.0)
     assert state.limit == 12
 
@@ -262,7 +262,7 @@ def test_a_loss_ends_the_measuring() -> None:
     assert state.limit == 8  # 23 / 2 * 0.7
     feed(state, 11, 50.0, now=701.0)
     feed(state, 20, 1.0, now=701.0)
-    assert (state.limit, state.idle_time) == (9, 1.0)
+    assert (state.limit, state.baseline) == (9, 1.0)
 
 
 def test_an_outage_ends_the_measuring() -> None:

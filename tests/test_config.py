@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import datetime as dt
 import ssl
+from collections.abc import Iterable
 from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
-from typing import Any
+from typing import Any, get_type_hints
 from urllib.parse import unquote
 
 import pytest
@@ -411,6 +412,14 @@ def test_whatever_a_record_takes_works_and_what_it_does_not_take_is_a_config_err
                 taken += 1
                 run_virtual(use(record))
     assert taken > len(fields(cls))
+
+
+@pytest.mark.parametrize("cls", [Retry, Timeouts, Limits, Connection])
+def test_the_typed_mapping_of_a_record_has_the_fields_of_the_record(cls: Any) -> None:
+    mapping, record = get_type_hints(getattr(config, f"{cls.__name__}Fields")), get_type_hints(cls)
+    assert list(mapping) == list(record)
+    converted = {"throttle_statuses": Iterable[int], "proxy": str | Secret | None}
+    assert mapping == {**record, **{name: hint for name, hint in converted.items() if name in record}}
 
 
 def test_the_presets_differ_as_documented() -> None:

@@ -498,12 +498,12 @@ def test_large_answers_do_not_shrink_the_limit() -> None:
             transport._body = 20.0
             async for _ in client.partner_access_many(f"t{i}" for i in range(2000)):
                 pass
-            assert client._local is not None
-            concurrency = client._local.governor.concurrency
-            return concurrency.idle_time, concurrency.limit  # type: ignore[union-attr]
+            assert client._state is not None
+            concurrency = client._state.governor.concurrency
+            return concurrency.baseline, concurrency.limit  # type: ignore[union-attr]
 
-    idle_time, limit = run_virtual(main())
-    assert idle_time == pytest.approx(0.1)
+    baseline, limit = run_virtual(main())
+    assert baseline == pytest.approx(0.1)
     assert limit > 30
 
 
@@ -530,9 +530,9 @@ def test_quick_refusals_teach_nothing_about_the_time_that_data_take() -> None:
         async with client:
             async for _ in client.partner_access_many(f"t{i}" for i in range(2000)):
                 pass
-            assert client._local is not None
-            concurrency = client._local.governor.concurrency
-            return concurrency.idle_time, concurrency.limit  # type: ignore[union-attr]
+            assert client._state is not None
+            concurrency = client._state.governor.concurrency
+            return concurrency.baseline, concurrency.limit  # type: ignore[union-attr]
 
     assert run_virtual(main(100)) == pytest.approx(run_virtual(main(0)), rel=0.2)
 

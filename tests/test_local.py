@@ -147,7 +147,7 @@ def test_a_client_used_in_many_loops_keeps_none_that_is_closed() -> None:
     for _ in range(5):
         run_virtual(main())
         waited.append(client.stats().queue_time)
-        assert len(client._locals) == len(client._pool._loops) == 1
+        assert len(client._states) == len(client._pool._loops) == 1
     assert waited == pytest.approx([1.0, 2.0, 3.0, 4.0, 5.0])
     run_virtual(client.close())
     assert client.stats().queue_time == pytest.approx(5.0)
@@ -162,7 +162,7 @@ def test_a_client_used_in_many_loops_keeps_none_that_is_closed() -> None:
 
     run_virtual(last())
     assert client.stats().queue_time == pytest.approx(1.0 + 3.0)
-    assert not client._locals
+    assert not client._states
 
 
 def test_a_client_is_closed_in_another_loop_than_one_that_ended_with_a_call_under_way() -> None:

@@ -17,8 +17,8 @@ from flinks_async.testing.in_memory import make_response
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 
 
-def throttled(pause: SharedPause, now: float, *, sent: float | None = None, asked: float | None = None) -> None:
-    pause.throttled(now, sent=now if sent is None else sent, asked=asked, rate=100.0, random=0.0)
+def throttled(pause: SharedPause, now: float, *, sent: float | None = None, retry_after: float | None = None) -> None:
+    pause.throttled(now, sent=now if sent is None else sent, retry_after=retry_after, rate=100.0, random=0.0)
 
 
 def test_without_trouble_nothing_is_held_back() -> None:
@@ -31,7 +31,7 @@ def test_without_trouble_nothing_is_held_back() -> None:
 
 def test_nobody_sends_until_the_server_allows_it() -> None:
     pause = SharedPause(Pause())
-    throttled(pause, 10.0, asked=5.0)
+    throttled(pause, 10.0, retry_after=5.0)
     assert pause.wait(10.0) == 5.0
     assert pause.wait(14.0) == 1.0
     assert pause.wait(15.0) == 0.0
@@ -39,10 +39,10 @@ def test_nobody_sends_until_the_server_allows_it() -> None:
 
 def test_the_longest_wins() -> None:
     pause = SharedPause(Pause())
-    throttled(pause, 10.0, asked=5.0)
-    throttled(pause, 11.0, asked=1.0)
+    throttled(pause, 10.0, retry_after=5.0)
+    throttled(pause, 11.0, retry_after=1.0)
     assert pause.until == 15.0
-    throttled(pause, 12.0, asked=20.0)
+    throttled(pause, 12.0, retry_after=20.0)
     assert pause.until == 32.0
 
 
@@ -78,7 +78,7 @@ def test_after_a_joined_pause_the_rate_rises_in_a_ramp() -> None:
 
 def test_a_server_cannot_ask_for_more_than_the_longest() -> None:
     pause = SharedPause(Pause(longest=60.0))
-    throttled(pause, 0.0, asked=1e9)
+    throttled(pause, 0.0, retry_after=1e9)
     assert pause.until == 60.0
 
 
@@ -121,7 +121,7 @@ def test_long_after_the_last_trouble_it_begins_anew() -> None:
 def test_half_of_the_length_is_random_where_the_server_does_not_say() -> None:
     for random, until in ((0.0, 0.5), (0.5, 0.75), (0.8, 0.9)):
         pause = SharedPause(Pause(base=1.0))
-        pause.throttled(0.0, sent=0.0, asked=None, rate=1.0, random=random)
+        pause.throttled(0.0, sent=0.0, retry_after=None, rate=1.0, random=random)
         assert pause.until == pytest.approx(until)
 
 
@@ -147,18 +147,18 @@ def test_the_end_of_a_pause_is_spread_over_processes() -> None:
     ends = set()
     for random in (0.0, 0.3, 0.9):
         pause = SharedPause(Pause())
-        pause.throttled(0.0, sent=0.0, asked=30.0, rate=1.0, random=random)
+        pause.throttled(0.0, sent=0.0, retry_after=30.0, rate=1.0, random=random)
         ends.add(pause.until)
     assert len(ends) == 3
     assert all(30.0 <= end <= 31.0 for end in ends)
     pause = SharedPause(Pause())
-    pause.throttled(0.0, sent=0.0, asked=2.0, rate=1.0, random=0.5)
+    pause.throttled(0.0, sent=0.0, retry_after=2.0, rate=1.0, random=0.5)
     assert pause.until == pytest.approx(2.1)  # a tenth at most
 
 
 def test_the_ramp() -> None:
     pause = SharedPause(Pause(ramp=10.0))
-    throttled(pause, 0.0, asked=5.0)
+    throttled(pause, 0.0, retry_after=5.0)
     now, seconds = 5.0, Counter[int]()
     while now < 20.0 and not pause.idle(now):
         assert pause.wait(now) == 0.0
@@ -174,7 +174,7 @@ def test_the_ramp() -> None:
 
 def test_a_single_caller_does_not_notice_the_ramp_much() -> None:
     pause = SharedPause(Pause())
-    pause.throttled(0.0, sent=0.0, asked=1.0, rate=0.01, random=0.0)
+    pause.throttled(0.0, sent=0.0, retry_after=1.0, rate=0.01, random=0.0)
     pause.took(1.0, 0.5)
     assert pause.wait(1.0) == pytest.approx(0.5)
     pause.took(4.99, 0.5)

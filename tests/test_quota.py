@@ -16,7 +16,7 @@ from flinks_async import (
     ShareQuota,
     TokenBucketQuota,
 )
-from flinks_async.limits.quota import RetryQuota, Share, TokenBucket, make_quota
+from flinks_async.limits.quota import RetryQuota, TokenBucket, TrafficShare, make_quota
 from flinks_async.testing import FakeClock, InMemoryTransport
 from flinks_async.testing.in_memory import make_response
 from flinks_async.verdict import Kind
@@ -35,9 +35,9 @@ def answer(status: int) -> object:
 
 
 def quota_of(client: FlinksClient) -> RetryQuota:
-    assert client._local is not None
-    assert client._local.quota is not None
-    return client._local.quota
+    assert client._state is not None
+    assert client._state.quota is not None
+    return client._state.quota
 
 
 ROWS = [
@@ -135,7 +135,7 @@ async def test_a_raw_call_gets_its_response() -> None:
 
 
 def test_a_share_of_the_traffic() -> None:
-    quota = Share(ShareQuota(share=0.2, minimum=1.0, window=10.0))
+    quota = TrafficShare(ShareQuota(share=0.2, minimum=1.0, window=10.0))
     taken = 0
     for _ in range(100):
         quota.request(0.0)
@@ -145,7 +145,7 @@ def test_a_share_of_the_traffic() -> None:
 
 
 def test_old_traffic_allows_nothing() -> None:
-    quota = Share(ShareQuota(share=0.2, minimum=1.0, window=10.0))
+    quota = TrafficShare(ShareQuota(share=0.2, minimum=1.0, window=10.0))
     for _ in range(100):
         quota.request(0.0)
     assert quota.left(9.9) == pytest.approx(30)
@@ -153,7 +153,7 @@ def test_old_traffic_allows_nothing() -> None:
 
 
 def test_what_was_taken_comes_back_with_time() -> None:
-    quota = Share(ShareQuota(share=0.2, minimum=1.0, window=10.0))
+    quota = TrafficShare(ShareQuota(share=0.2, minimum=1.0, window=10.0))
     now = 0.0
     while quota.take(Kind.TRANSIENT, now) is not None:
         pass
@@ -169,7 +169,7 @@ def test_what_was_taken_comes_back_with_time() -> None:
 
 
 def test_each_slice_of_time_is_forgotten_by_itself() -> None:
-    quota = Share(ShareQuota(share=0.5, minimum=1.0, window=5.0))  # slices of half a second
+    quota = TrafficShare(ShareQuota(share=0.5, minimum=1.0, window=5.0))  # slices of half a second
     quota.request(0.1)
     quota.request(2.6)
     assert quota.take(Kind.TRANSIENT, 2.7) == 1
@@ -180,15 +180,15 @@ def test_each_slice_of_time_is_forgotten_by_itself() -> None:
 
 
 def test_the_wait_ends_with_the_slice() -> None:
-    quota = Share(ShareQuota(minimum=1.0, window=5.0))
+    quota = TrafficShare(ShareQuota(minimum=1.0, window=5.0))
     assert quota.wait(0.1) == pytest.approx(0.4, abs=1e-5)
     assert quota.wait(7.3) == pytest.approx(0.2, abs=1e-5)
     assert quota.wait(7.5) == pytest.approx(0.5, abs=1e-5)
 
 
 def test_time_alone_brings_nothing_without_a_whole_retry_in_reserve() -> None:
-    assert Share(ShareQuota(minimum=0.19, window=5.0)).wait(0.0) is None
-    assert Share(ShareQuota(minimum=0.2, window=5.0)).wait(0.0) is not None
+    assert TrafficShare(ShareQuota(minimum=0.19, window=5.0)).wait(0.0) is None
+    assert TrafficShare(ShareQuota(minimum=0.2, window=5.0)).wait(0.0) is not None
 
 
 async def test_a_call_that_waits_waits_for_its_quota() -> None:
@@ -213,4 +213,4 @@ async def test_without_a_quota_attempts_are_the_only_bound() -> None:
 def test_settings_and_states_go_together() -> None:
     assert make_quota(None) is None
     assert isinstance(make_quota(TokenBucketQuota()), TokenBucket)
-    assert isinstance(make_quota(ShareQuota()), Share)
+    assert isinstance(make_quota(ShareQuota()), TrafficShare)

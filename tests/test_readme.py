@@ -27,7 +27,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 import flinks_async
-from flinks_async import FlinksClient, Kind, bulk, client, config, errors, models
+from flinks_async import FlinksClient, Kind, bulk, client_options, config, errors, models
 from flinks_async.bulk.stores.parquet import ParquetStore
 from flinks_async.classify import classify_response
 from flinks_async.endpoint import Endpoint
@@ -75,13 +75,13 @@ def server() -> Iterator[ServerProcess]:
 @pytest.fixture
 def simulated(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> ServerProcess:
     """Every client without an address talks to the simulator."""
-    make_endpoint = client.make_endpoint
+    make_endpoint = client_options.make_endpoint
 
     def make_simulated(*args: Any, **settings: Any) -> Endpoint:
         settings["base_url"] = settings["base_url"] or server.base_url
         return make_endpoint(*args, **settings)
 
-    monkeypatch.setattr(client, "make_endpoint", make_simulated)
+    monkeypatch.setattr(client_options, "make_endpoint", make_simulated)
     monkeypatch.setenv("FLINKS_AUTH_SECRET", server.auth_secret)
     return server
 

@@ -109,9 +109,9 @@ async def test_the_first_dead_connection_costs_nothing_and_the_second_does(dead:
     async with client_of(transport, retry=Retry(quota=TokenBucketQuota(capacity=20))) as client:
         with pytest.raises(BadRequestError):
             await client.partner_access("t")
-        assert client._local is not None
-        assert client._local.quota is not None
-        assert client._local.quota.left(0.0) == left
+        assert client._state is not None
+        assert client._state.quota is not None
+        assert client._state.quota.left(0.0) == left
     assert len(transport.requests) == dead + 1
 
 

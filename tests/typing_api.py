@@ -1,4 +1,9 @@
-"""Typed uses of the public API, checked by mypy --strict and pyright (see pyproject.toml). Never run."""
+"""Typed uses of the public API, checked by mypy --strict and pyright (see pyproject.toml). Never run.
+
+A `type: ignore` marks a mistake that both must report: each complains about a comment that it does not need.
+"""
+
+# pyright: reportUnnecessaryTypeIgnoreComment=true
 
 from __future__ import annotations
 
@@ -96,7 +101,35 @@ def with_settings() -> FlinksClient:
     )
 
 
-def derived(flinks: FlinksClient) -> None:
+def with_mappings() -> list[FlinksClient]:
+    retry: config.RetryFields = {"attempts": 8, "quota": None, "throttle_statuses": [403, 429]}
+    return [
+        FlinksClient(auth_secret="s", retry=retry, timeouts={"deadline": None}, limits={"concurrency": 500}),
+        FlinksClient(auth_secret="s", connection={"proxy": "http://proxy.example:3128", "trust_env": True}),
+        FlinksClient.from_env(limits={"rate": 5.0, "waits": True}, coalesce=True),
+    ]
+
+
+def mistakes(flinks: FlinksClient) -> None:
+    FlinksClient(auth_secret="s", retry={"attemps": 8})  # type: ignore[arg-type]
+    FlinksClient(auth_secret="s", retry={"attempts": "8"})  # type: ignore[arg-type]
+    FlinksClient(auth_secret="s", limits={"attempts": 8})  # type: ignore[arg-type]
+    FlinksClient(auth_secret=b"s")  # type: ignore[arg-type]
+    FlinksClient("toolbox")  # type: ignore[call-arg]
+    FlinksClient.from_env(timeout=5)  # type: ignore[call-arg]
+    FlinksClient.from_env(timeouts={"dedline": 5})  # type: ignore[arg-type]
+    flinks.with_options(colaesce=True)  # type: ignore[call-arg]
+    flinks.with_options(coalesce="yes")  # type: ignore[arg-type]
+    flinks.with_options(retry={"attemps": 8})  # type: ignore[arg-type]
+    flinks.with_options(connection={"proxy": None})  # type: ignore[call-arg]
+
+
+class OwnClient(FlinksClient):
+    pass
+
+
+def derived(flinks: FlinksClient, own: OwnClient) -> None:
+    assert_type(own.with_options(retry={"attempts": 8}, limits=Limits(rate=5.0)), OwnClient)
     assert_type(flinks.with_options(instance="acme-ca", auth_secret="t"), FlinksClient)
     assert_type(flinks.stats(), ClientStats)
     assert_type(flinks.closed, bool)

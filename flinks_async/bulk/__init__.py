@@ -24,7 +24,7 @@ from .errors import (
     WorkerError,
 )
 from .executors import Executor, InProcess, Processes
-from .inputs import InputFile, Layout, Scanned, digest, scan
+from .inputs import InputBytes, InputFile, Layout, Scanned, digest, scan
 from .job import SHARD_SIZE, Job
 from .ledger import Totals
 from .maintenance import Status, export, purge, status, verify
@@ -41,6 +41,7 @@ __all__ = [
     "Executor",
     "Failure",
     "InProcess",
+    "InputBytes",
     "InputChangedError",
     "InputError",
     "InputFile",

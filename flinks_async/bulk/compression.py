@@ -1,31 +1,37 @@
-"""gzip and Zstandard, read and written in pieces, and never taken for whole when they were cut short."""
+"""gzip and Zstandard streams, written and read piece by piece.
+
+The standard library does the work (`zlib`; `compression.zstd`, before Python 3.14 by its backport). This module adds
+what a reader of files needs on top: several members or frames in a row are one file, the memory is bounded, and a file
+that was cut short is never mistaken for a whole one.
+"""
 
 from __future__ import annotations
 
+import sys
 import zlib
-from typing import Final, Literal, Protocol
+from collections.abc import Callable
+from typing import Any, Final, Literal, Protocol
 
 from ..checks import optional_import
-from .zstd_frames import MAGIC, SKIPPABLE, FrameWalker
 
 Compression = Literal["none", "gzip", "zstd"]
 
 MAX_WINDOW: Final = 128 * 1024 * 1024
-"""The most memory in bytes that a Zstandard file may ask of its reader: what `zstd --long` writes."""
+"""Bytes of memory that a Zstandard file may demand from its reader; `zlib` needs 32 KB. `zstd --long` demands this."""
 
 _CHUNK: Final = 64 * 1024
 _GZIP: Final = 16 + zlib.MAX_WBITS
 _GZIP_MAGIC: Final = b"\x1f\x8b"
+_ZSTD_MAGIC: Final = 0xFD2FB528
+_ZSTD_SKIPPABLE: Final = 0x184D2A5  # without the last 4 bits, which are free (RFC 8878, section 3.1.2)
 
 
 class Compressor(Protocol):
-    """Takes pieces of one stream, and gives its compressed bytes as they come."""
+    """Compresses one stream piece by piece. `flush` returns what is left, and ends the stream."""
 
     def compress(self, data: bytes, /) -> bytes: ...
 
-    def finish(self) -> bytes:
-        """What is left, and the end of the stream."""
-        ...
+    def flush(self) -> bytes: ...
 
 
 def compressor(kind: Compression) -> Compressor:
@@ -35,43 +41,28 @@ def compressor(kind: Compression) -> Compressor:
         ConfigError: the library for Zstandard is not installed.
     """
     if kind == "gzip":
-        return _Stream(zlib.compressobj(wbits=_GZIP))
+        return zlib.compressobj(wbits=_GZIP)
     if kind == "zstd":
-        return _Stream(optional_import("zstandard", extra="zstd").ZstdCompressor(write_checksum=True).compressobj())
-    return _Plain()
+        zstd = zstd_library()
+        compressing: Compressor = zstd.ZstdCompressor(options={zstd.CompressionParameter.checksum_flag: 1})
+        return compressing
+    return _Uncompressed()
 
 
-class _Compressobj(Protocol):
-    """What zlib and zstandard have in common."""
-
-    def compress(self, data: bytes, /) -> bytes: ...
-
-    def flush(self) -> bytes: ...
-
-
-class _Stream:
-    def __init__(self, stream: _Compressobj) -> None:
-        self._flush = stream.flush
-        self.compress = stream.compress
-
-    def finish(self) -> bytes:
-        return self._flush()
-
-
-class _Plain:
+class _Uncompressed:
     def compress(self, data: bytes, /) -> bytes:
         return data
 
-    def finish(self) -> bytes:
+    def flush(self) -> bytes:
         return b""
 
 
 def detect(head: bytes) -> Compression:
-    """How a file is compressed, by its first 4 bytes."""
+    """The compression of a file, by its first 4 bytes."""
     if head.startswith(_GZIP_MAGIC):
         return "gzip"
     number = int.from_bytes(head[:4], "little")
-    return "zstd" if number == MAGIC or number >> 4 == SKIPPABLE else "none"
+    return "zstd" if number == _ZSTD_MAGIC or number >> 4 == _ZSTD_SKIPPABLE else "none"
 
 
 class CompressedDataError(ValueError):
@@ -79,18 +70,18 @@ class CompressedDataError(ValueError):
 
 
 class CutShort(CompressedDataError):
-    """It ends before its end."""
+    """The data ends before the end of a member or frame."""
 
     def __init__(self) -> None:
         super().__init__("the compressed data ends too early: the file was cut short")
 
 
 class Corrupt(CompressedDataError):
-    """It is not what was written: another checksum, or no such format."""
+    """The data is not what was written: a checksum differs, or it is not in the format."""
 
 
 class Source(Protocol):
-    """An open file, or something like it."""
+    """An open file, or an object that reads like one."""
 
     def read(self, size: int, /) -> bytes:
         """Up to `size` bytes; none at the end."""
@@ -98,16 +89,16 @@ class Source(Protocol):
 
 
 class Decompressed:
-    """Reads a file as it was before it was compressed. Several members or frames in a row are one file.
+    """Reads a file, decompressed. Several members or frames in a row are one file.
 
-    The memory in use does not depend on what comes out: a few hundred KB, and for Zstandard up to `MAX_WINDOW`.
+    Memory does not depend on the size of the content: a few hundred KB, and for Zstandard up to `MAX_WINDOW`.
 
     Args:
-        file: is read from where it is, and not closed.
-        kind: as `detect` said.
+        file: is read from its current position, and not closed.
+        kind: its compression, as returned by `detect`.
 
     Attributes:
-        position: bytes given so far.
+        position: bytes returned so far.
 
     Raises:
         ConfigError: the library for Zstandard is not installed.
@@ -115,14 +106,14 @@ class Decompressed:
 
     def __init__(self, file: Source, kind: Compression) -> None:
         self.position = 0
-        self._file: Source = file if kind == "none" else _Gunzip(file) if kind == "gzip" else _Unzstd(file)
+        self._file: Source = file if kind == "none" else _Members(file, kind)
 
     def read(self, size: int = _CHUNK, /) -> bytes:
         """Up to `size` bytes, which is at least 1; none at the end.
 
         Raises:
-            CutShort: the file ends before its end. What came before was given.
-            Corrupt: a checksum is wrong, or something else follows the end.
+            CutShort: the file ends too early. Everything before that was returned.
+            Corrupt: a checksum is wrong, or other data follows the end.
             OSError: from the file.
         """
         data = self._file.read(size)
@@ -130,75 +121,70 @@ class Decompressed:
         return data
 
 
-class _Gunzip:
-    """gzip. zlib compares length and checksum of each member. Zeros may follow: tapes and some programs pad with them."""
+class _Members:
+    """Members (gzip) or frames (Zstandard), one after the other.
 
-    def __init__(self, file: Source) -> None:
+    The decompressors compare checksums and know the end of their own member, but not what may follow it. `gzip.open`
+    and `ZstdFile` do, but both take an empty file for a whole one, and gzip reports a member that was cut after its
+    first byte as damaged.
+    """
+
+    def __init__(self, file: Source, kind: Compression) -> None:
         self._file = file
-        self._pending = b""
-        self._member = zlib.decompressobj(_GZIP)
+        self._input = b""
+        self._new: Callable[[], Any]
+        if kind == "gzip":
+            self._new = lambda: zlib.decompressobj(_GZIP)
+            self._error: type[Exception] = zlib.error
+            self._padding = b"\0"  # tapes and some programs pad gzip files
+            self._damage = "the gzip data is damaged, or is followed by something else"
+        else:
+            zstd = zstd_library()
+            options = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW.bit_length() - 1}
+            self._new = lambda: zstd.ZstdDecompressor(options=options)
+            self._error = zstd.ZstdError
+            self._padding = b""
+            self._damage = "the Zstandard data is damaged, is followed by something else, or needs too much memory"
+        self._member = self._new()
 
     def read(self, size: int, /) -> bytes:
         while True:
             if self._member.eof and not self._next_member():
                 return b""
-            # Without input too: zlib may hold output that did not fit the last time.
+            # Also without new input: the decompressor may hold output that exceeded `size` the last time.
             try:
-                piece = self._member.decompress(self._pending, size)
-            except zlib.error:
+                piece: bytes | None = self._member.decompress(self._input, size)
+            except self._error:
                 piece = None
             if piece is None:
-                raise Corrupt("the gzip data is damaged, or is followed by something else")
-            self._pending = self._member.unused_data if self._member.eof else self._member.unconsumed_tail
+                raise Corrupt(self._damage)
+            # zlib returns the input that it did not need; Zstandard keeps it.
+            self._input = (
+                self._member.unused_data if self._member.eof else getattr(self._member, "unconsumed_tail", b"")
+            )
             if piece:
                 return piece
-            if not self._member.eof and not self._pending and not self._fill():
+            if not self._member.eof and not self._input and not self._fill():
                 raise CutShort
 
     def _next_member(self) -> bool:
-        while not (rest := self._pending.lstrip(b"\0")):
+        """Starts the next member; False at the end of the file."""
+        while not (rest := self._input.lstrip(self._padding)):
             if not self._fill():
                 return False
-        self._pending = rest
-        self._member = zlib.decompressobj(_GZIP)
+        self._input = rest
+        self._member = self._new()
         return True
 
     def _fill(self) -> bool:
-        self._pending = self._file.read(_CHUNK)
-        return bool(self._pending)
+        self._input = self._file.read(_CHUNK)
+        return bool(self._input)
 
 
-class _Unzstd:
-    """Zstandard. The library compares checksums, but takes a stream that was cut for whole; so its frames are followed."""
+def zstd_library() -> Any:
+    """`compression.zstd`, or its backport.
 
-    def __init__(self, file: Source) -> None:
-        library = optional_import("zstandard", extra="zstd")
-        self._walker = FrameWalker()
-        self._error: type[Exception] = library.ZstdError
-        self._stream = library.ZstdDecompressor(max_window_size=MAX_WINDOW).stream_reader(
-            _Followed(file, self._walker), read_size=_CHUNK, read_across_frames=True
-        )
-
-    def read(self, size: int, /) -> bytes:
-        try:
-            piece: bytes | None = self._stream.read(size)
-        except self._error:
-            piece = None
-        if piece is None:
-            raise Corrupt("the Zstandard data is damaged, is followed by something else, or needs too much memory")
-        if not piece and not self._walker.whole:
-            raise CutShort
-        return piece
-
-
-class _Followed:
-    """A file whose bytes a walker sees as they are read."""
-
-    def __init__(self, file: Source, walker: FrameWalker) -> None:
-        self._file = file
-        self._walker = walker
-
-    def read(self, size: int, /) -> bytes:
-        data = self._file.read(size)
-        self._walker.feed(data)
-        return data
+    Raises:
+        ConfigError: it is not installed.
+    """
+    return optional_import("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd", extra="zstd")

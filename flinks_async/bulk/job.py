@@ -22,7 +22,7 @@ from .directory import empty, enter, new_ledger, refuse_own_name, take_back
 from .errors import InputChangedError, InputError, JobError, JobMismatchError
 from .executors import Executor, InProcess, Work
 from .files import LEDGER, LOG, MANIFEST, SCRATCH, SPOOLS, make_folder
-from .inputs import InputFile, Layout, Scanned, digest, scan
+from .inputs import STDIN, InputFile, Layout, Scanned, digest, scan
 from .ledger import PURGING, Ledger, Totals
 from .log import JobLog
 from .manifest import Manifest
@@ -111,7 +111,7 @@ class Job:
         asked = Manifest(
             job=uuid.uuid4().hex,
             created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            path=str(source.path.absolute()),
+            path=source.name,
             size=size,
             sha256=sha256,
             layout=asdict(source.layout),
@@ -329,14 +329,19 @@ class Job:
 
 
 def _source(manifest: Manifest, path: str | os.PathLike[str] | None) -> InputFile:
+    if path is None and manifest.path == STDIN:
+        raise InputError(
+            "The tokens of this job came from standard input and were not kept. Name a file that holds the same bytes with --tokens."
+        )
     try:
         return InputFile(Path(path or manifest.path), msgspec.convert(manifest.layout, Layout))
     except InputError as error:
         if path is not None:
             raise
-        problem = error.message
+        problem, field = error.message, error.field
     raise InputError(
-        f"{problem} The job was started with {manifest.path}; if that file lies somewhere else now, name it with --tokens."
+        f"{problem} The job was started with {manifest.path}; if that file lies somewhere else now, name it with --tokens.",
+        field=field,
     )
 
 

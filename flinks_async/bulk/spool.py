@@ -59,7 +59,7 @@ class Spool:
             StoreError: the disk is full or broken.
         """
         assert self._file is not None
-        self._add(self._compressor.finish())
+        self._add(self._compressor.flush())
         crash_points.reach("spool written")
         file, self._file = self._file, None
         try:

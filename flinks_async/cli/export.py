@@ -65,5 +65,5 @@ def _pieces(lines: Iterable[bytes], compression: Compression) -> Iterator[bytes]
                 yield data
             ready.clear()
             size = 0
-    if data := stream.compress(b"".join(ready)) + stream.finish():
+    if data := stream.compress(b"".join(ready)) + stream.flush():
         yield data

@@ -1,6 +1,13 @@
-"""Limits on what is sent: one governor per (instance, secret) and event loop, made of pure states.
+"""Limits on what is sent.
 
-The governor is the only place that waits before a request is sent. It asks four states, each a file of its own without
-I/O or a clock: `concurrency`, `rate`, `pause` and `breaker`. `quota` limits retries; `retry_after` reads what the server
-asks for.
+Each (instance, secret) has one `governor` per event loop. Every attempt asks it for a slot before it is sent and reports
+its verdict afterwards. The governor owns all waiting; it decides with four states that have no I/O and no clock of their
+own, one file each:
+
+- `concurrency`: how many requests may be on the wire at once;
+- `rate`: how many may be sent per second;
+- `pause`: until when nothing is sent after a throttled answer, and how fast traffic returns;
+- `breaker`: whether the instance is down, and when to probe it.
+
+`quota` bounds the retries of all calls together. `retry_after` reads how long a server asks to wait.
 """

@@ -1,26 +1,26 @@
-"""The circuit breaker: whether an instance is down, and when to ask whether it is up again.
+"""The circuit breaker: decides whether an instance is down, and when to probe it.
 
-Source: Michael Nygard, "Release It!"; the states and names are the usual ones.
+Source: Michael Nygard, "Release It!"; states and names are the usual ones.
 
-- *closed*: all requests go. The latest outcomes are remembered; when there are enough of them and too many are failures,
-  or when some fail in a row, it opens. They are counted, not timed: at any rate of traffic it takes the same number;
-- *open*: nobody goes. The next probe is due after an interval that doubles with each probe that fails, half of it
-  random, so that the clients of an instance do not ask in step;
-- *half-open*: one request at a time goes as a probe. Some successes in a row close it; a failure opens it again.
+- *closed*: all requests pass. The breaker remembers the latest outcomes and opens when enough are known and too many of
+  them failed, or when several failed in a row. It counts outcomes instead of time, so that it works the same at any rate
+  of traffic.
+- *open*: no request passes. The interval to the next probe doubles with each failed probe; half of it is random, so that
+  the clients of one instance do not probe in step.
+- *half-open*: one request at a time passes as a probe. Several successes in a row close the breaker; a failure opens it.
 
-A failure is a transient one: no connection, a connection that breaks, a timeout, a 5xx. An answer that is wrong for
-this token, or cannot be decoded, or throttles, comes from an instance that is up.
+Only transient problems are failures: no connection, a broken connection, a timeout, a 5xx. An answer that throttles,
+cannot be decoded, or is wrong for this token proves that the instance is up.
 
-What a request does while it must not go, fail or wait, is not decided here. Pure: time and randomness are arguments.
+The caller decides whether a blocked request fails or waits. Pure: time and randomness are arguments.
 """
 
 from __future__ import annotations
 
 from enum import Enum
+from math import inf
 
 from ..config import Breaker
-
-UNTIL_TOLD = float("inf")
 
 
 class BreakerState(Enum):
@@ -33,9 +33,9 @@ class CircuitBreaker:
     """The state of one instance.
 
     Attributes:
-        state: closed, open (until `probe_at`, and then until somebody takes the probe) or half-open (a probe is under
-            way, or the next one is due).
-        probe_at: when the next probe may go.
+        state: closed; open (until a request takes the probe, from `probe_at` on); or half-open (a probe is under way, or
+            the next one is due).
+        probe_at: when the next probe may be sent.
     """
 
     def __init__(self, settings: Breaker) -> None:
@@ -43,7 +43,7 @@ class CircuitBreaker:
         self._mask = (1 << settings.window) - 1
         self.state = BreakerState.CLOSED
         self.probe_at = 0.0
-        self._outcomes = 0  # the newest in the lowest bit, 1 for a failure
+        self._outcomes = 0  # one bit each, 1 for a failure; the newest is the lowest bit
         self._known = 0
         self._failed_probes = 0
         self._good_probes = 0
@@ -54,24 +54,24 @@ class CircuitBreaker:
         return self.state is BreakerState.CLOSED
 
     @property
-    def spotless(self) -> bool:
-        """Closed, and none of the remembered outcomes is a failure: another success changes nothing."""
+    def all_succeeded(self) -> bool:
+        """Closed with a full window of successes, so that another success changes nothing."""
         return not self._outcomes and self._known == self._settings.window
 
     def wait(self, now: float) -> float:
-        """Seconds until a request may go; 0 for now, infinity until the probe that is under way has ended."""
+        """Seconds until a request may be sent: 0 for now, infinity while a probe is under way."""
         if self.state is BreakerState.CLOSED:
             return 0.0
         if self._probing:
-            return UNTIL_TOLD
+            return inf
         return max(0.0, self.probe_at - now)
 
     def retry_after(self, now: float) -> float:
-        """Seconds after which it makes sense to ask again; for errors."""
+        """Seconds after which a caller may try again, for errors."""
         return max(0.0, self.probe_at - now) or self._settings.probe_interval
 
     def take(self) -> bool:
-        """A request goes now: whether it is a probe."""
+        """Registers that a request is sent now. Returns whether it is a probe."""
         if self.state is BreakerState.CLOSED:
             return False
         self.state = BreakerState.HALF_OPEN
@@ -79,13 +79,13 @@ class CircuitBreaker:
         return True
 
     def succeeded(self, *, probe: bool) -> bool:
-        """An attempt found the instance up: whether this has closed the breaker."""
+        """Registers that an attempt found the instance up. Returns whether this closed the breaker."""
         if self.state is BreakerState.CLOSED:
             if self._known < self._settings.window:
                 self._known += 1
             self._outcomes = (self._outcomes << 1) & self._mask
             return False
-        if not probe:  # sent before it opened
+        if not probe:  # sent before the breaker opened
             return False
         self._probing = False
         self._good_probes += 1
@@ -96,7 +96,7 @@ class CircuitBreaker:
         return True
 
     def failed(self, now: float, random: float, *, probe: bool) -> bool:
-        """An attempt found the instance down: whether this has opened the breaker (again)."""
+        """Registers that an attempt found the instance down. Returns whether this opened the breaker (again)."""
         settings = self._settings
         if self.state is BreakerState.CLOSED:
             if self._known < settings.window:
@@ -118,6 +118,6 @@ class CircuitBreaker:
         return True
 
     def abandoned(self, *, probe: bool) -> None:
-        """An attempt ended without saying anything about the instance, for example because it was cancelled."""
+        """Registers that an attempt ended without a verdict, for example because it was cancelled."""
         if probe:
             self._probing = False

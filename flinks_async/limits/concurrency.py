@@ -1,52 +1,50 @@
-"""How many requests may be on the wire at once: a fixed number, or one that finds its own level.
+"""How many requests may be on the wire at once: a fixed number, or one that adapts.
 
-Why: the right number is not known and not constant. By Little's law (L = rate x time) an instance that answers in 100 ms
-and manages 500 requests a second has 50 of ours at work; one request more only waits in a queue there. When the same
-instance takes 20 times as long (a gray failure: slow, but not down), 50 would pile up and keep it slow.
+The right number is unknown and changes. By Little's law (L = rate x time) an instance that answers in 100 ms and sustains
+500 requests per second works on 50 requests at once; a 51st only waits in a queue there. If the same instance becomes 20
+times slower without failing (a gray failure), those 50 pile up and keep it slow.
 
-How: additive increase, multiplicative decrease (Chiu and Jain, 1989), as in TCP and in Netflix' concurrency-limits:
+The adaptive limit uses additive increase, multiplicative decrease (AIMD; Chiu and Jain, 1989), as TCP and Netflix'
+concurrency-limits do:
 
-- measured is the *time to first byte* of answers with data. Answers differ five-thousandfold in size, and the time to
-  read a large one says nothing about a queue; nor does the time in which a token is refused;
-- the answers come in rounds of as many as the limit has places (at least 20), and a round counts by its median, so that
-  one slow token moves nothing;
-- rounds about as quick as the usual ones make up the memory of an idle instance (a moving average, not the minimum, which
-  chance would pull ever lower where times vary). While a round stays within `tolerance` times that, the limit grows by 1,
-  but only if it was reached in this round: a limit that is not used is not tested;
-- beyond that the limit shrinks by 10 %, and in proportion if it takes much longer, to a half at most. The answers to
-  requests that were on their way just then say nothing about the new limit, and are passed over;
-- an attempt that is throttled (a loss) makes it shrink by 30 %, once in a round: all requests of one round meet the same
-  trouble, and their number says nothing about its size. One that times out, breaks or is answered with a 5xx may be the
-  fault of its own login, so it only counts as a loss with others: when more than a tenth of a round fail. Else three
-  logins of a hundred that always fail would hold everybody at 4 at once (0.3 L per loss against 1 per round);
-- the memory of an idle instance grows old. After `remember` seconds the limit is divided by `tolerance` for a round,
-  which empties our part of the queue, and the time is measured afresh. So a lasting change is accepted in the end, and a
-  queue of our own making is never mistaken for the instance's nature (the trouble with Vegas and Gradient limits).
+- It measures the *time to first byte* of answers with data. Body sizes differ by a factor of 5,000, so the time to read a
+  body says nothing about a queue; neither does the time of a refused token.
+- Answers are grouped into rounds, each as long as the limit (at least 20 answers). A round counts by its median, so that
+  one slow token changes nothing.
+- Rounds of about the usual speed form the baseline, the time of an instance without a queue. It is a moving average
+  instead of a minimum, which chance would lower further and further where times vary. While a round stays within
+  `tolerance` times the baseline, the limit grows by 1, but only if the round used the whole limit.
+- A slower round shrinks the limit by 10 %, a much slower one in proportion, at most by half. Answers to requests that
+  were already on the wire are then ignored, because they do not describe the new limit.
+- A throttled attempt (a loss) shrinks the limit by 30 %, once per round, because all requests of a round meet the same
+  condition. A timeout, a broken connection or a 5xx may be the fault of one login, so it only counts as a loss when more
+  than a tenth of a round fails. Otherwise 3 logins of 100 that always fail would hold everybody at 4 requests at once
+  (0.3 L per loss against 1 per round).
+- The baseline expires. After `remember` seconds the limit is divided by `tolerance` for one round, which drains our part
+  of the queue, and the baseline is measured again. So a lasting change is accepted eventually, and a queue that we cause
+  is not mistaken for the instance's normal speed (the weakness of Vegas and Gradient limits).
 
 Pure: time is an argument.
 """
 
 from __future__ import annotations
 
+from math import inf
+
 from ..config import Adaptive
 
-_FEWEST = 20  # answers in a round
+_MIN_ROUND = 20  # answers
+_SMOOTHING = 0.4  # weight of the newest round in the smoothed time
+_MIN_DECREASE_FACTOR = 0.5  # one slow round shrinks the limit at most to this share
 
-_SMOOTHING = 0.4  # weight of the newest round
-
-_MOST_AT_A_TIME = 0.5
-
-_AS_USUAL = 1.25  # rounds up to this many times the idle time belong to its average, with the weight:
-
-_USUAL_WEIGHT = 0.05
-
-_MUCH_QUICKER = 1.5  # so much below it, the idle time was wrong, and follows with the weight:
-
+# A round within 1.25 times the baseline moves it with a small weight. A round that is 1.5 times quicker than the baseline
+# shows that it was wrong, and moves it with a large one.
+_BASELINE_BAND = 1.25
+_BASELINE_WEIGHT = 0.05
+_QUICKER = 1.5
 _QUICKER_WEIGHT = 0.5
 
-_BY_CHANCE = 0.1  # of a round's attempts may fail without a meaning
-
-_UNKNOWN = float("inf")
+_TOLERATED_FAILURES = 0.1  # share of a round's attempts that may fail without counting as a loss
 
 
 class FixedConcurrency:
@@ -72,41 +70,41 @@ class FixedConcurrency:
 
 
 class AdaptiveConcurrency:
-    """The limit, and what it has learned.
+    """A limit that follows the instance's capacity.
 
     Attributes:
-        limit: requests at once, as it stands.
-        idle_time: seconds to the first byte of an idle instance, as far as it is known.
+        limit: requests at once, now.
+        baseline: seconds to the first byte of an instance without a queue; infinity while unknown.
     """
 
     def __init__(self, settings: Adaptive) -> None:
         self._settings = settings
         self.limit = settings.initial
-        self.idle_time = _UNKNOWN
+        self.baseline = inf
         self._level = float(settings.initial)  # the limit before rounding
-        self._smoothed = _UNKNOWN
+        self._smoothed = inf
         self._times: list[float] = []
-        self._size = max(_FEWEST, self.limit)
+        self._size = max(_MIN_ROUND, self.limit)
         self._most_in_use = 0
-        self._failures = 0  # in this round, or in the last so many that were refused
+        self._failures = 0  # in this round; rounds of refusals also reset it
         self._refused = 0
-        # Answers still to come that say little: those of an old limit, and the first, which are the quickest.
-        self._passed_over = settings.initial
+        # Answers to ignore: those sent under an older limit, and the very first, which are the quickest.
+        self._ignored = settings.initial
         self._after_loss = 0  # answers and losses until another loss counts
-        self._measure_at = _UNKNOWN
-        self._resume: float | None = None  # the level before the idle time was measured again
+        self._measure_at = inf
+        self._resume: float | None = None  # the level to return to once the baseline is measured again
 
     def answered(self, time_to_first_byte: float, now: float, in_use: int) -> None:
-        """An attempt was answered.
+        """Registers an answer with data.
 
         Args:
             time_to_first_byte: seconds.
-            in_use: places taken while it was under way, itself included.
+            in_use: slots in use while the attempt was on the wire, including its own.
         """
         if self._after_loss:
             self._after_loss -= 1
-        if self._passed_over:
-            self._passed_over -= 1
+        if self._ignored:
+            self._ignored -= 1
             return
         times = self._times
         times.append(time_to_first_byte)
@@ -116,58 +114,58 @@ class AdaptiveConcurrency:
             self._end_round(now)
 
     def refused(self) -> None:
-        """An attempt was answered without data. Its time says nothing: to refuse a token may take a hundredth of what data
-        take, and an instance would seem slow ever after.
+        """Registers an answer without data. Its time is not used: a refusal may be 100 times quicker than data, and would
+        set a baseline that makes every later answer look slow.
         """
         if self._after_loss:
             self._after_loss -= 1
-        if self._passed_over:
-            self._passed_over -= 1
+        if self._ignored:
+            self._ignored -= 1
             return
         self._refused += 1
         if self._refused >= self._size:
             self._refused = self._failures = 0
 
     def lost(self, in_use: int) -> None:
-        """An attempt was throttled; `in_use` as above."""
+        """Registers a throttled attempt; `in_use` as in `answered`."""
         if self._after_loss:
             self._after_loss -= 1
         else:
             self._lose(in_use)
 
     def failed(self, in_use: int) -> None:
-        """An attempt timed out, broke, or was answered that the instance failed; `in_use` as above."""
+        """Registers a timeout, a broken connection or a 5xx; `in_use` as in `answered`."""
         if self._after_loss:
             self._after_loss -= 1
             return
         self._failures += 1
-        if self._failures > _BY_CHANCE * self._size:
+        if self._failures > _TOLERATED_FAILURES * self._size:
             self._lose(in_use)
 
     def restart(self) -> None:
-        """The instance was down and is back: begins again. What was lost meanwhile says nothing about its capacity."""
+        """Starts again after an outage. Failures during the outage say nothing about capacity, so they are forgotten."""
         self._set(self._settings.initial)
-        self._smoothed, self._resume = _UNKNOWN, None
-        self._after_loss = self._passed_over = 0
+        self._smoothed, self._resume = inf, None
+        self._after_loss = self._ignored = 0
         self._begin_round()
 
     def _end_round(self, now: float) -> None:
         settings, typical = self._settings, _median(self._times)
         used = self._most_in_use >= self.limit
         self._begin_round()
-        if self._measure_at == _UNKNOWN:
+        if self._measure_at == inf:
             self._measure_at = now + settings.remember
-        if self._resume is not None:  # this was the round with an emptied queue
-            self.idle_time, resume = typical, self._resume
-            self._smoothed, self._resume = _UNKNOWN, None
+        if self._resume is not None:  # this round ran with a drained queue
+            self.baseline, resume = typical, self._resume
+            self._smoothed, self._resume = inf, None
             self._set(resume)
             return
-        known = self._smoothed < _UNKNOWN
+        known = self._smoothed < inf
         self._smoothed = self._smoothed + _SMOOTHING * (typical - self._smoothed) if known else typical
-        self._remember(self._smoothed)
-        excess = self._smoothed / (self.idle_time * settings.tolerance) if self.idle_time > 0 else 0.0
+        self._update_baseline(self._smoothed)
+        excess = self._smoothed / (self.baseline * settings.tolerance) if self.baseline > 0 else 0.0
         if excess > 1.0:
-            self._shrink(min(settings.decrease, max(_MOST_AT_A_TIME, 1.0 / excess)))
+            self._shrink(min(settings.decrease, max(_MIN_DECREASE_FACTOR, 1.0 / excess)))
         elif used:
             self._set(self._level + 1.0)
         if now >= self._measure_at:
@@ -175,21 +173,21 @@ class AdaptiveConcurrency:
             self._resume = self._level
             self._shrink(1.0 / settings.tolerance)
 
-    def _remember(self, time: float) -> None:
-        if self.idle_time == _UNKNOWN:
-            self.idle_time = time
-        elif time <= self.idle_time * _AS_USUAL:
-            weight = _QUICKER_WEIGHT if time * _MUCH_QUICKER < self.idle_time else _USUAL_WEIGHT
-            self.idle_time += weight * (time - self.idle_time)
+    def _update_baseline(self, time: float) -> None:
+        if self.baseline == inf:
+            self.baseline = time
+        elif time <= self.baseline * _BASELINE_BAND:
+            weight = _QUICKER_WEIGHT if time * _QUICKER < self.baseline else _BASELINE_WEIGHT
+            self.baseline += weight * (time - self.baseline)
 
     def _lose(self, in_use: int) -> None:
         self._after_loss, self._resume = max(in_use, self.limit) - 1, None
         self._shrink(self._settings.loss)
 
     def _shrink(self, factor: float) -> None:
-        self._passed_over = self.limit
+        self._ignored = self.limit
         self._set(self._level * factor)
-        self._smoothed = _UNKNOWN
+        self._smoothed = inf
         self._begin_round()
 
     def _begin_round(self) -> None:
@@ -199,15 +197,15 @@ class AdaptiveConcurrency:
     def _set(self, level: float) -> None:
         self._level = max(float(self._settings.minimum), min(float(self._settings.maximum), level))
         self.limit = int(self._level)
-        self._size = max(_FEWEST, self.limit)
+        self._size = max(_MIN_ROUND, self.limit)
 
 
 def make_concurrency(settings: int | Adaptive) -> FixedConcurrency | AdaptiveConcurrency:
-    """The state that goes with the settings."""
+    """The state for these settings."""
     return FixedConcurrency(settings) if isinstance(settings, int) else AdaptiveConcurrency(settings)
 
 
 def _median(times: list[float]) -> float:
-    ordered = sorted(times)  # the module `statistics` would be a tenth of this package's import time
+    ordered = sorted(times)  # importing `statistics` would add a tenth to this package's import time
     middle = len(ordered) // 2
     return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2

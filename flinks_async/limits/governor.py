@@ -1,11 +1,12 @@
-"""The one place that waits before the wire. It composes four pure states: concurrency, shared pause, breaker and rate.
+"""The governor: the only place that waits before a request is sent.
 
-There is one governor for each instance, secret and event loop, so that one instance in trouble never slows another.
+There is one governor for each instance, secret and event loop, so that one instance in trouble never slows another. It
+composes four pure states: concurrency, rate, shared pause and breaker.
 
-Those who must wait stand in one queue, in the order in which they came. In fair weather (no pause, no rate limit, the
-breaker closed) a place that is given back goes straight to the first of them. In all other weather the first one leads:
-it waits for a place and for whatever holds requests back, goes, and makes the next one the leader. So there is never
-more than one timer and no task, and a wait that is cancelled leaves nothing behind.
+Waiting requests stand in one FIFO queue. While nothing restricts sending except the number of slots (no pause, no rate
+limit, breaker closed), a released slot goes straight to the first waiter. Otherwise the first waiter becomes the leader:
+it waits for a slot and for the restriction, is sent, and makes the next waiter the leader. So there is never more than
+one timer and never a task, and a cancelled wait leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from inspect import isawaitable
+from math import inf
 from types import MappingProxyType
 
 from attrs import frozen
@@ -23,29 +25,29 @@ from ..clock import Clock
 from ..config import Limits, RateLimiter
 from ..errors import CircuitOpenError, DeadlineExceededError
 from ..verdict import Kind, Verdict
-from .breaker import UNTIL_TOLD, BreakerState, CircuitBreaker
+from .breaker import BreakerState, CircuitBreaker
 from .concurrency import make_concurrency
 from .pause import SharedPause
-from .rate import GCRA, remaining, spacing
+from .rate import GCRA, read_rate_limit, spacing
 
-_METERED_OVER = 1.0  # seconds
+_RATE_WINDOW = 1.0  # seconds over which the rate of answers is measured
 
-# Answers between two looks for a server's RateLimit headers, as long as it sends none; each look costs a third of a us.
-_LOOK_EVERY = 16
+# While a server sends no RateLimit headers, only every 16th answer is checked for them; a check costs a third of a us.
+_CHECK_EVERY = 16
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
-# Answers with 5xx that come from an instance that is up: what they say concerns one login or its institution.
-_OF_ONE_TOKEN = frozenset({"AGGREGATION_ERROR", "CARD_IN_USE", "CONCURRENT_SESSION"})
+# Codes of a 5xx that concern one login or its institution: the instance is up.
+_TOKEN_CODES = frozenset({"AGGREGATION_ERROR", "CARD_IN_USE", "CONCURRENT_SESSION"})
 
 
 @frozen
 class Trouble:
-    """The problem that an instance has: its latest requests failed, or were answered with "slow down".
+    """The current problem of an instance: its latest requests failed or were throttled.
 
     Attributes:
-        reason: of the latest of them, in words that name the host.
-        attempts: how many there were, with no success between.
+        reason: of the latest failure, in words that name the host.
+        attempts: failures in a row.
         since: when the first of them ended, by the client's clock.
     """
 
@@ -55,13 +57,15 @@ class Trouble:
 
 
 class Governor:
-    """Gives out places on the wire.
+    """Gives out slots for requests on the wire.
 
     Attributes:
+        in_use: slots taken.
+        throttled: throttled answers so far.
         answered: the instance has answered a request, with whatever status.
-        trouble: the problem that the latest requests met; None while they succeed.
-        on_pause: told of each pause that an answer begins or prolongs: until when, and how many there were in a row. For
-            processes that share one instance; see `pause_until`.
+        trouble: the problem of the latest requests; None while they succeed.
+        on_pause: called with `(until, in_a_row)` when an answer begins or extends a pause, for processes that share one
+            instance (see `pause_until`).
     """
 
     def __init__(self, limits: Limits, clock: Clock) -> None:
@@ -76,79 +80,82 @@ class Governor:
         self.answered = False
         self.on_pause: Callable[[float, int], object] | None = None
         self._clock = clock
-        self._calm = self.limiter is None
+        self._unrestricted = self.limiter is None  # only slots limit sending: no pause, no rate limit, breaker closed
+        # Waiting requests. A result of True means "you have a slot", False "you are the leader now".
         self._queue: deque[asyncio.Future[bool]] = deque()
-        self._led = False
-        self._stirred: asyncio.Future[None] | None = None
-        self._turn: float | None = None  # of the limiter: when it comes; whoever leads uses it
+        self._has_leader = False
+        self._leader_wakeup: asyncio.Future[None] | None = None
+        self._turn_at: float | None = None  # the limiter's next turn; a leader that is cancelled leaves it to the next
         self._answers = 0
-        self._metered_from = clock.now()
-        self._metered = 0.0
-        self._tells = False  # the server sends RateLimit headers
-        self._rate_before = 0.0
+        self._measured_from = clock.now()
+        self._measured_rate = 0.0
+        self._sends_rate_limit = False  # the server sends RateLimit headers
+        self._rate_before_outage = 0.0
 
     @property
     def waiting(self) -> int:
         """Requests that wait to be sent."""
-        return sum(not turn.done() for turn in self._queue) + self._led
+        return sum(not waiter.done() for waiter in self._queue) + self._has_leader
 
     @property
     def held_back(self) -> float:
-        """Seconds that nothing is sent for; 0 while all is well."""
-        return 0.0 if self._calm else self._held_back(self._clock.now())
+        """Seconds until pause and breaker let the next request pass; 0 while nothing is held back."""
+        return 0.0 if self._unrestricted else self._held_back(self._clock.now())
 
     @property
     def has_room(self) -> bool:
-        """Whether a request could be sent at once, and nothing is wrong with the instance."""
-        return self._calm and self.in_use < self.concurrency.limit and not self._queue and not self._led
+        """Whether a request could be sent at once, with no pause, rate limit or open breaker."""
+        return self._unrestricted and self.in_use < self.concurrency.limit and not self._queue and not self._has_leader
 
     def try_acquire(self) -> bool:
-        """Takes a place, if that needs no waiting."""
-        if self._calm and self.in_use < self.concurrency.limit and not self._queue and not self._led:
+        """Takes a slot, if that needs no waiting."""
+        if self._unrestricted and self.in_use < self.concurrency.limit and not self._queue and not self._has_leader:
             self.in_use += 1
             return True
         return False
 
     async def acquire(self, deadline: float | None = None) -> bool:
-        """Waits for a place: whether the request is a probe. Cancelled, it leaves no trace.
+        """Waits for a slot. Returns whether the request is a probe.
 
         Args:
-            deadline: of the call; a wait that would pass it is not begun.
+            deadline: of the call; a wait that would pass it is not started.
 
         Raises:
             CircuitOpenError: the instance is down, and `Limits.waits` is not set.
-            DeadlineExceededError: the wait would be longer than the deadline leaves.
+            DeadlineExceededError: the wait would pass the deadline.
         """
         if self.try_acquire():
             return False
         self._refuse_if_down()
-        if self._queue or self._led or self._calm:
-            turn = asyncio.get_running_loop().create_future()
-            self._queue.append(turn)
-            try:
-                placed = await turn
-            except asyncio.CancelledError:
-                if not turn.done() or turn.cancelled():
-                    with suppress(ValueError):  # who gave a place back just now has passed it over
-                        self._queue.remove(turn)
-                elif turn.result():
-                    self.release()
-                else:
-                    self._pass_on()
-                raise
-            if placed:
-                return False
-        self._led = True
+        if (self._queue or self._has_leader or self._unrestricted) and await self._wait_in_queue():
+            return False
+        self._has_leader = True
         try:
             return await self._lead(deadline)
         finally:
-            self._pass_on()
+            self._hand_over()
+
+    async def _wait_in_queue(self) -> bool:
+        """Waits for a slot (True) or for the lead of the queue (False)."""
+        waiter: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._queue.append(waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if not waiter.done() or waiter.cancelled():
+                with suppress(ValueError):  # `_wake` may have removed it already
+                    self._queue.remove(waiter)
+            elif waiter.result():
+                self.release()
+            else:
+                self._hand_over()
+            raise
 
     def release(self) -> None:
-        """Gives a place back."""
+        """Gives a slot back."""
         self.in_use -= 1
-        if self._queue or self._led:
-            self._move()
+        if self._queue or self._has_leader:
+            self._wake()
 
     def record(
         self,
@@ -163,24 +170,24 @@ class Governor:
         now: float | None = None,
         problem: str = "",
     ) -> bool:
-        """Learns from an attempt that was on the wire: whether it failed while the instance is down.
+        """Updates the states with the result of an attempt. Returns whether it failed while the instance is down.
 
         Args:
-            verdict: what came of it.
-            sent: when it was sent.
-            status: of the answer; None if there was none.
-            time_to_first_byte: seconds; None if no answer came.
-            headers: of the answer; read for RateLimit fields.
+            verdict: the result.
+            sent: when the request was sent.
+            status: of the answer; None without an answer.
+            time_to_first_byte: seconds; None without an answer.
+            headers: of the answer, read for RateLimit fields.
             retry_after: seconds that the answer asks to wait.
-            probe: what `acquire` said.
-            now: the time, if the caller has just looked.
-            problem: what was wrong, in words, if something was.
+            probe: the return value of `acquire`.
+            now: the current time, if the caller has just read the clock.
+            problem: what went wrong, in words.
         """
         if now is None:
             now = self._clock.now()
         kind, down = verdict.kind, False
-        if self._tells or not self._answers % _LOOK_EVERY:
-            self._read(headers, now)
+        if self._sends_rate_limit or not self._answers % _CHECK_EVERY:
+            self._follow_rate_limit(headers, now)
         self._answers += 1
         if status is not None:
             self.answered = True
@@ -190,16 +197,18 @@ class Governor:
                 self.concurrency.answered(time_to_first_byte, now, self.in_use + 1)
             if self.pause.in_a_row:
                 self.pause.succeeded(sent=sent)
-            if self.breaker is not None and not self.breaker.spotless:
+            if self.breaker is not None and not self.breaker.all_succeeded:
                 self._succeeded(now, probe)
-        elif kind is Kind.TRANSIENT and (status is None or (status >= 500 and verdict.reason not in _OF_ONE_TOKEN)):
+        elif kind is Kind.TRANSIENT and (status is None or (status >= 500 and verdict.reason not in _TOKEN_CODES)):
             down = self._failed(now, probe)
             self._note(problem, now)
             if status == 503 and self.limits.waits and retry_after is not None:
                 self._pause(retry_after, now, sent)
         elif kind is Kind.THROTTLED:
             self._note(problem, now)
-            self._throttled(retry_after, now, sent)
+            self.throttled += 1
+            self.concurrency.lost(self.in_use + 1)
+            self._pause(retry_after, now, sent)
             self._succeeded(now, probe)
         elif status is not None:
             self.trouble = None
@@ -212,11 +221,11 @@ class Governor:
             self.abandon(probe=probe)
             if kind is Kind.BROKEN:
                 self._note(problem, now)
-        if now - self._metered_from >= _METERED_OVER:
-            self._metered = self._answers / (now - self._metered_from)
-            self._metered_from, self._answers = now, 0
-        if self._queue or self._led:
-            self._move()
+        if now - self._measured_from >= _RATE_WINDOW:
+            self._measured_rate = self._answers / (now - self._measured_from)
+            self._measured_from, self._answers = now, 0
+        if self._queue or self._has_leader:
+            self._wake()
         return down
 
     def _note(self, problem: str, now: float) -> None:
@@ -224,26 +233,26 @@ class Governor:
         attempts, since = (1, now) if before is None else (before.attempts + 1, before.since)
         self.trouble = Trouble(problem, attempts, since)
 
-    def _read(self, headers: Mapping[str, str], now: float) -> None:
-        """Slows down where the server says that little is left."""
-        said = remaining(headers, self._clock)
-        self._tells = said is not None
-        gap = None if said is None else spacing(said, self.limits.pause.low)
-        if said is not None and gap is not None:
-            self.pause.space(now, gap=gap, reset=said.reset)
-            self._calm = False
+    def _follow_rate_limit(self, headers: Mapping[str, str], now: float) -> None:
+        """Spaces requests out if the server announces that few are left."""
+        announced = read_rate_limit(headers, self._clock)
+        self._sends_rate_limit = announced is not None
+        gap = None if announced is None else spacing(announced, self.limits.pause.low)
+        if announced is not None and gap is not None:
+            self.pause.space(now, gap=gap, reset=announced.reset)
+            self._unrestricted = False
 
     def abandon(self, *, probe: bool) -> None:
-        """An attempt ended before it could say anything, for example because it was cancelled."""
+        """Registers that an attempt ended without a verdict, for example because it was cancelled."""
         if probe and self.breaker is not None:
             self.breaker.abandoned(probe=True)
-            self._move()
+            self._wake()
 
     @property
     def rate_now(self) -> float:
-        """Answers per second, as lately measured."""
-        elapsed = self._clock.now() - self._metered_from
-        return max(self._metered if elapsed < 10 else 0.0, self._answers / max(elapsed, _METERED_OVER))
+        """Answers per second, measured over the last seconds."""
+        elapsed = self._clock.now() - self._measured_from
+        return max(self._measured_rate if elapsed < 10 else 0.0, self._answers / max(elapsed, _RATE_WINDOW))
 
     def _failed(self, now: float, probe: bool) -> bool:
         self.concurrency.failed(self.in_use + 1)
@@ -252,32 +261,27 @@ class Governor:
             return False
         was_closed = breaker.closed
         if breaker.failed(now, self._clock.random(), probe=probe):
-            self._calm = False
+            self._unrestricted = False
             if was_closed:
-                self._rate_before = self.rate_now
+                self._rate_before_outage = self.rate_now
         return not breaker.closed
 
     def _succeeded(self, now: float, probe: bool) -> None:
         if self.breaker is not None and self.breaker.succeeded(probe=probe):
             self.concurrency.restart()
-            self.pause.ramp(now, self._rate_before)
-
-    def _throttled(self, retry_after: float | None, now: float, sent: float) -> None:
-        self.throttled += 1
-        self.concurrency.lost(self.in_use + 1)
-        self._pause(retry_after, now, sent)
+            self.pause.ramp(now, self._rate_before_outage)
 
     def pause_until(self, until: float, in_a_row: int) -> None:
-        """Joins the pause of another process with the same clock. The one that ends last wins."""
+        """Joins the pause of another process with the same clock. The later end counts."""
         now = self._clock.now()
         if until > now:
             self.pause.join(now, until=until, in_a_row=in_a_row, rate=self.rate_now)
-            self._calm = False
+            self._unrestricted = False
 
-    def _pause(self, asked: float | None, now: float, sent: float) -> None:
+    def _pause(self, retry_after: float | None, now: float, sent: float) -> None:
         before = self.pause.until
-        self.pause.throttled(now, sent=sent, asked=asked, rate=self.rate_now, random=self._clock.random())
-        self._calm = False
+        self.pause.throttled(now, sent=sent, retry_after=retry_after, rate=self.rate_now, random=self._clock.random())
+        self._unrestricted = False
         if self.on_pause is not None and self.pause.until > before:
             self.on_pause(self.pause.until, self.pause.in_a_row)
 
@@ -288,78 +292,76 @@ class Governor:
         now = self._clock.now()
         if breaker.wait(now) > 0:
             raise CircuitOpenError(
-                f"not sent: too many of the latest requests failed (the circuit is {breaker.state.value})",
+                f"not sent: too many of the latest requests failed (the circuit is {breaker.state.value}); try again later",
                 retry_after=round(breaker.retry_after(now), 3),
             )
 
     def _held_back(self, now: float) -> float:
-        """Seconds until pause and breaker let the next request go."""
         held = self.pause.wait(now)
         if self.breaker is not None and self.breaker.state is not BreakerState.CLOSED:
             held = max(held, self.breaker.wait(now))
         return held
 
     async def _lead(self, deadline: float | None) -> bool:
-        """Waits at the head of the queue and takes a place."""
+        """Waits at the head of the queue for a slot and for what restricts sending, then takes the slot."""
         while True:
             self._refuse_if_down()
             now = self._clock.now()
             held = self._held_back(now)
-            if self.in_use >= self.concurrency.limit or held == UNTIL_TOLD:
-                await self._news()
+            if self.in_use >= self.concurrency.limit or held == inf:
+                self._leader_wakeup = asyncio.get_running_loop().create_future()
+                await self._leader_wakeup
             elif held > 0:
                 await self._sleep(held, now, deadline)
-            elif self.limiter is not None and (wait := await self._rate(self.limiter, now)) > 0:
+            elif self.limiter is not None and (wait := await self._until_turn(self.limiter, now)) > 0:
                 await self._sleep(wait, now, deadline)
             else:
                 break
         self.in_use += 1
-        self._turn = None
+        self._turn_at = None
         if not self.pause.idle(now):
             self.pause.took(now, self._clock.random())
         probe = self.breaker is not None and self.breaker.take()
-        self._calm = self.limiter is None and self.pause.idle(now) and (self.breaker is None or self.breaker.closed)
+        self._unrestricted = (
+            self.limiter is None and self.pause.idle(now) and (self.breaker is None or self.breaker.closed)
+        )
         return probe
 
-    async def _rate(self, limiter: RateLimiter, now: float) -> float:
-        """Seconds until the limiter's turn. One that its call does not use is left to the next: none is lost."""
-        if self._turn is None:
+    async def _until_turn(self, limiter: RateLimiter, now: float) -> float:
+        """Seconds until the limiter's turn. A cancelled call leaves its turn to the next one, so that none is lost."""
+        if self._turn_at is None:
             wait = limiter.reserve(now)
-            self._turn = now + (await wait if isawaitable(wait) else wait)
-        return self._turn - now
+            self._turn_at = now + (await wait if isawaitable(wait) else wait)
+        return self._turn_at - now
 
     async def _sleep(self, seconds: float, now: float, deadline: float | None) -> None:
         if deadline is not None and now + seconds >= deadline:
             raise DeadlineExceededError(
-                f"not sent: requests are held back for another {seconds:.3g} s, longer than the deadline leaves",
+                f"not sent: requests are held back for another {seconds:.3g} s, which would pass the deadline",
                 retry_after=round(seconds, 3),
             )
         await self._clock.sleep(seconds)
 
-    async def _news(self) -> None:
-        self._stirred = asyncio.get_running_loop().create_future()
-        await self._stirred
+    def _hand_over(self) -> None:
+        """The leader is done: the next waiter takes over."""
+        self._has_leader = False
+        self._wake()
 
-    def _pass_on(self) -> None:
-        """The leader leaves: the next one takes over."""
-        self._led = False
-        self._move()
-
-    def _move(self) -> None:
-        """Lets those go who can."""
-        if self._led:
-            if self._stirred is not None and not self._stirred.done():
-                self._stirred.set_result(None)
+    def _wake(self) -> None:
+        """Wakes the leader, or gives free slots (or the lead) to the first waiters."""
+        if self._has_leader:
+            if self._leader_wakeup is not None and not self._leader_wakeup.done():
+                self._leader_wakeup.set_result(None)
             return
         queue = self._queue
-        while queue and (not self._calm or self.in_use < self.concurrency.limit):
-            turn = queue.popleft()
-            if turn.done():
+        while queue and (not self._unrestricted or self.in_use < self.concurrency.limit):
+            waiter = queue.popleft()
+            if waiter.done():
                 continue
-            if self._calm:
+            if self._unrestricted:
                 self.in_use += 1
-                turn.set_result(True)
+                waiter.set_result(True)
             else:
-                self._led = True
-                turn.set_result(False)
+                self._has_leader = True
+                waiter.set_result(False)
                 return

@@ -1,16 +1,16 @@
 """The retry quota: how many retries all calls together may make.
 
-Why: a retry costs nothing when failures are rare and independent, and is the worst that can be done when a server fails
-because it is overloaded: with three attempts each, its load triples just then, and it may never recover (Bronson et
-al., "Metastable Failures in Distributed Systems", HotOS 2021). A limit on attempts of one call does not help; a limit
-on the retries of all calls does, since it bounds the extra load whatever the number of calls.
+A retry is cheap when failures are rare and independent. It is the worst reaction when a server fails because it is
+overloaded: with three attempts per call its load triples at that moment, and it may never recover (Bronson et al.,
+"Metastable Failures in Distributed Systems", HotOS 2021). A limit on the attempts of one call does not prevent this; a
+limit on the retries of all calls does, because it bounds the extra load whatever the index of calls.
 
-Two ways to bound it:
+There are two usual ways to bound it:
 
-- a *token bucket* (AWS SDKs, standard retry mode): it starts full, retries take from it, successes put back. Healthy
-  traffic never notices it; in an outage it empties after a few dozen retries, and then each call has one attempt;
-- a *share of the traffic* (Finagle's `RetryBudget`, tower): each request allows a fifth of a retry for the next ten
-  seconds, and some retries per second are always allowed.
+- A *token bucket* (AWS SDKs, standard retry mode) starts full; retries take from it and successes put back. Healthy
+  traffic never notices it. In an outage it is empty after a few dozen retries, and then each call has one attempt.
+- A *share of the traffic* (Finagle's `RetryBudget`, tower): each request allows a fifth of a retry for the next ten
+  seconds, and a few retries per second are always allowed.
 
 Both are pure: time is an argument.
 """
@@ -25,31 +25,31 @@ from ..verdict import Kind
 
 
 class RetryQuota(Protocol):
-    """What the retry asks."""
+    """What `RetryMiddleware` needs of a quota."""
 
     def request(self, now: float, /) -> None:
-        """A call begins."""
+        """Registers that a call begins."""
         ...
 
     def take(self, kind: Kind, now: float, /) -> int | None:
-        """Pays for a retry after an attempt of this kind: what it cost, or None if there is not enough."""
+        """Pays for a retry after an attempt of this kind. Returns the cost, or None if the quota is used up."""
         ...
 
     def succeeded(self, cost: int | None, /) -> None:
-        """A call succeeded; `cost` is that of its last retry, None if it needed none."""
+        """Registers that a call succeeded. `cost` is what its last retry cost; None without a retry."""
         ...
 
     def wait(self, now: float, /) -> float | None:
-        """Seconds until there will be enough for a retry by time alone; None if time does not bring it."""
+        """Seconds until time alone has restored enough for a retry; None if it never does."""
         ...
 
     def left(self, now: float, /) -> float:
-        """How much there is."""
+        """What is left."""
         ...
 
 
 class TokenBucket:
-    """The quota of AWS' standard retry mode."""
+    """The quota of AWS' standard retry mode: a token bucket without a refill by time."""
 
     def __init__(self, settings: TokenBucketQuota) -> None:
         self._settings = settings
@@ -80,18 +80,18 @@ class TokenBucket:
 _SLICES = 10
 
 
-class Share:
-    """A quota in proportion to the traffic of the last seconds, kept in ten slices of time."""
+class TrafficShare:
+    """A share of the requests of the last seconds, counted in ten slices of time."""
 
     def __init__(self, settings: ShareQuota) -> None:
         self._settings = settings
         self._slice = settings.window / _SLICES
-        self._now = -1  # number of the current slice
-        self._balances: deque[float] = deque([0.0], maxlen=_SLICES)  # of each slice: deposits less withdrawals
+        self._index = -1  # index of the current slice
+        self._balances: deque[float] = deque([0.0], maxlen=_SLICES)  # per slice: deposits less withdrawals
         self._reserve = settings.minimum * settings.window
 
     def request(self, now: float, /) -> None:
-        self._turn(now)
+        self._advance(now)
         self._balances[-1] += self._settings.share
 
     def take(self, kind: Kind, now: float, /) -> int | None:
@@ -104,25 +104,25 @@ class Share:
         pass
 
     def wait(self, now: float, /) -> float | None:
-        """Until the next slice: then the oldest, with what was taken in it, is forgotten."""
+        """Seconds until the next slice, when the oldest slice and its withdrawals are dropped."""
         if self._reserve < 1.0:
             return None
-        self._turn(now)
-        return (self._now + 1) * self._slice - now + 1e-6  # rounding must not cost a turn
+        self._advance(now)
+        return (self._index + 1) * self._slice - now + 1e-6  # a margin for rounding
 
     def left(self, now: float, /) -> float:
-        self._turn(now)
+        self._advance(now)
         return self._reserve + sum(self._balances)
 
-    def _turn(self, now: float) -> None:
-        number = int(now // self._slice)
-        if number > self._now:
-            self._balances.extend([0.0] * min(number - self._now, _SLICES))
-            self._now = number
+    def _advance(self, now: float) -> None:
+        index = int(now // self._slice)
+        if index > self._index:
+            self._balances.extend([0.0] * min(index - self._index, _SLICES))
+            self._index = index
 
 
 def make_quota(settings: Quota | None) -> RetryQuota | None:
-    """The state that goes with the settings."""
+    """The state for these settings; None for no quota."""
     if settings is None:
         return None
-    return TokenBucket(settings) if isinstance(settings, TokenBucketQuota) else Share(settings)
+    return TokenBucket(settings) if isinstance(settings, TokenBucketQuota) else TrafficShare(settings)

@@ -1,14 +1,15 @@
-"""A rate limit: requests per second, evenly spread, with a little burst.
+"""A rate limit: requests per second, evenly spread, with a small burst.
 
-The algorithm is GCRA (the generic cell rate algorithm, ITU-T I.371), the leaky bucket as a meter. Its whole state is one
-number: the theoretical arrival time of the next request. A request may come `burst - 1` intervals earlier than that;
-each one that goes moves it on by one interval. There is no timer, nothing to refill, and no drift.
+The algorithm is GCRA (generic cell rate algorithm, ITU-T I.371), the leaky bucket as a meter. Its whole state is one
+number, the theoretical arrival time of the next request. A request may come up to `burst - 1` intervals before that time,
+and each request moves it by one interval. There is no timer, nothing to refill, and no drift.
 
-A limiter shared by several processes takes its place through `Limits(rate_limiter=...)`: anything that has `reserve`.
+Pass `Limits(rate_limiter=...)` to use a limiter that several processes share: any object with the method `reserve`.
 
-Servers that count say so in headers: `RateLimit-Remaining` and `RateLimit-Reset` (IETF draft, versions to 07), one
-structured field `RateLimit` (later versions), or the old `X-RateLimit-*`. `spacing` reads them all: when little is left
-of a window, the rest is spread over its time, so that the limit is not met at all. Flinks documents none of them.
+Some servers send their limits in headers: `RateLimit-Remaining` and `RateLimit-Reset` (IETF draft, up to version 07), one
+structured field `RateLimit` (later versions), or the older `X-RateLimit-*`. `read_rate_limit` understands all of them.
+When little is left of a window, `spacing` spreads the rest over its time, so that the limit is not hit. Flinks documents
+none of these headers.
 """
 
 from __future__ import annotations
@@ -26,82 +27,81 @@ class GCRA:
 
     Args:
         rate: requests per second.
-        burst: None for a tenth of a second's worth, at least 1.
+        burst: requests at once; None for a tenth of `rate`, at least 1.
     """
 
     def __init__(self, rate: float, burst: int | None = None) -> None:
         self._interval = 1.0 / rate
-        self._early = self._interval * ((burst or max(1, int(rate / 10))) - 1 + 1e-9)  # rounding must not cost a turn
+        self._early = self._interval * ((burst or max(1, int(rate / 10))) - 1 + 1e-9)  # a margin for rounding
         self._next = float("-inf")
 
     def reserve(self, now: float, /) -> float:
-        """Takes the next turn: seconds from `now` until it comes."""
+        """Takes the next turn. Returns the seconds from `now` until it comes."""
         arrival = max(now, self._next)
         self._next = arrival + self._interval
         return max(0.0, arrival - self._early - now)
 
 
 @frozen
-class Remaining:
-    """What a server says of its limit.
+class RateLimit:
+    """The limit that a server announces.
 
     Attributes:
-        requests: that may still be made in this window.
-        limit: requests in the whole window, if it says so.
+        remaining: requests left in this window.
+        limit: requests in a whole window, if known.
         reset: seconds until the window ends.
     """
 
-    requests: int
+    remaining: int
     limit: int | None
     reset: float
 
 
-# A longer number is none of seconds or requests (milliseconds since 1970 have 13 digits), and must not be cut to one.
+# Numbers of more than 12 digits are ignored, not cut: they are neither seconds nor requests (milliseconds since 1970 have 13).
 _NUMBER = re.compile(r"[0-9]{1,12}(?![0-9])", re.ASCII)
 
-_PARAMETER = (
-    r"(?a)(?:^|[;,\s])(limit|remaining|reset|r|t|q)\s*=\s*([0-9]{1,12})(?![0-9])"  # compiled by the first that needs it
-)
+# A text, not a compiled pattern, because few servers send the structured field: `re` compiles and caches it at first use.
+_PARAMETER = r"(?a)(?:^|[;,\s])(limit|remaining|reset|r|t|q)\s*=\s*([0-9]{1,12})(?![0-9])"
 
 _LONG_NAMES = {"limit": "q", "remaining": "r", "reset": "t"}
 
-# A reset beyond this is not a number of seconds but a moment: seconds since 1970.
-_MOMENT = 1_000_000_000
+# A reset above this is a timestamp (seconds since 1970), not a number of seconds.
+_FIRST_TIMESTAMP = 1_000_000_000
 
 
-def remaining(headers: Mapping[str, str], clock: Clock) -> Remaining | None:
-    """What the headers say, or None if they say nothing that can be understood.
+def read_rate_limit(headers: Mapping[str, str], clock: Clock) -> RateLimit | None:
+    """The limit that the headers announce; None if there is none, or none that can be understood.
 
     Args:
-        headers: of the response, looked up without regard to case.
-        clock: asked for the wall clock only where a reset is a moment.
+        headers: of the response, with names that ignore case.
+        clock: its wall clock is compared with a reset that is a timestamp.
     """
-    said = headers.get("RateLimit-Remaining")
+    text = headers.get("RateLimit-Remaining")
     prefix = ""
-    if said is None:
-        said = headers.get("X-RateLimit-Remaining")
+    if text is None:
+        text = headers.get("X-RateLimit-Remaining")
         prefix = "X-"
-    if said is None:
+    if text is None:
         field = headers.get("RateLimit")
         return None if field is None else _structured(field, headers.get("RateLimit-Policy", ""))
-    requests = _first(said)
+    left = _first(text)
     reset = _first(headers.get(prefix + "RateLimit-Reset", ""))
-    if requests is None or reset is None:
+    if left is None or reset is None:
         return None
     limit = _first(headers.get(prefix + "RateLimit-Limit", ""))
     if limit is None:
         limit = _first(headers.get("RateLimit-Policy", ""))
-    return Remaining(requests, limit, max(0.0, reset - clock.time()) if reset >= _MOMENT else float(reset))
+    return RateLimit(left, limit, max(0.0, reset - clock.time()) if reset >= _FIRST_TIMESTAMP else float(reset))
 
 
 def _first(text: str) -> int | None:
-    """The number that a text begins with."""
+    """The number at the beginning of a text."""
     match = _NUMBER.match(text.strip())
     return None if match is None else int(match.group())
 
 
-def _structured(field: str, policy: str) -> Remaining | None:
-    # The first policy only: `"burst";r=0;t=2, "daily";r=900;t=3600`. Version 07 has commas in one item instead.
+def _structured(field: str, policy: str) -> RateLimit | None:
+    # Only the first policy is read: `"burst";r=0;t=2, "daily";r=900;t=3600`. Version 07 has commas inside one item instead.
     first = field.split(", ")[0] if ";" in field else field
     found = {_LONG_NAMES.get(name, name): int(number) for name, number in re.findall(_PARAMETER, first)}
     if "r" not in found or "t" not in found:
@@ -109,16 +109,16 @@ def _structured(field: str, policy: str) -> Remaining | None:
     limit = found.get("q")
     if limit is None:
         limit = next((int(number) for name, number in re.findall(_PARAMETER, policy) if name == "q"), None)
-    return Remaining(found["r"], limit, float(found["t"]))
+    return RateLimit(found["r"], limit, float(found["t"]))
 
 
-def spacing(said: Remaining, low: float) -> float | None:
+def spacing(announced: RateLimit, low: float) -> float | None:
     """Seconds to leave between requests until the window ends; None while enough is left.
 
     Args:
-        low: share of the limit that counts as little. Where the limit is unknown, 10 requests are.
+        low: share of the limit from which on spacing begins. If the limit is unknown, spacing begins at 10 requests.
     """
-    little = 10.0 if said.limit is None else said.limit * low
-    if said.requests > little or said.reset <= 0:
+    threshold = 10.0 if announced.limit is None else announced.limit * low
+    if announced.remaining > threshold or announced.reset <= 0:
         return None
-    return said.reset / (said.requests + 1)
+    return announced.reset / (announced.remaining + 1)

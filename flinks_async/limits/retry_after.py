@@ -1,4 +1,4 @@
-"""How long the server asks to wait, in all the forms in which servers say it.
+"""Reads how long a server asks to wait, in every form that servers use.
 
 `Retry-After` is RFC 9110, section 10.2.3: seconds, or an HTTP date in one of three formats (section 5.6.7). The forms
 in milliseconds are those of Azure and OpenAI. Flinks documents none of them.
@@ -17,14 +17,14 @@ _MILLISECONDS = ("Retry-After-Ms", "X-Ms-Retry-After-Ms")
 
 
 def read_retry_after(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds to wait, or None if the server does not say, or says nonsense.
+    """Seconds to wait; None if the server does not say.
 
-    A date is compared with the server's own `Date`, so that a wrong clock on either side does no harm; one in the past
-    is 0. Negative numbers and garbage are ignored.
+    A date is compared with the server's own `Date`, so that a wrong clock on either side does no harm. A date in the past
+    gives 0. Negative numbers and garbage are ignored.
 
     Args:
-        headers: of the response, looked up without regard to case.
-        now: the wall clock, used only where the server sends no `Date`.
+        headers: of the response, with names that ignore case.
+        now: the wall clock, used if the server sends no `Date`.
     """
     for name in _MILLISECONDS:
         text = headers.get(name, "").strip()

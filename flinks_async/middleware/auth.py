@@ -15,6 +15,7 @@ from ..clock import Clock
 from ..endpoint import check_secret
 from ..errors import AuthenticationError, ConfigError, FlinksError
 from ..messages import Handler, Request, Response
+from ..runtime.event_loop import PerLoop
 from ..secret import Secret, SecretProvider
 from ..verdict import Kind
 
@@ -42,7 +43,7 @@ class SecretSource:
         self._provider = provider
         self._clock = clock
         self._not_before = 0.0
-        self._asking: dict[asyncio.AbstractEventLoop, _Question] = {}
+        self._asking: PerLoop[_Question] = PerLoop()
         self.current: Secret | None = None
         self.problem: str | None = None  # why the provider could not say, when it was asked last
 
@@ -75,8 +76,7 @@ class SecretSource:
         loop = asyncio.get_running_loop()
         question = self._asking.get(loop)
         if question is None:
-            for old in [old for old in tuple(self._asking) if old.is_closed()]:  # while it was asked there
-                self._asking.pop(old, None)
+            self._asking.take_closed()  # loops that were closed while the provider ran
             # A task of its own: the first to wait may be cancelled, the others still want the answer.
             question = self._asking[loop] = _Question(loop.create_task(self._call_provider()))
         question.waiters += 1

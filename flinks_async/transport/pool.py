@@ -1,9 +1,13 @@
-"""What calls share: one pool for all clients derived from one another, and for each event loop what lives in it.
+"""The pool that a client shares with the clients derived from it, and how clients are closed.
 
-Governor and retry quota belong to an (instance, secret), to their settings and to an event loop; the sweeper to an event
-loop. They go with the last client that uses them. Those of a secret that is a text stay for some minutes more: a client that
-is derived for each request must know that its instance is down, or asked for a pause. A callable has no such memory, as a
-new one is a new secret, and would be kept alive by it.
+A governor and a retry quota belong to one (instance, secret), its settings and one event loop. They are freed with the
+last client that uses them. For an AuthSecret given as a str they stay 10 minutes longer, because a client that is
+derived for each request must still know that its instance is down or has asked for a pause. For a callable they do not:
+each new callable is a new secret, and the entry would keep it alive.
+
+Closing: calls in flight have a grace period, then they are interrupted, then the pool is closed. Each loop ends its own
+calls. A client keeps its state in a loop until its calls there have ended, so that a second `close()` with a shorter
+grace period finds them.
 """
 
 from __future__ import annotations
@@ -23,25 +27,20 @@ from ..limits.governor import Governor
 from ..limits.quota import RetryQuota, make_quota
 from ..messages import Transport
 from ..runtime.cancel_scope import DeadlineTimer
-from ..runtime.loop_state import LoopState, LoopStates
+from ..runtime.event_loop import PerLoop
+from ..runtime.loop_state import LoopState, RequestCounters
 from ..secret import Secret, SecretProvider
 from .session import SessionManager
 
-# [flinks_async.closing] How a client ends: calls in flight have some time, then they are interrupted, and then the pool is closed.
-#
-# Each loop ends its own calls. What a client has in a loop stays in its hands until its calls have ended, so that another
-# `close()` with a shorter grace finds them.
-
-
 REMEMBERED = 1000
-"""So many texts at most have their state kept while no client uses them."""
+"""The most secrets whose state is kept while no client uses them."""
 
 REMEMBERED_FOR = 600.0
-"""Seconds after the latest client with the secret began; longer while requests are held back."""
+"""Seconds that the state of a secret is kept after its latest client started; longer while requests are held back."""
 
 
 class _Recent:
-    """Keeps the state of secrets that were used lately."""
+    """Keeps the state of recently used secrets alive."""
 
     def __init__(self) -> None:
         self._kept: OrderedDict[Hashable, tuple[float, Governor, RetryQuota | None]] = OrderedDict()
@@ -53,18 +52,18 @@ class _Recent:
         kept = self._kept
         kept[key] = now, governor, quota
         kept.move_to_end(key)
-        while len(kept) > REMEMBERED or _is_over(next(iter(kept.values())), now):
+        while len(kept) > REMEMBERED or _is_expired(next(iter(kept.values())), now):
             kept.popitem(last=False)
 
 
-def _is_over(kept: tuple[float, Governor, RetryQuota | None], now: float) -> bool:
+def _is_expired(kept: tuple[float, Governor, RetryQuota | None], now: float) -> bool:
     since, governor, _ = kept
     return now - since > REMEMBERED_FOR and not governor.held_back
 
 
 @define(eq=False)
 class _LoopShared:
-    sweeper: DeadlineTimer
+    timer: DeadlineTimer
     governors: WeakValueDictionary[Hashable, Governor] = field(factory=WeakValueDictionary)
     quotas: WeakValueDictionary[Hashable, RetryQuota] = field(factory=WeakValueDictionary)
     recent: _Recent = field(factory=_Recent)
@@ -72,28 +71,28 @@ class _LoopShared:
 
 
 class Pool:
-    """Shared by a client and those derived from it: sessions or a transport, and the governors of each event loop."""
+    """Sessions or a transport, and the governors of each event loop."""
 
     def __init__(self, sessions: SessionManager | None, transport: Transport | None) -> None:
         self.sessions = sessions
         self.transport = transport
-        self._loops: dict[asyncio.AbstractEventLoop, _LoopShared] = {}
+        self._loops: PerLoop[_LoopShared] = PerLoop()
 
-    def local(
+    def loop_state(
         self,
         loop: asyncio.AbstractEventLoop,
         url: str,
         secret: Secret | SecretProvider,
         settings: Settings,
         clock: Clock,
+        counters: RequestCounters,
     ) -> LoopState:
-        """The state of one client in one loop."""
+        """A new state for one client in one loop."""
         shared = self._loops.get(loop)
         if shared is None:
-            for old in [old for old in tuple(self._loops) if old.is_closed()]:
-                self._loops.pop(old, None)
+            self._loops.take_closed()
             shared = self._loops[loop] = _LoopShared(DeadlineTimer(loop))
-        # Times of different clocks do not mix; the governor keeps its clock, so the id stays its own.
+        # Times of different clocks do not mix. The governor keeps its clock alive, so no other clock gets this id.
         key = url, secret, id(clock)
         governed_by, paid_from = (*key, settings.limits), (*key, settings.retry.quota)
         governor = shared.governors.get(governed_by)
@@ -106,10 +105,10 @@ class Pool:
                 shared.quotas[paid_from] = quota
         if isinstance(secret, Secret):
             shared.recent.keep((governed_by, paid_from), governor, quota, loop.time())
-        return LoopState(loop, shared.sweeper, governor, quota, shared.decoding, clock.now)
+        return LoopState(loop, shared.timer, governor, quota, shared.decoding, clock.now, counters)
 
     async def close(self) -> None:
-        """Closes what the running loop holds, for good."""
+        """Closes the connections of the running loop; it gets no new ones."""
         self._loops.pop(asyncio.get_running_loop(), None)
         if self.sessions is not None:
             await self.sessions.close()
@@ -117,29 +116,29 @@ class Pool:
             await self.transport.close()
 
     def shut(self) -> None:
-        """No loop gets a session any more, not even one that stood still while the others closed theirs."""
+        """Refuses new sessions in every loop, also in one that did not run while the others closed theirs."""
         if self.sessions is not None:
             self.sessions.shut()
 
 
-async def close(clients: Sequence[LoopStates], pool: Pool | None, grace: float) -> None:
-    """Ends the calls of some clients, in all loops.
+async def close(clients: Sequence[PerLoop[LoopState]], pool: Pool | None, grace: float) -> None:
+    """Ends the calls of some clients in all loops.
 
     Args:
-        clients: what each of them has, by loop.
+        clients: the states of each client, by loop.
         pool: closed as well, if given.
-        grace: seconds.
+        grace: seconds that calls in flight may take.
     """
     here = asyncio.get_running_loop()
-    found = [local for locals_ in clients for local in tuple(locals_.values())]
-    # After a fork, the parent's loops look as if they ran here as well.
-    loops = {local.loop for local in found if local.pid == os.getpid() and local.loop.is_running()} - {here}
+    states = [state for by_loop in clients for state in tuple(by_loop.values())]
+    # After a fork, the parent's loops look as if they ran in this process as well.
+    loops = {state.loop for state in states if state.pid == os.getpid() and state.loop.is_running()} - {here}
     elsewhere = [  # loops of other threads end their own calls
         asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_close_here(clients, pool, grace), loop)) for loop in loops
     ]
     try:
         await _close_here(clients, pool, grace)
-        if elsewhere:  # with a bound, since such a loop may end without a word
+        if elsewhere:  # with a timeout, because such a loop may stop without running the coroutine
             done, _ = await asyncio.wait(elsewhere, timeout=grace + 2.0)
             for other in done:
                 if not other.cancelled() and (problem := other.exception()) is not None:
@@ -149,25 +148,25 @@ async def close(clients: Sequence[LoopStates], pool: Pool | None, grace: float) 
             pool.shut()
 
 
-async def _close_here(clients: Sequence[LoopStates], pool: Pool | None, grace: float) -> None:
+async def _close_here(clients: Sequence[PerLoop[LoopState]], pool: Pool | None, grace: float) -> None:
     loop = asyncio.get_running_loop()
-    ending = [locals_[loop] for locals_ in clients if loop in locals_]
+    ending = [by_loop[loop] for by_loop in clients if loop in by_loop]
     try:
         await _drain(ending, grace)
     finally:
-        for local in ending:
-            for scope in tuple(local.calls):
+        for state in ending:
+            for scope in tuple(state.calls):
                 scope.interrupt()
         if pool is not None:
             await pool.close()
-    await _drain(ending, 1.0)  # the interrupted calls tidy up; a user's middleware may take its time, but not ours
-    for locals_ in clients:
-        locals_.pop(loop, None)
+    await _drain(ending, 1.0)  # interrupted calls clean up; a user's middleware may take longer, but `close` does not
+    for by_loop in clients:
+        by_loop.pop(loop, None)
 
 
 async def _drain(ending: Sequence[LoopState], grace: float) -> None:
-    """Waits until no call is under way, or the grace is over."""
+    """Waits until no call is in flight, at most `grace` seconds."""
     with suppress(TimeoutError):
         async with asyncio.timeout(grace):
-            for local in ending:
-                await local.drain()
+            for state in ending:
+                await state.drain()

@@ -30,6 +30,7 @@ from attrs import define, frozen
 from ..config import Connection
 from ..endpoint import Endpoint
 from ..errors import ClientClosedError, ConfigError
+from ..runtime.event_loop import PerLoop
 from ..secret import Secret
 
 
@@ -153,7 +154,7 @@ class SessionManager:
                 raise ConfigError(f"Connection.{name}: there is no file {os.fspath(path)!r}")
         self._connection = connection
         self._borrowed = borrowed
-        self._sessions: dict[asyncio.AbstractEventLoop, _LoopSession] = {}
+        self._sessions: PerLoop[_LoopSession] = PerLoop()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._tls: ssl.SSLContext | None = connection.ssl_context
         self._makings: dict[asyncio.AbstractEventLoop, asyncio.Future[ssl.SSLContext | ConfigError]] = {}
@@ -194,7 +195,7 @@ class SessionManager:
             ClientClosedError: they were closed.
         """
         loop = asyncio.get_running_loop()
-        await self._forget_closed_loops()
+        await self._close_unused()
         if self._shut or loop in self._ended:
             raise ClientClosedError("the client is closed")
         sessions = self._sessions.get(loop)
@@ -275,7 +276,7 @@ class SessionManager:
         """Closes the sessions of the running loop; it gets no others. A borrowed one is left alone."""
         loop = asyncio.get_running_loop()
         self._ended.add(loop)
-        await self._forget_closed_loops()
+        await self._close_unused()
         sessions = self._sessions.pop(loop, None)
         if sessions is not None:
             await _close(sessions)
@@ -284,15 +285,15 @@ class SessionManager:
         """No loop gets new sessions."""
         self._shut = True
 
-    async def _forget_closed_loops(self) -> None:
-        # The client was used in an earlier asyncio.run() that ended without close().
-        for loop in [loop for loop in self._sessions if loop.is_closed()]:
-            await _close(self._sessions.pop(loop))
+    async def _close_unused(self) -> None:
+        """Closes sessions of closed loops: of an earlier `asyncio.run()` that ended without `close()`."""
+        for sessions in self._sessions.take_closed():
+            await _close(sessions)
 
     def _after_fork(self) -> None:
         # The connections belong to the parent. They are not closed, which would end its TLS sessions.
         _kept_for_parent.extend(self._sessions.values())
-        self._sessions = {}
+        self._sessions = PerLoop()
         self._sockets = weakref.WeakSet()
         self.in_use = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from flinks_async.bulk.inputs import InputFile, Layout, Scanned, ShardReader, To
 from flinks_async.bulk.records import Failure, Shard
 
 KEY = b"k" * 32
+ZSTD = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
 
 
 class Sink:
@@ -32,7 +34,7 @@ class Sink:
 
 def compressed(data: bytes, kind: Compression) -> bytes:
     stream = compressor(kind)
-    return stream.compress(data) + stream.finish()
+    return stream.compress(data) + stream.flush()
 
 
 def write(path: Path, content: bytes | str, kind: Compression = "none") -> Path:

@@ -133,7 +133,7 @@ async def test_a_client_is_made_again_as_it_was() -> None:
         assert again.settings.limits.rate_limiter is limiter
         assert again.settings.connection == client.settings.connection
         for name in ("instance", "auth_scheme", "auth_secret", "app_name", "headers", "coalesce", "hedge"):
-            assert again.options[name] == client.options[name], name
+            assert getattr(again.options, name) == getattr(client.options, name), name
         assert again.settings.retry == client.settings.retry
         assert again.host == client.host
         await again.close()

@@ -18,6 +18,7 @@ import pytest
 from flinks_async import ClientClosedError, ConfigError, ConnectError, FlinksClient, config
 from flinks_async.bulk import (
     Commit,
+    InputBytes,
     InputChangedError,
     InputError,
     InputFile,
@@ -29,6 +30,7 @@ from flinks_async.bulk import (
     JSONLParts,
     Layout,
     LedgerError,
+    Processes,
     Result,
     Rules,
     SQLiteStore,
@@ -683,3 +685,42 @@ def test_the_trouble_of_an_instance_is_in_progress_and_status_until_it_answers(d
     assert 19 < sampled["seconds"] <= 20
     assert (result.state, result.progress.troubles) == ("complete", ())
     assert "toolbox-api.private.fin.ag answers again" in (desk.directory / "job.log").read_text()
+
+
+class TestTokensInMemory:
+    DATA = b"user,token\nu-1,canary-token-1\nu-2,canary-token-2\nu-1,canary-token-1\n"
+
+    def start(self, desk: Desk, data: bytes = DATA) -> Job:
+        source = InputBytes(data, Layout("csv", column="token", key_column="user"))
+        return Job.start(desk.directory, source, JSONLParts(), ORIGIN, shard_size=1)
+
+    def test_they_are_fetched_and_never_written(self, desk: Desk) -> None:
+        with self.start(desk) as job:
+            assert desk.run(job).totals.fetched == 2
+        assert {line: record["key"] for line, record in desk.answers.items()} == {2: "u-1", 3: "u-2"}
+        for path in desk.directory.rglob("*"):
+            assert path.is_dir() or b"canary" not in path.read_bytes(), path
+
+    def test_the_job_goes_on_with_the_same_bytes_and_refuses_others(self, desk: Desk) -> None:
+        with self.start(desk):
+            pass
+        with pytest.raises(JobMismatchError, match="another content"):
+            self.start(desk, self.DATA + b"u-3,x\n")
+        with self.start(desk) as job:
+            assert desk.run(job).state == "complete"
+
+    def test_a_job_is_resumed_with_a_file_of_the_same_bytes(self, desk: Desk) -> None:
+        self.start(desk).close()
+        with pytest.raises(InputError, match="came from standard input and were not kept"):
+            Job.resume(desk.directory)
+        desk.path.write_bytes(self.DATA)
+        with Job.resume(desk.directory, path=desk.path) as job:
+            assert desk.run(job).totals.fetched == 2
+
+    def test_worker_processes_cannot_read_them(self, desk: Desk) -> None:
+        async def main(job: Job) -> None:
+            async with desk.client() as client:
+                await job.run(client, executor=Processes(2))
+
+        with self.start(desk) as job, pytest.raises(ConfigError, match="put the tokens into a file"):
+            asyncio.run(main(job))

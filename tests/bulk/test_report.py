@@ -23,7 +23,7 @@ from flinks_async.bulk.manifest import Manifest
 from flinks_async.bulk.outcome import report_of
 from flinks_async.bulk.report import json_report, words, write_report
 from flinks_async.bulk.report.facts import gather
-from flinks_async.bulk.report.findings import findings, tiles, verdict
+from flinks_async.bulk.report.findings import findings, headline, tiles
 from flinks_async.bulk.report.page import page
 from flinks_async.bulk.report.timeline import Timeline, intervals, thin, time_ticks, timeline
 
@@ -51,8 +51,8 @@ def page_of(folder: Path) -> str:
     return write_report(folder).read_text(encoding="utf-8")
 
 
-def headline(folder: Path) -> str:
-    return verdict(gather(folder)).title
+def title_of(folder: Path) -> str:
+    return headline(gather(folder)).title
 
 
 class Page(HTMLParser):
@@ -89,13 +89,13 @@ class Page(HTMLParser):
 
 
 def test_the_first_thing_is_whether_all_have_arrived(night: Path) -> None:
-    said = verdict(gather(night))
+    said = headline(gather(night))
     outcome = gather(night).json["outcome"]
     assert said.title == f"Finished: {outcome['fetched']:,} of 600,000 tokens have arrived."
     again, final = (outcome["by_kind"][kind] for kind in ("exhausted", "final"))
     assert [(step.text, step.command) for step in said.next] == [
-        (f"{again:,} tokens can be tried again:", "flinks-async retry DIR"),
-        (f"{final:,} tokens will not arrive; which ones is in", "failed.jsonl"),
+        (f"{again:,} tokens can be retried:", "flinks-async retry DIR"),
+        (f"{final:,} tokens cannot be fetched. They are listed in", "failed.jsonl"),
     ]
     shown = [tile.value for tile in tiles(gather(night))]
     assert shown[:4] == [f"{outcome['fetched']:,}", f"{again:,}", f"{final:,}", "0"]
@@ -105,9 +105,9 @@ def test_what_took_the_time(night: Path) -> None:
     found = {finding.name: f"{finding.value} {finding.note}" for finding in findings(gather(night))}
     # The outage is from minute 45 to 57, and the job was stopped from minute 70 to hour 8.4.
     assert re.match(r"about 1[2-5] min .* the longest about 12 min, at 2026-11-23 23:1[45]", found["Pauses"])
-    assert found["Time between runs"].startswith("7 h 14 min between 2 runs; 1 run broken off")
-    assert "worst 1" in found["Response time"]
-    assert "the limit, which was 20 to 200" in found["Requests at once"].replace("at ", "")
+    assert found["Time between runs"].startswith("7 h 14 min between 2 runs; 1 run interrupted")
+    assert "worst p95 1" in found["Response time"]
+    assert "the limit of 20 to 200" in found["Requests at once"].replace("at ", "")
 
 
 def test_every_plot_and_every_table_is_there(night_text: str) -> None:
@@ -134,7 +134,7 @@ def test_every_plot_and_every_table_is_there(night_text: str) -> None:
     for word in (
         "NotFoundError",
         "SESSION_EXPIRED",
-        "broken off",
+        "interrupted",
         "complete",
         "jsonl-parts",
         "All 240 parts",
@@ -216,7 +216,7 @@ def test_of_very_many_runs_the_last_are_shown_and_the_figures_are_theirs(tmp_pat
     text = " ".join(re.sub(r"<[^>]*>", " ", page_of(tmp_path)).split())
     assert "Running time 16 min 40 s in the last 100 of 103 runs" in text
     assert "Requests 3,000 0 % throttled; in the same runs" in text
-    assert "the best was 5, at 2026-11-23 22:35" in text
+    assert "5 at best, at 2026-11-23 22:35" in text
     assert "The last 100 of 103" in text
 
 
@@ -250,16 +250,16 @@ def luminance(colour: str) -> float:
 
 def test_a_job_without_tokens(tmp_path: Path) -> None:
     make_job(tmp_path).close()
-    assert headline(tmp_path) == "Finished: there was no token to fetch."
+    assert title_of(tmp_path) == "Finished: there was no token to fetch."
     assert "There are no samples" in page_of(tmp_path)
 
 
 def test_a_job_that_has_not_run(tmp_path: Path) -> None:
     make_job(tmp_path, tokens=2500).close()
-    assert headline(tmp_path) == "Not finished: 0 of 2,500 tokens have arrived."
+    assert title_of(tmp_path) == "Not finished: 0 of 2,500 tokens have arrived."
     text = Page(page_of(tmp_path)).text
-    assert "2,500 tokens still to be fetched: run the job again" in text
-    assert "There is no part yet" in text
+    assert "2,500 tokens not fetched yet. Run the job again" in text
+    assert "No parts yet" in text
 
 
 def test_a_job_in_which_all_failed(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_job_in_which_all_failed(tmp_path: Path) -> None:
     ledger.add_sample(run, EVENING + 3, last)
     ledger.end_run(run, EVENING + 3, "complete", "", last)
     ledger.close()
-    assert headline(tmp_path) == "Finished: 0 of 20 tokens have arrived."
+    assert title_of(tmp_path) == "Finished: 0 of 20 tokens have arrived."
     assert "100 %" in page_of(tmp_path)
 
 
@@ -279,17 +279,17 @@ def test_a_job_of_which_all_has_arrived(tmp_path: Path) -> None:
     ledger = make_job(tmp_path, tokens=1)
     commit(ledger, next(ledger.pending()))
     ledger.close()
-    said = verdict(gather(tmp_path))
-    assert (said.state, said.title, said.next) == ("good", "Finished: all tokens have arrived, 1 in all.", ())
+    said = headline(gather(tmp_path))
+    assert (said.state, said.title, said.next) == ("good", "Finished: all tokens have arrived (1).", ())
 
 
 def test_a_refused_secret_comes_first(tmp_path: Path) -> None:
     ledger = make_job(tmp_path, tokens=20)
     ledger.end_run(ledger.begin_run(EVENING), EVENING + 2, "refused", "the AuthSecret is refused", {})
     ledger.close()
-    said = verdict(gather(tmp_path))
-    assert said.title == "Stopped, since the AuthSecret was refused: 0 of 20 tokens have arrived."
-    assert said.next[0].text.startswith("Give the right AuthSecret")
+    said = headline(gather(tmp_path))
+    assert said.title == "Stopped because the AuthSecret was refused: 0 of 20 tokens have arrived."
+    assert said.next[0].text.startswith("Set the right AuthSecret")
     assert "AuthSecret refused: the AuthSecret is refused" in Page(page_of(tmp_path)).text
 
 
@@ -297,9 +297,9 @@ def test_why_a_run_has_stopped_comes_before_the_advice_to_run_it_again(tmp_path:
     ledger = make_job(tmp_path, tokens=20)
     ledger.end_run(ledger.begin_run(EVENING), EVENING + 2, "stopped", "the certificate is not valid", {})
     ledger.close()
-    first, second = verdict(gather(tmp_path)).next
+    first, second = headline(gather(tmp_path)).next
     assert first.text == "The last run stopped: the certificate is not valid."
-    assert second.text.startswith("20 tokens still to be fetched: run the job again")
+    assert second.text.startswith("20 tokens not fetched yet. Run the job again")
 
 
 def test_runs_that_were_killed_before_their_first_sample(tmp_path: Path) -> None:
@@ -308,8 +308,8 @@ def test_runs_that_were_killed_before_their_first_sample(tmp_path: Path) -> None
         ledger.begin_run(EVENING + start)
     ledger.close()
     text = Page(page_of(tmp_path)).text
-    assert text.count("broken off") == 3
-    assert "no end: broken off, or still running" in text
+    assert text.count("interrupted") == 3
+    assert "interrupted or still running" in text
 
 
 def test_odd_samples(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def spool(path: Path, *answers: tuple[str, bytes], compression: Compression = "n
         b'{%b,"response":%b,"meta":{"status":200,"attempts":3}}\n' % (head.encode(), body) for head, body in answers
     )
     stream = compressor(compression)
-    path.write_bytes(stream.compress(text) + stream.finish())
+    path.write_bytes(stream.compress(text) + stream.flush())
     return path
 
 

@@ -159,7 +159,7 @@ async def test_closing_again_with_a_shorter_grace_ends_what_still_runs(derived: 
         async with asyncio.timeout(5):
             await parent.close(grace=0)
             assert call.done()
-            with pytest.raises(ClientClosedError, match="under way"):
+            with pytest.raises(ClientClosedError, match="in flight"):
                 await call
             await asyncio.gather(*patient)
         assert (server.requests, server.connections) == (1, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import io
 import json
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from attrs import frozen
 
 from flinks_async.bulk import JSONLFile, JSONLParts, SQLiteStore, Store
+from flinks_async.bulk.compression import zstd_library
 
 from .order import Order
 
@@ -52,10 +52,8 @@ def zipped(path: Path) -> Iterable[bytes]:
 
 
 def zstd(path: Path) -> Iterable[bytes]:
-    import zstandard
-
-    with zstandard.ZstdDecompressor().stream_reader(io.BytesIO(path.read_bytes()), read_across_frames=True) as stream:
-        return stream.read().splitlines()
+    data: bytes = zstd_library().decompress(path.read_bytes())
+    return data.splitlines()
 
 
 def parts(one: Callable[[Path], Iterable[bytes]]) -> Callable[[Order], Iterator[bytes]]:
@@ -141,7 +139,7 @@ POSTGRESQL = "postgresql"
 OUTPUTS: dict[str, Output] = {
     "jsonl": Output(lambda order: JSONLParts(), parts(plain)),
     "jsonl.gz": Output(lambda order: JSONLParts("gzip"), parts(zipped)),
-    "jsonl.zst": Output(lambda order: JSONLParts("zstd"), parts(zstd), needs=("zstandard",)),
+    "jsonl.zst": Output(lambda order: JSONLParts("zstd"), parts(zstd)),
     "file": Output(lambda order: JSONLFile(f"{order.root}/all.jsonl"), file("all.jsonl", plain), notes=NOTE),
     "file.gz": Output(lambda order: JSONLFile(f"{order.root}/all.gz", "gzip"), file("all.gz", zipped), notes=NOTE),
     "sqlite": Output(lambda order: SQLiteStore(f"{order.root}/answers.sqlite"), sqlite, tables=True),

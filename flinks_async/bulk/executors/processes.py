@@ -19,6 +19,7 @@ from ...errors import ConfigError
 from ..directory import empty
 from ..errors import WorkerError
 from ..files import make_folder
+from ..inputs import InputBytes
 from ..progress import Counters
 from ..records import Finished, RunState
 from ..rules import Rules
@@ -58,6 +59,11 @@ class Processes:
         self.restarts = restarts
 
     def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> ProcessesExecution:
+        if isinstance(work.source, InputBytes):
+            raise ConfigError(
+                "worker processes read the tokens from a file, and these tokens are in memory only; "
+                "fetch in one process, or put the tokens into a file"
+            )
         return ProcessesExecution(work, tasks, finished, self.count, self.restarts)
 
 

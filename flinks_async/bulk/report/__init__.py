@@ -1,4 +1,8 @@
-"""The report of a job as a page to look at: one HTML file that loads nothing, made from the job's directory."""
+"""The report of a job: one HTML page that loads nothing, written from the job's directory.
+
+`facts` reads the directory, `findings` decides what the page says, `plots` and `plots_over_time` draw it, and `page` puts
+it together.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +21,21 @@ from .facts import gather
 
 
 def write_report(directory: str | os.PathLike[str], out: str | os.PathLike[str] | None = None) -> Path:
-    """Writes the page of a job, which may be running.
+    """Writes the page of a job. The job may be running.
 
     Args:
-        directory: of the job.
-        out: where to; `report.html` in the directory by default. A file that is there is replaced.
+        directory: the job's directory.
+        out: the file to write; default `report.html` in the job's directory. An existing file is replaced.
 
     Returns:
-        where it was written.
+        the path of the page.
 
     Raises:
-        JobMismatchError: there is no job in the directory.
-        JobError: it has only begun, and there is nothing to tell yet.
-        LedgerError: its ledger cannot be understood.
-        StoreError: the page cannot be written, or `out` is something else than a file.
-        ConfigError: matplotlib or Jinja2 is not installed, or `out` is a file of the job's.
+        JobMismatchError: the directory holds no job.
+        JobError: the job has not read its input yet.
+        LedgerError: the ledger cannot be read.
+        StoreError: the page cannot be written, or `out` is not a regular file.
+        ConfigError: matplotlib or Jinja2 is not installed, or `out` is one of the job's own files.
     """
     folder = Path(directory).absolute()
     path = folder / PAGE if out is None else Path(out).absolute()
@@ -44,16 +48,16 @@ def write_report(directory: str | os.PathLike[str], out: str | os.PathLike[str] 
 
 
 def is_page_of(directory: str | os.PathLike[str], out: str | os.PathLike[str]) -> bool:
-    """Whether this is the place in the directory of a job where its page lies."""
+    """Whether `out` is the page inside the job's own directory."""
     place, asked = (os.path.realpath(folder) for folder in (directory, Path(out).absolute().parent))
     return place == asked and Path(out).name == PAGE
 
 
 def report_page(directory: str | os.PathLike[str]) -> bytes:
-    """The page of a job, which may be running: HTML in UTF-8.
+    """The page of a job as HTML in UTF-8. The job may be running.
 
     Raises:
-        as `write_report`, but for what has to do with writing.
+        see `write_report`, except for errors of writing.
     """
     facts = gather(Path(directory).absolute())
     for library in ("jinja2", "matplotlib"):
@@ -64,10 +68,10 @@ def report_page(directory: str | os.PathLike[str]) -> bytes:
 
 
 def json_report(directory: str | os.PathLike[str]) -> bytes:
-    """What `report.json` says when a run ends, as it stands now. It needs no further library.
+    """The current state in the form of `report.json`. It needs no optional package.
 
     Raises:
-        as `write_report`, but for what has to do with the page.
+        see `write_report`, except for errors of the page.
     """
     return msgspec.json.format(msgspec.json.encode(gather(Path(directory).absolute()).json), indent=2) + b"\n"
 

@@ -1,4 +1,4 @@
-"""What a report is made of, as it stands in the directory of a job. No token, key, message or fingerprint is read."""
+"""Reads the data of a report from a job's directory. It reads no token, key, message or fingerprint."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ from ..records import Commit, FailureKind
 from .timeline import Interval, Timeline, intervals, timeline
 
 MOST_FAILURES: Final = 50
-"""Groups of failures that are listed."""
+"""Number of failure groups that the page lists."""
 
 MOST_PARTS: Final = 1000
-"""Parts that are listed."""
+"""Number of parts that the page lists."""
 
 MOST_RUNS: Final = 100
-"""Runs that are shown, the last ones."""
+"""Number of runs that the page shows, the latest ones."""
 
 
 @frozen
 class Failures:
-    """Rows that failed alike.
+    """Rows that failed with the same error.
 
     Attributes:
         kind, error, flinks_code, status: as in `Failure`.
-        rows: how many.
+        rows: number of rows.
     """
 
     kind: FailureKind
@@ -46,13 +46,13 @@ class Failures:
 
 
 @frozen
-class Part:
-    """The answers of one shard, as they were handed to the store.
+class CommittedPart:
+    """The answers of one shard, as passed to the store.
 
     Attributes:
-        shard: which.
+        shard: its number.
         first, last: lines of the input, inclusive.
-        answers: in it.
+        answers: number of answers.
         size: bytes.
         sha256: hexadecimal.
     """
@@ -67,29 +67,28 @@ class Part:
 
 @frozen
 class Parts:
-    """What is in the store.
+    """The committed parts of a job.
 
     Attributes:
-        listed: the first ones.
-        sizes: bytes of all of them.
-        answers: in all of them.
+        listed: the first `MOST_PARTS`.
+        sizes: bytes of each part.
+        answers: number of answers in all parts.
     """
 
-    listed: tuple[Part, ...] = ()
+    listed: tuple[CommittedPart, ...] = ()
     sizes: array[int] = field(factory=lambda: array("Q"))
     answers: int = 0
 
 
 @frozen
 class Facts:
-    """What a report is made of.
+    """The data of a report.
 
     Attributes:
         json: the JSON report.
-        runs: as `Ledger.runs` gives them, the last `MOST_RUNS`.
-        earlier: how many runs came before these; nothing else is known of them here.
-        failures: the most frequent ones, the most frequent one first.
-        last: the last interval of each run.
+        runs: the latest `MOST_RUNS` rows of `Ledger.runs`.
+        earlier: number of older runs, which the report leaves out.
+        failures: the most frequent groups, in descending order.
     """
 
     json: dict[str, Any]
@@ -105,18 +104,20 @@ class Facts:
 
 
 def gather(folder: Path) -> Facts:
-    """Reads the directory of a job, which may be running. Changes nothing.
+    """Reads a job's directory without changing it. The job may be running.
 
     Raises:
-        JobMismatchError: there is no job in it.
-        LedgerError: its ledger cannot be understood.
-        JobError: it has only begun, and there is nothing to tell yet.
+        JobMismatchError: the directory holds no job.
+        LedgerError: the ledger cannot be read.
+        JobError: the job has not read its input yet.
     """
     manifest = Manifest.load(folder / MANIFEST)
     with closing(Ledger(folder / LEDGER)) as ledger, ledger.snapshot():
         scanned = ledger.plan()
         if scanned is None:
-            raise JobError(f"the job in {folder} has not read its input through yet, so there is nothing to report")
+            raise JobError(
+                f"the job in {folder} has not read its input yet, so there is nothing to report; run it first"
+            )
         every = ledger.runs()
         runs = tuple(every[-MOST_RUNS:])
         shown = {run["run"] for run in runs}
@@ -136,13 +137,13 @@ def gather(folder: Path) -> Facts:
 
 
 def _parts(commits: Iterable[Commit]) -> Parts:
-    listed: list[Part] = []
+    listed: list[CommittedPart] = []
     sizes = array("Q")
     answers = 0
     for commit in commits:
         shard, written = commit.shard, commit.written
         if len(listed) < MOST_PARTS:
-            listed.append(Part(shard.id, shard.first, shard.last, written.lines, written.size, written.sha256))
+            listed.append(CommittedPart(shard.id, shard.first, shard.last, written.lines, written.size, written.sha256))
         sizes.append(written.size)
         answers += written.lines
     return Parts(tuple(listed), sizes, answers)

@@ -1,4 +1,4 @@
-"""What a report says in words: whether everything arrived, what to do next, and what took the time."""
+"""The sentences of a report: whether everything arrived, what to do next, and what took the time."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from .timeline import Interval
 Outlook = Literal["good", "again", "final", "waiting", "mixed"]
 
 _AT_THE_LIMIT: Final = 0.9
-"""Share of the limit from which on the limit counts as used up."""
+"""From this share of the concurrency limit, the limit counts as reached."""
 
 
 @frozen
 class Step:
-    """Something to do, and the command for it."""
+    """A next step for the user, and its command."""
 
     text: str
     command: str = ""
 
 
 @frozen
-class Verdict:
-    """The first thing to know.
+class Headline:
+    """The first lines of the page.
 
     Attributes:
-        state: how it looks.
-        title: in one sentence.
-        next: what to do.
+        state: selects the colour.
+        title: one sentence.
+        next: the next steps.
     """
 
     state: Outlook
@@ -43,7 +43,7 @@ class Verdict:
 
 @frozen
 class Tile:
-    """A figure with its name."""
+    """A number with its label."""
 
     name: str
     value: str
@@ -53,7 +53,7 @@ class Tile:
 
 @frozen
 class Finding:
-    """Something that explains the time it took."""
+    """One observation about where the time went."""
 
     name: str
     value: str
@@ -62,11 +62,12 @@ class Finding:
 
 @frozen
 class Outcome:
-    """What became of the tokens, each counted once.
+    """The outcome of all tokens. Each token is counted once.
 
     Attributes:
-        waiting: neither fetched nor failed.
-        again, final: failed, and another try may help or will not.
+        waiting: not processed yet.
+        again: failed; a retry may help.
+        final: failed; a retry will not help.
     """
 
     tokens: int
@@ -89,19 +90,19 @@ class Outcome:
         )
 
 
-def verdict(facts: Facts) -> Verdict:
+def headline(facts: Facts) -> Headline:
     """Whether everything arrived."""
     outcome, totals = Outcome.of(facts), facts.totals
     arrived = f"{words.count(outcome.fetched)} of {words.count(outcome.tokens)} tokens"
     refused = bool(facts.runs) and facts.runs[-1]["state"] == "refused"
     if refused:
-        title = f"Stopped, since the AuthSecret was refused: {arrived} have arrived."
+        title = f"Stopped because the AuthSecret was refused: {arrived} have arrived."
     elif totals.pending:
         title = f"Not finished: {arrived} have arrived."
     elif outcome.fetched < outcome.tokens:
         title = f"Finished: {arrived} have arrived."
     elif outcome.tokens:
-        title = f"Finished: all tokens have arrived, {words.count(outcome.tokens)} in all."
+        title = f"Finished: all tokens have arrived ({words.count(outcome.tokens)})."
     else:
         title = "Finished: there was no token to fetch."
     state: Outlook = "good"
@@ -111,32 +112,31 @@ def verdict(facts: Facts) -> Verdict:
         state = "waiting"
     elif outcome.again or outcome.final or outcome.invalid:
         state = "mixed"
-    return Verdict(state, title, tuple(_next_steps(facts, outcome, refused)))
+    return Headline(state, title, tuple(_next_steps(facts, outcome, refused)))
 
 
 def _next_steps(facts: Facts, outcome: Outcome, refused: bool) -> Iterator[Step]:
     if refused:
-        yield Step("Give the right AuthSecret, and run the job again: it goes on where it stopped.")
+        yield Step("Set the right AuthSecret and run the job again to resume it.")
     elif facts.totals.pending:
-        still = f"{_tokens(facts.totals.pending)} still to be fetched"
+        still = f"{_tokens(facts.totals.pending)} not fetched yet"
         if facts.runs and facts.runs[-1]["ended"] is None:
-            still += ". If the job is not running any more"
-            yield Step(f"{still}, run it again: it goes on where it stopped.")
+            yield Step(f"{still}. If the job is no longer running, run it again to resume it.")
         else:
             if facts.runs and facts.runs[-1]["state"] == "stopped" and facts.runs[-1]["reason"]:
                 yield Step(f"The last run stopped: {facts.runs[-1]['reason']}.")
-            yield Step(f"{still}: run the job again, and it goes on where it stopped.")
+            yield Step(f"{still}. Run the job again to resume it.")
     if outcome.again:
-        when = " once the job is finished" if facts.totals.pending else ""
-        yield Step(f"{_tokens(outcome.again)} can be tried again{when}:", "flinks-async retry DIR")
+        when = " when the job is finished" if facts.totals.pending else ""
+        yield Step(f"{_tokens(outcome.again)} can be retried{when}:", "flinks-async retry DIR")
     if outcome.final:
-        yield Step(f"{_tokens(outcome.final)} will not arrive; which ones is in", "failed.jsonl")
+        yield Step(f"{_tokens(outcome.final)} cannot be fetched. They are listed in", "failed.jsonl")
     if outcome.invalid:
-        yield Step(f"{_plural(outcome.invalid, 'line')} could not be sent; which ones is in", "failed.jsonl")
+        yield Step(f"{_plural(outcome.invalid, 'line')} could not be sent. They are listed in", "failed.jsonl")
 
 
 def tiles(facts: Facts) -> list[Tile]:
-    """The figures that come first."""
+    """The numbers at the top of the page."""
     outcome = Outcome.of(facts)
     running = facts.timeline.running
     runs = _plural(len(facts.runs), "run")
@@ -146,9 +146,9 @@ def tiles(facts: Facts) -> list[Tile]:
     throttled = sum(i.throttled for i in facts.intervals)
     return [
         Tile("Arrived", words.count(outcome.fetched), words.percent(outcome.fetched, outcome.tokens), "good"),
-        Tile("Can be tried again", words.count(outcome.again), words.percent(outcome.again, outcome.tokens), "again"),
-        Tile("Will not arrive", words.count(outcome.final), words.percent(outcome.final, outcome.tokens), "final"),
-        Tile("Still to be fetched", words.count(outcome.waiting), words.percent(outcome.waiting, outcome.tokens), "waiting"),
+        Tile("Can be retried", words.count(outcome.again), words.percent(outcome.again, outcome.tokens), "again"),
+        Tile("Failed for good", words.count(outcome.final), words.percent(outcome.final, outcome.tokens), "final"),
+        Tile("Not fetched yet", words.count(outcome.waiting), words.percent(outcome.waiting, outcome.tokens), "waiting"),
         Tile("Running time", words.duration(running), f"in {runs}"),
         Tile("Requests", words.count(round(requests)), _of_requests(facts, throttled, requests)),
     ]  # fmt: skip
@@ -161,7 +161,7 @@ def _of_requests(facts: Facts, throttled: float, requests: float) -> str:
 
 
 def findings(facts: Facts) -> list[Finding]:
-    """What took the time, as far as the samples tell. Nothing without samples."""
+    """Where the time went, as far as the samples show; empty without samples."""
     found = facts.intervals
     if not found:
         return []
@@ -185,7 +185,7 @@ def _throughput(facts: Facts, running: float) -> Finding:
     return Finding(
         "Throughput",
         f"{words.rate(mean)} tokens/s",
-        f"on average; the best was {words.rate(best.rate)}, {_when(facts, best)}",
+        f"on average; {words.rate(best.rate)} at best, {_when(facts, best)}",
     )
 
 
@@ -199,7 +199,7 @@ def _response_time(facts: Facts) -> Finding:
     return Finding(
         "Response time",
         words.duration(typical),
-        f"was the typical p50; the typical p95 {words.duration(slow)}, the worst {words.duration(worst.p95 or 0.0)}, "
+        f"median p50; median p95 {words.duration(slow)}, worst p95 {words.duration(worst.p95 or 0.0)}, "
         f"{_when(facts, worst)}",
     )
 
@@ -223,14 +223,16 @@ def _retried(found: Iterable[Interval], requests: float) -> Finding:
 def _paused(facts: Facts, running: float) -> Finding:
     paused = sum(i.seconds for i in facts.intervals if i.paused)
     if not paused:
-        return Finding("Pauses", "none seen", "the instance was not seen down, and asked for no long pause")
+        throttled = sum(i.throttled for i in facts.intervals)
+        short = f"; {words.count(round(throttled))} throttled answers caused short ones" if throttled else ""
+        return Finding("Pauses", "none sampled", f"no sample was taken during a pause{short}")
     stretches = [list(group) for held, group in groupby(facts.intervals, lambda i: i.paused and i.run) if held]
     longest = max(stretches, key=lambda group: group[-1].end - group[0].start)
     seconds = longest[-1].end - longest[0].start
     return Finding(
         "Pauses",
         f"about {words.duration(paused)}",
-        f"{words.percent(paused, running)} of the time, since the instance was down or asked for it; "
+        f"{words.percent(paused, running)} of the time, because the instance was down or asked for a pause; "
         f"the longest about {words.duration(seconds)}, {_when(facts, longest[0])}",
     )
 
@@ -238,14 +240,14 @@ def _paused(facts: Facts, running: float) -> Finding:
 def _limit(found: Iterable[Interval], running: float) -> Finding:
     limited = [i for i in found if i.limit > 0 and not i.paused]
     if not limited:
-        return Finding("Requests at once", words.NONE, "there was no limit")
+        return Finding("Requests at once", words.NONE, "no sample was taken outside of a pause")
     full = sum(i.seconds for i in limited if i.in_flight >= _AT_THE_LIMIT * i.limit)
     lowest, highest = min(i.limit for i in limited), max(i.limit for i in limited)
     limit = f"{lowest:,.0f} to {highest:,.0f}" if lowest < highest else f"{highest:,.0f}"
     return Finding(
         "Requests at once",
         f"{words.percent(full, running)} of the time",
-        f"at the limit, which was {limit} outside of pauses",
+        f"at the limit of {limit} (pauses excluded)",
     )
 
 
@@ -254,7 +256,7 @@ def _between_runs(facts: Facts) -> Finding:
     broken_off = sum(run["ended"] is None or run["state"] in ("failed", "interrupted") for run in facts.runs)
     note = f"between {len(timeline.segments)} runs"
     if broken_off:
-        note += f"; {_plural(broken_off, 'run')} broken off, or still running"
+        note += f"; {_plural(broken_off, 'run')} interrupted or still running"
     return Finding("Time between runs", words.duration(timeline.between), note)
 
 

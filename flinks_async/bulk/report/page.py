@@ -1,4 +1,4 @@
-"""The page: one HTML file that loads nothing and runs no script."""
+"""The HTML page and its tables. It loads nothing and runs no script."""
 
 from __future__ import annotations
 
@@ -11,13 +11,10 @@ from markupsafe import Markup
 from ..._version import __version__
 from . import words
 from .facts import MOST_FAILURES, MOST_PARTS, Facts
-from .findings import findings, tiles, verdict
+from .findings import findings, headline, tiles
 from .plots import bar_plots
 from .plots_over_time import plots_over_time
 from .timeline import Spread, thin
-
-# [flinks_async.bulk.report.tables] The numbers behind the plots, as rows of tables.
-
 
 _FIRST_PARTS = 5
 
@@ -26,7 +23,7 @@ def page(facts: Facts, made: float) -> str:
     """The page of a job.
 
     Args:
-        made: seconds since 1970, now.
+        made: the current time, seconds since 1970.
     """
     environment = Environment(
         loader=PackageLoader("flinks_async.bulk.report", "templates"),
@@ -46,7 +43,7 @@ def _values(facts: Facts, made: float) -> dict[str, Any]:
         "job": facts.manifest.job,
         "created": words.moment(words.since_1970(facts.manifest.created)),
         "hosts": sorted(set(facts.manifest.origin.values())),
-        "verdict": verdict(facts),
+        "headline": headline(facts),
         "tiles": tiles(facts),
         "findings": findings(facts),
         "plots": {plot.name: plot for plot in (*bar_plots(facts), *plots_over_time(facts))},
@@ -68,21 +65,21 @@ def _values(facts: Facts, made: float) -> dict[str, Any]:
 
 
 _ROWS: Final = 30
-"""Rows of the table over time, about."""
+"""Approximate number of rows in the table over time."""
 
 _ENDED: Final = {
     "complete": "complete",
     "stopped": "stopped",
     "refused": "AuthSecret refused",
     "interrupted": "interrupted",
-    "failed": "broken off by an error",
+    "failed": "ended by an error",
 }
 
 Row = tuple[str, ...]
 
 
 def moments(facts: Facts) -> list[Row]:
-    """(run, from, lasted, arrived, tokens/s, p50, p95, on the wire, limit, retries/s, throttled/s, failed/s, paused)."""
+    """(run, start, length, fetched, tokens/s, p50, p95, on the wire, limit, retries/s, throttled/s, failed/s, paused)."""
     return [
         (
             str(point.run),
@@ -104,20 +101,20 @@ def moments(facts: Facts) -> list[Row]:
 
 
 def runs_of(facts: Facts) -> list[Row]:
-    """(run, started, lasted, end, why, requests, retries, throttled)."""
+    """(run, start, length, end, reason, requests, retries, throttled)."""
     rows: list[Row] = []
     for segment, run in zip(facts.timeline.segments, facts.runs, strict=True):
         found = [interval for interval in facts.intervals if interval.run == segment.run]
         requests = sum(i.requests for i in found)
         is_last = run is facts.runs[-1]
-        no_end = "no end: broken off, or still running" if is_last else "broken off"
+        no_end = "interrupted or still running" if is_last else "interrupted"
         rows.append(
             (
                 str(segment.run),
                 words.moment(segment.started),
                 words.duration(segment.seconds),
                 no_end if run["ended"] is None else _ENDED.get(run["state"], "ended"),
-                "" if run["state"] == "failed" else run["reason"] or "",  # an error may name paths
+                "" if run["state"] == "failed" else run["reason"] or "",  # the error text may contain paths
                 f"{requests:,.0f}",
                 words.percent(sum(i.retries for i in found), requests),
                 words.percent(sum(i.throttled for i in found), requests),
@@ -127,21 +124,21 @@ def runs_of(facts: Facts) -> list[Row]:
 
 
 def accounting(facts: Facts) -> list[tuple[str, int, str]]:
-    """(what, lines, remark): the lines of the input, each counted once."""
+    """(kind, lines, remark): the lines of the input, each counted once."""
     scanned = facts.scanned
     rows = [
         ("tokens", scanned.tokens, "each fetched once"),
-        ("duplicates", scanned.duplicates, "the token came before"),
+        ("duplicates", scanned.duplicates, "the token occurred earlier in the file"),
         ("invalid", scanned.invalid, "nothing was sent"),
         ("blank", scanned.blank, ""),
         ("header", scanned.header, ""),
-        ("continued", scanned.continued, "line breaks inside of quotes"),
+        ("continued", scanned.continued, "line breaks inside quotes"),
     ]
     return [row for row in rows if row[1] or row[0] == "tokens"]
 
 
 def store_of(facts: Facts) -> list[tuple[str, str]]:
-    """(name, value) of what the store says of itself, without what may name a person: folders, and who connects where."""
+    """(name, value) of the store's description, without folders and connection strings, which may name a person."""
     store = {name: value for name, value in facts.manifest.store.items() if value is not None and name != "conninfo"}
     return [(name, Path(value).name if name == "path" else _plain(value)) for name, value in store.items()]
 

@@ -1,4 +1,7 @@
-"""What the plots have in common: sizes, axes, and the record that the page takes."""
+"""Plots as inline SVG, and the plots without an axis of time: outcome, failures, sizes of parts.
+
+Each plot is drawn in two sizes; the style sheet shows one of them. Colours are variables of the style sheet.
+"""
 
 from __future__ import annotations
 
@@ -18,24 +21,19 @@ from . import words
 from .facts import Facts, Failures
 from .findings import Outcome
 
-# [flinks_async.bulk.report.svg] Figures of matplotlib as inline SVG: colours of the page's style sheet, its font, and names that do not clash.
-
-# [flinks_async.bulk.report.bars] Plots without time: the outcome, the failures, the sizes of parts.
-
-
 _RIGHT: Final = 28
 
 
 @frozen
 class Variant:
-    """A size of a plot; the style sheet shows one of them.
+    """A size of a plot. The style sheet shows one of them.
 
     Attributes:
         name: a class of the style sheet.
         width: pixels.
-        points: that an axis of time may have.
-        ticks: likewise.
-        label: characters of a label.
+        points: maximum number of points over time.
+        ticks: maximum number of labels over time.
+        label: maximum length of a label in characters.
         left: pixels for the labels of the vertical axis.
     """
 
@@ -54,13 +52,13 @@ NARROW: Final = Variant("narrow", 350, 80, 3, 44, 54)
 
 @frozen
 class Plot:
-    """A plot, ready for the page.
+    """A plot for the page.
 
     Attributes:
-        name: of the element.
-        title: with the unit.
+        name: the id of its element.
+        title: title with the unit.
         about: how to read it.
-        images: of each variant.
+        images: one image for each variant.
     """
 
     name: str
@@ -73,18 +71,18 @@ def plot(name: str, title: str, about: str, draw: Callable[[Variant], tuple[Figu
     """Draws a plot in each size.
 
     Args:
-        draw: gives the figure, and elements to lay over it.
+        draw: returns the figure, and elements to lay over it.
     """
     images = Markup()
     for variant in (WIDE, NARROW):
-        with style.context(RC, after_reset=True):  # whatever a user's own settings are
+        with style.context(RC, after_reset=True):  # independent of the user's own matplotlib settings
             figure, over = draw(variant)
             images += inline(figure, f"{name}-{variant.name}", variant.name, title, about, over)
     return Plot(name, title, about, images)
 
 
 def framed(variant: Variant, height: int, *, bottom: int, top: int) -> tuple[Figure, Axes]:
-    """A figure with axes and horizontal grid lines. Everything in pixels."""
+    """A figure with axes and horizontal grid lines. Sizes are pixels."""
     figure = Figure(figsize=(variant.width / 72, height / 72))
     across, up = variant.width - variant.left - _RIGHT, height - bottom - top
     axes = figure.add_axes(
@@ -101,7 +99,7 @@ def framed(variant: Variant, height: int, *, bottom: int, top: int) -> tuple[Fig
 
 
 def bare(variant: Variant, height: int) -> tuple[Figure, Axes]:
-    """A figure that is all drawing area."""
+    """A figure without axes."""
     figure = Figure(figsize=(variant.width / 72, height / 72))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set_axis_off()
@@ -109,7 +107,7 @@ def bare(variant: Variant, height: int) -> tuple[Figure, Axes]:
 
 
 def from_zero(axes: Axes, say: Callable[[float], str], *, at_least: float = 1e-9) -> None:
-    """Lets the vertical axis begin at zero, with labels in words."""
+    """Starts the vertical axis at zero. `say` formats its labels."""
     axes.set_ylim(0, max(1.04 * axes.get_ylim()[1], at_least))
     axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: say(value)))
@@ -118,11 +116,11 @@ def from_zero(axes: Axes, say: Callable[[float], str], *, at_least: float = 1e-9
 COLOURS: Final = (
     "ink", "soft", "grid", "one", "two", "good", "again", "final", "waiting", "gap", "pause", "page",
 )  # fmt: skip
-"""Variables of the style sheet: text, lesser text, grid lines, two series, four outcomes, gaps, pauses, background."""
+"""Variables of the style sheet: text, secondary text, grid, two series, four outcomes, gaps, pauses, background."""
 
 RC: Final[dict[str, Any]] = {
-    "svg.fonttype": "none",  # texts stay texts
-    "figure.dpi": 72,  # a unit of the SVG is a pixel at full width
+    "svg.fonttype": "none",  # text stays text
+    "figure.dpi": 72,  # one SVG unit is one pixel at full width
     "text.parse_math": False,
     "font.size": 12,
     "hatch.linewidth": 1,
@@ -141,22 +139,22 @@ _LONG: Final = re.compile(r"(\d\.\d)\d+")
 
 
 def colour(name: str) -> str:
-    """A colour that stands for a variable of the style sheet until the figure is SVG."""
+    """A placeholder colour; `inline` replaces it by a variable of the style sheet."""
     return f"#0000{COLOURS.index(name) + 1:02x}"
 
 
 def inline(figure: Figure, name: str, variant: str, title: str, description: str, over: Markup) -> Markup:
-    """A figure as an element of a page. To be called with `RC` in force.
+    """A figure as an SVG element. Call it with `RC` active.
 
     Args:
-        figure: uses no colours but those of `colour`.
-        name: of the figure, new for each one of a page.
-        variant: a class for the style sheet.
-        title, description: for those who do not see it.
-        over: more elements, on top.
+        figure: uses only colours from `colour`.
+        name: a name that is unique on the page.
+        variant: a class of the style sheet.
+        title, description: for screen readers.
+        over: elements to lay over the figure.
     """
     text = StringIO()
-    # The metadata would name the time, and addresses of vocabularies.
+    # The metadata would contain the time and URLs.
     nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     with rc_context({"svg.hashsalt": name}):
         figure.savefig(text, format="svg", metadata=nothing, transparent=True)
@@ -172,21 +170,21 @@ def inline(figure: Figure, name: str, variant: str, title: str, description: str
         '<svg class="{0}" viewBox="{1}" role="img" aria-labelledby="{2}-t {2}-d">'
         '<title id="{2}-t">{3}</title><desc id="{2}-d">{4}</desc>'
     )
-    # What matplotlib wrote has its texts escaped; everything of the job's is in them.
+    # matplotlib escapes its texts, and all data of the job is in them.
     return begin.format(variant, head[1], name, title, description) + Markup(body) + over + Markup("</svg>")
 
 
 _MOST: Final = 10
-"""Groups of failures that are drawn."""
+"""Number of failure groups in the plot."""
 
 _ROW: Final = 36
 
 _LOOKS: Final = {"exhausted": ("again", "\N{CLOCKWISE OPEN CIRCLE ARROW}"), "final": ("final", "\N{MULTIPLICATION X}")}
-"""Colour and sign of a kind of failure; the same as in the table."""
+"""Colour and sign of a kind of failure, as in the table."""
 
 
 def bar_plots(facts: Facts) -> Iterator[Plot]:
-    """Those that there is something to show for."""
+    """The plots that have data."""
     if facts.totals.tokens:
         yield plot("outcome", "Outcome of all tokens", "", lambda variant: _outcome(variant, Outcome.of(facts)))
     if facts.failures:
@@ -215,7 +213,7 @@ def _outcome(variant: Variant, outcome: Outcome) -> tuple[Figure, Markup]:
 
 
 def _failures(variant: Variant, groups: tuple[Failures, ...]) -> tuple[Figure, Markup]:
-    """Labels are above their bars, so that long ones need no room beside."""
+    """Labels stand above their bars, because long ones do not fit beside them."""
     figure, axes = bare(variant, _ROW * len(groups))
     axes.set_xlim(0, max(group.rows for group in groups))
     axes.set_ylim(len(groups), 0)
@@ -232,7 +230,7 @@ def _name(group: Failures) -> str:
 
 
 def _label(text: str, most: int) -> str:
-    """Without what a font may not have; the table has all of it."""
+    """Printable ASCII only, because a font may lack other characters; the table has the full text."""
     plain = "".join(c if " " <= c <= "~" else "?" for c in text)
     return plain if len(plain) <= most else plain[: most - 3] + "..."
 

@@ -1,4 +1,4 @@
-"""Plots over time: progress, throughput, response times, concurrency, and what went wrong. They share their axis."""
+"""Plots over time: progress, throughput, response times, concurrency and failures. They share one axis."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from .plots import NARROW, WIDE, Plot, Variant, colour, framed, from_zero, plot
 from .timeline import Interval, Point, Spread, Timeline, thin, time_ticks
 
 Runs = Sequence[Sequence[Point]]
-"""Points by run, since no line goes from one run to the next."""
+"""Points by run, because no line connects two runs."""
 
 _SPREAD: Final = 20
-"""From this ratio of largest to smallest on, times are drawn on a logarithmic axis."""
+"""From this ratio of largest to smallest time, the axis is logarithmic."""
 
 _FEWEST: Final = 3
-"""Intervals that are worth a plot."""
+"""Fewer intervals than this make no plot."""
 
 _NAMED_GAP: Final = 12
-"""Pixels from which on a gap has its length written into it."""
+"""A gap of at least this many pixels shows its length."""
 
 _NOTHING: Final = Spread(math.nan, math.nan, math.nan)
 
@@ -40,10 +40,10 @@ class PlotKind:
 
     Attributes:
         name, title, about: as in `Plot`.
-        lines: how many; a single one needs no legend.
-        draw: the lines.
-        say: the numbers of a point.
-        known: whether an interval has any.
+        lines: number of lines; one line needs no legend.
+        draw: draws the lines.
+        say: the numbers of a point as text.
+        known: whether an interval has data for this plot.
     """
 
     name: str
@@ -56,7 +56,7 @@ class PlotKind:
 
 
 def plots_over_time(facts: Facts) -> Iterator[Plot]:
-    """Those that there is something to show for; none with hardly a sample."""
+    """The plots that have data; none with fewer than `_FEWEST` intervals."""
     if len(facts.intervals) >= _FEWEST:
         thinned = {variant: thin(facts.intervals, facts.timeline, variant.points) for variant in (WIDE, NARROW)}
         for kind in (kind for kind in _KINDS if any(map(kind.known, facts.intervals))):
@@ -80,7 +80,7 @@ def _plot(facts: Facts, thinned: Mapping[Variant, Sequence[Point]], kind: PlotKi
     return plot(kind.name, kind.title, kind.about, draw)
 
 
-# --- what all of them have --------------------------------------------------------------------------------------------
+# --- shared by all plots ----------------------------------------------------------------------------------------------
 
 
 def _pauses(axes: Axes, points: Sequence[Point]) -> None:
@@ -111,7 +111,7 @@ def _legend(axes: Axes) -> None:
 
 
 def _hover(axes: Axes, timeline: Timeline, points: Sequence[Point], say: Callable[[Point], str]) -> Markup:
-    """A strip for each point that says its numbers under the mouse. Browsers do that without a script."""
+    """A strip for each point with its numbers as a tooltip, which browsers show without a script."""
     top = f"{_HEIGHT - axes.bbox.y1:.0f}"
     height = f"{axes.bbox.height:.0f}"
     strips = Markup()
@@ -144,7 +144,7 @@ def _band(axes: Axes, runs: Runs, spread: Callable[[Point], Spread | None], name
         )  # fmt: skip
 
 
-# --- each of them -----------------------------------------------------------------------------------------------------
+# --- one function for each plot ---------------------------------------------------------------------------------------
 
 
 def _draw_progress(axes: Axes, facts: Facts, runs: Runs) -> None:
@@ -209,7 +209,7 @@ _KINDS: Final[Sequence[PlotKind]] = (
     PlotKind(
         "progress",
         "Progress, tokens",
-        "A step back is what a run that was broken off had not committed; the next run fetches it again.",
+        "A step down: an interrupted run had not committed these tokens, so the next run fetches them again.",
         2,
         _draw_progress,
         lambda p: f"{p.fetched:,.0f} arrived",
@@ -234,7 +234,7 @@ _KINDS: Final[Sequence[PlotKind]] = (
     PlotKind(
         "concurrency",
         "Requests at once",
-        "The limit falls by itself when the instance slows down or throttles, and rises again.",
+        "The limit adapts: it falls when the instance slows down or throttles, and rises again.",
         2,
         _draw_concurrency,
         _of_concurrency,
@@ -242,8 +242,7 @@ _KINDS: Final[Sequence[PlotKind]] = (
     PlotKind(
         "trouble",
         "Throttling, retries and failures, per second",
-        "Throttled: answers that asked to slow down. Retries: requests that repeated an earlier one. "
-        "Failed: tokens that were given up.",
+        "Throttled: answers that asked to slow down. Retries: repeated requests. Failed: tokens without an answer.",
         3,
         _draw_trouble,
         _trouble_of,

@@ -1,4 +1,8 @@
-"""The runs of a job on one axis. A time between two runs is shorter there than it was, and drawn as a gap."""
+"""The runs of a job on one axis of time: intervals between samples, thinned to points, and labels.
+
+The time between two runs is drawn as a gap that is shorter than it was. Many intervals become few points, so that the page
+of a week is as quick to read as the page of a minute.
+"""
 
 from __future__ import annotations
 
@@ -11,28 +15,21 @@ from attrs import field, frozen
 
 from .words import utc
 
-# [flinks_async.bulk.report.intervals] Samples of a run as stretches of time, with what happened in each.
-
-# [flinks_async.bulk.report.thinning] Many intervals as few points, so that a week is as quick to look at as a minute.
-
-# [flinks_async.bulk.report.ticks] Where an axis of time has its labels.
-
-
 _GAP: Final = 0.04
 
 _ALL_GAPS: Final = 0.3
-"""The widest gap, and the widest that all may be together, as shares of the time in runs."""
+"""The widest gap, and the widest sum of all gaps, as shares of the time in runs."""
 
 
 @frozen
 class Segment:
-    """A run.
+    """A run on the axis.
 
     Attributes:
-        run: which.
+        run: its number.
         started: seconds since 1970.
-        seconds: it lasted; of a run that was broken off, as far as its samples tell.
-        at: where it begins on the axis.
+        seconds: its length; up to the last sample if the run was interrupted.
+        at: its start on the axis.
     """
 
     run: int
@@ -43,11 +40,11 @@ class Segment:
 
 @frozen
 class Gap:
-    """A time between two runs.
+    """The time between two runs.
 
     Attributes:
-        at, width: on the axis.
-        seconds: as it was.
+        at, width: start and length on the axis.
+        seconds: the real length.
     """
 
     at: float
@@ -57,10 +54,10 @@ class Gap:
 
 @frozen
 class Timeline:
-    """Runs one after the other, each to scale.
+    """Runs in order, each to scale.
 
     Attributes:
-        length: of the axis; at least a second, so that it can be drawn.
+        length: length of the axis, at least 1 s, because an empty axis cannot be drawn.
     """
 
     segments: tuple[Segment, ...] = ()
@@ -81,17 +78,17 @@ class Timeline:
         return next((segment for segment in self.segments if segment.run == run), None)
 
     def time_at(self, position: float) -> float:
-        """Seconds since 1970 at a place on the axis that lies in a run."""
+        """Seconds since 1970 for a position on the axis inside a run."""
         inside = [segment for segment in self.segments if segment.at <= position] or list(self.segments[:1])
         return inside[-1].started + position - inside[-1].at if inside else 0.0
 
 
 def timeline(runs: Sequence[Mapping[str, Any]], lasted: Mapping[int, float]) -> Timeline:
-    """Lays out runs.
+    """Places runs on the axis.
 
     Args:
-        runs: as `Ledger.runs` gives them.
-        lasted: seconds until the last sample, by run.
+        runs: rows of `Ledger.runs`.
+        lasted: seconds to the last sample, by run.
     """
     found = [Segment(run["run"], run["started"], _seconds(run, lasted)) for run in runs]
     running = sum(segment.seconds for segment in found)
@@ -119,19 +116,19 @@ def _seconds(run: Mapping[str, Any], lasted: Mapping[int, float]) -> float:
 
 @frozen
 class Interval:
-    """The time between two samples of a run, or between its beginning and the first one.
+    """The time between two samples of a run, or from its start to the first sample.
 
     Attributes:
-        run: which.
-        start, end: seconds since the run began.
-        rate: tokens a second.
-        p50, p95: seconds that answers took; None without answers.
-        in_flight, limit: requests on the wire at its end, and how many there might have been.
-        requests, retries, throttled: sent in it, of these repeated, and of these answered with "slow down".
-        paused: whether requests were held back at its end. Samples come at fixed times, so the share of those that
-            meet a pause is an unbiased estimate of the share of the time.
-        fetched: tokens of the job that have arrived at its end.
-        failed: tokens that were given up in it.
+        run: its number.
+        start, end: seconds since the start of the run.
+        rate: tokens per second.
+        p50, p95: response times in seconds; None without answers.
+        in_flight, limit: requests on the wire at its end, and the concurrency limit then.
+        requests, retries, throttled: requests sent, retries among them, and throttled answers.
+        paused: whether requests were held back at its end. Samples are taken at fixed times, so the share of samples
+            in a pause is an unbiased estimate of the share of the time.
+        fetched: tokens fetched by its end.
+        failed: tokens that failed in it.
     """
 
     run: int
@@ -155,7 +152,7 @@ class Interval:
 
 
 def intervals(samples: Iterable[Mapping[str, Any]]) -> Iterator[Interval]:
-    """From the samples of a ledger. What is missing or no number counts as 0; samples out of order are passed over."""
+    """Intervals from the samples of a ledger. Missing or invalid numbers count as 0; samples out of order are skipped."""
     before: Mapping[str, Any] = {}
     run = 0
     for sample in samples:
@@ -189,7 +186,7 @@ def _number(sample: Mapping[str, Any], name: str) -> float:
 
 
 def _time(sample: Mapping[str, Any], name: str) -> float | None:
-    """Seconds; None without answers. Samples are rounded to milliseconds: a 0 is something below half of one."""
+    """Seconds; None without answers. Samples are rounded to milliseconds, so 0 means less than 0.5 ms."""
     value = sample.get(name)
     if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
         return None
@@ -202,7 +199,7 @@ def _grown(before: Mapping[str, Any], sample: Mapping[str, Any], name: str) -> f
 
 @frozen
 class Spread:
-    """Smallest, mean and largest of several values."""
+    """Minimum, mean and maximum of several values."""
 
     low: float
     mean: float
@@ -211,15 +208,15 @@ class Spread:
 
 @frozen
 class Point:
-    """Some intervals of one run, one after the other.
+    """Consecutive intervals of one run, summarised.
 
     Attributes:
-        run: which.
-        start, end: on the axis of the timeline.
-        rate, p50, p95, in_flight, limit: of the intervals, weighted by their length; None without any value.
-        requests, retries, throttled, failed: a second.
+        run: its number.
+        start, end: position on the axis.
+        rate, p50, p95, in_flight, limit: weighted by the length of the intervals; None without values.
+        requests, retries, throttled, failed: per second.
         paused: share of the time in which requests were held back.
-        fetched: tokens of the job that have arrived at the end.
+        fetched: tokens fetched by its end.
     """
 
     run: int
@@ -243,9 +240,9 @@ class Point:
 
 
 def thin(intervals: Iterable[Interval], timeline: Timeline, most: int) -> list[Point]:
-    """At most `most` points, plus one for each run; in the order of the axis.
+    """At most `most` points plus one for each run, in the order of the axis.
 
-    Intervals of runs that are not on the timeline are left out.
+    Intervals of runs that are not on the timeline are skipped.
     """
     by_run: dict[int, list[Interval]] = {segment.run: [] for segment in timeline.segments}
     for interval in intervals:
@@ -291,7 +288,7 @@ def _point(group: Sequence[Interval], segment: Segment) -> Point:
 
 
 def _spread(weighted: Iterable[tuple[float, float]]) -> Spread | None:
-    """Of (value, weight), in any order."""
+    """The spread of (value, weight) pairs."""
     pairs = list(weighted)
     if not pairs:
         return None
@@ -306,7 +303,7 @@ _STEPS: Final = (
 
 
 def time_ticks(timeline: Timeline, most: int) -> list[tuple[float, str]]:
-    """(place, label) of up to about `most` round times, in UTC. The date is said where it changes."""
+    """(position, label) of about `most` round times in UTC. The label has a date where the date changes."""
     apart = timeline.length / (most + 1)
     step = next((step for step in _STEPS if len(_places(timeline, step)) <= most), _STEPS[-1])
     places = _places(timeline, step)
@@ -325,7 +322,7 @@ def time_ticks(timeline: Timeline, most: int) -> list[tuple[float, str]]:
 
 
 def _places(timeline: Timeline, step: int) -> list[tuple[float, float]]:
-    """(place, seconds since 1970) of all multiples of a step; too many are broken off."""
+    """(position, seconds since 1970) of all multiples of a step. It stops early if there are too many."""
     found: list[tuple[float, float]] = []
     for segment in timeline.segments:
         if segment.seconds / step > 100:

@@ -1,4 +1,4 @@
-"""Numbers as people read them."""
+"""Numbers, sizes and times as text."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import datetime as dt
 from typing import Final
 
 NONE: Final = "\N{EN DASH}"
-"""Where there is no number."""
+"""Shown where there is no number."""
 
 _UNITS: Final = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 
 def count(number: int) -> str:
-    """Such as `1,234,567`."""
+    """`1,234,567`."""
     return f"{number:,}"
 
 
@@ -25,12 +25,12 @@ def short(number: float) -> str:
 
 
 def rate(number: float) -> str:
-    """A number a second: `1,234`, `12.5`, `0.03`."""
+    """A number per second: `1,234`, `12.5`, `0.03`."""
     return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def percent(part: float, whole: float) -> str:
-    """Such as `3.1 %`. All and nothing are said only when it is all or nothing."""
+    """`3.1 %`. 0 % and 100 % mean exactly none and all."""
     if whole <= 0:
         return NONE
     share = 100 * part / whole
@@ -44,7 +44,7 @@ def percent(part: float, whole: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Such as `85 ms`, `1.25 s`, `45 s`, `3 min 20 s`, `6 h 12 min`, `2 d 3 h`."""
+    """`85 ms`, `1.25 s`, `45 s`, `3 min 20 s`, `6 h 12 min`, `2 d 3 h`."""
     if seconds == 0:
         return "0 s"
     if seconds < 0.9995:
@@ -60,7 +60,7 @@ def duration(seconds: float) -> str:
 
 
 def size(octets: float) -> str:
-    """Such as `512 B`, `1.50 kB`, `20.4 GB`, in powers of 1000."""
+    """`512 B`, `1.50 kB`, `20.4 GB`, in powers of 1000."""
     for divisor, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if octets >= divisor:
             number = octets / divisor
@@ -69,13 +69,13 @@ def size(octets: float) -> str:
 
 
 def moment(seconds: float) -> str:
-    """A time since 1970 as `2026-11-24 03:12:45`, UTC; a dash where it is none."""
+    """Seconds since 1970 as `2026-11-24 03:12:45` UTC; a dash if the calendar has no such time."""
     at = utc(seconds)
     return NONE if at is None else f"{at:%Y-%m-%d %H:%M:%S}"
 
 
 def utc(seconds: float) -> dt.datetime | None:
-    """A time since 1970; None if a calendar does not have it."""
+    """Seconds since 1970 as a datetime in UTC; None if the calendar has no such time."""
     try:
         return dt.datetime.fromtimestamp(seconds, dt.UTC)
     except (OverflowError, ValueError, OSError):
@@ -83,7 +83,7 @@ def utc(seconds: float) -> dt.datetime | None:
 
 
 def since_1970(text: str) -> float:
-    """Seconds, of a time in the form of ISO 8601; not a number if it is none."""
+    """Seconds since 1970 for an ISO 8601 time; NaN if the text is not one."""
     try:
         return dt.datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):
