@@ -12,26 +12,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 from attrs import field, frozen
 
 from ... import tables as flat
-from ...checks import optional_import
 from ...codec import Codec
 from ...errors import DecodeError
 from ...models import PartnerAccessResponse
-from ...tables import Column, Row, Table, array_of, extra_of, flatten, schema_of, to_json
+from ...tables import Column, Row, Table, extra_of, flatten, to_json
 from ..compression import Compression
 from ..errors import StoreError, UnfitAnswerError
 from ..records import Commit, Shard
 from ..spool import SpoolLine, read_spool_line
 from .answer_files import read_lines
-
-if TYPE_CHECKING:
-    import pyarrow
-
 
 BATCH: Final = 10_000
 """Rows after which a batch ends. It may have more, because an answer is not split."""
@@ -190,25 +185,3 @@ def _request_id(answer: PartnerAccessResponse) -> str | None:
 def _without_accounts(answer: PartnerAccessResponse) -> str | None:
     bare = [detail.to_dict() for detail in answer.details if not detail.accounts]
     return to_json(bare).decode() if bare else None
-
-
-def arrow_table(path: Path, table: Table, rows: list[Row]) -> pyarrow.Table:
-    """Rows as an Arrow table.
-
-    Args:
-        path: the name of the store, for the error.
-        rows: rows of the table; at least one.
-
-    Raises:
-        StoreError: a value does not fit its column.
-    """
-    schema = schema_of(table)
-    arrays = []
-    for number, values in enumerate(zip(*rows, strict=True)):
-        type_ = schema[number].type
-        array = array_of(values, type_)
-        if array is None:
-            row = next(row for row in rows if array_of([row[number]], type_) is None)
-            raise does_not_fit(path, table, table.columns[number], row, str(type_))
-        arrays.append(array)
-    return optional_import("pyarrow", extra="arrow").Table.from_arrays(arrays, schema=schema)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ...checks import optional_import
-from ...tables import ColumnType, Row, Table
+from ...tables import ColumnType, Row, Table, arrow_table
 from .. import crash_points
 from ..errors import StoreError
 from ..files import PRIVATE_FILE, cannot_write, rename_durably, sync_file, sync_folder
-from .answer_rows import arrow_table
+from .answer_rows import does_not_fit
 from .database_file import DatabaseFile
 from .database_schema import quoted
 
@@ -74,7 +75,7 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
 
     def _insert(self, table: Table, rows: list[Row]) -> list[Row]:
         db = self._opened
-        batch = arrow_table(self._path, table, rows)
+        batch = arrow_table(table, rows, partial(does_not_fit, self._path, table))
         columns = ", ".join(quoted(table))
         self._do(lambda: db.register(_INCOMING, batch))
         try:

@@ -10,19 +10,20 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 
 from ...checks import optional_import
 from ...errors import ConfigError
-from ...tables import Table, schema_of
+from ...tables import Table, arrow_table, schema_of
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
 from ..files import cannot_write, create, make_folder, newer_version, rename_durably, sync_folder, write_all
 from ..records import Commit
-from .answer_rows import FETCHES, TABLES, arrow_table, cannot_export, read_spool
+from .answer_rows import FETCHES, TABLES, cannot_export, does_not_fit, read_spool
 from .protocol import Place, Problem, opened
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class ParquetStore:
             for batch in read_spool(spool, self.spool_compression, commit, batch=_ROWS):
                 for table, file in zip(TABLES, files, strict=True):
                     if rows := batch.of(table):
-                        file.write(arrow_table(file.path, table, rows))
+                        file.write(arrow_table(table, rows, partial(does_not_fit, file.path, table)))
             for file in files:
                 file.finish()
             crash_points.reach("tables synced")
