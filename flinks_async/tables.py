@@ -31,6 +31,7 @@ from .models import (
     Tables,
     Timestamp,
     Transaction,
+    unknown_fields,
 )
 from .schema import SCHEMA, Field, FieldKind
 
@@ -226,10 +227,10 @@ def flatten(answer: PartnerAccessResponse, before: Row = (), *, item: int = 0) -
 
 def extra_of(model: Model, **inner: Model | None) -> str | None:
     """The unknown fields of an object as JSON, and those of some objects in it by their wire names; None without any."""
-    extra = dict(model.extra)
+    extra = dict(unknown_fields(model))
     for wire, child in inner.items():
-        if child is not None and child.extra:
-            extra[wire] = dict(child.extra)
+        if child is not None and (unknown := unknown_fields(child)):
+            extra[wire] = dict(unknown)
     return to_json(extra).decode() if extra else None
 
 

@@ -19,7 +19,7 @@ import pytest
 
 from flinks_async import cli, errors
 from flinks_async.bulk.failures import failure_kind
-from flinks_async.bulk.inputs import Note
+from flinks_async.bulk.inputs import SkippedLine
 from flinks_async.bulk.progress import Histogram, Rate
 from flinks_async.cli import output as output_module
 from flinks_async.cli.console import log_to_stderr, printable, say
@@ -166,7 +166,7 @@ class TestBooks:
         out, failed, skipped = Lines(), Lines(), Lines()
         books = Books(out, failed, skipped)
         for kind in ("header", "blank", "duplicate", "continued", "invalid"):
-            await books.note(Note(1, kind, "why"))  # type: ignore[arg-type]
+            await books.note(SkippedLine(1, kind, "why"))  # type: ignore[arg-type]
         for _ in range(3):
             books.take()
         await books.failed(Place(2), errors.BadRequestError("no"))

@@ -8,7 +8,7 @@ import io
 from contextlib import aclosing, closing
 from pathlib import Path
 
-from flinks_async.bulk.inputs import Layout, Note, Row, Token
+from flinks_async.bulk.inputs import Layout, Row, SkippedLine, Token
 from flinks_async.bulk.inputs.rows import TextParser
 from flinks_async.bulk.inputs.source import Content
 from flinks_async.cli.dedup import SeenTokens
@@ -19,14 +19,14 @@ from flinks_async.secret import Secret
 
 def plain(rows: list[Row]) -> list[tuple[object, ...]]:
     """(line, token) or (line, kind of note)."""
-    return [(row.line, row.kind if isinstance(row, Note) else row.token.reveal()) for row in rows]
+    return [(row.line, row.kind if isinstance(row, SkippedLine) else row.token.reveal()) for row in rows]
 
 
 class TestSeen:
     def test_a_duplicate_keeps_its_key(self) -> None:
         seen = SeenTokens()
         assert isinstance(check(Token(1, Secret("one"), "a"), seen), Token)
-        assert check(Token(2, Secret("one"), "b"), seen) == Note(2, "duplicate", key="b")
+        assert check(Token(2, Secret("one"), "b"), seen) == SkippedLine(2, "duplicate", key="b")
 
     def test_many_tokens_are_each_new_once(self) -> None:
         seen = SeenTokens()

@@ -33,7 +33,18 @@ class JobLockedError(JobError):
 
 
 class InputError(JobError):
-    """The file of tokens cannot be read, or is not what the options say. The message names line and column."""
+    """The file of tokens cannot be read, or does not agree with its `Layout`. The message names line and column, and puts
+    fields of `Layout` in backticks.
+
+    Attributes:
+        field: of `Layout` that is wrong or missing, such as `column`; None if the file itself is at fault.
+    """
+
+    _extra_fields = ("field",)
+
+    def __init__(self, message: str = "", *, field: str | None = None, **fields: Any) -> None:
+        super().__init__(message, **fields)
+        self.field = field
 
 
 class InputChangedError(InputError):

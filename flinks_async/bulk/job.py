@@ -338,9 +338,10 @@ def _source(manifest: Manifest, path: str | os.PathLike[str] | None) -> InputFil
     except InputError as error:
         if path is not None:
             raise
-        problem = error.message
+        problem, field = error.message, error.field
     raise InputError(
-        f"{problem} The job was started with {manifest.path}; if that file lies somewhere else now, name it with --tokens."
+        f"{problem} The job was started with {manifest.path}; if that file lies somewhere else now, name it with --tokens.",
+        field=field,
     )
 
 

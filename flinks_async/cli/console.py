@@ -13,6 +13,7 @@ import click
 
 from ..errors import FlinksError
 from ..secret import SecretFilter, redact, redact_request
+from .usage import message_of
 
 _debug = False
 
@@ -30,7 +31,7 @@ def printable(text: str) -> str:
 
 def tell(error: FlinksError) -> None:
     """The error that ended a command."""
-    say(f"Error: {type(error).__name__}: {error}")
+    say(f"Error: {type(error).__name__}: {message_of(error)}")
     trace(error)
 
 

@@ -15,7 +15,7 @@ from .instances import Clients
 from .job_display import DisplayState, Ended, JobDisplay
 from .progress import repeated
 from .run import StopSignals
-from .usage import exit_code_of
+from .usage import exit_code_of, message_of
 
 OpenJob = Callable[[Callable[[int, int], None]], Job]
 
@@ -61,7 +61,7 @@ class JobRun:
                 ended = self._ended("interrupted", self._stop.exit.name, self._stop.exit)
             except FlinksError as failure:
                 error = failure
-                ended = Ended("failed", f"{type(error).__name__}: {error}", self._code_of(error), self._job)
+                ended = Ended("failed", f"{type(error).__name__}: {message_of(error)}", self._code_of(error), self._job)
             except Exception as failure:
                 reason = f"unexpected {type(failure).__name__}"
                 self.display.end(Ended("failed", reason, Exit.UNEXPECTED, self._job))

@@ -14,7 +14,7 @@ import msgspec
 from attrs import define, field, frozen
 
 from ..bulk.failures import failure_kind, suspicion
-from ..bulk.inputs.rows import NO_KEY, Note, NoteKind
+from ..bulk.inputs.rows import NO_KEY, SkippedLine, SkipReason
 from ..bulk.records import FailureKind
 from ..errors import FlinksError
 from ..models import PartnerAccessResponse
@@ -44,7 +44,7 @@ class Counts:
 
     taken: int = 0
     fetched: int = 0
-    notes: Counter[NoteKind] = field(factory=Counter)
+    notes: Counter[SkipReason] = field(factory=Counter)
     failures: Counter[FailureKind] = field(factory=Counter)
     classes: Counter[str] = field(factory=Counter)
 
@@ -107,7 +107,7 @@ class Books:
         if (suspected := suspicion(error)) is not None:
             self.in_a_row[suspected] += 1
 
-    async def note(self, note: Note) -> None:
+    async def note(self, note: SkippedLine) -> None:
         """A line from which nothing is sent."""
         if note.kind == "invalid":
             await self._failed.write(_line(_invalid(note)))
@@ -130,7 +130,7 @@ def _failure(error: FlinksError, kind: FailureKind) -> dict[str, Any]:
     }
 
 
-def _invalid(note: Note) -> dict[str, Any]:
+def _invalid(note: SkippedLine) -> dict[str, Any]:
     return {
         **Place(note.line, note.key).fields(),
         "token_fingerprint": None if note.token is None else fingerprint(note.token),

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
-from ..bulk.inputs import Note, Row
+from ..bulk.inputs import Row, SkippedLine
 from ..bulk.inputs import check as check_row
 from ..secret import Secret
 from .dedup import SeenTokens
@@ -24,7 +24,7 @@ async def tokens_of(file: TokenFile, books: Books, stop: asyncio.Event) -> Async
     async with aclosing(file.rows(stop)) as rows:
         async for row in rows:
             checked = check(row, seen)
-            if isinstance(checked, Note):
+            if isinstance(checked, SkippedLine):
                 await books.note(checked)
             else:
                 books.take()
@@ -34,6 +34,6 @@ async def tokens_of(file: TokenFile, books: Books, stop: asyncio.Event) -> Async
 def check(row: Row, seen: SeenTokens) -> Row:
     """The row itself, if its token can be sent and was not seen before; else a note that says why."""
     checked = check_row(row)
-    if isinstance(checked, Note) or seen.add(checked.token):
+    if isinstance(checked, SkippedLine) or seen.add(checked.token):
         return checked
-    return Note(checked.line, "duplicate", key=checked.key)
+    return SkippedLine(checked.line, "duplicate", key=checked.key)

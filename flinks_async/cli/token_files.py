@@ -19,7 +19,7 @@ from ..bulk.inputs.rows import RowParser
 from ..bulk.inputs.source import Content, cannot_read, content_of, reason_of
 from .daemon import DaemonThread
 from .secret_input import STDIN
-from .usage import UsageError
+from .usage import UsageError, message_of
 
 
 @define(eq=False)
@@ -101,7 +101,7 @@ def open_tokens(path: str, layout: Layout) -> TokenFile:
     try:
         return _open(path, layout.parser(path))
     except InputError as error:
-        raise UsageError(error.message) from None
+        raise UsageError(message_of(error)) from None
 
 
 def _open(path: str, parser: RowParser) -> TokenFile:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Final
+
 import click
 
 from ..bulk.errors import JobError, LedgerError, StoreError, WorkerError
@@ -14,6 +17,22 @@ class UsageError(click.UsageError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, click.get_current_context(silent=True))
+
+
+_OPTIONS: Final = {
+    "`format`": "--format",
+    "`column`": "--column",
+    "`key_column`": "--key-column",
+    "`instance_column`": "--instance-column",
+    "`delimiter`": "--delimiter",
+    "`encoding`": "--encoding",
+    "`header=False`": "--no-header",
+}
+
+
+def message_of(error: FlinksError) -> str:
+    """The error's text, with options of the command line in place of fields of `Layout`."""
+    return re.sub("`[a-z_]+(?:=[A-Za-z]+)?`", lambda field: _OPTIONS.get(field[0], field[0]), str(error))
 
 
 def exit_code_of(error: FlinksError) -> Exit:

@@ -113,10 +113,10 @@ def test_keys(tmp_path: Path, value: Any, type_: Any, key: object) -> None:
             Layout(column="t", key_column="l"),
             "The column 'l' must hold text, a number, a date or a time; it is of type list",
         ),
-        (Layout(column="t", key_column="no"), "There is no column 'no' .--key-column"),
+        (Layout(column="t", key_column="no"), "There is no column 'no' ..key_column"),
         (Layout(column="t", instance_column="n"), "The column 'n' must hold text"),
-        (Layout(column="t", key_column="t"), "--key-column must be another column"),
-        (Layout(delimiter=";"), "--delimiter is for CSV"),
+        (Layout(column="t", key_column="t"), "`key_column` must be another column"),
+        (Layout(delimiter=";"), "`delimiter` is for CSV"),
     ],
 )
 def test_columns_that_cannot_be_used(tmp_path: Path, layout: Layout, says: str) -> None:
@@ -164,7 +164,7 @@ def test_a_file_that_was_changed_since(path: Path, tmp_path: Path) -> None:
 
 def test_under_another_name_it_is_refused(tmp_path: Path) -> None:
     path = table(tmp_path, {"t": ["one"]}, "t.txt")
-    with pytest.raises(InputError, match=r"is a Parquet file.*--format parquet"):
+    with pytest.raises(InputError, match=r"is a Parquet file.*set `format` to parquet"):
         InputFile(path)
 
 

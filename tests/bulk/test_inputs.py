@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import sys
 from hashlib import sha256
 from pathlib import Path
@@ -14,6 +15,7 @@ from flinks_async.bulk.errors import InputChangedError, InputError
 from flinks_async.bulk.inputs import InputFile, Layout, digest
 from flinks_async.bulk.inputs.formats import CSVParser, JSONLParser
 from flinks_async.bulk.inputs.rows import TextParser
+from flinks_async.cli.usage import message_of
 from flinks_async.errors import ConfigError
 
 from .input_support import ZSTD, compressed, plain, read_all, scanned, write
@@ -55,10 +57,10 @@ class TestFormats:
     @pytest.mark.parametrize(
         ("layout", "says"),
         [
-            (Layout(column="t"), "For --column and --key-column, add --format"),
-            (Layout(instance_column="i"), "For --column and --instance-column, add --format"),
-            (Layout(delimiter=";"), "--delimiter is for CSV"),
-            (Layout("jsonl", delimiter=";"), "--delimiter is for CSV"),
+            (Layout(column="t"), "so `column` cannot be used. Set `format` to csv or jsonl"),
+            (Layout(instance_column="i"), "so `instance_column` cannot be used"),
+            (Layout(delimiter=";"), "`delimiter` is for CSV"),
+            (Layout("jsonl", delimiter=";"), "`delimiter` is for CSV"),
         ],
     )
     def test_options_that_do_not_go_together(self, layout: Layout, says: str) -> None:
@@ -71,9 +73,10 @@ class TestFormats:
         self, tmp_path: Path, name: str, content: str, column: str | None
     ) -> None:
         path = write(tmp_path / name, content)
-        with pytest.raises(InputError, match="--key-column must be another column than --column"):
+        with pytest.raises(InputError, match="`key_column` must be another column than `column`") as raised:
             InputFile(path, Layout(column=column, key_column="token"))
-        with pytest.raises(InputError, match="--instance-column must be another column than --column"):
+        assert raised.value.field == "key_column"
+        with pytest.raises(InputError, match="`instance_column` must be another column than `column`"):
             InputFile(path, Layout(column=column, instance_column="token"))
 
 
@@ -149,6 +152,16 @@ class TestFilesThatCannotBeUsed:
 
     def test_its_repr_shows_no_content(self, tmp_path: Path) -> None:
         assert TOKEN not in repr(InputFile(write(tmp_path / "t.txt", TOKEN)))
+
+
+def test_an_error_keeps_its_field_between_processes() -> None:
+    again = pickle.loads(pickle.dumps(InputError("no", field="column")))
+    assert (again.message, again.field) == ("no", "column")
+
+
+def test_the_command_line_names_its_options() -> None:
+    error = InputError("There is no column 'x' (`column`), `b`; use `header=False`.", field="column")
+    assert message_of(error) == "There is no column 'x' (--column), `b`; use --no-header."
 
 
 class TestDigest:

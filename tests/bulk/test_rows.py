@@ -9,7 +9,7 @@ import pytest
 from flinks_async.bulk.errors import InputError
 from flinks_async.bulk.inputs.formats import CSVParser, JSONLParser
 from flinks_async.bulk.inputs.lines import MAX_LINE, TOO_LONG, Line, LineOffsets, LineSplitter
-from flinks_async.bulk.inputs.rows import NO_KEY, Note, Row, RowParser, TextParser, Token, check
+from flinks_async.bulk.inputs.rows import NO_KEY, Row, RowParser, SkippedLine, TextParser, Token, check
 from flinks_async.secret import Secret
 
 
@@ -29,7 +29,7 @@ def plain(rows: list[Row]) -> list[tuple[object, ...]]:
     """(line, token), (line, token, key) or (line, kind of note)."""
     return [
         (row.line, row.kind)
-        if isinstance(row, Note)
+        if isinstance(row, SkippedLine)
         else (row.line, row.token.reveal(), *(() if row.key is NO_KEY else (row.key,)))
         for row in rows
     ]
@@ -98,7 +98,7 @@ class TestText:
 
     def test_other_white_space_than_spaces_stays_and_is_refused_later(self) -> None:
         (row,) = rows_of(TextParser(), "\x0btoken")
-        assert isinstance(check(row), Note)
+        assert isinstance(check(row), SkippedLine)
 
 
 class TestCSV:
@@ -119,7 +119,7 @@ class TestCSV:
     def test_ragged_rows_are_reported_and_nothing_is_taken_from_them(self) -> None:
         rows = rows_of(CSVParser("t", None), "id,t\n7\n8,two,x\n9,tree\n")
         assert plain(rows) == [(1, "header"), (2, "invalid"), (3, "invalid"), (4, "tree")]
-        assert isinstance(rows[1], Note)
+        assert isinstance(rows[1], SkippedLine)
         assert rows[1].message == "the row has 1 fields, the header has 2"
 
     def test_blank_lines_before_and_after_the_header(self) -> None:
@@ -200,7 +200,7 @@ class TestChecks:
     )
     def test_hostile_tokens_become_notes_that_do_not_show_them(self, token: str) -> None:
         note = check(Token(7, Secret(token)))
-        assert isinstance(note, Note)
+        assert isinstance(note, SkippedLine)
         assert (note.line, note.kind) == (7, "invalid")
         assert token not in note.message or token in ("", ".", "..")
 
@@ -210,7 +210,7 @@ class TestChecks:
 
     def test_a_key_that_holds_the_token_is_refused(self) -> None:
         note = check(Token(7, Secret("token-1"), {"of": ["token-1"]}))
-        assert isinstance(note, Note)
+        assert isinstance(note, SkippedLine)
         assert (note.kind, note.key) == ("invalid", None)
 
     @pytest.mark.parametrize(
@@ -218,23 +218,23 @@ class TestChecks:
     )
     def test_a_key_may_not_hold_it_anywhere(self, key: object) -> None:
         note = check(Token(7, Secret("token-1"), key))
-        assert isinstance(note, Note)
+        assert isinstance(note, SkippedLine)
         assert "token-1" not in f"{note!r}"
 
     def test_nor_as_a_number(self) -> None:
-        assert isinstance(check(Token(7, Secret("12345"), 12345)), Note)
+        assert isinstance(check(Token(7, Secret("12345"), 12345)), SkippedLine)
         (row,) = rows_of(JSONLParser("t", "k"), '{"t": 12345, "k": "u-12345"}')
-        assert isinstance(row, Note)
+        assert isinstance(row, SkippedLine)
         assert row.key is None
 
     def test_nor_a_deep_one(self) -> None:
         key: object = "token-1"
         for _ in range(5000):
             key = [key]
-        assert isinstance(check(Token(7, Secret("token-1"), key)), Note)
+        assert isinstance(check(Token(7, Secret("token-1"), key)), SkippedLine)
 
     def test_a_token_with_a_backslash_in_a_nested_key(self) -> None:
-        assert isinstance(check(Token(7, Secret("a\\b'c"), ["a\\b'c"])), Note)
+        assert isinstance(check(Token(7, Secret("a\\b'c"), ["a\\b'c"])), SkippedLine)
 
     @pytest.mark.parametrize("name", ["toolbox", "Acme-2", "a", "x" * 59])
     def test_names_of_instances(self, name: str) -> None:
@@ -255,7 +255,7 @@ class TestChecks:
     )
     def test_what_is_no_instance_is_not_shown(self, name: str, says: str) -> None:
         note = check(Token(7, Secret("token-1"), "u-1", name))
-        assert isinstance(note, Note)
+        assert isinstance(note, SkippedLine)
         assert says in note.message
         assert (note.kind, note.key, note.instance) == ("invalid", "u-1", None)
 
@@ -272,14 +272,14 @@ class TestInstances:
         rows = [check(row) for row in rows_of(JSONLParser("t", None, "at"), text)]
         assert isinstance(rows[0], Token)
         assert rows[0].instance == "acme"
-        assert [row.message for row in rows if isinstance(row, Note)] == [
+        assert [row.message for row in rows if isinstance(row, SkippedLine)] == [
             *["the instance is missing"] * 4,
             "the line is not a JSON object",
         ]
 
     @pytest.mark.parametrize("parser", [CSVParser("t", None, ",", "at"), JSONLParser("t", None, "at")])
     def test_a_column_that_is_not_there(self, parser: RowParser) -> None:
-        with pytest.raises(InputError, match=r"no column 'at' \(--instance-column\).*'t'"):
+        with pytest.raises(InputError, match=r"no column 'at' \(`instance_column`\).*'t'"):
             rows_of(parser, "t\none\n" if isinstance(parser, CSVParser) else '{"t": "one"}\n')
 
 

@@ -23,7 +23,18 @@ from hypothesis import strategies as st
 
 from flinks_async.bulk.compression import Compression
 from flinks_async.bulk.errors import InputChangedError, InputError, StoreError
-from flinks_async.bulk.inputs import InputFile, Layout, Note, Row, ShardReader, Token, check, duplicates, scan, source
+from flinks_async.bulk.inputs import (
+    InputFile,
+    Layout,
+    Row,
+    ShardReader,
+    SkippedLine,
+    Token,
+    check,
+    duplicates,
+    scan,
+    source,
+)
 from flinks_async.bulk.inputs import shards as shard_reader_module
 from flinks_async.bulk.inputs.lines import LineSplitter
 from flinks_async.bulk.records import Failure, Shard
@@ -198,7 +209,7 @@ class TestAnyBytes:
                     repeats[token.line] = found
             assert sink.duplicates == repeats
             assert result.tokens == len(first)
-            notes = [row for row in expected if isinstance(row, Note) and row.kind == "invalid"]
+            notes = [row for row in expected if isinstance(row, SkippedLine) and row.kind == "invalid"]
             assert [(f.line, f.message) for f in sink.failures] == [(note.line, note.message) for note in notes]
 
             self._check_shards(file, sink, tokens, shard_size, data)
@@ -468,7 +479,7 @@ class TestReader:
         write(tmp_path / "t.txt", "\n".join(change(lines)), kind)  # type: ignore[operator]
         reader = ShardReader(InputFile(tmp_path / "t.txt"), KEY)
         assert len(reader.read(shards[0])) == 100
-        with pytest.raises(InputChangedError, match=r"^Lines 101 to 200 .* not the same any more\. Put the file back"):
+        with pytest.raises(InputChangedError, match=r"^Lines 101 to 200 .* they hold other tokens\. Put the file back"):
             reader.read(shards[1])
         reader.close()
 

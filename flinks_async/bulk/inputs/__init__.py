@@ -1,9 +1,19 @@
-"""Files of tokens: opened, known again, read through once, and read shard by shard."""
+"""Files of tokens: detects their format, scans them once, and reads them again shard by shard.
+
+To add an input format:
+
+1. `formats.py`: add its name to `Format`, its suffix to `_SUFFIXES`, and write its parser (a `RowParser`, see `rows.py`);
+   `Layout.parser` chooses it. A binary format becomes lines of JSON, as in `parquet.py`.
+2. `source.py`: recognize its first bytes; for a binary format, `InputFile.content_of` returns its content.
+3. `../../cli/fetch.py`: add it to `--format`.
+4. Tests: `tests/bulk/test_rows.py` (the parser) and the `NAMES` of `tests/bulk/test_scan.py` (scan and shards).
+5. `docs/command-line.md`: the formats of TOKENS.
+"""
 
 from __future__ import annotations
 
 from .formats import Format, Layout
-from .rows import NO_KEY, Note, Row, Token, check
+from .rows import NO_KEY, Row, SkippedLine, Token, check
 from .scan import PlanSink, Scanned, scan
 from .shards import ShardReader
 from .source import STDIN, InputBytes, InputFile, digest
@@ -15,11 +25,11 @@ __all__ = [
     "InputBytes",
     "InputFile",
     "Layout",
-    "Note",
     "PlanSink",
     "Row",
     "Scanned",
     "ShardReader",
+    "SkippedLine",
     "Token",
     "check",
     "digest",

@@ -1,4 +1,4 @@
-"""Finds tokens that came before: exactly, with little memory, and without writing a token."""
+"""Finds duplicate tokens: exactly, with little memory, and without writing a token to the disk."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _AT_ONCE: Final = 4 * 1024 * 1024
 
 
 class DuplicateFinder:
-    """Takes each token's bytes with its line, and tells afterwards which of them were there before.
+    """Receives the bytes of each token with its line, and reports the duplicates afterwards.
 
-    A token is kept as 24 bytes on the disk: a 16-byte BLAKE2b hash, with a key that is random and never stored, and its
-    line. By their first byte the hashes go to 256 buckets, each of which is looked through by itself. Two of a billion
-    different tokens have the same hash with a probability of 1.5 : 10^21 (n² / 2¹²⁹).
+    A token takes 24 bytes on the disk: a 16-byte BLAKE2b hash, whose key is random and never stored, and its line. The
+    first byte of a hash selects one of 256 buckets, and each bucket is searched separately. The probability that any two
+    of a billion different tokens have the same hash is 1.5 : 10^21 (n² / 2¹²⁹).
 
-    Memory is at most some 50 MB: 16 MB of buffers while tokens come, and later the 4 MB of hashes that are compared at
-    once, as Python objects. A bucket that is larger, from 40 million tokens on, is read several times.
+    Memory is at most about 50 MB: 16 MB of buffers while tokens are added, then the 4 MB of hashes that are compared at
+    once, as Python objects. A larger bucket (from 40 million tokens on) is read several times.
 
     Args:
-        folder: for the buckets. It is made new, and removed by `close`.
+        folder: for the buckets. What it holds is removed, and `close` removes it.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -43,7 +43,7 @@ class DuplicateFinder:
         make_folder(folder)
 
     def add(self, identity: bytes, line: int) -> None:
-        """Takes a token. Lines must come in ascending order.
+        """Adds a token. Lines must be in ascending order.
 
         Raises:
             StoreError: the disk is full.
@@ -56,7 +56,7 @@ class DuplicateFinder:
             self._flush(number)
 
     def found(self) -> Iterator[tuple[int, int]]:
-        """(line, line of the first one) of each token that came before, in no particular order.
+        """(line, line of the first occurrence) of each duplicate, in no particular order.
 
         Raises:
             StoreError: the disk cannot be read.

@@ -1,4 +1,4 @@
-"""How a token file is to be read."""
+"""How a token file is read: its `Layout`, and the parsers of CSV and JSONL."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from attrs import evolve, frozen
 from ...secret import Secret
 from ..errors import InputError
 from .lines import BadLine, Line
-from .rows import NO_KEY, Note, Row, RowParser, TextParser, Token, choose_beside, choose_column, holds_token
-
-# [flinks_async.bulk.inputs.rows_csv] CSV with a header row. Quoted fields may hold line breaks; a quote that never ends costs one line, not the file.
-
-# [flinks_async.bulk.inputs.rows_jsonl] JSONL: one object a line, of which one field is the token. Lines that are just a string are tokens too.
-
+from .rows import (
+    NO_KEY,
+    Row,
+    RowParser,
+    SkippedLine,
+    TextParser,
+    Token,
+    choose_column,
+    choose_other_column,
+    contains_token,
+)
 
 Format = Literal["auto", "text", "csv", "jsonl", "parquet"]
 
@@ -32,17 +37,20 @@ _SUFFIXES: Final[dict[str, Format]] = {
     ".parquet": "parquet",
 }
 
+_MAX_LINES_OF_A_ROW: Final = 100
+_MAX_ROW: Final = 1024 * 1024
+
 
 @frozen
 class Layout:
-    """How to read the file. None and `auto` are found out from its name and its first row.
+    """How to read the file. None and `auto` mean that its name and its first row decide.
 
     Attributes:
         format: `text`, `csv`, `jsonl`, `parquet`, or `auto` (default): by the name (`users.csv.gz` is CSV), else text.
-        column: with the tokens; without it, the only one, or the one with a usual name.
-        key_column: of values that come back with the answers.
-        instance_column: of the names of the instances where the tokens belong.
-        delimiter: of CSV; without it a comma, in a `.tsv` file a tab.
+        column: holds the tokens. Default: the only column, or the one with a usual name such as `access_token`.
+        key_column: holds values that are returned with the answers.
+        instance_column: holds the names of the instances that the tokens belong to.
+        delimiter: of CSV. Default: a comma; in a `.tsv` file a tab.
     """
 
     format: Format = "auto"
@@ -56,7 +64,7 @@ class Layout:
         return _SUFFIXES.get(_suffix(path), "text") if self.format == "auto" else self.format
 
     def for_file(self, path: str) -> Layout:
-        """The same with what the name of a file says, so that the file may have another name later."""
+        """The same layout with what the file's name decides filled in, so that the file may be renamed later."""
         chosen, delimiter = self.format_of(path), self.delimiter
         if chosen == "csv" and delimiter is None:
             delimiter = "\t" if _suffix(path) == ".tsv" else ","
@@ -66,17 +74,19 @@ class Layout:
         """The parser for a file of that name. A Parquet file is read as JSONL (see `parquet`).
 
         Raises:
-            InputError: options that do not go together.
+            InputError: fields exclude each other.
         """
         named = self.for_file(path)
         chosen = named.format
-        columns = {"--key-column": self.key_column, "--instance-column": self.instance_column}
-        given = [option for option, name in columns.items() if name is not None]
-        if chosen == "text" and (self.column is not None or given):
-            options = " and ".join(["--column", *(given or ["--key-column"])])
-            raise InputError(f"A text file has no columns. For {options}, add --format csv or --format jsonl.")
+        if chosen == "text":
+            for field in ("column", "key_column", "instance_column"):
+                if getattr(self, field) is not None:
+                    raise InputError(
+                        f"A text file has no columns, so `{field}` cannot be used. Set `format` to csv or jsonl.",
+                        field=field,
+                    )
         if chosen != "csv" and self.delimiter is not None:
-            raise InputError("--delimiter is for CSV files; add --format csv.")
+            raise InputError("`delimiter` is for CSV files. Set `format` to csv.", field="delimiter")
         if chosen == "text":
             return TextParser()
         if chosen in ("jsonl", "parquet"):
@@ -85,19 +95,14 @@ class Layout:
 
 
 def _suffix(path: str) -> str:
-    """The end of a name that tells the format."""
+    """The suffix that tells the format, without that of a compression."""
     stem, suffix = os.path.splitext(path.lower())
     return os.path.splitext(stem)[1] if suffix in _COMPRESSED else suffix
 
 
-_MAX_LINES_OF_A_ROW: Final = 100
-
-_MAX_ROW: Final = 1024 * 1024
-
-
 @frozen
 class _Header:
-    """How many columns there are, and where those of interest are."""
+    """The number of columns, and the places of those that are read."""
 
     width: int
     token: int
@@ -106,7 +111,7 @@ class _Header:
 
 
 class CSVParser:
-    """Rows of the token column, and of the key and instance columns if there are."""
+    """CSV with a header row. Quoted fields may hold line breaks; a quote that never ends costs one line, not the file."""
 
     def __init__(
         self,
@@ -139,7 +144,7 @@ class CSVParser:
                 yield from self._give_up_all()
                 if not self.ready:
                     raise InputError(f"The header row of the CSV file (line {number}) cannot be read: {line.message}.")
-                yield Note(number, "invalid", line.message)
+                yield SkippedLine(number, "invalid", line.message)
             elif self._open or '"' in line:
                 yield from self._add(number, line)
             else:
@@ -158,7 +163,7 @@ class CSVParser:
 
     def _simple(self, number: int, text: str) -> Row:
         """A row on one line, without quotes."""
-        return self._row(number, text.split(self._delimiter)) if text.strip(" \t") else Note(number, "blank")
+        return self._row(number, text.split(self._delimiter)) if text.strip(" \t") else SkippedLine(number, "blank")
 
     def _add(self, number: int, text: str) -> Iterator[Row]:
         if not self._open and '"' not in text:
@@ -167,7 +172,7 @@ class CSVParser:
         self._open.append((number, text))
         try:
             fields = self._parse() if '"' in text else None
-        except csv.Error:  # a field that is larger than the csv module takes
+        except csv.Error:  # a field that exceeds the limit of the csv module
             yield from self._give_up()
             return
         if fields is not None:
@@ -175,7 +180,7 @@ class CSVParser:
             self._open.clear()
             yield self._row(numbers[0], fields)
             for continued in numbers[1:]:
-                yield Note(continued, "continued")
+                yield SkippedLine(continued, "continued")
         elif len(self._open) >= _MAX_LINES_OF_A_ROW or sum(len(part) for _, part in self._open) > _MAX_ROW:
             yield from self._give_up()
 
@@ -196,12 +201,12 @@ class CSVParser:
             yield from self._give_up()
 
     def _give_up(self) -> Iterator[Row]:
-        """The first open line has a quote that does not end: report it, and read the others anew."""
+        """The first open line has a quote that does not end: report it, and read the other lines again."""
         (first, _), *others = self._open
         self._open.clear()
         if not self.ready:
             raise InputError(f"The header row of the CSV file (line {first}) has a quote that does not end.")
-        yield Note(first, "invalid", "the row has a quote that does not end, or a field that is too long")
+        yield SkippedLine(first, "invalid", "the row has a quote that does not end, or a field that is too long")
         for number, text in others:
             yield from self._add(number, text)
 
@@ -209,9 +214,9 @@ class CSVParser:
         header = self._header
         if header is None:
             self._header = self._read_header(fields)
-            return Note(number, "header")
+            return SkippedLine(number, "header")
         if len(fields) != header.width:
-            return Note(number, "invalid", f"the row has {len(fields)} fields, the header has {header.width}")
+            return SkippedLine(number, "invalid", f"the row has {len(fields)} fields, the header has {header.width}")
         return Token(
             number,
             Secret(fields[header.token].strip(" \t")),
@@ -223,19 +228,22 @@ class CSVParser:
         names = [name.strip() for name in fields]
         tokens = choose_column(names, self._column)
 
-        def place(asked: str | None, option: str) -> int | None:
-            return None if asked is None else names.index(choose_beside(names, tokens, asked, option))
+        def place(asked: str | None, field: str) -> int | None:
+            return None if asked is None else names.index(choose_other_column(names, tokens, asked, field))
 
         return _Header(
             len(names),
             names.index(tokens),
-            place(self._key_column, "--key-column"),
-            place(self._instance_column, "--instance-column"),
+            place(self._key_column, "key_column"),
+            place(self._instance_column, "instance_column"),
         )
 
 
 class JSONLParser:
-    """Lines of JSON. The first object decides which field holds the token, unless it was named."""
+    """One JSON object a line. Unless `column` names it, the first object decides which field holds the token.
+
+    Without columns, a line that is just a JSON string is a token, too.
+    """
 
     held = 0
 
@@ -263,40 +271,40 @@ class JSONLParser:
 
     def _row(self, number: int, line: Line) -> Row:
         if isinstance(line, BadLine):
-            return Note(number, "invalid", line.message)
+            return SkippedLine(number, "invalid", line.message)
         try:
             value = msgspec.json.decode(line)
         except (msgspec.DecodeError, RecursionError):
             if not line.strip(" \t"):
-                return Note(number, "blank")
-            return Note(number, "invalid", "the line is not valid JSON")
+                return SkippedLine(number, "blank")
+            return SkippedLine(number, "invalid", "the line is not valid JSON")
         if isinstance(value, dict):
             return self._from_object(number, value)
         if isinstance(value, str) and self._column is self._key_column is self._instance_column is None:
             self.ready = True
             return Token(number, Secret(value))
-        return Note(number, "invalid", "the line is not a JSON object")
+        return SkippedLine(number, "invalid", "the line is not a JSON object")
 
     def _from_object(self, number: int, value: dict[str, Any]) -> Row:
         if not self.ready:
             self._choose(list(value))
         key = NO_KEY if self._key_column is None else value.get(self._key_column)
         if self._column not in value:
-            return Note(number, "invalid", "the object has no such field as the one of the tokens", key=key)
+            return SkippedLine(number, "invalid", "the object lacks the field of the token", key=key)
         token = value[self._column]
         if not isinstance(token, str):
-            shown = None if holds_token(key, Secret(str(token))) else key
-            return Note(number, "invalid", "the field of the token is not a text", key=shown)
+            shown = None if contains_token(key, Secret(str(token))) else key
+            return SkippedLine(number, "invalid", "the field of the token is not a text", key=shown)
         if self._instance_column is None:
             return Token(number, Secret(token), key)
         instance = value.get(self._instance_column)
-        # What is no text is no name either, as the check says of an empty one.
+        # Another type than text is no name: `check` reports it as missing.
         return Token(number, Secret(token), key, instance if isinstance(instance, str) else "")
 
     def _choose(self, names: list[str]) -> None:
         self._column = choose_column(names, self._column)
         if self._key_column is not None:
-            choose_beside(names, self._column, self._key_column, "--key-column")
+            choose_other_column(names, self._column, self._key_column, "key_column")
         if self._instance_column is not None:
-            choose_beside(names, self._column, self._instance_column, "--instance-column")
+            choose_other_column(names, self._column, self._instance_column, "instance_column")
         self.ready = True

@@ -1,4 +1,4 @@
-"""Bytes into lines of text, with a limit on how much of one line is ever held."""
+"""Splits bytes into lines of text. A line that is too long is dropped while it is read, so it takes no memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_LINE: Final = 1024 * 1024
 
 @frozen
 class BadLine:
-    """Stands for a line that is no text, or too long to be kept."""
+    """A line that is not text, or too long to be kept."""
 
     message: str
 
@@ -27,11 +27,11 @@ Line = str | BadLine
 
 @frozen
 class Batch:
-    """Lines that follow each other.
+    """Successive lines.
 
     Attributes:
-        lines: themselves.
-        sizes: of each in bytes, with its end.
+        lines: the lines.
+        sizes: the bytes of each, including its end.
     """
 
     lines: list[Line]
@@ -43,8 +43,8 @@ class LineSplitter:
 
     def __init__(self, max_line: int = MAX_LINE) -> None:
         self._max_line = max_line
-        self._rest = bytearray()  # of the line that has not ended
-        self._dropped = 0  # bytes of it that were not kept, since it is too long
+        self._rest = bytearray()  # the beginning of an incomplete line
+        self._dropped = 0  # its bytes that were dropped, because it is too long
 
     def feed(self, chunk: bytes) -> Batch:
         """The lines that end in this chunk. An empty chunk is the end of the file."""
@@ -76,7 +76,7 @@ class LineSplitter:
         return Batch([TOO_LONG, *batch.lines], [size, *batch.sizes])
 
     def _split(self, block: bytes) -> Batch:
-        """Whole lines, at once: much faster than one by one."""
+        """Whole lines, split at once: much faster than one by one."""
         raw = block.split(b"\n")
         raw.pop()  # after the last line end
         lines: list[Line]
@@ -103,7 +103,7 @@ class LineSplitter:
 
 
 class LineOffsets:
-    """Where lines begin, of those that are still asked for.
+    """Offsets of the latest lines.
 
     Args:
         position: bytes before the first line.
@@ -115,7 +115,7 @@ class LineOffsets:
         self._starts: list[int] = []
 
     def add(self, sizes: Sequence[int]) -> None:
-        """The next lines, by their sizes."""
+        """Adds lines by their sizes."""
         starts = list(accumulate(sizes, initial=self._end))
         self._end = starts.pop()
         self._starts += starts
@@ -125,7 +125,7 @@ class LineOffsets:
         return self._starts[line - self._first]
 
     def keep(self, count: int) -> None:
-        """Forgets all but the last lines."""
+        """Drops all but the last lines."""
         forgotten = len(self._starts) - count
         self._first += forgotten
         del self._starts[:forgotten]

@@ -1,6 +1,6 @@
-"""Parquet files of tokens, read as if they were JSONL: a line for each row, with the columns that are wanted.
+"""Parquet files of tokens, read as if they were JSONL: one line for each row, with the columns that are needed.
 
-So everything else (lines, offsets, shards, checks) is as for other files. Needs pyarrow.
+So lines, offsets, shards and checks work as for other files. Needs pyarrow.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from ...checks import optional_import
 from ..compression import Compression, Corrupt
 from ..errors import InputError
 from .formats import JSONLParser
-from .rows import choose_beside, choose_column
+from .rows import choose_column, choose_other_column
 
 if TYPE_CHECKING:
     import pyarrow
@@ -29,7 +29,7 @@ _encode: Final = msgspec.json.Encoder().encode_lines
 
 @frozen
 class ParquetColumns:
-    """The columns of a file that are wanted.
+    """The columns of a file that are read.
 
     Attributes:
         token, key, instance: their names.
@@ -44,19 +44,19 @@ class ParquetColumns:
         """Finds them.
 
         Raises:
-            InputError: it is no Parquet file, there is no such column, or it is of a type that cannot be used.
+            InputError: it is not a Parquet file, a column is missing, or has a type that cannot be used.
             ConfigError: pyarrow is not installed.
         """
         schema = _open(raw).schema_arrow
         chosen = cls(choose_column(schema.names, token), key, instance)
-        _check_type(schema, chosen.token, _is_text, "text")
-        for name, option in ((key, "--key-column"), (instance, "--instance-column")):
+        _check_type(schema, chosen.token, _is_text, "text", "column")
+        for name, field in ((key, "key_column"), (instance, "instance_column")):
             if name is not None:
-                choose_beside(schema.names, chosen.token, name, option)
+                choose_other_column(schema.names, chosen.token, name, field)
         if key is not None:
-            _check_type(schema, key, _is_plain, "text, a number, a date or a time")
+            _check_type(schema, key, _is_plain, "text, a number, a date or a time", "key_column")
         if instance is not None:
-            _check_type(schema, instance, _is_text, "text")
+            _check_type(schema, instance, _is_text, "text", "instance_column")
         return chosen
 
     @property
@@ -64,20 +64,20 @@ class ParquetColumns:
         return [name for name in (self.token, self.key, self.instance) if name is not None]
 
     def parser(self) -> JSONLParser:
-        """The parser for what `ParquetContent` gives."""
+        """The parser for the lines of `ParquetContent`."""
         return JSONLParser(self.token, self.key, self.instance)
 
 
 class ParquetContent:
-    """The rows of a file as lines of JSON, from its beginning; in the place of `Content`.
+    """The rows of a file as lines of JSON, from its beginning; used like `Content`.
 
     Args:
         raw: the file. It is not closed.
-        columns: that are wanted.
+        columns: to read.
 
     Attributes:
-        position: bytes of lines before what `read` gives next.
-        raw_position: bytes of the file that were read, about.
+        position: bytes of lines before the next `read`.
+        raw_position: about how many bytes of the file were read.
     """
 
     compression: Compression = "none"
@@ -92,7 +92,7 @@ class ParquetContent:
         self._batches: Iterator[Any] = file.iter_batches(_ROWS, columns=columns.names)
 
     def read(self) -> bytes:
-        """The next lines; nothing at the end.
+        """The next lines; empty at the end.
 
         Raises:
             CompressedDataError: the file is damaged.
@@ -117,16 +117,16 @@ def _open(raw: BinaryIO) -> Any:
     from pyarrow.parquet import ParquetFile
 
     try:
-        return ParquetFile(raw, buffer_size=_BUFFER, pre_buffer=False)  # else a row group is read as a whole
+        return ParquetFile(raw, buffer_size=_BUFFER, pre_buffer=False)  # with it, a row group is read as a whole
     except (pa.ArrowException, OSError, ValueError):
         pass
     raise InputError("The file of tokens cannot be read: it is not a Parquet file, or was cut short.")
 
 
-def _check_type(schema: pyarrow.Schema, name: str, fits: Any, what: str) -> None:
+def _check_type(schema: pyarrow.Schema, name: str, fits: Any, what: str, field: str) -> None:
     type_ = schema.field(name).type
     if not fits(type_):
-        raise InputError(f"The column {name!r} must hold {what}; it is of type {type_}.")
+        raise InputError(f"The column {name!r} must hold {what}; it is of type {type_}.", field=field)
 
 
 def _values(type_: pyarrow.DataType) -> pyarrow.DataType:
@@ -150,7 +150,7 @@ def _is_json(type_: pyarrow.DataType) -> bool:
 
 
 def _is_written_out(type_: pyarrow.DataType) -> bool:
-    """JSON has no such type, so it becomes text."""
+    """Types that JSON lacks; they become text."""
     types = optional_import("pyarrow", extra="arrow").types
     return bool(types.is_decimal(type_) or types.is_date(type_) or types.is_timestamp(type_) or types.is_time(type_))
 

@@ -1,4 +1,4 @@
-"""What a line of a token file turns out to be, and the parser of plain text. CSV and JSONL are files of their own."""
+"""What a line of a token file turns out to be, the parser of plain text, and the check of every row before it is sent."""
 
 from __future__ import annotations
 
@@ -13,10 +13,7 @@ from ...secret import Secret
 from ..errors import InputError
 from .lines import BadLine, Line
 
-# [flinks_async.bulk.inputs.check] Which rows are worth sending.
-
-
-NoteKind = Literal["blank", "duplicate", "header", "continued", "invalid"]
+SkipReason = Literal["blank", "duplicate", "header", "continued", "invalid"]
 
 NO_KEY: Final = object()
 
@@ -27,7 +24,7 @@ class Token:
 
     Attributes:
         line: its number, from 1.
-        token: as it stands there; `check` says whether it can be sent.
+        token: as it stands there; `check` decides whether it can be sent.
         key: the value of the key column; `NO_KEY` without one.
         instance: the value of the instance column; None without one.
     """
@@ -39,40 +36,40 @@ class Token:
 
 
 @frozen
-class Note:
+class SkippedLine:
     """A line without a token to fetch.
 
     Attributes:
         line: its number, from 1.
-        kind: why; `continued` lines belong to the row of a line before.
-        message: for an invalid line, what is wrong with it.
-        token: for an invalid line whose token could be read.
+        kind: the reason; `continued` lines belong to the row of an earlier line.
+        message: of an invalid line, what is wrong with it.
+        token: of an invalid line whose token could be read.
         key: as in `Token`.
-        instance: as in `Token`, if it is fit to be shown.
+        instance: as in `Token`, if it is the name of an instance.
     """
 
     line: int
-    kind: NoteKind
+    kind: SkipReason
     message: str = ""
     token: Secret | None = None
     key: Any = field(default=NO_KEY)
     instance: str | None = None
 
 
-Row = Token | Note
+Row = Token | SkippedLine
 
 
 class RowParser(Protocol):
-    """Lines into rows, in their order. Every line that is fed comes out exactly once, as a row or a `continued` note."""
+    """Turns lines into rows, in order. Every line that is fed is returned exactly once, as a row or as `continued`."""
 
     @property
     def ready(self) -> bool:
-        """Whether the columns are known, so that nothing can be wrong with the file as a whole any more."""
+        """Whether the columns are known, so that only single lines can still be wrong."""
         ...
 
     @property
     def held(self) -> int:
-        """How many of the lines that were fed have not come out yet."""
+        """How many of the lines that were fed have not been returned yet."""
         ...
 
     def feed(self, lines: Sequence[Line]) -> Iterator[Row]:
@@ -84,7 +81,7 @@ class RowParser(Protocol):
         ...
 
     def finish(self) -> Iterator[Row]:
-        """What is left at the end of the file.
+        """The remaining rows, at the end of the file.
 
         Raises:
             InputError: the file has no header row.
@@ -92,7 +89,7 @@ class RowParser(Protocol):
         ...
 
     def at(self, line: int) -> RowParser:
-        """A parser with the same columns that begins with that line, which must be the first one of a row."""
+        """A parser with the same columns that begins with this line, which must be the first line of a row."""
         ...
 
 
@@ -110,11 +107,11 @@ class TextParser:
         self._next += len(lines)
         for number, line in enumerate(lines, first):
             if isinstance(line, BadLine):
-                yield Note(number, "invalid", line.message)
+                yield SkippedLine(number, "invalid", line.message)
             elif token := line.strip(" \t"):
                 yield Token(number, Secret(token))
             else:
-                yield Note(number, "blank")
+                yield SkippedLine(number, "blank")
 
     def finish(self) -> Iterator[Row]:
         return iter(())
@@ -126,63 +123,76 @@ class TextParser:
 _USUAL_NAMES: Final = frozenset({"token", "accesstoken", "flinksaccesstoken"})
 
 
-def choose_column(names: Sequence[str], asked: str | None, option: str = "--column") -> str:
+def is_usual_name(name: str) -> bool:
+    """Whether a column of this name holds the tokens, if nobody named another one."""
+    return name.lower().replace("_", "").replace(" ", "") in _USUAL_NAMES
+
+
+def choose_column(names: Sequence[str], asked: str | None, field: str = "column") -> str:
     """The name of a column: the one that was asked for, else the only one, else the one with a usual name.
+
+    Args:
+        field: of `Layout`, where the column is named.
 
     Raises:
         InputError: there is no such column, or more than one. The message lists the columns.
     """
     if asked is not None:
         found = [name for name in names if name == asked]
-        problem = f"There is no column {asked!r} ({option})."
+        problem = f"There is no column {asked!r} (`{field}`)."
     elif len(names) == 1:
         return names[0]
     else:
-        found = [name for name in names if name.lower().replace("_", "").replace(" ", "") in _USUAL_NAMES]
-        problem = "Which column holds the tokens? Name it with --column."
+        found = [name for name in names if is_usual_name(name)]
+        problem = "Which column holds the tokens? Name it with `column`."
     if len(found) == 1:
         return found[0]
     if found:
-        problem = f"More than one column could be meant; {option} must name one that is there once."
-    raise InputError(f"{problem} The columns are: {_listed(names)}.")
+        problem = f"More than one column could be meant; `{field}` must name a column that exists once."
+    if any(looks_like_data(name) for name in names):
+        problem += " The first row looks like data; if the file has no header row, use `header=False`."
+    raise InputError(f"{problem} The columns are: {_listed(names)}.", field=field)
 
 
-def choose_beside(names: Sequence[str], tokens: str, asked: str, option: str) -> str:
-    """The name of another column than that of the tokens.
+def choose_other_column(names: Sequence[str], tokens: str, asked: str, field: str) -> str:
+    """The name of a column that does not hold the tokens.
 
     Raises:
-        InputError: it is that one; and as `choose_column`.
+        InputError: it is the column of the tokens; and as `choose_column`.
     """
     if asked == tokens:
         raise InputError(
-            f"{option} must be another column than --column, which holds the tokens: its values are written to the output."
+            f"`{field}` must be another column than `column`, which holds the tokens: its values are written to the output.",
+            field=field,
         )
-    return choose_column(names, asked, option)
+    return choose_column(names, asked, field)
+
+
+def looks_like_data(name: str) -> bool:
+    """Whether this is more likely a value, perhaps a token, than the name of a column. It is then never shown."""
+    return len(name) > 40 or not name.isprintable() or sum(map(str.isdigit, name)) >= 5
 
 
 def _listed(names: Sequence[str], limit: int = 50) -> str:
-    shown = [_shown(name) for name in names[:limit]]
+    shown = [
+        f"(a name of {len(name)} characters that looks like data)" if looks_like_data(name) else repr(name)
+        for name in names[:limit]
+    ]
     return ", ".join(shown) + (f" and {len(names) - limit} more" if len(names) > limit else "")
 
 
-def _shown(name: str) -> str:
-    # Without a header row, the first row is data, and its "names" may be tokens.
-    like_a_name = len(name) <= 40 and name.isprintable() and sum(map(str.isdigit, name)) < 5
-    return repr(name) if like_a_name else f"(a name of {len(name)} characters that looks like data)"
-
-
 def check(row: Row) -> Row:
-    """The row itself, if its token can be sent; else a note that says why, and never shows the token."""
-    if isinstance(row, Note):
+    """The row itself, if its token can be sent; else a skipped line with the reason, which never shows the token."""
+    if isinstance(row, SkippedLine):
         return row
     problem = _problem_of_token(row.token)
-    key_holds_it = row.key is not NO_KEY and holds_token(row.key, row.token)
+    key_holds_it = row.key is not NO_KEY and contains_token(row.key, row.token)
     if problem is None and key_holds_it:
         problem = "the key column holds the access token"
     instance_problem = None if row.instance is None else _problem_of_instance(row.instance, row.token)
     if problem is None and instance_problem is None:
         return row
-    return Note(
+    return SkippedLine(
         row.line,
         "invalid",
         problem or instance_problem or "",
@@ -198,7 +208,7 @@ def _problem_of_token(token: Secret) -> str | None:
     except InvalidTokenError as error:
         return error.message
     if not token.reveal().isprintable():
-        # Allowed on the wire, but in a file it is a byte-order mark or a space that nobody sees.
+        # Allowed on the wire, but in a file it is a mistake: a space that nobody sees.
         return "the access token holds an invisible character"
     return None
 
@@ -208,11 +218,11 @@ def _problem_of_instance(instance: str, token: Secret) -> str | None:
         return "the instance is missing"
     if not INSTANCE_NAME.fullmatch(instance):
         return "the instance column does not hold the name of an instance"
-    return "the instance column holds the access token" if holds_token(instance, token) else None
+    return "the instance column holds the access token" if contains_token(instance, token) else None
 
 
-def holds_token(value: Any, token: Secret) -> bool:
-    """Whether a text, a number, or something inside of a list or an object contains the token."""
+def contains_token(value: Any, token: Secret) -> bool:
+    """Whether a text, a number, or anything inside a list or an object contains the token."""
     left = [value] if token else []
     while left:
         value = left.pop()

@@ -1,4 +1,4 @@
-"""Reads a token file through before anything is sent: what is in each line, and where shards begin and end."""
+"""Reads a token file once, before anything is sent: counts its lines and cuts it into shards."""
 
 from __future__ import annotations
 
@@ -20,28 +20,27 @@ from ..files import cannot_write, create
 from ..records import Failure, Shard
 from .duplicates import DuplicateFinder
 from .lines import Batch, LineOffsets, LineSplitter
-from .rows import NO_KEY, Note, NoteKind, Row, check
+from .rows import NO_KEY, Row, SkippedLine, SkipReason, check
 from .shards import identity, shard_digest
 from .source import InputFile, next_chunk
-
-# [flinks_async.bulk.inputs.draft] The shards of a scan until their duplicates are known.
-
 
 _BUCKETS: Final = "duplicates"
 
 _SHARDS: Final = "shards"
 
+_RECORD: Final = Struct(">QQQQ16s")  # of a spilled shard
+
 MOST_INSTANCES: Final = 1000
-"""A column with more names holds something else."""
+"""A column with more distinct values does not hold instances."""
 
 
 class PlanSink(Protocol):
-    """Takes what a scan finds: invalid lines in their order, then duplicates in any order, then shards in their order."""
+    """Receives the result of a scan: invalid lines in order, then duplicates in any order, then shards in order."""
 
     def invalid(self, failure: Failure, /) -> None: ...
 
     def duplicate(self, line: int, first: int, /) -> None:
-        """The token of a line, and where it came first."""
+        """A line whose token came before, in the line `first`."""
         ...
 
     def shard(self, shard: Shard, /) -> None: ...
@@ -49,13 +48,13 @@ class PlanSink(Protocol):
 
 @frozen
 class Scanned:
-    """What a file holds. Each line is one of these: `tokens` to fetch, a duplicate, invalid, blank, the header, or the
-    continuation of a quoted CSV field.
+    """Counts of a file's lines. Each line is a token to fetch, a duplicate, invalid, blank, the header, or the continuation
+    of a quoted CSV field.
 
     Attributes:
-        shards: how many, those with nothing but duplicates included.
+        shards: includes those that hold only duplicates.
         size: bytes, decompressed.
-        instances: how many sendable tokens, duplicates included, name each instance; empty if none does.
+        instances: sendable tokens of each instance, including duplicates; empty without an instance column.
     """
 
     lines: int
@@ -79,29 +78,29 @@ def scan(
     sink: PlanSink,
     progress: Callable[[int, int], object] | None = None,
 ) -> Scanned:
-    """Reads a file through once.
+    """Reads a file once.
 
     Needs 24 bytes in `scratch` for each token and 48 for each shard, and at most some 50 MB of memory (see
     `DuplicateFinder`), 12 bytes for each shard, and one shard's tokens.
 
     Args:
-        file: of the tokens.
-        key: of the job, at most 64 bytes; for fingerprints and digests.
-        shard_size: sendable tokens in a shard, duplicates included.
-        scratch: a folder for files that are removed in the end.
-        sink: takes the result.
-        progress: called now and then with the bytes read and the bytes in all, of the file as it is.
+        file: holds the tokens.
+        key: of the job, at most 64 bytes; used for fingerprints and digests.
+        shard_size: sendable tokens of a shard, including duplicates.
+        scratch: a folder for temporary files.
+        sink: receives the result.
+        progress: called repeatedly with the bytes of the (compressed) file that were read, and the total.
 
     Raises:
-        InputError: the file cannot be read to its end; the message names the last line that could. Or it has no header
-            row, or no such column.
-        InputChangedError: the file was changed meanwhile.
+        InputError: the file cannot be read to its end (the message names the last line that was read), has no header
+            row, or lacks a column.
+        InputChangedError: the file was changed while it was read.
         StoreError: the disk is full.
     """
     if shard_size < 1:
         raise ConfigError(f"shard_size must be at least 1, not {shard_size!r}")
-    with file.content() as content, _scratch(scratch) as (duplicates, drafts):
-        scanner = _Scanner(file, content.position, key, shard_size, sink, duplicates, drafts)
+    with file.content() as content, _scratch(scratch) as (duplicates, spilled):
+        scanner = _Scanner(file, content.position, key, shard_size, sink, duplicates, spilled)
         splitter = LineSplitter()
         while chunk := next_chunk(content, scanner.lines):
             scanner.feed(splitter.feed(chunk))
@@ -114,15 +113,15 @@ def scan(
 
 
 @contextmanager
-def _scratch(folder: Path) -> Iterator[tuple[DuplicateFinder, DraftShards]]:
+def _scratch(folder: Path) -> Iterator[tuple[DuplicateFinder, SpilledShards]]:
     duplicates = DuplicateFinder(folder / _BUCKETS)
     try:
-        drafts = DraftShards(folder / _SHARDS)
+        spilled = SpilledShards(folder / _SHARDS)
         try:
-            yield duplicates, drafts
+            yield duplicates, spilled
         finally:
             with suppress(OSError):
-                drafts.close()
+                spilled.close()
             with suppress(OSError):
                 (folder / _SHARDS).unlink()
     finally:
@@ -130,7 +129,7 @@ def _scratch(folder: Path) -> Iterator[tuple[DuplicateFinder, DraftShards]]:
 
 
 class _Scanner:
-    """Lines in, shards on the disk. Counts everything."""
+    """Counts lines, and writes shards to the disk."""
 
     def __init__(
         self,
@@ -140,7 +139,7 @@ class _Scanner:
         shard_size: int,
         sink: PlanSink,
         duplicates: DuplicateFinder,
-        drafts: DraftShards,
+        spilled: SpilledShards,
     ) -> None:
         self.lines = 0
         self._parser = file.parser()
@@ -149,9 +148,9 @@ class _Scanner:
         self._shard_size = shard_size
         self._sink = sink
         self._duplicates = duplicates
-        self._drafts = drafts
+        self._spilled = spilled
         self._tokens = 0
-        self._notes: Counter[NoteKind] = Counter()
+        self._notes: Counter[SkipReason] = Counter()
         self._instances: Counter[str] = Counter()
         self._shard: list[bytes] = []  # identities of the tokens of the shard that is not full yet
         self._first = self._last = self._offset = 0  # of that shard
@@ -168,13 +167,13 @@ class _Scanner:
             self._cut()
 
     def hand_over(self, size: int) -> Scanned:
-        """Gives the sink what is known only now."""
+        """Passes duplicates and shards to the sink."""
         duplicates = 0
         for line, first in self._duplicates.found():
             duplicates += 1
-            self._drafts.duplicate(line)
+            self._spilled.duplicate(line)
             self._sink.duplicate(line, first)
-        for shard in self._drafts.finish():
+        for shard in self._spilled.finish():
             self._sink.shard(shard)
         notes = self._notes
         return Scanned(
@@ -185,7 +184,7 @@ class _Scanner:
             blank=notes["blank"],
             header=notes["header"],
             continued=notes["continued"],
-            shards=len(self._drafts),
+            shards=len(self._spilled),
             size=size,
             instances=dict(self._instances),
         )
@@ -193,7 +192,7 @@ class _Scanner:
     def _take(self, rows: Iterator[Row]) -> None:
         for row in rows:
             checked = check(row)
-            if isinstance(checked, Note):
+            if isinstance(checked, SkippedLine):
                 self._note(checked)
                 continue
             if checked.instance is not None:
@@ -211,16 +210,18 @@ class _Scanner:
         self._instances[instance] += 1
         if len(self._instances) > MOST_INSTANCES:
             raise InputError(
-                f"The instance column names more than {MOST_INSTANCES:,} instances by line {self.lines:,}. Is it the right one?"
+                f"The instance column names more than {MOST_INSTANCES:,} instances by line {self.lines:,}. "
+                "Name the right column with `instance_column`.",
+                field="instance_column",
             )
 
     def _cut(self) -> None:
         digest = shard_digest(self._shard, self._key)
-        self._drafts.add(self._first, self._last, self._offset, len(self._shard), digest)
+        self._spilled.add(self._first, self._last, self._offset, len(self._shard), digest)
         self._tokens += len(self._shard)
         self._shard = []
 
-    def _note(self, note: Note) -> None:
+    def _note(self, note: SkippedLine) -> None:
         self._notes[note.kind] += 1
         if note.kind == "invalid":
             self._sink.invalid(
@@ -236,14 +237,11 @@ class _Scanner:
             )
 
 
-_RECORD: Final = Struct(">QQQQ16s")
-
-
-class DraftShards:
-    """Shards on the disk, and 12 bytes of memory for each.
+class SpilledShards:
+    """Shards on the disk until their duplicates are known. Each takes 12 bytes of memory.
 
     Args:
-        path: of the file, which is made new; `close` closes it.
+        path: of the file, which is overwritten; `close` closes it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -269,11 +267,11 @@ class DraftShards:
             raise cannot_write(self._path, error) from None
 
     def duplicate(self, line: int) -> None:
-        """One of the tokens that were added is not to be fetched."""
+        """Takes one token off the shard of this line."""
         self._duplicates[bisect_right(self._firsts, line) - 1] += 1
 
     def finish(self) -> Iterator[Shard]:
-        """All shards, in their order.
+        """All shards, in order.
 
         Raises:
             StoreError: the disk is full.

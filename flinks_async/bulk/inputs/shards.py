@@ -1,4 +1,4 @@
-"""The tokens of a shard, read again when they are to be fetched."""
+"""Reads the tokens of a shard again, when they are to be fetched."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from .lines import LineSplitter
 from .rows import Row, Token, check
 from .source import CHUNK, InputFile, reason_of
 
-# [flinks_async.bulk.inputs.shard_digest] What stands for tokens when they are compared: bytes that are hashed with a key, and never written.
+_PURPOSE: Final = b"flinks shard"
 
 
 class ShardReader:
-    """Reads shards in any order. Shards of a compressed file, or of a Parquet file, come fast in their order only: going back starts over.
+    """Reads shards in any order. Going back in a compressed or a Parquet file starts from its beginning.
 
     Args:
-        file: of the tokens.
-        key: of the job, as it was given to `scan`.
+        file: holds the tokens.
+        key: the same as for `scan`.
 
     Raises:
         InputError: the file cannot be opened.
@@ -34,10 +34,10 @@ class ShardReader:
         self._bytes: _Bytes = _Seekable(file.raw()) if file.seekable else _Forward(file)
 
     def read(self, shard: Shard) -> list[Token]:
-        """All tokens of a shard that can be sent, in their order, duplicates included.
+        """The sendable tokens of a shard, in order, including duplicates.
 
         Raises:
-            InputChangedError: they are not those that `scan` saw.
+            InputChangedError: they differ from those that `scan` read.
             InputError: the file cannot be read.
         """
         tokens = []
@@ -51,13 +51,13 @@ class ShardReader:
                 if row.line == shard.last:
                     break
             same = shard_digest(map(identity, tokens), self._key) == shard.digest
-            reason = "they are not the same any more"
+            reason = "they hold other tokens"
         except (OSError, CompressedDataError) as error:
             same, reason = False, reason_of(error)
         if not same:
             raise InputChangedError(
-                f"Lines {shard.first:,} to {shard.last:,} of the file of tokens were read when the job began, and now "
-                f"cannot be: {reason}. Put the file back as it was, or start a new job."
+                f"Lines {shard.first:,} to {shard.last:,} of the file of tokens cannot be read as they were when the job "
+                f"was started: {reason}. Put the file back as it was, or start a new job."
             )
         return tokens
 
@@ -77,7 +77,7 @@ class _Bytes(Protocol):
     """The bytes of a file, decompressed."""
 
     def after(self, offset: int) -> Iterator[bytes]:
-        """Those from a place on, in pieces."""
+        """The bytes from this offset on, in pieces."""
         ...
 
     def close(self) -> None: ...
@@ -99,7 +99,7 @@ class _Seekable:
 
 
 class _Forward:
-    """A file that is compressed, or Parquet. The last two pieces are kept: where a shard ends is known only after reading a little more."""
+    """A compressed file, or a Parquet file. Keeps the last two pieces, because the end of a shard is only known after reading past it."""
 
     def __init__(self, file: InputFile) -> None:
         self._file = file
@@ -135,14 +135,11 @@ class _Forward:
         return bool(chunk)
 
 
-_PURPOSE: Final = b"flinks shard"
-
-
 def identity(token: Token) -> bytes:
-    """What makes it another token than others: its instance and itself, with a character between that neither holds."""
+    """What duplicates are compared by: the instance and the token, separated by a character that neither can hold."""
     return f"{token.instance or ''}\n{token.token.reveal()}".encode()
 
 
 def shard_digest(identities: Iterable[bytes], key: bytes) -> str:
-    """32 hexadecimal digits for tokens in their order. They have no line breaks, so these can divide them."""
+    """A keyed hash of tokens in order, as 32 hexadecimal digits. Tokens hold no line breaks, so these separate them."""
     return blake2b(b"\n".join(identities), key=key, digest_size=16, person=_PURPOSE).hexdigest()

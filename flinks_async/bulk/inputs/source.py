@@ -1,4 +1,7 @@
-"""A file of tokens that a job can read again and again."""
+"""Opens a file of tokens, detects what it is, and reads its content. A job reads it several times.
+
+Error messages never repeat a path, because somebody may have typed a token in its place.
+"""
 
 from __future__ import annotations
 
@@ -18,20 +21,23 @@ from .lines import LineSplitter
 from .parquet import ParquetColumns, ParquetContent
 from .rows import RowParser
 
-# [flinks_async.bulk.inputs.content] The bytes of a token file as they were before it was compressed, without byte-order mark.
-
-# [flinks_async.bulk.inputs.reading] What can go wrong while a token file is read, in words that do not repeat its path: somebody may have typed a token.
-
-# [flinks_async.bulk.inputs.digest] The fingerprint of a token file, by which a job knows it again.
-
-
 STDIN: Final = "-"
+CHUNK: Final = 64 * 1024
+_DIGEST_CHUNK: Final = 1024 * 1024
+_HEAD: Final = 4
+_BOM: Final = b"\xef\xbb\xbf"
+_FOREIGN: Final = {
+    b"\xff\xfe": "is UTF-16 text; save it as UTF-8",
+    b"\xfe\xff": "is UTF-16 text; save it as UTF-8",
+    b"PAR1": "is a Parquet file; set `format` to parquet",
+    b"PK\x03\x04": "is a ZIP archive or a spreadsheet; export it as CSV",
+}
 
 
 class InputFile:
     """A file of tokens: Parquet; or text, CSV or JSONL, plain or compressed with gzip or Zstandard.
 
-    It is opened for each reading, and read now until its columns are known.
+    It is opened for each reading. The constructor reads until the columns are known.
 
     Args:
         path: of the file.
@@ -39,15 +45,15 @@ class InputFile:
 
     Attributes:
         name: its absolute path; `-` for tokens in memory.
-        layout: as given, with what the file's name says in the place of `auto`.
-        size: of the file in bytes, as it is.
+        layout: as given, with what the file's name decides filled in.
+        size: of the file in bytes, compressed.
         compression: of the file.
-        seekable: it can be read from the offset of any line.
-        columns: a parser that knows the columns; `at` makes one for a part of the file.
+        seekable: whether it can be read from the offset of any line.
+        columns: a parser that knows the columns; its `at` makes a parser for a part of the file.
 
     Raises:
-        InputError: it cannot be read (missing, a folder, a pipe, UTF-16, a spreadsheet, cut short), options do not go
-            together, or there is no such column. The message says what to do, and does not repeat the path.
+        InputError: it cannot be read (missing, a folder, a pipe, cut short), is not a file of tokens, or does not agree
+            with the layout. The message says what to do.
     """
 
     def __init__(self, path: str | os.PathLike[str], layout: Layout | None = None) -> None:
@@ -80,7 +86,7 @@ class InputFile:
         return self.layout.parser(os.fspath(self.path)) if self._parquet is None else self._parquet.parser()
 
     def raw(self) -> BinaryIO:
-        """The file as it is, to be closed by the caller.
+        """The file, compressed. The caller closes it.
 
         Raises:
             InputError: it cannot be opened.
@@ -95,7 +101,7 @@ class InputFile:
         """Its content from the beginning.
 
         Raises:
-            InputError: it cannot be opened, or not even its beginning can be read.
+            InputError: it cannot be opened, or its beginning cannot be read.
         """
         with self.raw() as file:
             yield self.content_of(file)
@@ -104,18 +110,20 @@ class InputFile:
         """The content of the file, which was opened by `raw`.
 
         Raises:
-            InputError: not even its beginning can be read.
+            InputError: its beginning cannot be read.
         """
         return content_of(raw) if self._parquet is None else ParquetContent(raw, self._parquet)
 
     def refuse_change(self) -> None:
-        """To be called after a reading.
+        """Call this after each reading.
 
         Raises:
             InputChangedError: the file was changed since this object was made.
         """
         if self._look() != self._seen:
-            raise InputChangedError("The file of tokens was changed while it was read. Try again with a file at rest.")
+            raise InputChangedError(
+                "The file of tokens was changed while it was read. Try again when nothing writes to it."
+            )
 
     def _look(self) -> tuple[int, ...]:
         try:
@@ -124,7 +132,7 @@ class InputFile:
             raise cannot_read(error) from None
         if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
             raise InputError(
-                "The tokens are read more than once, so they must be in a file; what was given is a pipe or a device."
+                "The tokens are read more than once, so they must be in a file, not in a pipe or a device."
             )
         return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev
 
@@ -167,32 +175,18 @@ class InputBytes(InputFile):
         return f"InputBytes(-, {self.layout!r})"
 
 
-CHUNK: Final = 64 * 1024
-
-_HEAD: Final = 4
-
-_BOM: Final = b"\xef\xbb\xbf"
-
-_FOREIGN: Final = {
-    b"\xff\xfe": "is UTF-16 text; save it as UTF-8",
-    b"\xfe\xff": "is UTF-16 text; save it as UTF-8",
-    b"PAR1": "is a Parquet file, which a job can read (--job), under a name that ends in .parquet or with --format parquet",
-    b"PK\x03\x04": "is a ZIP archive or a spreadsheet; export it as CSV",
-}
-
-
 class Content:
-    """Reads a token file, compressed or not: that is found out from its first bytes, not from its name.
+    """The content of a token file: decompressed, and without a byte-order mark. The first bytes tell the compression.
 
     Args:
-        raw: the file as it is, from its beginning. It is not closed.
+        raw: the file, at its beginning. It is not closed.
 
     Attributes:
         compression: of the file.
-        position: bytes before what `read` gives next, as if it were not compressed.
+        position: bytes of the decompressed file before the next `read`.
 
     Raises:
-        InputError: it is in a format that cannot be read.
+        InputError: its format cannot be read.
         CompressedDataError: it cannot be decompressed.
         ConfigError: it is compressed with Zstandard, and the library is not installed.
         OSError: from the file.
@@ -216,14 +210,14 @@ class Content:
 
     @property
     def raw_position(self) -> int:
-        """Bytes of the file itself that were read."""
+        """Bytes of the file that were read, compressed."""
         return self._raw.position
 
     def read(self) -> bytes:
-        """The next piece, some `CHUNK` bytes; nothing at the end.
+        """The next piece, up to `CHUNK` bytes; empty at the end.
 
         Raises:
-            CompressedDataError: it cannot be decompressed any further.
+            CompressedDataError: the rest cannot be decompressed.
             OSError: from the file.
         """
         data, self._begin = self._begin or self._data.read(CHUNK), b""
@@ -238,7 +232,7 @@ def _refuse_foreign(head: bytes) -> None:
 
 
 class _Rewound:
-    """A file that may be looked at before it is read. It counts what was read."""
+    """A file whose beginning can be looked at before it is read. Counts the bytes that were read."""
 
     def __init__(self, file: Source) -> None:
         self._file = file
@@ -266,7 +260,7 @@ def reason_of(error: OSError | ValueError) -> str:
 
 
 def cannot_read(error: OSError | ValueError) -> InputError:
-    """The error for a file that cannot be opened. To be raised `from None`."""
+    """The error for a file that cannot be opened. Raise it `from None`."""
     return InputError(f"The file of tokens cannot be read: {reason_of(error)}.")
 
 
@@ -274,7 +268,7 @@ def content_of(raw: Source) -> Content:
     """The content of an open file.
 
     Raises:
-        InputError: not even its beginning can be read.
+        InputError: its beginning cannot be read.
     """
     try:
         return Content(raw)
@@ -283,10 +277,13 @@ def content_of(raw: Source) -> Content:
 
 
 def next_chunk(content: Content | ParquetContent, line: int) -> bytes:
-    """The next piece of a file of which so many lines were read; nothing at its end.
+    """The next piece of a file; empty at its end.
+
+    Args:
+        line: the number of lines that were read, for the message.
 
     Raises:
-        InputError: it cannot be read any further.
+        InputError: the rest cannot be read.
     """
     try:
         return content.read()
@@ -295,25 +292,22 @@ def next_chunk(content: Content | ParquetContent, line: int) -> bytes:
     raise InputError(f"Reading the tokens broke off after line {line:,}: {reason}.")
 
 
-_CHUNK = 1024 * 1024
-
-
 def digest(file: InputFile, progress: Callable[[int, int], object] | None = None) -> tuple[int, str]:
-    """Size in bytes and SHA-256 (hexadecimal) of the file as it is.
+    """Size in bytes and SHA-256 (hexadecimal) of the file, by which a job recognizes it.
 
     Args:
-        file: is read once from beginning to end.
-        progress: called now and then with the bytes read and the bytes in all.
+        file: is read once, from beginning to end.
+        progress: called repeatedly with the bytes read and the total.
 
     Raises:
         InputError: it cannot be read.
-        InputChangedError: it was changed meanwhile.
+        InputChangedError: it was changed while it was read.
     """
     hashed, size = sha256(), 0
     with file.raw() as raw:
         while True:
             try:
-                chunk = raw.read(_CHUNK)
+                chunk = raw.read(_DIGEST_CHUNK)
             except OSError as error:
                 raise cannot_read(error) from None
             if not chunk:
