@@ -234,6 +234,7 @@ AuthScheme = Literal["flinks-auth-key", "flinks-auth-key-raw", "bearer"]
 C = TypeVar("C")
 
 AUTH_SCHEMES: Final[tuple[AuthScheme, ...]] = get_args(AuthScheme)
+"""All values of `AuthScheme`."""
 
 MIB: Final = 1024 * 1024
 

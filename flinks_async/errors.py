@@ -39,6 +39,39 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+__all__ = [
+    "APIStatusError",
+    "AttemptTimeoutError",
+    "AuthenticationError",
+    "BadRequestError",
+    "CertificateError",
+    "CircuitOpenError",
+    "ClientClosedError",
+    "ConfigError",
+    "ConnectError",
+    "ConnectTimeoutError",
+    "DeadlineExceededError",
+    "DecodeError",
+    "EmptyBodyError",
+    "FlinksError",
+    "InvalidTokenError",
+    "JSONLimitError",
+    "NotFoundError",
+    "NotJSONError",
+    "PendingError",
+    "ProtocolError",
+    "ProxyError",
+    "QuotaExhaustedError",
+    "RateLimitedError",
+    "ReadError",
+    "RedirectError",
+    "ResponseTooLargeError",
+    "ServerError",
+    "StaleConnectionError",
+    "TransportError",
+    "WrongTypeError",
+]
+
 _NUMBERS = ("status", "flinks_code", "request_id", "attempts", "elapsed", "retry_after", "token_fingerprint")
 
 

@@ -35,6 +35,8 @@ from .models import (
 )
 from .schema import SCHEMA, Field, FieldKind
 
+__all__ = ["Tables", "schemas", "to_arrow"]
+
 if TYPE_CHECKING:
     import pyarrow
 

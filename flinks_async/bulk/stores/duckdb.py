@@ -23,6 +23,8 @@ from .database_schema import NAMES, job_number, prepare, quoted
 from .ownership import given_path, in_folder
 from .protocol import Place
 
+__all__ = ["DuckDBStore"]
+
 if TYPE_CHECKING:
     import duckdb
 

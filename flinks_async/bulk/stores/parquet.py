@@ -25,6 +25,8 @@ from ..records import Commit
 from .answer_rows import FETCHES, TABLES, Table, arrow_table, read_spool
 from .protocol import Place, Problem
 
+__all__ = ["ParquetStore"]
+
 if TYPE_CHECKING:
     import pyarrow
 

@@ -28,6 +28,8 @@ from .database import ROWS, DatabaseStore
 from .database_schema import job_number, prepare, quoted
 from .protocol import Place
 
+__all__ = ["PostgreSQLStore"]
+
 if TYPE_CHECKING:
     import psycopg
 
