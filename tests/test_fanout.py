@@ -215,7 +215,10 @@ async def test_a_call_that_cancels_itself_loses_no_token_in_silence() -> None:
         raise asyncio.CancelledError
 
     outcomes = await collect(["a", "b"], call, concurrency=1)
-    assert [o.key for o in outcomes if isinstance(o, Failed) and "cancelled by a middleware" in o.error.message] == [0, 1]
+    assert [o.key for o in outcomes if isinstance(o, Failed) and "cancelled by a middleware" in o.error.message] == [
+        0,
+        1,
+    ]
 
 
 async def test_a_call_that_cancels_its_task_ends_the_fan_out_with_an_error_and_an_outcome() -> None:
