@@ -21,6 +21,8 @@ from .answer_rows import does_not_fit
 from .database_file import DatabaseFile
 from .database_schema import quoted
 
+__all__ = ["DuckDBStore"]
+
 if TYPE_CHECKING:
     import duckdb
 

@@ -26,6 +26,8 @@ from ..records import Commit
 from .answer_rows import FETCHES, TABLES, cannot_export, does_not_fit, read_spool
 from .protocol import Place, Problem, opened
 
+__all__ = ["ParquetStore"]
+
 if TYPE_CHECKING:
     import pyarrow
 

@@ -37,6 +37,8 @@ from .database import ROWS, DatabaseStore
 from .database_schema import prepare, quoted
 from .protocol import Place
 
+__all__ = ["PostgreSQLStore"]
+
 if TYPE_CHECKING:
     import psycopg
 
