@@ -115,6 +115,14 @@ class Call:
     def deadline(self) -> float | None:
         return self._deadline if self.shared is None else self.shared.at
 
+    def add(self, copy: Call, *, since: Call) -> None:
+        """Adds what a copy of this call has counted since an earlier copy."""
+        self.attempts += copy.attempts - since.attempts
+        self.retries += copy.retries - since.retries
+        self.queue_time += copy.queue_time - since.queue_time
+        self.wire_time += copy.wire_time - since.wire_time
+        self.down = copy.down
+
     def headers_came(self) -> None:
         """To be called by a transport when status and headers are there and the body is not."""
         self.headers_at = self.local.now()

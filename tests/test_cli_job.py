@@ -93,7 +93,7 @@ class TestExitCodes:
             flinks_server.script(name, ["session_nonexistent"])
         result = await fetch(flinks_server, tokens, job, "--max-failures", 2, "--concurrency", 1)
         assert result.exit_code == Exit.STOPPED
-        assert "max_failures is 2" in result.stderr
+        assert "more than the 2 allowed" in result.stderr
         assert "The same command goes on" in result.stderr
         again = await fetch(flinks_server, tokens, job)
         assert again.exit_code == Exit.FAILED

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from flinks_async import ClientClosedError, ConfigError, FlinksClient, config
+from flinks_async import ClientClosedError, ConfigError, ConnectError, FlinksClient, config
 from flinks_async.bulk import (
     Commit,
     InputBytes,
@@ -595,7 +596,7 @@ def test_an_answer_that_the_store_cannot_hold_is_a_failed_token_and_the_others_g
 def test_answers_that_do_not_fit_count_as_failures_for_the_rules(desk: Desk) -> None:
     with Job.start(desk.directory, desk.source(), Picky(*range(2, 12)), ORIGIN, shard_size=10) as job:
         result = desk.run(job, Rules(max_failures=5, open_shards=1, concurrency=1))
-    assert (result.state, result.reason) == ("stopped", "10 tokens failed, and max_failures is 5")
+    assert (result.state, result.reason) == ("stopped", "10 tokens failed, more than the 5 allowed")
     assert result.totals.pending > 0
 
 
@@ -625,6 +626,65 @@ def test_a_job_that_began_and_cannot_be_opened_now_keeps_its_directory(desk: Des
     with pytest.raises(LedgerError):
         desk.job()
     assert (desk.directory / "manifest.json").exists()
+
+
+UNKNOWN_HOST = ConnectError("the host toolbxx.example cannot be looked up")
+
+
+def test_an_instance_that_never_answers_ends_the_run_with_the_reason_and_fails_no_token(desk: Desk) -> None:
+    desk.transport.default = UNKNOWN_HOST
+    with desk.job() as job:
+        result = desk.run(job)
+        assert (result.state, result.totals.failed, result.totals.pending) == ("stopped", 0, 25)
+        assert re.fullmatch(
+            r"the host toolbxx.example cannot be looked up, \d+ attempts in 12\d s; \S+ has never answered",
+            result.reason,
+        )
+        assert 120 <= result.progress.seconds < 125
+        assert desk.run(job, Rules(unreachable_after=10)).progress.seconds < 15
+    log = (desk.directory / "job.log").read_text()
+    assert log.count("WARNING the host toolbxx.example cannot be looked up") == 3, "twice in 120 s, once in 10 s"
+
+
+def test_an_instance_that_has_answered_is_waited_for_also_by_a_later_run(desk: Desk) -> None:
+    async def stop_after_an_hour(job: Job) -> None:
+        await asyncio.sleep(3600)
+        job.stop("enough")
+
+    def answer(request: Any) -> Any:
+        return OK if len(desk.transport.requests) <= 14 else UNKNOWN_HOST
+
+    desk.transport.default = answer
+    with desk.job() as job:
+        assert desk.run(job, None, stop_after_an_hour).reason == "enough"
+        assert (job.totals.fetched, job.totals.failed) == (14, 0)
+        desk.transport.default = UNKNOWN_HOST
+        assert desk.run(job, None, stop_after_an_hour).reason == "enough"
+
+
+def test_the_trouble_of_an_instance_is_in_progress_and_status_until_it_answers(desk: Desk) -> None:
+    seen: list[Any] = []
+
+    async def watch(job: Job) -> None:
+        await asyncio.sleep(25)
+        found = job.progress()
+        assert found is not None
+        seen.extend(found.troubles)
+        seen.append((status(desk.directory).latest or {})["troubles"][0])
+        desk.transport.default = OK
+
+    desk.transport.default = UNKNOWN_HOST
+    with desk.job() as job:
+        result = desk.run(job, None, watch)
+    trouble, sampled = seen
+    assert (trouble.host, trouble.reason) == ("toolbox-api.private.fin.ag", UNKNOWN_HOST.message)
+    assert trouble.attempts >= 10
+    assert 24 < trouble.seconds <= 25
+    assert str(trouble).startswith(f"{UNKNOWN_HOST.message}, {trouble.attempts} attempts in 25 s")
+    assert sampled["reason"] == UNKNOWN_HOST.message
+    assert 19 < sampled["seconds"] <= 20
+    assert (result.state, result.progress.troubles) == ("complete", ())
+    assert "toolbox-api.private.fin.ag answers again" in (desk.directory / "job.log").read_text()
 
 
 class TestTokensInMemory:

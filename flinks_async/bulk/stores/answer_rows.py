@@ -1,7 +1,7 @@
 """What the stores with tables write: spools as rows of four tables.
 
 - `fetches`: one row for each answer;
-- `accounts`, `transactions`, `holders`: the columns of `flinks_async.rows`.
+- `accounts`, `transactions`, `holders`: the columns of `flinks_async.tables`.
 
 Each row begins with the line of the input and its key, so tables can be joined by `line`, `detail`, `account` and
 `transaction`, and with the user's own by `key`. The rows are the same for every store; how a value is stored is the
@@ -13,28 +13,20 @@ from __future__ import annotations
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import msgspec
 from attrs import field, frozen
 
 from ... import tables as flat
-from ...checks import optional_import
 from ...codec import Codec
 from ...errors import DecodeError
 from ...models import PartnerAccessResponse
-from ...tables import Column, ColumnType, Row, Table, array_of, extra_of, flatten, schema_of, to_json
+from ...tables import Column, ColumnType, Row, Table, extra_of, flatten, to_json
 from ..compression import Compression
 from ..errors import StoreError, UnfitAnswerError
 from ..records import Shard
 from .answer_files import read_lines
-
-if TYPE_CHECKING:
-    import pyarrow
-
-
-# [flinks_async.bulk.stores.arrow] Rows of the tables as Arrow, for the stores that take it.
-
 
 __all__ = [
     "ACCOUNTS",
@@ -217,25 +209,3 @@ def _request_id(answer: PartnerAccessResponse) -> str | None:
 def _without_accounts(answer: PartnerAccessResponse) -> str | None:
     bare = [detail.to_dict() for detail in answer.details if not detail.accounts]
     return to_json(bare).decode() if bare else None
-
-
-def arrow_table(path: Path, table: Table, rows: list[Row]) -> pyarrow.Table:
-    """Some rows as Arrow.
-
-    Args:
-        path: of the store, for the error.
-        rows: of the table; at least one.
-
-    Raises:
-        StoreError: a value does not fit its column.
-    """
-    schema = schema_of(table)
-    arrays = []
-    for number, values in enumerate(zip(*rows, strict=True)):
-        type_ = schema[number].type
-        array = array_of(values, type_)
-        if array is None:
-            row = next(row for row in rows if array_of([row[number]], type_) is None)
-            raise does_not_fit(path, table, table.columns[number], row, str(type_))
-        arrays.append(array)
-    return optional_import("pyarrow", extra="arrow").Table.from_arrays(arrays, schema=schema)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ...checks import optional_import
-from ...tables import ColumnType
+from ...tables import ColumnType, arrow_table
 from .. import crash_points
 from ..errors import StoreError, StoreMissingError
 from ..files import PRIVATE_FILE, cannot_write, rename_durably, sync_file, sync_folder
-from .answer_rows import Row, Table, arrow_table
+from .answer_rows import Row, Table, does_not_fit
 from .database import DatabaseStore
 from .database_schema import NAMES, job_number, prepare, quoted
 from .ownership import given_path, in_folder
@@ -123,7 +124,7 @@ class DuckDBStore(DatabaseStore["duckdb.DuckDBPyConnection"]):
 
     def _insert(self, table: Table, rows: list[Row]) -> list[Row]:
         db = self._opened
-        batch = arrow_table(self._path, table, rows)
+        batch = arrow_table(table, rows, partial(does_not_fit, self._path, table))
         columns = ", ".join(quoted(table))
         self._do(lambda: db.register(_INCOMING, batch))
         try:

@@ -10,19 +10,20 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 
 from ...checks import optional_import
 from ...errors import ConfigError
-from ...tables import schema_of
+from ...tables import arrow_table, schema_of
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
 from ..files import cannot_write, create, make_folder, rename_durably, sync_folder, write_all
 from ..records import Commit
-from .answer_rows import FETCHES, TABLES, Table, arrow_table, read_spool
+from .answer_rows import FETCHES, TABLES, Table, does_not_fit, read_spool
 from .protocol import Place, Problem
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class ParquetStore:
                 answers += len(batch.fetches)
                 for table, file in zip(TABLES, files, strict=True):
                     if rows := batch.of(table):
-                        file.write(arrow_table(file.path, table, rows))
+                        file.write(arrow_table(table, rows, partial(does_not_fit, file.path, table)))
             if answers != commit.written.lines:
                 raise StoreError(f"{spool} has {answers:,} answers, not {commit.written.lines:,}")
             for file in files:
