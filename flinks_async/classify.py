@@ -1,8 +1,9 @@
-"""What an answer means: the FlinksCode first, then the HTTP status.
+"""Classifies answers and errors: the FlinksCode counts first, then the HTTP status.
 
-This is the only place that knows. Retry, errors, governor and reports read its `Verdict`.
+This module alone knows what an answer means. Retry, governor, errors and reports read its `Verdict`. `error_from` turns an
+answer into the error that a caller sees.
 
-Sources: the FlinksCodes are documented for sibling endpoints; that PartnerAccess uses them is inferred. Throttling is
+Sources: Flinks documents the FlinksCodes for sibling endpoints; that PartnerAccess uses them is inferred. Throttling is
 documented as 401 with TOO_MANY_REQUESTS. Statuses follow RFC 9110, and Cloudflare's documentation for 520 to 526.
 """
 
@@ -57,17 +58,17 @@ def _by_status(status: int) -> Verdict:
         return Verdict(Kind.FINAL, reason, e.BadRequestError)
     if 500 <= status < 600:
         return Verdict(Kind.FINAL, reason, e.ServerError)
-    # 101, 204, 205, 206, 299: an HTTP answer, but not one to this question.
+    # 101, 204, 205, 206, 299: valid HTTP, but no answer to this request.
     return Verdict(Kind.FINAL, reason, e.APIStatusError)
 
 
 def classify_response(
     status: int, envelope: Envelope = EMPTY_ENVELOPE, throttle_statuses: frozenset[int] = frozenset({429})
 ) -> Verdict:
-    """The meaning of a response. A success that says inside that it is an error is that error.
+    """The verdict on a response. An error inside the body of a 200 wins over its status.
 
     Args:
-        throttle_statuses: `Retry.throttle_statuses`; a FlinksCode that is known wins over them.
+        throttle_statuses: `Retry.throttle_statuses`; a known FlinksCode wins over them.
     """
     code = envelope.flinks_code
     if status == 200 and envelope.http_status_code is not None:
@@ -80,7 +81,7 @@ def classify_response(
     if status in throttle_statuses:
         return _throttled(code)
     verdict = _by_status(status)
-    if verdict.kind is Kind.OK:  # a success with a code that this version does not know
+    if verdict.kind is Kind.OK:  # a success with an unknown code
         return Verdict(Kind.FINAL, code, e.BadRequestError)
     return Verdict(verdict.kind, code, verdict.error)
 
@@ -90,7 +91,7 @@ def _throttled(reason: str) -> Verdict:
 
 
 def verdict_of(response: Response, throttle_statuses: frozenset[int] = frozenset({429})) -> Verdict:
-    """The verdict that a response carries, or that of its status and envelope, if a middleware made it up."""
+    """The verdict of a response. A response made by a user's middleware may have none; it is classified now."""
     return response.verdict or classify_response(response.status, response.envelope, throttle_statuses)
 
 
@@ -111,18 +112,24 @@ _BY_ERROR: Final[tuple[tuple[type[e.FlinksError], Kind], ...]] = (
 
 
 def classify_error(error: e.FlinksError) -> Verdict:
-    """The meaning of an error that the chain raised."""
+    """The verdict on an error that the chain raised."""
     cls = type(error)
     for base, kind in _BY_ERROR:
         if issubclass(cls, base):
-            # 407: the proxy wants credentials, so asking again does not help.
+            # 407: the proxy wants credentials, so a retry does not help.
             return Verdict(Kind.FINAL if error.status == 407 else kind, cls.__name__, cls)
     return Verdict(Kind.FINAL, cls.__name__, cls)
 
 
+def outcome_line(request: Request, response: Response) -> str:
+    """Which host answered what, for example `x-api.private.fin.ag answered 500 RETRY_LATER`."""
+    code = response.envelope.flinks_code
+    return f"{request.endpoint.host} answered {response.status}{f' {code}' if code else ''}"
+
+
 def error_from(request: Request, response: Response, verdict: Verdict, clock: Clock) -> e.FlinksError:
     """The error that a response becomes."""
-    envelope, host = response.envelope, request.endpoint.host
+    envelope = response.envelope
     cls = verdict.error or e.APIStatusError
     fields: dict[str, Any] = {
         "status": response.status,
@@ -131,9 +138,7 @@ def error_from(request: Request, response: Response, verdict: Verdict, clock: Cl
         "request_id": envelope.request_id,
         "retry_after": response.retry_after(clock),
     }
-    said = f"{host} answered {response.status}"
-    if envelope.flinks_code is not None:
-        said += f" {envelope.flinks_code}"
+    said = outcome_line(request, response)
     if cls is e.AuthenticationError:
         said += f": the AuthSecret is refused. {WHERE_SECRETS_COME_FROM}. {OTHER_HEADER_FORMS}"
     elif cls is e.RedirectError:
@@ -153,5 +158,5 @@ def _location_host(response: Response, request: Request) -> str | None:
         host = urlsplit(response.headers.get("Location", "")).hostname
     except ValueError:
         return None
-    # A server may repeat what was sent in confidence.
+    # The server may repeat the token or the secret in the host name.
     return redact(host, request.token, request.call.secret, limit=100) if host else None

@@ -1,18 +1,20 @@
-"""What users receive: frozen attrs classes with the fields that Flinks documents, in snake_case.
+"""The data that users receive: frozen attrs classes with the fields that Flinks documents, in snake_case.
 
-Every field may be None, since missing and null are both normal. Fields that Flinks adds later are kept in
-`extra`, and `to_dict()` / `to_json()` give back every field and value that came. Personal data is masked in repr.
+Every field may be None, because both missing fields and nulls are normal. Unknown fields are kept in `extra`, so that
+`to_dict()` and `to_json()` return every field and value that the server sent. `repr` masks personal data.
 
-The wire name of a field is its name in PascalCase, or the one in its metadata; `wire_fields()` is the only table.
+The wire name of a field is its name in PascalCase, or the one in its metadata. `wire_fields()` is the only table of
+wire names; `flinks_async.schema` adds the types.
 """
 
 from __future__ import annotations
 
 import datetime as dt
 from collections.abc import Mapping
+from copy import deepcopy
 from decimal import Decimal
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import msgspec
 from attrs import Attribute, evolve, field, fields, frozen
@@ -22,37 +24,71 @@ from .secret import MASK
 if TYPE_CHECKING:
     import pyarrow
 
+__all__ = [
+    "Account",
+    "AccountsDetail",
+    "Address",
+    "Balance",
+    "Holder",
+    "Link",
+    "Login",
+    "Meta",
+    "Missing",
+    "Model",
+    "PartnerAccessResponse",
+    "Tables",
+    "Timestamp",
+    "Transaction",
+    "wire_fields",
+]
+
 Missing = Literal["omit", "null"]
+"""How `to_dict()` and `to_json()` write fields that have no value and that the server did not send."""
 M = TypeVar("M", bound="Model")
+
+_WIRE = "flinks_wire_name"
+
+_MAX_ID_IN_REPR = 64
 
 
 def _masked(value: object) -> str:
     return "None" if value is None else MASK
 
 
-def _count(extra: Mapping[str, Any]) -> str:
-    """How many unknown fields there are. Their names are the server's, which may have made them of anything."""
-    return f"<{len(extra)} unknown>" if extra else "-"
+def _count(values: object) -> str:
+    """The `repr` of an array: the number of its items."""
+    return f"<{len(values)}>" if isinstance(values, tuple) else MASK
 
 
-def _count_only(wire: WireState | dict[str, Any]) -> str:
-    return _count(wire if isinstance(wire, dict) else wire.extra)
+def _unknown_count(extra: Mapping[str, Any]) -> str:
+    """The `repr` of unknown fields. Their names are not shown, because a server may put anything into them."""
+    return _counted(len(extra), "unknown field")
 
 
-_WIRE = "flinks_wire_name"
+def _items(owner: object, name: str) -> tuple[Any, ...]:
+    values = getattr(owner, name, ())
+    return values if isinstance(values, tuple) else ()
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _MAX_ID_IN_REPR else f"{text[: _MAX_ID_IN_REPR - 1]}…"
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 @frozen(weakref_slot=False)
 class WireState:
-    """How one object looked on the wire, beyond its fields' values.
+    """How one object looked on the wire, in addition to the values of its fields.
 
     Attributes:
-        extra: fields that this version does not know, by wire name; numbers with a fraction are `Decimal`.
-        absent: wire names of known fields that were not there (all other fields were, perhaps as null).
-        nulls: wire names of arrays that came as null; the attribute is an empty tuple.
+        extra: the unknown fields, by wire name. Numbers with a fraction are `Decimal`.
+        absent: wire names of documented fields that the server did not send. It sent all others, perhaps as null.
+        nulls: wire names of arrays that the server sent as null. The attribute is an empty tuple.
     """
 
-    extra: Mapping[str, Any] = field(default=MappingProxyType({}), repr=_count)
+    extra: Mapping[str, Any] = field(default=MappingProxyType({}), repr=_unknown_count)
     absent: frozenset[str] = frozenset()
     nulls: frozenset[str] = frozenset()
 
@@ -60,52 +96,79 @@ class WireState:
         return WireState, (dict(self.extra), self.absent, self.nulls)
 
 
-COMPLETE = WireState()
+DEFAULT_WIRE_STATE = WireState()
+"""The server sent every documented field, no array as null, and nothing else."""
+
+
+# A dict if there is nothing but unknown fields to remember: the garbage collector does not track a dict of plain values,
+# and a field that Flinks adds may be in every transaction.
+_Wire = WireState | dict[str, Any]
+
+
+def _unknown_fields_of(wire: _Wire) -> Mapping[str, Any]:
+    return wire if isinstance(wire, dict) else wire.extra
+
+
+def unknown_fields(model: Model) -> Mapping[str, Any]:
+    """`model.extra` without the copy. Internal: do not change the result."""
+    return _unknown_fields_of(model._wire)
 
 
 class Model:
-    """The base of the classes below: unknown fields, and the way back to JSON."""
+    """The base of the models: unknown fields, and the way back to JSON."""
 
     __slots__ = ()
 
-    # The unknown fields alone where there is nothing else to say: a dict of plain values costs the garbage collector
-    # nothing, and a new field of Flinks comes in every transaction.
-    _wire: WireState | dict[str, Any]
+    _wire: _Wire
 
     @property
     def wire_state(self) -> WireState:
         """How the object looked on the wire."""
         wire = self._wire
-        return WireState(wire) if isinstance(wire, dict) else wire
+        if isinstance(wire, dict):
+            return WireState(self.extra)
+        return evolve(wire, extra=self.extra) if wire.extra else wire
 
     @property
     def extra(self) -> Mapping[str, Any]:
-        """Fields that came and that this version does not know, by their wire names. Read-only."""
-        wire = self._wire
-        return MappingProxyType(wire if isinstance(wire, dict) else wire.extra)
+        """The unknown fields, by wire name: a read-only copy."""
+        return MappingProxyType(deepcopy(dict(unknown_fields(self))))
 
     def to_dict(self, *, missing: Missing = "omit") -> dict[str, Any]:
-        """The object as it came: wire names, exact `Decimal`s, dates and timestamps as their wire text.
+        """The object as the server sent it: wire names, exact `Decimal`s, dates and timestamps as their wire text.
+
+        The result is a copy. You may change it.
 
         Args:
-            missing: what becomes of documented fields that did not come: left out (default), or `None`.
+            missing: "omit" leaves out the documented fields that the server did not send; "null" makes them `None`.
         """
-        state = self.wire_state
+        wire_state = DEFAULT_WIRE_STATE if isinstance(self._wire, dict) else self._wire
         result: dict[str, Any] = {}
-        for name, wire in wire_fields(type(self)):
-            if wire in state.absent:
-                if missing == "null":
-                    result[wire] = None
-            elif wire in state.nulls:
+        for name, wire, default in _table(type(self)):
+            value = getattr(self, name)
+            # Only a value that is still the default can stand for an absent field or a null: `evolve` may replace it.
+            if value is not default:
+                result[wire] = _plain(value, missing)
+            elif wire not in wire_state.absent:
+                result[wire] = None if wire in wire_state.nulls else _plain(value, missing)
+            elif missing == "null":
                 result[wire] = None
-            else:
-                result[wire] = _plain(getattr(self, name), missing)
-        result.update(state.extra)
+        for wire, value in unknown_fields(self).items():
+            result[wire] = _plain(value, missing)
         return result
 
     def to_json(self, *, missing: Missing = "omit") -> bytes:
-        """`to_dict()` as UTF-8 JSON; money keeps its digits (`12.30` stays `12.30`)."""
+        """`to_dict()` as UTF-8 JSON. Amounts keep their digits: `12.30` stays `12.30`."""
         return _encode(self.to_dict(missing=missing))
+
+    def __repr__(self) -> str:
+        shown = []
+        for attribute in _attributes(type(self)):
+            show = attribute.repr if callable(attribute.repr) else repr
+            shown.append(f"{attribute.name}={show(getattr(self, attribute.name))}")
+        if unknown := unknown_fields(self):
+            shown.append(_unknown_count(unknown))
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
@@ -114,8 +177,10 @@ _encode = msgspec.json.Encoder(decimal_format="number").encode
 def _plain(value: Any, missing: Missing) -> Any:
     if isinstance(value, Model):
         return value.to_dict(missing=missing)
-    if isinstance(value, tuple):
+    if isinstance(value, (tuple, list)):
         return [_plain(item, missing) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item, missing) for key, item in value.items()}
     if isinstance(value, Timestamp):
         return value.text
     if isinstance(value, dt.date):
@@ -125,12 +190,12 @@ def _plain(value: Any, missing: Missing) -> Any:
 
 @frozen(weakref_slot=False)
 class Timestamp:
-    """A point in time with its wire text, which may carry more digits (7 fractional) than Python keeps (6).
+    """A point in time with its wire text, which may have more digits (7 fractional ones) than Python keeps (6).
 
     Attributes:
-        text: as it came.
-        value: the same as an aware datetime in UTC (a text without an offset is documented to be UTC), cut to
-            microseconds; None if the text is not a timestamp.
+        text: the text that the server sent.
+        value: the same as an aware `datetime` in UTC, cut to microseconds; None if the text is not a timestamp. A text
+            without an offset is in UTC, as Flinks documents.
     """
 
     text: str
@@ -146,31 +211,31 @@ class Timestamp:
         return cls(text, value)
 
 
-@frozen(kw_only=True, weakref_slot=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False)
 class Transaction(Model):
-    """One movement on an account. `debit` and `credit` are positive amounts, or None."""
+    """One transaction of an account. `debit` and `credit` are positive amounts, or None."""
 
-    date: dt.date | None = None
-    code: str | None = None
+    date: dt.date | None = field(default=None, repr=_masked)
+    code: str | None = field(default=None, repr=_masked)
     description: str | None = field(default=None, repr=_masked)
-    debit: Decimal | None = None
-    credit: Decimal | None = None
-    balance: Decimal | None = None
+    debit: Decimal | None = field(default=None, repr=_masked)
+    credit: Decimal | None = field(default=None, repr=_masked)
+    balance: Decimal | None = field(default=None, repr=_masked)
     id: str | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
 
 
-@frozen(kw_only=True, weakref_slot=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False)
 class Balance(Model):
-    """What is on an account, in the account's currency."""
+    """The balance of an account, in the account's currency."""
 
-    available: Decimal | None = None
-    current: Decimal | None = None
-    limit: Decimal | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
+    available: Decimal | None = field(default=None, repr=_masked)
+    current: Decimal | None = field(default=None, repr=_masked)
+    limit: Decimal | None = field(default=None, repr=_masked)
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
 
 
-@frozen(kw_only=True, weakref_slot=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False)
 class Address(Model):
     """A holder's address."""
 
@@ -180,10 +245,10 @@ class Address(Model):
     postal_code: str | None = field(default=None, repr=_masked)
     po_box: str | None = field(default=None, repr=_masked, metadata={_WIRE: "POBox"})
     country: str | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
 
 
-@frozen(kw_only=True, weakref_slot=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False)
 class Holder(Model):
     """The person or company that holds an account."""
 
@@ -191,73 +256,73 @@ class Holder(Model):
     email: str | None = field(default=None, repr=_masked)
     phone_number: str | None = field(default=None, repr=_masked)
     address: Address | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
 
 
-@frozen(kw_only=True, weakref_slot=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False)
 class Account(Model):
     """One bank account. `category`, `type`, `currency` and `account_type` are open sets: expect new values."""
 
-    transactions: tuple[Transaction, ...] = ()
+    transactions: tuple[Transaction, ...] = field(default=(), repr=_count)
     balance: Balance | None = None
     holder: Holder | None = None
     id: str | None = None
-    title: str | None = None
+    title: str | None = field(default=None, repr=_masked)
     account_number: str | None = field(default=None, repr=_masked)
     last_four_digits: str | None = field(default=None, repr=_masked)
-    transit_number: str | None = None
+    transit_number: str | None = field(default=None, repr=_masked)
     institution_number: str | None = None
     category: str | None = None
     type: str | None = None
     currency: str | None = None
     account_type: str | None = None
-    overdraft_limit: Decimal | None = None
-    eft_eligible_ratio: Decimal | None = None
-    e_transfer_eligible_ratio: Decimal | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
+    overdraft_limit: Decimal | None = field(default=None, repr=_masked)
+    eft_eligible_ratio: Decimal | None = field(default=None, repr=_masked)
+    e_transfer_eligible_ratio: Decimal | None = field(default=None, repr=_masked)
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
 
 
-@frozen(kw_only=True, weakref_slot=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False)
 class Login(Model):
     """The bank login that the data came through."""
 
     username: str | None = field(default=None, repr=_masked)
     type: str | None = None
-    id: str | None = None
+    id: str | None = field(default=None, repr=_masked)
     is_scheduled_refresh: bool | None = None
-    last_refresh: Timestamp | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
+    last_refresh: Timestamp | None = field(default=None, repr=_masked)
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
 
 
-@frozen(kw_only=True, weakref_slot=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False)
 class Link(Model):
     """A related resource that the answer points to. This package does not follow it."""
 
     rel: str | None = field(default=None, metadata={_WIRE: "rel"})
     href: str | None = field(default=None, repr=_masked, metadata={_WIRE: "href"})
     example: str | None = field(default=None, repr=_masked, metadata={_WIRE: "example"})
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
 
 
-@frozen(kw_only=True, weakref_slot=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False)
 class AccountsDetail(Model):
     """One entry of `GetAccountsDetail`.
 
-    `http_status_code` is the one inside the JSON; it may differ from the status of the HTTP answer (`Meta.status`).
+    `http_status_code` is the status inside the JSON. It may differ from the status of the HTTP response (`Meta.status`).
     """
 
     http_status_code: int | None = None
-    login_id: str | None = None
-    customer_id: str | None = None
-    accounts: tuple[Account, ...] = ()
+    login_id: str | None = field(default=None, repr=_masked)
+    customer_id: str | None = field(default=None, repr=_masked)
+    accounts: tuple[Account, ...] = field(default=(), repr=_count)
     login: Login | None = None
     institution: str | None = None
     institution_name: str | None = None
     institution_id: int | None = None
-    links: tuple[Link, ...] = ()
-    tag: str | None = None
+    links: tuple[Link, ...] = field(default=(), repr=_count)
+    tag: str | None = field(default=None, repr=_masked)
     request_id: str | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
 
 
 @frozen(weakref_slot=False)
@@ -266,9 +331,9 @@ class Meta:
 
     Attributes:
         status: the HTTP status.
-        attempts: how many attempts were made, the successful one included.
-        queue_time: seconds spent waiting for a free place, all attempts together.
-        wire_time: seconds from sending to the last byte, all attempts together.
+        attempts: the number of attempts, including the successful one.
+        queue_time: seconds in the queue, summed over all attempts.
+        wire_time: seconds from sending to the last byte, summed over all attempts.
     """
 
     status: int = 200
@@ -282,31 +347,31 @@ NO_META = Meta()
 
 @frozen
 class Tables:
-    """The same answers as three `pyarrow.Table`s (see `flinks_async.tables`)."""
+    """Answers as three `pyarrow.Table`s (see `flinks_async.tables`)."""
 
     accounts: pyarrow.Table
     transactions: pyarrow.Table
     holders: pyarrow.Table
 
 
-@frozen(kw_only=True, weakref_slot=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False)
 class PartnerAccessResponse(Model):
     """The answer to one access token.
 
     Attributes:
-        get_accounts_detail: as it came: a list, one object, or null. `details` and `accounts` hide the difference.
+        get_accounts_detail: a tuple, one object or None, as the server sent it. `details` and `accounts` hide the difference.
         request_id: Flinks' id of this request.
-        meta: how the answer was obtained (not part of `to_dict()`, nor of equality).
+        meta: how the answer was obtained. It is not part of `to_dict()`, and `==` ignores it.
     """
 
     get_accounts_detail: tuple[AccountsDetail, ...] | AccountsDetail | None = None
     request_id: str | None = None
-    _wire: WireState | dict[str, Any] = field(default=COMPLETE, eq=False, repr=_count_only, alias="wire_state")
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
     meta: Meta = field(default=NO_META, eq=False)
 
     @property
     def details(self) -> tuple[AccountsDetail, ...]:
-        """The entries of `GetAccountsDetail`: several, one or none."""
+        """The entries of `GetAccountsDetail`, as a tuple."""
         detail = self.get_accounts_detail
         if detail is None:
             return ()
@@ -321,7 +386,19 @@ class PartnerAccessResponse(Model):
         return tuple(account for detail in details for account in detail.accounts)
 
     def with_meta(self, meta: Meta) -> PartnerAccessResponse:
+        """A copy with another `meta`."""
         return evolve(self, meta=meta)
+
+    def __repr__(self) -> str:
+        """One short line, however large the answer is."""
+        # A user's hook may have put objects of any class into an answer. They are not counted.
+        accounts = [account for detail in self.details for account in _items(detail, "accounts")]
+        transactions = sum(len(_items(account, "transactions")) for account in accounts)
+        shown = [_shortened(repr(self.request_id)), _counted(len(accounts), "account")]
+        shown.append(_counted(transactions, "transaction"))
+        if unknown := unknown_fields(self):
+            shown.append(_unknown_count(unknown))
+        return f"<{type(self).__name__} request_id={', '.join(shown)}>"
 
     def to_arrow(self) -> Tables:
         """Accounts, transactions and holders as Arrow tables (see `flinks_async.tables.to_arrow`)."""
@@ -330,32 +407,35 @@ class PartnerAccessResponse(Model):
         return to_arrow([self])
 
 
-# `meta` and `_wire` are ours, everything else is the wire's.
-_OURS = frozenset({"_wire", "meta"})
+# The fields that are not on the wire.
+_INTERNAL = frozenset({"_wire", "meta"})
 
 
 def wire_name(attribute: Attribute[Any]) -> str:
-    """The name of an attrs field on the wire: its metadata's, else PascalCase."""
-    given: str | None = attribute.metadata.get(_WIRE)
-    return given or "".join(part[:1].upper() + part[1:] for part in attribute.name.split("_"))
-
-
-_wire_fields: dict[type[Model], tuple[tuple[str, str], ...]] = {}
+    """The name of an attrs field on the wire: the one in its metadata, or its name in PascalCase."""
+    explicit: str | None = attribute.metadata.get(_WIRE)
+    return explicit or "".join(part[:1].upper() + part[1:] for part in attribute.name.split("_"))
 
 
 def wire_fields(cls: type[Model]) -> tuple[tuple[str, str], ...]:
     """(attribute, wire name) of every documented field of a class, in the order of the documentation."""
-    found = _wire_fields.get(cls)
-    if found is None:
-        attributes: tuple[Attribute[Any], ...] = fields(cls)  # type: ignore[arg-type]
-        found = _wire_fields[cls] = tuple((a.name, wire_name(a)) for a in attributes if a.name not in _OURS)
-    return found
+    return tuple((name, wire) for name, wire, _ in _table(cls))
 
 
-def wire_types(cls: type[Model]) -> dict[str, Any]:
-    """attribute -> resolved type of every documented field of a class."""
-    hints = get_type_hints(cls)
-    return {name: hints[name] for name, _ in wire_fields(cls)}
+def _attributes(cls: type[Model]) -> list[Attribute[Any]]:
+    attributes: tuple[Attribute[Any], ...] = fields(cls)  # type: ignore[arg-type]
+    return [attribute for attribute in attributes if attribute.name not in _INTERNAL]
+
+
+_tables: dict[type[Model], tuple[tuple[str, str, Any], ...]] = {}
+
+
+def _table(cls: type[Model]) -> tuple[tuple[str, str, Any], ...]:
+    """(attribute, wire name, default) of every documented field of a class."""
+    table = _tables.get(cls)
+    if table is None:
+        table = _tables[cls] = tuple((a.name, wire_name(a), a.default) for a in _attributes(cls))
+    return table
 
 
 MODELS: tuple[type[Model], ...] = (

@@ -6,11 +6,11 @@ import datetime as dt
 from decimal import Clamped, Context, Decimal, Inexact, InvalidOperation, Overflow, Rounded, Subnormal, Underflow
 from enum import Enum
 from types import NoneType
-from typing import Any, Final, get_args, get_origin
+from typing import Any, Final, get_args, get_origin, get_type_hints
 
 from attrs import frozen
 
-from .models import MODELS, Model, Timestamp, wire_fields, wire_types
+from .models import MODELS, Model, Timestamp, wire_fields
 
 TRAPS: Final = [Clamped, Inexact, InvalidOperation, Overflow, Rounded, Subnormal, Underflow]
 
@@ -72,8 +72,8 @@ def _field(name: str, wire: str, hint: Any) -> Field:
 
 
 def _fields(cls: type[Model]) -> tuple[Field, ...]:
-    types = wire_types(cls)
-    return tuple(_field(name, wire, types[name]) for name, wire in wire_fields(cls))
+    hints = get_type_hints(cls)
+    return tuple(_field(name, wire, hints[name]) for name, wire in wire_fields(cls))
 
 
 SCHEMA: Final = {cls: _fields(cls) for cls in MODELS}

@@ -1,16 +1,24 @@
-"""Answers as flat rows of three tables: accounts, transactions, holders. The one list of their columns.
+"""Answers as the rows of three tables: accounts, transactions and holders. This is the only list of their columns.
 
-`columns` makes Arrow tables of them, and the stores of bulk jobs write them.
+`to_arrow` makes Arrow tables, for pandas, polars, DuckDB and Parquet. It needs the extra `arrow`. The stores of bulk jobs
+write the same rows.
 
-- `detail`, `account` and `transaction` are positions, from 0, by which the tables can be joined whatever Flinks left out.
+- `detail`, `account` and `transaction` are positions, counted from 0. You can join the tables by them, even if Flinks sends
+  no ids. In Arrow tables, `answer` is the position of the answer; with `(key, answer)` pairs, each row also has the key.
 - `extra` is the JSON text of the unknown fields of a row's objects, or null.
+- An entry of `GetAccountsDetail` without accounts has no rows.
 
-An entry of an answer without accounts has no rows.
+The Arrow schema never depends on the data:
+
+- Amounts are `decimal128(38, 18)`, with 20 digits before the point and 18 after. This holds every amount of money, and every
+  double written out in full. A value that does not fit is refused, never rounded.
+- Dates are `date32`, points in time are `timestamp('us', 'UTC')` with their exact text beside them, and everything else is text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -31,27 +39,19 @@ from .models import (
     Tables,
     Timestamp,
     Transaction,
+    unknown_fields,
 )
 from .schema import SCHEMA, Field, FieldKind
+
+__all__ = ["Tables", "schemas", "to_arrow"]
 
 if TYPE_CHECKING:
     import pyarrow
 
 
-# [flinks_async.columns] Answers as Arrow tables, for pandas, polars, DuckDB and Parquet. Needs the extra `arrow`.
-#
-# The schema is explicit and never depends on the data:
-#
-# - Amounts are `decimal128(38, 18)`: 20 digits before the point and 18 after, which holds every amount of money and every
-#   double that was written out in full. What does not fit is refused, never rounded.
-# - Days are `date32`, points in time `timestamp('us', 'UTC')` with their exact text beside them, the rest is text.
-# - `answer` is the position of the answer. With `(key, answer)` pairs, each row also has the key. The other columns are
-#   those of `rows`.
-
-
 ColumnType = Literal["text", "amount", "integer", "flag", "date", "instant", "position", "json"]
-"""What its values are in Python: `str`, `Decimal`, `int`, `bool`, `date`, aware `datetime` in UTC, `int` that is never
-null, `str`. All others may be None."""
+"""The Python types of the values, in this order: `str`, `Decimal`, `int`, `bool`, `date`, aware `datetime` in UTC, `int`,
+`str`. All may be None, except `position`."""
 
 Row = tuple[Any, ...]
 
@@ -71,9 +71,9 @@ class Column:
     """One column.
 
     Attributes:
-        name: of the column.
-        type: see `ColumnType`.
-        wire: where its value stands below the row's object; after a `^`, below the entry of `GetAccountsDetail`.
+        name: the column's name.
+        type: the type of its values.
+        wire: the path of its value below the row's object, or after a `^` below the entry of `GetAccountsDetail`.
     """
 
     name: str
@@ -86,9 +86,9 @@ class Table:
     """One table.
 
     Attributes:
-        name: of the table.
-        columns: in their order. Those of type `position` identify a row.
-        within: where a row's object stands below its account.
+        name: the table's name.
+        columns: its columns, in their order. Those of type `position` identify a row.
+        within: the path of a row's object below its account.
     """
 
     name: str
@@ -105,11 +105,7 @@ class Table:
         return tuple(column.name for column in self.columns if column.type == "position")
 
     def path(self, column: Column, row: Row) -> str:
-        """Where a value stands in its answer, such as `GetAccountsDetail[0].Accounts[2].Balance.Current`.
-
-        Args:
-            row: with a value for each column.
-        """
+        """The path of a value in its answer, such as `GetAccountsDetail[0].Accounts[2].Balance.Current`."""
         at: Mapping[str, Any] = dict(zip(self.names, row, strict=True))
         if "detail" not in at:
             return column.wire or column.name
@@ -131,7 +127,7 @@ def _getter(cls: type[Model]) -> Any:
     return attrgetter(*(field.name for field in _scalars(cls)))
 
 
-_PLACE: Final = (Column("detail", "position"), Column("account", "position"))
+_POSITIONS: Final = (Column("detail", "position"), Column("account", "position"))
 
 _ENTRY: Final = ("login_id", "customer_id", "institution", "institution_name", "institution_id", "tag")
 
@@ -140,7 +136,7 @@ _ENTRY_FIELDS: Final = {field.name: field for field in SCHEMA[AccountsDetail]}
 ACCOUNTS: Final = Table(
     "accounts",
     (
-        *_PLACE,
+        *_POSITIONS,
         Column("request_id", "text"),
         *(Column(name, _TYPES[_ENTRY_FIELDS[name].kind], f"^{_ENTRY_FIELDS[name].wire}") for name in _ENTRY),
         Column("last_refresh", "instant", "^Login.LastRefresh"),
@@ -156,7 +152,7 @@ ACCOUNTS: Final = Table(
 TRANSACTIONS: Final = Table(
     "transactions",
     (
-        *_PLACE,
+        *_POSITIONS,
         Column("transaction", "position"),
         Column("account_id", "text"),
         Column("currency", "text"),
@@ -169,7 +165,7 @@ TRANSACTIONS: Final = Table(
 HOLDERS: Final = Table(
     "holders",
     (
-        *_PLACE,
+        *_POSITIONS,
         Column("account_id", "text"),
         *_columns_of(Holder),
         *_columns_of(Address, "address_", "Address."),
@@ -178,18 +174,16 @@ HOLDERS: Final = Table(
     ".Holder",
 )
 
-_of_account, _of_balance, _of_transaction = _getter(Account), _getter(Balance), _getter(Transaction)
-
-_of_holder, _of_address, _of_entry = _getter(Holder), _getter(Address), attrgetter(*_ENTRY)
+_account_values, _balance_values, _transaction_values = _getter(Account), _getter(Balance), _getter(Transaction)
+_holder_values, _address_values, _entry_values = _getter(Holder), _getter(Address), attrgetter(*_ENTRY)
 
 _NO_BALANCE: Final = (None,) * len(_scalars(Balance))
-
 _NO_ADDRESS: Final = (None,) * len(_scalars(Address))
 
 
 @frozen
 class AccountRows:
-    """The rows that one account has."""
+    """The rows of one account."""
 
     account: Row
     transactions: list[Row]
@@ -200,22 +194,22 @@ def flatten(answer: PartnerAccessResponse, before: Row = (), *, item: int = 0) -
     """The rows of an answer, account by account.
 
     Args:
-        before: values that stand before the columns of each row.
-        item: a number for the answer, for the error.
+        before: values that each row begins with, before its own columns.
+        item: the position of the answer, for the error.
 
     Raises:
-        ConfigError: a user's hook has put something else in the place of one of our classes.
+        ConfigError: a user's hook has replaced one of the models by an object of another class.
     """
     _check(answer, PartnerAccessResponse, item)
-    # Each is made once and shared by the rows that repeat it: it may be large, and the accounts many.
+    # All rows of an answer share these texts, because they may be large and the accounts many.
     answer_extra = extra_of(answer)
     for detail_number, detail in enumerate(answer.details):
         _check(detail, AccountsDetail, item)
         detail_extra = extra_of(detail, Login=detail.login)
         for account_number, account in enumerate(detail.accounts):
             _check(account, Account, item)
-            for move in account.transactions:
-                _check(move, Transaction, item)
+            for transaction in account.transactions:
+                _check(transaction, Transaction, item)
             place = (*before, detail_number, account_number)
             yield AccountRows(
                 (*_account_row(place, answer, detail, account), detail_extra, answer_extra),
@@ -225,11 +219,15 @@ def flatten(answer: PartnerAccessResponse, before: Row = (), *, item: int = 0) -
 
 
 def extra_of(model: Model, **inner: Model | None) -> str | None:
-    """The unknown fields of an object as JSON, and those of some objects in it by their wire names; None without any."""
-    extra = dict(model.extra)
+    """The unknown fields of an object as JSON text, or None if there are none.
+
+    Args:
+        inner: objects inside of it, by wire name. Their unknown fields are included.
+    """
+    extra = dict(unknown_fields(model))
     for wire, child in inner.items():
-        if child is not None and child.extra:
-            extra[wire] = dict(child.extra)
+        if child is not None and (unknown := unknown_fields(child)):
+            extra[wire] = dict(unknown)
     return to_json(extra).decode() if extra else None
 
 
@@ -239,17 +237,17 @@ def _check(value: object, cls: type[Model], item: int) -> None:
 
 
 def _account_row(place: Row, answer: PartnerAccessResponse, detail: AccountsDetail, account: Account) -> Row:
-    """Without the last two columns, which are the same for all accounts of an entry."""
+    """A row without its last two columns, which are the same for all accounts of an entry."""
     balance, login = account.balance, detail.login
     refresh = Timestamp("") if login is None or login.last_refresh is None else login.last_refresh
     return (
         *place,
         detail.request_id if answer.request_id is None else answer.request_id,
-        *_of_entry(detail),
+        *_entry_values(detail),
         refresh.value,
         refresh.text or None,
-        *_of_account(account),
-        *(_NO_BALANCE if balance is None else _of_balance(balance)),
+        *_account_values(account),
+        *(_NO_BALANCE if balance is None else _balance_values(balance)),
         extra_of(account, Balance=balance),
     )
 
@@ -257,8 +255,8 @@ def _account_row(place: Row, answer: PartnerAccessResponse, detail: AccountsDeta
 def _transaction_rows(place: Row, account: Account) -> list[Row]:
     id_, currency = account.id, account.currency
     return [
-        (*place, number, id_, currency, *_of_transaction(move), extra_of(move))
-        for number, move in enumerate(account.transactions)
+        (*place, number, id_, currency, *_transaction_values(transaction), extra_of(transaction))
+        for number, transaction in enumerate(account.transactions)
     ]
 
 
@@ -267,26 +265,24 @@ def _holder_row(place: Row, account: Account, holder: Holder) -> Row:
     return (
         *place,
         account.id,
-        *_of_holder(holder),
-        *(_NO_ADDRESS if address is None else _of_address(address)),
+        *_holder_values(holder),
+        *(_NO_ADDRESS if address is None else _address_values(address)),
         extra_of(holder, Address=address),
     )
 
 
 PRECISION: Final = 38
-
 SCALE: Final = 18
 
 CHUNK: Final = 65_536
-"""Rows that are kept as Python objects before they become Arrow."""
+"""Rows that are collected as Python objects before they are converted to Arrow."""
 
 _KEY: Final = Column("key", "text")
-
 _ANSWER: Final = Column("answer", "position")
 
 
 def schemas(*, keyed: bool = False) -> Tables:
-    """The schemas of the three tables, in their places."""
+    """The Arrow schemas of the three tables."""
     flag("keyed", keyed)
     return Tables(*(schema_of(_numbered(table, keyed)) for table in (ACCOUNTS, TRANSACTIONS, HOLDERS)))
 
@@ -316,15 +312,15 @@ def to_arrow(
     *,
     keyed: bool | None = None,
 ) -> Tables:
-    """Accounts, transactions and holders of some answers.
+    """Accounts, transactions and holders of answers, as Arrow tables.
 
     Args:
-        answers: answers, or pairs of a key and an answer; a key is a text of yours, such as a customer's number.
-        keyed: whether they are pairs; found out from the first one if it is not given. Without any, there is no key.
+        answers: answers, or pairs of a key and an answer. A key is a text of yours, such as a customer number.
+        keyed: whether `answers` are pairs. By default the first one decides; without any, the tables have no key.
 
     Raises:
-        ConfigError: pyarrow is not installed, or some are pairs and others are not; or `keyed` is neither.
-        WrongTypeError: a value does not fit its column; `path` names the place, beginning with the answer's position.
+        ConfigError: pyarrow is not installed, only some of the answers are pairs, or `keyed` is not a bool.
+        WrongTypeError: a value does not fit its column. `path` is its place and begins with the answer's position.
     """
     if keyed is not None:
         flag("keyed", keyed)
@@ -337,10 +333,10 @@ def to_arrow(
     for position, item in enumerate(() if first is None else chain([first], iterator)):
         before, answer = _split(item, keyed, position)
         for rows in flatten(answer, (*before, position), item=position):
-            accounts.add(rows.account)
+            accounts.extend([rows.account])
             transactions.extend(rows.transactions)
             if rows.holder is not None:
-                holders.add(rows.holder)
+                holders.extend([rows.holder])
     return Tables(accounts.finish(), transactions.finish(), holders.finish())
 
 
@@ -352,61 +348,68 @@ def _split(item: Any, keyed: bool, position: int) -> tuple[Row, PartnerAccessRes
     if not keyed:
         return (), item
     if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], str):
-        raise ConfigError(f"item {position} is not a pair of a text and an answer, as the first one is")
+        raise ConfigError(f"item {position} is not a pair of a text and an answer, but the first item is")
     return (item[0],), item[1]
 
 
 class _Builder:
-    """Rows in, one table out; a chunk of rows at a time becomes Arrow."""
+    """Collects rows and converts them to Arrow in chunks of about `CHUNK` rows."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
-        self._schema = schema_of(table)
         self._rows: list[Row] = []
-        self._tables: list[Any] = []
-
-    def add(self, row: Row) -> None:
-        self._rows.append(row)
-        if len(self._rows) >= CHUNK:
-            self._flush()
+        self._chunks: list[pyarrow.Table] = []
 
     def extend(self, rows: Iterable[Row]) -> None:
         self._rows.extend(rows)
         if len(self._rows) >= CHUNK:
-            self._flush()
+            self._convert()
 
-    def finish(self) -> Any:
+    def finish(self) -> pyarrow.Table:
         if self._rows:
-            self._flush()
-        if not self._tables:
-            return self._schema.empty_table()
-        return optional_import("pyarrow", extra="arrow").concat_tables(self._tables)
+            self._convert()
+        if not self._chunks:
+            return schema_of(self._table).empty_table()
+        return optional_import("pyarrow", extra="arrow").concat_tables(self._chunks)
 
-    def _flush(self) -> None:
-        pa = optional_import("pyarrow", extra="arrow")
-        arrays = []
-        for number, values in enumerate(zip(*self._rows, strict=True)):
-            array = array_of(values, self._schema[number].type)
-            if array is None:
-                self._refuse(number, values)
-            arrays.append(array)
-        self._tables.append(pa.Table.from_arrays(arrays, schema=self._schema))
+    def _convert(self) -> None:
+        self._chunks.append(arrow_table(self._table, self._rows, partial(_does_not_fit, self._table)))
         self._rows = []
 
-    def _refuse(self, number: int, values: Row) -> None:
-        type_ = self._schema[number].type
-        row = next(row for row, value in zip(self._rows, values, strict=True) if array_of([value], type_) is None)
-        answer = row[self._table.columns.index(_ANSWER)]
-        path = f"[{answer}].{self._table.path(self._table.columns[number], row)}"
-        raise WrongTypeError(f"{path}: the value does not fit a column of type {type_}", path=path)
+
+def _does_not_fit(table: Table, column: Column, row: Row, type_: str) -> WrongTypeError:
+    path = f"[{row[table.columns.index(_ANSWER)]}].{table.path(column, row)}"
+    return WrongTypeError(f"{path}: the value does not fit a column of type {type_}", path=path)
+
+
+def arrow_table(
+    table: Table, rows: Sequence[Row], does_not_fit: Callable[[Column, Row, str], Exception]
+) -> pyarrow.Table:
+    """Rows as Arrow.
+
+    Args:
+        rows: at least one.
+        does_not_fit: makes the error for a value that its column cannot hold, of the column, the row and the Arrow type.
+    """
+    schema = schema_of(table)
+    arrays = []
+    for number, values in enumerate(zip(*rows, strict=True)):
+        type_ = schema[number].type
+        array = array_of(values, type_)
+        if array is None:
+            row = next(row for row in rows if array_of([row[number]], type_) is None)
+            raise does_not_fit(table.columns[number], row, str(type_))
+        arrays.append(array)
+    return optional_import("pyarrow", extra="arrow").Table.from_arrays(arrays, schema=schema)
 
 
 def array_of(values: Sequence[Any], type_: pyarrow.DataType) -> pyarrow.Array | pyarrow.ChunkedArray | None:
-    """Values as Arrow, in chunks if they are more than 2 GB of text; None if one does not fit. The error of Arrow is not
-    kept, since it shows the value.
+    """Values as an Arrow array, in chunks if their text exceeds 2 GB, or None if one of them does not fit.
+
+    Arrow's own error is dropped, because it shows the value.
 
     Raises:
-        MemoryError: there is no room for them.
+        MemoryError: there is not enough memory.
     """
     pa = optional_import("pyarrow", extra="arrow")
     try:

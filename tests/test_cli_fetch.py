@@ -292,7 +292,7 @@ class TestFailures:
         names = [f"token-{n}" for n in range(40)]
         async with FlinksServer(faults=plan) as server:
             await fetch(server, write(tmp_path / "t.txt", "\n".join(names)), out)
-            fetchable = {line for line, token in enumerate(names, 1) if plan.fate(token).fetchable}
+            fetchable = {line for line, token in enumerate(names, 1) if plan.plan(token).fetchable}
             assert by_line(out).keys() == fetchable
             for line, record in by_line(out).items():
                 assert record["response"] == server.expected(names[line - 1])

@@ -5,19 +5,22 @@ from __future__ import annotations
 import copy
 import datetime as dt
 import pickle
+import sys
+from collections.abc import Callable
 from decimal import Decimal
 from types import MappingProxyType
 from typing import Any
 
 import pytest
-from attrs import evolve, fields
+from attrs import evolve
 from attrs.exceptions import FrozenInstanceError
 
 from flinks_async.codec import Codec
 from flinks_async.models import (
-    COMPLETE,
+    DEFAULT_WIRE_STATE,
     MODELS,
     Account,
+    AccountsDetail,
     Address,
     Balance,
     Holder,
@@ -32,7 +35,7 @@ from flinks_async.models import (
     wire_fields,
 )
 
-from .answers import DOCUMENTED, WIRE, from_bytes, to_bytes
+from .answers import DOCUMENTED, WIRE, from_bytes, payload, to_bytes
 
 ANSWER = Codec().decode(to_bytes(DOCUMENTED))
 DETAIL = ANSWER.details[0]
@@ -59,7 +62,7 @@ def test_wire_names_are_the_documented_ones() -> None:
 @pytest.mark.parametrize("cls", MODELS)
 def test_every_field_is_optional(cls: type[Model]) -> None:
     empty = cls()
-    assert empty.wire_state is COMPLETE
+    assert empty.wire_state is DEFAULT_WIRE_STATE
     assert empty.to_dict().keys() == set(WIRE[cls.__name__])
     assert not hasattr(empty, "__dict__")
     with pytest.raises(FrozenInstanceError):
@@ -91,19 +94,46 @@ def test_a_changed_field_makes_another_value(model: Model) -> None:
     assert other.to_dict() != model.to_dict()
 
 
-def test_what_came_on_the_wire_is_not_part_of_equality() -> None:
-    assert evolve(ACCOUNT, wire_state=WireState(MappingProxyType({"New": 1}))) == ACCOUNT
+def test_unknown_fields_are_part_of_equality() -> None:
+    for state in (WireState({"New": 1}), WireState(MappingProxyType({"New": 1}))):
+        other = evolve(ACCOUNT, wire_state=state)
+        assert other != ACCOUNT
+        assert other == evolve(ACCOUNT, wire_state=WireState({"New": 1}))
+        assert hash(other) == hash(evolve(ACCOUNT, wire_state=WireState({"New": 1})))
+    first, second = (Codec().decode(b'{"GetAccountsDetail":[{"Accounts":[{"New":%d}]}]}' % n) for n in (1, 2))
+    assert first != second
+    assert first == Codec().decode(first.to_json())
+
+
+def test_whether_a_field_was_absent_or_null_is_not_part_of_equality() -> None:
+    assert Codec().decode(b'{"RequestId":null}') == Codec().decode(b"{}")
+    assert Codec().decode(b'{"GetAccountsDetail":{"Links":null}}') == Codec().decode(
+        b'{"GetAccountsDetail":{"Links":[]}}'
+    )
+
+
+def test_how_an_answer_was_obtained_is_not_part_of_equality() -> None:
     assert ANSWER.with_meta(Meta(attempts=9)) == ANSWER
     assert ANSWER.with_meta(Meta(attempts=9)).meta.attempts == 9
 
 
 PERSONAL = {
-    Transaction: ("description",),
+    Transaction: ("date", "code", "description", "debit", "credit", "balance"),
+    Balance: ("available", "current", "limit"),
     Address: ("civic_address", "city", "postal_code", "po_box"),
     Holder: ("name", "email", "phone_number"),
-    Account: ("account_number", "last_four_digits"),
-    Login: ("username",),
+    Account: (
+        "title",
+        "account_number",
+        "last_four_digits",
+        "transit_number",
+        "overdraft_limit",
+        "eft_eligible_ratio",
+        "e_transfer_eligible_ratio",
+    ),
+    Login: ("username", "id", "last_refresh"),
     Link: ("href", "example"),
+    AccountsDetail: ("login_id", "customer_id", "tag"),
 }
 
 
@@ -115,10 +145,35 @@ def test_personal_data_is_masked(cls: type[Model], names: tuple[str, ...]) -> No
     assert f"{names[0]}=None" in repr(cls())
 
 
-def test_no_personal_data_in_the_repr_of_a_whole_answer() -> None:
-    shown = f"{ANSWER!r} {ANSWER} {[ANSWER]} {ANSWER:}"
+@pytest.mark.parametrize("cls", MODELS)
+def test_amounts_and_dates_are_masked_in_every_class(cls: type[Model]) -> None:
+    for name, kind in WIRE[cls.__name__].items():
+        if kind in ("money", "date", "timestamp"):
+            (attribute,) = (attribute for attribute, wire in wire_fields(cls) if wire == name)
+            assert f"{attribute}=***" in repr(cls(**{attribute: "CANARY"}))
+
+
+def test_the_repr_of_an_answer_is_one_short_line() -> None:
+    request_id = DOCUMENTED["RequestId"]
+    assert repr(ANSWER) == f"<PartnerAccessResponse request_id='{request_id}', 1 account, 1 transaction>"
+    many = Codec().decode(payload((2, 60)))
+    assert repr(many) == f"<PartnerAccessResponse request_id='{many.request_id}', 2 accounts, 120 transactions>"
+    assert repr(PartnerAccessResponse()) == "<PartnerAccessResponse request_id=None, 0 accounts, 0 transactions>"
+    assert len(repr(PartnerAccessResponse(request_id="r" * 10_000))) < 150
+
+
+def test_the_repr_of_an_array_is_its_length() -> None:
+    account = Codec().decode(payload((1, 60))).accounts[0]
+    assert repr(account).startswith("Account(transactions=<60>, balance=Balance(available=***,")
+    assert "accounts=<1>" in repr(DETAIL)
+    assert "links=<1>" in repr(DETAIL)
+
+
+def test_no_personal_data_in_any_repr() -> None:
+    shown = " ".join(f"{model!r} {model} {[model]} {model:}" for model in EVERYTHING)
     for value in (
         "7641238",
+        "12347",
         "John",
         "johndoe",
         "333-7777",
@@ -126,11 +181,25 @@ def test_no_personal_data_in_the_repr_of_a_whole_answer() -> None:
         "TOR",
         "M5J",
         "Greatday",
+        "5e115eac",
+        "Chequing CAD",
         "PAYROLL",
         "/GetAccounts",
+        "1000.4",
+        "5405.5",
+        "2025",
+        "2023",
+        "_wire",
     ):
         assert value not in shown
-    assert "1000.4" in shown  # amounts are not masked
+    assert "id='d9b2d63d-a233-4123-847a-7090d5c0f4a1'" in shown  # tells one transaction from another
+
+
+@pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
+def test_an_answer_with_objects_of_a_hook_has_a_repr(cls: type[Model]) -> None:
+    codec = Codec()
+    codec.converter.register_structure_hook(cls, lambda value, _: ("hooked", len(value)))
+    assert repr(codec.decode(to_bytes(DOCUMENTED)))
 
 
 def test_neither_names_nor_values_of_unknown_fields_are_shown() -> None:
@@ -141,9 +210,9 @@ def test_neither_names_nor_values_of_unknown_fields_are_shown() -> None:
     assert holder is not None
     for shown in (answer, holder, answer.wire_state, holder.wire_state):
         assert "CANARY" not in repr(shown)
-    assert "<2 unknown>" in repr(answer)
-    assert "<1 unknown>" in repr(holder)
-    assert "<2 unknown>" in repr(answer.wire_state)
+    assert "2 unknown fields" in repr(answer)
+    assert "1 unknown field)" in repr(holder)
+    assert "2 unknown fields" in repr(answer.wire_state)
 
 
 def test_missing_fields_are_left_out_or_null() -> None:
@@ -157,6 +226,52 @@ def test_missing_fields_are_left_out_or_null() -> None:
     assert detail["Accounts"] == [dict.fromkeys(WIRE["Account"])]
     assert detail["Links"] is None
     assert from_bytes(answer.to_json(missing="null")) == whole
+
+
+CHANGES: list[Callable[..., Any]] = [evolve, *([copy.replace] if sys.version_info >= (3, 13) else [])]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_changed_value_is_written_even_if_the_field_was_absent_or_null(change: Callable[..., Any]) -> None:
+    (account,) = Codec().decode(b'{"GetAccountsDetail":{"Accounts":[{"Balance":{"Current":5.10}}]}}').accounts
+    assert account.balance is not None
+    balance = change(account.balance, available=Decimal("7.00"))
+    assert balance.to_json() == b'{"Available":7.00,"Current":5.10}'
+    assert change(balance, available=None).to_json() == b'{"Current":5.10}'
+    assert change(account, title="New").to_json() == b'{"Balance":{"Current":5.10},"Title":"New"}'
+    for came in (b'{"Accounts":null}', b"{}"):
+        detail = Codec().decode(b'{"GetAccountsDetail":%b}' % came).details[0]
+        assert detail.to_json() == came
+        assert change(detail, accounts=(Account(wire_state=account.wire_state),)).to_json() == (
+            b'{"Accounts":[{"Balance":null}]}'
+        )
+    assert change(Codec().decode(b"{}"), get_accounts_detail=()).to_json() == b'{"GetAccountsDetail":[]}'
+
+
+def test_a_frozen_answer_shares_no_data_that_can_change() -> None:
+    body = b'{"New":{"a":[1]},"GetAccountsDetail":{"New":{"a":[1]}}}'
+    answer = Codec().decode(body)
+    (detail,) = answer.details
+    before = answer.to_json()
+    whole = answer.to_dict()
+    whole["New"]["a"].append(2)
+    whole["GetAccountsDetail"]["New"]["b"] = 2
+    for model in (answer, detail):
+        model.to_dict()["New"]["a"].append(2)
+        model.extra["New"]["a"].append(2)
+        model.wire_state.extra["New"]["a"].append(2)
+        with pytest.raises(TypeError):
+            model.wire_state.extra["New"] = 2  # type: ignore[index]
+    assert answer.to_json() == before
+
+
+def test_to_dict_shares_no_data_with_objects_of_a_hook() -> None:
+    codec = Codec()
+    codec.converter.register_structure_hook(Transaction, lambda value, _: value)
+    answer = codec.decode(b'{"GetAccountsDetail":{"Accounts":[{"Transactions":[{"Id":"a"}]}]}}')
+    before = answer.to_json()
+    answer.to_dict()["GetAccountsDetail"]["Accounts"][0]["Transactions"][0]["Id"] = "b"
+    assert answer.to_json() == before
 
 
 def test_a_model_made_by_hand_can_be_written() -> None:
@@ -195,9 +310,3 @@ def test_wire_state_pickles() -> None:
     state = WireState(MappingProxyType({"a": [Decimal("1.0")]}), frozenset({"B"}), frozenset({"C"}))
     assert pickle.loads(pickle.dumps(state)) == state
     assert copy.deepcopy(state) == state
-
-
-def test_every_class_keeps_its_wire_state_out_of_the_comparison() -> None:
-    for cls in MODELS:
-        attribute = fields(cls)._wire
-        assert attribute.eq is False

@@ -23,7 +23,7 @@ from attrs import frozen
 from cattrs import Converter
 from msgspec import NODEFAULT, UNSET, Raw
 
-from ..models import COMPLETE, Model, PartnerAccessResponse, Timestamp, WireState
+from ..models import DEFAULT_WIRE_STATE, Model, PartnerAccessResponse, Timestamp, WireState
 from ..schema import AMOUNT, SCHEMA, Field, FieldKind
 from . import reference
 from .observed import USUALLY_ABSENT, Shapes
@@ -104,7 +104,7 @@ class Compiler:
         names: dict[str, Any] = {
             **names_of("Final", cls),
             **names_of("State", WireState),
-            "COMPLETE": COMPLETE,
+            "DEFAULT_WIRE_STATE": DEFAULT_WIRE_STATE,
             "NESTED": NESTED,
             "Decimal": Decimal,
             "UNSET": UNSET,
@@ -124,7 +124,11 @@ class Compiler:
         usually_absent = USUALLY_ABSENT.get(cls, frozenset())
         usual = mask_of([member for member in members if member.field.wire in usually_absent])
         names["usual"] = names["states"][usual]
-        state = f"COMPLETE if not m else usual if m == {usual} else states[m]" if needs_mask(members) else "COMPLETE"
+        state = (
+            f"DEFAULT_WIRE_STATE if not m else usual if m == {usual} else states[m]"
+            if needs_mask(members)
+            else "DEFAULT_WIRE_STATE"
+        )
         body = [
             "o = Final_twin()",
             *read_members(members, usually_absent),
@@ -189,7 +193,7 @@ class States(dict[int, WireState]):
     """
 
     def __init__(self, fields: tuple[Field, ...]) -> None:
-        super().__init__({0: COMPLETE})
+        super().__init__({0: DEFAULT_WIRE_STATE})
         self._fields = fields
 
     def __missing__(self, mask: int) -> WireState:
@@ -316,7 +320,7 @@ def read_unknown(keys: tuple[str, ...], state: str, *, raw: bool) -> Iterator[st
         yield f"if v is not UNSET: x[{key!r}] = v"
     yield f"w = {state}"
     yield "if not x: o._wire = w"
-    yield "elif w is COMPLETE: o._wire = x"
+    yield "elif w is DEFAULT_WIRE_STATE: o._wire = x"
     yield "else:"
     yield "    e = State_twin()"
     yield "    e.extra = x"

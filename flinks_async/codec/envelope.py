@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final, cast
 
-from ..models import COMPLETE, AccountsDetail, PartnerAccessResponse
+from ..models import DEFAULT_WIRE_STATE, AccountsDetail, PartnerAccessResponse, unknown_fields
 from ..secret import Secret, redact, repeats
 from ..verdict import EMPTY_ENVELOPE, Envelope
 from .parse import BROKEN, decode_any, without_bom
@@ -46,32 +46,32 @@ def envelope_of(answer: PartnerAccessResponse, *hidden: Secret) -> Envelope:
         return EMPTY_ENVELOPE  # a hook of a user has put something else in its place
     detail = answer.get_accounts_detail
     first = detail[0] if type(detail) is tuple and detail else detail
-    if answer._wire is COMPLETE and (not first or type(first) is not AccountsDetail or not _says_more(first)):
+    if answer._wire is DEFAULT_WIRE_STATE and (not first or type(first) is not AccountsDetail or not _says_more(first)):
         return EMPTY_ENVELOPE  # nearly every answer
-    if answer.extra:
-        found = _envelope({"RequestId": answer.request_id, **answer.extra}, hidden, unreadable=UNREADABLE)
+    extra = unknown_fields(answer)
+    if extra:
+        found = _envelope({"RequestId": answer.request_id, **extra}, hidden, unreadable=UNREADABLE)
         if found.flinks_code or found.http_status_code or found.message:
             return found
-        if not answer.details and any(map(_fold(answer.extra).get, _NAMES)):
+        if not answer.details and any(map(_fold(extra).get, _NAMES)):
             return Envelope(flinks_code=UNREADABLE, request_id=found.request_id)
     details = answer.details
     if details and all(_refuses(detail) for detail in details):
         first = details[0]
         own = {"HttpStatusCode": first.http_status_code, "RequestId": first.request_id or answer.request_id}
-        return _envelope({**own, **first.extra}, hidden, unreadable=UNREADABLE)
+        return _envelope({**own, **unknown_fields(first)}, hidden, unreadable=UNREADABLE)
     return EMPTY_ENVELOPE
 
 
 def _says_more(detail: AccountsDetail) -> bool:
-    wire = detail._wire
-    return _says_no(detail) or bool(wire if isinstance(wire, dict) else wire.extra)
+    return _says_no(detail) or bool(unknown_fields(detail))
 
 
 def _refuses(detail: AccountsDetail) -> bool:
     # A hook of a user may have put something else than our class here.
     if type(detail) is not AccountsDetail or detail.accounts:
         return False
-    return _says_no(detail) or _fold(detail.extra).get("flinkscode") is not None
+    return _says_no(detail) or _fold(unknown_fields(detail)).get("flinkscode") is not None
 
 
 def _says_no(detail: AccountsDetail) -> bool:

@@ -1,9 +1,11 @@
-"""The links of the chain, one idea a file.
+"""The chain of handlers that each call passes, one middleware a file.
 
-A call passes them in this order; `[user]` marks the two places where users plug in their own:
+    deadline ► [middleware] ► (coalesce) ► (pending) ► auth ► retry ► (hedge) ► [attempt_middleware] ► attempt
 
-    deadline ► [user: middleware] ► (coalesce) ► (pending) ► auth ► retry ► (hedge) ► [user: attempt_middleware] ► attempt
+`[...]` are the two places for users' own middleware: around the whole call and around each attempt. `(...)` are off by
+default. `auth` is in the chain only if the AuthSecret comes from a callable. The chain is composed once, when a client is
+made; see `flinks_async.messages` for what a handler and a middleware are.
 
-The deadline is the client's own scope around the call (see `FlinksClient._run`), so that it bounds everything, users'
-middleware included. Those in brackets are off by default. The attempt is: governor, timer, transport, decode.
+The deadline is a cancel scope of the client around the chain (`FlinksClient._run`), so that it also bounds users'
+middleware. An attempt is: a slot from the governor, a timer, the transport, then decoding.
 """

@@ -1,14 +1,14 @@
-"""One attempt: wait for a place, send under a timer, give the place back, understand the answer.
+"""One attempt: wait for a slot, send under a timer, release the slot, decode the answer.
 
-The timer starts when the place is there, so that a queue is never mistaken for a slow server; decoding comes after
-both are released, so that neither the place nor the timer pays for it.
+The timer starts once the slot is taken, so that a queue is not mistaken for a slow server. Decoding comes after slot and
+timer are released, because it uses neither the network nor the server.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..classify import classify_error, classify_response
+from ..classify import classify_error, classify_response, outcome_line
 from ..clock import Clock
 from ..codec import DIRECT, Codec, envelope_of, read_envelope
 from ..config import Retry, Timeouts
@@ -27,14 +27,7 @@ _TIMED_OUT = Verdict(Kind.TRANSIENT, "DeadlineExceededError", DeadlineExceededEr
 class Attempt:
     """The innermost handler of the chain, and the only one that sends."""
 
-    def __init__(
-        self,
-        transport: Transport,
-        codec: Codec,
-        clock: Clock,
-        timeouts: Timeouts,
-        retry: Retry,
-    ) -> None:
+    def __init__(self, transport: Transport, codec: Codec, clock: Clock, timeouts: Timeouts, retry: Retry) -> None:
         self._transport = transport
         self._codec = codec
         self._clock = clock
@@ -46,13 +39,13 @@ class Attempt:
         call, timeout, probe = request.call, self._timeout, False
         governor, counters, permit = call.local.governor, call.local.counters, call.permit
         if permit is not None and permit.revoked:
-            raise FlinksError("not sent: the call was ended before its next attempt")
+            raise DeadlineExceededError("not sent: the caller wants no more requests")
         if not governor.try_acquire():
-            asked = self._now()
+            queued = self._now()
             try:
                 probe = await _acquire(governor, call)
             finally:
-                waited = self._now() - asked
+                waited = self._now() - queued
                 call.queue_time += waited
                 counters.queue_time += waited
         sent = now = self._now()
@@ -65,14 +58,14 @@ class Attempt:
         try:
             try:
                 if timeout is None or _deadline_comes_first(call, sent, timeout):
-                    response = await self._transport.send(request)  # the deadline comes first, and has its own timer
+                    response = await self._transport.send(request)
                 else:
                     scope = CancelScope()
                     call.local.timer.arm(scope, timeout)
                     with scope:
                         response = await self._transport.send(request)
                 if response is None:
-                    raise AttemptTimeoutError(f"no whole answer from {request.endpoint.host} within {timeout:g} s")
+                    raise AttemptTimeoutError(f"no complete answer from {request.endpoint.host} within {timeout:g} s")
             finally:
                 governor.release()
                 now = self._now()
@@ -80,18 +73,22 @@ class Attempt:
                 counters.requests += 1
                 counters.retries += retrying
             if len(response.body) <= DIRECT or response.status != 200 or request.raw:
-                response = self._understand(request, response)
+                response = self._decode(request, response)
             else:
-                response = await self._understand_in_turns(request, response)
+                response = await self._decode_in_turns(request, response)
         except FlinksError as error:
             first_byte = None if error.status is None else (call.headers_at or now) - sent
             call.down = governor.record(
-                classify_error(error), sent=sent, status=error.status, time_to_first_byte=first_byte, probe=probe,
+                classify_error(error),
+                sent=sent,
+                status=error.status,
+                time_to_first_byte=first_byte,
+                probe=probe,
                 problem=error.message,
-            )  # fmt: skip
+            )
             raise
         except BaseException:
-            # A deadline that comes while a request is on the wire says what an attempt's timeout says.
+            # A deadline that passes while the request is on the wire counts like a timeout of the attempt.
             if call.deadline is not None and self._now() >= call.deadline:
                 problem = f"{request.endpoint.host} did not answer before the deadline"
                 governor.record(_TIMED_OUT, sent=sent, probe=probe, problem=problem)
@@ -112,12 +109,12 @@ class Attempt:
             retry_after=None if verdict is OK else response.retry_after(self._clock),
             probe=probe,
             now=now,
-            problem="" if verdict is OK else _problem(request, response),
+            problem="" if verdict is OK else outcome_line(request, response),
         )
         return response
 
-    async def _understand_in_turns(self, request: Request, response: Response) -> Response:
-        """As `_understand`, for large bodies, which would stall the loop if they were decoded in one step."""
+    async def _decode_in_turns(self, request: Request, response: Response) -> Response:
+        """As `_decode`, for large bodies, which would stall the event loop if they were decoded in one step."""
         call = request.call
         try:
             answer = await self._codec.decode_async(response.body, _meta(call, response), call.local.decoding)
@@ -126,7 +123,7 @@ class Attempt:
             raise
         return self._judge(request, response, answer)
 
-    def _understand(self, request: Request, response: Response) -> Response:
+    def _decode(self, request: Request, response: Response) -> Response:
         answer = None
         if response.status == 200 and not request.raw:
             try:
@@ -146,7 +143,7 @@ class Attempt:
 
 
 async def _acquire(governor: Governor, call: Call) -> bool:
-    """Waits for a place; anew if the call's deadline turns out to be another one by now, since others have joined it."""
+    """Waits for a slot; waits again if the call's shared deadline has moved meanwhile."""
     while True:
         deadline = call.deadline
         try:
@@ -157,14 +154,8 @@ async def _acquire(governor: Governor, call: Call) -> bool:
 
 
 def _deadline_comes_first(call: Call, now: float, timeout: float) -> bool:
-    """Whether the attempt needs no timer of its own. A shared deadline may move while the attempt is on the wire."""
+    """Whether the deadline's timer ends the attempt first. A shared deadline may still move, so it never counts."""
     return call.shared is None and call.deadline is not None and call.deadline - now <= timeout
-
-
-def _problem(request: Request, response: Response) -> str:
-    """An answer that is not a success, in words."""
-    code = response.envelope.flinks_code
-    return f"{request.endpoint.host} answered {response.status}{f' {code}' if code else ''}"
 
 
 def _meta(call: Call, response: Response) -> Meta:
@@ -172,7 +163,7 @@ def _meta(call: Call, response: Response) -> Meta:
 
 
 class Observed:
-    """Tells observers of each attempt. Only in the chain when somebody observes."""
+    """Emits an event before and after each attempt. In the chain only if the client has observers."""
 
     def __init__(self, attempt: Handler, observers: Sequence[Observer]) -> None:
         self._attempt = attempt
@@ -181,7 +172,7 @@ class Observed:
     async def __call__(self, request: Request, /) -> Response:
         call, host, token = request.call, request.endpoint.host, fingerprint(request.token)
         number = call.attempts + 1
-        queue_time, wire_time = call.queue_time, call.wire_time
+        queue_before, wire_before = call.queue_time, call.wire_time
         emit(self._observers, AttemptStarted(host, number, token))
         verdict: Verdict | None = None
         status: int | None = None
@@ -193,6 +184,6 @@ class Observed:
             verdict, status = classify_error(error), error.status
             raise
         finally:
-            queued, wired = call.queue_time - queue_time, call.wire_time - wire_time
-            emit(self._observers, AttemptFinished(host, number, token, verdict, status, queued, wired, size))
+            queue_time, wire_time = call.queue_time - queue_before, call.wire_time - wire_before
+            emit(self._observers, AttemptFinished(host, number, token, verdict, status, queue_time, wire_time, size))
         return response

@@ -1,4 +1,4 @@
-"""The former place of `flinks_async.limits.rate`, kept for code that imports `GCRA` from here."""
+"""Former module of `GCRA`, kept because its import path is documented; see `flinks_async.limits.rate`."""
 
 from ..limits.rate import GCRA
 

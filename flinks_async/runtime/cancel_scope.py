@@ -116,3 +116,9 @@ async def until_done(tasks: Collection[asyncio.Task[Any]]) -> None:
             raise cancelled
         finally:
             del cancelled
+
+
+def mark_retrieved(future: asyncio.Future[Any]) -> None:
+    """A done callback: keeps asyncio from logging that the exception of a task or future was never retrieved."""
+    if not future.cancelled():
+        future.exception()

@@ -15,8 +15,9 @@ from attrs import evolve
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
 
+from flinks_async import tables  # noqa: E402
 from flinks_async.bulk.errors import StoreError  # noqa: E402
-from flinks_async.bulk.stores import Store, answer_rows, parquet  # noqa: E402
+from flinks_async.bulk.stores import Store, parquet  # noqa: E402
 from flinks_async.bulk.stores.answer_rows import TABLES  # noqa: E402
 from flinks_async.bulk.stores.parquet import ParquetStore  # noqa: E402
 from flinks_async.errors import ConfigError  # noqa: E402
@@ -57,7 +58,7 @@ class TestParquet(StoreContract):
         def in_chunks(values: Sequence[Any], type_: Any) -> Any:
             return pa.chunked_array([pa.array([value], type_) for value in values], type_)
 
-        monkeypatch.setattr(answer_rows, "array_of", in_chunks)
+        monkeypatch.setattr(tables, "array_of", in_chunks)
         bench.start().put_missing(0, 1)
         assert self.read(bench) == expected(0, 1)
         assert bench.problems() == []
