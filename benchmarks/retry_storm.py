@@ -28,7 +28,7 @@ from flinks_async.config import Adaptive, Breaker, TokenBucketQuota
 from flinks_async.limits.breaker import CircuitBreaker
 from flinks_async.limits.concurrency import AdaptiveConcurrency
 from flinks_async.limits.quota import TokenBucket
-from flinks_async.middleware.retry import Again, RetryState, count, decide
+from flinks_async.middleware.retry import Backoff, RetryState, count, decide
 from flinks_async.verdict import Kind, Verdict
 
 CLIENTS, CALLS_PER_SECOND, SECONDS = 2_000, 2_000, 300
@@ -77,8 +77,8 @@ class NaiveClient:
         if ok:
             return None
         count(call.state, Kind.TRANSIENT, free=False)
-        decision = decide(self.settings, FAILED, call.state, asked=None, left=None, random=self._rng.random)
-        return now + decision.delay if isinstance(decision, Again) else None
+        decision = decide(self.settings, FAILED, call.state, retry_after=None, remaining=None, random=self._rng.random)
+        return now + decision.delay if isinstance(decision, Backoff) else None
 
 
 class PatientClient(NaiveClient):
@@ -123,12 +123,12 @@ class OurClient(NaiveClient):
             self.settings,
             FAILED,
             call.state,
-            asked=None,
-            left=None,
+            retry_after=None,
+            remaining=None,
             random=self._rng.random,
             down=not self._breaker.closed,
         )
-        if isinstance(decision, Again):
+        if isinstance(decision, Backoff):
             call.state.cost = self._quota.take(Kind.TRANSIENT, now)
             if call.state.cost is not None:
                 return now + decision.delay

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from flinks_async import AuthenticationError, ConfigError, Request, Secret, fingerprint
-from flinks_async.middleware.auth import CONFIRMED_FOR, NOT_SAID_FOR
+from flinks_async.middleware.auth import CONFIRMED_COOLDOWN, FAILED_COOLDOWN
 from flinks_async.testing import KINDS, FakeClock, InMemoryTransport
 from flinks_async.testing.in_memory import make_response
 
@@ -73,7 +73,7 @@ async def test_when_the_vault_confirms_the_secret_the_refusal_stands_and_it_is_l
             with pytest.raises(AuthenticationError):
                 await client.partner_access("t")
         assert vault.asked == 2
-        clock.advance(CONFIRMED_FOR + 1)
+        clock.advance(CONFIRMED_COOLDOWN + 1)
         vault.secrets = ["good"]
         await client.partner_access("t")
     assert vault.asked == 3
@@ -93,7 +93,7 @@ async def test_a_vault_that_fails_after_a_refusal_leaves_the_refusal_and_is_left
             assert str(pickle.loads(pickle.dumps(error))) == str(error)
             assert "canary" not in repr(error)
         assert vault.asked == 2
-        clock.advance(NOT_SAID_FOR + 1)
+        clock.advance(FAILED_COOLDOWN + 1)
         vault.secrets = ["good"]
         await client.partner_access("t")
         assert (await client.partner_access_raw("t")).status == 200
@@ -105,7 +105,7 @@ async def test_once_the_vault_has_confirmed_the_secret_a_refusal_says_nothing_of
     async with client_of(server("good"), auth_secret=vault, clock=clock) as client:
         with pytest.raises(AuthenticationError, match="not known"):
             await client.partner_access("t")
-        clock.advance(NOT_SAID_FOR + 1)
+        clock.advance(FAILED_COOLDOWN + 1)
         with pytest.raises(AuthenticationError) as caught:
             await client.partner_access("t")
     assert caught.value.provider_problem is None

@@ -11,7 +11,7 @@ import pytest
 from flinks_async import ConfigError, FlinksClient, Hedge, Limits, NotFoundError, Retry, Timeouts, TokenBucketQuota
 from flinks_async.errors import ReadError
 from flinks_async.messages import Handler, Request, Response
-from flinks_async.middleware.hedge import Latencies
+from flinks_async.middleware.hedge import LatencyPercentile
 from flinks_async.testing import VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
 
@@ -54,7 +54,7 @@ async def learn(client: FlinksClient, calls: int = 20) -> None:
 
 
 def test_the_percentile() -> None:
-    latencies = Latencies(Hedge(percentile=0.95, minimum=0.05, samples=20))
+    latencies = LatencyPercentile(Hedge(percentile=0.95, minimum=0.05, samples=20))
     for number in range(19):
         latencies.add(number / 10)
     assert latencies.delay is None
@@ -66,11 +66,11 @@ def test_the_percentile() -> None:
 
 
 def test_any_percentile_looked_up_again_after_twenty_more() -> None:
-    latencies = Latencies(Hedge(percentile=0.5, minimum=0.05, samples=20))
+    latencies = LatencyPercentile(Hedge(percentile=0.5, minimum=0.05, samples=20))
     for number in range(20):
         latencies.add(number / 10)
     assert latencies.delay == 1.0
-    latencies = Latencies(Hedge(percentile=1.0, minimum=0.05, samples=5))
+    latencies = LatencyPercentile(Hedge(percentile=1.0, minimum=0.05, samples=5))
     for number in range(5):
         latencies.add(number / 10)
     assert latencies.delay == 0.4
@@ -82,7 +82,7 @@ def test_any_percentile_looked_up_again_after_twenty_more() -> None:
 
 
 def test_as_many_samples_as_are_remembered_are_the_most_that_can_be_asked_for() -> None:
-    latencies = Latencies(Hedge(samples=500))
+    latencies = LatencyPercentile(Hedge(samples=500))
     for _ in range(499):
         latencies.add(1.0)
     assert latencies.delay is None

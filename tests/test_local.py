@@ -205,7 +205,7 @@ def test_a_callable_keeps_no_loop_that_was_closed_while_it_was_asked() -> None:
     run_virtual(client.partner_access("t"))
     assert asked == 4
     assert client._source is not None
-    assert client._source._asking == {}
+    assert client._source._running == {}
     for task in tasks:
         abandon(task)
     run_virtual(client.close())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flinks_async import ConfigError, FlinksClient, PendingError, PollPending, Timeouts
-from flinks_async.middleware.pending import ask_again
+from flinks_async.middleware.pending import may_poll
 from flinks_async.testing import FakeClock, InMemoryTransport
 from flinks_async.testing.in_memory import make_response
 
@@ -92,8 +92,8 @@ async def test_it_does_not_wait_for_what_the_server_asks_past_the_bound_or_the_d
         (20, 1790, None, False),
     ],
 )
-def test_when_to_ask_again(wait: float, waited: float, left: float | None, expected: bool) -> None:
-    assert ask_again(PollPending(), wait=wait, waited=waited, left=left) is expected
+def test_when_to_may_poll(wait: float, waited: float, left: float | None, expected: bool) -> None:
+    assert may_poll(PollPending(), wait=wait, waited=waited, remaining=left) is expected
 
 
 def test_settings_are_checked() -> None:

@@ -21,7 +21,7 @@ from flinks_async import (
 )
 from flinks_async.errors import StaleConnectionError
 from flinks_async.messages import Request
-from flinks_async.middleware.retry import Again, RetryState, Stop, count, decide
+from flinks_async.middleware.retry import Backoff, RetryState, Stop, count, decide
 from flinks_async.testing import FakeClock, InMemoryTransport
 from flinks_async.verdict import Kind, Verdict
 
@@ -30,8 +30,8 @@ from .support import DOCUMENTED, client_of
 RETRY = Retry(attempts=10, base=1.0, throttled_base=4.0, cap=20.0, retry_after_cap=60.0)
 
 
-def decision(kind: Kind, state: RetryState | None = None, **changes: Any) -> Again | Stop:
-    arguments: dict[str, Any] = {"asked": None, "left": None, "random": lambda: 1.0, **changes}
+def decision(kind: Kind, state: RetryState | None = None, **changes: Any) -> Backoff | Stop:
+    arguments: dict[str, Any] = {"retry_after": None, "remaining": None, "random": lambda: 1.0, **changes}
     return decide(RETRY, Verdict(kind, "why"), state or RetryState(attempts=1), **arguments)
 
 
@@ -55,19 +55,19 @@ WAITS = [
     pytest.param(Kind.TRANSIENT, RetryState(attempts=3, broken=3, malformed=2), {}, 4.0, id="each kind for itself"),
     pytest.param(Kind.TRANSIENT, None, {"down": True}, "the instance is down", id="down: a service stops"),
     pytest.param(Kind.TRANSIENT, None, {"down": True, "waits": True}, 1.0, id="down: a job goes on"),
-    pytest.param(Kind.TRANSIENT, None, {"asked": 0.5}, 1.0, id="asked for less"),
-    pytest.param(Kind.TRANSIENT, None, {"asked": 30.0}, 30.0, id="asked for more"),
-    pytest.param(Kind.TRANSIENT, None, {"asked": 60.0}, 60.0, id="asked for the most that is waited for"),
+    pytest.param(Kind.TRANSIENT, None, {"retry_after": 0.5}, 1.0, id="asked for less"),
+    pytest.param(Kind.TRANSIENT, None, {"retry_after": 30.0}, 30.0, id="asked for more"),
+    pytest.param(Kind.TRANSIENT, None, {"retry_after": 60.0}, 60.0, id="asked for the most that is waited for"),
     pytest.param(
         Kind.THROTTLED,
         None,
-        {"asked": 61.0},
+        {"retry_after": 61.0},
         "the server asks to wait 61 s, more than retry_after_cap",
         id="asked for too much: a service stops",
     ),
-    pytest.param(Kind.THROTTLED, None, {"asked": 61.0, "waits": True}, 4.0, id="a job leaves that to the pause"),
-    pytest.param(Kind.TRANSIENT, None, {"left": 1.1}, 1.0, id="in time"),
-    pytest.param(Kind.TRANSIENT, None, {"left": 1.0}, "the wait would pass the deadline", id="just too late"),
+    pytest.param(Kind.THROTTLED, None, {"retry_after": 61.0, "waits": True}, 4.0, id="a job leaves that to the pause"),
+    pytest.param(Kind.TRANSIENT, None, {"remaining": 1.1}, 1.0, id="in time"),
+    pytest.param(Kind.TRANSIENT, None, {"remaining": 1.0}, "the wait would pass the deadline", id="just too late"),
     pytest.param(Kind.OK, None, {}, "ok answers are not retried", id="a success"),
     pytest.param(Kind.FINAL, None, {}, "final answers are not retried", id="final"),
     pytest.param(Kind.REFUSED, None, {}, "refused answers are not retried", id="refused"),
@@ -82,7 +82,7 @@ def test_the_decision(kind: Kind, state: RetryState | None, arguments: dict[str,
         assert found == Stop(expected)
     else:
         reason = "a fresh connection" if expected == 0.0 else "why"
-        assert found == Again(expected, reason)
+        assert found == Backoff(expected, reason)
 
 
 def counted(*attempts: Kind, free: bool = False) -> RetryState:

@@ -1,121 +1,42 @@
-"""Tokens of shards through the client into spools. It knows neither ledger nor store, so it may run anywhere.
+"""Fetches the tokens of shards and writes their answers into spools. It knows neither ledger nor store, so it can run in
+any process.
 
-Tokens are taken in the order of the shards and answered in any order; a shard ends with its last token.
+Tokens are taken in the order of the shards and answered in any order; a shard ends with its last token. When the run
+stops, requests on the wire may end; calls that wait (for a place, in a pause, before a retry) are cancelled, so that
+nothing more is sent. `rules` describes why a run stops.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from attrs import frozen
-
 from ..client import FlinksClient
 from ..clock import Clock
 from ..errors import ClientClosedError, ConfigError, FlinksError
-from ..messages import Response
+from ..messages import Response, SendPermit
 from ..secret import fingerprint
 from .compression import Compression
-from .failures import concerns_all, failure_of, suspicion, why_all, why_row
+from .failures import failure_of
 from .inputs import Token
-from .progress import Figures, Histogram
+from .progress import Counters, RecentTimes
 from .records import Failure, Finished, RunState, Shard
-from .rules import Rules
+from .rules import DoubtfulTokens, Rules, doubt_about, meets_every_token, reason_for_all
 from .spool import OpenShard, Spool, key_of, spool_line
 from .thread import Worker
 
 Loaded = tuple[Shard, list[Token]]
 
 
-class Tally:
-    """What became of the tokens so far.
-
-    Attributes:
-        fetched, failed: tokens.
-        again: those of them that had failed before.
-        size: bytes of answers, as they came.
-        times: seconds from sending to the last byte: of the minute before, and of this one.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self.fetched = self.failed = self.again = self.size = 0
-        self.times = [Histogram(), Histogram()]
-        self._clock = clock
-        self._since = clock.now()
-
-    def answered(self, response: Response, again: bool) -> None:
-        self.fetched += 1
-        self.again += again
-        self.size += len(response.body)
-        self.times[1].add(response.meta.wire_time)
-
-    def figures(self) -> Figures:
-        """The counts as they stand, without those of the clients."""
-        now = self._clock.now()
-        if now - self._since > 60.0:
-            self.times = [self.times[1], Histogram()]
-            self._since = now
-        recent = self.times[1] if self.times[1].percentile(0.5) is not None else self.times[0]
-        return Figures(self.fetched, self.failed, self.again, self.size, times=recent)
-
-
-@frozen
-class _Suspect:
-    """A token whose error may be its own, or that of all.
-
-    Attributes:
-        number: of the suspects of its instance, from 0.
-        kind: the suspicion.
-    """
-
-    number: int
-    kind: str
-    opened: OpenShard
-    failure: Failure
-    error: FlinksError
-
-
-class _Suspects:
-    """Those of one instance about whom it is not known yet.
-
-    Attributes:
-        tokens: in the order in which they failed.
-        noted: how many there ever were.
-        in_a_row: by suspicion, with no success between.
-        any_success: the instance has answered a token.
-    """
-
-    def __init__(self) -> None:
-        self.tokens: deque[_Suspect] = deque()
-        self.noted = 0
-        self.in_a_row = Counter[str]()
-        self.any_success = False
-
-    def add(self, kind: str, opened: OpenShard, failure: Failure, error: FlinksError) -> int:
-        """How many of this kind there are in a row now."""
-        self.tokens.append(_Suspect(self.noted, kind, opened, failure, error.with_traceback(None)))
-        self.noted += 1
-        self.in_a_row[kind] += 1
-        return self.in_a_row[kind]
-
-    def cleared(self, noted: int | None = None) -> list[_Suspect]:
-        """Takes out those that were noted before, or all. Their errors were their own."""
-        until = self.noted if noted is None else noted
-        found = list[_Suspect]()
-        while self.tokens and self.tokens[0].number < until:
-            found.append(self.tokens.popleft())
-        return found
-
-
 class Fetcher:
     """Fetches shards until there are no more. `go()` may be awaited once.
 
     Args:
-        load: gives the next shard with its tokens, or None.
-        finished: takes a finished shard; it may move the file. Until it returns, the shard keeps its place.
+        load: returns the next shard with its tokens, or None.
+        finished: takes a finished shard and may move its file. Until it returns, the shard counts as open.
         clients: by name of the instance; None for rows that name none.
         key: of fingerprints.
         spools: an empty folder for the files.
@@ -123,12 +44,11 @@ class Fetcher:
         rules: when to stop.
         secret_is_good: the AuthSecret has worked before in this job.
         clock: tells the time.
-        writing: does the blocking work.
+        writing: the thread for blocking work.
 
     Attributes:
-        tally: what became of the tokens so far.
-        stopped: how and why it takes no more tokens; None while it does.
-        secret_is_good: as above; may be set once it is known.
+        stopped: how and why no more tokens are taken; None while they are.
+        secret_is_good: as above; set it when it becomes known.
     """
 
     def __init__(
@@ -145,7 +65,8 @@ class Fetcher:
         clock: Clock,
         writing: Worker,
     ) -> None:
-        self.tally = Tally(clock)
+        self._counters = Counters()
+        self._times = RecentTimes(clock.now())
         self.stopped: tuple[RunState, str] | None = None
         self._source = load
         self._finished = finished
@@ -165,15 +86,26 @@ class Fetcher:
         self._stop = asyncio.Event()
         self._broken: BaseException | None = None
         self._ending: set[asyncio.Task[None]] = set()
-        self._in_flight = 0
-        self._suspects = {name: _Suspects() for name in clients}
+        self._calls: dict[SendPermit, asyncio.Task[Any]] = {}
+        self._doubtful = {name: DoubtfulTokens[tuple[OpenShard, Failure]]() for name in clients}
+
+    def counters(self) -> Counters:
+        """The counters as they stand."""
+        return self._counters.with_clients(set(self._clients.values()), self._times.histogram(self._clock.now()))
 
     def stop(self, reason: str, state: RunState = "stopped") -> None:
-        """Takes no more tokens; what is in flight has `Rules.drain` seconds to end. The first reason counts."""
-        if self.stopped is None:
-            self.stopped = (state, reason)
-            self._stop.set()
-            self._room.set()
+        """Takes no more tokens and sends nothing more. Requests on the wire have `Rules.drain` seconds to end. The first
+        reason counts.
+        """
+        if self.stopped is not None:
+            return
+        self.stopped = (state, reason)
+        self._stop.set()
+        self._room.set()
+        for permit, call in self._calls.items():
+            permit.revoked = True
+            if not permit.on_wire:
+                call.cancel()
 
     def break_off(self, error: BaseException) -> None:
         """Ends at once; `go()` raises the error."""
@@ -182,11 +114,11 @@ class Fetcher:
         self.stop("it broke off")
 
     async def go(self) -> None:
-        """Fetches until there are no more shards, or until it is stopped. What the shards under way have then is
-        finished too, and says which rows are left.
+        """Fetches until there are no more shards, or until it is stopped. Then the open shards are finished too, with the
+        answers they have and the rows that are left.
 
         Raises:
-            what `load` and `finished` raise. Spools that are not finished are removed.
+            Exception: what `load` and `finished` raise. Unfinished spools are removed.
         """
         try:
             await self._fetch_all()
@@ -209,7 +141,7 @@ class Fetcher:
 
     async def _load(self) -> None:
         """Opens the next shard, once there is room for it."""
-        while self._is_full() and not self._only_suspects() and self.stopped is None:
+        while self._is_full() and not self._only_doubtful() and self.stopped is None:
             self._room.clear()
             await self._room.wait()
         if self.stopped is not None:
@@ -225,18 +157,21 @@ class Fetcher:
             self._finish_if_done(opened)
 
     def _is_full(self) -> bool:
-        """A store that is slower than the instance slows the fetching, too."""
+        """Shards that the store has not taken yet count, so that a slow store slows the fetching."""
         return len(self._open) + len(self._ending) >= self._rules.open_shards
 
-    def _only_suspects(self) -> bool:
-        """All places are taken by shards that wait until it is known whether their errors are their own. Other tokens
-        must tell, so one more is opened; before long there are enough suspects.
+    def _only_doubtful(self) -> bool:
+        """All open shards wait for doubtful tokens. Only other tokens can show whose errors these are, so one more shard
+        is opened; soon a success settles them, or there are enough of them to stop.
         """
-        return not self._in_flight and not self._queue and not self._ending
+        return not self._calls and not self._queue and not self._ending
 
     # --- one token ----------------------------------------------------------------------------------------------------
 
     async def _work(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        permit = SendPermit()
         try:
             while (place := await self._take()) is not None:
                 opened, token = place
@@ -245,50 +180,53 @@ class Fetcher:
                     error = ConfigError(f"there are no settings for the instance {token.instance!r}")
                     self._failed_for_good(opened, self._failure(token, error))
                     continue
-                noted = self._suspects[token.instance].noted
-                self._in_flight += 1
+                doubtful_before = self._doubtful[token.instance].added
+                outcome: Response | FlinksError
+                self._calls[permit] = task
                 try:
-                    response = await client.respond(token.token)
+                    outcome = await client.respond(token.token, permit=permit)
                 except ClientClosedError:
                     raise  # no token can be fetched any more, and this one has not failed
-                except FlinksError as error:
-                    self._note_failure(opened, token, error)
-                else:
-                    self._note_answer(opened, token, response, noted)
+                except FlinksError as raised:
+                    outcome = raised
                 finally:
-                    self._in_flight -= 1
+                    del self._calls[permit]
+                if isinstance(outcome, Response):
+                    self._note_answer(opened, token, outcome, doubtful_before)
+                else:
+                    self._note_failure(opened, token, outcome)
                 if opened.full:
                     await self._writing.do(self._spill, opened, opened.take_lines())
-                if self._only_suspects():
+                if self._only_doubtful():
                     self._room.set()
         except asyncio.CancelledError:
             raise
         except BaseException as error:
             self.break_off(error)
 
-    def _note_answer(self, opened: OpenShard, token: Token, response: Response, noted: int) -> None:
-        """`noted`: how many suspects there were when it was asked for. Those that came later may have failed after the
-        server had answered: an answer that was long on its way tells nothing about them.
-        """
-        suspects = self._suspects[token.instance]
-        suspects.any_success = True
-        suspects.in_a_row.clear()
-        self._settle(suspects.cleared(noted))
+    def _note_answer(self, opened: OpenShard, token: Token, response: Response, doubtful_before: int) -> None:
+        self._settle(self._doubtful[token.instance].succeeded(doubtful_before))
         opened.answered(token.line, spool_line(token, response))
-        self.tally.answered(response, again=opened.shard.round > 0)
+        counters = self._counters
+        counters.fetched += 1
+        counters.failed_before += opened.shard.round > 0
+        counters.size += len(response.body)
+        self._times.add(response.meta.wire_time)
         self._finish_if_done(opened)
 
     def _note_failure(self, opened: OpenShard, token: Token, error: FlinksError) -> None:
-        if concerns_all(error):
-            self.stop(why_all(error, token.instance))
+        if meets_every_token(error):
+            self.stop(reason_for_all(error, token.instance))
             return
-        failure, kind = self._failure(token, error), suspicion(error)
-        if kind is None:
+        failure, doubt = self._failure(token, error), doubt_about(error)
+        if self.stopped is not None and failure.kind == "exhausted":
+            return  # the stop took its retries away; the next run has them
+        if doubt is None:
             self._failed_for_good(opened, failure)
             return
-        suspects = self._suspects[token.instance]
-        if suspects.add(kind, opened, failure, error) >= self._rules.refused_after:
-            self._stop_for_row(token.instance, suspects)
+        doubtful = self._doubtful[token.instance]
+        if doubtful.add((opened, failure), doubt, error) >= self._rules.refused_after:
+            self._stop_for_row(token.instance)
 
     def _failure(self, token: Token, error: FlinksError) -> Failure:
         return failure_of(
@@ -301,23 +239,22 @@ class Fetcher:
 
     def _failed_for_good(self, opened: OpenShard, failure: Failure) -> None:
         opened.failed(failure)
-        tally = self.tally
-        tally.failed += 1
-        tally.again += opened.shard.round > 0
-        broken = self._rules.broken_by(tally.failed, tally.fetched + tally.failed)
+        counters = self._counters
+        counters.failed += 1
+        counters.failed_before += opened.shard.round > 0
+        broken = self._rules.broken_by(counters.failed, counters.fetched + counters.failed)
         if broken is not None:
             self.stop(broken)
         self._finish_if_done(opened)
 
-    def _settle(self, suspects: Sequence[_Suspect]) -> None:
-        for suspect in suspects:
-            self._failed_for_good(suspect.opened, suspect.failure)
+    def _settle(self, doubtful: Sequence[tuple[OpenShard, Failure]]) -> None:
+        """Their errors were their own."""
+        for opened, failure in doubtful:
+            self._failed_for_good(opened, failure)
 
-    def _stop_for_row(self, instance: str | None, suspects: _Suspects) -> None:
-        """For what the last of them says."""
-        last = suspects.tokens[-1]
-        reason = why_row(last.error, instance, suspects.in_a_row[last.kind])
-        self.stop(reason, "refused" if last.kind == "refused" else "stopped")
+    def _stop_for_row(self, instance: str | None) -> None:
+        state, reason = self._doubtful[instance].reason(instance)
+        self.stop(reason, state)
 
     # --- answers out --------------------------------------------------------------------------------------------------
 
@@ -356,7 +293,7 @@ class Fetcher:
         written = opened.spool.finish()
         return Finished(opened.shard, opened.spool.path, written, failures, left)
 
-    # --- all of it ----------------------------------------------------------------------------------------------------
+    # --- start and end ------------------------------------------------------------------------------------------------
 
     async def _fetch_all(self) -> None:
         count = self._rules.concurrency or sum(client.settings.limits.most_at_once for client in self._clients.values())
@@ -376,13 +313,13 @@ class Fetcher:
         self._raise_if_broken()
 
     async def _finish_the_rest(self) -> None:
-        """What the shards under way have so far. The rows that are left are named."""
-        for name, suspects in self._suspects.items():
-            if suspects.tokens and self.stopped is None:
-                if suspects.any_success or self.secret_is_good:
-                    self._settle(suspects.cleared())
+        """Finishes the open shards with the answers they have, and names the rows that are left."""
+        for name, doubtful in self._doubtful.items():
+            if doubtful and self.stopped is None:
+                if doubtful.any_success or self.secret_is_good:
+                    self._settle(doubtful.take())
                 else:
-                    self._stop_for_row(name, suspects)
+                    self._stop_for_row(name)
         for opened in list(self._open.values()):
             if opened.begun:
                 del self._open[opened.shard.id]

@@ -35,6 +35,9 @@ class JobLog(logging.Handler):
     def info(self, message: str, *values: object) -> None:
         self._say(logging.INFO, message, values)
 
+    def warning(self, message: str, *values: object) -> None:
+        self._say(logging.WARNING, message, values)
+
     def error(self, message: str, *values: object) -> None:
         self._say(logging.ERROR, message, values)
 

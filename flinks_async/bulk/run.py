@@ -7,6 +7,8 @@ transaction of the ledger say that it is done. So a crash repeats requests, and 
 from __future__ import annotations
 
 import asyncio
+import math
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
 
@@ -19,7 +21,7 @@ from .errors import LedgerError, StoreError, UnfitAnswerError
 from .executors import Executor, Work
 from .executors.protocol import Task
 from .ledger import Ledger, Totals
-from .progress import Phase, Progress, Rate
+from .progress import InstanceTrouble, Phase, Progress, Rate
 from .quarantine import without
 from .records import Commit, Finished, RunState
 from .stores.protocol import Store
@@ -27,6 +29,15 @@ from .thread import Thread, Worker
 
 SAMPLE_EVERY: Final = 10.0
 """Seconds between the samples for the report."""
+
+WATCH_EVERY: Final = 1.0
+"""Seconds between two looks at the instances' troubles."""
+
+LASTING: Final = 5.0
+"""Seconds that a trouble has lasted when it is first logged."""
+
+LOG_EVERY: Final = 60.0
+"""Seconds between two lines of the log about one trouble."""
 
 
 @frozen
@@ -38,7 +49,7 @@ class Result:
             goes on when it is run again. `refused`: the AuthSecret.
         reason: why it did not complete, in words.
         totals: of the job.
-        progress: the last figures of this run.
+        progress: the last counters of this run.
     """
 
     state: RunState
@@ -75,6 +86,7 @@ class Run:
         self._store = store
         self._rules = work.rules
         self._log = work.log
+        self._one_instance = None in work.clients
         self._clock = clock or SystemClock()
         self._execution = executor.map_shards(work, self._next, self._take)
         self._writing, self._reading = worker or (Thread("flinks-async-store"), Thread("flinks-async-ledger"))
@@ -82,8 +94,9 @@ class Run:
         self._shards = self._pending.pending()
         self._before = ledger.totals()
         self._started = self._clock.now()
-        self._rate = Rate()
-        self._rate.at(self._started, 0)
+        self._rate, self._rate_of_last_minute = Rate(), Rate(60.0)
+        for rate in (self._rate, self._rate_of_last_minute):
+            rate.at(self._started, 0)
         self._over = False
         self._run = 0
         self._broken: BaseException | None = None
@@ -111,6 +124,7 @@ class Run:
         try:
             self._run = await self._writing.do(self._ledger.begin_run, self._clock.time())
             beside.add(asyncio.ensure_future(self._sample()))
+            beside.add(asyncio.ensure_future(self._watch()))
             if self._rules.max_duration is not None:
                 beside.add(asyncio.ensure_future(self._stop_after(self._rules.max_duration)))
             await self._execution.go()
@@ -154,8 +168,8 @@ class Run:
     async def _take(self, finished: Finished) -> None:
         await self._writing.do(self._store_shard, finished)
         if self._unfit:
-            figures = self._execution.figures()
-            broken = self._rules.broken_by(figures.failed + self._unfit, figures.failed + figures.fetched)
+            counters = self._execution.counters()
+            broken = self._rules.broken_by(counters.failed + self._unfit, counters.failed + counters.fetched)
             if broken is not None:
                 self.stop(broken)
 
@@ -210,6 +224,35 @@ class Run:
         await self._clock.sleep(seconds)
         self.stop(f"the time of {seconds:g} s is up")
 
+    async def _watch(self) -> None:
+        """Logs the troubles of instances, and stops for one that has never answered."""
+        answered_before = self._before.fetched > 0 and self._one_instance
+        told = dict[str, float]()
+        while True:
+            await self._clock.sleep(WATCH_EVERY)
+            now, counters = self._clock.now(), self._execution.counters()
+            troubles = counters.troubles(now, self._started)
+            self._log_troubles(troubles, told, now)
+            for trouble in troubles:
+                answered = answered_before or counters.instances[trouble.host].answered
+                reason = self._rules.unreachable(trouble, answered=answered)
+                if reason is not None:
+                    self.stop(reason)
+
+    def _log_troubles(self, troubles: Sequence[InstanceTrouble], told: dict[str, float], now: float) -> None:
+        """Logs each trouble that lasts: when it is noticed, every minute, and when it is over.
+
+        Args:
+            told: when the trouble of a host was last logged; changed here.
+        """
+        for trouble in troubles:
+            if trouble.seconds >= LASTING and now - told.get(trouble.host, -math.inf) >= LOG_EVERY:
+                told[trouble.host] = now
+                self._log.warning("%s", trouble)
+        for host in told.keys() - {trouble.host for trouble in troubles}:
+            del told[host]
+            self._log.info("%s answers again", host)
+
     async def _sample(self) -> None:
         while True:
             await self._clock.sleep(SAMPLE_EVERY)
@@ -221,28 +264,29 @@ class Run:
                 return
 
     def progress(self) -> Progress:
-        """The figures as they stand."""
-        now, before, figures = self._clock.now(), self._before, self._execution.figures()
-        done = figures.fetched + figures.failed
-        rate = self._rate.at(now, done)
+        """The counters as they stand."""
+        now, before, counters = self._clock.now(), self._before, self._execution.counters()
+        done = counters.fetched + counters.failed
+        lately = self._rate_of_last_minute.at(now, done)
         phase: Phase = "over" if self._over else "fetching" if self._execution.stopped is None else "draining"
         return Progress(
             phase=phase,
             total=before.tokens,
-            fetched=before.fetched + figures.fetched - self._unfit,
-            failed=before.failed + figures.failed - figures.again + self._unfit,
-            requests=figures.requests,
-            retries=figures.retries,
-            throttled=figures.throttled,
-            in_flight=figures.in_flight,
-            limit=figures.limit,
-            held_back=figures.held_back,
-            p50=figures.times.percentile(0.5),
-            p95=figures.times.percentile(0.95),
-            rate=rate,
-            eta=(before.pending - done) / rate if rate > 0 else None,
+            fetched=before.fetched + counters.fetched - self._unfit,
+            failed=before.failed + counters.failed - counters.failed_before + self._unfit,
+            requests=counters.requests,
+            retries=counters.retries,
+            throttled=counters.throttled,
+            in_flight=counters.in_flight,
+            limit=counters.limit,
+            held_back=counters.held_back,
+            p50=counters.times.percentile(0.5),
+            p95=counters.times.percentile(0.95),
+            rate=self._rate.at(now, done),
+            eta=(before.pending - done) / lately if lately > 0 else None,
             seconds=now - self._started,
-            size=figures.size,
+            size=counters.size,
+            troubles=counters.troubles(now, self._started),
         )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from attrs import define, field
 
 from ..bulk import Rules
-from ..bulk.failures import concerns_all, suspicion, why_all, why_row
+from ..bulk.rules import doubt_about, meets_every_token, reason_for_all, reason_for_row
 from ..client import FlinksClient
 from ..errors import FlinksError
 from ..fanout import Fetched
@@ -107,11 +107,11 @@ class FetchRun:
     def _stop_if_all_fail(self, error: FlinksError) -> None:
         if self._stop.requested.is_set():
             return
-        if concerns_all(error):
-            self.reason = why_all(error, None)
-        elif (kind := suspicion(error)) is not None and self.books.in_a_row[kind] >= self.refused_after:
+        if meets_every_token(error):
+            self.reason = reason_for_all(error, None)
+        elif (kind := doubt_about(error)) is not None and self.books.in_a_row[kind] >= self.refused_after:
             self._refused = kind == "refused"
-            self.reason = why_row(error, None, self.books.in_a_row[kind])
+            self.reason = reason_for_row(error, None, self.books.in_a_row[kind])
         if self.reason:
             self._stop.request()
 

@@ -13,9 +13,10 @@ from typing import Any, Protocol
 import msgspec
 from attrs import define, field, frozen
 
-from ..bulk.failures import failure_kind, suspicion
+from ..bulk.failures import failure_kind
 from ..bulk.inputs.rows import NO_KEY, SkippedLine, SkipReason
 from ..bulk.records import FailureKind
+from ..bulk.rules import doubt_about
 from ..errors import FlinksError
 from ..models import PartnerAccessResponse
 from ..secret import fingerprint
@@ -104,7 +105,7 @@ class Books:
         await self._failed.write(_line({**place.fields(), **_failure(error, kind)}))
         self.counts.failures[kind] += 1
         self.counts.classes[type(error).__name__] += 1
-        if (suspected := suspicion(error)) is not None:
+        if (suspected := doubt_about(error)) is not None:
             self.in_a_row[suspected] += 1
 
     async def note(self, note: SkippedLine) -> None:

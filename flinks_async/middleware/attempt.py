@@ -39,7 +39,7 @@ class Attempt:
         call, timeout, probe = request.call, self._timeout, False
         governor, counters, permit = call.local.governor, call.local.counters, call.permit
         if permit is not None and permit.revoked:
-            raise FlinksError("not sent: the call was ended before its next attempt")
+            raise DeadlineExceededError("not sent: the caller wants no more requests")
         if not governor.try_acquire():
             queued = self._now()
             try:

@@ -1,6 +1,7 @@
-"""An AuthSecret that is asked for: from a vault, a file, a rotation service.
+"""An AuthSecret from a callable: a vault, a file, a rotation service.
 
-It is asked for when first needed, once for all who wait, and kept until an answer refuses it; then once more.
+The callable is called when a secret is first needed, once for all calls that wait for it. Its secret is kept until an
+answer refuses it; then it is called again.
 """
 
 from __future__ import annotations
@@ -19,80 +20,85 @@ from ..runtime.event_loop import PerLoop
 from ..secret import Secret, SecretProvider
 from ..verdict import Kind
 
-# Seconds before a secret that was confirmed is asked for again: one dead token among many may look like a refused
-# secret, and must not become a flood of questions.
-CONFIRMED_FOR = 60.0
+# Seconds without another call after the provider returned the refused secret again. A dead token may look like a refused
+# secret, and many of them must not flood the provider.
+CONFIRMED_COOLDOWN = 60.0
 
-# The same when it could not be said: a vault that is down is not asked for each refused token, and a new secret is not
-# missed for long.
-NOT_SAID_FOR = 10.0
+# Seconds without another call after the provider failed: long enough to spare a vault that is down, short enough to get a
+# new secret soon.
+FAILED_COOLDOWN = 10.0
 
 
 @define(eq=False)
-class _Question:
-    """The provider at work, and how many wait for what it says."""
+class _ProviderCall:
+    """A running call of the provider, and the number of calls that wait for it."""
 
     task: asyncio.Task[Secret | ConfigError]
     waiters: int = 0
 
 
 class SecretSource:
-    """Remembers what the provider said, and sees that it is asked once at a time in each event loop."""
+    """Keeps the provider's secret, and calls the provider at most once at a time in each event loop.
+
+    Attributes:
+        current: the secret; None before the first call.
+        problem: why the provider's latest call failed; None if it did not.
+    """
 
     def __init__(self, provider: SecretProvider, clock: Clock) -> None:
         self._provider = provider
         self._clock = clock
-        self._not_before = 0.0
-        self._asking: PerLoop[_Question] = PerLoop()
+        self._cooldown_until = 0.0
+        self._running: PerLoop[_ProviderCall] = PerLoop()
         self.current: Secret | None = None
-        self.problem: str | None = None  # why the provider could not say, when it was asked last
+        self.problem: str | None = None
 
     async def get(self) -> Secret:
-        """The secret, asked for if need be."""
-        return self.current or await self._ask()
+        """The secret; calls the provider if there is none yet."""
+        return self.current or await self._fetch()
 
     async def replace(self, refused: Secret) -> bool:
-        """After a refusal: whether there is another secret now."""
+        """After a refusal: looks for another secret, and returns whether there is one."""
         if self.current != refused:
             return self.current is not None
-        if self._clock.now() < self._not_before:
+        if self._clock.now() < self._cooldown_until:
             return False
         try:
-            confirmed = await self._ask() == refused
+            confirmed = await self._fetch() == refused
         except ConfigError:
-            self._not_before = self._clock.now() + NOT_SAID_FOR
+            self._cooldown_until = self._clock.now() + FAILED_COOLDOWN
             return False
         if confirmed:
-            self._not_before = self._clock.now() + CONFIRMED_FOR
+            self._cooldown_until = self._clock.now() + CONFIRMED_COOLDOWN
         return not confirmed
 
     def refusal(self, request: Request, response: Response) -> AuthenticationError:
-        """What a refused request becomes when the provider could not say whether there is another secret."""
+        """The error of a refused request if the provider failed, so that it is unknown whether there is another secret."""
         error = error_from(request, response, verdict_of(response), self._clock)
         message = f"{error.message}. Whether there is another one is not known: {self.problem}"
         return AuthenticationError(message, **{**error.fields(), "provider_problem": self.problem})
 
-    async def _ask(self) -> Secret:
+    async def _fetch(self) -> Secret:
         loop = asyncio.get_running_loop()
-        question = self._asking.get(loop)
-        if question is None:
-            self._asking.take_closed()  # loops that were closed while the provider ran
-            # A task of its own: the first to wait may be cancelled, the others still want the answer.
-            question = self._asking[loop] = _Question(loop.create_task(self._call_provider()))
-        question.waiters += 1
+        running = self._running.get(loop)
+        if running is None:
+            self._running.take_closed()  # loops that were closed while the provider ran
+            # A task of its own, because the first waiter may be cancelled while others still wait.
+            running = self._running[loop] = _ProviderCall(loop.create_task(self._call_provider()))
+        running.waiters += 1
         try:
-            await asyncio.wait((question.task,))
+            await asyncio.wait((running.task,))
         finally:
-            question.waiters -= 1
-            if self._asking.get(loop) is question and (question.task.done() or not question.waiters):
-                del self._asking[loop]
-            if not question.waiters and not loop.is_closed():
-                question.task.cancel()  # a provider that hangs is asked anew by the next call
-        answer = question.task.result()
-        self.problem = answer.message if isinstance(answer, ConfigError) else None
-        if isinstance(answer, ConfigError):
-            raise copy.copy(answer)  # each waiter gets its own
-        return answer
+            running.waiters -= 1
+            if self._running.get(loop) is running and (running.task.done() or not running.waiters):
+                del self._running[loop]
+            if not running.waiters and not loop.is_closed():
+                running.task.cancel()  # a provider that hangs is called again for the next call
+        result = running.task.result()
+        self.problem = result.message if isinstance(result, ConfigError) else None
+        if isinstance(result, ConfigError):
+            raise copy.copy(result)  # each waiter gets its own
+        return result
 
     async def _call_provider(self) -> Secret | ConfigError:
         try:
@@ -103,15 +109,15 @@ class SecretSource:
             task = asyncio.current_task()
             if task is None or task.cancelling():
                 raise
-            return ConfigError("the auth_secret callable raised CancelledError, though nobody had cancelled it")
+            return ConfigError("the auth_secret callable raised CancelledError, although it was not cancelled")
         except Exception as error:
-            # Only the type: the text of a foreign error may hold anything, the secret too.
+            # Only the type, because the error's text may contain the secret.
             return ConfigError(f"the auth_secret callable raised {type(error).__name__}")
         return self.current
 
 
 class AuthMiddleware:
-    """Puts the secret into the call's books, and asks for another one when it is refused."""
+    """Sets the secret of a call. If it is refused and there is another one, it sends the request again."""
 
     def __init__(self, source: SecretSource) -> None:
         self._source = source

@@ -1,13 +1,13 @@
-"""Coalescing: calls for the same token at the same time share one way to the server, and its answer.
+"""Coalescing (single flight): simultaneous calls for one token share one request and its answer.
 
-Off by default: in a service that shows one user's accounts in several places it saves requests; in a job over distinct
-tokens it is only overhead.
+Off by default: it saves requests in a service that shows one user's accounts in several places, and is only overhead in a
+job over distinct tokens.
 
-The first call makes a task that walks the rest of the chain; others with the same token wait for it. Each waiter keeps its
-own deadline, and leaves when that comes or when it is cancelled, and nobody else notices. The task's deadline is the latest
-of theirs, for as long as they wait, so that what goes by deadlines (retry, polling, queue) goes as in a call of its own.
-When the last one leaves the task is cancelled. An error is copied for each waiter, since errors get the times and the
-traceback of the call that raises them.
+The first call starts a task that runs the rest of the chain; other calls with the same token wait for it. Each waiter keeps
+its own deadline and leaves at that time, or when it is cancelled, without any effect on the others. The task's deadline is
+the latest one among its waiters, so that whatever depends on deadlines (retry, polling, queue) works as in a call of its
+own. When the last waiter leaves, the task is cancelled. Each waiter gets a copy of the error, because errors carry the
+times and the traceback of the call that raises them.
 """
 
 from __future__ import annotations
@@ -22,41 +22,38 @@ from attrs import evolve
 
 from ..errors import FlinksError
 from ..messages import Call, Handler, Request, Response, SharedDeadline
-from ..runtime.cancel_scope import until_done
+from ..runtime.cancel_scope import mark_retrieved, until_done
 from ..runtime.loop_state import LoopState
 
 
 class Flight:
-    """A shared task and those who wait for it."""
+    """A shared task and the calls that wait for it."""
 
     def __init__(self, request: Request, call_next: Handler) -> None:
         self.waiting: list[Call] = []
         self._deadline = SharedDeadline(request.call.deadline)
-        self._before = request.call.attempts, request.call.retries, request.call.queue_time, request.call.wire_time
-        self._books = evolve(request.call, shared=self._deadline)
-        self.task = asyncio.ensure_future(call_next(request.evolve(call=self._books)))
-        self.task.add_done_callback(_seen)
+        self._before = evolve(request.call)
+        self._call = evolve(request.call, shared=self._deadline)
+        self.task = asyncio.ensure_future(call_next(request.evolve(call=self._call)))
+        self.task.add_done_callback(mark_retrieved)
 
     def join(self, call: Call) -> None:
-        """Another one waits."""
+        """Adds a waiter."""
         self.waiting.append(call)
         self._deadline.at = _later(self._deadline.at, call.deadline)
 
     def leave(self, call: Call) -> None:
-        """One waits no more. The last one leaves the deadline as it is: that it has passed may be why the task ends."""
+        """Removes a waiter. The last one leaves the deadline unchanged, because its passing may be what ends the task."""
         self.waiting.remove(call)
         if self.waiting and not self.task.done() and call.deadline == self._deadline.at:
             self._deadline.at = reduce(_later, (waiting.deadline for waiting in self.waiting))
 
-    def enter(self, call: Call) -> None:
-        """Fills in a waiter's books."""
-        books, (attempts, retries, queue_time, wire_time) = self._books, self._before
-        call.attempts += books.attempts - attempts
-        call.retries += books.retries - retries
-        call.queue_time += books.queue_time - queue_time
-        call.wire_time += books.wire_time - wire_time
-        # Errors made of the answer hide the secret that was sent, and it may have been asked for on the way.
-        call.secret, call.fresh, call.headers_at, call.down = books.secret, books.fresh, books.headers_at, books.down
+    def add_to(self, call: Call) -> None:
+        """Adds the attempts of the shared task to a waiter's call."""
+        shared = self._call
+        call.add(shared, since=self._before)
+        # An error made from the answer redacts the secret that was sent, which the task may have fetched.
+        call.secret, call.fresh, call.headers_at = shared.secret, shared.fresh, shared.headers_at
 
 
 def _later(one: float | None, other: float | None) -> float | None:
@@ -64,7 +61,7 @@ def _later(one: float | None, other: float | None) -> float | None:
 
 
 class CoalesceMiddleware:
-    """Lets equal calls share one task."""
+    """Lets simultaneous calls with the same token and headers share one task."""
 
     def __init__(self) -> None:
         self._flights: WeakKeyDictionary[LoopState, dict[Hashable, Flight]] = WeakKeyDictionary()
@@ -85,20 +82,14 @@ class CoalesceMiddleware:
             try:
                 if not flight.waiting and not flight.task.done():
                     flight.task.cancel()
-                    await until_done([flight.task])  # it gives back its place before we are gone
+                    await until_done([flight.task])  # so that its slot is released before we leave
             finally:
-                flight.enter(call)
+                flight.add_to(call)
         if not flight.task.cancelled() and isinstance(error := flight.task.exception(), FlinksError):
             problem = copy.copy(error)
             del error
             raise problem
         return flight.task.result()
-
-
-def _seen(task: asyncio.Task[Response]) -> None:
-    """Keeps asyncio from complaining of an error that came when the last waiter had just left."""
-    if not task.cancelled():
-        task.exception()
 
 
 def _key(request: Request) -> Hashable:

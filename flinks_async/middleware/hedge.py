@@ -1,11 +1,11 @@
-"""Hedging: when an attempt takes unusually long, a second one is sent, and the first good answer wins.
+"""Hedging: if an attempt takes unusually long, a second one is sent, and the first good answer wins.
 
 Source: Dean and Barroso, "The Tail at Scale", CACM 2013: a hedge after the 95th percentile costs 5 % more requests and
-cuts the tail, where slowness is a matter of chance (one machine, one lost packet) and not of the request or of load.
+cuts the tail if slowness is random (one machine, one lost packet), and not caused by the request or by load.
 
-That condition is why it is off by default, and why it is bounded: a hedge is paid like a retry, from the retry quota; none
-is sent while requests are held back or all places are taken, since then slowness *is* load; and none while the first
-attempt still stands in the queue. It lives below the retry, which sees one outcome, and above the governor, for which a
+Because of that condition, hedging is off by default and bounded: a hedge is paid from the retry quota, like a retry; none
+is sent while requests are held back or all slots are in use, because then load is the cause; and none while the first
+attempt still waits in the queue. It sits below the retry, which sees one outcome, and above the governor, for which a
 hedge is a request like any other.
 """
 
@@ -20,26 +20,29 @@ from ..classify import verdict_of
 from ..clock import Clock
 from ..config import HEDGE_REMEMBERS, Hedge
 from ..messages import Call, Handler, Request, Response
-from ..runtime.cancel_scope import until_done
+from ..runtime.cancel_scope import mark_retrieved, until_done
 from ..verdict import Kind
 
-_SORTED_EVERY = 20
+_UPDATE_EVERY = 20  # samples
 
 
-class Latencies:
-    """The times of the latest good attempts, and one of their percentiles. Pure."""
+class LatencyPercentile:
+    """A percentile of the latest good attempts' times. Pure.
+
+    Attributes:
+        delay: seconds after which a hedge is sent; None while too few attempts are known.
+    """
 
     def __init__(self, settings: Hedge) -> None:
         self._settings = settings
         self._times: deque[float] = deque(maxlen=HEDGE_REMEMBERS)
         self._new = 0
         self.delay: float | None = None
-        """Seconds after which a hedge is sent; None while too little is known."""
 
     def add(self, seconds: float) -> None:
         self._times.append(seconds)
         self._new += 1
-        if len(self._times) < self._settings.samples or (self.delay is not None and self._new < _SORTED_EVERY):
+        if len(self._times) < self._settings.samples or (self.delay is not None and self._new < _UPDATE_EVERY):
             return
         self._new = 0
         ordered = sorted(self._times)
@@ -48,45 +51,41 @@ class Latencies:
 
 
 class _Branch:
-    """One of two attempts at the same time, with books of its own."""
+    """One of two simultaneous attempts, with its own copy of the call."""
 
     def __init__(self, request: Request, call_next: Handler, *, number: int) -> None:
         call = request.call
         self._call = call
         self._before = evolve(call, attempts=call.attempts + number)
-        self._books = evolve(self._before)
-        self.task = asyncio.ensure_future(call_next(request.evolve(call=self._books)))
-        self.task.add_done_callback(_seen)  # the one that loses may end with an error
+        self._copy = evolve(self._before)
+        self.task = asyncio.ensure_future(call_next(request.evolve(call=self._copy)))
+        self.task.add_done_callback(mark_retrieved)  # the losing branch may end with an error
 
     @property
     def sent(self) -> bool:
-        return self._books.attempts > self._before.attempts
+        return self._copy.attempts > self._before.attempts
 
     @property
     def wire_time(self) -> float:
-        return self._books.wire_time - self._before.wire_time
+        return self._copy.wire_time - self._before.wire_time
 
-    def enter(self) -> None:
-        """Adds to the call's books what happened here."""
-        call, books, before = self._call, self._books, self._before
-        call.attempts += books.attempts - before.attempts
-        call.queue_time += books.queue_time - before.queue_time
-        call.wire_time += books.wire_time - before.wire_time
-        call.down = books.down
+    def add_to_call(self) -> None:
+        """Adds this attempt to the call."""
+        self._call.add(self._copy, since=self._before)
 
 
 class HedgeMiddleware:
-    """Sends the second attempt."""
+    """Sends a second attempt when the first takes too long."""
 
     def __init__(self, settings: Hedge, clock: Clock) -> None:
         self._clock = clock
-        self.latencies = Latencies(settings)
+        self.latencies = LatencyPercentile(settings)
 
     async def __call__(self, request: Request, call_next: Handler, /) -> Response:
         call, delay = request.call, self.latencies.delay
         if delay is None:
-            wired = call.wire_time
-            return self._good(await call_next(request), call.wire_time - wired)
+            wire_before = call.wire_time
+            return self._note(await call_next(request), call.wire_time - wire_before)
         branches = [_Branch(request, call_next, number=0)]
         try:
             while not (await asyncio.wait([branches[0].task], timeout=delay))[0]:
@@ -96,9 +95,9 @@ class HedgeMiddleware:
             best = await _first_good(branches)
         finally:
             await _end(branches)
-        return self._good(best.task.result(), best.wire_time)
+        return self._note(best.task.result(), best.wire_time)
 
-    def _good(self, response: Response, seconds: float) -> Response:
+    def _note(self, response: Response, seconds: float) -> Response:
         if verdict_of(response).kind is Kind.OK:
             self.latencies.add(seconds)
         return response
@@ -111,7 +110,7 @@ class HedgeMiddleware:
 
 
 async def _first_good(branches: list[_Branch]) -> _Branch:
-    """The first that succeeds; if none does, the first attempt, which is the one that was asked for."""
+    """The first branch that succeeds; if none does, the first attempt."""
     by_task = {branch.task: branch for branch in branches}
     pending = set(by_task)
     while pending:
@@ -123,7 +122,7 @@ async def _first_good(branches: list[_Branch]) -> _Branch:
 
 
 async def _end(branches: list[_Branch]) -> None:
-    """Cancels what still runs and waits for it, so that no place stays taken."""
+    """Cancels the branches that still run and waits for them, so that they release their slots."""
     running = [branch.task for branch in branches if not branch.task.done()]
     for task in running:
         task.cancel()
@@ -131,9 +130,4 @@ async def _end(branches: list[_Branch]) -> None:
         await until_done(running)
     finally:
         for branch in branches:
-            branch.enter()
-
-
-def _seen(task: asyncio.Task[Response]) -> None:
-    if not task.cancelled():
-        task.exception()
+            branch.add_to_call()

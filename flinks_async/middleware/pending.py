@@ -1,9 +1,9 @@
 """Polling: asks again while the answer is "not yet" (202, OPERATION_PENDING, OPERATION_DISPATCHED).
 
-Off by default, since it is not documented that this endpoint ever answers so. For a sibling endpoint Flinks documents the
-rhythm: every 10 seconds, for at most 30 minutes. A server that asks for a longer wait gets it. A question that would come
-after the bound or after the call's deadline is not asked: the call ends with the last "not yet", a `PendingError`. Each
-question is a call of its own for the retry.
+Off by default, because it is not documented that this endpoint ever answers so. For a sibling endpoint Flinks documents a
+poll every 10 seconds, for at most 30 minutes. If the server asks for a longer wait, it gets it. A poll that would pass the
+bound or the call's deadline is not made; the call then ends with the last "not yet", a `PendingError`. Each poll is a call
+of its own for the retry.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from ..messages import Handler, Request, Response
 from ..verdict import Kind
 
 
-def ask_again(settings: PollPending, *, wait: float, waited: float, left: float | None) -> bool:
-    """Whether to wait once more and ask. Pure.
+def may_poll(settings: PollPending, *, wait: float, waited: float, remaining: float | None) -> bool:
+    """Whether to wait once more and poll again. Pure.
 
     Args:
-        wait: seconds until the next question.
+        wait: seconds until the next poll.
         waited: seconds since the first "not yet".
-        left: seconds until the call's deadline.
+        remaining: seconds until the call's deadline.
     """
-    return waited + wait <= settings.bound and (left is None or wait < left)
+    return waited + wait <= settings.bound and (remaining is None or wait < remaining)
 
 
 class PollPendingMiddleware:
-    """Repeats the rest of the chain until there is an answer."""
+    """Repeats the rest of the chain until the answer is not pending."""
 
     def __init__(self, settings: PollPending, clock: Clock) -> None:
         self._settings = settings
@@ -43,7 +43,7 @@ class PollPendingMiddleware:
             now = clock.now()
             first = now if first is None else first
             wait = max(settings.interval, response.retry_after(clock) or 0.0)
-            left = None if call.deadline is None else call.deadline - now
-            if not ask_again(settings, wait=wait, waited=now - first, left=left):
+            remaining = None if call.deadline is None else call.deadline - now
+            if not may_poll(settings, wait=wait, waited=now - first, remaining=remaining):
                 return response
             await clock.sleep(wait)

@@ -1,8 +1,8 @@
-"""Tries again what may work the next time.
+"""Retries failed attempts.
 
-`decide` is pure: it sees what an attempt meant and what has been tried, and says whether and when to try again. The
-middleware around it only waits, and pays for retries from the quota. It never holds a connection while it waits, since
-an attempt returns whole responses.
+`decide` is pure: from the verdict on an attempt and what was tried before it decides whether and when to try again. The
+middleware around it only waits, and pays for retries from the retry quota. It holds no connection while it waits, because
+an attempt returns complete responses.
 """
 
 from __future__ import annotations
@@ -21,24 +21,18 @@ from ..observe import Observer, RetryScheduled, emit
 from ..secret import fingerprint
 from ..verdict import Kind, Verdict
 
-# [flinks_async.middleware.backoff] How long to wait before the next attempt: exponential backoff with full jitter.
-#
-# Source: AWS Architecture Blog, "Exponential Backoff And Jitter" (2015, updated 2023): of the variants compared there,
-# full jitter needs the fewest calls under contention.
+# Beyond `Retry.attempts`: an answer that is not HTTP, or not JSON, seldom improves.
+_MAX_RETRIES = {Kind.BROKEN: 2, Kind.MALFORMED: 1}
 
-
-# Beyond Retry.attempts: an answer that is not HTTP, or not JSON, seldom gets better.
-_MOST_RETRIES = {Kind.BROKEN: 2, Kind.MALFORMED: 1}
-
-# Attempts of one call that may fail for free while its instance is down: so many probes are more than an hour, and a token
-# that brings down whoever asks for it does not keep a job alive for ever.
-_MOST_FREE = 200
+# Attempts of one call that may fail for free while its instance is down. As probes they last for more than an hour; the
+# bound keeps a token that crashes the instance from holding up a job without end.
+_MAX_FREE_ATTEMPTS = 200
 
 _RETRIED = frozenset({Kind.TRANSIENT, Kind.THROTTLED, Kind.BROKEN, Kind.MALFORMED, Kind.STALE})
 
 
 @frozen
-class Again:
+class Backoff:
     """Make another attempt after `delay` seconds."""
 
     delay: float
@@ -47,9 +41,12 @@ class Again:
 
 @frozen
 class Stop:
-    """Make no other attempt, for a reason in words."""
+    """Make no other attempt; `reason` says why."""
 
     reason: str
+
+
+_QUOTA_USED_UP = Stop("the retry quota is used up")
 
 
 @define
@@ -58,10 +55,10 @@ class RetryState:
 
     Attributes:
         attempts: attempts that count against `Retry.attempts`.
-        stale: attempts that met a dead kept-alive connection; the first one does not count.
-        free: attempts that failed while the instance was down, and do not count.
-        broken, malformed: attempts of the kinds that are limited by themselves.
-        cost: what the last retry has cost; None before the first.
+        stale: attempts that met a dead kept-alive connection; the first one does not count as an attempt.
+        free: attempts that failed while the instance was down and do not count as attempts.
+        broken, malformed: attempts of these kinds, which have limits of their own.
+        cost: what the last retry cost; None before the first.
     """
 
     attempts: int = 0
@@ -77,17 +74,19 @@ def decide(
     verdict: Verdict,
     state: RetryState,
     *,
-    asked: float | None,
-    left: float | None,
+    retry_after: float | None,
+    remaining: float | None,
     random: Callable[[], float],
     waits: bool = False,
     down: bool = False,
-) -> Again | Stop:
-    """Whether and when to try again. Pure, but for `random`; `state` already counts the attempt that failed.
+) -> Backoff | Stop:
+    """Whether and when to try again. Pure except for `random`.
+
 
     Args:
-        asked: seconds that the server asked to wait.
-        left: seconds until the deadline.
+        state: already counts the attempt that failed.
+        retry_after: seconds that the server asked to wait.
+        remaining: seconds until the deadline.
         waits: `Limits.waits`.
         down: the instance counts as down.
     """
@@ -95,30 +94,30 @@ def decide(
     if kind not in _RETRIED:
         return Stop(f"{kind.value} answers are not retried")
     if kind is Kind.STALE and state.stale == 1:
-        return Again(0.0, "a fresh connection")
+        return Backoff(0.0, "a fresh connection")
     if state.attempts >= settings.attempts:
         return Stop(f"{state.attempts} of {settings.attempts} attempts made")
     if down and not waits:
         return Stop("the instance is down")
-    if kind is Kind.BROKEN and state.broken > _MOST_RETRIES[kind]:
+    if kind is Kind.BROKEN and state.broken > _MAX_RETRIES[kind]:
         return Stop("the answers are not HTTP")
-    if kind is Kind.MALFORMED and state.malformed > _MOST_RETRIES[kind]:
+    if kind is Kind.MALFORMED and state.malformed > _MAX_RETRIES[kind]:
         return Stop("the answers are not JSON")
-    if asked is not None and asked > settings.retry_after_cap:
+    if retry_after is not None and retry_after > settings.retry_after_cap:
         if not waits:
-            return Stop(f"the server asks to wait {asked:g} s, more than retry_after_cap")
-        asked = None  # the governor pauses everybody
+            return Stop(f"the server asks to wait {retry_after:g} s, more than retry_after_cap")
+        retry_after = None  # the governor pauses all requests
     base = settings.throttled_base if kind is Kind.THROTTLED else settings.base
     delay = full_jitter(max(1, state.attempts), base=base, cap=settings.cap, random=random())
-    if asked is not None:
-        delay = max(delay, asked)
-    if left is not None and delay >= left:
+    if retry_after is not None:
+        delay = max(delay, retry_after)
+    if remaining is not None and delay >= remaining:
         return Stop("the wait would pass the deadline")
-    return Again(delay, verdict.reason)
+    return Backoff(delay, verdict.reason)
 
 
 def count(state: RetryState, kind: Kind, *, free: bool) -> None:
-    """Enters an attempt in the books.
+    """Counts a failed attempt.
 
     Args:
         free: it failed while the instance was down, in a call that waits.
@@ -127,12 +126,27 @@ def count(state: RetryState, kind: Kind, *, free: bool) -> None:
         state.stale += 1
         state.attempts += state.stale > 1
         return
-    if free and state.free < _MOST_FREE:
+    if free and state.free < _MAX_FREE_ATTEMPTS:
         state.free += 1
         return
     state.attempts += 1
     state.broken += kind is Kind.BROKEN
     state.malformed += kind is Kind.MALFORMED
+
+
+def full_jitter(retry: int, *, base: float, cap: float, random: float) -> float:
+    """`random * min(cap, base * 2**(retry - 1))` seconds: exponential backoff with full jitter.
+
+    Source: AWS Architecture Blog, "Exponential Backoff And Jitter" (2015, updated 2023): of the variants compared there,
+    full jitter needs the fewest calls under contention.
+
+    Args:
+        retry: 1 for the wait before the first retry.
+        base, cap: seconds.
+        random: in [0, 1).
+    """
+    # 2**1023 is the largest power of two that a float holds.
+    return random * min(cap, base * 2.0 ** min(retry - 1, 1000))
 
 
 class RetryMiddleware:
@@ -155,57 +169,61 @@ class RetryMiddleware:
                 response = await call_next(request)
             except FlinksError as raised:
                 error = raised
+                verdict = classify_error(error)
             if response is not None:
                 verdict = verdict_of(response, self._settings.throttle_statuses)
                 if verdict.kind is Kind.OK:
                     if quota is not None:
                         quota.succeeded(None if state is None else state.cost)
                     return response
-            else:
-                assert error is not None
-                verdict = classify_error(error)
             state = state or RetryState()
-            free = call.down and call.local.governor.limits.waits
-            count(state, verdict.kind, free=free)
-            decision = self._decide(request, response, verdict, state)
-            if isinstance(decision, Again) and quota is not None and not free and not _extra(state, verdict.kind):
-                state.cost = await self._pay(quota, call, verdict.kind)
-                if state.cost is None:
-                    decision = Stop("the retry quota is used up")
-                    if response is not None and not request.raw:
-                        error = error_from(request, response, verdict, self._clock)
-                    if error is not None:
-                        error = _exhausted(error, request.endpoint.host)
-            if isinstance(decision, Stop):
-                if response is not None and not isinstance(error, QuotaExhaustedError):
-                    return response
-                try:
-                    raise error or AssertionError
-                finally:
-                    error = None  # the error holds this frame, which must not hold the error
-            call.fresh = verdict.kind is Kind.STALE
-            self._announce(request, verdict, decision)
-            error = None
-            if decision.delay > 0:
-                await self._clock.sleep(decision.delay)
+            decision = await self._next_step(request, response, verdict, state)
+            if isinstance(decision, Backoff):
+                error = None
+                self._prepare_retry(request, verdict, decision)
+                if decision.delay > 0:
+                    await self._clock.sleep(decision.delay)
+                continue
+            if decision is _QUOTA_USED_UP:
+                if response is not None and not request.raw:
+                    error = error_from(request, response, verdict, self._clock)
+                if error is not None:
+                    error = _exhausted(error, request.endpoint.host)
+            if error is None:
+                assert response is not None
+                return response
+            try:
+                raise error
+            finally:
+                error = None  # the error holds this frame, which must not hold the error
 
-    def _decide(self, request: Request, response: Response | None, verdict: Verdict, state: RetryState) -> Again | Stop:
+    async def _next_step(
+        self, request: Request, response: Response | None, verdict: Verdict, state: RetryState
+    ) -> Backoff | Stop:
+        """Counts the failed attempt, decides about another one, and pays for it."""
         clock, call = self._clock, request.call
+        waits, quota = call.local.governor.limits.waits, call.local.quota
+        free = call.down and waits
+        count(state, verdict.kind, free=free)
         if call.permit is not None and call.permit.revoked:
             return Stop("the caller wants no more requests")
-        return decide(
+        decision = decide(
             self._settings,
             verdict,
             state,
-            asked=None if response is None else response.retry_after(clock),
-            left=None if call.deadline is None else call.deadline - clock.now(),
+            retry_after=None if response is None else response.retry_after(clock),
+            remaining=None if call.deadline is None else call.deadline - clock.now(),
             random=clock.random,
-            waits=call.local.governor.limits.waits,
+            waits=waits,
             down=call.down,
         )
+        if isinstance(decision, Stop) or quota is None or free or (verdict.kind is Kind.STALE and state.stale == 1):
+            return decision
+        state.cost = await self._pay(quota, call, verdict.kind)
+        return _QUOTA_USED_UP if state.cost is None else decision
 
     async def _pay(self, quota: RetryQuota, call: Call, kind: Kind) -> int | None:
-        """What the retry costs; None if the quota is used up. A call that waits waits for it, if time brings it."""
+        """Pays for a retry. Returns the cost, or None if the quota is used up. With `Limits.waits`, it waits for the quota."""
         while True:
             now = self._clock.now()
             cost = quota.take(kind, now)
@@ -216,24 +234,21 @@ class RetryMiddleware:
                 return None
             await self._clock.sleep(wait)
 
-    def _announce(self, request: Request, verdict: Verdict, decision: Again) -> None:
-        request.call.retries += 1
-        request.call.retrying = True
+    def _prepare_retry(self, request: Request, verdict: Verdict, decision: Backoff) -> None:
+        """Prepares the call for another attempt, and tells the observers."""
+        call = request.call
+        call.fresh = verdict.kind is Kind.STALE
+        call.retries += 1
+        call.retrying = True
         if self._observers:
-            call = request.call
             event = RetryScheduled(
                 request.endpoint.host, call.attempts, fingerprint(request.token), verdict, decision.delay
             )
             emit(self._observers, event)
 
 
-def _extra(state: RetryState, kind: Kind) -> bool:
-    """Whether the attempt that follows is the one that a dead kept-alive connection brings for free."""
-    return kind is Kind.STALE and state.stale == 1
-
-
 def _exhausted(last: FlinksError, host: str) -> QuotaExhaustedError:
-    """The error of the last attempt, and why it was the last."""
+    """The error of the last attempt, with the reason why it was the last."""
     return QuotaExhaustedError(
         f"not retried, because the retry quota for {host} is used up; the last attempt: {last.message}",
         status=last.status,
@@ -242,15 +257,3 @@ def _exhausted(last: FlinksError, host: str) -> QuotaExhaustedError:
         request_id=last.request_id,
         retry_after=last.retry_after,
     )
-
-
-def full_jitter(retry: int, *, base: float, cap: float, random: float) -> float:
-    """`random * min(cap, base * 2**(retry - 1))` seconds.
-
-    Args:
-        retry: 1 for the wait before the first retry.
-        base, cap: seconds.
-        random: in [0, 1).
-    """
-    # 2**1023 is the largest power of two that a float holds.
-    return random * min(cap, base * 2.0 ** min(retry - 1, 1000))

@@ -17,7 +17,7 @@ from flinks_async.bulk.executors.clients import Secrets, describe, from_line, ma
 from flinks_async.bulk.executors.processes import rules_for, settings_for, share
 from flinks_async.bulk.executors.shared_rate import SharedRate
 from flinks_async.bulk.executors.worker_process import ending, environment_without
-from flinks_async.bulk.progress import Figures, Histogram, sum_of
+from flinks_async.bulk.progress import Counters, Histogram
 from flinks_async.bulk.rules import Rules
 from flinks_async.limits.rate import GCRA
 from flinks_async.secret import Secret
@@ -101,8 +101,8 @@ def test_figures_of_all_are_added_up() -> None:
         quick.add(0.01)
     for _ in range(40):
         slow.add(1.0)
-    total = sum_of(
-        [Figures(3, 1, requests=5, limit=10, held_back=1.5, times=quick), Figures(4, 2, limit=7, times=slow)]
+    total = Counters.sum_of(
+        [Counters(3, 1, requests=5, limit=10, held_back=1.5, times=quick), Counters(4, 2, limit=7, times=slow)]
     )
     assert (total.fetched, total.failed, total.requests, total.limit, total.held_back) == (7, 3, 5, 17, 1.5)
     assert total.times.percentile(0.5) == pytest.approx(0.01, rel=0.06)

@@ -14,6 +14,7 @@ from flinks_async import CertificateError, FlinksClient, ProxyError, config
 from flinks_async.bulk.errors import StoreError
 from flinks_async.bulk.fetching import Fetcher
 from flinks_async.bulk.inputs import Token
+from flinks_async.bulk.progress import Counters
 from flinks_async.bulk.records import Finished, Shard
 from flinks_async.bulk.rules import Rules
 from flinks_async.bulk.thread import Here
@@ -41,9 +42,11 @@ class Bench:
         store: Callable[[Finished], object] | None = None,
         only: dict[int, tuple[int, ...]] | None = None,
         auth_secret: Any = "s",
+        **options: Any,
     ) -> None:
         self.folder = folder
         self.auth_secret = auth_secret
+        self.options = {"retry": {"attempts": 1}, **options}
         self.transport = InMemoryTransport({}, default=answer)
         self.finished: list[Finished] = []
         self.lines: dict[int, dict[str, Any]] = {}
@@ -52,6 +55,7 @@ class Bench:
         self.secret_is_good = secret_is_good
         self.store = store or self._keep
         self.fetcher: Fetcher
+        self.counters: Counters
 
     def _shards(self, shards: int, size: int, only: dict[int, tuple[int, ...]]) -> Iterable[tuple[Shard, list[Token]]]:
         for number in range(shards):
@@ -83,7 +87,7 @@ class Bench:
             transport=self.transport,
             settings=config.bulk(),
             clock=VirtualClock(),
-            retry={"attempts": 1},
+            **self.options,
         )
         async with client:
             self.fetcher = Fetcher(
@@ -94,6 +98,7 @@ class Bench:
             try:
                 await self.fetcher.go()
             finally:
+                self.counters = self.fetcher.counters()
                 if beside is not None:
                     beside.cancel()
 
@@ -159,7 +164,7 @@ def test_failed_tokens_are_told_by_class_and_never_by_token(tmp_path: Path) -> N
     assert kinds == {2: "exhausted", 5: "final"}
     assert all("t-" not in repr(one.failures) for one in bench.finished)
     assert len(bench.lines) == 10
-    assert (bench.fetcher.tally.fetched, bench.fetcher.tally.failed) == (10, 2)
+    assert (bench.counters.fetched, bench.counters.failed) == (10, 2)
 
 
 def test_one_dead_token_does_not_stop_a_job(tmp_path: Path) -> None:
@@ -245,7 +250,7 @@ def test_a_vault_that_is_down_from_the_beginning_stops_at_once(tmp_path: Path) -
     bench = Bench(tmp_path, OK, auth_secret=vault).run()
     assert bench.fetcher.stopped == (
         "stopped",
-        "the auth_secret callable raised OSError. Nothing can be sent until that is put right",
+        "the auth_secret callable raised OSError. Nothing can be sent until this is corrected",
     )
     assert not bench.finished
 
@@ -256,7 +261,7 @@ NO_TRUST = CertificateError("the certificate of the.example is not valid")
 @pytest.mark.parametrize(
     ("problem", "says"),
     [
-        (NO_TRUST, "the certificate of the.example is not valid. Have it put right"),
+        (NO_TRUST, "the certificate of the.example is not valid. Have it renewed or corrected"),
         (ProxyError("the proxy answered 407", status=407), "the proxy answered 407. Give the proxy the credentials"),
         (make_response(b"", status=407), "the proxy wants credentials"),
     ],
@@ -328,8 +333,8 @@ def test_a_file_that_begins_with_dead_tokens_is_gone_through(tmp_path: Path, sta
 @pytest.mark.parametrize(
     ("rules", "words"),
     [
-        (Rules(concurrency=1, max_failures=1), "2 tokens failed, and max_failures is 1"),
-        (Rules(concurrency=1, max_failure_share=0.5), "100 of 100 tokens failed, and max_failures is 50.000% of them"),
+        (Rules(concurrency=1, max_failures=1), "2 tokens failed, more than the 1 allowed"),
+        (Rules(concurrency=1, max_failure_share=0.5), "100 of 100 tokens failed, more than the 50.000% allowed"),
     ],
 )
 def test_too_many_failures_stop(tmp_path: Path, rules: Rules, words: str) -> None:
@@ -365,6 +370,62 @@ def test_what_does_not_end_within_the_drain_is_left(tmp_path: Path) -> None:
     bench = Bench(tmp_path, answer, rules=Rules(concurrency=3, drain=30)).run(stop)
     assert sorted(bench.lines) == [1, 3, 4, 5]
     assert bench.left == [2, 6, 7, 8]
+
+
+def test_a_stop_sends_nothing_for_tokens_that_wait_for_a_place(tmp_path: Path) -> None:
+    async def answer(request: Any) -> Any:
+        await asyncio.sleep(10)
+        return OK
+
+    async def stop(bench: Bench) -> None:
+        await asyncio.sleep(5)
+        bench.fetcher.stop("enough")
+
+    bench = Bench(tmp_path, answer, size=20, rules=Rules(concurrency=50), limits={"concurrency": 4}).run(stop)
+    assert len(bench.transport.requests) == 4
+    assert (sorted(bench.lines), len(bench.left)) == ([1, 2, 3, 4], 16)
+
+
+def test_a_refused_secret_costs_few_requests_beyond_those_on_the_wire(tmp_path: Path) -> None:
+    async def answer(request: Any) -> Any:
+        await asyncio.sleep(1)
+        return REFUSED
+
+    bench = Bench(tmp_path, answer, shards=3, size=100, rules=Rules(concurrency=200), limits={"concurrency": 20}).run()
+    assert bench.fetcher.stopped is not None
+    assert bench.fetcher.stopped[0] == "refused"
+    assert len(bench.transport.requests) <= 20 + 5
+
+
+@pytest.mark.parametrize("failure", [KINDS["http_503"], make_response(b"", status=429)])
+def test_a_stop_ends_at_once_while_nothing_is_on_the_wire_and_retries_nothing(tmp_path: Path, failure: Any) -> None:
+    async def stop(bench: Bench) -> None:
+        await asyncio.sleep(30)
+        nonlocal began
+        began, _ = asyncio.get_running_loop().time(), bench.fetcher.stop("enough")
+
+    async def main() -> float:
+        await bench.main(stop)
+        return asyncio.get_running_loop().time()
+
+    began = 0.0
+    bench = Bench(tmp_path, failure, rules=Rules(concurrency=12), retry={"attempts": 1000})
+    assert run_virtual(main()) == began == 30.0
+    assert (bench.lines, bench.failures) == ({}, {})
+
+
+def test_what_is_on_the_wire_at_a_stop_is_not_retried_and_its_token_is_left(tmp_path: Path) -> None:
+    async def answer(request: Any) -> Any:
+        await asyncio.sleep(10)
+        return OK if request.token.reveal() == "t-2" else KINDS["http_503"]
+
+    async def stop(bench: Bench) -> None:
+        await asyncio.sleep(5)
+        bench.fetcher.stop("enough")
+
+    bench = Bench(tmp_path, answer, rules=Rules(concurrency=3), retry={"attempts": 5}).run(stop)
+    assert len(bench.transport.requests) == 3
+    assert (sorted(bench.lines), bench.failures, bench.left) == ([2], {}, [1, 3, 4])
 
 
 def test_a_store_that_fails_ends_it_at_once(tmp_path: Path) -> None:

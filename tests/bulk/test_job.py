@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from flinks_async import ClientClosedError, ConfigError, FlinksClient, config
+from flinks_async import ClientClosedError, ConfigError, ConnectError, FlinksClient, config
 from flinks_async.bulk import (
     Commit,
     InputBytes,
@@ -352,7 +353,7 @@ def test_another_job_in_the_same_directory_is_refused_and_told_what_differs(desk
     with pytest.raises(JobMismatchError, match=r"origin was 'toolbox-api\.private\.fin\.ag' and is 'evil'"):
         Job.start(desk.directory, desk.source(), JSONLParts(), {"": "evil"})
     desk.write(["another"])
-    with pytest.raises(JobMismatchError, match="another content"):
+    with pytest.raises(JobMismatchError, match="the file of tokens has changed"):
         desk.job()
     with pytest.raises(InputChangedError, match="not the file any more"):
         Job.resume(desk.directory)
@@ -408,7 +409,7 @@ def test_clients_that_do_not_fit_the_input_are_refused_before_every_token_fails(
 def test_a_folder_of_other_things_is_not_touched(desk: Desk) -> None:
     desk.directory.mkdir()
     (desk.directory / "holiday.jpg").write_text("x")
-    with pytest.raises(JobMismatchError, match=r"not empty: holiday.jpg"):
+    with pytest.raises(JobMismatchError, match=r"not empty: it holds holiday.jpg"):
         desk.job()
     assert os.listdir(desk.directory) == ["holiday.jpg"]
     for look in (status, verify, purge, Job.resume):
@@ -419,7 +420,7 @@ def test_a_folder_of_other_things_is_not_touched(desk: Desk) -> None:
 @pytest.mark.parametrize("name", ["failed.jsonl", "report.json", "ledger.sqlite", "duplicates.jsonl", "spools/answers"])
 def test_answers_cannot_go_where_the_job_writes_something_else(desk: Desk, name: str) -> None:
     path = desk.directory / name
-    with pytest.raises(ConfigError, match="needs for itself; let the answers go elsewhere"):
+    with pytest.raises(ConfigError, match="is a name that the job uses itself"):
         Job.start(desk.directory, desk.source(), JSONLFile(path), ORIGIN)
     assert not desk.directory.exists()
     with Job.start(desk.directory, desk.source(), JSONLFile(desk.directory / "mine.jsonl"), ORIGIN) as job:
@@ -490,7 +491,7 @@ def test_a_manifest_that_somebody_edited_is_refused(desk: Desk, change: dict[str
 
 def test_a_file_is_no_directory_of_a_job(desk: Desk) -> None:
     desk.directory.write_text("mine")
-    with pytest.raises(JobMismatchError, match="is a file, and a job needs a directory"):
+    with pytest.raises(JobMismatchError, match="is a file, but a job needs a directory"):
         desk.job()
     with pytest.raises(JobMismatchError, match="is not the directory of a job"):
         status(desk.directory)
@@ -595,7 +596,7 @@ def test_an_answer_that_the_store_cannot_hold_is_a_failed_token_and_the_others_g
 def test_answers_that_do_not_fit_count_as_failures_for_the_rules(desk: Desk) -> None:
     with Job.start(desk.directory, desk.source(), Picky(*range(2, 12)), ORIGIN, shard_size=10) as job:
         result = desk.run(job, Rules(max_failures=5, open_shards=1, concurrency=1))
-    assert (result.state, result.reason) == ("stopped", "10 tokens failed, and max_failures is 5")
+    assert (result.state, result.reason) == ("stopped", "10 tokens failed, more than the 5 allowed")
     assert result.totals.pending > 0
 
 
@@ -627,6 +628,65 @@ def test_a_job_that_began_and_cannot_be_opened_now_keeps_its_directory(desk: Des
     assert (desk.directory / "manifest.json").exists()
 
 
+UNKNOWN_HOST = ConnectError("the host toolbxx.example cannot be looked up")
+
+
+def test_an_instance_that_never_answers_ends_the_run_with_the_reason_and_fails_no_token(desk: Desk) -> None:
+    desk.transport.default = UNKNOWN_HOST
+    with desk.job() as job:
+        result = desk.run(job)
+        assert (result.state, result.totals.failed, result.totals.pending) == ("stopped", 0, 25)
+        assert re.fullmatch(
+            r"the host toolbxx.example cannot be looked up, \d+ attempts in 12\d s; \S+ has never answered",
+            result.reason,
+        )
+        assert 120 <= result.progress.seconds < 125
+        assert desk.run(job, Rules(unreachable_after=10)).progress.seconds < 15
+    log = (desk.directory / "job.log").read_text()
+    assert log.count("WARNING the host toolbxx.example cannot be looked up") == 3, "twice in 120 s, once in 10 s"
+
+
+def test_an_instance_that_has_answered_is_waited_for_also_by_a_later_run(desk: Desk) -> None:
+    async def stop_after_an_hour(job: Job) -> None:
+        await asyncio.sleep(3600)
+        job.stop("enough")
+
+    def answer(request: Any) -> Any:
+        return OK if len(desk.transport.requests) <= 14 else UNKNOWN_HOST
+
+    desk.transport.default = answer
+    with desk.job() as job:
+        assert desk.run(job, None, stop_after_an_hour).reason == "enough"
+        assert (job.totals.fetched, job.totals.failed) == (14, 0)
+        desk.transport.default = UNKNOWN_HOST
+        assert desk.run(job, None, stop_after_an_hour).reason == "enough"
+
+
+def test_the_trouble_of_an_instance_is_in_progress_and_status_until_it_answers(desk: Desk) -> None:
+    seen: list[Any] = []
+
+    async def watch(job: Job) -> None:
+        await asyncio.sleep(25)
+        found = job.progress()
+        assert found is not None
+        seen.extend(found.troubles)
+        seen.append((status(desk.directory).latest or {})["troubles"][0])
+        desk.transport.default = OK
+
+    desk.transport.default = UNKNOWN_HOST
+    with desk.job() as job:
+        result = desk.run(job, None, watch)
+    trouble, sampled = seen
+    assert (trouble.host, trouble.reason) == ("toolbox-api.private.fin.ag", UNKNOWN_HOST.message)
+    assert trouble.attempts >= 10
+    assert 24 < trouble.seconds <= 25
+    assert str(trouble).startswith(f"{UNKNOWN_HOST.message}, {trouble.attempts} attempts in 25 s")
+    assert sampled["reason"] == UNKNOWN_HOST.message
+    assert 19 < sampled["seconds"] <= 20
+    assert (result.state, result.progress.troubles) == ("complete", ())
+    assert "toolbox-api.private.fin.ag answers again" in (desk.directory / "job.log").read_text()
+
+
 class TestTokensInMemory:
     DATA = b"user,token\nu-1,canary-token-1\nu-2,canary-token-2\nu-1,canary-token-1\n"
 
@@ -644,7 +704,7 @@ class TestTokensInMemory:
     def test_the_job_goes_on_with_the_same_bytes_and_refuses_others(self, desk: Desk) -> None:
         with self.start(desk):
             pass
-        with pytest.raises(JobMismatchError, match="another content"):
+        with pytest.raises(JobMismatchError, match="the file of tokens has changed"):
             self.start(desk, self.DATA + b"u-3,x\n")
         with self.start(desk) as job:
             assert desk.run(job).state == "complete"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...clock import Clock, SystemClock
 from ..fetching import Fetcher
-from ..progress import Figures
+from ..progress import Counters
 from ..records import RunState
 from ..thread import Thread, Worker
 from .feed import Feed
@@ -34,7 +34,6 @@ class InProcessExecution:
     def __init__(
         self, work: Work, tasks: NextTask, finished: TakeFinished, clock: Clock, writing: Worker, reading: Worker
     ) -> None:
-        self._clients = set(work.clients.values())
         self._writing = writing
         self._feed = Feed(tasks, work.source, work.key, reading)
         self._fetcher = Fetcher(
@@ -59,5 +58,5 @@ class InProcessExecution:
     def break_off(self, error: BaseException) -> None:
         self._fetcher.break_off(error)
 
-    def figures(self) -> Figures:
-        return self._fetcher.tally.figures().with_stats(client.stats() for client in self._clients)
+    def counters(self) -> Counters:
+        return self._fetcher.counters()

@@ -20,7 +20,7 @@ from ..directory import empty
 from ..errors import WorkerError
 from ..files import make_folder
 from ..inputs import InputBytes
-from ..progress import Figures, sum_of
+from ..progress import Counters
 from ..records import Finished, RunState
 from ..rules import Rules
 from .clients import describe
@@ -102,7 +102,7 @@ class ProcessesExecution:
         self._loading = asyncio.Lock()
         self._exhausted = False
         self._workers: dict[int, WorkerProcess] = {}
-        self._past: list[Figures] = []
+        self._past: list[Counters] = []
         self._pauses: dict[int, Paused] = {}
         self._breaking = asyncio.Event()
         self._broken: BaseException | None = None
@@ -127,8 +127,8 @@ class ProcessesExecution:
             self._broken = error
         self._breaking.set()
 
-    def figures(self) -> Figures:
-        return sum_of([*self._past, *(worker.figures for worker in self._workers.values())])
+    def counters(self) -> Counters:
+        return Counters.sum_of([*self._past, *(worker.counters for worker in self._workers.values())])
 
     async def go(self) -> None:
         for path in self._rates.values():
@@ -182,7 +182,7 @@ class ProcessesExecution:
             if storing:
                 await asyncio.wait(storing)
             del self._workers[place]
-            self._past.append(worker.figures if over else worker.remains())
+            self._past.append(worker.counters.ended() if over else worker.remains())
             self._returned.extend(worker.tasks.values())
             empty(folder)
         if over:
@@ -208,8 +208,8 @@ class ProcessesExecution:
                     storing.add(task)
                     task.add_done_callback(storing.discard)
                     task.add_done_callback(self._break_off_if_failed)
-                case Report(figures, stopped, over):
-                    worker.figures = figures
+                case Report(counters, stopped, over):
+                    worker.counters = counters
                     self._obey_rules(stopped)
                     if over:
                         return True
@@ -229,7 +229,7 @@ class ProcessesExecution:
         task = await self._next_task()
         if task is not None:
             worker.tasks[task.shard.id] = task
-        worker.link.send(Assigned(task, self._work.secret_is_good or self.figures().fetched > 0))
+        worker.link.send(Assigned(task, self._work.secret_is_good or self.counters().fetched > 0))
 
     async def _next_task(self) -> Task | None:
         async with self._loading:
@@ -249,8 +249,8 @@ class ProcessesExecution:
         """Stops all of them for what one has met, or all together."""
         if stopped is not None:
             self.stop(stopped[1], stopped[0])
-        figures = self.figures()
-        broken = self._work.rules.broken_by(figures.failed, figures.fetched + figures.failed)
+        counters = self.counters()
+        broken = self._work.rules.broken_by(counters.failed, counters.fetched + counters.failed)
         if broken is not None:
             self.stop(broken)
 

@@ -12,7 +12,7 @@ from ...client import FlinksClient
 from ..compression import Compression
 from ..inputs import InputFile
 from ..log import JobLog
-from ..progress import Figures
+from ..progress import Counters
 from ..records import Finished, RunState, Shard
 from ..rules import Rules
 
@@ -90,7 +90,7 @@ class Execution(Protocol):
         """Ends at once; `go` raises the error."""
         ...
 
-    def figures(self) -> Figures:
+    def counters(self) -> Counters:
         """The counts as they stand."""
         ...
 

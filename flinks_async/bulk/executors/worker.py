@@ -21,7 +21,6 @@ from ...runtime.event_loop import fast_loop
 from ..errors import WorkerError
 from ..fetching import Fetcher
 from ..inputs import InputFile
-from ..progress import Figures
 from ..records import Finished
 from ..thread import Thread
 from .clients import Secrets, from_line, make
@@ -105,10 +104,10 @@ class WorkerRun:
             task.add_done_callback(self._failed)
         try:
             await self._fetcher.go()
-            figures = self._figures()
+            counters = self._fetcher.counters()
             for client in self._clients:
                 await client.close()
-            self._link.send(Report(figures, self._fetcher.stopped, over=True))
+            self._link.send(Report(counters, self._fetcher.stopped, over=True))
         finally:
             for task in beside:
                 task.cancel()
@@ -132,14 +131,11 @@ class WorkerRun:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(REPORT_EVERY)
-            self._link.send(Report(self._figures(), self._fetcher.stopped))
+            self._link.send(Report(self._fetcher.counters(), self._fetcher.stopped))
 
     def _failed(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fetcher.break_off(error)
-
-    def _figures(self) -> Figures:
-        return self._fetcher.tally.figures().with_stats(client.stats() for client in self._clients)
 
     def _paused(self, client: int, until: float, in_a_row: int) -> None:
         self._link.send(Paused(client, until, in_a_row))

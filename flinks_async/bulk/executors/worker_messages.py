@@ -15,7 +15,7 @@ from attrs import field, frozen
 
 from ..compression import Compression
 from ..inputs import Layout
-from ..progress import Figures
+from ..progress import Counters
 from ..records import RunState
 from ..rules import Rules
 from .clients import Description
@@ -95,12 +95,12 @@ class Report:
     """How far it is.
 
     Attributes:
-        figures: the counts.
+        counters: the counts.
         stopped: how and why it takes no more tokens; None while it does.
         over: everything is done; the last message.
     """
 
-    figures: Figures
+    counters: Counters
     stopped: tuple[RunState, str] | None = None
     over: bool = False
 

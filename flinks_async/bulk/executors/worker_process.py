@@ -14,7 +14,7 @@ from attrs import evolve
 
 from ...secret import Secret
 from ..errors import WorkerError
-from ..progress import Figures
+from ..progress import Counters
 from ..records import Finished
 from .clients import Secrets, to_line
 from .protocol import Task
@@ -48,7 +48,7 @@ class WorkerProcess:
     Attributes:
         link: to it.
         tasks: the shards that it has, by id.
-        figures: what it said last.
+        counters: what it said last.
 
     Raises:
         WorkerError: the system does not start it.
@@ -56,8 +56,8 @@ class WorkerProcess:
 
     def __init__(self, start: Start, secrets: list[Secrets]) -> None:
         self.tasks: dict[int, Task] = {}
-        self.figures = Figures()
-        self._stored = Figures()
+        self.counters = Counters()
+        self._stored = Counters()
         first = _search_path() + to_line(secrets)
         try:
             self._process = subprocess.Popen(
@@ -95,13 +95,19 @@ class WorkerProcess:
             stored,
             fetched=stored.fetched + shard.written.lines,
             failed=stored.failed + len(shard.failures),
-            again=stored.again + (done if shard.shard.round else 0),
+            failed_before=stored.failed_before + (done if shard.shard.round else 0),
         )
 
-    def remains(self) -> Figures:
-        """Its counts once it has died: what it had sent, and of its tokens only those that were handed over."""
-        stored, said = self._stored, self.figures
-        return evolve(stored, size=said.size, requests=said.requests, retries=said.retries, throttled=said.throttled)
+    def remains(self) -> Counters:
+        """Its counters once it has died: everything it had sent, but only the tokens that it had handed over."""
+        stored = self._stored
+        return evolve(
+            self.counters.ended(),
+            fetched=stored.fetched,
+            failed=stored.failed,
+            failed_before=stored.failed_before,
+            limit=0,
+        )
 
     def kill(self) -> None:
         """Ends it, whatever it does."""
