@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from ..classify import classify_error, classify_response, outcome_line
 from ..clock import Clock
-from ..codec import DIRECT, Codec, envelope_of, read_envelope
+from ..codec import DIRECT_SIZE, Codec, envelope_of, read_envelope
 from ..config import Retry, Timeouts
 from ..errors import AttemptTimeoutError, DeadlineExceededError, DecodeError, FlinksError
 from ..messages import Call, Handler, Request, Response, Transport
@@ -65,7 +65,7 @@ class Attempt:
                 call.wire_time += now - sent
                 counters.requests += 1
                 counters.retries += retrying
-            if len(response.body) <= DIRECT or response.status != 200 or request.raw:
+            if len(response.body) <= DIRECT_SIZE or response.status != 200 or request.raw:
                 response = self._decode(request, response)
             else:
                 response = await self._decode_in_turns(request, response)
