@@ -1,4 +1,20 @@
-"""Asynchronous SDK for the Flinks partner access API: access tokens in, typed account data out."""
+"""Asynchronous SDK for the Flinks partner access API: access tokens in, typed account data out.
+
+Public modules. The names in their `__all__` are stable; everything else is private and may change in any release.
+
+    flinks_async                            the client, and what a call needs
+    flinks_async.config                     settings and presets
+    flinks_async.errors                     the tree of errors
+    flinks_async.models                     the data that a call returns
+    flinks_async.tables                     answers as Arrow tables
+    flinks_async.testing                    a simulated Flinks, an in-memory transport and clocks for your tests
+    flinks_async.bulk                       jobs over many tokens
+    flinks_async.bulk.stores                where a job writes answers, and what your own store must do
+    flinks_async.bulk.stores.parquet        each needs its own extra
+    flinks_async.bulk.stores.duckdb
+    flinks_async.bulk.stores.postgresql
+    flinks_async.cli                        the command `flinks-async`, also as `python -m flinks_async.cli`
+"""
 
 from . import config, errors, models
 from ._version import __version__

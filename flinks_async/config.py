@@ -1,6 +1,8 @@
-"""Settings of what protects an instance in trouble, one frozen record each. `config.Retry` and `config.Limits` hold them.
+"""Settings: frozen records, and the two presets that fill them.
 
-The theory is beside the code that obeys them, in `flinks_async.middleware`; here are the numbers and their sources.
+`service()` suits a call inside a service: it fails fast. `bulk()` suits a job over many tokens: it waits. Arguments win
+over the environment, the environment over the preset. The modules in `flinks_async.limits` and `flinks_async.middleware`
+explain the algorithms; here are the numbers and their sources.
 """
 
 from __future__ import annotations
@@ -19,24 +21,46 @@ from . import checks
 from .errors import ConfigError
 from .secret import Secret, wrap_secret
 
-# [flinks_async.config] Settings: a few frozen records, and the two presets that fill them.
-#
-# `service()` suits a call that somebody waits for: it fails fast. `bulk()` suits a job over many tokens: it waits.
-# Arguments win over the environment, the environment over the preset.
+__all__ = [
+    "AUTH_SCHEMES",
+    "Adaptive",
+    "AuthScheme",
+    "Breaker",
+    "Connection",
+    "ConnectionFields",
+    "Hedge",
+    "Limits",
+    "LimitsFields",
+    "Pause",
+    "PollPending",
+    "Quota",
+    "RateLimiter",
+    "Retry",
+    "RetryFields",
+    "Settings",
+    "ShareQuota",
+    "Timeouts",
+    "TimeoutsFields",
+    "TokenBucketQuota",
+    "bulk",
+    "choose",
+    "from_env",
+    "service",
+]
 
 
 @frozen(kw_only=True)
 class TokenBucketQuota:
-    """Retries are paid from a bucket that successes fill.
+    """Retries take tokens from a bucket, and successes put tokens back.
 
     Source: the standard retry mode of the AWS SDKs (retry profile of 2026).
 
     Attributes:
         capacity: tokens in a full bucket; it starts full. 500.
-        transient_cost: tokens of a retry after a failure. 14.
-        throttled_cost: tokens of a retry after an answer that throttles. 5.
-        clean_success: tokens put back by a call that succeeds at once. 1. A call that succeeds after retries puts back
-            what its last retry has cost.
+        transient_cost: tokens for a retry after a failure. 14.
+        throttled_cost: tokens for a retry after a throttled attempt. 5.
+        clean_success: tokens that a call puts back if it succeeds at once. 1. A call that succeeds after retries puts
+            back the cost of its last retry.
     """
 
     capacity: int = field(default=500, validator=checks.whole)
@@ -47,14 +71,14 @@ class TokenBucketQuota:
 
 @frozen(kw_only=True)
 class ShareQuota:
-    """Retries may be a share of the traffic, and always a few per second.
+    """Retries may be a share of the recent requests, and always a few per second.
 
-    Source: Finagle's `RetryBudget` (20 %, at least 10 per second, remembered for 10 s), taken over by tower.
+    Source: `RetryBudget` of Finagle (20 %, at least 10 per second, over 10 s); tower has the same.
 
     Attributes:
-        share: retries for each request of the recent past. 0.2.
+        share: allowed retries per recent request. 0.2.
         minimum: retries per second that are always allowed. 10.
-        window: seconds of traffic that count. 10.
+        window: seconds that a request counts as recent. 10.
     """
 
     share: float = field(default=0.2, validator=checks.share)
@@ -63,23 +87,24 @@ class ShareQuota:
 
 
 Quota = TokenBucketQuota | ShareQuota
+"""A limit of retries."""
 
 
 @frozen(kw_only=True)
 class Adaptive:
-    """Concurrency that finds its own level between two bounds.
+    """A limit of concurrent requests that adapts between two bounds.
 
-    Source: Netflix' concurrency-limits: the bounds, and 10 % less when it takes too long, of its AIMD limit; the
-    tolerance of its gradient limits. 30 % less on a loss is CUBIC's factor (RFC 9438).
+    Source: Netflix' concurrency-limits: bounds and `decrease` from its AIMD limit, `tolerance` from its gradient limits.
+    `loss` is the factor of CUBIC (RFC 9438).
 
     Attributes:
-        initial: requests at once, to begin with. 20.
-        minimum: at least. 1.
-        maximum: at most. 200; 100,000 is the most that can be set.
-        tolerance: the time to first byte may be so many times that of an idle instance. 2.0.
-        decrease: the limit is multiplied by this when it takes longer, or by less when it takes much longer. 0.9.
-        loss: the limit is multiplied by this after a throttled attempt, and when more than a tenth of them fail. 0.7.
-        remember: seconds for which the time of an idle instance is believed; then it is measured again. 600.
+        initial: the limit at the start. 20.
+        minimum: the lowest limit. 1.
+        maximum: the highest limit. 200; at most 100,000.
+        tolerance: the time to first byte may be this many times that of an idle instance. 2.0.
+        decrease: the limit is multiplied by this when it takes longer, and by less when it takes much longer. 0.9.
+        loss: the limit is multiplied by this after a throttled attempt, and when more than 10 % of attempts fail. 0.7.
+        remember: seconds until the time of an idle instance is measured again. 600.
     """
 
     initial: int = field(default=20, validator=checks.at_once)
@@ -101,23 +126,23 @@ class Adaptive:
 
 
 BREAKER_REMEMBERS: Final = 10_000
-"""So many outcomes at most: each attempt moves them all on by one."""
+"""The most outcomes that a breaker remembers, because each attempt shifts them all by one."""
 
 
 @frozen(kw_only=True)
 class Breaker:
-    """When an instance counts as down, and how often it is asked whether it is up again.
+    """When an instance counts as down, and how often it is probed.
 
     Source: Nygard, "Release It!" (2nd edition, chapter 5); window by count, volume and ratio as in resilience4j.
 
     Attributes:
-        window: the latest outcomes that count. 50; at most 10,000, since each of them is remembered.
-        volume: outcomes needed before the ratio means anything. 20.
-        ratio: of failures among them that opens it. 0.5.
-        in_a_row: failures without a success between that open it whatever came before. 10; at most 10,000.
-        probe_interval: seconds to the first probe; doubles with each that fails. 1.
-        probe_cap: seconds, the longest time between probes. 10.
-        successes: probes in a row that close it. 2.
+        window: the number of latest outcomes that count. 50; at most 10,000.
+        volume: the breaker ignores the ratio until it has this many outcomes. 20.
+        ratio: this share of failures opens the breaker. 0.5.
+        in_a_row: this many consecutive failures open the breaker, whatever the ratio. 10; at most 10,000.
+        probe_interval: seconds to the first probe; doubles with each failed probe. 1.
+        probe_cap: the longest time between probes in seconds. 10.
+        successes: this many consecutive successful probes close the breaker. 2.
     """
 
     window: int = field(default=50, validator=checks.whole_number(1, BREAKER_REMEMBERS))
@@ -135,17 +160,17 @@ class Breaker:
 
 @frozen(kw_only=True)
 class Pause:
-    """How long all requests wait after an answer that throttles, and how they come back.
+    """How long all requests wait after a throttled attempt, and how they resume.
 
     Attributes:
-        base: seconds, where the server does not say how long; doubles with each pause in a row. 1, as AWS' throttled
-            backoff.
-        cap: seconds, the longest of these. 20.
-        longest: seconds, the longest pause that a server can ask for. 60; bulk: an hour.
-        ramp: seconds in which the rate then rises from a tenth of what it was to the whole; at most four times the
-            pause. 10.
-        low: remaining requests in a `RateLimit-Remaining` header from which the rest of the window is spread out, as
-            a share of the limit. 0.1.
+        base: seconds if the server does not say how long; doubles with each consecutive pause. 1, as in the throttled
+            backoff of AWS.
+        cap: the longest of these pauses in seconds. 20.
+        longest: the longest pause that a server can ask for in seconds. 60; bulk: 3600.
+        ramp: seconds in which the rate then rises from a tenth of its former value to all of it; at most four times
+            the pause. 10.
+        low: share of the limit. When a `RateLimit-Remaining` header falls below it, the remaining requests are spread
+            over the rest of the window. 0.1.
     """
 
     base: float = field(default=1.0, validator=checks.positive)
@@ -156,31 +181,31 @@ class Pause:
 
 
 class RateLimiter(Protocol):
-    """Says when the next request may go. `flinks_async.middleware.rate.GCRA` is the one for a single process."""
+    """Decides when the next request may be sent. `Limits.rate` uses one for a single process."""
 
     def reserve(self, now: float, /) -> float | Awaitable[float]:
-        """Takes the next turn: seconds from `now` until it comes.
+        """Reserves the next slot and returns the seconds from `now` until it comes.
 
-        It may be async, for one that asks a store which several processes share. What it raises ends the call, so it
-        should fall back to a local limit when the store fails. It is called once a request, one at a time.
+        It may be async, to ask a store that several processes share. An exception ends the call, so fall back to a
+        local limit when the store fails. It is called once per request, never concurrently.
         """
         ...
 
 
 HEDGE_REMEMBERS: Final = 500
-"""The times of so many attempts are remembered."""
+"""The number of attempts whose times are remembered."""
 
 
 @frozen(kw_only=True)
 class Hedge:
-    """A second attempt for one that takes unusually long; the first good answer wins.
+    """Sends a second attempt when one takes unusually long; the first success wins.
 
     Source: Dean and Barroso, "The Tail at Scale", CACM 2013.
 
     Attributes:
-        percentile: of recent attempts' times, after which the second is sent. 0.95.
-        minimum: seconds, never sooner. 0.05.
-        samples: attempts that must be known first. 20; at most 500, since no more are remembered.
+        percentile: the second attempt is sent after this percentile of the recent attempts' times. 0.95.
+        minimum: the shortest delay of the second attempt in seconds. 0.05.
+        samples: attempts that must have been measured first. 20; at most 500, because no more are remembered.
     """
 
     percentile: float = field(default=0.95, validator=checks.share)
@@ -190,13 +215,13 @@ class Hedge:
 
 @frozen(kw_only=True)
 class PollPending:
-    """Asks again after a "not yet" (202, OPERATION_PENDING) until there is an answer.
+    """Polls while the data is not ready (202, OPERATION_PENDING).
 
-    Source: the rhythm that Flinks documents for a sibling endpoint; for this one nothing is documented.
+    Source: the interval that Flinks documents for a sibling endpoint; for this one nothing is documented.
 
     Attributes:
-        interval: seconds between questions; more if the server asks for more (`Retry-After`). 10.
-        bound: seconds after the first "not yet" when it gives up. 1800.
+        interval: seconds between requests; longer if the server asks for it (`Retry-After`). 10.
+        bound: it gives up this many seconds after the first pending response. 1800.
     """
 
     interval: float = field(default=10.0, validator=checks.positive)
@@ -204,41 +229,43 @@ class PollPending:
 
 
 AuthScheme = Literal["flinks-auth-key", "flinks-auth-key-raw", "bearer"]
+"""The form of the authentication header; `FlinksClient` documents it."""
 
 C = TypeVar("C")
 
 AUTH_SCHEMES: Final[tuple[AuthScheme, ...]] = get_args(AuthScheme)
+"""All values of `AuthScheme`."""
 
 MIB: Final = 1024 * 1024
 
 
 def _statuses(values: Iterable[int]) -> frozenset[int]:
     if isinstance(values, Iterable):
-        given = list(values)
-        if all(type(value) is int for value in given):
-            return frozenset(given)
+        statuses = list(values)
+        if all(type(status) is int for status in statuses):
+            return frozenset(statuses)
     raise ConfigError("Retry.throttle_statuses must be whole numbers, such as {403, 429}")
 
 
 @frozen(kw_only=True)
 class Retry:
-    """When and how often a failed attempt is made again.
+    """When and how often a failed attempt is retried.
 
-    The wait before retry n (1, 2, ...) is full jitter: a random time between 0 and `min(cap, base * 2**(n-1))`,
-    with `throttled_base` instead of `base` after an answer that throttles.
+    The backoff before retry n (1, 2, ...) has full jitter: a random time between 0 and `min(cap, base * 2**(n-1))`,
+    with `throttled_base` instead of `base` after a throttled attempt.
     Source: AWS Architecture Blog, "Exponential Backoff And Jitter"; base and cap are those of the AWS SDKs'
     standard retry mode of 2026.
 
     Attributes:
-        attempts: attempts in all, the first included. 1 switches retrying off.
+        attempts: the most attempts, including the first. 1 switches retries off.
         base: seconds.
         throttled_base: seconds, after a throttled attempt.
-        cap: seconds, the longest wait of the backoff.
-        retry_after_cap: seconds, the longest `Retry-After` that is waited for; one that asks for more ends the call
-            with an error whose `retry_after` says so (unless `Limits.waits`: then everybody waits).
-        throttle_statuses: statuses that mean "slow down", whatever the body says.
-        quota: what retries are paid from, shared by all calls for one (instance, secret): a `TokenBucketQuota`, a
-            `ShareQuota`, or None for no such bound.
+        cap: the longest backoff in seconds.
+        retry_after_cap: the longest `Retry-After` in seconds that a retry waits for. A longer one ends the call with an
+            error that has `retry_after` set; with `Limits.waits`, all calls wait instead.
+        throttle_statuses: statuses that count as throttling, whatever the body says.
+        quota: limits the retries of all calls for one (instance, secret): a `TokenBucketQuota`, a `ShareQuota`, or None
+            for no limit.
     """
 
     attempts: int = field(default=3, validator=checks.count)
@@ -258,8 +285,8 @@ class Timeouts:
 
     Attributes:
         connect: for a new connection: DNS, TCP and TLS together.
-        attempt: for one attempt, from the moment it has a place to the last byte of its answer.
-        deadline: for the whole call: queue, attempts and waits. `partner_access(timeout=...)` replaces it.
+        attempt: for one attempt, from the end of its time in the queue to the last byte of the response.
+        deadline: for the whole call: queue, attempts and backoff. `partner_access(timeout=...)` replaces it.
     """
 
     connect: float | None = field(default=5.0, validator=checks.positive_or_none)
@@ -274,20 +301,21 @@ def _concurrency(instance: object, attribute: Attribute[Any], value: Any) -> Non
 
 @frozen(kw_only=True)
 class Limits:
-    """What this client takes at most, and what it does while an instance is in trouble.
+    """Limits of concurrency, rate and size, and the behaviour while an instance is in trouble.
 
-    The first six belong to one (instance, secret) and one event loop: one instance in trouble never slows another.
+    All but `waits` and `max_body` apply to one (instance, secret) in one event loop, so that an instance in trouble never
+    slows another.
 
     Attributes:
-        concurrency: requests on the wire at the same time: a number up to 100,000, or `Adaptive(...)`.
-        rate: requests per second, evenly; None for no limit.
-        burst: requests that may go at once before `rate` holds; None for a tenth of a second's worth.
-        rate_limiter: a limiter of your own instead of `rate`, for example one shared by processes.
-        pause: after an answer that throttles.
+        concurrency: concurrent requests on the wire: a number up to 100,000, or `Adaptive(...)`.
+        rate: requests per second, evenly spaced; None for no limit.
+        burst: requests that may be sent at once before `rate` applies; None for those of a tenth of a second.
+        rate_limiter: your own limiter instead of `rate`, for example one that processes share.
+        pause: the pause after a throttled attempt.
         breaker: when the instance counts as down; None for never.
-        waits: what a call does while the instance is down, or asks for a long pause. False: it fails at once, with a
-            `CircuitOpenError` or the answer. True: it waits, and attempts that fail meanwhile do not count.
-        max_body: bytes of one body, inflated.
+        waits: the behaviour while the instance is down or asks for a long pause. False: calls fail at once, with a
+            `CircuitOpenError` or the server's error. True: calls wait, and attempts that fail meanwhile do not count.
+        max_body: the largest body in bytes, decompressed.
     """
 
     concurrency: int | Adaptive = field(default=Adaptive(), validator=_concurrency)
@@ -309,7 +337,7 @@ class Limits:
 
     @property
     def most_at_once(self) -> int:
-        """The number that `concurrency` never passes."""
+        """The highest value of `concurrency`."""
         return self.concurrency.maximum if isinstance(self.concurrency, Adaptive) else self.concurrency
 
 
@@ -324,7 +352,7 @@ _path_or_none = checks.one_of(str, os.PathLike, NoneType)
 
 
 def _wraps_proxy(cls: type[C]) -> type[C]:
-    """The frame of attrs' own `__init__` holds its arguments as they came when one of them is wrong."""
+    """Wraps the proxy before attrs' own `__init__`, whose frame is in the traceback when an argument is wrong."""
     init: Any = cls.__init__
 
     @wraps(init)
@@ -340,17 +368,17 @@ def _wraps_proxy(cls: type[C]) -> type[C]:
 @_wraps_proxy
 @frozen(kw_only=True)
 class Connection:
-    """How connections are made. It belongs to the pool, so derived clients share it.
+    """How connections are made. Derived clients share it, because it belongs to the pool.
 
     Attributes:
-        keepalive: seconds that an idle connection is kept.
-        dns_cache: seconds that an address is remembered; 0 asks each time.
-        ca_file: PEM file with the authorities to trust instead of the system's.
+        keepalive: seconds that an idle connection is kept open.
+        dns_cache: seconds that a resolved address is cached; 0 resolves each time.
+        ca_file: PEM file with the certificate authorities to trust instead of the system's.
         client_cert: PEM file with a client certificate (and its key, if `client_key` is None).
         client_key: PEM file with the key of the client certificate.
-        ssl_context: a context of your own; then the three files above must be None.
-        proxy: URL of an HTTP proxy, which may hold a user and password; it is kept as a `Secret`.
-        trust_env: take the proxy from HTTPS_PROXY, HTTP_PROXY and NO_PROXY, read once when the client is made.
+        ssl_context: your own context; then the three files above must be None.
+        proxy: URL of an HTTP proxy, with an optional user and password; it is kept as a `Secret`.
+        trust_env: read the proxy from HTTPS_PROXY, HTTP_PROXY and NO_PROXY, once when the client is made.
     """
 
     keepalive: float = field(default=15.0, validator=checks.not_negative)
@@ -417,10 +445,10 @@ class ConnectionFields(TypedDict, total=False):
 
 @frozen(kw_only=True)
 class Settings:
-    """The four records together; the presets return one.
+    """The four records together, as a preset returns them.
 
-    A record given to a client beside its preset replaces the preset's whole record; a mapping changes only the fields
-    that it names: `FlinksClient(settings=config.bulk(), limits={"concurrency": 500})`.
+    A record passed to a client replaces the preset's whole record; a mapping changes only the fields that it names:
+    `FlinksClient(settings=config.bulk(), limits={"concurrency": 500})`.
     """
 
     retry: Retry = Retry()
@@ -430,14 +458,14 @@ class Settings:
 
 
 def service() -> Settings:
-    """For a call inside a service: 3 attempts, a deadline of 60 s; it fails at once while the instance is down."""
+    """For a call inside a service: 3 attempts and a deadline of 60 s. It fails at once while the instance is down."""
     return Settings()
 
 
 def bulk() -> Settings:
-    """For many tokens: 6 attempts, longer waits, no deadline; while the instance is down it waits and loses nothing.
+    """For many tokens: 6 attempts, longer backoff, no deadline. It waits while the instance is down.
 
-    The attempt may take 230 s, since a sibling endpoint is documented to answer within 210 s.
+    An attempt may take 230 s, because a sibling endpoint is documented to answer within 210 s.
     """
     return Settings(
         retry=Retry(attempts=6, cap=60.0, quota=ShareQuota()),
@@ -447,38 +475,39 @@ def bulk() -> Settings:
 
 
 def choose(settings: Settings | None, records: Mapping[str, Any]) -> Settings:
-    """The preset, `service()` if none is given, with changes.
+    """Applies changes to a preset.
 
     Args:
-        records: by name: a record takes the place of the preset's, a mapping changes some of its fields, None nothing.
+        settings: the preset; None for `service()`.
+        records: by name: a record replaces the preset's, a mapping changes some of its fields, None changes nothing.
 
     Raises:
-        ConfigError: something is not the record that it should be.
+        ConfigError: a value is neither the record nor a mapping of its fields.
     """
     chosen = service() if settings is None else settings
     if not isinstance(chosen, Settings):
         raise ConfigError(
             f"settings must be what config.service() or config.bulk() returns, not {type(chosen).__name__}"
         )
-    given = {
+    changed = {
         name: _changed(name, getattr(chosen, name), record) for name, record in records.items() if record is not None
     }
-    return evolve(chosen, **given)
+    return evolve(chosen, **changed) if changed else chosen
 
 
-def _changed(name: str, preset: Any, given: Any) -> Any:
+def _changed(name: str, preset: Any, change: Any) -> Any:
     cls = type(preset)
-    if isinstance(given, cls):
-        return given
-    if not isinstance(given, Mapping):
+    if isinstance(change, cls):
+        return change
+    if not isinstance(change, Mapping):
         raise ConfigError(
-            f"{name} must be a {cls.__name__} record, or a mapping of some of its fields, not {type(given).__name__}"
+            f"{name} must be a {cls.__name__} record, or a mapping of some of its fields, not {type(change).__name__}"
         )
     known = [attribute.name for attribute in fields(cls)]
-    unknown = [key for key in given if key not in known]
+    unknown = [key for key in change if key not in known]
     if unknown:
         raise ConfigError(f"{name}: {cls.__name__} has no {', '.join(map(repr, unknown))}; it has {', '.join(known)}")
-    return evolve(preset, **given)
+    return evolve(preset, **change)
 
 
 _ENVIRONMENT = {
@@ -490,8 +519,8 @@ _ENVIRONMENT = {
 
 
 def from_env(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The arguments of `FlinksClient` that the environment sets: FLINKS_INSTANCE, FLINKS_AUTH_SECRET,
-    FLINKS_AUTH_SCHEME and FLINKS_BASE_URL. Empty variables count as not set.
+    """Reads arguments of `FlinksClient` from the environment: FLINKS_INSTANCE, FLINKS_AUTH_SECRET, FLINKS_AUTH_SCHEME
+    and FLINKS_BASE_URL. Empty variables count as not set.
     """
     environ = os.environ if environ is None else environ
     found: dict[str, Any] = {}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -226,6 +227,7 @@ def check_secret(value: object) -> Secret:
 
 MAX_TOKEN: Final = 1024
 
+_QUOTES: Final = frozenset("\"'`\u00ab\u00bb\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a")
 _PLAIN_TOKEN = re.compile(rf"[A-Za-z0-9_-][A-Za-z0-9_.~-]{{0,{MAX_TOKEN - 1}}}")
 
 
@@ -253,6 +255,15 @@ def check_token(token: object) -> Secret:
         raise InvalidTokenError("the access token consists of dots, which would change the URL")
     if not token.reveal().isprintable() and any("\ud800" <= c <= "\udfff" for c in token.reveal()):
         raise InvalidTokenError("the access token is not valid Unicode")
+    text = token.reveal()
+    if text != text.strip():
+        raise InvalidTokenError("the access token begins or ends with a blank; nothing is stripped")
+    if text[0] in _QUOTES or text[-1] in _QUOTES:
+        raise InvalidTokenError("the access token begins or ends with a quotation mark; give the bare token")
+    if re.match(r"bearer\s", text, re.IGNORECASE):
+        raise InvalidTokenError("the access token begins with 'Bearer '; give the bare token")
+    if invisible := next((c for c in text if unicodedata.category(c) == "Cf"), None):
+        raise InvalidTokenError(f"the access token holds an invisible character (U+{ord(invisible):04X})")
     return token
 
 

@@ -1,60 +1,93 @@
-"""Every error that this package raises.
+"""The errors of this package; `flinks_async.bulk` has more for jobs.
 
     FlinksError
     ├── ConfigError                 a setting is wrong or missing; nothing was sent
     ├── ClientClosedError           the client was closed before or during the call
-    ├── InvalidTokenError           the token cannot be sent as given; nothing was sent
-    ├── TransportError              the connection failed (`sent` says whether the request may have arrived)
-    │   ├── ConnectError            no connection: refused, DNS, TLS
+    ├── InvalidTokenError           the token is empty, too long or would change the URL; nothing was sent
+    ├── TransportError              the connection failed; `sent` says whether the request may have arrived
+    │   ├── ConnectError            the connection could not be made: refused, DNS, TLS
     │   │   ├── ConnectTimeoutError     no connection within `Timeouts.connect`
-    │   │   ├── CertificateError        the server's certificate is not valid; never retried
+    │   │   ├── CertificateError        the server's certificate is invalid; never retried
     │   │   └── ProxyError              the proxy refused or could not be reached
-    │   ├── ReadError               the connection broke before the answer was whole
-    │   │   └── StaleConnectionError    a kept-alive connection was already dead; tried again at once
+    │   ├── ReadError               the connection broke before the whole response had arrived
+    │   │   └── StaleConnectionError    a kept-alive connection was already closed; retried at once
     │   └── AttemptTimeoutError     one attempt took longer than `Timeouts.attempt`
-    ├── ProtocolError               what came back is not HTTP
-    ├── ResponseTooLargeError       the (inflated) body is larger than `Limits.max_body`
-    ├── DecodeError                 an HTTP answer whose body cannot be understood
-    │   ├── EmptyBodyError              nothing where JSON should be
-    │   ├── NotJSONError                HTML, or broken JSON
-    │   │   └── JSONLimitError              nested too deeply, too many values, a number out of range, NaN; never retried
-    │   └── WrongTypeError              JSON of another shape; `path` names the place
-    ├── DeadlineExceededError       the whole call took longer than its deadline
+    ├── ProtocolError               the server sent something that is not valid HTTP
+    ├── ResponseTooLargeError       the decompressed body is larger than `Limits.max_body`
+    ├── DecodeError                 the body of the response cannot be decoded
+    │   ├── EmptyBodyError              a successful response without a body
+    │   ├── NotJSONError                HTML, or malformed JSON
+    │   │   └── JSONLimitError              too deep, too many values, a number out of range, NaN; never retried
+    │   └── WrongTypeError              well-formed JSON with a value of the wrong type; `path` says where
+    ├── DeadlineExceededError       the call took longer than its deadline
     ├── QuotaExhaustedError         a retry was due, but the retry quota is used up
-    ├── CircuitOpenError            not sent: the instance is down at the moment
-    ├── RedirectError               a redirect; they are never followed
-    ├── PendingError                accepted, no data yet (202, OPERATION_PENDING); never retried by the retry
-    └── APIStatusError              an answer that says no
-        ├── BadRequestError             400 and other final refusals of this token
-        ├── AuthenticationError         the AuthSecret, or the form of its header, is refused
+    ├── CircuitOpenError            not sent, because the instance is down
+    ├── RedirectError               a redirect (3xx); redirects are never followed
+    ├── PendingError                the data is not ready yet (202, OPERATION_PENDING); see `poll_pending`
+    └── APIStatusError              the server refused the request or failed
+        ├── BadRequestError             400, and other refusals of this token that a retry cannot change
+        ├── AuthenticationError         the AuthSecret or the form of its header was refused
         ├── NotFoundError               404, 410
         ├── RateLimitedError            throttled (429, or 401/403 with TOO_MANY_REQUESTS)
-        └── ServerError                 5xx, and codes that ask to come back later
+        └── ServerError                 5xx, and FlinksCodes that mean "try again later"
 
-None of them holds a token, a secret, a URL or a server's raw text: they are plain data, so they can be pickled,
-copied, logged and sent to another process.
+Errors are plain data: you can pickle, copy and log them, or send them to another process. They hold no token, secret or
+URL, and no unmasked text from the server.
 """
 
 from __future__ import annotations
 
 from typing import Any, ClassVar
 
+__all__ = [
+    "APIStatusError",
+    "AttemptTimeoutError",
+    "AuthenticationError",
+    "BadRequestError",
+    "CertificateError",
+    "CircuitOpenError",
+    "ClientClosedError",
+    "ConfigError",
+    "ConnectError",
+    "ConnectTimeoutError",
+    "DeadlineExceededError",
+    "DecodeError",
+    "EmptyBodyError",
+    "FlinksError",
+    "InvalidTokenError",
+    "JSONLimitError",
+    "NotFoundError",
+    "NotJSONError",
+    "PendingError",
+    "ProtocolError",
+    "ProxyError",
+    "QuotaExhaustedError",
+    "RateLimitedError",
+    "ReadError",
+    "RedirectError",
+    "ResponseTooLargeError",
+    "ServerError",
+    "StaleConnectionError",
+    "TransportError",
+    "WrongTypeError",
+]
+
 _NUMBERS = ("status", "flinks_code", "request_id", "attempts", "elapsed", "retry_after", "token_fingerprint")
 
 
 class FlinksError(Exception):
-    """The base of every error.
+    """Base class of all errors of this package.
 
-    Attributes (None where the error does not have one):
+    Attributes (None if the error does not have one):
         message: what went wrong, in words; for an `APIStatusError` see also `server_message`.
-        status: the HTTP status that the server sent, as an integer.
+        status: the HTTP status that the server sent.
         flinks_code: the body's `FlinksCode`, for example `TOO_MANY_REQUESTS`.
         server_message: the body's `Message`, with secrets and personal data masked, at most 200 characters.
-        request_id: the body's `RequestId`, to quote to Flinks.
-        attempts: how many attempts were made, this one included.
-        elapsed: seconds from the start of the call.
-        retry_after: seconds that the server asked to wait.
-        token_fingerprint: stands for the access token (see `flinks_async.fingerprint`).
+        request_id: the body's `RequestId`; quote it when you report a problem to Flinks.
+        attempts: the number of attempts, including this one.
+        elapsed: seconds since the start of the call.
+        retry_after: seconds that the server asked to wait, or until the next probe of an open breaker.
+        token_fingerprint: identifies the access token without revealing it (see `flinks_async.fingerprint`).
     """
 
     _extra_fields: ClassVar[tuple[str, ...]] = ()
@@ -84,7 +117,7 @@ class FlinksError(Exception):
         self.token_fingerprint = token_fingerprint
 
     def fields(self) -> dict[str, Any]:
-        """Every attribute but the message, as plain data (for a log record or a report)."""
+        """All attributes except the message, as plain data, for a log record or a report."""
         return {name: getattr(self, name) for name in (*_NUMBERS, "server_message", *self._extra_fields)}
 
     def __str__(self) -> str:
@@ -92,8 +125,8 @@ class FlinksError(Exception):
         return f"{self.message} [{' '.join(known)}]" if known else self.message
 
     def __repr__(self) -> str:
-        given = "".join(f", {name}={value!r}" for name, value in self.fields().items() if value is not None)
-        return f"{type(self).__name__}({self.message!r}{given})"
+        known = "".join(f", {name}={value!r}" for name, value in self.fields().items() if value is not None)
+        return f"{type(self).__name__}({self.message!r}{known})"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.message, self.fields())
@@ -104,22 +137,22 @@ def _rebuild(cls: type[FlinksError], message: str, fields: dict[str, Any]) -> Fl
 
 
 class ConfigError(FlinksError, ValueError):
-    """A setting is wrong or missing. Raised when it is set, before anything is sent."""
+    """A setting is wrong or missing. It is raised when the setting is made, before anything is sent."""
 
 
 class ClientClosedError(FlinksError):
-    """The client was closed, before the call or while it was under way."""
+    """The client was closed before or during the call."""
 
 
 class InvalidTokenError(FlinksError, ValueError):
-    """The access token is empty, not a text, too long, or would change the URL. Nothing was sent."""
+    """The access token is not a str, empty, too long, or would change the URL. Nothing was sent."""
 
 
 class TransportError(FlinksError):
     """The connection failed.
 
     Attributes:
-        sent: False when the request certainly did not reach the server, True when it may have.
+        sent: False if the request cannot have reached the server, True if it may have.
     """
 
     _extra_fields = ("sent",)
@@ -130,14 +163,14 @@ class TransportError(FlinksError):
 
 
 class ConnectError(TransportError):
-    """No connection could be made: refused, unreachable, unknown host, TLS failure. Nothing was sent."""
+    """The connection could not be made: refused, unreachable, unknown host, TLS failure. Nothing was sent."""
 
     def __init__(self, message: str = "", *, sent: bool = False, **fields: Any) -> None:
         super().__init__(message, sent=sent, **fields)
 
 
 class ConnectTimeoutError(ConnectError):
-    """No connection within `Timeouts.connect` seconds (DNS, TCP and TLS together)."""
+    """The connection was not made within `Timeouts.connect` seconds (DNS, TCP and TLS together)."""
 
 
 class CertificateError(ConnectError):
@@ -145,7 +178,7 @@ class CertificateError(ConnectError):
 
 
 class ProxyError(ConnectError):
-    """The proxy could not be reached, or refused."""
+    """The proxy could not be reached, or it refused the connection."""
 
 
 class ReadError(TransportError):
@@ -153,26 +186,26 @@ class ReadError(TransportError):
 
 
 class StaleConnectionError(ReadError):
-    """A kept-alive connection turned out to be closed when it was used again."""
+    """A kept-alive connection was already closed when it was used again. Retried at once on a new connection."""
 
 
 class AttemptTimeoutError(TransportError):
-    """One attempt took longer than `Timeouts.attempt` seconds. Its time in the queue does not count."""
+    """One attempt took longer than `Timeouts.attempt` seconds, not counting its time in the queue."""
 
 
 class ProtocolError(FlinksError):
-    """What came back is not HTTP that can be understood. Its status is nobody's, so `status` is None."""
+    """The server sent something that is not valid HTTP. `status` is None, because a status in it cannot be trusted."""
 
 
 class ResponseTooLargeError(FlinksError):
-    """The body, inflated, is larger than `Limits.max_body` bytes."""
+    """The decompressed body is larger than `Limits.max_body` bytes."""
 
 
 class DecodeError(FlinksError):
-    """The body of an answer cannot be understood.
+    """The body of the response cannot be decoded.
 
     Attributes:
-        path: the place in the JSON, such as `GetAccountsDetail[0].Accounts[2].Balance.Current`; None for the whole.
+        path: the place in the JSON, such as `GetAccountsDetail[0].Accounts[2].Balance.Current`; None for the whole body.
     """
 
     _extra_fields = ("path",)
@@ -183,19 +216,19 @@ class DecodeError(FlinksError):
 
 
 class EmptyBodyError(DecodeError):
-    """A success without a body."""
+    """A successful response without a body."""
 
 
 class NotJSONError(DecodeError):
-    """The body is not JSON: an HTML page (maintenance, login, firewall), or JSON that is broken."""
+    """The body is not JSON: an HTML page (maintenance, login, firewall), or malformed JSON."""
 
 
 class JSONLimitError(NotJSONError):
-    """JSON beyond what is taken: nested too deeply, too many values, a number out of range, NaN or Infinity. Never retried."""
+    """JSON over a limit: nested too deeply, too many values, a number out of range, NaN or Infinity. Never retried."""
 
 
 class WrongTypeError(DecodeError):
-    """Well-formed JSON with a value of another type than documented. The message names the place, never the value."""
+    """Well-formed JSON with a value of the wrong type. The message says where, and never shows the value."""
 
 
 class DeadlineExceededError(FlinksError):
@@ -207,14 +240,14 @@ class QuotaExhaustedError(FlinksError):
 
 
 class CircuitOpenError(FlinksError):
-    """Not sent: too many recent requests to this instance failed. It is probed from time to time."""
+    """Not sent, because too many recent requests to this instance failed. Probes find out when it is up again."""
 
 
 class RedirectError(FlinksError):
-    """A redirect (3xx). They are never followed, since they would carry the secret to another place.
+    """A redirect (3xx). Redirects are never followed, because they would send the secret to another host.
 
     Attributes:
-        location_host: the host that it pointed to, if it named one.
+        location_host: the host that it points to, if it names one.
     """
 
     _extra_fields = ("location_host",)
@@ -225,23 +258,26 @@ class RedirectError(FlinksError):
 
 
 class PendingError(FlinksError):
-    """The request was accepted and has no data yet (202, OPERATION_PENDING, OPERATION_DISPATCHED)."""
+    """The request was accepted, but the data is not ready yet (202, OPERATION_PENDING, OPERATION_DISPATCHED).
+
+    The retry does not repeat it. `FlinksClient(poll_pending=...)` asks again until the data is ready.
+    """
 
 
 class APIStatusError(FlinksError):
-    """The server answered, and the answer is no."""
+    """The server refused the request, or answered that it failed."""
 
 
 class BadRequestError(APIStatusError):
-    """400 and other refusals that will not change for this token."""
+    """400, and other refusals of this token that a retry cannot change."""
 
 
 class AuthenticationError(APIStatusError):
-    """The AuthSecret, or the form of the header that carries it, is refused (401, 403).
+    """The AuthSecret or the form of its header was refused (401, 403).
 
     Attributes:
-        provider_problem: why the `auth_secret` callable, asked for another secret, had none to give; None if it had the
-            same one, or if there is no such callable.
+        provider_problem: why the `auth_secret` callable could not return another secret; None if it returned the same
+            one, or if `auth_secret` is not a callable.
     """
 
     _extra_fields = ("provider_problem",)
@@ -256,8 +292,8 @@ class NotFoundError(APIStatusError):
 
 
 class RateLimitedError(APIStatusError):
-    """Throttled: 429, or 401/403 with the FlinksCode TOO_MANY_REQUESTS."""
+    """The server throttled the request: 429, or 401/403 with the FlinksCode TOO_MANY_REQUESTS."""
 
 
 class ServerError(APIStatusError):
-    """5xx, and FlinksCodes that ask to come back later."""
+    """5xx, and FlinksCodes that mean "try again later"."""

@@ -1,7 +1,7 @@
-"""Many tokens: N workers that share one iterator, and outcomes that are values.
+"""Many tokens: N workers share one iterator, and outcomes are values.
 
-Memory does not grow with the number of tokens: at any time there are at most N calls in flight and 2 N outcomes that
-nobody has taken yet. A slow consumer slows the workers. This module takes a callable and knows no client.
+Memory does not grow with the number of tokens: there are at most N calls in flight and 2 N outcomes that the consumer
+has not taken. A slow consumer slows the workers. This module takes a callable and knows no client.
 """
 
 from __future__ import annotations
@@ -29,15 +29,12 @@ from .models import PartnerAccessResponse
 from .runtime.cancel_scope import until_done
 from .secret import Secret
 
-# [flinks_async.tokens] The tokens of a fan-out: one (async) iterator that many workers share.
-
-
 K_co = TypeVar("K_co", covariant=True)
 
 
 @frozen
 class Fetched(Generic[K_co]):
-    """A token that was answered.
+    """A token whose data was fetched.
 
     Attributes:
         key: the key that came with the token, or the token's position (from 0).
@@ -48,17 +45,17 @@ class Fetched(Generic[K_co]):
     response: PartnerAccessResponse
 
     def unwrap(self) -> PartnerAccessResponse:
-        """The answer."""
+        """Returns the answer."""
         return self.response
 
 
 @frozen
 class Failed(Generic[K_co]):
-    """A token that was not answered.
+    """A token whose call failed.
 
     Attributes:
         key: the key that came with the token, or the token's position (from 0).
-        error: why.
+        error: the error of the call.
     """
 
     key: K_co
@@ -70,6 +67,7 @@ class Failed(Generic[K_co]):
 
 
 Outcome = Fetched[K_co] | Failed[K_co]
+"""The outcome of one token of `partner_access_many`."""
 
 
 async def fan_out(
@@ -79,22 +77,22 @@ async def fan_out(
     concurrency: int,
     ordered: bool = False,
 ) -> AsyncGenerator[Outcome[Any], None]:
-    """Calls for each token and gives the outcomes as they come, or in the order of the tokens.
+    """Calls for each token and yields the outcomes as they complete, or in the order of the tokens.
 
     Args:
         items: tokens or (key, token) pairs.
         call: fetches one token; raises a `FlinksError`.
         concurrency: number of workers.
-        ordered: give the outcomes in the order of the items; a slow head holds back at most 2 N others.
+        ordered: yield the outcomes in the order of the items; a slow first one holds back at most 2 N others.
 
     Raises:
         ClientClosedError: the client was closed before all tokens were taken.
-        Exception: what iterating over `items` raised, after the outcomes of the tokens taken before it.
+        Exception: any exception from iterating over `items`, after the outcomes of the tokens taken before it.
     """
     source = items if isinstance(items, Source) else Source(items)
-    del items  # this frame is in the traceback of whatever ends the loop, and must not hold bare tokens
+    del items  # this frame is in the traceback of any error that ends the loop, and must not show tokens
     run = _Run(source, call, window=2 * concurrency, ordered=ordered)
-    run.working = concurrency  # before they are made: an eager task runs at once, perhaps to its end
+    run.working = concurrency  # set before the tasks are made, because an eager task runs at once, perhaps to its end
     workers = [asyncio.ensure_future(run.work()) for _ in range(concurrency)]
     try:
         while (ready := await run.ready()) is not None:
@@ -107,12 +105,12 @@ async def fan_out(
         finally:
             for worker in workers:
                 if not worker.cancelled():
-                    worker.exception()  # seen: `ready` raises it, or the consumer has left
+                    worker.exception()  # marks it as retrieved: `ready` raises it, or the consumer has left
             await source.close()
 
 
 class _Run:
-    """One fan-out: what is taken from the source and not yet given to the consumer stays within a window."""
+    """One fan-out. At most `window` items are taken from the source and not yet yielded to the consumer."""
 
     def __init__(
         self, source: Source, call: Callable[[Secret], Awaitable[PartnerAccessResponse]], *, window: int, ordered: bool
@@ -122,7 +120,7 @@ class _Run:
         self._call = call
         self._window = window
         self._ordered = ordered
-        self._given = 0
+        self._yielded = 0
         self._done: deque[Outcome[Any]] = deque()
         self._by_position: dict[int, Outcome[Any]] = {}
         self._waiting: deque[asyncio.Future[None]] = deque()
@@ -132,7 +130,7 @@ class _Run:
     async def work(self) -> None:
         try:
             while True:
-                while self.source.taken - self._given >= self._window:
+                while self.source.taken - self._yielded >= self._window:
                     await self._room()
                 if (item := await self.source.take()) is None:
                     return
@@ -165,11 +163,11 @@ class _Run:
             self._wake()
 
     async def ready(self) -> Outcome[Any] | None:
-        """The next outcome; None when all have been given."""
+        """The next outcome; None when all have been yielded."""
         while True:
-            outcome = self._by_position.pop(self._given, None) if self._ordered else self._next_done()
+            outcome = self._by_position.pop(self._yielded, None) if self._ordered else self._next_done()
             if outcome is not None:
-                self._given += 1
+                self._yielded += 1
                 self._let_in()
                 return outcome
             if self.working == 0:
@@ -193,7 +191,7 @@ class _Run:
         self._wake()
 
     def _stop(self, failure: BaseException) -> None:
-        """Ends the source for all workers; what is in flight is finished."""
+        """Ends the source for all workers; calls in flight are finished."""
         if self._failure is None:
             self._failure = failure
         self.source.end()
@@ -217,11 +215,11 @@ class _Run:
                 return
 
 
-_CANCELLED = "cancelled from inside: a middleware, an observer or the iterator of tokens did it, and not the caller"
+_CANCELLED = "cancelled by a middleware, an observer or the iterator of tokens, and not by the caller"
 
 
 def _is_cancelled() -> bool:
-    """Whether somebody cancelled the running task; else something it called just raised a `CancelledError`."""
+    """Whether the running task was cancelled; if not, something that it called raised a `CancelledError` itself."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
@@ -230,9 +228,9 @@ Item = tuple[int, Any, Secret | InvalidTokenError]  # position, key, token
 
 
 class Source:
-    """Gives one item after the other to whoever asks, and reads no further than it is asked.
+    """An (async) iterator of tokens that many workers share. It reads an item only when a worker asks for one.
 
-    An async iterator is advanced and closed by a task of its own: what it holds over a `yield` (a timeout, a task group)
+    An async iterator is advanced and closed by one task, because a timeout or task group that it holds across a `yield`
     belongs to the task that entered it.
 
     Attributes:
@@ -264,7 +262,7 @@ class Source:
         """The next item; None at the end.
 
         Raises:
-            Exception: what the iterator raised, once; then it is at its end.
+            Exception: the exception of the iterator, once; afterwards the source is at its end.
         """
         if not self._ended:
             if self._sync is not None:
@@ -282,22 +280,22 @@ class Source:
         return None
 
     async def _read(self) -> None:
-        """Advances the async iterator as often as it is asked, and closes it."""
+        """Advances the async iterator when an item is asked for, and closes it."""
         assert self._async is not None
         try:
             while not self._ended:
                 if self._asking:
-                    # Split at once: neither this frame nor a future holds a bare token.
+                    # Split at once, so that neither this frame nor a future holds an unwrapped token.
                     self._answer(self._split(await anext(self._async, _END)))
                 else:
                     self._asked.clear()
                     await self._asked.wait()
         except asyncio.CancelledError:
             if not self._ended:
-                self._failure = FlinksError("the iterator of tokens was cancelled, though nobody had asked for that")
+                self._failure = FlinksError("the iterator of tokens raised CancelledError, but it was not cancelled")
             raise
         except BaseException as error:
-            self._failure = error  # raised where the item was asked for
+            self._failure = error  # `take` raises it
         finally:
             self._closing = True
             self.end()
@@ -323,16 +321,16 @@ class Source:
         return position, key, refusal
 
     def end(self) -> None:
-        """Nothing more is taken; who waits for an item is told so."""
+        """Takes no more items, and wakes the workers that wait for one."""
         self._ended = True
         while self._asking:
             self._answer(None)
 
     async def close(self) -> None:
-        """Ends it, and a generator that was left early too, so that its `finally` runs now.
+        """Ends the source and closes a generator, so that its `finally` runs now.
 
         Raises:
-            Exception: what that `finally` raised.
+            Exception: the exception of that `finally`.
         """
         self.end()
         if isinstance(self._sync, Generator):

@@ -1,8 +1,8 @@
-"""What walks through the chain: `Request` in, `Response` out, and how the links are joined.
+"""The messages of the chain (`Request`, `Response`), its links (`Handler`, `Middleware`, `Transport`), and how they join.
 
-The contract of a `Handler`: it **returns** a `Response` for every HTTP status, its body whole and its connection
-already back in the pool; it **raises** a `FlinksError` or lets `asyncio.CancelledError` through; nothing else ever
-comes out of it. So a middleware never holds a connection, and sees a body that was cut short as an error.
+The contract of a `Handler`: it **returns** a `Response` for every HTTP status, with the whole body and the connection
+already back in the pool. It **raises** a `FlinksError` or lets `asyncio.CancelledError` through, and nothing else. So a
+middleware never holds a connection, and a truncated body reaches it as an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _names(headers: Mapping[str, str]) -> str:
     return f"<{', '.join(headers)}>"
 
 
-# What this package reads, and what servers and proxies commonly send.
+# Headers that this package reads, and headers that servers and proxies commonly send.
 _KNOWN_HEADERS: Final = {
     name.lower(): name
     for name in (
@@ -47,7 +47,7 @@ _KNOWN_HEADERS: Final = {
 
 
 def _known_names(headers: Mapping[str, str]) -> str:
-    """The names that are well known, and a count of others, which a server may have made of the token."""
+    """The well-known names and a count of the others, because a server may put the token into a header name."""
     names = {name.lower() for name in headers}
     shown = [known for name, known in _KNOWN_HEADERS.items() if name in names]
     others = len(names) - len(shown)
@@ -56,19 +56,19 @@ def _known_names(headers: Mapping[str, str]) -> str:
 
 @define(eq=False)
 class SharedDeadline:
-    """A deadline that moves, since calls that share a way to the server come and go (see `middleware.coalesce`)."""
+    """A deadline that moves, because the calls that share a request come and go (see `middleware.coalesce`)."""
 
     at: float | None
 
 
 @define(eq=False)
 class SendPermit:
-    """Lets the owner of a call end it without wasting a request: once revoked, the call sends nothing more, and what it
-    has on the wire is allowed to end.
+    """Lets the owner of a call end it without wasting a request: once revoked, the call sends nothing more, but its
+    request on the wire may finish.
 
     Attributes:
         revoked: set by the owner, who then cancels the call if `on_wire` is 0.
-        on_wire: attempts of the call that were sent and are not understood yet.
+        on_wire: attempts that were sent and are not decoded yet.
     """
 
     revoked: bool = False
@@ -77,23 +77,23 @@ class SendPermit:
 
 @define(eq=False)
 class Call:
-    """The books of one call, kept by the chain while it runs. Times are seconds of the client's clock.
+    """The state of one call, updated by the chain while it runs. Times are seconds of the client's clock.
 
     Attributes:
-        started: when the call began.
-        deadline: when it must end, or None; a wait that would pass it is not begun. To be looked up each time.
+        started: when the call started.
+        deadline: when it must end, or None. A wait that would pass it is not started. It may change: read it each time.
         attempts: attempts handed to the transport; each is at most one request on the wire.
         retries: attempts that followed a failed one.
         queue_time: seconds spent waiting for a free place.
         wire_time: seconds from sending to the last byte.
         secret: the AuthSecret to send.
         fresh: the next attempt must not use a kept-alive connection.
-        headers_at: when the headers of the latest answer were there; None if its transport does not say.
+        headers_at: when the headers of the latest response arrived; None if the transport does not say.
         down: the latest attempt failed while its instance counted as down.
         retrying: the next attempt repeats a failed one.
-        shared: the deadline, if it is that of several calls.
-        permit: by which the owner of the call may end it.
-        local: what this call shares with the others of its event loop.
+        shared: the deadline, if several calls share it.
+        permit: lets the owner of the call end it.
+        local: state that this call shares with the others of its client in its event loop.
     """
 
     started: float
@@ -124,20 +124,20 @@ class Call:
         self.down = copy.down
 
     def headers_came(self) -> None:
-        """To be called by a transport when status and headers are there and the body is not."""
+        """A transport calls this when status and headers have arrived, before the body."""
         self.headers_at = self.local.now()
 
 
 @frozen(eq=False)
 class Request:
-    """One call for one token. To change it, pass `request.evolve(...)` on.
+    """A call for one token. To change it, pass `request.evolve(...)` on.
 
     Attributes:
-        endpoint: where it goes.
+        endpoint: where it is sent.
         token: the access token.
-        call: the books of this call, shared by all its attempts.
-        headers: sent with this request, over those of the endpoint.
-        raw: the caller wants the HTTP response; a 200 is not decoded.
+        call: the state of the call, shared by all its attempts.
+        headers: sent with this request; they win over those of the endpoint.
+        raw: the caller wants the HTTP response, so a 200 is not decoded.
     """
 
     endpoint: Endpoint = field(repr=lambda endpoint: endpoint.host)
@@ -153,16 +153,16 @@ class Request:
 
 @frozen(eq=False)
 class Response:
-    """An HTTP response whose body is whole. Its headers are looked up without regard to case.
+    """An HTTP response with its whole body. Its headers are looked up case-insensitively.
 
     Attributes:
         status: as sent by the server.
         headers: as sent by the server.
-        body: inflated, undecoded bytes.
-        answer: the decoded answer of a success, unless the request was raw.
-        envelope: code, message and request id, where the body has them.
-        verdict: what the answer means (see `classify`).
-        meta: how it was obtained.
+        body: decompressed, undecoded bytes.
+        answer: the decoded body of a success, unless the request was raw.
+        envelope: code, message and request id, if the body has them.
+        verdict: what the response means (see `classify`).
+        meta: status, attempts and times.
     """
 
     status: int
@@ -195,20 +195,21 @@ class Response:
 
 
 Handler = Callable[[Request], Awaitable[Response]]
+"""The rest of the chain, as a middleware calls it; its contract is at the top of this module."""
 
 
 class Middleware(Protocol):
-    """A link of the chain: an async callable that gets a request and the rest of the chain.
+    """A link of the chain: an async callable that receives a request and the rest of the chain.
 
-    It may change the request, answer without calling on, call on more than once, or change the response. It must
-    keep the contract of a `Handler` (see the module).
+    It may change the request, respond without calling `call_next`, call it more than once, or change the response. It
+    must keep the contract of a `Handler`.
     """
 
     async def __call__(self, request: Request, call_next: Handler, /) -> Response: ...
 
 
 def compose(middlewares: Iterable[Middleware], handler: Handler) -> Handler:
-    """Joins middlewares, the first one outermost, in front of a handler. Done once, when a client is made."""
+    """Puts middlewares in front of a handler, the first one outermost. Done once, when a client is made."""
     for middleware in reversed(tuple(middlewares)):
         handler = _bind(middleware, handler)
     return handler
@@ -219,7 +220,7 @@ def _bind(middleware: Middleware, call_next: Handler) -> Handler:
 
 
 def checked(middleware: Middleware) -> Middleware:
-    """A middleware of a user's, which must give a response: what it forgets to return is called by its name."""
+    """Wraps a user's middleware, so that one that forgets to return the response is named in the error."""
 
     async def link(request: Request, call_next: Handler, /) -> Response:
         response: object = await middleware(request, call_next)
@@ -234,8 +235,8 @@ def checked(middleware: Middleware) -> Middleware:
 class Transport(Protocol):
     """Makes one attempt: one request on the wire, no retry, no redirect.
 
-    `send` returns a `Response` (status, headers, body) for every HTTP status, with its body whole and inflated, and
-    the connection given back. It raises a `FlinksError` from the transport, protocol or body-size family, or lets
+    `send` returns a `Response` (status, headers, body) for every HTTP status, with the whole body decompressed and the
+    connection back in the pool. It raises a `TransportError`, `ProtocolError` or `ResponseTooLargeError`, or lets
     `CancelledError` through. The secret to send is `request.call.secret`.
     """
 

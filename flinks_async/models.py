@@ -24,7 +24,26 @@ from .secret import MASK
 if TYPE_CHECKING:
     import pyarrow
 
+__all__ = [
+    "Account",
+    "AccountsDetail",
+    "Address",
+    "Balance",
+    "Holder",
+    "Link",
+    "Login",
+    "Meta",
+    "Missing",
+    "Model",
+    "PartnerAccessResponse",
+    "Tables",
+    "Timestamp",
+    "Transaction",
+    "wire_fields",
+]
+
 Missing = Literal["omit", "null"]
+"""How `to_dict()` and `to_json()` write fields that have no value and that the server did not send."""
 M = TypeVar("M", bound="Model")
 
 _WIRE = "flinks_wire_name"

@@ -1,7 +1,7 @@
-"""Events for observers: metrics, traces, progress.
+"""Events for observers (metrics, traces, progress), and the counters of a client.
 
-An observer is a callable that takes one event. It is called in the event loop, between two steps of the call, so it
-must be quick and must not block. What it raises is logged and goes no further. When nobody observes, no event is made.
+An observer is a callable that takes one event. It runs in the event loop, between two steps of the call, so it must be
+quick and must not block. Its exceptions are logged and dropped. Without observers, no events are made.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ _log = logging.getLogger("flinks_async")
 
 @frozen
 class AttemptStarted:
-    """An attempt begins: it now waits for a free place.
+    """An attempt started; it may have to wait for a free place.
 
     Attributes:
         host: the instance's host.
-        attempt: 1 for the first.
-        token_fingerprint: stands for the token.
+        attempt: its number, from 1.
+        token_fingerprint: identifies the token without revealing it.
     """
 
     host: str
@@ -42,11 +42,11 @@ class AttemptFinished:
 
     Attributes:
         host, attempt, token_fingerprint: as in `AttemptStarted`.
-        verdict: what its outcome means; None when it was cancelled.
-        status: the HTTP status, if there was an answer.
+        verdict: what its outcome means; None if it was cancelled.
+        status: the HTTP status, if there was a response.
         queue_time: seconds spent waiting for a free place.
         wire_time: seconds from sending to the last byte.
-        body_size: bytes of the body, inflated; 0 if it could not be understood.
+        body_size: bytes of the body, decompressed; 0 if it could not be decoded.
     """
 
     host: str
@@ -61,11 +61,11 @@ class AttemptFinished:
 
 @frozen
 class RetryScheduled:
-    """An attempt failed and another one will follow.
+    """An attempt failed and will be retried.
 
     Attributes:
         host, attempt, token_fingerprint: as in `AttemptStarted`; `attempt` is the one that failed.
-        verdict: why.
+        verdict: why it failed.
         delay: seconds until the next attempt.
     """
 
@@ -77,38 +77,42 @@ class RetryScheduled:
 
 
 Event = AttemptStarted | AttemptFinished | RetryScheduled
+"""An event that an observer receives."""
 
 Observer = Callable[[Event], object]
+"""A callable for events; the top of this module says what it may do."""
 
 
 def emit(observers: Sequence[Observer], event: Event) -> None:
-    """Shows an event to each observer, whatever the others do."""
+    """Calls each observer, also when another one raises."""
     for observer in observers:
         try:
             observer(event)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # a CancelledError from a hook is a bug of the hook, not a cancelled call
-            # Only the type: the text of a foreign error may hold anything.
+        except BaseException as error:  # a CancelledError from an observer is its bug, the call was not cancelled
+            # Only the type, because the text may hold a secret.
             name = getattr(observer, "__qualname__", type(observer).__qualname__)
             _log.error("observer %s raised %s; the event is dropped", name, type(error).__name__)
 
 
 @frozen
 class ClientStats:
-    """A client's counters.
+    """A client's counters at one moment.
+
+    Some concern the governor, which all clients with the same instance, secret and limits share.
 
     Attributes:
-        connections: of the pool, shared with derived clients.
-        calls_in_flight: calls that have begun and not ended.
-        requests_in_flight: requests on the wire, of all clients with the same instance, secret and limits.
-        queued: requests that wait for a place, likewise.
-        queue_time: seconds that this client's calls have spent waiting for a place, in all.
-        requests: attempts handed to the transport, in all.
+        connections: connections of the pool, which derived clients share.
+        calls_in_flight: calls of this client that have started and not ended.
+        requests_in_flight: requests on the wire, of the governor.
+        queued: requests that wait for a free place, of the governor.
+        queue_time: total seconds that this client's calls have waited for a free place.
+        requests: attempts of this client that were handed to the transport and have ended.
         retries: those of them that repeated a failed one.
-        limit: requests that may be on the wire at once, as it stands, of all clients as for `requests_in_flight`.
-        throttled: answers that asked to slow down, likewise, in all.
-        held_back: seconds that no request is sent for, since the instance is down or asked for a pause.
+        limit: requests that may be on the wire at once now, of the governor.
+        throttled: responses that asked to slow down, of the governor.
+        held_back: seconds until requests are sent again, because the instance is down or asked for a pause.
         answered: the instance has answered a request, with whatever status.
         trouble: the problem that the latest requests met; None while they succeed.
     """

@@ -43,6 +43,8 @@ from .models import (
 )
 from .schema import SCHEMA, Field, FieldKind
 
+__all__ = ["Tables", "schemas", "to_arrow"]
+
 if TYPE_CHECKING:
     import pyarrow
 

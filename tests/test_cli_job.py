@@ -248,9 +248,9 @@ class TestUsage:
         ("more", "says"),
         [
             (("--store", "jsonl.gz"), "compression"),
-            (("--store", "sqlite"), "another job: store of 'kind' was 'jsonl-parts' and is 'sqlite'. Take"),
+            (("--store", "sqlite"), "another job: store of 'kind' was 'jsonl-parts' and is 'sqlite'. Choose"),
             (("--base-url", "http://127.0.0.1:1"), "origin was '127.0.0.1:"),
-            (("--format", "jsonl"), "layout of 'format'"),
+            (("--encoding", "latin-1"), "layout of 'encoding' was None and is 'iso8859-1'"),
         ],
     )
     async def test_another_job_in_the_same_directory_is_refused_and_says_what_differs(
@@ -269,7 +269,7 @@ class TestUsage:
         write(tokens, "another\n")
         result = await fetch(flinks_server, tokens, job)
         assert result.exit_code == Exit.USAGE
-        assert "another content" in result.stderr
+        assert "the file of tokens has changed" in result.stderr
 
     async def test_the_directory_of_something_else_is_left_alone(
         self, flinks_server: FlinksServer, tokens: Path, job: Path

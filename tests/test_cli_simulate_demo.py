@@ -51,7 +51,7 @@ class TestDemo:
         assert "Checked: all " in result.stderr
         tokens = (tmp_path / "demo-tokens.txt").read_text().split()
         plan = DemoFaults(share=0.1, seed=55)
-        fetchable = {line for line, token in enumerate(tokens, 1) if plan.fate(token).fetchable}
+        fetchable = {line for line, token in enumerate(tokens, 1) if plan.plan(token).fetchable}
         job = tmp_path / "demo-job"
         assert sorted(json.loads(line)["line"] for line in bulk.export(job)) == sorted(fetchable)
         assert by_line(job / "failed.jsonl").keys() == {*range(1, 301)} - fetchable

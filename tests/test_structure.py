@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import re
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
+import flinks_async
+
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "flinks_async"
-CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+CONTRIBUTING_FILE = ROOT / "CONTRIBUTING.md"
+CONTRIBUTING = CONTRIBUTING_FILE.read_text(encoding="utf-8")
 
 SIBLINGS = {"protocol.py", "parquet.py", "errors.py"}
 """Base names that several folders may have, because the files are of one kind."""
@@ -99,3 +105,50 @@ def test_the_files_that_contributing_names_exist() -> None:
     named = set(re.findall(r"`([\w./]+(?:\.py|\.md|\.toml|/))`", CONTRIBUTING))
     assert len(named) > 30
     assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+# --- public names -----------------------------------------------------------------------------------------------------
+
+PUBLIC = re.findall(r"^    (flinks_async[\w.]*)", flinks_async.__doc__ or "", re.MULTILINE)
+
+
+def documented_assignments() -> set[str]:
+    """Names of the package that are assigned and then described by a string, as constants and type aliases are."""
+    found = set()
+    for path in MODULES.values():
+        for first, second in pairwise(ast.parse(path.read_text(encoding="utf-8")).body):
+            if isinstance(second, ast.Expr) and isinstance(second.value, ast.Constant):
+                target = first.targets[0] if isinstance(first, ast.Assign) else getattr(first, "target", None)
+                found |= {target.id} if isinstance(target, ast.Name) else set()
+    return found
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_each_name_of_a_public_module_exists_and_is_documented(name: str) -> None:
+    module, described = import_module(name), documented_assignments()
+    assert len(set(module.__all__)) == len(module.__all__) > 0
+    for public in module.__all__:
+        value = getattr(module, public)
+        if inspect.isclass(value):
+            assert vars(value).get("__doc__"), public  # its own, not inherited
+        elif inspect.isroutine(value) or inspect.ismodule(value):
+            assert value.__doc__, public
+        else:
+            assert public in described, public
+
+
+def test_documents_import_public_names_only() -> None:
+    documents = [ROOT / "README.md", CONTRIBUTING_FILE, *(ROOT / "docs").glob("*.md")]
+    found = 0
+    for document in documents:
+        for block in re.findall(
+            r"^```python\n(.*?)^```", document.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+        ):
+            for node in ast.walk(ast.parse(block)):
+                assert not isinstance(node, ast.Import) or not any(a.name.startswith("flinks") for a in node.names)
+                if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flinks_async"):
+                    assert node.module in PUBLIC, document.name
+                    public = import_module(node.module).__all__
+                    assert [alias.name for alias in node.names if alias.name not in public] == [], document.name
+                    found += 1
+    assert found > 20

@@ -1,9 +1,12 @@
-"""Files that are still there after a power cut: written, synced, renamed, and the folder synced too."""
+"""Files that survive a power cut, and the names of the files in the directory of a job.
+
+A file is written, synced and renamed, and then its folder is synced.
+"""
 
 from __future__ import annotations
 
 import os
-import re
+import sqlite3
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -15,44 +18,64 @@ from ..errors import ConfigError
 from . import crash_points
 from .errors import StoreError
 
-# [flinks_async.bulk.layout] What lies where in the directory of a job.
-
-# [flinks_async.bulk.file_systems] Which file system a folder is on. A ledger needs one of this machine: over a network, locks and syncs may be a show.
-
-
 PRIVATE_FILE: Final = 0o600
-
 PRIVATE_FOLDER: Final = 0o700
+
+MANIFEST: Final = "manifest.json"
+LEDGER: Final = "ledger.sqlite"
+LOCK: Final = "job.lock"
+LOG: Final = "job.log"
+FAILED: Final = "failed.jsonl"
+DUPLICATES: Final = "duplicates.jsonl"
+REPORT: Final = "report.json"
+PAGE: Final = "report.html"
+NOTE: Final = "out.json"
+"""Names the output file that belongs to the job (see `stores.ownership`)."""
+SPOOLS: Final = "spools"
+SCRATCH: Final = "scratch"
+
+SQLITE_SUFFIXES: Final = ("", "-wal", "-shm", "-journal")
+"""What SQLite appends to the name of a database for its own files."""
+
+LEDGER_FILES: Final = tuple(LEDGER + suffix for suffix in SQLITE_SUFFIXES)
+TEMPORARY: Final = tuple(f"{name}.tmp" for name in (MANIFEST, FAILED, DUPLICATES, REPORT, PAGE, NOTE))
+
+BEFORE_MANIFEST: Final = frozenset({LOCK, LOG, SPOOLS, SCRATCH, *LEDGER_FILES, *TEMPORARY})
+"""Files that a job may have left if it crashed before it wrote its manifest."""
+
+OWN: Final = BEFORE_MANIFEST | {MANIFEST, FAILED, DUPLICATES, REPORT, PAGE, NOTE}
+"""Names in the directory that the job uses itself; an output must not have one of them."""
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder for its owner only; it may be there already. Its name is durable, and those of its new parents.
+    """Makes a folder for its owner only, unless it exists. Its name and those of its new parents are durable.
 
     Raises:
         StoreError: it cannot be made.
     """
     try:
         new = [folder for folder in path.parents if not folder.exists()]
-        for folder in (*reversed(new), path):  # not by parents=True, which makes them for everybody
+        for folder in (*reversed(new), path):  # parents=True would make them readable for everybody
             folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
-        for folder in (path, *new):  # also one that was there: a crash may have come before its sync
-            with suppress(PermissionError):  # a parent that may not be read, and was made by somebody else
+        for folder in (path, *new):  # also an existing one: a crash may have prevented its sync
+            with suppress(PermissionError):  # a parent of another user, which we may not open
                 sync_folder(folder.parent)
     except OSError as error:
         raise cannot_write(path, error) from None
 
 
 def create(path: Path) -> int:
-    """Opens a new file, for its owner only. One that is left from a crash is emptied.
+    """Opens a new file, for its owner only. A file left by a crash is emptied.
 
     Raises:
-        OSError: as `os.open`.
+        OSError: as from `os.open`.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
     return os.open(path, flags, PRIVATE_FILE)
 
 
 def write_all(file: int, data: bytes | memoryview) -> None:
+    """Writes all the data: `os.write` may write less."""
     rest = memoryview(data)
     while rest:
         rest = rest[os.write(file, rest) :]
@@ -60,11 +83,11 @@ def write_all(file: int, data: bytes | memoryview) -> None:
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Callable[[bytes], None]]:
-    """A file as a whole: after the block it holds all that was written in it, and before, or if the block fails, what it
-    held before. The block gets the function to write with.
+    """Replaces a file as a whole: it keeps its old content until the block ends, and if the block fails. The block gets
+    the function that writes.
 
     Raises:
-        StoreError: it cannot be written; nothing has changed.
+        StoreError: it cannot be written; the old file is unchanged.
     """
     beside = path.with_name(path.name + ".tmp")
     try:
@@ -82,20 +105,20 @@ def replaced(path: Path) -> Iterator[Callable[[bytes], None]]:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """A small file as a whole.
+    """Writes a small file as a whole.
 
     Raises:
-        StoreError: as `replaced`.
+        StoreError: as from `replaced`.
     """
     with replaced(path) as write:
         write(data)
 
 
 def rename_durably(source: Path, target: Path) -> None:
-    """Gives a synced file its name.
+    """Renames a synced file and makes the new name durable.
 
     Raises:
-        OSError: it cannot.
+        OSError: it fails.
     """
     os.replace(source, target)
     crash_points.reach("renamed")
@@ -104,10 +127,10 @@ def rename_durably(source: Path, target: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Makes durable what another library has written to a file.
+    """Syncs a file that another library has written.
 
     Raises:
-        OSError: it cannot.
+        OSError: it fails.
     """
     file = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
@@ -117,8 +140,8 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Makes names in a folder durable."""
-    if sys.platform == "win32":  # folders cannot be opened there, and names need no sync of their own
+    """Makes the names in a folder durable."""
+    if sys.platform == "win32":  # folders cannot be opened there, and names need no sync
         return
     folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
@@ -128,84 +151,53 @@ def sync_folder(path: Path) -> None:
 
 
 def cannot_write(path: Path, error: OSError | ValueError) -> StoreError:
-    """The error for a path that cannot be written. To be raised `from None`."""
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a name for a file"
+    """The error for a path that cannot be written. Raise it `from None`."""
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a valid file name"
     return StoreError(f"{path} cannot be written: {reason}")
 
 
-MANIFEST: Final = "manifest.json"
-
-LEDGER: Final = "ledger.sqlite"
-
-LOCK: Final = "job.lock"
-
-LOG: Final = "job.log"
-
-FAILED: Final = "failed.jsonl"
-
-DUPLICATES: Final = "duplicates.jsonl"
-
-REPORT: Final = "report.json"
-
-PAGE: Final = "report.html"
-
-NOTE: Final = "out.json"
-"""Which file is the job's output (see `stores.claim`)."""
-
-SPOOLS: Final = "spools"
-
-SCRATCH: Final = "scratch"
-
-LEDGER_FILES: Final = (LEDGER, f"{LEDGER}-wal", f"{LEDGER}-shm", f"{LEDGER}-journal")
-
-TEMPORARY: Final = tuple(f"{name}.tmp" for name in (MANIFEST, FAILED, DUPLICATES, REPORT, PAGE, NOTE))
-
-BEFORE_MANIFEST: Final = frozenset({LOCK, LOG, SPOOLS, SCRATCH, *LEDGER_FILES, *TEMPORARY})
-"""What a job that died while it began may have left."""
-
-OWN: Final = BEFORE_MANIFEST | {MANIFEST, FAILED, DUPLICATES, REPORT, PAGE, NOTE}
-"""What no output may be called."""
-
-_MOUNTS: Final = Path("/proc/self/mountinfo")
-
-_OF_A_NETWORK: Final = frozenset(
-    {
-        "nfs", "nfs4", "cifs", "smb3", "smbfs", "ncpfs", "afs", "coda", "ceph", "glusterfs", "lustre", "gpfs", "beegfs",
-        "fuse.sshfs", "fuse.glusterfs", "fuse.s3fs", "fuse.gcsfuse", "fuse.rclone", "fuse.ceph-fuse",
-    }
-)  # fmt: skip
+def cannot_read(path: Path, error: OSError) -> StoreError:
+    """The error for a file that cannot be read. Raise it `from None`."""
+    return StoreError(f"{path} cannot be read: {error.strerror or error}")
 
 
-def refuse_network(folder: Path) -> None:
-    """Refuses a folder of another machine. Where the system does not tell (other than Linux), nothing is refused.
+def newer_version(where: object, version: int) -> str:
+    """Error text for a file or database whose format this version does not know."""
+    return f"{where} was written by a newer version of flinks-async (format {version}). Update flinks-async"
+
+
+def sync_every_commit(db: sqlite3.Connection, path: Path) -> None:
+    """Lets SQLite write ahead and sync the disk at every commit.
 
     Raises:
-        ConfigError: it is on a network file system.
+        StoreError: the file system does not support a write-ahead log.
+        sqlite3.Error: SQLite fails.
     """
+    mode = db.execute("PRAGMA journal_mode = WAL").fetchone()[0]
+    if mode != "wal":
+        raise StoreError(f"{path}: this file system has no write-ahead log (SQLite uses {mode}). Use a local disk")
+    for setting in ("synchronous = FULL", "fullfsync = ON", "checkpoint_fullfsync = ON"):
+        db.execute(f"PRAGMA {setting}")
+
+
+def absolute_path(path: str | os.PathLike[str] | None) -> Path | None:
+    """A path from the user, independent of the working directory; None stays None.
+
+    Raises:
+        ConfigError: it cannot be the name of a file.
+    """
+    if path is None:
+        return None
+    absolute = Path(path).absolute()
     try:
-        mounts = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return
-    kind = file_system_of(os.path.realpath(folder), mounts)
-    if kind in _OF_A_NETWORK:
-        raise ConfigError(
-            f"{folder} is on a network file system ({kind}), where the lock and the ledger of a job are not safe. "
-            "Take a directory on a disk of this machine; answers may go to a database, or be copied when the job is done"
-        )
+        possible = b"\0" not in os.fsencode(absolute)
+    except UnicodeEncodeError:
+        possible = False
+    if not possible:
+        raise ConfigError(f"path must be the name of a file, not {str(path)!a}")
+    return absolute
 
 
-def file_system_of(path: str, mounts: str) -> str:
-    """The type of the file system that an absolute path is on.
-
-    Args:
-        mounts: as in /proc/self/mountinfo (proc(5)): the fifth field of a line is where it is mounted, and the first one
-            after the dash its type.
-    """
-    best, found = "", ""
-    for line in mounts.splitlines():
-        where, _, what = line.partition(" - ")
-        point = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), where.split(" ")[4])
-        inside = path == point or path.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):  # of two in the same place, the later one covers the other
-            best, found = point, what.split(" ")[0]
-    return found
+def is_inside(path: str | os.PathLike[str], folder: Path) -> bool:
+    """Whether a path is in a folder, with links resolved."""
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))

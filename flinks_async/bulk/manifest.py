@@ -1,4 +1,4 @@
-"""What a job is: written once, when it begins, and compared whenever it goes on."""
+"""The identity of a job: written once, when it begins, and compared whenever it is resumed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from attrs import asdict, evolve, field, frozen
 
 from .errors import InputError, JobMismatchError, LedgerError
-from .files import write_durably
+from .files import newer_version, write_durably
 from .inputs import Layout
 
 VERSION: Final = 1
@@ -24,15 +24,15 @@ class Manifest:
     Attributes:
         job: 32 hexadecimal digits.
         created: UTC, ISO 8601.
-        path: of the input, absolute.
-        size: of the input in bytes.
-        sha256: of the input's bytes.
+        path: absolute path of the input.
+        size: bytes of the input.
+        sha256: SHA-256 of the input's bytes.
         layout: how the input is read.
-        origin: where the answers come from, by the name of the instance ("" for rows that name none): the host.
-        store: what the store says of itself. The file keeps a path in the job's directory relative to it, so that the
-            directory may be moved.
+        origin: the host that answers, by the name of the instance ("" for rows that name none).
+        store: the description of the store. In the file, a path in the job's directory is relative, so that the directory
+            may be moved.
         shard_size: tokens in a shard.
-        version: of this file's format.
+        version: format of this file.
     """
 
     job: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
@@ -47,28 +47,32 @@ class Manifest:
     version: int = field(default=VERSION)
 
     def to_json(self) -> bytes:
-        """Raises:
-        InputError: a path in it is not UTF-8, so it could not be found again.
+        """The content of the file.
+
+        Raises:
+            InputError: a path is not UTF-8, so it could not be found again.
         """
         try:
             return msgspec.json.format(msgspec.json.encode(asdict(self)), indent=2) + b"\n"
         except UnicodeEncodeError:
             pass
-        raise InputError(
-            "The name of the file of tokens, of the output, or of a folder of theirs is not UTF-8. Rename it."
-        )
+        raise InputError("The path of the file of tokens or of the output is not UTF-8. Rename the file or its folder.")
 
     def save(self, path: Path) -> None:
-        """Raises:
-        StoreError: it cannot be written.
+        """Writes the file.
+
+        Raises:
+            StoreError: it cannot be written.
         """
-        write_durably(path, evolve(self, store=_kept(self.store, path.parent)).to_json())
+        write_durably(path, evolve(self, store=_relative(self.store, path.parent)).to_json())
 
     @classmethod
     def load(cls, path: Path) -> Manifest:
-        """Raises:
-        JobMismatchError: there is none.
-        LedgerError: it is broken, or of a newer version.
+        """Reads the file.
+
+        Raises:
+            JobMismatchError: it does not exist.
+            LedgerError: it is broken, or was written by a newer version.
         """
         try:
             data = path.read_bytes()
@@ -82,25 +86,23 @@ class Manifest:
             values = msgspec.json.decode(data)
             version = values["version"]
             if version > VERSION:
-                raise LedgerError(
-                    f"{path} was written by a newer version of flinks-async (format {version}); update it"
-                )
+                raise LedgerError(newer_version(path, version))
             manifest = msgspec.convert(values, cls)
             msgspec.convert(manifest.layout, Layout)
-            return evolve(manifest, store=_found(manifest.store, path.parent))
+            return evolve(manifest, store=_absolute(manifest.store, path.parent))
         except (msgspec.DecodeError, TypeError, KeyError):
             pass
         raise LedgerError(f"{path} is broken")
 
     def same_store(self, described: Mapping[str, Any], directory: Path) -> bool:
-        """Whether a store is that of the job, by whatever name the job's directory is called."""
-        return _kept(self.store, directory) == _kept(described, directory)
+        """Whether a description is that of the job's store, even if the job's directory was moved."""
+        return _relative(self.store, directory) == _relative(described, directory)
 
     def refuse_other(self, other: Manifest, directory: Path) -> None:
-        """Compares with what is asked for now.
+        """Compares with the job that is asked for now.
 
         Raises:
-            JobMismatchError: they differ. The message says in what.
+            JobMismatchError: they differ. The message lists the differences.
         """
         if self.same_store(other.store, directory):
             other = evolve(other, store=self.store)
@@ -108,15 +110,15 @@ class Manifest:
         if found:
             raise JobMismatchError(
                 f"{directory} belongs to another job: {'; '.join(found)}. "
-                "Take another directory, or ask for the same as before"
+                "Choose another directory, or repeat the job's own settings"
             )
 
 
-def _kept(store: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    """A store's description with a path that is relative if it is in the job's directory."""
+def _relative(store: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+    """A store's description; its path is relative if it is in the job's directory."""
     path = store.get("path")
     if isinstance(path, str):
-        try:  # not of the file itself, which may be a link
+        try:  # resolves the folder only, because the file may be a link
             inside = Path(os.path.realpath(Path(path).parent)).relative_to(os.path.realpath(directory))
         except ValueError:
             return dict(store)
@@ -124,7 +126,7 @@ def _kept(store: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     return dict(store)
 
 
-def _found(store: Mapping[str, Any], directory: Path) -> dict[str, Any]:
+def _absolute(store: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """A store's description with an absolute path."""
     path = store.get("path")
     return {**store, "path": str(directory.absolute() / path)} if isinstance(path, str) else dict(store)
@@ -133,15 +135,15 @@ def _found(store: Mapping[str, Any], directory: Path) -> dict[str, Any]:
 def _differences(was: Manifest, now: Manifest) -> list[str]:
     found = []
     if (was.size, was.sha256) != (now.size, now.sha256):
-        found.append(f"the file of tokens has another content (it had {was.size:,} bytes and has {now.size:,})")
+        found.append(f"the file of tokens has changed (it had {was.size:,} bytes and has {now.size:,})")
     for name in ("layout", "origin", "store"):
         before, after = getattr(was, name), getattr(now, name)
         keys = sorted({*before, *after})
         if name == "store" and before.get("kind") != after.get("kind"):
-            keys = ["kind"]  # what else two kinds of stores say of themselves cannot be compared
+            keys = ["kind"]  # other settings of two kinds of stores cannot be compared
         for key in keys:
             if name == "origin" and not (key in before and key in after):
-                continue  # an instance more or less changes nothing of what the others have answered
+                continue  # a new or missing instance does not affect the answers of the others
             if before.get(key) != after.get(key):
                 of = f" of {key!r}" if key else ""
                 found.append(f"{name}{of} was {before.get(key)!r} and is {after.get(key)!r}")

@@ -1,11 +1,11 @@
-"""An answer that a store cannot hold: its token counts as failed, and the others of its shard go on."""
+"""Removes an answer that a store cannot hold from its shard: the token counts as failed, the others continue."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from itertools import chain, islice
-from typing import Any
+from typing import Final
 
 import msgspec
 from attrs import evolve
@@ -14,41 +14,26 @@ from .compression import Compression
 from .errors import UnfitAnswerError
 from .files import cannot_write
 from .records import Failure, Finished
-from .spool import Spool
+from .spool import Spool, SpoolLine, read_spool_line
 from .stores.answer_files import read_lines
 
-_BATCH = 100
+_BATCH: Final = 100
 """Lines that are copied at once."""
 
 
-class _Meta(msgspec.Struct):
-    status: int
-    attempts: int
-
-
-class _Line(msgspec.Struct):
-    line: int
-    meta: _Meta
-    key: Any = None
-    instance: str | None = None
-
-
-_read = msgspec.json.Decoder(_Line).decode
-
-
 def without(finished: Finished, unfit: UnfitAnswerError, compression: Compression) -> Finished:
-    """The shard again, with a spool that lacks one answer, and a failure in its place.
+    """The shard with a spool that lacks the unfit answer, and with a failure for its token.
 
     Raises:
-        StoreError: the spool cannot be read, or written anew.
-        UnfitAnswerError: it has no such answer: the same error again, which ends the job.
+        StoreError: the spool cannot be read or rewritten.
+        UnfitAnswerError: the spool has no such answer. It is the same error, and it ends the job.
     """
     path = finished.spool
-    found: list[_Line] = []
+    found: list[SpoolLine] = []
 
     def others() -> Iterator[bytes]:
         for text in read_lines(path, compression):
-            head = _read(text)
+            head = read_spool_line(text)
             if head.line == unfit.line:
                 found.append(head)
             else:
@@ -74,13 +59,13 @@ def without(finished: Finished, unfit: UnfitAnswerError, compression: Compressio
     raise problem
 
 
-def _failure(answer: _Line, unfit: UnfitAnswerError) -> Failure:
+def _failure(answer: SpoolLine, unfit: UnfitAnswerError) -> Failure:
     return Failure(
         unfit.line,
         "final",
         type(unfit).__name__,
         unfit.message,
-        key=answer.key,
+        key=msgspec.json.decode(answer.key),
         status=answer.meta.status,
         attempts=answer.meta.attempts,
         instance=answer.instance,

@@ -1,4 +1,4 @@
-"""A file of answers while it grows. Blocking; the job calls it in its writing thread."""
+"""Spools: the files of answers of the shards that are being fetched. All methods of `Spool` block."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ from .files import cannot_write, create, write_all
 from .inputs import NO_KEY, Token
 from .records import Failure, Shard, Written
 
-# [flinks_async.bulk.open_shard] A shard under way: which of its rows are open, and its answers so far.
+_FULL: Final = 256 * 1024
+_BOM: Final = b"\xef\xbb\xbf"
+_encode: Final = msgspec.json.encode
 
 
 class Spool:
-    """Lines in, one synced file out.
+    """A file of answers that grows line by line, until it is synced and finished.
 
     Args:
-        path: of the file; what is there is overwritten.
-        compression: of the file, as one gzip member or Zstandard frame.
+        path: the file; an existing one is overwritten.
+        compression: the file is one gzip member or one Zstandard frame.
     """
 
     def __init__(self, path: Path, compression: Compression) -> None:
@@ -53,7 +55,7 @@ class Spool:
         self._add(self._compressor.compress(b"".join(lines)))
 
     def finish(self) -> Written:
-        """Writes what is left and makes it durable.
+        """Writes the rest and syncs the file.
 
         Raises:
             StoreError: the disk is full or broken.
@@ -82,7 +84,7 @@ class Spool:
                 self.path.unlink()
 
     def _add(self, data: bytes) -> None:
-        if self._broken is not None:  # a part of what was to be written is missing
+        if self._broken is not None:  # the file lacks a part of what was written before
             raise self._broken
         if not data:
             return
@@ -97,21 +99,14 @@ class Spool:
         self._hash.update(data)
 
 
-_FULL: Final = 256 * 1024
-
-_encode = msgspec.json.encode
-
-_BOM: Final = b"\xef\xbb\xbf"
-
-
 @define(eq=False)
 class OpenShard:
-    """A shard under way.
+    """A shard that is being fetched.
 
     Attributes:
-        shard: its description.
-        open: lines of its rows without an outcome.
-        spool: its file of answers, once it has one. Belongs to the writing thread.
+        shard: the rows of the shard.
+        open: lines of the rows that have no outcome yet.
+        spool: the file of answers, once there is one. Only the writing thread uses it.
     """
 
     shard: Shard
@@ -124,12 +119,12 @@ class OpenShard:
 
     @property
     def full(self) -> bool:
-        """There are enough lines to be worth a write."""
+        """Whether there are enough lines to be worth a write."""
         return self._size >= _FULL
 
     @property
     def begun(self) -> bool:
-        """At least one row has an outcome."""
+        """Whether at least one row has an outcome."""
         return bool(self._answered or self._failures)
 
     @property
@@ -147,7 +142,7 @@ class OpenShard:
         self._failures.append(failure)
 
     def take_lines(self) -> Sequence[bytes]:
-        """The lines that are not in the spool yet."""
+        """Removes and returns the lines that are not in the spool yet."""
         lines, self._lines, self._size = self._lines, [], 0
         return lines
 
@@ -163,6 +158,25 @@ def spool_line(token: Token, response: Response) -> bytes:
     return b'{"line":%d%b%b,"response":%b,"meta":{"status":%d,"attempts":%d}}\n' % (
         token.line, key, instance, body, meta.status, meta.attempts,
     )  # fmt: skip
+
+
+class _Meta(msgspec.Struct):
+    status: int
+    attempts: int
+
+
+class SpoolLine(msgspec.Struct):
+    """An answer as read from a spool. Key and response are still JSON."""
+
+    line: int
+    response: msgspec.Raw
+    meta: _Meta
+    key: msgspec.Raw = msgspec.Raw(b"null")
+    instance: str | None = None
+
+
+read_spool_line: Final = msgspec.json.Decoder(SpoolLine).decode
+"""Reads one line of a spool. Raises `msgspec.DecodeError`, or for broken texts other `ValueError`s."""
 
 
 def key_of(token: Token) -> Any:

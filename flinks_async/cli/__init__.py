@@ -10,6 +10,8 @@ from typing import NoReturn
 
 from .exit_codes import Exit
 
+__all__ = ["main"]
+
 
 def main() -> None:
     """The entry point of `flinks-async` and of `python -m flinks_async.cli`; leaves through `sys.exit`."""

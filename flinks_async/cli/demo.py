@@ -69,7 +69,7 @@ def demo(
         result = check(
             made_up,
             bulk.export(job),
-            lambda token: plan.fate(token).fetchable,
+            lambda token: plan.plan(token).fetchable,
             lambda token: expected_answer(token, seed=seed),
         )
     return _verdict(result)

@@ -81,7 +81,16 @@ layout_options = grouped(
     ),
     click.option("--instance-column", metavar="NAME", help="Column or field with the token's instance (jobs)."),
     click.option(
-        "--delimiter", metavar="CHAR", callback=_delimiter, help="Of CSV: ',' ';' '|' or 'tab' [',', in .tsv 'tab']."
+        "--delimiter", metavar="CHAR", callback=_delimiter, help="Of CSV: ',' ';' '|' or 'tab' [as in the header row]."
+    ),
+    click.option("--encoding", metavar="NAME", help="Of TOKENS, such as utf-16 or cp1252 [utf-8]."),
+    click.option(
+        "--no-header",
+        "header",
+        flag_value=True,
+        is_flag=True,
+        callback=lambda ctx, param, given: False if given else None,
+        help="The CSV file has no header row: its columns are called 1, 2 and so on.",
     ),
 )
 

@@ -99,19 +99,22 @@ def open_tokens(path: str, layout: Layout) -> TokenFile:
         ConfigError: the library that decompresses it is not installed.
     """
     try:
-        return _open(path, layout.parser(path))
+        layout.parser(path)
+        return _open(path, layout.for_file(path))
     except InputError as error:
         raise UsageError(message_of(error)) from None
 
 
-def _open(path: str, parser: RowParser) -> TokenFile:
+def _open(path: str, layout: Layout) -> TokenFile:
     try:
         raw: Any = _stdin() if path == STDIN else open(path, "rb", buffering=0)  # noqa: SIM115 - closed by TokenFile.close
     except (OSError, ValueError) as error:
         raise cannot_read(error) from None
     close = (lambda: None) if path == STDIN else raw.close
     try:
-        file = TokenFile(_size(path, raw), content_of(raw), close, parser)
+        content = content_of(raw, layout.encoding)
+        parser = layout.for_content(path, content.peek()).parser(path)
+        file = TokenFile(_size(path, raw), content, close, parser)
         file.begin()
     except (OSError, CompressedDataError) as error:
         close()

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from flinks_async import ConfigError
-from flinks_async.bulk import InputFile, Job, JSONLParts, files
-from flinks_async.bulk.files import file_system_of, refuse_network
+from flinks_async.bulk import InputFile, Job, JSONLParts, directory
+from flinks_async.bulk.directory import file_system_of, refuse_network
 
 MOUNTS = """\
 21 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
@@ -42,7 +42,7 @@ def test_a_job_on_a_network_file_system_is_refused_before_anything_is_made(
 ) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(f"1 0 0:1 / / rw - ext4 /dev/sda1 rw\n2 1 0:2 / {tmp_path}/far rw - nfs4 server:/ rw\n")
-    monkeypatch.setattr(files, "_MOUNTS", mounts)
+    monkeypatch.setattr(directory, "_MOUNTS", mounts)
     tokens = tmp_path / "tokens.txt"
     tokens.write_text("one\n")
     with pytest.raises(ConfigError, match=r"network file system \(nfs4\)"):
@@ -55,7 +55,7 @@ def test_a_job_on_a_network_file_system_is_refused_before_anything_is_made(
 def test_where_the_system_does_not_tell_nothing_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mounts = tmp_path / "mountinfo"
     mounts.write_text(f"1 0 0:2 / {tmp_path} rw - nfs4 server:/ rw\n")
-    monkeypatch.setattr(files, "_MOUNTS", mounts)
+    monkeypatch.setattr(directory, "_MOUNTS", mounts)
     with pytest.raises(ConfigError):
         refuse_network(tmp_path)
     mounts.unlink()

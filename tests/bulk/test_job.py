@@ -355,7 +355,7 @@ def test_another_job_in_the_same_directory_is_refused_and_told_what_differs(desk
     with pytest.raises(JobMismatchError, match=r"origin was 'toolbox-api\.private\.fin\.ag' and is 'evil'"):
         Job.start(desk.directory, desk.source(), JSONLParts(), {"": "evil"})
     desk.write(["another"])
-    with pytest.raises(JobMismatchError, match="another content"):
+    with pytest.raises(JobMismatchError, match="the file of tokens has changed"):
         desk.job()
     with pytest.raises(InputChangedError, match="has changed since the job was started"):
         Job.resume(desk.directory)
@@ -413,7 +413,7 @@ def test_clients_that_do_not_fit_the_input_are_refused_before_every_token_fails(
 def test_a_folder_of_other_things_is_not_touched(desk: Desk) -> None:
     desk.directory.mkdir()
     (desk.directory / "holiday.jpg").write_text("x")
-    with pytest.raises(JobMismatchError, match=r"not empty: holiday.jpg"):
+    with pytest.raises(JobMismatchError, match=r"not empty: it holds holiday.jpg"):
         desk.job()
     assert os.listdir(desk.directory) == ["holiday.jpg"]
     for look in (status, verify, purge, Job.resume):
@@ -424,7 +424,7 @@ def test_a_folder_of_other_things_is_not_touched(desk: Desk) -> None:
 @pytest.mark.parametrize("name", ["failed.jsonl", "report.json", "ledger.sqlite", "duplicates.jsonl", "spools/answers"])
 def test_answers_cannot_go_where_the_job_writes_something_else(desk: Desk, name: str) -> None:
     path = desk.directory / name
-    with pytest.raises(ConfigError, match="needs for itself; let the answers go elsewhere"):
+    with pytest.raises(ConfigError, match="is a name that the job uses itself"):
         Job.start(desk.directory, desk.source(), JSONLFile(path), ORIGIN)
     assert not desk.directory.exists()
     with Job.start(desk.directory, desk.source(), JSONLFile(desk.directory / "mine.jsonl"), ORIGIN) as job:
@@ -495,7 +495,7 @@ def test_a_manifest_that_somebody_edited_is_refused(desk: Desk, change: dict[str
 
 def test_a_file_is_no_directory_of_a_job(desk: Desk) -> None:
     desk.directory.write_text("mine")
-    with pytest.raises(JobMismatchError, match="is a file, and a job needs a directory"):
+    with pytest.raises(JobMismatchError, match="is a file, but a job needs a directory"):
         desk.job()
     with pytest.raises(JobMismatchError, match="is not the directory of a job"):
         status(desk.directory)
@@ -708,7 +708,7 @@ class TestTokensInMemory:
     def test_the_job_goes_on_with_the_same_bytes_and_refuses_others(self, desk: Desk) -> None:
         with self.start(desk):
             pass
-        with pytest.raises(JobMismatchError, match="another content"):
+        with pytest.raises(JobMismatchError, match="the file of tokens has changed"):
             self.start(desk, self.DATA + b"u-3,x\n")
         with self.start(desk) as job:
             assert desk.run(job).state == "complete"

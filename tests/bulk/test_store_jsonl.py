@@ -86,7 +86,7 @@ class _JSONL(StoreContract):
         commit = bench.commits[1]
         bench.commits[1] = evolve(commit, written=evolve(commit.written, lines=3))
         (problem,) = bench.problems()
-        assert (problem.what, problem.shard) == ("it has 2 answers, and 3 were written", 1)
+        assert (problem.what, problem.shard) == ("it has 2 answers, but 3 were written", 1)
 
 
 class TestParts(_JSONL):
@@ -186,7 +186,7 @@ def test_a_file_that_exists_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     for content in (b"precious\n", b""):
         out.write_bytes(content)
-        with pytest.raises(StoreError, match="exists already, and is not this job's"):
+        with pytest.raises(StoreError, match="exists already and is not this job's"):
             bench_of(tmp_path).start()
         assert out.read_bytes() == content
 
@@ -230,11 +230,11 @@ def test_another_file_in_its_place_is_not_cut(tmp_path: Path, shards: tuple[int,
     other = tmp_path / "other.jsonl"
     other.write_bytes(b"x" * (size + 100))
     other.replace(tmp_path / "out.jsonl")
-    with pytest.raises(StoreError, match=r"Put that file back|Move it away"):
+    with pytest.raises(StoreError, match=r"Restore that file|Move it away"):
         bench.start()
     assert (tmp_path / "out.jsonl").read_bytes() == b"x" * (size + 100)
     bench.store.open(bench.place)
-    assert bench.store.purge() == [f"left, since it is not the file that the job made: {tmp_path / 'out.jsonl'}"]
+    assert bench.store.purge() == [f"left, because it is not the file that the job created: {tmp_path / 'out.jsonl'}"]
     assert (tmp_path / "out.jsonl").exists()
 
 
@@ -244,7 +244,7 @@ def test_a_shorter_file_is_refused(tmp_path: Path) -> None:
     out = tmp_path / "out.jsonl"
     size = out.stat().st_size
     os.truncate(out, size - 1)
-    with pytest.raises(StoreError, match=rf"has only {size - 1:,} bytes, and the job has written {size:,}"):
+    with pytest.raises(StoreError, match=rf"has only {size - 1:,} bytes, but the job has written {size:,}"):
         bench.start()
     assert out.stat().st_size == size - 1
     out.unlink()
@@ -302,7 +302,7 @@ def test_a_look_at_a_file_of_somebody_elses_leaves_it(tmp_path: Path) -> None:
     bench = bench_of(tmp_path)
     assert bench.problems() == []
     assert bench.missing() == []
-    assert bench.store.purge() == [f"left, since it is not the file that the job made: {tmp_path / 'out.jsonl'}"]
+    assert bench.store.purge() == [f"left, because it is not the file that the job created: {tmp_path / 'out.jsonl'}"]
     assert (tmp_path / "out.jsonl").read_bytes() == b"precious\n"
 
 
@@ -335,7 +335,7 @@ def test_an_unknown_compression_is_refused(kind: Callable[[str], Store]) -> None
 
 @pytest.mark.parametrize("description", [{}, {"kind": "carrier pigeon"}, {"kind": "sqlite", "wings": 2}, {"kind": []}])
 def test_a_store_of_another_version_is_refused(description: dict[str, object]) -> None:
-    with pytest.raises(StoreError, match="this version of flinks-async cannot write"):
+    with pytest.raises(StoreError, match="this version of flinks-async has no store"):
         from_description(description)
 
 

@@ -26,7 +26,7 @@ from flinks_async.bulk.stores.answer_rows import (
     does_not_fit,
     read_spool,
 )
-from flinks_async.bulk.stores.database import from_json, to_json
+from flinks_async.bulk.stores.database import commit_from_json, commit_to_json
 from flinks_async.bulk.stores.row_digest import RowDigest
 from flinks_async.testing.data import Size, expected_answer, expected_body
 
@@ -45,8 +45,13 @@ def spool(path: Path, *answers: tuple[str, bytes], compression: Compression = "n
     return path
 
 
-def only(path: Path) -> Batch:
-    (batch,) = read_spool(path, "none", SHARD)
+def batches(path: Path, answers: int = 1, compression: Compression = "none", **options: int) -> list[Batch]:
+    """The batches of a spool that was finished with so many answers."""
+    return list(read_spool(path, compression, Commit(SHARD, Written(answers, 0, "")), **options))
+
+
+def only(path: Path, compression: Compression = "none") -> Batch:
+    (batch,) = batches(path, compression=compression)
     return batch
 
 
@@ -97,7 +102,7 @@ def test_columns_are_those_of_arrow_with_the_line_in_front() -> None:
 @pytest.mark.parametrize("compression", ["none", "gzip"])
 def test_every_value_of_an_answer_is_in_a_row(tmp_path: Path, size: Size, compression: Compression) -> None:
     path = spool(tmp_path / "s", ('"line":1', expected_body("t", size=size)), compression=compression)
-    (batch,) = read_spool(path, compression, SHARD)
+    batch = only(path, compression)
     answer = expected_answer("t", size=size)
     accounts = [a for detail in answer["GetAccountsDetail"] for a in detail.get("Accounts", [])]
     assert [row[ACCOUNTS.names.index("balance_current")] for row in batch.accounts] == [
@@ -163,16 +168,16 @@ def test_odd_texts_come_through(tmp_path: Path) -> None:
 def test_batches_hold_whole_answers_and_are_bounded(tmp_path: Path) -> None:
     answers = [(f'"line":{n}', expected_body(f"t-{n}", size="medium")) for n in range(1, 41)]
     path = spool(tmp_path / "s", *answers)
-    batches = list(read_spool(path, "none", SHARD, batch=1000))
-    assert [row[0] for batch in batches for row in batch.fetches] == list(range(1, 41))
-    assert all(1000 <= len(batch) < 1000 + 125 for batch in batches[:-1])
-    assert len(batches) > 4
+    found = batches(path, 40, batch=1000)
+    assert [row[0] for batch in found for row in batch.fetches] == list(range(1, 41))
+    assert all(1000 <= len(batch) < 1000 + 125 for batch in found[:-1])
+    assert len(found) > 4
 
 
 def test_large_answers_make_small_batches(tmp_path: Path) -> None:
     large = body_with_a_title_of(9 * 1024 * 1024)
     path = spool(tmp_path / "s", *((f'"line":{n}', large) for n in range(1, 10)))
-    assert [len(batch.fetches) for batch in read_spool(path, "none", SHARD)] == [4, 4, 1]
+    assert [len(batch.fetches) for batch in batches(path, 9)] == [4, 4, 1]
 
 
 def body_with_a_title_of(length: int) -> bytes:
@@ -189,7 +194,7 @@ def test_what_many_accounts_repeat_is_held_once(tmp_path: Path) -> None:
 
 
 def test_a_spool_without_answers(tmp_path: Path) -> None:
-    assert list(read_spool(spool(tmp_path / "s"), "none", SHARD)) == []
+    assert batches(spool(tmp_path / "s"), 0) == []
 
 
 @pytest.mark.parametrize(
@@ -207,14 +212,14 @@ def test_a_broken_spool_is_refused_by_its_line(tmp_path: Path, line: bytes, why:
     path = tmp_path / "s"
     path.write_bytes(line)
     with pytest.raises(StoreError) as caught:
-        list(read_spool(path, "none", SHARD))
+        batches(path)
     assert why in str(caught.value)
     assert str(path) in str(caught.value)
 
 
 def test_a_spool_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be read: No such file"):
-        list(read_spool(tmp_path / "s", "none", SHARD))
+        batches(tmp_path / "s")
 
 
 def test_lines_longer_than_a_piece(tmp_path: Path) -> None:
@@ -254,21 +259,21 @@ FULL = Commit(
 
 @pytest.mark.parametrize("commit", [FULL, Commit(Shard(0, 1, 2, 0, 1, ""), Written(0, 0, ""))])
 def test_a_mark_is_the_whole_commit(commit: Commit) -> None:
-    again = from_json(to_json(commit))
+    again = commit_from_json(commit_to_json(commit))
     assert again == commit
     assert repr(again) == repr(commit), "types too"
-    assert from_json(to_json(commit).decode()) == commit
+    assert commit_from_json(commit_to_json(commit).decode()) == commit
 
 
 def test_a_mark_of_a_newer_version_is_understood() -> None:
-    data = json.loads(to_json(FULL)) | {"later": 1}
-    assert from_json(json.dumps(data)) == FULL
+    data = json.loads(commit_to_json(FULL)) | {"later": 1}
+    assert commit_from_json(json.dumps(data)) == FULL
 
 
 @pytest.mark.parametrize("mark", [b"", b"{}", b"nonsense", b'{"shard":3,"written":{}}'])
 def test_a_broken_mark_is_refused(mark: bytes) -> None:
     with pytest.raises(ValueError):
-        from_json(mark)
+        commit_from_json(mark)
 
 
 # --- the digest of rows -----------------------------------------------------------------------------------------------

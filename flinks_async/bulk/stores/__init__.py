@@ -1,19 +1,28 @@
 """Stores: where the answers of a job go.
 
-protocol        what a store is
-jsonl_parts     JSONL, one file a shard
-jsonl_file      JSONL, one file (claim: which one it is)
-given           where the user wants a file
-lines, check    files of answers, read and compared
-rows            answers as rows of tables, for all that follow
-parquet         Parquet, one file for each table and shard (parquet_file)
-arrow           rows as Arrow, for Parquet and DuckDB
-database        what the databases have in common (database_schema: their tables)
-sqlite          tables of an SQLite database (sqlite_schema)
-duckdb          tables of a DuckDB database
-postgresql      tables of a PostgreSQL database (postgresql_connection, postgresql_values)
-marks           commits, kept beside the rows
-row_digest      a checksum of rows (comparable: of their values, however a database writes them)
+    protocol         the interface of a store; start here
+    jsonl            JSONL, one file for each shard or one file for all
+    parquet          Parquet, one file for each table and shard
+    sqlite, duckdb   tables in a database that is one file (their base: database_file)
+    postgresql       tables in a PostgreSQL database
+    database         the base of all databases; database_schema creates their tables
+    answer_rows      answers as rows of tables, for all stores with tables
+    answer_files     files of answers: read and checked
+    ownership        proves that an output file belongs to the job
+    row_digest       the checksum of rows, for `verify`
+
+Where do I add a store?
+
+1. `stores/NAME.py`: a class with the methods of `protocol.Store`. For files, follow `JSONLParts` in `jsonl.py`. For tables,
+   read spools with `answer_rows.read_spool`. For a database, subclass `DatabaseStore` or `DatabaseFile`. `put` must return
+   only when the answers survive a power cut; call `crash_points.reach("...")` after each step, because the tests crash there.
+2. `_CLASSES` below: the kind that `describe` returns, with the module and the class.
+3. `cli/stores.py`: the name for `--store`.
+4. `pyproject.toml`: an extra, if the store needs a library; import it with `checks.optional_import`.
+5. `tests/bulk/test_store_NAME.py`: inherit `StoreContract` (`store_contract.py`) or `DatabaseContract`
+   (`database_contract.py`); stores with tables also go into `test_stores_agree.py`. `tests/torture/outputs.py`: one line, so
+   that the store is tested with `kill -9` and full disks.
+6. `docs/stores.md` and the table of extras in `README.md`.
 """
 
 from __future__ import annotations
@@ -37,15 +46,15 @@ _CLASSES: Final = {
     "duckdb": ("duckdb", "DuckDBStore"),
     "postgresql": ("postgresql", "PostgreSQLStore"),
 }
-"""Module and class by the `kind` of a description. A module is imported when its store is used."""
+"""Module and class by kind. A module is imported when its store is used."""
 
 
 def from_description(description: Mapping[str, Any]) -> Store:
-    """The store that said this of itself (`Store.describe`): its kind, and the arguments of its class.
+    """The store with this description (see `Store.describe`): its kind and the arguments of its class.
 
     Raises:
-        StoreError: there is no such store in this version.
-        ConfigError: a library for it is not installed, or what its class refuses besides.
+        StoreError: this version has no such store.
+        ConfigError: a library is not installed, or the class refuses an argument.
     """
     arguments = dict(description)
     kind = arguments.pop("kind", None)
@@ -57,4 +66,6 @@ def from_description(description: Mapping[str, Any]) -> Store:
             return store
         except TypeError:  # arguments of a newer version
             pass
-    raise StoreError(f"this version of flinks-async cannot write to the store of this job ({kind!r}); update it")
+    raise StoreError(
+        f"this version of flinks-async has no store like the one of this job ({kind!r}). Update flinks-async"
+    )

@@ -1,4 +1,4 @@
-"""Finished files of answers, compared with what was committed."""
+"""Finished files of answers: reads their lines, and compares them with what was committed."""
 
 from __future__ import annotations
 
@@ -10,20 +10,21 @@ from typing import BinaryIO, Final, get_args
 from ...errors import ConfigError
 from ..compression import CompressedDataError, Compression, Decompressed, compressor
 from ..errors import StoreError
+from ..files import cannot_read
 from ..records import Written
 from .protocol import Problem
 
-# [flinks_async.bulk.stores.lines] Lines of a finished file of answers, or of a range of it.
-
+PIECE: Final = 256 * 1024
+"""Bytes that are read at once."""
 
 SUFFIXES: Final[dict[Compression, str]] = {"none": "", "gzip": ".gz", "zstd": ".zst"}
 
 
 def check_compression(compression: Compression) -> Compression:
-    """A compression that can be written.
+    """Returns a compression that can be written.
 
     Raises:
-        ConfigError: there is none of this name, or its library is not installed.
+        ConfigError: its name is unknown, or its library is not installed.
     """
     if compression not in SUFFIXES:
         raise ConfigError(f"compression must be one of {', '.join(get_args(Compression))}, not {compression!r}")
@@ -32,7 +33,7 @@ def check_compression(compression: Compression) -> Compression:
 
 
 def checksum(path: Path, start: int = 0, size: int | None = None) -> tuple[int, str]:
-    """How many bytes a file, or a range of it, has, and their SHA-256.
+    """The number of bytes of a file or of a range of it, and their SHA-256.
 
     Raises:
         StoreError: it cannot be read.
@@ -52,34 +53,31 @@ def checksum(path: Path, start: int = 0, size: int | None = None) -> tuple[int, 
 def compare(
     path: Path, compression: Compression, written: Written, shard: int, start: int = 0, size: int | None = None
 ) -> Iterator[Problem]:
-    """Reads a file, or a range of it, and says how it differs from what was written."""
+    """Reads a file or a range of it, and yields a problem if it differs from what was written."""
     try:
         length, found = checksum(path, start, size)
         if length != written.size:
-            what = f"it has {length:,} bytes, and {written.size:,} were written"
+            what = f"it has {length:,} bytes, but {written.size:,} were written"
         elif found != written.sha256:
-            what = "its bytes are not those that were written (their SHA-256 differs)"
+            what = "its content was changed (its SHA-256 differs)"
         else:
             lines = sum(1 for _ in read_lines(path, compression, start, size))
             if lines == written.lines:
                 return
-            what = f"it has {lines:,} answers, and {written.lines:,} were written"
+            what = f"it has {lines:,} answers, but {written.lines:,} were written"
     except StoreError as error:
         what = error.message
     where = str(path) if size is None else f"{path}, bytes {start:,} to {start + size:,}"
     yield Problem(where, what, shard)
 
 
-PIECE: Final = 256 * 1024
-"""Bytes that are read at once."""
-
-
 class Range:
-    """Some bytes of an open file.
+    """A range of an open file.
 
     Args:
-        file: is read from `start`, and not closed.
-        size: bytes at most; None for all that follow.
+        file: an open file; it is not closed.
+        start: offset of the first byte.
+        size: maximum number of bytes; None reads to the end.
     """
 
     def __init__(self, file: BinaryIO, start: int = 0, size: int | None = None) -> None:
@@ -95,10 +93,10 @@ class Range:
 
 
 def read_lines(path: Path, compression: Compression, start: int = 0, size: int | None = None) -> Iterator[bytes]:
-    """Each line with its line end, uncompressed. Memory is that of one line.
+    """Yields each line with its line end, uncompressed. Memory is that of one line.
 
     Args:
-        start, size: of a range of the (compressed) file; all of it unless given.
+        start, size: a range of the (compressed) file; the whole file by default.
 
     Raises:
         StoreError: the file cannot be read, is damaged, or ends within a line.
@@ -114,11 +112,6 @@ def read_lines(path: Path, compression: Compression, start: int = 0, size: int |
     except _NoEnd:
         problem = StoreError(f"{path} cannot be read: it ends within a line")
     raise problem
-
-
-def cannot_read(path: Path, error: OSError) -> StoreError:
-    """The error for a file that cannot be read. To be raised `from None`."""
-    return StoreError(f"{path} cannot be read: {error.strerror or error}")
 
 
 class _NoEnd(Exception):

@@ -1,11 +1,10 @@
-"""What the stores with tables write: spools as rows of four tables.
+"""Spools as rows of four tables, and as Arrow tables: the input of all stores that write tables.
 
 - `fetches`: one row for each answer;
 - `accounts`, `transactions`, `holders`: the columns of `flinks_async.tables`.
 
-Each row begins with the line of the input and its key, so tables can be joined by `line`, `detail`, `account` and
-`transaction`, and with the user's own by `key`. The rows are the same for every store; how a value is stored is the
-store's own affair.
+Each row begins with the line of the input and its key, so that tables can be joined by `line`, `detail`, `account` and
+`transaction`, and with the user's tables by `key`. The rows are the same for every store; each store chooses its types.
 """
 
 from __future__ import annotations
@@ -22,33 +21,18 @@ from ... import tables as flat
 from ...codec import Codec
 from ...errors import DecodeError
 from ...models import PartnerAccessResponse
-from ...tables import Column, ColumnType, Row, Table, extra_of, flatten, to_json
+from ...tables import Column, Row, Table, extra_of, flatten, to_json
 from ..compression import Compression
 from ..errors import StoreError, UnfitAnswerError
-from ..records import Shard
+from ..records import Commit, Shard
+from ..spool import SpoolLine, read_spool_line
 from .answer_files import read_lines
 
-__all__ = [
-    "ACCOUNTS",
-    "BATCH",
-    "FETCHES",
-    "HOLDERS",
-    "TABLES",
-    "TRANSACTIONS",
-    "Batch",
-    "Column",
-    "ColumnType",
-    "Row",
-    "Table",
-    "does_not_fit",
-    "read_spool",
-]
-
 BATCH: Final = 10_000
-"""Rows in a batch, about: an answer is not cut."""
+"""Rows after which a batch ends. It may have more, because an answer is not split."""
 
 _SIZE: Final = 32 * 1024 * 1024
-"""Bytes of answers in a batch, at which it ends before it has so many rows."""
+"""Bytes of answers after which a batch ends."""
 
 _LINE: Final = (Column("line", "position"), Column("key", "text"))
 
@@ -72,21 +56,18 @@ FETCHES: Final = Table(
         Column("extra", "json"),
     ),
 )
-"""`accounts` is how many there are. `without_accounts` has the entries of `GetAccountsDetail` that have none, and so no
-row in the other tables, as a JSON array; null without such."""
+"""`accounts` is the number of accounts. `without_accounts` has the entries of `GetAccountsDetail` without accounts, which
+have no row in the other tables, as a JSON array; null if there are none."""
 
 ACCOUNTS: Final = _of_job(flat.ACCOUNTS)
-
 TRANSACTIONS: Final = _of_job(flat.TRANSACTIONS)
-
 HOLDERS: Final = _of_job(flat.HOLDERS)
-
 TABLES: Final = (FETCHES, ACCOUNTS, TRANSACTIONS, HOLDERS)
 
 
 @frozen
 class Batch:
-    """Rows of whole answers."""
+    """The rows of some answers."""
 
     fetches: list[Row] = field(factory=list)
     accounts: list[Row] = field(factory=list)
@@ -102,34 +83,37 @@ class Batch:
         return len(self.fetches) + len(self.accounts) + len(self.transactions) + len(self.holders)
 
 
-def read_spool(path: Path, compression: Compression, shard: Shard, *, batch: int = BATCH) -> Iterator[Batch]:
+def read_spool(path: Path, compression: Compression, commit: Commit, *, batch: int = BATCH) -> Iterator[Batch]:
     """The rows of a spool, in its order. Memory is that of one batch and one answer.
 
     Args:
-        batch: rows after which a batch is given.
+        batch: rows after which a batch ends.
 
     Raises:
-        StoreError: the spool is damaged, or an answer in it cannot be read.
+        StoreError: the spool is damaged, an answer in it cannot be read, or it does not have as many answers as `commit`
+            says (at the end).
     """
-    rows, size = Batch(), 0
+    rows, size, number = Batch(), 0, 0
     for number, text in enumerate(read_lines(path, compression), 1):
         read, answer = _decoded(path, number, text)
-        _add(rows, read, answer, shard)
+        _add(rows, read, answer, commit.shard)
         size += len(text)
         if len(rows) >= batch or size >= _SIZE:
             yield rows
             rows, size = Batch(), 0
     if rows.fetches:
         yield rows
+    if number != commit.written.lines:
+        raise StoreError(f"{path} has {number:,} answers, not {commit.written.lines:,}")
 
 
 def does_not_fit(path: Path | str, table: Table, column: Column, row: Row, type_: str) -> UnfitAnswerError:
     """The error for a value that a store's column cannot hold. It names the place, never the value.
 
     Args:
-        path: of the store.
-        row: of the table, with line and key.
-        type_: of the column, in the store's words.
+        path: the name of the store.
+        row: a row of the table.
+        type_: the store's type of the column.
     """
     line = int(row[0])
     where = f"line {line} of the input, {table.path(column, row)}"
@@ -138,20 +122,12 @@ def does_not_fit(path: Path | str, table: Table, column: Column, row: Row, type_
     )
 
 
-class _Meta(msgspec.Struct):
-    status: int
-    attempts: int
-
-
-class _Line(msgspec.Struct):
-    line: int
-    response: msgspec.Raw
-    meta: _Meta
-    key: msgspec.Raw = msgspec.Raw(b"null")
-    instance: str | None = None
-
-
-_read: Final = msgspec.json.Decoder(_Line).decode
+def cannot_export(where: object) -> StoreError:
+    """The error for an export from a store with tables."""
+    return StoreError(
+        "answers in tables cannot be exported, because tables do not keep the complete answers. "
+        f"Query {where}, or run the job with a JSONL store"
+    )
 
 
 @cache
@@ -159,9 +135,9 @@ def _codec() -> Codec:
     return Codec()
 
 
-def _decoded(path: Path, number: int, text: bytes) -> tuple[_Line, PartnerAccessResponse]:
+def _decoded(path: Path, number: int, text: bytes) -> tuple[SpoolLine, PartnerAccessResponse]:
     try:
-        read = _read(text)
+        read = read_spool_line(text)
         return read, _codec().decode(bytes(read.response))
     except DecodeError as error:
         problem = str(error)
@@ -170,7 +146,7 @@ def _decoded(path: Path, number: int, text: bytes) -> tuple[_Line, PartnerAccess
     raise StoreError(f"{path}, line {number}: {problem}")
 
 
-def _add(rows: Batch, read: _Line, answer: PartnerAccessResponse, shard: Shard) -> None:
+def _add(rows: Batch, read: SpoolLine, answer: PartnerAccessResponse, shard: Shard) -> None:
     place = (read.line, _key(read.key))
     accounts = 0
     for account in flatten(answer, place):

@@ -1,6 +1,6 @@
-"""What stores in a database have in common: rows and mark of a shard are one transaction.
+"""The base of all stores in a database. A shard's rows and its commit mark are written in one transaction.
 
-A store says how rows are inserted, and in what it differs; the SQL here is such that each of them understands it.
+A subclass says how rows are inserted, and overrides what differs; the SQL here is understood by every database.
 """
 
 from __future__ import annotations
@@ -14,24 +14,36 @@ from typing import Any, ClassVar, Final, Generic, NoReturn, Protocol, TypeVar
 import msgspec
 from attrs import evolve
 
+from ...tables import Row, Table
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError
 from ..records import Commit
-from .answer_rows import FETCHES, TABLES, Row, Table, read_spool
-from .database_schema import MARKS, Database, look, quoted
-from .protocol import Problem
+from .answer_rows import TABLES, cannot_export, read_spool
+from .database_schema import SHARD_COMMITS, Database, look, quoted
+from .protocol import Problem, opened
 from .row_digest import RowDigest, comparable
 
-# [flinks_async.bulk.stores.marks] Commits as JSON, for stores that keep them beside the rows, in the same transaction.
-
-
 ROWS: Final = 2_000
-"""That are read at once."""
+"""Rows that are read at once."""
+
+commit_to_json: Final = msgspec.json.Encoder().encode
+"""A commit as the JSON of a commit mark. It holds no token."""
+
+_decode: Final = msgspec.json.Decoder(Commit).decode
+
+
+def commit_from_json(mark: bytes | str) -> Commit:
+    """Reads a commit mark. Fields of a newer version are ignored.
+
+    Raises:
+        ValueError: the mark is broken.
+    """
+    return _decode(mark)
 
 
 class Connection(Protocol):
-    """What the connections of all databases can do."""
+    """What the connections of all databases have in common."""
 
     def execute(self, sql: Any, values: Any = ..., /) -> Any: ...
 
@@ -48,79 +60,77 @@ ConnectionT = TypeVar("ConnectionT", bound=Connection)
 class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     """A store in a database that several jobs may share.
 
-    A receipt is `{"rows": how many by table, "digest": of them}`.
+    A receipt is `{"rows": number of rows by table, "digest": digest of these rows}`.
     """
 
     spool_compression: Compression = "none"
 
     _library: Any
-    """The module for the database. Its errors are `Error`."""
+    """The library for the database. All its errors are subclasses of its `Error`."""
 
     _begin: ClassVar[str] = "BEGIN"
-    """How a transaction begins."""
+    """The statement that begins a transaction."""
 
     _db: ConnectionT | None
-    """Open or not. It commits each statement by itself, unless a transaction was begun."""
+    """The connection, or None. It commits each statement by itself, unless a transaction was begun."""
 
     _job = 0
-    """The number that stands for the job in all tables; 0 if the database does not know the job."""
+    """The number of the job in all tables; 0 if the database does not know the job."""
 
-    _there: frozenset[tuple[str, str]] | None = None
-    """The columns (table, name) of a database that is only looked at; None for all that there should be."""
+    _there: frozenset[Row] | None = None
+    """Existing columns (table, column) of a database that is opened to be looked at; None if all columns exist."""
 
     _bare = False
-    """It is only looked at, and has none of the tables."""
+    """Whether the database is opened to be looked at and has none of the tables."""
 
     @abstractmethod
     def _store_error(self, error: Any) -> StoreError:
-        """What stands for an error of the library. It shows no value of a row."""
+        """Our error for an error of the library. It shows no value of a row."""
 
     @abstractmethod
     def _insert(self, table: Table, rows: list[Row]) -> list[Row]:
-        """Adds rows of this job to a table; gives them as they are stored.
+        """Adds rows of this job to a table; returns them as they are stored.
 
         Raises:
-            StoreError: a value does not fit its column, or the database says no.
+            StoreError: a value does not fit its column, or the database refuses the rows.
         """
 
     def _inserted(self) -> None:
-        """Called when all rows of a shard were inserted."""
+        """Called after all rows of a shard are inserted, before the commit mark."""
 
     def _add_mark(self, shard: int, mark: bytes) -> None:
-        self.run(f"INSERT INTO {MARKS} VALUES (?, ?, ?)", self._job, shard, mark.decode())
+        self.run(f"INSERT INTO {SHARD_COMMITS} VALUES (?, ?, ?)", self._job, shard, mark.decode())
 
     def _select(self, table: Table) -> list[str]:
-        """The columns of a table `t` in a query, so that `comparable` understands their values."""
+        """SQL for the columns of a table `t`, with values that `comparable` understands."""
         return [f"t.{name}" for name in quoted(table)]
 
     def _comparable(self, table: Table, rows: list[Row]) -> Iterable[Row]:
-        """Rows in the form that counts for their digest."""
+        """The rows as their digest is computed from."""
         return comparable(table, rows)
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
         marked = set(self._shards())
         if lost := receipts.keys() - marked:
             raise StoreError(
-                f"{self.where} lacks {len(lost):,} shards that the job has written to it. Put that database back, or "
-                "start a new job"
+                f"{self.where} lacks {len(lost):,} shards that the job has written to it. Restore that database, or start "
+                "a new job"
             )
-        return [commit for shard in sorted(marked - receipts.keys()) if (commit := self._mark(shard)) is not None]
+        return [commit for shard in sorted(marked - receipts.keys()) if (commit := self._committed(shard)) is not None]
 
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
-        found = self._mark(commit.shard.id)
+        found = self._committed(commit.shard.id)
         if found is not None:
             return found.receipt
         digest = RowDigest()
         with self._transaction():
-            for batch in read_spool(spool, self.spool_compression, commit.shard):
+            for batch in read_spool(spool, self.spool_compression, commit):
                 for table in TABLES:
                     if rows := batch.of(table):
                         digest.add(table, self._comparable(table, self._insert(table, rows)))
-            if digest.rows[FETCHES.name] != commit.written.lines:
-                raise StoreError(f"{spool} has {digest.rows[FETCHES.name]:,} answers, not {commit.written.lines:,}")
             self._inserted()
             receipt = {"rows": {table.name: digest.rows[table.name] for table in TABLES}, "digest": digest.hexdigest()}
-            self._add_mark(commit.shard.id, to_json(evolve(commit, receipt=receipt)))
+            self._add_mark(commit.shard.id, commit_to_json(evolve(commit, receipt=receipt)))
             crash_points.reach("rows written")
         crash_points.reach("rows committed")
         return receipt
@@ -134,10 +144,10 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
             known: dict[int, Mapping[str, Any]] = {}
             for commit in commits:
                 known[commit.shard.id] = commit.receipt
-                yield from self._compare_mark(commit)
+                yield from self._compare_commit(commit)
             for shard in sorted(set(self._shards()) - known.keys()):
-                what = "the ledger does not know it; the next run of the job takes it over"
-                yield Problem(f"{self.where}, table {MARKS}", what, shard)
+                what = "the ledger does not know this shard; the next run of the job adds it"
+                yield Problem(f"{self.where}, table {SHARD_COMMITS}", what, shard)
             yield from self._compare_rows(known)
         except StoreError as error:
             yield Problem(self.where, error.message)
@@ -146,13 +156,10 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         marked = set() if self._bare else set(self._shards())
         for commit in commits:
             if commit.shard.id not in marked:
-                yield Problem(self.where, "its mark is missing", commit.shard.id)
+                yield Problem(self.where, "its commit mark is missing", commit.shard.id)
 
     def lines(self, commits: Iterable[Commit]) -> NoReturn:
-        raise StoreError(
-            "answers in a database cannot be exported as they came, since tables do not have all of it. Query "
-            f"{self.where}, or run the job with a store of JSONL"
-        )
+        raise cannot_export(self.where)
 
     def close(self) -> None:
         if self._db is not None:
@@ -173,17 +180,15 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
 
     @property
     def _opened(self) -> ConnectionT:
-        if self._db is None:
-            raise StoreError("the store is not open")
-        return self._db
+        return opened(self._db)
 
     def _execute(self, sql: str, values: tuple[Any, ...]) -> Any:
-        """Gives a cursor, or what serves as one. Raises the library's errors."""
+        """Returns a cursor, or an object with its methods. Raises the library's errors."""
         return self._opened.execute(sql, values)
 
     def _do(self, work: Callable[[], T]) -> T:
-        """Gives the library's errors as our own. Not as a context manager: theirs may quote values, and would be the
-        context of ours."""
+        """Turns the library's errors into ours. A context manager would not do: the library's error, which may quote a
+        value, would become the context of ours."""
         try:
             return work()
         except self._library.Error as error:
@@ -195,7 +200,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         """One durable transaction, rolled back by any exception.
 
         Raises:
-            StoreError: the database says no.
+            StoreError: the database refuses it.
         """
         self.run(self._begin)
         try:
@@ -207,57 +212,57 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
             raise
 
     def _stream(self, sql: str, *values: Any) -> Iterator[Sequence[Row]]:
-        """The rows of a query in bounded memory, some at a time."""
+        """The rows of a query, `ROWS` at a time."""
         with closing(self._opened.cursor()) as cursor:
             self._do(lambda: cursor.execute(sql, values))
             while rows := self._do(lambda: cursor.fetchmany(ROWS)):
                 yield rows
 
     def _alone(self) -> bool:
-        """Whether no other job is in the database."""
+        """Whether the database holds no other job."""
         return self._bare or not self.fetch("SELECT 1 FROM flinks_jobs WHERE number != ?", self._job)
 
     def _look(self, job: str) -> None:
-        """Finds the job in a database that is only looked at."""
+        """Finds the job without changing the database."""
         found = look(self, job)
         self._bare = found is None
         self._job, self._there = found or (0, frozenset())
 
-    # --- rows and marks -----------------------------------------------------------------------------------------------
+    # --- rows and commit marks ----------------------------------------------------------------------------------------
 
     def _delete_rows(self) -> list[str]:
-        """Removes what the job has written; says how much that is."""
+        """Removes the rows of the job; returns what was removed, in words."""
         removed = []
         with self._transaction():
             for table in TABLES:
                 count = self.run(f"DELETE FROM {table.name} WHERE job = ?", self._job)
                 removed.append(f"{count:,} rows of {table.name} in {self.where}")
-            self.run(f"DELETE FROM {MARKS} WHERE job = ?", self._job)
+            self.run(f"DELETE FROM {SHARD_COMMITS} WHERE job = ?", self._job)
             self.run("DELETE FROM flinks_jobs WHERE number = ?", self._job)
         return [*removed, f"left: {self.where}, now without rows of this job"]
 
     def _shards(self) -> list[int]:
-        return [shard for (shard,) in self.fetch(f"SELECT shard FROM {MARKS} WHERE job = ?", self._job)]
+        return [shard for (shard,) in self.fetch(f"SELECT shard FROM {SHARD_COMMITS} WHERE job = ?", self._job)]
 
-    def _mark(self, shard: int) -> Commit | None:
-        found = self.fetch(f"SELECT mark FROM {MARKS} WHERE job = ? AND shard = ?", self._job, shard)
+    def _committed(self, shard: int) -> Commit | None:
+        found = self.fetch(f"SELECT mark FROM {SHARD_COMMITS} WHERE job = ? AND shard = ?", self._job, shard)
         try:
-            return from_json(found[0][0]) if found else None
+            return commit_from_json(found[0][0]) if found else None
         except ValueError:
             pass
-        raise StoreError(f"{self.where}: the mark of shard {shard} is broken")
+        raise StoreError(f"{self.where}: the commit mark of shard {shard} is broken")
 
-    def _compare_mark(self, commit: Commit) -> Iterator[Problem]:
-        where, shard = f"{self.where}, table {MARKS}", commit.shard.id
+    def _compare_commit(self, commit: Commit) -> Iterator[Problem]:
+        where, shard = f"{self.where}, table {SHARD_COMMITS}", commit.shard.id
         try:
-            mark = self._mark(shard)
+            found = self._committed(shard)
         except StoreError as error:
             yield Problem(where, error.message, shard)
             return
-        if mark is None:
-            yield Problem(where, "its mark is missing", shard)
-        elif (mark.written, mark.receipt) != (commit.written, commit.receipt):
-            yield Problem(where, "its mark is not what the ledger says", shard)
+        if found is None:
+            yield Problem(where, "its commit mark is missing", shard)
+        elif (found.written, found.receipt) != (commit.written, commit.receipt):
+            yield Problem(where, "its commit mark differs from the ledger", shard)
 
     def _compare_rows(self, known: Mapping[int, Mapping[str, Any]]) -> Iterator[Problem]:
         """Reads all rows of the job once."""
@@ -278,9 +283,9 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         for shard, receipt in known.items():
             yield from self._compare_digest(shard, receipt, digests.pop(shard, RowDigest()))
         for shard in sorted(digests, key=str):
-            if shard is None or self._mark(shard) is None:
+            if shard is None or self._committed(shard) is None:
                 count = sum(digests[shard].rows.values())
-                yield Problem(self.where, f"{count:,} rows belong to no shard that the job has written", shard)
+                yield Problem(self.where, f"{count:,} rows belong to no shard of the job", shard)
 
     def _has(self, table: Table, column: str) -> bool:
         return self._there is None or (table.name, column) in self._there
@@ -290,22 +295,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         for name, count in receipt["rows"].items():
             if found.rows[name] != count:
                 same = False
-                what = f"it has {found.rows[name]:,} rows, and {count:,} were written"
+                what = f"it has {found.rows[name]:,} rows, but {count:,} were written"
                 yield Problem(f"{self.where}, table {name}", what, shard)
         if same and found.hexdigest() != receipt["digest"]:
-            yield Problem(self.where, "its rows are not those that were written (their digest differs)", shard)
-
-
-to_json = msgspec.json.Encoder().encode
-"""A commit as JSON bytes. It has no token, as no record of a job does."""
-
-_decode = msgspec.json.Decoder(Commit).decode
-
-
-def from_json(mark: bytes | str) -> Commit:
-    """The commit again. Fields of a newer version are left out.
-
-    Raises:
-        ValueError: the mark is broken.
-    """
-    return _decode(mark)
+            yield Problem(self.where, "its rows were changed (their digest differs)", shard)

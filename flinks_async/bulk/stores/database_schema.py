@@ -1,40 +1,47 @@
-"""The tables of a database of answers: made, brought up to date, or refused."""
+"""The tables of a database of answers: created, extended with new columns, or refused."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Container
+from collections.abc import Collection
 from typing import Any, ClassVar, Final
 
 from ...tables import Column, ColumnType, Row, Table
 from ..errors import StoreError
+from ..files import newer_version
 from .answer_rows import TABLES
 
 VERSION: Final = 1
-"""Of the tables. A version may add columns, and nothing else."""
+"""Version of the tables. A newer version may only add columns."""
 
-MARKS: Final = "flinks_shards"
-NAMES: Final = frozenset({"flinks_meta", "flinks_jobs", MARKS, *(table.name for table in TABLES)})
+SHARD_COMMITS: Final = "flinks_shards"
+"""The table that holds the commit mark of each shard: its `Commit` as JSON."""
 
-_OWN: Final = (
-    "CREATE TABLE flinks_meta (name TEXT NOT NULL, value BIGINT NOT NULL)",
-    "CREATE TABLE flinks_jobs (number BIGINT PRIMARY KEY, job TEXT NOT NULL UNIQUE)",
-    f"CREATE TABLE {MARKS} (job BIGINT NOT NULL, shard BIGINT NOT NULL, mark TEXT NOT NULL, PRIMARY KEY (job, shard))",
-    f"INSERT INTO flinks_meta VALUES ('schema_version', {VERSION})",
-)
+NAMES: Final = frozenset({"flinks_meta", "flinks_jobs", SHARD_COMMITS, *(table.name for table in TABLES)})
 
 
 class Database(ABC):
-    """Runs statements. A value stands where a statement has a `?`.
+    """Runs SQL in which `?` stands for a value.
 
     Attributes:
-        where: what the database is called in errors.
-        types: of columns.
-        unique: each row of a table is found by its job and its positions.
+        where: the name of the database in errors.
+        types: the SQL type of each type of column.
+        unique: whether the tables have primary keys: job and positions of a row.
+        own_tables: statements that create the tables that hold no answers.
+        table_options: SQL after the columns of a table of answers.
+        indexes: statements that create further indexes.
     """
 
     types: ClassVar[dict[ColumnType, str]]
     unique: ClassVar[bool]
+    own_tables: ClassVar[tuple[str, ...]] = (
+        "CREATE TABLE flinks_meta (name TEXT NOT NULL, value BIGINT NOT NULL)",
+        "CREATE TABLE flinks_jobs (number BIGINT PRIMARY KEY, job TEXT NOT NULL UNIQUE)",
+        f"CREATE TABLE {SHARD_COMMITS} (job BIGINT NOT NULL, shard BIGINT NOT NULL, mark TEXT NOT NULL, "
+        "PRIMARY KEY (job, shard))",
+    )
+    table_options: ClassVar[str] = ""
+    indexes: ClassVar[tuple[str, ...]] = ()
 
     @property
     @abstractmethod
@@ -42,10 +49,10 @@ class Database(ABC):
 
     @abstractmethod
     def run(self, sql: str, *values: Any) -> int:
-        """Runs a statement; how many rows it has changed.
+        """Runs a statement; returns the number of rows that it changed.
 
         Raises:
-            StoreError: the database says no.
+            StoreError: the database refuses it.
         """
 
     @abstractmethod
@@ -53,106 +60,104 @@ class Database(ABC):
         """The rows of a query.
 
         Raises:
-            StoreError: the database says no.
+            StoreError: the database refuses it.
         """
 
     def columns(self) -> list[Row]:
-        """Table and name of each column in the current schema, whosever it is.
+        """(table, column) of all columns in the current schema, at least of the tables in `NAMES`.
 
         Raises:
-            StoreError: the database says no.
+            StoreError: the database refuses the query.
         """
         query = "SELECT table_name, column_name FROM information_schema.columns WHERE table_schema = current_schema()"
         return self.fetch(query)
 
 
-def prepare(db: Database) -> None:
-    """Makes the tables in the current schema, or adds what a newer version has. To be called in a transaction.
+def prepare(db: Database, job: str) -> int:
+    """Creates the tables in the current schema, or adds missing columns. Call it in a transaction.
+
+    Returns:
+        the number that stands for the job in all tables.
 
     Raises:
-        StoreError: there are tables of somebody else, or of a newer version; or the database says no.
+        StoreError: tables of these names belong to something else or to a newer version, or the database refuses.
     """
-    query = "SELECT table_name FROM information_schema.tables WHERE table_schema = current_schema()"
-    found = {name for (name,) in db.fetch(query)}
-    if "flinks_meta" not in found:
-        if taken := sorted(NAMES & found):
-            raise StoreError(f"{db.where} has a table {taken[0]!r} that is not of flinks-async. Take another place")
-        for statement in (*_OWN, *(table_of(db, table) for table in TABLES)):
-            db.run(statement)
-        return
-    rows = db.fetch("SELECT value FROM flinks_meta WHERE name = 'schema_version'")
-    if not rows or NAMES - found:
-        raise StoreError(f"{db.where} is not a database of flinks-async, or a part of it was removed")
-    version = rows[0][0]
-    if version > VERSION:
-        raise StoreError(f"{db.where} was written by a newer version of flinks-async (format {version}); update it")
-    if version < VERSION:
-        query = (
-            "SELECT column_name FROM information_schema.columns "
-            "WHERE table_schema = current_schema() AND table_name = ?"
-        )
+    there = set(db.columns())
+    tables = {table for table, _ in there}
+    if "flinks_meta" in tables:
+        version = _version(db, tables)
         for table in TABLES:
-            add_columns(db, table, {name for (name,) in db.fetch(query, table.name)})
-        db.run("UPDATE flinks_meta SET value = ? WHERE name = 'schema_version'", VERSION)
-
-
-def job_number(db: Database, job: str) -> int:
-    """The number that stands for a job in all tables. To be called in a transaction."""
-    query = "SELECT number FROM flinks_jobs WHERE job = ?"
-    if not db.fetch(query, job):
+            _add_columns(db, table, there)
+        if version < VERSION:
+            db.run("UPDATE flinks_meta SET value = ? WHERE name = 'schema_version'", VERSION)
+    elif taken := sorted(NAMES & tables):
+        raise StoreError(f"{db.where} has a table {taken[0]!r} that is not of flinks-async. Choose another place")
+    else:
+        for statement in (*db.own_tables, *(_create_table(db, table) for table in TABLES), *db.indexes):
+            db.run(statement)
+        db.run("INSERT INTO flinks_meta VALUES ('schema_version', ?)", VERSION)
+    number = _job_number(db, job)
+    if number is None:
         db.run("INSERT INTO flinks_jobs SELECT coalesce(max(number), 0) + 1, ? FROM flinks_jobs", job)
-    return int(db.fetch(query, job)[0][0])
+        number = _job_number(db, job)
+    assert number is not None
+    return number
 
 
-def look(db: Database, job: str) -> tuple[int, frozenset[tuple[str, str]]] | None:
-    """The number of a job (0 if the database does not know it), and the columns that are there (table, name), where
-    nothing may be made or added; None if there are no tables of flinks-async.
+def look(db: Database, job: str) -> tuple[int, frozenset[Row]] | None:
+    """Looks at a database without changing it.
+
+    Returns:
+        the number of the job (0 if the database does not know it) and the columns that exist, as (table, column); None
+        if there are no tables of flinks-async.
 
     Raises:
-        StoreError: they are of a newer version; or the database says no.
+        StoreError: the tables are incomplete or of a newer version, or the database refuses.
     """
-    there = frozenset((table, name) for table, name in db.columns() if table in NAMES)
+    there = frozenset(db.columns())
     if ("flinks_meta", "value") not in there:
         return None
-    if NAMES - {table for table, _ in there}:
-        raise StoreError(f"{db.where} is not a database of flinks-async, or a part of it was removed")
+    _version(db, {table for table, _ in there})
+    return _job_number(db, job) or 0, there
+
+
+def _version(db: Database, tables: Collection[str]) -> int:
     rows = db.fetch("SELECT value FROM flinks_meta WHERE name = 'schema_version'")
     version = rows[0][0] if rows else None
-    if not isinstance(version, int):
+    if not isinstance(version, int) or NAMES.difference(tables):
         raise StoreError(f"{db.where} is not a database of flinks-async, or a part of it was removed")
     if version > VERSION:
-        raise StoreError(f"{db.where} was written by a newer version of flinks-async (format {version}); update it")
+        raise StoreError(newer_version(db.where, version))
+    return version
+
+
+def _job_number(db: Database, job: str) -> int | None:
     found = db.fetch("SELECT number FROM flinks_jobs WHERE job = ?", job)
-    return int(found[0][0]) if found else 0, there
+    return int(found[0][0]) if found else None
 
 
 def quoted(table: Table) -> list[str]:
-    """The names of a table's columns, since `transaction` is a word of SQL."""
+    """The quoted names of a table's columns, because `transaction` is a word of SQL."""
     return [f'"{name}"' for name in table.names]
 
 
-def table_of(db: Database, table: Table) -> str:
-    """The statement that makes a table."""
+def _create_table(db: Database, table: Table) -> str:
     columns = [f"job {db.types['position']}", *(_definition(db, column) for column in table.columns)]
     if db.unique:
         identity = ", ".join(("job", *(f'"{name}"' for name in table.identity)))
         columns.append(f"PRIMARY KEY ({identity})")
-    return f"CREATE TABLE {table.name} ({', '.join(columns)})"
+    return f"CREATE TABLE {table.name} ({', '.join(columns)}){db.table_options}"
 
 
-def add_columns(db: Database, table: Table, there: Container[str]) -> None:
-    """Adds the columns that are not there.
-
-    Raises:
-        StoreError: a table has no such column, and cannot get it; or the database says no.
-    """
+def _add_columns(db: Database, table: Table, there: Collection[Row]) -> None:
     for column in table.columns:
-        if column.name not in there:
-            if column.type == "position":
-                raise StoreError(
-                    f"the table {table.name!r} of {db.where} lacks {column.name!r}, and cannot be extended"
-                )
-            db.run(f"ALTER TABLE {table.name} ADD COLUMN {_definition(db, column)}")
+        if (table.name, column.name) in there:
+            continue
+        if column.type == "position":  # a part of the primary key
+            raise StoreError(
+                f"the table {table.name!r} of {db.where} lacks the column {column.name!r}, which cannot be added"
+            )
+        db.run(f"ALTER TABLE {table.name} ADD COLUMN {_definition(db, column)}")
 
 
 def _definition(db: Database, column: Column) -> str:

@@ -1,7 +1,7 @@
-"""A file that a job made at a place that the user chose, told from all others.
+"""Proves that an output file at a path of the user's belongs to the job.
 
-A small file beside the ledger says which one it is, by device and inode. It is written before the file is made, and
-once more after: so the file is made by the job or it is refused, wherever a crash falls in between.
+A note beside the ledger records the file's device and inode. It is written before the file is created, and again
+afterwards. So wherever a crash falls, an existing file either was created by the job or is refused.
 """
 
 from __future__ import annotations
@@ -13,56 +13,52 @@ from pathlib import Path
 
 import msgspec
 
-from ...errors import ConfigError
 from ..errors import StoreError
-from ..files import PRIVATE_FILE, cannot_write, sync_folder, write_durably
-from .answer_files import cannot_read
-
-# [flinks_async.bulk.stores.given] Where the user wants a store's file.
+from ..files import PRIVATE_FILE, cannot_read, cannot_write, sync_folder, write_durably
 
 
-class Claim:
-    """A job's hold on a file.
+class OwnedFile:
+    """An output file that belongs to one job.
 
     Args:
-        path: of the file.
-        note: of the small file that says so.
+        path: the output file.
+        note: the file that records its identity.
     """
 
     def __init__(self, path: Path, note: Path) -> None:
         self.path = path
         self._note = note
 
-    def make(self) -> None:
-        """Makes the file, unless that was done.
+    def create(self) -> None:
+        """Creates the file, unless the job has done so before.
 
         Raises:
-            StoreError: there is a file of somebody else's, or it cannot be made.
+            StoreError: another file is there, or it cannot be created.
         """
         noted = self._noted()
         if noted is None:
             if os.path.lexists(self.path):
-                raise self._not_ours("exists already")
+                raise self._not_ours()
             self._write(None)
         if noted is None or noted.file is None:
             self._create()
 
-    def make_again(self) -> None:
-        """Makes the file, which was removed."""
+    def create_again(self) -> None:
+        """Creates the file after it was removed."""
         self._write(None)
         self._create()
 
-    def renew(self) -> None:
-        """The file was copied or moved, and is the job's nevertheless."""
+    def adopt(self) -> None:
+        """Records that the file, which was copied or moved, is the job's."""
         self._write(self._identity())
 
-    def holds(self) -> bool:
-        """Whether the file is there, and is the one that was made."""
+    def is_ours(self) -> bool:
+        """Whether the file exists and is the one that the job created."""
         noted = self._noted()
         return noted is not None and noted.file is not None and noted.file == self._identity()
 
-    def release(self) -> None:
-        """Forgets the file."""
+    def forget(self) -> None:
+        """Removes the note."""
         try:
             for path in (self._note, self._note.with_name(f"{self._note.name}.tmp")):
                 path.unlink(missing_ok=True)
@@ -72,9 +68,9 @@ class Claim:
     def _create(self) -> None:
         try:
             self._open()
-        except StoreError:  # no file, so no note: the job may be told to write elsewhere
+        except StoreError:  # without a file there must be no note, so that the job may write elsewhere
             with suppress(StoreError):
-                self.release()
+                self.forget()
             raise
         try:
             sync_folder(self.path.parent)
@@ -87,10 +83,10 @@ class Claim:
         try:
             try:
                 os.close(os.open(self.path, flags, PRIVATE_FILE))
-            except FileExistsError:  # made just before a crash; or by somebody else, and then it is not empty
+            except FileExistsError:  # created just before a crash; a file of somebody else is not empty
                 found = os.lstat(self.path)
                 if not stat.S_ISREG(found.st_mode) or found.st_size:
-                    raise self._not_ours("exists already") from None
+                    raise self._not_ours() from None
         except OSError as error:
             raise cannot_write(self.path, error) from None
 
@@ -112,40 +108,19 @@ class Claim:
             raise cannot_read(self._note, error) from None
         except msgspec.DecodeError:
             pass
-        raise StoreError(f"{self._note} is broken: it says which file is the job's output")
+        raise StoreError(f"{self._note} is broken; it records which file is the job's output")
 
     def _write(self, file: tuple[int, int] | None) -> None:
         write_durably(self._note, msgspec.json.encode(_Note(str(self.path), file)) + b"\n")
 
-    def _not_ours(self, what: str) -> StoreError:
-        return StoreError(f"{self.path} {what}, and is not this job's. Move it away, or let the job write elsewhere")
+    def _not_ours(self) -> StoreError:
+        return StoreError(
+            f"{self.path} exists already and is not this job's. Move it away, or let the job write elsewhere"
+        )
 
 
 class _Note(msgspec.Struct):
-    """`file` is device and inode; None until it is made."""
+    """`file` is device and inode; None until the file is created."""
 
     path: str
     file: tuple[int, int] | None
-
-
-def given_path(path: str | os.PathLike[str] | None) -> Path | None:
-    """The path in a form that stays right when the working directory changes; None where none is given.
-
-    Raises:
-        ConfigError: it cannot be the name of a file.
-    """
-    if path is None:
-        return None
-    absolute = Path(path).absolute()
-    try:
-        possible = b"\0" not in os.fsencode(absolute)
-    except UnicodeEncodeError:
-        possible = False
-    if not possible:
-        raise ConfigError(f"path must be the name of a file, not {str(path)!a}")
-    return absolute
-
-
-def in_folder(path: Path, folder: Path) -> bool:
-    """Whether a file is in a folder, by whatever names."""
-    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))

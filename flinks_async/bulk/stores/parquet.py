@@ -1,7 +1,7 @@
 """Answers as Parquet files: one for each table and shard, `parts/{table}/{shard}-{job}.parquet`. Needs pyarrow.
 
-A shard's files are written beside their names, synced, renamed, and their folders synced, before the ledger says that it
-is done. What a crash leaves is removed by the next start.
+The files of a shard are written under temporary names, synced and renamed, and their folders are synced, before the
+ledger marks the shard as done. The next start removes files that a crash has left.
 """
 
 from __future__ import annotations
@@ -17,36 +17,41 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 
 from ...checks import optional_import
 from ...errors import ConfigError
-from ...tables import arrow_table, schema_of
+from ...tables import Table, arrow_table, schema_of
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import cannot_write, create, make_folder, rename_durably, sync_folder, write_all
+from ..files import cannot_write, create, make_folder, newer_version, rename_durably, sync_folder, write_all
 from ..records import Commit
-from .answer_rows import FETCHES, TABLES, Table, does_not_fit, read_spool
-from .protocol import Place, Problem
+from .answer_rows import FETCHES, TABLES, cannot_export, does_not_fit, read_spool
+from .protocol import Place, Problem, opened
+
+__all__ = ["ParquetStore"]
 
 if TYPE_CHECKING:
     import pyarrow
 
-
-# [flinks_async.bulk.stores.parquet_file] A Parquet file of one table: written whole or not at all, and looked at again. Needs pyarrow.
-
-
 Pages = Literal["zstd", "snappy", "none"]
 
+VERSION: Final = 1
+"""Version of the tables. A newer version may only add columns."""
+
 _ROWS: Final = 50_000
-"""Rows that become row groups together, about."""
+"""Rows after which a row group ends. It may have more, because an answer is not split."""
+
+_CHUNK: Final = 1024 * 1024
+_JOB: Final = b"flinks_async.job"
+_VERSION: Final = b"flinks_async.version"
 
 
 class ParquetStore:
     """Answers as Parquet files.
 
     Args:
-        compression: of their pages (default `zstd`).
+        compression: compression of the pages (default `zstd`).
 
     Raises:
-        ConfigError: pyarrow is not installed, or there is no such compression.
+        ConfigError: pyarrow is not installed, or the compression is unknown.
     """
 
     spool_compression: Compression = "none"
@@ -72,27 +77,21 @@ class ParquetStore:
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
         newest = max((receipt["version"] for receipt in receipts.values()), default=VERSION)
         if newest > VERSION:
-            raise StoreError(
-                f"{self._here.parts} was written by a newer version of flinks-async (tables {newest}); update it"
-            )
+            raise StoreError(newer_version(self._here.parts, newest))
         known = {file["name"] for receipt in receipts.values() for file in receipt["files"]}
         _remove([path for path in self._own_files() if self._name(path) not in known])
         return ()
 
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
-        files: list[NewFile] = []
-        answers = 0
+        files: list[_NewFile] = []
         try:
             for table in TABLES:
                 path = self._here.parts / table.name / f"{commit.shard.id:06d}-{self._here.job[:8]}.parquet"
-                files.append(NewFile(path, table, self._here.job, self._compression))
-            for batch in read_spool(spool, self.spool_compression, commit.shard, batch=_ROWS):
-                answers += len(batch.fetches)
+                files.append(_NewFile(path, table, self._here.job, self._compression))
+            for batch in read_spool(spool, self.spool_compression, commit, batch=_ROWS):
                 for table, file in zip(TABLES, files, strict=True):
                     if rows := batch.of(table):
                         file.write(arrow_table(table, rows, partial(does_not_fit, file.path, table)))
-            if answers != commit.written.lines:
-                raise StoreError(f"{spool} has {answers:,} answers, not {commit.written.lines:,}")
             for file in files:
                 file.finish()
             crash_points.reach("tables synced")
@@ -113,7 +112,7 @@ class ParquetStore:
             for table, file in zip(TABLES, commit.receipt["files"], strict=True):
                 known.add(file["name"])
                 expected = {**file, "rows": commit.written.lines} if table is FETCHES else file
-                what = problem_of(self._here.parts / file["name"], expected, self._here.job)
+                what = _problem_of(self._here.parts / file["name"], expected, self._here.job)
                 if what is not None:
                     yield Problem(file["name"], what, commit.shard.id)
         for path in self._own_files():
@@ -128,10 +127,7 @@ class ParquetStore:
                 yield Problem(str(self._here.parts / gone), "it is missing", commit.shard.id)
 
     def lines(self, commits: Iterable[Commit]) -> NoReturn:
-        raise StoreError(
-            "answers in Parquet files cannot be exported as they came, since tables do not have all of it. Query "
-            f"{self._here.parts}, or run the job with a store of JSONL"
-        )
+        raise cannot_export(self._here.parts)
 
     def purge(self) -> list[str]:
         removed = []
@@ -141,7 +137,7 @@ class ParquetStore:
             _remove(paths)
             if paths:
                 removed.append(f"{len(paths):,} files in {folder}")
-            with suppress(OSError):  # something else is in it
+            with suppress(OSError):  # it holds other files
                 folder.rmdir()
         with suppress(OSError):
             self._here.parts.rmdir()
@@ -152,15 +148,13 @@ class ParquetStore:
 
     @property
     def _here(self) -> Place:
-        if self._place is None:
-            raise StoreError("the store is not open")
-        return self._place
+        return opened(self._place)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self._here.parts).as_posix()
 
     def _own_files(self) -> Iterator[Path]:
-        """All files that bear this job's id, unfinished ones too."""
+        """All files with this job's id in their names, unfinished ones too."""
         name = rf"\d{{6,}}-{self._here.job[:8]}\.parquet"
         own = re.compile(rf"{name}|\.{name}\.tmp")
         for table in TABLES:
@@ -177,28 +171,18 @@ def _remove(paths: Iterable[Path]) -> None:
             raise cannot_write(path, error) from None
 
 
-VERSION: Final = 1
-"""Of the tables. A later version may add columns, and nothing else."""
-
-_JOB: Final = b"flinks_async.job"
-
-_VERSION: Final = b"flinks_async.version"
-
-_CHUNK: Final = 1024 * 1024
-
-
-class NewFile:
-    """A file of one table, while it grows. Until it is whole, its name begins with a point: readers of the folder pass
-    it over.
+class _NewFile:
+    """A file of one table that is being written. Until it is complete, its name begins with a dot, so that readers of the
+    folder ignore it.
 
     Args:
-        path: that it will have.
-        table: whose rows it holds.
-        job: id, for the file's metadata.
-        compression: of its pages.
+        path: the final path.
+        table: the table whose rows it holds.
+        job: the job's id, for the file's metadata.
+        compression: compression of the pages.
 
     Raises:
-        OSError: from all methods but `abandon`; the disk is full or broken.
+        OSError: the disk is full or broken. All methods but `abandon` may raise it.
     """
 
     def __init__(self, path: Path, table: Table, job: str, compression: str) -> None:
@@ -206,7 +190,7 @@ class NewFile:
 
         self.path = path
         self._rows = 0
-        self._beside = beside(path)
+        self._beside = path.with_name(f".{path.name}.tmp")
         self._sink = _Sink(self._beside)
         about = {_JOB: job.encode(), _VERSION: b"%d" % VERSION}
         self._writer = ParquetWriter(self._sink, schema_of(table).with_metadata(about), compression=compression)
@@ -217,20 +201,20 @@ class NewFile:
         self._rows += rows.num_rows
 
     def finish(self) -> None:
-        """Writes the end, and makes it durable."""
+        """Writes the end of the file and syncs it."""
         self._writer.close()
         self._sink.sync()
 
     def rename(self) -> None:
-        """Gives it its name."""
+        """Renames the file to its final path."""
         rename_durably(self._beside, self.path)
 
     def receipt(self) -> dict[str, Any]:
-        """What `problem_of` compares with."""
+        """What `_problem_of` compares the file with."""
         return {"rows": self._rows, "size": self._sink.size, "sha256": self._sink.sha256}
 
     def abandon(self) -> None:
-        """Removes it, unless it has its name already."""
+        """Removes the file, unless it was renamed."""
         self._sink.abandon()
         with suppress(Exception):
             self._writer.close()
@@ -239,7 +223,7 @@ class NewFile:
 
 
 class _Sink:
-    """A new file that Arrow writes to, in many small pieces. It knows its checksum."""
+    """A new file for Arrow, which writes many small pieces; computes its size and checksum."""
 
     closed = False
 
@@ -255,7 +239,7 @@ class _Sink:
         return self._hash.hexdigest()
 
     def write(self, data: bytes) -> int:
-        if self._file is not None:  # else it is abandoned, and Arrow must not fail once more
+        if self._file is not None:  # otherwise it is abandoned, and Arrow must not fail again
             self.size += len(data)
             self._hash.update(data)
             self._pieces.append(data)
@@ -268,10 +252,10 @@ class _Sink:
         return self.size
 
     def flush(self) -> None:
-        """Does nothing: what is held back is written by `sync`."""
+        """Does nothing: `sync` writes what is buffered."""
 
     def close(self) -> None:
-        """Does nothing: Arrow calls it, and the file is still to be synced."""
+        """Does nothing: Arrow calls it before the file is synced."""
 
     def sync(self) -> None:
         assert self._file is not None
@@ -293,13 +277,8 @@ class _Sink:
         write_all(file, b"".join(pieces))
 
 
-def beside(path: Path) -> Path:
-    """Where a file is until it is whole."""
-    return path.with_name(f".{path.name}.tmp")
-
-
-def problem_of(path: Path, receipt: Mapping[str, Any], job: str) -> str | None:
-    """What is wrong with a file, in words."""
+def _problem_of(path: Path, receipt: Mapping[str, Any], job: str) -> str | None:
+    """What is wrong with a finished file, in words."""
     from pyarrow.parquet import read_metadata
 
     try:

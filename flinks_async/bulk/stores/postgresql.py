@@ -1,8 +1,17 @@
 """Answers as tables of a PostgreSQL database. Needs psycopg.
 
-Tables and marks as in SQLite, in a schema of their own, with PostgreSQL's types. Rows come by COPY into temporary tables;
-from there, one transaction puts them into the tables, together with the shard's mark. Any earlier rows of the same lines
-are replaced, so a repeat has no effect.
+Tables and commit marks are as in SQLite, with PostgreSQL's types, in a schema of their own. Rows are copied into temporary
+tables; one transaction moves them into the tables and adds the shard's commit mark. It replaces earlier rows of the same
+lines, so a repetition has no effect.
+
+PostgreSQL cannot hold some values; they are stored in another form, without loss:
+
+- A text cannot contain U+0000. Its column has U+FFFD instead, and `extra` has the exact text, under `flinks_async.text`
+  and the column's name.
+- `jsonb` cannot contain U+0000, nor numbers beyond those of `numeric`. Such JSON becomes a JSON string that holds its text:
+  `extra #>> '{}'` returns it.
+
+A job stores no password, and errors show no data.
 """
 
 from __future__ import annotations
@@ -25,37 +34,45 @@ from ..errors import StoreError, StoreMissingError
 from ..records import Commit
 from .answer_rows import FETCHES, TABLES, does_not_fit
 from .database import ROWS, DatabaseStore
-from .database_schema import job_number, prepare, quoted
+from .database_schema import prepare, quoted
 from .protocol import Place
+
+__all__ = ["PostgreSQLStore"]
 
 if TYPE_CHECKING:
     import psycopg
 
-
-# [flinks_async.bulk.stores.postgresql_connection] Connections to PostgreSQL: no password in what a job keeps, and no data in what an error says.
-
-# [flinks_async.bulk.stores.postgresql_values] What PostgreSQL cannot hold, in a form in which it can, without loss.
-#
-# - A text cannot have the character U+0000. Its column has U+FFFD instead, and `extra` has the exact text, under
-#   `flinks_async.text` and the column's name.
-# - `jsonb` cannot have that character either, nor numbers beyond those of `numeric`. Such JSON becomes a JSON string that
-#   holds its text: `extra #>> '{}'` gives it back.
-
-
 _LOCK: Final = 0x666C696E6B73
-"""Of those who make or change the tables: "flinks" as a number."""
+"""The advisory lock for creating or changing the tables: "flinks" as a number."""
+
+_KEYS: Final = frozenset({"scram_client_key", "scram_server_key"})
+
+_HIDDEN: Final = b"*"
+"""How libpq marks an option that must not be shown."""
+
+_QUOTING: Final = ("22", "23", "P0")
+"""Error classes whose texts may quote a row: data exceptions, violated constraints, errors raised by triggers."""
+
+EXACT: Final = "flinks_async.text"
+
+_INT64: Final = range(-(2**63), 2**63)
+
+_SUSPECT: Final = re.compile(r"\\u0000|[0-9][eE][+-]?[0-9]{3}|[0-9]{1000}")
+
+_MOST_DIGITS: Final = 10_000
+"""Digits before or after the point. PostgreSQL allows 131,072 and 16,383."""
 
 
 class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
     """A schema of a database, for any number of jobs.
 
     Args:
-        conninfo: of libpq, as a URL or as `key=value` pairs, without a password: that comes from PGPASSWORD, ~/.pgpass or
-            a service file, and is never written anywhere.
-        schema: of the tables (default `flinks`). It is made if it is missing.
+        conninfo: libpq's connection string, a URL or `key=value` pairs, without a password: that comes from PGPASSWORD,
+            ~/.pgpass or a service file, and is never written anywhere.
+        schema: the schema of the tables (default `flinks`). It is created if it is missing.
 
     Raises:
-        ConfigError: psycopg is not installed, the connection holds a password, or cannot be understood.
+        ConfigError: psycopg is not installed, or the connection string holds a password or is invalid.
     """
 
     types: ClassVar[dict[ColumnType, str]] = {
@@ -70,7 +87,7 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
     }
     unique: ClassVar[bool] = True
 
-    # Whatever the database is set to: each statement must see what another job did while this one waited for a lock.
+    # Independent of the database's settings: a statement must see what another job did while this one waited for a lock.
     _begin: ClassVar[str] = "BEGIN ISOLATION LEVEL READ COMMITTED"
 
     def __init__(self, conninfo: str = "", schema: str = "flinks") -> None:
@@ -96,7 +113,7 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
         except StoreError:
             if self._place is None or self._db is None or not self._db.closed:
                 raise
-        # The connection was lost, perhaps hours ago and unnoticed. The mark tells whether the transaction was carried out.
+        # The connection was lost, perhaps hours ago. The commit mark tells whether the transaction took effect.
         self._connect(self._place)
         return super().put(commit, spool)
 
@@ -143,7 +160,7 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with super()._transaction():
-            # Some databases are set to confirm a commit before it is on the disk.
+            # Some databases are configured to confirm a commit before it is on the disk.
             asynchronous = "current_setting('synchronous_commit') = 'off'"
             self.run(f"SELECT set_config('synchronous_commit', 'on', true) WHERE {asynchronous}")
             yield
@@ -156,7 +173,7 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
         try:
             self.run(f"SET search_path TO {name}")
             self.run("SET TimeZone TO 'UTC'")
-            self.run("SET DateStyle TO 'ISO'")  # the only one in which psycopg reads points in time
+            self.run("SET DateStyle TO 'ISO'")  # psycopg reads points in time only in this style
             if existing:
                 if not self._has_schema():
                     raise StoreMissingError(self.where)
@@ -166,8 +183,7 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
                 self.run(f"SELECT pg_advisory_xact_lock({_LOCK})")
                 if not self._has_schema():
                     self.run(f"CREATE SCHEMA {name}")
-                prepare(self)
-                self._job = job_number(self, place.job)
+                self._job = prepare(self, place.job)
             for table in TABLES:
                 columns = ", ".join(f'"{column.name}" {self.types[column.type]}' for column in table.columns)
                 self.run(f"CREATE TEMPORARY TABLE {_staged(table)} ({columns}) ON COMMIT DELETE ROWS")
@@ -187,7 +203,7 @@ def _staged(table: Table) -> str:
 
 
 def _is_name(schema: str) -> bool:
-    """Whether it can name a schema. `$user` in a search path is another one, the user's own."""
+    """Whether it can name a schema. In a search path, `$user` would be the schema of the user."""
     try:
         return 1 <= len(schema.encode()) <= 63 and "\0" not in schema and schema != "$user"
     except UnicodeEncodeError:
@@ -198,20 +214,14 @@ def _native(sql: str, values: Sequence[Any]) -> bytes:
     return (sql.replace("?", "%s") if values else sql).encode()
 
 
-_KEYS: Final = frozenset({"scram_client_key", "scram_server_key"})
-
-_HIDDEN: Final = b"*"
-"""How libpq marks an option that is not to be shown."""
-
-# Conditions whose texts may quote a row: data exceptions, violated constraints, and what triggers raise.
-_QUOTING: Final = ("22", "23", "P0")
+# --- connections -------------------------------------------------------------------------------------------------------
 
 
 def without_secrets(conninfo: str) -> str:
-    """A connection string in one form, after a look that it holds no password: it is written into the job's manifest.
+    """A connection string in a normal form. It must hold no password, because it is written to the job's manifest.
 
     Raises:
-        ConfigError: it holds one, or cannot be understood. The message shows nothing of it.
+        ConfigError: it holds a password, or is invalid. The message does not show it.
     """
     pg = optional_import("psycopg", extra="postgresql")
     try:
@@ -220,24 +230,24 @@ def without_secrets(conninfo: str) -> str:
         options = None
     if options is None:
         raise ConfigError(
-            "the connection to PostgreSQL cannot be understood: it is postgresql://USER@HOST/DATABASE or "
+            "the connection to PostgreSQL cannot be understood. Write postgresql://USER@HOST/DATABASE or "
             "'host=HOST dbname=DATABASE user=USER', without a password"
         )
     secret = [name for o in options if (name := o.keyword.decode()) in _KEYS or o.dispchar == _HIDDEN]
     if secret:
         raise ConfigError(
-            f"the connection to PostgreSQL holds a secret ({', '.join(secret)}), and a job writes it to its manifest: "
-            "put it into PGPASSWORD, ~/.pgpass or a service file instead"
+            f"the connection to PostgreSQL holds a secret ({', '.join(secret)}), but a job writes it to its manifest. "
+            "Put the secret into PGPASSWORD, ~/.pgpass or a service file"
         )
     given = {option.keyword.decode(): option.val.decode() for option in options}
     return str(pg.conninfo.make_conninfo(**given))
 
 
 def connect(conninfo: str) -> psycopg.Connection[Any]:
-    """A new connection. A password comes from PGPASSWORD, ~/.pgpass or a service file.
+    """Opens a connection. A password comes from PGPASSWORD, ~/.pgpass or a service file.
 
     Raises:
-        StoreError: the server cannot be reached, or says no.
+        StoreError: the server cannot be reached or refuses.
     """
     pg = optional_import("psycopg", extra="postgresql")
     try:
@@ -251,7 +261,7 @@ def connect(conninfo: str) -> psycopg.Connection[Any]:
 
 
 def store_error(error: psycopg.Error) -> StoreError:
-    """What stands for an error of the server or of libpq. To be raised outside of the `except` block."""
+    """Our error for an error of the server or of libpq. Raise it outside of the `except` block."""
     state = error.sqlstate
     if state is None:
         return StoreError(f"PostgreSQL: {' '.join(str(error).split())}")
@@ -261,21 +271,14 @@ def store_error(error: psycopg.Error) -> StoreError:
     return StoreError(f"PostgreSQL: {error.diag.message_primary} ({name}, {state})")
 
 
-EXACT: Final = "flinks_async.text"
-
-_INT64: Final = range(-(2**63), 2**63)
-
-_SUSPECT: Final = re.compile(r"\\u0000|[0-9][eE][+-]?[0-9]{3}|[0-9]{1000}")
-
-_MOST_DIGITS: Final = 10_000
-"""Before or after the point: PostgreSQL has room for 131,072 and 16,383."""
+# --- values ------------------------------------------------------------------------------------------------------------
 
 
 def storable(where: str, table: Table, row: Row) -> Row:
-    """A row as it is stored.
+    """A row as PostgreSQL stores it.
 
     Args:
-        where: the database, for the error.
+        where: name of the database, for the error.
 
     Raises:
         StoreError: a value does not fit its column.

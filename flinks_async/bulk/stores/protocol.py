@@ -1,15 +1,18 @@
-"""What a store is: it takes finished files of answers, each as a whole."""
+"""The interface of a store. It takes finished files of answers, each as a whole."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from attrs import frozen
 
 from ..compression import Compression
+from ..errors import StoreError
 from ..records import Commit
+
+T = TypeVar("T")
 
 
 @frozen
@@ -17,10 +20,10 @@ class Place:
     """Where a job keeps its files.
 
     Attributes:
-        job: the job's id, 32 hexadecimal digits, new for each job; it is part of the name of every file of a part.
+        job: the job's id: 32 hexadecimal digits, random. File names in `parts` contain it.
         folder: the job's directory.
-        keyed: rows have a key of the user's.
-        instances: rows name their instance.
+        keyed: whether rows have a key of the user's.
+        instances: whether rows name their instance.
     """
 
     job: str
@@ -30,7 +33,7 @@ class Place:
 
     @property
     def parts(self) -> Path:
-        """Where parts lie."""
+        """The folder for stores that write one file for each shard."""
         return self.folder / "parts"
 
 
@@ -41,7 +44,7 @@ class Problem:
     Attributes:
         where: the file or table.
         what: what is wrong with it, in words.
-        shard: the shard that is concerned.
+        shard: the shard that is affected; None if it is not a single one.
     """
 
     where: str
@@ -49,65 +52,77 @@ class Problem:
     shard: int | None = None
 
 
+def opened(resource: T | None) -> T:
+    """What an open store holds.
+
+    Raises:
+        StoreError: the store is not open.
+    """
+    if resource is None:
+        raise StoreError("the store is not open")
+    return resource
+
+
 class Store(Protocol):
     """Where the answers of a job go. All methods block, and are called from one thread at a time.
 
-    A job hands over a *spool*: a finished, synced file with one line for each answer, of the job's making:
+    A job hands over *spools*: finished, synced files with one line for each answer:
     `{"line": 7, "key": "u-1", "instance": "acme", "response": {...}, "meta": {"status": 200, "attempts": 1}}`
     (`key` and `instance` only where the input has such columns; `response` is the body as it came, on one line).
 
-    Everything that fails raises a `StoreError` whose message says what, where and why. If `put` raises an
-    `UnfitAnswerError`, it has stored nothing of the shard, and is called again with a spool without that answer.
+    Every failure raises a `StoreError` whose message says what failed, where and why. If `put` raises an
+    `UnfitAnswerError`, it has stored nothing of the shard; it is called again with a spool that lacks that answer.
     """
 
     @property
     def spool_compression(self) -> Compression:
-        """How the store wants its spools."""
+        """The compression of the spools that `put` takes."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """What must be the same when the job goes on: kind and place, as plain JSON, without any secret."""
+        """The store's kind and the arguments of its class, as plain JSON without secrets. A job must be resumed with an
+        equal description, and `from_description` makes the store again."""
         ...
 
     def open(self, place: Place, *, existing: bool = False) -> None:
-        """Prepares the store: makes what is missing, refuses what is not the job's.
+        """Opens the store: creates files and tables that are missing, and refuses those that are not the job's.
 
         Args:
-            place: of the job.
-            existing: only to look, to export or to purge: nothing is made, claimed or changed, and what is there need not
-                be the job's, which `missing` and `verify` will say.
+            place: where the job keeps its files.
+            existing: open to look, export or purge: nothing is created or changed. The output need not be the job's;
+                `missing` and `verify` tell.
 
         Raises:
-            StoreMissingError: only with `existing`: there is nothing.
+            StoreMissingError: with `existing`: there is no output.
         """
         ...
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
-        """Puts the store in order after a crash; called once after `open`, before any `put`.
+        """Makes the store consistent with the ledger after a crash. Called once after `open`, before any `put`.
 
-        What bears this job's id and the ledger does not know is removed, and nothing else is touched. A store that
-        commits in transactions of its own gives the shards that it has and the ledger does not.
+        Output of this job that the ledger does not know is removed; nothing else is touched. A store with transactions of
+        its own keeps it instead, and returns the shards that the ledger lacks.
 
         Args:
-            receipts: of the shards that the ledger knows, by their id.
+            receipts: the receipts of the shards that the ledger knows, by shard id.
         """
         ...
 
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
-        """Takes a spool over, moving or reading it. When it returns, the answers are durable: a power cut does not
-        take them. Called once for each shard; after a crash in between, again.
+        """Stores a spool, by moving or reading it. When `put` returns, the answers survive a power cut. It is called
+        once for each shard; again if the process crashed before the ledger was written.
 
         Returns:
-            the receipt.
+            the receipt: plain JSON that tells the store where the answers are.
         """
         ...
 
     def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
-        """Reads everything back and compares it with what was committed."""
+        """Reads all answers and compares them with what was committed."""
         ...
 
     def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
-        """Those of some shards whose answers are not there, without reading all answers; for `purge`, which stops then.
+        """Finds shards whose answers are not there, without reading all answers. For `purge`, which then stops.
 
         Args:
             commits: shards with answers.
@@ -115,13 +130,17 @@ class Store(Protocol):
         ...
 
     def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
-        """The answers again, as lines of the spools, uncompressed; for `export`."""
+        """The answers as lines of the spools, uncompressed. For `export`."""
         ...
 
     def purge(self) -> list[str]:
-        """Removes all answers of the job; says what was removed, in words. What begins with `left` was not."""
+        """Removes all answers of the job.
+
+        Returns:
+            what was removed, in words; a text that begins with `left` names something that was not removed.
+        """
         ...
 
     def close(self) -> None:
-        """Lets go of files and connections. May be called more than once."""
+        """Closes files and connections. It may be called more than once."""
         ...

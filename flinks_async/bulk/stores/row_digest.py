@@ -1,4 +1,4 @@
-"""A checksum of rows that does not depend on their order: databases give them back in an order of their own."""
+"""A checksum of rows that does not depend on their order, nor on how a database formats their values."""
 
 from __future__ import annotations
 
@@ -14,19 +14,17 @@ import msgspec
 from ...codec.parse import EXACT, decode_any
 from ...tables import ColumnType, Row, Table
 
-# [flinks_async.bulk.stores.comparable] Rows in a form that does not depend on how a database writes its values, for checksums.
-
-
 _SIZE: Final = 16
-
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+_MICROSECOND: Final = dt.timedelta(microseconds=1)
 _encode: Final = msgspec.msgpack.encode
 
 
 class RowDigest:
-    """The sum, modulo 2^128, of the BLAKE2b digests of all rows. A null counts as nothing, so columns may be added.
+    """The sum, modulo 2^128, of the BLAKE2b digests of all rows. Nulls are left out, so that columns may be added later.
 
     Attributes:
-        rows: how many were added, by table.
+        rows: number of rows by table.
     """
 
     def __init__(self) -> None:
@@ -34,7 +32,7 @@ class RowDigest:
         self._sum = 0
 
     def add(self, table: Table, rows: Iterable[Row]) -> None:
-        """Adds rows, with their values as they are stored: texts, integers, nulls."""
+        """Adds rows with their values as they are stored: texts, integers, nulls."""
         names = table.names
         empty = blake2b(digest_size=_SIZE, person=table.name.encode())
         total = count = 0
@@ -54,14 +52,9 @@ def _named(names: tuple[str, ...], row: Row) -> dict[str, Any]:
     return {name: value for name, value in zip(names, row, strict=True) if value is not None}
 
 
-_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
-
-_MICROSECOND: Final = dt.timedelta(microseconds=1)
-
-
 def comparable(table: Table, rows: Iterable[Row]) -> Iterator[Row]:
-    """Amounts without zeros at the end, days as ISO 8601, points in time as microseconds since 1970, JSON without
-    regard to the order of its keys; the rest as it is."""
+    """Rows in a form that all databases agree on: amounts without trailing zeros, dates as ISO 8601, points in time as
+    microseconds since 1970, JSON with sorted keys; other values are unchanged."""
     converters = [(number, _CONVERT[c.type]) for number, c in enumerate(table.columns) if c.type in _CONVERT]
     for row in rows:
         values = list(row)
@@ -93,7 +86,7 @@ def _sorted(value: Any) -> Any:
         return [_sorted(item) for item in value]
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
         number = Decimal(value).normalize(EXACT)
-        return ["number", str(number) if number else "0"]  # PostgreSQL knows no negative zero
+        return ["number", str(number) if number else "0"]  # PostgreSQL has no negative zero
     return value
 
 

@@ -1,0 +1,103 @@
+"""The tables of a ledger, and records as their rows. Internal; used by `ledger`."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable
+from typing import Any, Final
+
+import msgspec
+from attrs import asdict, fields
+
+from .records import Commit, Failure, Shard, Written
+
+SCHEMA: Final = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
+CREATE TABLE cuts (
+    first INTEGER PRIMARY KEY, last INTEGER NOT NULL, offset INTEGER NOT NULL, tokens INTEGER NOT NULL,
+    digest TEXT NOT NULL
+) STRICT;
+CREATE TABLE shards (
+    id INTEGER PRIMARY KEY, first INTEGER NOT NULL, last INTEGER NOT NULL, offset INTEGER NOT NULL,
+    tokens INTEGER NOT NULL, digest TEXT NOT NULL, round INTEGER NOT NULL, only_rows BLOB,
+    done_at REAL, run INTEGER, failed INTEGER, lines INTEGER, size INTEGER, sha256 TEXT, receipt BLOB
+) STRICT;
+CREATE INDEX pending ON shards (round, first, id) WHERE done_at IS NULL;
+CREATE TABLE failures (
+    line INTEGER PRIMARY KEY, kind TEXT NOT NULL, error TEXT NOT NULL, message TEXT NOT NULL, key BLOB,
+    token_fingerprint TEXT, flinks_code TEXT, status INTEGER, attempts INTEGER NOT NULL, instance TEXT
+) STRICT;
+CREATE TABLE duplicates (line INTEGER PRIMARY KEY, first INTEGER NOT NULL) STRICT;
+CREATE TABLE runs (
+    id INTEGER PRIMARY KEY, started REAL NOT NULL, ended REAL, state TEXT, reason TEXT, summary BLOB
+) STRICT;
+CREATE TABLE samples (
+    run INTEGER NOT NULL, at REAL NOT NULL, sample BLOB NOT NULL, PRIMARY KEY (run, at)
+) STRICT, WITHOUT ROWID;
+"""
+SHARD: Final = "id, first, last, offset, tokens, digest, round, only_rows"
+COMMIT: Final = f"{SHARD}, lines, size, sha256, receipt"
+FAILURE: Final = tuple(field.name for field in fields(Failure))
+
+_encode = msgspec.json.encode
+_decode = msgspec.json.decode
+
+Row = tuple[Any, ...]
+
+
+def add_shard(db: sqlite3.Connection, rows: tuple[int, ...], offset: int, round_: int) -> None:
+    """Adds a shard of some rows, ascending."""
+    db.execute(
+        f"INSERT INTO shards ({SHARD}) SELECT coalesce(max(id), -1) + 1, ?, ?, ?, ?, '', ?, ? FROM shards",
+        (rows[0], rows[-1], offset, len(rows), round_, _encode(rows)),
+    )
+
+
+def add_failures(db: sqlite3.Connection, failures: Iterable[Failure]) -> None:
+    sql = f"INSERT OR REPLACE INTO failures ({', '.join(FAILURE)}) VALUES ({', '.join(f':{name}' for name in FAILURE)})"
+    for failure in failures:
+        row = asdict(failure)
+        row["key"] = None if failure.key is None else _encode(failure.key)
+        db.execute(sql, row)
+
+
+def in_order(columns: str, which: str) -> str:
+    """A query for some shards after a position, in that order: it has places for the position and for how many."""
+    return (
+        f"SELECT {columns} FROM shards WHERE {which} AND (round, first, id) > (?, ?, ?) "
+        "ORDER BY round, first, id LIMIT ?"
+    )
+
+
+def position(shard: Shard) -> tuple[int, int, int]:
+    """The place of a shard in the order of the work."""
+    return shard.round, shard.first, shard.id
+
+
+def shard_of(row: Row) -> Shard:
+    id_, first, last, offset, tokens, digest, round_, only = row
+    rows = None if only is None else tuple(_decode(only))
+    return Shard(id_, first, last, offset, tokens, digest, round_, rows)
+
+
+def commit_of(row: Row) -> Commit:
+    *shard, lines, size, sha256, receipt = row
+    return Commit(shard_of(tuple(shard)), Written(lines, size, sha256), receipt=_decode(receipt))
+
+
+def failure_of(row: Row) -> Failure:
+    values = dict(zip(FAILURE, row, strict=True))
+    return Failure(**{**values, "key": None if values["key"] is None else _decode(values["key"])})
+
+
+def run_of(row: Row) -> dict[str, Any]:
+    id_, started, ended, state, reason, summary = row
+    return {
+        "run": id_, "started": started, "ended": ended, "state": state, "reason": reason,
+        "summary": None if summary is None else _decode(summary),
+    }  # fmt: skip
+
+
+def sample_of(row: Row) -> dict[str, Any]:
+    run, at, sample = row
+    return {"run": run, "at": at, **_decode(sample)}
