@@ -267,7 +267,7 @@ def _guid(rng: random.Random) -> str:
     return "-".join((digits[:8], digits[8:12], digits[12:16], digits[16:20], digits[20:]))
 
 
-def run_out(steps: Generator[None, None, T]) -> tuple[T, int]:
+def run_steps(steps: Generator[None, None, T]) -> tuple[T, int]:
     """What comes out of a generator of steps, and after how many."""
     count = 0
     while True:

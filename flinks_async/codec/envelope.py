@@ -10,7 +10,7 @@ from typing import Any, Final, cast
 from ..models import DEFAULT_WIRE_STATE, AccountsDetail, PartnerAccessResponse, unknown_fields
 from ..secret import Secret, redact, repeats
 from ..verdict import EMPTY_ENVELOPE, Envelope
-from .parse import BROKEN, decode_any, without_bom
+from .parse import PARSE_ERRORS, decode_any, without_bom
 
 MAX_ERROR_BODY: Final = 256 * 1024
 """A larger body is no error envelope; it is not parsed."""
@@ -30,7 +30,7 @@ def read_envelope(body: bytes, *hidden: Secret) -> Envelope:
         return EMPTY_ENVELOPE
     try:
         data = decode_any(without_bom(body))
-    except BROKEN:
+    except PARSE_ERRORS:
         return EMPTY_ENVELOPE
     return _envelope(data, hidden) if isinstance(data, dict) else EMPTY_ENVELOPE
 

@@ -212,7 +212,7 @@ async def test_workers_that_die_again_and_again_end_the_run_and_another_one_goes
                     os.kill(pid, signal.SIGKILL)
             await asyncio.sleep(0.01)
 
-    with pytest.raises(WorkerError, match="die again and again, the last one by signal SIGKILL"):
+    with pytest.raises(WorkerError, match="keep crashing, the last one by signal SIGKILL"):
         await slow.run(Processes(2, restarts=1), during=kill)
     assert (await slow.run()).state == "complete"
     assert len(slow.answers) == 200
