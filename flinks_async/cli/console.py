@@ -70,8 +70,10 @@ _OPTION_OF: Final = {
     "`delimiter`": "--delimiter",
     "`encoding`": "--encoding",
     "`header=False`": "--no-header",
+    "`path`": "--tokens",
+    "`forget_answers`": "--forget-answers",
 }
-"""Options by the fields of `Layout`, as they stand in messages of the library."""
+"""Options by the settings that messages of the library name in backticks."""
 
 
 def text_of(error: FlinksError) -> str:
