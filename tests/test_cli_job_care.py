@@ -193,7 +193,7 @@ class TestRetry:
         assert stopped.exit_code == Exit.STOPPED
         result = await cli("retry", job, server=flinks_server)
         assert result.exit_code == Exit.USAGE
-        assert "finish the job before retrying" in result.stderr
+        assert "finish the job before you retry" in result.stderr
 
     async def test_a_retry_that_was_stopped_goes_on(self, flinks_server: FlinksServer, tmp_path: Path) -> None:
         job, names = tmp_path / "job", [f"token-{n}" for n in range(10)]
@@ -349,7 +349,7 @@ class TestPurge:
         assert result.exit_code == Exit.OK
         assert "removed: 5 files of answers" in result.stderr
         assert "removed: ledger.sqlite" in result.stderr
-        assert "left, since it is not the job's: notes.txt" in result.stderr
+        assert "left, because it does not belong to the job: notes.txt" in result.stderr
         assert os.listdir(job) == ["notes.txt"]
         assert tokens.exists()
 
@@ -385,7 +385,7 @@ class TestPurge:
         assert (await cli("status", job)).exit_code == Exit.OK
         result = await cli("purge", job, "--yes", "--forget-answers")
         assert result.exit_code == Exit.OK
-        assert f"left, since they could not be found: answers of the job ({out} is missing)" in result.stderr
+        assert f"left, because they could not be found: answers of the job ({out} is missing)" in result.stderr
         assert sorted(os.listdir(tmp_path)) == ["archive.sqlite", "t.txt"]
 
     async def test_an_output_that_was_mistyped_can_be_corrected(

@@ -27,6 +27,8 @@ _OPTIONS: Final = {
     "`delimiter`": "--delimiter",
     "`encoding`": "--encoding",
     "`header=False`": "--no-header",
+    "`path`": "--tokens",
+    "`forget_answers`": "--forget-answers",
 }
 
 

@@ -114,7 +114,7 @@ class TestExamples:
                     token_fingerprint=fingerprint(TOKEN, key=KEY), **common),
             Failure(line=3, message="the row has 2 fields, the header has 3", **common),
             Failure(line=4, message="the access token is empty", key="u-2", instance="acme", **common),
-            Failure(line=5, message="the access token holds a line break or another control character", key="u-3",
+            Failure(line=5, message="the access token has a line break or another control character", key="u-3",
                     instance="acme", token_fingerprint=fingerprint("bad\x01token", key=KEY), **common),
             Failure(line=6, message="the instance column does not hold the name of an instance", key="u-4",
                     token_fingerprint=fingerprint("one", key=KEY), **common),
