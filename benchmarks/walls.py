@@ -67,7 +67,7 @@ async def measured(rounds: int, seconds: float) -> dict[str, list[float]]:
     async with AsyncExitStack() as stack:
         work = {}
         for name, arguments in WALLS.items():
-            transport = AtOnce(expected_body("a"), headers)
+            transport = AtOnce(expected_body("a", size="small"), headers)
             work[name] = work_of(
                 await stack.enter_async_context(FlinksClient(auth_secret=SECRET, transport=transport, **arguments))
             )

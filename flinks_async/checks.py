@@ -11,56 +11,55 @@ from attrs import Attribute
 from .errors import ConfigError
 
 MOST: Final = 1e12
-"""The largest number that a setting takes. Infinity is none: timers and caches cannot work with it."""
-
+"""The largest number that a setting may be. Timers and caches cannot work with infinity."""
 
 LEAST: Final = 1e-12
-"""The smallest number of those that must be greater than 0: what is divided by it stays finite."""
+"""The smallest value of a setting that must be greater than 0, so that a division by it stays finite."""
 
 MOST_AT_ONCE: Final = 100_000
-"""The most that anything does at the same time; each has a task of some kilobytes, and an address 65,535 ports."""
+"""The highest concurrency: each call has a task of some kilobytes, and an address has 65,535 ports."""
 
 
 def is_number(value: object) -> bool:
-    """Whether it is a number within `MOST`, not NaN and not a bool."""
+    """Whether the value is a number between -MOST and MOST, not NaN and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST <= value <= MOST
 
 
 def number(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A number within `MOST`."""
+    """A validator: a number between -MOST and MOST."""
     if not is_number(value):
         raise ConfigError(f"{name(instance, attribute)} must be a number up to {MOST:g}, not {shown(value)}")
 
 
 def positive(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A number above 0."""
+    """A validator: a number greater than 0."""
     number(instance, attribute, value)
     if not value >= LEAST:
         raise ConfigError(f"{name(instance, attribute)} must be greater than 0 (at least {LEAST:g}), not {value!r}")
 
 
 def not_negative(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """0 or a number above it."""
+    """A validator: a number of at least 0."""
     number(instance, attribute, value)
     if not value >= 0:
         raise ConfigError(f"{name(instance, attribute)} must be 0 or more, not {value!r}")
 
 
 def positive_or_none(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A number above 0, or None."""
+    """A validator: a number greater than 0, or None."""
     if value is not None:
         positive(instance, attribute, value)
 
 
 def share(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A number above 0 and up to 1."""
+    """A validator: a number greater than 0 and at most 1."""
     number(instance, attribute, value)
     if not 0 < value <= 1:
         raise ConfigError(f"{name(instance, attribute)} must be greater than 0 and at most 1, not {value!r}")
 
 
 def whole_number(least: int, most: int) -> Callable[[object, Attribute[Any], Any], None]:
-    """A validator: a whole number between these."""
+    """Makes a validator: a whole number from `least` to `most`."""
 
     def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
         if not is_whole(value, least, most):
@@ -70,12 +69,12 @@ def whole_number(least: int, most: int) -> Callable[[object, Attribute[Any], Any
 
 
 def is_whole(value: object, least: int, most: int) -> bool:
-    """Whether it is a whole number between these, and not a bool."""
+    """Whether the value is a whole number from `least` to `most`, and not a bool."""
     return type(value) is int and least <= value <= most
 
 
 def must_be_whole(value: object, least: int, most: int) -> str:
-    """What a message says of one that is not."""
+    """Error text for a value that fails `is_whole`."""
     return f"must be a whole number from {least:,} to {most:,}, not {shown(value)}"
 
 
@@ -85,37 +84,37 @@ whole = whole_number(0, int(MOST))
 
 
 def shown(value: object) -> str:
-    """A wrong value in a message. Python refuses to write out a huge number, and nobody could read it."""
+    """A wrong value in a message. Python refuses to convert a huge number to a string."""
     return "a huge number" if isinstance(value, int) and value.bit_length() > 200 else repr(value)
 
 
 def name(instance: object, attribute: Attribute[Any]) -> str:
-    """`Retry.attempts`, as users write it."""
+    """The field as users write it, such as `Retry.attempts`."""
     return f"{type(instance).__name__}.{attribute.name}"
 
 
 def flag(name: str, value: object) -> None:
-    """An argument that is True or False. A text such as "false" would count as true.
+    """Checks that an argument is True or False, because a string such as "false" would count as true.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: it is neither.
     """
     if not isinstance(value, bool):
         raise ConfigError(f"{name} must be True or False, not {type(value).__name__}")
 
 
 def seconds(name: str, value: object) -> None:
-    """Checks an argument that is a number of seconds above 0.
+    """Checks that an argument is a number of seconds greater than 0.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: it is not.
     """
     if not is_number(value) or value <= 0:  # type: ignore[operator]
         raise ConfigError(f"{name} must be a number of seconds greater than 0, up to {MOST:g}, not {shown(value)}")
 
 
 def optional_import(module: str, *, extra: str) -> Any:
-    """The module of an optional package. Call it where the package is used, so that others need not install it.
+    """Imports an optional package. Call it where the package is used, so that others need not install it.
 
     Args:
         extra: the extra of this package that installs it.
@@ -133,7 +132,7 @@ def optional_import(module: str, *, extra: str) -> Any:
 
 
 def one_of(*kinds: type) -> Callable[[object, Attribute[Any], Any], None]:
-    """A validator: an instance of one of these."""
+    """Makes a validator: an instance of one of these types."""
 
     def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
         if not isinstance(value, kinds):

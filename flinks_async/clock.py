@@ -1,4 +1,4 @@
-"""Time and randomness, in the one place that tests replace."""
+"""Time and randomness; tests replace them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import Protocol
 
 
 class Clock(Protocol):
-    """What the chain knows of time. `flinks_async.testing.FakeClock` is the one for tests."""
+    """The source of time and randomness. `flinks_async.testing.FakeClock` is one for tests."""
 
     def now(self) -> float:
-        """Monotonic seconds; only differences mean anything."""
+        """Monotonic time in seconds; only differences have a meaning."""
         ...
 
     def time(self) -> float:
-        """Wall clock: seconds since 1970-01-01T00:00Z."""
+        """Wall-clock time: seconds since 1970-01-01T00:00Z."""
         ...
 
     async def sleep(self, seconds: float, /) -> None:
-        """Waits; cancellable."""
+        """Waits. The wait can be cancelled."""
         ...
 
     def random(self) -> float:

@@ -1,13 +1,10 @@
-"""Settings: a few frozen records, and the two presets that fill them.
-
-`service()` suits a call that somebody waits for: it fails fast. `bulk()` suits a job over many tokens: it waits.
-Arguments win over the environment, the environment over the preset.
-"""
+"""The endpoint of an instance, and the checks of everything that goes into a request: URL, headers, AuthSecret, token."""
 
 from __future__ import annotations
 
 import ipaddress
 import re
+import unicodedata
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, Final
@@ -19,23 +16,21 @@ from .config import AUTH_SCHEMES, AuthScheme
 from .errors import ConfigError, InvalidTokenError
 from .secret import NotText, Secret, plain, wrap_secret
 
-WHERE_SECRETS_COME_FROM: Final = (
-    "An AuthSecret is given to a partner by its client: the Flinks customer whose users' data is shared"
-)
+WHERE_SECRETS_COME_FROM: Final = "A partner gets its AuthSecret from the Flinks customer whose users' data is shared"
 
 OTHER_HEADER_FORMS: Final = (
-    "Which header carries it in production is not documented beyond doubt: the setting auth_scheme takes "
+    "The documentation does not say for certain which header carries it in production: the setting auth_scheme takes "
     + ", ".join(repr(scheme) for scheme in AUTH_SCHEMES)
 )
 
 
 @frozen(eq=False)
 class Endpoint:
-    """One instance: where requests go and how they authenticate. `host` is fit for messages.
+    """One instance: where requests go and how they authenticate.
 
     Attributes:
         url: scheme, host, port and path prefix, without a trailing slash.
-        host: host and port.
+        host: host and port; messages may show it.
         auth_scheme: the form of the authentication header.
         headers: sent with every request.
     """
@@ -46,7 +41,7 @@ class Endpoint:
     headers: Mapping[str, str] = field(repr=lambda headers: f"<{', '.join(headers)}>")
 
     def auth_header(self, secret: Secret) -> tuple[str, str]:
-        """Name and value of the authentication header. The value is a secret: reveal it where it is sent."""
+        """Name and value of the authentication header. The value is a secret in plain text."""
         value = secret.reveal() if self.auth_scheme == "flinks-auth-key-raw" else f"Bearer {secret.reveal()}"
         return ("Authorization" if self.auth_scheme == "bearer" else "flinks-auth-key"), value
 
@@ -64,7 +59,7 @@ _RESERVED_HEADERS = frozenset(
 )
 
 _OWN_HEADERS = MappingProxyType(
-    # Only the encodings that this package inflates itself, with a cap.
+    # Only the encodings that this package decompresses itself, up to `Limits.max_body`.
     {"Accept": "application/json", "Content-Type": "application/json", "Accept-Encoding": "gzip, deflate"}
 )
 
@@ -79,10 +74,10 @@ def make_endpoint(
     headers: Mapping[str, str | Secret] | None,
     user_agent: str,
 ) -> Endpoint:
-    """Checks the settings that make up the URL and the headers.
+    """Makes the URL and the headers of an instance from checked settings.
 
     Raises:
-        ConfigError: one of them is wrong; the message names it.
+        ConfigError: a setting is wrong; the message names it.
     """
     base_url, headers = wrap_secret(base_url), wrap_header_values(headers)
     if auth_scheme not in AUTH_SCHEMES:
@@ -105,7 +100,7 @@ def make_endpoint(
 
 
 def wrap_header_values(headers: object) -> Any:
-    """The argument `headers` with its values as `wrap_secret` makes them; what is no mapping becomes a `NotText`."""
+    """Wraps the values of `headers` with `wrap_secret`; anything but a mapping becomes a `NotText`."""
     if not headers or isinstance(headers, NotText):
         return headers
     if not isinstance(headers, Mapping):
@@ -120,7 +115,7 @@ def _check_base_url(url: object, allow_http: bool) -> tuple[str, str]:
             return _read_base_url(url.reveal(), allow_http)
         except ConfigError as error:
             problem = error
-    # Without the frames that hold the URL, perhaps with a password.
+    # Without the frames below, which hold the URL and perhaps a password.
     problem.__traceback__ = problem.__context__ = None
     raise problem
 
@@ -147,7 +142,7 @@ def _read_base_url(base_url: str, allow_http: bool) -> tuple[str, str]:
             "use https://, or allow_http=True inside a network that you trust"
         )
     try:
-        host = host.encode("idna").decode("ascii")  # of ASCII it looks at the lengths of the labels
+        host = host.encode("idna").decode("ascii")  # for an ASCII name, it checks the lengths of the labels
     except UnicodeError:
         raise ConfigError("the host of base_url is not a valid (international) domain name") from None
     if not _HOST_NAME.fullmatch(host) and not _is_address(host):
@@ -188,10 +183,10 @@ def _check_headers(headers: Mapping[Any, Any] | NotText, agent: str) -> Mapping[
         if plain(name).lower() in _RESERVED_HEADERS:
             raise ConfigError(f"headers: {name!r} is set by this package and cannot be replaced")
         if plain(name).lower() == "accept-encoding":
-            raise ConfigError("headers: 'Accept-Encoding' is fixed, since bodies are inflated by this package")
+            raise ConfigError("headers: 'Accept-Encoding' is fixed, because this package decompresses bodies itself")
         if not isinstance(value, Secret) or not value.reveal().isascii() or _CONTROL.search(value.reveal()):
             raise ConfigError(f"headers: the value of {name!r} must be printable ASCII text (it is not shown here)")
-    for name, value in headers.items():  # not before all are right: no frame of an error holds a bare one
+    for name, value in headers.items():  # revealed after all checks, so that the frame of an error holds no value
         text = plain(name)
         checked.pop(own.get(text.lower(), text), None)
         checked[text] = value.reveal()
@@ -199,10 +194,10 @@ def _check_headers(headers: Mapping[Any, Any] | NotText, agent: str) -> Mapping[
 
 
 def check_secret(value: object) -> Secret:
-    """An AuthSecret that can be a header's value.
+    """Checks that an AuthSecret can be the value of a header.
 
     Raises:
-        ConfigError: it is missing, or holds characters that a header cannot; the value is never shown.
+        ConfigError: it is missing, or has a character that a header cannot carry. The message does not show it.
     """
     value = wrap_secret(value)
     if value is None or (isinstance(value, Secret) and not value):
@@ -214,23 +209,24 @@ def check_secret(value: object) -> Secret:
         raise ConfigError(f"auth_secret is blank. {WHERE_SECRETS_COME_FROM}.")
     if not value.reveal().isascii() or _CONTROL.search(value.reveal()):
         raise ConfigError(
-            "auth_secret holds a line break, a control character or a non-ASCII character, which a header cannot "
-            "carry (a stray newline from a file? its value is not shown)"
+            "auth_secret has a line break, a control character or a non-ASCII character, which a header cannot "
+            "carry (perhaps the newline at the end of a file; its value is not shown)"
         )
     if value.reveal() != value.reveal().strip():
         raise ConfigError("auth_secret starts or ends with a space (its value is not shown)")
     if value.reveal()[:7].lower() == "bearer ":
-        raise ConfigError("auth_secret starts with 'Bearer ': give the bare secret, the word is added by auth_scheme")
+        raise ConfigError("auth_secret starts with 'Bearer ': pass the secret without it, because auth_scheme adds it")
     return value
 
 
 MAX_TOKEN: Final = 1024
 
+_QUOTES: Final = frozenset("\"'`\u00ab\u00bb\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2039\u203a")
 _PLAIN_TOKEN = re.compile(rf"[A-Za-z0-9_-][A-Za-z0-9_.~-]{{0,{MAX_TOKEN - 1}}}")
 
 
 def check_token(token: object) -> Secret:
-    """An access token that can be the last segment of the URL's path without changing the rest.
+    """Checks that an access token can be the last segment of the URL's path without changing the rest.
 
     Raises:
         InvalidTokenError: it cannot. The message does not show it.
@@ -248,14 +244,23 @@ def check_token(token: object) -> Secret:
     if size == 0:
         raise InvalidTokenError("the access token is empty")
     if _CONTROL.search(token.reveal()) or any("\x80" <= c <= "\x9f" for c in token.reveal()):
-        raise InvalidTokenError("the access token holds a line break or another control character")
+        raise InvalidTokenError("the access token has a line break or another control character")
     if re.fullmatch(r"(?:\.|%(?:25)*2e)+", token.reveal(), re.IGNORECASE):
         raise InvalidTokenError("the access token consists of dots, which would change the URL")
     if not token.reveal().isprintable() and any("\ud800" <= c <= "\udfff" for c in token.reveal()):
         raise InvalidTokenError("the access token is not valid Unicode")
+    text = token.reveal()
+    if text != text.strip():
+        raise InvalidTokenError("the access token begins or ends with a blank; nothing is stripped")
+    if text[0] in _QUOTES or text[-1] in _QUOTES:
+        raise InvalidTokenError("the access token begins or ends with a quotation mark; give the bare token")
+    if re.match(r"bearer\s", text, re.IGNORECASE):
+        raise InvalidTokenError("the access token begins with 'Bearer '; give the bare token")
+    if invisible := next((c for c in text if unicodedata.category(c) == "Cf"), None):
+        raise InvalidTokenError(f"the access token holds an invisible character (U+{ord(invisible):04X})")
     return token
 
 
 def encode_token(token: Secret) -> Secret:
-    """The token as one path segment: every character but A-Z a-z 0-9 - . _ ~ percent-encoded, once (RFC 3986)."""
+    """The token as one path segment: all characters except A-Z a-z 0-9 - . _ ~ percent-encoded, once (RFC 3986)."""
     return token if _PLAIN_TOKEN.fullmatch(token.reveal()) else Secret(quote(token.reveal(), safe=""))

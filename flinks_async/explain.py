@@ -1,4 +1,4 @@
-"""The effective settings and the schedule of retries as text, for people and for bug reports. No secret is in it."""
+"""Describes the effective settings and the retry schedule as text without secrets, for people and for bug reports."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from .endpoint import Endpoint
 from .secret import MASK, Secret
 
 ROWS: Final = 20
-"""Attempts that have a line of their own."""
+"""The number of attempts that have a line each."""
 
 
 def explain(settings: Settings, endpoint: Endpoint, extras: Mapping[str, Any]) -> str:
-    """What a client will do.
+    """Describes what a client will do.
 
     Args:
         settings: of the client.
         endpoint: of the client.
-        extras: further options by name; None and False are left out.
+        extras: other options by name; None and False are skipped.
     """
     lines = [
         f"instance: {endpoint.host} (auth_scheme {endpoint.auth_scheme}, secret {MASK})",
@@ -36,14 +36,14 @@ def explain(settings: Settings, endpoint: Endpoint, extras: Mapping[str, Any]) -
     ]
     for record in (settings.retry, settings.timeouts, settings.limits, settings.connection):
         lines += [f"  {name} = {value}" for name, value in _fields(record)]
-    given = [(name, value) for name, value in extras.items() if value is not None and value is not False]
-    if given:
-        lines += ["", "also:", *(f"  {name} = {_shown(value)}" for name, value in given)]
+    others = [(name, value) for name, value in extras.items() if value is not None and value is not False]
+    if others:
+        lines += ["", "also:", *(f"  {name} = {_shown(value)}" for name, value in others)]
     return "\n".join(lines)
 
 
 def schedule(retry: config.Retry) -> Iterator[str]:
-    """One line for each of the first attempts: when it is made, and after how long at most; and one for those after them."""
+    """One line for each of the first attempts, with the range of its delay, and one line for all later attempts."""
     yield "attempt 1: at once"
     for number in range(2, min(retry.attempts, ROWS) + 1):
         longest, throttled = _longest(retry, number)
@@ -63,14 +63,14 @@ def schedule(retry: config.Retry) -> Iterator[str]:
 
 
 def _longest(retry: config.Retry, number: int) -> tuple[float, float]:
-    """Seconds before an attempt at most; and if the one before it was throttled."""
+    """The longest delay before an attempt in seconds, usually and after a throttled attempt."""
     grown = 2.0 ** min(number - 2, 1000)
     return min(retry.cap, retry.base * grown), min(retry.cap, retry.throttled_base * grown)
 
 
 def _bounds(settings: Settings) -> Iterator[str]:
     retry, limits = settings.retry, settings.limits
-    above = "everybody pauses" if limits.waits else "the call ends, with retry_after set"
+    above = "all calls pause" if limits.waits else "the call ends, with retry_after set"
     yield f"a Retry-After above {retry.retry_after_cap:g} s: {above}"
     match retry.quota:
         case TokenBucketQuota() as quota:
@@ -83,7 +83,7 @@ def _bounds(settings: Settings) -> Iterator[str]:
         case None:
             yield "quota: none"
     if limits.breaker is None:
-        yield "instance down: not noticed (no breaker)"
+        yield "instance down: not detected (no breaker)"
     else:
         then = "calls wait and lose no attempt" if limits.waits else "calls fail at once with CircuitOpenError"
         breaker = limits.breaker
@@ -113,4 +113,4 @@ def _shown(value: Any) -> str:
     if attrs.has(type(value)) and type(value).__module__.startswith("flinks_async."):
         inside = ", ".join(f"{a.name}={_shown(getattr(value, a.name))}" for a in attrs.fields(type(value)))
         return f"{type(value).__name__}({inside})"
-    return f"<{type(value).__name__}>"  # its own repr may hold anything
+    return f"<{type(value).__name__}>"  # its repr may contain a secret

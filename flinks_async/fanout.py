@@ -26,7 +26,7 @@ from attrs import frozen
 from .endpoint import check_token
 from .errors import ClientClosedError, FlinksError, InvalidTokenError
 from .models import PartnerAccessResponse
-from .runtime.cancel_scope import until_done
+from .runtime.cancel_scope import mark_retrieved, until_done
 from .secret import Secret
 
 K_co = TypeVar("K_co", covariant=True)
@@ -104,8 +104,7 @@ async def fan_out(
             await until_done(workers)
         finally:
             for worker in workers:
-                if not worker.cancelled():
-                    worker.exception()  # marks it as retrieved: `ready` raises it, or the consumer has left
+                mark_retrieved(worker)  # `ready` raises it, or the consumer has left
             await source.close()
 
 

@@ -25,9 +25,6 @@ from .verdict import EMPTY_ENVELOPE, Envelope, Verdict
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
-# `Response._retry_after` before its first use; a value that was read is None or at least 0.
-_UNREAD: Final = -1.0
-
 
 def _names(headers: Mapping[str, str]) -> str:
     return f"<{', '.join(headers)}>"
@@ -172,7 +169,7 @@ class Response:
     envelope: Envelope = EMPTY_ENVELOPE
     verdict: Verdict | None = None
     meta: Meta = NO_META
-    _retry_after: float | None = field(default=_UNREAD, init=False, repr=False)
+    _retry_after: float | None = field(init=False, repr=False)
 
     def retry_after(self, clock: Clock) -> float | None:
         """Seconds that the server asks to wait, or None if it does not say. The headers are parsed once.
@@ -180,9 +177,12 @@ class Response:
         Args:
             clock: its wall clock is compared with a date if the server does not send its own `Date`.
         """
-        if self._retry_after == _UNREAD:
-            object.__setattr__(self, "_retry_after", read_retry_after(self.headers, clock.time()))
-        return self._retry_after
+        try:
+            return self._retry_after
+        except AttributeError:  # unset until it is first asked for, which most responses never are
+            seconds = read_retry_after(self.headers, clock.time())
+            object.__setattr__(self, "_retry_after", seconds)
+            return seconds
 
     def evolve(self, **changes: Any) -> Response:
         """A copy with some fields changed."""

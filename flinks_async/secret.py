@@ -1,8 +1,7 @@
-"""Secrets that stay secret: a wrapper that never shows its value, keyed fingerprints, redaction of text.
+"""Secrets: a wrapper that never shows its value, keyed fingerprints, and redaction of text.
 
-The access token is part of the URL path, a place that every HTTP stack logs; the AuthSecret is a header.
-Both travel through this package as `Secret` and are revealed only inside the expression that puts them
-on the wire.
+The access token is part of the URL path, which HTTP libraries log; the AuthSecret is a header. This package passes both
+as `Secret` and reveals them only inside the expression that sends them.
 """
 
 from __future__ import annotations
@@ -27,28 +26,28 @@ T = TypeVar("T")
 MASK: Final = "***"
 
 _PROCESS_KEY: Final = secrets.token_bytes(32)
-# Patterns as text: `re` compiles them when they are first needed, and keeps them. An import does not pay for them.
-_UNPRINTABLE: Final = r"[^\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]+"  # half a surrogate pair is no text: it has no UTF-8
+# Patterns are strings, so that an import does not compile them: `re` compiles them on first use and caches them.
+_UNPRINTABLE: Final = r"[^\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]+"  # half a surrogate pair has no UTF-8
 _HIDDEN: Final = (
-    # The first two begin where such a word can begin, and give nothing back: a hostile text costs no more than others.
+    # The first two start at the start of a word and are possessive, so that a hostile text costs no more than others.
     r"(?i)(?<![a-z0-9+.-])[a-z0-9+.-]++://[^\s\"'<>]++",  # a URL
     r"(?<![^\s@<>\"'])[^\s@<>\"']++@[^\s@<>\"']++",  # an e-mail
     r"(?i)\b[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}\b",  # a GUID
     r"\d{5,}",  # a long number
 )
-_CODED: Final = r"[A-Za-z0-9+/=_%-]{24,}+"  # a longer word than people write: base64, perhaps, of something hidden
+_CODED: Final = r"[A-Za-z0-9+/=_%-]{24,}+"  # longer than a word that people write: perhaps base64 of a hidden value
 
 
 def plain(text: str) -> str:
-    """The text of a `str` or of a subclass, which may write itself in another way: a member of an enum by its name."""
+    """The characters of a `str`. A subclass may have another `str()`: a member of an enum returns its name."""
     return str.__str__(text)
 
 
 class Secret:
-    """A text that shows itself only through `reveal()`.
+    """A string that only `reveal()` returns.
 
-    It is masked in repr, str and format, compares in constant time, and refuses to be pickled. A copy is the
-    same object. Of a subclass of `str`, such as a text that is a member of an enum, it keeps the text alone.
+    repr, str and format mask it. Comparison takes constant time. It refuses to be pickled, and a copy is the same
+    object. Of a subclass of `str`, such as a member of an enum, it keeps the characters only.
 
     Raises:
         TypeError: the value is neither a `str` nor a `Secret`.
@@ -62,12 +61,12 @@ class Secret:
             return
         text: Any = value
         if not isinstance(text, str):
-            text = value = NotText(text)  # type: ignore[assignment] # no frame holds what may be a secret as bytes
+            text = value = NotText(text)  # type: ignore[assignment] # the traceback must not show a secret as bytes
             raise TypeError(f"a secret must be a str, not {text.type_name}")
         self._value = plain(text)
 
     def reveal(self) -> str:
-        """The text itself. Use it inside one expression; do not bind it to a name."""
+        """The string itself. Use it inside one expression; do not bind it to a name."""
         return self._value
 
     def __repr__(self) -> str:
@@ -106,11 +105,11 @@ class Secret:
 
 
 SecretProvider = Callable[[], Awaitable[str | Secret]]
-"""Asks for the AuthSecret, for example a vault."""
+"""An async callable that returns the AuthSecret, for example from a vault."""
 
 
 class NotText:
-    """Stands for a value that should be a text and is not: perhaps a secret as bytes, so it is not kept.
+    """Replaces a value that should be a `str` and is not. The value is not kept, because it may be a secret as bytes.
 
     Attributes:
         type_name: the name of its type.
@@ -123,8 +122,9 @@ class NotText:
 
 
 def wrap_secret(value: object) -> Any:
-    """What a caller gave as a secret, in a form that a frame may hold when an error passes it: a `Secret`, or a `NotText`.
-    None and callables are given back as they are. To be bound to the name of the bare value, before anything can fail.
+    """Wraps a secret so that locals in a traceback cannot show it: a `str` in a `Secret`, anything else in a `NotText`.
+
+    None, callables and wrapped values are returned unchanged. Bind the result to the name of the argument at once.
     """
     if isinstance(value, str):
         return Secret(value)
@@ -132,8 +132,8 @@ def wrap_secret(value: object) -> Any:
 
 
 def wraps_token(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """For a coroutine method whose first argument is a token: its frame never holds the bare text, not even when it is
-    cancelled before its first step.
+    """Decorates a coroutine method whose first argument is a token, so that its frame never holds the token as a `str`,
+    not even when the coroutine is cancelled before its first step.
     """
     call: Callable[..., Coroutine[Any, Any, T]] = method
 
@@ -142,7 +142,7 @@ def wraps_token(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coro
         token = wrap_secret(token)
         return call(self, token, **options)
 
-    # For what asks whether a function gives a coroutine, such as a mock.
+    # So that `inspect.iscoroutinefunction` is true, which mocks ask for.
     if sys.version_info >= (3, 12):
         return inspect.markcoroutinefunction(hidden)  # type: ignore[return-value]
     hidden._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
@@ -150,9 +150,9 @@ def wraps_token(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coro
 
 
 def fingerprint(secret: str | Secret, *, key: bytes | None = None) -> str:
-    """16 hexadecimal digits that stand for a secret: keyed BLAKE2b, so that it cannot be looked up.
+    """16 hexadecimal digits that identify a secret: a keyed BLAKE2b hash, so that nobody can look it up.
 
-    The default key is random per process; a job passes its own, so that its fingerprints last as long as it.
+    The default key is random per process; a job passes its own key, so that its fingerprints stay the same.
 
     Raises:
         TypeError: the value is neither a `str` nor a `Secret`.
@@ -160,7 +160,7 @@ def fingerprint(secret: str | Secret, *, key: bytes | None = None) -> str:
     hidden = wrap_secret(secret)
     del secret
     if not isinstance(hidden, Secret):
-        del key  # no frame of an error holds it
+        del key  # the traceback must not show it
         name = hidden.type_name if isinstance(hidden, NotText) else type(hidden).__name__
         raise TypeError(f"a secret must be a str, not {name}")
     keyed = blake2b(key=_PROCESS_KEY if key is None else key, digest_size=8)
@@ -169,21 +169,21 @@ def fingerprint(secret: str | Secret, *, key: bytes | None = None) -> str:
 
 
 def repeats(text: str, *hidden: Secret | None) -> bool:
-    """Whether a server's text has a hidden value in it, plain or in a usual coding: percent, HTML, JSON (each up to three
-    times over), base64, hexadecimal; without regard to case and hyphens. What has less than 8 characters does not count:
-    it is found in many a word.
+    """Whether a server's text contains a hidden value, plain or in a usual encoding: percent, HTML, JSON (each up to three
+    times), base64, hexadecimal. Case and hyphens are ignored. Values of less than 8 characters are ignored, because
+    ordinary words contain them.
     """
     forms = {_bare(form) for secret in hidden if secret is not None for form in _forms(secret)}
     if not forms:
         return False
-    from html import unescape  # a large table, seldom needed
+    from html import unescape  # imported here, because it is a large table that is seldom needed
 
     texts = [text]
     for _ in range(3):
         text = re.sub(r"\\u([0-9a-fA-F]{4})", lambda found: chr(int(found[1], 16)), unescape(unquote_plus(text)))
         texts.append(text)
-    seen = _bare("\n".join(texts))
-    return any(len(form) >= 8 and form in seen for form in forms)
+    searched = _bare("\n".join(texts))
+    return any(len(form) >= 8 and form in searched for form in forms)
 
 
 def _forms(secret: Secret) -> tuple[str, ...]:
@@ -201,16 +201,17 @@ def _bare(text: str) -> str:
 
 
 def redact(text: str, *hidden: Secret | None, limit: int = 200, coded: bool = False) -> str:
-    """A server's text made fit for an error or a log: hidden values, URLs, e-mails, GUIDs and long numbers are
-    masked, control characters and what is no text are dropped, and it is cut to `limit` characters. Nothing is left of one
-    that has a hidden value in some coding (`repeats`).
+    """Makes a server's text safe for an error or a log.
+
+    Hidden values, URLs, e-mails, GUIDs and long numbers are masked, control characters are dropped, and the text is cut
+    to `limit` characters. A text with an encoded hidden value (`repeats`) is masked as a whole.
 
     Args:
-        coded: mask words of 24 characters and more, too: they may be a hidden value in some coding.
+        coded: also mask words of 24 characters and more, because they may be an encoded hidden value.
     """
-    # Cut before matching (a hostile text may be megabytes long), with room for values that straddle the limit.
+    # Cut before matching, because a hostile text may be megabytes long; with room for values that cross the limit.
     text = re.sub(_UNPRINTABLE, " ", text[: limit + 2048])
-    # The longest first: a short one, masked inside of it, would leave the rest of it to be seen.
+    # The longest first: masking a short value inside a longer one would leave the rest of the longer one visible.
     for secret in sorted(filter(None, hidden), key=len, reverse=True):
         for form in {secret.reveal(), quote(secret.reveal(), safe="", errors="replace")}:
             text = re.sub(re.escape(form), MASK, text, flags=re.IGNORECASE)
@@ -223,15 +224,15 @@ def redact(text: str, *hidden: Secret | None, limit: int = 200, coded: bool = Fa
 
 _QUOTE: Final = r"\\{0,8}+[\"']"  # in a JSON text, or a repr of a repr, with backslashes
 _HEADER: Final = rf"(?:flinks[-_]auth[-_]key|authorization)(?![\w-])(?:{_QUOTE})?"
-# A secret may hold every printable ASCII character: its end is that of the quotes around it, else that of the line.
-# What is repeated gives nothing back, so that a hostile text costs no more than others.
+# A secret may contain any printable ASCII character, so it ends at the closing quote, or else at the end of the line.
+# Repetitions are possessive, so that a hostile text costs no more than others.
 _IN_LOGS: Final = (
     (r"(?i)(partneraccess(?:\\{0,8}+/|%(?:25){0,8}+2f))[^\s/?#\"'<>\\)\]}]+", rf"\1{MASK}"),
-    # {"flinks-auth-key": "Bearer ..."}, (b'flinks-auth-key', b'Bearer ...'): the bare quote ends it, not an
-    # escaped one, nor one that goes on in the next line, as pprint writes a long text
+    # {"flinks-auth-key": "Bearer ..."}, (b'flinks-auth-key', b'Bearer ...'): an unescaped quote ends it, unless the
+    # string continues on the next line, as pprint writes long strings
     (rf"(?i)({_HEADER}\s*+[:=,]>?\s*+[\[(]?b?({_QUOTE}))(?:(?!(?<!\\)\2)[^\r\n]|\2\n[ \t]*+b?\2)*+", rf"\1{MASK}"),
-    # flinks-auth-key: Bearer ...; a quote before a bracket, a comma or a space is that of a text around the line, and
-    # four characters \r\n are the line's end in the repr of a head
+    # flinks-auth-key: Bearer ...; a quote before a bracket, a comma or a space closes a string around the line, and the
+    # four characters \r\n end the line in the repr of a request's head
     (
         rf"(?i)({_HEADER}(?:[ \t]*+[:=]>?[ \t]*+|[ \t]++(?=(?:Bearer|Basic)\s)))(?![\[(]?b?{_QUOTE})"
         r"(?:(?!\\++r\\++n|(?<!\\)[\"'](?:[\s,;:)\]}>]|\Z))[^\r\n])++",
@@ -249,20 +250,20 @@ def redact_request(text: str) -> str:
 
 
 class SecretFilter(logging.Filter):
-    """A filter for the loggers of other libraries that write down URLs and headers.
+    """A logging filter that masks tokens and secrets, for other libraries that log URLs and headers.
 
-    Add it to a *handler* (`handler.addFilter(SecretFilter())`): filters of a logger do not see the records of its
-    children. This package logs neither tokens nor URLs, so it needs no filter for its own records.
+    Add it to a *handler* (`handler.addFilter(SecretFilter())`), because a logger's filters do not see the records of its
+    children. This package logs no tokens and no URLs, so its own records need no filter.
     """
 
     def filter(self, record: logging.LogRecord) -> bool:
         try:
             message = record.getMessage()
-        except Exception:  # a broken logging call must not break the program, nor slip through unread
+        except Exception:  # a wrong logging call must neither break the program nor pass unmasked
             message = "(a log record that could not be formatted)"
         record.msg, record.args = redact_request(message), None
         if record.exc_info:
-            # Formatted here, since the traceback of another library may name the URL.
+            # Formatted here, because the traceback of another library may contain the URL.
             record.exc_text = redact_request(logging.Formatter().formatException(record.exc_info))
             record.exc_info = None
         return True

@@ -14,7 +14,6 @@ from typing import Any
 
 import aiohttp
 import pytest
-from aioresponses import aioresponses
 from attrs import fields
 
 from flinks_async import (
@@ -47,7 +46,15 @@ from flinks_async import (
 from flinks_async.client_options import ClientArguments, ClientOptions, DerivedArguments
 from flinks_async.clock import SystemClock
 from flinks_async.messages import Handler
-from flinks_async.testing import KINDS, FakeClock, InMemoryTransport, VirtualClock, expected_body, run_virtual
+from flinks_async.testing import (
+    KINDS,
+    FakeClock,
+    InMemoryTransport,
+    VirtualClock,
+    aioresponses,
+    expected_body,
+    run_virtual,
+)
 
 from .support import DOCUMENTED, SECRET, client_of, turns
 

@@ -1,4 +1,4 @@
-"""The fast path, in one step and in many, gives what the careful path gives: the same answers, the same errors."""
+"""The compiled path returns what the reference path returns, in one step or many: the same answers, the same errors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from flinks_async import codec as codec_module
 from flinks_async.codec import Codec, steps
-from flinks_async.codec.compiled import States, twin
+from flinks_async.codec.compiled import WireStates, mutable_class
 from flinks_async.errors import DecodeError, EmptyBodyError, NotJSONError, WrongTypeError
 from flinks_async.models import (
     DEFAULT_WIRE_STATE,
@@ -33,17 +33,17 @@ from flinks_async.models import (
 )
 from flinks_async.schema import SCHEMA
 
-from .answers import answers, answers_perhaps_wrong, from_bytes, payload, run_out, to_bytes
+from .answers import answers, answers_perhaps_wrong, from_bytes, payload, run_steps, to_bytes
 
 META = Meta(attempts=3, queue_time=0.5)
 
 
 def outcome(decode: Any) -> Any:
-    """What can be compared: the answer with all that hangs on it, or the error with its words."""
+    """A comparable form of the result: the answer with its wire states and `meta`, or the error with its message."""
     try:
         answer = decode()
     except DecodeError as error:
-        if isinstance(error, NotJSONError):  # of several defects, the one that is met first has the word
+        if isinstance(error, NotJSONError):  # of several defects, each path reports the first one that it meets
             return NotJSONError, error.path, None, error.__context__
         return type(error), error.path, error.message, error.__context__
     return answer, answer.to_dict(), answer.meta, _states(answer)
@@ -58,39 +58,39 @@ def _states(value: Any) -> Any:
     return [_states(item) for item in value] if isinstance(value, tuple) else type(value)
 
 
-def careful(body: bytes) -> Any:
-    return outcome(lambda: run_out(Codec()._decoder.careful_steps(body, META))[0])
+def by_reference(body: bytes) -> Any:
+    return outcome(lambda: run_steps(Codec()._decoder.reference_steps(body, META))[0])
 
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything is cut, however small it is."""
+    """Cuts every body, however small."""
     with monkeypatch.context() as patch:
         _small_pieces(patch)
         yield
 
 
 def _small_pieces(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(codec_module, "DIRECT", 0)
-    patch.setattr(steps, "SLICE", 2)
-    patch.setattr(steps, "TURN", 1)
+    patch.setattr(codec_module, "DIRECT_SIZE", 0)
+    patch.setattr(steps, "TRANSACTIONS_PER_STEP", 2)
+    patch.setattr(steps, "OBJECTS_PER_STEP", 1)
     patch.setattr(steps, "MANY_ACCOUNTS", 1)
-    patch.setattr("flinks_async.codec.parse.PIECE", 16)
+    patch.setattr("flinks_async.codec.parse.PIECE_SIZE", 16)
 
 
 def check_all_ways(body: bytes, *codecs: Codec) -> None:
-    expected = careful(body)
+    expected = by_reference(body)
     for codec in codecs:
         assert outcome(lambda codec=codec: codec.decode(body, META)) == expected
-        assert outcome(lambda codec=codec: run_out(codec.decode_steps(body, META))[0]) == expected
+        assert outcome(lambda codec=codec: run_steps(codec.decode_steps(body, META))[0]) == expected
     with pytest.MonkeyPatch.context() as patch:
         _small_pieces(patch)
-        assert careful(body) == expected
+        assert by_reference(body) == expected
         for codec in codecs:
-            assert outcome(lambda codec=codec: run_out(codec.decode_steps(body, META))[0]) == expected
+            assert outcome(lambda codec=codec: run_steps(codec.decode_steps(body, META))[0]) == expected
 
 
-used = Codec()  # has seen many shapes by the end
+used = Codec()  # observes many fields in the course of the tests
 
 
 @settings(max_examples=150, deadline=None)
@@ -149,7 +149,7 @@ def test_broken_json_in_any_place(broken: bytes, key: bytes) -> None:
     body = payload((2, 3)).replace(b'"Code":null', b'"Code":null,"Unknown":null')
     before, _, after = body.rpartition(key)
     cut = min(at for at in (after.find(b","), after.find(b"}")) if at >= 0)
-    expected = careful(before + key + broken + after[cut:])
+    expected = by_reference(before + key + broken + after[cut:])
     assert issubclass(expected[0], NotJSONError)
     check_all_ways(before + key + broken + after[cut:], used)
 
@@ -164,32 +164,32 @@ def test_short_bodies(body: bytes) -> None:
 def test_large_bodies(size: tuple[int, int], unknown: bool) -> None:
     body = payload(size, unknown=unknown)
     codec = Codec()
-    expected = careful(body)
+    expected = by_reference(body)
     assert from_bytes(expected[0].to_json()) == from_bytes(body)
     for _ in range(2):
         assert outcome(lambda: codec.decode(body, META)) == expected
-        assert outcome(lambda: run_out(codec.decode_steps(body, META))[0]) == expected
-        assert outcome(lambda: run_out(Codec().decode_steps(body, META))[0]) == expected
+        assert outcome(lambda: run_steps(codec.decode_steps(body, META))[0]) == expected
+        assert outcome(lambda: run_steps(Codec().decode_steps(body, META))[0]) == expected
 
 
 @pytest.mark.parametrize("wrong", [b'"x"', b"true", b"1e400"])
-def test_an_error_in_the_third_slice(wrong: bytes) -> None:
+def test_an_error_in_the_third_step(wrong: bytes) -> None:
     data = from_bytes(payload((1, 1500)))
-    number = 2 * steps.SLICE + 17
+    number = 2 * steps.TRANSACTIONS_PER_STEP + 17
     data["GetAccountsDetail"][0]["Accounts"][0]["Transactions"][number]["Debit"] = 424242
     body = to_bytes(data).replace(b"424242", wrong)
-    for decode in (lambda: Codec().decode(body), lambda: run_out(Codec().decode_steps(body))[0]):
+    for decode in (lambda: Codec().decode(body), lambda: run_steps(Codec().decode_steps(body))[0]):
         with pytest.raises(WrongTypeError) as caught:
             decode()
         assert caught.value.path == f"GetAccountsDetail[0].Accounts[0].Transactions[{number}].Debit"
-    # An earlier wrong type wins, although it is outside of the slices; so does broken JSON anywhere.
-    assert careful(body)[1] == f"GetAccountsDetail[0].Accounts[0].Transactions[{number}].Debit"
+    # Broken JSON anywhere is reported before a wrong type.
+    assert by_reference(body)[1] == f"GetAccountsDetail[0].Accounts[0].Transactions[{number}].Debit"
     worse = body[:-1] + b',"New":"\xff"}'
     with pytest.raises(NotJSONError):
-        run_out(Codec().decode_steps(worse))
+        run_steps(Codec().decode_steps(worse))
 
 
-def test_a_late_null_and_a_late_unknown_field_do_not_need_the_careful_path_twice() -> None:
+def test_a_late_null_and_a_late_unknown_field_need_the_reference_path_once() -> None:
     data = from_bytes(payload((1, 900)))
     move = data["GetAccountsDetail"][0]["Accounts"][0]["Transactions"][850]
     move["Brand new"] = {"a": [Decimal("1.0")]}
@@ -197,41 +197,43 @@ def test_a_late_null_and_a_late_unknown_field_do_not_need_the_careful_path_twice
     move["Date"] = None
     codec = Codec()
     body = to_bytes(data)
-    first = outcome(lambda: run_out(codec.decode_steps(body, META))[0])
-    assert first == careful(body)
-    assert codec._decoder.fast(body, META) == first[0]
+    first = outcome(lambda: run_steps(codec.decode_steps(body, META))[0])
+    assert first == by_reference(body)
+    assert codec._decoder.compiled(body, META) == first[0]
 
 
-def test_shapes_are_learned_but_not_without_end() -> None:
+def test_only_a_limited_number_of_unknown_fields_is_observed() -> None:
     codec = Codec()
     for number in range(40):
         body = to_bytes({"GetAccountsDetail": [], "RequestId": "a", f"New{number}": number})
         assert codec.decode(body).extra == {f"New{number}": number}
-    assert codec._decoder.fast(to_bytes({"GetAccountsDetail": [], "RequestId": "a", "New15": 1}), META) is not None
-    assert codec._decoder.fast(to_bytes({"GetAccountsDetail": [], "RequestId": "a", "New16": 1}), META) is None
+    assert codec._decoder.compiled(to_bytes({"GetAccountsDetail": [], "RequestId": "a", "New15": 1}), META) is not None
+    assert codec._decoder.compiled(to_bytes({"GetAccountsDetail": [], "RequestId": "a", "New16": 1}), META) is None
     assert codec.decode(to_bytes({'Odd "key"': 1})).extra == {'Odd "key"': 1}
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("observed", [False, True])
 @pytest.mark.parametrize("direct", [0, 64 * 1024])
-async def test_a_known_shape_is_not_read_carefully(learned: bool, direct: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_with_observed_fields_never_takes_the_reference_path(
+    observed: bool, direct: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     codecs = [Codec() for _ in range(3)]
-    body = to_bytes({"GetAccountsDetail": {}, "New": 1} if learned else {"GetAccountsDetail": [], "RequestId": "a"})
-    for codec in codecs if learned else []:
+    body = to_bytes({"GetAccountsDetail": {}, "New": 1} if observed else {"GetAccountsDetail": [], "RequestId": "a"})
+    for codec in codecs if observed else []:
         codec.decode(body)
-    monkeypatch.setattr(codec_module, "DIRECT", direct)
-    monkeypatch.setattr(steps.Decoder, "careful_steps", None)
+    monkeypatch.setattr(codec_module, "DIRECT_SIZE", direct)
+    monkeypatch.setattr(steps.Decoder, "reference_steps", None)
     assert codecs[0].decode(body, META).meta == META
-    assert run_out(codecs[1].decode_steps(body, META))[0].meta == META
+    assert run_steps(codecs[1].decode_steps(body, META))[0].meta == META
     assert (await codecs[2].decode_async(body, META, asyncio.Lock())).meta == META
 
 
 @pytest.mark.parametrize(("key", "right", "wrong"), [("Accounts", [{}], {}), ("Links", [{}], {}), ("Login", {}, [{}])])
 def test_an_array_of_one_is_no_object(key: str, right: Any, wrong: Any) -> None:
     codec = Codec()
-    codec.decode(to_bytes({"GetAccountsDetail": [{key: right}]}))  # to learn the shape
+    codec.decode(to_bytes({"GetAccountsDetail": [{key: right}]}))  # observes the fields
     body = to_bytes({"GetAccountsDetail": [{key: wrong}]})
-    assert careful(body)[:2] == (WrongTypeError, f"GetAccountsDetail[0].{key}")
+    assert by_reference(body)[:2] == (WrongTypeError, f"GetAccountsDetail[0].{key}")
     check_all_ways(body, codec)
 
 
@@ -247,19 +249,21 @@ def test_an_array_of_one_is_no_object(key: str, right: Any, wrong: Any) -> None:
 def test_what_is_null_or_missing(detail: dict[str, Any]) -> None:
     body = to_bytes({"GetAccountsDetail": [detail, {"LoginId": "a"}, {"Accounts": [{"Transactions": [{}]}]}]})
     codec = Codec()
-    for _ in range(2):  # before and after it has learned the shape
+    for _ in range(2):  # before and after the fields are observed
         check_all_ways(body, codec)
 
 
 def test_objects_that_look_the_same_share_their_state() -> None:
     codec, body = Codec(), b'{"GetAccountsDetail":[{"Accounts":[{"Id":"a"},{"Id":"b"}]}]}'
-    codec.decode(body)  # to learn the shape
+    codec.decode(body)  # observes the fields
     first, second = codec.decode(body).accounts
     assert first.wire_state is second.wire_state
 
 
-def test_on_the_careful_path_they_share_it_too() -> None:
-    answer = run_out(Codec()._decoder.careful_steps(b'{"GetAccountsDetail":[{},{},{"Links":null},{"New":1}]}', META))[0]
+def test_on_the_reference_path_they_share_it_too() -> None:
+    answer = run_steps(
+        Codec()._decoder.reference_steps(b'{"GetAccountsDetail":[{},{},{"Links":null},{"New":1}]}', META)
+    )[0]
     first, second, third, fourth = (detail.wire_state for detail in answer.details)
     assert first is second
     assert (third.absent, third.nulls) == (first.absent - {"Links"}, {"Links"})
@@ -267,10 +271,10 @@ def test_on_the_careful_path_they_share_it_too() -> None:
     assert (fourth.extra, first.extra) == ({"New": 1}, {})
 
 
-def test_on_the_careful_path_no_more_states_are_kept_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_path_keeps_a_limited_number_of_states(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flinks_async.codec.reference.MAX_STATES", 1)
     body = b'{"GetAccountsDetail":[{"Tag":""},{"LoginId":""},{"Tag":""},{"LoginId":""}]}'
-    answer = run_out(Codec()._decoder.careful_steps(body, META))[0]
+    answer = run_steps(Codec()._decoder.reference_steps(body, META))[0]
     first, second, third, fourth = (detail.wire_state for detail in answer.details)
     assert first is third
     assert second is not fourth
@@ -278,7 +282,7 @@ def test_on_the_careful_path_no_more_states_are_kept_either(monkeypatch: pytest.
 
 
 def test_not_more_than_4096_states_are_kept() -> None:
-    states = States(SCHEMA[Account])
+    states = WireStates(SCHEMA[Account])
     for mask in range(5000):
         absent = {field.wire for bit, field in enumerate(SCHEMA[Account]) if mask >> bit & 1}
         assert states[mask] == WireState(absent=frozenset(absent))
@@ -287,16 +291,16 @@ def test_not_more_than_4096_states_are_kept() -> None:
 
 
 @pytest.mark.parametrize("cls", [*MODELS, WireState])
-def test_twins_become_models_by_assignment(cls: type) -> None:
-    """If an interpreter sees another layout, decoding still works, but slowly: then this says so."""
-    made, convert = twin(cls)
+def test_a_mutable_object_becomes_a_model_by_assignment(cls: type) -> None:
+    """Where an interpreter considers the layouts different, decoding is slower, and this test fails to say so."""
+    made, convert = mutable_class(cls)
     assert convert is None
     assert made.__slots__ == cls.__slots__
 
 
 @attrs.frozen
 class Odd(Model):
-    """A model of another layout than it says."""
+    """A model whose slots are not those of its layout."""
 
     name: str
     _wire: WireState
@@ -305,8 +309,8 @@ class Odd(Model):
 Odd.__slots__ = (*Odd.__slots__, "more")
 
 
-def test_a_twin_of_another_layout_is_converted() -> None:
-    made, convert = twin(Odd)
+def test_a_mutable_object_of_another_layout_is_converted() -> None:
+    made, convert = mutable_class(Odd)
     full: Any = made()
     full.name, full._wire = "a", DEFAULT_WIRE_STATE
     assert convert is not None
@@ -317,20 +321,20 @@ def convert_by_init(cls: Any) -> Any:
     return lambda full: cls(**{a.alias: getattr(full, a.name) for a in attrs.fields(cls)})
 
 
-def test_models_can_also_be_made_without_that(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_also_works_without_assignment_of_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
     body = payload((2, 3), unknown=True)
-    expected = careful(body)
-    real_twin = twin
+    expected = by_reference(body)
+    real_mutable_class = mutable_class
 
-    def slow_twin(cls: Any) -> Any:
-        made, _ = real_twin(cls)
+    def slow_mutable_class(cls: Any) -> Any:
+        made, _ = real_mutable_class(cls)
         return made, convert_by_init(cls)
 
-    monkeypatch.setattr("flinks_async.codec.compiled.twin", slow_twin)
+    monkeypatch.setattr("flinks_async.codec.compiled.mutable_class", slow_mutable_class)
     codec = Codec()
     codec.decode(body)
     assert outcome(lambda: codec.decode(body, META)) == expected
-    assert codec._decoder.fast(body, META) is not None
+    assert codec._decoder.compiled(body, META) is not None
 
 
 # --- hooks ---------------------------------------------------------------------------------------------------------
@@ -340,8 +344,8 @@ def test_a_hook_leaves_the_other_classes_fast() -> None:
     codec = Codec()
     codec.converter.register_structure_hook(Transaction, lambda value, _: value["Id"])
     body = payload((2, 3))
-    codec.decode(body)  # to learn its shape
-    answer = codec._decoder.fast(body, META)
+    codec.decode(body)  # observes the fields
+    answer = codec._decoder.compiled(body, META)
     assert answer is not None
     expected = [
         tuple(move["Id"] for move in account["Transactions"])
@@ -352,7 +356,7 @@ def test_a_hook_leaves_the_other_classes_fast() -> None:
 
 
 @pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
-def test_a_hook_for_any_class_gives_the_same_on_every_way(cls: type[Model], small_pieces: None) -> None:
+def test_a_hook_for_any_class_gives_the_same_by_every_path(cls: type[Model], small_pieces: None) -> None:
     def hooked() -> Codec:
         codec = Codec()
         ours = codec.converter.get_structure_hook(cls)
@@ -360,16 +364,16 @@ def test_a_hook_for_any_class_gives_the_same_on_every_way(cls: type[Model], smal
         return codec
 
     body = payload((3, 5), unknown=True)
-    expected = hooked()._decoder.careful_steps(body, META)
-    value, _ = run_out(expected)
+    expected = hooked()._decoder.reference_steps(body, META)
+    value, _ = run_steps(expected)
     assert b"hooked" in pickle.dumps(value)
     codec = hooked()
     for _ in range(2):
         assert codec.decode(body, META) == value
-        assert run_out(codec.decode_steps(body, META))[0] == value
+        assert run_steps(codec.decode_steps(body, META))[0] == value
 
 
-def test_a_hook_that_fails_in_a_slice(small_pieces: None) -> None:
+def test_a_hook_that_fails_in_a_later_step(small_pieces: None) -> None:
     def hook(value: Any, _: Any) -> Any:
         if value["Balance"] == 7:
             raise ZeroDivisionError("CANARY")
@@ -393,17 +397,21 @@ def test_a_hook_that_fails_in_a_slice(small_pieces: None) -> None:
     ("size", "unknown", "count"),
     [
         ("medium", False, 0),
-        ((1, 4000), False, 1 + 4000 // steps.SLICE),
-        ((1, 4000), True, 1 + 4000 // steps.SLICE + steps.SLICE // steps.TURN),  # the first slice teaches the field
+        ((1, 4000), False, 1 + 4000 // steps.TRANSACTIONS_PER_STEP),
+        (
+            (1, 4000),
+            True,
+            1 + 4000 // steps.TRANSACTIONS_PER_STEP + steps.TRANSACTIONS_PER_STEP // steps.OBJECTS_PER_STEP,
+        ),  # the field is observed in the first batch
         ((3, 300), False, 1 + 3 * 2),
         ((steps.MANY_ACCOUNTS, 8), False, 1 + steps.MANY_ACCOUNTS),
         ((300, 10), False, 1 + 10),  # by 64 KB
     ],
 )
-def test_the_steps_of_the_fast_path(size: Any, unknown: bool, count: int) -> None:
+def test_the_steps_of_the_compiled_path(size: Any, unknown: bool, count: int) -> None:
     codec = Codec()
-    codec.decode(payload((1, 1)))  # to learn the shape
-    assert run_out(codec.decode_steps(payload(size, unknown=unknown), META))[1] == count
+    codec.decode(payload((1, 1)))  # observes the fields
+    assert run_steps(codec.decode_steps(payload(size, unknown=unknown), META))[1] == count
 
 
 def test_a_large_account_among_many_has_steps_of_its_own() -> None:
@@ -411,35 +419,35 @@ def test_a_large_account_among_many_has_steps_of_its_own() -> None:
     data["GetAccountsDetail"][0]["Accounts"][7]["Transactions"] *= 600
     codec = Codec()
     codec.decode(payload((1, 1)))
-    answer, count = run_out(codec.decode_steps(to_bytes(data), META))
+    answer, count = run_steps(codec.decode_steps(to_bytes(data), META))
     assert [len(account.transactions) for account in answer.accounts] == [1] * 7 + [600] + [1] * 57
-    assert count == 1 + 1 + (600 // steps.SLICE + 1) + 1
+    assert count == 1 + 1 + (600 // steps.TRANSACTIONS_PER_STEP + 1) + 1
 
 
 @pytest.mark.parametrize(
     ("detail", "count"),
     [
-        ({"Links": [{}] * steps.TURN}, 0),
-        ({"Links": [{}] * (steps.TURN + 1)}, 2),
+        ({"Links": [{}] * steps.OBJECTS_PER_STEP}, 0),
+        ({"Links": [{}] * (steps.OBJECTS_PER_STEP + 1)}, 2),
         ({"Links": [{}] * 1000}, 20),
         ({"Accounts": [{}] * 1000}, 20),
         ({"Accounts": [{}, {"Transactions": [{}] * 1000}] * 2, "Links": [{}] * 100}, 42),
     ],
 )
-def test_the_steps_of_the_careful_path(detail: Any, count: int) -> None:
+def test_the_steps_of_the_reference_path(detail: Any, count: int) -> None:
     def turns(details: Any) -> int:
-        return run_out(Codec()._decoder.careful_steps(to_bytes({"GetAccountsDetail": details}), META))[1]
+        return run_steps(Codec()._decoder.reference_steps(to_bytes({"GetAccountsDetail": details}), META))[1]
 
     assert turns(detail) == turns([detail]) == count
     assert turns([{"Accounts": None}, detail, *[{}] * 98, detail]) == 2 * count + 3
 
 
-def test_what_was_read_in_turns_is_not_read_again() -> None:
+def test_items_that_were_read_in_steps_are_not_read_again() -> None:
     codec, seen = Codec(), []
     codec.converter.register_structure_hook(Transaction, lambda value, _: seen.append(value["Id"]))
-    moves = [{"Id": str(number)} for number in range(3 * steps.TURN - 1)]
+    moves = [{"Id": str(number)} for number in range(3 * steps.OBJECTS_PER_STEP - 1)]
     body = to_bytes({"GetAccountsDetail": {"Accounts": [{"Transactions": moves}]}})
-    run_out(codec._decoder.careful_steps(body, META))
+    run_steps(codec._decoder.reference_steps(body, META))
     assert seen == [move["Id"] for move in moves]
 
 
@@ -447,7 +455,7 @@ def test_what_was_read_in_turns_is_not_read_again() -> None:
 def test_many_entries_accounts_or_links_have_steps(cut: bool) -> None:
     more = [{"Accounts": [{"Transactions": []}] * (steps.MANY_ACCOUNTS + 1)}] if cut else []
     entry = {"LoginId": "a", "CustomerId": "b"}
-    each = steps.FEW // 4
+    each = steps.MAX_OTHER_MODELS // 4
     for extra, few in ((0, True), (1, False)):
         details = [
             *([entry] * (each - len(more))),
@@ -456,26 +464,26 @@ def test_many_entries_accounts_or_links_have_steps(cut: bool) -> None:
             *([] if cut else [{"Accounts": [{"Id": "a"}] * (each - 1)}]),
             *([entry] * (each + cut * (each - 1))),
         ]
-        codec, body = Codec(), to_bytes({"GetAccountsDetail": details}).ljust(codec_module.DIRECT + 1)
-        codec.decode(body)  # to learn the shape
-        answer, count = run_out(codec._decoder.fast_steps(body, META))
+        codec, body = Codec(), to_bytes({"GetAccountsDetail": details}).ljust(codec_module.DIRECT_SIZE + 1)
+        codec.decode(body)  # observes the fields
+        answer, count = run_steps(codec._decoder.compiled_steps(body, META))
         assert (answer is not None) == few
-        answer, count = run_out(codec.decode_steps(body, META))
+        answer, count = run_steps(codec.decode_steps(body, META))
         assert (answer.meta, answer.to_dict()) == (META, from_bytes(body))
-        assert (count > each // steps.TURN) == (not few)
+        assert (count > each // steps.OBJECTS_PER_STEP) == (not few)
 
 
-def test_many_entries_are_looked_through_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_entries_are_scanned_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     body = to_bytes({"GetAccountsDetail": [{"Accounts": [{}] * 9}] * 5})
     turns = []
-    for look in (1, 5, 50, 51):
-        monkeypatch.setattr(steps, "LOOK", look)
-        turns.append(run_out(Codec()._decoder.careful_steps(body, META))[1])
+    for scanned in (1, 5, 50, 51):
+        monkeypatch.setattr(steps, "SCANNED_PER_STEP", scanned)
+        turns.append(run_steps(Codec()._decoder.reference_steps(body, META))[1])
     assert turns == [50, 10, 1, 0]
 
 
-@pytest.mark.parametrize("learned", [False, True])
-def test_transactions_of_much_data_have_steps(learned: bool) -> None:
+@pytest.mark.parametrize("observed", [False, True])
+def test_transactions_of_much_data_have_steps(observed: bool) -> None:
     codec = Codec()
     whole = {
         "Date": "2024-01-01",
@@ -486,29 +494,29 @@ def test_transactions_of_much_data_have_steps(learned: bool) -> None:
         "Balance": 2,
         "Id": "i",
     }
-    if learned:
+    if observed:
         codec.decode(to_bytes({"GetAccountsDetail": [{"Accounts": [{"Transactions": [{**whole, "X": 1}]}]}]}))
     for items, more in ((255, False), (265, True)):
         fields = [{**whole, "X": ["a" * 1000] * items}] * 4
         detail = {"LoginId": "", "CustomerId": "", "Accounts": [{"Transactions": fields}]}
         body = to_bytes({"GetAccountsDetail": [detail], "RequestId": ""})
-        assert (len(body) > steps.WHOLE) == more
-        answer, count = run_out(codec.decode_steps(body, META))
+        assert (len(body) > steps.MAX_ONE_STEP) == more
+        answer, count = run_steps(codec.decode_steps(body, META))
         assert answer.to_dict() == from_bytes(body)
         assert (count > 10) == more
-        codec = Codec() if not learned else codec
+        codec = Codec() if not observed else codec
 
 
 @pytest.mark.parametrize("top", [False, True])
-def test_an_answer_of_more_than_a_million_values_is_read_as_ever(top: bool) -> None:
+def test_an_answer_of_more_than_a_million_values_is_read(top: bool) -> None:
     body = payload((2, 70_000), unknown=True)
     if top:
         body = b'{"New":[1,{"a":[]}],' + body[1:]
     assert body.count(b",") > 1_000_000
     codec = Codec()
     first = codec.decode(body)
-    again = run_out(codec.decode_steps(body))[0]
-    assert first == again == run_out(Codec().decode_steps(body))[0]
+    again = run_steps(codec.decode_steps(body))[0]
+    assert first == again == run_steps(Codec().decode_steps(body))[0]
     assert sum(len(account.transactions) for account in again.accounts) == 140_000
     assert again.to_json() == first.to_json()
     assert from_bytes(first.to_json()) == from_bytes(body)
@@ -547,7 +555,7 @@ async def test_up_to_64_kb_are_decoded_in_one_step(size: int, at_once: bool) -> 
     codec, lock = Codec(), asyncio.Lock()
     codec.decode(payload("small"))
     body = payload("small").ljust(size)
-    assert (run_out(codec.decode_steps(body, META))[1] == 0) is at_once
+    assert (run_steps(codec.decode_steps(body, META))[1] == 0) is at_once
     async with lock:
         task = asyncio.create_task(codec.decode_async(body, META, lock))
         for _ in range(10):

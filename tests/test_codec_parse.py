@@ -10,23 +10,23 @@ import pytest
 
 from flinks_async.codec import Codec
 from flinks_async.codec.parse import (
-    COUNTED,
-    MANY_VALUES,
+    COUNTED_SIZE,
     MAX_KEYS,
-    PIECE,
+    MAX_VALUES,
+    PIECE_SIZE,
     TooMany,
     batches,
-    bounded,
+    check_limits,
+    check_value_count,
     count_steps,
-    few_values,
-    joined,
+    json_array,
+    json_error,
     parse_steps,
-    why_not_json,
 )
 from flinks_async.errors import DecodeError, EmptyBodyError, JSONLimitError, NotJSONError
 from flinks_async.models import PartnerAccessResponse
 
-from .answers import run_out
+from .answers import run_steps
 from .support import traced
 
 
@@ -48,42 +48,42 @@ def test_items_are_grouped_by_their_size(sizes: list[int], groups: list[list[int
     pieces = [msgspec.Raw(b"1" * size) for size in sizes]
     found = list(batches(pieces, 10))
     assert [[len(piece) for piece in group] for group in found] == groups
-    assert joined([piece for group in found for piece in group]) == joined(pieces)
+    assert json_array([piece for group in found for piece in group]) == json_array(pieces)
 
 
 def steps(body: bytes) -> tuple[Any, int]:
     """What is read, and in how many steps."""
-    return run_out(parse_steps(body, len(body)))
+    return run_steps(parse_steps(body, len(body)))
 
 
 @pytest.mark.parametrize(
     ("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}"), (b' { "a" : [', b"]}"), (b" [", b"]")]
 )
 def test_a_large_body_is_cut_eight_levels_deep(opening: bytes, closing: bytes) -> None:
-    body = opening * 20 + b'"' + b"a" * PIECE + b'"' + closing * 20
+    body = opening * 20 + b'"' + b"a" * PIECE_SIZE + b'"' + closing * 20
     value, count = steps(body)
     assert value == msgspec.json.decode(body)
     assert count == 8
 
 
 def test_a_large_array_is_read_in_groups() -> None:
-    body = joined([msgspec.Raw(b"12345")] * (PIECE // 2))
+    body = json_array([msgspec.Raw(b"12345")] * (PIECE_SIZE // 2))
     value, count = steps(body)
-    assert value == [12345] * (PIECE // 2)
+    assert value == [12345] * (PIECE_SIZE // 2)
     assert count == 3
 
 
 def test_only_what_is_larger_than_a_piece_is_cut() -> None:
-    for size, count in ((PIECE, 0), (PIECE + 1, 1)):
+    for size, count in ((PIECE_SIZE, 0), (PIECE_SIZE + 1, 1)):
         assert steps(b'{"a":1}'.ljust(size)) == ({"a": 1}, count)
-    assert steps(b'"' + b"a" * PIECE + b'"') == ("a" * PIECE, 0)
+    assert steps(b'"' + b"a" * PIECE_SIZE + b'"') == ("a" * PIECE_SIZE, 0)
 
 
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
-@pytest.mark.parametrize("learned", [False, True])
-def test_an_unknown_field_has_a_hundred_levels_at_most(opening: bytes, closing: bytes, learned: bool) -> None:
+@pytest.mark.parametrize("observed", [False, True])
+def test_an_unknown_field_has_a_hundred_levels_at_most(opening: bytes, closing: bytes, observed: bool) -> None:
     codec = Codec()
-    if learned:
+    if observed:
         codec.decode(b'{"New":1,"New2":1}')
     for name in (b"New", b"New2"):
         codec.decode(b'{"%b":' % name + opening * 100 + b"1" + closing * 100 + b"}")
@@ -93,7 +93,7 @@ def test_an_unknown_field_has_a_hundred_levels_at_most(opening: bytes, closing: 
 
 WAYS: dict[str, Callable[[Codec, bytes], Any]] = {
     "at once": lambda codec, body: codec.decode(body),
-    "in steps": lambda codec, body: run_out(codec.decode_steps(body))[0],
+    "in steps": lambda codec, body: run_steps(codec.decode_steps(body))[0],
 }
 TOO_MANY = "the body has more values or keys than account data can have"
 
@@ -105,46 +105,46 @@ def decode(request: pytest.FixtureRequest) -> Callable[[Codec, bytes], Any]:
 
 @pytest.mark.parametrize("unit", [b"1,", b"[],", b'"a",', b"[" * 50 + b"]" * 50 + b",", b"1,1,[],{},", b'" ,,, ",'])
 def test_a_large_body_has_as_many_values_as_account_data_may(unit: bytes) -> None:
-    size = 8 * COUNTED
-    most = MANY_VALUES + size // 16
+    size = 8 * COUNTED_SIZE
+    most = MAX_VALUES + size // 16
     each = sum(unit.count(sign) for sign in (b",", b"[", b"{"))
     body = unit * (most // each) + b"," * (most % each)
-    assert run_out(count_steps(body.ljust(size)))[0] == most
+    assert run_steps(count_steps(body.ljust(size)))[0] == most
     for more in (b",", b"[", b"{"):
         with pytest.raises(TooMany):
-            run_out(count_steps((body + more).ljust(size)))
+            run_steps(count_steps((body + more).ljust(size)))
 
 
 def test_a_sixth_of_the_values_may_be_objects() -> None:
-    most = (MANY_VALUES + 2 * COUNTED // 16) // 6
-    run_out(count_steps((b"{" * most).ljust(2 * COUNTED)))
+    most = (MAX_VALUES + 2 * COUNTED_SIZE // 16) // 6
+    run_steps(count_steps((b"{" * most).ljust(2 * COUNTED_SIZE)))
     with pytest.raises(TooMany):
-        run_out(count_steps((b"{" * (most + 1)).ljust(2 * COUNTED)))
+        run_steps(count_steps((b"{" * (most + 1)).ljust(2 * COUNTED_SIZE)))
 
 
 def test_documented_fields_have_no_more_values_either(decode: Callable[[Codec, bytes], Any]) -> None:
     def body(transactions: int) -> bytes:
         items = b",".join([b"{}"] * transactions)
-        return (b'{"GetAccountsDetail":{"Accounts":[{"Transactions":[%b]}]}}' % items).ljust(COUNTED + 1)
+        return (b'{"GetAccountsDetail":{"Accounts":[{"Transactions":[%b]}]}}' % items).ljust(COUNTED_SIZE + 1)
 
-    most = (MANY_VALUES + COUNTED // 16) // 6 - 3  # the others are the answer, its entry and the account
+    most = (MAX_VALUES + COUNTED_SIZE // 16) // 6 - 3  # the others are the answer, its entry and the account
     assert len(decode(Codec(), body(most)).details[0].accounts[0].transactions) == most
     with pytest.raises(JSONLimitError, match=TOO_MANY):
         decode(Codec(), body(most + 1))
 
 
 def test_values_are_counted_in_large_bodies_only() -> None:
-    assert run_out(count_steps(b"{" * COUNTED)) == (0, 0)
+    assert run_steps(count_steps(b"{" * COUNTED_SIZE)) == (0, 0)
     with pytest.raises(TooMany):
-        run_out(count_steps(b"{" * (COUNTED + 1)))
-    run_out(few_values(msgspec.Raw(b"{" * COUNTED)))
+        run_steps(count_steps(b"{" * (COUNTED_SIZE + 1)))
+    run_steps(check_value_count(msgspec.Raw(b"{" * COUNTED_SIZE)))
     with pytest.raises(TooMany):
-        run_out(few_values(msgspec.Raw(b"{" * (COUNTED + 1))))
+        run_steps(check_value_count(msgspec.Raw(b"{" * (COUNTED_SIZE + 1))))
 
 
 def test_values_are_counted_a_megabyte_at_a_time() -> None:
-    body = b",".ljust(COUNTED // 2) + b"[".ljust(COUNTED // 2) + b"{"
-    assert run_out(count_steps(body)) == (3, 3)
+    body = b",".ljust(COUNTED_SIZE // 2) + b"[".ljust(COUNTED_SIZE // 2) + b"{"
+    assert run_steps(count_steps(body)) == (3, 3)
 
 
 @pytest.mark.parametrize(
@@ -155,13 +155,13 @@ def test_values_are_counted_a_megabyte_at_a_time() -> None:
 def test_more_values_than_account_data_have_are_refused_before_they_are_read(
     opening: bytes, closing: bytes, decode: Callable[[Codec, bytes], Any]
 ) -> None:
-    body = opening + b"[" + b"[]," * (4 * COUNTED // 3) + b"[]]" + closing
+    body = opening + b"[" + b"[]," * (4 * COUNTED_SIZE // 3) + b"[]]" + closing
     with traced() as memory, pytest.raises(JSONLimitError, match=TOO_MANY):
         decode(Codec(), body)
     assert memory.peak < 2 * len(body)
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("observed", [False, True])
 @pytest.mark.parametrize(
     ("opening", "closing"),
     [
@@ -172,13 +172,13 @@ def test_more_values_than_account_data_have_are_refused_before_they_are_read(
     ],
 )
 def test_an_unknown_field_has_a_million_values_at_most(
-    opening: bytes, closing: bytes, learned: bool, decode: Callable[[Codec, bytes], Any]
+    opening: bytes, closing: bytes, observed: bool, decode: Callable[[Codec, bytes], Any]
 ) -> None:
     codec = Codec()
-    if learned:
+    if observed:
         codec.decode(opening + b"1" + closing)
     # The bracket and the commas.
-    fits, more = (opening + b"[" + b"1, " * (MANY_VALUES - 2 + extra) + b"1]" + closing for extra in (1, 2))
+    fits, more = (opening + b"[" + b"1, " * (MAX_VALUES - 2 + extra) + b"1]" + closing for extra in (1, 2))
     decode(codec, fits)
     with pytest.raises(JSONLimitError, match=TOO_MANY):
         decode(codec, more)
@@ -188,7 +188,7 @@ def _keys(count: int) -> bytes:
     return b",".join(b'"%07d":1' % number for number in range(count))
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("observed", [False, True])
 @pytest.mark.parametrize(
     ("opening", "closing", "known"),
     [
@@ -200,10 +200,10 @@ def _keys(count: int) -> bytes:
     ],
 )
 def test_an_object_has_ten_thousand_keys_at_most(
-    opening: bytes, closing: bytes, known: int, learned: bool, decode: Callable[[Codec, bytes], Any]
+    opening: bytes, closing: bytes, known: int, observed: bool, decode: Callable[[Codec, bytes], Any]
 ) -> None:
     codec = Codec()
-    if learned:
+    if observed:
         codec.decode(b'{"X":1}')
     decode(codec, opening + _keys(MAX_KEYS - known) + closing)
     with pytest.raises(JSONLimitError, match=TOO_MANY):
@@ -211,9 +211,9 @@ def test_an_object_has_ten_thousand_keys_at_most(
 
 
 def test_deeper_than_objects_are_cut_their_keys_are_counted_too() -> None:
-    bounded([dict.fromkeys(range(MAX_KEYS))])
+    check_limits([dict.fromkeys(range(MAX_KEYS))])
     with pytest.raises(TooMany):
-        bounded([dict.fromkeys(range(MAX_KEYS + 1))])
+        check_limits([dict.fromkeys(range(MAX_KEYS + 1))])
 
 
 @pytest.mark.parametrize("key", [b'"%06d" :', b'\n "\\"%06d\\\\":', b'"{,%06d:\xc3\xa9":'])
@@ -225,7 +225,7 @@ def test_more_keys_are_refused_before_they_are_kept(key: bytes, value: bytes) ->
     body = b" {" + b",".join(members) + b"}"
     with traced() as memory, pytest.raises(TooMany):
         steps(body)
-    assert memory.peak < 4 * PIECE
+    assert memory.peak < 4 * PIECE_SIZE
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_an_object_is_broken_at_the_same_place_when_its_keys_are_counted(end: by
 
 
 def test_an_object_of_many_fields_has_steps() -> None:
-    field = b'"' + b"a" * (PIECE // 2) + b'"'
+    field = b'"' + b"a" * (PIECE_SIZE // 2) + b'"'
     body = b"{" + b",".join(b'"%d":%b' % (number, field) for number in range(30)) + b"}"
     value, count = steps(body)
     assert value == msgspec.json.decode(body)
@@ -246,21 +246,21 @@ def test_an_object_of_many_fields_has_steps() -> None:
 
 
 def test_only_unknown_fields_are_counted() -> None:
-    accounts = b'{"GetAccountsDetail":[{"Accounts":[' + b"1, " * MANY_VALUES + b"1]}]}"
-    run_out(parse_steps(accounts, len(accounts), cls=PartnerAccessResponse))
+    accounts = b'{"GetAccountsDetail":[{"Accounts":[' + b"1, " * MAX_VALUES + b"1]}]}"
+    run_steps(parse_steps(accounts, len(accounts), cls=PartnerAccessResponse))
     for wrong in (b"Accountz", b"accounts"):
         body = accounts.replace(b"Accounts", wrong, 2).replace(b"Get" + wrong, b"GetAccounts")
         with pytest.raises(TooMany):
-            run_out(parse_steps(body, len(body), cls=PartnerAccessResponse))
-        run_out(parse_steps(body, len(body)))
+            run_steps(parse_steps(body, len(body), cls=PartnerAccessResponse))
+        run_steps(parse_steps(body, len(body)))
 
 
 def test_nan_is_found_without_reading_the_values() -> None:
     for end, error in ((b"NaN", JSONLimitError), (b"Nan", NotJSONError)):
-        body = b"[" + b"[]," * COUNTED + end
+        body = b"[" + b"[]," * COUNTED_SIZE + end
         with traced() as memory:
-            assert type(why_not_json(body, ValueError())) is error
-        assert memory.peak < 4 * PIECE
+            assert type(json_error(body, ValueError())) is error
+        assert memory.peak < 4 * PIECE_SIZE
 
 
 PAGE, CUT_SHORT = "the body is a page, not JSON", "the body is not JSON, or was cut short"
@@ -268,7 +268,7 @@ PAGE, CUT_SHORT = "the body is a page, not JSON", "the body is not JSON, or was 
 
 @pytest.mark.parametrize("body", [b"[" * 100_000, b"[1]"], ids=["deep", "JSON"])
 def test_where_no_constant_is_found_it_is_not_named(body: bytes) -> None:
-    assert type(why_not_json(body, ValueError())) is NotJSONError
+    assert type(json_error(body, ValueError())) is NotJSONError
 
 
 RANGE, CONSTANT = "the body has a number that is out of range", "the body has NaN or Infinity where JSON has a number"

@@ -49,9 +49,9 @@ SAYINGS = [
     (config.service(), "requests at once: 1 to 200, from 20"),
     (config.bulk(), "quota: 20% of the requests of the last 10 s, and 10 per second"),
     (config.bulk(), "calls wait and lose no attempt"),
-    (config.bulk(), "a Retry-After above 60 s: everybody pauses"),
+    (config.bulk(), "a Retry-After above 60 s: all calls pause"),
     (Settings(limits=Limits(concurrency=7, breaker=None), retry=Retry(quota=None)), "requests at once: 7"),
-    (Settings(limits=Limits(breaker=None)), "instance down: not noticed"),
+    (Settings(limits=Limits(breaker=None)), "instance down: not detected"),
     (Settings(retry=Retry(quota=None)), "quota: none"),
 ]
 

@@ -45,7 +45,7 @@ def test_other_tokens_and_other_seeds_have_other_data(token: str, size: Any) -> 
 
 
 def test_small_is_the_documented_example() -> None:
-    answer = expected_answer("t")
+    answer = expected_answer("t", size="small")
     (detail,) = answer["GetAccountsDetail"]
     assert set(detail) == {"LoginId", "CustomerId"}
     assert set(answer) == {"GetAccountsDetail", "RequestId"}

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import re
 import time
 import zlib
 from contextlib import suppress
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 import pytest
 
@@ -156,3 +158,14 @@ async def test_every_fault_is_counted_and_leaves_nothing_behind() -> None:
         async with asyncio.timeout(5):
             while server.stats.in_flight:
                 await asyncio.sleep(0)
+
+
+def test_the_page_about_tests_names_every_fault() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "testing.md").read_text(encoding="utf-8")
+    table = "".join(line for line in page.splitlines() if line.startswith("| `"))
+    assert set(re.findall(r"`([a-z_0-9]+)`", table.replace("server.release()", ""))) == set(KINDS)
+
+
+async def test_a_script_takes_answers_as_dictionaries() -> None:
+    status, _, body = parse((await wire({"GetAccountsDetail": None, "RequestId": "r"}))[0])
+    assert (status, json.loads(body)) == (200, {"GetAccountsDetail": None, "RequestId": "r"})

@@ -185,7 +185,7 @@ async def test_latency_is_waited_for() -> None:
 
 async def test_it_starts_again_on_the_same_port_and_stops_twice() -> None:
     server = FlinksServer()
-    with pytest.raises(RuntimeError, match="before it is started"):
+    with pytest.raises(RuntimeError, match="no address before start"):
         _ = server.base_url
     await server.start()
     await server.start()

@@ -1,9 +1,10 @@
-"""The repair of aioresponses in conftest.py: users' tests may mock aiohttp below the client."""
+"""`flinks_async.testing.aioresponses`: users' tests may mock aiohttp below the client."""
 
 from __future__ import annotations
 
 import aiohttp
-from aioresponses import aioresponses
+
+from flinks_async.testing import aioresponses
 
 
 async def test_aioresponses_answers() -> None:

@@ -1,11 +1,11 @@
-"""Bytes to models and back. cattrs is the registry of hooks, msgspec reads the JSON.
+"""Decoding: bytes to models. msgspec reads the JSON, and cattrs keeps the hooks by which users change the result.
 
-plan, shapes    what the classes document, and what answers look like lately
-parse           bytes to plain Python, and every way in which a body is not JSON
-careful         plain Python to models: the meaning of "decode"
-fast, source    the same result, by generated structs and functions
-steps           both paths in small steps
-envelope        what an answer says about itself
+parse       bytes to plain Python, within limits; every way in which a body is not JSON, as an error
+reference   plain Python to models; defines the result of decoding
+compiled    bytes to models with the same result, by generated structs and functions
+observed    the fields that answers really have, for which `compiled` generates its code
+steps       both paths in small steps
+envelope    the code, message and request id of an answer
 """
 
 from __future__ import annotations
@@ -16,78 +16,76 @@ from typing import Final, TypeVar
 
 from cattrs import Converter
 
-from ..models import Meta, PartnerAccessResponse
-from .compiled import DOUBTS
+from ..models import NO_META, Meta, PartnerAccessResponse
+from .compiled import FALLBACK_ERRORS
 from .envelope import envelope_of, read_envelope
-from .parse import COUNTED, MANY_VALUES, count_steps
+from .parse import COUNTED_SIZE, MAX_VALUES, count_steps
 from .steps import Decoder, Steps
 
-__all__ = ["DIRECT", "Codec", "envelope_of", "read_envelope"]
+__all__ = ["DIRECT_SIZE", "Codec", "envelope_of", "read_envelope"]
 
-DIRECT: Final = 64 * 1024
-"""A body of up to this size is decoded in one step."""
+DIRECT_SIZE: Final = 64 * 1024
+"""A body of up to this many bytes is decoded in one step."""
 
 T = TypeVar("T")
-
-_NO_META: Final = Meta()
 
 
 class Codec:
     """Decodes answers.
 
     Attributes:
-        converter: the cattrs converter that the classes' hooks live on. A hook registered for one of our classes,
-            before the first answer is decoded, changes what `decode` returns; the other classes stay fast. An answer
-            that the fast path leaves to the careful one runs through a hook again, so let hooks be pure.
+        converter: the cattrs converter with the hooks of the models. Before the first answer is decoded, you may register
+            a structure hook for one of them; the other models stay fast. A hook may run twice for one value, so it
+            should be a pure function.
     """
 
     def __init__(self, converter: Converter | None = None) -> None:
         self.converter = Converter() if converter is None else converter
         self._decoder = Decoder(self.converter)
 
-    def decode(self, body: bytes, meta: Meta = _NO_META) -> PartnerAccessResponse:
+    def decode(self, body: bytes, meta: Meta = NO_META) -> PartnerAccessResponse:
         """The answer in a body.
 
         Raises:
-            EmptyBodyError: there is nothing, or only `null`.
-            NotJSONError: it is not JSON; as a JSONLimitError, it has more values or keys than account data can have.
-            WrongTypeError: it is JSON of another shape; its `path` names the place.
+            EmptyBodyError: the body is empty or null.
+            NotJSONError: the body is not JSON. The subclass JSONLimitError: it exceeds a limit for account data.
+            WrongTypeError: a value has the wrong type. `path` is its place.
         """
         whole = self._decoder.whole
         try:
-            if len(body) > COUNTED and _run_out(count_steps(body)) > MANY_VALUES:
-                found = _run_out(self._decoder.fast_steps(body, meta, counted=True))
-                return _run_out(self._decoder.careful_steps(body, meta)) if found is None else found
+            if len(body) > COUNTED_SIZE and _run(count_steps(body)) > MAX_VALUES:
+                found = _run(self._decoder.compiled_steps(body, meta, counted=True))
+                return _run(self._decoder.reference_steps(body, meta)) if found is None else found
             read, build = whole
             answer: PartnerAccessResponse = build(read(body), meta)
             return answer
-        except DOUBTS:
+        except FALLBACK_ERRORS:
             pass
-        return _run_out(self._decoder.after_doubt(body, meta, whole))
+        return _run(self._decoder.fallback_steps(body, meta, whole))
 
-    def decode_steps(self, body: bytes, meta: Meta = _NO_META) -> Steps:
-        """The same as a generator of small steps, which returns the answer."""
-        if len(body) <= DIRECT:
-            answer = self._decoder.fast(body, meta)
+    def decode_steps(self, body: bytes, meta: Meta = NO_META) -> Steps:
+        """`decode` as a generator of small steps, which returns the answer."""
+        if len(body) <= DIRECT_SIZE:
+            answer = self._decoder.compiled(body, meta)
         else:
-            answer = yield from self._decoder.fast_steps(body, meta)
+            answer = yield from self._decoder.compiled_steps(body, meta)
         if answer is not None:
             return answer
-        steps = self._decoder.careful_steps(body, meta)
+        steps = self._decoder.reference_steps(body, meta)
         body = b""  # an error passes this frame, which must not hold the data
         return (yield from steps)
 
     async def decode_async(self, body: bytes, meta: Meta, lock: asyncio.Lock) -> PartnerAccessResponse:
-        """The same without stalling the event loop.
+        """`decode` without blocking the event loop.
 
         Args:
-            lock: one for each event loop: large bodies are decoded one after the other, a step at a time.
+            lock: one for each event loop. Large bodies are decoded one after the other, with other tasks between the steps.
         """
-        if len(body) <= DIRECT:
-            found = self._decoder.fast(body, meta)
+        if len(body) <= DIRECT_SIZE:
+            found = self._decoder.compiled(body, meta)
             if found is not None:
                 return found
-            steps = self._decoder.careful_steps(body, meta)
+            steps = self._decoder.reference_steps(body, meta)
         else:
             steps = self.decode_steps(body, meta)
         body = b""  # a cancellation passes this frame, which must not hold the data
@@ -102,7 +100,7 @@ class Codec:
         return answer
 
 
-def _run_out(steps: Generator[None, None, T]) -> T:
+def _run(steps: Generator[None, None, T]) -> T:
     while True:
         try:
             next(steps)

@@ -1,10 +1,15 @@
-"""The fast path: msgspec fills structs that are generated from the attrs classes, generated functions make models.
+"""The compiled path: bytes to models by structs and functions that are generated from the attrs classes.
 
-It takes only what it is sure about and raises one of `DOUBTS` for everything else; the careful path then decides.
-Whatever it returns is what the careful path returns.
+msgspec decodes the bytes into structs, and generated functions turn the structs into models. For every body, this path
+either returns exactly what the reference path returns, or raises one of `FALLBACK_ERRORS`; then the reference path decides.
 
-Fields that a class was never seen to lack are required by its struct, so nothing has to look for them (see `Shapes`).
-Amounts are made by a method of a decimal context that traps what is out of range, so they need no second look.
+Three things make it fast:
+
+- A struct requires the fields that no object of its class has lacked so far (see `observed`), so that nothing has to look
+  for them.
+- Amounts are made by a method of a decimal context that traps values out of range, so that they need no second check.
+- A frozen class can only be filled through `object.__setattr__`, at five times the price of an assignment. A model
+  therefore begins as an instance of a mutable class with the same slots, and gets its own class when it is filled.
 """
 
 from __future__ import annotations
@@ -26,54 +31,35 @@ from msgspec import NODEFAULT, UNSET, Raw
 from ..models import DEFAULT_WIRE_STATE, Model, PartnerAccessResponse, Timestamp, WireState
 from ..schema import AMOUNT, SCHEMA, Field, FieldKind
 from . import reference
-from .observed import USUALLY_ABSENT, Shapes
-from .parse import BROKEN, NESTED, bounded, decode_any, decode_unknown
-
-# [flinks_async.codec.source] The Python source of the functions that turn structs into models, and the twins that they fill.
-#
-# A frozen class can only be filled through `object.__setattr__`, at five times the price of a plain assignment. So a
-# model begins as an instance of its *twin*, a mutable class of the same layout, and gets its own class when it is full.
+from .observed import USUALLY_ABSENT, ObservedFields
+from .parse import CONTAINERS, PARSE_ERRORS, check_limits, decode_any, decode_unknown
 
 
-class Doubt(Exception):
-    """Something that the fast path leaves to the careful one."""
+class Fallback(Exception):
+    """The compiled path leaves a body to the reference path."""
 
 
-DOUBTS: Final = (Doubt, reference.StructureError, DecimalException, *BROKEN)
+FALLBACK_ERRORS: Final = (Fallback, reference.StructureError, DecimalException, *PARSE_ERRORS)
 
-Sliced = frozenset[type[Model]]
+RawClasses = frozenset[type[Model]]
+"""Classes whose arrays are decoded into lists of raw JSON. The caller replaces them by models."""
 
-NOT_SLICED: Final[Sliced] = frozenset()
-
-_MEMBERS: Final[dict[FieldKind, Any]] = {
-    FieldKind.TEXT: str | None,
-    FieldKind.AMOUNT: Any,  # not Decimal, which would take strings as well
-    FieldKind.INTEGER: Any,  # not int, which would take 1e20 by way of a float
-    FieldKind.FLAG: bool | None,
-    FieldKind.DATE: dt.date | None,
-    FieldKind.TIMESTAMP: str | None,
-}
-
-_MAKE: Final = {FieldKind.AMOUNT: "amount(v)", FieldKind.INTEGER: "doubt(v)", FieldKind.TIMESTAMP: "timestamp(v)"}
-
-
-def _amount(value: object) -> Decimal:
-    if type(value) is not int:
-        raise Doubt
-    return AMOUNT.create_decimal(value)
-
-
-def _doubt(value: object) -> Any:
-    raise Doubt
+NO_RAW_CLASSES: Final[RawClasses] = frozenset()
 
 
 @frozen
-class Part:
-    """What decodes one class: a struct, and functions that make models of one struct, and of a list of them."""
+class CompiledClass:
+    """The generated code for one class.
+
+    Attributes:
+        struct: the class that msgspec fills.
+        build: makes a model of a struct.
+        build_list: makes a tuple of models of a list of structs.
+    """
 
     struct: Any
-    one: Callable[..., Any]
-    many: Callable[..., tuple[Any, ...]]
+    build: Callable[..., Any]
+    build_list: Callable[..., tuple[Any, ...]]
 
     def decoder(self) -> Callable[[Any], Any]:
         return msgspec.json.Decoder(self.struct, float_hook=AMOUNT.create_decimal).decode
@@ -82,169 +68,142 @@ class Part:
         return msgspec.json.Decoder(list[self.struct], float_hook=AMOUNT.create_decimal).decode  # type: ignore[name-defined]
 
 
+_MEMBER_TYPES: Final[dict[FieldKind, Any]] = {
+    FieldKind.TEXT: str | None,
+    FieldKind.AMOUNT: Any,  # not Decimal, because msgspec would also accept strings
+    FieldKind.INTEGER: Any,  # not int, because msgspec would convert 1e20 through a float
+    FieldKind.FLAG: bool | None,
+    FieldKind.DATE: dt.date | None,
+    FieldKind.TIMESTAMP: str | None,
+}
+
+_CONVERSIONS: Final = {
+    FieldKind.AMOUNT: "amount(v)",
+    FieldKind.INTEGER: "fall_back(v)",
+    FieldKind.TIMESTAMP: "timestamp(v)",
+}
+
+
+def _amount(value: object) -> Decimal:
+    if type(value) is not int:
+        raise Fallback
+    return AMOUNT.create_decimal(value)
+
+
+def _fall_back(value: object) -> Any:
+    raise Fallback
+
+
 class Compiler:
-    """Makes the parts that fit the hooks of a converter and the shapes seen until now."""
+    """Generates code for the hooks of a converter and the fields observed so far."""
 
-    def __init__(self, converter: Converter, shapes: Shapes) -> None:
+    def __init__(self, converter: Converter, observed: ObservedFields) -> None:
         self._converter = converter
-        self._shapes = shapes
-        self._parts: dict[tuple[type[Model], Sliced], Part] = {}
+        self._observed = observed
+        self._compiled: dict[tuple[type[Model], RawClasses], CompiledClass] = {}
 
-    def part(self, cls: type[Model], sliced: Sliced = NOT_SLICED) -> Part:
-        """The part of a class. Arrays of the classes in `sliced` stay lists of raw pieces, to be replaced by models
-        before the functions run.
-        """
-        found = self._parts.get((cls, sliced))
+    def compiled(self, cls: type[Model], raw_classes: RawClasses = NO_RAW_CLASSES) -> CompiledClass:
+        found = self._compiled.get((cls, raw_classes))
         if found is None:
-            found = self._parts[cls, sliced] = self._make(cls, sliced)
+            found = self._compiled[cls, raw_classes] = self._compile(cls, raw_classes)
         return found
 
-    def _make(self, cls: type[Model], sliced: Sliced) -> Part:
-        fields, unknown = SCHEMA[cls], self._shapes.unknown(cls)
+    def _compile(self, cls: type[Model], raw_classes: RawClasses) -> CompiledClass:
+        unknown = self._observed.unknown(cls)
         names: dict[str, Any] = {
-            **names_of("Final", cls),
-            **names_of("State", WireState),
-            "DEFAULT_WIRE_STATE": DEFAULT_WIRE_STATE,
-            "NESTED": NESTED,
+            **class_names("Final", cls),
+            **class_names("State", WireState),
+            "CONTAINERS": CONTAINERS,
+            "DEFAULT": DEFAULT_WIRE_STATE,
             "Decimal": Decimal,
             "UNSET": UNSET,
             "amount": _amount,
-            "bounded": bounded,
+            "check_limits": check_limits,
             "decode_any": decode_any,
             "decode_unknown": decode_unknown,
-            "doubt": _doubt,
-            "states": States(fields),
+            "fall_back": _fall_back,
+            "states": WireStates(SCHEMA[cls]),
             "timestamp": Timestamp.parse,
             "len": len,
             "list": list,
             "int": int,
             "type": type,
         }
-        members = [self._member(cls, field, bit, sliced, names) for bit, field in enumerate(fields)]
+        members = [self._member(cls, field, bit, raw_classes, names) for bit, field in enumerate(SCHEMA[cls])]
         usually_absent = USUALLY_ABSENT.get(cls, frozenset())
         usual = mask_of([member for member in members if member.field.wire in usually_absent])
         names["usual"] = names["states"][usual]
-        state = (
-            f"DEFAULT_WIRE_STATE if not m else usual if m == {usual} else states[m]"
-            if needs_mask(members)
-            else "DEFAULT_WIRE_STATE"
-        )
+        state = f"DEFAULT if not m else usual if m == {usual} else states[m]" if needs_mask(members) else "DEFAULT"
         body = [
-            "o = Final_twin()",
+            "o = Final_mutable()",
             *read_members(members, usually_absent),
-            *(read_unknown(unknown, state, raw=bool(sliced)) if unknown else [f"o._wire = {state}"]),
+            *(read_unknown(unknown, state, raw=bool(raw_classes)) if unknown else [f"o._wire = {state}"]),
             *(["o.meta = meta"] if cls is PartnerAccessResponse else []),
-            become("Final", cls, "o"),
+            freeze("Final", cls, "o"),
         ]
-        struct = msgspec.defstruct(
-            cls.__name__,
-            [
-                *(
-                    (f"f{m.bit}", m.type, msgspec.field(name=m.field.wire, default=UNSET if m.optional else NODEFAULT))
-                    for m in members
-                ),
-                *(
-                    (f"x{n}", msgspec.Raw if sliced else Any, msgspec.field(name=key, default=UNSET))
-                    for n, key in enumerate(unknown)
-                ),
-            ],
-            forbid_unknown_fields=True,
-            gc=False,
-            kw_only=True,
-        )
         argument = "meta" if cls is PartnerAccessResponse else ""
-        one, many = compile_builders(cls.__name__, body, names, argument)
-        return Part(struct, one, many)
+        build, build_list = compile_builders(cls.__name__, body, names, argument)
+        return CompiledClass(_struct(cls, members, unknown, Raw if raw_classes else Any), build, build_list)
 
-    def _member(self, cls: type[Model], field: Field, bit: int, sliced: Sliced, names: dict[str, Any]) -> Member:
-        type_, make = self._type(field, bit, sliced, names)
-        return Member(field, bit, type_, field.wire in self._shapes.optional(cls), make)
+    def _member(
+        self, cls: type[Model], field: Field, bit: int, raw_classes: RawClasses, names: dict[str, Any]
+    ) -> Member:
+        type_, convert = self._type(field, bit, raw_classes, names)
+        return Member(field, bit, type_, field.wire in self._observed.optional(cls), convert)
 
-    def _type(self, field: Field, bit: int, sliced: Sliced, names: dict[str, Any]) -> tuple[Any, str]:
-        """The type of a struct's member, and the expression that makes the model's value of `v`."""
+    def _type(self, field: Field, bit: int, raw_classes: RawClasses, names: dict[str, Any]) -> tuple[Any, str]:
+        """The type of a struct's member, and the expression that converts its value `v`."""
         cls = Timestamp if field.kind is FieldKind.TIMESTAMP else field.model
-        if cls in sliced and field.kind is FieldKind.ARRAY:
-            return list[msgspec.Raw] | None, "v"
-        if cls is None or (cls is Timestamp and reference.is_ours(self._converter, cls)):
-            return _MEMBERS[field.kind], _MAKE.get(field.kind, "v")
-        if not reference.is_ours(self._converter, cls):
+        if cls in raw_classes and field.kind is FieldKind.ARRAY:
+            return list[Raw] | None, "v"
+        if cls is None or (cls is Timestamp and reference.has_default_hook(self._converter, cls)):
+            return _MEMBER_TYPES[field.kind], _CONVERSIONS.get(field.kind, "v")
+        if not reference.has_default_hook(self._converter, cls):
             names[f"read{bit}"] = reference.field_reader(field, self._converter)
-            return msgspec.Raw, f"read{bit}(v)"
+            return Raw, f"read{bit}(v)"
         assert field.model is not None
-        part = self.part(field.model, sliced)
-        struct: Any = part.struct
-        names[f"one{bit}"], names[f"many{bit}"] = part.one, part.many
+        compiled = self.compiled(field.model, raw_classes)
+        struct: Any = compiled.struct
+        one, many = f"build{bit}", f"build_list{bit}"
+        names[one], names[many] = compiled.build, compiled.build_list
         if field.kind is FieldKind.OBJECT:
-            return struct | None, f"one{bit}(v)"
+            return struct | None, f"{one}(v)"
         if field.kind is FieldKind.ARRAY:
-            return list[struct] | None, f"many{bit}(v)"
-        return list[
-            struct
-        ] | struct | None, f"one{bit}(v) if type(v) is not list else (one{bit}(v[0]),) if len(v) == 1 else many{bit}(v)"
-
-
-_MAX_STATES: Final = 4096
-
-
-class States(dict[int, WireState]):
-    """Wire states without unknown fields, shared by all objects that look the same.
-
-    A key has one bit for each field that is absent, and above them one for each array that is null.
-    """
-
-    def __init__(self, fields: tuple[Field, ...]) -> None:
-        super().__init__({0: DEFAULT_WIRE_STATE})
-        self._fields = fields
-
-    def __missing__(self, mask: int) -> WireState:
-        wires = [field.wire for field in self._fields]
-        state = WireState(
-            absent=frozenset(wire for bit, wire in enumerate(wires) if mask >> bit & 1),
-            nulls=frozenset(wire for bit, wire in enumerate(wires) if mask >> bit + len(wires) & 1),
+            return list[struct] | None, f"{many}(v)"
+        return (
+            list[struct] | struct | None,
+            f"{one}(v) if type(v) is not list else ({one}(v[0]),) if len(v) == 1 else {many}(v)",
         )
-        if len(self) < _MAX_STATES:
-            self[mask] = state
-        return state
 
 
-@cache
-def twin(cls: Any) -> tuple[type, Callable[[Any], Any] | None]:
-    """A mutable class of the same layout, and what turns its instances into `cls` if an assignment does not."""
-    slots = cls.__dict__["__slots__"]
-    made = type(f"_{cls.__name__}Twin", cls.__bases__, {"__slots__": slots})
-    try:
-        made().__class__ = cls
-    except TypeError:  # an interpreter that sees another layout
-        return made, lambda full: cls(**{a.alias: getattr(full, a.name) for a in attrs_fields(cls)})
-    return made, None
+def _struct(cls: type[Model], members: list[Member], unknown: tuple[str, ...], unknown_type: Any) -> Any:
+    documented = [
+        (f"f{m.bit}", m.type, msgspec.field(name=m.field.wire, default=UNSET if m.optional else NODEFAULT))
+        for m in members
+    ]
+    others = [(f"x{n}", unknown_type, msgspec.field(name=key, default=UNSET)) for n, key in enumerate(unknown)]
+    return msgspec.defstruct(cls.__name__, [*documented, *others], forbid_unknown_fields=True, gc=False, kw_only=True)
 
 
-def become(name: str, cls: type, variable: str) -> str:
-    """The statement that makes a full twin in `variable` an instance of `cls`, which the source knows as `name`."""
-    return f"{variable}.__class__ = {name}" if twin(cls)[1] is None else f"{variable} = {name}_from_twin({variable})"
-
-
-def names_of(name: str, cls: type) -> dict[str, Any]:
-    made, convert = twin(cls)
-    return {name: cls, f"{name}_twin": made, f"{name}_from_twin": convert}
+# --- the source of a builder: how the struct `s` becomes the model `o` ---
 
 
 @frozen
 class Member:
-    """How a member of the struct `s` becomes a field of the model `o`.
+    """A member of the struct `s` that becomes a field of the model `o`.
 
     Attributes:
-        bit: its number; the member is `f{bit}`.
-        type: of the member.
-        optional: it may be UNSET.
-        make: an expression of `v` for a value that is neither null nor UNSET; "v" leaves it as it is.
+        bit: its number. The member is `f{bit}`.
+        type: the type that msgspec decodes.
+        optional: whether it may be UNSET.
+        convert: an expression of `v` for a value other than null and UNSET. "v" leaves it as it is.
     """
 
     field: Field
     bit: int
     type: Any
     optional: bool
-    make: str
+    convert: str
 
     @property
     def absent(self) -> str:
@@ -252,7 +211,7 @@ class Member:
 
 
 def read_members(members: list[Member], usually_absent: frozenset[str]) -> Iterator[str]:
-    """Statements that fill the fields of `o`, and `m` with a bit for each absent field and each null array."""
+    """Statements that fill the fields of `o`, and the mask `m` of its absent fields and null arrays (see `WireStates`)."""
     rare = [member for member in members if member.optional and member.field.wire in usually_absent]
     if needs_mask(members):
         yield "m = 0"
@@ -281,10 +240,10 @@ def mask_of(members: list[Member]) -> int:
 
 
 def _read(member: Member, width: int) -> Iterator[str]:
-    field, make, optional = member.field, member.make, member.optional
+    field, convert, optional = member.field, member.convert, member.optional
     null = f"v = (); m += {1 << member.bit + width}" if field.kind is FieldKind.ARRAY else "pass"
     unset = f"v = {member.absent}; m += {1 << member.bit}"
-    if not optional and make == "v" and field.kind is not FieldKind.ARRAY:
+    if not optional and convert == "v" and field.kind is not FieldKind.ARRAY:
         yield f"o.{field.name} = s.f{member.bit}"
         return
     yield f"v = s.f{member.bit}"
@@ -294,23 +253,28 @@ def _read(member: Member, width: int) -> Iterator[str]:
         yield f"if v is not None and type(v) is not {'Decimal' if field.kind is FieldKind.AMOUNT else 'int'}:"
         if optional:
             yield f"    if v is UNSET: {unset}"
-            yield f"    else: v = {make}"
+            yield f"    else: v = {convert}"
         else:
-            yield f"    v = {make}"
-    elif make == "v" and field.kind is not FieldKind.ARRAY:
+            yield f"    v = {convert}"
+    elif convert == "v" and field.kind is not FieldKind.ARRAY:
         yield f"if v is UNSET: {unset}"
     else:
         if optional:
             yield f"if v is UNSET: {unset}"
         yield f"{'elif' if optional else 'if'} v is None: {null}"
-        yield f"else: v = {make}"
+        yield f"else: v = {convert}"
     yield f"o.{field.name} = v"
 
 
 def read_unknown(keys: tuple[str, ...], state: str, *, raw: bool) -> Iterator[str]:
-    """Statements that put members `x0`, `x1`, ... into the wire state of the model `o`. If `raw`, they are not read yet."""
+    """Statements that put the unknown members `x0`, `x1`, ... into `o._wire`.
+
+    Args:
+        state: the expression of the wire state without unknown fields.
+        raw: whether the members are raw JSON, which must still be decoded.
+    """
     check = ["if v is not UNSET: v = decode_unknown(v)"] if raw else []
-    check.append("if type(v) in NESTED: bounded(v)")
+    check.append("if type(v) in CONTAINERS: check_limits(v)")
     yield "v = s.x0"
     yield from check
     yield f"x = {{{keys[0]!r}: v}} if v is not UNSET else {{}}"
@@ -320,25 +284,74 @@ def read_unknown(keys: tuple[str, ...], state: str, *, raw: bool) -> Iterator[st
         yield f"if v is not UNSET: x[{key!r}] = v"
     yield f"w = {state}"
     yield "if not x: o._wire = w"
-    yield "elif w is DEFAULT_WIRE_STATE: o._wire = x"
+    yield "elif w is DEFAULT: o._wire = x"
     yield "else:"
-    yield "    e = State_twin()"
+    yield "    e = State_mutable()"
     yield "    e.extra = x"
     yield "    e.absent = w.absent"
     yield "    e.nulls = w.nulls"
-    yield f"    {become('State', WireState, 'e')}"
+    yield f"    {freeze('State', WireState, 'e')}"
     yield "    o._wire = e"
 
 
+class WireStates(dict[int, WireState]):
+    """Wire states without unknown fields, by mask. All objects that look the same share one.
+
+    A mask has one bit for each absent field, and above them one bit for each array that is null.
+    """
+
+    def __init__(self, fields: tuple[Field, ...]) -> None:
+        super().__init__({0: DEFAULT_WIRE_STATE})
+        self._fields = fields
+
+    def __missing__(self, mask: int) -> WireState:
+        wires = [field.wire for field in self._fields]
+        state = WireState(
+            absent=frozenset(wire for bit, wire in enumerate(wires) if mask >> bit & 1),
+            nulls=frozenset(wire for bit, wire in enumerate(wires) if mask >> bit + len(wires) & 1),
+        )
+        if len(self) < reference.MAX_STATES:
+            self[mask] = state
+        return state
+
+
+@cache
+def mutable_class(cls: Any) -> tuple[type, Callable[[Any], Any] | None]:
+    """A mutable class with the slots of `cls`, and a function that converts its instances.
+
+    The function is None where assigning `__class__` converts them, which CPython allows for equal layouts.
+    """
+    slots = cls.__dict__["__slots__"]
+    mutable = type(f"_Mutable{cls.__name__}", cls.__bases__, {"__slots__": slots})
+    try:
+        mutable().__class__ = cls
+    except TypeError:  # the interpreter considers the layouts different
+        return mutable, lambda full: cls(**{a.alias: getattr(full, a.name) for a in attrs_fields(cls)})
+    return mutable, None
+
+
+def freeze(name: str, cls: type, variable: str) -> str:
+    """The statement that turns the mutable object in `variable` into a `cls`, which the source knows as `name`."""
+    if mutable_class(cls)[1] is None:
+        return f"{variable}.__class__ = {name}"
+    return f"{variable} = {name}_from_mutable({variable})"
+
+
+def class_names(name: str, cls: type) -> dict[str, Any]:
+    """What the source needs to know about a class."""
+    mutable, convert = mutable_class(cls)
+    return {name: cls, f"{name}_mutable": mutable, f"{name}_from_mutable": convert}
+
+
 def compile_builders(name: str, body: list[str], names: dict[str, Any], argument: str) -> tuple[Any, Any]:
-    """Functions that run `body` for one struct, and for each of a list of them."""
+    """Two functions that run `body`: for one struct, and for each struct of a list."""
     source = "\n".join(body)
-    # As defaults, names are local to the loop. For a single struct they are cheaper as globals.
+    parameter = f", {argument}" if argument else ""
+    # In the loop, default arguments make the names local, which is faster. For a single struct, globals are cheaper.
     locals_ = ", ".join(f"{key}={key}" for key in names if re.search(rf"\b{key}\b", source))
-    given = f", {argument}" if argument else ""
-    one = [f"def one(s{given}):", *(f"    {line}" for line in body), "    return o"]
-    many = [
-        f"def many(structs{given}, {locals_}):",
+    build = [f"def build(s{parameter}):", *(f"    {line}" for line in body), "    return o"]
+    build_list = [
+        f"def build_list(structs{parameter}, {locals_}):",
         "    models = []",
         "    append = models.append",
         "    for s in structs:",
@@ -346,10 +359,10 @@ def compile_builders(name: str, body: list[str], names: dict[str, Any], argument
         "        append(o)",
         "    return tuple(models)",
     ]
-    exec(_compile("\n".join([*one, *many]), f"<{name} from structs>"), names)
-    return names["one"], names["many"]
+    exec(_compile("\n".join([*build, *build_list]), f"<{name} from structs>"), names)
+    return names["build"], names["build_list"]
 
 
-@lru_cache(maxsize=256)  # most sources stay the same when one class gets another shape
+@lru_cache(maxsize=256)  # most sources stay the same when a new field is observed in one class
 def _compile(source: str, name: str) -> CodeType:
     return compile(source, name, "exec")

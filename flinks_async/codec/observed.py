@@ -1,7 +1,7 @@
-"""What answers look like lately: unknown keys and missing fields, by class, learned from the answers that had them.
+"""The fields that answers really have: unknown keys and missing fields, by class, learned from the answers so far.
 
-The fast path is compiled for the documented shape. An answer of another shape is decoded by the careful path, which
-notes here what was new; the fast path is then compiled again, and the next answer of that shape is fast.
+The compiled path is generated for the fields recorded here. The reference path decodes an answer with other fields and
+records them. The compiled path is then generated again, so that the next answer with these fields is decoded fast.
 """
 
 from __future__ import annotations
@@ -13,57 +13,61 @@ from typing import Final
 from ..models import MODELS, Account, AccountsDetail, Model, PartnerAccessResponse, Transaction
 from ..schema import SCHEMA
 
-MAX_UNKNOWN: Final = 16
-"""Unknown keys learned for one class. Beyond, answers that have more of them stay on the careful path."""
+MAX_UNKNOWN_KEYS: Final = 16
+"""Unknown keys that are learned for one class. Answers with others stay on the reference path."""
 
-_USUAL_KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .:/-]{0,63}")
+_LEARNABLE_KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .:/-]{0,63}")
 
 USUALLY_ABSENT: Final[dict[type[Model], frozenset[str]]] = {
-    # The documented example of PartnerAccess has nothing else.
+    # The documented example of PartnerAccess has no other fields.
     AccountsDetail: frozenset(field.wire for field in SCHEMA[AccountsDetail]) - {"LoginId", "CustomerId"},
-    # Seen in another payload only.
+    # Documented for another endpoint only.
     Account: frozenset({"EftEligibleRatio", "ETransferEligibleRatio"}),
 }
-"""Fields that the fast path looks for together, since an object usually has none of them."""
+"""Fields that the compiled path checks with one condition, because most objects have none of them."""
 
-_NONE: Final[frozenset[str]] = frozenset()
-
-EXPECTED: Final[dict[type[Model], frozenset[str]]] = {
+REQUIRED_AT_FIRST: Final[dict[type[Model], frozenset[str]]] = {
     PartnerAccessResponse: frozenset({"GetAccountsDetail", "RequestId"}),
     AccountsDetail: frozenset({"LoginId", "CustomerId"}),
     Transaction: frozenset(field.wire for field in SCHEMA[Transaction]),
 }
-"""Fields that the fast path does not check for, until an object without one of them is seen."""
+"""Fields that the compiled path expects in every object, until an object lacks one."""
+
+_NONE: Final[frozenset[str]] = frozenset()
 
 
-class Shapes:
-    """Attributes: version, which changes when something new was learned."""
+class ObservedFields:
+    """The fields observed so far.
+
+    Attributes:
+        version: changes whenever something new is recorded.
+    """
 
     __slots__ = ("_optional", "_unknown", "version")
 
     def __init__(self) -> None:
         self.version = 0
         self._optional = {
-            cls: frozenset(field.wire for field in SCHEMA[cls]) - EXPECTED.get(cls, _NONE) for cls in MODELS
+            cls: frozenset(field.wire for field in SCHEMA[cls]) - REQUIRED_AT_FIRST.get(cls, _NONE) for cls in MODELS
         }
         self._unknown: dict[type[Model], tuple[str, ...]] = dict.fromkeys(MODELS, ())
 
     def optional(self, cls: type[Model]) -> frozenset[str]:
-        """Wire names of documented fields that may be missing."""
+        """Wire names of the documented fields that may be missing."""
         return self._optional[cls]
 
     def unknown(self, cls: type[Model]) -> tuple[str, ...]:
-        """Keys that were seen and are not documented."""
+        """The undocumented keys, in the order in which they were first seen."""
         return self._unknown[cls]
 
-    def note(self, cls: type[Model], unknown: Iterable[str], absent: Iterable[str]) -> None:
-        """One object had these keys and lacked these fields."""
+    def record(self, cls: type[Model], unknown: Iterable[str], absent: Iterable[str]) -> None:
+        """Records one object: its unknown keys and its absent fields."""
         optional = self._optional[cls]
         if not optional.issuperset(absent):
             self._optional[cls] = optional.union(absent)
             self.version += 1
         for key in unknown:
             seen = self._unknown[cls]
-            if key not in seen and len(seen) < MAX_UNKNOWN and _USUAL_KEY.fullmatch(key):
+            if key not in seen and len(seen) < MAX_UNKNOWN_KEYS and _LEARNABLE_KEY.fullmatch(key):
                 self._unknown[cls] = (*seen, key)
                 self.version += 1

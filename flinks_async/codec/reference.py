@@ -1,7 +1,7 @@
-"""Plain Python to models, one field after the other: the meaning of "decode", by which the fast path is judged.
+"""The reference path: plain Python to models, one field after the other. It defines the result of decoding.
 
-Each class gets a cattrs structure hook from a hook factory, so a hook that a user registers for one of the classes
-takes its place, wherever the class occurs.
+Each class has a cattrs structure hook, made by a hook factory. A hook that a user registers for one of the classes
+replaces it, wherever the class occurs.
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ from cattrs.dispatch import StructureHook
 from ..errors import WrongTypeError
 from ..models import MODELS, Model, Timestamp, WireState
 from ..schema import AMOUNT, SCHEMA, Field, FieldKind
-from .parse import MAX_KEYS, NESTED, TooDeep, TooMany, bounded
+from .parse import CONTAINERS, MAX_KEYS, TooDeep, TooMany, check_limits
 
 Reader = Callable[[Any], Any]
+"""Converts one JSON value. Raises StructureError."""
 
-Note = Callable[[type[Model], Iterable[str], Iterable[str]], None]
+Record = Callable[[type[Model], Iterable[str], Iterable[str]], None]
+"""Takes a class, and the unknown keys and the absent fields of one object."""
+
+MAX_STATES: Final = 4096
+"""Wire states without unknown fields that are cached for one class."""
 
 _JSON_TYPES: Final = {
     dict: "an object",
@@ -37,108 +42,38 @@ _JSON_TYPES: Final = {
     type(None): "null",
 }
 
-MAX_STATES: Final = 4096
-"""Wire states without unknown fields that are kept for one class."""
-
-_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-
 
 class StructureError(WrongTypeError):
-    """A wrong type on its way up: `path` grows as it passes, `message` is without the path."""
+    """A value of the wrong type, while the error passes the objects and arrays around it. `message` has no path yet."""
 
-    def within(self, place: str) -> None:
+    def prepend(self, place: str) -> None:
+        """Adds a field or an index in front of the path."""
         if self.path is None:
             self.path = place
         else:
             self.path = f"{place}{self.path}" if self.path.startswith("[") else f"{place}.{self.path}"
 
     def final(self) -> WrongTypeError:
-        """The error to raise: without the frames and errors that this one passed, which may hold data."""
+        """The error to raise. It drops the frames and the context of this one, because they may hold data."""
         return WrongTypeError(f"{self.path}: {self.message}" if self.path else self.message, path=self.path)
 
 
-@frozen
-class Ready:
-    """An array of which the first items were already decoded, in slices."""
-
-    done: list[Any]
-    rest: list[Any]
-
-
-def _misfit(expected: str, value: object) -> StructureError:
+def _wrong_type(expected: str, value: object) -> StructureError:
     return StructureError(f"expected {expected}, found {_JSON_TYPES.get(type(value), type(value).__name__)}")
 
 
-def _text(value: Any) -> str:
-    if type(value) is not str:
-        raise _misfit(FieldKind.TEXT.value, value)
-    return value
+# --- hooks ---
 
 
-def _amount(value: Any) -> Decimal:
-    if type(value) is not Decimal and type(value) is not int:
-        raise _misfit(FieldKind.AMOUNT.value, value)
-    try:
-        result = AMOUNT.create_decimal(value)
-    except DecimalException:
-        result = None
-    if result is None or not result.is_finite():
-        raise StructureError("amount out of range")
-    return result
-
-
-def _integer(value: Any) -> int:
-    if type(value) is int:
-        return value
-    if type(value) is not Decimal:
-        raise _misfit(FieldKind.INTEGER.value, value)
-    if not value.is_finite() or value.adjusted() > 28 or value != value.to_integral_value():
-        raise StructureError("expected an integer, found another number")
-    return int(value)
-
-
-def _flag(value: Any) -> bool:
-    if type(value) is not bool:
-        raise _misfit(FieldKind.FLAG.value, value)
-    return value
-
-
-def _date(value: Any) -> dt.date:
-    if type(value) is not str:
-        raise _misfit(FieldKind.DATE.value, value)
-    result = None
-    if _DATE.fullmatch(value):
-        with suppress(ValueError):
-            result = dt.date.fromisoformat(value)
-    if result is None:
-        raise StructureError("expected a date (YYYY-MM-DD), found another string")
-    return result
-
-
-_LEAVES: Final[dict[FieldKind, Reader]] = {
-    FieldKind.TEXT: _text,
-    FieldKind.AMOUNT: _amount,
-    FieldKind.INTEGER: _integer,
-    FieldKind.FLAG: _flag,
-    FieldKind.DATE: _date,
-}
-
-
-def _timestamp(value: Any, _: Any = None) -> Timestamp:
-    if type(value) is not str:
-        raise _misfit(FieldKind.TIMESTAMP.value, value)
-    return Timestamp.parse(value)
-
-
-def register(converter: Converter, note: Note) -> None:
-    """Registers the hooks of our classes. Those that a user registers for one of them win, whichever came first.
+def register(converter: Converter, record: Record) -> None:
+    """Registers the hooks of the models. A user's hook for one of them wins, whichever was registered first.
 
     Args:
-        note: is told the unknown keys and the absent fields of each object that has some.
+        record: is called for each object with unknown keys or absent fields.
     """
 
     def factory(cls: type[Model], converter: Converter) -> StructureHook:
-        return _structure_hook(cls, converter, note)
+        return _structure_hook(cls, converter, record)
 
     converter.register_structure_hook_factory(lambda cls: any(cls is model for model in MODELS), factory)
     converter.register_structure_hook_func(lambda cls: cls is Timestamp, _timestamp)
@@ -148,16 +83,16 @@ def register(converter: Converter, note: Note) -> None:
     converter.register_unstructure_hook_func(lambda cls: cls is Timestamp, lambda timestamp: timestamp.text)
 
 
-def is_ours(converter: Converter, cls: type) -> bool:
-    """Whether a class is structured by this package, not by a hook of a user."""
+def has_default_hook(converter: Converter, cls: type) -> bool:
+    """Whether this package structures a class, not a hook of a user."""
     hook = converter.get_structure_hook(cls)
     return hook is _timestamp or getattr(hook, "flinks_model", None) is cls
 
 
 def reader(converter: Converter, cls: type) -> Reader:
-    """The hook that counts for a class, as a function of one argument that raises nothing but `Misfit`."""
+    """The reader of a class: its hook, whose exceptions become StructureErrors."""
     hook = converter.get_structure_hook(cls)
-    if is_ours(converter, cls):
+    if has_default_hook(converter, cls):
         return lambda value: hook(value, cls)
 
     def read(value: Any) -> Any:
@@ -172,13 +107,13 @@ def reader(converter: Converter, cls: type) -> Reader:
     return read
 
 
-def _structure_hook(cls: type[Model], converter: Converter, note: Note) -> StructureHook:
+def _structure_hook(cls: type[Model], converter: Converter, record: Record) -> StructureHook:
     fields = [(field, field_reader(field, converter)) for field in SCHEMA[cls]]
     known = {field.wire for field, _ in fields}
     states: dict[tuple[tuple[str, ...], tuple[str, ...]], WireState] = {}
 
     def state(absent: tuple[str, ...], nulls: tuple[str, ...]) -> WireState:
-        """Without unknown fields; shared by objects that look the same, since its sets are larger than most objects."""
+        """A state without unknown fields. Objects that look the same share it, because its sets need much memory."""
         found = states.get((absent, nulls))
         if found is None:
             found = WireState(absent=frozenset(absent), nulls=frozenset(nulls))
@@ -188,7 +123,7 @@ def _structure_hook(cls: type[Model], converter: Converter, note: Note) -> Struc
 
     def structure(value: Any, _: Any = None) -> Model:
         if type(value) is not dict:
-            raise _misfit(FieldKind.OBJECT.value, value)
+            raise _wrong_type(FieldKind.OBJECT.value, value)
         if len(value) > MAX_KEYS:
             raise TooMany
         values: dict[str, Any] = {}
@@ -205,14 +140,14 @@ def _structure_hook(cls: type[Model], converter: Converter, note: Note) -> Struc
             try:
                 values[field.name] = read(item)
             except StructureError as error:
-                error.within(field.wire)
+                error.prepend(field.wire)
                 raise
         extra = {wire: item for wire, item in value.items() if wire not in known}
         for item in extra.values():
-            if type(item) in NESTED:
-                bounded(item)
+            if type(item) in CONTAINERS:
+                check_limits(item)
         if extra or absent:
-            note(cls, extra, absent)
+            record(cls, extra, absent)
         if absent or nulls:
             shared = state(tuple(absent), tuple(nulls))
             values["wire_state"] = WireState(extra, shared.absent, shared.nulls) if extra else shared
@@ -224,31 +159,34 @@ def _structure_hook(cls: type[Model], converter: Converter, note: Note) -> Struc
     return structure
 
 
+# --- readers of fields ---
+
+
 def field_reader(field: Field, converter: Converter) -> Reader:
-    """What reads the values of a field, other than null."""
+    """The reader of a field's values, except null."""
     if field.kind is FieldKind.TIMESTAMP:
         return reader(converter, Timestamp)
     if field.model is None:
-        return _LEAVES[field.kind]
-    one = _Late(converter, field.model)
+        return _SCALARS[field.kind]
+    read_object = _LazyReader(converter, field.model)
     if field.kind is FieldKind.OBJECT:
-        return one
-    many = _array(one)
+        return read_object
+    read_array = _array_reader(read_object)
     if field.kind is FieldKind.ARRAY:
-        return many
+        return read_array
 
-    def one_or_many(value: Any) -> Any:
+    def read_either(value: Any) -> Any:
         if type(value) is dict:
-            return one(value)
-        if type(value) is not list and type(value) is not Ready:
-            raise _misfit(FieldKind.ONE_OR_MANY.value, value)
-        return many(value)
+            return read_object(value)
+        if type(value) is not list and type(value) is not PartlyRead:
+            raise _wrong_type(FieldKind.ONE_OR_MANY.value, value)
+        return read_array(value)
 
-    return one_or_many
+    return read_either
 
 
-class _Late:
-    """The reader of a class, looked up when it is first needed (a user may have registered a hook until then)."""
+class _LazyReader:
+    """The reader of a class, looked up at its first use, so that users can register hooks until then."""
 
     __slots__ = ("cls", "converter", "read")
 
@@ -263,26 +201,103 @@ class _Late:
         return self.read(value)
 
 
-def _array(one: Reader) -> Reader:
-    def many(value: Any) -> tuple[Any, ...]:
-        if type(value) is Ready:
-            return (*value.done, *items(value.rest, one, len(value.done)))
+@frozen
+class PartlyRead:
+    """An array whose first items were already read, in steps.
+
+    Attributes:
+        models: the items that were read.
+        rest: the JSON values of all other items.
+    """
+
+    models: list[Any]
+    rest: list[Any]
+
+
+def _array_reader(read: Reader) -> Reader:
+    def read_array(value: Any) -> tuple[Any, ...]:
+        if type(value) is PartlyRead:
+            return (*value.models, *read_items(value.rest, read, len(value.models)))
         if type(value) is not list:
-            raise _misfit(FieldKind.ARRAY.value, value)
-        return tuple(items(value, one))
+            raise _wrong_type(FieldKind.ARRAY.value, value)
+        return tuple(read_items(value, read))
 
-    return many
+    return read_array
 
 
-def items(values: list[Any], one: Reader, start: int = 0) -> list[Any]:
-    """The items of an array, or of a slice of it that begins at `start`."""
+def read_items(values: list[Any], read: Reader, start: int = 0) -> list[Any]:
+    """Reads the items of an array, or of the part of an array that begins at index `start`."""
     result: list[Any] = []
     try:
         for value in values:
             if value is None:
-                raise _misfit(FieldKind.OBJECT.value, value)
-            result.append(one(value))
+                raise _wrong_type(FieldKind.OBJECT.value, value)
+            result.append(read(value))
     except StructureError as error:
-        error.within(f"[{start + len(result)}]")
+        error.prepend(f"[{start + len(result)}]")
         raise
     return result
+
+
+def _text(value: Any) -> str:
+    if type(value) is not str:
+        raise _wrong_type(FieldKind.TEXT.value, value)
+    return value
+
+
+def _amount(value: Any) -> Decimal:
+    if type(value) is not Decimal and type(value) is not int:
+        raise _wrong_type(FieldKind.AMOUNT.value, value)
+    try:
+        result = AMOUNT.create_decimal(value)
+    except DecimalException:
+        result = None
+    if result is None or not result.is_finite():
+        raise StructureError("amount out of range")
+    return result
+
+
+def _integer(value: Any) -> int:
+    if type(value) is int:
+        return value
+    if type(value) is not Decimal:
+        raise _wrong_type(FieldKind.INTEGER.value, value)
+    if not value.is_finite() or value.adjusted() > 28 or value != value.to_integral_value():
+        raise StructureError("expected an integer, found another number")
+    return int(value)
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise _wrong_type(FieldKind.FLAG.value, value)
+    return value
+
+
+_DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+
+
+def _date(value: Any) -> dt.date:
+    if type(value) is not str:
+        raise _wrong_type(FieldKind.DATE.value, value)
+    result = None
+    if _DATE.fullmatch(value):
+        with suppress(ValueError):
+            result = dt.date.fromisoformat(value)
+    if result is None:
+        raise StructureError("expected a date (YYYY-MM-DD), found another string")
+    return result
+
+
+def _timestamp(value: Any, _: Any = None) -> Timestamp:
+    if type(value) is not str:
+        raise _wrong_type(FieldKind.TIMESTAMP.value, value)
+    return Timestamp.parse(value)
+
+
+_SCALARS: Final[dict[FieldKind, Reader]] = {
+    FieldKind.TEXT: _text,
+    FieldKind.AMOUNT: _amount,
+    FieldKind.INTEGER: _integer,
+    FieldKind.FLAG: _flag,
+    FieldKind.DATE: _date,
+}

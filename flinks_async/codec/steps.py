@@ -1,8 +1,8 @@
-"""The decoder as a generator of small steps: synchronous code runs it out, asynchronous code takes turns.
+"""The decoder as a generator of small steps. Synchronous code runs all of them; asynchronous code yields between them.
 
-A large body is cut at the arrays that make it large. Each piece is decoded fast, or carefully if the fast path is in
-doubt; an error found in a piece sends the whole body down the careful path, so the error that comes out is the same
-as without cutting.
+The compiled path cuts a large body at its largest arrays. If it cannot decode one of the pieces, the reference path reads
+that piece. If a piece contains an error, the reference path reads the whole body again, so that the error is the same as
+without cutting.
 """
 
 from __future__ import annotations
@@ -17,117 +17,132 @@ from ..errors import DecodeError, EmptyBodyError
 from ..models import Account, AccountsDetail, Link, Meta, Model, PartnerAccessResponse, Transaction
 from ..schema import SCHEMA
 from . import reference
-from .compiled import DOUBTS, NOT_SLICED, Compiler, Doubt, Sliced
-from .observed import Shapes
-from .parse import BROKEN, PIECE, batches, count_steps, decode_any, joined, parse_steps, why_not_json, without_bom
+from .compiled import FALLBACK_ERRORS, NO_RAW_CLASSES, Compiler, Fallback, RawClasses
+from .observed import ObservedFields
+from .parse import (
+    PARSE_ERRORS,
+    PIECE_SIZE,
+    batches,
+    count_steps,
+    decode_any,
+    json_array,
+    json_error,
+    parse_steps,
+    without_bom,
+)
 
 Steps = Generator[None, None, PartnerAccessResponse]
 
-SLICE: Final = 200
-"""Transactions that the fast path makes in one step."""
+TRANSACTIONS_PER_STEP: Final = 200
+"""Transactions that the compiled path decodes in one step."""
 
-TURN: Final = 50
-"""Objects that the careful path makes in one step."""
+OBJECTS_PER_STEP: Final = 50
+"""Objects that the reference path structures in one step."""
 
-LOOK: Final = 5000
-"""Objects that are looked through in one step."""
+SCANNED_PER_STEP: Final = 5000
+"""Objects that the reference path searches for large arrays in one step."""
 
-WHOLE: Final = 16 * PIECE
-"""Pieces that are larger together are not decoded in one step, whatever their number."""
+MAX_ONE_STEP: Final = 16 * PIECE_SIZE
+"""Bytes of transactions or accounts, however few, that the compiled path decodes in one step."""
 
-FEW: Final = 2000
-"""Models, but for transactions and many accounts, that the fast path makes in one step."""
+MAX_OTHER_MODELS: Final = 2000
+"""Models other than transactions and cut accounts that the compiled path builds in one step."""
 
 MANY_ACCOUNTS: Final = 64
-"""With more accounts than this, accounts are what a body is cut into."""
+"""A body with more accounts than this is cut at its accounts, others at their transactions."""
 
 
-def _member(cls: type[Model], items: type[Model]) -> tuple[str, str]:
-    """The struct's member, and the wire name, of the field of a class that holds objects of another."""
-    return next((f"f{number}", field.wire) for number, field in enumerate(SCHEMA[cls]) if field.model is items)
+def _field_of(cls: type[Model], item: type[Model]) -> tuple[str, str]:
+    """The struct's member, and the wire name, of the field of `cls` that holds objects of the class `item`."""
+    return next((f"f{number}", field.wire) for number, field in enumerate(SCHEMA[cls]) if field.model is item)
 
 
-_DETAILS, DETAILS = _member(PartnerAccessResponse, AccountsDetail)
-_ACCOUNTS, ACCOUNTS = _member(AccountsDetail, Account)
-_TRANSACTIONS, TRANSACTIONS = _member(Account, Transaction)
-_LINKS, LINKS = _member(AccountsDetail, Link)
-_CUT_AT_TRANSACTIONS: Final[Sliced] = frozenset({Transaction})
-_CUT_AT_ACCOUNTS: Final[Sliced] = frozenset({Account})
+_DETAILS, DETAILS = _field_of(PartnerAccessResponse, AccountsDetail)
+_ACCOUNTS, ACCOUNTS = _field_of(AccountsDetail, Account)
+_TRANSACTIONS, TRANSACTIONS = _field_of(Account, Transaction)
+_LINKS, LINKS = _field_of(AccountsDetail, Link)
+_RAW_TRANSACTIONS: Final[RawClasses] = frozenset({Transaction})
+_RAW_ACCOUNTS: Final[RawClasses] = frozenset({Account})
+
+DecoderPair = tuple[Callable[[Any], Any], Callable[..., Any]]
+"""Two functions: bytes to structs, and structs to models."""
 
 
-Pair = tuple[Callable[[Any], Any], Callable[..., Any]]
-"""What makes structs of bytes, and what makes models of structs."""
+def _not_compiled(*_: object) -> Any:
+    raise Fallback
 
 
-def _not_yet(*_: object) -> Any:
-    raise Doubt
+class _CompiledPath:
+    """The compiled path for the fields observed at one moment. Threads may go on using it while a newer one is compiled."""
 
-
-class _Compiled:
-    """The fast path for the shapes of one moment. Other threads may use it while the next one is made."""
-
-    def __init__(self, converter: Converter, shapes: Shapes) -> None:
-        self.version = shapes.version
+    def __init__(self, converter: Converter, observed: ObservedFields) -> None:
+        self.version = observed.version
         self._converter = converter
-        self._compiler = Compiler(converter, shapes)
-        self._pairs: dict[tuple[type[Model], Sliced, bool], Pair] = {}
+        self._compiler = Compiler(converter, observed)
+        self._pairs: dict[tuple[type[Model], RawClasses, bool], DecoderPair] = {}
 
-    def pair(self, cls: type[Model], sliced: Sliced = NOT_SLICED, many: bool = False) -> Pair:
-        """For a class, or for arrays of it. Raises Doubt if a user has a hook for it."""
-        key = (cls, sliced, many)
+    def pair(self, cls: type[Model], raw_classes: RawClasses = NO_RAW_CLASSES, many: bool = False) -> DecoderPair:
+        """The functions for one object of a class, or for `many` in an array. Raises Fallback if a user has a hook for it."""
+        key = (cls, raw_classes, many)
         found = self._pairs.get(key)
         if found is None:
-            if not reference.is_ours(self._converter, cls):
-                raise Doubt
-            part = self._compiler.part(cls, sliced)
-            found = (part.list_decoder(), part.many) if many else (part.decoder(), part.one)
+            if not reference.has_default_hook(self._converter, cls):
+                raise Fallback
+            compiled = self._compiler.compiled(cls, raw_classes)
+            found = (compiled.list_decoder(), compiled.build_list) if many else (compiled.decoder(), compiled.build)
             self._pairs[key] = found
         return found
 
 
 class Decoder:
-    """Both paths over the hooks of one converter.
+    """Both paths, with the hooks of one converter.
 
     Attributes:
-        whole: the fast path for a body at once: bytes to structs, and (structs, meta) to an answer.
+        whole: the compiled path for a whole body: bytes to structs, and (structs, meta) to an answer.
     """
 
     def __init__(self, converter: Converter) -> None:
         self._converter = converter
-        self._shapes = Shapes()
-        self._compiled: _Compiled | None = None  # until the first answer, since hooks may still be registered
-        self.whole: Pair = (_not_yet, _not_yet)
-        reference.register(converter, self._shapes.note)
+        self._observed = ObservedFields()
+        self._compiled: _CompiledPath | None = (
+            None  # until the first answer, so that users can register hooks until then
+        )
+        self.whole: DecoderPair = (_not_compiled, _not_compiled)
+        reference.register(converter, self._observed.record)
 
-    def fast(self, body: bytes, meta: Meta) -> PartnerAccessResponse | None:
-        """The answer at once, or None if the fast path is in doubt."""
-        self._refresh()
+    def compiled(self, body: bytes, meta: Meta) -> PartnerAccessResponse | None:
+        """The answer by the compiled path, in one step. None means that the reference path must decide."""
+        self._current()
         try:
             decode, build = self.whole
             answer: PartnerAccessResponse = build(decode(body), meta)
-        except DOUBTS:
+        except FALLBACK_ERRORS:
             return None
         return answer
 
-    def fast_steps(
+    def compiled_steps(
         self, body: bytes, meta: Meta, *, counted: bool = False
     ) -> Generator[None, None, PartnerAccessResponse | None]:
-        """The same in steps. The values of a body that was `counted` are not counted again."""
+        """The same in steps.
+
+        Args:
+            counted: whether the values of the body were already counted.
+        """
         try:
             if not counted:
                 yield from count_steps(body)
-            return (yield from self._cut(body, meta))
-        except DOUBTS:
+            return (yield from self._decode_in_pieces(body, meta))
+        except FALLBACK_ERRORS:
             return None
 
-    def after_doubt(self, body: bytes, meta: Meta, tried: Pair) -> Steps:
-        """What is left when `whole` was in doubt: the fast path of today, if that was one of yesterday; the careful one."""
-        self._refresh()
-        answer = None if self.whole is tried else self.fast(body, meta)
-        return (yield from self.careful_steps(body, meta)) if answer is None else answer
+    def fallback_steps(self, body: bytes, meta: Meta, tried: DecoderPair) -> Steps:
+        """The answer after the compiled path `tried` has failed: by a newer compiled path if there is one, or by reference."""
+        self._current()
+        answer = None if self.whole is tried else self.compiled(body, meta)
+        return (yield from self.reference_steps(body, meta)) if answer is None else answer
 
-    def careful_steps(self, body: bytes, meta: Meta) -> Steps:
-        """The answer as the careful path sees it. Raises the errors of `Codec.decode`."""
+    def reference_steps(self, body: bytes, meta: Meta) -> Steps:
+        """The answer by the reference path. Raises the errors of `Codec.decode`."""
         failure: DecodeError
         body = without_bom(body)
         try:
@@ -136,144 +151,145 @@ class Decoder:
             if data is None:
                 failure = EmptyBodyError("the body is null")
             else:
-                yield from self._prepare(data)
+                yield from self._read_large_arrays(data)
                 answer: PartnerAccessResponse = reference.reader(self._converter, PartnerAccessResponse)(data)
                 return _with_meta(answer, meta)
         except reference.StructureError as error:
             failure = error.final()
-        except BROKEN as error:
-            failure = why_not_json(body, error)
-        # Raised outside of `except`, and without what these names hold, since both may hold the body's data.
+        except PARSE_ERRORS as error:
+            failure = json_error(body, error)
+        # Raised outside of `except` and after these names are cleared, because the context and the frame may hold data.
         body, data = b"", None
         raise failure
 
-    # --- the fast path ---
+    # --- the compiled path ---
 
-    def _refresh(self) -> _Compiled:
+    def _current(self) -> _CompiledPath:
         compiled = self._compiled
-        if compiled is None or compiled.version != self._shapes.version:
-            compiled = self._compiled = _Compiled(self._converter, self._shapes)
+        if compiled is None or compiled.version != self._observed.version:
+            compiled = self._compiled = _CompiledPath(self._converter, self._observed)
             try:
                 self.whole = compiled.pair(PartnerAccessResponse)
-            except Doubt:
-                self.whole = (_not_yet, _not_yet)
+            except Fallback:
+                self.whole = (_not_compiled, _not_compiled)
         return compiled
 
-    def _pair(self, cls: type[Model], sliced: Sliced = NOT_SLICED, *, many: bool = False) -> Pair:
-        return self._refresh().pair(cls, sliced, many)
+    def _pair(self, cls: type[Model], raw_classes: RawClasses = NO_RAW_CLASSES, *, many: bool = False) -> DecoderPair:
+        return self._current().pair(cls, raw_classes, many)
 
-    def _cut(self, body: bytes, meta: Meta) -> Steps:
-        cut = _CUT_AT_ACCOUNTS if body.count(b'"Transactions"') > MANY_ACCOUNTS else _CUT_AT_TRANSACTIONS
-        decode, build = self._pair(PartnerAccessResponse, cut)
+    def _decode_in_pieces(self, body: bytes, meta: Meta) -> Steps:
+        raw = _RAW_ACCOUNTS if body.count(b'"Transactions"') > MANY_ACCOUNTS else _RAW_TRANSACTIONS
+        decode, build = self._pair(PartnerAccessResponse, raw)
         answer = decode(body)
         yield
         details = getattr(answer, _DETAILS)
-        left = FEW
+        left = MAX_OTHER_MODELS
         for detail in details if type(details) is list else [details]:
             accounts, links = getattr(detail, _ACCOUNTS, None), getattr(detail, _LINKS, None)
             left -= 1
-            if cut is _CUT_AT_TRANSACTIONS and type(accounts) is list:
+            if raw is _RAW_TRANSACTIONS and type(accounts) is list:
                 left -= len(accounts)
             if type(links) is list:
                 left -= len(links)
             if left < 0:
-                raise Doubt  # the careful path has steps for all of them
+                raise Fallback  # the reference path reads such arrays in steps
             if type(accounts) is not list:
                 continue
-            if cut is _CUT_AT_ACCOUNTS:
-                setattr(detail, _ACCOUNTS, (yield from self._accounts(accounts)))
+            if raw is _RAW_ACCOUNTS:
+                setattr(detail, _ACCOUNTS, (yield from self._build_accounts(accounts)))
             else:
                 for account in accounts:
-                    yield from self._transactions(account)
+                    yield from self._build_transactions(account)
         built: PartnerAccessResponse = build(answer, meta)
         return built
 
-    def _accounts(self, pieces: list[msgspec.Raw]) -> Generator[None, None, tuple[Any, ...]]:
+    def _build_accounts(self, pieces: list[msgspec.Raw]) -> Generator[None, None, tuple[Any, ...]]:
         accounts: list[Any] = []
         for batch in batches(pieces):
-            if len(batch) > 1 or not reference.is_ours(self._converter, Account):
-                accounts += yield from self._slice(Account, batch)
+            if len(batch) > 1 or not reference.has_default_hook(self._converter, Account):
+                accounts += yield from self._build_batch(Account, batch)
             else:
-                decode, build = self._pair(Account, _CUT_AT_TRANSACTIONS)
+                decode, build = self._pair(Account, _RAW_TRANSACTIONS)
                 account = decode(batch[0])
-                yield from self._transactions(account)
+                yield from self._build_transactions(account)
                 accounts.append(build(account))
             yield
         return tuple(accounts)
 
-    def _transactions(self, account: Any) -> Generator[None, None, None]:
+    def _build_transactions(self, account: Any) -> Generator[None, None, None]:
         pieces = getattr(account, _TRANSACTIONS)
         if type(pieces) is list:
-            made: list[Any] = []
-            for start in range(0, len(pieces), SLICE):
-                made += yield from self._slice(Transaction, pieces[start : start + SLICE])
+            transactions: list[Any] = []
+            for start in range(0, len(pieces), TRANSACTIONS_PER_STEP):
+                batch = pieces[start : start + TRANSACTIONS_PER_STEP]
+                transactions += yield from self._build_batch(Transaction, batch)
                 yield
-            setattr(account, _TRANSACTIONS, tuple(made))
+            setattr(account, _TRANSACTIONS, tuple(transactions))
 
-    def _slice(self, cls: type[Model], pieces: list[msgspec.Raw]) -> Generator[None, None, tuple[Any, ...]]:
-        array = joined(pieces)
+    def _build_batch(self, cls: type[Model], pieces: list[msgspec.Raw]) -> Generator[None, None, tuple[Any, ...]]:
+        array = json_array(pieces)
         values: list[Any]
-        if len(array) > WHOLE:
+        if len(array) > MAX_ONE_STEP:
             values = yield from parse_steps(array, len(array), cls=cls)
         else:
             try:
                 decode, build = self._pair(cls, many=True)
-                made: tuple[Any, ...] = build(decode(array))
-                return made
-            except DOUBTS:
+                built: tuple[Any, ...] = build(decode(array))
+                return built
+            except FALLBACK_ERRORS:
                 pass
             values = decode_any(array)
         read = reference.reader(self._converter, cls)
         result: list[Any] = []
-        for start in range(0, len(values), TURN):
+        for start in range(0, len(values), OBJECTS_PER_STEP):
             yield
-            result += reference.items(values[start : start + TURN], read)
+            result += reference.read_items(values[start : start + OBJECTS_PER_STEP], read)
         return tuple(result)
 
-    # --- the careful path ---
+    # --- the reference path ---
 
-    def _prepare(self, data: Any) -> Generator[None, None, None]:
-        """Replaces large arrays by `careful.Ready` ones, a few items in a step, up to the first wrong item."""
-        if not self._all_ours(PartnerAccessResponse, AccountsDetail) or type(data) is not dict:
+    def _read_large_arrays(self, data: Any) -> Generator[None, None, None]:
+        """Replaces large arrays in `data` by `reference.PartlyRead`, a few items in a step, up to the first wrong item."""
+        if not self._all_default(PartnerAccessResponse, AccountsDetail) or type(data) is not dict:
             return
         details = data.get(DETAILS)
-        ours, looked = self._all_ours(Account), 0
+        default, scanned = self._all_default(Account), 0
         for detail in details if type(details) is list else [details]:
-            looked += 1
-            if looked % LOOK == 0:
+            scanned += 1
+            if scanned % SCANNED_PER_STEP == 0:
                 yield
             if type(detail) is not dict:
                 continue
             accounts = detail.get(ACCOUNTS)
-            if type(accounts) is list and ours:
+            if type(accounts) is list and default:
                 for account in accounts:
-                    looked += 1
-                    if looked % LOOK == 0:
+                    scanned += 1
+                    if scanned % SCANNED_PER_STEP == 0:
                         yield
                     if type(account) is dict:
-                        yield from self._prepare_array(account, TRANSACTIONS, Transaction)
-            yield from self._prepare_array(detail, ACCOUNTS, Account)
-            yield from self._prepare_array(detail, LINKS, Link)
-        yield from self._prepare_array(data, DETAILS, AccountsDetail)
+                        yield from self._read_array(account, TRANSACTIONS, Transaction)
+            yield from self._read_array(detail, ACCOUNTS, Account)
+            yield from self._read_array(detail, LINKS, Link)
+        yield from self._read_array(data, DETAILS, AccountsDetail)
 
-    def _prepare_array(self, owner: dict[str, Any], key: str, cls: type[Model]) -> Generator[None, None, None]:
+    def _read_array(self, owner: dict[str, Any], key: str, cls: type[Model]) -> Generator[None, None, None]:
         values = owner.get(key)
-        if type(values) is not list or len(values) <= TURN:
+        if type(values) is not list or len(values) <= OBJECTS_PER_STEP:
             return
         read = reference.reader(self._converter, cls)
-        done: list[Any] = []
+        models: list[Any] = []
         try:
-            while len(done) < len(values):
-                done += reference.items(values[len(done) : len(done) + TURN], read)
+            while len(models) < len(values):
+                models += reference.read_items(values[len(models) : len(models) + OBJECTS_PER_STEP], read)
                 yield
         except reference.StructureError:
-            pass  # found again, and in its turn, when the whole is read
-        owner[key] = reference.Ready(done, values[len(done) :])
+            pass  # raised again, with the whole path, when the answer is read
+        owner[key] = reference.PartlyRead(models, values[len(models) :])
 
-    def _all_ours(self, *classes: type[Model]) -> bool:
-        return all(reference.is_ours(self._converter, cls) for cls in classes)
+    def _all_default(self, *classes: type[Model]) -> bool:
+        return all(reference.has_default_hook(self._converter, cls) for cls in classes)
 
 
 def _with_meta(answer: PartnerAccessResponse, meta: Meta) -> PartnerAccessResponse:
-    # A hook of a user may have put something else in the place of the answer; that has no `meta`.
+    # A user's hook may have replaced the answer by an object without `meta`.
     return answer.with_meta(meta) if isinstance(answer, PartnerAccessResponse) else answer

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 
 from ..classify import classify_error, classify_response, outcome_line
 from ..clock import Clock
-from ..codec import DIRECT, Codec, envelope_of, read_envelope
+from ..codec import DIRECT_SIZE, Codec, envelope_of, read_envelope
 from ..config import Retry, Timeouts
 from ..errors import AttemptTimeoutError, DeadlineExceededError, DecodeError, FlinksError
-from ..limits.governor import Governor
 from ..messages import Call, Handler, Request, Response, Transport
 from ..models import Meta, PartnerAccessResponse
 from ..observe import AttemptFinished, AttemptStarted, Observer, emit
@@ -41,13 +40,7 @@ class Attempt:
         if permit is not None and permit.revoked:
             raise DeadlineExceededError("not sent: the caller wants no more requests")
         if not governor.try_acquire():
-            queued = self._now()
-            try:
-                probe = await _acquire(governor, call)
-            finally:
-                waited = self._now() - queued
-                call.queue_time += waited
-                counters.queue_time += waited
+            probe = await self._wait_for_slot(call)
         sent = now = self._now()
         call.attempts += 1
         call.headers_at = None
@@ -72,28 +65,12 @@ class Attempt:
                 call.wire_time += now - sent
                 counters.requests += 1
                 counters.retries += retrying
-            if len(response.body) <= DIRECT or response.status != 200 or request.raw:
+            if len(response.body) <= DIRECT_SIZE or response.status != 200 or request.raw:
                 response = self._decode(request, response)
             else:
                 response = await self._decode_in_turns(request, response)
-        except FlinksError as error:
-            first_byte = None if error.status is None else (call.headers_at or now) - sent
-            call.down = governor.record(
-                classify_error(error),
-                sent=sent,
-                status=error.status,
-                time_to_first_byte=first_byte,
-                probe=probe,
-                problem=error.message,
-            )
-            raise
-        except BaseException:
-            # A deadline that passes while the request is on the wire counts like a timeout of the attempt.
-            if call.deadline is not None and self._now() >= call.deadline:
-                problem = f"{request.endpoint.host} did not answer before the deadline"
-                governor.record(_TIMED_OUT, sent=sent, probe=probe, problem=problem)
-            else:
-                governor.abandon(probe=probe)
+        except BaseException as error:
+            self._record_failure(request, error, sent, now, probe)
             raise
         finally:
             if permit is not None:
@@ -112,6 +89,41 @@ class Attempt:
             problem="" if verdict is OK else outcome_line(request, response),
         )
         return response
+
+    async def _wait_for_slot(self, call: Call) -> bool:
+        """Waits for a slot and adds the time to the call. Returns whether the attempt is a probe."""
+        queued = self._now()
+        try:
+            while True:
+                deadline = call.deadline
+                try:
+                    return await call.local.governor.acquire(deadline)
+                except DeadlineExceededError:
+                    if call.deadline == deadline:
+                        raise  # otherwise a shared deadline has moved meanwhile, so the wait may fit now
+        finally:
+            waited = self._now() - queued
+            call.queue_time += waited
+            call.local.counters.queue_time += waited
+
+    def _record_failure(self, request: Request, error: BaseException, sent: float, now: float, probe: bool) -> None:
+        call = request.call
+        governor = call.local.governor
+        if isinstance(error, FlinksError):
+            call.down = governor.record(
+                classify_error(error),
+                sent=sent,
+                status=error.status,
+                time_to_first_byte=None if error.status is None else (call.headers_at or now) - sent,
+                probe=probe,
+                problem=error.message,
+            )
+        elif call.deadline is not None and self._now() >= call.deadline:
+            # A deadline that passes while the request is on the wire counts like a timeout of the attempt.
+            problem = f"{request.endpoint.host} did not answer before the deadline"
+            governor.record(_TIMED_OUT, sent=sent, probe=probe, problem=problem)
+        else:
+            governor.abandon(probe=probe)
 
     async def _decode_in_turns(self, request: Request, response: Response) -> Response:
         """As `_decode`, for large bodies, which would stall the event loop if they were decoded in one step."""
@@ -140,17 +152,6 @@ class Attempt:
         verdict = classify_response(status, envelope, self._throttle_statuses)
         meta = _meta(call, response) if answer is None else answer.meta
         return Response(status, response.headers, response.body, answer, envelope, verdict, meta)
-
-
-async def _acquire(governor: Governor, call: Call) -> bool:
-    """Waits for a slot; waits again if the call's shared deadline has moved meanwhile."""
-    while True:
-        deadline = call.deadline
-        try:
-            return await governor.acquire(deadline)
-        except DeadlineExceededError:
-            if call.deadline == deadline:
-                raise
 
 
 def _deadline_comes_first(call: Call, now: float, timeout: float) -> bool:

@@ -1,9 +1,9 @@
-"""Stretches of a task that can be ended from outside: by a timeout, or by the closing of the client.
+"""Cancel scopes: blocks of a task that a deadline or the closing of the client can interrupt.
 
-The rules are those of `asyncio.timeout`: the task is cancelled, and the scope that asked for it turns the
-`CancelledError` into a sign of its own, unless somebody else cancelled the task too. What differs is the price:
-`asyncio.timeout` costs about 5 us, since it makes and cancels a timer handle each time. Here scopes that are due at
-about the same time share one handle, and leaving a scope is a removal from a set.
+The rules are those of `asyncio.timeout`: the task is cancelled, and the scope swallows the `CancelledError` and sets
+`interrupted`, unless something else cancelled the task too. But `asyncio.timeout` costs about 5 us, because it makes and
+cancels a timer handle each time. Here all scopes that are due at about the same time share one handle, and to leave a
+scope is to remove it from a set.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 
 class CancelScope:
-    """`with scope: ...` can be ended by `interrupt()`; then `interrupted` is true after the block.
+    """A block, `with scope: ...`, that `interrupt()` ends; `interrupted` is true afterwards.
 
-    Usable once, by the task that enters it.
+    Use it once, in one task.
     """
 
     __slots__ = ("_before", "_bucket", "_task", "interrupted")
@@ -38,7 +38,7 @@ class CancelScope:
         return self
 
     def interrupt(self) -> None:
-        """Ends the block, if it still runs. To be called in the loop of its task."""
+        """Ends the block, if it still runs. Call it in the event loop of the task."""
         if self._task is not None and not self.interrupted:
             self.interrupted = True
             self._task.cancel()
@@ -56,15 +56,15 @@ class CancelScope:
         ours = task.uncancel() <= self._before
         if ours and kind is asyncio.CancelledError:
             return True
-        # Somebody else cancelled the task as well, or the block ended in its own way: then that is what happened.
+        # Something else cancelled the task as well, or the block ended with its own exception: that one goes on.
         self.interrupted = False
         return False
 
 
 class DeadlineTimer:
-    """Interrupts scopes when their time is up. One for each event loop.
+    """Interrupts scopes at their deadlines. There is one for each event loop.
 
-    A scope ends up to 5 % later than asked (at least 10 ms, at most 500 ms), never earlier.
+    A scope ends up to 5 % late (at least 10 ms, at most 500 ms), never early.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -74,7 +74,7 @@ class DeadlineTimer:
         self._handle: asyncio.TimerHandle | None = None
 
     def arm(self, scope: CancelScope, seconds: float) -> None:
-        """Interrupts the scope after so many seconds, unless it is left before."""
+        """Interrupts the scope after this many seconds, unless it is left before."""
         tick = 10 if seconds < 1 else 50 if seconds < 10 else 500
         now = self._loop.time() * 1000.0
         due = (int(now + seconds * 1000.0) // tick + 1) * tick
@@ -96,7 +96,7 @@ class DeadlineTimer:
         self._handle = None
         now = self._loop.time() * 1000.0 + 1e-3
         while self._due and self._due[0] <= now:
-            # A copy: an interrupted scope removes itself from its bucket.
+            # A copy, because an interrupted scope removes itself from its bucket.
             for scope in tuple(self._buckets.pop(heappop(self._due))):
                 scope.interrupt()
         if self._due:
@@ -104,7 +104,7 @@ class DeadlineTimer:
 
 
 async def until_done(tasks: Collection[asyncio.Task[Any]]) -> None:
-    """Waits until all tasks are done, however often the waiting is cancelled; then that cancellation goes on."""
+    """Waits until all tasks are done, even if it is cancelled meanwhile; then it raises that cancellation."""
     cancelled: asyncio.CancelledError | None = None
     while pending := [task for task in tasks if not task.done()]:
         try:
@@ -119,6 +119,6 @@ async def until_done(tasks: Collection[asyncio.Task[Any]]) -> None:
 
 
 def mark_retrieved(future: asyncio.Future[Any]) -> None:
-    """A done callback: keeps asyncio from logging that the exception of a task or future was never retrieved."""
+    """Keeps asyncio from logging that the exception of a task or future was never retrieved."""
     if not future.cancelled():
         future.exception()

@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data import expected_answer, expected_body
-    from .fault_plan import DemoFaults, Fate, Faults, Plan
+    from .fault_plan import DemoFaults, Faults, Plan, TokenPlan
     from .faults import KINDS, Fault
     from .in_memory import InMemoryTransport, SentRequest
     from .latency import Latency, RateLimit, Throttle
+    from .mock import aioresponses
     from .process import ServerProcess
     from .serve import ServeOptions, serve_forever
     from .server import UNKNOWN_TOKEN, FlinksServer
     from .server_stats import RecordedRequest, ServerStats
     from .virtual_time import FakeClock, VirtualClock, VirtualTimeLoop, run_virtual
 
-_WHERE = {
+_MODULES = {
     "DemoFaults": "fault_plan",
     "FakeClock": "virtual_time",
-    "Fate": "fault_plan",
     "Fault": "faults",
     "Faults": "fault_plan",
     "FlinksServer": "server",
@@ -38,9 +38,11 @@ _WHERE = {
     "ServerProcess": "process",
     "ServerStats": "server_stats",
     "Throttle": "latency",
+    "TokenPlan": "fault_plan",
     "UNKNOWN_TOKEN": "server",
     "VirtualClock": "virtual_time",
     "VirtualTimeLoop": "virtual_time",
+    "aioresponses": "mock",
     "expected_answer": "data",
     "expected_body": "data",
     "run_virtual": "virtual_time",
@@ -52,7 +54,6 @@ __all__ = [
     "UNKNOWN_TOKEN",
     "DemoFaults",
     "FakeClock",
-    "Fate",
     "Fault",
     "Faults",
     "FlinksServer",
@@ -66,8 +67,10 @@ __all__ = [
     "ServerProcess",
     "ServerStats",
     "Throttle",
+    "TokenPlan",
     "VirtualClock",
     "VirtualTimeLoop",
+    "aioresponses",
     "expected_answer",
     "expected_body",
     "run_virtual",
@@ -77,7 +80,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     try:
-        module = _WHERE[name]
+        module = _MODULES[name]
     except KeyError:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
     value = getattr(importlib.import_module(f"{__name__}.{module}"), name)

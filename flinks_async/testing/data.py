@@ -1,8 +1,8 @@
-"""What the simulated Flinks knows about a token: a pure function, so that tests can compute what must arrive.
+"""The simulator's answer for a token: a pure function, so that tests can compute what must arrive.
 
-Everything is derived from (seed, token) with BLAKE2b: the same in every process, platform and Python. The bulk of an
-answer comes from a few prepared blocks into which the token's own ids and amounts are put, so that an answer costs
-microseconds and still differs from every other token's.
+All values derive from (seed, token) with BLAKE2b: they are the same in every process, platform and Python. Most of an answer
+comes from a few prepared blocks with the token's own ids and amounts, so an answer takes microseconds and still differs for
+each token.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ _ACCOUNTS_AND_TRANSACTIONS: Final[dict[Size, tuple[int, int]]] = {
     "large": (5, 2000),
 }
 
-# What stands for the token's own ids and amounts in a prepared block.
+# Placeholders for the token's ids and amounts in a prepared block.
 _ID: Final = b"@OWN_ID@"
 _NUMBER: Final = b"@NUMBER"
 _BALANCE: Final = b'"@BALANCE"'
 
 
 def digest(*parts: object, size: int = 16) -> bytes:
-    """Bytes that depend on nothing but the parts."""
+    """Bytes that depend only on the parts."""
     text = "\0".join(map(str, parts))
     return blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).digest()
 
 
 def uniform(*parts: object) -> float:
-    """A number in [0, 1) that depends on nothing but the parts."""
+    """A number in [0, 1) that depends only on the parts."""
     return (int.from_bytes(digest(*parts, size=8), "big") >> 11) / (1 << 53)
 
 
 def expected_body(token: str, *, size: Size = "small", shape: Shape = "list", seed: int = 0) -> bytes:
-    """The exact bytes with which `FlinksServer` answers a token.
+    """The exact body of `FlinksServer`'s answer for a token.
 
     Args:
         size: `small` is the documented example (an entry with LoginId and CustomerId), `medium` has 2 accounts of 60
             transactions (about 22 KB), `large` 5 of 2,000 (about 1.7 MB).
-        shape: what `GetAccountsDetail` is.
-        seed: other seeds give other data.
+        shape: JSON type of `GetAccountsDetail`.
+        seed: another seed gives other data.
     """
     own = digest(seed, token, size=32).hex()
     request_id = _guid(own[32:])
@@ -67,7 +67,7 @@ def expected_body(token: str, *, size: Size = "small", shape: Shape = "list", se
 
 
 def expected_answer(token: str, *, size: Size = "small", shape: Shape = "list", seed: int = 0) -> dict[str, Any]:
-    """What `answer.to_dict()` must be for a token; amounts are `Decimal`. Arguments as for `expected_body`."""
+    """The expected `answer.to_dict()` for a token; amounts are `Decimal`. For the arguments see `expected_body`."""
     answer: dict[str, Any] = json.loads(expected_body(token, size=size, shape=shape, seed=seed), parse_float=Decimal)
     return answer
 
@@ -78,7 +78,7 @@ def _guid(hexadecimal: str) -> bytes:
 
 
 def _full_detail(own: str, short: bytes, accounts: int, transactions: int) -> bytes:
-    variants = 16 if transactions <= 100 else 2  # prepared large blocks are big: keep few
+    variants = 16 if transactions <= 100 else 2  # large blocks need memory, so keep few
     pick = int(own[:4], 16)
     number = int(own[4:12], 16)
     id8 = own[:8].encode()
@@ -103,7 +103,7 @@ def _full_detail(own: str, short: bytes, accounts: int, transactions: int) -> by
 
 @lru_cache(maxsize=128)
 def _account(variant: int, index: int, transactions: int) -> tuple[list[bytes], bytes]:
-    """An account's transactions, cut where the token's id goes, and the JSON object of its other fields."""
+    """An account's transactions, split at the token's id, and the JSON of its other fields."""
     rng = random.Random(f"flinks-async {variant} {index}")
     serial = f"{variant:02x}{index:02x}"
     account: dict[str, Any] = {
@@ -140,7 +140,7 @@ def _holder(variant: int, index: int) -> dict[str, Any] | None:
         },
         "Email": f"holder{variant}@example.com",
     }
-    if variant % 3:  # else missing, which is normal too
+    if variant % 3:  # otherwise the field is missing
         holder["PhoneNumber"] = None if variant % 2 else "(514) 555-0100"
     return holder
 

@@ -1,4 +1,4 @@
-"""Carries out a fault on a connection of an aiohttp server."""
+"""Carries out faults on the connections of the simulator, and checks its authentication header."""
 
 from __future__ import annotations
 
@@ -18,10 +18,7 @@ from aiohttp import web
 from ..config import AuthScheme
 from .faults import Fault
 
-# [flinks_async.testing.auth] Whether a request carries the AuthSecret, in one of the three forms (see `Endpoint.auth_header`).
-
-
-# What is written before a connection breaks must arrive first: a reset overtakes bytes that are under way.
+# Seconds between the last bytes and a reset, because a reset discards bytes that have not arrived.
 _ARRIVAL: Final = 0.02
 
 _LINGER: Final = "hh" if sys.platform == "win32" else "ii"
@@ -45,14 +42,14 @@ def reply(fault: Fault) -> web.Response:
     return web.Response(status=fault.status, body=fault.body, headers=headers)
 
 
-async def misbehave(request: web.BaseRequest, fault: Fault, answer: bytes) -> web.Response | None:
-    """Does what every fault but `hang` asks for.
+async def inject(request: web.BaseRequest, fault: Fault, answer: bytes) -> web.Response | None:
+    """Carries out a fault, except `hang`.
 
     Args:
-        answer: the body that the request would have got.
+        answer: the body of the normal answer.
 
     Returns:
-        What to send; None if the connection has been ended.
+        the response to send; None if the connection was closed.
     """
     if fault.mode == "reply":
         return reply(fault)
@@ -80,7 +77,7 @@ def _write(request: web.BaseRequest, data: bytes) -> None:
 
 
 def end(request: web.BaseRequest, *, reset: bool = False) -> None:
-    """Ends the connection: with FIN after what was written, or at once with RST."""
+    """Closes the connection: with FIN after the written bytes, or at once with RST."""
     transport = request.transport
     if transport is None:
         return
@@ -88,7 +85,7 @@ def end(request: web.BaseRequest, *, reset: bool = False) -> None:
         transport.close()
         return
     raw: socket.socket | None = transport.get_extra_info("socket")
-    if raw is not None:  # without lingering, closing a socket sends RST
+    if raw is not None:  # with a linger time of 0, close() sends RST
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack(_LINGER, 1, 0))
     transport.abort()
 
@@ -101,14 +98,14 @@ _FORMS: Final[tuple[tuple[AuthScheme, str, str], ...]] = (
 
 
 def accepts(headers: Mapping[str, str], secret: str, scheme: AuthScheme | None) -> bool:
-    """Whether the headers hold the secret in the form of the scheme, or in any form if that is None."""
+    """Whether the headers carry the secret in the form of `scheme`; None accepts all forms of `Endpoint.auth_header`."""
     return any(
         scheme in (None, form) and _same(headers.get(name, ""), prefix + secret) for form, name, prefix in _FORMS
     )
 
 
 def has_secret(headers: Mapping[str, str]) -> bool:
-    """Whether there is an authentication header at all."""
+    """Whether an authentication header is present."""
     return any(name in headers for _, name, _ in _FORMS)
 
 

@@ -1,8 +1,8 @@
-"""Faults by name: what the simulated Flinks can do instead of answering.
+"""Faults by name: what the simulator does instead of answering.
 
     server.script(token, ["http_503", "reset", Fault.reply(418, {"Message": "teapot"})])
 
-`KINDS` has all of them; each says what it takes to get over it (`clears`), in the words of `flinks_async.classify`.
+`KINDS` has all of them. `clears` names the class of the fault, in the words of `flinks_async.verdict.Kind`.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 @frozen(kw_only=True)
 class Fault:
-    """One request that does not go as it should.
+    """What happens to one request.
 
     Attributes:
-        name: counted under this name in `server.stats.faults`.
-        mode: `reply` sends status, headers and body below; `answer` is the normal answer (for a delay before it);
-            `raw` writes the body to the socket as it is and closes; `reset` (TCP RST) and `close` (FIN) end the
+        name: key in `server.stats.faults`.
+        mode: `reply` sends status, headers and body below; `answer` sends the normal answer, after `delay`;
+            `raw` writes the body to the socket and closes it; `reset` (TCP RST) and `close` (FIN) end the
             connection before the headers, `reset_body` and `close_body` in the middle of the answer's body; `hang`
             sends nothing, until `server.release()`; `truncated_json` and `truncated_gzip` are the normal answer cut
             short inside a correct HTTP message.
         status: for `reply`.
-        headers: for `reply`, over the content type.
+        headers: for `reply`, in addition to the content type.
         body: for `reply` and `raw`.
         content_type: for `reply`.
-        retry_after: seconds to put into a `Retry-After` header; None for no header.
-        retry_after_date: write it as an HTTP date instead.
-        delay: seconds before anything happens.
+        retry_after: seconds for a `Retry-After` header; None for no header.
+        retry_after_date: send `Retry-After` as an HTTP date.
+        delay: seconds before the fault.
         hang_for: seconds after which a `hang` closes the connection; None for never.
-        clears: what gets over it.
+        clears: class of the fault.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Fault:
 
     @classmethod
     def reply(cls, status: int, body: Any = b"", *, name: str | None = None, **fields: Any) -> Fault:
-        """A reply of your own. A body that is not bytes or text is sent as JSON."""
+        """A reply. A body that is neither bytes nor text is sent as JSON."""
         if isinstance(body, str):
             body = body.encode()
         elif not isinstance(body, bytes):
@@ -70,9 +70,9 @@ class Fault:
         """Flinks' error body.
 
         Args:
-            status: of the HTTP answer.
+            status: HTTP status.
             code: the `FlinksCode`.
-            inside: the body's `HttpStatusCode`, where it differs from the status.
+            inside: `HttpStatusCode` in the body, if it differs from `status`.
         """
         body = {"HttpStatusCode": inside or status, "FlinksCode": code, "Message": f"Simulated {code}."}
         return cls.reply(status, body, **{"name": code.lower(), **fields})
@@ -122,24 +122,24 @@ KINDS: Final[Mapping[str, Fault]] = MappingProxyType({fault.name: fault for faul
 
 
 def fault(kind: str | Fault) -> Fault:
-    """A fault by its name in `KINDS`, or itself.
+    """A fault, looked up in `KINDS` if it is a name.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: the name is unknown.
     """
     if isinstance(kind, Fault):
         return kind
     try:
         return KINDS[kind]
     except KeyError:
-        raise ValueError(f"no fault is called {kind!r}; there are {', '.join(KINDS)}") from None
+        raise ValueError(f"unknown fault {kind!r}; known faults: {', '.join(KINDS)}") from None
 
 
 def kinds_that_clear(*clears: Clears) -> tuple[str, ...]:
-    """The names of the faults of some classes."""
+    """The names of the faults of these classes."""
     return tuple(name for name, kind in KINDS.items() if kind.clears in clears)
 
 
 def faults(kinds: Iterable[str | Fault]) -> tuple[Fault, ...]:
-    """`fault` for each of several."""
+    """`fault` for each item."""
     return tuple(fault(kind) for kind in kinds)

@@ -5,7 +5,7 @@
         ...
     assert [sent.token.reveal() for sent in transport.requests] == ["token-1"]
 
-Everything above the wire is the real thing: retries, decoding, errors.
+Retries, decoding and errors work as with a network.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class SentRequest:
 
     Attributes:
         token: the access token; `reveal()` it to compare.
-        fingerprint: the same as in errors and logs.
-        secret: the AuthSecret that would have been sent.
-        host: of the endpoint.
-        headers: those of the endpoint and of the request, without authentication; in any case.
+        fingerprint: the token's fingerprint, as in errors and logs.
+        secret: the AuthSecret.
+        host: host of the endpoint.
+        headers: headers of the endpoint and the request, without authentication; lookups ignore case.
     """
 
     token: Secret
@@ -56,30 +56,30 @@ class InMemoryTransport:
     """A `Transport` that answers from a mapping.
 
     Args:
-        answers: by token. An answer is a mapping (200 with that as JSON), bytes (200 with that body), a `Response`,
-            a fault of `KINDS` that is a reply (such as `KINDS["http_503"]`), or a `FlinksError` (raised: each time a
-            copy). A list gives its answers in order and then repeats the last. A callable gets the `Request`, may be
-            async, and returns one of these.
-        default: for every other token; default 401 SESSION_NONEXISTENT.
+        answers: answers by token. An answer is a mapping (sent as JSON with status 200), bytes (a body with status 200),
+            a `Response`, a fault of `KINDS` that is a reply (such as `KINDS["http_503"]`), or a `FlinksError` (a copy is
+            raised). A list gives its answers in order and repeats the last. A callable gets the `Request`, may be async,
+            and returns one of these.
+        default: answer for all other tokens; default 401 SESSION_NONEXISTENT.
 
     Attributes:
-        answers: may be changed between requests.
-        requests: what was sent, in order.
-        closed: `close()` was called.
+        answers: may be changed at any time.
+        requests: the requests, in order.
+        closed: whether `close()` was called.
     """
 
     def __init__(self, answers: Mapping[str, Answer] | None = None, *, default: Answer = UNKNOWN_TOKEN) -> None:
-        self.answers: dict[str, Answer] = {token: _own(answer) for token, answer in (answers or {}).items()}
-        self.default = _own(default)
+        self.answers: dict[str, Answer] = {token: _copied(answer) for token, answer in (answers or {}).items()}
+        self.default = _copied(default)
         self.requests: list[SentRequest] = []
         self.closed = False
 
     async def send(self, request: Request, /) -> Response:
         if self.closed:
             raise ClientClosedError("the transport is closed")
-        self.requests.append(_sent(request))
+        self.requests.append(_recorded(request))
         answer = self.answers.get(request.token.reveal(), self.default)
-        one = await _one(answer, request)
+        one = await _resolve(answer, request)
         if isinstance(one, FlinksError):
             raise copy.copy(one)
         return make_response(one)
@@ -88,7 +88,7 @@ class InMemoryTransport:
         self.closed = True
 
     def sent(self, token: str) -> int:
-        """How many requests were made for a token."""
+        """Number of requests for a token."""
         return sum(sent.token == Secret(token) for sent in self.requests)
 
 
@@ -98,20 +98,20 @@ def make_response(
     status: int = 200,
     headers: Mapping[str, str] | Iterable[tuple[str, str]] = (),
 ) -> Response:
-    """A `Response` as a transport gives it.
+    """A `Response` as a transport returns it.
 
     Args:
-        answer: the body: a mapping becomes JSON (`Decimal` keeps its digits). A `Response` is given back as it is,
-            a fault that is a reply brings its own status and headers.
-        status: of the response.
-        headers: over `Content-Type: application/json`.
+        answer: the body. A mapping becomes JSON (`Decimal` keeps its digits), a `Response` is returned unchanged, and a
+            fault that is a reply has its own status and headers.
+        status: HTTP status.
+        headers: in addition to `Content-Type: application/json`.
     """
     if isinstance(answer, Response):
         return answer
     merged = CIMultiDict({"Content-Type": "application/json; charset=utf-8"})
     if isinstance(answer, Fault):
         if answer.mode != "reply":
-            raise ValueError(f"the fault {answer.name!r} is not a reply: raise the FlinksError that it leads to")
+            raise ValueError(f"the fault {answer.name!r} is not a reply; use the FlinksError that it causes instead")
         merged.update({"Content-Type": answer.content_type, **answer.headers})
         if answer.retry_after is not None:
             merged["Retry-After"] = f"{answer.retry_after:g}"
@@ -122,7 +122,7 @@ def make_response(
     return Response(status, CIMultiDictProxy(merged), body)
 
 
-async def _one(answer: Answer, request: Request) -> OneAnswer:
+async def _resolve(answer: Answer, request: Request) -> OneAnswer:
     if isinstance(answer, list):
         return answer.pop(0) if len(answer) > 1 else answer[0]
     if not callable(answer):
@@ -131,13 +131,13 @@ async def _one(answer: Answer, request: Request) -> OneAnswer:
     return await made if isawaitable(made) else made
 
 
-def _own(answer: Answer) -> Answer:
+def _copied(answer: Answer) -> Answer:
     if isinstance(answer, list) and not answer:
         raise ValueError("a list of answers must not be empty")
     return list(answer) if isinstance(answer, list) else answer
 
 
-def _sent(request: Request) -> SentRequest:
+def _recorded(request: Request) -> SentRequest:
     headers = CIMultiDict(request.endpoint.headers)
     headers.update(request.headers)
     return SentRequest(

@@ -1,4 +1,4 @@
-"""How fast the simulated Flinks answers, and how much it takes: latency and rate limit, both pure."""
+"""Latency and rate limit of the simulator, both without a clock of their own."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ _NORMAL: Final = NormalDist()
 
 
 class Throttle(Protocol):
-    """Lets a request through (None) or answers it with a fault."""
+    """Accepts a request (None), or returns the fault that answers it."""
 
     def take(self, now: float, /) -> Fault | None: ...
 
 
 @frozen
 class Latency:
-    """How long an answer takes, in seconds. Made by one of the three class methods.
+    """The time before a reply, in seconds. Use one of the three class methods.
 
     Attributes:
-        distribution: its name.
-        a: the fixed time, the lower end, or the median.
-        b: the upper end, or sigma of the logarithm.
+        distribution: name of the distribution.
+        a: the fixed time, the minimum, or the median.
+        b: the maximum, or sigma of the logarithm.
     """
 
     distribution: Distribution
@@ -45,11 +45,11 @@ class Latency:
 
     @classmethod
     def lognormal(cls, median: float, sigma: float = 0.5) -> Latency:
-        """Like real services: most near the median, a long tail. `sigma` 0.5 puts p99 at 3.2 times the median."""
+        """Like many real services: most answers near the median, and a long tail. With `sigma` 0.5, p99 is 3.2 medians."""
         return cls("lognormal", median, sigma)
 
     def seconds(self, chance: float) -> float:
-        """The latency for a random number in [0, 1)."""
+        """The latency for a random number `chance` in [0, 1)."""
         if self.distribution == "fixed":
             return self.a
         if self.distribution == "uniform":
@@ -59,13 +59,13 @@ class Latency:
 
 @define
 class RateLimit:
-    """A token bucket: `burst` requests at once, refilled with `rate` a second.
+    """A token bucket: `burst` requests at once, refilled at `rate` per second.
 
     Attributes:
-        rate: requests a second.
-        burst: the bucket's size.
-        answer: what a request gets for which there is no place; default 401 TOO_MANY_REQUESTS, as documented.
-            `RateLimit.status_429()` gives the other usual form.
+        rate: requests per second.
+        burst: size of the bucket.
+        answer: reply to a request above the limit; default 401 TOO_MANY_REQUESTS, as documented.
+            `RateLimit.status_429()` replies with 429 instead.
     """
 
     rate: float
@@ -79,11 +79,11 @@ class RateLimit:
 
     @classmethod
     def status_429(cls, rate: float, burst: float = 1.0, retry_after: float | None = 1) -> RateLimit:
-        """Answers 429 with a `Retry-After` in seconds (None for no such header)."""
+        """A limit that replies with 429 and `Retry-After` in seconds (None: no such header)."""
         return cls(rate, burst, KINDS["http_429"].evolve(retry_after=retry_after))
 
     def take(self, now: float, /) -> Fault | None:
-        """One request at `now` (monotonic seconds)."""
+        """Counts one request at `now` (monotonic seconds)."""
         if self._at is not None:
             self._level = min(self.burst, self._level + (now - self._at) * self.rate)
         self._at = now

@@ -1,4 +1,4 @@
-"""The simulated Flinks in a process of its own, so that it does not share the client's event loop and processor."""
+"""The simulator in its own process, so that it does not share the event loop and the processor of the client."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from attrs import evolve
 
 from .serve import ServeOptions
 
-# Out of reach of Ctrl-C: the client must be able to finish what it has begun.
-_APART: dict[str, Any]
+# Ctrl-C must not reach the simulator, because the client finishes its requests first.
+_DETACHED: dict[str, Any]
 if sys.platform == "win32":
-    _APART = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    _DETACHED = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
 else:
-    _APART = {"start_new_session": True}
+    _DETACHED = {"start_new_session": True}
 
 
 class ServerProcess:
-    """Starts the simulator in a subprocess and stops it. A context manager, sync or async.
+    """Runs the simulator in a subprocess. A context manager, sync or async.
 
         async with ServerProcess(ServeOptions(demo=True, faults=0.03)) as server:
             FlinksClient(auth_secret=server.auth_secret, base_url=server.base_url)
 
-    The options go through a pipe, so the secret is in no process' arguments or environment. The server ends with
-    this process, even when that is killed.
+    Options are sent through a pipe, so the secret is in no arguments and no environment. The server ends with this
+    process, even if this process is killed.
 
     Args:
-        options: how to run it.
+        options: options of the server.
         timeout: seconds until it must listen.
 
     Attributes:
         auth_secret: the AuthSecret that it accepts.
-        base_url: for the client; known once it is started.
+        base_url: URL for the client, known after the start.
 
     Raises:
-        RuntimeError: by `start()`, if it does not listen in time; with what it wrote to standard error.
+        RuntimeError: by `start()`, if it does not listen in time. The message has its standard error.
     """
 
     def __init__(self, options: ServeOptions | None = None, *, timeout: float = 30.0) -> None:
@@ -57,7 +57,7 @@ class ServerProcess:
         self._reader: threading.Thread | None = None
 
     def start(self) -> None:
-        """Starts it and waits until it listens. Does nothing if it runs."""
+        """Starts the server and waits until it listens; does nothing if it runs."""
         if self._process is not None:
             return
         self._process = process = subprocess.Popen(
@@ -67,7 +67,7 @@ class ServerProcess:
             stderr=subprocess.PIPE,
             text=True,
             encoding="utf-8",
-            **_APART,
+            **_DETACHED,
         )
         assert process.stdin is not None
         assert process.stdout is not None
@@ -89,7 +89,7 @@ class ServerProcess:
             too_late.join()
 
     def stop(self) -> None:
-        """Ends it. Does nothing if it does not run."""
+        """Stops the server; does nothing if it does not run."""
         process, self._process = self._process, None
         if process is None:
             return
@@ -107,11 +107,11 @@ class ServerProcess:
 
     @property
     def returncode(self) -> int | None:
-        """None while it runs or before it was started."""
+        """Exit code of the process; None before the start and while it runs."""
         return None if self._process is None else self._process.poll()
 
     def stats(self) -> dict[str, Any]:
-        """The server's counts (`ServerStats.as_dict`), asked over HTTP. It blocks for a moment."""
+        """The server's counts (`ServerStats.as_dict`), by a blocking HTTP request."""
         context = None
         if self.base_url.startswith("https"):  # our own process on loopback
             context = ssl.create_default_context(cafile=self.options.cert_file)

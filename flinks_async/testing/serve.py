@@ -1,4 +1,4 @@
-"""The simulated Flinks in the foreground: what `flinks-async simulate` and `python -m flinks_async.testing` run."""
+"""Runs the simulator in the foreground, for `flinks-async simulate` and `python -m flinks_async.testing`."""
 
 from __future__ import annotations
 
@@ -26,21 +26,21 @@ from .server import FlinksServer
 
 @frozen(kw_only=True)
 class ServeOptions:
-    """How to run the server, as plain data that fits through a pipe.
+    """Options of the simulator as plain data that can be sent through a pipe.
 
     Attributes:
         auth_secret: the AuthSecret to accept; default a new GUID.
-        auth_scheme: the only header form to accept; default any.
-        host, port: where to listen; port 0 (default) takes any free one.
-        size, shape, seed: of the data; see `expected_body`.
+        auth_scheme: the one header form to accept; default all.
+        host, port: address to listen on; port 0 (default) takes a free port.
+        size, shape, seed: see `expected_body`.
         faults: share of requests that fail, or of tokens with `demo`; default 0.
-        kinds: which faults; default all that clear. Not used with `demo`.
-        demo: plan the faults by token with `Faults.demo`: each clears, and what is fetchable is known.
-        unfetchable: with `demo`, share of tokens that are refused for ever.
-        latency: distribution and its one or two numbers in seconds, such as `("lognormal", 0.2, 0.5)`.
-        rate: requests a second before 401 TOO_MANY_REQUESTS; default no limit.
-        burst: requests at once before that.
-        retry_after: answer 429 with this `Retry-After` (seconds) instead.
+        kinds: the faults; default: all that retries clear. Not used with `demo`.
+        demo: plan faults by token with `Faults.demo`: retries clear them, and the outcome of each token is known.
+        unfetchable: with `demo`, share of tokens that are always refused.
+        latency: name of the distribution and its parameters in seconds, such as `("lognormal", 0.2, 0.5)`.
+        rate: requests per second, above which the reply is 401 TOO_MANY_REQUESTS; default no limit.
+        burst: requests allowed at once above the rate.
+        retry_after: reply with 429 and this `Retry-After` (seconds) instead.
         compress: gzip answers for clients that accept it.
         cert_file, key_file: PEM files, for https.
     """
@@ -65,19 +65,19 @@ class ServeOptions:
     key_file: str | None = None
 
     def to_json(self) -> str:
-        """One line. Holds the secret: for a pipe, not for arguments or a log."""
+        """One line of JSON. It contains the secret: send it through a pipe, not in arguments or logs."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> ServeOptions:
-        given = json.loads(text)
+        values = json.loads(text)
         for name in ("kinds", "latency"):
-            if given.get(name) is not None:
-                given[name] = tuple(given[name])
-        return cls(**given)
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
+        return cls(**values)
 
     def plan(self) -> Plan | None:
-        """The faults."""
+        """The plan of the faults."""
         if self.demo:
             return Faults.demo(self.faults, self.seed, self.unfetchable)
         if not self.faults:
@@ -87,7 +87,7 @@ class ServeOptions:
         return Faults(share=self.faults, kinds=self.kinds, seed=self.seed)
 
     def server(self) -> FlinksServer:
-        """A server like that, not started, which tells its counts under `/_sim/stats`."""
+        """A server with these options, not started. It serves its counts at `/_sim/stats`."""
         context = None
         if self.cert_file is not None:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -129,11 +129,11 @@ async def serve_forever(
     """Runs the server until SIGINT or SIGTERM, or until `stop` is set.
 
     Args:
-        on_ready: called once when it listens; default prints one line of JSON with `base_url`.
-        stop: ends it as a signal does.
+        on_ready: called when the server listens; default prints one line of JSON with `base_url`.
+        stop: set it to stop the server.
 
     Returns:
-        The stopped server, for its `stats`.
+        the stopped server with its `stats`.
     """
     stop = asyncio.Event() if stop is None else stop
     restore = _on_signals(stop.set)
@@ -147,7 +147,7 @@ async def serve_forever(
 
 
 def _on_signals(end: Callable[[], None]) -> Callable[[], None]:
-    """Calls `end` on SIGINT and SIGTERM. Returns what undoes that."""
+    """Calls `end` on SIGINT and SIGTERM. Returns a function that restores the handlers."""
     loop = asyncio.get_running_loop()
     undo: list[Callable[[], object]] = []
 
@@ -156,7 +156,7 @@ def _on_signals(end: Callable[[], None]) -> Callable[[], None]:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         before = signal.getsignal(number)
-        with suppress(ValueError):  # not the main thread: signals are not ours
+        with suppress(ValueError):  # not in the main thread
             try:
                 loop.add_signal_handler(number, end)
                 undo.append(partial(loop.remove_signal_handler, number))
@@ -172,9 +172,9 @@ def _on_signals(end: Callable[[], None]) -> Callable[[], None]:
 
 
 def main() -> None:
-    """Serves with the options in the first line of standard input (JSON; may be empty) until that input ends.
+    """Serves until standard input ends. Its first line has the options as JSON, or is empty.
 
-    The input is a pipe to the parent: the server ends with it, however that happens.
+    The input is a pipe from the parent process, so the server ends when the parent ends.
     """
     options = ServeOptions.from_json(sys.stdin.readline().strip() or "{}")
     with asyncio.Runner(loop_factory=fast_loop()) as runner:
@@ -188,9 +188,9 @@ async def _serve_until_input_ends(options: ServeOptions) -> None:
 
     def watch() -> None:
         with suppress(ValueError, OSError):
-            while os.read(source, 4096):  # not sys.stdin.read(): its lock breaks the end of the interpreter
+            while os.read(source, 4096):  # sys.stdin.read() would hold a lock while the interpreter shuts down
                 pass
-        with suppress(RuntimeError):  # the loop has ended before
+        with suppress(RuntimeError):  # the loop has already ended
             loop.call_soon_threadsafe(stop.set)
 
     threading.Thread(target=watch, name="flinks-simulator-input", daemon=True).start()

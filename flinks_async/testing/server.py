@@ -1,4 +1,4 @@
-"""A simulated Flinks: a real HTTP server on loopback that answers as the specification says, and fails as it is told.
+"""The simulator: an HTTP server on loopback that answers as the specification says, and fails on request.
 
 async with FlinksServer(faults=Faults(share=0.03)) as server:
     async with FlinksClient(auth_secret=server.auth_secret, base_url=server.base_url) as flinks:
@@ -16,7 +16,7 @@ import ssl
 import time
 import uuid
 from collections import deque
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final
 from urllib.parse import unquote
@@ -25,14 +25,14 @@ from aiohttp import web
 
 from ..config import AUTH_SCHEMES, AuthScheme
 from .data import SHAPES, SIZES, Shape, Size, expected_answer, expected_body, uniform
-from .fault_injection import accepts, end, has_secret, json_response, misbehave, reply
+from .fault_injection import accepts, end, has_secret, inject, json_response, reply
 from .fault_plan import Plan
 from .faults import KINDS, Fault, fault
 from .latency import Latency, Throttle
 from .server_stats import RecordedRequest, ServerStats
 
 UNKNOWN_TOKEN: Final = KINDS["session_nonexistent"]
-"""The answer to a token that is not in `tokens`. What Flinks answers is not documented."""
+"""The answer to a token that is not in `tokens`. Flinks does not document its own."""
 
 _NOT_FOUND: Final = Fault.envelope(404, "NOT_FOUND")
 _NOT_ALLOWED: Final = Fault.envelope(405, "METHOD_NOT_ALLOWED", headers={"Allow": "GET"})
@@ -40,7 +40,7 @@ _REFUSED: Final = KINDS["unauthorized"]
 
 
 class _Server(web.Server):
-    """aiohttp's server, counting its connections."""
+    """aiohttp's server with a count of its connections."""
 
     stats: ServerStats
 
@@ -50,31 +50,31 @@ class _Server(web.Server):
 
 
 class FlinksServer:
-    """The simulated Flinks. `async with` starts and stops it; `start()` and `stop()` do too.
+    """The simulator. Use it with `async with`, or call `start()` and `stop()`.
 
     Args:
         auth_secret: the AuthSecret to accept; default a new GUID.
-        auth_scheme: the only form of the authentication header to accept; default any of the three.
-        tokens: the known access tokens; default every token is known.
-        unknown_token: the answer to any other token; default 401 SESSION_NONEXISTENT.
+        auth_scheme: the one form of the authentication header to accept; default all three.
+        tokens: the known access tokens; default: every token is known.
+        unknown_token: the answer to other tokens; default 401 SESSION_NONEXISTENT.
         size: of the answers: `small` (default), `medium` or `large`; see `expected_body`.
         shape: of `GetAccountsDetail`: `list` (default), `object` or `null`.
         seed: of the data and the latency.
-        faults: decides which requests fail, such as `Faults(share=0.03)`; default none.
-        latency: before each reply, such as `Latency.lognormal(0.2)`; default none.
+        faults: which requests fail, such as `Faults(share=0.03)`; default none.
+        latency: wait before each reply, such as `Latency.lognormal(0.2)`; default none.
         rate_limit: such as `RateLimit(rate=100)`; default none.
         compress: gzip answers for clients that accept it.
-        record: how many requests to keep in `requests`, with their headers; default none.
-        path_prefix: in front of `/partneraccess`, such as `/flinks`.
-        keepalive: seconds that an idle connection is kept.
-        admin: answer `GET /_sim/stats` (with the secret) with the counts as JSON.
-        host, port: where to listen; port 0 (default) takes any free one.
+        record: number of requests to keep in `requests`, with their headers; default 0.
+        path_prefix: path before `/partneraccess`, such as `/flinks`.
+        keepalive: seconds until an idle connection is closed.
+        admin: serve the counts as JSON at `GET /_sim/stats`, which needs the secret.
+        host, port: address to listen on; port 0 (default) takes a free port.
         ssl_context: for https.
 
     Attributes:
         auth_secret: may be changed while the server runs.
-        base_url: for the client; known once the server is started.
-        stats, requests: what was on the wire: counts, and the last `record` requests.
+        base_url: URL for the client, known after the start.
+        stats, requests: counts of what was on the wire, and the last `record` requests.
     """
 
     def __init__(
@@ -138,7 +138,7 @@ class FlinksServer:
         await self.stop()
 
     async def start(self) -> None:
-        """Listens. Does nothing if it does already."""
+        """Starts to listen; does nothing if it already listens."""
         if self._runner is not None:
             return
         server = _Server(self._serve, handler_cancellation=True, access_log=None, keepalive_timeout=self._keepalive)
@@ -154,7 +154,7 @@ class FlinksServer:
         self._port = runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Closes all connections. Does nothing if it is not started. It may be started again, on the same port."""
+        """Closes all connections. The server can be started again, on the same port."""
         runner, self._runner = self._runner, None
         self.release()
         if runner is not None:
@@ -163,7 +163,7 @@ class FlinksServer:
     @property
     def base_url(self) -> str:
         if self._port == 0:
-            raise RuntimeError("the server has no address before it is started")
+            raise RuntimeError("the server has no address before start()")
         host = f"[{self._host}]" if ":" in self._host else self._host
         return f"{'https' if self._ssl else 'http'}://{host}:{self._port}{self._prefix}"
 
@@ -171,23 +171,24 @@ class FlinksServer:
         """The answer that this server generates for a token; amounts are `Decimal`."""
         return expected_answer(token, size=self.size, shape=self.shape, seed=self.seed)
 
-    def script(self, token: str, faults: Iterable[str | Fault | None]) -> None:
-        """The next requests for a token meet these faults (names in `KINDS`; None for a normal answer), in order.
+    def script(self, token: str, steps: Iterable[str | Fault | Mapping[str, Any] | None]) -> None:
+        """Sets what the next requests for a token get, in order.
 
-        After them come the faults of `script_all`, then those of `faults=`, which still count every request.
+        Each item is a fault or its name in `KINDS`, a dictionary that is sent as the answer, or None for the normal
+        answer. Then come the faults of `script_all`, then those of `faults=`, which count every request.
         """
-        self._scripts.setdefault(token, deque()).extend(None if f is None else fault(f) for f in faults)
+        self._scripts.setdefault(token, deque()).extend(map(_step, steps))
 
-    def script_all(self, faults: Iterable[str | Fault | None]) -> None:
-        """The next requests, for whatever token, meet these faults."""
-        self._script_all.extend(None if f is None else fault(f) for f in faults)
+    def script_all(self, steps: Iterable[str | Fault | Mapping[str, Any] | None]) -> None:
+        """Sets what the next requests get, for any token (see `script`)."""
+        self._script_all.extend(map(_step, steps))
 
     def set_answer(self, token: str, answer: bytes | dict[str, Any]) -> None:
-        """Answers a token with a body of your own instead of the generated one, from now on."""
+        """From now on, answers a token with this body instead of the generated one."""
         self._answers[token] = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
 
     def release(self) -> None:
-        """Lets every request that hangs now have its normal answer."""
+        """Gives every hanging request its normal answer."""
         self._released.set()
         self._released = asyncio.Event()
 
@@ -211,7 +212,7 @@ class FlinksServer:
         try:
             response = await self._answer(request, path.partition("?")[0])
             if response is None:
-                return web.Response()  # of no effect: the connection has been ended
+                return web.Response()  # not sent: the connection is closed
             stats.statuses[response.status] += 1
             return response
         finally:
@@ -247,7 +248,7 @@ class FlinksServer:
                     end(request)
                     return None
             elif chosen.mode != "answer":
-                return await misbehave(request, chosen, self._body(token))
+                return await inject(request, chosen, self._body(token))
         self.stats.answered += 1
         return self._normal(request, token)
 
@@ -297,3 +298,9 @@ class FlinksServer:
         if request.raw_path != "/_sim/stats" or request.headers.get("flinks-auth-key") != self.auth_secret:
             return reply(_NOT_FOUND)
         return json_response(json.dumps(self.stats.as_dict()).encode())
+
+
+def _step(step: str | Fault | Mapping[str, Any] | None) -> Fault | None:
+    if isinstance(step, Mapping):
+        return Fault.reply(200, dict(step), name="answer", clears="none")
+    return None if step is None else fault(step)

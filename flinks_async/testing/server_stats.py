@@ -1,4 +1,4 @@
-"""What was on the wire, counted by the server."""
+"""Counts of the simulator: requests, replies, faults."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ _KEPT = 10_000
 
 @frozen
 class RecordedRequest:
-    """One request as it was on the wire. Shows secrets: for tests only."""
+    """One request as sent. It contains secrets: for tests only."""
 
     method: str
     path: str
     headers: tuple[tuple[str, str], ...]
 
     def header(self, name: str) -> str | None:
-        """The first header of that name, in any case."""
+        """The first header with this name; case does not matter."""
         return next((value for key, value in self.headers if key.lower() == name.lower()), None)
 
 
@@ -28,18 +28,18 @@ class ServerStats:
     """Counts since the server started, or since `reset()`.
 
     Attributes:
-        requests: complete request heads, of every kind (not those for `/_sim/`).
+        requests: complete request heads, except those for `/_sim/`.
         per_token: requests with an accepted secret, by token.
-        statuses: replies, by status.
-        faults: faults, by name.
+        statuses: replies by status.
+        faults: faults by name.
         answered: normal answers.
         connections: TCP connections opened.
         in_flight: requests being handled now.
-        max_in_flight: the most there were at once.
+        max_in_flight: maximum of `in_flight`.
         missing_secret: requests without any authentication header.
-        refused_secret: requests with a wrong secret, or in a form that is not accepted.
+        refused_secret: requests with a wrong secret or header form.
         throttled: requests refused by the rate limit.
-        paths: the last 10,000 request targets, as they were on the wire.
+        paths: the last 10,000 request targets, as sent.
     """
 
     requests: int = 0
@@ -65,13 +65,13 @@ class ServerStats:
         self.in_flight -= 1
 
     def reset(self) -> None:
-        """Forgets everything but the requests being handled. Which request of a token is its n-th starts anew too."""
+        """Resets all counts, except of requests being handled. The numbers of a token's requests start at 1 again."""
         fresh = ServerStats(in_flight=self.in_flight, max_in_flight=self.in_flight)
         for attribute in fields(ServerStats):
             setattr(self, attribute.name, getattr(fresh, attribute.name))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain data without tokens and paths, for `/_sim/stats`."""
+        """The counts without tokens and paths, for `/_sim/stats`."""
         return {
             "requests": self.requests,
             "tokens": len(self.per_token),

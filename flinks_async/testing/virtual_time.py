@@ -1,4 +1,19 @@
-"""A clock for tests of one call at a time. For several tasks that wait for each other see `run_virtual`."""
+"""Clocks for tests that do not wait.
+
+`FakeClock` suits tests of one call. For several tasks that wait for each other, `run_virtual` runs an event loop whose time
+is virtual: when nothing is ready, it jumps to the next timer.
+
+    def test_gives_up_after_an_hour():
+        async def main():
+            clock = VirtualClock()
+            await asyncio.sleep(3600)
+            assert clock.now() == 3600
+        run_virtual(main())     # takes a millisecond
+
+Everything that uses the loop's time jumps with it: `asyncio.sleep`, `asyncio.timeout`, `call_later`. Timers fire in the same
+order as on a real loop. Sockets and threads need real time, during which the timers of this loop fire too early: use it
+with `InMemoryTransport`, not with a server.
+"""
 
 from __future__ import annotations
 
@@ -10,34 +25,21 @@ import selectors
 from collections.abc import Coroutine, Iterable, Iterator
 from typing import Any, TypeVar
 
-# [flinks_async.testing.loop] An event loop whose time is virtual: when nothing is ready, it jumps to the next timer instead of waiting.
-#
-#     def test_gives_up_after_an_hour():
-#         async def main():
-#             clock = VirtualClock()
-#             await asyncio.sleep(3600)
-#             assert clock.now() == 3600
-#         run_virtual(main())     # takes a millisecond
-#
-# Whatever goes by the loop's time goes along: `asyncio.sleep`, `asyncio.timeout`, `call_later`. The order of timers is
-# exactly that of a real loop. What takes real time does not fit: while an answer of a real socket or the work of a
-# thread is under way, the timers of this loop fire. So use it with `InMemoryTransport`, not with a server.
-
 
 class FakeClock:
-    """A `Clock` that never waits: `sleep` moves its time on and lets other tasks run once.
+    """A `Clock` that never waits: `sleep` advances its time and lets other tasks run once.
 
-    With several tasks that sleep at the same time their waits add up; use a `VirtualTimeLoop` for those.
+    Sleeps of several tasks add up; use `run_virtual` for those.
 
     Args:
-        now: the monotonic time to begin with, in seconds.
-        time: the wall clock to begin with, in seconds since 1970.
-        random: what `random()` gives: a number for always the same, several to be taken in turn, for ever, or None
-            (default) for the numbers of `random.Random(seed)`.
-        seed: for the above.
+        now: initial monotonic time, in seconds.
+        time: initial wall clock, in seconds since 1970.
+        random: the values of `random()`: one number, several numbers that repeat in turn, or None (default) for those
+            of `random.Random(seed)`.
+        seed: seed of the random numbers.
 
     Attributes:
-        sleeps: seconds of each `sleep`, in order.
+        sleeps: the seconds of each `sleep`, in order.
     """
 
     def __init__(
@@ -50,7 +52,7 @@ class FakeClock:
     ) -> None:
         self._now = now
         self._time = time
-        self._random = _seeded(seed) if random is None else _given(random)
+        self._random = _seeded(seed) if random is None else _repeated(random)
         self.sleeps: list[float] = []
 
     def now(self) -> float:
@@ -68,12 +70,12 @@ class FakeClock:
         return next(self._random)
 
     def advance(self, seconds: float) -> None:
-        """Lets time pass, on both clocks."""
+        """Advances both clocks."""
         self._now += seconds
         self._time += seconds
 
     def set_wall_clock(self, time: float) -> None:
-        """Sets the wall clock alone, as an administrator or NTP does."""
+        """Sets only the wall clock, as NTP does."""
         self._time = time
 
 
@@ -83,7 +85,7 @@ def _seeded(seed: int) -> Iterator[float]:
         yield rng.random()
 
 
-def _given(numbers: float | Iterable[float]) -> Iterator[float]:
+def _repeated(numbers: float | Iterable[float]) -> Iterator[float]:
     numbers = (numbers,) if isinstance(numbers, (int, float)) else tuple(numbers)
     if not numbers:
         raise ValueError("random needs at least one number")
@@ -94,12 +96,12 @@ T = TypeVar("T")
 
 
 class _JumpingSelector(selectors.DefaultSelector):
-    """Never waits for a timer: says that the time to it has passed."""
+    """Does not wait for timers: it counts the time until them as passed."""
 
     jumped = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        if timeout is None:  # no timer at all: only another thread or a socket can go on
+        if timeout is None:  # no timers: only a thread or a socket can wake the loop
             return super().select(None)
         ready = super().select(0)
         if not ready and timeout > 0:
@@ -108,21 +110,19 @@ class _JumpingSelector(selectors.DefaultSelector):
 
 
 class VirtualTimeLoop(asyncio.SelectorEventLoop):
-    """See the module. Its time starts at 0."""
+    """An event loop with virtual time, which starts at 0 (see the module)."""
 
     def __init__(self) -> None:
         self._jumping = _JumpingSelector()
         super().__init__(self._jumping)
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:
-        """Waits for threads however long they take: their time is real, and a timeout of this loop's would be over at
-        once.
-        """
+        """Waits for threads without a timeout, because a timeout of this loop would fire at once."""
         await super().shutdown_default_executor()
 
     def time(self) -> float:
         now = self._jumping.jumped
-        # asyncio runs timers that are due before now + this; where floats get coarse, nothing would be before.
+        # asyncio runs timers due before now + resolution; with large times, floats are too coarse for the default.
         self._clock_resolution = max(1e-9, 2 * math.ulp(now))
         return now
 
@@ -138,7 +138,7 @@ class VirtualClock:
 
     Args:
         epoch: the wall clock when the loop's time is 0, in seconds since 1970.
-        seed: of `random()`.
+        seed: seed of `random()`.
     """
 
     def __init__(self, *, epoch: float = 1_735_689_600.0, seed: int = 0) -> None:

@@ -1,5 +1,10 @@
-"""Everything that knows aiohttp: sessions and connections, the request on the wire, inflating, and the shared pool.
+"""The transport over aiohttp. No other package of the SDK's client imports aiohttp.
 
-`AiohttpTransport` (`aiohttp`) makes one attempt. It uses the lean request of `fast_path` where it can, and
-`ClientSession` otherwise. The contract of a transport is `flinks_async.messages.Transport`.
+- `aiohttp`: `AiohttpTransport` makes one attempt and turns aiohttp's errors into ours;
+- `fast_path`: most requests, without `ClientSession`'s work per request;
+- `session`: one session per event loop, its connector, TLS and proxies;
+- `inflate`: decompression with a cap;
+- `pool`: what derived clients share.
+
+`flinks_async.messages.Transport` is the contract for other transports.
 """

@@ -1,4 +1,8 @@
-"""The seam to the wire: one method that makes one attempt, and its aiohttp implementation."""
+"""`AiohttpTransport` makes one attempt with aiohttp: one request on the wire, no retry, no redirect.
+
+It uses the short path of `fast_path` where possible and `ClientSession` otherwise, reads and inflates the body under a
+cap, and translates aiohttp's errors into those of `flinks_async.errors`.
+"""
 
 from __future__ import annotations
 
@@ -32,14 +36,15 @@ from ..errors import (
     TransportError,
 )
 from ..messages import Request, Response
+from ..runtime.cancel_scope import mark_retrieved
 from ..secret import Secret, plain
 from .fast_path import SUPPORTED, Template, exchange, session_is_untouched
 from .inflate import Inflater
 from .session import SessionManager, Wire, wire_of_attempt
 
 
-class _Broken(Exception):
-    """A connection error that aiohttp must not see: it would send the request again by itself."""
+class _ConnectionBroken(Exception):
+    """Hides a connection error from aiohttp, which would send the request again by itself."""
 
     def __init__(self, error: aiohttp.ClientError) -> None:
         super().__init__()
@@ -49,19 +54,19 @@ class _Broken(Exception):
 async def _one_request(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:  # an aiohttp client middleware
-    """Keeps one attempt one request: aiohttp repeats a GET whose connection broke, out of sight."""
+    """Keeps one attempt one request: aiohttp silently repeats a GET whose connection broke."""
     try:
         return await handler(request)
     except aiohttp.ClientConnectorError:
-        raise  # no connection, so nothing was sent; aiohttp does not repeat these
+        raise  # nothing was sent, and aiohttp does not repeat these
     except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
-        broken = _Broken(error)
+        broken = _ConnectionBroken(error)
     raise broken
 
 
 @define(eq=False)
 class _Prepared:
-    """What requests to one endpoint have in common."""
+    """What all requests to one endpoint share."""
 
     endpoint: Endpoint
     template: Template | None
@@ -75,14 +80,14 @@ class _Prepared:
 
 
 class AiohttpTransport:
-    """Sends through the aiohttp session of the running loop."""
+    """Sends through the aiohttp session of the running event loop."""
 
     def __init__(self, sessions: SessionManager, timeouts: Timeouts, max_body: int) -> None:
         self._sessions = sessions
-        # Only `connect` is aiohttp's, and only new connections pay for it; the rest has cheaper timers of ours.
+        # aiohttp times only `connect`, which costs nothing on open connections. The other timers are ours and cheaper.
         self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
         self._max_body = max_body
-        self._prepared: _Prepared | None = None  # a client has one endpoint, and seldom a new secret
+        self._prepared: _Prepared | None = None  # for the latest endpoint and secret, which seldom change
 
     async def send(self, request: Request, /) -> Response:
         sessions, fresh = self._sessions, request.call.fresh and not self._sessions.borrowed
@@ -97,19 +102,8 @@ class AiohttpTransport:
         try:
             template = prepared.template
             if template is not None and not fresh and not request.headers and session_is_untouched():
-                assert session.connector is not None
-                answer = await exchange(
-                    session.connector, template, encode_token(request.token).reveal().encode("ascii"), self._timeout
-                )
-                request.call.headers_came()
-                try:
-                    body = await self._read(answer.status, answer.headers, answer.content, answer.connection)
-                except BaseException:
-                    answer.abort()
-                    raise
-                answer.finish()
-                return Response(answer.status, answer.headers, body)
-            return await self._through_session(session, prepared, request)
+                return await self._send_fast(session, template, request)
+            return await self._send_by_session(session, prepared, request)
         except asyncio.CancelledError as cancelled:
             stopped = cancelled
         except FlinksError as error:
@@ -120,12 +114,25 @@ class AiohttpTransport:
             sessions.in_use -= 1
             sessions.reused += wire.sockets == 0
             wire_of_attempt.reset(token)
-        # Raised from here, without the frames and errors of aiohttp, whose variables hold the URL and the headers.
+        # Raised here, without the frames and errors of aiohttp, because their variables hold the URL and the headers.
         stopped.__traceback__ = stopped.__context__ = stopped.__cause__ = None
         raise stopped
 
-    async def _through_session(self, session: aiohttp.ClientSession, prepared: _Prepared, request: Request) -> Response:
-        # A frame of its own, which `send` drops: aiohttp's response shows its URL.
+    async def _send_fast(self, session: aiohttp.ClientSession, template: Template, request: Request) -> Response:
+        assert session.connector is not None
+        answer = await exchange(
+            session.connector, template, encode_token(request.token).reveal().encode("ascii"), self._timeout
+        )
+        request.call.headers_came()
+        try:
+            body = await self._read(answer.status, answer.headers, answer.content, answer.connection)
+        except BaseException:
+            answer.abort()
+            raise
+        answer.finish()
+        return Response(answer.status, answer.headers, body)
+
+    async def _send_by_session(self, session: aiohttp.ClientSession, prepared: _Prepared, request: Request) -> Response:
         response = await session.get(
             prepared.base.with_path(prepared.path + encode_token(request.token).reveal(), encoded=True),
             headers=_with_extra(prepared.headers, request),
@@ -144,7 +151,7 @@ class AiohttpTransport:
         except BaseException:
             response.close()
             raise
-        response.release()  # after 101 it is still open, and aiohttp's warning about that shows the URL
+        response.release()  # after a 101 it is still open, and aiohttp would warn with the URL
         return Response(response.status, response.headers, body)
 
     async def _read(
@@ -153,21 +160,21 @@ class AiohttpTransport:
         limit = self._max_body
         encoded, size = "Content-Encoding" in headers, content.total_bytes
         if content.is_eof() and content.exception() is None and size <= limit and not (encoded and size):
-            return content.read_nowait()  # came with the head, whole: the usual case of a small answer
+            return content.read_nowait()  # a small answer usually arrives complete with its head
         length = headers.get("Content-Length", "")
         if length.isdecimal() and int(length[:20]) > limit:
-            raise ResponseTooLargeError(f"the body has {length} bytes, more than max_body = {limit}")
+            raise ResponseTooLargeError(f"the body has {length} bytes, more than Limits.max_body = {limit}")
         # A list may be spread over several lines (RFC 9110, section 5.3).
         encoding = ", ".join(headers.getall("Content-Encoding")) if encoded else ""
         inflater = Inflater(encoding, limit, lenient=status >= 400)
         read = content.readany
         chunks: list[bytes] = []
-        with _ended_with(content, connection):
+        with _end_with_connection(content, connection):
             while chunk := await read():
                 for piece in inflater.steps(chunk):
                     if piece:
                         chunks.append(piece)
-                    else:  # a small body can be much work: timeouts and other tasks get their turns
+                    else:  # even a small body can take long to inflate: let timers and other tasks run
                         await asyncio.sleep(0)
         chunks.append(inflater.finish())
         return b"".join(chunks)
@@ -182,7 +189,7 @@ class AiohttpTransport:
         if secret is not None:
             headers.add(*endpoint.auth_header(secret))
         if proxy is not None and proxy.authorization is not None:
-            # Plain HTTP has no CONNECT: there the proxy reads the request's own headers.
+            # Plain HTTP has no CONNECT: the proxy reads the headers of the request itself.
             target = headers if base.scheme == "http" else (proxy_headers := CIMultiDict())
             target["Proxy-Authorization"] = proxy.authorization.reveal()
         path = base.raw_path.rstrip("/") + "/partneraccess/"
@@ -202,8 +209,8 @@ class AiohttpTransport:
         )
 
     def _translate(self, error: Exception, host: str, wire: Wire) -> FlinksError:
-        """aiohttp's error as ours. Their texts name URLs and repeat what servers sent: none is taken over."""
-        if isinstance(error, _Broken):
+        """Our error for one of aiohttp's. Their texts are not used, because they contain URLs and text of the server."""
+        if isinstance(error, _ConnectionBroken):
             return self._broken(error.error, host, wire)
         match error:
             case aiohttp.ClientProxyConnectionError():
@@ -215,7 +222,7 @@ class AiohttpTransport:
             case aiohttp.ClientSSLError():
                 return ConnectError(f"no TLS connection to {host}{_reason(error)}")
             case aiohttp.ClientConnectorDNSError():
-                return ConnectError(f"the host {host} is not known, or cannot be looked up at the moment")
+                return ConnectError(f"the host name {host} cannot be resolved")
             case aiohttp.ClientConnectorError():
                 return ConnectError(f"no connection to {host}{_reason(error)}")
             case aiohttp.ConnectionTimeoutError():
@@ -223,13 +230,13 @@ class AiohttpTransport:
             case TimeoutError():
                 return AttemptTimeoutError(f"{host} did not answer in time")
             case aiohttp.ClientPayloadError():
-                # The same class for a connection that ended and for a body that is not HTTP; the cause tells.
+                # aiohttp raises this for a lost connection and for a body that is not HTTP; the cause tells them apart.
                 cause = error.__cause__
                 if isinstance(cause, HttpProcessingError) and "Not enough data" not in str(cause):
                     return ProtocolError(f"the body from {host} is not valid HTTP")
-                return ReadError(f"the connection to {host} broke before the body was whole")
+                return ReadError(f"the connection to {host} broke before the body was complete")
             case aiohttp.ClientResponseError() | HttpProcessingError():
-                # aiohttp says 400 here, which is its own and not the server's.
+                # The status 400 in these errors is aiohttp's own, not the server's.
                 return ProtocolError(f"the answer of {host} is not valid HTTP")
             case aiohttp.ClientOSError() | aiohttp.ServerDisconnectedError():
                 return self._broken(error, host, wire)
@@ -244,19 +251,19 @@ class AiohttpTransport:
     def _broken(self, error: aiohttp.ClientError, host: str, wire: Wire) -> FlinksError:
         silent = not isinstance(error, aiohttp.ServerDisconnectedError) or error.message == "Server disconnected"
         if wire.sockets == 0 and silent and not self._sessions.borrowed:
-            return StaleConnectionError(f"a kept-alive connection to {host} was closed by the other side")
-        return ReadError(f"the connection to {host} broke before an answer came{_reason(error)}")
+            return StaleConnectionError(f"a kept-alive connection to {host} was closed by the server")
+        return ReadError(f"the connection to {host} broke before an answer arrived{_reason(error)}")
 
     async def close(self) -> None:
         await self._sessions.close()
 
 
 @contextmanager
-def _ended_with(content: aiohttp.StreamReader, connection: Connection | None) -> Iterator[None]:
-    """Ends the reading of a body with its connection.
+def _end_with_connection(content: aiohttp.StreamReader, connection: Connection | None) -> Iterator[None]:
+    """Ends the reading of a body when its connection ends.
 
-    Where a body stops being HTTP in a later packet than its head, aiohttp closes the connection and tells nobody: its
-    reader would wait for ever.
+    If a later packet of a body is not valid HTTP, aiohttp closes the connection but does not tell its reader, which would
+    wait without end.
     """
     protocol = None if connection is None else connection.protocol
     if protocol is None:  # the body has arrived
@@ -272,19 +279,13 @@ def _ended_with(content: aiohttp.StreamReader, connection: Connection | None) ->
         end()
         yield
         return
-    closed.remove_done_callback(_seen)
-    closed.add_done_callback(_seen)
+    closed.remove_done_callback(mark_retrieved)
+    closed.add_done_callback(mark_retrieved)
     closed.add_done_callback(end)
     try:
         yield
     finally:
         closed.remove_done_callback(end)
-
-
-def _seen(closed: asyncio.Future[None]) -> None:
-    """Keeps asyncio from complaining that nobody looked at how a connection ended."""
-    if not closed.cancelled():
-        closed.exception()
 
 
 def _with_extra(headers: CIMultiDict[str], request: Request) -> CIMultiDict[str]:
@@ -296,7 +297,7 @@ def _with_extra(headers: CIMultiDict[str], request: Request) -> CIMultiDict[str]
 
 
 def _reason(error: BaseException) -> str:
-    """The operating system's word for it, which holds no data of ours."""
+    """The operating system's text for an error number, in brackets; it contains no data of the request."""
     inner = getattr(error, "os_error", error)
     number = getattr(inner, "errno", None)
     if isinstance(inner, ssl.SSLError):

@@ -1,6 +1,6 @@
-"""Inflates a body while it arrives, with a cap and an end-of-stream check.
+"""Inflates a body as it arrives, with a cap on its size and a check that the stream is complete.
 
-aiohttp's own inflating accepts a body that was cut short, and knows no cap.
+aiohttp's own decompression accepts a truncated body and has no cap.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from typing import Final
 from ..errors import ProtocolError, ReadError, ResponseTooLargeError
 
 STEP: Final = 64 * 1024
-"""The most that one call of zlib may produce."""
+"""Maximum output, in bytes, of one zlib call."""
 
 TURN: Final = 32
-"""Calls of zlib, each of them well below a millisecond, between two turns of the event loop."""
+"""zlib calls, each well below a millisecond, between two turns of the event loop."""
 
 MAX_CODINGS: Final = 3
 
 MAX_MEMBERS: Final = 10_000
-"""Members of one gzip coding. Ours: tools that write several put at least some KB into each."""
+"""Maximum number of gzip members. Our own limit: tools that write several members put at least some KB into each."""
 
 _NONE: Final = ("", "identity", "none", "utf-8")
 
@@ -28,36 +28,36 @@ _GZIP: Final = 16 + zlib.MAX_WBITS
 
 
 class Inflater:
-    """Turns the chunks of an encoded body into those of the plain one.
+    """Turns the chunks of an encoded body into plain chunks.
 
         inflater = Inflater(headers.get("Content-Encoding", ""), limit)
         async for chunk in stream:
             parts.append(inflater.feed(chunk))
         parts.append(inflater.finish())
 
-    `steps` does what `feed` does, and leaves room for turns of the event loop.
+    `steps` does the same as `feed` in small pieces, so that the event loop can run in between.
 
     Args:
-        encoding: the value of Content-Encoding: identity, gzip, deflate, or up to three of them with commas. `none` and
-            `utf-8`, which some servers put there, mean identity.
-        limit: the most bytes that may come out, and, of an encoded body, go in: an encoding can take in bytes without end
-            and give none. Between two encodings it is the same.
-        lenient: a body in another encoding, or not in its own, is taken for empty: for answers whose status says enough.
+        encoding: the value of Content-Encoding: identity, gzip, deflate, or up to three of them separated by commas.
+            `none` and `utf-8`, which some servers send, mean identity.
+        limit: maximum bytes of output, and also of input and between two encodings, because an encoding can consume input
+            without end and produce nothing.
+        lenient: treat a body with an unsupported encoding or invalid data as empty, for answers whose status is enough.
 
     Raises:
-        ProtocolError: the encoding is not supported, or the data is not in it, or has more than `MAX_MEMBERS` members.
-        ReadError: at `finish()`, the body ended early.
-        ResponseTooLargeError: more than `limit` bytes came out, or went in. No more than that and one step were produced.
+        ProtocolError: the encoding is not supported, the data is invalid, or it has more than `MAX_MEMBERS` members.
+        ReadError: from `finish()`, the body ended early.
+        ResponseTooLargeError: input or output exceeded `limit` bytes. At most one step more was produced.
     """
 
-    __slots__ = ("_calls", "_codings", "_given", "_lenient", "_limit", "_total", "_unreadable")
+    __slots__ = ("_calls", "_codings", "_consumed", "_lenient", "_limit", "_total", "_unreadable")
 
     def __init__(self, encoding: str, limit: int, *, lenient: bool = False) -> None:
         self._codings: list[_Zlib] = []
         self._limit = limit
         self._lenient = lenient
         self._unreadable = False
-        self._total = self._given = self._calls = 0
+        self._total = self._consumed = self._calls = 0
         try:
             self._codings = _codings(encoding)
         except ProtocolError:
@@ -66,28 +66,28 @@ class Inflater:
             self._unreadable = True
 
     def feed(self, chunk: bytes) -> bytes:
-        """The plain bytes that a chunk gives, perhaps none."""
+        """The plain bytes of a chunk, perhaps none."""
         if self._codings:
             return b"".join(self.steps(chunk))
         self._count(len(chunk))
         return b"" if self._unreadable else chunk
 
     def steps(self, chunk: bytes) -> Iterator[bytes]:
-        """The same in pieces. An empty piece means that a turn of the event loop is due."""
+        """As `feed`, in pieces. After an empty piece, give the event loop a turn."""
         if not self._codings:
             yield self.feed(chunk)
             return
-        self._given += len(chunk)
-        if self._given > self._limit + STEP:  # what does not compress grows a little
+        self._consumed += len(chunk)
+        if self._consumed > self._limit + STEP:  # incompressible data grows a little
             raise ResponseTooLargeError(f"the encoded body is larger than {self._limit} bytes")
         codings, limit = self._codings, self._limit
         last, begin = len(codings) - 1, 0
         try:
-            while begin < len(chunk):  # in parts, since zlib copies what it leaves over, each time
+            while begin < len(chunk):  # in parts, because zlib copies its unconsumed input each time
                 codings[0].push(chunk[begin : begin + STEP])
                 begin += STEP
                 stage = 0
-                # Each piece goes all the way down before the next one is made, so a bomb inside a bomb stays small too.
+                # Each piece passes all codings before the next one is produced, so that nested bombs stay small too.
                 while stage >= 0:
                     coding = codings[stage]
                     piece = coding.pull()
@@ -97,8 +97,8 @@ class Inflater:
                     if piece is None:
                         stage -= 1
                     elif piece and stage < last:
-                        coding.came += len(piece)
-                        if coding.came > limit + STEP:
+                        coding.produced += len(piece)
+                        if coding.produced > limit + STEP:
                             raise ResponseTooLargeError(f"the encoded body is larger than {limit} bytes")
                         stage += 1
                         codings[stage].push(piece)
@@ -111,7 +111,7 @@ class Inflater:
             self._unreadable, self._codings = True, []
 
     def finish(self) -> bytes:
-        """The rest (nothing, with the encodings of today). Raises if the body ended too early."""
+        """The rest of the body, which is empty for these encodings. Raises `ReadError` if the body ended early."""
         for coding in self._codings:
             coding.finish()
         return b""
@@ -123,7 +123,7 @@ class Inflater:
 
 
 def _codings(encoding: str) -> list[_Zlib]:
-    """In the order in which they are undone."""
+    """The codings in the order in which they are removed."""
     names = [name for part in encoding.split(",") if (name := part.strip().lower()) not in _NONE]
     if len(names) > MAX_CODINGS:
         raise ProtocolError(f"the body is encoded more than {MAX_CODINGS} times")
@@ -135,18 +135,18 @@ def _coding(name: str) -> _Zlib:
         return _Zlib(_GZIP)
     if name == "deflate":
         return _Zlib(zlib.MAX_WBITS)
-    # The name is the server's text: only a well-known one is repeated.
+    # The server chose the name, so only well-known names are repeated in the message.
     known = name if name in ("br", "zstd", "compress", "x-compress", "dcb", "dcz") else "unknown"
-    raise ProtocolError(f"the body has a Content-Encoding that was not asked for ({known})")
+    raise ProtocolError(f"the body has a Content-Encoding that was not requested ({known})")
 
 
 class _Zlib:
-    """One coding. gzip may have several members and zero padding after them; deflate comes with or without header."""
+    """One coding. gzip may have several members and zero padding after them; deflate may lack the zlib header."""
 
-    __slots__ = ("_bits", "_inflate", "_members", "_pending", "_started", "came")
+    __slots__ = ("_bits", "_inflate", "_members", "_pending", "_started", "produced")
 
     def __init__(self, bits: int) -> None:
-        self.came = 0
+        self.produced = 0
         self._bits = bits
         self._pending = b""
         self._started = False  # a member has begun
@@ -169,15 +169,15 @@ class _Zlib:
         except zlib.error:
             piece = None
         if piece is None:
-            raise ProtocolError("the body is not in its Content-Encoding")
+            raise ProtocolError("the body does not match its Content-Encoding")
         self._pending = self._inflate.unused_data if self._inflate.eof else self._inflate.unconsumed_tail
         return piece if piece or self._inflate.eof else None
 
     def finish(self) -> None:
         if self._started and not self._inflate.eof:
-            raise ReadError("body truncated")
-        if self._pending:  # a first byte of deflate that never got its second one
-            raise ReadError("body truncated")
+            raise ReadError("the body is truncated")
+        if self._pending:  # a first byte of deflate without its second one
+            raise ReadError("the body is truncated")
 
     def _next_member(self) -> bool:
         if self._bits == _GZIP:
@@ -185,7 +185,7 @@ class _Zlib:
         if not self._pending:
             return False
         if self._bits != _GZIP:
-            raise ProtocolError("the body goes on after its end")
+            raise ProtocolError("the body continues after the end of its Content-Encoding")
         self._members += 1
         if self._members > MAX_MEMBERS:
             raise ProtocolError(f"the body has more than {MAX_MEMBERS} gzip members")

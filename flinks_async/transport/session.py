@@ -1,7 +1,7 @@
-"""Pools connections: one aiohttp session per event loop, made when it is first needed, owned or borrowed.
+"""Sessions and connections: one aiohttp session per event loop, made at first use; TLS contexts and proxies.
 
-Connections are counted by the sockets that are made for them, which costs nothing per request; aiohttp's own way, a
-TraceConfig, costs 14 % of a request.
+`ConnectionStats` counts connections by their sockets, which costs nothing per request. aiohttp's own way, a TraceConfig,
+costs 14 % of a request.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from ..secret import Secret
 
 @define(eq=False)
 class Wire:
-    """One attempt, as the connector sees it: `sockets` is 0 when it found a kept-alive connection."""
+    """Sockets that the connector opened for one attempt; 0 if it reused a kept-alive connection."""
 
     sockets: int = 0
 
 
-# Seconds. What comes within them of the last answer is as good as part of it.
-_JUST_NOW: Final = 0.001
+# A connection that was used within the last millisecond is not polled again.
+_POLL_AFTER: Final = 0.001
 
 wire_of_attempt: ContextVar[Wire | None] = ContextVar("flinks_async_wire", default=None)
 
 
 @frozen
 class ConnectionStats:
-    """Connections of one client and of those that share its pool. All zero for a borrowed session.
+    """Connections of one client and of the clients that share its pool. All zero for a borrowed session.
 
     Attributes:
         open: connections that are open now.
-        idle: those of them that carry no request.
-        created: connections made so far.
-        reused: requests that found an open connection.
+        idle: open connections without a request.
+        created: connections opened so far.
+        reused: requests that used an open connection.
     """
 
     open: int = 0
@@ -66,7 +66,7 @@ class ConnectionStats:
 
 @frozen
 class Proxy:
-    """Where requests to one endpoint pass through: an address without credentials, and the credentials' header."""
+    """A proxy: its URL without credentials, and the header that carries the credentials."""
 
     url: str
     authorization: Secret | None
@@ -82,17 +82,17 @@ class Protocol(ResponseHandler):
     """aiohttp's parser of a connection's answers.
 
     Attributes:
-        idle_since: by `time.monotonic()`, when its last answer was read to its end.
+        idle_since: when its last answer was read to its end, by `time.monotonic()`.
     """
 
     idle_since = float("-inf")
 
 
 class _Connector(aiohttp.TCPConnector):
-    """Gives up kept-alive connections on which something came that nobody asked for, or that the server has closed.
+    """Drops kept-alive connections that received unrequested data, or that the server has closed.
 
-    aiohttp would take it for the answer to the next request, which is for another token. It may still lie in the system's
-    buffer, while the event loop was busy with something else: so the socket is asked, too.
+    aiohttp would take such data for the answer to the next request, which is for another token. The data may still be in
+    the operating system's buffer if the event loop was busy, so the socket is polled too.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -108,41 +108,34 @@ class _Connector(aiohttp.TCPConnector):
             protocol = connection.protocol
             if wire is None or wire.sockets > 0 or protocol is None:
                 return connection
-            if not protocol.should_close and not (_was_idle(protocol) and _has_news(protocol.transport)):
+            if not protocol.should_close and not (_was_idle(protocol) and _is_readable(protocol.transport)):
                 return connection
             connection.close()
 
 
 def _was_idle(protocol: ResponseHandler) -> bool:
-    # Each look costs a system call, a twentieth of a small request.
-    return not isinstance(protocol, Protocol) or time.monotonic() - protocol.idle_since > _JUST_NOW
+    # A poll is a system call and costs a twentieth of a small request.
+    return not isinstance(protocol, Protocol) or time.monotonic() - protocol.idle_since > _POLL_AFTER
 
 
-def _has_news(transport: asyncio.BaseTransport | None) -> bool:
-    """Whether the system has something for a connection that the event loop has not read yet: bytes, or its end."""
-    made = None if transport is None else transport.get_extra_info("socket")
-    return made is not None and _is_readable(made.fileno())
-
-
-if hasattr(select, "poll"):
-
-    def _is_readable(number: int) -> bool:
-        poll = select.poll()  # unlike select(), it takes any number
-        poll.register(number, select.POLLIN)
-        return bool(poll.poll(0))
-
-else:
-
-    def _is_readable(number: int) -> bool:
-        return bool(select.select([number], [], [], 0)[0])
+def _is_readable(transport: asyncio.BaseTransport | None) -> bool:
+    """Whether the operating system has data, or the end of the connection, that the event loop has not read yet."""
+    connected = None if transport is None else transport.get_extra_info("socket")
+    if connected is None:
+        return False
+    if not hasattr(select, "poll"):
+        return bool(select.select([connected.fileno()], [], [], 0)[0])
+    poll = select.poll()  # unlike select(), it accepts any file descriptor
+    poll.register(connected.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 class SessionManager:
-    """Gives the session of the running loop, and closes them all.
+    """Makes, provides and closes the sessions of each event loop.
 
-    A borrowed session is used as it is and never closed. Requests through it have no redirects, no aiohttp client
-    middlewares, and are not counted in `ConnectionStats`; its cookies, default headers, trace configs and proxy
-    settings stay in force. A trace config sees the URL, and with it the access token.
+    A borrowed session is used as it is and never closed. Requests through it follow no redirects, run no aiohttp client
+    middlewares, and are not counted in `ConnectionStats`. Its cookies, default headers, trace configs and proxy settings
+    apply. A trace config sees the URL, and with it the access token.
     """
 
     def __init__(self, connection: Connection, borrowed: aiohttp.ClientSession | None = None) -> None:
@@ -157,10 +150,10 @@ class SessionManager:
         self._sessions: PerLoop[_LoopSession] = PerLoop()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._tls: ssl.SSLContext | None = connection.ssl_context
-        self._makings: dict[asyncio.AbstractEventLoop, asyncio.Future[ssl.SSLContext | ConfigError]] = {}
+        self._tls_futures: dict[asyncio.AbstractEventLoop, asyncio.Future[ssl.SSLContext | ConfigError]] = {}
         proxies = getproxies() if connection.trust_env else {}
-        self._proxies = {scheme: Secret(url) for scheme, url in proxies.items()}  # they may hold passwords
-        self._ended: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
+        self._proxies = {scheme: Secret(url) for scheme, url in proxies.items()}  # they may contain passwords
+        self._closed_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._shut = False
         self._created = 0
         self.reused = 0
@@ -169,11 +162,11 @@ class SessionManager:
 
     @property
     def borrowed(self) -> aiohttp.ClientSession | None:
-        """The session that it was given."""
+        """The session given as `session=`; None if the sessions are our own."""
         return self._borrowed
 
     def current(self, *, fresh: bool = False) -> aiohttp.ClientSession | None:
-        """The session of the running loop, if there is one already."""
+        """The session of the running loop; None if there is none yet."""
         if self._borrowed is not None:
             if self._borrowed.closed:
                 raise ClientClosedError("the aiohttp session given as session= is closed")
@@ -186,17 +179,17 @@ class SessionManager:
         return sessions.fresh if fresh else sessions.pooled
 
     async def open(self, *, fresh: bool = False) -> aiohttp.ClientSession:
-        """The session of the running loop, made if need be.
+        """The session of the running loop; makes it at first use.
 
         Args:
-            fresh: one that makes a new connection for each request.
+            fresh: a session that opens a new connection for each request.
 
         Raises:
-            ClientClosedError: they were closed.
+            ClientClosedError: the sessions were closed.
         """
         loop = asyncio.get_running_loop()
         await self._close_unused()
-        if self._shut or loop in self._ended:
+        if self._shut or loop in self._closed_loops:
             raise ClientClosedError("the client is closed")
         sessions = self._sessions.get(loop)
         if sessions is None:
@@ -231,7 +224,7 @@ class SessionManager:
         self._sockets.add(made)
         wire = wire_of_attempt.get()
         if wire is not None:
-            if wire.sockets == 0:  # with happy eyeballs, one connection may try several sockets
+            if wire.sockets == 0:  # happy eyeballs may try several sockets for one connection
                 self._created += 1
             wire.sockets += 1
         return made
@@ -243,23 +236,23 @@ class SessionManager:
             ConfigError: a certificate file cannot be used.
         """
         if self._tls is None:
-            made = await asyncio.shield(self._making_tls())  # the first to wait may be cancelled
+            made = await asyncio.shield(self._tls_future())  # a waiter may be cancelled while others wait
             if isinstance(made, ConfigError):
                 raise copy.copy(made)  # each waiter gets its own
             self._tls = made
         return self._tls
 
-    def _making_tls(self) -> asyncio.Future[ssl.SSLContext | ConfigError]:
-        """One making for all who wait for it in this loop."""
+    def _tls_future(self) -> asyncio.Future[ssl.SSLContext | ConfigError]:
+        """The future of the TLS context, one for all waiters of this loop."""
         loop = asyncio.get_running_loop()
-        making = self._makings.get(loop)
-        if making is None:
-            making = self._makings[loop] = loop.run_in_executor(None, _make_tls, self._connection)
-            making.add_done_callback(lambda _: self._makings.pop(loop, None))
-        return making
+        future = self._tls_futures.get(loop)
+        if future is None:
+            future = self._tls_futures[loop] = loop.run_in_executor(None, _make_tls, self._connection)
+            future.add_done_callback(lambda _: self._tls_futures.pop(loop, None))
+        return future
 
     def proxy_for(self, endpoint: Endpoint) -> Proxy | None:
-        """The proxy for an endpoint: the setting's, or the environment's as it was when the client was made."""
+        """The proxy for an endpoint: `Connection.proxy`, or that of the environment when the client was made."""
         if self._connection.proxy is not None:
             return _parse_proxy(self._connection.proxy)
         parts = urlsplit(endpoint.url)
@@ -273,16 +266,16 @@ class SessionManager:
         return ConnectionStats(opened, max(0, opened - self.in_use), self._created, self.reused)
 
     async def close(self) -> None:
-        """Closes the sessions of the running loop; it gets no others. A borrowed one is left alone."""
+        """Closes the sessions of the running loop for good. A borrowed session stays open."""
         loop = asyncio.get_running_loop()
-        self._ended.add(loop)
+        self._closed_loops.add(loop)
         await self._close_unused()
         sessions = self._sessions.pop(loop, None)
         if sessions is not None:
             await _close(sessions)
 
     def shut(self) -> None:
-        """No loop gets new sessions."""
+        """Refuses new sessions in all loops."""
         self._shut = True
 
     async def _close_unused(self) -> None:
@@ -291,7 +284,7 @@ class SessionManager:
             await _close(sessions)
 
     def _after_fork(self) -> None:
-        # The connections belong to the parent. They are not closed, which would end its TLS sessions.
+        # The connections belong to the parent process. Closing them here would end its TLS sessions.
         _kept_for_parent.extend(self._sessions.values())
         self._sessions = PerLoop()
         self._sockets = weakref.WeakSet()
@@ -324,7 +317,7 @@ def _make_tls(connection: Connection) -> ssl.SSLContext | ConfigError:
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
         if connection.client_cert is not None:
-            # Without `password` OpenSSL asks for the one of an encrypted key on the terminal.
+            # Without `password`, OpenSSL would ask on the terminal for the password of an encrypted key.
             context.load_cert_chain(connection.client_cert, connection.client_key, password=lambda: "")
     except (OSError, ssl.SSLError) as error:
         return ConfigError(
@@ -335,7 +328,7 @@ def _make_tls(connection: Connection) -> ssl.SSLContext | ConfigError:
 
 def _parse_proxy(url: Secret) -> Proxy:
     proxy = None
-    with suppress(ValueError):  # also UnicodeError; their texts hold the credentials
+    with suppress(ValueError):  # includes UnicodeError; the texts contain the credentials
         proxy = _split_proxy(url)
     if proxy is None:
         raise ConfigError("Connection.proxy must be the URL of an HTTP proxy, such as 'http://proxy.example:3128'")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import os
 from collections.abc import Iterator, Sequence
+from io import BytesIO, TextIOWrapper
 from typing import Any, Final, Literal
 
 import msgspec
@@ -12,6 +14,13 @@ from attrs import evolve, frozen
 
 from ...secret import Secret
 from ..errors import InputError
+from .detection import (
+    delimiter_of,
+    first_lines,
+    refuse_other_than_csv,
+    refuse_other_than_jsonl,
+    refuse_other_than_text,
+)
 from .lines import BadLine, Line
 from .rows import (
     NO_KEY,
@@ -50,7 +59,10 @@ class Layout:
         column: holds the tokens. Default: the only column, or the one with a usual name such as `access_token`.
         key_column: holds values that are returned with the answers.
         instance_column: holds the names of the instances that the tokens belong to.
-        delimiter: of CSV. Default: a comma; in a `.tsv` file a tab.
+        delimiter: of CSV. Default: the one that the header row holds.
+        encoding: of the text, such as `utf-16` or `cp1252`. Default: UTF-8.
+        header: False for a CSV file without a header row; its columns are then called `1`, `2` and so on. Default: the
+            first row is the header, and is refused if it looks like data; True accepts it anyway.
     """
 
     format: Format = "auto"
@@ -58,6 +70,8 @@ class Layout:
     key_column: str | None = None
     instance_column: str | None = None
     delimiter: str | None = None
+    encoding: str | None = None
+    header: bool | None = None
 
     def format_of(self, path: str) -> Format:
         """The format of a file of that name; never `auto`."""
@@ -65,10 +79,30 @@ class Layout:
 
     def for_file(self, path: str) -> Layout:
         """The same layout with what the file's name decides filled in, so that the file may be renamed later."""
-        chosen, delimiter = self.format_of(path), self.delimiter
-        if chosen == "csv" and delimiter is None:
-            delimiter = "\t" if _suffix(path) == ".tsv" else ","
-        return evolve(self, format=chosen, delimiter=delimiter)
+        return evolve(self, format=self.format_of(path), encoding=_known_encoding(self.encoding))
+
+    def for_content(self, path: str, sample: bytes) -> Layout:
+        """The same layout with what the file's name and content decide filled in.
+
+        Args:
+            sample: the beginning of the file, as UTF-8.
+
+        Raises:
+            InputError: the content does not agree with the format, so it would not be tokens that are sent.
+        """
+        layout = self.for_file(path)
+        lines = [] if layout.format == "parquet" else first_lines(sample)
+        if layout.format == "csv":
+            default = "\t" if _suffix(path) == ".tsv" else ","
+            delimiter = self.delimiter or (delimiter_of(lines, self.column, default) if lines else default)
+            layout = evolve(layout, delimiter=delimiter)
+            if lines:
+                refuse_other_than_csv(lines, delimiter, self.column, has_header=self.header)
+        elif lines and layout.format == "text":
+            refuse_other_than_text(lines)
+        elif lines:
+            refuse_other_than_jsonl(lines)
+        return layout
 
     def parser(self, path: str) -> RowParser:
         """The parser for a file of that name. A Parquet file is read as JSONL (see `parquet`).
@@ -87,11 +121,39 @@ class Layout:
                     )
         if chosen != "csv" and self.delimiter is not None:
             raise InputError("`delimiter` is for CSV files. Set `format` to csv.", field="delimiter")
+        if chosen != "csv" and self.header is not None:
+            raise InputError("Only CSV files have a header row. Set `format` to csv.", field="header")
+        if self.delimiter is not None and (len(self.delimiter) != 1 or self.delimiter in '"\r\n'):
+            raise InputError("`delimiter` must be one character, such as ';'.", field="delimiter")
+        if chosen == "parquet" and self.encoding is not None:
+            raise InputError("A Parquet file has no `encoding`.", field="encoding")
         if chosen == "text":
             return TextParser()
         if chosen in ("jsonl", "parquet"):
             return JSONLParser(self.column, self.key_column, self.instance_column)
-        return CSVParser(self.column, self.key_column, named.delimiter or ",", self.instance_column)
+        return CSVParser(
+            self.column,
+            self.key_column,
+            self.delimiter or ",",
+            self.instance_column,
+            has_header=self.header is not False,
+        )
+
+
+def _known_encoding(name: str | None) -> str | None:
+    """The encoding by its usual name; None for UTF-8."""
+    if name is None:
+        return None
+    try:
+        TextIOWrapper(BytesIO(), encoding=name)  # refuses what encodes no text, such as base64
+        known = codecs.lookup(name).name
+    except (LookupError, ValueError):
+        known = ""
+    if not known:
+        raise InputError(
+            "`encoding` is not a text encoding that Python knows, such as utf-16 or cp1252.", field="encoding"
+        )
+    return None if known in ("utf-8", "utf-8-sig") else known
 
 
 def _suffix(path: str) -> str:
@@ -119,7 +181,10 @@ class CSVParser:
         key_column: str | None = None,
         delimiter: str = ",",
         instance_column: str | None = None,
+        *,
+        has_header: bool = True,
     ) -> None:
+        self._has_header = has_header
         self._column = column
         self._key_column = key_column
         self._delimiter = delimiter
@@ -153,10 +218,12 @@ class CSVParser:
     def finish(self) -> Iterator[Row]:
         yield from self._give_up_all()
         if not self.ready:
-            raise InputError("The CSV file has no header row.")
+            raise InputError("The CSV file is empty: it has no header row.")
 
     def at(self, line: int) -> CSVParser:
-        parser = CSVParser(self._column, self._key_column, self._delimiter, self._instance_column)
+        parser = CSVParser(
+            self._column, self._key_column, self._delimiter, self._instance_column, has_header=self._has_header
+        )
         parser._header = self._header
         parser._next = line
         return parser
@@ -213,8 +280,10 @@ class CSVParser:
     def _row(self, number: int, fields: list[str]) -> Row:
         header = self._header
         if header is None:
-            self._header = self._read_header(fields)
-            return SkippedLine(number, "header")
+            names = fields if self._has_header else [str(place) for place in range(1, len(fields) + 1)]
+            header = self._header = self._read_header(names)
+            if self._has_header:
+                return SkippedLine(number, "header")
         if len(fields) != header.width:
             return SkippedLine(number, "invalid", f"the row has {len(fields)} fields, the header has {header.width}")
         return Token(

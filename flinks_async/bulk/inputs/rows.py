@@ -11,6 +11,7 @@ from ...endpoint import INSTANCE_NAME, check_token
 from ...errors import InvalidTokenError
 from ...secret import Secret
 from ..errors import InputError
+from .detection import is_plain, is_usual_name, looks_like_data, problem_of_text
 from .lines import BadLine, Line
 
 SkipReason = Literal["blank", "duplicate", "header", "continued", "invalid"]
@@ -94,7 +95,7 @@ class RowParser(Protocol):
 
 
 class TextParser:
-    """One token a line. Spaces and tabs around it are not part of it."""
+    """One token a line. Spaces and tabs around it are not part of it; what `problem_of_text` rejects is invalid."""
 
     ready = True
     held = 0
@@ -109,7 +110,8 @@ class TextParser:
             if isinstance(line, BadLine):
                 yield SkippedLine(number, "invalid", line.message)
             elif token := line.strip(" \t"):
-                yield Token(number, Secret(token))
+                problem = None if is_plain(token) else problem_of_text(token)
+                yield SkippedLine(number, "invalid", f"the line {problem}") if problem else Token(number, Secret(token))
             else:
                 yield SkippedLine(number, "blank")
 
@@ -118,14 +120,6 @@ class TextParser:
 
     def at(self, line: int) -> TextParser:
         return TextParser(line)
-
-
-_USUAL_NAMES: Final = frozenset({"token", "accesstoken", "flinksaccesstoken"})
-
-
-def is_usual_name(name: str) -> bool:
-    """Whether a column of this name holds the tokens, if nobody named another one."""
-    return name.lower().replace("_", "").replace(" ", "") in _USUAL_NAMES
 
 
 def choose_column(names: Sequence[str], asked: str | None, field: str = "column") -> str:
@@ -166,11 +160,6 @@ def choose_other_column(names: Sequence[str], tokens: str, asked: str, field: st
             field=field,
         )
     return choose_column(names, asked, field)
-
-
-def looks_like_data(name: str) -> bool:
-    """Whether this is more likely a value, perhaps a token, than the name of a column. It is then never shown."""
-    return len(name) > 40 or not name.isprintable() or sum(map(str.isdigit, name)) >= 5
 
 
 def _listed(names: Sequence[str], limit: int = 50) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from array import array
 from bisect import bisect_right
 from collections import Counter
@@ -29,6 +30,8 @@ _BUCKETS: Final = "duplicates"
 _SHARDS: Final = "shards"
 
 _RECORD: Final = Struct(">QQQQ16s")  # of a spilled shard
+
+_log: Final = logging.getLogger("flinks_async.bulk")
 
 MOST_INSTANCES: Final = 1000
 """A column with more distinct values does not hold instances."""
@@ -109,7 +112,10 @@ def scan(
         scanner.feed(splitter.feed(b""))
         scanner.finish()
         file.refuse_change()
-        return scanner.hand_over(content.position)
+        scanned = scanner.hand_over(content.position)
+    if not scanned.tokens:
+        _log.warning("The file of tokens holds no tokens.")
+    return scanned
 
 
 @contextmanager

@@ -5,17 +5,19 @@ Error messages never repeat a path, because somebody may have typed a token in i
 
 from __future__ import annotations
 
+import codecs
 import os
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from ..compression import CompressedDataError, Compression, Decompressed, Source, detect
+from ..compression import CompressedDataError, Compression, Corrupt, Decompressed, Source, detect
 from ..errors import InputChangedError, InputError
+from .detection import SAMPLE, refuse_magic
 from .formats import Layout
 from .lines import LineSplitter
 from .parquet import ParquetColumns, ParquetContent
@@ -26,12 +28,6 @@ CHUNK: Final = 64 * 1024
 _DIGEST_CHUNK: Final = 1024 * 1024
 _HEAD: Final = 4
 _BOM: Final = b"\xef\xbb\xbf"
-_FOREIGN: Final = {
-    b"\xff\xfe": "is UTF-16 text; save it as UTF-8",
-    b"\xfe\xff": "is UTF-16 text; save it as UTF-8",
-    b"PAR1": "is a Parquet file; set `format` to parquet",
-    b"PK\x03\x04": "is a ZIP archive or a spreadsheet; export it as CSV",
-}
 
 
 class InputFile:
@@ -78,8 +74,12 @@ class InputFile:
             self.columns = self.parser()
         with self.content() as content:
             self.compression = content.compression
+            if self._parquet is None:
+                self.layout = layout.for_content(self.name, _sample(content))
+                self.columns = self.parser()
+        with self.content() as content:
             self._find_columns(content)
-        self.seekable = self.compression == "none" and self._parquet is None
+        self.seekable = self.compression == "none" and self._parquet is None and self.layout.encoding is None
 
     def parser(self) -> RowParser:
         """A parser for the file from its beginning."""
@@ -112,7 +112,7 @@ class InputFile:
         Raises:
             InputError: its beginning cannot be read.
         """
-        return content_of(raw) if self._parquet is None else ParquetContent(raw, self._parquet)
+        return content_of(raw, self.layout.encoding) if self._parquet is None else ParquetContent(raw, self._parquet)
 
     def refuse_change(self) -> None:
         """Call this after each reading.
@@ -180,6 +180,7 @@ class Content:
 
     Args:
         raw: the file, at its beginning. It is not closed.
+        encoding: of the text; None for UTF-8.
 
     Attributes:
         compression: of the file.
@@ -192,21 +193,24 @@ class Content:
         OSError: from the file.
     """
 
-    def __init__(self, raw: Source) -> None:
+    def __init__(self, raw: Source, encoding: str | None = None) -> None:
         self._raw = _Rewound(raw)
-        head = self._raw.peek(_HEAD)
-        _refuse_foreign(head)
-        self.compression: Compression = detect(head)
-        self._data = Decompressed(self._raw, self.compression)
+        self.compression: Compression = detect(self._raw.peek(_HEAD))
+        self._data: Source = Decompressed(self._raw, self.compression)
+        if encoding is not None:
+            self._data = _Transcoded(self._data, encoding)
         begin = b""
         while len(begin) < _HEAD and (piece := self._data.read(CHUNK)):
             begin += piece
-        if self.compression != "none":
-            _refuse_foreign(begin)
-            if detect(begin) != "none":
-                raise InputError("The file of tokens is compressed twice; compress it once.")
+        refuse_magic(begin)
+        if self.compression != "none" and detect(begin) != "none":
+            raise InputError("The file of tokens is compressed twice; compress it once.")
         self._begin = begin.removeprefix(_BOM)
         self.position = len(begin) - len(self._begin)
+
+    def peek(self) -> bytes:
+        """The beginning of what `read` returns next, before the first `read`."""
+        return self._begin
 
     @property
     def raw_position(self) -> int:
@@ -225,10 +229,28 @@ class Content:
         return data
 
 
-def _refuse_foreign(head: bytes) -> None:
-    for magic, problem in _FOREIGN.items():
-        if head.startswith(magic):
-            raise InputError(f"The file of tokens {problem}.")
+class _Transcoded:
+    """Text in another encoding, as UTF-8."""
+
+    def __init__(self, file: Source, encoding: str) -> None:
+        self._file = file
+        self._encoding = encoding
+        self._decoder = codecs.getincrementaldecoder(encoding)()
+
+    def read(self, size: int, /) -> bytes:
+        """Raises:
+        Corrupt: the text is not in this encoding.
+        """
+        data = b""
+        try:
+            while True:
+                piece = self._file.read(size)
+                data = self._decoder.decode(piece, final=not piece).encode()
+                if data or not piece:
+                    return data
+        except UnicodeError:
+            pass
+        raise Corrupt(f"the text is not valid {self._encoding} (`encoding`)")
 
 
 class _Rewound:
@@ -264,16 +286,25 @@ def cannot_read(error: OSError | ValueError) -> InputError:
     return InputError(f"The file of tokens cannot be read: {reason_of(error)}.")
 
 
-def content_of(raw: Source) -> Content:
+def content_of(raw: Source, encoding: str | None = None) -> Content:
     """The content of an open file.
 
     Raises:
         InputError: its beginning cannot be read.
     """
     try:
-        return Content(raw)
+        return Content(raw, encoding)
     except (OSError, CompressedDataError) as error:
         raise cannot_read(error) from None
+
+
+def _sample(content: Content | ParquetContent) -> bytes:
+    """The beginning of the content. Where it breaks off is reported when the file is scanned."""
+    sample = b""
+    with suppress(InputError):
+        while len(sample) < SAMPLE and (piece := next_chunk(content, 0)):
+            sample += piece
+    return sample
 
 
 def next_chunk(content: Content | ParquetContent, line: int) -> bytes:

@@ -1,0 +1,314 @@
+"""Recognizes from its beginning what a file holds, so that nothing but tokens is ever sent.
+
+A table that is read as text would put names and e-mail addresses into URLs. So a file whose content does not agree with
+its format is refused before anything is sent, with what was seen and the field of `Layout` to set. Messages show no
+content of the file except single special characters.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from ..errors import InputError
+
+SAMPLE: Final = 64 * 1024
+"""Bytes at the beginning of a file that are looked at."""
+
+_USUAL_NAMES: Final = frozenset({"token", "accesstoken", "flinksaccesstoken"})
+
+DELIMITERS: Final = (",", ";", "\t", "|")
+
+_NAMES: Final = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vertical bar"}
+_ONE_A_LINE: Final = "A text file holds one token a line, and nothing else."
+_AS_TABLE: Final = "If it is a table, set `format` to csv."
+
+_MAGIC: Final = {
+    b"PAR1": "a Parquet file; set `format` to parquet",
+    b"PK\x03\x04": "a ZIP archive or a spreadsheet; export it as CSV",
+    b"\xd0\xcf\x11\xe0": "an old Excel or Word document; export it as CSV",
+    b"%PDF": "a PDF document; export the tokens as CSV or text",
+    b"{\\rtf": "an RTF document; save it as plain text",
+    b"SQLite format 3": "an SQLite database; export the tokens as CSV",
+    b"Obj\x01": "an Avro file; convert it to Parquet, CSV or JSON Lines",
+    b"ORC": "an ORC file; convert it to Parquet, CSV or JSON Lines",
+    b"ARROW1": "an Arrow file; convert it to Parquet, CSV or JSON Lines",
+    b"FEA1": "a Feather file; convert it to Parquet, CSV or JSON Lines",
+    b"BZh": "compressed with bzip2; compress it with gzip or Zstandard, or not at all",
+    b"\xfd7zXZ": "compressed with xz; compress it with gzip or Zstandard, or not at all",
+    b"\x04\x22\x4d\x18": "compressed with LZ4; compress it with gzip or Zstandard, or not at all",
+    b"\x1f\x9d": "compressed with compress; compress it with gzip or Zstandard, or not at all",
+    b"7z\xbc\xaf": "a 7-Zip archive; unpack it",
+    b"Rar!": "a RAR archive; unpack it",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"GIF8": "an image",
+    b"\x7fELF": "a program",
+    b"Salted__": "encrypted; decrypt it",
+    b"-----BEGIN": "an encrypted message, a certificate or a key, not tokens",
+}  # fmt: skip
+_NOT_TEXT: Final = re.compile(rb"[\x00-\x08\x0e-\x1f\x80-\xff]")
+_ENCODINGS: Final = {
+    b"\xff\xfe\x00\x00": "utf-32",
+    b"\x00\x00\xfe\xff": "utf-32",
+    b"\xff\xfe": "utf-16",
+    b"\xfe\xff": "utf-16",
+}  # the longer ones first
+
+
+def refuse_magic(head: bytes) -> None:
+    """Refuses a file by its first bytes.
+
+    Raises:
+        InputError: it is binary, or text in another encoding than UTF-8.
+    """
+    for mark, encoding in _ENCODINGS.items():
+        if head.startswith(mark):
+            raise InputError(
+                f"The file of tokens is {encoding.upper()} text. Set `encoding` to {encoding}, or save it as UTF-8.",
+                field="encoding",
+            )
+    for mark, what in _MAGIC.items():
+        # A token may begin with letters such as "FEA1", but no text holds such bytes.
+        if head.startswith(mark) and (mark == b"PAR1" or not mark.isalnum() or _NOT_TEXT.search(head[:64])):
+            raise InputError(f"The file of tokens is {what}.", field="format" if "`format`" in what else None)
+    if head[257:262] == b"ustar":
+        raise InputError("The file of tokens is a tar archive; unpack it.")
+
+
+def first_lines(sample: bytes) -> list[tuple[int, str]]:
+    """The first lines that are not blank, each with its number.
+
+    Args:
+        sample: the beginning of a file, whose last line may be incomplete.
+
+    Raises:
+        InputError: the first one is not text.
+    """
+    whole = sample.rpartition(b"\n")[0]
+    lines = (whole if len(sample) >= SAMPLE and whole else sample).decode("utf-8", "replace").split("\n")
+    found = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, 1) if line.strip(" \t\r")]
+    if found:
+        _refuse_binary(*found[0])
+    return found
+
+
+def _refuse_binary(number: int, line: str) -> None:
+    for encoding, zeros, characters in (("utf-16-be", line[::2], line[1::2]), ("utf-16-le", line[1::2], line[::2])):
+        if zeros and not zeros.strip("\0") and "\0" not in characters:
+            raise InputError(
+                "The file of tokens is UTF-16 text without a byte-order mark. "
+                f"Set `encoding` to {encoding}, or save it as UTF-8.",
+                field="encoding",
+            )
+    if "\r" in line.rstrip("\r"):
+        raise InputError("The lines of the file of tokens end with CR alone. Save it with LF or CR LF.")
+    if "\ufffd" in line:
+        raise InputError(
+            f"Line {number} of the file of tokens is not valid UTF-8. Set `encoding`, such as cp1252, or save it as UTF-8.",
+            field="encoding",
+        )
+    if any(c < " " and c != "\t" for c in line):
+        raise InputError(f"The file of tokens is binary: line {number} holds control characters.")
+
+
+def is_usual_name(name: str) -> bool:
+    """Whether a column of this name holds the tokens, unless another one is named."""
+    return name.lower().replace("_", "").replace(" ", "") in _USUAL_NAMES
+
+
+def looks_like_data(name: str) -> bool:
+    """Whether this is more likely a value, perhaps a token, than the name of a column. It is then never shown."""
+    return len(name) > 40 or not name.isprintable() or sum(map(str.isdigit, name)) >= 5
+
+
+# --- text -------------------------------------------------------------------------------------------------------------
+
+is_plain: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+/%-]*={0,2}").fullmatch
+"""Accepts nearly every token at once; `problem_of_text` judges the others."""
+
+_EMAIL: Final = "looks like an e-mail address"
+_PROBLEMS: Final = (
+    (re.compile(r".*[<>].*"), "holds '<' or '>', as in markup"),
+    (re.compile(r"=.*|[@+-][^=]*\(.*"), "looks like a spreadsheet's formula"),
+    (re.compile(r"(?:#|//|--).*"), "looks like a comment"),
+    (re.compile(r".*://.*"), "looks like a URL"),
+    (re.compile(r".*[\"'`\u2018-\u201f\u00ab\u00bb].*"), "holds a quotation mark"),
+    (re.compile(r".*[{}\[\]].*"), "holds a bracket or a brace, as in JSON"),
+    (re.compile(r".*\t.*"), "holds a tab, as in a table"),
+    (re.compile(r".*,.*"), "holds a comma, as in a table"),
+    (re.compile(r".*;.*"), "holds a semicolon, as in a table"),
+    (re.compile(r".*\|.*"), "holds a vertical bar, as in a table"),
+    (re.compile(r"[^@\s]+@[^@\s]+\.[A-Za-z]{2,}"), _EMAIL),
+    (re.compile(r"[A-Za-z_][\w.-]*[ \t]*(?::|=[^=]).*"), "looks like a name with a value, as in settings"),
+    (re.compile(r".*\s.*"), "holds a blank"),
+    (re.compile(r"(?:\.{0,2}|[A-Za-z]:)[/\\].*\.[A-Za-z0-9]{1,5}"), "looks like the path of a file"),
+    (re.compile(r"[^\w.%]+"), "holds neither letters nor digits"),
+)
+
+
+def problem_of_text(line: str) -> str | None:
+    """Why a line of a text file cannot be a token; None if it can. The line has no blanks around it."""
+    return next((problem for pattern, problem in _PROBLEMS if pattern.fullmatch(line)), None)
+
+
+def refuse_other_than_text(lines: Sequence[tuple[int, str]]) -> None:
+    """Refuses what is no list of tokens: the first line, or most of the lines, cannot be a token.
+
+    Raises:
+        InputError: it is something else. The message names the line, and what was seen.
+    """
+    number, first = lines[0]
+    stripped = first.strip(" \t")
+    _refuse_json(stripped)
+    repeated = len(lines) > 1 and lines[1][1] == first
+    if (is_usual_name(stripped) or is_usual_name(stripped.removesuffix("s"))) and not repeated:
+        raise InputError(
+            f"Line {number} of the file of tokens is the name of a column, not a token. Set `format` to csv.",
+            field="format",
+        )
+    problems = {number: problem for number, line in lines if (problem := problem_of_text(line.strip(" \t")))}
+    if number not in problems and 2 * len(problems) > len(lines):
+        number = next(iter(problems))
+    problem = problems.get(number)
+    if problem is not None:
+        advice = _AS_TABLE if "table" in problem or "quotation" in problem else _ONE_A_LINE
+        raise InputError(f"Line {number} of the file of tokens {problem}. {advice}", field="format")
+
+
+# --- JSON -------------------------------------------------------------------------------------------------------------
+
+
+def refuse_other_than_jsonl(lines: Sequence[tuple[int, str]]) -> None:
+    """Raises:
+    InputError: the first line is not one value of JSON.
+    """
+    number, first = lines[0]
+    if first.lstrip(" \t")[:1] not in ("{", '"'):
+        _refuse_json(first.strip(" \t"))
+        raise InputError(
+            f"Line {number} of the file of tokens is not JSON. Set `format` to text or csv, if it is one of these.",
+            field="format",
+        )
+    if not _is_json(first) and len(lines) > 1 and not _is_json(lines[1][1]):
+        raise InputError(f"The file of tokens is one JSON document over several lines. {_ONE_OBJECT}", field="format")
+
+
+_BEGINS_JSON: Final = re.compile(r"[\[{]\s*(?:[\[{\"].*)?")
+_ONE_OBJECT: Final = "Write one object a line, as `jq -c '.[]'` does, and set `format` to jsonl."
+
+
+def _refuse_json(line: str) -> None:
+    if line.startswith("{") and _is_json(line):
+        raise InputError("The file of tokens holds JSON, one object a line. Set `format` to jsonl.", field="format")
+    if line.startswith(("{", "[")) and (_is_json(line) or _BEGINS_JSON.fullmatch(line)):
+        raise InputError(f"The file of tokens is a JSON document. {_ONE_OBJECT}", field="format")
+
+
+def _is_json(line: str) -> bool:
+    try:
+        msgspec.json.decode(line)
+    except (msgspec.DecodeError, RecursionError):
+        return False
+    return True
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+
+def delimiter_of(lines: Sequence[tuple[int, str]], column: str | None, default: str) -> str:
+    """The delimiter of a CSV file: the only one in its header row, or the only one that makes sense of it.
+
+    Args:
+        column: that holds the tokens, if its name is known.
+        default: of a header row with one column.
+
+    Raises:
+        InputError: more than one could be meant.
+    """
+    widths = {delimiter: _widths(lines, delimiter) for delimiter in DELIMITERS}
+    found = [delimiter for delimiter in DELIMITERS if widths[delimiter][0] > 1]
+    if len(found) > 1:
+        named = [d for d in found if _has_column(fields_of(lines[0][1], d), column)]
+        found = named or found
+    if len(found) > 1:
+        found = [d for d in found if len(set(widths[d])) == 1] or found
+    if len(found) > 1:
+        listed = " and ".join(_NAMES[delimiter] for delimiter in found)
+        raise InputError(
+            f"The header row of the CSV file holds {listed}. Name the right one with `delimiter`.", field="delimiter"
+        )
+    return found[0] if found else default
+
+
+def _widths(lines: Sequence[tuple[int, str]], delimiter: str) -> list[int]:
+    return [len(fields_of(line, delimiter)) for _, line in lines[:20]]
+
+
+def fields_of(line: str, delimiter: str) -> list[str]:
+    """The fields of a row on one line, without blanks around them."""
+    try:
+        return [field.strip() for field in next(csv.reader([line], delimiter=delimiter), [])]
+    except csv.Error:
+        return [line]
+
+
+def _has_column(names: Sequence[str], column: str | None) -> bool:
+    return any(is_usual_name(name) for name in names) if column is None else column in names
+
+
+def refuse_other_than_csv(
+    lines: Sequence[tuple[int, str]], delimiter: str, column: str | None, *, has_header: bool | None
+) -> None:
+    """Refuses what is no table, and a table whose first row is not a header.
+
+    Args:
+        has_header: whether the first row is one; None if nobody said so.
+
+    Raises:
+        InputError: it is something else. The message names what was seen.
+    """
+    number, first = lines[0]
+    if first.lstrip().startswith("<"):
+        raise InputError("The file of tokens is markup (HTML or XML), not CSV. Export it as CSV.", field="format")
+    _refuse_json(first.strip(" \t"))
+    if re.match(r'"?sep=.', first, re.IGNORECASE):
+        raise InputError(f"Line {number} of the CSV file is an instruction for Excel ('sep='). Delete it.")
+    names = fields_of(first, delimiter)
+    if len(names) == 1:
+        others = [d for d in DELIMITERS if d in names[0] and '"' not in first]
+        if others:
+            raise InputError(
+                f"The first row of the CSV file is one column that holds {_NAMES[others[0]]}. Set `delimiter` to it.",
+                field="delimiter",
+            )
+        if len(lines) > 1 and len(fields_of(lines[1][1], delimiter_of(lines[1:2], None, delimiter))) > 1:
+            raise InputError(
+                f"The first row of the CSV file (line {number}) has one field, and the next one has more. Delete what "
+                "precedes the header row, or name its `delimiter`."
+            )
+    if has_header is None and len(names) == 1 and not _has_column(names, column):
+        _refuse_data(names[0], [line for _, line in lines[1:]])
+
+
+def _refuse_data(name: str, values: Sequence[str]) -> None:
+    shape = _shape(name)
+    alike = bool(values) and all(_shape(value.strip('" ')) == shape for value in values)
+    if (
+        looks_like_data(name)
+        or (alike and (re.search(r"\d", name) or len(name) >= 16))
+        or problem_of_text(name) == _EMAIL
+    ):
+        raise InputError(
+            "The first row of the CSV file looks like data, not like a header row. If there is no header row, use "
+            "`header=False`; if this is the name of the column, give it as `column`.",
+            field="header",
+        )
+
+
+def _shape(text: str) -> str:
+    return re.sub(r"[0-9]+", "9", re.sub(r"[A-Za-z]+", "a", text))
