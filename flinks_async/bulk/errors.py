@@ -1,16 +1,16 @@
-"""What can go wrong with a job, beside its tokens.
+"""Errors of jobs. Errors of single tokens are in `flinks_async.errors`.
 
 FlinksError
     └── JobError
         ├── JobMismatchError      the directory belongs to another job; the message says what differs
         ├── JobLockedError        another process works on the job
         ├── InputError            the file of tokens cannot be used
-        │   └── InputChangedError     it is not the file any more that the job was started with
+        │   └── InputChangedError     it has changed since the job was started
         ├── LedgerError           the ledger is broken, or of a newer version
         ├── StoreError            answers, ledger or report cannot be written
         │   ├── StoreMissingError     a job's answers are not where it put them
         │   └── UnfitAnswerError      one answer has a value that the store cannot hold
-        └── WorkerError           worker processes end before their work does
+        └── WorkerError           worker processes cannot be started, or keep crashing
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..errors import FlinksError
 
 
 class JobError(FlinksError):
-    """The base of a job's errors."""
+    """The base of the errors of jobs."""
 
 
 class JobMismatchError(JobError):
@@ -48,25 +48,22 @@ class InputError(JobError):
 
 
 class InputChangedError(InputError):
-    """The file of tokens is not the one any more that the job was started with."""
+    """The file of tokens has changed since the job was started."""
 
 
 class LedgerError(JobError):
-    """The ledger cannot be understood: broken, or written by a newer version."""
+    """The ledger is broken, or was written by a newer version."""
 
 
 class StoreError(JobError):
-    """Something cannot be written: the disk is full, a folder is gone, a database says no."""
+    """Something cannot be written: the disk is full, a folder is missing, a database refuses."""
 
 
 class StoreMissingError(StoreError):
-    """What holds the answers of a job is not there: file, folder or schema.
-
-    Args:
-        where: it should be.
+    """The file, folder or schema that holds the answers of a job is missing.
 
     Attributes:
-        where: it should be.
+        where: the missing thing should be.
     """
 
     def __init__(self, where: str) -> None:
@@ -78,10 +75,10 @@ class StoreMissingError(StoreError):
 
 
 class UnfitAnswerError(StoreError):
-    """One answer has a value that no column of the store can hold. The job goes on without that answer.
+    """One answer has a value that no column of the store can hold. The job goes on without it.
 
     Attributes:
-        line: of the input, whose answer it is.
+        line: of the input, to which the answer belongs.
     """
 
     def __init__(self, message: str, *, line: int) -> None:
@@ -97,4 +94,4 @@ def _unfit(message: str, line: int) -> UnfitAnswerError:
 
 
 class WorkerError(JobError):
-    """Worker processes end before their work does, again and again, or cannot be started."""
+    """Worker processes cannot be started, or keep crashing."""

@@ -26,7 +26,7 @@ from .progress import Counters, RecentTimes
 from .records import Failure, Finished, RunState, Shard
 from .rules import DoubtfulTokens, Rules, doubt_about, meets_every_token, reason_for_all
 from .spool import OpenShard, Spool, key_of, spool_line
-from .thread import Worker
+from .thread import Thread
 
 Loaded = tuple[Shard, list[Token]]
 
@@ -63,7 +63,7 @@ class Fetcher:
         *,
         secret_is_good: bool,
         clock: Clock,
-        writing: Worker,
+        writing: Thread,
     ) -> None:
         self._counters = Counters()
         self._times = RecentTimes(clock.now())
@@ -279,7 +279,7 @@ class Fetcher:
             self.break_off(error)
 
     def _spill(self, opened: OpenShard, lines: Sequence[bytes]) -> None:
-        """In the writing thread."""
+        """Runs in the writing thread."""
         if opened.spool is None:
             opened.spool = Spool(self._spools / f"{opened.shard.id:06d}.spool", self._compression)
         opened.spool.write(lines)
@@ -287,7 +287,7 @@ class Fetcher:
     def _write_end(
         self, opened: OpenShard, lines: Sequence[bytes], failures: tuple[Failure, ...], left: tuple[int, ...]
     ) -> Finished:
-        """In the writing thread."""
+        """Runs in the writing thread."""
         self._spill(opened, lines)
         assert opened.spool is not None
         written = opened.spool.finish()

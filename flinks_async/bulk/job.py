@@ -1,4 +1,8 @@
-"""A job: a directory in which a file of tokens becomes answers, over as many runs as it takes."""
+"""A job: a directory with everything that is needed to fetch a file of tokens in one run or in several.
+
+`Job.start` reads the input once and plans shards in the ledger; `Job.run` fetches the shards that are not committed yet (see
+`run`). After an interruption, open the job again and run it.
+"""
 
 from __future__ import annotations
 
@@ -32,23 +36,23 @@ from .records import FailureKind
 from .rules import Rules
 from .run import Result, Run
 from .stores import Place, Store, from_description
-from .thread import Thread, Worker
+from .thread import Thread
 
 SHARD_SIZE: Final = 1000
-"""Tokens in a shard, unless something else is asked for."""
+"""Default number of tokens in a shard."""
 
 OnScan = Callable[[int, int], object]
 
 
 class Job:
-    """A job, open and locked. `start` and `resume` make one; it is a context manager.
+    """An open, locked job. Make one with `start` or `resume`; it is a context manager.
 
-    All methods but `run` block: in an event loop, call them by `asyncio.to_thread`.
+    All methods except `run`, `stop` and `progress` block: in an event loop, call them with `asyncio.to_thread`.
 
     Attributes:
         directory: of the job.
-        manifest: what it is.
-        scanned: what the input holds.
+        manifest: the description that the job was started with.
+        scanned: counts of the input's lines and tokens.
     """
 
     def __init__(
@@ -71,7 +75,7 @@ class Job:
         self._log = log
         self._resources = resources
         self._running: Run | None = None
-        self._in_order = True
+        self._reconciled = True
 
     @classmethod
     def start(
@@ -84,23 +88,23 @@ class Job:
         shard_size: int = SHARD_SIZE,
         on_scan: OnScan | None = None,
     ) -> Job:
-        """Begins a job in a new directory, or goes on with the one that is there.
+        """Starts a job in a new directory, or opens the same job if the directory holds it.
 
         Args:
-            directory: made if it is missing, readable by its owner only.
+            directory: created if it is missing, readable by its owner only.
             source: the file of tokens.
             store: where the answers go.
-            origin: where they come from: host by name of the instance ("" for rows that name none). Only to refuse a
-                directory whose answers came from somewhere else.
-            shard_size: tokens that are committed together (default 1,000). A job that is there keeps its own.
-            on_scan: called now and then with the bytes read and the bytes in all, while the input is read through.
+            origin: where the answers come from: host by name of the instance ("" for rows that name none). Used only to
+                refuse a directory whose answers come from other hosts.
+            shard_size: tokens that are committed together (default 1,000). An existing job keeps its own.
+            on_scan: called repeatedly with the bytes read and the total, while the input is scanned.
 
         Raises:
-            JobMismatchError: the directory holds something else; the message says what differs.
-            JobLockedError: another process works there.
+            JobMismatchError: the directory holds something else; the message names the difference.
+            JobLockedError: another process works on the job.
             InputError: the input cannot be used.
-            LedgerError, StoreError: ledger or store are broken, or cannot be written.
-            ConfigError: the store would write over a file of the job.
+            LedgerError, StoreError: ledger or store is broken, or cannot be written.
+            ConfigError: the store would overwrite a file of the job.
         """
         folder = Path(directory).absolute()
         if type(shard_size) is not int or shard_size < 1:
@@ -119,7 +123,7 @@ class Job:
             store=described,
             shard_size=shard_size,
         )
-        asked.to_json()  # it may be refused, and then nothing was made
+        asked.to_json()  # raises if it is invalid, before anything is created
         with ExitStack() as resources:
             enter(folder, resources, new=True)
             found = folder / MANIFEST
@@ -147,24 +151,25 @@ class Job:
         store: Store | None = None,
         on_scan: OnScan | None = None,
     ) -> Job:
-        """Opens a job that is there.
+        """Opens an existing job.
 
         Args:
             directory: of the job.
-            path: of its input, if it lies somewhere else now.
-            store: if it needs more than the manifest says.
+            path: of its input, if the file was moved.
+            store: if it needs settings that the manifest does not hold.
             on_scan: as for `start`.
 
         Raises:
-            as `start`; InputChangedError if the input has another content now.
+            InputChangedError: the content of the input has changed.
+            FlinksError: as for `start`.
         """
         folder = Path(directory).absolute()
         manifest = Manifest.load(folder / MANIFEST)
         source = _source(manifest, path)
         if digest(source, on_scan) != (manifest.size, manifest.sha256):
             raise InputChangedError(
-                f"{source.path} is not the file any more that the job was started with. "
-                "Put that one back, or start a new job in another directory"
+                f"{source.path} has changed since the job was started. "
+                "Restore the original file, or start a new job in another directory"
             )
         chosen = store or from_description(manifest.store)
         if not manifest.same_store(chosen.describe(), folder):
@@ -194,16 +199,16 @@ class Job:
         resources.callback(log.close)
         for name in (SPOOLS, SCRATCH):
             empty(folder / name)
-        if ledger.get(PURGING):  # one that failed, and now the job goes on instead
+        if ledger.get(PURGING):  # a purge failed, and now the job is resumed instead
             ledger.put(PURGING, 0)
-        # Before the input is read through, which may take minutes: a store that cannot be used is to be told at once.
+        # Before the scan, which may take minutes, so that an unusable store is reported at once.
         store.open(place_of(folder, manifest))
         resources.callback(store.close)
         try:
-            _put_in_order(store, ledger)
+            _reconcile(store, ledger)
             scanned = ledger.plan() or _plan(folder, manifest, ledger, source, on_scan, log)
         except FlinksError:
-            if new:  # so that the next try may ask for something else
+            if new:  # so that the next attempt may use other settings
                 with suppress(FlinksError):
                     store.purge()
             raise
@@ -213,23 +218,23 @@ class Job:
 
     @property
     def totals(self) -> Totals:
-        """Where the job stands, as far as it is committed."""
+        """Counts of the tokens that are committed."""
         return self._ledger.totals()
 
     def retry(self, kinds: Collection[FailureKind] = frozenset({"exhausted"})) -> int:
-        """Lets the next run fetch failed tokens again.
+        """Makes the next run fetch failed tokens again.
 
         Args:
-            kinds: which of them: `exhausted` (default), `final`, or both.
+            kinds: of failures: `exhausted` (default), `final`, or both.
 
         Returns:
-            how many tokens that is.
+            the number of tokens.
 
         Raises:
-            JobError: there are tokens that were not tried yet; finish the job first.
+            JobError: some tokens have not been tried yet.
         """
         if self.totals.pending:
-            raise JobError(f"{self.totals.pending:,} tokens are still to be fetched; finish the job before retrying")
+            raise JobError(f"{self.totals.pending:,} tokens are not fetched yet; finish the job before you retry")
         return self._ledger.retry(kinds, self.manifest.shard_size)
 
     async def run(
@@ -239,45 +244,45 @@ class Job:
         *,
         executor: Executor | None = None,
         clock: Clock | None = None,
-        worker: tuple[Worker, Worker] | None = None,
+        threads: tuple[Thread, Thread] | None = None,
     ) -> Result:
-        """Fetches what is to be fetched, until it is done or stopped.
+        """Fetches the tokens that are not fetched yet, until all are done or the run stops.
 
         Args:
-            clients: the client; for an input with a column of instances, one for each of their names.
+            clients: the client; for an input with a column of instances, a client for each name in it.
             rules: when to stop.
             executor: where to fetch: `InProcess()` (default), or `Processes(4)` for four worker processes.
-            clock, worker: for tests.
+            clock, threads: for tests.
 
         Raises:
-            ConfigError: the executor cannot work with these clients, or the input's tokens cannot.
-            StoreError, LedgerError: something cannot be written. What was committed stays, and the job can go on.
-            InputError: the input is gone, or not the same any more.
+            ConfigError: the clients do not fit the input or the executor.
+            StoreError, LedgerError: something cannot be written. Committed answers are kept; run the job again to resume.
+            InputError: the input is gone, or has changed.
         """
         if self._running is not None:
-            raise JobError("the job is running already")
+            raise JobError("the job is already running")
         by_name: dict[str | None, FlinksClient] = {}
         if isinstance(clients, FlinksClient):
             by_name[None] = clients
         else:
             by_name.update(clients)
         self._refuse_clients(by_name)
-        if not self._in_order:
-            _put_in_order(self._store, self._ledger)
-            self._in_order = True
+        if not self._reconciled:
+            _reconcile(self._store, self._ledger)
+            self._reconciled = True
         spools = self.directory / SPOOLS
         make_folder(spools)
         work = Work(
             self._source, self._ledger.get("key"), by_name, spools, self._store.spool_compression, rules or Rules(),
             secret_is_good=self.totals.fetched > 0, log=self._log,
         )  # fmt: skip
-        chosen = executor or InProcess(clock=clock, worker=worker)
-        writing = worker[0] if worker else Thread("flinks-async-outcome")
-        self._running = Run(self._ledger, self._store, chosen, work, clock=clock, worker=worker)
-        self._in_order = False
+        chosen = executor or InProcess(clock=clock, threads=threads)
+        writing = threads[0] if threads else Thread("flinks-async-outcome")
+        self._running = Run(self._ledger, self._store, chosen, work, clock=clock, threads=threads)
+        self._reconciled = False
         try:
             result = await self._running.go()
-            self._in_order = True
+            self._reconciled = True
             await writing.do(self.write_outcome)
             return result
         finally:
@@ -285,12 +290,16 @@ class Job:
             self._running = None
 
     def _refuse_clients(self, clients: Mapping[str | None, FlinksClient]) -> None:
-        """Before every token of the job fails for it."""
+        """Raises ConfigError if a token of the job would have no client."""
         if self.manifest.layout.get("instance_column") is None:
             if None not in clients:
-                raise ConfigError("the tokens of this job name no instance: run it with one client")
+                raise ConfigError(
+                    "the input has no column of instances: run the job with one client, not with a mapping"
+                )
         elif None in clients or not clients:
-            raise ConfigError("the tokens of this job name their instance: run it with a client for each name")
+            raise ConfigError(
+                "the input has a column of instances: run the job with a mapping that has a client for each name"
+            )
         missing = {name: count for name, count in self.scanned.instances.items() if name not in clients}
         if missing:
             names = ", ".join(f"{name!r} ({count:,} tokens)" for name, count in islice(missing.items(), 5))
@@ -300,20 +309,22 @@ class Job:
             )
 
     def stop(self, reason: str = "it was asked to") -> None:
-        """Lets a run take no more tokens, and end. To be called in its event loop."""
+        """Stops the run: no more tokens are taken, and requests on the wire have `Rules.drain` seconds to end. Call it in
+        the run's event loop.
+        """
         if self._running is not None:
             self._running.stop(reason)
 
     def progress(self) -> Progress | None:
-        """How far the run is; None if there is none."""
+        """How far the run is; None if the job is not running."""
         return None if self._running is None else self._running.progress()
 
     def write_outcome(self) -> None:
-        """Writes `failed.jsonl`, `duplicates.jsonl` and `report.json`, as each run does at its end."""
+        """Writes `failed.jsonl`, `duplicates.jsonl` and `report.json`, as every run does at its end."""
         write_outcome(self.directory, self.manifest, self._ledger, self.scanned)
 
     def close(self) -> None:
-        """Lets go of files, store and lock."""
+        """Closes files and store, and releases the lock."""
         self._resources.close()
 
     def __enter__(self) -> Self:
@@ -331,7 +342,8 @@ class Job:
 def _source(manifest: Manifest, path: str | os.PathLike[str] | None) -> InputFile:
     if path is None and manifest.path == STDIN:
         raise InputError(
-            "The tokens of this job came from standard input and were not kept. Name a file that holds the same bytes with --tokens."
+            "The tokens of this job came from standard input and were not kept. To resume it, put the same bytes into a file "
+            "and give its `path`"
         )
     try:
         return InputFile(Path(path or manifest.path), msgspec.convert(manifest.layout, Layout))
@@ -340,20 +352,20 @@ def _source(manifest: Manifest, path: str | os.PathLike[str] | None) -> InputFil
             raise
         problem, field = error.message, error.field
     raise InputError(
-        f"{problem} The job was started with {manifest.path}; if that file lies somewhere else now, name it with --tokens.",
+        f"{problem} The job was started with {manifest.path}; if that file was moved, give its new `path`",
         field=field,
     )
 
 
 def place_of(folder: Path, manifest: Manifest) -> Place:
-    """What the store has to know of a job."""
+    """The facts of a job that its store needs."""
     layout = manifest.layout
     keyed, instances = (layout.get(name) is not None for name in ("key_column", "instance_column"))
     return Place(manifest.job, folder, keyed=keyed, instances=instances)
 
 
-def _put_in_order(store: Store, ledger: Ledger) -> None:
-    """Makes store and ledger agree, which they may not after a crash, or a run that broke off between the two."""
+def _reconcile(store: Store, ledger: Ledger) -> None:
+    """Makes store and ledger agree. They may differ after a crash between the two steps of a commit."""
     for commit in store.recover(ledger.receipts()):
         ledger.commit(commit, run=0, now=dt.datetime.now(dt.UTC).timestamp())
 

@@ -1,4 +1,4 @@
-"""The log of a job: `job.log` in its directory, beside whatever the program's own logging does with it."""
+"""The log of a job: `job.log` in its directory, and the logger `flinks_async.bulk`."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Final
 from ..secret import SecretFilter
 from .files import PRIVATE_FILE
 
-_PUBLIC: Final = logging.getLogger("flinks_async.bulk")
+_LOGGER: Final = logging.getLogger("flinks_async.bulk")
 
 
 class JobLog(logging.Handler):
-    """Appends lines to a file, for its owner only, whatever the levels of the program's logging, and hands them to the
-    latter. A disk that is full costs lines and nothing else.
+    """Appends lines to a file that only its owner can read, whatever levels the program's logging has, and passes them on to
+    that logging. On a full disk lines are lost, but nothing fails.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,17 +33,17 @@ class JobLog(logging.Handler):
         self.addFilter(SecretFilter())
 
     def info(self, message: str, *values: object) -> None:
-        self._say(logging.INFO, message, values)
+        self._write(logging.INFO, message, values)
 
     def warning(self, message: str, *values: object) -> None:
-        self._say(logging.WARNING, message, values)
+        self._write(logging.WARNING, message, values)
 
     def error(self, message: str, *values: object) -> None:
-        self._say(logging.ERROR, message, values)
+        self._write(logging.ERROR, message, values)
 
-    def _say(self, level: int, message: str, values: tuple[object, ...]) -> None:
-        self.handle(_PUBLIC.makeRecord(_PUBLIC.name, level, "", 0, message, values, None))
-        _PUBLIC.log(level, message, *values)
+    def _write(self, level: int, message: str, values: tuple[object, ...]) -> None:
+        self.handle(_LOGGER.makeRecord(_LOGGER.name, level, "", 0, message, values, None))
+        _LOGGER.log(level, message, *values)
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._file is not None:

@@ -1,4 +1,4 @@
-"""A job that is not running: looked at, checked, exported, removed."""
+"""Functions for a job that is not being run: its status, verification, export and removal."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ from .stores import Problem, Store, from_description
 
 @frozen
 class Status:
-    """Where a job stands.
+    """The state of a job.
 
     Attributes:
-        manifest: what it is.
-        scanned: what its input holds; None while it is read through for the first time.
-        totals: what is committed.
-        runs: its runs so far (see `Ledger.runs`).
-        latest: the last figures of the last run (`Progress.to_dict()`, with `run` and `at` in seconds since 1970); a run
-            notes them every ten seconds. None before the first ones.
+        manifest: the description that it was started with.
+        scanned: counts of the input's lines and tokens; None until the first scan is finished.
+        totals: counts of the tokens that are committed.
+        runs: the runs so far (see `Ledger.runs`).
+        latest: the latest sample of the last run: `Progress.to_dict()`, with `run` and `at` (seconds since 1970). A run
+            takes a sample every ten seconds. None before the first one.
     """
 
     manifest: Manifest
@@ -58,11 +58,11 @@ class Status:
 
 
 def status(directory: str | os.PathLike[str]) -> Status:
-    """Where a job stands. It may be running.
+    """The state of a job, which may be running.
 
     Raises:
         JobMismatchError: there is no job in the directory.
-        LedgerError: its ledger cannot be understood.
+        LedgerError: its ledger cannot be read.
     """
     folder = Path(directory).absolute()
     manifest = Manifest.load(folder / MANIFEST)
@@ -74,20 +74,23 @@ def verify(directory: str | os.PathLike[str], store: Store | None = None) -> lis
     """Reads the answers of a job back and compares them with its ledger. Changes nothing.
 
     Args:
-        store: if it needs more than the manifest says.
+        store: if it needs settings that the manifest does not hold.
+
+    Returns:
+        the differences; empty if all answers are there and unchanged.
 
     Raises:
         JobLockedError: the job is running.
-        JobMismatchError, LedgerError, StoreError: it cannot be looked at at all.
+        JobMismatchError, LedgerError, StoreError: job, ledger or store cannot be opened.
     """
     folder = Path(directory).absolute()
     with ExitStack() as resources:
-        manifest = _enter(folder, resources, only_read=True)
+        manifest = _enter(folder, resources, read_only=True)
         ledger = _ledger(folder, resources)
         broken = ledger.problems()
         if broken:
             raise LedgerError(f"{ledger.path} is broken: {broken[0]}")
-        found = list(_miscounted(ledger))
+        found = list(_wrong_counts(ledger))
         try:
             chosen = _open_store(folder, manifest, store, resources)
         except StoreMissingError as error:
@@ -99,15 +102,16 @@ def verify(directory: str | os.PathLike[str], store: Store | None = None) -> lis
 
 
 def export(directory: str | os.PathLike[str], store: Store | None = None) -> Iterator[bytes]:
-    """The answers of a job as lines of JSON: shard by shard in the order of its input, within a shard as they came; those
-    of retried tokens come last.
+    """The answers of a job as lines of JSON. Shards are in the order of the input; within a shard, answers are in the order
+    in which they arrived. Answers of retried tokens come last.
 
     Raises:
-        as `verify`; StoreMissingError: the answers are not where the job put them.
+        StoreMissingError: the answers are not where the job put them.
+        FlinksError: as for `verify`.
     """
     folder = Path(directory).absolute()
     with ExitStack() as resources:
-        manifest = _enter(folder, resources, only_read=True)
+        manifest = _enter(folder, resources, read_only=True)
         ledger = _ledger(folder, resources)
         try:
             chosen = _open_store(folder, manifest, store, resources)
@@ -119,22 +123,23 @@ def export(directory: str | os.PathLike[str], store: Store | None = None) -> Ite
 
 
 def purge(directory: str | os.PathLike[str], store: Store | None = None, *, forget_answers: bool = False) -> list[str]:
-    """Removes what a job has made: answers, ledger, failed rows, report, log. Its input is not the job's, and stays.
+    """Removes everything that a job has made: answers, ledger, failed rows, report, log. The input is kept.
 
-    If answers are not where the job put them, nothing is removed: what the job knows of them is then the only trace that
-    leads to them.
+    If answers are not where the job put them, nothing is removed, because the job's files are the only record of where they
+    were.
 
     Args:
-        store: if it needs more than the manifest says.
-        forget_answers: remove the rest although answers cannot be found or reached, and forget where they were.
+        store: if it needs settings that the manifest does not hold.
+        forget_answers: remove the rest even if answers cannot be found or reached.
 
     Returns:
-        what was removed, in words; and, beginning with `left`, what was left, since it is not the job's or not there.
+        the things that were removed, in words; entries that begin with `left` were not removed, because they do not belong
+        to the job or could not be found.
 
     Raises:
-        StoreError: also if answers are not there.
-        JobLockedError, JobMismatchError, LedgerError: as `verify`; but the ledger may be broken, or gone with a purge
-            that was interrupted.
+        StoreError: answers are missing, or cannot be removed.
+        JobLockedError, JobMismatchError, LedgerError: as for `verify`. A ledger that is broken, or was removed by an
+            interrupted purge, is no error.
         ConfigError: `forget_answers` is neither True nor False.
     """
     flag("forget_answers", forget_answers)
@@ -156,18 +161,18 @@ def purge(directory: str | os.PathLike[str], store: Store | None = None, *, forg
         folder.rmdir()
         return [*removed, f"the directory {folder}"]
     left = ", ".join(sorted(entry.name for entry in folder.iterdir()))
-    return [*removed, f"left, since it is not the job's: {left}"]
+    return [*removed, f"left, because it does not belong to the job: {left}"]
 
 
 @frozen
-class _Known:
-    """What the ledger knows of the answers.
+class _Recorded:
+    """The answers that the ledger knows of.
 
     Attributes:
         commits: shards with answers.
-        none: there can be no answers: the job never began to fetch.
-        removed: a purge has removed answers already, or all of them.
-        broken: the ledger is, and nothing is known.
+        none: the job never began to fetch, so there are no answers.
+        removed: an interrupted purge has removed some answers, or all.
+        broken: the ledger cannot be read, so nothing is recorded.
     """
 
     commits: list[Commit] = field(factory=list)
@@ -176,8 +181,8 @@ class _Known:
     broken: bool = False
 
     @classmethod
-    def of(cls, folder: Path) -> _Known:
-        if not (folder / LEDGER).exists():  # which a purge removes after the answers
+    def of(cls, folder: Path) -> _Recorded:
+        if not (folder / LEDGER).exists():  # a purge removes it after the answers
             return cls(removed=True)
         try:
             with closing(Ledger(folder / LEDGER)) as ledger:
@@ -187,49 +192,51 @@ class _Known:
             return cls(broken=True)
 
     def lines(self, shards: Collection[int | None]) -> int:
-        """The answers of some shards."""
+        """The number of answers in these shards."""
         return sum(commit.written.lines for commit in self.commits if commit.shard.id in shards)
 
 
 def _remove_answers(folder: Path, manifest: Manifest, store: Store | None, forget: bool) -> list[str]:
-    known = _Known.of(folder)
+    recorded = _Recorded.of(folder)
     with ExitStack() as resources:
         try:
             chosen = _open_store(folder, manifest, store, resources)
         except StoreError as error:
             gone = isinstance(error, StoreMissingError)
-            if known.none or (gone and (known.removed or not (known.commits or known.broken))):
+            if recorded.none or (gone and (recorded.removed or not (recorded.commits or recorded.broken))):
                 return []
             if forget:
-                return [f"left, since they could not be found: answers of the job ({error.message})"]
+                return [f"left, because they could not be found: answers of the job ({error.message})"]
             if not gone:
                 raise
-            lost = known.lines({commit.shard.id for commit in known.commits})
+            lost = recorded.lines({commit.shard.id for commit in recorded.commits})
             problem = error.message
         else:
-            missing = list(chosen.missing(known.commits))
-            lost = 0 if known.removed else known.lines({problem.shard for problem in missing})
+            missing = list(chosen.missing(recorded.commits))
+            lost = 0 if recorded.removed else recorded.lines({problem.shard for problem in missing})
             if not lost or forget:
-                if known.commits:
+                if recorded.commits:
                     _note_purge(folder)
                 told = chosen.purge()
-                return [*told, f"left, since they could not be found: {lost:,} answers of the job"] if lost else told
+                return [*told, f"left, because they could not be found: {lost:,} answers of the job"] if lost else told
             problem = f"{missing[0].where}: {missing[0].what}"
-    if known.broken:
-        raise _not_there("answers", f"{problem}, and the ledger is broken")
-    raise _not_there(f"{lost:,} answers", problem)
+    if recorded.broken:
+        raise _missing_answers("answers", f"{problem}, and the ledger is broken")
+    raise _missing_answers(f"{lost:,} answers", problem)
 
 
 def _note_purge(folder: Path) -> None:
-    """So that one that is interrupted does not miss what it has removed itself. On a full disk it must do without."""
+    """Notes that answers are being removed, so that after an interruption the next purge does not miss them. A full disk is
+    no obstacle.
+    """
     with suppress(StoreError, LedgerError), closing(Ledger(folder / LEDGER)) as ledger:
         ledger.put(PURGING, 1)
 
 
-def _not_there(answers: str, what: str) -> StoreError:
+def _missing_answers(answers: str, what: str) -> StoreError:
     return StoreError(
-        f"Nothing was removed: {answers} of the job are not where it put them ({what}). Put them back; or, with "
-        "--forget-answers, remove the job without them, and with it what is known of where they were"
+        f"Nothing was removed: {answers} of the job are not where it put them ({what}). Restore them; or use "
+        "`forget_answers` to remove the job without them, and with it the record of where they were"
     )
 
 
@@ -239,9 +246,9 @@ def _ledger(folder: Path, resources: ExitStack) -> Ledger:
     return ledger
 
 
-def _enter(folder: Path, resources: ExitStack, *, only_read: bool = False) -> Manifest:
+def _enter(folder: Path, resources: ExitStack, *, read_only: bool = False) -> Manifest:
     manifest = Manifest.load(folder / MANIFEST)
-    if not only_read or os.access(folder, os.W_OK):  # no job can run where nothing can be written, such as a snapshot
+    if not read_only or os.access(folder, os.W_OK):  # no lock in a read-only copy, where no job can run
         enter(folder, resources)
     return manifest
 
@@ -253,7 +260,7 @@ def _open_store(folder: Path, manifest: Manifest, store: Store | None, resources
     return chosen
 
 
-def _miscounted(ledger: Ledger) -> Iterator[Problem]:
+def _wrong_counts(ledger: Ledger) -> Iterator[Problem]:
     plan, totals = ledger.plan(), ledger.totals()
     if plan is not None and plan.tokens != totals.tokens:
         yield Problem(str(ledger.path), f"it accounts for {totals.tokens:,} tokens, and the input has {plan.tokens:,}")

@@ -1,4 +1,4 @@
-"""What a job leaves beside its answers: failed rows, duplicates, and the report."""
+"""The files that a run writes at its end, beside the answers: failed rows, duplicates and the report."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _BATCH = 1000
 
 
 def write_outcome(folder: Path, manifest: Manifest, ledger: Ledger, scanned: Scanned) -> None:
-    """Writes the files anew; each is whole, or as it was before.
+    """Writes the files. Each is replaced as a whole, or stays as it was.
 
     Raises:
-        StoreError: one cannot be written.
+        StoreError: one of them cannot be written.
     """
     _write_lines(folder / FAILED, map(_failed, ledger.failures()))
     if scanned.duplicates and not (folder / DUPLICATES).exists():
@@ -33,7 +33,7 @@ def write_outcome(folder: Path, manifest: Manifest, ledger: Ledger, scanned: Sca
 
 
 def report_of(manifest: Manifest, ledger: Ledger, scanned: Scanned) -> dict[str, Any]:
-    """The report as plain JSON: numbers, names and checksums; no token, no secret, no personal data."""
+    """The report as plain JSON: numbers, names and checksums. It holds no token, no secret and no personal data."""
     totals = ledger.totals()
     return {
         "flinks_async": __version__,

@@ -1,4 +1,4 @@
-"""What a job knows of its work: plain records, without any token."""
+"""Plain records of shards, failures and commits. None holds a token."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from typing import Any, Literal
 from attrs import field, frozen
 
 FailureKind = Literal["invalid", "final", "exhausted"]
-"""`invalid`: nothing was sent. `final`: it will not change. `exhausted`: another try may succeed."""
+"""`invalid`: nothing was sent. `final`: another try will fail too. `exhausted`: another try may succeed."""
 
 RunState = Literal["complete", "stopped", "refused"]
-"""How a run ends: every token has an outcome; not yet, run the job again; the AuthSecret is refused."""
+"""`complete`: every token has an outcome. `stopped`: not yet, run the job again. `refused`: the AuthSecret is refused."""
 
 
 @frozen
 class Shard:
-    """A piece of the input that is committed as a whole. It names rows, never tokens, so it may go anywhere.
+    """A piece of the input that is committed as a whole. It names rows, never tokens, so it may be stored or sent anywhere.
 
     Attributes:
         id: from 0, in the order in which shards were made.
@@ -24,9 +24,9 @@ class Shard:
         last: line of its last row, inclusive.
         offset: bytes of the (decompressed) input before its first row.
         tokens: how many tokens are to be fetched for it (duplicates are not).
-        digest: keyed digest of all sendable tokens in it, which finds out that the input was changed.
-        round: 0 for the first time; a retry of failed tokens counts on.
-        only: the rows to fetch, ascending; None for all. A shard that was left half done, or a retry, has them.
+        digest: keyed digest of all sendable tokens in it; shows whether the input has changed.
+        round: 0 at first; each retry of failed tokens adds 1.
+        only: the rows to fetch, ascending; None for all. Set for a shard that was left half done, and for a retry.
     """
 
     id: int
@@ -41,17 +41,17 @@ class Shard:
 
 @frozen
 class Failure:
-    """A row without an answer. It is what `failed.jsonl` has.
+    """A row without an answer, as in `failed.jsonl`.
 
     Attributes:
         line: its line in the input, from 1.
         kind: see `FailureKind`.
         error: class of the error, such as `ServerError`.
         message: in words, without token or secret.
-        key: of the key column, if there is one.
+        key: value of the key column, if there is one.
         token_fingerprint: keyed per job; None if no token could be read.
         flinks_code, status, attempts: as in `FlinksError`.
-        instance: of the instance column, if there is one.
+        instance: value of the instance column, if there is one.
     """
 
     line: int
@@ -86,11 +86,11 @@ class Finished:
     """A shard whose answers are in a synced file, but not in the store yet.
 
     Attributes:
-        shard: which.
+        shard: the shard.
         spool: the file.
-        written: what is in it.
+        written: size and checksum of the file.
         failures: rows without an answer.
-        left: rows that were not tried to the end, ascending.
+        left: rows without an outcome, ascending.
     """
 
     shard: Shard
@@ -102,14 +102,14 @@ class Finished:
 
 @frozen
 class Commit:
-    """A shard whose answers are in the store, and what became of its tokens.
+    """A shard whose answers are in the store, and the outcome of its rows.
 
     Attributes:
-        shard: which.
+        shard: the shard.
         written: its answers, as they were handed to the store.
         failures: its rows without an answer.
-        left: rows that were not tried to the end, ascending; another shard takes them up.
-        receipt: where the store put them: plain JSON, understood by that store alone.
+        left: rows without an outcome, ascending; they go into another shard.
+        receipt: where the store put the answers: plain JSON that only this store reads.
     """
 
     shard: Shard

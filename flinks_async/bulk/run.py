@@ -1,7 +1,7 @@
-"""One run of a job: shards of the ledger through an executor into the store, and the ledger last.
+"""One run of a job: shards go from the ledger through an executor into the store, and are then marked in the ledger.
 
-The order of a shard's end is the guarantee: its spool is written, synced and taken over by the store; only then does one
-transaction of the ledger say that it is done. So a crash repeats requests, and never an answer in the output.
+The guarantee is in the order in which a shard ends: its spool is written and synced, the store takes it over, and only then
+does one transaction of the ledger mark the shard as done. So a crash may repeat requests, but never an answer in the output.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from .progress import InstanceTrouble, Phase, Progress, Rate
 from .quarantine import without
 from .records import Commit, Finished, RunState
 from .stores.protocol import Store
-from .thread import Thread, Worker
+from .thread import Thread
 
 SAMPLE_EVERY: Final = 10.0
-"""Seconds between the samples for the report."""
+"""Seconds between two samples for the report and for `status`."""
 
 WATCH_EVERY: Final = 1.0
-"""Seconds between two looks at the instances' troubles."""
+"""Seconds between two checks of the instances."""
 
 LASTING: Final = 5.0
-"""Seconds that a trouble has lasted when it is first logged."""
+"""Seconds after which a trouble is logged."""
 
 LOG_EVERY: Final = 60.0
-"""Seconds between two lines of the log about one trouble."""
+"""Seconds between two log lines about the same trouble."""
 
 
 @frozen
@@ -45,11 +45,11 @@ class Result:
     """How a run ended.
 
     Attributes:
-        state: `complete`: every token has an outcome. `stopped`: not yet; `reason` says why, and the same job
-            goes on when it is run again. `refused`: the AuthSecret.
-        reason: why it did not complete, in words.
+        state: `complete`: every token has an outcome. `stopped`: not yet; run the job again to resume. `refused`: the
+            AuthSecret is refused.
+        reason: why the run stopped, in words; empty if it is complete.
         totals: of the job.
-        progress: the last counters of this run.
+        progress: of this run, at its end.
     """
 
     state: RunState
@@ -64,9 +64,9 @@ class Run:
     Args:
         ledger, store: of the job, open.
         executor: where the shards are fetched.
-        work: how.
+        work: everything that is the same for all shards.
         clock: for tests.
-        worker: for tests; what does the blocking work of store and ledger, and of reading the ledger.
+        threads: for tests; for writing to store and ledger, and for reading the ledger.
 
     Raises:
         ConfigError: the executor cannot work with these clients.
@@ -80,7 +80,7 @@ class Run:
         work: Work,
         *,
         clock: Clock | None = None,
-        worker: tuple[Worker, Worker] | None = None,
+        threads: tuple[Thread, Thread] | None = None,
     ) -> None:
         self._ledger = ledger
         self._store = store
@@ -89,7 +89,7 @@ class Run:
         self._one_instance = None in work.clients
         self._clock = clock or SystemClock()
         self._execution = executor.map_shards(work, self._next, self._take)
-        self._writing, self._reading = worker or (Thread("flinks-async-store"), Thread("flinks-async-ledger"))
+        self._writing, self._reading = threads or (Thread("flinks-async-store"), Thread("flinks-async-ledger"))
         self._pending = ledger.reader()
         self._shards = self._pending.pending()
         self._before = ledger.totals()
@@ -103,19 +103,21 @@ class Run:
         self._unfit = 0  # answers that the store could not hold
 
     def stop(self, reason: str, state: RunState = "stopped") -> None:
-        """Takes no more tokens; what is in flight has `Rules.drain` seconds to end. The first reason counts."""
+        """Takes no more tokens and sends nothing more. Requests on the wire have `Rules.drain` seconds to end. The first
+        reason counts.
+        """
         if self._execution.stopped is None:
-            self._log.info("no more tokens are taken: %s", reason)
+            self._log.info("stopping: %s", reason)
         self._execution.stop(reason, state)
 
     async def go(self) -> Result:
-        """Runs until every token has an outcome, or until it is stopped.
+        """Runs until every token has an outcome, or until the run stops.
 
-        A cancellation ends it at once; what was not committed is fetched again by the next run.
+        A cancellation ends it at once; shards that are not committed are fetched again by the next run.
 
         Raises:
-            StoreError, LedgerError: store or ledger cannot be written. What is committed stays.
-            InputChangedError: the file of tokens is not the same any more.
+            StoreError, LedgerError: store or ledger cannot be written. Committed answers are kept.
+            InputChangedError: the file of tokens has changed.
         """
         before = self._before
         broke_off: tuple[str, str] | None = None
@@ -131,7 +133,7 @@ class Run:
             return await self._end()
         except BaseException as error:
             broke_off = state, reason = _broke_off(error)
-            if state == "interrupted":  # which somebody asked for
+            if state == "interrupted":
                 self._log.info("run interrupted: %s", reason)
             else:
                 self._log.error("run broken off: %s", reason)
@@ -143,9 +145,9 @@ class Run:
             self._reading.close()
             self._writing.close()
             self._pending.close()
-            if broke_off is not None and self._run:  # after the threads, which may have been at work
+            if broke_off is not None and self._run:  # after the threads have finished their last calls
                 crash_points.reach("broken off")
-                with suppress(StoreError, LedgerError):  # the disk may be what broke it off
+                with suppress(StoreError, LedgerError):  # the disk may be the reason
                     self._write_end(*broke_off, self.progress().to_dict())
 
     # --- shards in ----------------------------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ class Run:
         return await self._reading.do(self._read_next)
 
     def _read_next(self) -> Task | None:
-        """In the reading thread."""
+        """Runs in the reading thread."""
         shard = next(self._shards, None)
         if shard is None:
             return None
@@ -174,8 +176,8 @@ class Run:
                 self.stop(broken)
 
     def _store_shard(self, finished: Finished) -> None:
-        """Makes a shard a part of the output, and then of the ledger. In the writing thread."""
-        if self._broken is not None:  # a store may build on what it took before, which the ledger does not know
+        """Adds a shard to the output and then to the ledger. Runs in the writing thread."""
+        if self._broken is not None:  # the store may hold a shard that the ledger does not know
             raise self._broken
         try:
             receipt, finished = self._put(finished)
@@ -193,7 +195,7 @@ class Run:
         )  # fmt: skip
 
     def _put(self, finished: Finished) -> tuple[dict[str, Any], Finished]:
-        """Gives a shard to the store; without those answers that it cannot hold, since one of them must not stop all."""
+        """Gives a shard to the store, without the answers that it cannot hold: they count as failed."""
         while True:
             try:
                 return self._store.put(_commit_of(finished), finished.spool), finished
@@ -208,7 +210,7 @@ class Run:
     async def _end(self) -> Result:
         totals = await self._writing.do(self._ledger.totals)
         state, reason = self._execution.stopped or ("complete", "")
-        if state == "stopped" and not totals.pending:  # just as it was over
+        if state == "stopped" and not totals.pending:  # the stop came with the last token
             state, reason = "complete", ""
         self._over = True
         progress = self.progress()
@@ -222,10 +224,10 @@ class Run:
 
     async def _stop_after(self, seconds: float) -> None:
         await self._clock.sleep(seconds)
-        self.stop(f"the time of {seconds:g} s is up")
+        self.stop(f"the time limit of {seconds:g} s is reached")
 
     async def _watch(self) -> None:
-        """Logs the troubles of instances, and stops for one that has never answered."""
+        """Logs the troubles of instances, and stops the run for an instance that has never answered."""
         answered_before = self._before.fetched > 0 and self._one_instance
         told = dict[str, float]()
         while True:
@@ -291,11 +293,11 @@ class Run:
 
 
 def _broke_off(error: BaseException) -> tuple[str, str]:
-    """How and why a run has ended without its own end."""
+    """How and why a run was broken off."""
     if isinstance(error, FlinksError):
         return "failed", error.message
     stopped = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt))
-    return ("interrupted", "it was told to stop at once") if stopped else ("failed", type(error).__name__)
+    return ("interrupted", "it was cancelled") if stopped else ("failed", type(error).__name__)
 
 
 def _commit_of(finished: Finished, receipt: dict[str, Any] | None = None) -> Commit:

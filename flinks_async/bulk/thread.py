@@ -1,45 +1,38 @@
-"""Blocking work beside the event loop: one thing at a time, in the order in which it was given."""
+"""A thread for blocking work beside the event loop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 T = TypeVar("T")
 
 
-class Worker(Protocol):
-    """Does blocking work in turn."""
-
-    def do(self, function: Callable[..., T], /, *args: object) -> Awaitable[T]:
-        """What `function(*args)` returns or raises. It is done even if nobody waits for it any more."""
-        ...
-
-    def close(self) -> None:
-        """Finishes what was given."""
-        ...
-
-
 class Thread:
-    """A thread of its own."""
+    """One thread that runs blocking functions one after the other, in the order of the calls."""
 
     def __init__(self, name: str) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
 
-    def do(self, function: Callable[..., T], /, *args: object) -> asyncio.Future[T]:
+    def do(self, function: Callable[..., T], /, *args: object) -> Awaitable[T]:
+        """Returns or raises what `function(*args)` does. The function runs even if the caller is cancelled."""
         # Shielded: cancelling a call that waits in the queue would take it out of the queue.
         return asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, function, *args))
 
     def close(self) -> None:
+        """Finishes the calls that were made. Blocks until then."""
         self._pool.shutdown()
 
 
-class Here:
-    """No thread at all: the work is done at once. For tests in virtual time."""
+class NoThread(Thread):
+    """Runs each function at once, in the caller's thread. For tests in virtual time."""
 
-    def do(self, function: Callable[..., T], /, *args: object) -> asyncio.Future[T]:
+    def __init__(self) -> None:
+        pass
+
+    def do(self, function: Callable[..., T], /, *args: object) -> Awaitable[T]:
         future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         try:
             future.set_result(function(*args))

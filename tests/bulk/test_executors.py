@@ -17,8 +17,9 @@ from flinks_async.bulk.executors.clients import Secrets, describe, from_line, ma
 from flinks_async.bulk.executors.processes import rules_for, settings_for, share
 from flinks_async.bulk.executors.shared_rate import SharedRate
 from flinks_async.bulk.executors.worker_process import ending, environment_without
-from flinks_async.bulk.progress import Counters, Histogram
+from flinks_async.bulk.progress import Counters, Histogram, InstanceState
 from flinks_async.bulk.rules import Rules
+from flinks_async.limits.governor import Trouble
 from flinks_async.limits.rate import GCRA
 from flinks_async.secret import Secret
 
@@ -84,7 +85,7 @@ def test_what_a_process_gets_of_the_rest() -> None:
     settings = settings_for(config.bulk(), 0, 4)
     assert settings.retry.quota == ShareQuota(minimum=2.5)
     rules = rules_for(Rules(concurrency=9, max_failures=3, max_failure_share=0.1, max_duration=60.0, drain=7.0), 0, 4)
-    assert rules == Rules(concurrency=3, open_shards=4, drain=7.0)
+    assert rules == Rules(concurrency=3, open_shards=4, unreachable_after=None, drain=7.0)
 
 
 def test_a_process_that_could_send_nothing_is_refused() -> None:
@@ -93,6 +94,20 @@ def test_a_process_that_could_send_nothing_is_refused() -> None:
         settings_for(few, 0, 4)
     with pytest.raises(ConfigError, match="not 2"):
         rules_for(Rules(concurrency=2), 0, 3)
+
+
+def test_an_instance_has_answered_if_it_has_answered_one_process() -> None:
+    down = InstanceState(trouble=Trouble("no connection", 3, 10.0), held_back=2.0)
+    one, other = Counters(instances={"a": InstanceState(answered=True)}), Counters(instances={"a": down, "b": down})
+    total = Counters.sum_of([one, other, other])
+    assert total.instances == {
+        "a": InstanceState(True, Trouble("no connection", 6, 10.0), 2.0),
+        "b": InstanceState(False, Trouble("no connection", 6, 10.0), 2.0),
+    }
+    assert total.ended().instances == {"a": InstanceState(answered=True), "b": InstanceState()}
+    assert [str(trouble) for trouble in total.troubles(now=20.0, began=15.0)] == [
+        "no connection, 6 attempts in 5 s, next try in 2 s"
+    ] * 2
 
 
 def test_figures_of_all_are_added_up() -> None:

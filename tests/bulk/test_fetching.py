@@ -17,7 +17,7 @@ from flinks_async.bulk.inputs import Token
 from flinks_async.bulk.progress import Counters
 from flinks_async.bulk.records import Finished, Shard
 from flinks_async.bulk.rules import Rules
-from flinks_async.bulk.thread import Here
+from flinks_async.bulk.thread import NoThread
 from flinks_async.secret import Secret
 from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.faults import KINDS
@@ -92,7 +92,7 @@ class Bench:
         async with client:
             self.fetcher = Fetcher(
                 self._load, self._take, {None: client}, b"k" * 16, self.folder, "none", self.rules,
-                secret_is_good=self.secret_is_good, clock=VirtualClock(), writing=Here(),
+                secret_is_good=self.secret_is_good, clock=VirtualClock(), writing=NoThread(),
             )  # fmt: skip
             beside = None if during is None else asyncio.ensure_future(during(self))
             try:

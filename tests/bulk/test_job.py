@@ -43,13 +43,13 @@ from flinks_async.bulk import (
     verify,
 )
 from flinks_async.bulk.ledger import Ledger
-from flinks_async.bulk.thread import Here
+from flinks_async.bulk.thread import NoThread
 from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.faults import KINDS
 
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 ORIGIN = {"": "toolbox-api.private.fin.ag"}
-HERE = (Here(), Here())
+NO_THREADS = (NoThread(), NoThread())
 
 
 class Desk:
@@ -80,7 +80,7 @@ class Desk:
     def run(self, job: Job, rules: Rules | None = None, during: Callable[[Job], Any] | None = None) -> Result:
         async def main() -> Result:
             async with self.client() as client:
-                running = asyncio.ensure_future(job.run(client, rules, clock=VirtualClock(), worker=HERE))
+                running = asyncio.ensure_future(job.run(client, rules, clock=VirtualClock(), threads=NO_THREADS))
                 if during is not None:
                     await during(job)
                 return await running
@@ -175,7 +175,9 @@ def test_a_run_that_is_cancelled_keeps_what_was_committed(desk: Desk) -> None:
 
     async def main(job: Job) -> None:
         async with desk.client() as client:
-            running = asyncio.ensure_future(job.run(client, Rules(concurrency=30), clock=VirtualClock(), worker=HERE))
+            running = asyncio.ensure_future(
+                job.run(client, Rules(concurrency=30), clock=VirtualClock(), threads=NO_THREADS)
+            )
             while status(desk.directory).totals.shards_done < 2:
                 await asyncio.sleep(0.5)
             running.cancel()
@@ -214,7 +216,7 @@ def test_a_stop_in_an_outage_keeps_what_there_is_and_leaves_the_rest(desk: Desk)
     desk.transport.answers |= {f"token-{number}": OK for number in range(1, 4)}
     with desk.job() as job:
         result = desk.run(job, Rules(max_duration=600, drain=5))
-    assert (result.state, result.reason) == ("stopped", "the time of 600 s is up")
+    assert (result.state, result.reason) == ("stopped", "the time limit of 600 s is reached")
     assert result.totals.fetched == 3
     assert result.totals.pending > 0
 
@@ -248,7 +250,7 @@ def test_failed_tokens_and_their_retry(desk: Desk) -> None:
 
 
 def test_a_retry_waits_until_every_token_was_tried(desk: Desk) -> None:
-    with desk.job() as job, pytest.raises(JobError, match="25 tokens are still to be fetched"):
+    with desk.job() as job, pytest.raises(JobError, match="25 tokens are not fetched yet"):
         job.retry()
 
 
@@ -275,7 +277,7 @@ def test_several_instances(desk: Desk) -> None:
 
     async def main(job: Job) -> Result:
         async with desk.client() as acme, FlinksClient(auth_secret="z", transport=other) as zeta:
-            return await job.run({"acme": acme, "zeta": zeta}, clock=VirtualClock(), worker=HERE)
+            return await job.run({"acme": acme, "zeta": zeta}, clock=VirtualClock(), threads=NO_THREADS)
 
     with Job.start(desk.directory, source, JSONLParts(), {"acme": "a", "zeta": "z"}) as job:
         result = run_virtual(main(job))
@@ -293,7 +295,7 @@ def test_an_instance_without_a_client_is_named_before_anything_is_sent(desk: Des
 
     async def main(job: Job) -> None:
         async with desk.client() as acme:
-            await job.run({"acme": acme}, clock=VirtualClock(), worker=HERE)
+            await job.run({"acme": acme}, clock=VirtualClock(), threads=NO_THREADS)
 
     with Job.start(desk.directory, source, JSONLParts(), {"acme": "a"}) as job:
         assert job.scanned.instances == {"acme": 1, "zeta": 2}
@@ -309,7 +311,7 @@ def test_a_client_that_is_closed_breaks_a_run_off_and_fails_no_token(desk: Desk)
         client = desk.client()
         await client.close()
         with pytest.raises(ClientClosedError):
-            await job.run(client, clock=VirtualClock(), worker=HERE)
+            await job.run(client, clock=VirtualClock(), threads=NO_THREADS)
 
     with desk.job() as job:
         run_virtual(main(job))
@@ -323,7 +325,7 @@ def test_a_run_that_is_cancelled_or_cannot_even_note_its_end(desk: Desk, monkeyp
 
     async def main(job: Job) -> None:
         async with desk.client() as client:
-            running = asyncio.create_task(job.run(client, clock=VirtualClock(), worker=HERE))
+            running = asyncio.create_task(job.run(client, clock=VirtualClock(), threads=NO_THREADS))
             await asyncio.sleep(0.1)
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -336,7 +338,7 @@ def test_a_run_that_is_cancelled_or_cannot_even_note_its_end(desk: Desk, monkeyp
             patched.setattr(Ledger, "end_run", full)
             run_virtual(main(job))
     first, second = status(desk.directory).runs
-    assert (first["state"], first["reason"]) == ("interrupted", "it was told to stop at once")
+    assert (first["state"], first["reason"]) == ("interrupted", "it was cancelled")
     assert (second["state"], second["ended"]) == (None, None)
 
 
@@ -355,7 +357,7 @@ def test_another_job_in_the_same_directory_is_refused_and_told_what_differs(desk
     desk.write(["another"])
     with pytest.raises(JobMismatchError, match="the file of tokens has changed"):
         desk.job()
-    with pytest.raises(InputChangedError, match="not the file any more"):
+    with pytest.raises(InputChangedError, match="has changed since the job was started"):
         Job.resume(desk.directory)
     assert (desk.directory / "manifest.json").read_bytes() == before
 
@@ -389,7 +391,9 @@ def test_a_name_that_is_not_text_is_refused_before_anything_is_made(desk: Desk) 
 def test_a_file_of_tokens_that_is_gone_is_named(desk: Desk) -> None:
     desk.job().close()
     desk.path.unlink()
-    with pytest.raises(InputError, match=r"was started with .*tokens\.csv; .* name it with --tokens"):
+    with pytest.raises(
+        InputError, match=r"was started with .*tokens\.csv; if that file was moved, give its new `path`"
+    ):
         Job.resume(desk.directory)
 
 
@@ -401,7 +405,7 @@ def test_clients_that_do_not_fit_the_input_are_refused_before_every_token_fails(
     wrong: Any = desk.client() if instance_column else {"u-2": desk.client()}
     with Job.start(desk.directory, source, JSONLParts(), ORIGIN) as job:
         for clients in (wrong, {}):
-            with pytest.raises(ConfigError, match="run it with"):
+            with pytest.raises(ConfigError, match="run the job with"):
                 asyncio.run(job.run(clients))
         assert job.totals.pending == 25
 

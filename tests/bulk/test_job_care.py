@@ -107,7 +107,7 @@ class TestAnswersThatWereMovedAway:
 
     def test_they_can_be_forgotten(self, desk: Desk, moved: tuple[Path, Path], tmp_path: Path) -> None:
         told = purge(desk.directory, forget_answers=True)
-        assert told[0] == f"left, since they could not be found: answers of the job ({moved[0]} is missing)"
+        assert told[0] == f"left, because they could not be found: answers of the job ({moved[0]} is missing)"
         assert not desk.directory.exists()
         assert moved[1].exists()
         assert not moved[0].exists()
@@ -135,7 +135,7 @@ def test_some_answers_that_are_missing_stop_a_purge_too(desk: Desk) -> None:
     assert all(path.exists() for path in others)
     told = purge(desk.directory, forget_answers=True)
     assert told[0].startswith("2 files of answers")
-    assert told[1] == "left, since they could not be found: 10 answers of the job"
+    assert told[1] == "left, because they could not be found: 10 answers of the job"
     assert not desk.directory.exists()
 
 

@@ -212,7 +212,7 @@ async def test_workers_that_die_again_and_again_end_the_run_and_another_one_goes
                     os.kill(pid, signal.SIGKILL)
             await asyncio.sleep(0.01)
 
-    with pytest.raises(WorkerError, match="die again and again, the last one by signal SIGKILL"):
+    with pytest.raises(WorkerError, match="keep crashing, the last one by signal SIGKILL"):
         await slow.run(Processes(2, restarts=1), during=kill)
     assert (await slow.run()).state == "complete"
     assert len(slow.answers) == 200
@@ -451,7 +451,7 @@ async def test_a_store_that_fails_ends_all(slow: Desk, monkeypatch: pytest.Monke
 async def test_what_cannot_be_sent_to_another_process_is_named(desk: Desk, options: dict[str, Any], named: str) -> None:
     with desk.job() as job:
         async with FlinksClient(**{"auth_secret": SECRET, **options}) as client:
-            with pytest.raises(ConfigError, match=f"cannot have these of yours: {named}"):
+            with pytest.raises(ConfigError, match=f"cannot use these parts of yours: {named}"):
                 await job.run(client, executor=TWO)
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from flinks_async import FlinksClient, bulk, config
 from flinks_async.bulk import InputFile, Job, JSONLParts, Rules
-from flinks_async.bulk.thread import Here
+from flinks_async.bulk.thread import NoThread
 from flinks_async.testing import ServeOptions, ServerProcess, VirtualClock, run_virtual
 
 from ..simulation import Instance, client_of
@@ -31,7 +31,9 @@ def test_an_hour_of_outage_costs_no_token_and_no_attempts(tmp_path: Path, failur
             with Job.start(
                 tmp_path / "job", InputFile(tokens.source, LAYOUT), JSONLParts(), {"": "i"}, shard_size=100
             ) as job:
-                result = await job.run(client, Rules(concurrency=20), clock=VirtualClock(), worker=(Here(), Here()))
+                result = await job.run(
+                    client, Rules(concurrency=20), clock=VirtualClock(), threads=(NoThread(), NoThread())
+                )
                 assert (result.state, result.totals.fetched, result.totals.failed) == ("complete", 2000, 0)
                 return result.progress.seconds
 

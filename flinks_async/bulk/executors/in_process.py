@@ -6,9 +6,9 @@ from ...clock import Clock, SystemClock
 from ..fetching import Fetcher
 from ..progress import Counters
 from ..records import RunState
-from ..thread import Thread, Worker
-from .feed import Feed
+from ..thread import Thread
 from .protocol import NextTask, TakeFinished, Work
+from .shard_loader import ShardLoader
 
 
 class InProcess:
@@ -16,28 +16,28 @@ class InProcess:
 
     Args:
         clock: for tests.
-        worker: for tests; what does the blocking work of writing and of reading.
+        threads: for tests; for writing and for reading.
     """
 
-    def __init__(self, *, clock: Clock | None = None, worker: tuple[Worker, Worker] | None = None) -> None:
+    def __init__(self, *, clock: Clock | None = None, threads: tuple[Thread, Thread] | None = None) -> None:
         self._clock = clock or SystemClock()
-        self._worker = worker
+        self._threads = threads
 
     def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> InProcessExecution:
-        writing, reading = self._worker or (Thread("flinks-async-spool"), Thread("flinks-async-input"))
+        writing, reading = self._threads or (Thread("flinks-async-spool"), Thread("flinks-async-input"))
         return InProcessExecution(work, tasks, finished, self._clock, writing, reading)
 
 
 class InProcessExecution:
-    """An `Execution`: a fetcher and its feed."""
+    """An `Execution`: a fetcher and the loader of its shards."""
 
     def __init__(
-        self, work: Work, tasks: NextTask, finished: TakeFinished, clock: Clock, writing: Worker, reading: Worker
+        self, work: Work, tasks: NextTask, finished: TakeFinished, clock: Clock, writing: Thread, reading: Thread
     ) -> None:
         self._writing = writing
-        self._feed = Feed(tasks, work.source, work.key, reading)
+        self._loader = ShardLoader(tasks, work.source, work.key, reading)
         self._fetcher = Fetcher(
-            self._feed.load, finished, work.clients, work.key, work.spools, work.compression, work.rules,
+            self._loader.load, finished, work.clients, work.key, work.spools, work.compression, work.rules,
             secret_is_good=work.secret_is_good, clock=clock, writing=writing,
         )  # fmt: skip
 
@@ -49,7 +49,7 @@ class InProcessExecution:
         try:
             await self._fetcher.go()
         finally:
-            self._feed.close()
+            self._loader.close()
             self._writing.close()
 
     def stop(self, reason: str, state: RunState = "stopped") -> None:

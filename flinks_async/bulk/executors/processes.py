@@ -1,8 +1,11 @@
-"""The executor of several processes: each fetches shards with an event loop and clients of its own.
+"""The executor of several processes: each worker fetches shards with its own event loop and clients.
 
     job -- rows of the input --> worker -- files of answers --> job
 
-Only the job talks to store and ledger. What a worker had under way when it died is handed out again.
+Only the job uses store and ledger. The shards of a worker that dies are handed out again.
+
+The workers share one rate limit (`shared_rate`) and their pauses. What may be in flight is divided: each worker gets its
+part of the concurrency, of the open shards and of the retry quota. The job watches the rules that count tokens or time.
 """
 
 from __future__ import annotations
@@ -29,22 +32,19 @@ from .shared_rate import SharedRate
 from .worker_messages import Assigned, Broken, Next, Paused, Report, Start, StopWorker, Stored
 from .worker_process import WorkerProcess
 
-# [flinks_async.bulk.executors.shares] What each of several processes gets of what is allowed in all. The rate is not divided but shared: see `shared_rate`.
-
-
 GRACE: Final = 10.0
-"""Seconds beyond `Rules.drain` in which a worker must have handed over what it has. One that has not then hangs."""
+"""Seconds beyond `Rules.drain` after which a worker that has not handed over its shards is killed."""
 
 
 class Processes:
-    """Fetches in worker processes of this machine.
+    """Fetches in worker processes on this machine.
 
-    They share the rate limit, and a pause that an instance asks one of them for is a pause for all. What may be in flight
-    is divided among them. Clients are made anew in each, from the settings of the job's.
+    They share the rate limit, and a pause that an instance demands of one of them holds for all. The concurrency is divided
+    among them. Each makes its own clients from the settings of the job's clients.
 
     Args:
-        count: of the processes.
-        restarts: how often a worker that died is replaced, in all, before the run is given up (default 10).
+        count: number of processes.
+        restarts: dead workers that are replaced, in all, before the run is given up (default 10).
 
     Raises:
         ConfigError: a number is wrong.
@@ -112,13 +112,11 @@ class ProcessesExecution:
         if self.stopped is None:
             self.stopped = (state, reason)
             for worker in self._workers.values():
-                worker.link.send(StopWorker(reason, state))
-            self._late = asyncio.get_running_loop().call_later(
-                self._work.rules.drain + GRACE, self._end_those_that_hang
-            )
+                worker.channel.send(StopWorker(reason, state))
+            self._late = asyncio.get_running_loop().call_later(self._work.rules.drain + GRACE, self._kill_workers)
 
-    def _end_those_that_hang(self) -> None:
-        # Those that have nothing left to do, too, since they do not say so. What they have handed over is kept.
+    def _kill_workers(self) -> None:
+        # Also those that are idle, because they do not say so. The shards that they have handed over are kept.
         for worker in self._workers.values():
             worker.kill()
 
@@ -156,19 +154,19 @@ class ProcessesExecution:
     # --- workers ------------------------------------------------------------------------------------------------------
 
     async def _keep(self, place: int) -> None:
-        """Keeps a worker in its place as long as there is something to do."""
-        while (death := await self._employ(place)) is not None:
+        """Runs a worker, and a new one if it dies, until all shards are done."""
+        while (death := await self._run_worker(place)) is not None:
             if self.stopped is not None or (self._exhausted and not self._returned):
                 return
             if self._restarts == 0:
                 raise WorkerError(
-                    f"worker processes die again and again, the last one by {death}; what is done is kept, and another "
-                    "run goes on. If memory is short, take fewer processes"
+                    f"worker processes keep crashing, the last one by {death}. The answers so far are kept: run the job "
+                    "again to resume. If memory is short, use fewer processes"
                 )
             self._restarts -= 1
 
-    async def _employ(self, place: int) -> str | None:
-        """One worker from beginning to end: how it died; None if it did not."""
+    async def _run_worker(self, place: int) -> str | None:
+        """Runs one worker from start to end. Returns how it died; None if it ended normally."""
         folder = self._work.spools / f"worker-{uuid.uuid4().hex[:8]}"
         make_folder(folder)
         worker = WorkerProcess(evolve(self._starts[place], spools=folder), self._secrets)
@@ -176,7 +174,7 @@ class ProcessesExecution:
         storing: set[asyncio.Future[None]] = set()
         over = False
         try:
-            over = await self._attend(worker, storing)
+            over = await self._serve(worker, storing)
         finally:
             how = worker.end()
             if storing:
@@ -188,17 +186,17 @@ class ProcessesExecution:
         if over:
             return None
         self._work.log.error(
-            "worker process %d died by %s; %d shards are handed out again", worker.pid, how, len(worker.tasks)
+            "worker process %d died by %s; its %d shards are handed out again", worker.pid, how, len(worker.tasks)
         )
         return how
 
-    async def _attend(self, worker: WorkerProcess, storing: set[asyncio.Future[None]]) -> bool:
-        """Does what a worker asks for: whether it came to its end."""
+    async def _serve(self, worker: WorkerProcess, storing: set[asyncio.Future[None]]) -> bool:
+        """Answers the messages of a worker. Returns whether it ended normally."""
         for pause in self._pauses.values():
-            worker.link.send(pause)
+            worker.channel.send(pause)
         if self.stopped is not None:
-            worker.link.send(StopWorker(self.stopped[1], self.stopped[0]))
-        while (message := await worker.link.receive()) is not None:
+            worker.channel.send(StopWorker(self.stopped[1], self.stopped[0]))
+        while (message := await worker.channel.receive()) is not None:
             match message:
                 case Next():
                     await self._assign(worker)
@@ -223,13 +221,13 @@ class ProcessesExecution:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.break_off(error)
 
-    # --- what they ask for --------------------------------------------------------------------------------------------
+    # --- messages of workers ------------------------------------------------------------------------------------------
 
     async def _assign(self, worker: WorkerProcess) -> None:
         task = await self._next_task()
         if task is not None:
             worker.tasks[task.shard.id] = task
-        worker.link.send(Assigned(task, self._work.secret_is_good or self.counters().fetched > 0))
+        worker.channel.send(Assigned(task, self._work.secret_is_good or self.counters().fetched > 0))
 
     async def _next_task(self) -> Task | None:
         async with self._loading:
@@ -243,10 +241,10 @@ class ProcessesExecution:
 
     async def _store(self, worker: WorkerProcess, finished: Finished) -> None:
         await self._finished(finished)
-        worker.link.send(Stored(finished.shard.id))
+        worker.channel.send(Stored(finished.shard.id))
 
     def _obey_rules(self, stopped: tuple[RunState, str] | None) -> None:
-        """Stops all of them for what one has met, or all together."""
+        """Stops all workers if one of them has stopped, or if their tokens together break a rule."""
         if stopped is not None:
             self.stop(stopped[1], stopped[0])
         counters = self.counters()
@@ -260,11 +258,11 @@ class ProcessesExecution:
             self._pauses[pause.client] = pause
         for other in self._workers.values():
             if other is not worker:
-                other.link.send(pause)
+                other.channel.send(pause)
 
 
 def share(whole: int, place: int, places: int) -> int:
-    """One place's part of a number; at least 1. The parts of a number that is large enough add up to it."""
+    """One worker's part of a number, at least 1. If the number is at least `places`, the parts add up to it."""
     return max(1, whole // places + (place < whole % places))
 
 
@@ -272,14 +270,14 @@ def settings_for(settings: Settings, place: int, places: int) -> Settings:
     """The settings of one process.
 
     Raises:
-        ConfigError: so many processes are not allowed to send anything at once.
+        ConfigError: the concurrency is less than the number of processes.
     """
     retry, limits = settings.retry, settings.limits
     return evolve(settings, retry=_retry_for(retry, places), limits=_limits_for(limits, place, places))
 
 
 def rules_for(rules: Rules, place: int, places: int) -> Rules:
-    """The rules of one process. What counts tokens or time in all is watched by the job.
+    """The rules of one process, without those that the job watches.
 
     Raises:
         ConfigError: as for `settings_for`.
@@ -293,6 +291,7 @@ def rules_for(rules: Rules, place: int, places: int) -> Rules:
         max_failures=None,
         max_failure_share=None,
         max_duration=None,
+        unreachable_after=None,
     )
 
 

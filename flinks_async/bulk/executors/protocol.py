@@ -1,4 +1,8 @@
-"""What an executor is given to do: rows of the input, never tokens."""
+"""The interface of executors: they map shards to files of answers, in one process or in many.
+
+An executor knows neither ledger nor store. Shards reach it as rows of the input, never as tokens, and answers go back as
+files, each handed over once. A shard that is lost on the way is fetched again.
+"""
 
 from __future__ import annotations
 
@@ -16,17 +20,15 @@ from ..progress import Counters
 from ..records import Finished, RunState, Shard
 from ..rules import Rules
 
-# [flinks_async.bulk.executors.protocol] What an executor is: it maps shards to files of answers, wherever that is done.
-
 
 @frozen
 class Task:
-    """A shard to be fetched, and where its rows are. Plain data, so it may go anywhere.
+    """A shard to be fetched, and where its rows are. Plain data: it can be pickled.
 
     Attributes:
-        shard: which.
+        shard: the shard.
         cuts: the pieces of the plan that hold its rows.
-        duplicates: lines among them whose token came before.
+        duplicates: lines among them whose token occurs on an earlier line.
     """
 
     shard: Shard
@@ -41,15 +43,15 @@ TakeFinished = Callable[[Finished], Awaitable[object]]
 
 @frozen
 class Work:
-    """What is the same for all shards of a run.
+    """Everything that is the same for all shards of a run.
 
     Attributes:
-        source: the file of tokens. Whoever fetches a shard reads its tokens there.
-        key: of fingerprints, and of the digests of shards.
+        source: the file of tokens; the process that fetches a shard reads its tokens from it.
+        key: of fingerprints and of the digests of shards.
         clients: by name of the instance; None for rows that name none.
-        spools: an empty folder for the files of answers, on a disk that the job sees too.
+        spools: an empty folder for the files of answers, on a disk that the job can read.
         compression: of these files.
-        rules: how to work, and when to stop. They hold for all places of work together.
+        rules: how to work and when to stop; they hold for all processes together.
         secret_is_good: the AuthSecret has worked before in this job.
         log: of the job.
     """
@@ -69,21 +71,24 @@ class Execution(Protocol):
 
     @property
     def stopped(self) -> tuple[RunState, str] | None:
-        """How and why no more tokens are taken; None while they are."""
+        """How and why the run stopped; None while it takes tokens."""
         ...
 
     async def go(self) -> None:
-        """Fetches until there are no more shards, or until it is stopped. What the shards under way have then is
-        finished too, and says which rows are left. Awaited once; cancelled, it ends at once and leaves no files.
+        """Fetches until there are no more shards, or until it is stopped. Then the open shards are finished too, with the
+        answers they have and the rows that are left. Awaited once; if it is cancelled, it ends at once and leaves no files.
 
         Raises:
-            InputError: the file of tokens is gone, or not the same any more.
-            StoreError: spools cannot be written; and what `finished` raises.
+            InputError: the file of tokens is gone, or has changed.
+            StoreError: spools cannot be written.
+            Exception: what `finished` raises.
         """
         ...
 
     def stop(self, reason: str, state: RunState = "stopped") -> None:
-        """Takes no more tokens; what is in flight has `Rules.drain` seconds to end. The first reason counts."""
+        """Takes no more tokens and sends nothing more. Requests on the wire have `Rules.drain` seconds to end. The first
+        reason counts.
+        """
         ...
 
     def break_off(self, error: BaseException) -> None:
@@ -96,20 +101,18 @@ class Execution(Protocol):
 
 
 class Executor(Protocol):
-    """Maps shards to spools, in one process or in many. It knows neither ledger nor store: shards come as rows of the
-    input, and answers go back as files, each handed over once. A shard that is lost on the way is done again.
-    """
+    """Maps shards to files of answers."""
 
     def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> Execution:
-        """Gets ready.
+        """Prepares a run.
 
         Args:
-            work: what is the same for all shards.
-            tasks: gives the next shard, or None when there are no more. Called again only after it has returned.
-            finished: takes a finished shard over, with its file; what it raises ends everything. Shards that it has not
-                taken yet count as open (`Rules.open_shards`), so that a slow store slows the fetching.
+            work: everything that is the same for all shards.
+            tasks: returns the next shard, or None when there are no more. Called again only after it has returned.
+            finished: takes over a finished shard and its file; an exception ends the run. Shards that it has not taken yet
+                count as open (`Rules.open_shards`), so that a slow store slows the fetching.
 
         Raises:
-            ConfigError: it cannot work with these clients.
+            ConfigError: the executor cannot work with these clients.
         """
         ...

@@ -1,8 +1,8 @@
 """One rate limit for several processes of a machine.
 
-GCRA's whole state is one number, the theoretical arrival time of the next request (see `middleware.rate`). Here it lies in
-a file that every process maps and locks for the few microseconds of a turn. The processes need the same clock: the
-monotonic one counts from the machine's start. A process that dies loses its lock, and at most one turn.
+The state of GCRA is one number, the theoretical arrival time of the next request (see `limits.rate`). It is in a file that
+every process maps, and locks for the few microseconds of a reservation. All processes have the same clock, because the
+monotonic clock counts from the start of the machine. A process that dies loses its lock and at most one reservation.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _NUMBER: Final = struct.Struct("<d")
 
 
 class SharedRate(GCRA):
-    """A `RateLimiter` over a file that `make` made.
+    """A `RateLimiter` whose state is in a file that `make` has made.
 
     Args:
         path: of the file.
@@ -51,7 +51,7 @@ class SharedRate(GCRA):
 
     @staticmethod
     def make(path: Path) -> None:
-        """A new file, in which no request has been made yet.
+        """Makes the file, with the state before the first request.
 
         Raises:
             StoreError: it cannot be written.

@@ -1,6 +1,6 @@
-"""A worker process: it fetches the shards that a job hands out, and knows neither ledger nor store.
+"""A worker process: fetches the shards that a job hands out. It knows neither ledger nor store.
 
-It ends with the job: when the pipe to it closes, at once and without writing anything any more.
+It ends with the job: when the pipe closes, it exits at once and writes nothing more.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ from ..inputs import InputFile
 from ..records import Finished
 from ..thread import Thread
 from .clients import Secrets, from_line, make
-from .feed import Feed
 from .protocol import Task
+from .shard_loader import ShardLoader
 from .shared_rate import SharedRate
-from .worker_messages import Assigned, Broken, Link, Next, Paused, Report, Start, StopWorker, Stored
+from .worker_messages import Assigned, Broken, Channel, Next, Paused, Report, Start, StopWorker, Stored
 
 REPORT_EVERY: Final = 0.2
 """Seconds between two reports."""
 
 
 def main() -> None:
-    """What the process runs. On standard input come the secrets as a line of JSON, then messages; on standard output go
+    """The program of the process. Standard input: the secrets as a line of JSON, then messages. Standard output:
     messages.
     """
     source = sys.stdin.buffer
     sink = os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # whatever prints must not get between the messages
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # output of print must not mix with the messages
     try:
         secrets = from_line(source.readline())
         start: Start = pickle.load(source)
@@ -47,20 +47,20 @@ def main() -> None:
         os._exit(1)
     with asyncio.Runner(loop_factory=fast_loop()) as runner:
         runner.run(_run(start, secrets, source, sink))
-    os._exit(0)  # without waiting for the thread that reads
+    os._exit(0)  # without waiting for the reading thread
 
 
 async def _run(start: Start, secrets: list[Secrets], source: BinaryIO, sink: BinaryIO) -> None:
-    link = Link(source, sink, on_end=lambda: os._exit(1))
+    channel = Channel(source, sink, on_end=lambda: os._exit(1))
     try:
-        await WorkerRun(start, secrets, link).go()
+        await WorkerRun(start, secrets, channel).go()
     except Exception as error:
-        link.send(Broken(_portable(error)))
-    link.close()
+        channel.send(Broken(_portable(error)))
+    channel.close()
 
 
 def _portable(error: Exception) -> Exception:
-    """An error that can be sent. Of one that is not ours, without its text, which may hold anything."""
+    """An error that can be pickled. The text of a foreign error is left out, because it may hold a token."""
     if isinstance(error, FlinksError):
         return error
     last = traceback.extract_tb(error.__traceback__)[-1]
@@ -68,14 +68,14 @@ def _portable(error: Exception) -> Exception:
 
 
 class WorkerRun:
-    """Everything that a worker does. `go()` may be awaited once.
+    """The run of a worker. `go()` may be awaited once.
 
     Raises:
-        ConfigError, InputError: it cannot begin.
+        ConfigError, InputError: the run cannot begin.
     """
 
-    def __init__(self, start: Start, secrets: list[Secrets], link: Link) -> None:
-        self._link = link
+    def __init__(self, start: Start, secrets: list[Secrets], channel: Channel) -> None:
+        self._channel = channel
         self._clients = [
             make(description, secret, _shared_rate(start, number))
             for number, (description, secret) in enumerate(zip(start.clients, secrets, strict=True))
@@ -84,10 +84,10 @@ class WorkerRun:
         self._storing: dict[int, asyncio.Future[None]] = {}
         self._writing = Thread("flinks-async-spool")
         source = InputFile(start.path, start.layout)
-        self._feed = Feed(self._next, source, start.key, Thread("flinks-async-input"))
+        self._loader = ShardLoader(self._next, source, start.key, Thread("flinks-async-input"))
         by_name = {name: self._clients[number] for name, number in start.names.items()}
         self._fetcher = Fetcher(
-            self._feed.load, self._take, by_name, start.key, start.spools, start.compression, start.rules,
+            self._loader.load, self._take, by_name, start.key, start.spools, start.compression, start.rules,
             secret_is_good=False, clock=SystemClock(), writing=self._writing,
         )  # fmt: skip
 
@@ -95,7 +95,7 @@ class WorkerRun:
         """Fetches shards until there are no more, or until it is stopped.
 
         Raises:
-            what `Fetcher.go` raises.
+            Exception: what `Fetcher.go` raises.
         """
         for number, client in enumerate(self._clients):
             client.governor.on_pause = partial(self._paused, number)
@@ -107,15 +107,15 @@ class WorkerRun:
             counters = self._fetcher.counters()
             for client in self._clients:
                 await client.close()
-            self._link.send(Report(counters, self._fetcher.stopped, over=True))
+            self._channel.send(Report(counters, self._fetcher.stopped, over=True))
         finally:
             for task in beside:
                 task.cancel()
-            self._feed.close()
+            self._loader.close()
             self._writing.close()
 
     async def _listen(self) -> None:
-        while (message := await self._link.receive()) is not None:
+        while (message := await self._channel.receive()) is not None:
             match message:
                 case Assigned(task, secret_is_good):
                     self._fetcher.secret_is_good = secret_is_good
@@ -131,23 +131,23 @@ class WorkerRun:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(REPORT_EVERY)
-            self._link.send(Report(self._fetcher.counters(), self._fetcher.stopped))
+            self._channel.send(Report(self._fetcher.counters(), self._fetcher.stopped))
 
     def _failed(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fetcher.break_off(error)
 
     def _paused(self, client: int, until: float, in_a_row: int) -> None:
-        self._link.send(Paused(client, until, in_a_row))
+        self._channel.send(Paused(client, until, in_a_row))
 
     async def _next(self) -> Task | None:
         self._assigned = asyncio.get_running_loop().create_future()
-        self._link.send(Next())
+        self._channel.send(Next())
         return await self._assigned
 
     async def _take(self, finished: Finished) -> None:
         stored = self._storing[finished.shard.id] = asyncio.get_running_loop().create_future()
-        self._link.send(finished)
+        self._channel.send(finished)
         await stored
 
 

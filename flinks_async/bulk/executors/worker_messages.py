@@ -1,4 +1,7 @@
-"""What a job and its worker processes say to each other. No message holds a token; the secrets go by themselves."""
+"""The messages between a job and its worker processes, and the channel that carries them over a pair of pipes.
+
+No message holds a token. Secrets do not travel as messages: see `worker_process`.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +24,21 @@ from ..rules import Rules
 from .clients import Description
 from .protocol import Task
 
-# [flinks_async.bulk.executors.link] Messages between two processes, over a pair of pipes.
-#
-# Threads read and write, so that this works with every event loop and on every system; there are a few messages a second.
-
-
 # --- from the job ---
 
 
 @frozen
 class Start:
-    """The first message: how to work. Attributes as in `Work`, where not told otherwise.
+    """The first message: how to work. Other attributes are as in `Work`.
 
     Attributes:
         path: of the file of tokens.
-        layout: how to read it.
-        clients: how to make them. The other messages name them by their place here, from 0.
-        names: number of the client by name of the instance.
-        rates: a file for each client with a rate limit, which all processes share, by the client's number.
-        spools: a folder of this worker's own.
-        rules: this worker's own.
+        layout: of the file of tokens.
+        clients: descriptions from which the worker makes its clients. Other messages name a client by its index here.
+        names: index of the client by name of the instance.
+        rates: by index of the client: the file of its rate limit, which all processes share.
+        spools: a folder for this worker alone.
+        rules: of this worker alone.
     """
 
     path: Path
@@ -60,7 +58,7 @@ class Assigned:
 
     Attributes:
         task: the shard; None when there are no more.
-        secret_is_good: the AuthSecret has worked, as far as it is known.
+        secret_is_good: the AuthSecret has worked in this job.
     """
 
     task: Task | None
@@ -69,14 +67,14 @@ class Assigned:
 
 @frozen
 class Stored:
-    """A finished shard is in store and ledger."""
+    """A finished shard is in the store and in the ledger."""
 
     shard: int
 
 
 @frozen
 class StopWorker:
-    """Take no more tokens."""
+    """Take no more tokens (see `Fetcher.stop`)."""
 
     reason: str
     state: RunState
@@ -87,17 +85,17 @@ class StopWorker:
 
 @frozen
 class Next:
-    """There is room for another shard."""
+    """The worker has room for another shard."""
 
 
 @frozen
 class Report:
-    """How far it is.
+    """How far the worker is.
 
     Attributes:
-        counters: the counts.
-        stopped: how and why it takes no more tokens; None while it does.
-        over: everything is done; the last message.
+        counters: of this worker.
+        stopped: how and why it stopped; None while it takes tokens.
+        over: the worker has finished; this is its last message.
     """
 
     counters: Counters
@@ -107,7 +105,7 @@ class Report:
 
 @frozen
 class Broken:
-    """It cannot go on."""
+    """The worker cannot go on."""
 
     error: Exception
 
@@ -117,12 +115,12 @@ class Broken:
 
 @frozen
 class Paused:
-    """An instance asked for a pause.
+    """An instance demands a pause.
 
     Attributes:
-        client: which.
-        until: on the machine's monotonic clock.
-        in_a_row: how many pauses there were without a success between.
+        client: index of the client.
+        until: time on the machine's monotonic clock.
+        in_a_row: number of pauses with no success between.
     """
 
     client: int
@@ -130,12 +128,15 @@ class Paused:
     in_a_row: int
 
 
-class Link:
-    """One end. It begins at once, in the running event loop.
+class Channel:
+    """One end of a pair of pipes. It starts in the running event loop.
+
+    Two threads read and write, because asyncio's pipes do not work with every event loop and system; there are only a few
+    messages per second.
 
     Args:
         source, sink: the pipes; the sink is closed with this object.
-        on_end: called, in a thread, when the other end is gone.
+        on_end: called in a thread when the other end is closed.
     """
 
     def __init__(self, source: BinaryIO, sink: BinaryIO, on_end: Callable[[], object] = lambda: None) -> None:
@@ -145,26 +146,26 @@ class Link:
         self._loop = asyncio.get_running_loop()
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
-        self._reader = threading.Thread(target=self._read, name="flinks-async-link-in", daemon=True)
-        self._writer = threading.Thread(target=self._write, name="flinks-async-link-out", daemon=True)
+        self._reader = threading.Thread(target=self._read, name="flinks-async-receive", daemon=True)
+        self._writer = threading.Thread(target=self._write, name="flinks-async-send", daemon=True)
         self._reader.start()
         self._writer.start()
 
     def send(self, message: object) -> None:
-        """Sends, sooner or later; nothing happens if the other end is gone."""
+        """Queues a message to be sent. It is dropped if the other end is closed."""
         self._outbox.put(pickle.dumps(message))
 
     async def receive(self) -> Any:
-        """The next message; None once the other end is gone."""
+        """The next message; None once the other end is closed."""
         return await self._inbox.get()
 
     def close(self) -> None:
-        """Sends what is to be sent, and no more. Blocks as long as that takes."""
+        """Sends the queued messages and closes the sink. Blocks until then."""
         self._outbox.put(None)
         self._writer.join()
 
     def _read(self) -> None:
-        with suppress(Exception):  # the other end is gone, perhaps in the middle of a message
+        with suppress(Exception):  # the other end is closed, perhaps in the middle of a message
             while True:
                 self._hand_over(pickle.load(self._source))
         self._on_end()

@@ -18,9 +18,9 @@ from ..progress import Counters
 from ..records import Finished
 from .clients import Secrets, to_line
 from .protocol import Task
-from .worker_messages import Link, Start
+from .worker_messages import Channel, Start
 
-# Signals are for the job, which tells its workers: SIGTERM, too, since service managers send it to every process.
+# Workers ignore signals: the job handles them and tells its workers. Service managers send SIGTERM to every process.
 _PROGRAM: Final = """\
 import json, signal, sys
 for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
@@ -34,24 +34,24 @@ _APART: dict[str, Any]
 if sys.platform == "win32":
     _APART = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
 else:
-    _APART = {"process_group": 0}  # out of reach of Ctrl-C while it starts, too
+    _APART = {"process_group": 0}  # Ctrl-C must not reach it while it starts, either
 
-_ENOUGH_TO_KNOW: Final = 8
-"""Characters of a secret that are no coincidence inside of another text."""
+_SHORTEST_LEAK: Final = 8
+"""Shortest secret whose appearance inside an environment value counts as a leak."""
 
 
 class WorkerProcess:
-    """Starts a worker. It begins with asking for a shard.
+    """Starts a worker process. Its first message asks for a shard.
 
-    The secrets go through its standard input, and through nothing that others can see.
+    The secrets go through its standard input, never through arguments or environment, which other users can read.
 
     Attributes:
-        link: to it.
+        channel: to the worker.
         tasks: the shards that it has, by id.
-        counters: what it said last.
+        counters: of its latest report.
 
     Raises:
-        WorkerError: the system does not start it.
+        WorkerError: the operating system cannot start it.
     """
 
     def __init__(self, start: Start, secrets: list[Secrets]) -> None:
@@ -71,11 +71,11 @@ class WorkerProcess:
         if problem is not None:
             raise WorkerError(f"a worker process cannot be started: {problem}")
         source, sink = self._pipes()
-        with suppress(OSError):  # it has died already, which the link will find out
+        with suppress(OSError):  # it has died already, which the channel will find out
             sink.write(first)
             sink.flush()
-        self.link = Link(source, sink)
-        self.link.send(start)
+        self.channel = Channel(source, sink)
+        self.channel.send(start)
 
     def _pipes(self) -> tuple[BinaryIO, BinaryIO]:
         source: Any = self._process.stdout
@@ -87,7 +87,7 @@ class WorkerProcess:
         return self._process.pid
 
     def finished(self, shard: Finished) -> None:
-        """It hands a shard over."""
+        """Counts a shard that the worker has handed over."""
         del self.tasks[shard.shard.id]
         done = shard.written.lines + len(shard.failures)
         stored = self._stored
@@ -99,7 +99,7 @@ class WorkerProcess:
         )
 
     def remains(self) -> Counters:
-        """Its counters once it has died: everything it had sent, but only the tokens that it had handed over."""
+        """Its counters after it has died: all its requests, but only the tokens of shards that it had handed over."""
         stored = self._stored
         return evolve(
             self.counters.ended(),
@@ -110,38 +110,38 @@ class WorkerProcess:
         )
 
     def kill(self) -> None:
-        """Ends it, whatever it does."""
+        """Kills the process."""
         self._process.kill()
 
     def end(self) -> str:
-        """Ends it if it still runs, and how it ended, in words. Blocks for a moment."""
+        """Kills the process if it still runs. Returns how it ended, in words. Blocks for a moment."""
         self.kill()
         code = self._process.wait()
-        self.link.close()
+        self.channel.close()
         self._pipes()[0].close()
         return ending(code)
 
 
 def ending(code: int) -> str:
-    """What a process has ended by, from its exit code as `subprocess` gives it."""
+    """How a process ended, in words, from its exit code as `subprocess` returns it."""
     if code >= 0:
         return f"exit code {code}"
     try:
         return f"signal {Signals(-code).name}"
-    except ValueError:  # most signals for real time have no names
+    except ValueError:  # most real-time signals have no names
         return f"signal {-code}"
 
 
 def _search_path() -> bytes:
-    """Where modules are looked for, one line. Python passes over what is no text there, and so does this."""
+    """`sys.path` as one line of JSON. Python ignores entries that are not strings, and so does this."""
     return json.dumps([entry for entry in sys.path if isinstance(entry, str)]).encode() + b"\n"
 
 
 def environment_without(secrets: list[Secrets]) -> dict[str, str]:
-    """The environment without those variables that hold one of the secrets."""
+    """The environment without the variables that hold one of the secrets."""
     hidden = [secret for one in secrets for secret in one.all]
-    return {name: value for name, value in os.environ.items() if not any(_tells(value, one) for one in hidden)}
+    return {name: value for name, value in os.environ.items() if not any(_holds(value, one) for one in hidden)}
 
 
-def _tells(value: str, secret: Secret) -> bool:
-    return value.strip() == secret.reveal() or (len(secret) >= _ENOUGH_TO_KNOW and secret.reveal() in value)
+def _holds(value: str, secret: Secret) -> bool:
+    return value.strip() == secret.reveal() or (len(secret) >= _SHORTEST_LEAK and secret.reveal() in value)

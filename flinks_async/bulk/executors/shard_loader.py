@@ -1,4 +1,4 @@
-"""Tokens for a fetcher: the next shard is read while the one before it is fetched."""
+"""Loads the tokens of shards for a fetcher: the next shard is read while the current one is fetched."""
 
 from __future__ import annotations
 
@@ -7,23 +7,21 @@ import asyncio
 from ..errors import InputChangedError
 from ..fetching import Loaded
 from ..inputs import InputFile, ShardReader, Token
-from ..thread import Worker
+from ..thread import Thread
 from .protocol import NextTask, Task
 
-# [flinks_async.bulk.tasks] What an executor is given to do: rows of the input, never tokens.
 
-
-class Feed:
-    """Reads the tokens of shards, one ahead.
+class ShardLoader:
+    """Reads the tokens of shards, one shard ahead.
 
     Args:
-        tasks: gives the next shard, or None.
+        tasks: returns the next shard, or None.
         source: the file of tokens.
         key: of the digests of shards.
-        reading: does the blocking work; it is closed with this object.
+        reading: the thread for blocking work; it is closed with this object.
     """
 
-    def __init__(self, tasks: NextTask, source: InputFile, key: bytes, reading: Worker) -> None:
+    def __init__(self, tasks: NextTask, source: InputFile, key: bytes, reading: Thread) -> None:
         self._tasks = tasks
         self._source = source
         self._key = key
@@ -35,16 +33,16 @@ class Feed:
         """The next shard with its tokens, or None.
 
         Raises:
-            InputError: the file of tokens is gone, or not the same any more.
+            InputError: the file of tokens is gone, or has changed.
         """
         loaded = await (self._ahead or self._next())
         self._ahead = None if loaded is None else asyncio.ensure_future(self._next())
         return loaded
 
     def close(self) -> None:
-        """Reads no more."""
+        """Stops reading and closes the file."""
         if self._ahead is not None and not self._ahead.cancel() and not self._ahead.cancelled():
-            self._ahead.exception()  # seen, so that asyncio does not warn
+            self._ahead.exception()  # retrieved, so that asyncio does not warn
         self._reading.close()
         if self._reader is not None:
             self._reader.close()
@@ -54,17 +52,17 @@ class Feed:
         return None if task is None else await self._reading.do(self._read, task)
 
     def _read(self, task: Task) -> Loaded:
-        """In the reading thread."""
+        """Runs in the reading thread."""
         if self._reader is None:
             self._reader = ShardReader(self._source, self._key)
         return task.shard, read_tokens(task, self._reader)
 
 
 def read_tokens(task: Task, reader: ShardReader) -> list[Token]:
-    """The tokens of a task. Blocking.
+    """The tokens of a task. Blocks.
 
     Raises:
-        InputChangedError: the file does not hold the tokens that it held when the job began.
+        InputChangedError: the file does not hold the tokens that it held when the job was started.
         InputError: it cannot be read.
     """
     shard, tokens = task.shard, []
@@ -77,6 +75,6 @@ def read_tokens(task: Task, reader: ShardReader) -> list[Token]:
     if len(tokens) != shard.tokens:
         raise InputChangedError(
             f"lines {shard.first} to {shard.last} of the file of tokens have {len(tokens)} tokens, "
-            f"and had {shard.tokens} when the job began"
+            f"and had {shard.tokens} when the job was started"
         )
     return tokens
