@@ -1,8 +1,8 @@
 """Decoding side by side: `python benchmarks/decode.py [--short]` prints a Markdown table.
 
-All peers read the same bytes and are checked to have read the right ones. Rounds are interleaved, the figure of a round
-is a ratio to msgspec filling its own structs (floats) in that same round, and what is shown is the median of the
-ratios with their quartiles. Trust ratios, not times.
+All peers decode the same bytes, and their results are checked. Rounds are interleaved. In each round, the time of a peer is
+divided by the time of msgspec with its own Structs and floats; the table shows the median and the quartiles of these
+ratios. Compare ratios, not times.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def body_of(size: Any, *, unknown: bool = False) -> bytes:
     return body.replace(b'"Code":null', b'"Code":null,"Enrichment":"groceries"') if unknown else body
 
 
-# --- peers: each gets classes of its own kind, made from the fields that we document --------------------------------
+# --- peers: each has classes of its own kind, generated from the documented fields --------------------------------
 
 
 def _value_type(field: Field, money: type, day: type, make: Callable[[type[Model]], Any]) -> Any:
@@ -141,7 +141,7 @@ def peers() -> dict[str, Decode]:
 
 
 def check(name: str, answer: Any, body: bytes) -> None:
-    """That an answer has the last transaction of the body, or its request id."""
+    """Checks that an answer has the request id and the last transaction of the body."""
     expected = json.loads(body)
     if isinstance(answer, dict):
         assert answer == expected, name

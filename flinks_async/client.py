@@ -6,7 +6,6 @@ import asyncio
 import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, overload
 
 from attrs import evolve
@@ -30,7 +29,6 @@ from .runtime.event_loop import PerLoop
 from .runtime.loop_state import LoopState, RequestCounters
 from .secret import Secret, fingerprint, wrap_secret, wraps_token
 from .transport import pool
-from .transport.aiohttp import AiohttpTransport
 from .transport.pool import Pool
 from .transport.session import ConnectionStats, SessionManager
 from .verdict import OK, Kind
@@ -140,21 +138,13 @@ class FlinksClient:
         secret = options.auth_secret
         self._secret = secret if isinstance(secret, Secret) else None
         self._source = None if isinstance(secret, Secret) else source or SecretSource(secret, options.clock)
-        self._handler = options.handler(self._transport(), self._source)
+        self._handler = options.handler(pool.transport_for(self._endpoint, options.settings), self._source)
         self._counters = RequestCounters()
         self._state: LoopState | None = None  # of the loop used last
         self._states: PerLoop[LoopState] = PerLoop()
         self._closed = False
         self._derived: weakref.WeakSet[FlinksClient] = weakref.WeakSet()
         self._owns_pool = True
-
-    def _transport(self) -> Transport:
-        if self._pool.transport is not None:
-            return self._pool.transport
-        sessions = self._pool.sessions
-        assert sessions is not None
-        sessions.proxy_for(self._endpoint)  # raises now if the proxy is wrong
-        return AiohttpTransport(sessions, self._settings.timeouts, self._settings.limits.max_body)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **arguments: Unpack[ClientArguments]) -> Self:
@@ -437,9 +427,7 @@ class FlinksClient:
         self._enter()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
     def __repr__(self) -> str:

@@ -1,4 +1,4 @@
-"""The former place of `flinks_async.tables`, kept for code that imports from here."""
+"""The former name of `flinks_async.tables`, kept for existing imports."""
 
 from .models import Tables
 from .tables import schemas, to_arrow

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from copy import deepcopy
 from decimal import Decimal
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 from attrs import Attribute, evolve, field, fields, frozen
@@ -44,7 +44,6 @@ __all__ = [
 
 Missing = Literal["omit", "null"]
 """How `to_dict()` and `to_json()` write fields that have no value and that the server did not send."""
-M = TypeVar("M", bound="Model")
 
 _WIRE = "flinks_wire_name"
 

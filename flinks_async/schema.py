@@ -1,4 +1,7 @@
-"""What the decoder knows about each class, read once from the attrs classes: field, wire name, kind of value."""
+"""What each field is on the wire: its name and the kind of its values, derived once from the attrs classes.
+
+The wire names are those of `models.wire_fields`; this module adds the kinds.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +18,12 @@ from .models import MODELS, Model, Timestamp, wire_fields
 TRAPS: Final = [Clamped, Inexact, InvalidOperation, Overflow, Rounded, Subnormal, Underflow]
 
 AMOUNT: Final = Context(prec=1000, Emax=28, Emin=-28, traps=TRAPS)
-"""What an amount may be: 29 digits before the point, no smaller than 1E-28, any usual number of digits after it.
-`AMOUNT.create_decimal` never rounds: it traps what does not fit."""
+"""The range of amounts: up to 29 digits before the point, and an exponent of at least -28. `AMOUNT.create_decimal` never
+rounds; it raises an exception for a value out of range."""
 
 
 class FieldKind(Enum):
-    """The documented JSON type of a field, in the words of the errors."""
+    """The documented JSON type of a field. The values are the words of the error messages."""
 
     TEXT = "a string"
     AMOUNT = "a number"
@@ -48,10 +51,10 @@ class Field:
     """One documented field.
 
     Attributes:
-        name: of the attribute.
-        wire: of the JSON key.
-        kind: of its values.
-        model: the class of the object, or of the array's items.
+        name: the attribute.
+        wire: the JSON key.
+        kind: the kind of its values.
+        model: the class of the object or of the array's items, else None.
     """
 
     name: str
@@ -77,4 +80,4 @@ def _fields(cls: type[Model]) -> tuple[Field, ...]:
 
 
 SCHEMA: Final = {cls: _fields(cls) for cls in MODELS}
-"""The documented fields of each class, in its own order."""
+"""The documented fields of each class, in the order of the class."""

@@ -1,6 +1,6 @@
-"""Answers to test with: the documented examples, generated ones, and payloads of three sizes.
+"""Answers for tests: the documented example, generated ones, and payloads of three sizes.
 
-The wire names are written down here a second time, on purpose: they are what the classes are checked against.
+The wire names are repeated here on purpose, because the models are checked against them.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ to_bytes = msgspec.json.Encoder(decimal_format="number").encode
 
 
 def from_bytes(body: bytes) -> Any:
-    """JSON read by the standard library, numbers exactly: the judge of "as it came"."""
+    """JSON read by the standard library with exact numbers, to compare with what the server sent."""
     return json.loads(body, parse_float=Decimal)
 
 
@@ -193,8 +193,10 @@ def _value(kind: str, wrong: bool) -> st.SearchStrategy[Any]:
 
 
 def objects(name: str, wrong: bool = False) -> st.SearchStrategy[dict[str, Any]]:
-    """Objects of one class as they may come: fields missing, null, in any order, and unknown ones. With `wrong`, a
-    value may also be of another type.
+    """Objects of one class as a server may send them: with missing, null and unknown fields, in any order.
+
+    Args:
+        wrong: whether values may have a wrong type.
     """
     known = st.fixed_dictionaries({}, optional={wire: _value(kind, wrong) for wire, kind in WIRE[name].items()})
     unknown = st.one_of(st.just({}), st.dictionaries(_UNKNOWN, _anything, max_size=2))
@@ -226,7 +228,7 @@ def payload(
     """An answer of about 0.35 KB, 22 KB or 1.7 MB, or of (accounts, transactions in each).
 
     Args:
-        unknown: every transaction carries one field that is not documented.
+        unknown: whether each transaction has an unknown field.
     """
     accounts, transactions = SIZES[size] if isinstance(size, str) else size
     rng = random.Random(seed)
@@ -268,7 +270,7 @@ def _guid(rng: random.Random) -> str:
 
 
 def run_steps(steps: Generator[None, None, T]) -> tuple[T, int]:
-    """What comes out of a generator of steps, and after how many."""
+    """The result of a generator of steps, and the number of its steps."""
     count = 0
     while True:
         try:

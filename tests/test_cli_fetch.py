@@ -1,7 +1,8 @@
-"""`flinks-async fetch` against the simulated Flinks."""
+"""`flinks-async fetch` without `--job`: the job lies beside the output, or nowhere."""
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from urllib.parse import quote
 import pytest
 from click.testing import Result
 
+from flinks_async import bulk
 from flinks_async.bulk.compression import Compression, compressor
 from flinks_async.cli.exit_codes import Exit
 from flinks_async.testing import KINDS, Fault, Faults, FlinksServer
@@ -32,6 +34,16 @@ def out(tmp_path: Path) -> Path:
 
 def write(path: Path, content: str | bytes) -> Path:
     path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def beside(out: Path, name: str) -> Path:
+    """A file in the directory of the job."""
+    return out.with_name(f"{out.name}.job") / name
+
+
+def write_folder(path: Path) -> Path:
+    path.mkdir()
     return path
 
 
@@ -74,32 +86,27 @@ class TestFiles:
         assert {line: record["response"] for line, record in answers.items()} == {
             line: flinks_server.expected(token) for line, token in sent.items()
         }
-        failed = by_line(tmp_path / "answers.failed.jsonl")
+        failed = by_line(beside(out, "failed.jsonl"))
         assert {line: record["kind"] for line, record in failed.items()} == dict.fromkeys([5, 6, 7, 8, 10], "invalid")
-        skipped = by_line(tmp_path / "answers.skipped.jsonl")
-        assert {line: record["kind"] for line, record in skipped.items()} == {
-            2: "blank",
-            4: "duplicate",
-            11: "duplicate",
-        }
-        assert sorted([*answers, *failed, *skipped]) == list(range(1, 13)), "a line was lost"
+        duplicates = {record["line"]: record["first"] for record in records(beside(out, "duplicates.jsonl"))}
+        assert duplicates == {4: 1, 11: 3}
+        assert sorted([*answers, *failed, *duplicates, 2]) == list(range(1, 13)), "a line was lost"
         # Nothing wrong was sent: on the wire are the four tokens, once each, encoded once.
         assert sorted(flinks_server.stats.paths) == sorted(
             "/partneraccess/" + quote(token, safe="") for token in sent.values()
         )
         assert numbers(result.stderr) == {"fetched": 4, "failed": 0, "invalid": 5, "duplicates": 2, "blank": 1}
-        assert "Done: 12 lines" in result.stderr
+        assert sum(numbers(result.stderr).values()) == 12, "the numbers add up to the lines of the file"
 
     async def test_csv_with_keys(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
         tokens = write(tmp_path / "tokens.csv", 'id,token\nc-1,one\nc-2\n"c\n3",two\nc-4,one\n')
         result = await fetch(flinks_server, tokens, out, "--column", "token", "--key-column", "id")
         assert result.exit_code == Exit.FAILED
         assert {line: record["key"] for line, record in by_line(out).items()} == {2: "c-1", 4: "c\n3"}
-        assert by_line(tmp_path / "answers.failed.jsonl")[3]["message"] == "the row has 1 fields, the header has 2"
-        assert by_line(tmp_path / "answers.skipped.jsonl")[6] == {"line": 6, "key": "c-4", "kind": "duplicate"}
+        assert by_line(beside(out, "failed.jsonl"))[3]["message"] == "the row has 1 fields, the header has 2"
+        assert records(beside(out, "duplicates.jsonl")) == [{"line": 6, "first": 2}]
         expected = {"fetched": 2, "failed": 0, "invalid": 1, "duplicates": 1, "header": 1, "continued": 1}
         assert numbers(result.stderr) == expected
-        assert "Done: 6 lines" in result.stderr
 
     async def test_jsonl_keeps_the_type_of_keys(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
         tokens = write(tmp_path / "tokens.jsonl", '{"n": 7, "token": "one"}\n{"n": null, "token": "two"}\n')
@@ -107,11 +114,55 @@ class TestFiles:
         assert {line: record["key"] for line, record in by_line(out).items()} == {1: 7, 2: None}
 
     async def test_standard_input_and_output(self, flinks_server: FlinksServer) -> None:
-        result = await fetch(flinks_server, "-", "-", "--ordered", stdin="one\n..\ntwo\none\n")
+        result = await fetch(flinks_server, "-", "-", stdin="one\n..\ntwo\none\n")
         assert result.exit_code == Exit.FAILED
-        assert [json.loads(line)["line"] for line in result.stdout.splitlines()] == [1, 3]
+        assert sorted(json.loads(line)["line"] for line in result.stdout.splitlines()) == [1, 3]
         on_stderr = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
-        assert [(record["line"], record["kind"]) for record in on_stderr] == [(2, "invalid"), (4, "duplicate")]
+        assert [(record["line"], record.get("kind"), record.get("first")) for record in on_stderr] == [
+            (2, "invalid", None),
+            (4, None, 1),
+        ]
+
+    async def test_standard_input_as_json_for_programs(self, flinks_server: FlinksServer) -> None:
+        result = await fetch(flinks_server, "-", "-", "--progress", "json", stdin="one\n..\none\n")
+        events = [json.loads(line) for line in result.stderr.splitlines()]
+        assert events[0] == {"event": "begin", "job": None, "answers": "-"}
+        assert [event["event"] for event in events if event["event"] != "progress"][1:] == [
+            "failed",
+            "duplicate",
+            "end",
+        ]
+        assert events[-1]["exit_code"] == Exit.FAILED
+
+    async def test_standard_input_into_a_file_says_that_it_is_not_kept(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path
+    ) -> None:
+        stopped = ("--max-failures", 0, "--concurrency", 1)
+        flinks_server.script("canary-1", ["session_nonexistent"])
+        stdin = "".join(f"canary-{n}\n" for n in range(1, 30))
+        result = await fetch(flinks_server, "-", out, *stopped, stdin=stdin)
+        assert result.exit_code == Exit.STOPPED
+        assert "cannot be resumed without the same input" in result.stderr.splitlines()[0]
+        assert "run the same command with the same input" in result.stderr
+        assert len(records(beside(out, "failed.jsonl"))) == 1
+        for path in tmp_path.rglob("*"):
+            assert path.is_dir() or b"canary" not in path.read_bytes(), "a token on the disk"
+        again = await fetch(flinks_server, "-", out, stdin=stdin)
+        assert again.exit_code == Exit.FAILED
+        assert set(flinks_server.stats.per_token.values()) == {1}
+        other = await fetch(flinks_server, "-", out, stdin="other\n")
+        assert other.exit_code == Exit.USAGE
+        assert "has changed" in other.stderr
+
+    async def test_without_out_the_answers_lie_beside_the_tokens(
+        self, flinks_server: FlinksServer, tmp_path: Path
+    ) -> None:
+        tokens = write(tmp_path / "users.csv.gz", compressed(b"token\none\n", "gzip"))
+        result = await cli("fetch", tokens, server=flinks_server)
+        assert result.exit_code == Exit.OK
+        assert f"Answers go to {tmp_path / 'users.answers.jsonl'}. " in result.stderr
+        assert len(records(tmp_path / "users.answers.jsonl")) == 1
+        assert sorted(os.listdir(tmp_path)) == ["users.answers.jsonl", "users.answers.jsonl.job", "users.csv.gz"]
 
     async def test_a_format_that_was_asked_for_wins_over_the_name(
         self, flinks_server: FlinksServer, tmp_path: Path, out: Path
@@ -137,6 +188,7 @@ class TestFiles:
         result = await fetch(flinks_server, write(tmp_path / name, content), out)
         assert result.exit_code == Exit.USAGE
         assert says in result.stderr
+        assert f"{tmp_path / name}: " in result.stderr, "the file is named"
         assert os.listdir(tmp_path) == [name], "nothing is made before the file is known to be right"
         assert flinks_server.stats.requests == 0
 
@@ -160,15 +212,19 @@ class TestFiles:
     ) -> None:
         tokens = write(tmp_path / "tokens.txt", compressed(b"one\ntwo\n", kind)[:-1])
         result = await fetch(flinks_server, tokens, out)
-        assert result.exit_code == Exit.OUTPUT
-        assert "broke off after line 2: the compressed data ends too early" in result.stderr
-        assert not out.exists()
+        assert result.exit_code == Exit.USAGE
+        assert f"{tokens}: " in result.stderr
+        assert "after line 2: the compressed data ends too early" in result.stderr
+        assert flinks_server.stats.requests == 0
 
-    async def test_an_empty_file_has_nothing_to_fetch(
-        self, flinks_server: FlinksServer, tmp_path: Path, out: Path
+    @pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n\n"])
+    async def test_a_file_without_tokens_is_told(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path, content: bytes
     ) -> None:
-        result = await fetch(flinks_server, write(tmp_path / "tokens.txt", b"\xef\xbb\xbf"), out)
+        tokens = write(tmp_path / "tokens.txt", content)
+        result = await fetch(flinks_server, tokens, out, "--quiet")
         assert result.exit_code == Exit.OK
+        assert f"{tokens} holds no tokens, so there is nothing to fetch." in result.stderr
         assert out.read_bytes() == b""
 
 
@@ -187,36 +243,92 @@ class TestOutput:
     @pytest.mark.skipif(os.name == "nt", reason="Windows has no such modes")
     async def test_files_are_for_their_owner_only(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
         await fetch(flinks_server, write(tmp_path / "t.txt", "one\n\n..\n"), out)
-        for name in ("answers.jsonl", "answers.failed.jsonl", "answers.skipped.jsonl"):
-            assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
+        for path in (out, *beside(out, "").iterdir()):
+            if path.is_file():
+                assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
 
-    async def test_without_failures_there_is_no_file_of_failures(
+    async def test_when_everything_was_fetched_the_job_is_not_needed_any_more(
         self, flinks_server: FlinksServer, tmp_path: Path, out: Path
     ) -> None:
         tokens = write(tmp_path / "t.txt", "one\n")
-        write(tmp_path / "answers.failed.jsonl", "of a run before\n")
-        assert (await fetch(flinks_server, tokens, out, "--force")).exit_code == Exit.OK
-        assert sorted(os.listdir(tmp_path)) == ["answers.jsonl", "t.txt"]
+        result = await fetch(flinks_server, tokens, out)
+        assert result.exit_code == Exit.OK
+        assert result.stderr.splitlines()[-1] == (
+            f"{out}.job is not needed to resume any more: delete it, or keep it for status, verify and report."
+        )
+        assert (await cli("verify", f"{out}.job")).exit_code == Exit.OK
+        again = await fetch(flinks_server, tokens, out)
+        assert (again.exit_code, flinks_server.stats.requests, len(records(out))) == (Exit.OK, 1, 1)
+        flinks_server.script("two", ["session_nonexistent"])
+        failed = await fetch(flinks_server, write(tokens, "two\n"), tmp_path / "other.jsonl")
+        assert "delete it" not in failed.stderr
 
-    @pytest.mark.parametrize("name", ["answers.jsonl", "answers.jsonl.part", "answers.failed.jsonl"])
-    async def test_nothing_is_overwritten_unless_asked(
-        self, flinks_server: FlinksServer, tmp_path: Path, out: Path, name: str
+    @pytest.mark.parametrize("kind", ["file", "folder"])
+    async def test_a_file_that_no_job_has_written_is_not_overwritten(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path, kind: str
     ) -> None:
         tokens = write(tmp_path / "t.txt", "one\n")
-        write(tmp_path / name, "precious\n")
+        name = out if kind == "file" else write_folder(beside(out, "")) / "precious"
+        write(name, "precious\n")
         result = await fetch(flinks_server, tokens, out)
         assert result.exit_code == Exit.USAGE
-        assert "--force" in result.stderr
-        assert (tmp_path / name).read_text() == "precious\n"
+        assert (f"{out} exists" if kind == "file" else "not the directory of a job") in result.stderr
+        assert name.read_text() == "precious\n"
         assert flinks_server.stats.requests == 0
-        assert (await fetch(flinks_server, tokens, out, "--force")).exit_code == Exit.OK
+
+    async def test_other_tokens_do_not_go_to_the_same_file(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path
+    ) -> None:
+        tokens = write(tmp_path / "t.txt", "one\n")
+        await fetch(flinks_server, tokens, out)
+        result = await fetch(flinks_server, write(tokens, "two\n"), out)
+        assert result.exit_code == Exit.USAGE
+        assert "has changed" in result.stderr
         assert len(records(out)) == 1
 
     async def test_the_file_of_tokens_is_no_output(self, flinks_server: FlinksServer, tmp_path: Path) -> None:
         tokens = write(tmp_path / "t.jsonl", '"one"\n')
-        result = await fetch(flinks_server, tokens, tokens, "--force")
+        result = await fetch(flinks_server, tokens, tokens)
         assert result.exit_code == Exit.USAGE
         assert tokens.read_text() == '"one"\n'
+
+    @pytest.mark.parametrize(
+        ("name", "kind"),
+        [("a.sqlite", "sqlite"), ("a.DB", "sqlite"), ("a.duckdb", "duckdb"), ("a.jsonl.gz", "jsonl"), ("a", "jsonl")],
+    )
+    async def test_the_name_of_the_file_chooses_the_store(
+        self, flinks_server: FlinksServer, tmp_path: Path, name: str, kind: str
+    ) -> None:
+        if kind == "duckdb":
+            pytest.importorskip("duckdb")
+        result = await fetch(flinks_server, write(tmp_path / "t.txt", "one\n"), tmp_path / name)
+        assert result.exit_code == Exit.OK, result.stderr
+        assert bulk.status(tmp_path / f"{name}.job").manifest.store["kind"] == kind
+        if name.endswith(".gz"):
+            assert len(gzip.decompress((tmp_path / name).read_bytes()).splitlines()) == 1
+
+    @pytest.mark.parametrize(
+        ("name", "more"),
+        [
+            ("a.csv", ()),
+            ("a.json", ()),
+            ("a.parquet", ()),
+            ("a.xlsx.gz", ()),
+            ("a.jsonl.bz2", ()),
+            ("a.csv", ("--store", "jsonl")),
+            ("a.sqlite", ("--store", "jsonl")),
+            ("a.jsonl", ("--store", "sqlite")),
+            ("a.duckdb", ("--store", "sqlite")),
+            ("a.jsonl.gz", ("--store", "jsonl")),
+        ],
+    )
+    async def test_a_name_that_promises_another_format_is_refused(
+        self, flinks_server: FlinksServer, tmp_path: Path, name: str, more: tuple[str, ...]
+    ) -> None:
+        result = await fetch(flinks_server, write(tmp_path / "t.txt", "one\n"), tmp_path / name, *more)
+        assert result.exit_code == Exit.USAGE
+        assert "the name of the file ends in ." in result.stderr
+        assert os.listdir(tmp_path) == ["t.txt"]
 
     async def test_a_folder_that_is_not_there(self, flinks_server: FlinksServer, tmp_path: Path) -> None:
         tokens = write(tmp_path / "t.txt", "one\n")
@@ -229,7 +341,7 @@ class TestOutput:
         self, flinks_server: FlinksServer, tmp_path: Path, out: Path
     ) -> None:
         out.mkdir()
-        result = await fetch(flinks_server, write(tmp_path / "t.txt", "one\n"), out, "--force")
+        result = await fetch(flinks_server, write(tmp_path / "t.txt", "one\n"), out)
         assert result.exit_code == Exit.OUTPUT
         assert out.is_dir()
 
@@ -240,7 +352,7 @@ class TestOutput:
             process = await start("fetch", tokens, "--out", "-", server=flinks_server, stdout=full)
             _, stderr = await process.communicate()
         assert process.returncode == Exit.OUTPUT
-        assert b"No space left on device" in stderr
+        assert b"Error: standard output cannot be written: No space left on device" in stderr
         assert b"Traceback" not in stderr
 
     @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")
@@ -268,7 +380,7 @@ class TestFailures:
         tokens = write(tmp_path / "t.txt", "good\nexpired\nbroken\nwaiting\n")
         result = await fetch(flinks_server, tokens, out, "--attempts", 2)
         assert result.exit_code == Exit.FAILED
-        failed = by_line(tmp_path / "answers.failed.jsonl")
+        failed = by_line(beside(out, "failed.jsonl"))
         assert {line: (r["error"], r["kind"], r["attempts"]) for line, r in failed.items()} == {
             2: ("BadRequestError", "final", 1),
             3: ("ServerError", "exhausted", 2),
@@ -277,14 +389,14 @@ class TestFailures:
         assert failed[2]["flinks_code"] == "SESSION_NONEXISTENT"
         assert failed[3]["status"] == 503
         assert all(len(record["token_fingerprint"]) == 16 for record in failed.values())
-        everything = (tmp_path / "answers.failed.jsonl").read_text() + result.output
+        everything = beside(out, "failed.jsonl").read_text() + result.output
         assert not any(token in everything for token in ("expired", "waiting"))
 
     async def test_retries_are_counted(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
         flinks_server.script("one", ["http_503"])
         result = await fetch(flinks_server, write(tmp_path / "t.txt", "one\n"), out)
         assert result.exit_code == Exit.OK
-        assert "2 attempts, 1 retried, 0 throttled; p50" in result.stderr
+        assert re.search("2 requests in .*, 1 retried, 0 throttled, p50", result.stderr)
         assert records(out)[0]["meta"] == {"status": 200, "attempts": 2}
 
     async def test_a_share_of_faults_loses_nothing(self, tmp_path: Path, out: Path) -> None:
@@ -317,7 +429,8 @@ class TestWhatConcernsAll:
         assert says.lower() in result.stderr.lower()
         assert "Stopped: " in result.stderr
         assert flinks_server.stats.requests < 20
-        assert not out.exists()
+        assert not records(out)
+        assert bulk.status(f"{out}.job").totals.pending == 500, "no token is blamed"
 
 
 class TestRefusedSecret:
@@ -328,7 +441,7 @@ class TestRefusedSecret:
         assert "The AuthSecret is refused" in result.stderr
         assert "--auth-scheme" in result.stderr
         assert flinks_server.stats.requests < 15
-        assert not out.exists()
+        assert not records(out)
         assert "wrong-secret" not in result.output
 
     async def test_one_dead_token_does_not(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
@@ -353,7 +466,7 @@ class TestRefusedSecret:
     ) -> None:
         result = await fetch(flinks_server, write(tmp_path / "t.txt", "one\ntwo\n"), out, FLINKS_AUTH_SECRET="wrong")
         assert result.exit_code == Exit.REFUSED
-        assert len(records(tmp_path / "answers.failed.jsonl")) == 2
+        assert bulk.status(f"{out}.job").totals.pending == 2, "they did not fail"
 
     async def test_the_number_is_a_setting(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
         for number in range(8):

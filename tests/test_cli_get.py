@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from flinks_async import bulk
 from flinks_async.cli import get as get_module
 from flinks_async.cli.exit_codes import MEANING, Exit
-from flinks_async.cli.get import _safe_for_terminal
+from flinks_async.cli.output import for_terminal
 from flinks_async.testing import FlinksServer
 
 from .cli_support import SECRET, cli, start
@@ -55,7 +56,7 @@ class TestGet:
     async def test_a_terminal_gets_it_pretty(
         self, flinks_server: FlinksServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(get_module, "_stdout_is_terminal", lambda: True)
+        monkeypatch.setattr(get_module, "stdout_is_terminal", lambda: True)
         result = await cli("get", server=flinks_server, FLINKS_ACCESS_TOKEN=TOKEN)
         assert result.stdout.startswith("{\n  ")
         result = await cli("get", "--compact", server=flinks_server, FLINKS_ACCESS_TOKEN=TOKEN)
@@ -63,7 +64,7 @@ class TestGet:
 
     def test_an_answer_cannot_steer_the_terminal(self) -> None:
         text = '{"Name":"a\x9b31m\u202eb é"}'
-        safe = _safe_for_terminal(text.encode())
+        safe = for_terminal(text.encode())
         assert safe.isascii() is False
         assert b"\\u009b31m\\u202eb" in safe
         assert json.loads(safe) == json.loads(text)
@@ -92,7 +93,10 @@ class TestGet:
         flinks_server.script(TOKEN, ["bad_request"])
         failed = await cli("get", server=flinks_server, FLINKS_ACCESS_TOKEN=TOKEN)
         assert (failed.exit_code, failed.stdout) == (Exit.FAILED, "")
-        assert "BadRequestError" in failed.stderr
+        assert "(status 400, " in failed.stderr
+        assert ", 1 attempt, after " in failed.stderr
+        assert "Error: " in failed.stderr
+        assert "BadRequestError" not in failed.stderr, "no names of classes"
         refused = await cli("get", server=flinks_server, FLINKS_ACCESS_TOKEN=TOKEN, FLINKS_AUTH_SECRET="wrong")
         assert refused.exit_code == Exit.REFUSED
         assert "bearer" in refused.stderr, "that the header has other forms is worth knowing now"
@@ -101,7 +105,8 @@ class TestGet:
         flinks_server.script(TOKEN, ["hang"] * 3)
         result = await cli("get", "--timeout", "0.05", server=flinks_server, FLINKS_ACCESS_TOKEN=TOKEN)
         assert result.exit_code == Exit.FAILED
-        assert "DeadlineExceededError" in result.stderr
+        assert "no answer from 127.0.0.1" in result.stderr
+        assert " 0.05 s (" in result.stderr
 
 
 class TestAccess:
@@ -127,6 +132,22 @@ class TestAccess:
         result = await cli("get", server=flinks_server, **env)
         assert result.exit_code == Exit.USAGE
         assert "given to a partner by its client" in result.stderr
+
+    @pytest.mark.parametrize("command", [("get",), ("fetch", "t.txt"), ("retry", "job")])
+    async def test_without_an_instance_no_secret_is_sent_anywhere(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: tuple[str, ...]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "t.txt").write_text("one\n")
+        env = {"FLINKS_ACCESS_TOKEN": TOKEN, "FLINKS_AUTH_SECRET": SECRET}
+        if command[0] == "retry":
+            with bulk.Job.start("job", bulk.InputFile("t.txt"), bulk.JSONLParts()):
+                pass
+        before = sorted(tmp_path.iterdir())
+        result = await cli(*command, **env)
+        assert result.exit_code == Exit.USAGE
+        assert "No instance. Name the Flinks instance that the AuthSecret belongs to" in result.stderr
+        assert sorted(tmp_path.iterdir()) == before
 
     @pytest.mark.parametrize("command", [("get", "--token-file", "-"), ("fetch", "-", "--out", "x.jsonl")])
     async def test_standard_input_cannot_be_two_things(self, command: tuple[str, ...]) -> None:
@@ -217,7 +238,7 @@ class TestUnexpected:
 
     @pytest.mark.usefixtures("broken")
     async def test_an_unexpected_error_shows_its_type_only(self) -> None:
-        result = await cli("get", FLINKS_AUTH_SECRET=SECRET, FLINKS_ACCESS_TOKEN=TOKEN)
+        result = await cli("get", FLINKS_INSTANCE="toolbox", FLINKS_AUTH_SECRET=SECRET, FLINKS_ACCESS_TOKEN=TOKEN)
         assert result.exit_code == Exit.UNEXPECTED
         assert "unexpected KeyError" in result.stderr
         assert "--debug" in result.stderr
@@ -225,7 +246,9 @@ class TestUnexpected:
 
     @pytest.mark.usefixtures("broken")
     async def test_debug_shows_where_without_secrets(self) -> None:
-        result = await cli("get", "--debug", FLINKS_AUTH_SECRET=SECRET, FLINKS_ACCESS_TOKEN=TOKEN)
+        result = await cli(
+            "get", "--debug", FLINKS_INSTANCE="toolbox", FLINKS_AUTH_SECRET=SECRET, FLINKS_ACCESS_TOKEN=TOKEN
+        )
         assert result.exit_code == Exit.UNEXPECTED
         assert "Traceback" in result.stderr
         assert "in ask" in result.stderr

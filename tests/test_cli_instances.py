@@ -87,19 +87,22 @@ async def test_a_dry_run_tells_the_instances(tokens: Path) -> None:
         ("[acme]\n= 1", "not TOML (at line 2, column 1)"),
         ("", "names no instance"),
         ('acme = "canary-secret-5c1e"', "[acme] must be a table"),
-        ('["a b"]\nsecret_env = "X"', "a table's name must be that of a Flinks instance"),
-        ("[acme]", "[acme] must have either secret_env or secret_file"),
-        ('[acme]\nsecret_env = "A"\nsecret_file = "b"', "[acme] must have either secret_env or secret_file"),
-        ('[acme]\nsecret = "canary-secret-5c1e"', "A secret itself does not belong into this file"),
+        ('["a b"]\nsecret_env = "X"', "the name of a table must be that of a Flinks instance"),
+        ("[acme]", "[acme] must have secret_env or secret_file, and not both"),
+        ('[acme]\nsecret_env = "A"\nsecret_file = "b"', "[acme] must have secret_env or secret_file, and not both"),
+        ('[acme]\nsecret = "canary-secret-5c1e"', "Never put a secret itself into this file"),
         (
             '[acme]\nsecret_env = "canary-secret-5c1e"',
             "[acme] names an environment variable in secret_env that is not set",
         ),
-        ('[acme]\nsecret_env = "A"\nregion = "ca"', "it may have secret_env, secret_file, auth_scheme, base_url"),
-        ("[acme]\nsecret_env = 7", "[acme] has no text for secret_env"),
+        (
+            '[acme]\nsecret_env = "A"\nregion = "ca"',
+            "the known ones are secret_env, secret_file, auth_scheme, base_url",
+        ),
+        ("[acme]\nsecret_env = 7", "[acme] must have a text as secret_env"),
         (
             '[acme]\nsecret_env = "A"\nauth_scheme = "canary-secret-5c1e"',
-            "has another auth_scheme than flinks-auth-key",
+            "must have one of these as auth_scheme: flinks-auth-key",
         ),
         ('[acme]\nsecret_file = "none.secret"', "secret_file of [acme] cannot be read: No such file"),
         ('[acme]\nsecret_env = "FLINKS_TEST_SECRET"\nbase_url = "http://far"', "[acme]: base_url is http:// to far"),
@@ -121,4 +124,4 @@ async def test_the_options_of_one_instance_do_not_go_with_a_file_of_many(tokens:
     args = ("fetch", tokens, "--job", "job", "--column", "token", "--instance-column", "place")
     result = await cli(*args, "--instances", instances, "--instance", "acme")
     assert result.exit_code == Exit.USAGE
-    assert "its file has what --instance" in result.stderr
+    assert "--instance, --base-url and --secret-file do not go with --instances" in result.stderr

@@ -41,7 +41,7 @@ class TestStatus:
     async def test_in_words(self, job: Path) -> None:
         result = await cli("status", job)
         assert result.exit_code == Exit.OK
-        assert "50 tokens in 5 shards, of which 5 are done:" in result.stdout
+        assert "50 tokens in 5 shards, 5 done:" in result.stdout
         assert "ended: complete." in result.stdout
 
     async def test_as_json(self, job: Path, tokens: Path) -> None:
@@ -60,10 +60,10 @@ class TestStatus:
         [
             (
                 4.0,
-                "is running. Figures of 4.0 s ago: 812 tokens/s, 60 of 64 in flight, p50 20 ms, about 3 min 0 s left.",
+                "is running. 4.0 s ago: 812 tokens/s, 60 of 64 in flight, p50 20 ms, about 3 min 0 s left.",
             ),
             (59.0, "is running."),
-            (61.0, "has no end, and has noted nothing for 61.0 s: it was killed, or its machine stopped."),
+            (61.0, "has no end, and was silent for 61.0 s: it was killed, or its machine stopped."),
         ],
     )
     async def test_of_a_run_without_an_end(
@@ -88,7 +88,7 @@ class TestStatus:
     async def test_of_a_run_that_has_noted_nothing_yet(self, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with closing(Ledger(job / "ledger.sqlite")) as ledger:
             ledger.begin_run(1000.0)
-        for now, said in ((1001.0, "is running."), (1061.0, "noted nothing for 61.0 s")):
+        for now, said in ((1001.0, "is running."), (1061.0, "was silent for 61.0 s")):
             monkeypatch.setattr(status_module, "time", SimpleNamespace(time=lambda now=now: now))
             assert said in (await cli("status", job)).stdout
 
@@ -206,7 +206,7 @@ class TestRetry:
         result = await cli("retry", job, *more, server=flinks_server)
         assert set(flinks_server.stats.per_token.values()) == {2}
         assert re.search(
-            r"An interrupted retry of \d tokens goes on first; --class is for the next one\.", result.stderr
+            r"An interrupted retry of \d tokens? is resumed first; --class applies to the next one\.", result.stderr
         )
 
     async def test_a_retry_that_goes_on_says_so(self, flinks_server: FlinksServer, failed: Path) -> None:
@@ -214,7 +214,7 @@ class TestRetry:
             assert opened.retry() == 1
         result = await cli("retry", failed, "--progress", "json", server=flinks_server)
         warnings = [event for event in map(json.loads, result.stderr.splitlines()) if event["event"] == "warning"]
-        assert warnings == [{"event": "warning", "text": "An interrupted retry of 1 tokens goes on first."}]
+        assert warnings == [{"event": "warning", "text": "An interrupted retry of 1 token is resumed first."}]
 
 
 class TestExport:
@@ -366,7 +366,7 @@ class TestPurge:
         monkeypatch.setattr("flinks_async.cli.purge.stdin_is_terminal", lambda: True)
         result = await cli("purge", job, stdin=answer)
         assert result.exit_code == Exit.OK
-        assert "its 50 answers for good?" in result.stderr
+        assert "its 50 answers permanently?" in result.stderr
         assert job.exists() == left
 
     async def test_answers_that_were_moved_away_stop_it_unless_they_are_to_be_forgotten(

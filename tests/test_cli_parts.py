@@ -6,7 +6,6 @@ import asyncio
 import errno
 import gc
 import io
-import json
 import logging
 import os
 import sys
@@ -17,81 +16,74 @@ from typing import Any
 
 import pytest
 
-from flinks_async import cli, errors
+from flinks_async import bulk, cli, errors
+from flinks_async.bulk import Progress
 from flinks_async.bulk.failures import failure_kind
-from flinks_async.bulk.inputs import SkippedLine
 from flinks_async.bulk.progress import Histogram, Rate
-from flinks_async.cli import output as output_module
-from flinks_async.cli.console import log_to_stderr, printable, say
-from flinks_async.cli.daemon import DaemonThread
+from flinks_async.cli.console import OutputError, duration, log_to_stderr, printable, say
+from flinks_async.cli.display import choose_display, repeated
 from flinks_async.cli.exit_codes import Exit
-from flinks_async.cli.metrics import Metrics, duration
-from flinks_async.cli.outcome_writer import Books, Counts, Place
-from flinks_async.cli.output import LineFile, OutputError
-from flinks_async.cli.progress import Bar, PlainLines, View, Watched, choose_display, shown
-from flinks_async.cli.run import run
-from flinks_async.observe import AttemptFinished, RetryScheduled
-from flinks_async.verdict import OK, Kind, Verdict
+from flinks_async.cli.output import LINES, whole_file
+from flinks_async.cli.secret_input import in_daemon_thread
+from flinks_async.cli.signals import run
 
 
-class TestLineFile:
-    def test_it_has_its_name_only_when_it_is_whole(self, tmp_path: Path) -> None:
-        file = LineFile(tmp_path / "out.jsonl", force=False)
-        file.write_now(b"1\n")
-        assert os.listdir(tmp_path) == ["out.jsonl.part"]
-        file.finish()
-        assert os.listdir(tmp_path) == ["out.jsonl"]
-        assert file.finished
+class TestWholeFile:
+    @pytest.fixture
+    def job(self, tmp_path: Path) -> str:
+        (tmp_path / "t.txt").write_text("one\n")
+        with bulk.Job.start(tmp_path / "job", bulk.InputFile(tmp_path / "t.txt"), bulk.JSONLParts()):
+            pass
+        return str(tmp_path / "job")
 
-    @pytest.mark.parametrize("written", [0, 3])
-    def test_a_full_disk_leaves_whole_lines(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+    def test_it_has_its_name_only_when_it_is_whole(self, tmp_path: Path, job: str) -> None:
+        with whole_file(str(tmp_path / "out"), job, LINES, force=False) as write:
+            write(b"1\n")
+            assert not (tmp_path / "out").exists()
+        assert (tmp_path / "out").read_bytes() == b"1\n"
+
+    @pytest.mark.parametrize("before", [b"precious", None])
+    def test_a_full_disk_changes_nothing(
+        self, tmp_path: Path, job: str, monkeypatch: pytest.MonkeyPatch, before: bytes | None
     ) -> None:
-        file = LineFile(tmp_path / "out.jsonl", force=False)
-        file.write_now(b'{"line":1}\n')
-        write = os.write
-
-        def full(number: int, data: Any) -> int:
-            monkeypatch.setattr(os, "write", no_space)
-            return write(number, bytes(data)[:written])
-
         def no_space(number: int, data: Any) -> int:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-        monkeypatch.setattr(output_module.os, "write", full)
-        with pytest.raises(OutputError, match=r"out\.jsonl\.part cannot be written: No space left"):
-            file.write_now(b'{"line":2}\n')
-        assert file.abandon() == tmp_path / "out.jsonl.part"
-        assert (tmp_path / "out.jsonl.part").read_bytes() == b'{"line":1}\n'
+        out = tmp_path / "out"
+        if before is not None:
+            out.write_bytes(before)
+        with pytest.raises(bulk.StoreError, match="out cannot be written: No space left"):
+            with whole_file(str(out), job, LINES, force=True) as write:
+                write(b"1\n")
+                monkeypatch.setattr(os, "write", no_space)
+                write(b"2\n")
+        assert sorted(os.listdir(tmp_path)) == ["job", *(["out"] if before else []), "t.txt"]
+        assert before is None or out.read_bytes() == before
 
-    def test_a_file_that_came_into_being_meanwhile_is_not_overwritten(self, tmp_path: Path) -> None:
-        file = LineFile(tmp_path / "out.jsonl", force=False)
-        file.write_now(b"1\n")
-        (tmp_path / "out.jsonl").write_text("precious")
-        with pytest.raises(OutputError, match="come into being"):
-            file.finish()
-        assert (tmp_path / "out.jsonl").read_text() == "precious"
-        assert (tmp_path / "out.jsonl.part").read_text() == "1\n"
+    def test_a_file_that_came_into_being_meanwhile_is_not_overwritten(self, tmp_path: Path, job: str) -> None:
+        out = tmp_path / "out"
+        with pytest.raises(OutputError, match="made by another program"):
+            with whole_file(str(out), job, LINES, force=False) as write:
+                write(b"1\n")
+                out.write_text("precious")
+        assert out.read_text() == "precious"
+        assert not (tmp_path / "out.tmp").exists()
 
-    def test_a_folder_that_is_deleted_meanwhile(self, tmp_path: Path) -> None:
-        folder = tmp_path / "folder"
-        folder.mkdir()
-        file = LineFile(folder / "out.jsonl", force=False)
-        file.write_now(b"1\n")
-        if os.name != "nt":  # Windows does not delete what is open
-            (folder / "out.jsonl.part").unlink()
-            folder.rmdir()
-            with pytest.raises(OutputError, match="No such file"):
-                file.finish()
-        file.abandon()
+    @pytest.mark.skipif(os.name == "nt", reason="Windows does not delete what is open")
+    def test_a_folder_that_is_deleted_meanwhile(self, tmp_path: Path, job: str) -> None:
+        (tmp_path / "folder").mkdir()
+        with pytest.raises(bulk.StoreError, match="No such file"):
+            with whole_file(str(tmp_path / "folder" / "out"), job, LINES, force=False) as write:
+                write(b"1\n")
+                (tmp_path / "folder" / "out.tmp").unlink()
+                (tmp_path / "folder").rmdir()
 
     @pytest.mark.skipif(os.name == "nt", reason="needs symbolic links")
-    def test_a_planted_link_is_not_followed(self, tmp_path: Path) -> None:
+    def test_a_planted_link_is_not_followed(self, tmp_path: Path, job: str) -> None:
         (tmp_path / "victim").write_text("precious")
-        (tmp_path / "out.jsonl.part").symlink_to(tmp_path / "victim")
-        file = LineFile(tmp_path / "out.jsonl", force=True)
-        file.write_now(b"1\n")
-        file.finish()
+        (tmp_path / "out.tmp").symlink_to(tmp_path / "victim")
+        with whole_file(str(tmp_path / "out"), job, LINES, force=True) as write:
+            write(b"1\n")
         assert (tmp_path / "victim").read_text() == "precious"
 
 
@@ -105,7 +97,7 @@ class TestBeforeThereIsALoop:
         async def main() -> None:
             pytest.fail("it is not begun")
 
-        monkeypatch.setattr("flinks_async.cli.run.fast_loop", interrupted)
+        monkeypatch.setattr("flinks_async.cli.signals.fast_loop", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(main)
         gc.collect()
@@ -125,15 +117,7 @@ class TestBeforeThereIsALoop:
         assert capsys.readouterr().err == "Interrupted.\n"
 
 
-class Lines:
-    def __init__(self) -> None:
-        self.lines: list[bytes] = []
-
-    async def write(self, line: bytes) -> None:
-        self.lines.append(line)
-
-
-class TestBooks:
+class TestFailureKinds:
     @pytest.mark.parametrize(
         ("error", "kind"),
         [
@@ -162,25 +146,8 @@ class TestBooks:
     ) -> None:
         assert failure_kind(error) == kind
 
-    async def test_the_numbers_add_up(self) -> None:
-        out, failed, skipped = Lines(), Lines(), Lines()
-        books = Books(out, failed, skipped)
-        for kind in ("header", "blank", "duplicate", "continued", "invalid"):
-            await books.note(SkippedLine(1, kind, "why"))  # type: ignore[arg-type]
-        for _ in range(3):
-            books.take()
-        await books.failed(Place(2), errors.BadRequestError("no"))
-        counts = books.counts
-        assert (counts.lines, counts.done, counts.unfinished, counts.invalid) == (8, 1, 2, 1)
-        assert (len(out.lines), len(failed.lines), len(skipped.lines)) == (0, 2, 2)
-        assert json.loads(failed.lines[0])["message"] == "why"
 
-
-def finished(wire_time: float, kind: Kind = Kind.OK, status: int | None = 200) -> AttemptFinished:
-    return AttemptFinished("host", 1, "f", OK if kind is Kind.OK else Verdict(kind, "x"), status, 0.0, wire_time, 0)
-
-
-class TestMetrics:
+class TestTimes:
     def test_percentiles_are_right_to_a_twentieth(self) -> None:
         histogram = Histogram()
         for milliseconds in range(1, 1001):
@@ -196,32 +163,23 @@ class TestMetrics:
         histogram.add(seconds)
         assert histogram.percentile(0.99) is not None
 
-    def test_events_are_counted(self) -> None:
-        metrics = Metrics()
-        assert metrics.percentiles(0.5) == ""
-        metrics(finished(0.1))
-        metrics(finished(0.1, Kind.THROTTLED, 401))
-        metrics(RetryScheduled("host", 1, "f", Verdict(Kind.THROTTLED, "x"), 1.0))
-        metrics(finished(9.0, Kind.TRANSIENT, None))  # a time-out is no response time
-        assert (metrics.attempts, metrics.retried, metrics.throttled) == (3, 1, 1)
-        assert metrics.percentiles(0.5, 0.99) == "p50 102 ms, p99 102 ms"
-
     def test_durations(self) -> None:
         assert [duration(s) for s in (0.0123, 1.25, 119, 3725)] == ["12.3 ms", "1.2 s", "119.0 s", "62 min 5 s"]
         assert duration(100_000) == "27 h 46 min"
 
 
-class File:
-    size: int | None = 1000
-    position = 250
-
-
 @pytest.fixture
-def watched() -> Watched:
-    counts, times = Counts(), iter([0.0, 2.0])
-    watched = Watched(counts, Metrics(), File(), now=lambda: next(times))
-    counts.taken, counts.fetched = 1200, 1000
-    return watched
+def progress() -> Progress:
+    return Progress(
+        phase="fetching", total=4000, fetched=990, failed=10, requests=1030, retries=30, throttled=0, in_flight=3, limit=20,
+        held_back=0.0, p50=0.0102, p95=0.0204, rate=500.0, eta=6.0, seconds=2.0, size=1,
+    )  # fmt: skip
+
+
+LINE = (
+    "25% · 1,000 of 4,000 done · 500/s · 6.0 s left · 990 ok · 10 failed · 30 retried · p50 10.2 ms, p95 20.4 ms"
+    " · 3 of 20 in flight"
+)
 
 
 class TestProgress:
@@ -232,73 +190,71 @@ class TestProgress:
         assert rate.at(10.0, 110) == pytest.approx(100 / 9)
         assert rate.at(15.0, 110) == 0.0
 
-    def test_plain_lines(self, watched: Watched, capsys: pytest.CaptureFixture[str]) -> None:
-        PlainLines().show(watched.view())
-        assert (
-            capsys.readouterr().err == "25% read · 1,000 done · 500/s · 6.0 s left · 1,000 ok · 0 failed · 0 retried\n"
-        )
+    def test_plain_lines(self, progress: Progress, capsys: pytest.CaptureFixture[str]) -> None:
+        choose_display("plain").progress(progress)
+        assert capsys.readouterr().err == f"{LINE}\n"
+
+    def test_while_the_input_is_read(self, capsys: pytest.CaptureFixture[str]) -> None:
+        choose_display("plain").planning(1, 4)
+        assert capsys.readouterr().err == "25% read · reading the tokens\n"
 
     async def test_it_is_shown_again_and_again(self) -> None:
-        views: list[View] = []
-        twice = asyncio.Event()
+        times, twice = 0, asyncio.Event()
 
-        class Display:
-            interval = 0.0
-            closed = False
+        def show() -> None:
+            nonlocal times
+            times += 1
+            if times == 2:
+                twice.set()
 
-            def show(self, view: View) -> None:
-                views.append(view)
-                if len(views) == 2:
-                    twice.set()
-
-            def close(self) -> None:
-                self.closed = True
-
-        display = Display()
-        async with shown(lambda: View("x"), display):
+        async with repeated(0.0, show):
             await twice.wait()
-        assert display.closed
+        seen = times
+        await asyncio.sleep(0.01)
+        assert times == seen, "not after the block"
 
-    def test_a_bar_on_a_terminal(self, watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_bar_on_a_terminal(self, progress: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
         terminal = io.StringIO()
         terminal.isatty = lambda: True  # type: ignore[method-assign]
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.setenv("COLUMNS", "80")
         threads = set(threading.enumerate())
-        display = choose_display()
-        assert isinstance(display, Bar)
-        display.show(watched.view())
+        display = choose_display("auto")
+        display.progress(progress)
         assert not set(threading.enumerate()) - threads, "rich would refresh in a thread"
         display.close()
         assert "25%" in terminal.getvalue()
-        assert "1,000 done · 500/s" in terminal.getvalue()
-        assert "1,000 ok · 0 failed · 0 retried" in terminal.getvalue()
-        assert isinstance(choose_display(beside_answers=True), PlainLines)
-        assert isinstance(choose_display("plain"), PlainLines)
+        assert "1,000 of 4,000 done · 500/s" in terminal.getvalue()
+        assert "990 ok · 10 failed · 30 retried" in terminal.getvalue()
+        choose_display("auto", beside_answers=True).progress(progress)
+        assert terminal.getvalue().endswith(f"{LINE}\n"), "no bar beside answers"
 
-    def test_what_is_chosen(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert choose_display("none") is None
-        assert isinstance(choose_display(), PlainLines)
+    def test_what_is_chosen(
+        self, progress: Progress, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        choose_display("none").progress(progress)
+        assert capsys.readouterr().err == ""
+        choose_display("auto").progress(progress)
+        assert capsys.readouterr().err == f"{LINE}\n", "no bar without a terminal"
         monkeypatch.setattr(sys, "stderr", None)
-        assert isinstance(choose_display(), PlainLines)
+        choose_display("auto").progress(progress)
 
 
 class TestDaemonThread:
-    async def test_results_and_errors_come_back_in_turn(self) -> None:
-        thread = DaemonThread("test")
-        assert await asyncio.gather(*(thread.call(lambda n=n: n) for n in range(5))) == [0, 1, 2, 3, 4]  # type: ignore[misc]
+    async def test_results_and_errors_come_back(self) -> None:
+        assert await in_daemon_thread(lambda: 7) == 7
         with pytest.raises(ZeroDivisionError):
-            await thread.call(lambda: 1 / 0)
-        thread.close()
+            await in_daemon_thread(lambda: 1 / 0)
 
     async def test_nobody_has_to_wait(self) -> None:
-        thread, gate = DaemonThread("test"), threading.Event()
-        thread.call(gate.wait).cancel()
-        after = thread.call(lambda: "after")
+        gate = threading.Event()
+        task = asyncio.ensure_future(in_daemon_thread(gate.wait))
+        await asyncio.sleep(0)
+        task.cancel()
+        await asyncio.wait({task})
+        assert all(thread.daemon for thread in threading.enumerate() if thread.name == "flinks-async-input")
         gate.set()
-        assert await after == "after"
-        thread.close()
 
 
 class TestConsole:

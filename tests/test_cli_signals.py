@@ -40,29 +40,32 @@ async def test_the_first_signal_finishes_what_is_in_flight(
 ) -> None:
     process = await started(flinks_server, tmp_path)
     process.send_signal(number)
-    await said(process, b"4 in flight")
+    await said(process, b"4 requests in flight")
     flinks_server.release()
     _, stderr = await process.communicate()
 
     assert process.returncode == code
     assert len(flinks_server.stats.per_token) == 4, "no more tokens were taken"
-    part = tmp_path / "answers.jsonl.part"
-    assert sorted(record["line"] for record in records(part)) == [1, 2, 3, 4]
-    assert not (tmp_path / "answers.jsonl").exists()
-    assert str(part).encode() in stderr
-    assert b"--force" in stderr
+    out = tmp_path / "answers.jsonl"
+    assert sorted(record["line"] for record in records(out)) == [1, 2, 3, 4]
+    assert b"46 tokens still to be fetched. Run the same command again to fetch them." in stderr
+    again = await start("fetch", tmp_path / "t.txt", "--out", out, server=flinks_server)
+    await again.communicate()
+    assert again.returncode == Exit.OK
+    assert sorted(record["line"] for record in records(out)) == [*range(1, 51)]
+    assert set(flinks_server.stats.per_token.values()) == {1}, "the same command resumes"
 
 
 async def test_the_second_signal_ends_it_at_once(flinks_server: FlinksServer, tmp_path: Path) -> None:
     process = await started(flinks_server, tmp_path)
     process.send_signal(signal.SIGINT)
-    await said(process, b"Once more stops at once")
+    await said(process, b"A second signal stops at once")
     process.send_signal(signal.SIGINT)
     _, stderr = await process.communicate()
     assert process.returncode == Exit.SIGINT
-    assert b"unfinished          4" in stderr
+    assert b"50 tokens still to be fetched" in stderr
     assert b"Traceback" not in stderr
-    assert not list(tmp_path.glob("answers*")), "an empty part is of no use"
+    assert not records(tmp_path / "answers.jsonl")
     flinks_server.release()
 
 
@@ -71,24 +74,43 @@ async def test_a_silent_standard_input_does_not_hold_it_up(flinks_server: Flinks
     process = await start(*args, server=flinks_server, stdin=asyncio.subprocess.PIPE)
     assert process.stdin is not None
     process.stdin.write(b"token-1\n")
-    await flinks_server.received(1)
+    await said(process, b"cannot be resumed")
     process.send_signal(signal.SIGINT)
-    await said(process, b"Interrupted")
+    await said(process, b"Interrupted before anything was fetched")
     assert await process.wait() == Exit.SIGINT  # with the pipe still open
-    assert len(records(tmp_path / "answers.jsonl.part")) == 1
+    assert flinks_server.stats.requests == 0
     process.stdin.close()
 
 
-async def test_lines_of_standard_input_are_fetched_as_they_come(flinks_server: FlinksServer) -> None:
+async def test_answers_are_printed_as_shards_complete(flinks_server: FlinksServer) -> None:
+    flinks_server.script("token-150", ["hang"])
     process = await start("fetch", "-", "--out", "-", server=flinks_server, stdin=asyncio.subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
-    for number in (1, 2):
-        process.stdin.write(b"token-%d\n" % number)
-        assert json.loads(await process.stdout.readline())["line"] == number
+    process.stdin.write(b"".join(b"token-%d\n" % n for n in range(1, 201)))
     process.stdin.close()
+    lines = {json.loads(await process.stdout.readline())["line"] for _ in range(100)}
+    assert lines == {*range(1, 101)}, "while the second shard is in progress"
+    flinks_server.release()
     await process.communicate()
     assert process.returncode == Exit.OK
+
+
+async def test_a_reader_that_does_not_read_does_not_hold_up_the_second_signal(flinks_server: FlinksServer) -> None:
+    """The answers are larger than the buffer of the pipe."""
+    for number in range(200):
+        flinks_server.set_answer(f"token-{number}", b'{"GetAccountsDetail":[],"New":"%b"}' % (b"x" * 5000))
+    process = await start("fetch", "-", "--out", "-", server=flinks_server, stdin=asyncio.subprocess.PIPE)
+    assert process.stdin is not None
+    process.stdin.write(b"".join(b"token-%d\n" % n for n in range(200)))
+    process.stdin.close()
+    await flinks_server.received(200)
+    process.send_signal(signal.SIGINT)
+    await said(process, b"A second signal stops at once")
+    process.send_signal(signal.SIGINT)
+    await asyncio.wait_for(said(process, b"200 tokens still to be fetched"), 10)  # and nothing was read yet
+    await process.communicate()
+    assert process.returncode == Exit.SIGINT
 
 
 async def test_get_is_interrupted(flinks_server: FlinksServer) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from flinks_async import FlinksClient, bulk
 from flinks_async.bulk import export
-from flinks_async.cli.demo_check import check
+from flinks_async.cli.demo import check
 from flinks_async.cli.exit_codes import Exit
 from flinks_async.testing import DemoFaults, expected_answer
 
@@ -34,7 +34,7 @@ class TestSimulate:
         process.terminate()
         _, stderr = await process.communicate()
         assert process.returncode == Exit.OK
-        assert b"1 requests, 1 answered" in stderr
+        assert b"1 request, 1 answered" in stderr
 
     async def test_a_port_that_is_taken(self, flinks_server: Any) -> None:
         result = await cli("simulate", "--port", flinks_server.base_url.rpartition(":")[2])
@@ -78,7 +78,7 @@ class TestDemo:
         assert result.exit_code == Exit.OK, result.stderr
         assert "Checked: all 300 fetchable tokens arrived" in result.stderr
         done = re.search(r"Killed \(SIGKILL\) with (\d+) of 300 tokens done", result.stderr)
-        again = re.search(r"(\d+) tokens had to be fetched again, .* \(at most 48\)", result.stderr)
+        again = re.search(r"(\d+) tokens were fetched again, .* \(at most 48\)", result.stderr)
         wire = re.search(r"server counted: (\d+) requests", result.stderr)
         assert done is not None
         assert again is not None

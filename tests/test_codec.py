@@ -1,4 +1,4 @@
-"""Bytes to models: what is kept, what is refused, and how it is said."""
+"""Decoding: which data is kept, which is refused, and the error messages."""
 
 from __future__ import annotations
 
@@ -81,9 +81,9 @@ def test_what_comes_goes_back(data: dict[str, Any]) -> None:
 @given(answers)
 def test_answers_are_plain_data(data: dict[str, Any]) -> None:
     answer = codec.decode(to_bytes(data))
-    for twin in (pickle.loads(pickle.dumps(answer)), copy.deepcopy(answer), copy.copy(answer), evolve(answer)):
-        assert twin == answer
-        assert twin.to_dict() == answer.to_dict()
+    for copied in (pickle.loads(pickle.dumps(answer)), copy.deepcopy(answer), copy.copy(answer), evolve(answer)):
+        assert copied == answer
+        assert copied.to_dict() == answer.to_dict()
     assert hash(answer.meta) == hash(Meta())
 
 
@@ -311,7 +311,7 @@ def test_a_body_cut_anywhere_is_an_error(data: dict[str, Any], draw: st.DataObje
 
 
 class Move(str):
-    """What a user would rather have than a Transaction."""
+    """A user's own class in place of Transaction."""
 
 
 BODY = to_bytes(

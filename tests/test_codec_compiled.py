@@ -1,4 +1,4 @@
-"""The fast path, in one step and in many, gives what the careful path gives: the same answers, the same errors."""
+"""The compiled path returns what the reference path returns, in one step or many: the same answers, the same errors."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ META = Meta(attempts=3, queue_time=0.5)
 
 
 def outcome(decode: Any) -> Any:
-    """What can be compared: the answer with all that hangs on it, or the error with its words."""
+    """A comparable form of the result: the answer with its wire states and `meta`, or the error with its message."""
     try:
         answer = decode()
     except DecodeError as error:
-        if isinstance(error, NotJSONError):  # of several defects, the one that is met first has the word
+        if isinstance(error, NotJSONError):  # of several defects, each path reports the first one that it meets
             return NotJSONError, error.path, None, error.__context__
         return type(error), error.path, error.message, error.__context__
     return answer, answer.to_dict(), answer.meta, _states(answer)
@@ -64,7 +64,7 @@ def by_reference(body: bytes) -> Any:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Everything is cut, however small it is."""
+    """Cuts every body, however small."""
     with monkeypatch.context() as patch:
         _small_pieces(patch)
         yield
@@ -90,7 +90,7 @@ def check_all_ways(body: bytes, *codecs: Codec) -> None:
             assert outcome(lambda codec=codec: run_steps(codec.decode_steps(body, META))[0]) == expected
 
 
-used = Codec()  # has seen many shapes by the end
+used = Codec()  # observes many fields in the course of the tests
 
 
 @settings(max_examples=150, deadline=None)
@@ -173,7 +173,7 @@ def test_large_bodies(size: tuple[int, int], unknown: bool) -> None:
 
 
 @pytest.mark.parametrize("wrong", [b'"x"', b"true", b"1e400"])
-def test_an_error_in_the_third_slice(wrong: bytes) -> None:
+def test_an_error_in_the_third_step(wrong: bytes) -> None:
     data = from_bytes(payload((1, 1500)))
     number = 2 * steps.TRANSACTIONS_PER_STEP + 17
     data["GetAccountsDetail"][0]["Accounts"][0]["Transactions"][number]["Debit"] = 424242
@@ -182,14 +182,14 @@ def test_an_error_in_the_third_slice(wrong: bytes) -> None:
         with pytest.raises(WrongTypeError) as caught:
             decode()
         assert caught.value.path == f"GetAccountsDetail[0].Accounts[0].Transactions[{number}].Debit"
-    # An earlier wrong type wins, although it is outside of the slices; so does broken JSON anywhere.
+    # Broken JSON anywhere is reported before a wrong type.
     assert by_reference(body)[1] == f"GetAccountsDetail[0].Accounts[0].Transactions[{number}].Debit"
     worse = body[:-1] + b',"New":"\xff"}'
     with pytest.raises(NotJSONError):
         run_steps(Codec().decode_steps(worse))
 
 
-def test_a_late_null_and_a_late_unknown_field_do_not_need_the_careful_path_twice() -> None:
+def test_a_late_null_and_a_late_unknown_field_need_the_reference_path_once() -> None:
     data = from_bytes(payload((1, 900)))
     move = data["GetAccountsDetail"][0]["Accounts"][0]["Transactions"][850]
     move["Brand new"] = {"a": [Decimal("1.0")]}
@@ -202,7 +202,7 @@ def test_a_late_null_and_a_late_unknown_field_do_not_need_the_careful_path_twice
     assert codec._decoder.compiled(body, META) == first[0]
 
 
-def test_shapes_are_learned_but_not_without_end() -> None:
+def test_only_a_limited_number_of_unknown_fields_is_observed() -> None:
     codec = Codec()
     for number in range(40):
         body = to_bytes({"GetAccountsDetail": [], "RequestId": "a", f"New{number}": number})
@@ -212,12 +212,14 @@ def test_shapes_are_learned_but_not_without_end() -> None:
     assert codec.decode(to_bytes({'Odd "key"': 1})).extra == {'Odd "key"': 1}
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("observed", [False, True])
 @pytest.mark.parametrize("direct", [0, 64 * 1024])
-async def test_a_known_shape_is_not_read_carefully(learned: bool, direct: int, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_an_answer_with_observed_fields_never_takes_the_reference_path(
+    observed: bool, direct: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     codecs = [Codec() for _ in range(3)]
-    body = to_bytes({"GetAccountsDetail": {}, "New": 1} if learned else {"GetAccountsDetail": [], "RequestId": "a"})
-    for codec in codecs if learned else []:
+    body = to_bytes({"GetAccountsDetail": {}, "New": 1} if observed else {"GetAccountsDetail": [], "RequestId": "a"})
+    for codec in codecs if observed else []:
         codec.decode(body)
     monkeypatch.setattr(codec_module, "DIRECT_SIZE", direct)
     monkeypatch.setattr(steps.Decoder, "reference_steps", None)
@@ -229,7 +231,7 @@ async def test_a_known_shape_is_not_read_carefully(learned: bool, direct: int, m
 @pytest.mark.parametrize(("key", "right", "wrong"), [("Accounts", [{}], {}), ("Links", [{}], {}), ("Login", {}, [{}])])
 def test_an_array_of_one_is_no_object(key: str, right: Any, wrong: Any) -> None:
     codec = Codec()
-    codec.decode(to_bytes({"GetAccountsDetail": [{key: right}]}))  # to learn the shape
+    codec.decode(to_bytes({"GetAccountsDetail": [{key: right}]}))  # observes the fields
     body = to_bytes({"GetAccountsDetail": [{key: wrong}]})
     assert by_reference(body)[:2] == (WrongTypeError, f"GetAccountsDetail[0].{key}")
     check_all_ways(body, codec)
@@ -247,18 +249,18 @@ def test_an_array_of_one_is_no_object(key: str, right: Any, wrong: Any) -> None:
 def test_what_is_null_or_missing(detail: dict[str, Any]) -> None:
     body = to_bytes({"GetAccountsDetail": [detail, {"LoginId": "a"}, {"Accounts": [{"Transactions": [{}]}]}]})
     codec = Codec()
-    for _ in range(2):  # before and after it has learned the shape
+    for _ in range(2):  # before and after the fields are observed
         check_all_ways(body, codec)
 
 
 def test_objects_that_look_the_same_share_their_state() -> None:
     codec, body = Codec(), b'{"GetAccountsDetail":[{"Accounts":[{"Id":"a"},{"Id":"b"}]}]}'
-    codec.decode(body)  # to learn the shape
+    codec.decode(body)  # observes the fields
     first, second = codec.decode(body).accounts
     assert first.wire_state is second.wire_state
 
 
-def test_on_the_careful_path_they_share_it_too() -> None:
+def test_on_the_reference_path_they_share_it_too() -> None:
     answer = run_steps(
         Codec()._decoder.reference_steps(b'{"GetAccountsDetail":[{},{},{"Links":null},{"New":1}]}', META)
     )[0]
@@ -269,7 +271,7 @@ def test_on_the_careful_path_they_share_it_too() -> None:
     assert (fourth.extra, first.extra) == ({"New": 1}, {})
 
 
-def test_on_the_careful_path_no_more_states_are_kept_either(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_reference_path_keeps_a_limited_number_of_states(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flinks_async.codec.reference.MAX_STATES", 1)
     body = b'{"GetAccountsDetail":[{"Tag":""},{"LoginId":""},{"Tag":""},{"LoginId":""}]}'
     answer = run_steps(Codec()._decoder.reference_steps(body, META))[0]
@@ -289,8 +291,8 @@ def test_not_more_than_4096_states_are_kept() -> None:
 
 
 @pytest.mark.parametrize("cls", [*MODELS, WireState])
-def test_twins_become_models_by_assignment(cls: type) -> None:
-    """If an interpreter sees another layout, decoding still works, but slowly: then this says so."""
+def test_a_mutable_object_becomes_a_model_by_assignment(cls: type) -> None:
+    """Where an interpreter considers the layouts different, decoding is slower, and this test fails to say so."""
     made, convert = mutable_class(cls)
     assert convert is None
     assert made.__slots__ == cls.__slots__
@@ -298,7 +300,7 @@ def test_twins_become_models_by_assignment(cls: type) -> None:
 
 @attrs.frozen
 class Odd(Model):
-    """A model of another layout than it says."""
+    """A model whose slots are not those of its layout."""
 
     name: str
     _wire: WireState
@@ -307,7 +309,7 @@ class Odd(Model):
 Odd.__slots__ = (*Odd.__slots__, "more")
 
 
-def test_a_twin_of_another_layout_is_converted() -> None:
+def test_a_mutable_object_of_another_layout_is_converted() -> None:
     made, convert = mutable_class(Odd)
     full: Any = made()
     full.name, full._wire = "a", DEFAULT_WIRE_STATE
@@ -319,7 +321,7 @@ def convert_by_init(cls: Any) -> Any:
     return lambda full: cls(**{a.alias: getattr(full, a.name) for a in attrs.fields(cls)})
 
 
-def test_models_can_also_be_made_without_that(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_also_works_without_assignment_of_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
     body = payload((2, 3), unknown=True)
     expected = by_reference(body)
     real_mutable_class = mutable_class
@@ -342,7 +344,7 @@ def test_a_hook_leaves_the_other_classes_fast() -> None:
     codec = Codec()
     codec.converter.register_structure_hook(Transaction, lambda value, _: value["Id"])
     body = payload((2, 3))
-    codec.decode(body)  # to learn its shape
+    codec.decode(body)  # observes the fields
     answer = codec._decoder.compiled(body, META)
     assert answer is not None
     expected = [
@@ -354,7 +356,7 @@ def test_a_hook_leaves_the_other_classes_fast() -> None:
 
 
 @pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
-def test_a_hook_for_any_class_gives_the_same_on_every_way(cls: type[Model], small_pieces: None) -> None:
+def test_a_hook_for_any_class_gives_the_same_by_every_path(cls: type[Model], small_pieces: None) -> None:
     def hooked() -> Codec:
         codec = Codec()
         ours = codec.converter.get_structure_hook(cls)
@@ -371,7 +373,7 @@ def test_a_hook_for_any_class_gives_the_same_on_every_way(cls: type[Model], smal
         assert run_steps(codec.decode_steps(body, META))[0] == value
 
 
-def test_a_hook_that_fails_in_a_slice(small_pieces: None) -> None:
+def test_a_hook_that_fails_in_a_later_step(small_pieces: None) -> None:
     def hook(value: Any, _: Any) -> Any:
         if value["Balance"] == 7:
             raise ZeroDivisionError("CANARY")
@@ -400,15 +402,15 @@ def test_a_hook_that_fails_in_a_slice(small_pieces: None) -> None:
             (1, 4000),
             True,
             1 + 4000 // steps.TRANSACTIONS_PER_STEP + steps.TRANSACTIONS_PER_STEP // steps.OBJECTS_PER_STEP,
-        ),  # the first slice teaches the field
+        ),  # the field is observed in the first batch
         ((3, 300), False, 1 + 3 * 2),
         ((steps.MANY_ACCOUNTS, 8), False, 1 + steps.MANY_ACCOUNTS),
         ((300, 10), False, 1 + 10),  # by 64 KB
     ],
 )
-def test_the_steps_of_the_fast_path(size: Any, unknown: bool, count: int) -> None:
+def test_the_steps_of_the_compiled_path(size: Any, unknown: bool, count: int) -> None:
     codec = Codec()
-    codec.decode(payload((1, 1)))  # to learn the shape
+    codec.decode(payload((1, 1)))  # observes the fields
     assert run_steps(codec.decode_steps(payload(size, unknown=unknown), META))[1] == count
 
 
@@ -432,7 +434,7 @@ def test_a_large_account_among_many_has_steps_of_its_own() -> None:
         ({"Accounts": [{}, {"Transactions": [{}] * 1000}] * 2, "Links": [{}] * 100}, 42),
     ],
 )
-def test_the_steps_of_the_careful_path(detail: Any, count: int) -> None:
+def test_the_steps_of_the_reference_path(detail: Any, count: int) -> None:
     def turns(details: Any) -> int:
         return run_steps(Codec()._decoder.reference_steps(to_bytes({"GetAccountsDetail": details}), META))[1]
 
@@ -440,7 +442,7 @@ def test_the_steps_of_the_careful_path(detail: Any, count: int) -> None:
     assert turns([{"Accounts": None}, detail, *[{}] * 98, detail]) == 2 * count + 3
 
 
-def test_what_was_read_in_turns_is_not_read_again() -> None:
+def test_items_that_were_read_in_steps_are_not_read_again() -> None:
     codec, seen = Codec(), []
     codec.converter.register_structure_hook(Transaction, lambda value, _: seen.append(value["Id"]))
     moves = [{"Id": str(number)} for number in range(3 * steps.OBJECTS_PER_STEP - 1)]
@@ -463,7 +465,7 @@ def test_many_entries_accounts_or_links_have_steps(cut: bool) -> None:
             *([entry] * (each + cut * (each - 1))),
         ]
         codec, body = Codec(), to_bytes({"GetAccountsDetail": details}).ljust(codec_module.DIRECT_SIZE + 1)
-        codec.decode(body)  # to learn the shape
+        codec.decode(body)  # observes the fields
         answer, count = run_steps(codec._decoder.compiled_steps(body, META))
         assert (answer is not None) == few
         answer, count = run_steps(codec.decode_steps(body, META))
@@ -471,17 +473,17 @@ def test_many_entries_accounts_or_links_have_steps(cut: bool) -> None:
         assert (count > each // steps.OBJECTS_PER_STEP) == (not few)
 
 
-def test_many_entries_are_looked_through_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_many_entries_are_scanned_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     body = to_bytes({"GetAccountsDetail": [{"Accounts": [{}] * 9}] * 5})
     turns = []
-    for look in (1, 5, 50, 51):
-        monkeypatch.setattr(steps, "SCANNED_PER_STEP", look)
+    for scanned in (1, 5, 50, 51):
+        monkeypatch.setattr(steps, "SCANNED_PER_STEP", scanned)
         turns.append(run_steps(Codec()._decoder.reference_steps(body, META))[1])
     assert turns == [50, 10, 1, 0]
 
 
-@pytest.mark.parametrize("learned", [False, True])
-def test_transactions_of_much_data_have_steps(learned: bool) -> None:
+@pytest.mark.parametrize("observed", [False, True])
+def test_transactions_of_much_data_have_steps(observed: bool) -> None:
     codec = Codec()
     whole = {
         "Date": "2024-01-01",
@@ -492,7 +494,7 @@ def test_transactions_of_much_data_have_steps(learned: bool) -> None:
         "Balance": 2,
         "Id": "i",
     }
-    if learned:
+    if observed:
         codec.decode(to_bytes({"GetAccountsDetail": [{"Accounts": [{"Transactions": [{**whole, "X": 1}]}]}]}))
     for items, more in ((255, False), (265, True)):
         fields = [{**whole, "X": ["a" * 1000] * items}] * 4
@@ -502,11 +504,11 @@ def test_transactions_of_much_data_have_steps(learned: bool) -> None:
         answer, count = run_steps(codec.decode_steps(body, META))
         assert answer.to_dict() == from_bytes(body)
         assert (count > 10) == more
-        codec = Codec() if not learned else codec
+        codec = Codec() if not observed else codec
 
 
 @pytest.mark.parametrize("top", [False, True])
-def test_an_answer_of_more_than_a_million_values_is_read_as_ever(top: bool) -> None:
+def test_an_answer_of_more_than_a_million_values_is_read(top: bool) -> None:
     body = payload((2, 70_000), unknown=True)
     if top:
         body = b'{"New":[1,{"a":[]}],' + body[1:]

@@ -1,4 +1,4 @@
-"""Code, message and request id of an answer that says no."""
+"""The envelope of an answer: code, status, message and request id."""
 
 from __future__ import annotations
 

@@ -80,10 +80,10 @@ def test_only_what_is_larger_than_a_piece_is_cut() -> None:
 
 
 @pytest.mark.parametrize(("opening", "closing"), [(b"[", b"]"), (b'{"a":', b"}")])
-@pytest.mark.parametrize("learned", [False, True])
-def test_an_unknown_field_has_a_hundred_levels_at_most(opening: bytes, closing: bytes, learned: bool) -> None:
+@pytest.mark.parametrize("observed", [False, True])
+def test_an_unknown_field_has_a_hundred_levels_at_most(opening: bytes, closing: bytes, observed: bool) -> None:
     codec = Codec()
-    if learned:
+    if observed:
         codec.decode(b'{"New":1,"New2":1}')
     for name in (b"New", b"New2"):
         codec.decode(b'{"%b":' % name + opening * 100 + b"1" + closing * 100 + b"}")
@@ -161,7 +161,7 @@ def test_more_values_than_account_data_have_are_refused_before_they_are_read(
     assert memory.peak < 2 * len(body)
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("observed", [False, True])
 @pytest.mark.parametrize(
     ("opening", "closing"),
     [
@@ -172,10 +172,10 @@ def test_more_values_than_account_data_have_are_refused_before_they_are_read(
     ],
 )
 def test_an_unknown_field_has_a_million_values_at_most(
-    opening: bytes, closing: bytes, learned: bool, decode: Callable[[Codec, bytes], Any]
+    opening: bytes, closing: bytes, observed: bool, decode: Callable[[Codec, bytes], Any]
 ) -> None:
     codec = Codec()
-    if learned:
+    if observed:
         codec.decode(opening + b"1" + closing)
     # The bracket and the commas.
     fits, more = (opening + b"[" + b"1, " * (MAX_VALUES - 2 + extra) + b"1]" + closing for extra in (1, 2))
@@ -188,7 +188,7 @@ def _keys(count: int) -> bytes:
     return b",".join(b'"%07d":1' % number for number in range(count))
 
 
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("observed", [False, True])
 @pytest.mark.parametrize(
     ("opening", "closing", "known"),
     [
@@ -200,10 +200,10 @@ def _keys(count: int) -> bytes:
     ],
 )
 def test_an_object_has_ten_thousand_keys_at_most(
-    opening: bytes, closing: bytes, known: int, learned: bool, decode: Callable[[Codec, bytes], Any]
+    opening: bytes, closing: bytes, known: int, observed: bool, decode: Callable[[Codec, bytes], Any]
 ) -> None:
     codec = Codec()
-    if learned:
+    if observed:
         codec.decode(b'{"X":1}')
     decode(codec, opening + _keys(MAX_KEYS - known) + closing)
     with pytest.raises(JSONLimitError, match=TOO_MANY):

@@ -225,5 +225,5 @@ def test_without_pyarrow_the_error_names_the_extra(monkeypatch: pytest.MonkeyPat
 
 
 def test_importing_the_module_does_not_import_pyarrow() -> None:
-    code = "import sys, flinks_async.columns; sys.exit('pyarrow' in sys.modules)"
+    code = "import sys, flinks_async.columns, flinks_async.tables; sys.exit('pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -15,19 +15,17 @@ import click
 
 from .._version import __version__
 from ..errors import FlinksError
-from .console import log_to_stderr, say, tell, trace
+from .console import OutputError, ReaderGone, UsageError, exit_code_of, log_to_stderr, report_error, say, trace
 from .demo import demo
 from .exit_codes import Exit, epilog
 from .export import export
 from .fetch import fetch
 from .get import get
-from .output import OutputError, ReaderGone
 from .purge import purge
 from .report import report
 from .retry import retry
 from .simulate import simulate
 from .status import status
-from .usage import UsageError, exit_code_of
 from .verify import verify
 
 
@@ -58,7 +56,7 @@ class App(click.Group):
             say(f"Error: {error}")
             return Exit.OUTPUT
         except FlinksError as error:
-            tell(error)
+            report_error(error)
             return exit_code_of(error)
         except Exception as error:
             say(f"Error: unexpected {type(error).__name__}. With the option --debug, the same command shows where.")

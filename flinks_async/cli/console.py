@@ -1,47 +1,121 @@
-"""Standard error: messages, the log, and the switch for details."""
+"""Standard error: messages, the text and the exit code of an error, the log, and `--debug`."""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import environ
+from typing import Final
 
 import click
 
-from ..errors import FlinksError
+from ..bulk.errors import JobError, LedgerError, StoreError, WorkerError
+from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidTokenError
 from ..secret import SecretFilter, redact, redact_request
-from .usage import message_of
+from .exit_codes import Exit
 
 _debug = False
 
 
+class UsageError(click.UsageError):
+    """Wrong usage. The message repeats no value that was typed, except names of options, columns and existing files."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, click.get_current_context(silent=True))
+
+
+class OutputError(Exception):
+    """The output cannot be written. The message names the file and the reason."""
+
+
+class ReaderGone(OutputError):
+    """The program that read standard output has closed it."""
+
+
 def say(message: str) -> None:
-    """One message on standard error. If nobody can read it, the run goes on."""
-    with suppress(OSError, ValueError, AttributeError):  # closed, closed as a file, never there
+    """Writes a message to standard error. A closed standard error does not end the run."""
+    with suppress(OSError, ValueError, AttributeError):
         print(printable(message), file=sys.stderr, flush=True)
 
 
 def printable(text: str) -> str:
-    """Without the control characters that could steer a terminal."""
+    """The text without control characters, which could change the state of a terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def tell(error: FlinksError) -> None:
-    """The error that ended a command."""
-    say(f"Error: {type(error).__name__}: {message_of(error)}")
+def counted(count: int, noun: str) -> str:
+    """Such as `1 attempt` or `2,000 attempts`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
+def duration(seconds: float) -> str:
+    """A time for people."""
+    if seconds < 1:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = int(seconds) // 60
+    return f"{minutes} min {int(seconds) % 60} s" if minutes < 120 else f"{minutes // 60:,} h {minutes % 60} min"
+
+
+_OPTION_OF: Final = {
+    "`format`": "--format",
+    "`column`": "--column",
+    "`key_column`": "--key-column",
+    "`instance_column`": "--instance-column",
+    "`delimiter`": "--delimiter",
+    "`encoding`": "--encoding",
+    "`header=False`": "--no-header",
+    "`path`": "--tokens",
+    "`forget_answers`": "--forget-answers",
+}
+"""Options by the settings that messages of the library name in backticks."""
+
+
+def text_of(error: FlinksError) -> str:
+    """An error in words: its message, with options in place of settings, and in brackets what is known about the request."""
+    known = (
+        f"status {error.status}" if error.status is not None else "",
+        error.flinks_code or "",
+        f"request id {error.request_id}" if error.request_id else "",
+        counted(error.attempts, "attempt") if error.attempts is not None else "",
+        f"after {duration(error.elapsed)}" if error.elapsed is not None else "",
+        f"retry after {duration(error.retry_after)}" if error.retry_after is not None else "",
+        f"token fingerprint {error.token_fingerprint}" if error.token_fingerprint else "",
+    )
+    details = ", ".join(part for part in known if part)
+    message = re.sub("`[a-z_]+(?:=[A-Za-z]+)?`", lambda name: _OPTION_OF.get(name[0], name[0]), error.message)
+    return f"{message} ({details})" if details else message
+
+
+def report_error(error: FlinksError) -> None:
+    """Says which error ended the command."""
+    say(f"Error: {text_of(error)}")
     trace(error)
 
 
 def trace(error: BaseException) -> None:
-    """Where an error came from, if --debug was given."""
+    """Shows the traceback of an error if `--debug` was given."""
     if not _debug:
         return
     for block in traceback.format_exception(error):
         for line in block.splitlines():
             say(redact(redact_request(line), limit=500))
+
+
+def exit_code_of(error: FlinksError) -> Exit:
+    """The exit code for an error that ended a command."""
+    if isinstance(error, AuthenticationError):
+        return Exit.REFUSED
+    if isinstance(error, (StoreError, LedgerError)):
+        return Exit.OUTPUT
+    if isinstance(error, WorkerError):
+        return Exit.STOPPED
+    return Exit.USAGE if isinstance(error, (ConfigError, InvalidTokenError, JobError)) else Exit.FAILED
 
 
 def on_terminal() -> bool:
@@ -65,21 +139,27 @@ debug_option = click.option(
     expose_value=False,
     is_eager=True,
     callback=_set_debug,
-    help="Show the log of the package, and where an unexpected error came from. Secrets stay masked.",
+    help="Show the log of the package, and the traceback of an error. Secrets stay masked.",
 )
 
 
-class _Said(logging.Handler):
-    """Writes where `say` does: standard error as it is now, which a progress bar may have replaced."""
+class _ConsoleHandler(logging.Handler):
+    """Writes to the current standard error, which a progress bar may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
         say(self.format(record))
 
 
+def _is_news(record: logging.LogRecord) -> bool:
+    """Not the record of the error that ended a run, because the command reports that error itself."""
+    return record.name != "flinks_async.bulk" or not str(record.msg).startswith("run broken off")
+
+
 @contextmanager
 def log_to_stderr() -> Iterator[None]:
-    """While a command runs, warnings of any library go to standard error, with URLs and headers masked."""
-    handler = _Said()
+    """While a command runs, writes warnings of all libraries to standard error, with URLs and headers masked."""
+    handler = _ConsoleHandler()
+    handler.addFilter(_is_news)
     handler.addFilter(SecretFilter())
     handler.setFormatter(logging.Formatter("%(levelname)s: %(name)s: %(message)s"))
     root, package = logging.getLogger(), logging.getLogger("flinks_async")

@@ -1,43 +1,65 @@
-"""`flinks-async demo`: the whole way on this machine, with faults, and a check that nothing was lost."""
+"""`flinks-async demo`: fetches made-up tokens from a simulator with faults, and checks that nothing was lost.
+
+With `--crash` the fetch runs in a process that kills itself. `python -m flinks_async.cli.demo` is that process: it reads its
+orders from the first line of standard input, so that no argument and no environment variable holds the secret.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import random
 import secrets
+import signal
+import subprocess
+import sys
 import tempfile
 import uuid
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import click
+import msgspec
+from attrs import asdict, define, evolve, field, frozen
 
 from .. import bulk
-from ..bulk import Rules
+from ..bulk import InProcess, InputFile, Job, JSONLParts, Rules, crash_points
 from ..bulk.files import MANIFEST
-from .console import debug_option, say
-from .demo_check import Check, check
-from .demo_fetch import DemoFetch
+from ..client import FlinksClient
+from ..config import Pause, Settings
+from .access import Clients
+from .console import OutputError, debug_option, say
+from .display import choose_display
 from .exit_codes import Exit, epilog
-from .options import concurrency_option
-from .output import OutputError
+from .job_run import JobRun, OnScan
+from .options import Speed, concurrency_option
+from .signals import run
+
+_SHOWN: Final = 5
 
 
 @click.command(epilog=epilog())
-@click.option("--tokens", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True, help="How many.")
-@click.option("--faults", type=click.FloatRange(0, 1), default=0.03, show_default=True, help="Share that meets faults.")
-@click.option("--seed", type=int, help="Decides tokens, faults and answers [a new one, which is shown].")
+@click.option(
+    "--tokens", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True, help="Number of tokens."
+)
+@click.option(
+    "--faults", type=click.FloatRange(0, 1), default=0.03, show_default=True, help="Share of tokens that meet faults."
+)
+@click.option("--seed", type=int, help="Seed of tokens, faults and answers [a random one, which is printed].")
 @concurrency_option
-@click.option("--crash", is_flag=True, help="Kill the fetch in the middle (SIGKILL), and go on with it.")
-@click.option("--dir", "directory", metavar="DIR", help="Keep the files there [a temporary folder].")
+@click.option("--crash", is_flag=True, help="Kill the fetch in the middle (SIGKILL), and resume it.")
+@click.option("--dir", "directory", metavar="DIR", help="Folder for the files, which are kept [a temporary folder].")
 @debug_option
 def demo(
     tokens: int, faults: float, seed: int | None, concurrency: int | None, crash: bool, directory: str | None
 ) -> int:
-    """Fetch 10,000 made-up tokens from a simulated Flinks that fails now and then, and check the result.
+    """Fetch 10,000 made-up tokens from a simulated Flinks with faults, and check the result.
 
-    The server runs in a process of its own on this machine; nothing leaves it. The exit code is 0 only if every
-    token that can be fetched arrived, once, with the right answer.
+    The simulator is a separate process on this machine. The exit code is 0 only if every fetchable token has exactly one
+    answer, and the right one.
     """
     from ..testing import DemoFaults, ServeOptions, ServerProcess, expected_answer
 
@@ -65,7 +87,7 @@ def demo(
         if crash:
             say(_repeated(stats, bulk.status(job)))
         if directory is None:
-            say("The folder of these files is removed now; --dir keeps it.")
+            say("The temporary folder is removed now; --dir keeps the files.")
         result = check(
             made_up,
             bulk.export(job),
@@ -76,32 +98,32 @@ def demo(
 
 
 def _shard_size(tokens: int) -> int:
-    """Small, so that there is something to be killed in the middle of."""
+    """Small, so that the fetch can be killed between two shards."""
     return min(bulk.SHARD_SIZE, max(1, tokens // 100))
 
 
 def _new_job(directory: Path) -> Path:
-    """A directory without a job; that of an earlier demo is emptied."""
+    """A directory without a job. The job of an earlier demo is purged."""
     if (directory / MANIFEST).exists():
         bulk.purge(directory)
     return directory
 
 
 def _crashed(fetch: DemoFetch, tokens: int) -> bool:
-    """Lets the fetch kill itself half-way; whether it did."""
+    """Lets the fetch kill itself halfway. False if it did not."""
     shards = -(-tokens // fetch.shard_size)
     if not fetch.run_and_crash(after=-(-shards // 2)):
-        say("WRONG: the fetch was to be killed in the middle, and was not.")
+        say("WRONG: the fetch should have been killed in the middle, and was not.")
         return False
     totals = bulk.status(fetch.directory).totals
-    say(f"Killed (SIGKILL) with {totals.fetched + totals.failed:,} of {tokens:,} tokens done. The job goes on:")
+    say(f"Killed (SIGKILL) with {totals.fetched + totals.failed:,} of {tokens:,} tokens done. The job is resumed:")
     return True
 
 
 def _repeated(stats: dict[str, Any], status: bulk.Status) -> str:
     window = Rules().open_shards * status.manifest.shard_size
     repeated = stats["answered"] - status.totals.fetched
-    return f"{repeated:,} tokens had to be fetched again, since they were under way when it was killed (at most {window:,})."
+    return f"{repeated:,} tokens were fetched again, because their shards were in progress at the kill (at most {window:,})."
 
 
 def _make_up(count: int, seed: int) -> list[str]:
@@ -140,3 +162,161 @@ def _on_the_wire(stats: dict[str, Any]) -> str:
 def _verdict(result: Check) -> int:
     say(result.text())
     return Exit.OK if result.passed else Exit.FAILED
+
+
+# --- the fetch -------------------------------------------------------------------------------------------------------
+
+KILL: Final[int] = getattr(signal, "SIGKILL", signal.SIGTERM)
+"""The signal of the kill, which cannot be caught."""
+
+
+@frozen
+class DemoFetch:
+    """The fetch of a demo.
+
+    Attributes:
+        tokens: file with one token a line.
+        directory: of the job.
+        base_url, auth_secret: of the simulator.
+        concurrency: requests in flight; None as in the preset.
+        shard_size: tokens in a shard.
+    """
+
+    tokens: str
+    directory: str
+    base_url: str
+    auth_secret: str = field(repr=False)
+    concurrency: int | None
+    shard_size: int
+
+    def run(self) -> int:
+        """Starts the job or resumes it; the exit code."""
+        client = FlinksClient(
+            auth_secret=self.auth_secret, base_url=self.base_url, settings=_settings(self.concurrency)
+        )
+        return run(JobRun(self._open, Clients(client), Rules(), InProcess(), choose_display("auto")).go)
+
+    def run_and_crash(self, after: int) -> bool:
+        """Does the same in a process that kills itself. False if it did not.
+
+        Args:
+            after: shards that reach the store before the kill. The last one is not in the ledger yet, which is the worst moment.
+        """
+        orders = msgspec.json.encode({"after": after, "fetch": asdict(self)})
+        ended = subprocess.run([sys.executable, "-m", "flinks_async.cli.demo"], input=orders, check=False)
+        return abs(ended.returncode) == KILL
+
+    def _open(self, source: InputFile | None, on_scan: OnScan) -> Job:
+        tokens, origin = InputFile(Path(self.tokens)), {"": self.base_url}
+        return Job.start(self.directory, tokens, JSONLParts(), origin, shard_size=self.shard_size, on_scan=on_scan)
+
+
+def _settings(concurrency: int | None) -> Settings:
+    """The bulk preset with short pauses, so that the demo ends soon. A real throttling concerns all tokens, and the preset
+    recovers from it slowly; here it concerns one made-up token.
+    """
+    settings = Speed(concurrency).settings()
+    return evolve(settings, limits=evolve(settings.limits, pause=Pause(base=0.5, cap=0.5, ramp=0.5)))
+
+
+# --- the check -------------------------------------------------------------------------------------------------------
+
+
+@define
+class Check:
+    """The answers that arrived, compared with the expected ones.
+
+    Attributes:
+        tokens: number of tokens.
+        unfetchable: how many of them are always refused.
+        lost: lines of fetchable tokens without an answer.
+        wrong: lines with the answer of another token, or with two answers.
+        unexpected: lines of unfetchable tokens that have an answer.
+    """
+
+    tokens: int
+    unfetchable: int = 0
+    lost: list[int] = field(factory=list)
+    wrong: list[int] = field(factory=list)
+    unexpected: list[int] = field(factory=list)
+
+    @property
+    def passed(self) -> bool:
+        return not (self.lost or self.wrong or self.unexpected)
+
+    def text(self) -> str:
+        if self.passed:
+            return (
+                f"Checked: all {self.tokens - self.unfetchable:,} fetchable tokens arrived, each with its own answer. "
+                f"The other {self.unfetchable:,} are always refused, and have no answer."
+            )
+        problems = (
+            ("fetchable tokens were lost", self.lost),
+            ("answers are not those of their tokens", self.wrong),
+            ("tokens that cannot be fetched have an answer", self.unexpected),
+        )
+        return "\n".join(f"WRONG: {len(lines):,} {what}: {_some(lines)}" for what, lines in problems if lines)
+
+
+def _some(lines: Sequence[int]) -> str:
+    more = f" and {len(lines) - _SHOWN:,} more" if len(lines) > _SHOWN else ""
+    return f"line {', '.join(map(str, lines[:_SHOWN]))}{more}"
+
+
+def check(
+    tokens: Sequence[str],
+    answers: Iterable[bytes],
+    fetchable: Callable[[str], bool],
+    expected: Callable[[str], dict[str, Any]],
+) -> Check:
+    """Compares every answer with the expected one, to the last digit.
+
+    Args:
+        tokens: of lines 1, 2, ...
+        answers: lines of the output.
+        fetchable: whether a token must have an answer.
+        expected: the answer of a token.
+    """
+    result = Check(len(tokens))
+    arrived: set[int] = set()
+    for line, answer in map(_read, answers):
+        if line in arrived or not 1 <= line <= len(tokens):
+            result.wrong.append(line)
+        elif not fetchable(tokens[line - 1]):
+            result.unexpected.append(line)
+        elif answer != expected(tokens[line - 1]):
+            result.wrong.append(line)
+        arrived.add(line)
+    for line, token in enumerate(tokens, start=1):
+        if not fetchable(token):
+            result.unfetchable += 1
+        elif line not in arrived:
+            result.lost.append(line)
+    return result
+
+
+def _read(answer: bytes) -> tuple[int, Any]:
+    record = json.loads(answer, parse_float=Decimal)
+    return record["line"], record["response"]
+
+
+# --- the process that kills itself -----------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Reads the orders, and kills itself after so many shards."""
+    orders = msgspec.json.decode(sys.stdin.readline())
+    stored = 0
+
+    def die_at(name: str) -> None:
+        nonlocal stored
+        stored += name == "stored"
+        if stored == orders["after"]:
+            os.kill(os.getpid(), KILL)
+
+    crash_points.hook = die_at
+    sys.exit(DemoFetch(**orders["fetch"]).run())
+
+
+if __name__ == "__main__":
+    main()

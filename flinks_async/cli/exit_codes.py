@@ -1,4 +1,4 @@
-"""What the exit code of a command says. The only place that has the numbers."""
+"""The exit codes of all commands, and their meaning. No other place has these numbers."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ class Exit(IntEnum):
 
 MEANING: Final[dict[Exit, str]] = {
     Exit.OK: "all tokens were fetched; nothing is wrong",
-    Exit.FAILED: "some tokens failed or could not be sent: see the file of failed tokens; verify: a problem was found",
-    Exit.USAGE: "wrong usage: an option, a missing secret, a file of tokens that cannot be used, another job's directory",
-    Exit.STOPPED: "stopped before the end: by a rule, by what would meet every token (a certificate, a redirect), or since worker processes end again and again; the same command goes on with a job",
+    Exit.FAILED: "some tokens failed or could not be sent (see the file of failed tokens), or verify found a problem",
+    Exit.USAGE: "wrong usage: an option, a missing secret, a file of tokens that cannot be used, the directory of another job",
+    Exit.STOPPED: "stopped early: a limit was reached, a problem affects every token (a certificate, a redirect), or worker processes keep crashing; the same command resumes",
     Exit.REFUSED: "the AuthSecret, or the form of its header, is refused",
-    Exit.OUTPUT: "output, store or ledger fails, or the input breaks off or changes under a run (without a message: its reader went away)",
-    Exit.UNEXPECTED: "an error that should not happen; --debug shows where",
+    Exit.OUTPUT: "output, store or ledger cannot be written, or the input changed or was cut short (no message if the reader of the output went away)",
+    Exit.UNEXPECTED: "unexpected error; --debug shows details",
     Exit.SIGINT: "interrupted (Ctrl-C); 143: terminated; 129: hung up",
 }
 
 
 def epilog() -> str:
-    """The table above for `--help`."""
+    """The table for `--help`."""
     rows = "\n".join(f"  {code.value:>3}  {meaning}" for code, meaning in MEANING.items())
     return f"\b\nExit codes:\n{rows}"

@@ -1,135 +1,97 @@
-"""`flinks-async fetch`: a file of tokens in, a file of answers out; or a job that goes on whatever happens."""
+"""`flinks-async fetch`: the tokens of a file or of standard input become answers, by a job."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import closing
-from typing import Final
+import secrets
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final, NoReturn
 
 import click
-from click.core import ParameterSource
+from attrs import define, field, frozen
 
-from ..bulk import SHARD_SIZE, Executor, InputFile, Job, Layout
-from .console import debug_option, say
-from .dry_run import dry_run
+from ..bulk import (
+    SHARD_SIZE,
+    Executor,
+    Failure,
+    InputBytes,
+    InputError,
+    InputFile,
+    Job,
+    Layout,
+    Scanned,
+    Shard,
+    Store,
+    scan,
+)
+from ..bulk.files import MANIFEST
+from ..bulk.inputs import NO_KEY, STDIN, ShardReader, Token
+from .access import Access, access_options, instances_option, make_clients
+from .console import UsageError, counted, debug_option, duration, say
+from .display import RESUME, choose_display, reporting_errors
 from .exit_codes import Exit, epilog
-from .fetch_run import FetchRun
-from .instances import instances_option, make_clients
-from .job_display import choose_job_display, told
-from .job_run import JobRun
-from .metrics import Metrics
+from .job_run import JobRun, OnScan
 from .options import (
-    Access,
     Speed,
     Stops,
     Telling,
-    access_options,
-    grouped,
+    layout_options,
     processes_option,
     progress_options,
     speed_options,
     stop_options,
 )
-from .output import OutputError, ReaderGone, to_stdout
-from .outputs import make_outputs
-from .run import run
-from .secret_input import STDIN
-from .stores import STORES, make_store
-from .summary import summary
-from .token_files import open_tokens
-from .usage import UsageError
+from .output import STORES, WITHOUT_FILE, StdoutStore, check_output, make_store, split_name, store_of, to_stdout
+from .secret_input import named, read_all_stdin
+from .signals import run
 
 _HELP = """Fetch the data behind many access tokens.
 
-TOKENS is a text file with one token a line, a CSV file with a header row, or a JSONL file, plain or compressed (gzip,
-Zstandard); '-' is standard input.
-Every line of it ends up in one of three files: FILE (the answers), FILE.failed.jsonl (failed tokens and invalid
-lines, by line number, never with the token) and FILE.skipped.jsonl (blank lines and duplicates).
+TOKENS is a text file with one token per line, a CSV file with a header row, a JSONL file or a Parquet file, plain or
+compressed with gzip or Zstandard; '-' is standard input.
 
-With --job it is a job: what is done is kept in DIR, and after whatever ended it, the same command goes on with it.
+The answers go to FILE; without --out, to a file beside TOKENS. The progress is kept in a directory beside FILE (FILE.job,
+or DIR): after any interruption, run the same command again to resume. DIR/failed.jsonl has one line for each failed token
+and each invalid line, with its line number and never with the token.
 
-The first Ctrl-C takes no more tokens and finishes what is in flight; the second one stops at once.
+With --out -, answers are printed as shards complete, and failed lines go to standard error; such a run cannot be resumed.
+
+The first Ctrl-C takes no more tokens and waits for requests in flight; the second one stops at once.
 """
-
-_OF_JOBS: Final = frozenset(
-    {
-        "--store", "--shard-size", "--open-shards", "--max-failures", "--max-duration", "--instances",
-        "--instance-column", "--assume-rate", "--processes", "--drain",
-    }
-)  # fmt: skip
-_NOT_OF_JOBS: Final = frozenset({"--failed", "--skipped", "--ordered", "--force"})
-
-
-def _delimiter(ctx: click.Context, param: click.Parameter, given: str | None) -> str | None:
-    if given is None:
-        return None
-    delimiter = {"tab": "\t", "\\t": "\t"}.get(given, given)
-    if delimiter not in (",", ";", "\t", "|"):
-        raise UsageError("--delimiter must be one of ',' ';' '|' and 'tab'.")
-    return delimiter
-
-
-layout_options = grouped(
-    "layout",
-    Layout,
-    click.option(
-        "--format", type=click.Choice(["auto", "text", "csv", "jsonl", "parquet"]), default="auto", help="Of TOKENS."
-    ),
-    click.option("--column", metavar="NAME", help="Column or field with the token."),
-    click.option(
-        "--key-column", metavar="NAME", help="Column or field that is copied to the output, to find rows again."
-    ),
-    click.option("--instance-column", metavar="NAME", help="Column or field with the token's instance (jobs)."),
-    click.option(
-        "--delimiter", metavar="CHAR", callback=_delimiter, help="Of CSV: ',' ';' '|' or 'tab' [as in the header row]."
-    ),
-    click.option("--encoding", metavar="NAME", help="Of TOKENS, such as utf-16 or cp1252 [utf-8]."),
-    click.option(
-        "--no-header",
-        "header",
-        flag_value=True,
-        is_flag=True,
-        callback=lambda ctx, param, given: False if given else None,
-        help="The CSV file has no header row: its columns are called 1, 2 and so on.",
-    ),
-)
+_STREAMED_SHARD: Final = 100
+"""Tokens in a shard whose answers are printed, so that the first ones appear soon."""
+_SHOWN: Final = 5
+_ROWS_SHOWN: Final = 3
 
 
 @click.command(help=_HELP, epilog=epilog())
 @click.argument("tokens", metavar="TOKENS")
+@click.option("--out", metavar="FILE", help="File for the answers, '-' for standard output.")
 @click.option(
-    "--out", metavar="FILE", help="JSONL file for the answers, '-' for standard output. Of a job: see --store."
+    "--job", "directory", metavar="DIR", help="Directory of the job [FILE.job]. Without --out, it has the answers."
 )
-@click.option("--failed", metavar="FILE", help="File for failed tokens [FILE.failed.jsonl].")
-@click.option("--skipped", metavar="FILE", help="File for blank lines and duplicates [FILE.skipped.jsonl].")
-@click.option("--ordered", is_flag=True, help="Answers in the order of TOKENS.")
-@click.option("--force", is_flag=True, help="Overwrite files that exist.")
-@layout_options
-@click.option("--job", "directory", metavar="DIR", help="Directory of a job: begin it there, or go on with it.")
 @click.option(
     "--store",
     type=click.Choice(STORES),
-    default="jsonl",
-    show_default=True,
-    help="Of a job: where answers go; to DIR, or to the file --out. PostgreSQL: as PGHOST, PGDATABASE and so on say.",
+    help="Format of the answers [by the name of FILE, else jsonl]. PGHOST, PGDATABASE and so on say where PostgreSQL is.",
 )
+@layout_options
 @click.option(
     "--shard-size",
     type=click.IntRange(1, 1_000_000),
     metavar="N",
-    default=SHARD_SIZE,
-    show_default=True,
-    help="Tokens of a job that are committed together.",
+    help=f"Tokens that are committed together [{SHARD_SIZE:,}; {_STREAMED_SHARD} with --out -].",
 )
 @stop_options
 @processes_option
 @instances_option
-@click.option("--dry-run", "dry", is_flag=True, help="Only say what TOKENS holds; needs no secret and no network.")
+@click.option("--dry-run", "dry", is_flag=True, help="Only report what TOKENS holds. Needs no secret and no network.")
 @click.option(
     "--assume-rate",
     type=click.FloatRange(min=0, min_open=True),
     metavar="N",
-    help="For --dry-run: tokens a second to expect [--rate].",
+    help="Tokens per second that --dry-run expects [--rate].",
 )
 @speed_options
 @progress_options
@@ -138,14 +100,10 @@ layout_options = grouped(
 def fetch(
     tokens: str,
     out: str | None,
-    failed: str | None,
-    skipped: str | None,
-    ordered: bool,
-    force: bool,
-    layout: Layout,
     directory: str | None,
-    store: str,
-    shard_size: int,
+    store: str | None,
+    layout: Layout,
+    shard_size: int | None,
     stops: Stops,
     executor: Executor,
     instances: str | None,
@@ -156,60 +114,254 @@ def fetch(
     access: Access,
 ) -> int:
     if dry:
-        _refuse_mixture(as_job=True)
-        to_stdout(f"{dry_run(InputFile(tokens, layout), shard_size, assume_rate or speed.rate)}\n".encode())
+        report = dry_run(_open_source(tokens, layout), shard_size or SHARD_SIZE, assume_rate or speed.rate)
+        to_stdout(f"{report}\n".encode())
         return Exit.OK
-    if directory is not None:
-        with told(telling.kind):
-            _refuse_mixture(as_job=True)
+    with ExitStack() as stack:
+        with reporting_errors(telling.kind):
+            if tokens == STDIN and access.secret_file == STDIN:
+                raise UsageError("TOKENS and --secret-file cannot both be '-'.")
+            target = _target(tokens, out, directory, store, stack)
             clients = make_clients(access, speed.settings(), instances, layout.instance_column)
-            chosen = make_store(store, out)
+        size = shard_size or (_STREAMED_SHARD if out == STDIN else SHARD_SIZE)
 
-        def start(on_scan: Callable[[int, int], None]) -> Job:
-            source = InputFile(tokens, layout)
-            return Job.start(directory, source, chosen, clients.origin, shard_size=shard_size, on_scan=on_scan)
+        def start(source: InputFile | None, on_scan: OnScan) -> Job:
+            assert source is not None
+            try:
+                job = Job.start(
+                    target.directory, source, target.store, clients.origin, shard_size=size, on_scan=on_scan
+                )
+            except InputError as error:
+                _raise_named(error, tokens)
+            return job
 
-        return run(JobRun(start, clients, stops.rules(), executor, choose_job_display(telling.kind)).go)
-    _refuse_mixture(as_job=False)
-    if out is None:
+        def open_source() -> InputFile:
+            source = None if tokens == STDIN else _open_source(tokens, layout)
+            display.begin(target.words, job=target.shown, answers=target.answers)
+            return source or _open_source(tokens, layout)
+
+        display = choose_display(telling.kind, beside_answers=out == STDIN)
+        job_run = JobRun(
+            start,
+            clients,
+            stops.rules(),
+            executor,
+            display,
+            open_source=open_source,
+            resume=target.resume,
+            show_rows=target.streamed,
+            abandon=target.store.abandon if isinstance(target.store, StdoutStore) else lambda: None,
+        )
+        code = run(job_run.go)
+    if code is Exit.OK and directory is None and not target.streamed:
+        say(
+            f"{target.directory} is not needed to resume any more: delete it, or keep it for status, verify and report."
+        )
+    return code
+
+
+# --- where answers go -------------------------------------------------------------------------------------------------
+
+
+@frozen
+class _Target:
+    """Where a run keeps its job and its answers.
+
+    Attributes:
+        directory: of the job.
+        store: for the answers.
+        words: what is said at the start.
+        answers: file of the answers; None if they are in the directory or in a database.
+        streamed: answers are printed, and the directory is temporary.
+        resume: how to fetch what is left.
+    """
+
+    directory: Path
+    store: Store
+    words: str
+    answers: str | None = None
+    streamed: bool = False
+    resume: str = RESUME
+
+    @property
+    def shown(self) -> str | None:
+        return None if self.streamed else str(self.directory)
+
+
+def _target(tokens: str, out: str | None, directory: str | None, store: str | None, stack: ExitStack) -> _Target:
+    """Decides it by the options.
+
+    Raises:
+        UsageError: they do not go together, or the output file exists and belongs to no job.
+        OutputError: the output cannot be written.
+    """
+    if out == STDIN:
+        return _streamed(directory, store, stack)
+    if tokens == STDIN and out is None and directory is None:
         raise UsageError(
             "Missing option '--out FILE' (a file for the answers, '-' for standard output) or '--job DIR' (a directory)."
         )
-    if tokens == STDIN and access.secret_file == STDIN:
-        raise UsageError("TOKENS and --secret-file cannot both be '-'.")
-    if telling.progress == "json":
-        raise UsageError("--progress json is for jobs; add --job DIR.")
-    metrics = Metrics()
-    client = access.client(speed.settings(), metrics)
-    outputs = make_outputs(out, failed, skipped, tokens, force=force)
-    with closing(open_tokens(tokens, layout)) as file:
-        outputs.open()
-        return _run_and_tell(
-            FetchRun(client, file, outputs, metrics, speed.concurrency, ordered, stops.refused_after, telling.kind)
+    name = store_of(store, out)
+    if out is None and directory is None and name not in WITHOUT_FILE:
+        out = _beside(tokens, name)
+    folder = Path(directory or f"{out or tokens}.job")
+    if out is not None:
+        _check_file(tokens, Path(out), folder)
+    resume = RESUME
+    words = f"Answers go to {out}. " if out is not None else ""
+    words += f"The job is in {folder}: after an interruption, run the same command again to resume."
+    if tokens == STDIN:
+        resume = "Standard input is not kept: to fetch them, run the same command with the same input."
+        words = (f"Answers go to {out}, the job is in {folder}. " if out else f"The job is in {folder}. ") + (
+            "The tokens from standard input stay in memory, so this run cannot be resumed without the same input."
+        )
+    return _Target(folder, make_store(name, out), words, out, resume=resume)
+
+
+def _streamed(directory: str | None, store: str | None, stack: ExitStack) -> _Target:
+    if directory is not None:
+        raise UsageError(
+            "--job does not go with --out -: print the answers of a job with flinks-async export DIR --out -."
+        )
+    if store not in (None, "jsonl"):
+        raise UsageError("--out - prints JSONL. For another --store, name a file.")
+    temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="flinks-async-"))
+    words = "Answers go to standard output. This run cannot be resumed; for that, name a file with --out FILE."
+    resume = "A run with --out - cannot be resumed."
+    return _Target(Path(temporary) / "job", StdoutStore(), words, STDIN, streamed=True, resume=resume)
+
+
+def _beside(tokens: str, store: str) -> str:
+    """The output file for a file of tokens: `users.csv.gz` has `users.answers.jsonl`."""
+    format_, compressed = split_name(tokens)
+    stem = tokens[: len(tokens) - len(format_) - len(compressed)] or tokens
+    return f"{stem}.answers.{store}"
+
+
+def _check_file(tokens: str, out: Path, folder: Path) -> None:
+    check_output(out)
+    try:
+        same = tokens != STDIN and out.samefile(tokens)
+    except OSError:  # one of them does not exist
+        same = False
+    if same:
+        raise UsageError("--out names the file of tokens. Use another file for the answers.")
+    if out.exists() and not (folder / MANIFEST).exists():
+        raise UsageError(
+            f"{out} exists, and there is no job in {folder} that wrote it. Move it away, or use another --out."
         )
 
 
-def _refuse_mixture(*, as_job: bool) -> None:
-    """Options that would do nothing are refused."""
-    context = click.get_current_context()
-    given = {
-        option
-        for parameter in context.command.params
-        if parameter.name and context.get_parameter_source(parameter.name) is ParameterSource.COMMANDLINE
-        for option in parameter.opts
-    }
-    wrong = sorted(given & (_NOT_OF_JOBS if as_job else _OF_JOBS))
-    if wrong:
-        raise UsageError(f"{', '.join(wrong)}: {'not for jobs' if as_job else 'for jobs only; add --job DIR'}.")
+# --- where tokens come from -------------------------------------------------------------------------------------------
 
 
-def _run_and_tell(fetching: FetchRun) -> int:
-    """Runs it and says what it came to; its exit code."""
+def _open_source(tokens: str, layout: Layout) -> InputFile:
+    """The input. Standard input is read to its end, and stays in memory.
+
+    Raises:
+        InputError, ConfigError: it cannot be used.
+    """
     try:
-        run(fetching.go)
-    except ReaderGone:
-        return fetching.exit  # in silence, like every program before a `| head`
-    except OutputError as error:
-        say(f"Error: {error}")
-    say(summary(fetching))
-    return fetching.exit
+        return InputBytes(read_all_stdin(), layout) if tokens == STDIN else InputFile(tokens, layout)
+    except InputError as error:
+        _raise_named(error, tokens)
+
+
+def _raise_named(error: InputError, tokens: str) -> NoReturn:
+    """Raises the error with the name of the file."""
+    name = "Standard input" if tokens == STDIN else tokens if named(tokens) else ""
+    if name and name not in error.message:
+        error = type(error)(f"{name}: {error.message}", field=error.field)
+    raise error from None
+
+
+# --- --dry-run --------------------------------------------------------------------------------------------------------
+
+
+@define
+class _Found:
+    """A `PlanSink` that keeps the first shard and the first invalid lines."""
+
+    first: Shard | None = None
+    bad: list[Failure] = field(factory=list)
+
+    def shard(self, shard: Shard, /) -> None:
+        self.first = self.first or shard
+
+    def duplicate(self, line: int, first: int, /) -> None:
+        pass
+
+    def invalid(self, failure: Failure, /) -> None:
+        if len(self.bad) < _SHOWN:
+            self.bad.append(failure)
+
+
+def dry_run(source: InputFile, shard_size: int, rate: float | None) -> str:
+    """Reads the input, and says what a job would do. The temporary files that find duplicates hold no tokens.
+
+    Args:
+        rate: tokens per second, to estimate the time.
+
+    Raises:
+        InputError, StoreError: as `scan`.
+    """
+    found, key = _Found(), secrets.token_bytes(32)
+    with tempfile.TemporaryDirectory(prefix="flinks-async-") as scratch:
+        scanned = scan(source, key=key, shard_size=shard_size, scratch=Path(scratch), sink=found)
+    rows = []
+    if found.first is not None:
+        reader = ShardReader(source, key)
+        rows = [_masked(token) for token in reader.read(found.first)[:_ROWS_SHOWN]]
+        reader.close()
+    return "\n".join([*_counts(scanned), *rows, *_bad(found.bad, scanned), _time(scanned.tokens, rate)])
+
+
+def _masked(token: Token) -> str:
+    """One row as it was understood, without what it holds."""
+    key = "" if token.key is NO_KEY else f", key {_shape(str(token.key))}"
+    instance = "" if token.instance is None else f", instance {token.instance}"
+    return f"  line {token.line}: token {_shape(token.token.reveal())}{key}{instance}"
+
+
+def _shape(text: str) -> str:
+    """`x` for letters, `9` for digits, so that a GUID, a number and an e-mail address look different."""
+    shape = "".join("x" if c.isalpha() else "9" if c.isdigit() else c for c in text[:_LONGEST_SHAPE])
+    return shape + (f"... ({len(text):,} characters)" if len(text) > _LONGEST_SHAPE else "")
+
+
+_LONGEST_SHAPE: Final = 40
+
+
+def _counts(scanned: Scanned) -> list[str]:
+    rows = (
+        ("tokens", scanned.tokens, "would be fetched"),
+        ("duplicates", scanned.duplicates, "of tokens on earlier lines"),
+        ("invalid", scanned.invalid, "nothing can be sent"),
+        ("blank", scanned.blank, ""),
+        ("header", scanned.header, ""),
+        ("continued", scanned.continued, "line breaks inside quotes"),
+        ("shards", scanned.shards, ""),
+        *((f"  {name}", count, "tokens of this instance") for name, count in scanned.instances.items()),
+    )
+    return [
+        f"{counted(scanned.lines, 'line')}, {counted(scanned.size, 'byte')}",
+        *(
+            f"  {name:<10} {count:>13,}" + (f"  ({remark})" if remark and count else "")
+            for name, count, remark in rows
+            if count or name in ("tokens", "shards")
+        ),
+    ]
+
+
+def _bad(failures: list[Failure], scanned: Scanned) -> list[str]:
+    lines = [f"  line {failure.line}: {failure.message}" for failure in failures]
+    more = scanned.invalid - len(failures)
+    return [*lines, f"  and {more:,} more"] if more else lines
+
+
+def _time(tokens: int, rate: float | None) -> str:
+    if not tokens:
+        return "There are no tokens to fetch."
+    if rate is None:
+        return "For an estimate of the time, add --rate or --assume-rate."
+    return f"At {rate:g} tokens per second, it takes at least {duration(tokens / rate)}."

@@ -1,4 +1,4 @@
-"""Values of options that are more than a number: times, and how many failures are too many."""
+"""Options that several commands share. A command gets each group of them as one record."""
 
 from __future__ import annotations
 
@@ -11,22 +11,15 @@ import click
 from attrs import evolve, fields, frozen
 
 from .. import config
-from ..bulk import Executor, InProcess, Processes, Rules
-from ..client import FlinksClient
-from ..config import AUTH_SCHEMES, Settings
-from ..observe import Observer
-from ..secret import Secret
-from .secret_input import read_secret
-from .usage import UsageError
-
-# [flinks_async.cli.options] Options that several commands share. A command gets each group of them as one record.
-
+from ..bulk import Executor, InProcess, Layout, Processes, Rules
+from ..config import Settings
+from .console import UsageError
 
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def seconds(ctx: click.Context, param: click.Parameter, given: str | None) -> float | None:
-    """`90`, `90s`, `45m`, `2h` or `1d` as seconds; the callback of an option."""
+    """Callback of an option: `90`, `90s`, `45m`, `2h` or `1d` in seconds."""
     if given is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", given)
@@ -36,7 +29,7 @@ def seconds(ctx: click.Context, param: click.Parameter, given: str | None) -> fl
 
 
 def failures(ctx: click.Context, param: click.Parameter, given: str | None) -> tuple[int | None, float | None]:
-    """`100` or `5%` as (number, share), of which one or both are None; the callback of an option."""
+    """Callback of an option: `100` or `5%` as (number, share), of which one or both are None."""
     if given is None:
         return None, None
     if re.fullmatch(r"\d+", given):
@@ -75,67 +68,24 @@ def grouped(name: str, record: type, *options: Callable[[Any], Any]) -> Callable
     return decorate
 
 
-@frozen
-class Access:
-    """Where to ask, and with which secret. Values of None come from the environment, else from the preset."""
-
-    instance: str | None = None
-    auth_scheme: str | None = None
-    base_url: str | None = None
-    allow_http: bool = False
-    secret_file: str | None = None
-
-    def client(self, settings: Settings, *observers: Observer, secret: Secret | None = None) -> FlinksClient:
-        """A client. Without a `secret`, it is read now.
-
-        Raises:
-            ConfigError: a setting is wrong. Usage errors as in `read_secret`.
-        """
-        chosen = config.from_env()
-        if self.instance is not None and self.base_url is None:
-            chosen.pop("base_url", None)  # an instance that was asked for wins over the environment's address
-        named = {"instance": self.instance, "auth_scheme": self.auth_scheme, "base_url": self.base_url}
-        chosen |= {name: value for name, value in named.items() if value is not None}
-        chosen["auth_secret"] = secret or read_secret(self.secret_file)
-        return FlinksClient(**chosen, settings=settings, allow_http=self.allow_http, observers=observers)
-
-
-access_options = grouped(
-    "access",
-    Access,
-    click.option("--instance", metavar="NAME", help="Flinks instance [FLINKS_INSTANCE, else toolbox]."),
-    click.option(
-        "--auth-scheme",
-        type=click.Choice(AUTH_SCHEMES),
-        help="Header that carries the AuthSecret [FLINKS_AUTH_SCHEME, else flinks-auth-key].",
-    ),
-    click.option("--base-url", metavar="URL", help="Another address than the instance's [FLINKS_BASE_URL]."),
-    click.option("--allow-http", is_flag=True, help="Send the secret unencrypted, to an http:// address."),
-    click.option(
-        "--secret-file",
-        metavar="FILE",
-        help="File with the AuthSecret, '-' for standard input. Without it: FLINKS_AUTH_SECRET.",
-    ),
-)
-
 timeout_option = click.option(
     "--timeout",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="For one token, all attempts and waits included.",
+    help="Limit for one token, with all attempts and waits.",
 )
 
 concurrency_option = click.option(
     "--concurrency",
     type=click.IntRange(1, 1000),
     metavar="N",
-    help="Requests at once, a fixed number [as the bulk preset].",
+    help="Fixed number of requests in flight [adaptive, as in the bulk preset].",
 )
 
 
 @frozen
 class Speed:
-    """The bulk preset, with what was asked for on the command line."""
+    """The bulk preset with the options of the command line."""
 
     concurrency: int | None = None
     rate: float | None = None
@@ -161,9 +111,12 @@ speed_options = grouped(
     Speed,
     concurrency_option,
     click.option(
-        "--rate", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Requests a second at most [no limit]."
+        "--rate",
+        type=click.FloatRange(min=0, min_open=True),
+        metavar="N",
+        help="Maximum requests per second [no limit].",
     ),
-    click.option("--attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts for each token [6]."),
+    click.option("--attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts per token [6]."),
     timeout_option,
 )
 
@@ -173,13 +126,13 @@ refused_after_option = click.option(
     metavar="N",
     default=Rules().refused_after,
     show_default=True,
-    help="Stop when so many tokens in a row are answered that the AuthSecret is refused, or with a redirect or a page.",
+    help="Stop when this many tokens in a row get a refusal of the AuthSecret, a redirect or an HTML page.",
 )
 
 
 @frozen
 class Stops:
-    """When a run of a job ends before its end, and how much of it is under way at once."""
+    """When a run stops early, and how many shards are in progress at once."""
 
     open_shards: int
     max_failures: tuple[int | None, float | None]
@@ -208,12 +161,12 @@ stop_options = grouped(
         metavar="N",
         default=Rules().open_shards,
         show_default=True,
-        help="Shards of a job under way at once; so many times --shard-size tokens are repeated after a kill.",
+        help="Shards in progress at once; a kill repeats at most this many times --shard-size tokens.",
     ),
-    click.option("--max-failures", callback=failures, metavar="N|P%", help="Stop the job when more tokens failed."),
     click.option(
-        "--max-duration", callback=seconds, metavar="TIME", help="Stop the job after 90 (seconds), 45m, 2h, 1d."
+        "--max-failures", callback=failures, metavar="N|P%", help="Stop when more tokens than this have failed."
     ),
+    click.option("--max-duration", callback=seconds, metavar="TIME", help="Stop after 90 (seconds), 45m, 2h or 1d."),
     refused_after_option,
     click.option(
         "--drain",
@@ -221,7 +174,7 @@ stop_options = grouped(
         metavar="SECONDS",
         default=Rules().drain,
         show_default=True,
-        help="For tokens in flight when the job stops; what has not ended then is fetched by the next run.",
+        help="Time for tokens in flight to finish when the run stops; the next run fetches the others.",
     ),
 )
 
@@ -238,7 +191,7 @@ processes_option = click.option(
     default=1,
     show_default=True,
     callback=_executor,
-    help="Processes that fetch for a job, with the limits of one: as many as there are processor cores, if one is busy.",
+    help="Worker processes, which share the limits; at most one per processor core.",
 )
 
 ProgressKind = Literal["auto", "plain", "json", "none"]
@@ -264,9 +217,50 @@ progress_options = grouped(
         type=click.Choice(["auto", "plain", "json", "none"]),
         default="auto",
         show_default=True,
-        help="On standard error: a bar on a terminal and lines elsewhere, lines, JSON for machines (jobs), nothing.",
+        help="On standard error: a bar on a terminal and lines elsewhere (auto), lines, JSON for programs, or nothing.",
     ),
-    click.option("--quiet", is_flag=True, help="No progress; the summary stays."),
+    click.option("--quiet", is_flag=True, help="Show no progress, only the summary."),
+)
+
+
+def _delimiter(ctx: click.Context, param: click.Parameter, given: str | None) -> str | None:
+    if given is None:
+        return None
+    delimiter = {"tab": "\t", "\\t": "\t"}.get(given, given)
+    if delimiter not in (",", ";", "\t", "|"):
+        raise UsageError("--delimiter must be one of ',' ';' '|' and 'tab'.")
+    return delimiter
+
+
+layout_options = grouped(
+    "layout",
+    Layout,
+    click.option(
+        "--format",
+        type=click.Choice(["auto", "text", "csv", "jsonl", "parquet"]),
+        default="auto",
+        help="Format of TOKENS.",
+    ),
+    click.option("--column", metavar="NAME", help="Column or field with the token."),
+    click.option(
+        "--key-column", metavar="NAME", help="Column or field that is copied to the output, to identify rows."
+    ),
+    click.option("--instance-column", metavar="NAME", help="Column or field with the token's instance."),
+    click.option(
+        "--delimiter",
+        metavar="CHAR",
+        callback=_delimiter,
+        help="Delimiter of CSV: ',' ';' '|' or 'tab' [as in the header row].",
+    ),
+    click.option("--encoding", metavar="NAME", help="Encoding of TOKENS, such as utf-16 or cp1252 [utf-8]."),
+    click.option(
+        "--no-header",
+        "header",
+        flag_value=True,
+        is_flag=True,
+        callback=lambda ctx, param, given: False if given else None,
+        help="The CSV file has no header row: its columns are called 1, 2 and so on.",
+    ),
 )
 
 directory_argument = click.argument("directory", metavar="DIR")

@@ -1,210 +1,193 @@
-"""Files that are whole or not there: written beside their final name, and renamed at the end."""
+"""Where answers go: stores by name, standard output, and files that are complete or absent."""
 
 from __future__ import annotations
 
 import os
-import stat
+import re
+import select
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final
 
+from attrs import frozen
+
+from ..bulk import Commit, Place, Problem, Store
+from ..bulk.compression import Compression
 from ..bulk.directory import refuse_own_files
-from ..bulk.files import MANIFEST, PRIVATE_FILE, sync_folder, write_all
+from ..bulk.files import MANIFEST, replaced, write_all
+from ..bulk.inputs import STDIN
 from ..bulk.manifest import Manifest
-from .console import say
-from .daemon import DaemonThread
-from .usage import UsageError
+from ..bulk.stores import from_description
+from .console import OutputError, ReaderGone, UsageError
 
-PART: Final = ".part"
+_JSONL: Final[dict[str, Compression]] = {"jsonl": "none", "jsonl.gz": "gzip", "jsonl.zst": "zstd"}
+WITHOUT_FILE: Final = ("parquet", "postgresql")
+STORES: Final = (*_JSONL, "sqlite", "duckdb", *WITHOUT_FILE)
+
+COMPRESSION: Final[dict[str, Compression]] = {"": "none", ".gz": "gzip", ".zst": "zstd"}
+"""Compression by the end of a file's name."""
+
+# C1 controls, and marks that change the direction of text. In JSON, the C0 controls are escaped already.
+_CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_ATOMIC: Final[int] = getattr(select, "PIPE_BUF", 512)  # bytes that a writable pipe takes without blocking
+_POLL: Final = 0.2
 
 
-class OutputError(Exception):
-    """The output cannot be written. The message says which file, and why."""
+def split_name(path: str) -> tuple[str, str]:
+    """The ends of a file's name that tell format and compression, in lower case: `a.JSONL.gz` has `.jsonl` and `.gz`."""
+    stem, suffix = os.path.splitext(path.lower())
+    return (os.path.splitext(stem)[1], suffix) if suffix in COMPRESSION and suffix else (suffix, "")
 
 
-class ReaderGone(OutputError):
-    """Nobody reads standard output any more."""
+@frozen
+class FileFormat:
+    """A format, and the names of files that promise it.
 
-
-class LineFile:
-    """A file of lines, `FILE.part` until `finish()`. Made when the first line comes, readable by its owner only.
-
-    Whatever ends the run, the part holds whole lines only: each is written at once, and what a full disk cut off is
-    taken away again.
+    Attributes:
+        name: such as JSONL.
+        suffixes: ends of names; the empty one for a name without an end.
+        example: a good name.
     """
 
-    def __init__(self, path: Path, *, force: bool) -> None:
-        self.path = path
-        self.part = path.with_name(path.name + PART)
-        self.lines = 0
-        self.finished = False
-        self.force = force
-        self._size = 0
-        self._file: int | None = None
+    name: str
+    suffixes: tuple[str, ...]
+    example: str
 
-    def check(self) -> None:
-        """Looks whether it may be written.
-
-        Raises:
-            Wrong: it exists already.
-            OutputError: there is something that is not a file.
+    def refuse_other_name(self, path: str) -> None:
+        """Raises:
+        UsageError: the name promises another format.
         """
-        if not self.path.parent.is_dir():
-            raise OutputError(f"{self.path} cannot be written: there is no folder {self.path.parent}")
-        for path in (self.path, self.part):
-            try:
-                mode = path.stat().st_mode
-            except FileNotFoundError:
-                continue
-            except (OSError, ValueError) as error:
-                self._fail(error)
-            if not stat.S_ISREG(mode):
-                raise OutputError(f"{path} is not a file; for standard output there is '--out -'")
-            if not self.force:
-                why = ", from a run that did not end" if path == self.part else ""
-                raise UsageError(f"{path} exists already{why}. Move it away, or overwrite it with --force.")
-
-    def open(self) -> None:
-        """Makes the part. Does nothing if it is open."""
-        if self._file is not None:
-            return
-        try:
-            if self.force:
-                self.part.unlink(missing_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-            self._file = os.open(self.part, flags, PRIVATE_FILE)
-        except (OSError, ValueError) as error:
-            self._fail(error)
-
-    async def write(self, line: bytes) -> None:
-        self.write_now(line)
-
-    def write_now(self, line: bytes) -> None:
-        """Writes one line, with its line end."""
-        self.open()
-        assert self._file is not None
-        try:
-            write_all(self._file, line)
-        except OSError as error:
-            with suppress(OSError):
-                os.ftruncate(self._file, self._size)
-            self._fail(error)
-        self._size += len(line)
-        self.lines += 1
-
-    def finish(self) -> None:
-        """Gives the file its name, once its content is on the disk. A file that was never opened is not there."""
-        if self._file is None:
-            if self.force:
-                with suppress(OSError):
-                    self.path.unlink(missing_ok=True)
-            return
-        file, self._file = self._file, None
-        try:
-            try:
-                os.fsync(file)
-            finally:
-                os.close(file)
-            if not self.force and self.path.exists():
-                raise OutputError(f"{self.path} has come into being meanwhile; the lines are in {self.part}")
-            os.replace(self.part, self.path)
-            self.finished = True
-        except OSError as error:
-            self._fail(error)
-        with suppress(OSError):
-            sync_folder(self.path.parent)
-
-    def abandon(self) -> Path | None:
-        """Closes the part and leaves it, if it holds a line. Its path, or None."""
-        if self._file is None:
-            return None
-        file, self._file = self._file, None
-        with suppress(OSError):
-            os.close(file)
-        if self.lines:
-            return self.part
-        with suppress(OSError):
-            self.part.unlink()
-        return None
-
-    def discard(self) -> None:
-        """Removes the part. Does nothing after `finish()`."""
-        part = self.abandon()
-        if part is not None:
-            with suppress(OSError):
-                part.unlink()
-
-    def _fail(self, error: OSError | ValueError) -> NoReturn:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a name for a file"
-        raise OutputError(f"{self.part} cannot be written: {reason}") from None
+        suffix, compressed = split_name(path)
+        if suffix not in self.suffixes or (compressed and self is not LINES):
+            raise UsageError(
+                f"--out: the name of the file ends in {suffix}{compressed}, but {self.name} would be written. "
+                f"Use a name such as {self.example}."
+            )
 
 
-@contextmanager
-def whole_file(path: str, directory: str, *, force: bool) -> Iterator[LineFile]:
-    """A file about a job. It is whole after the block, and not there, or what it was before, if the block fails.
+LINES: Final = FileFormat("JSONL", ("", ".jsonl", ".ndjson", ".txt"), "answers.jsonl or answers.jsonl.gz")
+HTML: Final = FileFormat("HTML", ("", ".html", ".htm"), "report.html")
+_DATABASES: Final = {
+    "sqlite": FileFormat("an SQLite database", ("", ".sqlite", ".sqlite3", ".db"), "answers.sqlite"),
+    "duckdb": FileFormat("a DuckDB database", ("", ".duckdb", ".db"), "answers.duckdb"),
+}
 
-    Args:
-        path: of the file.
-        directory: of the job.
-        force: it may exist.
+
+def store_of(name: str | None, out: str | None) -> str:
+    """The store that was chosen, else the one that fits the name of the output file.
 
     Raises:
-        Wrong, OutputError: as `LineFile`.
-        ConfigError: it would take the place of something that the job has or needs.
-        JobMismatchError, LedgerError: there is no job in the directory, or its manifest is broken.
+        UsageError: the name of the file promises another format than that of the store.
     """
-    file = LineFile(Path(path), force=force)
-    folder = Path(directory)
-    refuse_own_files(folder, Manifest.load(folder / MANIFEST), file.path, file.part)
-    file.check()
-    try:
-        file.open()
-        yield file
-        file.finish()
-    finally:
-        file.discard()
+    if out is None or out == STDIN:
+        return name or "jsonl"
+    suffix, compressed = split_name(out)
+    if name is None:
+        databases = [database for database, file in _DATABASES.items() if suffix and suffix in file.suffixes]
+        name = databases[0] if databases else f"jsonl{compressed}"
+    file = LINES if name in _JSONL else _DATABASES.get(name)
+    if file is not None:
+        file.refuse_other_name(out)
+    if compressed and _JSONL.get(name) != COMPRESSION[compressed]:
+        raise UsageError(f"--out: the name of the file ends in {compressed}, which --store {name} does not write.")
+    return name
 
 
-class Stdout:
-    """Standard output as a file of lines. A slow reader does not stop the event loop."""
+def make_store(name: str, out: str | None) -> Store:
+    """A store.
+
+    Args:
+        name: one of `STORES`.
+        out: its file; None for one or many files in the job's directory.
+
+    Raises:
+        UsageError: this store has no such file.
+        ConfigError: a library for it is missing.
+    """
+    if out is not None and name in WITHOUT_FILE:
+        where = "PGHOST, PGDATABASE and so on say where it is" if name == "postgresql" else "its files are in DIR/parts"
+        raise UsageError(f"--store {name} does not take --out: {where}.")
+    description: dict[str, Any] = {"kind": name} if out is None else {"kind": name, "path": out}
+    if name in _JSONL:
+        description |= {"kind": "jsonl-parts" if out is None else "jsonl", "compression": _JSONL[name]}
+    return from_description(description)
+
+
+class StdoutStore:
+    """A store that prints the answers of each shard when it is done. Nothing can be read back.
+
+    A full pipe blocks the thread of the store, and so slows the fetching. `abandon` ends that wait.
+    """
+
+    spool_compression: Compression = "none"
 
     def __init__(self) -> None:
-        self.lines = 0
-        self._thread = DaemonThread("flinks-async-output")
+        self._abandoned = threading.Event()
 
-    async def write(self, line: bytes) -> None:
-        await self._thread.call(lambda: _write_stdout(line))
-        self.lines += 1
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "stdout"}
+
+    def open(self, place: Place, *, existing: bool = False) -> None:
+        pass
+
+    def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
+        return ()
+
+    def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
+        with spool.open("rb") as lines:
+            for line in lines:
+                _write_stdout(line, self._abandoned.is_set)
+        return {}
+
+    def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        return iter(())
+
+    def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        return iter(())
+
+    def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
+        return iter(())
+
+    def purge(self) -> list[str]:
+        return []
+
+    def abandon(self) -> None:
+        """Ends a `put` that waits for the reader of the pipe."""
+        self._abandoned.set()
 
     def close(self) -> None:
-        self._thread.close()
-
-
-class StderrLines:
-    """Standard error as a file of lines, when the answers go to standard output and there is no file for the others."""
-
-    def __init__(self) -> None:
-        self.lines = 0
-
-    async def write(self, line: bytes) -> None:
-        say(line.decode().rstrip("\n"))
-        self.lines += 1
+        pass
 
 
 def to_stdout(data: bytes) -> None:
-    """Writes to standard output, all of it and now.
+    """Writes to standard output, completely and immediately. Control characters do not reach a terminal.
 
     Raises:
-        OutputError: it cannot be written; `ReaderGone` if it is a pipe that nobody reads.
+        OutputError: it cannot be written; `ReaderGone` if it is a pipe that was closed.
     """
     _write_stdout(data)
 
 
-def _write_stdout(data: bytes) -> None:
+def stdout_is_terminal() -> bool:
+    try:
+        return sys.stdout is not None and sys.stdout.isatty()
+    except ValueError:  # closed
+        return False
+
+
+def for_terminal(text: bytes) -> bytes:
+    """The same text with control characters as JSON escapes. In JSON, they occur only inside strings."""
+    return _CONTROLS.sub(lambda c: f"\\u{ord(c[0]):04x}", text.decode("utf-8", "replace")).encode()
+
+
+def _write_stdout(data: bytes, abandoned: Callable[[], bool] | None = None) -> None:
     if sys.stdout is None:
         raise OutputError("standard output cannot be written: it is closed")
+    if stdout_is_terminal():
+        data = for_terminal(data)
     try:
         try:
             number = sys.stdout.fileno()
@@ -212,9 +195,72 @@ def _write_stdout(data: bytes) -> None:
             sys.stdout.buffer.write(data)
             return
         sys.stdout.flush()
-        write_all(number, data)
+        if abandoned is None or sys.platform == "win32":  # where select knows sockets only
+            write_all(number, data)
+        else:
+            _write_unless(abandoned, number, data)
     except BrokenPipeError:
         raise ReaderGone("standard output is closed") from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is closed"
         raise OutputError(f"standard output cannot be written: {reason}") from None
+
+
+def _write_unless(abandoned: Callable[[], bool], number: int, data: bytes) -> None:
+    for start in range(0, len(data), _ATOMIC):
+        while not select.select([], [number], [], _POLL)[1]:
+            if abandoned():
+                raise ReaderGone("the run was interrupted while it waited for the reader of standard output")
+        write_all(number, data[start : start + _ATOMIC])
+
+
+@contextmanager
+def whole_file(path: str, directory: str, format_: FileFormat, *, force: bool) -> Iterator[Callable[[bytes], None]]:
+    """A file about a job. It is complete after the block, and unchanged if the block fails. Gives the function to write.
+
+    Args:
+        path: of the file.
+        directory: of the job.
+        format_: of the file, which its name must not contradict.
+        force: the file may exist.
+
+    Raises:
+        UsageError: the file exists, or its name promises another format.
+        OutputError: there is something that is not a file, or no folder.
+        ConfigError: the file belongs to the job.
+        JobMismatchError, LedgerError: there is no job in the directory, or its manifest is broken.
+        StoreError: it cannot be written.
+    """
+    target, folder = Path(path), Path(directory)
+    beside = target.with_name(f"{target.name}.tmp")
+    refuse_own_files(folder, Manifest.load(folder / MANIFEST), target, beside)
+    format_.refuse_other_name(path)
+    check_output(target)
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists. Move it away, or overwrite it with --force.")
+    try:
+        beside.unlink(missing_ok=True)
+        with replaced(target) as write:
+            yield write
+            if target.exists() and not force:
+                raise OutputError(f"{target} was made by another program meanwhile, and is not overwritten")
+    except OSError as error:
+        raise OutputError(f"{target} cannot be written: {error.strerror}") from None
+    finally:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+
+
+def check_output(path: Path) -> None:
+    """Refuses a place where no file can be written.
+
+    Raises:
+        OutputError: there is no folder, or something that is not a file.
+    """
+    try:
+        if not path.parent.is_dir():
+            raise OutputError(f"{path} cannot be written: there is no folder {path.parent}")
+        if path.exists() and not path.is_file():
+            raise OutputError(f"{path} is not a file; for standard output, use --out -")
+    except ValueError:
+        raise OutputError("--out cannot be written: it is not a name for a file") from None

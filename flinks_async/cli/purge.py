@@ -1,15 +1,14 @@
-"""`flinks-async purge`: a job's data, removed."""
+"""`flinks-async purge`: deletes a job and its answers."""
 
 from __future__ import annotations
 
 import click
 
 from .. import bulk
-from .console import debug_option, say
+from .console import UsageError, debug_option, say
 from .exit_codes import Exit, epilog
 from .options import directory_argument
 from .secret_input import stdin_is_terminal
-from .usage import UsageError
 
 
 @click.command(epilog=epilog())
@@ -18,11 +17,11 @@ from .usage import UsageError
 @click.option(
     "--forget-answers",
     is_flag=True,
-    help="Remove the job also if its answers cannot be found: they stay where they are.",
+    help="Remove the job even if its answers cannot be found; they stay where they are.",
 )
 @debug_option
 def purge(directory: str, yes: bool, forget_answers: bool) -> int:
-    """Remove the job in DIR and all its answers, and say what was removed. Its file of tokens stays."""
+    """Remove the job in DIR and all its answers, and list what was removed. The file of tokens stays."""
     if not yes and not _confirmed(directory):
         say("Nothing was removed.")
         return Exit.OK
@@ -33,9 +32,9 @@ def purge(directory: str, yes: bool, forget_answers: bool) -> int:
 
 def _confirmed(directory: str) -> bool:
     if not stdin_is_terminal():
-        raise UsageError("This removes data for good. To say that it is meant, add --yes.")
+        raise UsageError("purge deletes data permanently. Confirm it with --yes.")
     try:
         answers = f"its {bulk.status(directory).totals.fetched:,} answers"
-    except bulk.LedgerError:  # broken, or gone with a purge that was interrupted
+    except bulk.LedgerError:  # broken, or removed by a purge that was interrupted
         answers = "its answers"
-    return click.confirm(f"Remove the job in {directory} and {answers} for good?", err=True)
+    return click.confirm(f"Delete the job in {directory} and {answers} permanently?", err=True)

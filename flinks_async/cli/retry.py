@@ -1,35 +1,32 @@
-"""`flinks-async retry`: failed tokens of a job, once more."""
+"""`flinks-async retry`: fetches failed tokens of a job again."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
 import click
 from click.core import ParameterSource
 
-from ..bulk import Executor, Job, JobMismatchError, Manifest
+from ..bulk import Executor, InputFile, Job, JobMismatchError, Manifest
 from ..bulk.files import MANIFEST
 from ..bulk.records import FailureKind
-from .console import debug_option
+from .access import Access, Clients, access_options, instances_option, make_clients
+from .console import counted, debug_option
+from .display import choose_display, reporting_errors
 from .exit_codes import epilog
-from .instances import Clients, instances_option, make_clients
-from .job_display import choose_job_display, told
-from .job_run import JobRun
+from .job_run import JobRun, OnScan
 from .options import (
-    Access,
     Speed,
     Stops,
     Telling,
-    access_options,
     directory_argument,
     processes_option,
     progress_options,
     speed_options,
     stop_options,
 )
-from .run import run
+from .signals import run
 
 _KINDS: Final[dict[str, frozenset[FailureKind]]] = {
     "exhausted": frozenset({"exhausted"}),
@@ -46,9 +43,9 @@ _KINDS: Final[dict[str, frozenset[FailureKind]]] = {
     type=click.Choice([*_KINDS]),
     default="exhausted",
     show_default=True,
-    help="Tokens that another try may get, tokens that were refused for good, or both.",
+    help="Tokens that may succeed in another run, tokens that were refused permanently, or both.",
 )
-@click.option("--tokens", metavar="FILE", help="The job's file of tokens, if it lies somewhere else now.")
+@click.option("--tokens", metavar="FILE", help="The job's file of tokens, if it was moved.")
 @instances_option
 @stop_options
 @processes_option
@@ -69,23 +66,23 @@ def retry(
 ) -> int:
     """Fetch failed tokens of the job in DIR again.
 
-    A retry that was interrupted goes on with the tokens that it had begun with.
+    An interrupted retry first resumes with the tokens that it had started with.
     """
-    with told(telling.kind):
+    with reporting_errors(telling.kind):
         manifest = Manifest.load(Path(directory) / MANIFEST)
         clients = make_clients(access, speed.settings(), instances, manifest.layout.get("instance_column"))
         _refuse_other_origin(manifest, clients)
     chosen = click.get_current_context().get_parameter_source("class_") is ParameterSource.COMMANDLINE
-    display = choose_job_display(telling.kind)
+    display = choose_display(telling.kind)
 
-    def resume(on_scan: Callable[[int, int], None]) -> Job:
+    def resume(source: InputFile | None, on_scan: OnScan) -> Job:
         job = Job.resume(directory, path=tokens, on_scan=on_scan)
         try:
             if retrying := job.totals.retrying:
-                hint = "; --class is for the next one" if chosen else ""
-                display.warn(f"An interrupted retry of {retrying:,} tokens goes on first{hint}.")
+                hint = "; --class applies to the next one" if chosen else ""
+                display.warn(f"An interrupted retry of {counted(retrying, 'token')} is resumed first{hint}.")
             else:
-                display.note(f"{job.retry(_KINDS[class_]):,} failed tokens are fetched again.")
+                display.note(f"Fetching {counted(job.retry(_KINDS[class_]), 'failed token')} again.")
         except BaseException:
             job.close()
             raise
@@ -99,4 +96,6 @@ def _refuse_other_origin(manifest: Manifest, clients: Clients) -> None:
     for name, host in clients.origin.items():
         if before.get(name, host) != host:
             of = f" of the instance {name!r}" if name else ""
-            raise JobMismatchError(f"the answers{of} came from {before[name]}, and would come from {host} now")
+            raise JobMismatchError(
+                f"The answers{of} came from {before[name]}, and would come from {host} now. Use the same address as before"
+            )

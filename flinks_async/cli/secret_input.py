@@ -1,21 +1,29 @@
-"""One secret or one token, from a file, standard input, the environment or a hidden prompt; never an argument."""
+"""Secrets and tokens, from a file, standard input, the environment or a hidden prompt; never from an argument."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
 import sys
-from typing import BinaryIO, Final
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, BinaryIO, Final, TypeVar
 
 import click
 
+from ..bulk.errors import InputError
+from ..bulk.inputs import STDIN
 from ..endpoint import WHERE_SECRETS_COME_FROM
 from ..secret import Secret
-from .usage import UsageError
+from .console import UsageError
 
-STDIN: Final = "-"
+T = TypeVar("T")
 
 _MAX_FILE: Final = 64 * 1024
+
+_PIECE: Final = 1024 * 1024
 
 _BOM: Final = b"\xef\xbb\xbf"
 
@@ -24,7 +32,7 @@ def read_secret(secret_file: str | None) -> Secret:
     """The AuthSecret: from --secret-file, else from FLINKS_AUTH_SECRET.
 
     Raises:
-        Wrong: there is none, or the file cannot be read. The message names no value.
+        UsageError: there is none, or the file cannot be read. The message shows no value.
     """
     if secret_file is not None:
         return read_line(secret_file, "--secret-file")
@@ -40,7 +48,7 @@ def read_token(token_file: str | None) -> Secret:
     """The access token: from --token-file, else from FLINKS_ACCESS_TOKEN, else from a hidden prompt on a terminal.
 
     Raises:
-        Wrong: as for `read_secret`.
+        UsageError: as for `read_secret`.
     """
     if token_file is not None:
         return read_line(token_file, "--token-file", "For many tokens there is 'fetch'.")
@@ -62,13 +70,13 @@ def read_line(path: str, option: str, hint: str = "") -> Secret:
         hint: what to do if there are more lines.
 
     Raises:
-        Wrong: as for `read_secret`.
+        UsageError: as for `read_secret`.
     """
     lines = [line for line in (line.strip(" \t\r") for line in read_text(path, option).split("\n")) if line]
     if not lines:
-        raise UsageError(f"What was read for {option} is empty.")
+        raise UsageError(f"The input for {option}{named(path)} is empty.")
     if len(lines) > 1:
-        raise UsageError(f"What was read for {option} has {len(lines)} lines instead of one. {hint}".strip())
+        raise UsageError(f"The input for {option}{named(path)} has {len(lines):,} lines instead of one. {hint}".strip())
     return Secret(lines[0])
 
 
@@ -76,14 +84,14 @@ def read_text(path: str, option: str) -> str:
     """A small file, '-' for standard input.
 
     Raises:
-        Wrong: as for `read_secret`.
+        UsageError: as for `read_secret`.
     """
     try:
         text = _read(path, option).removeprefix(_BOM).decode("utf-8")
     except UnicodeDecodeError:
         text = None
     if text is None:  # raised here, since the error above holds the text
-        raise UsageError(f"What was read for {option} is not UTF-8 text.")
+        raise UsageError(f"The input for {option}{named(path)} is not UTF-8 text.")
     return text
 
 
@@ -96,11 +104,61 @@ def _read(path: str, option: str) -> bytes:
                 data = file.read(_MAX_FILE + 1)
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a file"
-        # Without the name: somebody may have typed the secret itself.
-        raise UsageError(f"The file given with {option} cannot be read: {reason}.") from None
+        raise UsageError(f"The file given with {option}{named(path)} cannot be read: {reason}.") from None
     if len(data) > _MAX_FILE:
-        raise UsageError(f"The file given with {option} is larger than {_MAX_FILE} bytes.")
+        raise UsageError(f"The file given with {option}{named(path)} is larger than {_MAX_FILE:,} bytes.")
     return data
+
+
+def named(path: str) -> str:
+    """The name of a file for a message, in brackets. Empty if there is no such file: it may be a secret in the wrong place."""
+    try:
+        return f" ({path})" if path != STDIN and os.path.exists(path) else ""
+    except ValueError:
+        return ""
+
+
+def read_all_stdin() -> bytes:
+    """Standard input to its end. Without a buffer, since a daemon thread that waits in one would hold its lock at exit.
+
+    Raises:
+        InputError: it is closed, or cannot be read.
+    """
+    try:
+        if sys.stdin is None:
+            raise OSError(errno.EBADF, "it is closed")
+        try:
+            number = sys.stdin.fileno()
+        except (OSError, ValueError, AttributeError):  # replaced by a test
+            return sys.stdin.buffer.read()
+        pieces = []
+        while piece := os.read(number, _PIECE):
+            pieces.append(piece)
+        return b"".join(pieces)
+    except OSError as error:
+        raise InputError(f"Standard input cannot be read: {error.strerror}.") from None
+
+
+async def in_daemon_thread(function: Callable[[], T]) -> T:
+    """What `function()` returns or raises. If it blocks forever, the process can end nevertheless."""
+    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+
+    def settle(result: Any, error: BaseException | None) -> None:
+        if not future.done():
+            future.set_result(result) if error is None else future.set_exception(error)
+
+    def work() -> None:
+        result: Any = None
+        failure: BaseException | None = None
+        try:
+            result = function()
+        except BaseException as error:
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed, so nobody waits
+            future.get_loop().call_soon_threadsafe(settle, result, failure)
+
+    threading.Thread(target=work, name="flinks-async-input", daemon=True).start()
+    return await future
 
 
 def _stdin() -> BinaryIO:
@@ -110,5 +168,8 @@ def _stdin() -> BinaryIO:
 
 
 def stdin_is_terminal() -> bool:
-    """Whether somebody can be asked."""
-    return sys.stdin is not None and sys.stdin.isatty()
+    """Whether the user can be asked."""
+    try:
+        return sys.stdin is not None and sys.stdin.isatty()
+    except ValueError:  # closed
+        return False

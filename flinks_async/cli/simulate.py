@@ -1,4 +1,4 @@
-"""`flinks-async simulate`: the simulated Flinks in the foreground, to try things out."""
+"""`flinks-async simulate`: runs a simulated Flinks in the foreground, to try things out."""
 
 from __future__ import annotations
 
@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from ..config import AUTH_SCHEMES, AuthScheme
-from .console import debug_option, say
+from .console import UsageError, counted, debug_option, say
 from .exit_codes import Exit
-from .run import run
 from .secret_input import read_secret
-from .usage import UsageError
+from .signals import run
 
 if TYPE_CHECKING:
     from ..testing import FlinksServer
@@ -22,21 +21,21 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="To listen on [any free one].")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on [any free one].")
 @click.option("--size", type=click.Choice(["small", "medium", "large"]), default="small", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the data, the faults and the latency.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data, the faults and the latency.")
 @click.option(
     "--faults-share",
     type=click.FloatRange(0, 1),
     default=0.0,
     show_default=True,
-    help="Requests that fail, of all kinds.",
+    help="Share of requests that fail, with faults of all kinds.",
 )
-@click.option("--rate-limit", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Requests a second.")
 @click.option(
-    "--latency", type=click.FloatRange(min=0), metavar="SECONDS", help="Median time of an answer (log-normal)."
+    "--rate-limit", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Maximum requests per second."
 )
-@click.option("--auth-scheme", type=click.Choice(AUTH_SCHEMES), help="The only header form to accept [any].")
+@click.option("--latency", type=click.FloatRange(min=0), metavar="SECONDS", help="Median response time (log-normal).")
+@click.option("--auth-scheme", type=click.Choice(AUTH_SCHEMES), help="Only form of the header to accept [any].")
 @click.option("--secret-file", metavar="FILE", help="File with the AuthSecret to accept, '-' for standard input.")
 @debug_option
 def simulate(
@@ -51,8 +50,8 @@ def simulate(
 ) -> int:
     """Run a simulated Flinks on this machine until Ctrl-C.
 
-    It accepts every access token, and one AuthSecret: that of --secret-file, else of FLINKS_AUTH_SECRET, else a new
-    one, which is shown.
+    It accepts every access token and one AuthSecret: from --secret-file, else from FLINKS_AUTH_SECRET, else a new one, which
+    is printed.
     """
     from ..testing import ServeOptions, serve_forever  # not needed by the other commands
 
@@ -75,7 +74,7 @@ def simulate(
             click.echo(f"AuthSecret (of this simulator only): {secret}")
         else:
             click.echo(f"AuthSecret: from {'FLINKS_AUTH_SECRET' if secret_file is None else '--secret-file'}")
-        click.echo("Ctrl-C ends it.")
+        click.echo("Press Ctrl-C to stop.")
         sys.stdout.flush()
 
     try:
@@ -83,5 +82,5 @@ def simulate(
     except OSError as error:
         raise UsageError(f"Cannot listen on port {port}: {error.strerror or type(error).__name__}.") from None
     stats = server.stats
-    say(f"{stats.requests:,} requests, {stats.answered:,} answered, {stats.throttled:,} throttled")
+    say(f"{counted(stats.requests, 'request')}, {stats.answered:,} answered, {stats.throttled:,} throttled")
     return Exit.OK

@@ -1,9 +1,10 @@
-"""`flinks-async status`: where a job stands."""
+"""`flinks-async status`: shows the state of a job."""
 
 from __future__ import annotations
 
 import datetime as dt
 import time
+from pathlib import Path
 from typing import Any, Final
 
 import click
@@ -11,15 +12,15 @@ import msgspec
 from attrs import asdict
 
 from .. import bulk
-from .console import debug_option, printable
+from ..bulk.inputs import STDIN
+from .console import counted, debug_option, duration, printable
+from .display import answers_of, outcome_rows
 from .exit_codes import Exit, epilog
-from .job_summary import counted, describe
-from .metrics import duration
 from .options import directory_argument
 from .output import to_stdout
 
 SILENT: Final = 60.0
-"""Seconds after which a run that has noted nothing is not running any more. It notes its figures every ten seconds."""
+"""Seconds without a sample after which a run counts as dead. A run saves a sample every ten seconds."""
 
 
 @click.command(epilog=epilog())
@@ -27,7 +28,7 @@ SILENT: Final = 60.0
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 @debug_option
 def status(directory: str, as_json: bool) -> int:
-    """Say where the job in DIR stands. It may be running."""
+    """Show the state of the job in DIR. It may be running."""
     found = bulk.status(directory)
     text = (
         msgspec.json.format(msgspec.json.encode(_plain(directory, found)), indent=2)
@@ -58,34 +59,34 @@ def _plain(directory: str, found: bulk.Status) -> dict[str, Any]:
 def _text(directory: str, found: bulk.Status) -> bytes:
     manifest, totals = found.manifest, found.totals
     lines = [
-        f"Job {manifest.job} in {directory}, begun {manifest.created}",
-        f"  input: {manifest.path} ({manifest.size:,} bytes)",
-        f"  store: {describe(manifest.store)}",
+        f"Job {manifest.job} in {directory}, started {manifest.created}",
+        f"  input: {'standard input' if manifest.path == STDIN else manifest.path} ({counted(manifest.size, 'byte')})",
+        f"  answers: {answers_of(manifest.store, Path(directory))}",
     ]
     if found.scanned is None:
-        lines.append("Its input has not been read through yet.")
+        lines.append("Its input was not read to the end yet.")
     else:
-        lines.append(f"{totals.tokens:,} tokens in {totals.shards:,} shards, of which {totals.shards_done:,} are done:")
-        lines += counted(totals, found.scanned.duplicates)
+        lines.append(
+            f"{counted(totals.tokens, 'token')} in {counted(totals.shards, 'shard')}, {totals.shards_done:,} done:"
+        )
+        lines += outcome_rows(totals, found.scanned)
     return printable("\n".join([*lines, *_runs(found, time.time())])).encode()
 
 
 def _runs(found: bulk.Status, now: float) -> list[str]:
     if not found.runs:
-        return ["It has not been run yet."]
+        return ["It was not run yet."]
     last, latest = found.runs[-1], found.latest
     began = dt.datetime.fromtimestamp(last["started"], dt.UTC).isoformat(timespec="seconds")
-    run = f"Run {last['run']} of {len(found.runs)}, begun {began},"
+    run = f"Run {last['run']} of {len(found.runs)}, started {began},"
     if last["ended"] is not None:
         return [f"{run} ended: {last['state']}" + (f", {last['reason']}." if last["reason"] else ".")]
     silent = now - (last["started"] if latest is None else latest["at"])
     if silent > SILENT:
-        return [
-            f"{run} has no end, and has noted nothing for {duration(silent)}: it was killed, or its machine stopped."
-        ]
+        return [f"{run} has no end, and was silent for {duration(silent)}: it was killed, or its machine stopped."]
     if latest is None:
         return [f"{run} is running."]
-    return [f"{run} is running. Figures of {duration(silent)} ago: {_figures(latest)}."]
+    return [f"{run} is running. {duration(silent)} ago: {_figures(latest)}."]
 
 
 def _figures(latest: dict[str, Any]) -> str:

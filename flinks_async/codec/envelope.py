@@ -1,4 +1,4 @@
-"""What an answer says about itself: code, message and request id, whatever the case of the keys."""
+"""The envelope of an answer: its code, status, message and request id. The case of the keys does not matter."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from ..verdict import EMPTY_ENVELOPE, Envelope
 from .parse import PARSE_ERRORS, decode_any, without_bom
 
 MAX_ERROR_BODY: Final = 256 * 1024
-"""A larger body is no error envelope; it is not parsed."""
+"""Bytes. A larger body is not parsed, because it is no error envelope."""
 
 UNREADABLE: Final = "UNREADABLE"
-"""Stands for the code of a success that has one which cannot be shown: still an error, never an empty answer."""
+"""Replaces a code that cannot be shown. An answer with such a code is still an error, never an empty answer."""
 
 _NAMES: Final = ("flinkscode", "httpstatuscode", "message")
 _STATUS: Final = re.compile(r"\s*([1-9][0-9]{2})(?:\.0*)?\s*")
@@ -25,7 +25,11 @@ _ID: Final = re.compile(r"(?!.*[A-Za-z0-9]{33})[A-Za-z0-9_.-]{1,64}")  # 32: a G
 
 
 def read_envelope(body: bytes, *hidden: Secret) -> Envelope:
-    """The envelope of a body that is not a success. Never raises: what cannot be read is None."""
+    """The envelope of a body that is not a success. Never raises; unreadable values are None.
+
+    Args:
+        hidden: secrets to mask in the message and the request id.
+    """
     if not body or len(body) > MAX_ERROR_BODY:
         return EMPTY_ENVELOPE
     try:
@@ -36,61 +40,63 @@ def read_envelope(body: bytes, *hidden: Secret) -> Envelope:
 
 
 def envelope_of(answer: PartnerAccessResponse, *hidden: Secret) -> Envelope:
-    """The envelope of a success: empty, unless the body says inside that it is an error.
+    """The envelope of an answer with status 200. It is empty, unless the body contains an error.
 
-    That is a code, status or message beside the data, or a `FlinksCode` or a status from 400 on in every entry of
-    `GetAccountsDetail` while none of them has accounts; then the first entry speaks. A code of any other form than a
-    short word is `UNREADABLE`, and so is a status or message of another form where there are no data.
+    An error is a code, status or message beside `GetAccountsDetail`, or a `FlinksCode` or a status of 400 or more in each
+    of its entries, none of which has accounts; the first entry then gives the envelope. A code that is not a short word
+    becomes `UNREADABLE`. Without data, so does a status or message that cannot be read.
     """
     if not isinstance(cast(object, answer), PartnerAccessResponse):
-        return EMPTY_ENVELOPE  # a hook of a user has put something else in its place
+        return EMPTY_ENVELOPE  # a user's hook has replaced the answer
     detail = answer.get_accounts_detail
     first = detail[0] if type(detail) is tuple and detail else detail
-    if answer._wire is DEFAULT_WIRE_STATE and (not first or type(first) is not AccountsDetail or not _says_more(first)):
-        return EMPTY_ENVELOPE  # nearly every answer
+    if answer._wire is DEFAULT_WIRE_STATE and (
+        not first or type(first) is not AccountsDetail or not _may_be_error(first)
+    ):
+        return EMPTY_ENVELOPE  # the usual case
     extra = unknown_fields(answer)
     if extra:
         found = _envelope({"RequestId": answer.request_id, **extra}, hidden, unreadable=UNREADABLE)
         if found.flinks_code or found.http_status_code or found.message:
             return found
-        if not answer.details and any(map(_fold(extra).get, _NAMES)):
+        if not answer.details and any(map(_without_case(extra).get, _NAMES)):
             return Envelope(flinks_code=UNREADABLE, request_id=found.request_id)
     details = answer.details
-    if details and all(_refuses(detail) for detail in details):
+    if details and all(_is_error(detail) for detail in details):
         first = details[0]
         own = {"HttpStatusCode": first.http_status_code, "RequestId": first.request_id or answer.request_id}
         return _envelope({**own, **unknown_fields(first)}, hidden, unreadable=UNREADABLE)
     return EMPTY_ENVELOPE
 
 
-def _says_more(detail: AccountsDetail) -> bool:
-    return _says_no(detail) or bool(unknown_fields(detail))
+def _may_be_error(detail: AccountsDetail) -> bool:
+    return _has_error_status(detail) or bool(unknown_fields(detail))
 
 
-def _refuses(detail: AccountsDetail) -> bool:
-    # A hook of a user may have put something else than our class here.
+def _is_error(detail: AccountsDetail) -> bool:
+    # A user's hook may have replaced the entry by an object of another class.
     if type(detail) is not AccountsDetail or detail.accounts:
         return False
-    return _says_no(detail) or _fold(unknown_fields(detail)).get("flinkscode") is not None
+    return _has_error_status(detail) or _without_case(unknown_fields(detail)).get("flinkscode") is not None
 
 
-def _says_no(detail: AccountsDetail) -> bool:
+def _has_error_status(detail: AccountsDetail) -> bool:
     status = detail.http_status_code
     return status is not None and status >= 400
 
 
-def _fold(data: Mapping[str, Any]) -> dict[str, Any]:
-    # Without nulls: of two keys that differ in case only, one may say something.
+def _without_case(data: Mapping[str, Any]) -> dict[str, Any]:
+    # Without nulls, because of two keys that differ only in case one may have a value.
     return {key.lower(): value for key, value in data.items() if value is not None}
 
 
 def _envelope(data: Mapping[str, Any], hidden: tuple[Secret, ...], *, unreadable: str | None = None) -> Envelope:
-    folded = _fold(data)
-    code, request_id = folded.get("flinkscode"), folded.get("requestid")
-    message = folded.get("message")
+    values = _without_case(data)
+    code, request_id = values.get("flinkscode"), values.get("requestid")
+    message = values.get("message")
     return Envelope(
         flinks_code=code if _is_id(code, hidden, _CODE) else unreadable if code else None,
-        http_status_code=_status(folded.get("httpstatuscode")),
+        http_status_code=_status(values.get("httpstatuscode")),
         message=redact(message, *hidden, coded=True) if isinstance(message, str) and message else None,
         request_id=_request_id(request_id, hidden),
     )
@@ -99,13 +105,13 @@ def _envelope(data: Mapping[str, Any], hidden: tuple[Secret, ...], *, unreadable
 def _status(value: object) -> int | None:
     if type(value) is int:
         return value if 100 <= value <= 999 else None
-    # Read in other forms all the same: else an error would be a success.
+    # Other forms are read too, because an error would otherwise pass as a success.
     found = _STATUS.fullmatch(str(value)) if isinstance(value, str | float | Decimal) else None
     return int(found[1]) if found else None
 
 
 def _request_id(value: object, hidden: tuple[Secret, ...]) -> str | None:
-    # Usually a GUID, which `redact` would mask, though it is there to be quoted.
+    # A request id is usually a GUID, which `redact` would mask. Users need it for the support of Flinks.
     if _is_id(value, hidden):
         return str(value)
     return redact(value, *hidden, coded=True) if isinstance(value, str) and value else None

@@ -23,6 +23,7 @@ from attrs import define, field
 
 from ..clock import Clock
 from ..config import Settings
+from ..endpoint import Endpoint
 from ..limits.governor import Governor
 from ..limits.quota import RetryQuota, make_quota
 from ..messages import Transport
@@ -30,6 +31,7 @@ from ..runtime.cancel_scope import DeadlineTimer
 from ..runtime.event_loop import PerLoop
 from ..runtime.loop_state import LoopState, RequestCounters
 from ..secret import Secret, SecretProvider
+from .aiohttp import AiohttpTransport
 from .session import SessionManager
 
 REMEMBERED = 1000
@@ -77,6 +79,18 @@ class Pool:
         self.sessions = sessions
         self.transport = transport
         self._loops: PerLoop[_LoopShared] = PerLoop()
+
+    def transport_for(self, endpoint: Endpoint, settings: Settings) -> Transport:
+        """The transport of one client.
+
+        Raises:
+            ConfigError: the proxy for this endpoint is wrong.
+        """
+        if self.sessions is None:
+            assert self.transport is not None
+            return self.transport
+        self.sessions.proxy_for(endpoint)
+        return AiohttpTransport(self.sessions, settings.timeouts, settings.limits.max_body)
 
     def loop_state(
         self,

@@ -451,7 +451,7 @@ async def test_a_store_that_fails_ends_all(slow: Desk, monkeypatch: pytest.Monke
 async def test_what_cannot_be_sent_to_another_process_is_named(desk: Desk, options: dict[str, Any], named: str) -> None:
     with desk.job() as job:
         async with FlinksClient(**{"auth_secret": SECRET, **options}) as client:
-            with pytest.raises(ConfigError, match=f"cannot have these of yours: {named}"):
+            with pytest.raises(ConfigError, match=f"cannot use these parts of yours: {named}"):
                 await job.run(client, executor=TWO)
 
 

@@ -88,7 +88,7 @@ def describe(client: FlinksClient) -> tuple[Description, Secrets]:
         found.append("connection.ssl_context")
     if found or not isinstance(secret, Secret):
         raise ConfigError(
-            f"worker processes make clients of their own, and cannot have these of yours: {', '.join(found)}. "
+            f"worker processes make their own clients and cannot use these parts of yours: {', '.join(found)}. "
             "Leave them out, or run the job in one process"
         )
     # A Secret refuses to be pickled. The URL was checked and holds no password.

@@ -128,7 +128,9 @@ def looks_like_data(name: str) -> bool:
 
 # --- text -------------------------------------------------------------------------------------------------------------
 
-_PLAIN: Final = re.compile(r"(?![.]{0,2}/|--)[A-Za-z0-9._~+/%-]*[A-Za-z0-9.][A-Za-z0-9._~+/%-]*={0,2}")
+is_plain: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+/%-]*={0,2}").fullmatch
+"""Accepts nearly every token at once; `problem_of_text` judges the others."""
+
 _EMAIL: Final = "looks like an e-mail address"
 _PROBLEMS: Final = (
     (re.compile(r".*[<>].*"), "holds '<' or '>', as in markup"),
@@ -151,8 +153,6 @@ _PROBLEMS: Final = (
 
 def problem_of_text(line: str) -> str | None:
     """Why a line of a text file cannot be a token; None if it can. The line has no blanks around it."""
-    if _PLAIN.fullmatch(line):
-        return None
     return next((problem for pattern, problem in _PROBLEMS if pattern.fullmatch(line)), None)
 
 

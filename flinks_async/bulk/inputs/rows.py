@@ -11,7 +11,7 @@ from ...endpoint import INSTANCE_NAME, check_token
 from ...errors import InvalidTokenError
 from ...secret import Secret
 from ..errors import InputError
-from .detection import is_usual_name, looks_like_data, problem_of_text
+from .detection import is_plain, is_usual_name, looks_like_data, problem_of_text
 from .lines import BadLine, Line
 
 SkipReason = Literal["blank", "duplicate", "header", "continued", "invalid"]
@@ -110,7 +110,7 @@ class TextParser:
             if isinstance(line, BadLine):
                 yield SkippedLine(number, "invalid", line.message)
             elif token := line.strip(" \t"):
-                problem = problem_of_text(token)
+                problem = None if is_plain(token) else problem_of_text(token)
                 yield SkippedLine(number, "invalid", f"the line {problem}") if problem else Token(number, Secret(token))
             else:
                 yield SkippedLine(number, "blank")

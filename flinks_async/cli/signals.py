@@ -1,4 +1,4 @@
-"""Runs a coroutine function, on uvloop where it is installed, and stops it on signals: gently first, then at once."""
+"""Runs a coroutine function, on uvloop if it is installed. The first signal requests a stop, the second cancels."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ T = TypeVar("T")
 
 
 def run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """`asyncio.run(main())` with the fastest loop there is. It is called when there is a loop to run it, so that an
-    interruption before that leaves no coroutine behind that nobody awaits.
+    """`asyncio.run(main())` on the fastest loop. `main` is called when there is a loop, so an interruption before that
+    leaves no coroutine that was never awaited.
     """
-    # A full garbage collection walks every object there is, and the loop stands still meanwhile. What the program is made
-    # of will not become garbage, so it is left out: stalls of 15 to 40 ms become 3 ms (benchmarks/stall.py).
+    # A full garbage collection walks every object and stops the loop meanwhile. Modules and classes never become garbage, so
+    # they are excluded: stalls of 15 to 40 ms become 3 ms (benchmarks/stall.py).
     gc.freeze()
     try:
         with asyncio.Runner(loop_factory=fast_loop()) as runner:
@@ -33,27 +33,23 @@ _EXITS = {"SIGINT": Exit.SIGINT, "SIGBREAK": Exit.SIGINT, "SIGTERM": Exit.SIGTER
 
 
 class StopSignals:
-    """Whether, why and how a run should end.
+    """Whether a signal has asked the run to end.
 
     Attributes:
-        requested: set once the run should take no more tokens.
-        exit: the code of the signal that asked for it; None if it was not a signal.
+        requested: set by the first signal.
+        exit: exit code of the first signal; None before it.
     """
 
     def __init__(self) -> None:
         self.requested = asyncio.Event()
         self.exit: Exit | None = None
 
-    def request(self) -> None:
-        """Take no more tokens; finish what is in flight."""
-        self.requested.set()
-
     @contextmanager
     def on_signals(self, heard: Callable[[Exit, bool], object]) -> Iterator[None]:
-        """Listens to signals. The first one requests a stop, the second one cancels the current task.
+        """Handles signals during the block. The first one sets `requested`, the second one cancels the current task.
 
         Args:
-            heard: called with the exit code, and whether it was the second signal.
+            heard: called with the exit code, and whether it is not the first signal.
         """
         task = asyncio.current_task()
         assert task is not None
@@ -65,7 +61,7 @@ class StopSignals:
             heard(code, again)
             if again:
                 task.cancel()
-            self.request()
+            self.requested.set()
 
         with _handlers(loop, on_signal):
             yield
@@ -97,7 +93,7 @@ def _listen(
         return
     except NotImplementedError:  # Windows
         pass
-    except (RuntimeError, ValueError):  # not the main thread: whoever started it stops it
+    except (RuntimeError, ValueError):  # not the main thread, which gets no signals
         return
     with suppress(ValueError):
         signal.signal(number, lambda *_: loop.call_soon_threadsafe(on_signal, code))
