@@ -1,4 +1,4 @@
-"""The rate limit, and what servers say of theirs."""
+"""The rate limit, and the RateLimit headers of servers."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_many_calls_keep_to_the_rate() -> None:
 
 
 class SharedLimiter:
-    """As one that asks a store: async, and with turns a second apart."""
+    """A limiter like one that asks a store: async, with turns a second apart."""
 
     def __init__(self) -> None:
         self.asked: list[float] = []
@@ -75,7 +75,7 @@ class SharedLimiter:
         return 1.0
 
 
-async def test_a_limiter_of_ones_own_is_asked_once_a_request() -> None:
+async def test_a_users_limiter_is_called_once_per_request() -> None:
     limiter, clock = SharedLimiter(), FakeClock()
     transport = InMemoryTransport({}, default=OK)
     limits = Limits(rate_limiter=limiter)
@@ -87,7 +87,7 @@ async def test_a_limiter_of_ones_own_is_asked_once_a_request() -> None:
 
 
 def answers_per_second(arrivals: Callable[[float], float], seconds: int, **limits: Any) -> list[int]:
-    """Of calls that allow half a second each and come at `arrivals(now)` per second."""
+    """Calls with a deadline of half a second each, `arrivals(now)` of them per second."""
 
     async def main() -> list[int]:
         loop, answers = asyncio.get_running_loop(), [0] * (seconds + 1)
@@ -110,7 +110,7 @@ def answers_per_second(arrivals: Callable[[float], float], seconds: int, **limit
 
 
 class OfOnesOwn:
-    """Passes on to another limiter, after a turn of the loop."""
+    """Calls another limiter after a turn of the event loop."""
 
     def __init__(self, rate: float) -> None:
         self._limit = GCRA(rate, 1)
@@ -121,13 +121,13 @@ class OfOnesOwn:
 
 
 @pytest.mark.parametrize("limits", [{"rate": 50.0, "burst": 1}, {"rate_limiter": OfOnesOwn(50.0)}], ids=["ours", "own"])
-def test_calls_that_do_not_wait_for_their_turn_use_none_up(limits: dict[str, Any]) -> None:
+def test_calls_that_do_not_wait_for_their_turn_do_not_use_it_up(limits: dict[str, Any]) -> None:
     answers = answers_per_second(lambda now: 200.0 if now < 2 else 25.0, 6, **limits)
     assert answers[:2] == pytest.approx([50, 50], abs=2)
     assert sum(answers[3:]) == pytest.approx(75, abs=3)
 
 
-def test_a_turn_that_a_cancelled_call_leaves_is_the_next_ones() -> None:
+def test_the_turn_of_a_cancelled_call_goes_to_the_next_one() -> None:
     async def main() -> float:
         loop = asyncio.get_running_loop()
         governor = Governor(Limits(rate=1.0, burst=1), VirtualClock())
@@ -191,7 +191,7 @@ def test_headers_of_every_kind(headers: dict[str, str], expected: RateLimit | No
     assert read_rate_limit(CIMultiDict(headers), FakeClock()) == expected
 
 
-def test_a_reset_is_a_moment_from_the_year_2001_on() -> None:
+def test_a_large_reset_is_a_timestamp() -> None:
     clock = FakeClock(time=999_999_995.0)
     for reset, seconds in (("1000000000", 5.0), ("999999999", 999_999_999.0)):
         said = read_rate_limit({"RateLimit-Remaining": "5", "RateLimit-Reset": reset}, clock)
