@@ -170,7 +170,7 @@ class RetryMiddleware:
             except FlinksError as raised:
                 error = raised
                 verdict = classify_error(error)
-            if response is not None:
+            else:
                 verdict = verdict_of(response, self._settings.throttle_statuses)
                 if verdict.kind is Kind.OK:
                     if quota is not None:
