@@ -1,8 +1,9 @@
-"""Shared by all tests: what need not run on every Python, and a repair of aioresponses."""
+"""Shared by all tests: how many run at once, which run on one Python only, and a repair of aioresponses."""
 
 from __future__ import annotations
 
 import inspect
+import os
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -20,7 +21,28 @@ ONCE = {
         "torture/test_outage",
     )
 }  # fmt: skip
-"""What takes long and does not depend on the version of Python: browsers, simulated hours, documents, disks."""
+"""Takes long and does not depend on the version of Python: browsers, simulated hours, documents, disks."""
+
+CPU_MINUTES = 4
+"""What all tests that run by default take on one core."""
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process for single files, which end before workers have started; otherwise a worker for each core."""
+    files = all(Path(argument.partition("::")[0]).is_file() for argument in config.args)
+    return 0 if files else min(cores(), 8)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.collectonly:
+        return None
+    workers = config.option.numprocesses or 1
+    return f"takes about {max(1, round(CPU_MINUTES / workers))} minutes on {workers} cores"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,7 @@
 """The mutation run: each small change of the code below must make a test fail, or be explained in `explained.toml`.
 
-python3 dev.py mutate                       all modules; takes more than an hour
-python3 dev.py mutate quota codec/steps     those whose path has one of these in it
+python3 dev.py nox -s mutate                          all modules; takes more than an hour
+python3 dev.py nox -s mutate -- quota codec/steps     those whose path has one of these in it
 
 The changes are those of cosmic-ray, less what only makes noise (an operator for each other operator, decorators, names),
 and statements left out. Texts, annotations and asserts stay as they are. No file is changed: a mutant lives in the memory of
@@ -62,7 +62,10 @@ TESTS = {
     "codec/steps": CODEC,
 }
 
-PYTEST = ["-x", "-q", "--assert=plain", "--timeout=15", "-pno:randomly", "-pno:cacheprovider", "-pno:schemathesis"]
+PYTEST = [
+    *("-x", "-q", "-n0", "-mnot torture", "--assert=plain", "--timeout=15"),
+    *("-pno:randomly", "-pno:cacheprovider", "-pno:schemathesis"),
+]
 
 BINARY = (
     "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Div Mod_Mul Pow_Mul LShift_RShift RShift_LShift BitOr_BitAnd BitAnd_BitOr"
