@@ -2,7 +2,7 @@
 
     transport = InMemoryTransport({"token-1": {"GetAccountsDetail": [], "RequestId": "r"}})
     async with FlinksClient(auth_secret="x", transport=transport) as flinks:
-        ...
+        await flinks.partner_access("token-1")
     assert [sent.token.reveal() for sent in transport.requests] == ["token-1"]
 
 Everything above the wire is the real thing: retries, decoding, errors.
