@@ -11,6 +11,7 @@ import re
 import sys
 import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import nox
 
@@ -52,15 +53,13 @@ def types(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def build(session: nox.Session) -> None:
     """The sdist, and a wheel that has the types and nothing but the package."""
-    folder = Path(session.create_tmp())
-    session.run(PYTHON, "-m", "build", "--outdir", str(folder))
-    (wheel,) = folder.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+    with TemporaryDirectory() as folder:
+        session.run(PYTHON, "-m", "build", "--outdir", folder)
+        (wheel,), (_sdist,) = Path(folder).glob("*.whl"), Path(folder).glob("*.tar.gz")
+        names = zipfile.ZipFile(wheel).namelist()
     foreign = {name.partition("/")[0] for name in names if ".dist-info/" not in name} - {"flinks_async"}
     if foreign or "flinks_async/py.typed" not in names:
         session.error(f"{wheel.name}: py.typed is missing, or there is more than the package: {sorted(foreign)}")
-    if not any(folder.glob("*.tar.gz")):
-        session.error("there is no sdist")
 
 
 @nox.session(python=OTHERS)

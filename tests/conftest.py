@@ -42,7 +42,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.collectonly:
         return None
     workers = config.option.numprocesses or 1
-    return f"takes about {max(1, round(CPU_MINUTES / workers))} minutes on {workers} cores"
+    return f"takes about {CPU_MINUTES / workers:.0f} minutes on {workers} core{'s' if workers > 1 else ''}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
