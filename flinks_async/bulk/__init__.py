@@ -2,7 +2,7 @@
 
     source = InputFile("tokens.csv", Layout(column="token", key_column="user"))
     with Job.start("jobs/2026-11", source, JSONLParts("zstd")) as job:
-        async with FlinksClient("acme", secret, settings=config.bulk()) as client:
+        async with FlinksClient("acme", auth_secret=secret, settings=config.bulk()) as client:
             result = await job.run(client)
 
 Requests are made at least once, and every answer is in the output once: whatever ends the process, the next run of the
