@@ -151,7 +151,7 @@ def test_a_response_of_a_middleware_is_classified_by_its_status() -> None:
 def test_the_error_of_a_refused_secret_names_its_source_and_other_header_forms() -> None:
     error = error_of(Response(401))
     assert isinstance(error, e.AuthenticationError)
-    assert "client" in error.message
+    assert "customer" in error.message
     assert "'flinks-auth-key-raw'" in error.message
     assert "'bearer'" in error.message
 

@@ -14,13 +14,14 @@ from flinks_async import (
     ProtocolError,
     QuotaExhaustedError,
     Retry,
+    Secret,
     ServerError,
     ShareQuota,
     Timeouts,
     TokenBucketQuota,
 )
 from flinks_async.errors import StaleConnectionError
-from flinks_async.messages import Request
+from flinks_async.messages import Request, Response, SendPermit
 from flinks_async.middleware.retry import Backoff, RetryState, Stop, count, decide
 from flinks_async.testing import FakeClock, InMemoryTransport
 from flinks_async.verdict import Kind, Verdict
@@ -195,6 +196,19 @@ async def test_observers_get_an_event_for_each_retry() -> None:
     ]
     assert [one.delay for one in retries] == pytest.approx([0.05, 0.1])
     assert client.stats().retries == 2
+
+
+async def test_a_call_whose_permit_is_revoked_ends_without_a_wait() -> None:
+    clock, permit = FakeClock(random=1.0), SendPermit()
+
+    async def revoke(request: Request) -> Response:
+        permit.revoked = True
+        return Response(503)
+
+    async with client_of(InMemoryTransport(default=revoke), clock=clock) as client:
+        with pytest.raises(ServerError):
+            await client.respond(Secret("t"), permit=permit)
+    assert clock.sleeps == []
 
 
 async def test_each_call_is_registered_with_the_quota_once() -> None:

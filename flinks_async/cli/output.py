@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+import click
 from attrs import frozen
 
 from ..bulk import Commit, Place, Problem, Store
@@ -169,6 +170,33 @@ def to_stdout(data: bytes) -> None:
         OutputError: it cannot be written; `ReaderGone` if it is a pipe that was closed.
     """
     _write_stdout(data)
+
+
+class Command(click.Command):
+    """A command whose `--help` fails if standard output cannot be written."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.callback = _show_help
+        return option
+
+
+def _show_help(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        to_stdout(f"{ctx.get_help()}\n".encode())
+        ctx.exit()
+
+
+def drop_unwritable_output() -> None:
+    """Discards buffered output that cannot be written, because Python would end with exit code 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None:
+                stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def stdout_is_terminal() -> bool:

@@ -238,7 +238,6 @@ class RetryMiddleware:
         """Prepares the call for another attempt, and tells the observers."""
         call = request.call
         call.fresh = verdict.kind is Kind.STALE
-        call.retries += 1
         call.retrying = True
         if self._observers:
             event = RetryScheduled(
