@@ -437,8 +437,11 @@ class TestUnreachable:
     @pytest.mark.parametrize("address", ["http://127.0.0.1:1", "https://no-such-host.invalid"])
     async def test_nobody_answers_and_the_reason_is_told(self, tmp_path: Path, out: Path, address: str) -> None:
         tokens = write(tmp_path / "t.txt", "".join(f"token-{n}\n" for n in range(50)))
-        env = {"FLINKS_BASE_URL": address, "FLINKS_AUTH_SECRET": "s"}
-        result = await cli("fetch", tokens, "--out", out, "--unreachable-after", "1s", **env)
+        result = await cli(
+            *("fetch", tokens, "--out", out, "--unreachable-after", "1s"),
+            FLINKS_BASE_URL=address,
+            FLINKS_AUTH_SECRET="s",
+        )
         assert result.exit_code == Exit.STOPPED
         host = address.partition("//")[2]
         assert re.search(rf"^Stopped: .*{host.partition(':')[0]}.*", result.stderr, re.MULTILINE), result.stderr

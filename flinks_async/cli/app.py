@@ -21,7 +21,7 @@ from .exit_codes import Exit, epilog
 from .export import export
 from .fetch import fetch
 from .get import get
-from .output import Command, drop_unwritable_output, to_stdout
+from .output import Command, to_stdout
 from .purge import purge
 from .report import report
 from .retry import retry
@@ -37,9 +37,7 @@ class App(Command, click.Group):
         """Runs a command and calls `sys.exit` with one of the codes in `exit_codes`."""
         extra["standalone_mode"] = False
         with log_to_stderr():
-            code = self._code(args, *more, **extra)
-        drop_unwritable_output()
-        sys.exit(code)
+            sys.exit(self._code(args, *more, **extra))
 
     def _code(self, args: Sequence[str] | None, *more: Any, **extra: Any) -> int:
         try:

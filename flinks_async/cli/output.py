@@ -188,17 +188,6 @@ def _show_help(ctx: click.Context, parameter: click.Parameter, value: bool) -> N
         ctx.exit()
 
 
-def drop_unwritable_output() -> None:
-    """Discards buffered output that cannot be written, because Python would end with exit code 120."""
-    for stream in (sys.stdout, sys.stderr):
-        try:
-            if stream is not None:
-                stream.flush()
-        except (OSError, ValueError):
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-
-
 def stdout_is_terminal() -> bool:
     try:
         return sys.stdout is not None and sys.stdout.isatty()

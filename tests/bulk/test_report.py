@@ -528,4 +528,4 @@ async def test_the_command_prints_json(night: Path) -> None:
 async def test_json_goes_to_standard_output_only(night: Path) -> None:
     done = await cli("report", night, "--json", "--out", "x")
     assert done.exit_code == 2
-    assert "give one of them" in done.stderr
+    assert "use one of them" in done.stderr
