@@ -10,7 +10,7 @@ import datetime as dt
 import os
 import uuid
 from collections.abc import Callable, Collection, Mapping
-from contextlib import closing, ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
