@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 
 from flinks_async import ConfigError, DeadlineExceededError, FlinksClient, Limits
 from flinks_async.limits.governor import Governor
-from flinks_async.limits.rate import GCRA, RateLimit, read_rate_limit, spacing
+from flinks_async.limits.rate import GCRA, ServerLimit, read_rate_limit, spacing
 from flinks_async.testing import FakeClock, InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
 
@@ -159,18 +159,18 @@ def test_rate_settings_are_checked() -> None:
 
 
 HEADERS = [
-    ({"RateLimit-Remaining": "5", "RateLimit-Reset": "30", "RateLimit-Limit": "100"}, RateLimit(5, 100, 30.0)),
+    ({"RateLimit-Remaining": "5", "RateLimit-Reset": "30", "RateLimit-Limit": "100"}, ServerLimit(5, 100, 30.0)),
     (
         {"RateLimit-Limit": "100, 100;w=60", "RateLimit-Remaining": "5", "RateLimit-Reset": "30"},
-        RateLimit(5, 100, 30.0),
+        ServerLimit(5, 100, 30.0),
     ),
-    ({"RateLimit-Remaining": "5", "RateLimit-Reset": "30", "RateLimit-Policy": "100;w=60"}, RateLimit(5, 100, 30.0)),
-    ({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1735689630"}, RateLimit(0, None, 30.0)),
-    ({"x-ratelimit-remaining": "7", "x-ratelimit-reset": "4", "x-ratelimit-limit": "9"}, RateLimit(7, 9, 4.0)),
-    ({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1735689000"}, RateLimit(0, None, 0.0)),
-    ({"RateLimit": "limit=100, remaining=50, reset=5"}, RateLimit(50, 100, 5.0)),
-    ({"RateLimit": '"default";r=3;t=20', "RateLimit-Policy": '"default";q=100;w=60'}, RateLimit(3, 100, 20.0)),
-    ({"RateLimit": '"burst";r=1;t=2, "daily";r=900;t=3600'}, RateLimit(1, None, 2.0)),
+    ({"RateLimit-Remaining": "5", "RateLimit-Reset": "30", "RateLimit-Policy": "100;w=60"}, ServerLimit(5, 100, 30.0)),
+    ({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1735689630"}, ServerLimit(0, None, 30.0)),
+    ({"x-ratelimit-remaining": "7", "x-ratelimit-reset": "4", "x-ratelimit-limit": "9"}, ServerLimit(7, 9, 4.0)),
+    ({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1735689000"}, ServerLimit(0, None, 0.0)),
+    ({"RateLimit": "limit=100, remaining=50, reset=5"}, ServerLimit(50, 100, 5.0)),
+    ({"RateLimit": '"default";r=3;t=20', "RateLimit-Policy": '"default";q=100;w=60'}, ServerLimit(3, 100, 20.0)),
+    ({"RateLimit": '"burst";r=1;t=2, "daily";r=900;t=3600'}, ServerLimit(1, None, 2.0)),
     ({}, None),
     ({"RateLimit-Remaining": "many", "RateLimit-Reset": "30"}, None),
     ({"RateLimit-Remaining": "5"}, None),
@@ -187,7 +187,7 @@ HEADERS = [
 
 
 @pytest.mark.parametrize(("headers", "expected"), HEADERS)
-def test_headers_of_every_kind(headers: dict[str, str], expected: RateLimit | None) -> None:
+def test_headers_of_every_kind(headers: dict[str, str], expected: ServerLimit | None) -> None:
     assert read_rate_limit(CIMultiDict(headers), FakeClock()) == expected
 
 
@@ -195,25 +195,25 @@ def test_a_large_reset_is_a_timestamp() -> None:
     clock = FakeClock(time=999_999_995.0)
     for reset, seconds in (("1000000000", 5.0), ("999999999", 999_999_999.0)):
         said = read_rate_limit({"RateLimit-Remaining": "5", "RateLimit-Reset": reset}, clock)
-        assert said == RateLimit(5, None, seconds)
+        assert said == ServerLimit(5, None, seconds)
 
 
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        (RateLimit(50, 100, 30.0), None),
-        (RateLimit(11, 100, 30.0), None),
-        (RateLimit(10, 100, 22.0), 2.0),
-        (RateLimit(9, 100, 30.0), 3.0),
-        (RateLimit(0, 100, 30.0), 30.0),
-        (RateLimit(11, None, 30.0), None),
-        (RateLimit(10, None, 22.0), 2.0),
-        (RateLimit(2, None, 30.0), 10.0),
-        (RateLimit(0, 100, 1.0), 1.0),
-        (RateLimit(0, 100, 0.0), None),
+        (ServerLimit(50, 100, 30.0), None),
+        (ServerLimit(11, 100, 30.0), None),
+        (ServerLimit(10, 100, 22.0), 2.0),
+        (ServerLimit(9, 100, 30.0), 3.0),
+        (ServerLimit(0, 100, 30.0), 30.0),
+        (ServerLimit(11, None, 30.0), None),
+        (ServerLimit(10, None, 22.0), 2.0),
+        (ServerLimit(2, None, 30.0), 10.0),
+        (ServerLimit(0, 100, 1.0), 1.0),
+        (ServerLimit(0, 100, 0.0), None),
     ],
 )
-def test_the_rest_of_a_window_is_spread_out_when_little_is_left(said: RateLimit, expected: float | None) -> None:
+def test_the_rest_of_a_window_is_spread_out_when_little_is_left(said: ServerLimit, expected: float | None) -> None:
     assert spacing(said, low=0.1) == expected
 
 

@@ -728,3 +728,11 @@ class TestTokensInMemory:
 
         with self.start(desk) as job, pytest.raises(ConfigError, match="put the tokens into a file"):
             asyncio.run(main(job))
+
+
+def test_totals_are_read_through_a_connection_of_their_own(desk: Desk) -> None:
+    with desk.job() as job:
+        statements: list[str] = []
+        job._ledger._db.set_trace_callback(statements.append)  # a run writes through this connection in a thread
+        assert job.totals.tokens == 25
+        assert statements == []

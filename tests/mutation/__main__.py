@@ -1,7 +1,7 @@
 """The mutation run: each small change (mutant) of a module in `TESTS` must make a test fail, or be explained in `explained.toml`.
 
-python3 dev.py mutate                       all modules; takes more than an hour
-python3 dev.py mutate quota codec/steps     modules whose path contains one of these
+python3 dev.py nox -s mutate                          all modules; takes more than an hour
+python3 dev.py nox -s mutate -- quota codec/steps     those whose path has one of these in it
 
 A mutant has one change: an operator of cosmic-ray (without those that only make noise: every operator replaced by every
 other one, decorators, names), or one statement removed. Texts, annotations and asserts are not changed, and no file is: a
@@ -61,7 +61,10 @@ TESTS = {
     "codec/steps": CODEC,
 }
 
-PYTEST = ["-x", "-q", "--assert=plain", "--timeout=15", "-pno:randomly", "-pno:cacheprovider", "-pno:schemathesis"]
+PYTEST = [
+    *("-x", "-q", "-n0", "-mnot torture", "--assert=plain", "--timeout=15"),
+    *("-pno:randomly", "-pno:cacheprovider", "-pno:schemathesis"),
+]
 
 BINARY = (
     "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Div Mod_Mul Pow_Mul LShift_RShift RShift_LShift BitOr_BitAnd BitAnd_BitOr"
