@@ -568,6 +568,10 @@ def test_trouble_counts_failures_in_a_row_and_ends_with_a_success() -> None:
     assert governor.trouble is None
     governor.record(Verdict(Kind.BROKEN, "ProtocolError"), sent=0.0, now=6.0, problem="the answer is not HTTP")
     assert governor.trouble == Trouble("the answer is not HTTP", 1, 6.0)
+    governor.record(Verdict(Kind.FINAL, "http_404"), sent=0.0, status=404, now=7.0)
+    assert governor.trouble is None
+    governor.record(Verdict(Kind.BROKEN, "ProtocolError"), sent=0.0, now=8.0, probe=True, problem="a failed probe")
+    assert governor.trouble == Trouble("a failed probe", 1, 8.0)
 
 
 def test_an_instance_without_an_answer_has_not_answered() -> None:
