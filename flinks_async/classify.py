@@ -138,19 +138,19 @@ def error_from(request: Request, response: Response, verdict: Verdict, clock: Cl
         "request_id": envelope.request_id,
         "retry_after": response.retry_after(clock),
     }
-    said = outcome_line(request, response)
+    text = outcome_line(request, response)
     if cls is e.AuthenticationError:
-        said += f": the AuthSecret is refused. {WHERE_SECRETS_COME_FROM}. {OTHER_HEADER_FORMS}"
+        text += f": the AuthSecret is refused. {WHERE_SECRETS_COME_FROM}. {OTHER_HEADER_FORMS}"
     elif cls is e.RedirectError:
         fields["location_host"] = target = _location_host(response, request)
-        said += f", a redirect to {target or 'nowhere'}; redirects are not followed (is base_url right?)"
+        text += f", a redirect to {target or 'nowhere'}; redirects are not followed (is base_url right?)"
     elif cls is e.PendingError:
-        said += ": accepted, but there is no data yet; ask again later"
+        text += ": accepted, but there is no data yet; ask again later"
     elif cls is e.ProxyError:
-        said += ": the proxy wants credentials (Connection.proxy may hold them)"
+        text += ": the proxy wants credentials (Connection.proxy may hold them)"
     elif envelope.message is not None:
-        said += f": {envelope.message}"
-    return cls(said, **fields)
+        text += f": {envelope.message}"
+    return cls(text, **fields)
 
 
 def _location_host(response: Response, request: Request) -> str | None:

@@ -18,7 +18,7 @@ from .codec import Codec
 from .config import Settings
 from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM, check_token, wrap_header_values
 from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError
-from .fanout import Outcome, Source, fan_out
+from .fanout import Outcome, TokenSource, fan_out
 from .limits.governor import Governor
 from .messages import Call, Middleware, Request, Response, SendPermit, Transport
 from .middleware.auth import SecretSource
@@ -270,7 +270,7 @@ class FlinksClient:
             ClientClosedError: the client was closed before all tokens were taken.
             Exception: any exception from iterating over `tokens`, after the outcomes of the tokens taken before it.
         """
-        source = Source(tokens)
+        source = TokenSource(tokens)
         del tokens  # so that a traceback does not show them
         if source.problem is not None:
             raise ConfigError(source.problem)

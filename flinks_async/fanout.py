@@ -71,7 +71,7 @@ Outcome = Fetched[K_co] | Failed[K_co]
 
 
 async def fan_out(
-    items: Source | Iterable[Any] | AsyncIterable[Any],
+    items: TokenSource | Iterable[Any] | AsyncIterable[Any],
     call: Callable[[Secret], Awaitable[PartnerAccessResponse]],
     *,
     concurrency: int,
@@ -89,7 +89,7 @@ async def fan_out(
         ClientClosedError: the client was closed before all tokens were taken.
         Exception: any exception from iterating over `items`, after the outcomes of the tokens taken before it.
     """
-    source = items if isinstance(items, Source) else Source(items)
+    source = items if isinstance(items, TokenSource) else TokenSource(items)
     del items  # this frame is in the traceback of any error that ends the loop, and must not show tokens
     run = _Run(source, call, window=2 * concurrency, ordered=ordered)
     run.working = concurrency  # set before the tasks are made, because an eager task runs at once, perhaps to its end
@@ -112,7 +112,12 @@ class _Run:
     """One fan-out. At most `window` items are taken from the source and not yet yielded to the consumer."""
 
     def __init__(
-        self, source: Source, call: Callable[[Secret], Awaitable[PartnerAccessResponse]], *, window: int, ordered: bool
+        self,
+        source: TokenSource,
+        call: Callable[[Secret], Awaitable[PartnerAccessResponse]],
+        *,
+        window: int,
+        ordered: bool,
     ) -> None:
         self.source = source
         self.working = 0
@@ -226,7 +231,7 @@ def _is_cancelled() -> bool:
 Item = tuple[int, Any, Secret | InvalidTokenError]  # position, key, token
 
 
-class Source:
+class TokenSource:
     """An (async) iterator of tokens that many workers share. It reads an item only when a worker asks for one.
 
     An async iterator is advanced and closed by one task, because a timeout or task group that it holds across a `yield`

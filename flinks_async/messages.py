@@ -80,7 +80,6 @@ class Call:
         started: when the call started.
         deadline: when it must end, or None. A wait that would pass it is not started. It may change: read it each time.
         attempts: attempts handed to the transport; each is at most one request on the wire.
-        retries: attempts that followed a failed one.
         queue_time: seconds spent waiting for a free place.
         wire_time: seconds from sending to the last byte.
         secret: the AuthSecret to send.
@@ -97,7 +96,6 @@ class Call:
     local: LoopState = field(repr=False)
     _deadline: float | None = None
     attempts: int = 0
-    retries: int = 0
     queue_time: float = 0.0
     wire_time: float = 0.0
     secret: Secret | None = None
@@ -115,7 +113,6 @@ class Call:
     def add(self, copy: Call, *, since: Call) -> None:
         """Adds what a copy of this call has counted since an earlier copy."""
         self.attempts += copy.attempts - since.attempts
-        self.retries += copy.retries - since.retries
         self.queue_time += copy.queue_time - since.queue_time
         self.wire_time += copy.wire_time - since.wire_time
         self.down = copy.down

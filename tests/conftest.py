@@ -1,7 +1,8 @@
-"""Shared by all tests: the files that need not run on every Python."""
+"""Shared by all tests: how many run at once, and which run on one Python only."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,28 @@ ONCE = {
         "torture/test_outage",
     )
 }  # fmt: skip
-"""Slow files that do not depend on the version of Python: browsers, simulated hours, documents, disks."""
+"""Takes long and does not depend on the version of Python: browsers, simulated hours, documents, disks."""
+
+CPU_MINUTES = 4
+"""What all tests that run by default take on one core."""
+
+
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process for single files, which end before workers have started; otherwise a worker for each core."""
+    files = all(Path(argument.partition("::")[0]).is_file() for argument in config.args)
+    return 0 if files else min(cores(), 8)
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.collectonly:
+        return None
+    workers = config.option.numprocesses or 1
+    return f"takes about {CPU_MINUTES / workers:.0f} minutes on {workers} core{'s' if workers > 1 else ''}"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

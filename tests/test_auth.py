@@ -40,7 +40,7 @@ def server(valid: str) -> InMemoryTransport:
     return InMemoryTransport(default=answer)
 
 
-async def test_a_secret_is_asked_for_when_first_needed_and_once_for_all_who_wait() -> None:
+async def test_a_secret_is_fetched_at_first_need_once_for_all_waiters() -> None:
     vault = Vault("good")
     async with client_of(server("good"), auth_secret=vault) as client:
         assert vault.asked == 0
@@ -49,7 +49,7 @@ async def test_a_secret_is_asked_for_when_first_needed_and_once_for_all_who_wait
     assert vault.asked == 1
 
 
-async def test_a_refused_secret_is_asked_for_once_more() -> None:
+async def test_a_refused_secret_is_fetched_once_more() -> None:
     vault, transport = Vault("old", "good"), server("good")
     async with client_of(transport, auth_secret=vault) as client:
         answer = await client.partner_access("t")
@@ -59,14 +59,14 @@ async def test_a_refused_secret_is_asked_for_once_more() -> None:
     assert len(transport.requests) == 3
 
 
-async def test_many_refusals_at_once_ask_once() -> None:
+async def test_many_refusals_at_once_fetch_once() -> None:
     vault = Vault("old", "good")
     async with client_of(server("good"), auth_secret=vault) as client:
         await asyncio.gather(*(client.partner_access(f"t{n}") for n in range(10)))
     assert vault.asked == 2
 
 
-async def test_when_the_vault_confirms_the_secret_the_refusal_stands_and_it_is_left_in_peace() -> None:
+async def test_a_confirmed_secret_is_not_fetched_again_during_the_cooldown() -> None:
     vault, clock = Vault("wrong"), FakeClock()
     async with client_of(server("good"), auth_secret=vault, clock=clock) as client:
         for _ in range(5):
@@ -79,7 +79,7 @@ async def test_when_the_vault_confirms_the_secret_the_refusal_stands_and_it_is_l
     assert vault.asked == 3
 
 
-async def test_a_vault_that_fails_after_a_refusal_leaves_the_refusal_and_is_left_in_peace() -> None:
+async def test_a_vault_that_fails_after_a_refusal_has_a_cooldown_and_the_refusal_stands() -> None:
     vault, clock, transport = Vault("old", OSError("canary")), FakeClock(), server("good")
     async with client_of(transport, auth_secret=vault, clock=clock) as client:
         for token in ("a", "b", "c"):
@@ -100,7 +100,7 @@ async def test_a_vault_that_fails_after_a_refusal_leaves_the_refusal_and_is_left
     assert vault.asked == 3
 
 
-async def test_once_the_vault_has_confirmed_the_secret_a_refusal_says_nothing_of_its_failure() -> None:
+async def test_a_refusal_after_a_confirmation_does_not_mention_an_old_failure() -> None:
     vault, clock = Vault("old", OSError(), "old"), FakeClock()
     async with client_of(server("good"), auth_secret=vault, clock=clock) as client:
         with pytest.raises(AuthenticationError, match="not known"):
@@ -112,12 +112,12 @@ async def test_once_the_vault_has_confirmed_the_secret_a_refusal_says_nothing_of
     assert "not known" not in caught.value.message
 
 
-async def test_a_raw_answer_comes_as_it_is_when_the_vault_fails() -> None:
+async def test_a_raw_answer_is_returned_when_the_vault_fails() -> None:
     async with client_of(server("good"), auth_secret=Vault("old", OSError())) as client:
         assert (await client.partner_access_raw("t")).status == 401
 
 
-async def test_how_long_to_wait_is_told_when_the_vault_fails_too() -> None:
+async def test_retry_after_is_kept_when_the_vault_fails() -> None:
     refused = make_response({"FlinksCode": "UNAUTHORIZED"}, status=401, headers={"Retry-After": "7"})
     async with client_of(InMemoryTransport(default=refused), auth_secret=Vault("old", OSError())) as client:
         with pytest.raises(AuthenticationError) as caught:
@@ -151,7 +151,7 @@ async def test_the_first_waiter_may_leave() -> None:
         (5, "not int"),
     ],
 )
-async def test_a_vault_that_fails_is_a_config_error_and_is_asked_again_next_time(value: Any, says: str) -> None:
+async def test_a_vault_that_fails_is_a_config_error_and_is_called_again_next_time(value: Any, says: str) -> None:
     vault = Vault(value, "good")
     async with client_of(server("good"), auth_secret=vault) as client:
         with pytest.raises(ConfigError, match=says) as caught:
@@ -161,7 +161,7 @@ async def test_a_vault_that_fails_is_a_config_error_and_is_asked_again_next_time
     assert vault.asked == 2
 
 
-async def test_each_of_those_who_wait_for_a_vault_that_fails_gets_an_error_of_its_own() -> None:
+async def test_each_waiter_for_a_failing_vault_gets_its_own_error() -> None:
     async with client_of(server("good"), auth_secret=Vault(OSError())) as client:
         calls = (client.partner_access(token) for token in ("a", "b"))
         errors = await asyncio.gather(*calls, return_exceptions=True)
@@ -169,7 +169,7 @@ async def test_each_of_those_who_wait_for_a_vault_that_fails_gets_an_error_of_it
     assert told == [fingerprint("a"), fingerprint("b")]
 
 
-async def test_a_vault_that_hangs_is_left_with_the_last_who_waits_and_asked_anew() -> None:
+async def test_a_hanging_vault_is_cancelled_with_its_last_waiter_and_called_again() -> None:
     hanging = asyncio.Event()
     asked = list[int]()
 
@@ -192,7 +192,7 @@ async def test_a_vault_that_hangs_is_left_with_the_last_who_waits_and_asked_anew
     assert len(asked) == 2
 
 
-async def test_a_derived_client_shares_what_was_asked() -> None:
+async def test_a_derived_client_shares_the_fetched_secret() -> None:
     vault = Vault("good")
     async with client_of(server("good"), auth_secret=vault) as client:
         await client.partner_access("t")

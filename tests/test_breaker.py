@@ -35,7 +35,7 @@ def opened(settings: Breaker | None = None) -> CircuitBreaker:
 
 
 def outcomes(breaker: CircuitBreaker, text: str) -> int | None:
-    """After how many of these outcomes it opens; `x` is a failure."""
+    """The number of these outcomes after which it opens; `x` is a failure."""
     for number, outcome in enumerate(text, 1):
         if outcome == "x" and breaker.failed(0.0, 0.0, probe=False):
             return number
@@ -51,7 +51,7 @@ def outcomes(breaker: CircuitBreaker, text: str) -> int | None:
         ("x" * 9, None),
         ("x" * 10, 10),
         ("." * 500 + "x" * 20, 510),
-        ("x." * 9, None),  # too few to say
+        ("x." * 9, None),  # too few outcomes
         (".x" * 10, 20),
         ("..x" * 100, None),
         (".xx" * 10, 20),
@@ -72,7 +72,7 @@ def test_a_ratio_is_that_of_the_window(ratio: float, text: str, opens_after: int
     assert outcomes(CircuitBreaker(Breaker(window=4, volume=4, ratio=ratio)), text) == opens_after
 
 
-def test_closed_it_holds_nothing_back() -> None:
+def test_a_closed_breaker_holds_nothing_back() -> None:
     breaker = CircuitBreaker(Breaker())
     assert (breaker.closed, breaker.wait(0.0), breaker.probe_at) == (True, 0.0, 0.0)
     assert not breaker.take()
@@ -90,7 +90,7 @@ def test_all_succeeded_is_a_full_window_of_successes() -> None:
     assert seen == [False, False, False, True, True, False, False, False, False, True]
 
 
-def test_a_failed_probe_makes_the_good_ones_before_it_worthless() -> None:
+def test_a_failed_probe_cancels_the_successful_ones_before_it() -> None:
     breaker = opened(Breaker(successes=2))
     for outcome in ".x.":
         breaker.take()
@@ -102,7 +102,7 @@ def test_a_failed_probe_makes_the_good_ones_before_it_worthless() -> None:
     assert breaker.succeeded(probe=True)
 
 
-def test_when_to_ask_again_is_never_at_once() -> None:
+def test_retry_after_is_never_zero() -> None:
     breaker = opened(Breaker(probe_interval=3.0))
     assert breaker.retry_after(100.5) == 1.0
     assert breaker.retry_after(101.5) == 3.0  # the probe is due: until the next one
@@ -119,7 +119,7 @@ def test_it_waits_for_the_probe() -> None:
     assert breaker.wait(101.0) == float("inf")  # one probe at a time
 
 
-def test_probes_that_fail_are_further_and_further_apart() -> None:
+def test_the_interval_doubles_with_each_failed_probe() -> None:
     breaker, now, gaps = opened(), 100.0, []
     for _ in range(6):
         now = breaker.probe_at
@@ -138,7 +138,7 @@ def test_probe_times_are_jittered() -> None:
     assert times == {0.5, 0.75, 0.95}
 
 
-def test_some_good_probes_close_it() -> None:
+def test_successful_probes_close_it() -> None:
     breaker = opened()
     breaker.take()
     assert not breaker.succeeded(probe=True)
@@ -149,7 +149,7 @@ def test_some_good_probes_close_it() -> None:
     assert outcomes(breaker, "x" * 9) is None  # nothing is left of the past
 
 
-def test_closed_by_early_probes_it_holds_nothing_back() -> None:
+def test_a_breaker_closed_by_early_probes_holds_nothing_back() -> None:
     breaker = opened(Breaker(probe_interval=10.0, successes=1))
     breaker.take()
     assert breaker.succeeded(probe=True)
@@ -161,7 +161,7 @@ def test_it_closes_only_once() -> None:
     assert not breaker.succeeded(probe=True)
 
 
-def test_stragglers_change_nothing() -> None:
+def test_late_answers_change_nothing() -> None:
     breaker = opened()
     before = breaker.probe_at
     assert not breaker.failed(105.0, 0.0, probe=False)
@@ -223,14 +223,14 @@ async def test_a_service_fails_fast_while_the_instance_is_down_and_recovers(answ
         assert caught.value.attempts == 0
         assert len(transport.requests) == 10
         assert clock.sleeps == []
-        # The probe finds it down: everybody else still fails fast, and the next probe is later.
+        # The probe fails: all other calls still fail fast, and the next probe is later.
         clock.advance(0.8)
         with pytest.raises((ServerError, ConnectError)):
             await client.partner_access("t")
         with pytest.raises(CircuitOpenError) as caught:
             await client.partner_access("t")
         assert caught.value.retry_after == pytest.approx(1.5)
-        # It is up again.
+        # The instance is up again.
         transport.default = OK
         clock.advance(1.6)
         for _ in range(20):
@@ -258,7 +258,7 @@ async def test_a_call_that_finds_the_instance_down_is_not_retried_in_a_service()
         assert len(transport.requests) == 10  # 3 + 3 + 3 + 1: the tenth opened it
 
 
-async def test_a_probe_that_is_cancelled_does_not_close_the_door_for_ever() -> None:
+async def test_a_cancelled_probe_does_not_block_the_next_one() -> None:
     clock, hang = FakeClock(random=0.5), asyncio.Event()
     client, transport = service(make_response({}, status=503), clock)
 
@@ -284,7 +284,7 @@ async def test_a_probe_that_is_cancelled_does_not_close_the_door_for_ever() -> N
         await client.partner_access("t")
 
 
-async def test_a_job_waits_and_probes_and_uses_up_no_attempt() -> None:
+async def test_a_job_waits_and_probes_without_using_up_attempts() -> None:
     clock = FakeClock(random=0.5)
     # 9 failures that count, the one that opens, and 30 probes: far more than 6 attempts a token.
     answers = [make_response({}, status=503)] * 40 + [OK]
@@ -296,7 +296,7 @@ async def test_a_job_waits_and_probes_and_uses_up_no_attempt() -> None:
     assert clock.now() > 20 * 7.5
 
 
-def test_attempts_in_an_outage_are_free_but_not_without_end() -> None:
+def test_attempts_in_an_outage_are_free_up_to_a_bound() -> None:
     state = RetryState()
     for _ in range(200):
         count(state, Kind.TRANSIENT, free=True)
@@ -305,7 +305,7 @@ def test_attempts_in_an_outage_are_free_but_not_without_end() -> None:
     assert state.attempts == 1
 
 
-async def test_an_instance_can_do_without() -> None:
+async def test_the_breaker_can_be_switched_off() -> None:
     transport = InMemoryTransport({}, default=make_response({}, status=503))
     limits = Limits(breaker=None)
     async with FlinksClient(

@@ -107,11 +107,11 @@ def test_a_code_comes_before_the_status(status: int, code: str, kind: Kind, erro
 @pytest.mark.parametrize(
     ("inner", "kind"), [(200, Kind.OK), (500, Kind.TRANSIENT), (401, Kind.REFUSED), (429, Kind.THROTTLED)]
 )
-def test_a_success_that_says_inside_that_it_failed_has_failed(inner: int, kind: Kind) -> None:
+def test_an_error_inside_a_success_is_an_error(inner: int, kind: Kind) -> None:
     assert classify_response(200, Envelope(http_status_code=inner)).kind is kind
 
 
-def test_a_status_can_be_declared_a_throttle() -> None:
+def test_throttle_statuses_can_be_configured() -> None:
     assert classify_response(403, throttle_statuses=frozenset({403})).kind is Kind.THROTTLED
     assert classify_response(403, Envelope(flinks_code="ACCESS_DENIED"), frozenset({403})).kind is Kind.REFUSED
 
@@ -138,20 +138,20 @@ def test_a_status_can_be_declared_a_throttle() -> None:
         (e.ConfigError(), Kind.FINAL),
     ],
 )
-def test_every_raised_error_has_a_meaning(error: e.FlinksError, kind: Kind) -> None:
+def test_every_raised_error_has_a_verdict(error: e.FlinksError, kind: Kind) -> None:
     verdict = classify_error(error)
     assert (verdict.kind, verdict.reason, verdict.error) == (kind, type(error).__name__, type(error))
 
 
-def test_a_response_of_a_middleware_is_judged_by_its_status() -> None:
+def test_a_response_of_a_middleware_is_classified_by_its_status() -> None:
     assert verdict_of(Response(503)).kind is Kind.TRANSIENT
     assert verdict_of(Response(429)).kind is Kind.THROTTLED
 
 
-def test_a_refused_secret_says_where_one_comes_from_and_that_there_are_other_headers() -> None:
+def test_the_error_of_a_refused_secret_names_its_source_and_other_header_forms() -> None:
     error = error_of(Response(401))
     assert isinstance(error, e.AuthenticationError)
-    assert "client" in error.message
+    assert "customer" in error.message
     assert "'flinks-auth-key-raw'" in error.message
     assert "'bearer'" in error.message
 
@@ -166,7 +166,7 @@ def test_a_refused_secret_says_where_one_comes_from_and_that_there_are_other_hea
         (407, Envelope(), "host answered 407: the proxy wants credentials (Connection.proxy may hold them)"),
     ],
 )
-def test_an_error_says_who_answered_what_and_what_to_do(status: int, envelope: Envelope, message: str) -> None:
+def test_an_error_names_host_status_and_next_step(status: int, envelope: Envelope, message: str) -> None:
     assert error_of(Response(status, envelope=envelope)).message == message
 
 

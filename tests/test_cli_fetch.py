@@ -433,6 +433,22 @@ class TestWhatConcernsAll:
         assert bulk.status(f"{out}.job").totals.pending == 500, "no token is blamed"
 
 
+class TestUnreachable:
+    @pytest.mark.parametrize("address", ["http://127.0.0.1:1", "https://no-such-host.invalid"])
+    async def test_nobody_answers_and_the_reason_is_told(self, tmp_path: Path, out: Path, address: str) -> None:
+        tokens = write(tmp_path / "t.txt", "".join(f"token-{n}\n" for n in range(50)))
+        result = await cli(
+            *("fetch", tokens, "--out", out, "--unreachable-after", "1s"),
+            FLINKS_BASE_URL=address,
+            FLINKS_AUTH_SECRET="s",
+        )
+        assert result.exit_code == Exit.STOPPED
+        host = address.partition("//")[2]
+        assert re.search(rf"^Stopped: .*{host.partition(':')[0]}.*", result.stderr, re.MULTILINE), result.stderr
+        assert re.search(r"last problem: .* attempts in \d+ s", result.stderr)
+        assert bulk.status(f"{out}.job").totals.pending == 50
+
+
 class TestRefusedSecret:
     async def test_it_stops_the_run(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
         tokens = write(tmp_path / "t.txt", "".join(f"token-{n}\n" for n in range(500)))

@@ -131,7 +131,7 @@ class TestAccess:
         env: dict[str, str | None] = {"FLINKS_AUTH_SECRET": " ", "FLINKS_ACCESS_TOKEN": TOKEN}
         result = await cli("get", server=flinks_server, **env)
         assert result.exit_code == Exit.USAGE
-        assert "given to a partner by its client" in result.stderr
+        assert "A partner gets its AuthSecret from" in result.stderr
 
     @pytest.mark.parametrize("command", [("get",), ("fetch", "t.txt"), ("retry", "job")])
     async def test_without_an_instance_no_secret_is_sent_anywhere(
@@ -216,7 +216,7 @@ class TestWrongUsage:
         assert "Did you mean --token-file" in (await cli("get", "--token", TOKEN)).stderr
         assert "from 1 to 1000" in (await cli("fetch", "-", "--out", "x", "--concurrency", "0")).stderr
         assert "one of auto, text, csv, jsonl" in (await cli("fetch", "-", "--out", "x", "--format", "xml")).stderr
-        assert "There are: get, fetch, status" in (await cli("got")).stderr
+        assert "Commands: get, fetch, status" in (await cli("got")).stderr
         assert "Missing option '--out FILE'" in (await cli("fetch", "-")).stderr
 
     @pytest.mark.parametrize("args", [(), ("--help",), ("get", "-h"), ("fetch", "--help"), ("demo", "--help")])

@@ -250,9 +250,9 @@ class TestUsage:
         ("more", "says"),
         [
             (("--store", "jsonl.gz"), "compression"),
-            (("--store", "sqlite"), "another job: store of 'kind' was 'jsonl-parts' and is 'sqlite'. Choose"),
-            (("--base-url", "http://127.0.0.1:1"), "origin was '127.0.0.1:"),
-            (("--encoding", "latin-1"), "layout of 'encoding' was None and is 'iso8859-1'"),
+            (("--store", "sqlite"), "another job: the store was one JSONL file per shard and is now sqlite. Choose"),
+            (("--base-url", "http://127.0.0.1:1"), "the host was 127.0.0.1:"),
+            (("--encoding", "latin-1"), "--encoding was not set and is now iso8859-1"),
         ],
     )
     async def test_another_job_in_the_same_directory_is_refused_and_says_what_differs(

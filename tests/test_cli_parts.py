@@ -15,11 +15,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from flinks_async import bulk, cli, errors
 from flinks_async.bulk import Progress
 from flinks_async.bulk.failures import failure_kind
-from flinks_async.bulk.progress import Histogram, Rate
+from flinks_async.bulk.progress import Histogram, InstanceTrouble, Rate
 from flinks_async.cli.console import OutputError, duration, log_to_stderr, printable, say
 from flinks_async.cli.display import choose_display, repeated
 from flinks_async.cli.exit_codes import Exit
@@ -193,6 +194,16 @@ class TestProgress:
     def test_plain_lines(self, progress: Progress, capsys: pytest.CaptureFixture[str]) -> None:
         choose_display("plain").progress(progress)
         assert capsys.readouterr().err == f"{LINE}\n"
+
+    def test_the_reason_of_a_wait(self, progress: Progress, capsys: pytest.CaptureFixture[str]) -> None:
+        trouble = InstanceTrouble("flinks.example", "flinks.example cannot be looked up", 14, 12.2, 8.4)
+        choose_display("plain").progress(evolve(progress, troubles=(trouble,), held_back=8.4, eta=None))
+        shown = capsys.readouterr().err
+        assert (
+            "time left unknown · flinks.example cannot be looked up, 14 attempts in 12 s, next try in 8 s · 990 ok"
+            in shown
+        )
+        assert "paused" not in shown, "that is told already"
 
     def test_while_the_input_is_read(self, capsys: pytest.CaptureFixture[str]) -> None:
         choose_display("plain").planning(1, 4)

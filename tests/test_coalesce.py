@@ -1,4 +1,4 @@
-"""Coalescing: equal tokens in flight share one way to the server."""
+"""Coalescing: simultaneous calls for one token share one request."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def client_of(transport: OneSecond, **options: object) -> FlinksClient:
 
 
 async def outcome_of(call: Awaitable[object]) -> tuple[str, float]:
-    """What came of a call, and when."""
+    """The outcome of a call, and its time."""
     try:
         await call
         kind = "answer"
@@ -101,7 +101,7 @@ def test_equal_tokens_share_one_request() -> None:
     run_virtual(main())
 
 
-def test_without_it_each_call_is_its_own() -> None:
+def test_without_coalescing_each_call_sends_its_own_request() -> None:
     async def main() -> None:
         transport = OneSecond()
         async with client_of(transport, coalesce=False) as client:
@@ -139,7 +139,7 @@ def test_each_waiter_gets_its_own_error(failure: FlinksError | int) -> None:
 
 def test_each_waiter_keeps_its_own_deadline() -> None:
     async def main() -> None:
-        transport = OneSecond(503)  # the second attempt comes when the first caller is long gone
+        transport = OneSecond(503)  # the second attempt starts after the first caller has left
         async with client_of(transport, retry=Retry(attempts=2)) as client:
             hasty = asyncio.ensure_future(client.partner_access("a", timeout=0.3))
             await asyncio.sleep(0.1)
@@ -177,7 +177,7 @@ def test_the_task_ends_when_its_last_waiter_leaves(leavers: int) -> None:
     run_virtual(main())
 
 
-async def test_an_error_that_comes_when_the_last_waiter_has_just_left_is_no_complaint_of_asyncio() -> None:
+async def test_an_error_after_the_last_waiter_left_is_not_logged_by_asyncio() -> None:
     complaints, calls = list[object](), list[asyncio.Future[object]]()
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
 
@@ -209,7 +209,7 @@ def test_closing_ends_the_shared_task_too() -> None:
     run_virtual(main())
 
 
-def test_a_secret_that_was_asked_for_is_hidden_in_the_errors_of_all_who_share() -> None:
+def test_a_fetched_secret_is_hidden_in_the_errors_of_all_waiters() -> None:
     async def provider() -> str:
         return "sk-live-canary"
 
@@ -235,7 +235,7 @@ def test_deadlines_that_pass_on_the_wire_count_as_failures_of_the_instance(coale
     run_virtual(main())
 
 
-def test_the_deadline_of_the_last_to_wait_counts_whoever_left_before() -> None:
+def test_the_deadline_of_the_last_waiter_counts() -> None:
     async def main() -> None:
         async with client_of(Hanging(), limits=Limits()) as client:
             for _ in range(10):
@@ -250,7 +250,7 @@ def test_the_deadline_of_the_last_to_wait_counts_whoever_left_before() -> None:
     run_virtual(main())
 
 
-def test_callers_who_give_up_say_nothing_about_the_instance() -> None:
+def test_cancelled_callers_do_not_count_against_the_instance() -> None:
     async def main() -> None:
         async with client_of(Hanging(), limits=Limits()) as client:
             for _ in range(20):
@@ -265,7 +265,7 @@ def test_callers_who_give_up_say_nothing_about_the_instance() -> None:
 
 
 @pytest.mark.parametrize("coalesce", [False, True])
-def test_a_wait_that_would_pass_the_deadline_is_not_begun(coalesce: bool) -> None:
+def test_a_wait_that_would_pass_the_deadline_is_not_started(coalesce: bool) -> None:
     async def main() -> None:
         transport = OneSecond(429, headers={"Retry-After": "30"})
         async with client_of(transport, coalesce=coalesce, retry=Retry(attempts=3)) as client:
@@ -281,7 +281,7 @@ def test_a_wait_that_would_pass_the_deadline_is_not_begun(coalesce: bool) -> Non
     run_virtual(main())
 
 
-def test_the_shared_deadline_is_the_latest_of_those_who_wait() -> None:
+def test_the_shared_deadline_is_the_latest_among_the_waiters() -> None:
     async def outcomes(*timeouts: float | None, leaves: int | None = None) -> list[tuple[str, float]]:
         start = asyncio.get_running_loop().time()
         transport = OneSecond(429, headers={"Retry-After": "10"})
@@ -306,7 +306,7 @@ def test_the_shared_deadline_is_the_latest_of_those_who_wait() -> None:
     run_virtual(main())
 
 
-def test_who_joins_with_more_time_is_not_refused_a_wait_for_want_of_time() -> None:
+def test_a_waiter_with_more_time_extends_the_wait_for_a_slot() -> None:
     async def main() -> None:
         transport = OneSecond(429, headers={"Retry-After": "5"})
         async with client_of(transport, limits=Limits(breaker=None, concurrency=1)) as client:
@@ -323,7 +323,7 @@ def test_who_joins_with_more_time_is_not_refused_a_wait_for_want_of_time() -> No
     run_virtual(main())
 
 
-def test_an_attempt_that_began_under_a_short_deadline_keeps_its_timeout() -> None:
+def test_an_attempt_started_under_a_short_deadline_keeps_its_timeout() -> None:
     async def main() -> None:
         async with client_of(Hanging(), timeouts=Timeouts(attempt=2.0)) as client:
             hasty = asyncio.ensure_future(client.partner_access("a", timeout=0.5))
@@ -337,7 +337,7 @@ def test_an_attempt_that_began_under_a_short_deadline_keeps_its_timeout() -> Non
     run_virtual(main())
 
 
-def test_who_asks_when_the_answer_has_just_come_gets_one_of_its_own() -> None:
+def test_a_call_after_the_answer_sends_its_own_request() -> None:
     clients: list[FlinksClient] = []
     late: list[asyncio.Future[object]] = []
 

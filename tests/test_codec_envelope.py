@@ -243,7 +243,7 @@ def test_what_a_hook_made_of_an_answer_has_none() -> None:
 
 def test_a_clean_answer_costs_nothing() -> None:
     answer = codec.decode(payload("medium"))
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(1000):
         envelope_of(answer)
-    assert time.perf_counter() - started < 0.1
+    assert time.process_time() - started < 0.1

@@ -31,7 +31,7 @@ def limits_by_second(
     failing: float = 0.0,
     seed: int = 1,
 ) -> list[int]:
-    """The limit at each virtual second, when `demand` callers send as soon as they may, and a share of answers fails."""
+    """The limit at each virtual second, with `demand` callers that send as soon as possible and a share of failed answers."""
     rng, service, mean = random.Random(seed), SERVICE_TIMES[times], 0.1
     now, in_use, free, number = 0.0, 0, workers, 0
     queue: deque[float] = deque()
@@ -73,12 +73,12 @@ def mean(numbers: list[int]) -> float:
 
 @pytest.mark.parametrize("times", SERVICE_TIMES)
 @pytest.mark.parametrize("workers", [40, 60])
-def test_it_finds_its_level_and_stays_there(workers: int, times: str) -> None:
+def test_the_limit_finds_its_level_and_stays_there(workers: int, times: str) -> None:
     after = limits_by_second(AdaptiveConcurrency(Adaptive()), workers=workers, times=times, seconds=180)[60:]
     steady = mean(after)
     within = sum(0.8 * steady <= limit <= 1.2 * steady for limit in after) / len(after)
     assert within >= (1.0 if times == "always the same" else 0.9)
-    # Where the times vary, the level lies lower: some are long without a queue.
+    # With varying times the limit is lower, because some answers are slow without a queue.
     assert 0.7 * workers < steady < 2.6 * workers
 
 
@@ -91,7 +91,7 @@ def test_within_a_fifth_of_its_steady_state_after_a_minute(seed: int) -> None:
 
 
 @pytest.mark.parametrize("times", SERVICE_TIMES)
-def test_it_shrinks_in_a_gray_failure_and_grows_back(times: str) -> None:
+def test_the_limit_shrinks_in_a_gray_failure_and_grows_back(times: str) -> None:
     seen = limits_by_second(AdaptiveConcurrency(Adaptive()), times=times, slow=(60, 120), seconds=240)
     before = mean(seen[45:60])
     assert mean(seen[100:120]) < 0.15 * before
@@ -104,12 +104,12 @@ def test_a_limit_that_is_not_used_does_not_grow() -> None:
         assert limits_by_second(state, times="always the same", demand=demand)[-1] == expected
 
 
-def test_it_keeps_within_its_bounds() -> None:
+def test_the_limit_keeps_within_its_bounds() -> None:
     assert max(limits_by_second(AdaptiveConcurrency(Adaptive(maximum=60)), workers=500)) == 60
     assert min(limits_by_second(AdaptiveConcurrency(Adaptive(minimum=8)), slow=(30, 90))) == 8
 
 
-def test_a_lasting_slowness_is_accepted_in_the_end() -> None:
+def test_a_lasting_slowness_becomes_the_new_baseline() -> None:
     state = AdaptiveConcurrency(Adaptive(remember=60.0))
     seen = limits_by_second(state, times="always the same", slow=(30, 10_000), seconds=900)
     assert min(seen[30:200]) <= 2
@@ -117,7 +117,7 @@ def test_a_lasting_slowness_is_accepted_in_the_end() -> None:
     assert seen[-1] > 15
 
 
-def test_a_queue_of_our_own_making_is_not_mistaken_for_the_servers_nature() -> None:
+def test_a_queue_that_we_cause_does_not_become_the_baseline() -> None:
     seen = limits_by_second(AdaptiveConcurrency(Adaptive(remember=60.0)), times="always the same", seconds=900)
     assert mean(seen[600:]) == pytest.approx(mean(seen[60:120]), rel=0.2)
 
@@ -138,7 +138,7 @@ def test_a_few_logins_that_fail_do_not_slow_the_others(share: float) -> None:
     assert mean(seen[60:]) > 0.8 * mean(healthy[60:])
 
 
-def test_where_many_fail_it_shrinks() -> None:
+def test_many_failures_shrink_the_limit() -> None:
     seen = limits_by_second(AdaptiveConcurrency(Adaptive()), times="always the same", seconds=180, failing=0.3)
     assert mean(seen[60:]) < 5
 
@@ -150,7 +150,7 @@ def test_a_slow_token_moves_nothing() -> None:
     assert state.limit >= 20
 
 
-def test_after_an_outage_it_begins_again() -> None:
+def test_after_an_outage_the_limit_starts_again() -> None:
     state = AdaptiveConcurrency(Adaptive())
     for _ in range(200):
         state.lost(state.limit)

@@ -1,4 +1,4 @@
-"""The adaptive limit, one rule after the other, in numbers that can be checked by hand."""
+"""The adaptive limit, rule by rule, with numbers that can be checked by hand."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from flinks_async.limits.concurrency import AdaptiveConcurrency
 
 
 def feed(state: AdaptiveConcurrency, count: int, time: float = 1.0, *, now: float = 0.0, in_use: int = 1000) -> None:
-    """Answers; by default with all places taken."""
+    """Feeds answers; by default all slots are in use."""
     for _ in range(count):
         state.answered(time, now, in_use)
 
 
 def after_a_round(time: float = 1.0, *, initial: int = 20) -> AdaptiveConcurrency:
-    """With an idle time of `time`, and one more place than in the beginning."""
+    """A state with the baseline `time`, and one slot more than at the start."""
     state = AdaptiveConcurrency(Adaptive(initial=initial))
     feed(state, initial + max(20, initial), time)
     assert (state.baseline, state.limit) == (time, initial + 1)
@@ -23,9 +23,7 @@ def after_a_round(time: float = 1.0, *, initial: int = 20) -> AdaptiveConcurrenc
 
 
 @pytest.mark.parametrize(("initial", "answers"), [(5, 5 + 20), (20, 20 + 20), (30, 30 + 30)])
-def test_the_first_answers_are_passed_over_and_a_round_has_as_many_as_there_are_places(
-    initial: int, answers: int
-) -> None:
+def test_the_first_answers_are_ignored_and_a_round_is_as_long_as_the_limit(initial: int, answers: int) -> None:
     state = AdaptiveConcurrency(Adaptive(initial=initial))
     feed(state, answers - 1)
     assert (state.limit, state.baseline) == (initial, float("inf"))
@@ -71,7 +69,7 @@ def test_a_limit_grows_only_if_it_was_reached_in_this_round() -> None:
         (1.5, 0.24, 1.248),  # to 0.996, which is, and has a weight of 0.5
     ],
 )
-def test_the_memory_of_an_idle_instance(first: float, second: float, baseline: float) -> None:
+def test_the_baseline_follows_usual_and_much_quicker_rounds(first: float, second: float, baseline: float) -> None:
     state = after_a_round(first)
     feed(state, 21, second)
     assert state.baseline == pytest.approx(baseline)
@@ -92,20 +90,20 @@ def test_beyond_the_tolerance_it_shrinks(time: float, limit: int) -> None:
     assert state.limit == limit
 
 
-def test_after_it_shrank_old_answers_are_passed_over_and_the_average_begins_anew() -> None:
+def test_after_a_decrease_old_answers_are_ignored_and_the_average_starts_again() -> None:
     state = after_a_round()
     feed(state, 21, 3.6)
     assert state.limit == 18  # 18.9, rounded down
-    feed(state, 21, 100.0)  # under way when it shrank
+    feed(state, 21, 100.0)  # on the wire when the limit shrank
     feed(state, 19, 1.0)
     assert state.limit == 18
     feed(state, 1, 1.0)
     assert state.limit == 19  # 19.9
-    feed(state, 20, 3.5)  # with the 2.04 from before it would be too much
+    feed(state, 20, 3.5)  # with the earlier 2.04 it would exceed the tolerance
     assert state.limit == 20
 
 
-def test_times_of_zero_are_no_trouble() -> None:
+def test_times_of_zero_are_accepted() -> None:
     state = after_a_round(0.0)
     feed(state, 21, 0.0)
     assert state.limit == 22
@@ -124,7 +122,7 @@ def test_one_loss_a_round_counts() -> None:
     state.lost(14)
     assert state.limit == 9
     state.restart()
-    state.lost(30)  # more are under way than there are places
+    state.lost(30)  # more are on the wire than there are slots
     for _ in range(29):
         state.lost(14)
     assert state.limit == 14
@@ -144,7 +142,7 @@ def test_failures_of_one_round_count_once_and_from_the_third_of_twenty() -> None
     assert state.limit == 9
 
 
-def test_failures_of_rounds_before_do_not_add_up() -> None:
+def test_failures_of_earlier_rounds_do_not_add_up() -> None:
     state = AdaptiveConcurrency(Adaptive(initial=20))
     for number in range(200):
         if number % 20 < 2:
@@ -173,7 +171,7 @@ def test_refusals_are_no_part_of_a_round_but_failures_among_many_of_them_are_few
 @pytest.mark.parametrize(("before", "limit"), [(9, 3), (19, 5)])
 def test_failures_are_counted_over_as_many_refusals_as_a_round_has(before: int, limit: int) -> None:
     state = AdaptiveConcurrency(Adaptive(initial=5))
-    for _ in range(5 + before):  # the first five are passed over
+    for _ in range(5 + before):  # the first five are ignored
         state.refused()
     for _ in range(2):
         state.failed(5)
@@ -183,7 +181,7 @@ def test_failures_are_counted_over_as_many_refusals_as_a_round_has(before: int, 
     assert state.limit == limit
 
 
-def test_refusals_are_answers_to_requests_that_were_on_their_way() -> None:
+def test_refusals_count_as_answers_under_an_old_limit() -> None:
     state = AdaptiveConcurrency(Adaptive(initial=20))
     for _ in range(20):
         state.refused()
@@ -196,7 +194,7 @@ def test_refusals_are_answers_to_requests_that_were_on_their_way() -> None:
     assert state.limit == 9
 
 
-def test_after_a_loss_old_answers_are_passed_over() -> None:
+def test_after_a_loss_old_answers_are_ignored() -> None:
     state = after_a_round()
     feed(state, 10, 50.0)
     state.lost(21)
@@ -208,7 +206,7 @@ def test_after_a_loss_old_answers_are_passed_over() -> None:
     assert (state.limit, state.baseline) == (15, 1.0)
 
 
-def test_after_an_outage_nothing_is_passed_over_but_the_baseline_is_remembered() -> None:
+def test_after_an_outage_nothing_is_ignored_and_the_baseline_is_kept() -> None:
     state = after_a_round()
     feed(state, 10, 50.0)
     state.lost(21)
@@ -222,13 +220,13 @@ def test_after_an_outage_nothing_is_passed_over_but_the_baseline_is_remembered()
     assert state.limit == 14
 
 
-def test_a_round_that_an_outage_cut_short_is_forgotten() -> None:
+def test_a_round_cut_short_by_an_outage_is_dropped() -> None:
     state = after_a_round()
     feed(state, 10, 50.0)
     state.restart()
     feed(state, 19, 2.0, in_use=1)
     feed(state, 1, 2.0, in_use=19)
-    assert state.limit == 20  # the places that were taken before are forgotten as well
+    assert state.limit == 20  # slots in use before the outage are forgotten as well
     feed(state, 20, 2.0)
     assert state.limit == 21
 
@@ -243,14 +241,14 @@ def at_the_second_measuring() -> AdaptiveConcurrency:
     return state
 
 
-def test_the_baseline_is_measured_again_with_an_emptied_queue() -> None:
+def test_the_baseline_is_measured_again_with_a_drained_queue() -> None:
     state = at_the_second_measuring()
-    feed(state, 23, 50.0, now=701.0)  # of the queue that empties
+    feed(state, 23, 50.0, now=701.0)  # answers from the draining queue
     feed(state, 19, 3.0, now=701.0)
     assert (state.limit, state.baseline) == (11, 1.0)
     feed(state, 1, 3.0, now=702.0)
     assert (state.limit, state.baseline) == (23, 3.0)
-    feed(state, 23, 6.0, now=1299.0)  # with the 1.0 from before this would be too much
+    feed(state, 23, 6.0, now=1299.0)  # with the earlier 1.0 this would exceed the tolerance
     assert (state.limit, state.baseline) == (24, 3.0)
     feed(state, 24, 3.0, now=1300.0)
     assert state.limit == 12

@@ -1,4 +1,4 @@
-"""The short way to the wire leans on names that aiohttp does not document: these tests fail loudly when they change."""
+"""The fast path uses names that aiohttp does not document; these tests fail when they change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def test_this_aiohttp_is_supported() -> None:
     assert fast_path.SUPPORTED, f"aiohttp {aiohttp.__version__} has changed: read flinks_async/exchange.py"
 
 
-async def test_both_ways_send_the_same_and_get_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_both_paths_send_and_receive_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     async with FlinksServer(record=10) as server:
         async with FlinksClient(
             auth_secret=server.auth_secret, base_url=server.base_url, headers={"X-Extra": "1"}, app_name="acme/1"
@@ -29,7 +29,7 @@ async def test_both_ways_send_the_same_and_get_the_same(monkeypatch: pytest.Monk
     assert sorted(one.headers) == sorted(other.headers)
 
 
-async def test_the_short_way_is_the_usual_one(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_fast_path_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     async def never(*args: object, **options: object) -> None:
         raise AssertionError("went through ClientSession")
 

@@ -1,4 +1,4 @@
-"""The one place that waits before the wire: order, places, cancelling, and what it learns."""
+"""The governor: order, slots, cancellation, and how it learns from answers."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-async def test_places_are_given_in_the_order_in_which_they_were_asked_for() -> None:
+async def test_slots_are_given_in_fifo_order() -> None:
     governor, order = governor_of(), list[int]()
 
     async def one(number: int) -> None:
@@ -53,7 +53,7 @@ async def test_nobody_overtakes_those_who_wait() -> None:
     assert governor.in_use == 1
 
 
-async def test_order_holds_in_bad_weather_too() -> None:
+async def test_fifo_order_holds_during_a_pause_too() -> None:
     clock = FakeClock(random=0.5)
     governor, order = governor_of(clock, concurrency=3, pause=Pause(ramp=5.0)), list[int]()
     governor.record(THROTTLED, sent=0.0, status=429, retry_after=5.0)
@@ -69,7 +69,7 @@ async def test_order_holds_in_bad_weather_too() -> None:
     assert (governor.in_use, governor.waiting) == (0, 0)
 
 
-async def test_all_who_wait_are_counted_and_so_is_the_one_that_leads() -> None:
+async def test_waiting_counts_the_queue_and_its_leader() -> None:
     governor = governor_of(concurrency=1)
     assert governor.has_room
     assert governor.try_acquire()
@@ -82,7 +82,7 @@ async def test_all_who_wait_are_counted_and_so_is_the_one_that_leads() -> None:
         one.cancel()
 
 
-def test_the_rate_is_that_of_the_last_second_or_of_the_time_since() -> None:
+def test_the_rate_is_that_of_the_last_second_or_of_the_time_since_then() -> None:
     clock = FakeClock()
     clock.advance(50.0)
     governor = governor_of(clock)
@@ -107,7 +107,7 @@ def test_the_rate_is_that_of_the_last_second_or_of_the_time_since() -> None:
 
 
 class Told:
-    """As a state of the concurrency that only writes down what it is told."""
+    """Records its calls, in place of a concurrency state."""
 
     limit = 10
 
@@ -127,7 +127,7 @@ class Told:
         self.all.append(("failed", in_use))
 
 
-def test_the_place_that_was_given_back_was_in_use_as_well() -> None:
+def test_the_slot_just_released_counts_as_in_use() -> None:
     for verdict, status, what in (
         (OK, 200, "answered"),
         (Verdict(Kind.FINAL, "http_404"), 404, "refused"),
@@ -144,7 +144,7 @@ def test_the_place_that_was_given_back_was_in_use_as_well() -> None:
         assert told.all == [(what, 4)]
 
 
-def test_headers_are_looked_at_now_and_then_until_there_are_some() -> None:
+def test_every_sixteenth_answer_is_checked_for_headers_until_there_are_some() -> None:
     governor = governor_of()
     little = {"RateLimit-Remaining": "0", "RateLimit-Reset": "7"}
     governor.record(OK, sent=0.0, status=200)
@@ -160,7 +160,7 @@ def test_headers_are_looked_at_now_and_then_until_there_are_some() -> None:
     assert plenty.has_room
 
 
-async def test_a_pause_is_told_once_and_joined_without_an_echo() -> None:
+async def test_a_pause_is_reported_once_and_joining_it_reports_nothing() -> None:
     clock = FakeClock(random=0.0)
     one, other = governor_of(clock, concurrency=3), governor_of(clock, concurrency=3)
     told: list[tuple[str, float, int]] = []
@@ -212,7 +212,7 @@ WEATHER = {"fair": fair, "throttled": throttled, "down": down}
 @pytest.mark.parametrize("rate", [None, 1000.0])
 @pytest.mark.parametrize("victim", range(5))
 @pytest.mark.parametrize("steps", range(12))
-def test_cancelled_anywhere_it_loses_no_place_and_holds_up_nobody(
+def test_cancelling_anywhere_loses_no_slot_and_blocks_nobody(
     steps: int, victim: int, rate: float | None, weather: str
 ) -> None:
     async def main() -> None:
@@ -243,12 +243,12 @@ def test_cancelled_anywhere_it_loses_no_place_and_holds_up_nobody(
     run_virtual(main())
 
 
-async def test_cancelled_in_the_moment_of_being_let_in_it_passes_the_place_on() -> None:
+async def test_a_waiter_cancelled_with_a_slot_passes_it_on() -> None:
     governor = governor_of(concurrency=1)
     assert governor.try_acquire()
     first, second = (asyncio.ensure_future(governor.acquire()) for _ in range(2))
     await settle()
-    governor.release()  # the place is the first one's now, which does not know yet
+    governor.release()  # the slot is the first waiter's now, which has not run yet
     first.cancel()
     await settle()
     assert first.cancelled()
@@ -258,7 +258,7 @@ async def test_cancelled_in_the_moment_of_being_let_in_it_passes_the_place_on() 
 
 
 @pytest.mark.parametrize("raining", [False, True], ids=["fair weather", "bad weather"])
-async def test_cancelled_just_before_a_place_is_given_back_it_is_cancelled_and_the_next_one_goes(raining: bool) -> None:
+async def test_a_waiter_cancelled_before_a_release_is_skipped(raining: bool) -> None:
     governor = governor_of(concurrency=1)
     assert governor.try_acquire()
     first, second = (asyncio.ensure_future(governor.acquire()) for _ in range(2))
@@ -266,19 +266,19 @@ async def test_cancelled_just_before_a_place_is_given_back_it_is_cancelled_and_t
     if raining:
         governor.record(THROTTLED, sent=0.0, status=429, retry_after=1.0)
     first.cancel()
-    governor.release()  # before the first one has run
+    governor.release()  # before the first waiter has run
     await asyncio.wait([first, second])
     assert first.cancelled()
     assert second.result() is False
     assert (governor.in_use, governor.waiting) == (1, 0)
 
 
-async def test_cancelled_in_the_moment_of_becoming_the_leader_it_passes_that_on() -> None:
+async def test_a_waiter_cancelled_as_the_new_leader_passes_the_lead_on() -> None:
     governor = governor_of(concurrency=1)
     assert governor.try_acquire()
     first, second = (asyncio.ensure_future(governor.acquire()) for _ in range(2))
     await settle()
-    throttled(governor)  # the first one leads now, and does not know yet
+    throttled(governor)  # the first waiter is the leader now, and has not run yet
     first.cancel()
     governor.release()
     await settle()
@@ -307,7 +307,7 @@ def test_all_cancelled_at_once(weather: str) -> None:
     run_virtual(main())
 
 
-async def test_those_who_queue_fail_fast_when_the_instance_goes_down() -> None:
+async def test_queued_requests_fail_fast_when_the_instance_goes_down() -> None:
     governor = governor_of(concurrency=1)
     assert governor.try_acquire()
     waiting = [asyncio.ensure_future(governor.acquire()) for _ in range(5)]
@@ -320,7 +320,7 @@ async def test_those_who_queue_fail_fast_when_the_instance_goes_down() -> None:
     assert (governor.in_use, governor.waiting) == (0, 0)
 
 
-def test_while_the_instance_is_down_nobody_queues_behind_one_that_waits_for_its_turn() -> None:
+def test_while_the_instance_is_down_nobody_queues_behind_a_request_that_waits_for_its_turn() -> None:
     async def main() -> None:
         clock = VirtualClock()
         governor, began = governor_of(clock, rate=0.01), clock.now()
@@ -336,7 +336,7 @@ def test_while_the_instance_is_down_nobody_queues_behind_one_that_waits_for_its_
     run_virtual(main())
 
 
-async def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
+async def test_a_wait_that_would_pass_the_deadline_is_not_started() -> None:
     clock = FakeClock(random=0.0)
     governor = governor_of(clock, waits=True)
     throttled(governor)
@@ -349,7 +349,7 @@ async def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
 
 
 @pytest.mark.parametrize(("kind", "held_back"), [(Kind.BROKEN, 1.5), (Kind.STALE, 0.0)])
-async def test_a_probe_that_gets_no_answer_has_failed_unless_it_met_a_dead_connection(
+async def test_a_probe_without_an_answer_has_failed_unless_its_connection_was_dead(
     kind: Kind, held_back: float
 ) -> None:
     clock = FakeClock(random=0.5)
@@ -361,7 +361,7 @@ async def test_a_probe_that_gets_no_answer_has_failed_unless_it_met_a_dead_conne
     assert governor.held_back == held_back
 
 
-async def test_a_straggler_is_no_probe() -> None:
+async def test_a_late_answer_is_no_probe() -> None:
     clock = FakeClock(random=0.5)
     governor = governor_of(clock)
     down(governor)
@@ -377,7 +377,7 @@ async def test_a_straggler_is_no_probe() -> None:
 @pytest.mark.parametrize(
     ("verdict", "status"), [(OK, 200), (THROTTLED, 429), (Verdict(Kind.FINAL, "http_404"), 404)], ids=str
 )
-async def test_any_answer_of_an_instance_that_is_up_ends_an_outage_and_concurrency_begins_again(
+async def test_any_answer_of_an_instance_that_is_up_ends_an_outage_and_resets_concurrency(
     verdict: Verdict, status: int
 ) -> None:
     clock = FakeClock(random=0.5)
@@ -401,7 +401,7 @@ def test_without_a_breaker_no_instance_is_down() -> None:
     assert governor.has_room
 
 
-async def test_a_probe_that_is_abandoned_makes_room_for_the_next_one() -> None:
+async def test_an_abandoned_probe_makes_room_for_the_next_one() -> None:
     clock = FakeClock(random=0.5)
     governor = governor_of(clock, waits=True)
     down(governor)
@@ -431,7 +431,7 @@ async def test_after_an_outage_the_rate_rises_to_what_it_was_before() -> None:
     assert governor.held_back == pytest.approx(0.01), "it begins with a tenth of 1000 per second"
 
 
-async def test_a_turn_that_has_come_is_not_waited_for() -> None:
+async def test_a_turn_that_has_come_needs_no_wait() -> None:
     clock = FakeClock()
     governor = governor_of(clock, rate=1.0)
     await governor.acquire()
@@ -440,13 +440,13 @@ async def test_a_turn_that_has_come_is_not_waited_for() -> None:
     assert clock.sleeps == pytest.approx([1.0])
 
 
-async def test_fair_weather_comes_back() -> None:
+async def test_sending_is_unrestricted_again_after_the_ramp() -> None:
     clock = FakeClock(random=0.0)
     governor = governor_of(clock, pause=Pause(ramp=2.0))
     throttled(governor)
     assert not governor.try_acquire()
     clock.advance(100.0)
-    assert not governor.try_acquire()  # the next to wait finds out
+    assert not governor.try_acquire()  # the next waiter finds out
     await governor.acquire()
     assert governor.try_acquire()
 
@@ -472,8 +472,15 @@ async def test_a_job_pauses_for_a_503_that_says_how_long() -> None:
     assert clock.now() == 30.0
 
 
+@pytest.mark.parametrize(("status", "waits"), [(503, False), (500, True)], ids=["a service", "another status"])
+def test_retry_after_of_other_failures_is_no_pause(status: int, waits: bool) -> None:
+    governor = governor_of(waits=waits)
+    governor.record(Verdict(Kind.TRANSIENT, f"http_{status}"), sent=0.0, status=status, retry_after=30.0)
+    assert governor.held_back == 0.0
+
+
 class SlowBody:
-    """A transport whose headers come fast and whose bodies take long."""
+    """A transport with fast headers and slow bodies."""
 
     def __init__(self, headers: float, body: float) -> None:
         self._headers, self._body = headers, body
@@ -508,7 +515,7 @@ def test_large_answers_do_not_shrink_the_limit() -> None:
 
 
 class DeadTokensFirst:
-    """Refuses the first tokens at once, and takes its time over the others' data."""
+    """Refuses the first tokens at once, and answers the others slowly with data."""
 
     def __init__(self, dead: int) -> None:
         self._dead = dead
@@ -523,7 +530,7 @@ class DeadTokensFirst:
         pass
 
 
-def test_quick_refusals_teach_nothing_about_the_time_that_data_take() -> None:
+def test_quick_refusals_do_not_set_the_baseline() -> None:
     async def main(dead: int) -> tuple[float, int]:
         transport = DeadTokensFirst(dead)
         client = FlinksClient(auth_secret="s", transport=transport, settings=config.bulk(), clock=VirtualClock())
@@ -550,16 +557,24 @@ def test_a_deadline_on_the_wire_counts_as_a_timeout() -> None:
     run_virtual(main())
 
 
-def test_a_trouble_counts_what_failed_in_a_row_and_ends_with_a_success() -> None:
+def test_trouble_counts_failures_in_a_row_and_ends_with_a_success() -> None:
     governor = governor_of()
     governor.record(FAILED, sent=0.0, now=1.0, problem="the host is not known")
     governor.record(THROTTLED, sent=0.0, status=429, now=3.0, problem="the host answered 429")
     assert (governor.trouble, governor.answered) == (Trouble("the host answered 429", 2, 1.0), True)
     governor.record(OK, sent=0.0, status=200, now=4.0)
     assert governor.trouble is None
+    governor.record(Verdict(Kind.STALE, "a dead connection"), sent=0.0, now=5.0, problem="the connection was closed")
+    assert governor.trouble is None
+    governor.record(Verdict(Kind.BROKEN, "ProtocolError"), sent=0.0, now=6.0, problem="the answer is not HTTP")
+    assert governor.trouble == Trouble("the answer is not HTTP", 1, 6.0)
+    governor.record(Verdict(Kind.FINAL, "http_404"), sent=0.0, status=404, now=7.0)
+    assert governor.trouble is None
+    governor.record(Verdict(Kind.BROKEN, "ProtocolError"), sent=0.0, now=8.0, probe=True, problem="a failed probe")
+    assert governor.trouble == Trouble("a failed probe", 1, 8.0)
 
 
-def test_an_instance_that_answers_nothing_has_not_answered() -> None:
+def test_an_instance_without_an_answer_has_not_answered() -> None:
     governor = governor_of()
     governor.record(FAILED, sent=0.0, now=1.0, problem="no connection")
     assert (governor.trouble, governor.answered) == (Trouble("no connection", 1, 1.0), False)

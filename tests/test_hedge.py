@@ -19,7 +19,7 @@ OK = {"GetAccountsDetail": [], "RequestId": "r"}
 
 
 class Paced:
-    """A transport whose answers take as long as `seconds` says for the number of the request (from 1)."""
+    """A transport whose answer to request `number` (from 1) takes `seconds(number)`."""
 
     def __init__(self, seconds: Callable[[int], float], status: Callable[[int], int] = lambda number: 200) -> None:
         self._seconds, self._status = seconds, status
@@ -106,7 +106,7 @@ def test_a_time_is_that_of_one_attempt_and_without_a_deadline_there_is_a_hedge_t
     run_virtual(main())
 
 
-def test_the_books_of_attempts_in_a_row_are_added_up() -> None:
+def test_the_counts_of_consecutive_attempts_are_added_up() -> None:
     async def main() -> None:
         transport = Paced(lambda number: 0.1, lambda number: 503 if 20 < number <= 24 else 200)
         retry, limits = Retry(attempts=3, base=0.0), Limits(breaker=None, concurrency=1)
@@ -121,9 +121,9 @@ def test_the_books_of_attempts_in_a_row_are_added_up() -> None:
 
 
 @pytest.mark.parametrize("stubborn", [False, True])
-def test_the_one_that_loses_is_no_complaint_of_asyncio(stubborn: bool) -> None:
+def test_the_losing_attempt_is_not_logged_by_asyncio(stubborn: bool) -> None:
     class Loses(Paced):
-        """Whatever is cancelled ends with an error of its own, if stubborn."""
+        """Ends with an error of its own when cancelled, if stubborn."""
 
         async def send(self, request: Request, /) -> Response:
             try:
@@ -165,7 +165,7 @@ def test_a_slow_attempt_is_overtaken_and_cancelled() -> None:
     run_virtual(main())
 
 
-def test_nothing_is_hedged_before_enough_is_known() -> None:
+def test_nothing_is_hedged_before_enough_attempts_are_known() -> None:
     async def main() -> None:
         transport = Paced(lambda number: 5.0)
         async with client_of(transport) as client:
@@ -232,7 +232,7 @@ def test_no_hedge_before_the_first_attempt_is_sent() -> None:
     run_virtual(main())
 
 
-def test_attempts_while_the_instance_is_down_cost_a_job_nothing_here_either() -> None:
+def test_with_hedging_attempts_while_the_instance_is_down_cost_a_job_nothing() -> None:
     async def main() -> None:
         transport = Paced(lambda number: 0.1, lambda number: 503 if 20 < number <= 60 else 200)
         retry = Retry(attempts=20, quota=TokenBucketQuota(capacity=9 * 14))
@@ -259,13 +259,13 @@ def test_a_time_after_a_retry_is_that_of_one_attempt_too() -> None:
     run_virtual(main())
 
 
-def test_no_hedge_while_all_places_are_taken() -> None:
+def test_no_hedge_while_all_slots_are_in_use() -> None:
     async def main() -> None:
         transport = Paced(lambda number: 5.0 if number > 20 else 0.1)
         async with client_of(transport, limits=Limits(breaker=None, concurrency=2)) as client:
             await learn(client)
             await asyncio.gather(*(client.partner_access("t") for _ in range(6)))
-            # Three rounds of two; places are taken all the time, and those who queue are not hedged.
+            # Three rounds of two: all slots are always in use, and queued calls are not hedged.
             assert transport.sent == 26
 
     run_virtual(main())

@@ -1,4 +1,4 @@
-"""The shared pause: longest wins, released in a ramp."""
+"""The shared pause: the latest end counts, and a ramp follows."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_server_cannot_ask_for_more_than_the_longest() -> None:
     assert pause.until == 60.0
 
 
-def test_without_a_word_from_the_server_it_doubles() -> None:
+def test_without_retry_after_the_pause_doubles() -> None:
     pause, now, lengths = SharedPause(Pause(base=1.0, cap=20.0, ramp=0.0)), 0.0, []
     for _ in range(7):
         throttled(pause, now)
@@ -94,18 +94,18 @@ def test_without_a_word_from_the_server_it_doubles() -> None:
     assert lengths == [0.5, 1.0, 2.0, 4.0, 8.0, 10.0, 10.0]  # half of 1, 2, 4, ... with the lowest random number
 
 
-def test_answers_to_requests_that_were_on_their_way_say_nothing_new() -> None:
+def test_answers_to_requests_sent_before_the_pause_do_not_extend_it() -> None:
     pause = SharedPause(Pause(base=1.0))
     throttled(pause, 10.0, sent=9.0)
     until = pause.until
     for _ in range(50):
         throttled(pause, 10.1, sent=9.0)
     assert pause.until == until
-    throttled(pause, 20.0, sent=9.5)  # a very late one
+    throttled(pause, 20.0, sent=9.5)  # a very late answer
     assert pause.until == until
 
 
-def test_long_after_the_last_trouble_it_begins_anew() -> None:
+def test_long_after_the_last_ramp_a_new_row_begins() -> None:
     pause = SharedPause(Pause(base=1.0, ramp=10.0, cap=20.0))
     throttled(pause, 0.0)
     throttled(pause, 1.0)
@@ -118,7 +118,7 @@ def test_long_after_the_last_trouble_it_begins_anew() -> None:
         assert pause.until == now + length
 
 
-def test_half_of_the_length_is_random_where_the_server_does_not_say() -> None:
+def test_half_of_the_length_is_random_without_retry_after() -> None:
     for random, until in ((0.0, 0.5), (0.5, 0.75), (0.8, 0.9)):
         pause = SharedPause(Pause(base=1.0))
         pause.throttled(0.0, sent=0.0, retry_after=None, rate=1.0, random=random)
@@ -208,7 +208,7 @@ def test_a_server_cannot_space_requests_for_longer_than_the_longest_pause() -> N
     assert pause.idle(60.0)
 
 
-def test_the_wider_gap_wins_in_a_ramp_that_is_spaced() -> None:
+def test_the_wider_gap_wins_in_a_ramp_with_spacing() -> None:
     pause = SharedPause(Pause())
     pause.ramp(0.0, 100.0, 10.0)  # from 10 per second
     pause.space(0.0, gap=1.0, reset=5.0)
@@ -220,7 +220,7 @@ def test_the_wider_gap_wins_in_a_ramp_that_is_spaced() -> None:
 
 
 class Throttling:
-    """A server that throttles between two moments."""
+    """A server that throttles for a while."""
 
     def __init__(self, start: float, end: float, retry_after: float) -> None:
         self._start, self._end, self._asked = start, end, retry_after
@@ -250,15 +250,15 @@ def test_one_throttled_answer_slows_all_workers() -> None:
     server, failed = run_virtual(main())
     assert failed == 0
     during = [time for time in server.times if 2.2 < time < 12.0]
-    assert during == []  # after the first refusal came back, nobody sends for ten seconds
+    assert during == []  # after the first refusal, nobody sends for ten seconds
     before = sum(1.0 <= time < 2.0 for time in server.times)
     resumed = min(time for time in server.times if time > 12.0)
     assert resumed < 13.2
     first_second = sum(resumed <= time < resumed + 1 for time in server.times)
-    assert 0 < first_second < before / 3  # and then they do not come all at once
+    assert 0 < first_second < before / 3  # the requests do not return all at once
 
 
-async def test_a_service_is_told_at_once_when_the_pause_is_longer_than_its_deadline() -> None:
+async def test_a_service_fails_at_once_if_the_pause_would_pass_its_deadline() -> None:
     clock = FakeClock(random=0.0)
     refused = make_response({}, status=429, headers={"Retry-After": "50"})
     transport = InMemoryTransport({"a": refused}, default=OK)

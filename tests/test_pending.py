@@ -28,7 +28,7 @@ async def test_off_by_default() -> None:
     assert (len(transport.requests), clock.sleeps) == (1, [])
 
 
-async def test_it_asks_in_the_documented_rhythm() -> None:
+async def test_it_polls_at_the_documented_interval() -> None:
     client, transport, clock = client_of([NOT_YET, NOT_YET, NOT_YET, OK], poll_pending=PollPending())
     async with client:
         assert (await client.partner_access("t")).request_id == "r"
@@ -60,7 +60,7 @@ async def test_other_answers_end_it() -> None:
 
 
 @pytest.mark.parametrize(("asked", "waits"), [("25", 25.0), ("3", 10.0), ("soon", 10.0)])
-async def test_it_waits_for_what_the_server_asks_if_that_is_longer(asked: str, waits: float) -> None:
+async def test_it_waits_for_retry_after_if_that_is_longer(asked: str, waits: float) -> None:
     not_yet = make_response({}, status=202, headers={"Retry-After": asked})
     client, transport, clock = client_of([not_yet, not_yet, OK], poll_pending=PollPending())
     async with client:
@@ -69,9 +69,7 @@ async def test_it_waits_for_what_the_server_asks_if_that_is_longer(asked: str, w
 
 
 @pytest.mark.parametrize(("bound", "timeout"), [(29.0, None), (1800.0, 30.0)])
-async def test_it_does_not_wait_for_what_the_server_asks_past_the_bound_or_the_deadline(
-    bound: float, timeout: float | None
-) -> None:
+async def test_retry_after_does_not_extend_the_bound_or_the_deadline(bound: float, timeout: float | None) -> None:
     not_yet = make_response({}, status=202, headers={"Retry-After": "30"})
     client, transport, clock = client_of([not_yet], poll_pending=PollPending(bound=bound))
     async with client:
@@ -92,7 +90,7 @@ async def test_it_does_not_wait_for_what_the_server_asks_past_the_bound_or_the_d
         (20, 1790, None, False),
     ],
 )
-def test_when_to_may_poll(wait: float, waited: float, left: float | None, expected: bool) -> None:
+def test_may_poll(wait: float, waited: float, left: float | None, expected: bool) -> None:
     assert may_poll(PollPending(), wait=wait, waited=waited, remaining=left) is expected
 
 

@@ -1,4 +1,4 @@
-"""The retry quota. The rows of the token bucket are those that AWS publishes for its standard retry mode."""
+"""The retry quota. The rows for the token bucket are published by AWS for its standard retry mode."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ def test_a_share_of_the_traffic() -> None:
     assert taken == 30  # 20 % of 100, and 1 a second for 10 seconds
 
 
-def test_old_traffic_allows_nothing() -> None:
+def test_old_traffic_allows_no_retry() -> None:
     quota = TrafficShare(ShareQuota(share=0.2, minimum=1.0, window=10.0))
     for _ in range(100):
         quota.request(0.0)
@@ -152,7 +152,7 @@ def test_old_traffic_allows_nothing() -> None:
     assert quota.left(10.1) == pytest.approx(10)
 
 
-def test_what_was_taken_comes_back_with_time() -> None:
+def test_withdrawals_expire() -> None:
     quota = TrafficShare(ShareQuota(share=0.2, minimum=1.0, window=10.0))
     now = 0.0
     while quota.take(Kind.TRANSIENT, now) is not None:
@@ -168,7 +168,7 @@ def test_what_was_taken_comes_back_with_time() -> None:
     assert waits == 10
 
 
-def test_each_slice_of_time_is_forgotten_by_itself() -> None:
+def test_each_slice_expires_separately() -> None:
     quota = TrafficShare(ShareQuota(share=0.5, minimum=1.0, window=5.0))  # slices of half a second
     quota.request(0.1)
     quota.request(2.6)
@@ -186,7 +186,7 @@ def test_the_wait_ends_with_the_slice() -> None:
     assert quota.wait(7.5) == pytest.approx(0.5, abs=1e-5)
 
 
-def test_time_alone_brings_nothing_without_a_whole_retry_in_reserve() -> None:
+def test_time_alone_allows_nothing_without_a_whole_retry_in_reserve() -> None:
     assert TrafficShare(ShareQuota(minimum=0.19, window=5.0)).wait(0.0) is None
     assert TrafficShare(ShareQuota(minimum=0.2, window=5.0)).wait(0.0) is not None
 

@@ -1,4 +1,4 @@
-"""The rate limit, and what servers say of theirs."""
+"""The rate limit, and the RateLimit headers of servers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 
 from flinks_async import ConfigError, DeadlineExceededError, FlinksClient, Limits
 from flinks_async.limits.governor import Governor
-from flinks_async.limits.rate import GCRA, RateLimit, read_rate_limit, spacing
+from flinks_async.limits.rate import GCRA, ServerLimit, read_rate_limit, spacing
 from flinks_async.testing import FakeClock, InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
 
@@ -64,7 +64,7 @@ def test_many_calls_keep_to_the_rate() -> None:
 
 
 class SharedLimiter:
-    """As one that asks a store: async, and with turns a second apart."""
+    """A limiter like one that asks a store: async, with turns a second apart."""
 
     def __init__(self) -> None:
         self.asked: list[float] = []
@@ -75,7 +75,7 @@ class SharedLimiter:
         return 1.0
 
 
-async def test_a_limiter_of_ones_own_is_asked_once_a_request() -> None:
+async def test_a_users_limiter_is_called_once_per_request() -> None:
     limiter, clock = SharedLimiter(), FakeClock()
     transport = InMemoryTransport({}, default=OK)
     limits = Limits(rate_limiter=limiter)
@@ -87,7 +87,7 @@ async def test_a_limiter_of_ones_own_is_asked_once_a_request() -> None:
 
 
 def answers_per_second(arrivals: Callable[[float], float], seconds: int, **limits: Any) -> list[int]:
-    """Of calls that allow half a second each and come at `arrivals(now)` per second."""
+    """Calls with a deadline of half a second each, `arrivals(now)` of them per second."""
 
     async def main() -> list[int]:
         loop, answers = asyncio.get_running_loop(), [0] * (seconds + 1)
@@ -110,7 +110,7 @@ def answers_per_second(arrivals: Callable[[float], float], seconds: int, **limit
 
 
 class OfOnesOwn:
-    """Passes on to another limiter, after a turn of the loop."""
+    """Calls another limiter after a turn of the event loop."""
 
     def __init__(self, rate: float) -> None:
         self._limit = GCRA(rate, 1)
@@ -121,13 +121,13 @@ class OfOnesOwn:
 
 
 @pytest.mark.parametrize("limits", [{"rate": 50.0, "burst": 1}, {"rate_limiter": OfOnesOwn(50.0)}], ids=["ours", "own"])
-def test_calls_that_do_not_wait_for_their_turn_use_none_up(limits: dict[str, Any]) -> None:
+def test_calls_that_do_not_wait_for_their_turn_do_not_use_it_up(limits: dict[str, Any]) -> None:
     answers = answers_per_second(lambda now: 200.0 if now < 2 else 25.0, 6, **limits)
     assert answers[:2] == pytest.approx([50, 50], abs=2)
     assert sum(answers[3:]) == pytest.approx(75, abs=3)
 
 
-def test_a_turn_that_a_cancelled_call_leaves_is_the_next_ones() -> None:
+def test_the_turn_of_a_cancelled_call_goes_to_the_next_one() -> None:
     async def main() -> float:
         loop = asyncio.get_running_loop()
         governor = Governor(Limits(rate=1.0, burst=1), VirtualClock())
@@ -159,18 +159,18 @@ def test_rate_settings_are_checked() -> None:
 
 
 HEADERS = [
-    ({"RateLimit-Remaining": "5", "RateLimit-Reset": "30", "RateLimit-Limit": "100"}, RateLimit(5, 100, 30.0)),
+    ({"RateLimit-Remaining": "5", "RateLimit-Reset": "30", "RateLimit-Limit": "100"}, ServerLimit(5, 100, 30.0)),
     (
         {"RateLimit-Limit": "100, 100;w=60", "RateLimit-Remaining": "5", "RateLimit-Reset": "30"},
-        RateLimit(5, 100, 30.0),
+        ServerLimit(5, 100, 30.0),
     ),
-    ({"RateLimit-Remaining": "5", "RateLimit-Reset": "30", "RateLimit-Policy": "100;w=60"}, RateLimit(5, 100, 30.0)),
-    ({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1735689630"}, RateLimit(0, None, 30.0)),
-    ({"x-ratelimit-remaining": "7", "x-ratelimit-reset": "4", "x-ratelimit-limit": "9"}, RateLimit(7, 9, 4.0)),
-    ({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1735689000"}, RateLimit(0, None, 0.0)),
-    ({"RateLimit": "limit=100, remaining=50, reset=5"}, RateLimit(50, 100, 5.0)),
-    ({"RateLimit": '"default";r=3;t=20', "RateLimit-Policy": '"default";q=100;w=60'}, RateLimit(3, 100, 20.0)),
-    ({"RateLimit": '"burst";r=1;t=2, "daily";r=900;t=3600'}, RateLimit(1, None, 2.0)),
+    ({"RateLimit-Remaining": "5", "RateLimit-Reset": "30", "RateLimit-Policy": "100;w=60"}, ServerLimit(5, 100, 30.0)),
+    ({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1735689630"}, ServerLimit(0, None, 30.0)),
+    ({"x-ratelimit-remaining": "7", "x-ratelimit-reset": "4", "x-ratelimit-limit": "9"}, ServerLimit(7, 9, 4.0)),
+    ({"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1735689000"}, ServerLimit(0, None, 0.0)),
+    ({"RateLimit": "limit=100, remaining=50, reset=5"}, ServerLimit(50, 100, 5.0)),
+    ({"RateLimit": '"default";r=3;t=20', "RateLimit-Policy": '"default";q=100;w=60'}, ServerLimit(3, 100, 20.0)),
+    ({"RateLimit": '"burst";r=1;t=2, "daily";r=900;t=3600'}, ServerLimit(1, None, 2.0)),
     ({}, None),
     ({"RateLimit-Remaining": "many", "RateLimit-Reset": "30"}, None),
     ({"RateLimit-Remaining": "5"}, None),
@@ -187,33 +187,33 @@ HEADERS = [
 
 
 @pytest.mark.parametrize(("headers", "expected"), HEADERS)
-def test_headers_of_every_kind(headers: dict[str, str], expected: RateLimit | None) -> None:
+def test_headers_of_every_kind(headers: dict[str, str], expected: ServerLimit | None) -> None:
     assert read_rate_limit(CIMultiDict(headers), FakeClock()) == expected
 
 
-def test_a_reset_is_a_moment_from_the_year_2001_on() -> None:
+def test_a_large_reset_is_a_timestamp() -> None:
     clock = FakeClock(time=999_999_995.0)
     for reset, seconds in (("1000000000", 5.0), ("999999999", 999_999_999.0)):
         said = read_rate_limit({"RateLimit-Remaining": "5", "RateLimit-Reset": reset}, clock)
-        assert said == RateLimit(5, None, seconds)
+        assert said == ServerLimit(5, None, seconds)
 
 
 @pytest.mark.parametrize(
     ("said", "expected"),
     [
-        (RateLimit(50, 100, 30.0), None),
-        (RateLimit(11, 100, 30.0), None),
-        (RateLimit(10, 100, 22.0), 2.0),
-        (RateLimit(9, 100, 30.0), 3.0),
-        (RateLimit(0, 100, 30.0), 30.0),
-        (RateLimit(11, None, 30.0), None),
-        (RateLimit(10, None, 22.0), 2.0),
-        (RateLimit(2, None, 30.0), 10.0),
-        (RateLimit(0, 100, 1.0), 1.0),
-        (RateLimit(0, 100, 0.0), None),
+        (ServerLimit(50, 100, 30.0), None),
+        (ServerLimit(11, 100, 30.0), None),
+        (ServerLimit(10, 100, 22.0), 2.0),
+        (ServerLimit(9, 100, 30.0), 3.0),
+        (ServerLimit(0, 100, 30.0), 30.0),
+        (ServerLimit(11, None, 30.0), None),
+        (ServerLimit(10, None, 22.0), 2.0),
+        (ServerLimit(2, None, 30.0), 10.0),
+        (ServerLimit(0, 100, 1.0), 1.0),
+        (ServerLimit(0, 100, 0.0), None),
     ],
 )
-def test_the_rest_of_a_window_is_spread_out_when_little_is_left(said: RateLimit, expected: float | None) -> None:
+def test_the_rest_of_a_window_is_spread_out_when_little_is_left(said: ServerLimit, expected: float | None) -> None:
     assert spacing(said, low=0.1) == expected
 
 

@@ -1,21 +1,25 @@
-"""README.md and docs/: every Python block runs, every command line runs, and the tables agree with the code.
+"""README.md, docs/ and docstrings: every Python example and command line runs, and the tables agree with the code.
 
-Each block runs unchanged against a simulated Flinks in its own process. A client without a `base_url` gets the
-simulator's. `secret`, `other_secret`, `token`, `token_of` and an open client `flinks` are defined, and the blocks of one
-document share their names. A `text` block after a Python block is the exact output of that block.
+An example runs unchanged, against a simulated Flinks in its own process. A client without a `base_url` gets the simulator's.
+`secret`, `other_secret`, `token`, `token_of` and an open client `flinks` are defined. The blocks of one document share their
+names; an example in a docstring sees those of its module and of the public modules. A `text` block after a Python block is
+the exact output of that block.
 """
 
 from __future__ import annotations
 
 import ast
 import asyncio
+import doctest
+import importlib
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+import textwrap
+from collections.abc import AsyncIterator, Iterator
 from inspect import CO_COROUTINE
 from itertools import pairwise
 from pathlib import Path
@@ -27,7 +31,7 @@ import pytest
 from aiohttp.test_utils import TestClient, TestServer
 
 import flinks_async
-from flinks_async import FlinksClient, Kind, bulk, client_options, config, errors, models
+from flinks_async import FlinksClient, Kind, bulk, client_options, config, errors, models, testing
 from flinks_async.bulk.stores.parquet import ParquetStore
 from flinks_async.classify import classify_response
 from flinks_async.endpoint import Endpoint
@@ -117,18 +121,21 @@ def test_python_blocks_run(
     try:
         for line, block in blocks(document, "python"):
             if not is_test(block):
-                source = "\n" * (line - 1) + block  # so that a traceback names the line of the document
-                code = compile(source, str(document), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
-                if code.co_flags & CO_COROUTINE:
-                    asyncio.run(with_client(code, module.__dict__))
-                else:
-                    exec(code, module.__dict__)
+                run("\n" * (line - 1) + block, document, module.__dict__)  # a traceback names the line of the document
                 output = capsys.readouterr().out
                 assert output == printed.get(line, output), f"line {line} of {document.name}"
                 if "app = " in block:
                     asyncio.run(serve(module.__dict__["app"]))
     finally:
         del sys.modules["document"]
+
+
+def run(source: str, document: Path, names: dict[str, Any]) -> None:
+    code = compile(source, str(document), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    if code.co_flags & CO_COROUTINE:
+        asyncio.run(with_client(code, names))
+    else:
+        exec(code, names)
 
 
 async def with_client(code: Any, names: dict[str, Any]) -> None:
@@ -171,6 +178,59 @@ def test_example_tests_pass(document: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=100)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(examples)} passed" in done.stdout
+
+
+NO_EXAMPLES = ("flinks_async   ", "protocol   ", "FlinksError\n├", "[acme]\n", "job -- rows", "deadline ►")
+"""How the indented blocks of docstrings begin that are drawings or files."""
+
+
+def docstring_examples() -> Iterator[Any]:
+    """The examples in docstrings: indented blocks after an empty line, fenced blocks, and whole sessions with `>>>`."""
+    package = Path(flinks_async.__file__).parent
+    for path in sorted(package.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                name = f"{path.relative_to(package.parent)}-{getattr(node, 'name', 'module')}"
+                for number, example in enumerate(examples_of(ast.get_docstring(node) or "")):
+                    yield pytest.param(path, example, id=f"{name}-{number}")
+
+
+def examples_of(docstring: str) -> list[str]:
+    if ">>> " in docstring:
+        return [docstring]
+    fenced = re.findall(r"^```python\n(.*?)^```$", docstring, re.MULTILINE | re.DOTALL)
+    indented = re.findall(r"^\S.*\n\n+((?: {4}.*\n|\n)+)", docstring + "\n", re.MULTILINE)
+    found = [*fenced, *(textwrap.dedent(block).strip("\n") for block in indented)]
+    return [example for example in found if not example.startswith(NO_EXAMPLES)]
+
+
+def test_examples_are_found_in_docstrings() -> None:
+    docstring = "A title::\n\n    one()\n\n    two()\n\nArgs:\n    x: no example\n\n```python\nthree()\n```"
+    assert examples_of(docstring) == ["three()\n", "one()\n\ntwo()"]
+
+
+async def chunks() -> AsyncIterator[bytes]:
+    yield b"{}"
+
+
+@pytest.mark.parametrize(("path", "example"), list(docstring_examples()))
+def test_docstring_examples_run(path: Path, example: str, simulated: ServerProcess, folder: Path) -> None:
+    public = (flinks_async, config, bulk, testing)
+    module = importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"))
+    names = {
+        **{name: value for where in public for name, value in vars(where).items() if not name.startswith("_")},
+        **{name: getattr(testing, name) for name in testing.__all__},
+        **vars(module),
+        **{"secret": simulated.auth_secret, "token": TOKEN, "server": testing.FlinksServer()},
+        **{"headers": {}, "limit": 1000, "stream": chunks(), "parts": []},
+    }
+    if ">>> " in example:
+        session = doctest.DocTestParser().get_doctest(example, names, path.name, str(path), 0)
+        assert doctest.DocTestRunner().run(session).failed == 0
+        return
+    run(example, path, names)
+    for name in re.findall(r"^def (test_\w+)", example, re.MULTILINE):
+        names[name]()
 
 
 def command_lines(document: Path) -> list[list[str]]:

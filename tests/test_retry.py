@@ -1,4 +1,4 @@
-"""Whether and when an attempt is made again: the decision alone, and the waiting and paying around it."""
+"""Retries: the decision alone, and the waiting and paying around it."""
 
 from __future__ import annotations
 
@@ -14,13 +14,14 @@ from flinks_async import (
     ProtocolError,
     QuotaExhaustedError,
     Retry,
+    Secret,
     ServerError,
     ShareQuota,
     Timeouts,
     TokenBucketQuota,
 )
 from flinks_async.errors import StaleConnectionError
-from flinks_async.messages import Request
+from flinks_async.messages import Request, Response, SendPermit
 from flinks_async.middleware.retry import Backoff, RetryState, Stop, count, decide
 from flinks_async.testing import FakeClock, InMemoryTransport
 from flinks_async.verdict import Kind, Verdict
@@ -127,7 +128,7 @@ async def test_a_connection_is_fresh_after_a_dead_one_and_only_then() -> None:
     assert fresh == [False, True, False]
 
 
-async def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
+async def test_a_wait_that_would_pass_the_deadline_is_not_started() -> None:
     clock = FakeClock(random=1.0)
     clock.advance(100.0)
     transport = InMemoryTransport(default=ConnectError("no connection"))
@@ -139,7 +140,7 @@ async def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
 
 async def test_a_service_does_not_wait_for_its_quota() -> None:
     clock = FakeClock(random=0.0)
-    quota = ShareQuota(share=0.01, minimum=0.1, window=10.0)  # one in ten seconds
+    quota = ShareQuota(share=0.01, minimum=0.1, window=10.0)  # one retry in ten seconds
     transport = InMemoryTransport(default=ConnectError("no connection"))
     async with client_of(transport, clock=clock, retry=Retry(attempts=9, quota=quota)) as client:
         with pytest.raises(QuotaExhaustedError):
@@ -183,7 +184,7 @@ async def test_attempts_while_the_instance_is_down_cost_a_job_nothing() -> None:
     assert len(transport.requests) == 41
 
 
-async def test_observers_are_told_of_each_retry() -> None:
+async def test_observers_get_an_event_for_each_retry() -> None:
     events: list[Any] = []
     transport = InMemoryTransport(default=[ConnectError("no connection"), ProtocolError("not HTTP"), DOCUMENTED])
     async with client_of(transport, observers=[events.append], base_url="https://x.example") as client:
@@ -197,8 +198,21 @@ async def test_observers_are_told_of_each_retry() -> None:
     assert client.stats().retries == 2
 
 
-async def test_the_quota_is_told_of_each_call_once() -> None:
-    # Each call allows half a retry, and nothing else does.
+async def test_a_call_whose_permit_is_revoked_ends_without_a_wait() -> None:
+    clock, permit = FakeClock(random=1.0), SendPermit()
+
+    async def revoke(request: Request) -> Response:
+        permit.revoked = True
+        return Response(503)
+
+    async with client_of(InMemoryTransport(default=revoke), clock=clock) as client:
+        with pytest.raises(ServerError):
+            await client.respond(Secret("t"), permit=permit)
+    assert clock.sleeps == []
+
+
+async def test_each_call_is_registered_with_the_quota_once() -> None:
+    # Each call allows half a retry; nothing else adds to the quota.
     quota = ShareQuota(share=0.5, minimum=0.0, window=10.0)
     transport = InMemoryTransport({"bad": ServerError(status=503)}, default=DOCUMENTED)
     async with client_of(transport, clock=FakeClock(random=0.0), retry=Retry(attempts=9, quota=quota)) as client:

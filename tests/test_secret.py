@@ -113,10 +113,10 @@ def test_redaction_hides_what_may_be_a_secret_or_personal(text: str, shown: str)
 
 @pytest.mark.parametrize("part", ["a", "a.", "a+-", "a:", "a:/", "1-", "x@", "a-b.c+"])
 def test_redacting_a_hostile_text_takes_no_longer_than_another(part: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     for _ in range(10):
         redact(part * (3000 // len(part)))
-    assert time.perf_counter() - started < 0.1  # with a search from each letter on it were 0.2 to 0.4
+    assert time.process_time() - started < 0.1  # with a search from each letter on it were 0.2 to 0.4
 
 
 def test_a_short_hidden_value_leaves_nothing_of_a_long_one() -> None:
@@ -293,9 +293,9 @@ def test_a_log_filter_leaves_the_rest_to_be_read(line: str, shown: str) -> None:
 )
 @pytest.mark.parametrize("start", ["", "authorization: ", "authorization: '", "authorization: \\'"])
 def test_filtering_a_hostile_text_takes_no_longer_than_another(start: str, part: str) -> None:
-    started = time.perf_counter()
+    started = time.process_time()
     redact_request(start + part * (100_000 // len(part)))
-    assert time.perf_counter() - started < 0.5  # with a search from each place on it were minutes
+    assert time.process_time() - started < 0.5  # with a search from each place on it were minutes
 
 
 def test_the_log_filter_masks_tracebacks_and_survives_broken_records() -> None:

@@ -49,7 +49,7 @@ JOBS = [
 
 
 @pytest.mark.parametrize(("is_up", "rate", "latency", "failure"), JOBS)
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_job_loses_no_token_and_hardly_repeats_itself(
     is_up: object, rate: float | None, latency: float, failure: str, seed: int
 ) -> None:

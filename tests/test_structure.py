@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from itertools import pairwise
@@ -19,8 +20,8 @@ PACKAGE = ROOT / "flinks_async"
 CONTRIBUTING_FILE = ROOT / "CONTRIBUTING.md"
 CONTRIBUTING = CONTRIBUTING_FILE.read_text(encoding="utf-8")
 
-SIBLINGS = {"protocol.py", "parquet.py", "errors.py"}
-"""Base names that several folders may have, because the files are of one kind."""
+SIBLINGS = {"protocol.py", "parquet.py", "errors.py", "retry.py"}
+"""Base names that several folders may have: the files are of one kind, or named after a command of the command line."""
 
 SHIMS = {"flinks_async.columns", "flinks_async.middleware.rate"}
 """Former places of public names."""
@@ -152,3 +153,19 @@ def test_documents_import_public_names_only() -> None:
                     assert [alias.name for alias in node.names if alias.name not in public] == [], document.name
                     found += 1
     assert found > 20
+
+
+def test_no_two_files_share_a_name() -> None:
+    files = [path for name, path in MODULES.items() if name not in SHIMS and not path.name.startswith("__")]
+    shared = {name for name, count in Counter(path.name for path in files).items() if count > 1}
+    assert shared - SIBLINGS == set()
+
+
+def test_no_two_classes_of_the_package_share_a_name() -> None:
+    classes = Counter(
+        node.name
+        for path in MODULES.values()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
+    )
+    assert {name for name, count in classes.items() if count > 1} == set()

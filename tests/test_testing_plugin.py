@@ -34,7 +34,11 @@ USERS_TEST = """
 """
 
 INSTALLED = any(point.name == "flinks_async" for point in entry_points(group="pytest11"))
-PLUGIN = ("-p", "no:randomly", "-W", "error", *(() if INSTALLED else ("-p", "flinks_async.testing.pytest_plugin")))
+# Plugins that only make pytest start later are left out.
+PLUGIN = (
+    *("-p", "no:randomly", "-p", "no:schemathesis", "-p", "no:hypothesispytest", "-p", "no:xdist", "-W", "error"),
+    *(() if INSTALLED else ("-p", "flinks_async.testing.pytest_plugin")),
+)
 
 
 @pytest.mark.parametrize("mode", ["auto", "strict"])

@@ -1,12 +1,16 @@
-"""Bulk jobs: a file of tokens becomes answers in a store, over as many runs as it takes.
+"""Bulk jobs: fetch a file of tokens into a store, in one run or in several.
 
     source = InputFile("tokens.csv", Layout(column="token", key_column="user"))
     with Job.start("jobs/2026-11", source, JSONLParts("zstd")) as job:
-        async with FlinksClient("acme", secret, settings=config.bulk()) as client:
+        async with FlinksClient("acme", auth_secret=secret, settings=config.bulk()) as client:
             result = await job.run(client)
 
-Requests are made at least once, and every answer is in the output once: whatever ends the process, the next run of the
-same job goes on with the shards that were not committed.
+Requests are made at least once, and every answer is in the output exactly once. After any interruption, run the same job
+again to resume: it fetches the shards that are not committed.
+
+Where to find what: `job` opens and runs jobs; `run` is one run, from ledger to store; `fetching` sends the requests;
+`rules` lists the reasons for which a run stops; `failures` describes failed tokens; `progress` counts; `ledger` remembers;
+`maintenance` has status, verify, export and purge. `inputs/`, `stores/` and `executors/` are made to be extended.
 """
 
 from __future__ import annotations
@@ -29,7 +33,7 @@ from .job import SHARD_SIZE, Job
 from .ledger import Totals
 from .maintenance import Status, export, purge, status, verify
 from .manifest import Manifest
-from .progress import Progress
+from .progress import InstanceTrouble, Progress
 from .records import Commit, Failure, Shard, Written
 from .rules import Rules
 from .run import Result
@@ -45,6 +49,7 @@ __all__ = [
     "InputChangedError",
     "InputError",
     "InputFile",
+    "InstanceTrouble",
     "JSONLFile",
     "JSONLParts",
     "Job",

@@ -80,7 +80,7 @@ class Corrupt(CompressedDataError):
     """The data is not what was written: a checksum differs, or it is not in the format."""
 
 
-class Source(Protocol):
+class ByteSource(Protocol):
     """An open file, or an object that reads like one."""
 
     def read(self, size: int, /) -> bytes:
@@ -104,9 +104,9 @@ class Decompressed:
         ConfigError: the library for Zstandard is not installed.
     """
 
-    def __init__(self, file: Source, kind: Compression) -> None:
+    def __init__(self, file: ByteSource, kind: Compression) -> None:
         self.position = 0
-        self._file: Source = file if kind == "none" else _Members(file, kind)
+        self._file: ByteSource = file if kind == "none" else _Members(file, kind)
 
     def read(self, size: int = _CHUNK, /) -> bytes:
         """Up to `size` bytes, which is at least 1; none at the end.
@@ -129,7 +129,7 @@ class _Members:
     first byte as damaged.
     """
 
-    def __init__(self, file: Source, kind: Compression) -> None:
+    def __init__(self, file: ByteSource, kind: Compression) -> None:
         self._file = file
         self._input = b""
         self._new: Callable[[], Any]

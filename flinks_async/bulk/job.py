@@ -10,7 +10,7 @@ import datetime as dt
 import os
 import uuid
 from collections.abc import Callable, Collection, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -218,8 +218,9 @@ class Job:
 
     @property
     def totals(self) -> Totals:
-        """Counts of the tokens that are committed."""
-        return self._ledger.totals()
+        """Counts of the tokens that are committed. It may be read while the job runs."""
+        with closing(self._ledger.reader()) as ledger:  # a run writes through the other connection in a thread
+            return ledger.totals()
 
     def retry(self, kinds: Collection[FailureKind] = frozenset({"exhausted"})) -> int:
         """Makes the next run fetch failed tokens again.

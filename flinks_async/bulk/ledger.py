@@ -18,25 +18,10 @@ import msgspec
 from attrs import frozen
 
 from . import crash_points
+from . import ledger_tables as tables
 from .errors import LedgerError, StoreError
 from .files import cannot_write, create, newer_version, sync_every_commit
 from .inputs import Scanned
-from .ledger_tables import (
-    COMMIT,
-    FAILURE,
-    SCHEMA,
-    SHARD,
-    Row,
-    add_failures,
-    add_shard,
-    commit_of,
-    failure_of,
-    in_order,
-    position,
-    run_of,
-    sample_of,
-    shard_of,
-)
 from .records import Commit, Failure, FailureKind, Shard
 
 VERSION: Final = 1
@@ -137,7 +122,7 @@ class Ledger:
 
     def _make_tables(self) -> None:
         with self._transaction() as db:
-            for statement in SCHEMA.split(";\n"):
+            for statement in tables.SCHEMA.split(";\n"):
                 db.execute(statement)
             db.execute(f"PRAGMA user_version = {VERSION}")
 
@@ -219,12 +204,12 @@ class Ledger:
         with self._transaction() as db:
             return db.execute(sql, values).lastrowid or 0
 
-    def _all(self, read: Callable[[Row], T], sql: str, *values: Any) -> list[T]:
+    def _all(self, read: Callable[[tables.Row], T], sql: str, *values: Any) -> list[T]:
         with self._reading():
             return [read(row) for row in self._db.execute(sql, values)]
 
     def _pages(
-        self, read: Callable[[Row], T], sql: str, start: tuple[int, ...], key: Callable[[T], tuple[int, ...]]
+        self, read: Callable[[tables.Row], T], sql: str, start: tuple[int, ...], key: Callable[[T], tuple[int, ...]]
     ) -> Iterator[T]:
         """Yields all records in the order of their key. Memory is that of one page; the job may write meanwhile.
 
@@ -283,12 +268,14 @@ class Ledger:
 
     def pending(self) -> Iterator[Shard]:
         """Shards that are not done, earlier rounds first. Shards added during the iteration are included."""
-        return self._pages(shard_of, in_order(SHARD, "done_at IS NULL"), (-1, -1, -1), position)
+        return self._pages(
+            tables.shard_of, tables.in_order(tables.SHARD, "done_at IS NULL"), (-1, -1, -1), tables.position
+        )
 
     def commits(self) -> Iterator[Commit]:
         """The shards that are done, without their failures, in the order of the input."""
-        sql = in_order(COMMIT, "done_at IS NOT NULL")
-        return self._pages(commit_of, sql, (-1, -1, -1), lambda commit: position(commit.shard))
+        sql = tables.in_order(tables.COMMIT, "done_at IS NOT NULL")
+        return self._pages(tables.commit_of, sql, (-1, -1, -1), lambda commit: tables.position(commit.shard))
 
     def receipts(self) -> dict[int, dict[str, Any]]:
         """The store's receipts of the shards that are done, by shard id."""
@@ -310,9 +297,9 @@ class Ledger:
             if shard.round:
                 tried = set(shard.only or ()) - set(commit.left)
                 db.executemany("DELETE FROM failures WHERE line = ?", [(line,) for line in tried])
-            add_failures(db, commit.failures)
+            tables.add_failures(db, commit.failures)
             if commit.left:
-                add_shard(db, commit.left, shard.offset, shard.round)
+                tables.add_shard(db, commit.left, shard.offset, shard.round)
 
     def retry(self, kinds: Collection[FailureKind], shard_size: int) -> int:
         """Makes shards of the failed tokens of some kinds. Call it only when no shard is pending.
@@ -329,7 +316,7 @@ class Ledger:
             lines = [line for (line,) in found]
             last = db.execute("SELECT coalesce(max(round), 0) FROM shards").fetchone()[0]
             for start in range(0, len(lines), shard_size):
-                add_shard(db, tuple(lines[start : start + shard_size]), 0, last + 1)
+                tables.add_shard(db, tuple(lines[start : start + shard_size]), 0, last + 1)
         return len(lines)
 
     # --- results ------------------------------------------------------------------------------------------------------
@@ -352,8 +339,8 @@ class Ledger:
 
     def failures(self) -> Iterator[Failure]:
         """Rows without an answer, in the order of the input."""
-        sql = f"SELECT {', '.join(FAILURE)} FROM failures WHERE line > ? ORDER BY line LIMIT ?"
-        return self._pages(failure_of, sql, (0,), lambda failure: (failure.line,))
+        sql = f"SELECT {', '.join(tables.FAILURE)} FROM failures WHERE line > ? ORDER BY line LIMIT ?"
+        return self._pages(tables.failure_of, sql, (0,), lambda failure: (failure.line,))
 
     def failure_counts(self, most: int) -> list[tuple[FailureKind, str, str | None, int | None, int]]:
         """(kind, error, FlinksCode, status, rows) of the `most` most frequent failures, the most frequent one first."""
@@ -377,7 +364,7 @@ class Ledger:
 
     def runs(self) -> list[dict[str, Any]]:
         """All runs so far. A run that was killed has no end."""
-        return self._all(run_of, "SELECT id, started, ended, state, reason, summary FROM runs ORDER BY id")
+        return self._all(tables.run_of, "SELECT id, started, ended, state, reason, summary FROM runs ORDER BY id")
 
     def add_sample(self, run: int, now: float, sample: Mapping[str, Any]) -> None:
         """Adds the figures of one moment, for the report."""
@@ -389,13 +376,13 @@ class Ledger:
             rows = self._db.execute("SELECT run, at, sample FROM samples ORDER BY run, at").fetchall()
         for row in rows:  # decoded one at a time, because there may be many
             with self._reading():
-                sample = sample_of(row)
+                sample = tables.sample_of(row)
             yield sample
 
     def latest_sample(self) -> dict[str, Any] | None:
         """The last figures of the last run, as from `samples`; None if it has none."""
         last = "SELECT run, at, sample FROM samples WHERE run = (SELECT max(id) FROM runs) ORDER BY at DESC LIMIT 1"
-        found = self._all(sample_of, last)
+        found = self._all(tables.sample_of, last)
         return found[0] if found else None
 
     def problems(self) -> list[str]:
@@ -414,10 +401,10 @@ class Planner:
         row = (shard.id, shard.first, shard.last, shard.offset, shard.tokens, shard.digest)
         self._db.execute("INSERT INTO cuts VALUES (?, ?, ?, ?, ?)", row[1:])
         if shard.tokens:
-            self._db.execute(f"INSERT INTO shards ({SHARD}) VALUES (?, ?, ?, ?, ?, ?, 0, NULL)", row)
+            self._db.execute(f"INSERT INTO shards ({tables.SHARD}) VALUES (?, ?, ?, ?, ?, ?, 0, NULL)", row)
 
     def invalid(self, failure: Failure) -> None:
-        add_failures(self._db, [failure])
+        tables.add_failures(self._db, [failure])
 
     def duplicate(self, line: int, first: int) -> None:
         self._db.execute("INSERT INTO duplicates VALUES (?, ?)", (line, first))
@@ -427,7 +414,7 @@ class Planner:
         self._db.execute("INSERT INTO meta VALUES ('plan', ?)", (_encode(scanned).decode(),))
 
 
-def _first(row: Row) -> Any:
+def _first(row: tables.Row) -> Any:
     return row[0]
 
 

@@ -145,6 +145,19 @@ def _differences(was: Manifest, now: Manifest) -> list[str]:
             if name == "origin" and not (key in before and key in after):
                 continue  # a new or missing instance does not affect the answers of the others
             if before.get(key) != after.get(key):
-                of = f" of {key!r}" if key else ""
-                found.append(f"{name}{of} was {before.get(key)!r} and is {after.get(key)!r}")
+                found.append(f"{_subject(name, key)} was {_shown(before.get(key))} and is now {_shown(after.get(key))}")
     return found
+
+
+def _subject(name: str, key: str) -> str:
+    """What differs, in words. Fields of `Layout` are in backticks."""
+    if name == "layout":
+        return f"`{key}`"
+    if name == "origin":
+        return f"the host of the instance {key}" if key else "the host"
+    return "the store" if key == "kind" else f"the {key} of the store"
+
+
+def _shown(value: object) -> str:
+    names = {None: "not set", "jsonl-parts": "one JSONL file per shard", "jsonl": "one JSONL file"}
+    return names.get(value, str(value)) if isinstance(value, str | None) else str(value)

@@ -5,6 +5,7 @@ This file imports nothing but the standard library, so that a missing extra can 
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import NoReturn
 
@@ -15,11 +16,23 @@ __all__ = ["main"]
 
 def main() -> None:
     """The entry point of `flinks-async` and of `python -m flinks_async.cli`; leaves through `sys.exit`."""
+    _open_missing_streams()
     try:
         _main()
     except KeyboardInterrupt:  # before there is a command that could handle it, since imports take a moment
         print("Interrupted.", file=sys.stderr)
         sys.exit(Exit.SIGINT)
+
+
+def _open_missing_streams() -> None:
+    """Opens the null device in place of standard streams that are closed. Otherwise the next file or socket would get one of
+    their numbers: messages would be written to it, and uvloop aborts. `sys.stdout` stays None, so lost output is noticed.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
 
 
 def _main() -> NoReturn:

@@ -1,8 +1,8 @@
-"""The command group: what a user sees when something goes wrong, and with which code the process ends.
+"""The group of all commands: the message and the exit code of every error.
 
-Click repeats wrong arguments in its messages, and a traceback may show anything. A secret that was typed in the wrong
-place must not end up in a log, so both are replaced here: a message of click is said again without the value, and a
-traceback is shown only with --debug, redacted.
+Click repeats wrong arguments in its messages, and a traceback may show anything. A secret that was typed in the wrong place
+must not end up in a log. Therefore the messages of click are replaced by messages without the value, and a traceback is
+shown only with --debug, redacted.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from .exit_codes import Exit, epilog
 from .export import export
 from .fetch import fetch
 from .get import get
+from .output import Command, to_stdout
 from .purge import purge
 from .report import report
 from .retry import retry
@@ -29,11 +30,11 @@ from .status import status
 from .verify import verify
 
 
-class App(click.Group):
+class App(Command, click.Group):
     """A group whose messages never repeat an argument."""
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> NoReturn:
-        """Runs a command and leaves through `sys.exit` with one of the codes in `exit_codes`."""
+        """Runs a command and calls `sys.exit` with one of the codes in `exit_codes`."""
         extra["standalone_mode"] = False
         with log_to_stderr():
             sys.exit(self._code(args, *more, **extra))
@@ -42,7 +43,7 @@ class App(click.Group):
         try:
             result = super().main(args, *more, **extra)
         except click.exceptions.NoArgsIsHelpError as no_arguments:
-            no_arguments.show()
+            say(no_arguments.format_message())
             return Exit.USAGE
         except click.UsageError as wrong:
             _show_usage(wrong)
@@ -59,7 +60,7 @@ class App(click.Group):
             report_error(error)
             return exit_code_of(error)
         except Exception as error:
-            say(f"Error: unexpected {type(error).__name__}. With the option --debug, the same command shows where.")
+            say(f"Error: unexpected {type(error).__name__}. Run the same command with --debug for details.")
             trace(error)
             return Exit.UNEXPECTED
         return result if isinstance(result, int) else Exit.OK
@@ -73,18 +74,18 @@ def _show_usage(error: click.UsageError) -> None:
 
 
 def _without_values(error: click.UsageError) -> str:
-    """Click's message, said again without what was typed. Only our own and those about known options may stay."""
+    """Click's message without the value that was typed. Our own messages, and those about known options, stay."""
     if isinstance(error, (UsageError, click.MissingParameter, click.BadOptionUsage)):
         return error.format_message()
     if isinstance(error, click.BadParameter):
-        return f"Invalid value for {_name_of(error)}: expected {_expected(error.param)} (what was given is not shown)."
+        return f"Invalid value for {_name_of(error)}: expected {_expected(error.param)} (the value is not shown)."
     if isinstance(error, click.NoSuchOption):
         close = f" Did you mean {' or '.join(error.possibilities)}?" if error.possibilities else ""
-        return f"No such option (what was given is not shown).{close}"
+        return f"No such option (the value is not shown).{close}"
     if error.ctx is not None and isinstance(error.ctx.command, click.Group):
-        return f"No such command (what was given is not shown). There are: {', '.join(error.ctx.command.commands)}."
+        return f"No such command (the value is not shown). Commands: {', '.join(error.ctx.command.commands)}."
     return (
-        "Unexpected argument (what was given is not shown). Secrets and tokens are never arguments: they come "
+        "Unexpected argument (the value is not shown). Secrets and tokens are never arguments: they come "
         "from a file, from standard input or from the environment."
     )
 
@@ -105,16 +106,24 @@ def _expected(param: click.Parameter | None) -> str:
     return {"integer": "a whole number", "float": "a number"}.get(kind.name if kind else "", "another value")
 
 
+def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        to_stdout(f"flinks-async, version {__version__}\n".encode())
+        ctx.exit()
+
+
 @click.group(
     cls=App,
     epilog=epilog(),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-@click.version_option(__version__, prog_name="flinks-async")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
+)
 def app() -> None:
     """Access tokens in, account data out: the Flinks partner access API.
 
-    Secrets and tokens are never arguments, since other users of a machine can read those.
+    Secrets and tokens are never arguments, because other users of the machine can read those.
     """
 
 

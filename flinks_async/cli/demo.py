@@ -36,12 +36,13 @@ from .display import choose_display
 from .exit_codes import Exit, epilog
 from .job_run import JobRun, OnScan
 from .options import Speed, concurrency_option
+from .output import Command
 from .signals import run
 
 _SHOWN: Final = 5
 
 
-@click.command(epilog=epilog())
+@click.command(cls=Command, epilog=epilog())
 @click.option(
     "--tokens", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True, help="Number of tokens."
 )

@@ -27,6 +27,7 @@ _REDRAW: Final = 0.2
 _PLAIN_EVERY: Final = 5.0
 _JSON_EVERY: Final = 1.0
 _NEVER: Final = 3600.0
+_TROUBLES_SHOWN: Final = 2
 
 RESUME: Final = "Run the same command again to fetch them."
 
@@ -162,21 +163,22 @@ def joined(*parts: str) -> str:
 
 def view(progress: Progress) -> View:
     """The progress in words."""
-    stopping = progress.phase == "draining"
+    left = "time left unknown" if progress.eta is None else f"{duration(progress.eta)} left"
     return View(
         joined(
             f"{progress.done:,} of {progress.total:,} done",
             f"{progress.rate:,.0f}/s",
-            "stopping" if stopping else f"{duration(progress.eta)} left" if progress.eta is not None else "",
+            "stopping" if progress.phase == "draining" else left,
         ),
         joined(
+            *map(str, progress.troubles[:_TROUBLES_SHOWN]),
             f"{progress.fetched:,} ok",
             f"{progress.failed:,} failed",
             f"{progress.retries:,} retried",
             f"{progress.throttled:,} throttled" if progress.throttled else "",
             f"p50 {duration(progress.p50)}, p95 {duration(progress.p95)}" if progress.p50 and progress.p95 else "",
             f"{progress.in_flight:,} of {progress.limit:,} in flight",
-            f"paused for {duration(progress.held_back)}" if progress.held_back else "",
+            f"paused for {duration(progress.held_back)}" if progress.held_back and not progress.troubles else "",
         ),
         progress.done / progress.total if progress.total else None,
     )
@@ -323,6 +325,8 @@ def summary(ended: Ended, job: Job, totals: Totals) -> str:
     lines += outcome_rows(totals, job.scanned)
     if ended.progress is not None and ended.progress.requests:
         lines.append(f"  {_wire(ended.progress)}")
+    if ended.progress is not None:
+        lines += [f"  last problem: {trouble.without_next_try}" for trouble in ended.progress.troubles]
     lines += _places(job, totals)
     if ended.state == "refused":
         lines.append(

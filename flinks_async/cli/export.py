@@ -13,12 +13,12 @@ from ..bulk.inputs import STDIN
 from .console import counted, debug_option, say
 from .exit_codes import Exit, epilog
 from .options import directory_argument
-from .output import COMPRESSION, LINES, split_name, to_stdout, whole_file
+from .output import COMPRESSION, LINES, Command, split_name, to_stdout, whole_file
 
 _PIECE: Final = 256 * 1024
 
 
-@click.command(epilog=epilog())
+@click.command(cls=Command, epilog=epilog())
 @directory_argument
 @click.option(
     "--out", metavar="FILE", required=True, help="'-' for standard output; compressed if it ends in .gz or .zst."

@@ -42,7 +42,17 @@ from .options import (
     speed_options,
     stop_options,
 )
-from .output import STORES, WITHOUT_FILE, StdoutStore, check_output, make_store, split_name, store_of, to_stdout
+from .output import (
+    STORES,
+    WITHOUT_FILE,
+    Command,
+    StdoutStore,
+    check_output,
+    make_store,
+    split_name,
+    store_of,
+    to_stdout,
+)
 from .secret_input import named, read_all_stdin
 from .signals import run
 
@@ -65,7 +75,7 @@ _SHOWN: Final = 5
 _ROWS_SHOWN: Final = 3
 
 
-@click.command(help=_HELP, epilog=epilog())
+@click.command(cls=Command, help=_HELP, epilog=epilog())
 @click.argument("tokens", metavar="TOKENS")
 @click.option("--out", metavar="FILE", help="File for the answers, '-' for standard output.")
 @click.option(

@@ -14,12 +14,12 @@ from .access import Access, access_options
 from .console import UsageError, debug_option
 from .exit_codes import Exit, epilog
 from .options import timeout_option
-from .output import stdout_is_terminal, to_stdout
+from .output import Command, stdout_is_terminal, to_stdout
 from .secret_input import read_token
 from .signals import run
 
 
-@click.command(epilog=epilog())
+@click.command(cls=Command, epilog=epilog())
 @click.option(
     "--token-file",
     metavar="FILE",

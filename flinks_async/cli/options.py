@@ -138,6 +138,7 @@ class Stops:
     max_failures: tuple[int | None, float | None]
     max_duration: float | None
     refused_after: int
+    unreachable_after: float | None
     drain: float
 
     def rules(self) -> Rules:
@@ -148,6 +149,7 @@ class Stops:
             max_failures=count,
             max_failure_share=share,
             max_duration=self.max_duration,
+            unreachable_after=self.unreachable_after or Rules().unreachable_after,
             drain=self.drain,
         )
 
@@ -168,6 +170,12 @@ stop_options = grouped(
     ),
     click.option("--max-duration", callback=seconds, metavar="TIME", help="Stop after 90 (seconds), 45m, 2h or 1d."),
     refused_after_option,
+    click.option(
+        "--unreachable-after",
+        callback=seconds,
+        metavar="TIME",
+        help="Stop when an instance that has never answered has failed for this time [2m].",
+    ),
     click.option(
         "--drain",
         type=click.FloatRange(min=0),

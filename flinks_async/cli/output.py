@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
+import click
 from attrs import frozen
 
 from ..bulk import Commit, Place, Problem, Store
@@ -169,6 +170,22 @@ def to_stdout(data: bytes) -> None:
         OutputError: it cannot be written; `ReaderGone` if it is a pipe that was closed.
     """
     _write_stdout(data)
+
+
+class Command(click.Command):
+    """A command whose `--help` fails if standard output cannot be written."""
+
+    def get_help_option(self, ctx: click.Context) -> click.Option | None:
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.callback = _show_help
+        return option
+
+
+def _show_help(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        to_stdout(f"{ctx.get_help()}\n".encode())
+        ctx.exit()
 
 
 def stdout_is_terminal() -> bool:

@@ -8,10 +8,11 @@ from .. import bulk
 from .console import UsageError, debug_option, say
 from .exit_codes import Exit, epilog
 from .options import directory_argument
+from .output import Command
 from .secret_input import stdin_is_terminal
 
 
-@click.command(epilog=epilog())
+@click.command(cls=Command, epilog=epilog())
 @directory_argument
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option(

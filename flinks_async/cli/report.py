@@ -8,10 +8,10 @@ from ..bulk.inputs import STDIN
 from .console import UsageError, debug_option, say
 from .exit_codes import Exit, epilog
 from .options import directory_argument
-from .output import HTML, to_stdout, whole_file
+from .output import HTML, Command, to_stdout, whole_file
 
 
-@click.command(epilog=epilog())
+@click.command(cls=Command, epilog=epilog())
 @directory_argument
 @click.option("--out", metavar="FILE", help="File for the page, '-' for standard output [DIR/report.html].")
 @click.option("--force", is_flag=True, help="Overwrite a file --out that exists.")

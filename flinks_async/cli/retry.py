@@ -26,6 +26,7 @@ from .options import (
     speed_options,
     stop_options,
 )
+from .output import Command
 from .signals import run
 
 _KINDS: Final[dict[str, frozenset[FailureKind]]] = {
@@ -35,7 +36,7 @@ _KINDS: Final[dict[str, frozenset[FailureKind]]] = {
 }
 
 
-@click.command(epilog=epilog())
+@click.command(cls=Command, epilog=epilog())
 @directory_argument
 @click.option(
     "--class",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import uuid
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ import click
 from ..config import AUTH_SCHEMES, AuthScheme
 from .console import UsageError, counted, debug_option, say
 from .exit_codes import Exit
+from .output import Command, to_stdout
 from .secret_input import read_secret
 from .signals import run
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..testing.data import Size
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on [any free one].")
 @click.option("--size", type=click.Choice(["small", "medium", "large"]), default="small", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data, the faults and the latency.")
@@ -69,13 +69,9 @@ def simulate(
     )
 
     def on_ready(server: FlinksServer) -> None:
-        click.echo(f"Simulated Flinks at {server.base_url}")
-        if generated:
-            click.echo(f"AuthSecret (of this simulator only): {secret}")
-        else:
-            click.echo(f"AuthSecret: from {'FLINKS_AUTH_SECRET' if secret_file is None else '--secret-file'}")
-        click.echo("Press Ctrl-C to stop.")
-        sys.stdout.flush()
+        source = "FLINKS_AUTH_SECRET" if secret_file is None else "--secret-file"
+        shown = f"AuthSecret (of this simulator only): {secret}" if generated else f"AuthSecret: from {source}"
+        to_stdout(f"Simulated Flinks at {server.base_url}\n{shown}\nPress Ctrl-C to stop.\n".encode())
 
     try:
         server = run(lambda: serve_forever(options, on_ready=on_ready))

@@ -17,13 +17,13 @@ from .console import counted, debug_option, duration, printable
 from .display import answers_of, outcome_rows
 from .exit_codes import Exit, epilog
 from .options import directory_argument
-from .output import to_stdout
+from .output import Command, to_stdout
 
 SILENT: Final = 60.0
 """Seconds without a sample after which a run counts as dead. A run saves a sample every ten seconds."""
 
 
-@click.command(epilog=epilog())
+@click.command(cls=Command, epilog=epilog())
 @directory_argument
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
 @debug_option
@@ -92,6 +92,7 @@ def _runs(found: bulk.Status, now: float) -> list[str]:
 def _figures(latest: dict[str, Any]) -> str:
     parts = [f"{latest['rate']:,.0f} tokens/s", f"{latest['in_flight']:,} of {latest['limit']:,} in flight"]
     parts += [f"{name} {duration(latest[name])}" for name in ("p50", "p95") if latest[name] is not None]
+    parts += [str(trouble["reason"]) for trouble in latest.get("troubles", ())]
     if latest["held_back"]:
         parts.append(f"paused for {duration(latest['held_back'])}")
     if latest["eta"] is not None:

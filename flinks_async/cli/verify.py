@@ -8,10 +8,10 @@ from .. import bulk
 from .console import counted, debug_option, printable, say
 from .exit_codes import Exit, epilog
 from .options import directory_argument
-from .output import to_stdout
+from .output import Command, to_stdout
 
 
-@click.command(epilog=epilog())
+@click.command(cls=Command, epilog=epilog())
 @directory_argument
 @debug_option
 def verify(directory: str) -> int:

@@ -3,7 +3,7 @@
 A retry is cheap when failures are rare and independent. It is the worst reaction when a server fails because it is
 overloaded: with three attempts per call its load triples at that moment, and it may never recover (Bronson et al.,
 "Metastable Failures in Distributed Systems", HotOS 2021). A limit on the attempts of one call does not prevent this; a
-limit on the retries of all calls does, because it bounds the extra load whatever the index of calls.
+limit on the retries of all calls does, because it bounds the extra load for any number of calls.
 
 There are two usual ways to bound it:
 

@@ -43,7 +43,7 @@ class GCRA:
 
 
 @frozen
-class RateLimit:
+class ServerLimit:
     """The limit that a server announces.
 
     Attributes:
@@ -69,7 +69,7 @@ _LONG_NAMES = {"limit": "q", "remaining": "r", "reset": "t"}
 _FIRST_TIMESTAMP = 1_000_000_000
 
 
-def read_rate_limit(headers: Mapping[str, str], clock: Clock) -> RateLimit | None:
+def read_rate_limit(headers: Mapping[str, str], clock: Clock) -> ServerLimit | None:
     """The limit that the headers announce; None if there is none, or none that can be understood.
 
     Args:
@@ -91,7 +91,7 @@ def read_rate_limit(headers: Mapping[str, str], clock: Clock) -> RateLimit | Non
     limit = _first(headers.get(prefix + "RateLimit-Limit", ""))
     if limit is None:
         limit = _first(headers.get("RateLimit-Policy", ""))
-    return RateLimit(left, limit, max(0.0, reset - clock.time()) if reset >= _FIRST_TIMESTAMP else float(reset))
+    return ServerLimit(left, limit, max(0.0, reset - clock.time()) if reset >= _FIRST_TIMESTAMP else float(reset))
 
 
 def _first(text: str) -> int | None:
@@ -100,7 +100,7 @@ def _first(text: str) -> int | None:
     return None if match is None else int(match.group())
 
 
-def _structured(field: str, policy: str) -> RateLimit | None:
+def _structured(field: str, policy: str) -> ServerLimit | None:
     # Only the first policy is read: `"burst";r=0;t=2, "daily";r=900;t=3600`. Version 07 has commas inside one item instead.
     first = field.split(", ")[0] if ";" in field else field
     found = {_LONG_NAMES.get(name, name): int(number) for name, number in re.findall(_PARAMETER, first)}
@@ -109,10 +109,10 @@ def _structured(field: str, policy: str) -> RateLimit | None:
     limit = found.get("q")
     if limit is None:
         limit = next((int(number) for name, number in re.findall(_PARAMETER, policy) if name == "q"), None)
-    return RateLimit(found["r"], limit, float(found["t"]))
+    return ServerLimit(found["r"], limit, float(found["t"]))
 
 
-def spacing(announced: RateLimit, low: float) -> float | None:
+def spacing(announced: ServerLimit, low: float) -> float | None:
     """Seconds to leave between requests until the window ends; None while enough is left.
 
     Args:

@@ -36,7 +36,8 @@ class Attempt:
 
     async def __call__(self, request: Request, /) -> Response:
         call, timeout, probe = request.call, self._timeout, False
-        governor, counters, permit = call.local.governor, call.local.counters, call.permit
+        local, permit = call.local, call.permit
+        governor, counters = local.governor, local.counters
         if permit is not None and permit.revoked:
             raise DeadlineExceededError("not sent: the caller wants no more requests")
         if not governor.try_acquire():
@@ -54,7 +55,7 @@ class Attempt:
                     response = await self._transport.send(request)
                 else:
                     scope = CancelScope()
-                    call.local.timer.arm(scope, timeout)
+                    local.timer.arm(scope, timeout)
                     with scope:
                         response = await self._transport.send(request)
                 if response is None:
@@ -77,16 +78,19 @@ class Attempt:
                 permit.on_wire -= 1
         verdict = response.verdict
         assert verdict is not None
+        retry_after, problem = None, ""
+        if verdict is not OK:
+            retry_after, problem = response.retry_after(self._clock), outcome_line(request, response)
         call.down = governor.record(
             verdict,
             sent=sent,
             status=response.status,
             time_to_first_byte=(call.headers_at or now) - sent,
             headers=response.headers,
-            retry_after=None if verdict is OK else response.retry_after(self._clock),
+            retry_after=retry_after,
             probe=probe,
             now=now,
-            problem="" if verdict is OK else outcome_line(request, response),
+            problem=problem,
         )
         return response
 
@@ -156,7 +160,8 @@ class Attempt:
 
 def _deadline_comes_first(call: Call, now: float, timeout: float) -> bool:
     """Whether the deadline's timer ends the attempt first. A shared deadline may still move, so it never counts."""
-    return call.shared is None and call.deadline is not None and call.deadline - now <= timeout
+    deadline = call.deadline
+    return deadline is not None and deadline - now <= timeout and call.shared is None
 
 
 def _meta(call: Call, response: Response) -> Meta:

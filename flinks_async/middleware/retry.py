@@ -170,7 +170,7 @@ class RetryMiddleware:
             except FlinksError as raised:
                 error = raised
                 verdict = classify_error(error)
-            if response is not None:
+            else:
                 verdict = verdict_of(response, self._settings.throttle_statuses)
                 if verdict.kind is Kind.OK:
                     if quota is not None:
@@ -238,7 +238,6 @@ class RetryMiddleware:
         """Prepares the call for another attempt, and tells the observers."""
         call = request.call
         call.fresh = verdict.kind is Kind.STALE
-        call.retries += 1
         call.retrying = True
         if self._observers:
             event = RetryScheduled(

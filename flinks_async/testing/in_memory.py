@@ -2,7 +2,7 @@
 
     transport = InMemoryTransport({"token-1": {"GetAccountsDetail": [], "RequestId": "r"}})
     async with FlinksClient(auth_secret="x", transport=transport) as flinks:
-        ...
+        await flinks.partner_access("token-1")
     assert [sent.token.reveal() for sent in transport.requests] == ["token-1"]
 
 Retries, decoding and errors work as with a network.

@@ -325,5 +325,5 @@ def _reason(error: BaseException) -> str:
 
 def _verify_reason(error: BaseException) -> str:
     inner = getattr(error, "certificate_error", None)
-    said = getattr(inner, "verify_message", None)
-    return f" ({said})" if isinstance(said, str) else ""
+    text = getattr(inner, "verify_message", None)
+    return f" ({text})" if isinstance(text, str) else ""

@@ -242,7 +242,7 @@ class SessionManager:
         return made
 
     async def tls(self) -> ssl.SSLContext:
-        """The TLS context: 1.2 or newer, HTTP/1.1 only. Built in a thread, since it reads files.
+        """The TLS context: 1.2 or newer, HTTP/1.1 only. Built in a thread, because it reads files.
 
         Raises:
             ConfigError: a certificate file cannot be used.

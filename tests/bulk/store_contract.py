@@ -272,7 +272,7 @@ class StoreContract:
         bench.store.close()
         return points
 
-    @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO])
+    @pytest.mark.parametrize("error", [errno.ENOSPC, pytest.param(errno.EIO, marks=pytest.mark.slow)])
     def test_each_call_of_the_system_fails_once(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int
     ) -> None:

@@ -423,9 +423,33 @@ def test_what_is_on_the_wire_at_a_stop_is_not_retried_and_its_token_is_left(tmp_
         await asyncio.sleep(5)
         bench.fetcher.stop("enough")
 
-    bench = Bench(tmp_path, answer, rules=Rules(concurrency=3), retry={"attempts": 5}).run(stop)
+    async def main() -> float:
+        await bench.main(stop)
+        return asyncio.get_running_loop().time()
+
+    retry = {"attempts": 5, "base": 60.0, "cap": 60.0}
+    bench = Bench(tmp_path, answer, rules=Rules(concurrency=3), retry=retry)
+    assert run_virtual(main()) == 10.0, "it did not wait for a retry"
     assert len(bench.transport.requests) == 3
     assert (sorted(bench.lines), bench.failures, bench.left) == ([2], {}, [1, 3, 4])
+
+
+def test_a_middleware_that_repeats_requests_sends_nothing_more_after_a_stop(tmp_path: Path) -> None:
+    async def answer(request: Any) -> Any:
+        await asyncio.sleep(10)
+        return OK
+
+    async def thrice(request: Any, call_next: Any) -> Any:
+        for _ in range(2):
+            await call_next(request)
+        return await call_next(request)
+
+    async def stop(bench: Bench) -> None:
+        await asyncio.sleep(5)
+        bench.fetcher.stop("enough")
+
+    bench = Bench(tmp_path, answer, rules=Rules(concurrency=3), middleware=[thrice]).run(stop)
+    assert (len(bench.transport.requests), bench.lines, bench.failures) == (3, {}, {})
 
 
 def test_a_store_that_fails_ends_it_at_once(tmp_path: Path) -> None:

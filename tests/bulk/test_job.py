@@ -348,11 +348,11 @@ def test_a_run_that_is_cancelled_or_cannot_even_note_its_end(desk: Desk, monkeyp
 def test_another_job_in_the_same_directory_is_refused_and_told_what_differs(desk: Desk) -> None:
     desk.job().close()
     before = (desk.directory / "manifest.json").read_bytes()
-    with pytest.raises(JobMismatchError, match="layout of 'key_column' was 'user' and is None"):
+    with pytest.raises(JobMismatchError, match="`key_column` was user and is now not set"):
         Job.start(desk.directory, desk.source(key_column=None), JSONLParts(), ORIGIN)
     with pytest.raises(JobMismatchError, match="store"):
         Job.start(desk.directory, desk.source(), JSONLParts("gzip"), ORIGIN)
-    with pytest.raises(JobMismatchError, match=r"origin was 'toolbox-api\.private\.fin\.ag' and is 'evil'"):
+    with pytest.raises(JobMismatchError, match=r"the host was toolbox-api\.private\.fin\.ag and is now evil"):
         Job.start(desk.directory, desk.source(), JSONLParts(), {"": "evil"})
     desk.write(["another"])
     with pytest.raises(JobMismatchError, match="the file of tokens has changed"):
@@ -728,3 +728,11 @@ class TestTokensInMemory:
 
         with self.start(desk) as job, pytest.raises(ConfigError, match="put the tokens into a file"):
             asyncio.run(main(job))
+
+
+def test_totals_are_read_through_a_connection_of_their_own(desk: Desk) -> None:
+    with desk.job() as job:
+        statements: list[str] = []
+        job._ledger._db.set_trace_callback(statements.append)  # a run writes through this connection in a thread
+        assert job.totals.tokens == 25
+        assert statements == []

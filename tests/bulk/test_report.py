@@ -204,6 +204,7 @@ def test_answers_of_less_than_a_millisecond_are_answers(tmp_path: Path) -> None:
     assert "0.5 ms" in text
 
 
+@pytest.mark.slow
 def test_of_very_many_runs_the_last_are_shown_and_the_figures_are_theirs(tmp_path: Path) -> None:
     ledger = make_job(tmp_path, tokens=10_000)
     for number in range(103):
@@ -366,6 +367,7 @@ def test_hostile_names_are_only_text(tmp_path: Path) -> None:
 # --- a week -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_week_is_thinned_out(tmp_path: Path) -> None:
     ledger = make_job(tmp_path, tokens=2_000_000, shard_size=400)
     run = ledger.begin_run(EVENING)
@@ -526,4 +528,4 @@ async def test_the_command_prints_json(night: Path) -> None:
 async def test_json_goes_to_standard_output_only(night: Path) -> None:
     done = await cli("report", night, "--json", "--out", "x")
     assert done.exit_code == 2
-    assert "give one of them" in done.stderr
+    assert "use one of them" in done.stderr

@@ -22,7 +22,7 @@ from flinks_async.bulk.stores.answer_rows import (
     HOLDERS,
     TABLES,
     TRANSACTIONS,
-    Batch,
+    RowBatch,
     does_not_fit,
     read_spool,
 )
@@ -45,12 +45,12 @@ def spool(path: Path, *answers: tuple[str, bytes], compression: Compression = "n
     return path
 
 
-def batches(path: Path, answers: int = 1, compression: Compression = "none", **options: int) -> list[Batch]:
+def batches(path: Path, answers: int = 1, compression: Compression = "none", **options: int) -> list[RowBatch]:
     """The batches of a spool that was finished with so many answers."""
     return list(read_spool(path, compression, Commit(SHARD, Written(answers, 0, "")), **options))
 
 
-def only(path: Path, compression: Compression = "none") -> Batch:
+def only(path: Path, compression: Compression = "none") -> RowBatch:
     (batch,) = batches(path, compression=compression)
     return batch
 

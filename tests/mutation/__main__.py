@@ -1,15 +1,16 @@
-"""The mutation run: each small change of the code below must make a test fail, or be explained in `explained.toml`.
+"""The mutation run: each small change (mutant) of a module in `TESTS` must make a test fail, or be explained in `explained.toml`.
 
-python3 dev.py mutate                       all modules; takes more than an hour
-python3 dev.py mutate quota codec/steps     those whose path has one of these in it
+python3 dev.py nox -s mutate                          all modules; takes more than an hour
+python3 dev.py nox -s mutate -- quota codec/steps     those whose path has one of these in it
 
-The changes are those of cosmic-ray, less what only makes noise (an operator for each other operator, decorators, names),
-and statements left out. Texts, annotations and asserts stay as they are. No file is changed: a mutant lives in the memory of
-a forked process, which runs the tests of its module.
+A mutant has one change: an operator of cosmic-ray (without those that only make noise: every operator replaced by every
+other one, decorators, names), or one statement removed. Texts, annotations and asserts are not changed, and no file is: a
+mutant exists in the memory of a forked process, which runs the tests of its module.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import contextlib
 import gc
@@ -36,21 +37,20 @@ EXPLAINED = Path(__file__).with_name("explained.toml")
 EXAMPLES = 40  # that a test with generated examples takes at most
 MEMORY = 4 * 1024**3  # bytes that a mutant may have
 
-# Of each module, the tests that must notice; those that notice most come first.
+# For each module, the tests that must notice a mutant; those that notice most come first.
 CODEC = "codec_parse codec codec_compiled"
 TESTS = {
-    "middleware/backoff": "retry_after retry",
-    "middleware/breaker": "breaker",
-    "middleware/concurrency": "concurrency_rules concurrency",
-    "middleware/governor": "governor breaker rate quota pause",
+    "limits/breaker": "breaker",
+    "limits/concurrency": "concurrency_rules concurrency",
+    "limits/governor": "governor breaker rate quota pause",
+    "limits/pause": "pause",
+    "limits/quota": "quota",
+    "limits/rate": "rate",
+    "limits/retry_after": "retry_after",
     "middleware/hedge": "hedge",
-    "middleware/pause": "pause",
-    "middleware/quota": "quota",
-    "middleware/rate": "rate",
-    "middleware/retry": "retry quota breaker pause",
-    "middleware/retry_after": "retry_after",
+    "middleware/retry": "retry retry_after quota breaker pause",
     "classify": "classify retry quota governor breaker pending client",
-    "inflate": "inflate",
+    "transport/inflate": "inflate",
     "codec/__init__": CODEC,
     "codec/reference": CODEC,
     "codec/envelope": "codec_envelope codec",
@@ -61,7 +61,10 @@ TESTS = {
     "codec/steps": CODEC,
 }
 
-PYTEST = ["-x", "-q", "--assert=plain", "--timeout=15", "-pno:randomly", "-pno:cacheprovider", "-pno:schemathesis"]
+PYTEST = [
+    *("-x", "-q", "-n0", "-mnot torture", "--assert=plain", "--timeout=15"),
+    *("-pno:randomly", "-pno:cacheprovider", "-pno:schemathesis"),
+]
 
 BINARY = (
     "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Div Mod_Mul Pow_Mul LShift_RShift RShift_LShift BitOr_BitAnd BitAnd_BitOr"
@@ -201,9 +204,13 @@ def outcome(path: Path, code: str, tests: list[str], limit: float | None = None)
     return "killed" if process.exitcode else "survived"
 
 
+def module_path(name: str) -> Path:
+    return ROOT / "flinks_async" / f"{name}.py"
+
+
 def run_module(name: str, explained: dict[str, str]) -> int:
-    """Prints what became of a module's mutants: how many survived without an explanation."""
-    path = ROOT / "flinks_async" / f"{name}.py"
+    """Prints the outcome of a module's mutants. Returns how many survived without an explanation."""
+    path = module_path(name)
     code = path.read_text(encoding="utf-8")
     tests = [f"tests/test_{test}.py" for test in TESTS[name].split()]
     warm_up(tests)
@@ -228,9 +235,14 @@ def run_module(name: str, explained: dict[str, str]) -> int:
     return new
 
 
-def main(wanted: list[str]) -> int:
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="dev.py mutate", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("part", nargs="*", help="run the modules whose path contains one of these; default: all")
+    wanted = parser.parse_args().part
     os.chdir(ROOT)
     explained = tomllib.loads(EXPLAINED.read_text(encoding="utf-8"))
+    if missing := [name for name in TESTS if not module_path(name).exists()] + sorted(explained.keys() - TESTS.keys()):
+        sys.exit(f"no such module: {', '.join(missing)}. Correct TESTS in {__file__}, or {EXPLAINED.name}")
     names = [name for name in TESTS if not wanted or any(part in f"{name}.py" for part in wanted)]
     survivors = sum(run_module(name, explained.get(name, {})) for name in names)
     print(
@@ -240,4 +252,4 @@ def main(wanted: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

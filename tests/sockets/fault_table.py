@@ -1,4 +1,4 @@
-"""The table of faults: what a server does, and what comes of it. Run by test_faults.py, printed into docs/faults.md.
+"""The table of faults: what a server does, and the outcome for the client. Run by test_faults.py, printed into docs/faults.md.
 
 The numbers are those of the project's list of hostile cases; a letter marks a case of the same family.
 """

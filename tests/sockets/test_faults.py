@@ -107,7 +107,7 @@ def _cases() -> list[Any]:
         marks = (
             [pytest.mark.xfail(reason=row.open, strict=True)] if row.open and sys.version_info >= row.open_since else []
         )
-        # Waiting costs the same on both ways to the wire.
+        # Waiting costs the same on both paths.
         ways = ["short"] if row.outcome in (AttemptTimeoutError, ConnectTimeoutError) else WAYS
         name = row.name.replace(" ", "_")
         cases += [pytest.param(row, WAYS[way], id=f"{name}-{way}", marks=marks) for way in ways]

@@ -50,6 +50,7 @@ def test_an_hour_of_outage_costs_no_token_and_no_attempts(tmp_path: Path, failur
     assert sum(count > allowed for count in attempts) <= 20, "others than those that were in flight had to probe"
 
 
+@pytest.mark.slow
 def test_a_server_that_is_stopped_and_started_again(tmp_path: Path) -> None:
     tokens = make_tokens(tmp_path / "tokens.csv", 300)
 

@@ -26,7 +26,7 @@ Line = str | BadLine
 
 
 @frozen
-class Batch:
+class LineBatch:
     """Successive lines.
 
     Attributes:
@@ -46,7 +46,7 @@ class LineSplitter:
         self._rest = bytearray()  # the beginning of an incomplete line
         self._dropped = 0  # its bytes that were dropped, because it is too long
 
-    def feed(self, chunk: bytes) -> Batch:
+    def feed(self, chunk: bytes) -> LineBatch:
         """The lines that end in this chunk. An empty chunk is the end of the file."""
         end = chunk.rfind(b"\n") + 1
         if not chunk:
@@ -55,7 +55,7 @@ class LineSplitter:
             batch = self._ended(chunk, end)
         else:
             self._keep(chunk)
-            return Batch([], [])
+            return LineBatch([], [])
         self._rest.clear()
         self._dropped = 0
         self._keep(chunk[end:])
@@ -67,15 +67,15 @@ class LineSplitter:
             self._dropped += len(self._rest)
             self._rest.clear()
 
-    def _ended(self, chunk: bytes, end: int) -> Batch:
+    def _ended(self, chunk: bytes, end: int) -> LineBatch:
         first = chunk.index(b"\n")
         if not self._dropped and len(self._rest) + first <= self._max_line:
             return self._split(bytes(self._rest) + chunk[:end])
         batch = self._split(chunk[first + 1 : end])
         size = self._dropped + len(self._rest) + first + 1
-        return Batch([TOO_LONG, *batch.lines], [size, *batch.sizes])
+        return LineBatch([TOO_LONG, *batch.lines], [size, *batch.sizes])
 
-    def _split(self, block: bytes) -> Batch:
+    def _split(self, block: bytes) -> LineBatch:
         """Whole lines, split at once: much faster than one by one."""
         raw = block.split(b"\n")
         raw.pop()  # after the last line end
@@ -86,7 +86,7 @@ class LineSplitter:
             texts = block.decode("ascii").split("\n")
             texts.pop()
             lines = [text.removesuffix("\r") for text in texts] if b"\r" in block else [*texts]
-        return Batch(lines, [len(line) + 1 for line in raw])
+        return LineBatch(lines, [len(line) + 1 for line in raw])
 
     def _decoded(self, line: bytes) -> Line:
         if len(line) > self._max_line:
@@ -96,10 +96,10 @@ class LineSplitter:
         except UnicodeDecodeError:
             return NOT_UTF8
 
-    def _last(self) -> Batch:
+    def _last(self) -> LineBatch:
         if self._dropped:
-            return Batch([TOO_LONG], [self._dropped])
-        return Batch([self._decoded(bytes(self._rest))], [len(self._rest)]) if self._rest else Batch([], [])
+            return LineBatch([TOO_LONG], [self._dropped])
+        return LineBatch([self._decoded(bytes(self._rest))], [len(self._rest)]) if self._rest else LineBatch([], [])
 
 
 class LineOffsets:

@@ -20,7 +20,7 @@ from ..errors import InputError
 from ..files import cannot_write, create
 from ..records import Failure, Shard
 from .duplicates import DuplicateFinder
-from .lines import Batch, LineOffsets, LineSplitter
+from .lines import LineBatch, LineOffsets, LineSplitter
 from .rows import NO_KEY, Row, SkippedLine, SkipReason, check
 from .shards import identity, shard_digest
 from .source import InputFile, next_chunk
@@ -161,7 +161,7 @@ class _Scanner:
         self._shard: list[bytes] = []  # identities of the tokens of the shard that is not full yet
         self._first = self._last = self._offset = 0  # of that shard
 
-    def feed(self, batch: Batch) -> None:
+    def feed(self, batch: LineBatch) -> None:
         self.lines += len(batch.lines)
         self._offsets.add(batch.sizes)
         self._take(self._parser.feed(batch.lines))

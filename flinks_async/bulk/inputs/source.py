@@ -15,7 +15,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO, Final
 
-from ..compression import CompressedDataError, Compression, Corrupt, Decompressed, Source, detect
+from ..compression import ByteSource, CompressedDataError, Compression, Corrupt, Decompressed, detect
 from ..errors import InputChangedError, InputError
 from .detection import SAMPLE, refuse_magic
 from .formats import Layout
@@ -193,10 +193,10 @@ class Content:
         OSError: from the file.
     """
 
-    def __init__(self, raw: Source, encoding: str | None = None) -> None:
+    def __init__(self, raw: ByteSource, encoding: str | None = None) -> None:
         self._raw = _Rewound(raw)
         self.compression: Compression = detect(self._raw.peek(_HEAD))
-        self._data: Source = Decompressed(self._raw, self.compression)
+        self._data: ByteSource = Decompressed(self._raw, self.compression)
         if encoding is not None:
             self._data = _Transcoded(self._data, encoding)
         begin = b""
@@ -232,7 +232,7 @@ class Content:
 class _Transcoded:
     """Text in another encoding, as UTF-8."""
 
-    def __init__(self, file: Source, encoding: str) -> None:
+    def __init__(self, file: ByteSource, encoding: str) -> None:
         self._file = file
         self._encoding = encoding
         self._decoder = codecs.getincrementaldecoder(encoding)()
@@ -256,7 +256,7 @@ class _Transcoded:
 class _Rewound:
     """A file whose beginning can be looked at before it is read. Counts the bytes that were read."""
 
-    def __init__(self, file: Source) -> None:
+    def __init__(self, file: ByteSource) -> None:
         self._file = file
         self._head = b""
         self.position = 0
@@ -286,7 +286,7 @@ def cannot_read(error: OSError | ValueError) -> InputError:
     return InputError(f"The file of tokens cannot be read: {reason_of(error)}.")
 
 
-def content_of(raw: Source, encoding: str | None = None) -> Content:
+def content_of(raw: ByteSource, encoding: str | None = None) -> Content:
     """The content of an open file.
 
     Raises:

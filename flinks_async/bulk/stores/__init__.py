@@ -17,7 +17,7 @@ Where do I add a store?
    read spools with `answer_rows.read_spool`. For a database, subclass `DatabaseStore` or `DatabaseFile`. `put` must return
    only when the answers survive a power cut; call `crash_points.reach("...")` after each step, because the tests crash there.
 2. `_CLASSES` below: the kind that `describe` returns, with the module and the class.
-3. `cli/stores.py`: the name for `--store`.
+3. `cli/output.py`: the name for `--store`.
 4. `pyproject.toml`: an extra, if the store needs a library; import it with `checks.optional_import`.
 5. `tests/bulk/test_store_NAME.py`: inherit `StoreContract` (`store_contract.py`) or `DatabaseContract`
    (`database_contract.py`); stores with tables also go into `test_stores_agree.py`. `tests/torture/outputs.py`: one line, so

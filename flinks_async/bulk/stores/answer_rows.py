@@ -66,7 +66,7 @@ TABLES: Final = (FETCHES, ACCOUNTS, TRANSACTIONS, HOLDERS)
 
 
 @frozen
-class Batch:
+class RowBatch:
     """The rows of some answers."""
 
     fetches: list[Row] = field(factory=list)
@@ -83,7 +83,7 @@ class Batch:
         return len(self.fetches) + len(self.accounts) + len(self.transactions) + len(self.holders)
 
 
-def read_spool(path: Path, compression: Compression, commit: Commit, *, batch: int = BATCH) -> Iterator[Batch]:
+def read_spool(path: Path, compression: Compression, commit: Commit, *, batch: int = BATCH) -> Iterator[RowBatch]:
     """The rows of a spool, in its order. Memory is that of one batch and one answer.
 
     Args:
@@ -93,14 +93,14 @@ def read_spool(path: Path, compression: Compression, commit: Commit, *, batch: i
         StoreError: the spool is damaged, an answer in it cannot be read, or it does not have as many answers as `commit`
             says (at the end).
     """
-    rows, size, number = Batch(), 0, 0
+    rows, size, number = RowBatch(), 0, 0
     for number, text in enumerate(read_lines(path, compression), 1):
         read, answer = _decoded(path, number, text)
         _add(rows, read, answer, commit.shard)
         size += len(text)
         if len(rows) >= batch or size >= _SIZE:
             yield rows
-            rows, size = Batch(), 0
+            rows, size = RowBatch(), 0
     if rows.fetches:
         yield rows
     if number != commit.written.lines:
@@ -146,7 +146,7 @@ def _decoded(path: Path, number: int, text: bytes) -> tuple[SpoolLine, PartnerAc
     raise StoreError(f"{path}, line {number}: {problem}")
 
 
-def _add(rows: Batch, read: SpoolLine, answer: PartnerAccessResponse, shard: Shard) -> None:
+def _add(rows: RowBatch, read: SpoolLine, answer: PartnerAccessResponse, shard: Shard) -> None:
     place = (read.line, _key(read.key))
     accounts = 0
     for account in flatten(answer, place):

@@ -42,7 +42,7 @@ def commit_from_json(mark: bytes | str) -> Commit:
     return _decode(mark)
 
 
-class Connection(Protocol):
+class DatabaseConnection(Protocol):
     """What the connections of all databases have in common."""
 
     def execute(self, sql: Any, values: Any = ..., /) -> Any: ...
@@ -54,7 +54,7 @@ class Connection(Protocol):
 
 T = TypeVar("T")
 
-ConnectionT = TypeVar("ConnectionT", bound=Connection)
+ConnectionT = TypeVar("ConnectionT", bound=DatabaseConnection)
 
 
 class DatabaseStore(Database, ABC, Generic[ConnectionT]):

@@ -1,0 +1,97 @@
+"""Checks that need other tools or other Pythons. `python3 dev.py nox` runs the first four, as .ci/run does.
+
+Sessions for one Python use the environment of nox itself: `.venv`, which dev.py fills. Sessions for other Pythons or
+other versions have environments of their own in `.nox`; `-R` uses them without asking pip again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import nox
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+SUPPORTED = nox.project.python_versions(PYPROJECT)
+OTHERS = [version for version in SUPPORTED if version != "{}.{}".format(*sys.version_info)]
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+TEST = ["-e", f".[{','.join(EXTRAS)}]", *nox.project.dependency_groups(PYPROJECT, "test")]
+PYTHON = sys.executable
+
+nox.needs_version = ">=2025.2"
+nox.options.sessions = ["lint", "types", "build", "tests"]
+nox.options.reuse_venv = "yes"
+nox.options.error_on_missing_interpreters = False
+
+# The shims of pyenv work only for the selected versions, so its interpreters are added to the PATH.
+PYENV = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions")
+os.environ["PATH"] = os.pathsep.join([os.environ["PATH"], *(str(path) for path in sorted(PYENV.glob("*/bin")))])
+
+
+@nox.session(venv_backend="none")
+def lint(session: nox.Session) -> None:
+    """ruff's rules and formatting; `-- --fix` corrects what ruff can correct."""
+    fix = "--fix" in session.posargs
+    session.run(PYTHON, "-m", "ruff", "check", *(["--fix"] if fix else []), ".")
+    session.run(PYTHON, "-m", "ruff", "format", *([] if fix else ["--check"]), ".")
+
+
+@nox.session(venv_backend="none")
+def types(session: nox.Session) -> None:
+    """mypy --strict and pyright; `-- mypy` runs only one of them."""
+    tools = session.posargs or ["mypy", "pyright"]
+    if "mypy" in tools:
+        session.run(PYTHON, "-m", "mypy")
+    if "pyright" in tools:
+        session.run(PYTHON, "-m", "pyright", "--pythonpath", PYTHON)
+
+
+@nox.session(venv_backend="none")
+def build(session: nox.Session) -> None:
+    """The sdist, and a wheel that has the types and nothing but the package."""
+    with TemporaryDirectory() as folder:
+        session.run(PYTHON, "-m", "build", "--outdir", folder)
+        (wheel,), (_sdist,) = Path(folder).glob("*.whl"), Path(folder).glob("*.tar.gz")
+        names = zipfile.ZipFile(wheel).namelist()
+    foreign = {name.partition("/")[0] for name in names if ".dist-info/" not in name} - {"flinks_async"}
+    if foreign or "flinks_async/py.typed" not in names:
+        session.error(f"{wheel.name}: py.typed is missing, or there is more than the package: {sorted(foreign)}")
+
+
+@nox.session(python=OTHERS)
+def tests(session: nox.Session) -> None:
+    """The tests on the other supported Pythons of this machine, without those marked `slow` or `once`."""
+    session.install(*TEST)
+    session.run("pytest", "-m", "not torture and not slow and not once", *session.posargs)
+
+
+@nox.session(python=SUPPORTED[0])
+def lowest(session: nox.Session) -> None:
+    """The tests with dependencies of the oldest minor versions that pyproject.toml allows."""
+    requirements = [*PYPROJECT["project"]["dependencies"], *(r for extra in EXTRAS.values() for r in extra)]
+    oldest = Path(session.create_tmp(), "oldest.txt")
+    oldest.write_text("\n".join(re.sub(r"^([\w-]+).*>=(\d+(\.\d+)?).*", r"\1==\2.*", r) for r in requirements))
+    session.install(*TEST, "--constraint", str(oldest))
+    # Old versions meet newer dependencies of theirs, which deprecate what they use.
+    deprecated = ("-W", "ignore::DeprecationWarning")
+    session.run("pytest", "-m", "not torture and not slow and not once", *deprecated, *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def coverage(session: nox.Session) -> None:
+    """Line and branch coverage of the tests, subprocesses included, as a table and in `htmlcov`."""
+    session.run(PYTHON, "-m", "coverage", "erase")
+    session.run(PYTHON, "-m", "coverage", "run", "-m", "pytest", *session.posargs)
+    session.run(PYTHON, "-m", "coverage", "combine", "--quiet")
+    session.run(PYTHON, "-m", "coverage", "html", "--quiet")
+    session.run(PYTHON, "-m", "coverage", "report")
+
+
+@nox.session(venv_backend="none")
+def mutate(session: nox.Session) -> None:
+    """Small changes of the deciding code that no test notices; `-- quota` for modules with this in their path."""
+    session.run(PYTHON, "-m", "tests.mutation", *session.posargs)
