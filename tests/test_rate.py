@@ -198,6 +198,22 @@ def test_a_large_reset_is_a_timestamp() -> None:
         assert said == ServerLimit(5, None, seconds)
 
 
+@pytest.mark.parametrize("skew", [-3600.0, 0.0, 3600.0])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"RateLimit-Remaining": "5", "RateLimit-Reset": "1735689630"},
+        {"X-RateLimit-Remaining": "5", "X-RateLimit-Reset": "1735689630"},
+        {"RateLimit": "remaining=5, reset=1735689630"},
+    ],
+)
+def test_a_reset_that_is_a_timestamp_is_compared_with_the_clock_of_the_server(
+    fields: Mapping[str, str], skew: float
+) -> None:
+    headers = CIMultiDict({**fields, "Date": "Wed, 01 Jan 2025 00:00:00 GMT"})
+    assert read_rate_limit(headers, FakeClock(time=1735689600.0 + skew)) == ServerLimit(5, None, 30.0)
+
+
 @pytest.mark.parametrize(
     ("said", "expected"),
     [

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from flinks_async.limits.retry_after import read_retry_after
 from flinks_async.middleware.retry import full_jitter
@@ -43,10 +46,23 @@ DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
         ({"Retry-After-Ms": "1500"}, 1.5),
         ({"X-Ms-Retry-After-Ms": "250", "Retry-After": "9"}, 0.25),
         ({"Retry-After-Ms": "soon", "Retry-After": "9"}, 9.0),
+        ({"Retry-After": "60, 60"}, 60.0),
+        ({"Retry-After": "7,120"}, 120.0),
+        ({"Retry-After": "soon, 5"}, 5.0),
+        ({"Retry-After-Ms": "250, 1500"}, 1.5),
     ],
 )
 def test_all_forms_are_read_and_nonsense_is_ignored(headers: dict[str, str], seconds: float | None) -> None:
     assert read_retry_after(headers, NOW) == seconds
+
+
+@pytest.mark.parametrize("mapping", [CIMultiDict, lambda lines: CIMultiDictProxy(CIMultiDict(lines))])
+@pytest.mark.parametrize(
+    ("lines", "seconds"),
+    [(["5", "60"], 60.0), (["60", "5"], 60.0), (["7", "Sun, 06 Nov 1994 08:49:47 GMT"], 10.0), (["x", "3"], 3.0)],
+)
+def test_of_two_lines_the_longer_wait_counts(lines: list[str], seconds: float, mapping: Any) -> None:
+    assert read_retry_after(mapping([("retry-after", line) for line in lines]), NOW) == seconds
 
 
 @given(st.text(max_size=80), st.text(max_size=80))

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from attrs import frozen
 
 from ..clock import Clock
+from .retry_after import server_time
 
 
 class GCRA:
@@ -74,7 +75,7 @@ def read_rate_limit(headers: Mapping[str, str], clock: Clock) -> ServerLimit | N
 
     Args:
         headers: of the response, with names that ignore case.
-        clock: its wall clock is compared with a reset that is a timestamp.
+        clock: its wall clock is compared with a reset that is a timestamp, if the server sends no `Date`.
     """
     text = headers.get("RateLimit-Remaining")
     prefix = ""
@@ -83,7 +84,7 @@ def read_rate_limit(headers: Mapping[str, str], clock: Clock) -> ServerLimit | N
         prefix = "X-"
     if text is None:
         field = headers.get("RateLimit")
-        return None if field is None else _structured(field, headers.get("RateLimit-Policy", ""))
+        return None if field is None else _structured(field, headers, clock)
     left = _first(text)
     reset = _first(headers.get(prefix + "RateLimit-Reset", ""))
     if left is None or reset is None:
@@ -91,7 +92,12 @@ def read_rate_limit(headers: Mapping[str, str], clock: Clock) -> ServerLimit | N
     limit = _first(headers.get(prefix + "RateLimit-Limit", ""))
     if limit is None:
         limit = _first(headers.get("RateLimit-Policy", ""))
-    return ServerLimit(left, limit, max(0.0, reset - clock.time()) if reset >= _FIRST_TIMESTAMP else float(reset))
+    return ServerLimit(left, limit, _seconds_until(reset, headers, clock))
+
+
+def _seconds_until(reset: int, headers: Mapping[str, str], clock: Clock) -> float:
+    """Seconds until a reset. A timestamp is compared with the server's `Date`, because the two clocks may differ."""
+    return float(reset) if reset < _FIRST_TIMESTAMP else max(0.0, reset - server_time(headers, clock.time()))
 
 
 def _first(text: str) -> int | None:
@@ -100,7 +106,7 @@ def _first(text: str) -> int | None:
     return None if match is None else int(match.group())
 
 
-def _structured(field: str, policy: str) -> ServerLimit | None:
+def _structured(field: str, headers: Mapping[str, str], clock: Clock) -> ServerLimit | None:
     # Only the first policy is read: `"burst";r=0;t=2, "daily";r=900;t=3600`. Version 07 has commas inside one item instead.
     first = field.split(", ")[0] if ";" in field else field
     found = {_LONG_NAMES.get(name, name): int(number) for name, number in re.findall(_PARAMETER, first)}
@@ -108,8 +114,9 @@ def _structured(field: str, policy: str) -> ServerLimit | None:
         return None
     limit = found.get("q")
     if limit is None:
+        policy = headers.get("RateLimit-Policy", "")
         limit = next((int(number) for name, number in re.findall(_PARAMETER, policy) if name == "q"), None)
-    return ServerLimit(found["r"], limit, float(found["t"]))
+    return ServerLimit(found["r"], limit, _seconds_until(found["t"], headers, clock))
 
 
 def spacing(announced: ServerLimit, low: float) -> float | None:
