@@ -9,7 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from flinks_async.cli.usage import message_of
+from flinks_async.cli.console import message_of
 
 from flinks_async.bulk.compression import Compression
 from flinks_async.bulk.errors import InputChangedError, InputError
