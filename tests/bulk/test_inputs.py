@@ -9,13 +9,13 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from flinks_async.cli.console import text_of
 
 from flinks_async.bulk.compression import Compression
 from flinks_async.bulk.errors import InputChangedError, InputError
 from flinks_async.bulk.inputs import InputFile, Layout, digest
 from flinks_async.bulk.inputs.formats import CSVParser, JSONLParser
 from flinks_async.bulk.inputs.rows import TextParser
+from flinks_async.cli.console import text_of
 from flinks_async.errors import ConfigError
 
 from .input_support import ZSTD, compressed, plain, read_all, scanned, write
