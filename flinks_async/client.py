@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import AsyncGenerator, AsyncIterable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, overload
@@ -28,7 +27,7 @@ from .runtime.cancel_scope import CancelScope
 from .runtime.loop_state import LoopState, PerLoop, RequestCounters
 from .secret import Secret, fingerprint, wrap_secret, wraps_token
 from .transport import pool
-from .transport.pool import Pool
+from .transport.pool import Lineage, Pool
 from .transport.session import ConnectionStats, SessionManager
 from .verdict import OK, Kind
 
@@ -129,7 +128,13 @@ class FlinksClient:
         sessions = None if transport is not None else SessionManager(options.settings.connection, session)
         self._set_up(options, Pool(sessions, transport))
 
-    def _set_up(self, options: ClientOptions, pool: Pool, source: SecretSource | None = None) -> None:
+    def _set_up(
+        self,
+        options: ClientOptions,
+        pool: Pool,
+        source: SecretSource | None = None,
+        parent: Lineage[FlinksClient] | None = None,
+    ) -> None:
         self._options = options
         self._settings, self._clock, self._codec = options.settings, options.clock, options.codec
         self._endpoint = options.endpoint()
@@ -142,8 +147,8 @@ class FlinksClient:
         self._state: LoopState | None = None  # of the loop used last
         self._states: PerLoop[LoopState] = PerLoop()
         self._closed = False
-        self._derived: weakref.WeakSet[FlinksClient] = weakref.WeakSet()
-        self._owns_pool = True
+        self._lineage = Lineage.add(self, parent)
+        self._owns_pool = parent is None
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, **arguments: Unpack[ClientArguments]) -> Self:
@@ -180,9 +185,8 @@ class FlinksClient:
         options = self._options.derive(changes)
         client = object.__new__(type(self))
         _copy_attributes(self, client)
-        client._set_up(options, self._pool, self._source if options.auth_secret is self._options.auth_secret else None)
-        client._owns_pool = False
-        self._derived.add(client)
+        source = self._source if options.auth_secret is self._options.auth_secret else None
+        client._set_up(options, self._pool, source, self._lineage)
         return client
 
     @wraps_token
@@ -413,14 +417,10 @@ class FlinksClient:
         """
         if not checks.is_number(grace):
             raise ConfigError(f"grace must be a number of seconds up to {checks.MOST:g}, not {checks.shown(grace)}")
-        family = self._family()
+        family = self._lineage.with_descendants(lambda client: client._lineage)
         for client in family:
             client._closed, client._state = True, None
         await pool.close([client._states for client in family], self._pool if self._owns_pool else None, grace)
-
-    def _family(self) -> list[FlinksClient]:
-        """This client and all clients derived from it."""
-        return [self, *(member for client in tuple(self._derived) for member in client._family())]
 
     async def __aenter__(self) -> Self:
         self._enter()

@@ -442,6 +442,47 @@ class Tenant(FlinksClient):
         self.region = "ca"
 
 
+async def test_closing_reaches_a_client_whose_parent_was_collected() -> None:
+    async with client_of(InMemoryTransport()) as root:
+        last = root.with_options(app_name="between").with_options(app_name="last")
+        gc.collect()
+    assert last.closed
+
+
+async def test_closing_a_derived_client_closes_those_derived_from_it_and_no_others() -> None:
+    async with client_of(InMemoryTransport()) as root:
+        middle, sibling = root.with_options(app_name="middle"), root.with_options(app_name="sibling")
+        last = middle.with_options(app_name="between").with_options(app_name="last")
+        gc.collect()
+        await middle.close()
+        assert (middle.closed, last.closed, sibling.closed, root.closed) == (True, True, False, False)
+
+
+@pytest.mark.parametrize("kept", [True, False])
+async def test_a_long_chain_of_derived_clients_is_closed(kept: bool) -> None:
+    clients = [client_of(InMemoryTransport())]
+    for _ in range(1200):
+        clients.append(clients[-1].with_options(app_name="x"))
+    chain = clients if kept else [clients[0], clients[600], clients[-1]]
+    del clients
+    gc.collect()
+    await chain[0].close()
+    assert all(client.closed for client in chain)
+
+
+async def test_clients_that_are_derived_one_after_the_other_are_not_kept() -> None:
+    async with client_of(InMemoryTransport()) as root:
+        client = root
+        for _ in range(100):
+            client = client.with_options(app_name="x")
+        gc.collect()
+        client = client.with_options(app_name="last")
+        steps, lineage = 0, client._lineage.ancestor()
+        while lineage is not None:
+            steps, lineage = steps + 1, lineage.parent
+        assert steps <= 2
+
+
 async def test_a_subclass_keeps_its_own_state_in_a_derived_client() -> None:
     transport = InMemoryTransport(default=DOCUMENTED)
     async with Tenant("acme", transport) as tenant:

@@ -472,6 +472,13 @@ async def test_a_job_pauses_for_a_503_that_says_how_long() -> None:
     assert clock.now() == 30.0
 
 
+@pytest.mark.parametrize(("status", "waits"), [(503, False), (500, True)], ids=["a service", "another status"])
+def test_retry_after_of_other_failures_is_no_pause(status: int, waits: bool) -> None:
+    governor = governor_of(waits=waits)
+    governor.record(Verdict(Kind.TRANSIENT, f"http_{status}"), sent=0.0, status=status, retry_after=30.0)
+    assert governor.held_back == 0.0
+
+
 class SlowBody:
     """A transport with fast headers and slow bodies."""
 
@@ -557,6 +564,14 @@ def test_trouble_counts_failures_in_a_row_and_ends_with_a_success() -> None:
     assert (governor.trouble, governor.answered) == (Trouble("the host answered 429", 2, 1.0), True)
     governor.record(OK, sent=0.0, status=200, now=4.0)
     assert governor.trouble is None
+    governor.record(Verdict(Kind.STALE, "a dead connection"), sent=0.0, now=5.0, problem="the connection was closed")
+    assert governor.trouble is None
+    governor.record(Verdict(Kind.BROKEN, "ProtocolError"), sent=0.0, now=6.0, problem="the answer is not HTTP")
+    assert governor.trouble == Trouble("the answer is not HTTP", 1, 6.0)
+    governor.record(Verdict(Kind.FINAL, "http_404"), sent=0.0, status=404, now=7.0)
+    assert governor.trouble is None
+    governor.record(Verdict(Kind.BROKEN, "ProtocolError"), sent=0.0, now=8.0, probe=True, problem="a failed probe")
+    assert governor.trouble == Trouble("a failed probe", 1, 8.0)
 
 
 def test_an_instance_without_an_answer_has_not_answered() -> None:

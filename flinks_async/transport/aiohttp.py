@@ -54,7 +54,19 @@ class _ConnectionBroken(Exception):
 async def _one_request(
     request: aiohttp.ClientRequest, handler: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:  # an aiohttp client middleware
-    """Keeps one attempt one request: aiohttp silently repeats a GET whose connection broke."""
+    """Keeps one attempt one request: aiohttp silently repeats a GET whose connection broke.
+
+    It also notes the connection of a borrowed session, because aiohttp forgets it when it closes it.
+    """
+    wire = wire_of_attempt.get()
+    if wire is not None:
+        send = request.send
+
+        async def noted(conn: Connection) -> aiohttp.ClientResponse:
+            wire.transport = conn.transport
+            return await send(conn)
+
+        request.send = noted  # type: ignore[method-assign]
     try:
         return await handler(request)
     except aiohttp.ClientConnectorError:
@@ -98,7 +110,7 @@ class AiohttpTransport:
         wire = Wire()
         token = wire_of_attempt.set(wire)
         sessions.in_use += 1
-        stopped: BaseException
+        stopped: BaseException | None = None
         try:
             template = prepared.template
             if template is not None and not fresh and not request.headers and session_is_untouched():
@@ -111,6 +123,8 @@ class AiohttpTransport:
         except Exception as error:
             stopped = self._translate(error, request.endpoint.host, wire)
         finally:
+            if stopped is not None and wire.transport is not None:
+                wire.transport.abort()  # of a borrowed session; the connections of our own are aborted when closed
             sessions.in_use -= 1
             sessions.reused += wire.sockets == 0
             wire_of_attempt.reset(token)

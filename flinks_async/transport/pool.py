@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import suppress
-from weakref import WeakValueDictionary
+from typing import Generic, TypeVar
+from weakref import WeakSet, WeakValueDictionary, ref
 
 from attrs import define, field
 
@@ -32,6 +33,8 @@ from ..runtime.loop_state import LoopState, PerLoop, RequestCounters
 from ..secret import Secret, SecretProvider
 from .aiohttp import AiohttpTransport
 from .session import SessionManager
+
+T = TypeVar("T")
 
 REMEMBERED = 1000
 """The most secrets whose state is kept while no client uses them."""
@@ -132,6 +135,47 @@ class Pool:
         """Refuses new sessions in every loop, also in one that did not run while the others closed theirs."""
         if self.sessions is not None:
             self.sessions.shut()
+
+
+@define(eq=False)
+class Lineage(Generic[T]):
+    """Where a client comes from. It outlives the client, so that the clients derived from it still find their root.
+
+    Attributes:
+        member: the client.
+        family: the root client and all clients derived from it, directly or not.
+        parent: of the client that this one was derived from; None for the root.
+    """
+
+    member: ref[T]
+    family: WeakSet[T] = field(factory=WeakSet)
+    parent: Lineage[T] | None = None
+
+    @classmethod
+    def add(cls, member: T, parent: Lineage[T] | None) -> Lineage[T]:
+        """The lineage of a new client."""
+        made = cls(ref(member)) if parent is None else cls(ref(member), parent.family, parent)
+        made.family.add(member)
+        return made
+
+    def ancestor(self) -> Lineage[T] | None:
+        """The nearest ancestor whose client still exists. Those between are dropped, so that a chain stays short."""
+        while self.parent is not None and self.parent.member() is None:
+            self.parent = self.parent.parent
+        return self.parent
+
+    def with_descendants(self, lineage_of: Callable[[T], Lineage[T]]) -> list[T]:
+        """The client and all clients derived from it, directly or not."""
+        inside: dict[Lineage[T], bool] = {self: True}
+        for member in tuple(self.family):
+            path: list[Lineage[T]] = []
+            step: Lineage[T] | None = lineage_of(member)
+            while step is not None and step not in inside:
+                path.append(step)
+                step = step.ancestor()
+            inside.update(dict.fromkeys(path, step is not None and inside[step]))
+        found = [lineage.member() for lineage, is_inside in inside.items() if is_inside]
+        return [member for member in found if member is not None]
 
 
 async def close(clients: Sequence[PerLoop[LoopState]], pool: Pool | None, grace: float) -> None:

@@ -36,9 +36,15 @@ from ..secret import Secret
 
 @define(eq=False)
 class Wire:
-    """Sockets that the connector opened for one attempt; 0 if it reused a kept-alive connection."""
+    """What one attempt uses.
+
+    Attributes:
+        sockets: sockets that the connector opened for it; 0 if it reused a kept-alive connection.
+        transport: the connection of a borrowed session, to be aborted if the attempt fails.
+    """
 
     sockets: int = 0
+    transport: asyncio.Transport | None = None
 
 
 # A connection that was used within the last millisecond is not polled again.
@@ -86,6 +92,12 @@ class Protocol(ResponseHandler):
     """
 
     idle_since = float("-inf")
+
+    def close(self) -> None:
+        """Aborts the connection. A TLS connection that is closed waits up to 30 s for the peer's close_notify and reads
+        on meanwhile, so an abandoned exchange would go on on the wire.
+        """
+        self.abort()
 
 
 class _Connector(aiohttp.TCPConnector):
