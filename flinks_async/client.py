@@ -24,8 +24,7 @@ from .middleware.auth import SecretSource
 from .models import PartnerAccessResponse
 from .observe import ClientStats, Observer
 from .runtime.cancel_scope import CancelScope
-from .runtime.event_loop import PerLoop
-from .runtime.loop_state import LoopState, RequestCounters
+from .runtime.loop_state import LoopState, PerLoop, RequestCounters
 from .secret import Secret, fingerprint, wrap_secret, wraps_token
 from .transport import pool
 from .transport.pool import Lineage, Pool

@@ -15,9 +15,6 @@ from .limits.governor import Trouble
 from .transport.session import ConnectionStats
 from .verdict import Verdict
 
-# [flinks_async.stats] A client's counters, as they stand at one moment.
-
-
 _log = logging.getLogger("flinks_async")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 import pytest
 
+from flinks_async.cli import MEANING
 from flinks_async.cli.app import app
-from flinks_async.cli.exit_codes import MEANING
 
 DOCUMENT = (Path(__file__).resolve().parent.parent / "docs" / "command-line.md").read_text(encoding="utf-8")
 KNOWN = {option for command in app.commands.values() for p in command.params for option in (*p.opts, *p.secondary_opts)}

@@ -17,7 +17,7 @@ from click.testing import Result
 
 from flinks_async import bulk
 from flinks_async.bulk.compression import Compression, compressor
-from flinks_async.cli.exit_codes import Exit
+from flinks_async.cli import Exit
 from flinks_async.testing import KINDS, Fault, Faults, FlinksServer
 
 from .cli_support import by_line, cli, records, start

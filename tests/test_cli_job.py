@@ -17,7 +17,7 @@ import pytest
 from click.testing import Result
 
 from flinks_async import bulk
-from flinks_async.cli.exit_codes import Exit
+from flinks_async.cli import Exit
 from flinks_async.testing import Fault, FlinksServer
 
 from .cli_support import cli, records, start

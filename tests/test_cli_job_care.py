@@ -16,8 +16,8 @@ import pytest
 from flinks_async import bulk
 from flinks_async.bulk.ledger import Ledger
 from flinks_async.bulk.records import Commit, Failure, Shard, Written
+from flinks_async.cli import Exit
 from flinks_async.cli import status as status_module
-from flinks_async.cli.exit_codes import Exit
 from flinks_async.testing import FlinksServer
 
 from .cli_support import cli, records
@@ -363,7 +363,7 @@ class TestPurge:
     async def test_on_a_terminal_it_asks(
         self, job: Path, monkeypatch: pytest.MonkeyPatch, answer: str, left: bool
     ) -> None:
-        monkeypatch.setattr("flinks_async.cli.purge.stdin_is_terminal", lambda: True)
+        monkeypatch.setattr("flinks_async.cli.status.stdin_is_terminal", lambda: True)
         result = await cli("purge", job, stdin=answer)
         assert result.exit_code == Exit.OK
         assert "its 50 answers permanently?" in result.stderr

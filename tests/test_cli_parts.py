@@ -20,10 +20,10 @@ from attrs import evolve
 from flinks_async import bulk, cli, errors
 from flinks_async.bulk import Progress
 from flinks_async.bulk.failures import failure_kind
-from flinks_async.bulk.progress import Histogram, InstanceTrouble, Rate
+from flinks_async.bulk.records import Histogram, InstanceTrouble, Rate
+from flinks_async.cli import Exit
 from flinks_async.cli.console import OutputError, duration, log_to_stderr, printable, say
 from flinks_async.cli.display import choose_display, repeated
-from flinks_async.cli.exit_codes import Exit
 from flinks_async.cli.output import LINES, whole_file
 from flinks_async.cli.secret_input import in_daemon_thread
 from flinks_async.cli.signals import run

@@ -12,8 +12,8 @@ import pytest
 
 from flinks_async import FlinksClient, bulk
 from flinks_async.bulk import export
+from flinks_async.cli import Exit
 from flinks_async.cli.demo import check
-from flinks_async.cli.exit_codes import Exit
 from flinks_async.testing import DemoFaults, expected_answer
 
 from .cli_support import by_line, cli, start

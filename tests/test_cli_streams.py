@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flinks_async.cli.exit_codes import Exit
+from flinks_async.cli import Exit
 from flinks_async.testing import FlinksServer
 
 from .cli_support import environment, records

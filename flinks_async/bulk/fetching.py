@@ -22,8 +22,7 @@ from ..secret import fingerprint
 from .compression import Compression
 from .failures import failure_of
 from .inputs import Token
-from .progress import Counters, RecentTimes
-from .records import Failure, Finished, RunState, Shard
+from .records import Counters, Failure, Finished, RecentTimes, RunState, Shard
 from .rules import DoubtfulTokens, Rules, doubt_about, meets_every_token, reason_for_all
 from .spool import OpenShard, Spool, key_of, spool_line
 from .thread import Thread

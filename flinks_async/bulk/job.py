@@ -22,17 +22,14 @@ from attrs import asdict
 from ..client import FlinksClient
 from ..clock import Clock
 from ..errors import ConfigError, FlinksError
-from .directory import empty, enter, new_ledger, refuse_own_name, take_back
+from .directory import Manifest, empty, enter, new_ledger, refuse_own_name, take_back
 from .errors import InputChangedError, InputError, JobError, JobMismatchError
 from .executors import Executor, InProcess, Work
 from .files import LEDGER, LOG, MANIFEST, SCRATCH, SPOOLS, make_folder
 from .inputs import STDIN, InputFile, Layout, Scanned, digest, scan
 from .ledger import PURGING, Ledger, Totals
-from .log import JobLog
-from .manifest import Manifest
-from .outcome import write_outcome
-from .progress import Progress
-from .records import FailureKind
+from .outcome import JobLog, write_outcome
+from .records import FailureKind, Progress
 from .rules import Rules
 from .run import Result, Run
 from .stores import Place, Store, from_description

@@ -11,7 +11,7 @@ from typing import Any
 from attrs import field, frozen
 
 from ..checks import flag
-from .directory import empty, enter
+from .directory import Manifest, empty, enter
 from .errors import LedgerError, StoreError, StoreMissingError
 from .files import (
     DUPLICATES,
@@ -32,7 +32,6 @@ from .files import (
 from .inputs import Scanned
 from .job import place_of
 from .ledger import PURGING, Ledger, Totals
-from .manifest import Manifest
 from .records import Commit
 from .stores import Problem, Store, from_description
 

@@ -44,7 +44,7 @@ from ..errors import (
     ServerError,
 )
 from ..verdict import Envelope, Kind
-from .progress import InstanceTrouble
+from .records import InstanceTrouble
 
 FEWEST_FOR_A_SHARE: Final = 100
 """Tokens that must be done before a share of failures means anything."""

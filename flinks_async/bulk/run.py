@@ -20,10 +20,9 @@ from . import crash_points
 from .errors import LedgerError, StoreError, UnfitAnswerError
 from .executors import Executor, Work
 from .executors.protocol import Task
+from .failures import without
 from .ledger import Ledger, Totals
-from .progress import InstanceTrouble, Phase, Progress, Rate
-from .quarantine import without
-from .records import Commit, Finished, RunState
+from .records import Commit, Finished, InstanceTrouble, Phase, Progress, Rate, RunState
 from .stores.protocol import Store
 from .thread import Thread
 

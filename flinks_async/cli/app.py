@@ -15,19 +15,14 @@ import click
 
 from .._version import __version__
 from ..errors import FlinksError
+from . import Exit, epilog
 from .console import OutputError, ReaderGone, UsageError, exit_code_of, log_to_stderr, report_error, say, trace
-from .demo import demo
-from .exit_codes import Exit, epilog
-from .export import export
+from .demo import demo, simulate
 from .fetch import fetch
 from .get import get
 from .output import Command, to_stdout
-from .purge import purge
-from .report import report
 from .retry import retry
-from .simulate import simulate
-from .status import status
-from .verify import verify
+from .status import export, purge, report, status, verify
 
 
 class App(Command, click.Group):

@@ -16,7 +16,7 @@ import click
 from ..bulk.errors import JobError, LedgerError, StoreError, WorkerError
 from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidTokenError
 from ..secret import SecretFilter, redact, redact_request
-from .exit_codes import Exit
+from . import Exit
 
 _debug = False
 

@@ -1,4 +1,4 @@
-"""`flinks-async demo`: fetches made-up tokens from a simulator with faults, and checks that nothing was lost.
+"""`flinks-async demo` and `flinks-async simulate`: a job against the simulator with faults, and the simulator alone.
 
 With `--crash` the fetch runs in a process that kills itself. `python -m flinks_async.cli.demo` is that process: it reads its
 orders from the first line of standard input, so that no argument and no environment variable holds the secret.
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
@@ -29,15 +29,21 @@ from .. import bulk
 from ..bulk import InProcess, InputFile, Job, JSONLParts, Rules, crash_points
 from ..bulk.files import MANIFEST
 from ..client import FlinksClient
-from ..config import Pause, Settings
+from ..config import AUTH_SCHEMES, AuthScheme, Pause, Settings
+from . import Exit, epilog
 from .access import Clients
-from .console import OutputError, debug_option, say
+from .console import OutputError, UsageError, counted, debug_option, say
 from .display import choose_display
-from .exit_codes import Exit, epilog
 from .job_run import JobRun, OnScan
 from .options import Speed, concurrency_option
-from .output import Command
+from .output import Command, to_stdout
+from .secret_input import read_secret
 from .signals import run
+
+if TYPE_CHECKING:
+    from ..testing import FlinksServer
+    from ..testing.data import Size
+
 
 _SHOWN: Final = 5
 
@@ -321,3 +327,65 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+@click.command(cls=Command)
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on [any free one].")
+@click.option("--size", type=click.Choice(["small", "medium", "large"]), default="small", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data, the faults and the latency.")
+@click.option(
+    "--faults-share",
+    type=click.FloatRange(0, 1),
+    default=0.0,
+    show_default=True,
+    help="Share of requests that fail, with faults of all kinds.",
+)
+@click.option(
+    "--rate-limit", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Maximum requests per second."
+)
+@click.option("--latency", type=click.FloatRange(min=0), metavar="SECONDS", help="Median response time (log-normal).")
+@click.option("--auth-scheme", type=click.Choice(AUTH_SCHEMES), help="Only form of the header to accept [any].")
+@click.option("--secret-file", metavar="FILE", help="File with the AuthSecret to accept, '-' for standard input.")
+@debug_option
+def simulate(
+    port: int,
+    size: Size,
+    seed: int,
+    faults_share: float,
+    rate_limit: float | None,
+    latency: float | None,
+    auth_scheme: AuthScheme | None,
+    secret_file: str | None,
+) -> int:
+    """Run a simulated Flinks on this machine until Ctrl-C.
+
+    It accepts every access token and one AuthSecret: from --secret-file, else from FLINKS_AUTH_SECRET, else a new one, which
+    is printed.
+    """
+    from ..testing import ServeOptions, serve_forever  # not needed by the other commands
+
+    generated = secret_file is None and not os.environ.get("FLINKS_AUTH_SECRET", "").strip()
+    secret = str(uuid.uuid4()) if generated else read_secret(secret_file).reveal()
+    options = ServeOptions(
+        auth_secret=secret,
+        auth_scheme=auth_scheme,
+        port=port,
+        size=size,
+        seed=seed,
+        faults=faults_share,
+        rate=rate_limit,
+        latency=("lognormal", latency, 0.5) if latency else None,
+    )
+
+    def on_ready(server: FlinksServer) -> None:
+        source = "FLINKS_AUTH_SECRET" if secret_file is None else "--secret-file"
+        shown = f"AuthSecret (of this simulator only): {secret}" if generated else f"AuthSecret: from {source}"
+        to_stdout(f"Simulated Flinks at {server.base_url}\n{shown}\nPress Ctrl-C to stop.\n".encode())
+
+    try:
+        server = run(lambda: serve_forever(options, on_ready=on_ready))
+    except OSError as error:
+        raise UsageError(f"Cannot listen on port {port}: {error.strerror or type(error).__name__}.") from None
+    stats = server.stats
+    say(f"{counted(stats.requests, 'request')}, {stats.answered:,} answered, {stats.throttled:,} throttled")
+    return Exit.OK

@@ -27,10 +27,10 @@ from ..bulk import (
 )
 from ..bulk.files import MANIFEST
 from ..bulk.inputs import NO_KEY, STDIN, ShardReader, Token
+from . import Exit, epilog
 from .access import Access, access_options, instances_option, make_clients
 from .console import UsageError, counted, debug_option, duration, say
 from .display import RESUME, choose_display, reporting_errors
-from .exit_codes import Exit, epilog
 from .job_run import JobRun, OnScan
 from .options import (
     Speed,

@@ -10,9 +10,9 @@ from ..bulk.inputs import STDIN
 from ..client import FlinksClient
 from ..models import PartnerAccessResponse
 from ..secret import Secret
+from . import Exit, epilog
 from .access import Access, access_options
 from .console import UsageError, debug_option
-from .exit_codes import Exit, epilog
 from .options import timeout_option
 from .output import Command, stdout_is_terminal, to_stdout
 from .secret_input import read_token

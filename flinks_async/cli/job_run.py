@@ -12,10 +12,10 @@ from ..bulk import Executor, InputError, InputFile, Job, Result, Rules
 from ..bulk.files import DUPLICATES, FAILED
 from ..bulk.inputs import STDIN
 from ..errors import FlinksError
+from . import Exit
 from .access import Clients
 from .console import OutputError, ReaderGone, counted, exit_code_of, report_error, say, text_of
 from .display import RESUME, Display, DisplayState, Ended, repeated
-from .exit_codes import Exit
 from .secret_input import in_daemon_thread
 from .signals import StopSignals
 

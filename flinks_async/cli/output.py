@@ -17,10 +17,9 @@ from attrs import frozen
 
 from ..bulk import Commit, Place, Problem, Store
 from ..bulk.compression import Compression
-from ..bulk.directory import refuse_own_files
+from ..bulk.directory import Manifest, refuse_own_files
 from ..bulk.files import MANIFEST, replaced, write_all
 from ..bulk.inputs import STDIN
-from ..bulk.manifest import Manifest
 from ..bulk.stores import from_description
 from .console import OutputError, ReaderGone, UsageError
 

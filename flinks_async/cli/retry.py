@@ -11,10 +11,10 @@ from click.core import ParameterSource
 from ..bulk import Executor, InputFile, Job, JobMismatchError, Manifest
 from ..bulk.files import MANIFEST
 from ..bulk.records import FailureKind
+from . import epilog
 from .access import Access, Clients, access_options, instances_option, make_clients
 from .console import counted, debug_option
 from .display import choose_display, reporting_errors
-from .exit_codes import epilog
 from .job_run import JobRun, OnScan
 from .options import (
     Speed,

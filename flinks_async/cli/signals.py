@@ -9,8 +9,8 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from ..runtime.event_loop import fast_loop
-from .exit_codes import Exit
+from ..runtime.loop_state import fast_loop
+from . import Exit
 
 T = TypeVar("T")
 

@@ -1,9 +1,10 @@
-"""`flinks-async status`: shows the state of a job."""
+"""The commands that look at a job or remove it: `status`, `verify`, `export`, `report` and `purge`."""
 
 from __future__ import annotations
 
 import datetime as dt
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,12 +13,14 @@ import msgspec
 from attrs import asdict
 
 from .. import bulk
+from ..bulk.compression import Compression, compressor
 from ..bulk.inputs import STDIN
-from .console import counted, debug_option, duration, printable
+from . import Exit, epilog
+from .console import UsageError, counted, debug_option, duration, printable, say
 from .display import answers_of, outcome_rows
-from .exit_codes import Exit, epilog
 from .options import directory_argument
-from .output import Command, to_stdout
+from .output import COMPRESSION, HTML, LINES, Command, split_name, to_stdout, whole_file
+from .secret_input import stdin_is_terminal
 
 SILENT: Final = 60.0
 """Seconds without a sample after which a run counts as dead. A run saves a sample every ten seconds."""
@@ -98,3 +101,125 @@ def _figures(latest: dict[str, Any]) -> str:
     if latest["eta"] is not None:
         parts.append(f"about {duration(latest['eta'])} left")
     return ", ".join(parts)
+
+
+@click.command(cls=Command, epilog=epilog())
+@directory_argument
+@debug_option
+def verify(directory: str) -> int:
+    """Read the answers of the job in DIR back and compare them with its ledger.
+
+    Each problem is one line on standard output.
+    """
+    problems = bulk.verify(directory)
+    if not problems:
+        say("No problem found.")
+        return Exit.OK
+    to_stdout("".join(printable(f"{problem.where}: {problem.what}") + "\n" for problem in problems).encode())
+    say(f"{counted(len(problems), 'problem')} found.")
+    return Exit.FAILED
+
+
+_PIECE: Final = 256 * 1024
+
+
+@click.command(cls=Command, epilog=epilog())
+@directory_argument
+@click.option(
+    "--out", metavar="FILE", required=True, help="'-' for standard output; compressed if it ends in .gz or .zst."
+)
+@click.option("--force", is_flag=True, help="Overwrite a file that exists.")
+@debug_option
+def export(directory: str, out: str, force: bool) -> int:
+    """Write the answers of the job in DIR to one file of JSONL, if its store is JSONL.
+
+    The file is outside of DIR, and complete or absent. Lines are in the order of the shards; within a shard in the order of
+    arrival. Answers of retried tokens come last.
+    """
+    lines = bulk.export(directory)
+    if out == STDIN:
+        for piece in _pieces(lines, "none"):
+            to_stdout(piece)
+    else:
+        with whole_file(out, directory, LINES, force=force) as write:
+            for piece in _pieces(lines, COMPRESSION[split_name(out)[1]]):
+                write(piece)
+        say(f"Written: {out}")
+    left = bulk.status(directory).totals.pending
+    if left:
+        say(f"The job is not done: {counted(left, 'token')} still to be fetched.")
+    return Exit.OK
+
+
+def _pieces(lines: Iterable[bytes], compression: Compression) -> Iterator[bytes]:
+    """The content of the file, in pieces large enough for one write."""
+    stream = compressor(compression)
+    ready: list[bytes] = []
+    size = 0
+    for line in lines:
+        ready.append(line)
+        size += len(line)
+        if size >= _PIECE:
+            if data := stream.compress(b"".join(ready)):
+                yield data
+            ready.clear()
+            size = 0
+    if data := stream.compress(b"".join(ready)) + stream.flush():
+        yield data
+
+
+@click.command(cls=Command, epilog=epilog())
+@directory_argument
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option(
+    "--forget-answers",
+    is_flag=True,
+    help="Remove the job even if its answers cannot be found; they stay where they are.",
+)
+@debug_option
+def purge(directory: str, yes: bool, forget_answers: bool) -> int:
+    """Remove the job in DIR and all its answers, and list what was removed. The file of tokens stays."""
+    if not yes and not _confirmed(directory):
+        say("Nothing was removed.")
+        return Exit.OK
+    for line in bulk.purge(directory, forget_answers=forget_answers):
+        say(line if line.startswith("left") else f"removed: {line}")
+    return Exit.OK
+
+
+def _confirmed(directory: str) -> bool:
+    if not stdin_is_terminal():
+        raise UsageError("purge deletes data permanently. Confirm it with --yes.")
+    try:
+        answers = f"its {bulk.status(directory).totals.fetched:,} answers"
+    except bulk.LedgerError:  # broken, or removed by a purge that was interrupted
+        answers = "its answers"
+    return click.confirm(f"Delete the job in {directory} and {answers} permanently?", err=True)
+
+
+@click.command(cls=Command, epilog=epilog())
+@directory_argument
+@click.option("--out", metavar="FILE", help="File for the page, '-' for standard output [DIR/report.html].")
+@click.option("--force", is_flag=True, help="Overwrite a file --out that exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print the current report as JSON instead.")
+@debug_option
+def report(directory: str, out: str | None, force: bool, as_json: bool) -> int:
+    """Write a page about a job: outcome, throughput, response times, throttling, checksums.
+
+    It is one HTML file that loads nothing, and holds no token, no secret and no personal data. The job may be running.
+    """
+    from ..bulk.report import is_page_of, json_report, report_page, write_report  # not needed by the other commands
+
+    if as_json:
+        if out is not None:
+            raise UsageError("--json prints the report and --out writes the page: use one of them.")
+        to_stdout(json_report(directory))
+    elif out is None or is_page_of(directory, out):
+        say(f"The report is in {write_report(directory)}")
+    elif out == STDIN:
+        to_stdout(report_page(directory))
+    else:
+        with whole_file(out, directory, HTML, force=force) as write:
+            write(report_page(directory))
+        say(f"The report is in {out}")
+    return Exit.OK

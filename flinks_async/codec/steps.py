@@ -17,8 +17,7 @@ from ..errors import DecodeError, EmptyBodyError
 from ..models import Account, AccountsDetail, Link, Meta, Model, PartnerAccessResponse, Transaction
 from ..schema import SCHEMA
 from . import reference
-from .compiled import FALLBACK_ERRORS, NO_RAW_CLASSES, Compiler, Fallback, RawClasses
-from .observed import ObservedFields
+from .compiled import FALLBACK_ERRORS, NO_RAW_CLASSES, Compiler, Fallback, ObservedFields, RawClasses
 from .parse import (
     PARSE_ERRORS,
     PIECE_SIZE,

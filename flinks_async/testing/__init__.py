@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data import expected_answer, expected_body
-    from .fault_plan import DemoFaults, Faults, Plan, TokenPlan
+    from .fault_plan import DemoFaults, Faults, Latency, Plan, RateLimit, Throttle, TokenPlan
     from .faults import KINDS, Fault
     from .in_memory import InMemoryTransport, SentRequest
-    from .latency import Latency, RateLimit, Throttle
     from .mock import aioresponses
-    from .process import ServerProcess
-    from .serve import ServeOptions, serve_forever
-    from .server import UNKNOWN_TOKEN, FlinksServer
-    from .server_stats import RecordedRequest, ServerStats
+    from .process import ServeOptions, ServerProcess, serve_forever
+    from .server import UNKNOWN_TOKEN, FlinksServer, RecordedRequest, ServerStats
     from .virtual_time import FakeClock, VirtualClock, VirtualTimeLoop, run_virtual
 
 _MODULES = {
@@ -29,15 +26,15 @@ _MODULES = {
     "FlinksServer": "server",
     "InMemoryTransport": "in_memory",
     "KINDS": "faults",
-    "Latency": "latency",
+    "Latency": "fault_plan",
     "Plan": "fault_plan",
-    "RateLimit": "latency",
-    "RecordedRequest": "server_stats",
+    "RateLimit": "fault_plan",
+    "RecordedRequest": "server",
     "SentRequest": "in_memory",
-    "ServeOptions": "serve",
+    "ServeOptions": "process",
     "ServerProcess": "process",
-    "ServerStats": "server_stats",
-    "Throttle": "latency",
+    "ServerStats": "server",
+    "Throttle": "fault_plan",
     "TokenPlan": "fault_plan",
     "UNKNOWN_TOKEN": "server",
     "VirtualClock": "virtual_time",
@@ -46,7 +43,7 @@ _MODULES = {
     "expected_answer": "data",
     "expected_body": "data",
     "run_virtual": "virtual_time",
-    "serve_forever": "serve",
+    "serve_forever": "process",
 }
 
 __all__ = [

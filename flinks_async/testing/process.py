@@ -1,24 +1,208 @@
-"""The simulator in its own process, so that it does not share the event loop and the processor of the client."""
+"""Runs the simulator: in the foreground, or in its own process, which does not share the client's event loop."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
+import signal
 import ssl
 import subprocess
 import sys
 import threading
 import urllib.request
 import uuid
-from types import TracebackType
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from types import FrameType, TracebackType
 from typing import IO, Any
 
-from attrs import evolve
+from attrs import asdict, evolve, field, frozen
 
-from .serve import ServeOptions
+from ..config import AuthScheme
+from ..runtime.loop_state import fast_loop
+from .data import Shape, Size
+from .fault_plan import Distribution, Faults, Latency, Plan, RateLimit
+from .server import FlinksServer
+
+
+@frozen(kw_only=True)
+class ServeOptions:
+    """Options of the simulator as plain data that can be sent through a pipe.
+
+    Attributes:
+        auth_secret: the AuthSecret to accept; default a new GUID.
+        auth_scheme: the one header form to accept; default all.
+        host, port: address to listen on; port 0 (default) takes a free port.
+        size, shape, seed: see `expected_body`.
+        faults: share of requests that fail, or of tokens with `demo`; default 0.
+        kinds: the faults; default: all that retries clear. Not used with `demo`.
+        demo: plan faults by token with `Faults.demo`: retries clear them, and the outcome of each token is known.
+        unfetchable: with `demo`, share of tokens that are always refused.
+        latency: name of the distribution and its parameters in seconds, such as `("lognormal", 0.2, 0.5)`.
+        rate: requests per second, above which the reply is 401 TOO_MANY_REQUESTS; default no limit.
+        burst: requests allowed at once above the rate.
+        retry_after: reply with 429 and this `Retry-After` (seconds) instead.
+        compress: gzip answers for clients that accept it.
+        cert_file, key_file: PEM files, for https.
+    """
+
+    auth_secret: str | None = field(default=None, repr=False)
+    auth_scheme: AuthScheme | None = None
+    host: str = "127.0.0.1"
+    port: int = 0
+    size: Size = "small"
+    shape: Shape = "list"
+    seed: int = 0
+    faults: float = 0.0
+    kinds: tuple[str, ...] | None = None
+    demo: bool = False
+    unfetchable: float = 0.002
+    latency: tuple[Distribution, float, float] | None = None
+    rate: float | None = None
+    burst: float = 1.0
+    retry_after: float | None = None
+    compress: bool = False
+    cert_file: str | None = None
+    key_file: str | None = None
+
+    def to_json(self) -> str:
+        """One line of JSON. It contains the secret: send it through a pipe, not in arguments or logs."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> ServeOptions:
+        values = json.loads(text)
+        for name in ("kinds", "latency"):
+            if values.get(name) is not None:
+                values[name] = tuple(values[name])
+        return cls(**values)
+
+    def plan(self) -> Plan | None:
+        """The plan of the faults."""
+        if self.demo:
+            return Faults.demo(self.faults, self.seed, self.unfetchable)
+        if not self.faults:
+            return None
+        if self.kinds is None:
+            return Faults(share=self.faults, seed=self.seed)
+        return Faults(share=self.faults, kinds=self.kinds, seed=self.seed)
+
+    def server(self) -> FlinksServer:
+        """A server with these options, not started. It serves its counts at `/_sim/stats`."""
+        context = None
+        if self.cert_file is not None:
+            context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+            context.load_cert_chain(self.cert_file, self.key_file)
+        limit = None
+        if self.rate is not None:
+            limit = (
+                RateLimit(self.rate, self.burst)
+                if self.retry_after is None
+                else RateLimit.status_429(self.rate, self.burst, self.retry_after)
+            )
+        return FlinksServer(
+            auth_secret=self.auth_secret,
+            auth_scheme=self.auth_scheme,
+            size=self.size,
+            shape=self.shape,
+            seed=self.seed,
+            faults=self.plan(),
+            latency=None if self.latency is None else Latency(*self.latency),
+            rate_limit=limit,
+            compress=self.compress,
+            admin=True,
+            host=self.host,
+            port=self.port,
+            ssl_context=context,
+        )
+
+
+def _print_ready(server: FlinksServer) -> None:
+    print(json.dumps({"base_url": server.base_url}), flush=True)
+
+
+async def serve_forever(
+    options: ServeOptions | None = None,
+    *,
+    on_ready: Callable[[FlinksServer], None] = _print_ready,
+    stop: asyncio.Event | None = None,
+) -> FlinksServer:
+    """Runs the server until SIGINT or SIGTERM, or until `stop` is set.
+
+    Args:
+        on_ready: called when the server listens; default prints one line of JSON with `base_url`.
+        stop: set it to stop the server.
+
+    Returns:
+        the stopped server with its `stats`.
+    """
+    stop = asyncio.Event() if stop is None else stop
+    restore = _on_signals(stop.set)
+    try:
+        async with (options or ServeOptions()).server() as server:
+            on_ready(server)
+            await stop.wait()
+    finally:
+        restore()
+    return server
+
+
+def _on_signals(end: Callable[[], None]) -> Callable[[], None]:
+    """Calls `end` on SIGINT and SIGTERM. Returns a function that restores the handlers."""
+    loop = asyncio.get_running_loop()
+    undo: list[Callable[[], object]] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        loop.call_soon_threadsafe(end)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        before = signal.getsignal(number)
+        with suppress(ValueError):  # not in the main thread
+            try:
+                loop.add_signal_handler(number, end)
+                undo.append(partial(loop.remove_signal_handler, number))
+            except (NotImplementedError, RuntimeError):  # Windows
+                signal.signal(number, handle)
+            undo.append(partial(signal.signal, number, before))
+
+    def restore() -> None:
+        for step in undo:
+            step()
+
+    return restore
+
+
+def main() -> None:
+    """Serves until standard input ends. Its first line has the options as JSON, or is empty.
+
+    The input is a pipe from the parent process, so the server ends when the parent ends.
+    """
+    options = ServeOptions.from_json(sys.stdin.readline().strip() or "{}")
+    with asyncio.Runner(loop_factory=fast_loop()) as runner:
+        runner.run(_serve_until_input_ends(options))
+
+
+async def _serve_until_input_ends(options: ServeOptions) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    source = sys.stdin.fileno()
+
+    def watch() -> None:
+        with suppress(ValueError, OSError):
+            while os.read(source, 4096):  # sys.stdin.read() would hold a lock while the interpreter shuts down
+                pass
+        with suppress(RuntimeError):  # the loop has already ended
+            loop.call_soon_threadsafe(stop.set)
+
+    threading.Thread(target=watch, name="flinks-simulator-input", daemon=True).start()
+    await serve_forever(options, stop=stop)
+
 
 # Ctrl-C must not reach the simulator, because the client finishes its requests first.
 _DETACHED: dict[str, Any]
+
 if sys.platform == "win32":
     _DETACHED = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
 else:

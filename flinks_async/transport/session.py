@@ -31,7 +31,7 @@ from attrs import define, frozen
 from ..config import Connection
 from ..endpoint import Endpoint
 from ..errors import ClientClosedError, ConfigError, ConnectError, FlinksError
-from ..runtime.event_loop import PerLoop
+from ..runtime.loop_state import PerLoop
 from ..secret import Secret
 
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from flinks_async import Adaptive, ConfigError, FlinksClient, Limits, ShareQuota, config
-from flinks_async.bulk.executors.clients import Secrets, describe, from_line, make, to_line
 from flinks_async.bulk.executors.processes import rules_for, settings_for, share
 from flinks_async.bulk.executors.shared_rate import SharedRate
+from flinks_async.bulk.executors.worker_messages import Secrets, describe, from_line, make, to_line
 from flinks_async.bulk.executors.worker_process import ending, environment_without
-from flinks_async.bulk.progress import Counters, Histogram, InstanceState
+from flinks_async.bulk.records import Counters, Histogram, InstanceState
 from flinks_async.bulk.rules import Rules
 from flinks_async.limits.governor import Trouble
 from flinks_async.limits.rate import GCRA

@@ -14,8 +14,7 @@ from flinks_async import CertificateError, FlinksClient, ProxyError, config
 from flinks_async.bulk.errors import StoreError
 from flinks_async.bulk.fetching import Fetcher
 from flinks_async.bulk.inputs import Token
-from flinks_async.bulk.progress import Counters
-from flinks_async.bulk.records import Finished, Shard
+from flinks_async.bulk.records import Counters, Finished, Shard
 from flinks_async.bulk.rules import Rules
 from flinks_async.bulk.thread import NoThread
 from flinks_async.secret import Secret

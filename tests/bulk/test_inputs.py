@@ -9,13 +9,13 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from flinks_async.cli.usage import message_of
 
 from flinks_async.bulk.compression import Compression
 from flinks_async.bulk.errors import InputChangedError, InputError
 from flinks_async.bulk.inputs import InputFile, Layout, digest
 from flinks_async.bulk.inputs.formats import CSVParser, JSONLParser
 from flinks_async.bulk.inputs.rows import TextParser
+from flinks_async.cli.console import text_of
 from flinks_async.errors import ConfigError
 
 from .input_support import ZSTD, compressed, plain, read_all, scanned, write
@@ -161,7 +161,7 @@ def test_an_error_keeps_its_field_between_processes() -> None:
 
 def test_the_command_line_names_its_options() -> None:
     error = InputError("There is no column 'x' (`column`), `b`; use `header=False`.", field="column")
-    assert message_of(error) == "There is no column 'x' (--column), `b`; use --no-header."
+    assert text_of(error) == "There is no column 'x' (--column), `b`; use --no-header."
 
 
 class TestDigest:

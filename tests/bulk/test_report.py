@@ -16,10 +16,10 @@ import pytest
 
 from flinks_async import ConfigError
 from flinks_async.bulk import purge
+from flinks_async.bulk.directory import Manifest
 from flinks_async.bulk.errors import JobError, JobMismatchError, StoreError
 from flinks_async.bulk.files import LEDGER, MANIFEST
 from flinks_async.bulk.ledger import Ledger
-from flinks_async.bulk.manifest import Manifest
 from flinks_async.bulk.outcome import report_of
 from flinks_async.bulk.report import json_report, words, write_report
 from flinks_async.bulk.report.facts import gather

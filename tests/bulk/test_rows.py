@@ -8,8 +8,20 @@ import pytest
 
 from flinks_async.bulk.errors import InputError
 from flinks_async.bulk.inputs.formats import CSVParser, JSONLParser
-from flinks_async.bulk.inputs.lines import MAX_LINE, TOO_LONG, Line, LineOffsets, LineSplitter
-from flinks_async.bulk.inputs.rows import NO_KEY, Row, RowParser, SkippedLine, TextParser, Token, check
+from flinks_async.bulk.inputs.rows import (
+    MAX_LINE,
+    NO_KEY,
+    TOO_LONG,
+    Line,
+    LineOffsets,
+    LineSplitter,
+    Row,
+    RowParser,
+    SkippedLine,
+    TextParser,
+    Token,
+    check,
+)
 from flinks_async.secret import Secret
 
 

@@ -23,27 +23,18 @@ from hypothesis import strategies as st
 
 from flinks_async.bulk.compression import Compression, detect
 from flinks_async.bulk.errors import InputChangedError, InputError, StoreError
-from flinks_async.bulk.inputs import (
-    InputFile,
-    Layout,
-    Row,
-    ShardReader,
-    SkippedLine,
-    Token,
-    check,
-    duplicates,
-    scan,
-    source,
-)
+from flinks_async.bulk.inputs import InputFile, Layout, Row, ShardReader, SkippedLine, Token, check, scan, source
 from flinks_async.bulk.inputs import shards as shard_reader_module
 from flinks_async.bulk.inputs.detection import refuse_magic
-from flinks_async.bulk.inputs.lines import LineSplitter
+from flinks_async.bulk.inputs.rows import LineSplitter
 from flinks_async.bulk.records import Failure, Shard
 from flinks_async.errors import ConfigError
 from flinks_async.secret import fingerprint
 
 from ..support import traced
 from .input_support import COLUMNS, KEY, Sink, compressed, plain, read_all, scanned, write
+
+scan_module = importlib.import_module("flinks_async.bulk.inputs.scan")  # the package has a function of this name
 
 TOKEN = "8d0a3f52-1a4e-4c6b-9f0e-3b1f2d4c5a69"
 KINDS: tuple[Compression, ...] = ("none", "gzip", "zstd")
@@ -303,7 +294,7 @@ class TestDuplicates:
             if first.setdefault(name, line) != line:
                 repeats[line] = first[name]
         file = InputFile(write(tmp_path / "t.txt", "\n".join(names)))
-        with patch.object(duplicates, "_BUFFER", buffer), patch.object(duplicates, "_AT_ONCE", at_once):
+        with patch.object(scan_module, "_BUFFER", buffer), patch.object(scan_module, "_AT_ONCE", at_once):
             result, sink = scanned(file, tmp_path, 100)
         assert sink.duplicates == repeats
         assert (result.tokens, result.duplicates) == (len(first), len(repeats))
@@ -311,8 +302,8 @@ class TestDuplicates:
         assert os.listdir(tmp_path) == ["t.txt"]
 
     def test_they_take_24_bytes_each_for_their_owner_only(self, tmp_path: Path) -> None:
-        finder = duplicates.DuplicateFinder(tmp_path / "buckets")
-        with patch.object(duplicates, "_BUFFER", 24):
+        finder = scan_module.DuplicateFinder(tmp_path / "buckets")
+        with patch.object(scan_module, "_BUFFER", 24):
             for number in range(1000):
                 finder.add(b"token-%d" % number, number)
         files = list((tmp_path / "buckets").iterdir())
@@ -324,8 +315,8 @@ class TestDuplicates:
 
     def test_their_hashes_say_nothing_to_who_knows_the_tokens(self, tmp_path: Path) -> None:
         def written(folder: Path) -> set[bytes]:
-            finder = duplicates.DuplicateFinder(folder)
-            with patch.object(duplicates, "_BUFFER", 1):
+            finder = scan_module.DuplicateFinder(folder)
+            with patch.object(scan_module, "_BUFFER", 1):
                 for number in range(100):
                     finder.add(b"token-%d" % number, number)
             found = {path.read_bytes()[:16] for path in folder.iterdir()}
@@ -362,7 +353,7 @@ class TestMemory:
     def test_the_number_of_lines_costs_nothing(self, tmp_path: Path) -> None:
         def peak(lines: int) -> int:
             file = InputFile(write(tmp_path / "t.txt", "".join(f"token-{n}\n" for n in range(lines)), "gzip"))
-            with traced() as memory, patch.object(duplicates, "_BUFFER", 240):
+            with traced() as memory, patch.object(scan_module, "_BUFFER", 240):
                 scanned(file, tmp_path, 100)
             return memory.peak
 
@@ -413,7 +404,7 @@ class TestWhatGoesWrong:
         file = InputFile(write(tmp_path / "t.txt", "..\none\none\n"))
         sink = Sink()
         setattr(sink, call, lambda *_: 1 // 0)
-        with patch.object(duplicates, "_BUFFER", 1), pytest.raises(ZeroDivisionError):
+        with patch.object(scan_module, "_BUFFER", 1), pytest.raises(ZeroDivisionError):
             scan(file, key=KEY, shard_size=2, scratch=tmp_path, sink=sink)
         assert os.listdir(tmp_path) == ["t.txt"]
 
@@ -422,7 +413,7 @@ class TestWhatGoesWrong:
         for number in range(256):
             write(tmp_path / "duplicates" / f"bucket-{number:03}", bytes(24))
         write(tmp_path / "shards", bytes(480))
-        with patch.object(duplicates, "_BUFFER", 1):
+        with patch.object(scan_module, "_BUFFER", 1):
             result, sink = scanned(InputFile(write(tmp_path / "t.txt", "one\none\n")), tmp_path)
         assert (result.shards, sink.duplicates) == (1, {2: 1})
 
@@ -434,11 +425,10 @@ class TestWhatGoesWrong:
 
         full = Full()
         if name == "duplicates":
-            monkeypatch.setattr(duplicates, "_BUFFER", 1)
-            monkeypatch.setattr(duplicates, "write_all", lambda _, data: full.write(data))
+            monkeypatch.setattr(scan_module, "_BUFFER", 1)
+            monkeypatch.setattr(scan_module, "write_all", lambda _, data: full.write(data))
         else:
-            module = importlib.import_module("flinks_async.bulk.inputs.scan")  # the package has a function of this name
-            monkeypatch.setattr(module, "open", lambda *_: full, raising=False)
+            monkeypatch.setattr(scan_module, "open", lambda *_: full, raising=False)
         with pytest.raises(StoreError, match="cannot be written: No space left on device"):
             scanned(InputFile(write(tmp_path / "t.txt", "one\n")), tmp_path)
         assert os.listdir(tmp_path) == ["t.txt"]
@@ -548,7 +538,7 @@ class TestSecrets:
             invalid = duplicate = shard = lambda self, *found: self.look(found)  # type: ignore[assignment]
 
         file = InputFile(path, COLUMNS)
-        with patch.object(duplicates, "_BUFFER", 24):
+        with patch.object(scan_module, "_BUFFER", 24):
             scan(file, key=KEY, shard_size=10, scratch=scratch, sink=Nosy())
         assert sum(map(len, written)) > 10_000, "the scratch files were seen"
         assert not any(b"canary" in data for data in written)

@@ -23,11 +23,11 @@ from flinks_async.bulk.stores.answer_rows import (
     TABLES,
     TRANSACTIONS,
     RowBatch,
+    RowDigest,
     does_not_fit,
     read_spool,
 )
 from flinks_async.bulk.stores.database import commit_from_json, commit_to_json
-from flinks_async.bulk.stores.row_digest import RowDigest
 from flinks_async.testing.data import Size, expected_answer, expected_body
 
 from ..answers import DOCUMENTED, to_bytes

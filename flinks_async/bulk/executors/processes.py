@@ -23,13 +23,11 @@ from ..directory import empty
 from ..errors import WorkerError
 from ..files import make_folder
 from ..inputs import InputBytes
-from ..progress import Counters
-from ..records import Finished, RunState
+from ..records import Counters, Finished, RunState
 from ..rules import Rules
-from .clients import describe
 from .protocol import NextTask, TakeFinished, Task, Work
 from .shared_rate import SharedRate
-from .worker_messages import Assigned, Broken, Next, Paused, Report, Start, StopWorker, Stored
+from .worker_messages import Assigned, Broken, Next, Paused, Report, Start, StopWorker, Stored, describe
 from .worker_process import WorkerProcess
 
 GRACE: Final = 10.0

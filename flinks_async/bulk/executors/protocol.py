@@ -15,9 +15,8 @@ from attrs import field, frozen
 from ...client import FlinksClient
 from ..compression import Compression
 from ..inputs import InputFile
-from ..log import JobLog
-from ..progress import Counters
-from ..records import Finished, RunState, Shard
+from ..outcome import JobLog
+from ..records import Counters, Finished, RunState, Shard
 from ..rules import Rules
 
 

@@ -17,17 +17,29 @@ import msgspec
 
 from ...clock import SystemClock
 from ...errors import FlinksError
-from ...runtime.event_loop import fast_loop
+from ...runtime.loop_state import fast_loop
 from ..errors import WorkerError
 from ..fetching import Fetcher
 from ..inputs import InputFile
 from ..records import Finished
 from ..thread import Thread
-from .clients import Secrets, from_line, make
+from .in_process import ShardLoader
 from .protocol import Task
-from .shard_loader import ShardLoader
 from .shared_rate import SharedRate
-from .worker_messages import Assigned, Broken, Channel, Next, Paused, Report, Start, StopWorker, Stored
+from .worker_messages import (
+    Assigned,
+    Broken,
+    Channel,
+    Next,
+    Paused,
+    Report,
+    Secrets,
+    Start,
+    StopWorker,
+    Stored,
+    from_line,
+    make,
+)
 
 REPORT_EVERY: Final = 0.2
 """Seconds between two reports."""

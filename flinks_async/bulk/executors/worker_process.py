@@ -14,11 +14,9 @@ from attrs import evolve
 
 from ...secret import Secret
 from ..errors import WorkerError
-from ..progress import Counters
-from ..records import Finished
-from .clients import Secrets, to_line
+from ..records import Counters, Finished
 from .protocol import Task
-from .worker_messages import Channel, Start
+from .worker_messages import Channel, Secrets, Start, to_line
 
 # Workers ignore signals: the job handles them and tells its workers. Service managers send SIGTERM to every process.
 _PROGRAM: Final = """\

@@ -14,16 +14,11 @@ from attrs import evolve, frozen
 
 from ...secret import Secret
 from ..errors import InputError
-from .detection import (
-    delimiter_of,
-    first_lines,
-    refuse_other_than_csv,
-    refuse_other_than_jsonl,
-    refuse_other_than_text,
-)
-from .lines import BadLine, Line
+from .detection import delimiter_of, first_lines, refuse_other_than_csv, refuse_other_than_jsonl, refuse_other_than_text
 from .rows import (
     NO_KEY,
+    BadLine,
+    Line,
     Row,
     RowParser,
     SkippedLine,

@@ -10,8 +10,7 @@ from typing import BinaryIO, Final, Protocol
 from ..compression import CompressedDataError
 from ..errors import InputChangedError
 from ..records import Shard
-from .lines import LineSplitter
-from .rows import Row, Token, check
+from .rows import LineSplitter, Row, Token, check
 from .source import CHUNK, InputFile, reason_of
 
 _PURPOSE: Final = b"flinks shard"

@@ -19,9 +19,8 @@ from ..compression import ByteSource, CompressedDataError, Compression, Corrupt,
 from ..errors import InputChangedError, InputError
 from .detection import SAMPLE, refuse_magic
 from .formats import Layout
-from .lines import LineSplitter
 from .parquet import ParquetColumns, ParquetContent
-from .rows import RowParser
+from .rows import LineSplitter, RowParser
 
 STDIN: Final = "-"
 CHUNK: Final = 64 * 1024

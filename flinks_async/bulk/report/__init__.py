@@ -13,10 +13,9 @@ from pathlib import Path
 import msgspec
 
 from ...checks import optional_import
-from ..directory import refuse_own_files
+from ..directory import Manifest, refuse_own_files
 from ..errors import StoreError
 from ..files import MANIFEST, PAGE, write_durably
-from ..manifest import Manifest
 from .facts import gather
 
 

@@ -10,11 +10,11 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
+from ..directory import Manifest
 from ..errors import JobError
 from ..files import LEDGER, MANIFEST
 from ..inputs import Scanned
 from ..ledger import Ledger, Totals
-from ..manifest import Manifest
 from ..outcome import report_of
 from ..records import Commit, FailureKind
 from .timeline import Interval, Timeline, intervals, timeline

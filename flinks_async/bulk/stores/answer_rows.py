@@ -5,23 +5,29 @@
 
 Each row begins with the line of the input and its key, so that tables can be joined by `line`, `detail`, `account` and
 `transaction`, and with the user's tables by `key`. The rows are the same for every store; each store chooses its types.
+`RowDigest` is a checksum that does not depend on the order of rows, nor on how a database formats their values.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import datetime as dt
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from decimal import Decimal
 from functools import cache
+from hashlib import blake2b
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 from attrs import field, frozen
 
 from ... import tables as flat
 from ...codec import Codec
+from ...codec.parse import EXACT, decode_any
 from ...errors import DecodeError
 from ...models import PartnerAccessResponse
-from ...tables import Column, Row, Table, extra_of, flatten, to_json
+from ...tables import Column, ColumnType, Row, Table, extra_of, flatten, to_json
 from ..compression import Compression
 from ..errors import StoreError, UnfitAnswerError
 from ..records import Commit, Shard
@@ -60,8 +66,11 @@ FETCHES: Final = Table(
 have no row in the other tables, as a JSON array; null if there are none."""
 
 ACCOUNTS: Final = _of_job(flat.ACCOUNTS)
+
 TRANSACTIONS: Final = _of_job(flat.TRANSACTIONS)
+
 HOLDERS: Final = _of_job(flat.HOLDERS)
+
 TABLES: Final = (FETCHES, ACCOUNTS, TRANSACTIONS, HOLDERS)
 
 
@@ -185,3 +194,90 @@ def _request_id(answer: PartnerAccessResponse) -> str | None:
 def _without_accounts(answer: PartnerAccessResponse) -> str | None:
     bare = [detail.to_dict() for detail in answer.details if not detail.accounts]
     return to_json(bare).decode() if bare else None
+
+
+_DIGEST_SIZE: Final = 16
+
+_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+
+_MICROSECOND: Final = dt.timedelta(microseconds=1)
+
+_encode: Final = msgspec.msgpack.encode
+
+
+class RowDigest:
+    """The sum, modulo 2^128, of the BLAKE2b digests of all rows. Nulls are left out, so that columns may be added later.
+
+    Attributes:
+        rows: number of rows by table.
+    """
+
+    def __init__(self) -> None:
+        self.rows: Counter[str] = Counter()
+        self._sum = 0
+
+    def add(self, table: Table, rows: Iterable[Row]) -> None:
+        """Adds rows with their values as they are stored: texts, integers, nulls."""
+        names = table.names
+        empty = blake2b(digest_size=_DIGEST_SIZE, person=table.name.encode())
+        total = count = 0
+        for row in rows:
+            digest = empty.copy()
+            digest.update(_encode(_named(names, row)))
+            total += int.from_bytes(digest.digest(), "big")
+            count += 1
+        self.rows[table.name] += count
+        self._sum = (self._sum + total) % (1 << 8 * _DIGEST_SIZE)
+
+    def hexdigest(self) -> str:
+        return f"{self._sum:0{2 * _DIGEST_SIZE}x}"
+
+
+def _named(names: tuple[str, ...], row: Row) -> dict[str, Any]:
+    return {name: value for name, value in zip(names, row, strict=True) if value is not None}
+
+
+def comparable(table: Table, rows: Iterable[Row]) -> Iterator[Row]:
+    """Rows in a form that all databases agree on: amounts without trailing zeros, dates as ISO 8601, points in time as
+    microseconds since 1970, JSON with sorted keys; other values are unchanged."""
+    converters = [(number, _CONVERT[c.type]) for number, c in enumerate(table.columns) if c.type in _CONVERT]
+    for row in rows:
+        values = list(row)
+        for number, convert in converters:
+            if values[number] is not None:
+                values[number] = convert(values[number])
+        yield tuple(values)
+
+
+def _amount(value: Decimal) -> str:
+    text = format(value, "f")
+    if "." in text:
+        text = text.rstrip("0").rstrip(".")
+    return "0" if text == "-0" else text
+
+
+def _instant(value: dt.datetime | int) -> int:
+    return value if isinstance(value, int) else (value - _EPOCH) // _MICROSECOND
+
+
+def _json(text: str) -> Any:
+    return _sorted(decode_any(text.encode()))
+
+
+def _sorted(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _sorted(value[key]) for key in sorted(value)}
+    if isinstance(value, list):
+        return [_sorted(item) for item in value]
+    if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
+        number = Decimal(value).normalize(EXACT)
+        return ["number", str(number) if number else "0"]  # PostgreSQL has no negative zero
+    return value
+
+
+_CONVERT: Final[dict[ColumnType, Callable[[Any], Any]]] = {
+    "amount": _amount,
+    "date": dt.date.isoformat,
+    "instant": _instant,
+    "json": _json,
+}

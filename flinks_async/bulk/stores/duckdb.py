@@ -18,7 +18,7 @@ from .. import crash_points
 from ..errors import StoreError
 from ..files import PRIVATE_FILE, cannot_write, rename_durably, sync_file, sync_folder
 from .answer_rows import does_not_fit
-from .database_file import DatabaseFile
+from .database import DatabaseFile
 from .database_schema import quoted
 
 __all__ = ["DuckDBStore"]

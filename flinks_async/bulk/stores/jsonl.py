@@ -17,19 +17,9 @@ from typing import Any, Final
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import (
-    NOTE,
-    absolute_path,
-    cannot_read,
-    cannot_write,
-    make_folder,
-    rename_durably,
-    sync_folder,
-    write_all,
-)
+from ..files import NOTE, absolute_path, cannot_read, cannot_write, make_folder, rename_durably, sync_folder, write_all
 from ..records import Commit, Written
-from .answer_files import SUFFIXES, check_compression, checksum, compare, read_lines
-from .ownership import OwnedFile
+from .answer_files import SUFFIXES, OwnedFile, check_compression, checksum, compare, read_lines
 from .protocol import Place, Problem, opened
 
 _PIECE: Final = 1024 * 1024

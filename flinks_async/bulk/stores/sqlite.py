@@ -23,7 +23,7 @@ from ..errors import StoreError
 from ..files import PRIVATE_FILE, SQLITE_SUFFIXES, cannot_write, sync_every_commit, sync_folder
 from ..records import Commit
 from .answer_rows import TABLES, does_not_fit
-from .database_file import DatabaseFile
+from .database import DatabaseFile
 from .database_schema import NAMES, SHARD_COMMITS, quoted
 from .protocol import Problem
 
