@@ -296,11 +296,12 @@ class FlinksClient:
         else:
             checks.seconds("timeout", timeout)
         state = self._enter()
-        now = self._clock.now()
-        call = Call(now, state, None if timeout is None else now + timeout, secret=self._secret, permit=permit)
+        now, scope = self._clock.now(), CancelScope()
+        call = Call(
+            now, state, None if timeout is None else now + timeout, secret=self._secret, permit=permit, scope=scope
+        )
         request = Request(self._endpoint, token, call, raw=raw)
         problem: FlinksError
-        scope = CancelScope()
         state.calls.add(scope)
         if timeout is not None:
             state.timer.arm(scope, timeout)

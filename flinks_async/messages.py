@@ -19,6 +19,7 @@ from .endpoint import Endpoint
 from .errors import ConfigError
 from .limits.retry_after import read_retry_after
 from .models import NO_META, Meta, PartnerAccessResponse
+from .runtime.cancel_scope import CancelScope
 from .runtime.loop_state import LoopState
 from .secret import Secret
 from .verdict import EMPTY_ENVELOPE, Envelope, Verdict
@@ -89,6 +90,8 @@ class Call:
         retrying: the next attempt repeats a failed one.
         shared: the deadline, if several calls share it.
         permit: lets the owner of the call end it.
+        scope: of the call's deadline.
+        blocked: the latest attempt timed out because this process blocked the event loop; it says nothing of the server.
         local: state that this call shares with the others of its client in its event loop.
     """
 
@@ -105,6 +108,8 @@ class Call:
     retrying: bool = False
     shared: SharedDeadline | None = None
     permit: SendPermit | None = None
+    scope: CancelScope | None = None
+    blocked: bool = False
 
     @property
     def deadline(self) -> float | None:
@@ -115,7 +120,7 @@ class Call:
         self.attempts += copy.attempts - since.attempts
         self.queue_time += copy.queue_time - since.queue_time
         self.wire_time += copy.wire_time - since.wire_time
-        self.down = copy.down
+        self.down, self.blocked = copy.down, copy.blocked
 
     def headers_came(self) -> None:
         """A transport calls this when status and headers have arrived, before the body."""

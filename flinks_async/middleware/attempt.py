@@ -7,20 +7,24 @@ timer are released, because it uses neither the network nor the server.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import inf
 
 from ..classify import classify_error, classify_response, outcome_line
 from ..clock import Clock
 from ..codec import DIRECT_SIZE, Codec, envelope_of, read_envelope
 from ..config import Retry, Timeouts
-from ..errors import AttemptTimeoutError, DeadlineExceededError, DecodeError, FlinksError
+from ..errors import AttemptTimeoutError, ConnectTimeoutError, DeadlineExceededError, DecodeError, FlinksError
 from ..messages import Call, Handler, Request, Response, Transport
 from ..models import Meta, PartnerAccessResponse
 from ..observe import AttemptFinished, AttemptStarted, Observer, emit
-from ..runtime.cancel_scope import CancelScope
+from ..runtime.cancel_scope import LATE, CancelScope
 from ..secret import fingerprint
 from ..verdict import OK, Kind, Verdict
 
 _TIMED_OUT = Verdict(Kind.TRANSIENT, "DeadlineExceededError", DeadlineExceededError)
+
+# Seconds. aiohttp rounds timers above 5 s up to a whole second.
+_LATE_CONNECT = LATE + 1.0
 
 
 class Attempt:
@@ -32,6 +36,7 @@ class Attempt:
         self._clock = clock
         self._now = clock.now
         self._timeout = timeouts.attempt
+        self._connect_is_late = inf if timeouts.connect is None else timeouts.connect + _LATE_CONNECT
         self._throttle_statuses = retry.throttle_statuses
 
     async def __call__(self, request: Request, /) -> Response:
@@ -44,7 +49,7 @@ class Attempt:
             probe = await self._wait_for_slot(call)
         sent = now = self._now()
         call.attempts += 1
-        call.headers_at = None
+        call.headers_at, call.blocked = None, False
         response: Response | None = None
         retrying, call.retrying = call.retrying, False
         if permit is not None:
@@ -59,6 +64,7 @@ class Attempt:
                     with scope:
                         response = await self._transport.send(request)
                 if response is None:
+                    call.blocked = scope.late
                     raise AttemptTimeoutError(f"no complete answer from {request.endpoint.host} within {timeout:g} s")
             finally:
                 governor.release()
@@ -113,7 +119,13 @@ class Attempt:
     def _record_failure(self, request: Request, error: BaseException, sent: float, now: float, probe: bool) -> None:
         call = request.call
         governor = call.local.governor
-        if isinstance(error, FlinksError):
+        if (isinstance(error, ConnectTimeoutError) and now - sent > self._connect_is_late) or (
+            not isinstance(error, FlinksError) and call.scope is not None and call.scope.late
+        ):
+            call.blocked = True
+        if call.blocked:  # our own process was too slow: this says nothing of the server
+            governor.abandon(probe=probe)
+        elif isinstance(error, FlinksError):
             call.down = governor.record(
                 classify_error(error),
                 sent=sent,

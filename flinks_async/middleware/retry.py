@@ -217,7 +217,13 @@ class RetryMiddleware:
             waits=waits,
             down=call.down,
         )
-        if isinstance(decision, Stop) or quota is None or free or (verdict.kind is Kind.STALE and state.stale == 1):
+        if (
+            isinstance(decision, Stop)
+            or quota is None
+            or free
+            or call.blocked
+            or (verdict.kind is Kind.STALE and state.stale == 1)
+        ):
             return decision
         state.cost = await self._pay(quota, call, verdict.kind)
         return _QUOTA_USED_UP if state.cost is None else decision

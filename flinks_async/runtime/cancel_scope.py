@@ -9,25 +9,37 @@ scope is to remove it from a set.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection
 from heapq import heappop, heappush
 from types import TracebackType
 from typing import Any
 
+LATE = 0.1
+"""Seconds after which a timer counts as late, because the event loop was blocked."""
+
+# Turns of the loop before late scopes end. A turn reads each socket once; TLS, headers and body may need one each, and
+# uvloop runs callbacks before it reads.
+_PASSES = 5
+
+_log = logging.getLogger("flinks_async")
+
 
 class CancelScope:
-    """A block, `with scope: ...`, that `interrupt()` ends; `interrupted` is true afterwards.
+    """A block, `with scope: ...`, that `interrupt()` ends. Use it once, in one task.
 
-    Use it once, in one task.
+    Attributes:
+        interrupted: whether `interrupt()` ended the block.
+        late: the deadline timer ended it late, because the event loop was blocked: nobody else is to blame.
     """
 
-    __slots__ = ("_before", "_bucket", "_task", "interrupted")
+    __slots__ = ("_before", "_bucket", "_task", "interrupted", "late")
 
     def __init__(self) -> None:
         self._task: asyncio.Task[object] | None = None
         self._before = 0
         self._bucket: set[CancelScope] | None = None
-        self.interrupted = False
+        self.interrupted = self.late = False
 
     def __enter__(self) -> CancelScope:
         task = asyncio.current_task()
@@ -64,14 +76,15 @@ class CancelScope:
 class DeadlineTimer:
     """Interrupts scopes at their deadlines. There is one for each event loop.
 
-    A scope ends up to 5 % late (at least 10 ms, at most 500 ms), never early.
+    A scope ends up to 5 % late (at least 10 ms, at most 500 ms), never early. If the timer itself is late, the loop was
+    blocked, and answers may have arrived meanwhile. So the loop does its I/O first, and only then scopes end.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._buckets: dict[int, set[CancelScope]] = {}
         self._due: list[int] = []
-        self._handle: asyncio.TimerHandle | None = None
+        self._handle: asyncio.Handle | None = None
 
     def arm(self, scope: CancelScope, seconds: float) -> None:
         """Interrupts the scope after this many seconds, unless it is left before."""
@@ -94,10 +107,30 @@ class DeadlineTimer:
 
     def _sweep(self) -> None:
         self._handle = None
+        late = self._loop.time() - self._due[0] / 1000.0
+        if late < LATE:
+            self._interrupt_due(late=False)
+            return
+        if any(self._buckets[due] for due in self._due if due <= self._loop.time() * 1000.0):
+            _log.warning(
+                "the event loop was blocked for at least %.1f s, so timeouts are late; move blocking work to a thread",
+                late,
+            )
+        self._after_io(_PASSES)
+
+    def _after_io(self, passes: int) -> None:
+        if passes:
+            self._handle = self._loop.call_soon(self._after_io, passes - 1)
+        else:
+            self._handle = None
+            self._interrupt_due(late=True)
+
+    def _interrupt_due(self, *, late: bool) -> None:
         now = self._loop.time() * 1000.0 + 1e-3
         while self._due and self._due[0] <= now:
             # A copy, because an interrupted scope removes itself from its bucket.
             for scope in tuple(self._buckets.pop(heappop(self._due))):
+                scope.late = late
                 scope.interrupt()
         if self._due:
             self._schedule()

@@ -117,7 +117,13 @@ class AiohttpTransport:
                 return await self._send_fast(session, template, request)
             return await self._send_by_session(session, prepared, request)
         except asyncio.CancelledError as cancelled:
-            stopped = cancelled
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                stopped = cancelled
+            else:  # not this call: the event loop's executor was shut down while it resolved the host name
+                stopped = ConnectError(
+                    f"no connection to {request.endpoint.host} (the event loop's executor was shut down)"
+                )
         except FlinksError as error:
             stopped = error
         except Exception as error:

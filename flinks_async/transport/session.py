@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import errno
 import os
 import select
 import socket
@@ -29,7 +30,7 @@ from attrs import define, frozen
 
 from ..config import Connection
 from ..endpoint import Endpoint
-from ..errors import ClientClosedError, ConfigError
+from ..errors import ClientClosedError, ConfigError, ConnectError, FlinksError
 from ..runtime.loop_state import PerLoop
 from ..secret import Secret
 
@@ -162,7 +163,7 @@ class SessionManager:
         self._sessions: PerLoop[_LoopSession] = PerLoop()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._tls: ssl.SSLContext | None = connection.ssl_context
-        self._tls_futures: dict[asyncio.AbstractEventLoop, asyncio.Future[ssl.SSLContext | ConfigError]] = {}
+        self._tls_futures: dict[asyncio.AbstractEventLoop, asyncio.Future[ssl.SSLContext | FlinksError]] = {}
         proxies = getproxies() if connection.trust_env else {}
         self._proxies = {scheme: Secret(url) for scheme, url in proxies.items()}  # they may contain passwords
         self._closed_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
@@ -246,21 +247,32 @@ class SessionManager:
 
         Raises:
             ConfigError: a certificate file cannot be used.
+            ConnectError: the process is short of file descriptors, threads or memory; the next call tries again.
         """
         if self._tls is None:
-            made = await asyncio.shield(self._tls_future())  # a waiter may be cancelled while others wait
-            if isinstance(made, ConfigError):
+            future = self._tls_future()
+            await asyncio.wait((future,))  # a waiter may be cancelled while others wait
+            if future.cancelled():
+                raise _shortage("the event loop's executor was shut down")
+            made = future.result()
+            if isinstance(made, FlinksError):
                 raise copy.copy(made)  # each waiter gets its own
             self._tls = made
         return self._tls
 
-    def _tls_future(self) -> asyncio.Future[ssl.SSLContext | ConfigError]:
+    def _tls_future(self) -> asyncio.Future[ssl.SSLContext | FlinksError]:
         """The future of the TLS context, one for all waiters of this loop."""
         loop = asyncio.get_running_loop()
         future = self._tls_futures.get(loop)
         if future is None:
-            future = self._tls_futures[loop] = loop.run_in_executor(None, _make_tls, self._connection)
-            future.add_done_callback(lambda _: self._tls_futures.pop(loop, None))
+            try:
+                future = self._tls_futures[loop] = loop.run_in_executor(None, _make_tls, self._connection)
+            except RuntimeError as error:  # no thread can be started, or the executor was shut down
+                problem = _shortage(str(error))
+            else:
+                future.add_done_callback(lambda _: self._tls_futures.pop(loop, None))
+                return future
+            raise problem
         return future
 
     def proxy_for(self, endpoint: Endpoint) -> Proxy | None:
@@ -323,19 +335,46 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-def _make_tls(connection: Connection) -> ssl.SSLContext | ConfigError:
+# A shortage of the process or the machine: it passes, unlike a wrong certificate file.
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN})
+
+
+def _shortage(reason: str) -> ConnectError:
+    return ConnectError(f"the certificates for TLS could not be loaded, because of a shortage: {reason}")
+
+
+def _make_tls(connection: Connection) -> ssl.SSLContext | FlinksError:
     try:
         context = ssl.create_default_context(cafile=connection.ca_file)
+        if connection.ca_file is None:
+            _check_trust_store(context)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         context.set_alpn_protocols(["http/1.1"])
         if connection.client_cert is not None:
             # Without `password`, OpenSSL would ask on the terminal for the password of an encrypted key.
             context.load_cert_chain(connection.client_cert, connection.client_key, password=lambda: "")
+    except MemoryError:
+        return _shortage(os.strerror(errno.ENOMEM))
     except (OSError, ssl.SSLError) as error:
+        if error.errno in _SHORTAGES and not isinstance(error, ssl.SSLError):  # whose numbers are OpenSSL's own
+            return _shortage(os.strerror(error.errno))
         return ConfigError(
             f"Connection: ca_file, client_cert or client_key is not a readable PEM file ({type(error).__name__})"
         )
     return context
+
+
+def _check_trust_store(context: ssl.SSLContext) -> None:
+    """Raises the OSError of a shortage that left the trust store empty; OpenSSL itself ignores it."""
+    file = ssl.get_default_verify_paths().cafile
+    if file is None or context.cert_store_stats()["x509"]:
+        return
+    try:
+        context.load_verify_locations(file)
+    except OSError as error:
+        if isinstance(error, ssl.SSLError) or error.errno not in _SHORTAGES:
+            return  # an unreadable file of the system: the server's certificate will be refused, which says why
+        raise
 
 
 def _parse_proxy(url: Secret) -> Proxy:

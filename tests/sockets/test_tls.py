@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import ssl
+import sys
 import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from flinks_async import Connection, FlinksClient
+from flinks_async import CertificateError, Connection, Failed, FlinksClient, Retry, TransportError
 from tests.raw_server import RawConnection, RawServer, ReadHead
 
 from .support import HEALTHY, OK, Authority, assert_clean, client_for
@@ -140,3 +144,80 @@ async def test_many_tls_connections_at_once_leave_nothing_behind(authority: Auth
                 await asyncio.gather(*(client.partner_access(f"t{n}") for n in range(15)))
             await assert_clean(client)
         assert client.stats().connections.open == 0
+
+
+class NoThreads(Executor):
+    """An executor in a process that cannot start another thread."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("can't start new thread")
+
+
+class Cancelling(Executor):
+    """An executor that is shut down with `cancel_futures=True` before the work begins."""
+
+    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Any:
+        future: Future[Any] = Future()
+        future.cancel()
+        return future
+
+
+def _closed_executor() -> Executor:
+    executor = ThreadPoolExecutor()
+    executor.shutdown()
+    return executor
+
+
+@pytest.mark.parametrize("secure", [False, True], ids=["http", "https"])
+@pytest.mark.parametrize("make", [NoThreads, _closed_executor, Cancelling])
+async def test_a_shortage_of_threads_is_transient(
+    make: Callable[[], Executor], secure: bool, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop = asyncio.get_running_loop()
+    real = type(loop).run_in_executor
+    short: Executor | None = make()
+
+    def run_in_executor(executor: Any, function: Any, *args: Any) -> Any:
+        return real(loop, short or executor, function, *args)
+
+    monkeypatch.setattr(loop, "run_in_executor", run_in_executor)
+    async with RawServer(HEALTHY, ssl_context=authority.context() if secure else None) as server:
+        url = server.base_url.replace("127.0.0.1", "localhost")
+        async with client_for(url, connection=trusting(authority), retry=Retry(attempts=1)) as client:
+            outcomes = [one async for one in client.partner_access_many(["a", "b"])]
+            assert [isinstance(one, Failed) and isinstance(one.error, TransportError) for one in outcomes] == [
+                True,
+                True,
+            ]
+            short = None
+            await client.partner_access("t")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no RLIMIT_NOFILE")
+@pytest.mark.parametrize("kind", ["default", "ca_file", "client_cert"])
+async def test_a_shortage_of_file_descriptors_is_transient(
+    kind: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import resource
+
+    connection = Connection()
+    if kind == "default":
+        monkeypatch.setenv("SSL_CERT_FILE", authority.file)
+    else:
+        connection = trusting(authority)
+    async with RawServer(HEALTHY, ssl_context=authority.context()) as server:
+        if kind == "client_cert":
+            certificate, key = authority.client_files()
+            connection = trusting(authority, client_cert=certificate, client_key=key)
+        async with client_for(https(server), connection=connection, retry=Retry(attempts=1)) as client:
+            await asyncio.get_running_loop().run_in_executor(None, int)  # a thread that is there already
+            before = resource.getrlimit(resource.RLIMIT_NOFILE)
+            with open(os.devnull) as last:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno() + 1, before[1]))
+                try:
+                    with pytest.raises(TransportError) as caught:
+                        await client.partner_access("t")
+                finally:
+                    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            assert not isinstance(caught.value, CertificateError)
+            await client.partner_access("t")
