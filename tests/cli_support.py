@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ def _usual_signals() -> None:
 
 def records(path: Path) -> list[dict[str, Any]]:
     """The lines of a JSONL file; none if it is not there."""
-    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+    return [json.loads(line, parse_float=Decimal) for line in path.read_bytes().splitlines()] if path.exists() else []
 
 
 def by_line(path: Path) -> dict[int, dict[str, Any]]:

@@ -192,9 +192,9 @@ def test_retry_after_is_read_once_for_each_response() -> None:
     class Headers(dict[str, str]):
         reads = 0
 
-        def get(self, name: str, default: str = "") -> str:  # type: ignore[override]
+        def __getitem__(self, name: str) -> str:
             self.reads += name == "Retry-After"
-            return super().get(name, default)
+            return super().__getitem__(name)
 
     headers = Headers({"Retry-After": "7"})
     response = Response(503, headers)

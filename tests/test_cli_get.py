@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +28,24 @@ class TestGet:
         file.write_bytes(b"\xef\xbb\xbf" + TOKEN.encode() + b"\r\n")
         result = await cli("get", "--token-file", file, server=flinks_server)
         assert result.exit_code == Exit.OK
-        assert json.loads(result.stdout) == flinks_server.expected(TOKEN)
+        assert json.loads(result.stdout, parse_float=Decimal) == flinks_server.expected(TOKEN)
         assert result.stdout.count("\n") == 1
         assert result.stderr == ""
 
     async def test_a_token_from_standard_input(self, flinks_server: FlinksServer) -> None:
         result = await cli("get", "--token-file", "-", server=flinks_server, stdin=f"\n{TOKEN}\n")
-        assert json.loads(result.stdout) == flinks_server.expected(TOKEN)
+        assert json.loads(result.stdout, parse_float=Decimal) == flinks_server.expected(TOKEN)
 
     async def test_a_token_from_the_environment(self, flinks_server: FlinksServer) -> None:
         result = await cli("get", server=flinks_server, FLINKS_ACCESS_TOKEN=TOKEN)
-        assert json.loads(result.stdout) == flinks_server.expected(TOKEN)
+        assert json.loads(result.stdout, parse_float=Decimal) == flinks_server.expected(TOKEN)
 
     async def test_a_hidden_prompt_on_a_terminal(
         self, flinks_server: FlinksServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("flinks_async.cli.secret_input.stdin_is_terminal", lambda: True)
         result = await cli("get", server=flinks_server, stdin=TOKEN + "\n")
-        assert json.loads(result.stdout) == flinks_server.expected(TOKEN)
+        assert json.loads(result.stdout, parse_float=Decimal) == flinks_server.expected(TOKEN)
         assert result.stderr.startswith("Access token:")
         assert TOKEN not in result.stderr
 

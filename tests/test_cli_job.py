@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import stat
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ async def fetch(server: FlinksServer, tokens: object, job: object, *more: object
 
 def answers(job: Path) -> dict[int, Any]:
     """Answers by line, none of them twice."""
-    found = [json.loads(line) for line in bulk.export(job)]
+    found = [json.loads(line, parse_float=Decimal) for line in bulk.export(job)]
     assert len({record["line"] for record in found}) == len(found), "an answer is there twice"
     return {record["line"]: record["response"] for record in found}
 

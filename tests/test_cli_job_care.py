@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from contextlib import closing
+from decimal import Decimal
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -232,7 +233,10 @@ class TestExport:
 
     async def test_to_standard_output(self, flinks_server: FlinksServer, job: Path) -> None:
         result = await cli("export", job, "--out", "-")
-        found = {record["line"]: record["response"] for record in map(json.loads, result.stdout.splitlines())}
+        found = {
+            record["line"]: record["response"]
+            for record in (json.loads(line, parse_float=Decimal) for line in result.stdout.splitlines())
+        }
         assert found == expected(flinks_server)
 
     @pytest.mark.parametrize("suffix", ["gz", "GZ"])

@@ -331,7 +331,7 @@ if __name__ == "__main__":
 
 @click.command(cls=Command)
 @click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on [any free one].")
-@click.option("--size", type=click.Choice(["small", "medium", "large"]), default="small", show_default=True)
+@click.option("--size", type=click.Choice(["small", "medium", "large"]), default="medium", show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data, the faults and the latency.")
 @click.option(
     "--faults-share",

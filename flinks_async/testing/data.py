@@ -44,7 +44,7 @@ def uniform(*parts: object) -> float:
     return (int.from_bytes(digest(*parts, size=8), "big") >> 11) / (1 << 53)
 
 
-def expected_body(token: str, *, size: Size = "small", shape: Shape = "list", seed: int = 0) -> bytes:
+def expected_body(token: str, *, size: Size = "medium", shape: Shape = "list", seed: int = 0) -> bytes:
     """The exact body of `FlinksServer`'s answer for a token.
 
     Args:
@@ -66,7 +66,7 @@ def expected_body(token: str, *, size: Size = "small", shape: Shape = "list", se
     return b'{"GetAccountsDetail":%b,"RequestId":"%b"}' % (detail, request_id)
 
 
-def expected_answer(token: str, *, size: Size = "small", shape: Shape = "list", seed: int = 0) -> dict[str, Any]:
+def expected_answer(token: str, *, size: Size = "medium", shape: Shape = "list", seed: int = 0) -> dict[str, Any]:
     """The expected `answer.to_dict()` for a token; amounts are `Decimal`. For the arguments see `expected_body`."""
     answer: dict[str, Any] = json.loads(expected_body(token, size=size, shape=shape, seed=seed), parse_float=Decimal)
     return answer

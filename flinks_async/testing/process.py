@@ -52,7 +52,7 @@ class ServeOptions:
     auth_scheme: AuthScheme | None = None
     host: str = "127.0.0.1"
     port: int = 0
-    size: Size = "small"
+    size: Size = "medium"
     shape: Shape = "list"
     seed: int = 0
     faults: float = 0.0

@@ -138,7 +138,7 @@ class FlinksServer:
         auth_scheme: the one form of the authentication header to accept; default all three.
         tokens: the known access tokens; default: every token is known.
         unknown_token: the answer to other tokens; default 401 SESSION_NONEXISTENT.
-        size: of the answers: `small` (default), `medium` or `large`; see `expected_body`.
+        size: of the answers: `small`, `medium` (default) or `large`; see `expected_body`.
         shape: of `GetAccountsDetail`: `list` (default), `object` or `null`.
         seed: of the data and the latency.
         faults: which requests fail, such as `Faults(share=0.03)`; default none.
@@ -165,7 +165,7 @@ class FlinksServer:
         auth_scheme: AuthScheme | None = None,
         tokens: Container[str] | None = None,
         unknown_token: str | Fault = UNKNOWN_TOKEN,
-        size: Size = "small",
+        size: Size = "medium",
         shape: Shape = "list",
         seed: int = 0,
         faults: Plan | None = None,

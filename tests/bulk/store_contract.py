@@ -30,7 +30,11 @@ OTHER_JOB = "fedcba9876543210" * 2
 Bodies = Mapping[int, bytes]
 
 SHARDS: tuple[Bodies, ...] = (
-    {2: expected_body("t-2", size="medium"), 1: expected_body("t-1"), 3: expected_body("t-3", shape="null")},
+    {
+        2: expected_body("t-2", size="medium"),
+        1: expected_body("t-1", size="small"),
+        3: expected_body("t-3", shape="null"),
+    },
     {5: expected_body("t-5", size="medium", shape="object"), 4: expected_body("t-4", size="medium")},
     {},
     {9: expected_body("t-9", size="medium")},

@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 
 from flinks_async import Adaptive, ConfigError, FlinksClient, Limits, ShareQuota, config
-from flinks_async.bulk.executors.processes import rules_for, settings_for, share
-from flinks_async.bulk.executors.shared_rate import SharedRate
+from flinks_async.bulk.executors.processes import SharedRate, rules_for, settings_for, share
 from flinks_async.bulk.executors.worker_messages import Secrets, describe, from_line, make, to_line
 from flinks_async.bulk.executors.worker_process import ending, environment_without
 from flinks_async.bulk.records import Counters, Histogram, InstanceState

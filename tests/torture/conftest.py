@@ -27,7 +27,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ServerProcess]:
-    with ServerProcess(ServeOptions()) as running:
+    with ServerProcess(ServeOptions(size="small")) as running:
         yield running
 
 

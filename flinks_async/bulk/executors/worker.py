@@ -24,8 +24,8 @@ from ..inputs import InputFile
 from ..records import Finished
 from ..thread import Thread
 from .in_process import ShardLoader
+from .processes import SharedRate
 from .protocol import Task
-from .shared_rate import SharedRate
 from .worker_messages import (
     Assigned,
     Broken,
