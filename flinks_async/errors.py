@@ -129,11 +129,60 @@ class FlinksError(Exception):
         return f"{type(self).__name__}({self.message!r}{known})"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _rebuild, (type(self), self.message, self.fields())
+        # `__init__` is not called again, because a subclass may have one of its own. The state includes notes.
+        return _rebuild, (type(self), self.args, dict(vars(self)))
+
+    def __copy__(self) -> FlinksError:
+        made = _rebuild(type(self), self.args, vars(self))
+        made.__cause__, made.__context__ = self.__cause__, self.__context__
+        made.__suppress_context__ = self.__suppress_context__
+        return made.with_traceback(self.__traceback__)
 
 
-def _rebuild(cls: type[FlinksError], message: str, fields: dict[str, Any]) -> FlinksError:
-    return cls(message, **fields)
+def _rebuild(cls: type[FlinksError], args: tuple[Any, ...], state: dict[str, Any]) -> FlinksError:
+    error = cls.__new__(cls, *args)
+    error.args = args
+    vars(error).update(state)
+    if "__notes__" in state:
+        error.__notes__ = list(state["__notes__"])
+    return error
+
+
+def keep_story(error: FlinksError) -> None:
+    """Internal. Drops the frames and the chain of an error that this package raised, because they may hold secrets and do
+    not help a user. An error of a user's middleware keeps both, from the user's first frame on.
+    """
+    if not _is_users(error):
+        error.__traceback__ = error.__context__ = error.__cause__ = None
+        return
+    frames = error.__traceback__
+    while frames is not None and _is_ours(frames.tb_frame.f_globals.get("__name__", "")):
+        frames = frames.tb_next
+    error.__traceback__ = frames
+    seen: set[int] = {id(error)}
+    chain = [error.__cause__, error.__context__]
+    while chain:
+        link = chain.pop()
+        if link is None or id(link) in seen:
+            continue
+        seen.add(id(link))
+        chain += [link.__cause__, link.__context__]
+        if isinstance(link, FlinksError) and not _is_users(link):
+            link.__traceback__ = None
+
+
+def _is_users(error: FlinksError) -> bool:
+    """Whether a user's code raised the error, or defined its class."""
+    if not _is_ours(type(error).__module__):
+        return True
+    last = error.__traceback__
+    while last is not None and last.tb_next is not None:
+        last = last.tb_next
+    return last is not None and not _is_ours(last.tb_frame.f_globals.get("__name__", ""))
+
+
+def _is_ours(module: str) -> bool:
+    return module.partition(".")[0] == __name__.partition(".")[0]
 
 
 class ConfigError(FlinksError, ValueError):

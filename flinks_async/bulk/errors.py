@@ -70,9 +70,6 @@ class StoreMissingError(StoreError):
         super().__init__(f"{where} is missing")
         self.where = where
 
-    def __reduce__(self) -> Any:
-        return StoreMissingError, (self.where,)
-
 
 class UnfitAnswerError(StoreError):
     """One answer has a value that no column of the store can hold. The job goes on without it.
@@ -84,13 +81,6 @@ class UnfitAnswerError(StoreError):
     def __init__(self, message: str, *, line: int) -> None:
         super().__init__(message)
         self.line = line
-
-    def __reduce__(self) -> Any:
-        return _unfit, (self.message, self.line)
-
-
-def _unfit(message: str, line: int) -> UnfitAnswerError:
-    return UnfitAnswerError(message, line=line)
 
 
 class WorkerError(JobError):
