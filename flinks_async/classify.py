@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 
 from . import errors as e
 from .clock import Clock
+from .config import THROTTLE_STATUSES
 from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
 from .messages import Request, Response
 from .secret import redact
@@ -63,7 +64,7 @@ def _by_status(status: int) -> Verdict:
 
 
 def classify_response(
-    status: int, envelope: Envelope = EMPTY_ENVELOPE, throttle_statuses: frozenset[int] = frozenset({429})
+    status: int, envelope: Envelope = EMPTY_ENVELOPE, throttle_statuses: frozenset[int] = THROTTLE_STATUSES
 ) -> Verdict:
     """The verdict on a response. An error inside the body of a 200 wins over its status.
 
@@ -90,7 +91,7 @@ def _throttled(reason: str) -> Verdict:
     return Verdict(Kind.THROTTLED, reason, e.RateLimitedError)
 
 
-def verdict_of(response: Response, throttle_statuses: frozenset[int] = frozenset({429})) -> Verdict:
+def verdict_of(response: Response, throttle_statuses: frozenset[int] = THROTTLE_STATUSES) -> Verdict:
     """The verdict of a response. A response made by a user's middleware may have none; it is classified now."""
     return response.verdict or classify_response(response.status, response.envelope, throttle_statuses)
 

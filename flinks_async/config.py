@@ -237,6 +237,7 @@ AUTH_SCHEMES: Final[tuple[AuthScheme, ...]] = get_args(AuthScheme)
 """All values of `AuthScheme`."""
 
 MIB: Final = 1024 * 1024
+THROTTLE_STATUSES: Final = frozenset({429})
 
 
 def _statuses(values: Iterable[int]) -> frozenset[int]:
@@ -263,7 +264,7 @@ class Retry:
         cap: the longest backoff in seconds.
         retry_after_cap: the longest `Retry-After` in seconds that a retry waits for. A longer one ends the call with an
             error that has `retry_after` set; with `Limits.waits`, all calls wait instead.
-        throttle_statuses: statuses that count as throttling, whatever the body says.
+        throttle_statuses: statuses that count as throttling, unless the body has a FlinksCode that this package knows.
         quota: limits the retries of all calls for one (instance, secret): a `TokenBucketQuota`, a `ShareQuota`, or None
             for no limit.
     """
@@ -273,7 +274,7 @@ class Retry:
     throttled_base: float = field(default=1.0, validator=checks.not_negative)
     cap: float = field(default=20.0, validator=checks.not_negative)
     retry_after_cap: float = field(default=60.0, validator=checks.not_negative)
-    throttle_statuses: frozenset[int] = field(default=frozenset({429}), converter=_statuses)
+    throttle_statuses: frozenset[int] = field(default=THROTTLE_STATUSES, converter=_statuses)
     quota: Quota | None = field(
         default=TokenBucketQuota(), validator=checks.one_of(TokenBucketQuota, ShareQuota, NoneType)
     )

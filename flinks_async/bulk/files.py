@@ -30,7 +30,7 @@ DUPLICATES: Final = "duplicates.jsonl"
 REPORT: Final = "report.json"
 PAGE: Final = "report.html"
 NOTE: Final = "out.json"
-"""Names the output file that belongs to the job (see `stores.ownership`)."""
+"""Names the output file that belongs to the job (see `stores.answer_files`)."""
 SPOOLS: Final = "spools"
 SCRATCH: Final = "scratch"
 

@@ -194,8 +194,8 @@ _WHAT_TO_DO: Final[tuple[tuple[type[FlinksError], str], ...]] = (
 
 def reason_for_all(error: FlinksError, instance: str | None) -> str:
     """Why a run stops for an error that every token would meet."""
-    advice = next(text for kind, text in _WHAT_TO_DO if isinstance(error, kind))
-    return f"{_prefix(instance)}{error.message}. {advice}"
+    advice = next((f". {text}" for kind, text in _WHAT_TO_DO if isinstance(error, kind)), "")
+    return f"{_prefix(instance)}{error.message}{advice}"
 
 
 def reason_for_row(error: FlinksError, instance: str | None, tokens: int) -> str:

@@ -3,13 +3,11 @@
     protocol         the interface of a store; start here
     jsonl            JSONL, one file for each shard or one file for all
     parquet          Parquet, one file for each table and shard
-    sqlite, duckdb   tables in a database that is one file (their base: database_file)
+    sqlite, duckdb   tables in a database that is one file
     postgresql       tables in a PostgreSQL database
-    database         the base of all databases; database_schema creates their tables
-    answer_rows      answers as rows of tables, for all stores with tables
-    answer_files     files of answers: read and checked
-    ownership        proves that an output file belongs to the job
-    row_digest       the checksum of rows, for `verify`
+    database         the bases of all databases; database_schema creates their tables
+    answer_rows      answers as rows of tables, and the checksum of rows for `verify`
+    answer_files     files of answers: read, checked, and proved to belong to the job
 
 Where do I add a store?
 
@@ -17,7 +15,7 @@ Where do I add a store?
    read spools with `answer_rows.read_spool`. For a database, subclass `DatabaseStore` or `DatabaseFile`. `put` must return
    only when the answers survive a power cut; call `crash_points.reach("...")` after each step, because the tests crash there.
 2. `_CLASSES` below: the kind that `describe` returns, with the module and the class.
-3. `cli/output.py`: the name for `--store`.
+3. `cli/output.py`: the name for `--store`; `cli/display.py`: its label in the summary.
 4. `pyproject.toml`: an extra, if the store needs a library; import it with `checks.optional_import`.
 5. `tests/bulk/test_store_NAME.py`: inherit `StoreContract` (`store_contract.py`) or `DatabaseContract`
    (`database_contract.py`); stores with tables also go into `test_stores_agree.py`. `tests/torture/outputs.py`: one line, so
