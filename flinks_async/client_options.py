@@ -7,6 +7,7 @@ checked, defaults filled in, secrets wrapped. It makes the endpoint and the chai
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from inspect import isasyncgenfunction, iscoroutinefunction, isfunction, isgeneratorfunction, ismethod
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from attrs import Attribute, evolve, field, frozen
@@ -31,7 +32,7 @@ from .config import (
 )
 from .endpoint import Endpoint, check_secret, make_endpoint, wrap_header_values
 from .errors import ConfigError
-from .messages import Handler, Middleware, Transport, checked, compose
+from .messages import Handler, Middleware, Transport, checked, compose, name_of
 from .middleware.attempt import Attempt, Observed
 from .middleware.auth import AuthMiddleware, SecretSource
 from .middleware.retry import RetryMiddleware
@@ -120,6 +121,37 @@ def _callables(instance: object, attribute: Attribute[Any], value: Any) -> None:
             raise ConfigError(f"{attribute.name}: {type(part).__name__} is not callable")
 
 
+def _middleware(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    _callables(instance, attribute, value)
+    for part in value:
+        if isgeneratorfunction(part) or isasyncgenfunction(part) or _returns_a_value(part):
+            raise ConfigError(
+                f"{attribute.name}: {name_of(part)} is not async; write `async def` and return a Response"
+            )
+
+
+def _returns_a_value(part: Any) -> bool:
+    """Whether a middleware is a plain function. One that wraps another, or that says that it returns an awaitable, is not:
+    it may return what `call_next` returned.
+    """
+    if not (isfunction(part) or ismethod(part)) or iscoroutinefunction(part) or hasattr(part, "__wrapped__"):
+        return False
+    if part.__name__ == "<lambda>":
+        return False
+    said = str(part.__annotations__.get("return", ""))
+    return not any(word in said for word in ("Awaitable", "Coroutine", "Future", "Task", "Any"))
+
+
+def _observers(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    _callables(instance, attribute, value)
+    for part in value:
+        for called in (part, getattr(part, "__call__", None)):  # noqa: B004 # also an object whose `__call__` is async
+            if iscoroutinefunction(called) or isasyncgenfunction(called) or isgeneratorfunction(called):
+                raise ConfigError(
+                    f"observers: {name_of(part)} must be a plain function; observers are called, not awaited (start a task)"
+                )
+
+
 def _flag(instance: object, attribute: Attribute[Any], value: Any) -> None:
     checks.flag(attribute.name, value)
 
@@ -159,9 +191,9 @@ class ClientOptions:
     auth_scheme: AuthScheme
     base_url: Secret | None = field(converter=wrap_secret)
     settings: Settings
-    middleware: tuple[Middleware, ...] = field(converter=_as_tuple, validator=_callables)
-    attempt_middleware: tuple[Middleware, ...] = field(converter=_as_tuple, validator=_callables)
-    observers: tuple[Observer, ...] = field(converter=_as_tuple, validator=_callables)
+    middleware: tuple[Middleware, ...] = field(converter=_as_tuple, validator=_middleware)
+    attempt_middleware: tuple[Middleware, ...] = field(converter=_as_tuple, validator=_middleware)
+    observers: tuple[Observer, ...] = field(converter=_as_tuple, validator=_observers)
     app_name: str | None
     headers: Mapping[str, Secret] | None = field(converter=wrap_header_values)
     allow_http: bool = field(validator=_flag)

@@ -8,6 +8,7 @@ middleware never holds a connection, and a truncated body reaches it as an error
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from inspect import isawaitable
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -207,7 +208,7 @@ class Middleware(Protocol):
     must keep the contract of a `Handler`.
     """
 
-    async def __call__(self, request: Request, call_next: Handler, /) -> Response: ...
+    def __call__(self, request: Request, call_next: Handler, /) -> Awaitable[Response]: ...
 
 
 def compose(middlewares: Iterable[Middleware], handler: Handler) -> Handler:
@@ -221,15 +222,26 @@ def _bind(middleware: Middleware, call_next: Handler) -> Handler:
     return lambda request: middleware(request, call_next)
 
 
+def name_of(part: object) -> str:
+    """The name of a user's callable, for messages."""
+    return str(getattr(part, "__qualname__", type(part).__qualname__))
+
+
 def checked(middleware: Middleware) -> Middleware:
     """Wraps a user's middleware, so that one that forgets to return the response is named in the error."""
 
     async def link(request: Request, call_next: Handler, /) -> Response:
-        response: object = await middleware(request, call_next)
+        returned: object = middleware(request, call_next)
+        if not isawaitable(returned):
+            raise ConfigError(
+                f"the middleware {name_of(middleware)} must be async, and returned {type(returned).__name__} at once"
+            )
+        response: object = await returned
         if isinstance(response, Response):
             return response
-        name = getattr(middleware, "__qualname__", type(middleware).__qualname__)
-        raise ConfigError(f"the middleware {name} must return a Response, and returned {type(response).__name__}")
+        raise ConfigError(
+            f"the middleware {name_of(middleware)} must return a Response, and returned {type(response).__name__}"
+        )
 
     return link
 

@@ -15,8 +15,9 @@ import secrets
 import sys
 from base64 import b64encode, urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Coroutine
-from functools import wraps
+from functools import update_wrapper, wraps
 from hashlib import blake2b
+from types import MethodType
 from typing import Any, Final, NoReturn, ParamSpec, TypeVar
 from urllib.parse import quote, unquote_plus
 
@@ -136,17 +137,37 @@ def wraps_token(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coro
     not even when the coroutine is cancelled before its first step.
     """
     call: Callable[..., Coroutine[Any, Any, T]] = method
-
-    @wraps(method)
-    def hidden(self: Any, token: Any, **options: Any) -> Coroutine[Any, Any, T]:
-        token = wrap_secret(token)
-        return call(self, token, **options)
-
-    # So that `inspect.iscoroutinefunction` is true, which mocks ask for.
+    # Marked, so that `inspect.iscoroutinefunction` is true, which mocks and retry libraries ask for.
     if sys.version_info >= (3, 12):
+
+        @wraps(method)
+        def hidden(self: Any, token: Any, **options: Any) -> Coroutine[Any, Any, T]:
+            token = wrap_secret(token)
+            return call(self, token, **options)
+
         return inspect.markcoroutinefunction(hidden)  # type: ignore[return-value]
-    hidden._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
-    return hidden  # type: ignore[return-value]
+    marked: Any = _MarkedAsync(call)
+    return marked  # type: ignore[no-any-return]
+
+
+class _MarkedAsync:
+    """`wraps_token` for Python 3.11, where `inspect` has no mark: it takes an object with the attributes of a function for
+    one, and reads the flags of its `__code__`.
+    """
+
+    def __init__(self, method: Callable[..., Any]) -> None:
+        update_wrapper(self, method)
+        self.__code__ = method.__code__
+        self.__defaults__, self.__kwdefaults__ = method.__defaults__, method.__kwdefaults__
+        self._is_coroutine = asyncio.coroutines._is_coroutine  # type: ignore[attr-defined]
+        self._method = method
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        return self if instance is None else MethodType(self, instance)
+
+    def __call__(self, instance: Any, token: Any, **options: Any) -> Any:
+        token = wrap_secret(token)
+        return self._method(instance, token, **options)
 
 
 def fingerprint(secret: str | Secret, *, key: bytes | None = None) -> str:

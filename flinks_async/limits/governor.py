@@ -23,7 +23,7 @@ from attrs import frozen
 
 from ..clock import Clock
 from ..config import Limits, RateLimiter
-from ..errors import CircuitOpenError, DeadlineExceededError
+from ..errors import CircuitOpenError, ConfigError, DeadlineExceededError
 from ..verdict import Kind, Verdict
 from .breaker import BreakerState, CircuitBreaker
 from .concurrency import make_concurrency
@@ -330,8 +330,14 @@ class Governor:
     async def _until_turn(self, limiter: RateLimiter, now: float) -> float:
         """Seconds until the limiter's turn. A cancelled call leaves its turn to the next one, so that none is lost."""
         if self._turn_at is None:
-            wait = limiter.reserve(now)
-            self._turn_at = now + (await wait if isawaitable(wait) else wait)
+            reserved: object = limiter.reserve(now)
+            wait = await reserved if isawaitable(reserved) else reserved
+            if not isinstance(wait, (int, float)) or isinstance(wait, bool) or wait != wait:
+                name = type(limiter).__qualname__
+                raise ConfigError(
+                    f"Limits.rate_limiter: {name}.reserve must return seconds, and returned {type(wait).__name__}"
+                )
+            self._turn_at = now + wait
         return self._turn_at - now
 
     async def _sleep(self, seconds: float, now: float, deadline: float | None) -> None:
