@@ -84,7 +84,18 @@ from .models import (
     Timestamp,
     Transaction,
 )
-from .observe import AttemptFinished, AttemptStarted, ClientStats, Event, Observer, RetryScheduled
+from .observe import (
+    AttemptFinished,
+    AttemptStarted,
+    ClientStats,
+    Event,
+    InstanceDown,
+    InstanceUp,
+    Observer,
+    Paused,
+    Resumed,
+    RetryScheduled,
+)
 from .secret import Secret, SecretFilter, fingerprint
 from .transport.session import ConnectionStats, SessionManager
 from .verdict import Kind, Verdict
@@ -125,6 +136,8 @@ __all__ = [
     "Handler",
     "Hedge",
     "Holder",
+    "InstanceDown",
+    "InstanceUp",
     "InvalidTokenError",
     "JSONLimitError",
     "Kind",
@@ -139,6 +152,7 @@ __all__ = [
     "Outcome",
     "PartnerAccessResponse",
     "Pause",
+    "Paused",
     "PendingError",
     "PollPending",
     "ProtocolError",
@@ -152,6 +166,7 @@ __all__ = [
     "Request",
     "Response",
     "ResponseTooLargeError",
+    "Resumed",
     "Retry",
     "RetryScheduled",
     "Secret",

@@ -113,6 +113,11 @@ def seconds(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be a number of seconds greater than 0, up to {MOST:g}, not {shown(value)}")
 
 
+def counted(count: int, noun: str) -> str:
+    """Such as `1 attempt` or `2,000 attempts`."""
+    return f"{count:,} {noun}" + ("" if count == 1 else "s")
+
+
 def optional_import(module: str, *, extra: str) -> Any:
     """Imports an optional package. Call it where the package is used, so that others need not install it.
 

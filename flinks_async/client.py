@@ -320,12 +320,13 @@ class FlinksClient:
                 problem = ClientClosedError("the client was closed while the call was in flight")
             else:
                 problem = DeadlineExceededError(
-                    f"no answer from {self._endpoint.host} within {timeout:g} s ({call.attempts} attempts sent)"
+                    f"no answer from {self._endpoint.host} within {timeout:g} s ({checks.counted(call.attempts, 'attempt')} sent)"
                 )
         except FlinksError as error:
             problem = error
         finally:
             state.end(scope)
+        problem.host = self._endpoint.host
         problem.attempts = call.attempts
         problem.elapsed = self._clock.now() - call.started
         problem.token_fingerprint = fingerprint(token)
@@ -350,8 +351,9 @@ class FlinksClient:
             if state is None:
                 self._states.take_closed()
                 state = self._states[loop] = self._pool.loop_state(
-                    loop, self._endpoint.url, self._options.auth_secret, self._settings, self._clock, self._counters
-                )
+                    loop, self._endpoint, self._options.auth_secret, self._settings, self._clock, self._counters,
+                    self._options.observers,
+                )  # fmt: skip
             self._state = state
         return state
 

@@ -86,6 +86,7 @@ class FlinksError(Exception):
         request_id: the body's `RequestId`; quote it when you report a problem to Flinks.
         attempts: the number of attempts, including this one.
         elapsed: seconds since the start of the call.
+        host: the instance's host, with its port if that is not the default.
         retry_after: seconds that the server asked to wait, or until the next probe of an open breaker.
         token_fingerprint: identifies the access token without revealing it (see `flinks_async.fingerprint`).
     """
@@ -104,6 +105,7 @@ class FlinksError(Exception):
         elapsed: float | None = None,
         retry_after: float | None = None,
         token_fingerprint: str | None = None,
+        host: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -115,17 +117,21 @@ class FlinksError(Exception):
         self.elapsed = elapsed
         self.retry_after = retry_after
         self.token_fingerprint = token_fingerprint
+        self.host = host
 
     def fields(self) -> dict[str, Any]:
-        """All attributes except the message, as plain data, for a log record or a report."""
-        return {name: getattr(self, name) for name in (*_NUMBERS, "server_message", *self._extra_fields)}
+        """The class and all attributes as plain data, for a log record or a report."""
+        return {"class": type(self).__name__, "message": self.message, **self._details()}
+
+    def _details(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in (*_NUMBERS, "host", "server_message", *self._extra_fields)}
 
     def __str__(self) -> str:
-        known = [f"{name}={value}" for name in _NUMBERS if (value := getattr(self, name)) is not None]
+        known = [f"{name}={_rounded(value)}" for name in _NUMBERS if (value := getattr(self, name)) is not None]
         return f"{self.message} [{' '.join(known)}]" if known else self.message
 
     def __repr__(self) -> str:
-        known = "".join(f", {name}={value!r}" for name, value in self.fields().items() if value is not None)
+        known = "".join(f", {name}={_rounded(value)!r}" for name, value in self._details().items() if value is not None)
         return f"{type(self).__name__}({self.message!r}{known})"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -137,6 +143,11 @@ class FlinksError(Exception):
         made.__cause__, made.__context__ = self.__cause__, self.__context__
         made.__suppress_context__ = self.__suppress_context__
         return made.with_traceback(self.__traceback__)
+
+
+def _rounded(value: object) -> object:
+    """Seconds as a person reads them: to the millisecond."""
+    return round(value, 3) if isinstance(value, float) else value
 
 
 def _rebuild(cls: type[FlinksError], args: tuple[Any, ...], state: dict[str, Any]) -> FlinksError:

@@ -6,16 +6,28 @@ quick and must not block. Its exceptions are logged and dropped. Without observe
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from attrs import frozen
 
 from .limits.governor import Trouble
+from .limits.notices import InstanceDown, InstanceUp, Paused, Resumed, emit
 from .transport.session import ConnectionStats
 from .verdict import Verdict
 
-_log = logging.getLogger("flinks_async")
+__all__ = [
+    "AttemptFinished",
+    "AttemptStarted",
+    "ClientStats",
+    "Event",
+    "InstanceDown",
+    "InstanceUp",
+    "Observer",
+    "Paused",
+    "Resumed",
+    "RetryScheduled",
+    "emit",
+]
 
 
 @frozen
@@ -73,24 +85,11 @@ class RetryScheduled:
     delay: float
 
 
-Event = AttemptStarted | AttemptFinished | RetryScheduled
-"""An event that an observer receives."""
+Event = AttemptStarted | AttemptFinished | RetryScheduled | InstanceDown | InstanceUp | Paused | Resumed
+"""An event that an observer receives. Each has the `host` of the instance."""
 
 Observer = Callable[[Event], object]
 """A callable for events; the top of this module says what it may do."""
-
-
-def emit(observers: Sequence[Observer], event: Event) -> None:
-    """Calls each observer, also when another one raises."""
-    for observer in observers:
-        try:
-            observer(event)
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except BaseException as error:  # a CancelledError from an observer is its bug, the call was not cancelled
-            # Only the type, because the text may hold a secret.
-            name = getattr(observer, "__qualname__", type(observer).__qualname__)
-            _log.error("observer %s raised %s; the event is dropped", name, type(error).__name__)
 
 
 @frozen

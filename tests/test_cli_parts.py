@@ -125,6 +125,8 @@ class TestFailureKinds:
             (errors.ServerError(status=503), "exhausted"),
             (errors.ServerError(status=501), "final"),
             (errors.RateLimitedError(status=401, flinks_code="TOO_MANY_REQUESTS"), "exhausted"),
+            (errors.RateLimitedError(status=403), "exhausted"),  # with throttle_statuses={403, 429}
+            (errors.ServerError(status=200, flinks_code="NEW_CODE"), "exhausted"),  # HttpStatusCode in the body: 500
             (errors.AuthenticationError(status=401), "final"),
             (errors.BadRequestError(status=400), "final"),
             (errors.ConnectTimeoutError(), "exhausted"),

@@ -20,6 +20,7 @@ FIELDS = {
     "elapsed": 1.5,
     "retry_after": 2.0,
     "token_fingerprint": "00ff",
+    "host": "toolbox-api.private.fin.ag",
 }
 
 
@@ -34,7 +35,7 @@ def test_every_error_survives_pickling_and_copying_with_all_its_fields(cls: type
     for other in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
         assert type(other) is cls
         assert other.message == "words"
-        assert other.fields() == error.fields() == {**FIELDS, **extra}
+        assert other.fields() == error.fields() == {"class": cls.__name__, "message": "words", **FIELDS, **extra}
         assert str(other) == str(error)
         assert other.args == error.args
 
@@ -43,13 +44,20 @@ def test_every_error_survives_pickling_and_copying_with_all_its_fields(cls: type
 def test_every_error_can_be_made_of_words_alone(cls: type[FlinksError]) -> None:
     error = cls("words")
     assert str(error) == "words"
-    assert {name for name, value in error.fields().items() if value is not None} <= {"sent"}
+    assert {name for name, value in error.fields().items() if value is not None} <= {"class", "message", "sent"}
 
 
 def test_the_text_names_what_is_known() -> None:
     error = errors.ServerError("it failed", status=503, attempts=3)
     assert str(error) == "it failed [status=503 attempts=3]"
     assert repr(error) == "ServerError('it failed', status=503, attempts=3)"
+
+
+def test_seconds_are_shown_to_the_millisecond() -> None:
+    error = errors.ServerError("it failed", elapsed=0.014210000000000001, retry_after=2.0000004)
+    assert str(error) == "it failed [elapsed=0.014 retry_after=2.0]"
+    assert repr(error) == "ServerError('it failed', elapsed=0.014, retry_after=2.0)"
+    assert error.elapsed == 0.014210000000000001
 
 
 def test_the_tree_in_the_docstring_is_the_tree_in_the_code() -> None:

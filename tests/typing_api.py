@@ -29,14 +29,18 @@ from flinks_async import (
     FlinksClient,
     FlinksError,
     Handler,
+    InstanceDown,
+    InstanceUp,
     Kind,
     Limits,
     Middleware,
     Observer,
     Outcome,
     PartnerAccessResponse,
+    Paused,
     Request,
     Response,
+    Resumed,
     Retry,
     RetryScheduled,
     Secret,
@@ -301,6 +305,16 @@ def observe(event: Event) -> None:
             assert_type(event.status, int | None)
         case RetryScheduled(delay=delay):
             assert_type(delay, float)
+        case InstanceDown(host=host, reason=reason, attempts=number, seconds=seconds, retry_after=delay):
+            assert_type((host, reason), tuple[str, str])
+            assert_type((seconds, delay), tuple[float, float])
+            assert_type(number, int)
+        case Paused(reason=reason, seconds=seconds):
+            assert_type(reason, str)
+            assert_type(seconds, float)
+        case InstanceUp(host=host, seconds=seconds) | Resumed(host=host, seconds=seconds):
+            assert_type(host, str)
+            assert_type(seconds, float)
         case _:
             assert_never(event)
 

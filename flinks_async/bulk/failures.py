@@ -16,13 +16,13 @@ from attrs import evolve
 
 from ..classify import classify_error, classify_response
 from ..errors import (
-    APIStatusError,
     CircuitOpenError,
     DeadlineExceededError,
     FlinksError,
     InvalidTokenError,
     PendingError,
     QuotaExhaustedError,
+    ServerError,
 )
 from ..verdict import Envelope, Kind
 from .compression import Compression
@@ -44,8 +44,10 @@ def failure_kind(error: FlinksError) -> FailureKind:
         return "invalid"
     if isinstance(error, _OUT_OF_TIME) or meets_every_token(error):
         return "exhausted"
-    verdict = classify_error(error)
-    if isinstance(error, APIStatusError) and error.status is not None:
+    verdict = classify_error(error)  # by its class, because `Retry.throttle_statuses` are not known here
+    if (
+        isinstance(error, ServerError) and error.status is not None and error.status >= 500
+    ):  # a 501 is final, a 503 is not
         verdict = classify_response(error.status, Envelope(flinks_code=error.flinks_code))
     return "final" if verdict.kind in _WILL_NOT_CHANGE else "exhausted"
 

@@ -15,6 +15,7 @@ from attrs import asdict, define, evolve, field, frozen
 
 from ..client import FlinksClient
 from ..limits.governor import Trouble
+from ..limits.notices import trouble_line
 
 FailureKind = Literal["invalid", "final", "exhausted"]
 """`invalid`: nothing was sent. `final`: another try will fail too. `exhausted`: another try may succeed."""
@@ -314,12 +315,10 @@ class InstanceTrouble:
     @property
     def without_next_try(self) -> str:
         """The line without the time of the next try, for a run that makes none."""
-        attempts = "1 attempt" if self.attempts == 1 else f"{self.attempts:,} attempts"
-        return f"{self.reason}, {attempts} in {self.seconds:,.0f} s"
+        return trouble_line(self.reason, self.attempts, self.seconds)
 
     def __str__(self) -> str:
-        later = f", next try in {self.next_try:,.0f} s" if self.next_try >= 1 else ""
-        return self.without_next_try + later
+        return trouble_line(self.reason, self.attempts, self.seconds, self.next_try if self.next_try >= 1 else 0.0)
 
 
 @frozen

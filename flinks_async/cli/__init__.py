@@ -58,6 +58,7 @@ class Exit(IntEnum):
     STOPPED = 3
     REFUSED = 4
     OUTPUT = 5
+    LOCKED = 6
     UNEXPECTED = 70
     SIGHUP = 129
     SIGINT = 130
@@ -71,6 +72,7 @@ MEANING: Final[dict[Exit, str]] = {
     Exit.STOPPED: "stopped early: a limit was reached, a problem affects every token (a certificate, a redirect), or worker processes keep crashing; the same command resumes",
     Exit.REFUSED: "the AuthSecret, or the form of its header, is refused",
     Exit.OUTPUT: "output, store or ledger cannot be written, or the input changed or was cut short (no message if the reader of the output went away)",
+    Exit.LOCKED: "another process works on the job; nothing was done, so run the same command again when it has ended",
     Exit.UNEXPECTED: "unexpected error; --debug shows details",
     Exit.SIGINT: "interrupted (Ctrl-C); 143: terminated; 129: hung up",
 }

@@ -13,8 +13,10 @@ from typing import Final
 
 import click
 
-from ..bulk.errors import JobError, LedgerError, StoreError, WorkerError
+from ..bulk.errors import JobError, JobLockedError, LedgerError, StoreError, WorkerError
+from ..checks import counted
 from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidTokenError
+from ..limits.notices import is_no_notice
 from ..secret import SecretFilter, redact, redact_request
 from . import Exit
 
@@ -45,11 +47,6 @@ def say(message: str) -> None:
 def printable(text: str) -> str:
     """The text without control characters, which could change the state of a terminal."""
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def counted(count: int, noun: str) -> str:
-    """Such as `1 attempt` or `2,000 attempts`."""
-    return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
 def duration(seconds: float) -> str:
@@ -115,6 +112,8 @@ def exit_code_of(error: FlinksError) -> Exit:
         return Exit.OUTPUT
     if isinstance(error, WorkerError):
         return Exit.STOPPED
+    if isinstance(error, JobLockedError):
+        return Exit.LOCKED
     return Exit.USAGE if isinstance(error, (ConfigError, InvalidTokenError, JobError)) else Exit.FAILED
 
 
@@ -151,7 +150,9 @@ class _ConsoleHandler(logging.Handler):
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not the record of the error that ended a run, because the command reports that error itself."""
+    """Not the error that ended a run and not an outage, because the command reports these itself. --debug shows outages."""
+    if not _debug and not is_no_notice(record):
+        return False
     return record.name != "flinks_async.bulk" or not str(record.msg).startswith("run broken off")
 
 

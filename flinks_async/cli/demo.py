@@ -28,11 +28,12 @@ from attrs import asdict, define, evolve, field, frozen
 from .. import bulk
 from ..bulk import InProcess, InputFile, Job, JSONLParts, Rules, crash_points
 from ..bulk.files import MANIFEST
+from ..checks import counted
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES, AuthScheme, Pause, Settings
 from . import Exit, epilog
 from .access import Clients
-from .console import OutputError, UsageError, counted, debug_option, say
+from .console import OutputError, UsageError, debug_option, say
 from .display import choose_display
 from .job_run import JobRun, OnScan
 from .options import Speed, concurrency_option

@@ -14,10 +14,11 @@ from attrs import frozen
 
 from ..bulk import Job, Progress, Scanned, Totals
 from ..bulk.files import FAILED
+from ..checks import counted
 from ..endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
 from ..errors import FlinksError
 from . import Exit
-from .console import counted, duration, exit_code_of, on_terminal, say, text_of
+from .console import duration, exit_code_of, on_terminal, say, text_of
 from .options import ProgressKind
 
 DisplayState = Literal["complete", "stopped", "refused", "interrupted", "failed"]

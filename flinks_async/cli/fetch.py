@@ -27,9 +27,10 @@ from ..bulk import (
 )
 from ..bulk.files import MANIFEST
 from ..bulk.inputs import NO_KEY, STDIN, ShardReader, Token
+from ..checks import counted
 from . import Exit, epilog
 from .access import Access, access_options, instances_option, make_clients
-from .console import UsageError, counted, debug_option, duration, say
+from .console import UsageError, debug_option, duration, say
 from .display import RESUME, choose_display, reporting_errors
 from .job_run import JobRun, OnScan
 from .options import (

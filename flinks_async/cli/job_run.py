@@ -11,10 +11,11 @@ from attrs import define, field
 from ..bulk import Executor, InputError, InputFile, Job, Result, Rules
 from ..bulk.files import DUPLICATES, FAILED
 from ..bulk.inputs import STDIN
+from ..checks import counted
 from ..errors import FlinksError
 from . import Exit
 from .access import Clients
-from .console import OutputError, ReaderGone, counted, exit_code_of, report_error, say, text_of
+from .console import OutputError, ReaderGone, exit_code_of, report_error, say, text_of
 from .display import RESUME, Display, DisplayState, Ended, repeated
 from .secret_input import in_daemon_thread
 from .signals import StopSignals

@@ -11,9 +11,10 @@ from click.core import ParameterSource
 from ..bulk import Executor, InputFile, Job, JobMismatchError, Manifest
 from ..bulk.files import MANIFEST
 from ..bulk.records import FailureKind
+from ..checks import counted
 from . import epilog
 from .access import Access, Clients, access_options, instances_option, make_clients
-from .console import counted, debug_option
+from .console import debug_option
 from .display import choose_display, reporting_errors
 from .job_run import JobRun, OnScan
 from .options import (

@@ -15,8 +15,9 @@ from attrs import asdict
 from .. import bulk
 from ..bulk.compression import Compression, compressor
 from ..bulk.inputs import STDIN
+from ..checks import counted
 from . import Exit, epilog
-from .console import UsageError, counted, debug_option, duration, printable, say
+from .console import UsageError, debug_option, duration, printable, say
 from .display import answers_of, outcome_rows
 from .options import directory_argument
 from .output import COMPRESSION, HTML, LINES, Command, split_name, to_stdout, whole_file

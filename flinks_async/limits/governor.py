@@ -27,6 +27,7 @@ from ..errors import CircuitOpenError, ConfigError, DeadlineExceededError
 from ..verdict import Kind, Verdict
 from .breaker import BreakerState, CircuitBreaker
 from .concurrency import make_concurrency
+from .notices import Notices, trouble_line
 from .pause import SharedPause
 from .rate import GCRA, read_rate_limit, spacing
 
@@ -64,11 +65,13 @@ class Governor:
         throttled: throttled answers so far.
         answered: the instance has answered a request, with whatever status.
         trouble: the problem of the latest requests; None while they succeed.
+        notices: tells observers and the log when the instance is down or asks for a pause.
         on_pause: called with `(until, in_a_row)` when an answer begins or extends a pause, for processes that share one
             instance (see `pause_until`).
     """
 
-    def __init__(self, limits: Limits, clock: Clock) -> None:
+    def __init__(self, limits: Limits, clock: Clock, host: str = "the instance") -> None:
+        self.notices = Notices(host)
         self.limits = limits
         self.concurrency = make_concurrency(limits.concurrency)
         self.pause = SharedPause(limits.pause)
@@ -77,6 +80,7 @@ class Governor:
         self.in_use = 0
         self.throttled = 0
         self.trouble: Trouble | None = None
+        self._why_down: Trouble | None = None  # also while probes succeed, when there is no trouble any more
         self.answered = False
         self.on_pause: Callable[[float, int], object] | None = None
         self._clock = clock
@@ -200,8 +204,7 @@ class Governor:
             if self.breaker is not None and not self.breaker.all_succeeded:
                 self._succeeded(now, probe)
         elif kind is Kind.TRANSIENT and (status is None or (status >= 500 and verdict.reason not in _TOKEN_CODES)):
-            down = self._failed(now, probe)
-            self._note(problem, now)
+            down = self._failed(problem, now, probe)
             if status == 503 and self.limits.waits and retry_after is not None:
                 self._pause(retry_after, now, sent)
         elif kind is Kind.THROTTLED:
@@ -215,8 +218,7 @@ class Governor:
             self.concurrency.refused()
             self._succeeded(now, probe)
         elif probe and kind is not Kind.STALE:
-            down = self._failed(now, probe)
-            self._note(problem, now)
+            down = self._failed(problem, now, probe)
         else:
             self.abandon(probe=probe)
             if kind is Kind.BROKEN:
@@ -228,10 +230,11 @@ class Governor:
             self._wake()
         return down
 
-    def _note(self, problem: str, now: float) -> None:
+    def _note(self, problem: str, now: float) -> Trouble:
         before = self.trouble
         attempts, since = (1, now) if before is None else (before.attempts + 1, before.since)
-        self.trouble = Trouble(problem, attempts, since)
+        self.trouble = noted = Trouble(problem, attempts, since)
+        return noted
 
     def _follow_rate_limit(self, headers: Mapping[str, str], now: float) -> None:
         """Spaces requests out if the server announces that few are left."""
@@ -254,36 +257,59 @@ class Governor:
         elapsed = self._clock.now() - self._measured_from
         return max(self._measured_rate if elapsed < 10 else 0.0, self._answers / max(elapsed, _RATE_WINDOW))
 
-    def _failed(self, now: float, probe: bool) -> bool:
+    def _failed(self, problem: str, now: float, probe: bool) -> bool:
+        trouble = self._note(problem, now)
         self.concurrency.failed(self.in_use + 1)
         breaker = self.breaker
         if breaker is None:
             return False
         was_closed = breaker.closed
-        if breaker.failed(now, self._clock.random(), probe=probe):
+        opened = breaker.failed(now, self._clock.random(), probe=probe)
+        if breaker.closed:
+            return False
+        self._why_down = trouble
+        if opened:
             self._unrestricted = False
             if was_closed:
                 self._rate_before_outage = self.rate_now
-        return not breaker.closed
+            self.notices.down(
+                now,
+                reason=trouble.reason,
+                attempts=trouble.attempts,
+                since=trouble.since,
+                retry_after=breaker.retry_after(now),
+                opened=was_closed,
+            )
+        return True
 
     def _succeeded(self, now: float, probe: bool) -> None:
         if self.breaker is not None and self.breaker.succeeded(probe=probe):
             self.concurrency.restart()
             self.pause.ramp(now, self._rate_before_outage)
+            self._why_down = None
+            self.notices.up(now)
 
     def pause_until(self, until: float, in_a_row: int) -> None:
         """Joins the pause of another process with the same clock. The later end counts."""
-        now = self._clock.now()
+        now, before = self._clock.now(), self.pause.until
         if until > now:
             self.pause.join(now, until=until, in_a_row=in_a_row, rate=self.rate_now)
             self._unrestricted = False
+            self._tell_pause("another process met a limit of the instance", now, before)
 
     def _pause(self, retry_after: float | None, now: float, sent: float) -> None:
         before = self.pause.until
         self.pause.throttled(now, sent=sent, retry_after=retry_after, rate=self.rate_now, random=self._clock.random())
         self._unrestricted = False
-        if self.on_pause is not None and self.pause.until > before:
-            self.on_pause(self.pause.until, self.pause.in_a_row)
+        if self.pause.until > before:
+            if self.on_pause is not None:
+                self.on_pause(self.pause.until, self.pause.in_a_row)
+            self._tell_pause("" if self.trouble is None else self.trouble.reason, now, before)
+
+    def _tell_pause(self, reason: str, now: float, before: float) -> None:
+        """Tells the observers of a pause that begins. One that ended `before` without a request is over now."""
+        if not self.notices.paused or now >= before:
+            self.notices.pause(now, reason=reason, seconds=self.pause.until - now)
 
     def _refuse_if_down(self) -> None:
         breaker = self.breaker
@@ -291,9 +317,11 @@ class Governor:
             return
         now = self._clock.now()
         if breaker.wait(now) > 0:
+            retry_after, why = breaker.retry_after(now), self._why_down
+            line = "" if why is None else f": {trouble_line(why.reason, why.attempts, now - why.since, retry_after)}"
             raise CircuitOpenError(
-                f"not sent: too many of the latest requests failed (the circuit is {breaker.state.value}); try again later",
-                retry_after=round(breaker.retry_after(now), 3),
+                f"not sent, because too many of the latest requests failed (the circuit is {breaker.state.value}){line}",
+                retry_after=round(retry_after, 3),
             )
 
     def _held_back(self, now: float) -> float:
@@ -317,6 +345,8 @@ class Governor:
                 await self._sleep(wait, now, deadline)
             else:
                 break
+        if self.notices.paused:
+            self.notices.resume(now)
         self.in_use += 1
         self._turn_at = None
         if not self.pause.idle(now):

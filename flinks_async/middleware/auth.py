@@ -76,7 +76,9 @@ class SecretSource:
         """The error of a refused request if the provider failed, so that it is unknown whether there is another secret."""
         error = error_from(request, response, verdict_of(response), self._clock)
         message = f"{error.message}. Whether there is another one is not known: {self.problem}"
-        return AuthenticationError(message, **{**error.fields(), "provider_problem": self.problem})
+        fields = {**error.fields(), "message": message, "provider_problem": self.problem}
+        del fields["class"]
+        return AuthenticationError(**fields)
 
     async def _fetch(self) -> Secret:
         loop = asyncio.get_running_loop()

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from attrs import define, frozen
 
 from .. import config
+from ..checks import counted
 from ..classify import classify_error, error_from, verdict_of
 from ..clock import Clock
 from ..errors import FlinksError, QuotaExhaustedError
@@ -188,7 +189,7 @@ class RetryMiddleware:
                 if response is not None and not request.raw:
                     error = error_from(request, response, verdict, self._clock)
                 if error is not None:
-                    error = _exhausted(error, request.endpoint.host)
+                    error = _exhausted(error, request.endpoint.host, self._row_of(call))
             if error is None:
                 assert response is not None
                 return response
@@ -240,6 +241,13 @@ class RetryMiddleware:
                 return None
             await self._clock.sleep(wait)
 
+    def _row_of(self, call: Call) -> str:
+        """The failures in a row of all calls to the instance, such as ` (14 attempts failed in 12 s)`."""
+        trouble = call.local.governor.trouble
+        if trouble is None:
+            return ""
+        return f" ({counted(trouble.attempts, 'attempt')} failed in {self._clock.now() - trouble.since:,.0f} s)"
+
     def _prepare_retry(self, request: Request, verdict: Verdict, decision: Backoff) -> None:
         """Prepares the call for another attempt, and tells the observers."""
         call = request.call
@@ -252,10 +260,14 @@ class RetryMiddleware:
             emit(self._observers, event)
 
 
-def _exhausted(last: FlinksError, host: str) -> QuotaExhaustedError:
-    """The error of the last attempt, with the reason why it was the last."""
+def _exhausted(last: FlinksError, host: str, row: str) -> QuotaExhaustedError:
+    """The error of the last attempt, with the reason why it was the last.
+
+    Args:
+        row: how many attempts of all calls have failed in a row; empty if one succeeded since.
+    """
     return QuotaExhaustedError(
-        f"not retried, because the retry quota for {host} is used up; the last attempt: {last.message}",
+        f"not retried, because the retry quota for {host} is used up; the last attempt: {last.message}{row}",
         status=last.status,
         flinks_code=last.flinks_code,
         server_message=last.server_message,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from attrs import define, field
 
@@ -70,6 +70,7 @@ class LoopState:
         decoding: large bodies are decoded one at a time, a step at a time.
         now: the client's clock.
         counters: the client's totals.
+        observers: of the client; the governor tells them when the instance is down or asks for a pause.
         calls: the scopes of the calls in flight, so that `close()` can interrupt them.
         drained: set when the last call ends, if somebody waits for that.
         pid: the process that the loop runs in.
@@ -82,6 +83,7 @@ class LoopState:
     decoding: asyncio.Lock
     now: Callable[[], float]
     counters: RequestCounters
+    observers: Sequence[Callable[[Any], object]] = ()
     calls: set[CancelScope] = field(factory=set)
     drained: asyncio.Event | None = None
     pid: int = field(factory=os.getpid)

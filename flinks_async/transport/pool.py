@@ -28,6 +28,7 @@ from ..endpoint import Endpoint
 from ..limits.governor import Governor
 from ..limits.quota import RetryQuota, make_quota
 from ..messages import Transport
+from ..observe import Observer
 from ..runtime.cancel_scope import DeadlineTimer
 from ..runtime.loop_state import LoopState, PerLoop, RequestCounters
 from ..secret import Secret, SecretProvider
@@ -97,11 +98,12 @@ class Pool:
     def loop_state(
         self,
         loop: asyncio.AbstractEventLoop,
-        url: str,
+        endpoint: Endpoint,
         secret: Secret | SecretProvider,
         settings: Settings,
         clock: Clock,
         counters: RequestCounters,
+        observers: Sequence[Observer],
     ) -> LoopState:
         """A new state for one client in one loop."""
         shared = self._loops.get(loop)
@@ -109,11 +111,11 @@ class Pool:
             self._loops.take_closed()
             shared = self._loops[loop] = _LoopShared(DeadlineTimer(loop))
         # Times of different clocks do not mix. The governor keeps its clock alive, so no other clock gets this id.
-        key = url, secret, id(clock)
+        key = endpoint.url, secret, id(clock)
         governed_by, paid_from = (*key, settings.limits), (*key, settings.retry.quota)
         governor = shared.governors.get(governed_by)
         if governor is None:
-            governor = shared.governors[governed_by] = Governor(settings.limits, clock)
+            governor = shared.governors[governed_by] = Governor(settings.limits, clock, endpoint.host)
         quota = shared.quotas.get(paid_from)
         if quota is None:
             quota = make_quota(settings.retry.quota)
@@ -121,7 +123,10 @@ class Pool:
                 shared.quotas[paid_from] = quota
         if isinstance(secret, Secret):
             shared.recent.keep((governed_by, paid_from), governor, quota, loop.time())
-        return LoopState(loop, shared.timer, governor, quota, shared.decoding, clock.now, counters)
+        state = LoopState(loop, shared.timer, governor, quota, shared.decoding, clock.now, counters, observers)
+        if observers:
+            governor.notices.listeners.add(state)
+        return state
 
     async def close(self) -> None:
         """Closes the connections of the running loop; it gets no new ones."""

@@ -38,7 +38,7 @@ from ..inputs import InputBytes
 from ..records import Counters, Finished, RunState
 from ..rules import Rules
 from .protocol import NextTask, TakeFinished, Task, Work
-from .worker_messages import Assigned, Broken, Next, Paused, Report, Start, StopWorker, Stored, describe
+from .worker_messages import Assigned, Broken, Next, PauseBegan, Report, Start, StopWorker, Stored, describe
 from .worker_process import WorkerProcess
 
 GRACE: Final = 10.0
@@ -112,7 +112,7 @@ class ProcessesExecution:
         self._exhausted = False
         self._workers: dict[int, WorkerProcess] = {}
         self._past: list[Counters] = []
-        self._pauses: dict[int, Paused] = {}
+        self._pauses: dict[int, PauseBegan] = {}
         self._breaking = asyncio.Event()
         self._broken: BaseException | None = None
         self._late: asyncio.TimerHandle | None = None
@@ -220,7 +220,7 @@ class ProcessesExecution:
                     self._obey_rules(stopped)
                     if over:
                         return True
-                case Paused():
+                case PauseBegan():
                     self._pass_on(worker, message)
                 case Broken(error):
                     raise error
@@ -261,7 +261,7 @@ class ProcessesExecution:
         if broken is not None:
             self.stop(broken)
 
-    def _pass_on(self, worker: WorkerProcess, pause: Paused) -> None:
+    def _pass_on(self, worker: WorkerProcess, pause: PauseBegan) -> None:
         known = self._pauses.get(pause.client)
         if known is None or pause.until > known.until:
             self._pauses[pause.client] = pause

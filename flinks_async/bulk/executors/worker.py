@@ -6,6 +6,7 @@ It ends with the job: when the pipe closes, it exits at once and writes nothing 
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import pickle
 import sys
@@ -17,6 +18,7 @@ import msgspec
 
 from ...clock import SystemClock
 from ...errors import FlinksError
+from ...limits.notices import is_no_notice
 from ...runtime.loop_state import fast_loop
 from ..errors import WorkerError
 from ..fetching import Fetcher
@@ -31,7 +33,7 @@ from .worker_messages import (
     Broken,
     Channel,
     Next,
-    Paused,
+    PauseBegan,
     Report,
     Secrets,
     Start,
@@ -52,6 +54,7 @@ def main() -> None:
     source = sys.stdin.buffer
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # output of print must not mix with the messages
+    logging.getLogger("flinks_async").addFilter(is_no_notice)  # the job tells of an outage once, for all workers
     try:
         secrets = from_line(source.readline())
         start: Start = pickle.load(source)
@@ -137,7 +140,7 @@ class WorkerRun:
                     self._storing.pop(shard).set_result(None)
                 case StopWorker(reason, state):
                     self._fetcher.stop(reason, state)
-                case Paused(client, until, in_a_row):
+                case PauseBegan(client, until, in_a_row):
                     self._clients[client].governor.pause_until(until, in_a_row)
 
     async def _report(self) -> None:
@@ -150,7 +153,7 @@ class WorkerRun:
             self._fetcher.break_off(error)
 
     def _paused(self, client: int, until: float, in_a_row: int) -> None:
-        self._channel.send(Paused(client, until, in_a_row))
+        self._channel.send(PauseBegan(client, until, in_a_row))
 
     async def _next(self) -> Task | None:
         self._assigned = asyncio.get_running_loop().create_future()

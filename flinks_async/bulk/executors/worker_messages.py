@@ -225,7 +225,7 @@ class Broken:
 
 
 @frozen
-class Paused:
+class PauseBegan:
     """An instance demands a pause.
 
     Attributes:
