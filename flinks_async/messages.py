@@ -18,7 +18,7 @@ from multidict import CIMultiDict
 from .clock import Clock
 from .endpoint import Endpoint
 from .errors import ConfigError
-from .limits.retry_after import read_retry_after
+from .limits.rate import read_retry_after
 from .models import NO_META, Meta, PartnerAccessResponse
 from .runtime.cancel_scope import CancelScope
 from .runtime.loop_state import LoopState

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict, CIMultiDictProxy
 
-from flinks_async.limits.retry_after import read_retry_after
+from flinks_async.limits.rate import read_retry_after
 from flinks_async.middleware.retry import full_jitter
 
 NOW = 784111777.0  # Sun, 06 Nov 1994 08:49:37 GMT

@@ -9,5 +9,5 @@ own, one file each:
 - `pause`: until when nothing is sent after a throttled answer, and how fast traffic returns;
 - `breaker`: whether the instance is down, and when to probe it.
 
-`quota` bounds the retries of all calls together. `retry_after` reads how long a server asks to wait.
+`quota` bounds the retries of all calls together. `rate` also reads what a server says: its limit, and how long to wait.
 """

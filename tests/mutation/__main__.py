@@ -45,8 +45,7 @@ TESTS = {
     "limits/governor": "governor breaker rate quota pause",
     "limits/pause": "pause",
     "limits/quota": "quota",
-    "limits/rate": "rate",
-    "limits/retry_after": "retry_after",
+    "limits/rate": "rate retry_after",
     "middleware/hedge": "hedge",
     "middleware/retry": "retry retry_after quota breaker pause",
     "classify": "classify retry quota governor breaker pending client",
@@ -57,7 +56,6 @@ TESTS = {
     "codec/compiled": CODEC,
     "codec/parse": CODEC,
     "schema": CODEC,
-    "codec/observed": CODEC,
     "codec/steps": CODEC,
 }
 
