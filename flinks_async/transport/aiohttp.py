@@ -134,6 +134,7 @@ class AiohttpTransport:
             sessions.in_use -= 1
             sessions.reused += wire.sockets == 0
             wire_of_attempt.reset(token)
+        assert stopped is not None
         # Raised here, without the frames and errors of aiohttp, because their variables hold the URL and the headers.
         stopped.__traceback__ = stopped.__context__ = stopped.__cause__ = None
         raise stopped
