@@ -16,7 +16,7 @@ from .clock import Clock
 from .codec import Codec
 from .config import Settings
 from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM, check_token, wrap_header_values
-from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError, keep_story
+from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError, drop_internal_frames
 from .fanout import Outcome, TokenSource, fan_out
 from .limits.governor import Governor
 from .messages import Call, Middleware, Request, Response, SendPermit, Transport
@@ -329,7 +329,7 @@ class FlinksClient:
         problem.attempts = call.attempts
         problem.elapsed = self._clock.now() - call.started
         problem.token_fingerprint = fingerprint(token)
-        keep_story(problem)
+        drop_internal_frames(problem)
         try:
             raise problem
         finally:

@@ -148,7 +148,7 @@ def _rebuild(cls: type[FlinksError], args: tuple[Any, ...], state: dict[str, Any
     return error
 
 
-def keep_story(error: FlinksError) -> None:
+def drop_internal_frames(error: FlinksError) -> None:
     """Internal. Drops the frames and the chain of an error that this package raised, because they may hold secrets and do
     not help a user. An error of a user's middleware keeps both, from the user's first frame on.
     """
@@ -186,7 +186,7 @@ def _is_ours(module: str) -> bool:
 
 
 class ConfigError(FlinksError, ValueError):
-    """A setting is wrong or missing, or the `auth_secret` callable failed. Nothing was sent."""
+    """A setting is wrong or missing, or a callable that you passed, such as `auth_secret`, failed or is unsuitable."""
 
 
 class ClientClosedError(FlinksError):
