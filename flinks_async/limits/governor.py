@@ -62,7 +62,7 @@ class Governor:
     Attributes:
         in_use: slots taken.
         throttled: throttled answers so far.
-        answered: the instance has answered a request, with whatever status.
+        answered: the instance has answered a request, with any status.
         trouble: the problem of the latest requests; None while they succeed.
         on_pause: called with `(until, in_a_row)` when an answer begins or extends a pause, for processes that share one
             instance (see `pause_until`).

@@ -78,7 +78,7 @@ async def _one_request(
 
 @define(eq=False)
 class _Prepared:
-    """What all requests to one endpoint share."""
+    """The parts that all requests to one endpoint share."""
 
     endpoint: Endpoint
     template: Template | None

@@ -1,4 +1,4 @@
-"""An instance that is down in the middle of a job: no token is lost, no attempts are burnt, and nobody has to help."""
+"""An instance that is down in the middle of a job: no token is lost, no attempts are used up, and the job resumes by itself."""
 
 from __future__ import annotations
 
