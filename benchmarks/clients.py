@@ -1,8 +1,8 @@
-"""The clients of `fetch.py`. Each one is set up as its documentation shows, and says what an answer is to it.
+"""The clients of `fetch.py`. Each one is set up as its documentation shows.
 
-A client is an async context manager that yields a coroutine function `fetch(tokens, concurrency)`. It looks at every
-answer while it fetches: bytes are compared with the expected ones; of the others the request id. `summary` then looks
-at one whole answer, outside the timed part.
+A client is an async context manager that yields a coroutine function `fetch(tokens, concurrency)`. It checks every answer
+while it fetches: bytes are compared as a whole, objects by their request id. `summary` compares one whole answer, outside
+the timed part.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Target:
         return None if self.ca_file is None else ssl.create_default_context(cafile=self.ca_file)
 
     def checker(self, look: Callable[[Any], Any]) -> Callable[[Any], None]:
-        """What to call with every answer. `look` gives what of it is compared."""
+        """A function to check every answer. `look` returns the part that is compared."""
         samples = self.samples
         expected = look(self.body) if look is whole else json.loads(self.body)["RequestId"]
 
@@ -91,7 +91,7 @@ def of_pydantic(answer: Any) -> Any:
 
 
 def summary(answer: Any) -> dict[str, Any]:
-    """What a whole answer says, whatever it is made of: ids, the number of transactions, and a sum of their money."""
+    """The ids, the number of transactions and the sum of the amounts of an answer of any client, for comparison."""
     if isinstance(answer, bytes):
         answer = json.loads(answer)
     details = get(answer, "GetAccountsDetail")
@@ -156,7 +156,7 @@ async def bare_aiohttp(target: Target) -> AsyncIterator[Fetch]:
 
 @asynccontextmanager
 async def usual_loop(target: Target) -> AsyncIterator[Fetch]:
-    """What most people write: a semaphore, a task a token, gather, resp.json()."""
+    """The usual code: a semaphore, a task per token, gather, resp.json()."""
     url, check = target.url, target.checker(of_dict)
     async with session_of(target) as session:
 
@@ -177,7 +177,7 @@ async def usual_loop(target: Target) -> AsyncIterator[Fetch]:
 
 @asynccontextmanager
 async def aiohttp_cattrs(target: Target) -> AsyncIterator[Fetch]:
-    """What a good engineer writes: orjson, cattrs, attrs classes with float money."""
+    """The usual code, optimized: orjson, cattrs, attrs classes with amounts as floats."""
     import orjson
     from decode import cattrs_usual
 

@@ -1,8 +1,8 @@
 """Many tokens at once: `python benchmarks/fanout.py [--short]` prints a Markdown table.
 
-What is fetched is a stub that waits once for the event loop, so what is measured is the fan-out: microseconds of
-processor time per token, and by how much the process grew. Each measurement is a process of its own, and the median of
-several. The tokens come from a generator, as lines of a file would; the answers are counted and dropped.
+A stub that waits once for the event loop replaces the request, so only the fan-out is measured: microseconds of processor
+time per token, and the growth of the process. Each measurement runs in a process of its own; the table has the median of
+several. The tokens come from a generator, like the lines of a file; the answers are counted and dropped.
 """
 
 from __future__ import annotations

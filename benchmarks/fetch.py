@@ -1,9 +1,9 @@
 """Fetching side by side: `python benchmarks/fetch.py [--short]` prints Markdown tables.
 
-Each client lives in a process of its own, all on one core; the server has the other one. The clients take turns: a
-round is one run of each of them, in random order and in new processes, since one process may by chance be 20 % faster
-than the next. What is compared is the figures of the same round; the ratio is the median over the rounds, with a
-bootstrap 95 % interval. All answers are checked, and the server's count as well.
+Each client runs in a process of its own, all on one core; the server has the other one. The clients take turns: a round is
+one run of each of them, in random order and in new processes, because one process may by chance be 20 % faster than the
+next. Only figures of the same round are compared; the ratio is the median over the rounds, with a bootstrap 95 % interval.
+All answers are checked, and so is the server's count.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Child:
 
 @frozen
 class Case:
-    """What is varied, except the client."""
+    """The conditions of a measurement, except the client."""
 
     size: Size
     concurrency: int
@@ -305,7 +305,7 @@ def run_cases(
 
 
 def possible(cases: Sequence[Case]) -> list[Case]:
-    """Those that this machine has the servers for; a note says what is missing."""
+    """The cases whose servers this machine has; a note names the missing ones."""
     try:
         if any(case.secure for case in cases):
             with tls("small"):

@@ -1,4 +1,4 @@
-"""Medians, spreads and intervals, and what a report says about the machine."""
+"""Medians, spreads and intervals, and the description of the machine."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Ratio:
 
 
 def ratio(ones: Sequence[float], others: Sequence[float], *, share: float = 0.95, samples: int = 2000) -> Ratio:
-    """What `ones` are to `others`, measured in the same rounds.
+    """The ratio of `ones` to `others`, measured in the same rounds.
 
     Args:
         share: of the bootstrap's medians that lie within the interval.

@@ -1,8 +1,8 @@
-"""What `import flinks_async` costs: `python benchmarks/import_time.py [--short]`.
+"""The cost of `import flinks_async`: `python benchmarks/import_time.py [--short]`.
 
-New processes import the dependencies and then the package, and the processor time of the second step is what counts.
-The exit code is 1 if its share of the first step is over the limit, or if something optional was imported. A share,
-since the same processes take twice as long an hour later on a machine that is shared.
+New processes import the dependencies and then the package; the processor time of the second step is compared with that of
+the first. The exit code is 1 if the ratio is over the limit, or if something optional was imported. The limit is a ratio,
+because on a shared machine the same processes may take twice as long an hour later.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Jobs side by side: `python benchmarks/job.py [--short]` prints Markdown tables.
 
-What a job costs beside fetching: the rate of a whole job (reading the file of tokens through, fetching, storing every
-answer durably) over that of `partner_access_many` with the same tokens, which keeps nothing. Each measurement is a
-process of its own on one core; the server has the other one. A round is one run of each in random order; the ratio is
-the median over the rounds, with a bootstrap 95 % interval. The number of stored answers is checked.
+The rate of a whole job (read the file of tokens, fetch, store every answer durably) is divided by that of
+`partner_access_many` with the same tokens, which stores nothing. Each measurement runs in a process of its own on one core;
+the server has the other one. A round is one run of each in random order; the ratio is the median over the rounds, with a
+bootstrap 95 % interval. The number of stored answers is checked.
 
-PostgreSQL is left out unless PGHOST says where a server is; it uses the schema `flinks_benchmark`, and empties it. Its
-server may use both cores, and what it stores is not counted.
+PostgreSQL is skipped unless PGHOST names a server; the benchmark uses the schema `flinks_benchmark` and empties it. The
+server may use both cores, and the size of its files is not measured.
 
 With --profile STORE, Python's profiler looks at both threads of one job.
 """

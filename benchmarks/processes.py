@@ -1,10 +1,11 @@
 """One job in one process and in several: `python benchmarks/processes.py [--short]` prints a Markdown table.
 
-A job to JSONL in this process, and with one and more worker processes, against a compiled server. Nothing is kept on a
-core: the point is to use all of them. A round is one run of each in random order; ratios are taken within a round.
+A job to JSONL runs in this process, and with one or more worker processes, against a compiled server. No process is bound
+to a core, because the purpose is to use all of them. A round is one run of each in random order; ratios are taken within a
+round.
 
-*Cores busy* counts everything that ran on the machine, the server and the kernel's part included: what is left of the
-machine's cores beside one process is the most that more processes can win.
+*Cores busy* includes everything that ran on the machine, also the server and the kernel. The cores that are idle with one
+process limit the gain of more processes.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def executor(processes: int) -> Executor:
 
 
 def busy() -> float:
-    """Seconds that all cores together have worked since the machine was started (proc(5)); 0.0 where that is not told."""
+    """Seconds that all cores together were busy since the machine started (proc(5)); 0.0 if that is not known."""
     stat = Path("/proc/stat")
     if not stat.exists():
         return 0.0

@@ -1,8 +1,8 @@
 """Where the client's processor time of one request goes: `python benchmarks/profile_request.py [--short]`.
 
-First the parts, each measured alone and without a profiler, in interleaved rounds: what aiohttp costs as most use it,
-our transport, the chain around a transport that answers at once, and decoding. Then, with --profile, Python's profiler
-over the whole; it makes small functions look dearer than they are.
+The parts are measured separately and without a profiler, in interleaved rounds: aiohttp as it is usually used, our
+transport, the chain around a transport that responds at once, and decoding. With --profile, Python's profiler then runs a
+whole request; it makes small functions look more expensive than they are.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def tokens(count: int) -> list[str]:
 
 
 async def parts_of(server: Server, concurrency: int, stack: AsyncExitStack) -> dict[str, Work]:
-    """What is measured, by name."""
+    """The measured parts, by name."""
     target = Target(server.base_url, SECRET, None, concurrency, server.body)
     aiohttp_fetch = await stack.enter_async_context(bare_aiohttp(target))
     whole_fetch = await stack.enter_async_context(ours(target))

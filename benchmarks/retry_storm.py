@@ -88,7 +88,7 @@ class PatientClient(NaiveClient):
 
 
 class OurClient(NaiveClient):
-    """All of it."""
+    """The client of this package, with all protections."""
 
     settings = config.service().retry
 

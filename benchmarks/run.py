@@ -1,7 +1,7 @@
 """All benchmarks, one Markdown file: `python benchmarks/run.py [--short] [--output FILE]`.
 
-Each is a process of its own, one after the other. What one of them says it cannot measure here is in the file too. The
-exit code is 1 if one of them failed: an answer was wrong, or a limit was passed.
+They run one after the other, each in a process of its own. The file also lists measurements that are not possible on this
+machine. The exit code is 1 if a benchmark failed: an answer was wrong, or a limit was exceeded.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ BENCHMARKS = {
     "stall": "Stalls of the event loop",
     "import_time": "Import",
     "profile_request": "Where one request's time goes",
-    "walls": "What each guard costs",
+    "overhead": "Cost of the protections",
     "job": "Jobs and stores",
     "processes": "Several processes",
 }

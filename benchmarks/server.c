@@ -5,8 +5,8 @@
  * GET /partneraccess/...  is answered with the bytes of the file BODY
  * GET /count              with the number of those answers so far
  *
- * It prints its port, and ends when its standard input is closed. It does no more than honest clients need: a request
- * is whatever ends with an empty line, and one that is sent before the last one was answered waits.
+ * It prints its port, and ends when its standard input is closed. It does only what well-behaved clients need: a
+ * request ends with an empty line, and a request that is sent before the last response waits.
  */
 
 #define _GNU_SOURCE

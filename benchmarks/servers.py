@@ -1,7 +1,7 @@
 """Servers that cost less than the clients under test: `server.c` for plain HTTP, nginx for TLS.
 
-Both answer every token with the same prepared body and count their answers. Without a C compiler the package's
-simulator stands in for `server.c`; being Python, it is then what limits the fast clients, and the output says so.
+Both answer every token with the same prepared body and count their answers. Without a C compiler, the package's simulator
+replaces `server.c`. It is written in Python and limits the fast clients, and the output says so.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ HERE = Path(__file__).parent
 
 
 class Unavailable(Exception):
-    """What is needed is not on this machine; the text says what."""
+    """A program that is needed is missing on this machine; the text names it."""
 
 
 @frozen

@@ -1,11 +1,11 @@
 """How long decoding keeps an event loop busy: `python benchmarks/stall.py [--short]` prints a Markdown table.
 
-Many bodies are there at once and are decoded as the client does it, while a probe asks for a wake-up every
-millisecond. A stall is how much later than asked the probe woke up. Nothing is fetched: this is decoding alone.
+Many bodies arrive at once and are decoded as in the client, while a probe asks to be woken every millisecond. A stall is
+the delay of the probe. Nothing is fetched: only decoding is measured.
 
-Python's garbage collector walks the whole heap from time to time, whoever made the objects; with the heap of this
-program that takes 15 to 40 ms, and more in a larger one. A service that cares calls `gc.freeze()` once it has started,
-which takes what was there at start out of those walks. Both are shown.
+From time to time, Python's garbage collector walks the whole heap, including objects of other code. With the heap of this
+program that takes 15 to 40 ms, and more with a larger one. A service can call `gc.freeze()` once after startup, which
+excludes the objects that exist by then. The table shows both.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def run(loop: str, body: bytes, answers: int, in_turns: bool, frozen: bool) -> l
 
 
 def print_heap() -> None:
-    """What one walk of the heap costs before anything was decoded: no decoder can be better than that."""
+    """Prints the time of one walk of the heap before anything was decoded: a lower bound for every decoder."""
     gc.collect()
     took = []
     for _ in range(15):

@@ -1,4 +1,4 @@
-"""`FlinksClient`. It checks its options and assembles transport, middleware and codec once, when it is made."""
+"""`FlinksClient`. The constructor checks the options and assembles transport, middleware and codec once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .clock import Clock
 from .codec import Codec
 from .config import Settings
 from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM, check_token, wrap_header_values
-from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError, keep_story
+from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError, drop_internal_frames
 from .fanout import Outcome, TokenSource, fan_out
 from .limits.governor import Governor
 from .messages import Call, Middleware, Request, Response, SendPermit, Transport
@@ -60,7 +60,7 @@ class FlinksClient:
         middleware: called once per call, outside the retry.
         attempt_middleware: called once per attempt, inside the retry.
         observers: callables that receive events (see `flinks_async.observe`).
-        app_name: put in front of the User-Agent, such as `acme-lending/2.1`.
+        app_name: prefix of the User-Agent, such as `acme-lending/2.1`.
         headers: sent with every request.
         allow_http: allow `http://` to hosts other than localhost.
         hedge: send a second attempt when one takes unusually long; None never sends one.
@@ -208,17 +208,17 @@ class FlinksClient:
     async def respond(
         self, token: Secret, timeout: float | None = None, *, permit: SendPermit | None = None
     ) -> Response:
-        """Internal; used by `flinks_async.bulk`. As `partner_access`, for a checked token: the whole response, with
-        the answer and the body that it was decoded from.
+        """Internal; used by `flinks_async.bulk`. Like `partner_access` for a checked token, but returns the whole
+        response: the answer and the body.
         """
         response = await self._run(token, timeout, raw=False, permit=permit)
-        if response.answer is None:  # a middleware answered without calling on
+        if response.answer is None:  # a middleware answered without calling the next handler
             return evolve(response, answer=self._codec.decode(response.body, response.meta))
         return response
 
     @wraps_token
     async def partner_access_raw(self, token: Token, *, timeout: float | None = None) -> Response:
-        """Fetches the HTTP response for one access token, of any status, after the same retries; not decoded.
+        """Fetches the HTTP response for one access token, with any status and not decoded, after the same retries.
 
         Raises:
             FlinksError: no HTTP response was received.
@@ -265,8 +265,8 @@ class FlinksClient:
 
         Returns:
             an async generator of `Fetched(key, response)` and `Failed(key, error)`. If you leave the loop early, calls
-            in flight are cancelled and `tokens` is closed if it is a generator; use `contextlib.aclosing` to have that
-            done at once.
+            in flight are cancelled, and `tokens` is closed if it is a generator: at once with `contextlib.aclosing`,
+            otherwise when the generator is collected.
 
         Raises:
             ConfigError: an argument is wrong.
@@ -330,7 +330,7 @@ class FlinksClient:
         problem.attempts = call.attempts
         problem.elapsed = self._clock.now() - call.started
         problem.token_fingerprint = fingerprint(token)
-        keep_story(problem)
+        drop_internal_frames(problem)
         try:
             raise problem
         finally:
@@ -443,7 +443,7 @@ class FlinksClient:
 
 
 def _copy_attributes(source: object, target: object) -> None:
-    """Copies all attributes, those in `__slots__` of a subclass as well."""
+    """Copies all attributes, including those in `__slots__` of a subclass."""
     state: Any = object.__getstate__(source)
     for attributes in state if isinstance(state, tuple) else (state,):
         for name, value in (attributes or {}).items():

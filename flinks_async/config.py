@@ -139,7 +139,7 @@ class Breaker:
         window: the number of latest outcomes that count. 50; at most 10,000.
         volume: the breaker ignores the ratio until it has this many outcomes. 20.
         ratio: this share of failures opens the breaker. 0.5.
-        in_a_row: this many consecutive failures open the breaker, whatever the ratio. 10; at most 10,000.
+        in_a_row: this many consecutive failures open the breaker, even if the ratio is lower. 10; at most 10,000.
         probe_interval: seconds to the first probe; doubles with each failed probe. 1.
         probe_cap: the longest time between probes in seconds. 10.
         successes: this many consecutive successful probes close the breaker. 2.

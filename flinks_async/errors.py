@@ -159,7 +159,7 @@ def _rebuild(cls: type[FlinksError], args: tuple[Any, ...], state: dict[str, Any
     return error
 
 
-def keep_story(error: FlinksError) -> None:
+def drop_internal_frames(error: FlinksError) -> None:
     """Internal. Drops the frames and the chain of an error that this package raised, because they may hold secrets and do
     not help a user. An error of a user's middleware keeps both, from the user's first frame on.
     """
@@ -197,7 +197,7 @@ def _is_ours(module: str) -> bool:
 
 
 class ConfigError(FlinksError, ValueError):
-    """A setting is wrong or missing. It is raised when the setting is made, before anything is sent."""
+    """A setting is wrong or missing, or a callable that you passed, such as `auth_secret`, failed or is unsuitable."""
 
 
 class ClientClosedError(FlinksError):
@@ -205,7 +205,7 @@ class ClientClosedError(FlinksError):
 
 
 class InvalidTokenError(FlinksError, ValueError):
-    """The access token is not a str, empty, too long, or would change the URL. Nothing was sent."""
+    """The access token is not a str, is empty, is too long, or would change the URL. Nothing was sent."""
 
 
 class TransportError(FlinksError):
@@ -242,7 +242,7 @@ class ProxyError(ConnectError):
 
 
 class ReadError(TransportError):
-    """The connection broke before the answer was whole."""
+    """The connection broke before the whole response had arrived."""
 
 
 class StaleConnectionError(ReadError):
@@ -254,7 +254,7 @@ class AttemptTimeoutError(TransportError):
 
 
 class ProtocolError(FlinksError):
-    """The server sent something that is not valid HTTP. `status` is None, because a status in it cannot be trusted."""
+    """The server sent something that is not valid HTTP. `status` is None, because a status in invalid HTTP cannot be trusted."""
 
 
 class ResponseTooLargeError(FlinksError):
@@ -284,7 +284,7 @@ class NotJSONError(DecodeError):
 
 
 class JSONLimitError(NotJSONError):
-    """JSON over a limit: nested too deeply, too many values, a number out of range, NaN or Infinity. Never retried."""
+    """The JSON exceeds a limit: nesting, number of values, range of a number; or has NaN or Infinity. Never retried."""
 
 
 class WrongTypeError(DecodeError):
@@ -300,14 +300,14 @@ class QuotaExhaustedError(FlinksError):
 
 
 class CircuitOpenError(FlinksError):
-    """Not sent, because too many recent requests to this instance failed. Probes find out when it is up again."""
+    """Not sent, because too many recent requests to this instance failed. Probes detect when it is up again."""
 
 
 class RedirectError(FlinksError):
     """A redirect (3xx). Redirects are never followed, because they would send the secret to another host.
 
     Attributes:
-        location_host: the host that it points to, if it names one.
+        location_host: the host in the `Location` header, if there is one.
     """
 
     _extra_fields = ("location_host",)
@@ -320,12 +320,12 @@ class RedirectError(FlinksError):
 class PendingError(FlinksError):
     """The request was accepted, but the data is not ready yet (202, OPERATION_PENDING, OPERATION_DISPATCHED).
 
-    The retry does not repeat it. `FlinksClient(poll_pending=...)` asks again until the data is ready.
+    It is not retried. `FlinksClient(poll_pending=...)` polls until the data is ready.
     """
 
 
 class APIStatusError(FlinksError):
-    """The server refused the request, or answered that it failed."""
+    """The server refused the request or failed."""
 
 
 class BadRequestError(APIStatusError):

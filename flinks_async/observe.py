@@ -109,7 +109,7 @@ class ClientStats:
         limit: requests that may be on the wire at once now, of the governor.
         throttled: responses that asked to slow down, of the governor.
         held_back: seconds until requests are sent again, because the instance is down or asked for a pause.
-        answered: the instance has answered a request, with whatever status.
+        answered: the instance has answered a request, with any status.
         trouble: the problem that the latest requests met; None while they succeed.
     """
 

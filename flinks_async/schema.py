@@ -1,4 +1,4 @@
-"""What each field is on the wire: its name and the kind of its values, derived once from the attrs classes.
+"""The wire format of each field: its JSON key and the kind of its values, derived once from the attrs classes.
 
 The wire names are those of `models.wire_fields`; this module adds the kinds.
 """

@@ -171,7 +171,7 @@ class _MarkedAsync:
 
 
 def fingerprint(secret: str | Secret, *, key: bytes | None = None) -> str:
-    """16 hexadecimal digits that identify a secret: a keyed BLAKE2b hash, so that nobody can look it up.
+    """16 hexadecimal digits that identify a secret: a keyed BLAKE2b hash, so that it cannot be looked up in a table of hashes.
 
     The default key is random per process; a job passes its own key, so that its fingerprints stay the same.
 

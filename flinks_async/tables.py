@@ -87,7 +87,7 @@ class Table:
 
     Attributes:
         name: the table's name.
-        columns: its columns, in their order. Those of type `position` identify a row.
+        columns: its columns, in their order. The columns of type `position` identify a row.
         within: the path of a row's object below its account.
     """
 

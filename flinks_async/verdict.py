@@ -15,7 +15,7 @@ from .errors import FlinksError
 
 
 class Kind(Enum):
-    """What to do about an answer."""
+    """The reaction to an answer."""
 
     OK = "ok"
     TRANSIENT = "transient"
@@ -38,7 +38,7 @@ class Kind(Enum):
 
 @frozen
 class Verdict:
-    """What an answer or an error means.
+    """The meaning of an answer or an error.
 
     Attributes:
         kind: what to do about it.
@@ -56,7 +56,7 @@ OK: Final = Verdict(Kind.OK, "ok")
 
 @frozen
 class Envelope:
-    """What an answer says outside its data (see `codec.read_envelope`). Texts are already redacted."""
+    """The fields of an answer outside its data (see `codec.read_envelope`). Texts are already redacted."""
 
     flinks_code: str | None = None
     http_status_code: int | None = None

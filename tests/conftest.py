@@ -19,7 +19,7 @@ ONCE = {
 """Takes long and does not depend on the version of Python: browsers, simulated hours, documents, disks."""
 
 CPU_MINUTES = 4
-"""What all tests that run by default take on one core."""
+"""Duration of all tests that run by default, on one core."""
 
 
 def cores() -> int:

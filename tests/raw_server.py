@@ -8,7 +8,7 @@
     assert server.requests == 2
 
 A step is an async callable that takes the `RawConnection`; those of `raw_steps` cover the usual faults, and a function
-of your own can do the rest. The server counts what it was sent, whatever it answers.
+of your own can do the rest. The server counts all requests, also those that get no response.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Script = Sequence[Step]
 
 _HEAD_LIMIT: Final = 1024 * 1024
 
-# What is written before a connection breaks must arrive first: a reset overtakes bytes that are under way.
+# Data must arrive before the connection is reset, because a reset overtakes bytes in transit.
 _ARRIVAL: Final = 0.02
 
 _LINGER: Final = "hh" if sys.platform == "win32" else "ii"
@@ -319,7 +319,7 @@ class Respond:
 
     @property
     def message(self) -> bytes:
-        """What is sent."""
+        """The bytes that are sent."""
         given = list(self.headers.items()) if isinstance(self.headers, Mapping) else list(self.headers)
         names = {name.lower() for name, _ in given}
         own = {**_JSON, "Content-Length": str(len(self.body))}

@@ -31,7 +31,7 @@ async def turns(number: int = 20) -> None:
 
 
 class Traced:
-    """What `traced` has measured: the most memory, in bytes, that Python had at once."""
+    """The result of `traced`: the peak of Python's memory in bytes."""
 
     peak = 0
 
@@ -40,8 +40,8 @@ class Traced:
 def traced() -> Iterator[Traced]:
     """Measures the memory of what runs inside.
 
-    A test allows itself two measurements, of which one must be small enough: in a long run the interpreter makes its table
-    of interned strings anew now and then, which takes 8 MB at a moment that nobody chooses.
+    A test allows itself two measurements, of which one must be small enough: in a long run the interpreter
+    sometimes resizes its table of interned strings, which takes 8 MB at an unpredictable moment.
     """
     result = Traced()
     tracemalloc.start()

@@ -241,7 +241,9 @@ def test_a_benchmark_that_fails_is_named_in_the_report(tmp_path: Path, monkeypat
 
 @pytest.mark.torture
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("name", ["decode", "fetch", "fanout", "stall", "profile_request", "walls", "job", "processes"])
+@pytest.mark.parametrize(
+    "name", ["decode", "fetch", "fanout", "stall", "profile_request", "overhead", "job", "processes"]
+)
 def test_the_short_form_runs(name: str) -> None:
     command = [sys.executable, BENCHMARKS / f"{name}.py", "--short"]
     ran = subprocess.run(command, check=False, capture_output=True, encoding="utf-8")

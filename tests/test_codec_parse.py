@@ -52,7 +52,7 @@ def test_items_are_grouped_by_their_size(sizes: list[int], groups: list[list[int
 
 
 def steps(body: bytes) -> tuple[Any, int]:
-    """What is read, and in how many steps."""
+    """The value that is read, and the number of steps."""
     return run_steps(parse_steps(body, len(body)))
 
 

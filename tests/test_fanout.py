@@ -129,13 +129,13 @@ async def test_at_most_so_many_are_in_flight_and_a_slow_consumer_holds_the_worke
         first = asyncio.ensure_future(anext(outcomes))
         await turns()
         assert len(gate.running) == 4
-        for _ in range(100):  # everything that begins is answered, and nobody takes the outcomes
+        for _ in range(100):  # every call that begins is answered, and no outcome is taken
             for name in list(gate.running):
                 gate.let(name)
             await turns(3)
         await first
         await turns()
-        # The first outcome made room for one more: never more than 2 N are taken and not given.
+        # The first outcome made room for one more: at most 2 N tokens are taken whose outcomes are not yielded.
         assert len(taken) == 9
 
 

@@ -1,4 +1,4 @@
-"""What clients derived from one another share, and how long it stays."""
+"""The state that derived clients share, and its lifetime."""
 
 from __future__ import annotations
 

@@ -250,7 +250,7 @@ def test_one_throttled_answer_slows_all_workers() -> None:
     server, failed = run_virtual(main())
     assert failed == 0
     during = [time for time in server.times if 2.2 < time < 12.0]
-    assert during == []  # after the first refusal, nobody sends for ten seconds
+    assert during == []  # after the first refusal, no request is sent for ten seconds
     before = sum(1.0 <= time < 2.0 for time in server.times)
     resumed = min(time for time in server.times if time > 12.0)
     assert resumed < 13.2

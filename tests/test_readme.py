@@ -57,7 +57,7 @@ def blocks(document: Path, language: str) -> list[tuple[int, str]]:
 
 
 def outputs(document: Path) -> dict[int, str]:
-    """What the Python block at a line must print: the `text` block that follows it."""
+    """The expected output of the Python block at a line: the `text` block that follows it."""
     pairs = pairwise(fences(document))
     return {line: output for (line, first, _), (_, second, output) in pairs if (first, second) == ("python", "text")}
 
@@ -92,7 +92,7 @@ def simulated(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> ServerP
 
 @pytest.fixture
 def folder(tmp_path: Path, simulated: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """What is there where the blocks run: a file of tokens, and the Parquet files of a job."""
+    """The folder where the blocks run, with a file of tokens and the Parquet files of a job."""
     tokens = tmp_path / "tokens.csv"
     tokens.write_text("token,user\none,u-1\ntwo,u-2\n", encoding="utf-8")
 

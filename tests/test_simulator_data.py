@@ -1,4 +1,4 @@
-"""What the simulated Flinks answers: the same for the same token, everywhere."""
+"""The simulated Flinks gives the same answer for the same token on every machine."""
 
 from __future__ import annotations
 

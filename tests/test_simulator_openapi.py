@@ -23,7 +23,7 @@ PUBLISHED: dict[str, Any] = json.loads((OPENAPI / "partner_access.json").read_te
 PATCH: list[dict[str, Any]] = json.loads((OPENAPI / "simulator.patch.json").read_text())
 PATH = "/partneraccess/{accesstoken}"
 
-# About a reply alone, whatever led to it.
+# Checks of a reply alone, independent of its request.
 ABOUT_THE_REPLY = [
     checks.status_code_conformance,
     checks.content_type_conformance,

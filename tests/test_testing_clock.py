@@ -1,4 +1,4 @@
-"""`FakeClock`: time that passes only when it is told to."""
+"""`FakeClock`: time passes only when a test advances it."""
 
 from __future__ import annotations
 

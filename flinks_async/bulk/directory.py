@@ -158,7 +158,7 @@ def _absolute(store: Mapping[str, Any], directory: Path) -> dict[str, Any]:
 def _differences(was: Manifest, now: Manifest) -> list[str]:
     found = []
     if (was.size, was.sha256) != (now.size, now.sha256):
-        found.append(f"the file of tokens has changed (it had {was.size:,} bytes and has {now.size:,})")
+        found.append(f"the file of tokens has changed (from {was.size:,} to {now.size:,} bytes; compared by SHA-256)")
     for name in ("layout", "origin", "store"):
         before, after = getattr(was, name), getattr(now, name)
         keys = sorted({*before, *after})
@@ -173,7 +173,7 @@ def _differences(was: Manifest, now: Manifest) -> list[str]:
 
 
 def _subject(name: str, key: str) -> str:
-    """What differs, in words. Fields of `Layout` are in backticks."""
+    """Names a difference in words. Fields of `Layout` are in backticks."""
     if name == "layout":
         return f"`{key}`"
     if name == "origin":
@@ -259,7 +259,7 @@ def refuse_own_files(folder: Path, manifest: Manifest, *outputs: Path) -> None:
 
 
 _BESIDE_ANSWERS: Final = (*SQLITE_SUFFIXES, ".wal")
-"""What SQLite and DuckDB append to the name of a database for their own files."""
+"""Suffixes of the files that SQLite and DuckDB keep beside a database."""
 
 
 def _same(one: Path, other: str | Path) -> bool:

@@ -72,7 +72,7 @@ class StoreMissingError(StoreError):
 
 
 class UnfitAnswerError(StoreError):
-    """One answer has a value that no column of the store can hold. The job goes on without it.
+    """One answer has a value that no column of the store can hold. The job continues without it.
 
     Attributes:
         line: of the input, to which the answer belongs.

@@ -35,7 +35,7 @@ SPOOLS: Final = "spools"
 SCRATCH: Final = "scratch"
 
 SQLITE_SUFFIXES: Final = ("", "-wal", "-shm", "-journal")
-"""What SQLite appends to the name of a database for its own files."""
+"""Suffixes of the files that SQLite keeps beside a database; "" is the database itself."""
 
 LEDGER_FILES: Final = tuple(LEDGER + suffix for suffix in SQLITE_SUFFIXES)
 TEMPORARY: Final = tuple(f"{name}.tmp" for name in (MANIFEST, FAILED, DUPLICATES, REPORT, PAGE, NOTE))

@@ -242,7 +242,7 @@ class Ledger:
             yield Planner(db)
 
     def plan(self) -> Scanned | None:
-        """What the input holds; None before it was read to its end."""
+        """The counts of the input; None before it was read to its end."""
         plan = self.get("plan")
         with self._reading():
             return None if plan is None else _decode(plan, type=Scanned)
@@ -386,7 +386,7 @@ class Ledger:
         return found[0] if found else None
 
     def problems(self) -> list[str]:
-        """What SQLite's integrity check finds wrong with the file."""
+        """The problems that SQLite's integrity check finds."""
         found: list[str] = self._all(_first, "PRAGMA integrity_check")
         return [] if found == ["ok"] else found
 

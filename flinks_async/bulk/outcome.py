@@ -1,4 +1,4 @@
-"""What a job leaves beside its answers: the log, failed and duplicate rows, and `report.json`."""
+"""The files of a job beside its answers: the log, failed and duplicate rows, and `report.json`."""
 
 from __future__ import annotations
 
@@ -81,8 +81,8 @@ _LOGGER: Final = logging.getLogger("flinks_async.bulk")
 
 
 class JobLog(logging.Handler):
-    """Appends lines to a file that only its owner can read, whatever levels the program's logging has, and passes them on to
-    that logging. On a full disk lines are lost, but nothing fails.
+    """Appends lines to a file that only its owner can read, independent of the program's logging levels, and passes them on
+    to the program's logging. On a full disk, lines are lost, but nothing fails.
     """
 
     def __init__(self, path: Path) -> None:

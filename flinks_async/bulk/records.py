@@ -189,7 +189,7 @@ class InstanceState:
     """An instance as a run sees it.
 
     Attributes:
-        answered: it has answered a request of this run, with whatever status.
+        answered: it has answered a request of this run, with any status.
         trouble: the problem of its latest requests; None while they succeed.
         held_back: seconds until it gets the next request; 0 while nothing holds requests back.
     """
@@ -212,7 +212,7 @@ def _joined(one: Trouble | None, other: Trouble | None) -> Trouble | None:
 
 @define
 class Counters:
-    """What a run has done so far, in one process or in several. Plain data: it can be pickled and added up.
+    """Counts of a run so far, in one process or in several. Plain data that can be pickled and added up.
 
     Attributes:
         fetched, failed: tokens.
@@ -271,7 +271,7 @@ class Counters:
         return whole
 
     def ended(self) -> Counters:
-        """What stays of them when their process has ended."""
+        """The counters without the state of requests in flight, for a process that has ended."""
         instances = {host: InstanceState(state.answered) for host, state in self.instances.items()}
         return evolve(self, in_flight=0, held_back=0.0, instances=instances)
 
@@ -296,7 +296,7 @@ Phase = Literal["fetching", "draining", "over"]
 
 @frozen
 class InstanceTrouble:
-    """An instance whose latest requests failed or were told to slow down. As text: one line for people.
+    """An instance whose latest requests failed or were throttled. `str` makes one line for people.
 
     Attributes:
         host: of the instance.

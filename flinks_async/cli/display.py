@@ -139,7 +139,7 @@ async def repeated(interval: float, action: Callable[[], object]) -> AsyncIterat
 
 @frozen
 class View:
-    """What a bar or a line shows.
+    """The content of a bar or a line.
 
     Attributes:
         headline, details: in words.
@@ -344,7 +344,7 @@ def summary(ended: Ended, job: Job, totals: Totals) -> str:
 
 
 def outcome_rows(totals: Totals, scanned: Scanned) -> list[str]:
-    """What became of the lines of the input. The numbers add up to all lines, except those of an open retry."""
+    """The outcomes of the lines of the input. They add up to all lines, except during a retry, which counts some twice."""
     classes = ", ".join(f"{count:,} {name}" for name, count in totals.classes.items())
     rows = (
         ("fetched", totals.fetched, ""),

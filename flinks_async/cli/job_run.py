@@ -59,7 +59,7 @@ class JobRun:
     _running: bool = field(default=False, init=False)
 
     async def go(self) -> Exit:
-        """Opens the job, runs it and shows how it ended. Committed answers are kept, whatever ends the run."""
+        """Opens the job, runs it and shows how it ended. Committed answers are kept, however the run ends."""
         error: FlinksError | OutputError | None = None
         with self._stop.on_signals(self._heard):
             try:

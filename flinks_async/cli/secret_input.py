@@ -140,7 +140,7 @@ def read_all_stdin() -> bytes:
 
 
 async def in_daemon_thread(function: Callable[[], T]) -> T:
-    """What `function()` returns or raises. If it blocks forever, the process can end nevertheless."""
+    """Calls `function()` in a thread. If the function blocks forever, the process can still end."""
     future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
     def settle(result: Any, error: BaseException | None) -> None:

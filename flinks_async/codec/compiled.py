@@ -410,7 +410,7 @@ def freeze(name: str, cls: type, variable: str) -> str:
 
 
 def class_names(name: str, cls: type) -> dict[str, Any]:
-    """What the source needs to know about a class."""
+    """The names that the generated source uses for a class."""
     mutable, convert = mutable_class(cls)
     return {name: cls, f"{name}_mutable": mutable, f"{name}_from_mutable": convert}
 

@@ -72,7 +72,7 @@ def _not_compiled(*_: object) -> Any:
 
 
 class _CompiledPath:
-    """The compiled path for the fields observed at one moment. Threads may go on using it while a newer one is compiled."""
+    """The compiled path for the fields observed at one moment. Threads may keep using it while a newer one is compiled."""
 
     def __init__(self, converter: Converter, observed: ObservedFields) -> None:
         self.version = observed.version

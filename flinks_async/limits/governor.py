@@ -63,7 +63,7 @@ class Governor:
     Attributes:
         in_use: slots taken.
         throttled: throttled answers so far.
-        answered: the instance has answered a request, with whatever status.
+        answered: the instance has answered a request, with any status.
         trouble: the problem of the latest requests; None while they succeed.
         notices: tells observers and the log when the instance is down or asks for a pause.
         on_pause: called with `(until, in_a_row)` when an answer begins or extends a pause, for processes that share one

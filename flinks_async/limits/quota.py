@@ -25,7 +25,7 @@ from ..verdict import Kind
 
 
 class RetryQuota(Protocol):
-    """What `RetryMiddleware` needs of a quota."""
+    """The interface that `RetryMiddleware` uses."""
 
     def request(self, now: float, /) -> None:
         """Registers that a call begins."""
@@ -44,7 +44,7 @@ class RetryQuota(Protocol):
         ...
 
     def left(self, now: float, /) -> float:
-        """What is left."""
+        """Units left."""
         ...
 
 

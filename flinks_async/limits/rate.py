@@ -1,8 +1,9 @@
 """A rate limit, and what a server's headers say about its own limit and about waiting.
 
-The rate limit is requests per second, evenly spread, with a small burst. The algorithm is GCRA (generic cell rate algorithm, ITU-T I.371), the leaky bucket as a meter. Its whole state is one
-number, the theoretical arrival time of the next request. A request may come up to `burst - 1` intervals before that time,
-and each request moves it by one interval. There is no timer, nothing to refill, and no drift.
+The rate limit is requests per second, evenly spread, with a small burst. The algorithm is GCRA (generic cell rate
+algorithm, ITU-T I.371), the leaky bucket as a meter. Its whole state is one number, the theoretical arrival time of the next
+request. A request may come up to `burst - 1` intervals before that time, and each request moves it by one interval. There is
+no timer, nothing to refill, and no drift.
 
 Pass `Limits(rate_limiter=...)` to use a limiter that several processes share: any object with the method `reserve`.
 

@@ -63,9 +63,11 @@ class Attempt:
                     local.timer.arm(scope, timeout)
                     with scope:
                         response = await self._transport.send(request)
-                if response is None:
-                    call.blocked = scope.late
-                    raise AttemptTimeoutError(f"no complete answer from {request.endpoint.host} within {timeout:g} s")
+                    if response is None:
+                        call.blocked = scope.late
+                        raise AttemptTimeoutError(
+                            f"no complete answer from {request.endpoint.host} within {timeout:g} s"
+                        )
             finally:
                 governor.release()
                 now = self._now()

@@ -52,7 +52,7 @@ _QUOTA_USED_UP = Stop("the retry quota is used up")
 
 @define
 class RetryState:
-    """What one call has tried so far.
+    """The attempts of one call so far.
 
     Attributes:
         attempts: attempts that count against `Retry.attempts`.

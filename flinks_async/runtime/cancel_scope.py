@@ -30,7 +30,7 @@ class CancelScope:
 
     Attributes:
         interrupted: whether `interrupt()` ended the block.
-        late: the deadline timer ended it late, because the event loop was blocked: nobody else is to blame.
+        late: the deadline timer ended it late, because the event loop was blocked. The server is not the cause.
     """
 
     __slots__ = ("_before", "_bucket", "_task", "interrupted", "late")
@@ -68,7 +68,7 @@ class CancelScope:
         ours = task.uncancel() <= self._before
         if ours and kind is asyncio.CancelledError:
             return True
-        # Something else cancelled the task as well, or the block ended with its own exception: that one goes on.
+        # Something else cancelled the task as well, or the block ended with its own exception, which propagates.
         self.interrupted = False
         return False
 

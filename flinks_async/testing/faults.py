@@ -24,7 +24,7 @@ _NOTHING: Final[Mapping[str, str]] = MappingProxyType({})
 
 @frozen(kw_only=True)
 class Fault:
-    """What happens to one request.
+    """A fault, or another reply, for one request.
 
     Attributes:
         name: key in `server.stats.faults`.

@@ -78,7 +78,7 @@ async def _one_request(
 
 @define(eq=False)
 class _Prepared:
-    """What all requests to one endpoint share."""
+    """The parts that all requests to one endpoint share."""
 
     endpoint: Endpoint
     template: Template | None
@@ -134,6 +134,7 @@ class AiohttpTransport:
             sessions.in_use -= 1
             sessions.reused += wire.sockets == 0
             wire_of_attempt.reset(token)
+        assert stopped is not None
         # Raised here, without the frames and errors of aiohttp, because their variables hold the URL and the headers.
         stopped.__traceback__ = stopped.__context__ = stopped.__cause__ = None
         raise stopped

@@ -164,7 +164,7 @@ class Lineage(Generic[T]):
         return made
 
     def ancestor(self) -> Lineage[T] | None:
-        """The nearest ancestor whose client still exists. Those between are dropped, so that a chain stays short."""
+        """The nearest ancestor whose client still exists. Links to collected clients are dropped, so that a chain stays short."""
         while self.parent is not None and self.parent.member() is None:
             self.parent = self.parent.parent
         return self.parent

@@ -37,7 +37,7 @@ from ..secret import Secret
 
 @define(eq=False)
 class Wire:
-    """What one attempt uses.
+    """The use of sockets by one attempt.
 
     Attributes:
         sockets: sockets that the connector opened for it; 0 if it reused a kept-alive connection.
@@ -95,8 +95,8 @@ class Protocol(ResponseHandler):
     idle_since = float("-inf")
 
     def close(self) -> None:
-        """Aborts the connection. A TLS connection that is closed waits up to 30 s for the peer's close_notify and reads
-        on meanwhile, so an abandoned exchange would go on on the wire.
+        """Aborts the connection. A TLS connection that is closed waits up to 30 s for the peer's close_notify and keeps
+        reading meanwhile, so an abandoned exchange would continue on the wire.
         """
         self.abort()
 

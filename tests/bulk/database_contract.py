@@ -1,4 +1,4 @@
-"""What every store in a database must keep to, beside `StoreContract`."""
+"""The contract of every store in a database, in addition to `StoreContract`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every store must keep to: inherit `StoreContract` in a test class, and say how the store is made and read."""
+"""The contract of every store: inherit `StoreContract` in a test class, and define how the store is made and read."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SHARDS: tuple[Bodies, ...] = (
 
 
 class Summary(NamedTuple):
-    """What must be found of an answer again."""
+    """The parts of an answer that must be found in the store."""
 
     key: str | None
     request_id: str | None
@@ -193,7 +193,7 @@ class StoreContract:
         raise NotImplementedError
 
     def read(self, bench: Bench) -> Summaries:
-        """What the output holds, read as a user would."""
+        """The content of the output, read as a user would read it."""
         raise NotImplementedError
 
     def damages(self, bench: Bench) -> Mapping[str, Callable[[], object]]:

@@ -12,7 +12,7 @@ Record = Mapping[str, Any]
 
 
 def summaries(fetches: Iterable[Record], transactions: Iterable[Record]) -> Summaries:
-    """What the contract asks for."""
+    """The summaries that the contract compares."""
     moves: dict[int, list[Decimal]] = {}
     for move in transactions:
         moves.setdefault(move["line"], []).append(move["balance"])

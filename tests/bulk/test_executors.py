@@ -1,4 +1,4 @@
-"""What worker processes are given: their shares, one rate, clients made again, and no secret that can be seen."""
+"""Worker processes get shares of the limits, one rate and clients of their own; no secret is visible."""
 
 from __future__ import annotations
 

@@ -509,7 +509,7 @@ def test_an_input_that_changes_while_it_is_fetched_ends_the_run(desk: Desk) -> N
     assert desk.transport.requests == []
 
 
-# --- care -------------------------------------------------------------------------------------------------------------
+# --- maintenance ------------------------------------------------------------------------------------------------------
 
 
 def test_verify_finds_a_flipped_bit_and_a_part_that_was_cut_short(desk: Desk) -> None:

@@ -196,7 +196,7 @@ def test_totals_are_of_one_moment(ledger: Ledger, monkeypatch: pytest.MonkeyPatc
     reader = ledger.reader()
 
     class Between:
-        """The reader's connection; before each query but the first, the job goes on."""
+        """The reader's connection; before each query except the first, the job continues."""
 
         in_transaction = property(lambda self: reader_db.in_transaction)
 

@@ -9,6 +9,7 @@ import pickle
 import sqlite3
 import tarfile
 import zipfile
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,9 @@ def zipped() -> bytes:
 
 
 def database() -> bytes:
-    connection = sqlite3.connect(":memory:")
-    connection.execute("CREATE TABLE t (token TEXT)")
-    return connection.serialize()
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.execute("CREATE TABLE t (token TEXT)")
+        return connection.serialize()
 
 
 @frozen

@@ -1,4 +1,4 @@
-"""A job in several worker processes: the same output, whatever happens to one of them."""
+"""A job in several worker processes has the same output, even if one of them fails."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ _HEADS = {"text": b"", "csv": b"k,t,i\n", "jsonl": b'{"t":"zero","k":[7],"i":"ac
 
 
 class TestAnyBytes:
-    """Whatever the file holds: each line is counted once, and scan and reader find what a plain reading finds."""
+    """For any content, each line is counted once, and scan and reader agree with a simple reference reader."""
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("form", NAMES)
@@ -247,7 +247,7 @@ _TOKENS = st.text(
 
 
 class TestWellFormedFiles:
-    """What others write with their own tools."""
+    """Files that other tools write."""
 
     @pytest.mark.parametrize("kind", KINDS)
     @settings(max_examples=40, deadline=None)

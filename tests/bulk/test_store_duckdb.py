@@ -67,7 +67,7 @@ class TestDuckDB(DatabaseContract):
             Path(where).write_bytes(bytes(4096))
             raise duckdb.IOException("Input/output error")
 
-        for kill in (False, True):  # after a kill, nobody takes back what there is
+        for kill in (False, True):  # after a kill, the files are not removed
             with monkeypatch.context() as patched, pytest.raises(StoreError, match="Input/output error"):
                 patched.setattr(duckdb, "connect", half)
                 if kill:
@@ -87,7 +87,7 @@ class TestDuckDB(DatabaseContract):
         bench.start().put_missing(0)
         bench.start()
         log = bench.folder / "answers.duckdb.wal"
-        assert not log.exists(), "DuckDB makes it anew"
+        assert not log.exists(), "DuckDB creates it again"
         modes = {}
         with at_points(lambda point: modes.update({point: log.exists() and log.stat().st_mode & 0o777})):
             bench.put(1)

@@ -102,7 +102,7 @@ class LeaveOut(Operator):
 
 
 class Meaning(ast.NodeTransformer):
-    """What a module means, without annotations, and without how parameters may be given."""
+    """Reduces a module to its behaviour: without annotations and without kinds of parameters."""
 
     def visit_arguments(self, node: ast.arguments) -> ast.AST:
         node.args = [ast.arg(arg.arg) for arg in (*node.posonlyargs, *node.args, *node.kwonlyargs)]
@@ -128,7 +128,7 @@ def meaning(code: str) -> str:
 
 
 def mutants(code: str) -> Iterator[tuple[int, str, str]]:
-    """Of each mutant of a module: the line's number, its function and new text, and the whole code."""
+    """Yields for each mutant of a module: the number of the line, its function and new text, and the whole code."""
     usual, provider, tree = meaning(code), OperatorProvider(), ast.parse(code)
     functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
     for operator in [*(provider[name]() for name in OPERATORS), LeaveOut()]:

@@ -33,7 +33,7 @@ class Row:
         status: the error's status.
         check: looks at the answer or the error.
         options: of the client.
-        listening: False: nobody listens until the fault is over.
+        listening: False: the port is closed until the fault is over.
         tls: makes the server's TLS context out of the test's authority, for as long as the fault lasts.
         resolve: replaces the event loop's `getaddrinfo`, for as long as the fault lasts.
         family: the module that it comes from.
@@ -86,7 +86,7 @@ def chunked(*parts: bytes, last: bytes = b"0\r\n\r\n") -> bytes:
 
 
 def never(*args: Any, **kwargs: Any) -> None:
-    """Of a lookup: no answer while the fault lasts."""
+    """Replaces `getaddrinfo`: no answer while the fault lasts."""
 
 
 def all_rows() -> list[Row]:

@@ -45,7 +45,7 @@ def not_now(*args: Any, **kwargs: Any) -> Any:
 async def broken_ipv6_first(host: Any, port: int, **kwargs: Any) -> Any:
     kind = (socket.SOCK_STREAM, socket.IPPROTO_TCP, "")
     return [
-        (socket.AF_INET6, *kind, ("100::1", port, 0, 0)),  # RFC 6666: nobody is there
+        (socket.AF_INET6, *kind, ("100::1", port, 0, 0)),  # RFC 6666: packets are discarded
         (socket.AF_INET, *kind, ("127.0.0.1", port)),
     ]
 

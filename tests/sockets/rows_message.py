@@ -15,7 +15,7 @@ TE = "Transfer-Encoding: chunked"
 
 
 def has_no_status(error: FlinksError) -> None:
-    assert error.status is None  # aiohttp's own 400 is nobody's
+    assert error.status is None  # aiohttp's own 400 does not come from the server
 
 
 def broken(number: str, case: str, data: bytes, *, stays: bool = False) -> Row:

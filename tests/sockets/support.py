@@ -1,4 +1,4 @@
-"""What the tests on real sockets share."""
+"""Shared code of the tests on real sockets."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def client_for(server: RawServer | str, **options: Any) -> FlinksClient:
 
 
 async def turns(number: int = 20) -> None:
-    """Lets other tasks, and sockets that are ready, go on."""
+    """Lets other tasks and ready sockets run."""
     for _ in range(number):
         await asyncio.sleep(0)
 

@@ -1,4 +1,4 @@
-"""Whatever comes, only a `FlinksError` comes out: never another exception, never a hang, never more than the cap."""
+"""For any response, only a `FlinksError` is raised: never another exception, never a hang, never more than the cap."""
 
 from __future__ import annotations
 

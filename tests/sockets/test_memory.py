@@ -1,4 +1,4 @@
-"""A hostile body costs no more memory than the cap allows, whatever it claims or inflates to."""
+"""A hostile body uses no more memory than the cap allows, regardless of its declared or decompressed size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is sent: the URL, the token, the headers; and to whom."""
+"""The requests on the wire: URL, token, headers and destination."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ UNASKED = {
 
 
 class Unasked:
-    """Answers once; then sends something that nobody asked for, when told to."""
+    """Answers once; then sends unsolicited data on demand."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data

@@ -1,4 +1,4 @@
-"""TLS that works, and what it promises. What goes wrong in it is in the table of faults."""
+"""TLS that works, and its guarantees. The table of faults has the failures of TLS."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def conninfo() -> Iterator[str]:
 
 @pytest.fixture
 def order(output: str, request: pytest.FixtureRequest) -> Order:
-    """What all runs of a test with the parameter `output` have in common."""
+    """The order that all runs of a test with the parameter `output` share."""
     for module in OUTPUTS[output].needs:
         pytest.importorskip(module)
     return Order(output=output, conninfo=request.getfixturevalue("conninfo") if output == POSTGRESQL else "")

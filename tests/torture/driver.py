@@ -80,7 +80,7 @@ class Driver:
         return Ended(line["code"], result, result.pop("calls", 0), result.pop("met", False))
 
     def errors(self) -> str:
-        """What it wrote to standard error, the end of it."""
+        """The end of its standard error."""
         return self._errors_file.read_text()[-4000:]
 
     def _read(self) -> dict[str, Any]:

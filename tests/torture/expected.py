@@ -56,7 +56,7 @@ def make_tokens(source: Path, count: int, *, failing: bool = False) -> Tokens:
     """Writes a file with `count` good tokens, one invalid one and one that is there twice.
 
     Args:
-        failing: two more, which the driver's transport in memory lets fail: one for ever, one that may be retried.
+        failing: adds two tokens that the driver's in-memory transport lets fail: one permanently, one that may be retried.
     """
     rows = [f"token-{number}" for number in range(count)]
     rows[count // 2 : count // 2] = [f"{FINAL}1", f"{EXHAUSTED}1"] if failing else []

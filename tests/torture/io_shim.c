@@ -315,7 +315,7 @@ ssize_t write(int file, const void *bytes, size_t length) { return write_at(file
 ssize_t pwrite(int file, const void *bytes, size_t length, off_t at) { return write_at(file, bytes, length, at); }
 ssize_t pwrite64(int file, const void *bytes, size_t length, off64_t at) { return write_at(file, bytes, length, at); }
 
-/* A vector is written piece by piece: whoever writes one must be ready for less than all of it. */
+/* A vector is written piece by piece: callers must handle a partial write. */
 static ssize_t write_vector(int file, const struct iovec *pieces, int count, off_t at) {
     if (!file_is_ours(file))
         return at < 0 ? syscall(SYS_writev, file, pieces, count)

@@ -1,4 +1,4 @@
-"""What the driver is told to do, and what became of it: plain records that fit through a pipe."""
+"""The driver's order and its result, as plain records that are sent through a pipe."""
 
 from __future__ import annotations
 

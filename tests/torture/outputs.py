@@ -68,7 +68,7 @@ def file(name: str, one: Callable[[Path], Iterable[bytes]]) -> Callable[[Order],
 
 
 def from_tables(query: Query) -> Iterator[bytes]:
-    """What the tables say of each answer."""
+    """Each answer as the tables have it."""
     transactions: dict[int, list[str]] = {}
     for line, transaction in query("SELECT line, id FROM transactions"):
         transactions.setdefault(line, []).append(transaction)

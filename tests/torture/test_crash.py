@@ -24,7 +24,7 @@ NewRoot = Callable[[], Path]
 
 
 class Torture:
-    """Kills jobs of one output, lets them go on, and checks what they made.
+    """Kills jobs of one output, resumes them, and checks their output.
 
     Args:
         again: kill the resumed run too.
@@ -113,7 +113,7 @@ def test_every_reach_that_matters_of_every_crash_point(
     for case in reaches(points):
         torture.kill_at(new_root(), case)
     resumed = torture.points(new_root(), resumed_after="stored")
-    for name in resumed:  # a second kill while it recovers, or goes on
+    for name in resumed:  # a second kill while it recovers or continues
         torture.kill_at(new_root(), ("stored", 2), (name, 1), (name, 1))
     print(f"\n{order.output}: {torture.kills} kills at {len(points)} points: {dict(points)}; resumed: {dict(resumed)}")
 

@@ -1,4 +1,4 @@
-"""The disk fails, fills up, lies or loses its power at the N-th call, for every N: clear errors, and a job that goes on.
+"""The disk fails, fills up, lies or loses its power at the N-th call, for every N: the errors are clear, and the job can be resumed.
 
 The faults are made below Python by a preloaded library (`io_shim.c`), so SQLite and every other library meet them too.
 """
@@ -93,12 +93,12 @@ class Torture:
             check(order, self._tokens, ended, tidy=not ended.met)  # a file that could not be removed
 
     def _confirmed(self) -> int:
-        """Shards that the job was told were committed."""
+        """Number of shards whose commit was confirmed to the job."""
         reached = self._points.read_text().splitlines() if self._points.exists() else []
         stored, confirmed = False, 0
         for point in reached:
             confirmed += stored and point == "ledger committed"
-            # What comes after "broken off" is not the shard's: the run notes how it ended.
+            # A commit after "broken off" is not that of the shard: the run records how it ended.
             stored = point == "stored" or (stored and point not in ("ledger committed", "broken off"))
         return confirmed
 

@@ -24,7 +24,7 @@ MADE_FOR_THE_MOMENT = (files.LOG, files.LOCK, "-shm", ".tmp")
 
 
 class Trace:
-    """What a job did to its files."""
+    """The system calls of a job on its files."""
 
     def __init__(self, calls: list[Call], order: Order) -> None:
         self.root = order.root
@@ -65,7 +65,7 @@ class Trace:
             assert rename.ended < self.last(SYNCS, Path(rename.to).parent, before=ledger).begun
 
     def check_nothing_is_unsynced(self, ledger: Call) -> None:
-        """Whatever the store has written or renamed when the ledger is told was synced before."""
+        """Everything that the store wrote or renamed before the ledger's commit is synced by then."""
         dirty: dict[str, Call] = {}
         for call in self.calls:
             if call.begun >= ledger.begun:
@@ -148,5 +148,5 @@ def test_the_single_file(traced: tuple[Trace, list[Commit]]) -> None:
 @pytest.mark.torture
 @pytest.mark.parametrize("output", [output for output in OUTPUTS if output not in ("jsonl", "file")])
 def test_every_other_store(traced: tuple[Trace, list[Commit]]) -> None:
-    """What the store wrote < its fsync < ledger"""
+    """The store's writes < their fsync < ledger."""
     check_order(*traced)

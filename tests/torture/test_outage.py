@@ -1,4 +1,4 @@
-"""An instance that is down in the middle of a job: no token is lost, no attempts are burnt, and nobody has to help."""
+"""An instance that is down in the middle of a job: no token is lost, no attempts are used up, and the job resumes by itself."""
 
 from __future__ import annotations
 
@@ -72,10 +72,10 @@ def test_a_server_that_is_stopped_and_started_again(tmp_path: Path) -> None:
                 assert stats.requests > 300, "the outage was not noticed"
 
     # Slow enough to be stopped in the middle.
-    options = ServeOptions(latency=("fixed", 0.01, 0.0), auth_secret="s")
+    options = ServeOptions(size="small", latency=("fixed", 0.01, 0.0), auth_secret="s")
     with ServerProcess(options) as server:
         port = int(server.base_url.rpartition(":")[2])
-        after = ServerProcess(ServeOptions(auth_secret="s", port=port))
+        after = ServerProcess(ServeOptions(size="small", auth_secret="s", port=port))
         try:
             asyncio.run(main(server, after))
         finally:

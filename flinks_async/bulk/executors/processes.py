@@ -4,8 +4,8 @@
 
 Only the job uses store and ledger. The shards of a worker that dies are handed out again.
 
-The workers share one rate limit (`SharedRate`) and their pauses. What may be in flight is divided: each worker gets its
-part of the concurrency, of the open shards and of the retry quota. The job watches the rules that count tokens or time.
+The workers share one rate limit (`SharedRate`) and their pauses. The limits of requests in flight, of open shards and of the
+retry quota are divided among them. The job watches the rules that count tokens or time.
 
 The state of GCRA is one number, the theoretical arrival time of the next request (see `limits.rate`). It is in a file that
 every process maps, and locks for the few microseconds of a reservation. All processes have the same clock, because the

@@ -1,4 +1,4 @@
-"""What a job and its worker processes send each other: descriptions of clients, messages, and the channel.
+"""Messages between a job and its worker processes, descriptions of clients, and the channel.
 
 No message has a token. Secrets are sent once, at the start, through the worker's own pipe.
 """
@@ -216,7 +216,7 @@ class Report:
 
 @frozen
 class Broken:
-    """The worker cannot go on."""
+    """The worker cannot continue."""
 
     error: Exception
 

@@ -267,7 +267,7 @@ def refuse_other_than_csv(
     """Refuses what is no table, and a table whose first row is not a header.
 
     Args:
-        has_header: whether the first row is one; None if nobody said so.
+        has_header: whether the first row is one; None if it is not known.
 
     Raises:
         InputError: it is something else. The message names what was seen.

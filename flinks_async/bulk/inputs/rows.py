@@ -324,7 +324,7 @@ def _problem_of_token(token: Secret) -> str | None:
     except InvalidTokenError as error:
         return error.message
     if not token.reveal().isprintable():
-        # Allowed on the wire, but in a file it is a mistake: a space that nobody sees.
+        # Allowed on the wire, but in a file it is a mistake: an invisible space.
         return "the access token holds an invisible character"
     return None
 

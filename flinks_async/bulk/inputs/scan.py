@@ -52,7 +52,7 @@ class DuplicateFinder:
     once, as Python objects. A larger bucket (from 40 million tokens on) is read several times.
 
     Args:
-        folder: for the buckets. What it holds is removed, and `close` removes it.
+        folder: for the buckets. Its content is removed; `close` removes the folder.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -135,7 +135,7 @@ class _Forward:
 
 
 def identity(token: Token) -> bytes:
-    """What duplicates are compared by: the instance and the token, separated by a character that neither can hold."""
+    """The key for finding duplicates: instance and token, separated by a character that neither can contain."""
     return f"{token.instance or ''}\n{token.token.reveal()}".encode()
 
 

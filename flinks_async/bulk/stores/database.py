@@ -45,7 +45,7 @@ def commit_from_json(mark: bytes | str) -> Commit:
 
 
 class DatabaseConnection(Protocol):
-    """What the connections of all databases have in common."""
+    """The common interface of the database connections."""
 
     def execute(self, sql: Any, values: Any = ..., /) -> Any: ...
 
@@ -316,7 +316,7 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
 
     kind: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
-    """What the library appends to the path for its own files; "" is the database itself."""
+    """Suffixes of the files that the library keeps beside the database; "" is the database itself."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._user_path = absolute_path(path)

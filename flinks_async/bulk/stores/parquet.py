@@ -210,7 +210,7 @@ class _NewFile:
         rename_durably(self._beside, self.path)
 
     def receipt(self) -> dict[str, Any]:
-        """What `_problem_of` compares the file with."""
+        """The facts that `_problem_of` compares with the file."""
         return {"rows": self._rows, "size": self._sink.size, "sha256": self._sink.sha256}
 
     def abandon(self) -> None:
@@ -278,7 +278,7 @@ class _Sink:
 
 
 def _problem_of(path: Path, receipt: Mapping[str, Any], job: str) -> str | None:
-    """What is wrong with a finished file, in words."""
+    """Describes the problem of a finished file; None if there is none."""
     from pyarrow.parquet import read_metadata
 
     try:

@@ -53,7 +53,7 @@ class Problem:
 
 
 def opened(resource: T | None) -> T:
-    """What an open store holds.
+    """The resource of an open store.
 
     Raises:
         StoreError: the store is not open.

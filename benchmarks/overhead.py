@@ -1,7 +1,7 @@
-"""What each guard of the chain costs a call that goes well: `python benchmarks/walls.py [--short]`.
+"""The cost of each protection for a call that succeeds: `python benchmarks/overhead.py [--short]`.
 
-A transport that answers at once takes the place of the network, so that only the chain and decoding are left. Each row
-switches one guard on; nothing ever fails, since that is the traffic that pays for guards it does not need.
+A transport that responds at once replaces the network, so only the chain and decoding are measured. Each row switches one
+protection on. No call fails, so all of them pay for a protection that they do not need.
 """
 
 from __future__ import annotations
@@ -32,24 +32,24 @@ NONE = {
 
 
 def without(**changes: Any) -> dict[str, Any]:
-    """The arguments of a client that has no guard but these."""
+    """The arguments of a client that has only these protections."""
     given = {name: {**record, **changes.pop(name, {})} for name, record in NONE.items()}
     return {**given, **changes}
 
 
-WALLS: dict[str, dict[str, Any]] = {
+PROTECTIONS: dict[str, dict[str, Any]] = {
     "none": without(),
     "retries": without(retry={"attempts": 3}),
-    "retries, from a quota": without(retry={"attempts": 3, "quota": config.Retry().quota}),
+    "retries with a quota": without(retry={"attempts": 3, "quota": config.Retry().quota}),
     "deadline": without(timeouts={"deadline": 60.0}),
     "breaker": without(limits={"breaker": config.Limits().breaker}),
     "adaptive concurrency": without(limits={"concurrency": Adaptive(initial=CONCURRENCY, minimum=CONCURRENCY)}),
-    "rate limit, never reached": without(limits={"rate": 1e9}),
+    "rate limit that is not reached": without(limits={"rate": 1e9}),
     "hedging": without(hedge=Hedge()),
     "coalescing": without(coalesce=True),
     "polling of pending answers": without(poll_pending=PollPending()),
-    "service(), as it comes": {"settings": config.service()},
-    "bulk(), as it comes": {"settings": config.bulk()},
+    "service(), unchanged": {"settings": config.service()},
+    "bulk(), unchanged": {"settings": config.bulk()},
 }
 
 
@@ -62,11 +62,11 @@ def work_of(client: FlinksClient) -> Work:
 
 
 async def measured(rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Microseconds of processor time for a call, by guard and round."""
+    """Microseconds of processor time per call, by protection and round."""
     headers = CIMultiDict({"Content-Type": "application/json"})
     async with AsyncExitStack() as stack:
         work = {}
-        for name, arguments in WALLS.items():
+        for name, arguments in PROTECTIONS.items():
             transport = AtOnce(expected_body("a", size="small"), headers)
             work[name] = work_of(
                 await stack.enter_async_context(FlinksClient(auth_secret=SECRET, transport=transport, **arguments))
@@ -75,7 +75,7 @@ async def measured(rounds: int, seconds: float) -> dict[str, list[float]]:
 
 
 def rows(times: dict[str, list[float]]) -> list[list[str]]:
-    """Of each guard: its time, and what it adds to none, as the median over the rounds."""
+    """For each protection, its time and the difference to none, as medians over the rounds."""
     base = times["none"]
     return [
         [
@@ -96,7 +96,7 @@ def main() -> None:
         os.sched_setaffinity(0, {place[0]})
     print(f"{machine()}.\n{versions(['flinks-async', 'uvloop'])}.")
     print(
-        f"Small answers, {CONCURRENCY} at the same time, median of {rounds} rounds ± half the distance of the quartiles.\n"
+        f"Small answers, {CONCURRENCY} in flight, median of {rounds} rounds ± half the distance between the quartiles.\n"
     )
     try:
         import uvloop
@@ -105,7 +105,7 @@ def main() -> None:
     else:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             times = runner.run(measured(rounds, seconds))
-    print(table(["guard", "client CPU µs a call", "more than none"], rows(times)))
+    print(table(["part", "client CPU µs per call", "more than none"], rows(times)))
 
 
 if __name__ == "__main__":
