@@ -246,6 +246,82 @@ def luminance(colour: str) -> float:
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
 
 
+# --- what it must not claim -------------------------------------------------------------------------------------------
+
+
+def found_in(folder: Path, *samples: dict[str, Any]) -> dict[str, str]:
+    """The findings about one run with these samples."""
+    ledger = make_job(folder, tokens=50)
+    run = ledger.begin_run(EVENING)
+    for number, figures in enumerate(samples, start=1):
+        ledger.add_sample(run, EVENING + 10 * number, progress(seconds=10.0 * number) | figures)
+    ledger.close()
+    return {finding.name: f"{finding.value}: {finding.note}" for finding in findings(gather(folder))}
+
+
+def test_not_all_requests_repeated_an_earlier_one(tmp_path: Path) -> None:
+    found = found_in(tmp_path, {"requests": 20, "retries": 20})
+    assert found["Retries"] == "20: requests repeated an earlier one"
+
+
+def test_no_share_of_no_requests(tmp_path: Path) -> None:
+    assert found_in(tmp_path, {})["Retries"] == "\N{EN DASH}: no request has ended in a sample"
+
+
+def test_a_share_of_retries_is_one_of_all_requests(tmp_path: Path) -> None:
+    found = found_in(tmp_path, {"requests": 20, "retries": 5}, {"requests": 40, "retries": 10})
+    assert found["Retries"] == "25.0 %: 10 of 40 requests repeated an earlier one"
+
+
+@pytest.mark.parametrize(
+    ("samples", "said"),
+    [
+        ([{"limit": 20, "held_back": 4.0}] * 3, "\N{EN DASH}: no sample was taken outside of a pause"),
+        ([{"limit": 0}] * 3, "\N{EN DASH}: the limit is not in the samples"),
+        ([{"limit": 20}] * 3, "0 % of the time: at the limit of 20 (pauses excluded)"),
+        ([{"limit": 20, "held_back": 4.0}, {"limit": 8, "in_flight": 8}], "50.0 % of the time: at the limit of 8"),
+    ],
+)
+def test_a_limit_is_never_denied_above_its_plot(tmp_path: Path, samples: list[dict[str, Any]], said: str) -> None:
+    assert found_in(tmp_path, *samples)["Requests at once"].startswith(said)
+    assert "no limit" not in page_of(tmp_path)
+
+
+def test_pauses_between_two_samples_are_not_denied(tmp_path: Path) -> None:
+    found = found_in(tmp_path, {"requests": 20}, {"requests": 40, "throttled": 2})
+    assert found["Pauses"] == (
+        "none sampled: no sample was taken during a pause; 2 throttled answers caused short ones"
+    )
+
+
+def trouble(host: str, reason: str, attempts: int, seconds: float) -> dict[str, Any]:
+    return {"host": host, "reason": f"{host} {reason}", "attempts": attempts, "seconds": seconds, "next_try": 1.0}
+
+
+def test_the_longest_problem_of_each_instance_is_told(tmp_path: Path) -> None:
+    found = found_in(
+        tmp_path,
+        {"troubles": [trouble("a.example", "answered 503", 1, 0.0)]},
+        {"troubles": [trouble("a.example", "cannot be looked up", 9, 125.0)]},
+        {"troubles": [trouble("a.example", "answered 500", 2, 3.0)]},
+    )
+    assert found["Longest problem"] == (
+        "2 min 5 s: a.example cannot be looked up; 9 attempts in a row, at 2026-11-23 22:30"
+    )
+    assert "a.example cannot be looked up" in Page(page_of(tmp_path)).text
+
+
+def test_the_worst_problems_of_many_instances_are_told_and_hostile_ones_do_nothing(tmp_path: Path) -> None:
+    many = [trouble(f"{n}.example", HOSTILE, n, float(n)) for n in range(1, 8)]
+    odd: list[Any] = [None, 5, {}, {"host": 5, "reason": "x"}, {"host": "h", "reason": "r", "seconds": "x"}]
+    found_in(tmp_path, {"troubles": many}, {"troubles": odd}, {"troubles": 5})
+    told = [one for one in findings(gather(tmp_path)) if one.name == "Longest problem"]
+    assert [(one.value, one.note.partition(" ")[0]) for one in told] == [
+        ("7 s", "7.example"), ("6 s", "6.example"), ("5 s", "5.example"),
+    ]  # fmt: skip
+    assert "script" not in {tag for tag, _ in Page(page_of(tmp_path)).tags}
+
+
 # --- jobs of all kinds ------------------------------------------------------------------------------------------------
 
 

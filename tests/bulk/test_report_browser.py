@@ -143,6 +143,20 @@ def test_more_runs_than_are_shown_fit_a_phone(browser: Browser, tmp_path: Path) 
         assert not page.evaluate(SCROLLS)
 
 
+@pytest.mark.parametrize("host", ["a-very-long-name." * 12 + "example", "x" * 250])
+def test_a_long_problem_fits_a_phone(browser: Browser, tmp_path: Path, host: str) -> None:
+    ledger = make_job(tmp_path, tokens=50)
+    run = ledger.begin_run(EVENING)
+    trouble = {"host": host, "reason": f"{host} cannot be looked up", "attempts": 14, "seconds": 120.0}
+    for second in (10, 20, 30):
+        ledger.add_sample(run, EVENING + second, progress(seconds=float(second)) | {"troubles": [trouble]})
+    ledger.end_run(run, EVENING + 30, "stopped", f"{host} cannot be looked up; it has never answered", {})
+    ledger.close()
+    with shown(browser, write_report(tmp_path), 390) as page:
+        assert "cannot be looked up; 14 attempts in a row" in page.inner_text(".findings")
+        assert not page.evaluate(SCROLLS)
+
+
 def test_dark_is_dark_and_plots_follow(browser: Browser, night: Path) -> None:
     seen = {}
     for scheme in ("light", "dark"):

@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 from attrs import frozen
 
+from ..records import InstanceTrouble
 from . import words
 from .facts import Facts
 from .timeline import Interval
@@ -16,6 +17,10 @@ Outlook = Literal["good", "again", "final", "waiting", "mixed"]
 
 _AT_THE_LIMIT: Final = 0.9
 """From this share of the concurrency limit, the limit counts as reached."""
+
+
+_MOST_PROBLEMS: Final = 3
+"""Instances whose problems are shown."""
 
 
 @frozen
@@ -175,6 +180,7 @@ def findings(facts: Facts) -> list[Finding]:
         _retried(found, requests),
         _paused(facts, running),
         _limit(found, running),
+        *_problems(facts),
         *several,
     ]
 
@@ -213,6 +219,9 @@ def _throttled(found: Iterable[Interval], requests: float) -> Finding:
 
 def _retried(found: Iterable[Interval], requests: float) -> Finding:
     retries = sum(i.retries for i in found)
+    if retries >= requests:  # a first request repeats nothing, so some of them are not in the samples
+        note = "requests repeated an earlier one" if retries else "no request has ended in a sample"
+        return Finding("Retries", words.count(round(retries)) if retries else words.NONE, note)
     return Finding(
         "Retries",
         words.percent(retries, requests),
@@ -238,9 +247,11 @@ def _paused(facts: Facts, running: float) -> Finding:
 
 
 def _limit(found: Iterable[Interval], running: float) -> Finding:
-    limited = [i for i in found if i.limit > 0 and not i.paused]
+    known = [i for i in found if i.limit > 0]
+    limited = [i for i in known if not i.paused]
     if not limited:
-        return Finding("Requests at once", words.NONE, "no sample was taken outside of a pause")
+        why = "no sample was taken outside of a pause" if known else "the limit is not in the samples"
+        return Finding("Requests at once", words.NONE, why)
     full = sum(i.seconds for i in limited if i.in_flight >= _AT_THE_LIMIT * i.limit)
     lowest, highest = min(i.limit for i in limited), max(i.limit for i in limited)
     limit = f"{lowest:,.0f} to {highest:,.0f}" if lowest < highest else f"{highest:,.0f}"
@@ -249,6 +260,19 @@ def _limit(found: Iterable[Interval], running: float) -> Finding:
         f"{words.percent(full, running)} of the time",
         f"at the limit of {limit} (pauses excluded)",
     )
+
+
+def _problems(facts: Facts) -> Iterator[Finding]:
+    """The longest problem of each instance, the worst ones first."""
+    longest: dict[str, tuple[InstanceTrouble, Interval]] = {}
+    for interval in facts.intervals:
+        for trouble in interval.troubles:
+            if trouble.host not in longest or trouble.seconds >= longest[trouble.host][0].seconds:
+                longest[trouble.host] = trouble, interval
+    worst = sorted(longest.values(), key=lambda found: found[0].seconds, reverse=True)
+    for trouble, interval in worst[:_MOST_PROBLEMS]:
+        note = f"{trouble.reason}; {_plural(trouble.attempts, 'attempt')} in a row, {_when(facts, interval)}"
+        yield Finding("Longest problem", words.duration(trouble.seconds), note.rstrip(", "))
 
 
 def _between_runs(facts: Facts) -> Finding:

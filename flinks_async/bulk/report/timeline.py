@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
+from ..records import InstanceTrouble
 from .words import utc
 
 _GAP: Final = 0.04
@@ -129,6 +130,7 @@ class Interval:
             in a pause is an unbiased estimate of the share of the time.
         fetched: tokens fetched by its end.
         failed: tokens that failed in it.
+        troubles: the instances that had a problem at its end.
     """
 
     run: int
@@ -145,6 +147,7 @@ class Interval:
     paused: bool
     fetched: float
     failed: float
+    troubles: tuple[InstanceTrouble, ...] = ()
 
     @property
     def seconds(self) -> float:
@@ -176,6 +179,7 @@ def intervals(samples: Iterable[Mapping[str, Any]]) -> Iterator[Interval]:
             paused=_number(sample, "held_back") > 0,
             fetched=_number(sample, "fetched"),
             failed=_grown(before, sample, "failed") if before else 0.0,
+            troubles=tuple(_troubles(sample)),
         )
         before = sample
 
@@ -183,6 +187,14 @@ def intervals(samples: Iterable[Mapping[str, Any]]) -> Iterator[Interval]:
 def _number(sample: Mapping[str, Any], name: str) -> float:
     value = sample.get(name)
     return max(0.0, value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
+
+
+def _troubles(sample: Mapping[str, Any]) -> Iterator[InstanceTrouble]:
+    """Those of a sample; entries that have no host or no reason are skipped, and samples of older versions have none."""
+    found = sample.get("troubles")
+    for one in found if isinstance(found, list) else ():
+        if isinstance(one, dict) and isinstance(one.get("host"), str) and isinstance(one.get("reason"), str):
+            yield InstanceTrouble(one["host"], one["reason"], int(_number(one, "attempts")), _number(one, "seconds"))
 
 
 def _time(sample: Mapping[str, Any], name: str) -> float | None:
