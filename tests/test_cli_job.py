@@ -292,7 +292,7 @@ class TestUsage:
         with bulk.Job.resume(job):
             for command in (("fetch", tokens, "--job", job), ("verify", job), ("purge", job, "--yes"), ("retry", job)):
                 result = await cli(*command, server=flinks_server)
-                assert result.exit_code == Exit.USAGE, command
+                assert result.exit_code == Exit.LOCKED == 6, command
                 assert "another process works on the job" in result.stderr
             assert (await cli("status", job)).exit_code == Exit.OK
 

@@ -38,14 +38,6 @@ async def job(flinks_server: FlinksServer, tokens: Path, tmp_path: Path) -> Path
     return tmp_path / "job"
 
 
-@pytest.mark.parametrize("command", ["verify", "purge"])
-async def test_a_job_that_another_process_works_on_has_an_exit_code_of_its_own(job: Path, command: str) -> None:
-    with bulk.Job.resume(job):
-        result = await cli(command, job, *(["--yes"] if command == "purge" else []))
-    assert result.exit_code == Exit.LOCKED == 6, result.stderr
-    assert "another process works on the job" in result.stderr
-
-
 class TestStatus:
     async def test_in_words(self, job: Path) -> None:
         result = await cli("status", job)
