@@ -19,7 +19,7 @@ import msgspec
 from ...errors import ConfigError
 from ..compression import CompressedDataError, Compression, Decompressed, compressor
 from ..errors import StoreError
-from ..files import PRIVATE_FILE, cannot_read, cannot_write, sync_folder, write_durably
+from ..files import cannot_read, cannot_write, create, is_own, sync_folder, write_durably
 from ..records import Written
 from .protocol import Problem
 
@@ -202,14 +202,15 @@ class OwnedFile:
         self._write(self._identity())
 
     def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         try:
-            try:
-                os.close(os.open(self.path, flags, PRIVATE_FILE))
-            except FileExistsError:  # created just before a crash; a file of somebody else is not empty
+            try:  # what is there was created just before a crash; a file of somebody else is not empty
                 found = os.lstat(self.path)
-                if not stat.S_ISREG(found.st_mode) or found.st_size:
-                    raise self._not_ours() from None
+            except FileNotFoundError:
+                pass
+            else:
+                if not stat.S_ISREG(found.st_mode) or found.st_size or not is_own(found):
+                    raise self._not_ours()
+            os.close(create(self.path))
         except OSError as error:
             raise cannot_write(self.path, error) from None
 

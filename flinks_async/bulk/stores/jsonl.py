@@ -17,7 +17,17 @@ from typing import Any, Final
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import NOTE, absolute_path, cannot_read, cannot_write, make_folder, rename_durably, sync_folder, write_all
+from ..files import (
+    NOTE,
+    absolute_path,
+    cannot_read,
+    cannot_write,
+    make_folder,
+    open_to_write,
+    rename_durably,
+    sync_folder,
+    write_all,
+)
 from ..records import Commit, Written
 from .answer_files import SUFFIXES, OwnedFile, check_compression, checksum, compare, read_lines
 from .protocol import Place, Problem, opened
@@ -199,7 +209,7 @@ class JSONLFile:
         assert start is not None, "recover is called first"
         written = commit.written
         try:
-            file = os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+            file = open_to_write(path)
             try:
                 _append(file, start, spool, written)
             except (OSError, StoreError):
@@ -295,7 +305,7 @@ def _append(file: int, start: int, spool: Path, written: Written) -> None:
 
 def _cut(path: Path, end: int) -> None:
     try:
-        file = os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
+        file = open_to_write(path)
         try:
             os.ftruncate(file, end)
             os.fsync(file)
