@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+import json
 import os
+import sqlite3
 import stat
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
 from flinks_async import ConfigError
-from flinks_async.bulk import Job, JSONLFile, SQLiteStore, StoreError, export, purge, status, verify
+from flinks_async.bulk import (
+    Job,
+    JSONLFile,
+    JSONLParts,
+    LedgerError,
+    SQLiteStore,
+    Store,
+    StoreError,
+    export,
+    purge,
+    status,
+    verify,
+)
 from flinks_async.bulk.files import create, write_durably
 from flinks_async.bulk.stores.answer_files import OwnedFile
 
@@ -309,3 +326,149 @@ class TestTheOutput:
             assert desk.run(job).state == "complete"
         assert victim.read_text() == "precious"
         assert verify(desk.directory) == []
+
+
+PRECIOUS = b"precious\n" * 100
+
+
+def parquet() -> Store:
+    pytest.importorskip("pyarrow")
+    from flinks_async.bulk.stores.parquet import ParquetStore
+
+    return ParquetStore()
+
+
+STORES: dict[str, Callable[[], Store]] = {
+    "parts": JSONLParts, "file": JSONLFile, "sqlite": SQLiteStore, "parquet": parquet,
+}  # fmt: skip
+
+
+def edit_receipts(desk: Desk, receipt: Any) -> None:
+    with closing(sqlite3.connect(desk.directory / "ledger.sqlite")) as db, db:
+        db.execute("UPDATE shards SET receipt = ?", (json.dumps(receipt).encode(),))
+
+
+class TestAnEditedJob:
+    """Its directory came from somebody else, or somebody edited it: it must not reach files that are not the job's."""
+
+    @pytest.fixture
+    def victim(self, desk: Desk, tmp_path: Path) -> Path:
+        """A foreign file that the manifest calls the output, with its true inode."""
+        with Job.start(desk.directory, desk.source(), JSONLFile(tmp_path / "out.jsonl"), shard_size=10) as job:
+            desk.run(job)
+        victim = tmp_path / "victim"
+        victim.write_bytes(PRECIOUS)
+        manifest = json.loads((desk.directory / "manifest.json").read_text())
+        manifest["store"]["path"] = str(victim)
+        (desk.directory / "manifest.json").write_text(json.dumps(manifest))
+        found = victim.stat()
+        (desk.directory / "out.json").write_text(
+            json.dumps({"path": str(victim), "file": [found.st_dev, found.st_ino]})
+        )
+        return victim
+
+    def forget_shards(self, desk: Desk) -> None:
+        with closing(sqlite3.connect(desk.directory / "ledger.sqlite")) as db, db:
+            db.execute("UPDATE shards SET done_at = NULL, receipt = NULL, lines = NULL")
+
+    def test_with_the_inode_of_a_foreign_file_does_not_remove_it(self, desk: Desk, victim: Path) -> None:
+        self.forget_shards(desk)
+        assert f"left, because it is not the file that the job created: {victim}" in purge(desk.directory)
+        assert victim.read_bytes() == PRECIOUS
+
+    def test_with_the_inode_of_a_foreign_file_does_not_cut_it(self, desk: Desk, victim: Path) -> None:
+        self.forget_shards(desk)
+        with pytest.raises(StoreError, match="is not the file that the job created"):
+            Job.resume(desk.directory)
+        assert victim.read_bytes() == PRECIOUS
+
+    @pytest.mark.parametrize("forget", [False, True])
+    def test_with_the_checksum_of_a_foreign_file_neither_cuts_nor_removes_it(
+        self, desk: Desk, victim: Path, forget: bool
+    ) -> None:
+        edit_receipts(desk, {"offset": 0, "size": 9, "sha256": sha256(b"precious\n").hexdigest()})
+        with pytest.raises(StoreError, match="does not hold what the job wrote to it"):
+            Job.resume(desk.directory)
+        with pytest.raises(StoreError, match="lines that are not answers"):
+            list(export(desk.directory))
+        if forget:
+            purge(desk.directory, forget_answers=True)
+        else:
+            with pytest.raises(StoreError, match="Nothing was removed"):
+                purge(desk.directory)
+        assert victim.read_bytes() == PRECIOUS
+
+    @pytest.mark.parametrize("content", [b"{", b'{"line":1,"resp', b"\0" * 5000, b""])
+    def test_and_what_a_crash_leaves_of_the_first_shard_is_still_cut(
+        self, desk: Desk, victim: Path, content: bytes
+    ) -> None:
+        self.forget_shards(desk)
+        with open(victim, "r+b") as file:  # the inode stays
+            file.truncate()
+            file.write(content)
+        with Job.resume(desk.directory) as job:
+            assert victim.stat().st_size == 0
+            assert desk.run(job).state == "complete"
+        assert verify(desk.directory) == []
+
+    @pytest.mark.parametrize(
+        "name", ["../../victim", "/etc/passwd", "..", "", "parts", "\0", "answers-000000-{job}.jsonl/.."]
+    )
+    def test_with_the_name_of_a_foreign_file_in_a_receipt_does_not_show_it(
+        self, desk: Desk, tmp_path: Path, name: str
+    ) -> None:
+        (tmp_path / "victim").write_bytes(b'{"line":1}\n')
+        with desk.job() as job:
+            desk.run(job)
+        edit_receipts(desk, {"file": name.format(job=job.manifest.job[:8]), "size": 11, "sha256": "0" * 64})
+        before = sorted(desk.directory.glob("parts/**/*"))
+        uses: list[Callable[[], object]] = [
+            lambda: list(export(desk.directory)), lambda: verify(desk.directory), lambda: Job.resume(desk.directory),
+        ]  # fmt: skip
+        for use in uses:
+            with pytest.raises(LedgerError, match="which is not of this job"):
+                use()
+        assert sorted(desk.directory.glob("parts/**/*")) == before, "what the job has made was removed"
+        purge(desk.directory)
+        assert not desk.directory.exists()
+        assert (tmp_path / "victim").exists()
+
+    def test_with_a_link_in_place_of_a_part_does_not_show_its_target(self, desk: Desk, tmp_path: Path) -> None:
+        (tmp_path / "victim").write_bytes(b'{"line":1,"secret":2}\n')
+        desk.complete()
+        part = min((desk.directory / "parts").iterdir())
+        part.unlink()
+        part.symlink_to(tmp_path / "victim")
+        with pytest.raises(LedgerError):
+            list(export(desk.directory))
+        purge(desk.directory, forget_answers=True)
+        assert (tmp_path / "victim").exists()
+
+    @pytest.mark.parametrize("name", ["../../victim", "fetches/../../../victim", "accounts/000000-{job}.parquet"])
+    def test_with_the_name_of_a_foreign_table_in_a_receipt_does_not_read_it(self, desk: Desk, name: str) -> None:
+        with Job.start(desk.directory, desk.source(), parquet(), shard_size=10) as job:
+            desk.run(job)
+        named = {"name": name.format(job=job.manifest.job[:8]), "rows": 1, "size": 1, "sha256": ""}
+        edit_receipts(desk, {"version": 1, "files": [named] * 4})
+        before = sorted(desk.directory.glob("parts/**/*"))
+        uses: list[Callable[[], object]] = [lambda: verify(desk.directory), lambda: Job.resume(desk.directory)]
+        for use in uses:
+            with pytest.raises(LedgerError, match="names files that are not of this job"):
+                use()
+        assert sorted(desk.directory.glob("parts/**/*")) == before
+
+    @pytest.mark.parametrize(
+        "receipt", [[], {}, None, "x", 5, {"file": 5}, {"rows": []}, {"files": [{}]}, {"offset": -1}]
+    )
+    @pytest.mark.parametrize("kind", STORES)
+    def test_with_any_receipt_is_broken_and_can_be_purged(self, desk: Desk, kind: str, receipt: Any) -> None:
+        with Job.start(desk.directory, desk.source(), STORES[kind](), shard_size=10) as job:
+            desk.run(job)
+        edit_receipts(desk, receipt)
+        with pytest.raises(LedgerError):
+            verify(desk.directory)
+        if isinstance(receipt, Mapping) and kind != "sqlite":  # its commit marks tell, not the receipts
+            with pytest.raises(LedgerError):
+                Job.resume(desk.directory)
+        purge(desk.directory)
+        assert not desk.directory.exists()
