@@ -21,6 +21,7 @@ from ..messages import Response, SendPermit
 from ..secret import fingerprint
 from .compression import Compression
 from .failures import failure_of
+from .files import SpareFiles
 from .inputs import Token
 from .records import Counters, Failure, Finished, RecentTimes, RunState, Shard
 from .rules import DoubtfulTokens, Rules, doubt_about, meets_every_token, reason_for_all
@@ -84,6 +85,7 @@ class Fetcher:
         self._room = asyncio.Event()
         self._stop = asyncio.Event()
         self._broken: BaseException | None = None
+        self._spare = SpareFiles()
         self._ending: set[asyncio.Task[None]] = set()
         self._calls: dict[SendPermit, asyncio.Task[Any]] = {}
         self._doubtful = {name: DoubtfulTokens[tuple[OpenShard, Failure]]() for name in clients}
@@ -99,6 +101,7 @@ class Fetcher:
         if self.stopped is not None:
             return
         self.stopped = (state, reason)
+        self._spare.close()
         self._stop.set()
         self._room.set()
         for permit, call in self._calls.items():
@@ -125,6 +128,8 @@ class Fetcher:
         except BaseException:
             await self._abandon()
             raise
+        finally:
+            self._spare.close()
 
     # --- tokens in ----------------------------------------------------------------------------------------------------
 

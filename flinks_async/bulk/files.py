@@ -179,6 +179,44 @@ def open_to_write(path: Path, more: int = 0) -> int:
     return os.open(path, os.O_WRONLY | _BINARY | more)
 
 
+def allow_open_files(count: int) -> int:
+    """Raises the soft limit of open files to the hard one, if this process may open fewer than `count` more.
+
+    Returns:
+        how many more it may open now.
+    """
+    if sys.platform == "win32":  # there is no such limit
+        return count
+    import resource
+
+    opened = len(os.listdir("/dev/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for limit in (hard, _OPEN_MAX):
+        if soft != resource.RLIM_INFINITY and soft < opened + count:
+            with suppress(ValueError, OSError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (limit, hard))
+            soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return count if soft == resource.RLIM_INFINITY else soft - opened
+
+
+class SpareFiles:
+    """Descriptors that are held until there may be no others, so that what was fetched can still be written."""
+
+    def __init__(self, count: int = 8) -> None:
+        self._held: list[int] = []
+        with suppress(OSError):
+            for _ in range(count):
+                self._held.append(os.open(os.devnull, os.O_RDONLY | _BINARY))
+
+    def close(self) -> None:
+        while self._held:
+            os.close(self._held.pop())
+
+
+_OPEN_MAX: Final = 10_240
+"""The highest soft limit of macOS (`OPEN_MAX`), whose hard limit is often infinite and is refused as a soft one."""
+
+
 def write_all(file: int, data: bytes | memoryview) -> None:
     """Writes all the data: `os.write` may write less."""
     rest = memoryview(data)

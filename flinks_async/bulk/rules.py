@@ -2,8 +2,9 @@
 
 A run stops by itself for one of these reasons. Tokens without an outcome are left to the next run.
 
-1. *One error that every token would meet*: a wrong setting, an invalid certificate, a proxy that wants credentials. The
-   first such error stops the run, and its token does not count as failed. `meets_every_token` decides.
+1. *One error that every token would meet*: a wrong setting, an invalid certificate, a proxy that wants credentials, a
+   lasting shortage of file descriptors. The first such error stops the run, and its token does not count as failed.
+   `meets_every_token` decides.
 2. *The same doubtful answer to several different tokens in a row*, with no success between (`Rules.refused_after`,
    default 5): the AuthSecret is refused, a redirect, a page instead of JSON, a 5xx that is not retried. One such answer
    may concern its token alone; five in a row do not. `doubt_about` decides which answers are doubtful; the tokens wait in
@@ -42,6 +43,7 @@ from ..errors import (
     ProxyError,
     RedirectError,
     ServerError,
+    ShortageError,
 )
 from ..verdict import Envelope, Kind
 from .records import InstanceTrouble
@@ -106,7 +108,9 @@ def meets_every_token(error: FlinksError) -> bool:
 
     A proxy that is down is an outage and is waited for; a proxy that wants credentials always wants them.
     """
-    return isinstance(error, (ConfigError, CertificateError)) or (isinstance(error, ProxyError) and error.status == 407)
+    return isinstance(error, (ConfigError, CertificateError, ShortageError)) or (
+        isinstance(error, ProxyError) and error.status == 407
+    )
 
 
 Doubt = Literal["refused", "redirect", "not JSON", "5xx"]
@@ -189,6 +193,7 @@ _WHAT_TO_DO: Final[tuple[tuple[type[FlinksError], str], ...]] = (
     (CertificateError, "Have it renewed or corrected; for a certificate authority of your own, set Connection.ca_file"),
     (ProxyError, "Give the proxy the credentials that it wants"),
     (ConfigError, "Nothing can be sent until this is corrected"),
+    (ShortageError, "Raise the limit, or lower the concurrency"),
 )
 
 

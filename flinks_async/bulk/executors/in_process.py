@@ -6,12 +6,21 @@ Shards are fetched in the job's own event loop. The next shard is read while the
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from attrs import evolve
 
 from ...clock import Clock, SystemClock
+from ...config import Adaptive, Limits
+from ...errors import ConfigError
 from ..errors import InputChangedError
 from ..fetching import Fetcher, Loaded
+from ..files import allow_open_files
 from ..inputs import InputFile, ShardReader, Token
+from ..outcome import JobLog
 from ..records import Counters, RunState
+from ..rules import Rules
 from ..thread import Thread
 from .protocol import NextTask, TakeFinished, Task, Work
 
@@ -85,6 +94,46 @@ def read_tokens(task: Task, reader: ShardReader) -> list[Token]:
     return tokens
 
 
+FILES: Final = 32
+"""Descriptors in reserve beside those of connections and spools: for the store, the ledger, the input and host names."""
+
+
+def within_open_files(limits: Sequence[Limits], rules: Rules, log: JobLog | None) -> Sequence[Limits]:
+    """The limits of a process's clients, lowered where connections and spools would exceed its limit of open files.
+
+    Each client gets its share of the connections, because idle ones stay open for a while. The log tells of it.
+
+    Raises:
+        ConfigError: the process may not even open one connection for each client.
+    """
+    most = [min(one.most_at_once, rules.concurrency or one.most_at_once) for one in limits]
+    wanted, beside = sum(most), rules.open_shards + FILES
+    allowed = allow_open_files(wanted + beside)
+    room = allowed - beside
+    if room >= wanted:
+        return limits
+    advice = "Raise the limit of open files (ulimit -n), or lower concurrency and open_shards"
+    if room < len(limits):
+        raise ConfigError(
+            f"a run needs at least {beside + len(limits):,} more open files ({rules.open_shards:,} for shards under way), and "
+            f"this process may open {allowed:,} more. {advice}"
+        )
+    if log is not None:
+        log.warning(
+            "at most %d requests are sent at once, not %d, because this process may open only %d more files. %s",
+            room, wanted, allowed, advice,
+        )  # fmt: skip
+    return [_lowered(one, max(1, room * count // wanted)) for one, count in zip(limits, most, strict=True)]
+
+
+def _lowered(limits: Limits, most: int) -> Limits:
+    before = limits.concurrency
+    if not isinstance(before, Adaptive):
+        return evolve(limits, concurrency=min(before, most))
+    bounds = {name: min(getattr(before, name), most) for name in ("minimum", "initial", "maximum")}
+    return evolve(limits, concurrency=evolve(before, **bounds))
+
+
 class InProcess:
     """Fetches in the running event loop, with the clients of the job.
 
@@ -98,6 +147,12 @@ class InProcess:
         self._threads = threads
 
     def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> InProcessExecution:
+        before = list(dict.fromkeys(work.clients.values()))
+        limits = [client.settings.limits for client in before]
+        within = within_open_files(limits, work.rules, work.log)
+        if within is not limits:
+            changed = {c: c.with_options(limits=one) for c, one in zip(before, within, strict=True)}
+            work = evolve(work, clients={name: changed[client] for name, client in work.clients.items()})
         writing, reading = self._threads or (Thread("flinks-async-spool"), Thread("flinks-async-input"))
         return InProcessExecution(work, tasks, finished, self._clock, writing, reading)
 

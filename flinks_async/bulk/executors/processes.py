@@ -33,12 +33,24 @@ from ...errors import ConfigError
 from ...limits.rate import GCRA
 from ..directory import empty
 from ..errors import WorkerError
-from ..files import cannot_write, create, make_folder, write_all
+from ..files import allow_open_files, cannot_write, create, make_folder, write_all
 from ..inputs import InputBytes
 from ..records import Counters, Finished, RunState
 from ..rules import Rules
+from .in_process import FILES, within_open_files
 from .protocol import NextTask, TakeFinished, Task, Work
-from .worker_messages import Assigned, Broken, Next, PauseBegan, Report, Start, StopWorker, Stored, describe
+from .worker_messages import (
+    Assigned,
+    Broken,
+    Description,
+    Next,
+    PauseBegan,
+    Report,
+    Start,
+    StopWorker,
+    Stored,
+    describe,
+)
 from .worker_process import WorkerProcess
 
 GRACE: Final = 10.0
@@ -93,12 +105,13 @@ class ProcessesExecution:
             for number, client in enumerate(clients)
             if client.settings.limits.rate is not None
         }
+        allow_open_files(count * FILES)  # pipes and spools; workers inherit the limit
         self._starts = [
             Start(
                 path=work.source.path.absolute(),
                 layout=work.source.layout,
                 key=work.key,
-                clients=tuple(evolve(one, settings=settings_for(one.settings, place, count)) for one, _ in described),
+                clients=_clients_for([one for one, _ in described], work, place, count),
                 names={name: clients.index(client) for name, client in work.clients.items()},
                 rates=self._rates,
                 spools=work.spools,
@@ -268,6 +281,18 @@ class ProcessesExecution:
         for other in self._workers.values():
             if other is not worker:
                 other.channel.send(pause)
+
+
+def _clients_for(described: list[Description], work: Work, place: int, places: int) -> tuple[Description, ...]:
+    """The clients of one process: with its part of the limits, and within its limit of open files."""
+    settings = [settings_for(one.settings, place, places) for one in described]
+    limits = within_open_files(
+        [one.limits for one in settings], rules_for(work.rules, place, places), None if place else work.log
+    )
+    return tuple(
+        evolve(client, settings=evolve(one, limits=within))
+        for client, one, within in zip(described, settings, limits, strict=True)
+    )
 
 
 def share(whole: int, place: int, places: int) -> int:

@@ -1,0 +1,169 @@
+"""Jobs within the limit of open files: raised, kept with fewer connections, or refused before anything is sent."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import resource
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from flinks_async import ShortageError
+from flinks_async.bulk import Rules, verify
+from flinks_async.bulk.executors import in_process
+from flinks_async.bulk.executors.in_process import within_open_files
+from flinks_async.bulk.files import allow_open_files
+from flinks_async.cli import Exit
+from flinks_async.config import Adaptive, Limits
+from flinks_async.testing import FlinksServer
+
+from ..cli_support import environment, records
+from ..sockets.test_shortage import no_descriptor_left
+from .test_job import OK, Desk
+
+PROGRAM = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
+del sys.argv[1:3]
+from flinks_async.cli.app import app
+app()
+"""
+
+
+async def fetch(
+    server: FlinksServer, folder: Path, soft: int, hard: int, *options: object, tokens: int = 600, **env: str
+) -> tuple[int, str, list[dict[str, Any]]]:
+    """Exit code, standard error and answers of a run under a limit of open files."""
+    path = folder / "tokens.txt"
+    if not path.exists():
+        path.write_text("".join(f"token-{number}\n" for number in range(tokens)))
+    values = {"PATH": "/usr/bin:/bin", **environment(server, **env)}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", PROGRAM, str(soft), str(hard),
+        *map(str, ("fetch", path, "--out", folder / "out.jsonl", "--shard-size", 100, "--quiet", *options)),
+        env={name: value for name, value in values.items() if value is not None},
+        stderr=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    _, said = await process.communicate()
+    assert process.returncode is not None
+    return process.returncode, said.decode(), records(folder / "out.jsonl")
+
+
+@pytest.fixture
+async def slow_server() -> Any:
+    async with FlinksServer(latency=0.3) as server:
+        yield server
+
+
+async def test_the_soft_limit_is_raised(slow_server: FlinksServer, tmp_path: Path) -> None:
+    code, said, answers = await fetch(slow_server, tmp_path, 64, 1024, "--concurrency", 300)
+    assert (code, len(answers)) == (Exit.OK, 600)
+    assert "WARNING" not in said
+    assert slow_server.stats.max_concurrent > 200
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+async def test_connections_stay_below_the_hard_limit(slow_server: FlinksServer, tmp_path: Path, processes: int) -> None:
+    limit = 160 if processes == 1 else 90
+    code, said, answers = await fetch(
+        slow_server, tmp_path, limit, limit, "--concurrency", 300, "--processes", processes
+    )
+    assert (code, len(answers)) == (Exit.OK, 600)
+    assert said.count("requests are sent at once, not") == 1
+    assert "Raise the limit of open files (ulimit -n)" in said
+    assert slow_server.stats.max_concurrent < limit * processes
+    assert verify(tmp_path / "out.jsonl.job") == []
+
+
+async def test_several_instances_share_the_limit(slow_server: FlinksServer, tmp_path: Path) -> None:
+    names = [f"i{number}" for number in range(6)]
+    rows = [f"token-{number},{names[number // 100]}" for number in range(600)]  # one instance after the other
+    (tmp_path / "tokens.txt").write_text("\n".join(["token,instance", *rows]))
+    (tmp_path / "instances.json").write_text(
+        json.dumps(
+            {
+                name: {
+                    "base_url": slow_server.base_url.replace("127.0.0.1", f"127.0.0.{number}"),
+                    "auth_secret_env": "S",
+                }
+                for number, name in enumerate(names, 1)
+            }
+        )
+    )
+    options = ("--format", "csv", "--column", "token", "--instance-column", "instance", "--instances",
+               tmp_path / "instances.json", "--concurrency", 200)  # fmt: skip
+    code, said, answers = await fetch(slow_server, tmp_path, 200, 200, *options, S=slow_server.auth_secret)
+    assert (code, len(answers)) == (Exit.OK, 600), said
+    assert "not 1200" in said
+
+
+async def test_a_limit_that_is_too_low_is_refused_before_anything_is_sent(
+    slow_server: FlinksServer, tmp_path: Path
+) -> None:
+    code, said, answers = await fetch(slow_server, tmp_path, 40, 40)
+    assert (code, answers) == (Exit.USAGE, [])
+    assert "a run needs at least 49 more open files (16 for shards under way), and this process may open " in said
+    assert slow_server.requests == []
+
+
+def test_every_client_gets_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(in_process, "allow_open_files", lambda count: 16 + 32 + 100)
+    adaptive = Limits(concurrency=Adaptive(minimum=30, initial=60, maximum=150))
+    small, large = within_open_files([Limits(concurrency=50), adaptive], Rules(), None)
+    assert small.concurrency == 25
+    assert large.concurrency == Adaptive(minimum=30, initial=60, maximum=75)
+    one = within_open_files([Limits(concurrency=150)], Rules(concurrency=100), None)
+    assert one == [Limits(concurrency=150)], "no more than `Rules.concurrency` connections are opened"
+
+
+def test_the_limits_of_macos(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = {"soft": 256}
+
+    def setrlimit(kind: int, new: tuple[int, int]) -> None:
+        if new[0] == resource.RLIM_INFINITY:
+            raise ValueError("current limit exceeds maximum limit")
+        limits["soft"] = new[0]
+
+    monkeypatch.setitem(
+        sys.modules,
+        "resource",
+        SimpleNamespace(
+            RLIMIT_NOFILE=1,
+            RLIM_INFINITY=resource.RLIM_INFINITY,
+            getrlimit=lambda kind: (limits["soft"], resource.RLIM_INFINITY),
+            setrlimit=setrlimit,
+        ),
+    )
+    assert allow_open_files(20) >= 20
+    assert limits["soft"] == 256, "it is enough"
+    assert allow_open_files(400) > 10_000
+    assert limits["soft"] == 10_240
+
+
+def test_a_shortage_during_the_run_stops_it_and_what_was_fetched_is_kept(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, tokens=60)
+    short = None
+
+    def answer(request: Any) -> dict[str, Any]:
+        nonlocal short
+        if len(desk.transport.requests) > 25:
+            if short is None:
+                short = no_descriptor_left()
+                short.__enter__()
+            raise ShortageError("no connection to x, because of a shortage: Too many open files")
+        return OK
+
+    desk.transport.default = answer
+    with desk.job() as job:
+        try:
+            result = desk.run(job, Rules(concurrency=1))
+        finally:
+            if short is not None:
+                short.__exit__(None, None, None)
+        assert result.state == "stopped"
+        assert result.reason.endswith("Too many open files. Raise the limit, or lower the concurrency")
+        assert (result.totals.fetched, result.totals.failed) == (25, 0)
