@@ -108,6 +108,7 @@ class Adaptive:
     """
 
     initial: int = field(default=20, validator=checks.at_once)
+    doubling: float = field(default=0.08, validator=checks.positive)
     minimum: int = field(default=1, validator=checks.at_once)
     maximum: int = field(default=200, validator=checks.at_once)
     tolerance: float = field(default=2.0, validator=checks.number)

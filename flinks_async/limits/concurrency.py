@@ -68,6 +68,12 @@ class FixedConcurrency:
     def restart(self) -> None:
         pass
 
+    def widen(self, most):
+        return False
+
+    def bound(self, most):
+        pass
+
 
 class AdaptiveConcurrency:
     """A limit that follows the instance's capacity.
@@ -90,6 +96,8 @@ class AdaptiveConcurrency:
         self._refused = 0
         # Answers to ignore: those sent under an older limit, and the very first, which are the quickest.
         self._ignored = settings.initial
+        self._slow_start = True
+        self._bound = settings.maximum
         self._after_loss = 0  # answers and losses until another loss counts
         self._measure_at = inf
         self._resume: float | None = None  # the level to return to once the baseline is measured again
@@ -165,9 +173,10 @@ class AdaptiveConcurrency:
         self._update_baseline(self._smoothed)
         excess = self._smoothed / (self.baseline * settings.tolerance) if self.baseline > 0 else 0.0
         if excess > 1.0:
+            self._slow_start = False
             self._shrink(min(settings.decrease, max(_MIN_DECREASE_FACTOR, 1.0 / excess)))
         elif used:
-            self._set(self._level + 1.0)
+            self._set(self._level * 2 if self._slow_start else self._level + 1.0)
         if now >= self._measure_at:
             self._measure_at = now + settings.remember
             self._resume = self._level
@@ -194,8 +203,20 @@ class AdaptiveConcurrency:
         self._times.clear()
         self._most_in_use = self._failures = self._refused = 0
 
+    def widen(self, most: int) -> bool:
+        if not self._slow_start or most > self._settings.maximum or most > self._bound:
+            return False
+        self._set(max(self._level, float(most)))
+        return True
+
+    def bound(self, most: int | None) -> None:
+        most = self._settings.maximum if most is None else most
+        if most != self._bound:
+            self._bound = most
+            if self._level > most or self.limit < most: self._set(float(most))
+
     def _set(self, level: float) -> None:
-        self._level = max(float(self._settings.minimum), min(float(self._settings.maximum), level))
+        self._level = max(float(self._settings.minimum), min(float(self._settings.maximum), float(self._bound), level))
         self.limit = int(self._level)
         self._size = max(_MIN_ROUND, self.limit)
 
