@@ -70,7 +70,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     _library: Any
     """The library for the database. All its errors are subclasses of its `Error`."""
 
-    _begin: ClassVar[str] = "BEGIN"
+    _begin = "BEGIN"
     """The statement that begins a transaction."""
 
     _db: ConnectionT | None
@@ -204,10 +204,10 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         Raises:
             StoreError: the database refuses it.
         """
-        self.run(self._begin)
         try:
+            self._do(lambda: self._execute(self._begin, ()))
             yield
-            self.run("COMMIT")
+            self._do(lambda: self._execute("COMMIT", ()))
         except BaseException:
             with suppress(self._library.Error):
                 self._opened.execute("ROLLBACK")
@@ -329,8 +329,8 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
         """Creates the database with private permissions, unless the file exists; returns whether it did."""
 
     @abstractmethod
-    def _connect(self) -> ConnectionT:
-        """Connects to the existing file."""
+    def _connect(self, *, look: bool) -> ConnectionT:
+        """Connects to the existing file; changes nothing if it is only looked at."""
 
     @abstractmethod
     def _table_names(self) -> set[str]:
@@ -353,7 +353,7 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
         self._own = created or is_inside(self._path, place.folder)
         if existing and not self._path.exists():
             raise StoreMissingError(str(self._path))
-        self._db = self._do(self._connect)
+        self._db = self._do(lambda: self._connect(look=existing))
         try:
             if existing:
                 self._look(place.job)
@@ -368,7 +368,11 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
     def purge(self) -> list[str]:
         if self._own and self._alone() and self._table_names() <= NAMES:
             return [self._remove_files()]
-        return [] if self._bare else self._delete_rows()
+        if self._bare:
+            return []
+        self._opened.close()  # it was opened to be looked at
+        self._db = self._do(lambda: self._connect(look=False))
+        return self._delete_rows()
 
     def _remove_files(self) -> str:
         self.close()

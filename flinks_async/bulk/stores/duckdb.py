@@ -124,8 +124,8 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
             raise cannot_write(self._path, error) from None
         return True
 
-    def _connect(self) -> duckdb.DuckDBPyConnection:
-        connection: duckdb.DuckDBPyConnection = self._library.connect(str(self._path), config=_CONFIG)
+    def _connect(self, *, look: bool) -> duckdb.DuckDBPyConnection:
+        connection: duckdb.DuckDBPyConnection = self._library.connect(str(self._path), read_only=look, config=_CONFIG)
         return connection
 
     def _table_names(self) -> set[str]:
