@@ -161,6 +161,20 @@ def cannot_read(path: Path, error: OSError) -> StoreError:
     return StoreError(f"{path} cannot be read: {error.strerror or error}")
 
 
+def size_of(path: Path) -> int | None:
+    """The size of a file; None if it does not exist. A file that may not be looked at is not missing.
+
+    Raises:
+        StoreError: it cannot be looked at.
+    """
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise cannot_read(path, error) from None
+
+
 def newer_version(where: object, version: int) -> str:
     """Error text for a file or database whose format this version does not know."""
     return f"{where} was written by a newer version of flinks-async (format {version}). Update flinks-async"

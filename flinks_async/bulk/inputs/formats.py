@@ -14,6 +14,7 @@ from attrs import evolve, frozen
 
 from ...secret import Secret
 from ..errors import InputError
+from ..records import from_json, key_from_json
 from .detection import delimiter_of, first_lines, refuse_other_than_csv, refuse_other_than_jsonl, refuse_other_than_text
 from .rows import (
     NO_KEY,
@@ -40,6 +41,8 @@ _SUFFIXES: Final[dict[str, Format]] = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+
+_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 _MAX_LINES_OF_A_ROW: Final = 100
 _MAX_ROW: Final = 1024 * 1024
@@ -337,22 +340,24 @@ class JSONLParser:
         if isinstance(line, BadLine):
             return SkippedLine(number, "invalid", line.message)
         try:
-            value = msgspec.json.decode(line)
+            value = from_json(line)
         except (msgspec.DecodeError, RecursionError):
             if not line.strip(" \t"):
                 return SkippedLine(number, "blank")
             return SkippedLine(number, "invalid", "the line is not valid JSON")
         if isinstance(value, dict):
-            return self._from_object(number, value)
+            return self._from_object(number, line, value)
         if isinstance(value, str) and self._column is self._key_column is self._instance_column is None:
             self.ready = True
             return Token(number, Secret(value))
         return SkippedLine(number, "invalid", "the line is not a JSON object")
 
-    def _from_object(self, number: int, value: dict[str, Any]) -> Row:
+    def _from_object(self, number: int, line: str, value: dict[str, Any]) -> Row:
         if not self.ready:
             self._choose(list(value))
         key = NO_KEY if self._key_column is None else value.get(self._key_column)
+        if key == 0 and "-0" in line and self._key_column is not None:
+            key = key_from_json(_fields(line)[self._key_column])
         if self._column not in value:
             return SkippedLine(number, "invalid", "the object lacks the field of the token", key=key)
         token = value[self._column]

@@ -234,7 +234,8 @@ class OwnedFile:
         raise StoreError(f"{self._note} is broken; it records which file is the job's output")
 
     def _write(self, file: tuple[int, int] | None) -> None:
-        write_durably(self._note, msgspec.json.encode(_Note(str(self.path), file)) + b"\n")
+        path = os.fsencode(self.path).decode(errors="replace")  # only for people who read the note
+        write_durably(self._note, msgspec.json.encode(_Note(path, file)) + b"\n")
 
     def _not_ours(self) -> StoreError:
         return StoreError(

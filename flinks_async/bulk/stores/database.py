@@ -20,7 +20,7 @@ from ...tables import Row, Table
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import absolute_path, cannot_write, is_inside
+from ..files import absolute_path, cannot_write, is_inside, size_of
 from ..records import Commit
 from .answer_rows import TABLES, RowDigest, cannot_export, comparable, read_spool
 from .database_schema import NAMES, SHARD_COMMITS, Database, look, prepare, quoted
@@ -348,10 +348,10 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
 
     def open(self, place: Place, *, existing: bool = False) -> None:
         self.close()
-        self._path = self._user_path or place.folder / f"answers.{self.kind}"
+        self._path = self._file_of(place)
         created = not existing and self._create_file()
         self._own = created or is_inside(self._path, place.folder)
-        if existing and not self._path.exists():
+        if existing and size_of(self._path) is None:
             raise StoreMissingError(str(self._path))
         self._db = self._do(lambda: self._connect(look=existing))
         try:
@@ -364,6 +364,9 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
         except BaseException:
             self.close()
             raise
+
+    def _file_of(self, place: Place) -> Path:
+        return self._user_path or place.folder / f"answers.{self.kind}"
 
     def purge(self) -> list[str]:
         if self._own and self._alone() and self._table_names() <= NAMES:

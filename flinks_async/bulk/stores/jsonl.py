@@ -17,7 +17,7 @@ from typing import Any, Final
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import NOTE, absolute_path, cannot_read, cannot_write, make_folder, rename_durably, sync_folder, write_all
+from ..files import NOTE, absolute_path, cannot_write, make_folder, rename_durably, size_of, sync_folder, write_all
 from ..records import Commit, Written
 from .answer_files import SUFFIXES, OwnedFile, check_compression, checksum, compare, read_lines
 from .protocol import Place, Problem, opened
@@ -51,7 +51,7 @@ class JSONLParts:
                 sync_folder(place.folder)
             except OSError as error:
                 raise cannot_write(place.parts, error) from None
-        elif not place.parts.is_dir():
+        elif size_of(place.parts) is None:
             raise StoreMissingError(str(place.parts))
         self._place = place
 
@@ -157,7 +157,7 @@ class JSONLFile:
         file = OwnedFile(path, place.folder / NOTE)
         if not existing:
             file.create()
-        elif _size(path) is None:
+        elif size_of(path) is None:
             raise StoreMissingError(str(path))
         self._file = file
         self._recognized = False
@@ -172,7 +172,7 @@ class JSONLFile:
         ranges = [(receipt["offset"], receipt["size"], receipt["sha256"]) for receipt in receipts.values()]
         end = max((offset + size for offset, size, _ in ranges), default=0)
         last = max((found for found in ranges if found[1]), default=None)
-        size = _size(path)
+        size = size_of(path)
         if size is None and last is None:
             file.create_again()
             size = 0
@@ -216,7 +216,7 @@ class JSONLFile:
     def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
         path = self._opened.path
         known = 0
-        size = _size(path)
+        size = size_of(path)
         if size is None:
             yield Problem(str(path), "it is missing")
             return
@@ -230,7 +230,7 @@ class JSONLFile:
     def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
         file, path = self._opened, self._opened.path
         known = list(commits)
-        size = _size(path) or 0
+        size = size_of(path) or 0
         last = max((commit.receipt for commit in known), key=lambda receipt: int(receipt["offset"]), default=None)
         # Compares the content too, as `recover` does.
         self._recognized = last is not None and checksum(path, last["offset"], last["size"]) == (
@@ -251,7 +251,7 @@ class JSONLFile:
 
     def purge(self) -> list[str]:
         file, path = self._opened, self._opened.path
-        size = _size(path)
+        size = size_of(path)
         removed = []
         if size is not None and (self._recognized or self._user_path is None or file.is_ours()):
             try:
@@ -303,12 +303,3 @@ def _cut(path: Path, end: int) -> None:
             os.close(file)
     except OSError as error:
         raise cannot_write(path, error) from None
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise cannot_read(path, error) from None

@@ -21,7 +21,7 @@ from ...tables import Table, arrow_table, schema_of
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import cannot_write, create, make_folder, newer_version, rename_durably, sync_folder, write_all
+from ..files import cannot_write, create, make_folder, newer_version, rename_durably, size_of, sync_folder, write_all
 from ..records import Commit
 from .answer_rows import FETCHES, TABLES, cannot_export, does_not_fit, read_spool
 from .protocol import Place, Problem, opened
@@ -70,7 +70,7 @@ class ParquetStore:
         if not existing:
             for table in TABLES:
                 make_folder(place.parts / table.name)
-        elif not place.parts.is_dir():
+        elif size_of(place.parts) is None:
             raise StoreMissingError(str(place.parts))
         self._place = place
 
@@ -291,7 +291,8 @@ def _problem_of(path: Path, receipt: Mapping[str, Any], job: str) -> str | None:
                 digest.update(chunk)
         if digest.hexdigest() != receipt["sha256"]:
             return "its content was changed"
-        found = read_metadata(path)
+        with path.open("rb") as file:
+            found = read_metadata(file)
     except FileNotFoundError:
         return "it is missing"
     except OSError as error:
