@@ -80,9 +80,12 @@ def shard_of(row: Row) -> Shard:
     return Shard(id_, first, last, offset, tokens, digest, round_, rows)
 
 
+receipt_of: Final = msgspec.json.Decoder(dict[str, Any]).decode
+
+
 def commit_of(row: Row) -> Commit:
     *shard, lines, size, sha256, receipt = row
-    return Commit(shard_of(tuple(shard)), Written(lines, size, sha256), receipt=_decode(receipt))
+    return Commit(shard_of(tuple(shard)), Written(lines, size, sha256), receipt=receipt_of(receipt))
 
 
 def failure_of(row: Row) -> Failure:

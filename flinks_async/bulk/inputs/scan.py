@@ -24,7 +24,7 @@ from attrs import field, frozen
 from ...errors import ConfigError
 from ...secret import fingerprint
 from ..errors import InputError
-from ..files import PRIVATE_FILE, cannot_write, create, make_folder, write_all
+from ..files import cannot_write, create, make_folder, open_to_write, write_all
 from ..records import Failure, Shard
 from .rows import NO_KEY, LineBatch, LineOffsets, LineSplitter, Row, SkippedLine, SkipReason, check
 from .shards import identity, shard_digest
@@ -102,9 +102,8 @@ class DuplicateFinder:
 
     def _flush(self, number: int) -> None:
         path, buffer = self._path(number), self._buffers[number]
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
         try:
-            file = os.open(path, flags, PRIVATE_FILE)
+            file = open_to_write(path, os.O_APPEND) if self._sizes[number] else create(path)
             try:
                 write_all(file, bytes(buffer))
             finally:

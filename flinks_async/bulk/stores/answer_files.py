@@ -17,9 +17,9 @@ from typing import BinaryIO, Final, get_args
 import msgspec
 
 from ...errors import ConfigError
-from ..compression import CompressedDataError, Compression, Decompressed, compressor
+from ..compression import CompressedDataError, Compression, Decompressed, compressor, detect
 from ..errors import StoreError
-from ..files import PRIVATE_FILE, cannot_read, cannot_write, sync_folder, write_durably
+from ..files import cannot_read, cannot_write, create, is_own, sync_folder, write_durably
 from ..records import Written
 from .protocol import Problem
 
@@ -80,6 +80,35 @@ def compare(
     yield Problem(where, what, shard)
 
 
+_BEGIN: Final = b'{"line":'
+"""The first bytes of each answer in a file."""
+
+
+def may_be_answers(path: Path, compression: Compression) -> bool:
+    """Whether a file begins as the file of answers that a crash has left: empty, within the first line, or with zeros only.
+    Files of others do not, so a job that somebody edited never cuts or removes them.
+    """
+    try:
+        with path.open("rb") as file:
+            found = b""
+            with suppress(CompressedDataError):
+                source = Decompressed(file, compression)
+                while len(found) < len(_BEGIN) and (piece := source.read(len(_BEGIN))):
+                    found += piece
+            if found:
+                return found.startswith(_BEGIN) or _BEGIN.startswith(found) or not (found.strip(b"\0") or _rest(file))
+            file.seek(0)
+            head = file.read(PIECE)
+            return not head or detect(head) == compression or not (head.strip(b"\0") or _rest(file))
+    except OSError as error:
+        raise cannot_read(path, error) from None
+
+
+def _rest(file: BinaryIO) -> bool:
+    """Whether more than zeros follows in a file."""
+    return any(piece.strip(b"\0") for piece in iter(lambda: file.read(PIECE), b""))
+
+
 class Range:
     """A range of an open file.
 
@@ -108,11 +137,14 @@ def read_lines(path: Path, compression: Compression, start: int = 0, size: int |
         start, size: a range of the (compressed) file; the whole file by default.
 
     Raises:
-        StoreError: the file cannot be read, is damaged, or ends within a line.
+        StoreError: the file cannot be read, is damaged, ends within a line, or holds something else than answers.
     """
     try:
         with path.open("rb") as file:
-            yield from _split(Decompressed(Range(file, start, size), compression))
+            for line in _split(Decompressed(Range(file, start, size), compression)):
+                if not line.startswith(_BEGIN):
+                    raise StoreError(f"{path} cannot be read: it holds lines that are not answers")
+                yield line
         return
     except OSError as error:
         problem = cannot_read(path, error)
@@ -202,14 +234,15 @@ class OwnedFile:
         self._write(self._identity())
 
     def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_CLOEXEC", 0)
         try:
-            try:
-                os.close(os.open(self.path, flags, PRIVATE_FILE))
-            except FileExistsError:  # created just before a crash; a file of somebody else is not empty
+            try:  # what is there was created just before a crash; a file of somebody else is not empty
                 found = os.lstat(self.path)
-                if not stat.S_ISREG(found.st_mode) or found.st_size:
-                    raise self._not_ours() from None
+            except FileNotFoundError:
+                pass
+            else:
+                if not stat.S_ISREG(found.st_mode) or found.st_size or not is_own(found):
+                    raise self._not_ours()
+            os.close(create(self.path))
         except OSError as error:
             raise cannot_write(self.path, error) from None
 

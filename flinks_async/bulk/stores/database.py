@@ -24,7 +24,7 @@ from ..files import absolute_path, cannot_write, is_inside, size_of
 from ..records import Commit
 from .answer_rows import TABLES, RowDigest, cannot_export, comparable, read_spool
 from .database_schema import NAMES, SHARD_COMMITS, Database, look, prepare, quoted
-from .protocol import Place, Problem, opened
+from .protocol import Place, Problem, opened, receipt_as
 
 ROWS: Final = 2_000
 """Rows that are read at once."""
@@ -57,6 +57,13 @@ class DatabaseConnection(Protocol):
 T = TypeVar("T")
 
 ConnectionT = TypeVar("ConnectionT", bound=DatabaseConnection)
+
+
+class _Rows(msgspec.Struct):
+    """A receipt."""
+
+    rows: dict[str, int]
+    digest: str
 
 
 class DatabaseStore(Database, ABC, Generic[ConnectionT]):
@@ -143,9 +150,9 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
                 yield Problem(self.where, "it has no tables of flinks-async")
             return
         try:
-            known: dict[int, Mapping[str, Any]] = {}
+            known: dict[int, _Rows] = {}
             for commit in commits:
-                known[commit.shard.id] = commit.receipt
+                known[commit.shard.id] = receipt_as(_Rows, commit.receipt)
                 yield from self._compare_commit(commit)
             for shard in sorted(set(self._shards()) - known.keys()):
                 what = "the ledger does not know this shard; the next run of the job adds it"
@@ -266,7 +273,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         elif (found.written, found.receipt) != (commit.written, commit.receipt):
             yield Problem(where, "its commit mark differs from the ledger", shard)
 
-    def _compare_rows(self, known: Mapping[int, Mapping[str, Any]]) -> Iterator[Problem]:
+    def _compare_rows(self, known: Mapping[int, _Rows]) -> Iterator[Problem]:
         """Reads all rows of the job once."""
         digests: dict[int | None, RowDigest] = {}
         for table in TABLES:
@@ -292,14 +299,14 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     def _has(self, table: Table, column: str) -> bool:
         return self._there is None or (table.name, column) in self._there
 
-    def _compare_digest(self, shard: int, receipt: Mapping[str, Any], found: RowDigest) -> Iterator[Problem]:
+    def _compare_digest(self, shard: int, receipt: _Rows, found: RowDigest) -> Iterator[Problem]:
         same = True
-        for name, count in receipt["rows"].items():
+        for name, count in receipt.rows.items():
             if found.rows[name] != count:
                 same = False
                 what = f"it has {found.rows[name]:,} rows, but {count:,} were written"
                 yield Problem(f"{self.where}, table {name}", what, shard)
-        if same and found.hexdigest() != receipt["digest"]:
+        if same and found.hexdigest() != receipt.digest:
             yield Problem(self.where, "its rows were changed (their digest differs)", shard)
 
 

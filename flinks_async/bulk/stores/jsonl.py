@@ -12,15 +12,27 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import NOTE, absolute_path, cannot_write, make_folder, rename_durably, size_of, sync_folder, write_all
+from ..files import (
+    NOTE,
+    absolute_path,
+    cannot_write,
+    make_folder,
+    open_to_write,
+    rename_durably,
+    size_of,
+    sync_folder,
+    write_all,
+)
 from ..records import Commit, Written
-from .answer_files import SUFFIXES, OwnedFile, check_compression, checksum, compare, read_lines
-from .protocol import Place, Problem, opened
+from .answer_files import SUFFIXES, OwnedFile, check_compression, checksum, compare, may_be_answers, read_lines
+from .protocol import Place, Problem, foreign_receipt, opened, receipt_as
 
 _PIECE: Final = 1024 * 1024
 
@@ -56,7 +68,7 @@ class JSONLParts:
         self._place = place
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
-        known = {receipt["file"] for receipt in receipts.values()}
+        known = {self._part(receipt).name for receipt in receipts.values()}
         for path in self._own_files():
             if path.name not in known:
                 try:
@@ -76,23 +88,22 @@ class JSONLParts:
     def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
         known = set()
         for commit in commits:
-            name = commit.receipt["file"]
-            known.add(name)
-            yield from compare(self._opened.parts / name, self.spool_compression, commit.written, commit.shard.id)
+            path = self._part(commit.receipt)
+            known.add(path.name)
+            yield from compare(path, self.spool_compression, commit.written, commit.shard.id)
         for path in self._own_files():
             if path.name not in known:
                 yield Problem(str(path), "the ledger does not know it; the next run of the job removes it")
 
     def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
-        own = {path.name for path in self._own_files()}
+        own = set(self._own_files())
         for commit in commits:
-            name = commit.receipt["file"]
-            if name not in own:
-                yield Problem(str(self._opened.parts / name), "it is missing", commit.shard.id)
+            if (path := self._part(commit.receipt)) not in own:
+                yield Problem(str(path), "it is missing", commit.shard.id)
 
     def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
         for commit in commits:
-            yield from read_lines(self._opened.parts / commit.receipt["file"], self.spool_compression)
+            yield from read_lines(self._part(commit.receipt), self.spool_compression)
 
     def purge(self) -> list[str]:
         parts = self._opened.parts
@@ -117,14 +128,39 @@ class JSONLParts:
     def _name(self, shard: str) -> str:
         return f"answers-{shard}-{self._opened.job[:8]}.jsonl{SUFFIXES[self.spool_compression]}"
 
+    def _is_own(self, name: str) -> bool:
+        """Whether a name has this job's id."""
+        return re.fullmatch(self._name(r"\d{6,}").replace(".", r"\."), name, re.ASCII) is not None
+
+    def _part(self, receipt: Mapping[str, Any]) -> Path:
+        """The file of a shard.
+
+        Raises:
+            LedgerError: the receipt names a file that is not this job's.
+        """
+        name = receipt_as(_Part, receipt).file
+        path = self._opened.parts / name
+        if not self._is_own(name) or path.is_symlink():
+            raise foreign_receipt(f"names the file {name!a}, which is not of this job")
+        return path
+
     def _own_files(self) -> list[Path]:
         """Files with this job's id in their names."""
-        pattern = re.compile(self._name(r"\d{6,}").replace(".", r"\."))
         parts = self._opened.parts
         try:
-            return sorted(path for path in parts.iterdir() if pattern.fullmatch(path.name) and path.is_file())
+            return sorted(path for path in parts.iterdir() if self._is_own(path.name) and path.is_file())
         except OSError as error:
             raise cannot_write(parts, error) from None
+
+
+class _Part(msgspec.Struct):
+    file: str
+
+
+class _Piece(msgspec.Struct, order=True):
+    offset: Annotated[int, msgspec.Meta(ge=0)]
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: str
 
 
 class JSONLFile:
@@ -169,9 +205,9 @@ class JSONLFile:
             StoreError: also if the file is missing, shorter than the ledger says, or another one. It is not changed.
         """
         file, path = self._opened, self._opened.path
-        ranges = [(receipt["offset"], receipt["size"], receipt["sha256"]) for receipt in receipts.values()]
-        end = max((offset + size for offset, size, _ in ranges), default=0)
-        last = max((found for found in ranges if found[1]), default=None)
+        pieces = [receipt_as(_Piece, receipt) for receipt in receipts.values()]
+        end = max((piece.offset + piece.size for piece in pieces), default=0)
+        last = _last(pieces)
         size = size_of(path)
         if size is None and last is None:
             file.create_again()
@@ -183,9 +219,9 @@ class JSONLFile:
             )
         ours = file.is_ours()
         # Compares the content, because a file that was moved or restored has another inode.
-        if last is not None and checksum(path, last[0], last[1]) != (last[1], last[2]):
+        if last is not None and not self._holds(last):
             raise StoreError(f"{path} does not hold what the job wrote to it. Restore that file, or start a new job")
-        if last is None and size and not ours:
+        if last is None and size and not (ours and may_be_answers(path, self.spool_compression)):
             raise StoreError(f"{path} is not the file that the job created. Move it away, or start a new job")
         if not ours:
             file.adopt()
@@ -199,7 +235,7 @@ class JSONLFile:
         assert start is not None, "recover is called first"
         written = commit.written
         try:
-            file = os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+            file = open_to_write(path)
             try:
                 _append(file, start, spool, written)
             except (OSError, StoreError):
@@ -221,39 +257,36 @@ class JSONLFile:
             yield Problem(str(path), "it is missing")
             return
         for commit in commits:
-            offset, length = commit.receipt["offset"], commit.receipt["size"]
-            known += length
-            yield from compare(path, self.spool_compression, commit.written, commit.shard.id, offset, length)
+            piece = receipt_as(_Piece, commit.receipt)
+            known += piece.size
+            yield from compare(path, self.spool_compression, commit.written, commit.shard.id, piece.offset, piece.size)
         if size > known and (known or self._opened.is_ours()):
             yield Problem(str(path), f"it has {size - known:,} bytes more than the ledger says")
 
     def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
-        file, path = self._opened, self._opened.path
-        known = list(commits)
+        path = self._opened.path
+        known = [(receipt_as(_Piece, commit.receipt), commit.shard.id) for commit in commits]
         size = size_of(path) or 0
-        last = max((commit.receipt for commit in known), key=lambda receipt: int(receipt["offset"]), default=None)
+        last = _last(piece for piece, _ in known)
         # Compares the content too, as `recover` does.
-        self._recognized = last is not None and checksum(path, last["offset"], last["size"]) == (
-            last["size"],
-            last["sha256"],
-        )
-        ours = self._recognized or file.is_ours()
-        for commit in known:
+        self._recognized = last is not None and self._holds(last)
+        ours = self._recognized or self._is_ours()
+        for piece, shard in known:
             if not ours:
-                yield Problem(str(path), "it does not hold what the job wrote to it", commit.shard.id)
-            elif commit.receipt["offset"] + commit.receipt["size"] > size:
-                yield Problem(str(path), f"it has only {size:,} bytes", commit.shard.id)
+                yield Problem(str(path), "it does not hold what the job wrote to it", shard)
+            elif piece.offset + piece.size > size:
+                yield Problem(str(path), f"it has only {size:,} bytes", shard)
 
     def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
-        path = self._opened.path
         for commit in commits:
-            yield from read_lines(path, self.spool_compression, commit.receipt["offset"], commit.receipt["size"])
+            piece = receipt_as(_Piece, commit.receipt)
+            yield from read_lines(self._opened.path, self.spool_compression, piece.offset, piece.size)
 
     def purge(self) -> list[str]:
         file, path = self._opened, self._opened.path
         size = size_of(path)
         removed = []
-        if size is not None and (self._recognized or self._user_path is None or file.is_ours()):
+        if size is not None and (self._recognized or self._user_path is None or self._is_ours()):
             try:
                 path.unlink()
             except OSError as error:
@@ -270,6 +303,25 @@ class JSONLFile:
     @property
     def _opened(self) -> OwnedFile:
         return opened(self._file)
+
+    def _is_ours(self) -> bool:
+        return self._opened.is_ours() and may_be_answers(self._opened.path, self.spool_compression)
+
+    def _holds(self, piece: _Piece) -> bool:
+        """Whether the file holds these answers."""
+        path = self._opened.path
+        if checksum(path, piece.offset, piece.size) != (piece.size, piece.sha256):
+            return False
+        try:
+            for _ in read_lines(path, self.spool_compression, piece.offset, piece.size):
+                pass
+        except StoreError:  # not the job's, although somebody noted its checksum in the ledger
+            return False
+        return True
+
+
+def _last(pieces: Iterable[_Piece]) -> _Piece | None:
+    return max((piece for piece in pieces if piece.size), default=None)
 
 
 def _append(file: int, start: int, spool: Path, written: Written) -> None:
@@ -295,7 +347,7 @@ def _append(file: int, start: int, spool: Path, written: Written) -> None:
 
 def _cut(path: Path, end: int) -> None:
     try:
-        file = os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
+        file = open_to_write(path)
         try:
             os.ftruncate(file, end)
             os.fsync(file)

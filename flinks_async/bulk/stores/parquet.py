@@ -12,8 +12,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
+
+import msgspec
+from msgspec.structs import replace
 
 from ...checks import optional_import
 from ...errors import ConfigError
@@ -24,7 +28,7 @@ from ..errors import StoreError, StoreMissingError
 from ..files import cannot_write, create, make_folder, newer_version, rename_durably, size_of, sync_folder, write_all
 from ..records import Commit
 from .answer_rows import FETCHES, TABLES, cannot_export, does_not_fit, read_spool
-from .protocol import Place, Problem, opened
+from .protocol import Place, Problem, foreign_receipt, opened, receipt_as
 
 __all__ = ["ParquetStore"]
 
@@ -75,10 +79,10 @@ class ParquetStore:
         self._place = place
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
-        newest = max((receipt["version"] for receipt in receipts.values()), default=VERSION)
+        newest = max((receipt_as(_Files, receipt).version for receipt in receipts.values()), default=VERSION)
         if newest > VERSION:
             raise StoreError(newer_version(self._here.parts, newest))
-        known = {file["name"] for receipt in receipts.values() for file in receipt["files"]}
+        known = {file.name for receipt in receipts.values() for file in self._files_of(receipt)}
         _remove([path for path in self._own_files() if self._name(path) not in known])
         return ()
 
@@ -109,12 +113,12 @@ class ParquetStore:
     def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
         known = set()
         for commit in commits:
-            for table, file in zip(TABLES, commit.receipt["files"], strict=True):
-                known.add(file["name"])
-                expected = {**file, "rows": commit.written.lines} if table is FETCHES else file
-                what = _problem_of(self._here.parts / file["name"], expected, self._here.job)
+            for table, file in zip(TABLES, self._files_of(commit.receipt), strict=True):
+                known.add(file.name)
+                expected = replace(file, rows=commit.written.lines) if table is FETCHES else file
+                what = _problem_of(self._here.parts / file.name, expected, self._here.job)
                 if what is not None:
-                    yield Problem(file["name"], what, commit.shard.id)
+                    yield Problem(file.name, what, commit.shard.id)
         for path in self._own_files():
             if self._name(path) not in known:
                 yield Problem(self._name(path), "the ledger does not know it")
@@ -122,7 +126,7 @@ class ParquetStore:
     def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
         own = {self._name(path) for path in self._own_files()}
         for commit in commits:
-            names = [file["name"] for file in commit.receipt["files"]]
+            names = [file.name for file in self._files_of(commit.receipt)]
             if gone := next((name for name in names if name not in own), None):
                 yield Problem(str(self._here.parts / gone), "it is missing", commit.shard.id)
 
@@ -150,6 +154,19 @@ class ParquetStore:
     def _here(self) -> Place:
         return opened(self._place)
 
+    def _files_of(self, receipt: Mapping[str, Any]) -> list[_File]:
+        """The files of a shard, in the order of the tables.
+
+        Raises:
+            LedgerError: the receipt names files that are not this job's.
+        """
+        files = receipt_as(_Files, receipt).files
+        own = [rf"{table.name}/\d{{6,}}-{self._here.job[:8]}\.parquet" for table in TABLES]
+        for pattern, file in zip_longest(own, files):
+            if pattern is None or file is None or not re.fullmatch(pattern, file.name, re.ASCII):
+                raise foreign_receipt("names files that are not of this job")
+        return files
+
     def _name(self, path: Path) -> str:
         return path.relative_to(self._here.parts).as_posix()
 
@@ -160,6 +177,20 @@ class ParquetStore:
         for table in TABLES:
             folder = self._here.parts / table.name
             yield from (path for path in sorted(folder.glob("*")) if own.fullmatch(path.name))
+
+
+class _File(msgspec.Struct):
+    name: str
+    rows: int
+    size: int
+    sha256: str
+
+
+class _Files(msgspec.Struct):
+    """A receipt."""
+
+    version: int
+    files: list[_File]
 
 
 def _remove(paths: Iterable[Path]) -> None:
@@ -277,19 +308,19 @@ class _Sink:
         write_all(file, b"".join(pieces))
 
 
-def _problem_of(path: Path, receipt: Mapping[str, Any], job: str) -> str | None:
+def _problem_of(path: Path, receipt: _File, job: str) -> str | None:
     """Describes the problem of a finished file; None if there is none."""
     from pyarrow.parquet import read_metadata
 
     try:
         size = path.stat().st_size
-        if size != receipt["size"]:
-            return f"it has {size:,} bytes instead of {receipt['size']:,}"
+        if size != receipt.size:
+            return f"it has {size:,} bytes instead of {receipt.size:,}"
         digest = sha256()
         with path.open("rb") as file:
             while chunk := file.read(_CHUNK):
                 digest.update(chunk)
-        if digest.hexdigest() != receipt["sha256"]:
+        if digest.hexdigest() != receipt.sha256:
             return "its content was changed"
         with path.open("rb") as file:
             found = read_metadata(file)
@@ -297,6 +328,6 @@ def _problem_of(path: Path, receipt: Mapping[str, Any], job: str) -> str | None:
         return "it is missing"
     except OSError as error:
         return f"it cannot be read: {error.strerror or 'it is damaged'}"
-    if found.num_rows != receipt["rows"]:
-        return f"it has {found.num_rows:,} rows instead of {receipt['rows']:,}"
+    if found.num_rows != receipt.rows:
+        return f"it has {found.num_rows:,} rows instead of {receipt.rows:,}"
     return None if found.metadata.get(_JOB) == job.encode() else "it belongs to another job"

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Final
 
 from ...tables import ColumnType, Row, Table
 from ..errors import StoreError
-from ..files import PRIVATE_FILE, SQLITE_SUFFIXES, cannot_write, connect_to_look, sync_every_commit, sync_folder
+from ..files import PRIVATE_FILE, SQLITE_SUFFIXES, cannot_write, connect_to_look, is_own, sync_every_commit, sync_folder
 from ..records import Commit
 from .answer_rows import TABLES, does_not_fit
 from .database import DatabaseFile
@@ -89,6 +89,9 @@ class SQLiteStore(DatabaseFile[sqlite3.Connection]):
             os.close(os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
             sync_folder(self._path.parent)
         except FileExistsError:
+            found = self._path.lstat()
+            if not found.st_size and not is_own(found):
+                raise StoreError(f"{self._path} is an empty file of another user. Choose another file") from None
             return False
         except OSError as error:
             raise cannot_write(self._path, error) from None
