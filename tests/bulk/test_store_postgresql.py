@@ -42,6 +42,10 @@ class TestPostgreSQL(DatabaseContract):
 
     shared = make
 
+    def copy(self, folder: Path, to: Path) -> None:
+        super().copy(folder, to)
+        self.schemas[to] = self.schemas[folder]
+
     def query(self, folder: Path, sql: str) -> list[dict[str, Any]]:
         with psycopg.connect(self.server.conninfo, row_factory=psycopg.rows.dict_row) as db:
             db.execute(f'SET search_path TO "{self.schemas[folder]}"')
