@@ -193,29 +193,24 @@ class Content:
         OSError: from the file.
     """
 
-    def __init__(self, raw: ByteSource, encoding: str | None = None) -> None:
-        self._raw = _Rewound(raw)
-        self.compression: Compression = detect(self._raw.peek(_HEAD))
-        self._data: ByteSource = Decompressed(self._raw, self.compression)
+    def __init__(self, raw: BinaryIO, encoding: str | None = None) -> None:
+        self._raw = raw
+        head = _beginning(raw)
+        self.compression: Compression = detect(head)
+        self._data: ByteSource = Decompressed(_Rewound(head, raw), self.compression)
         if encoding is not None:
             self._data = _Transcoded(self._data, encoding)
-        begin = b""
-        while len(begin) < _HEAD and (piece := self._data.read(CHUNK)):
-            begin += piece
+        begin = _beginning(self._data)
         refuse_magic(begin)
         if self.compression != "none" and detect(begin) != "none":
             raise InputError("The file of tokens is compressed twice; compress it once.")
         self._begin = begin.removeprefix(_BOM)
         self.position = len(begin) - len(self._begin)
 
-    def peek(self) -> bytes:
-        """The beginning of what `read` returns next, before the first `read`."""
-        return self._begin
-
     @property
     def raw_position(self) -> int:
         """Bytes of the file that were read, compressed."""
-        return self._raw.position
+        return self._raw.tell()
 
     def read(self) -> bytes:
         """The next piece, up to `CHUNK` bytes; empty at the end.
@@ -254,24 +249,24 @@ class _Transcoded:
 
 
 class _Rewound:
-    """A file whose beginning can be looked at before it is read. Counts the bytes that were read."""
+    """A file whose first bytes were read already."""
 
-    def __init__(self, file: ByteSource) -> None:
+    def __init__(self, head: bytes, file: ByteSource) -> None:
+        self._head = head
         self._file = file
-        self._head = b""
-        self.position = 0
-
-    def peek(self, size: int) -> bytes:
-        """The first bytes, fewer only if there are no more."""
-        while len(self._head) < size and (piece := self._file.read(CHUNK)):
-            self._head += piece
-        return self._head[:size]
 
     def read(self, size: int, /) -> bytes:
-        data = self._head[:size] if self._head else self._file.read(size) or b""
+        data = self._head[:size] if self._head else self._file.read(size)
         self._head = self._head[size:]
-        self.position += len(data)
         return data
+
+
+def _beginning(file: ByteSource) -> bytes:
+    """At least `_HEAD` bytes, fewer only if there are no more."""
+    head = b""
+    while len(head) < _HEAD and (piece := file.read(CHUNK)):
+        head += piece
+    return head
 
 
 def reason_of(error: OSError | ValueError) -> str:
