@@ -20,7 +20,7 @@ from ...tables import Row, Table
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import absolute_path, cannot_write, is_inside
+from ..files import absolute_path, cannot_write, is_inside, size_of
 from ..records import Commit
 from .answer_rows import TABLES, RowDigest, cannot_export, comparable, read_spool
 from .database_schema import NAMES, SHARD_COMMITS, Database, look, prepare, quoted
@@ -77,7 +77,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     _library: Any
     """The library for the database. All its errors are subclasses of its `Error`."""
 
-    _begin: ClassVar[str] = "BEGIN"
+    _begin = "BEGIN"
     """The statement that begins a transaction."""
 
     _db: ConnectionT | None
@@ -211,10 +211,10 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         Raises:
             StoreError: the database refuses it.
         """
-        self.run(self._begin)
         try:
+            self._do(lambda: self._execute(self._begin, ()))
             yield
-            self.run("COMMIT")
+            self._do(lambda: self._execute("COMMIT", ()))
         except BaseException:
             with suppress(self._library.Error):
                 self._opened.execute("ROLLBACK")
@@ -336,8 +336,8 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
         """Creates the database with private permissions, unless the file exists; returns whether it did."""
 
     @abstractmethod
-    def _connect(self) -> ConnectionT:
-        """Connects to the existing file."""
+    def _connect(self, *, look: bool) -> ConnectionT:
+        """Connects to the existing file; changes nothing if it is only looked at."""
 
     @abstractmethod
     def _table_names(self) -> set[str]:
@@ -355,12 +355,12 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
 
     def open(self, place: Place, *, existing: bool = False) -> None:
         self.close()
-        self._path = self._user_path or place.folder / f"answers.{self.kind}"
+        self._path = self._file_of(place)
         created = not existing and self._create_file()
         self._own = created or is_inside(self._path, place.folder)
-        if existing and not self._path.exists():
+        if existing and size_of(self._path) is None:
             raise StoreMissingError(str(self._path))
-        self._db = self._do(self._connect)
+        self._db = self._do(lambda: self._connect(look=existing))
         try:
             if existing:
                 self._look(place.job)
@@ -372,10 +372,17 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
             self.close()
             raise
 
+    def _file_of(self, place: Place) -> Path:
+        return self._user_path or place.folder / f"answers.{self.kind}"
+
     def purge(self) -> list[str]:
         if self._own and self._alone() and self._table_names() <= NAMES:
             return [self._remove_files()]
-        return [] if self._bare else self._delete_rows()
+        if self._bare:
+            return []
+        self._opened.close()  # it was opened to be looked at
+        self._db = self._do(lambda: self._connect(look=False))
+        return self._delete_rows()
 
     def _remove_files(self) -> str:
         self.close()
