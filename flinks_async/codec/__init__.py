@@ -106,12 +106,12 @@ class Codec:
         body = b""  # a cancellation passes this frame, which must not hold the data
         async with lock:
             while True:
+                await asyncio.sleep(0)  # first, so that answers of a single step do not follow each other in one turn
                 try:
                     next(steps)
                 except StopIteration as finished:
                     answer: PartnerAccessResponse = finished.value
                     break
-                await asyncio.sleep(0)
         return answer
 
 
