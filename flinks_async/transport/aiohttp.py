@@ -33,6 +33,7 @@ from ..errors import (
     ProxyError,
     ReadError,
     ResponseTooLargeError,
+    ShortageError,
     StaleConnectionError,
     TransportError,
 )
@@ -41,7 +42,7 @@ from ..runtime.cancel_scope import mark_retrieved
 from ..secret import Secret, plain
 from .fast_path import SUPPORTED, Template, exchange, is_untouched, session_is_untouched
 from .inflate import Inflater
-from .session import SessionManager, Wire, wire_of_attempt
+from .session import SessionManager, Wire, shortage, wire_of_attempt
 
 
 class _ConnectionBroken(Exception):
@@ -236,6 +237,8 @@ class AiohttpTransport:
         """Our error for one of aiohttp's. Their texts are not used, because they contain URLs and text of the server."""
         if isinstance(error, _ConnectionBroken):
             return self._broken(error.error, host, wire)
+        if reason := shortage(error):
+            return ShortageError(f"no connection to {host}, because of a shortage: {reason}")
         match error:
             case aiohttp.ClientProxyConnectionError():
                 return ProxyError(f"the proxy on the way to {host} cannot be reached{_reason(error)}")

@@ -31,7 +31,7 @@ from attrs import define, frozen
 
 from ..config import Connection
 from ..endpoint import Endpoint
-from ..errors import ClientClosedError, ConfigError, ConnectError, FlinksError
+from ..errors import ClientClosedError, ConfigError, FlinksError, ShortageError
 from ..runtime.loop_state import PerLoop
 from ..secret import Secret
 
@@ -254,13 +254,13 @@ class SessionManager:
 
         Raises:
             ConfigError: a certificate file cannot be used.
-            ConnectError: the process is short of file descriptors, threads or memory; the next call tries again.
+            ShortageError: of file descriptors, threads or memory; the next call tries again.
         """
         if self._tls is None:
             future = self._tls_future()
             await asyncio.wait((future,))  # a waiter may be cancelled while others wait
             if future.cancelled():
-                raise _shortage("the event loop's executor was shut down")
+                raise _no_certificates("the event loop's executor was shut down")
             made = future.result()
             if isinstance(made, FlinksError):
                 raise copy.copy(made)  # each waiter gets its own
@@ -275,7 +275,7 @@ class SessionManager:
             try:
                 future = self._tls_futures[loop] = loop.run_in_executor(None, _make_tls, self._connection)
             except RuntimeError as error:  # no thread can be started, or the executor was shut down
-                problem = _shortage(str(error))
+                problem = _no_certificates(str(error))
             else:
                 future.add_done_callback(lambda _: self._tls_futures.pop(loop, None))
                 return future
@@ -373,8 +373,42 @@ if hasattr(os, "register_at_fork"):
 _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN})
 
 
-def _shortage(reason: str) -> ConnectError:
-    return ConnectError(f"the certificates for TLS could not be loaded, because of a shortage: {reason}")
+def shortage(error: BaseException) -> str | None:
+    """The shortage that is the reason of an error, in words; None if there is none."""
+    inner = getattr(error, "os_error", error)
+    if isinstance(inner, MemoryError):
+        return os.strerror(errno.ENOMEM)
+    if isinstance(inner, RuntimeError) and "start new thread" in str(inner):
+        return "no thread can be started"
+    if not isinstance(inner, OSError) or isinstance(inner, ssl.SSLError):  # whose numbers are OpenSSL's own
+        return None
+    number = inner.errno
+    if isinstance(inner, socket.gaierror):  # without a descriptor, a name cannot be looked up, and seems unknown
+        number = _opening_a_file()
+    if number is None or number not in _SHORTAGES:
+        return None
+    return os.strerror(number) + (f"; this process may open {_open_files()}" if number == errno.EMFILE else "")
+
+
+def _opening_a_file() -> int | None:
+    """The error number of opening a file now; None if it can be opened."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def _open_files() -> str:
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return "no more files"
+    return f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,} files at once (ulimit -n)"
+
+
+def _no_certificates(reason: str) -> ShortageError:
+    return ShortageError(f"the certificates for TLS could not be loaded, because of a shortage: {reason}")
 
 
 def _make_tls(connection: Connection) -> ssl.SSLContext | FlinksError:
@@ -387,11 +421,9 @@ def _make_tls(connection: Connection) -> ssl.SSLContext | FlinksError:
         if connection.client_cert is not None:
             # Without `password`, OpenSSL would ask on the terminal for the password of an encrypted key.
             context.load_cert_chain(connection.client_cert, connection.client_key, password=lambda: "")
-    except MemoryError:
-        return _shortage(os.strerror(errno.ENOMEM))
-    except (OSError, ssl.SSLError) as error:
-        if error.errno in _SHORTAGES and not isinstance(error, ssl.SSLError):  # whose numbers are OpenSSL's own
-            return _shortage(os.strerror(error.errno))
+    except (OSError, MemoryError) as error:
+        if reason := shortage(error):
+            return _no_certificates(reason)
         return ConfigError(
             f"Connection: ca_file, client_cert or client_key is not a readable PEM file ({type(error).__name__})"
         )
@@ -406,9 +438,9 @@ def _check_trust_store(context: ssl.SSLContext) -> None:
     try:
         context.load_verify_locations(file)
     except OSError as error:
-        if isinstance(error, ssl.SSLError) or error.errno not in _SHORTAGES:
-            return  # an unreadable file of the system: the server's certificate will be refused, which says why
-        raise
+        if shortage(error):
+            raise
+        # an unreadable file of the system: the server's certificate will be refused, which says why
 
 
 def _parse_proxy(url: Secret) -> Proxy:
