@@ -92,7 +92,8 @@ class Call:
         shared: the deadline, if several calls share it.
         permit: lets the owner of the call end it.
         scope: of the call's deadline.
-        blocked: the latest attempt timed out because this process blocked the event loop; it says nothing of the server.
+        blocked: the latest attempt failed because this process blocked the event loop or is short of something, such as file
+            descriptors; it says nothing of the server.
         local: state that this call shares with the others of its client in its event loop.
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from flinks_async import (
     AttemptStarted,
     CircuitOpenError,
     ConnectError,
+    DeadlineExceededError,
     Event,
     FlinksClient,
     FlinksError,
@@ -22,6 +24,7 @@ from flinks_async import (
     Limits,
     Paused,
     QuotaExhaustedError,
+    RateLimitedError,
     Resumed,
     Retry,
     RetryScheduled,
@@ -29,6 +32,7 @@ from flinks_async import (
     config,
 )
 from flinks_async.limits.governor import Governor
+from flinks_async.limits.rate import GCRA
 from flinks_async.testing import FakeClock, InMemoryTransport
 from flinks_async.testing.in_memory import make_response
 from flinks_async.verdict import Kind, Verdict
@@ -226,6 +230,43 @@ class TestErrors:
             client.governor.breaker.take()  # another call has the probe
             with pytest.raises(CircuitOpenError, match=r"half-open.*cannot be looked up, 10 attempts"):
                 await client.partner_access("t")
+
+    @pytest.mark.parametrize(
+        ("answers", "limits", "why"),
+        [
+            (DOWN, {"waits": True}, f"the instance counts as down: {HOST} cannot be looked up, 10 attempts in 9 s"),
+            (make_response({}, status=429), {}, f"requests are paused: {HOST} answered 429"),
+            (
+                make_response(DOCUMENTED, headers={"RateLimit-Remaining": "0", "RateLimit-Reset": "50"}),
+                {},
+                "the instance announced that few requests are left",
+            ),
+            (DOCUMENTED, {"rate": 0.01, "burst": 1}, "Limits.rate = 0.01"),
+            (DOCUMENTED, {"rate_limiter": GCRA(0.01, 1)}, "Limits.rate_limiter"),
+        ],
+    )
+    async def test_a_wait_that_would_pass_the_deadline_names_its_cause(
+        self, answers: Any, limits: Any, why: str
+    ) -> None:
+        clock, transport = FakeClock(random=0.0), InMemoryTransport(default=answers)
+        async with client_of(transport, clock=clock, retry=ONE_ATTEMPT, limits=limits) as client:
+            for _ in range(10):
+                clock.advance(1.0)
+                with suppress(FlinksError):
+                    await client.partner_access("t", timeout=0.01)
+            with pytest.raises(DeadlineExceededError, match="not sent") as caught:
+                await client.partner_access("t", timeout=0.01)
+        assert caught.value.message.endswith(f" s, which would pass the deadline ({why})")
+
+    async def test_so_does_one_during_the_ramp_after_a_pause(self) -> None:
+        clock, transport = FakeClock(random=0.0), InMemoryTransport(default=[make_response({}, status=429), DOCUMENTED])
+        async with client_of(transport, clock=clock, retry=ONE_ATTEMPT) as client:
+            with pytest.raises(RateLimitedError):
+                await client.partner_access("t")
+            clock.advance(1.01)
+            await client.partner_access("t")
+            with pytest.raises(DeadlineExceededError, match=r"\(the rate rises slowly after a pause or an outage\)"):
+                await client.partner_access("t", timeout=0.01)
 
     async def test_a_call_without_quota_for_a_retry_says_how_long_nothing_succeeds(self) -> None:
         clock, transport = FakeClock(random=0.5), InMemoryTransport(default=DOWN)

@@ -32,6 +32,7 @@ from .files import (
     cannot_write,
     make_folder,
     newer_version,
+    refuse_untrusted,
     write_durably,
 )
 from .inputs import Layout
@@ -94,9 +95,11 @@ class Manifest:
         """Reads the file.
 
         Raises:
+            ConfigError: another user can write to the directory of the job.
             JobMismatchError: it does not exist.
             LedgerError: it is broken, or was written by a newer version.
         """
+        _refuse_untrusted(path.parent)
         try:
             data = path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -193,7 +196,7 @@ def enter(folder: Path, resources: ExitStack, *, new: bool = False) -> None:
         new: create the directory if it is missing; an empty one is accepted.
 
     Raises:
-        ConfigError: it is on a network file system.
+        ConfigError: it is on a network file system, or another user can write to it.
         JobMismatchError: it holds something else than a job.
         JobLockedError: another process works on the job.
         StoreError: it cannot be created.
@@ -204,12 +207,23 @@ def enter(folder: Path, resources: ExitStack, *, new: bool = False) -> None:
             raise JobMismatchError(f"{folder} is not the directory of a job: it has no {MANIFEST}")
         if folder.exists() and not folder.is_dir():
             raise JobMismatchError(f"{folder} is a file, but a job needs a directory. Choose another name")
-        make_folder(folder)
+        _refuse_untrusted(folder)
         _refuse_foreign(folder)
+    make_folder(folder)
     _lock(folder, resources)
 
 
+def _refuse_untrusted(folder: Path) -> None:
+    """As `refuse_untrusted`, also for the files that a job trusts."""
+    for path in (folder, *(folder / name for name in sorted(OWN))):
+        if path != folder and os.path.islink(path):
+            raise ConfigError(f"{path} is a link, and a job makes none. Remove it")
+        refuse_untrusted(path)
+
+
 def _refuse_foreign(folder: Path) -> None:
+    if not folder.exists():
+        return
     try:
         foreign = sorted({entry.name for entry in folder.iterdir()} - BEFORE_MANIFEST)
     except OSError as error:

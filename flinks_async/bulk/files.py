@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -48,11 +49,13 @@ OWN: Final = BEFORE_MANIFEST | {MANIFEST, FAILED, DUPLICATES, REPORT, PAGE, NOTE
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder for its owner only, unless it exists. Its name and those of its new parents are durable.
+    """Makes a folder for its owner only; an existing one becomes private. Its name and those of its new parents are durable.
 
     Raises:
+        ConfigError: as from `refuse_untrusted`.
         StoreError: it cannot be made.
     """
+    refuse_untrusted(path)
     try:
         new = [folder for folder in path.parents if not folder.exists()]
         for folder in (*reversed(new), path):  # parents=True would make them readable for everybody
@@ -62,16 +65,118 @@ def make_folder(path: Path) -> None:
                 sync_folder(folder.parent)
     except OSError as error:
         raise cannot_write(path, error) from None
+    with suppress(OSError):  # a trusted folder of another user
+        path.chmod(PRIVATE_FOLDER)
+
+
+TRUSTED_FOLDERS: Final = "FLINKS_TRUSTED_FOLDERS"
+"""The environment variable with folders in which, at any depth, jobs may be although other users can write there."""
+
+
+def refuse_untrusted(path: Path) -> None:
+    """Refuses a folder or a file, existing or not, that another user could make or replace, with the rules of ssh: it, all
+    its parents and the links on the way belong to the user or to root, and nobody else can write to them. In a parent with
+    the sticky bit, such as /tmp, others cannot replace our files.
+
+    Raises:
+        ConfigError: another user owns a part of the path, or can write to it.
+    """
+    if sys.platform == "win32":
+        return
+    trusted = [Path(os.path.realpath(name)) for name in os.environ.get(TRUSTED_FOLDERS, "").split(os.pathsep) if name]
+    real = Path(os.path.realpath(path))
+    for part, found in _way_to(path):
+        problem = _untrusted(found, shared=part != real)
+        if problem is not None and not any(part.is_relative_to(one) for one in trusted):
+            raise ConfigError(
+                f"{part} {problem}, so files of the job could be read or replaced. Choose a directory that only you can "
+                f"write to, or correct owner and mode; if you trust these users, name {part} in {TRUSTED_FOLDERS}"
+            )
+
+
+if sys.platform != "win32":
+    import grp
+    import pwd
+
+    def _way_to(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+        """All existing folders and links through which a path leads, the root first."""
+        here = Path("/")
+        rest = [*reversed(folder.absolute().parts)]
+        for _ in range(_LONGEST_WAY):
+            if not rest:
+                return
+            name = rest.pop()
+            path = here.parent if name == ".." else here / name
+            try:
+                found = path.lstat()
+            except (OSError, ValueError):  # it does not exist, or cannot be used, which the caller finds out
+                return
+            yield path, found
+            if stat.S_ISLNK(found.st_mode):
+                rest.extend(reversed(Path(os.readlink(path)).parts))
+            else:
+                here = path
+
+    def _untrusted(found: os.stat_result, *, shared: bool) -> str | None:
+        """What makes a file untrusted; None if nothing does.
+
+        Args:
+            shared: others may write to a folder that has the sticky bit.
+        """
+        if found.st_uid not in (0, os.geteuid()):
+            return f"belongs to another user ({_name_of(found.st_uid)})"
+        writable = 0o002 if _is_private_group(found) else 0o022
+        if stat.S_ISLNK(found.st_mode) or not found.st_mode & writable or (shared and found.st_mode & stat.S_ISVTX):
+            return None
+        return f"can be written by other users (mode {stat.S_IMODE(found.st_mode):04o})"
+
+    def _is_private_group(found: os.stat_result) -> bool:
+        """Whether the group has the owner's name and no other member, as systems with a umask of 002 make it."""
+        try:
+            group = grp.getgrgid(found.st_gid)
+        except KeyError:
+            return False
+        name = _name_of(found.st_uid)
+        return group.gr_name == name and set(group.gr_mem) <= {name}
+
+    def _name_of(uid: int) -> str:
+        try:
+            return pwd.getpwuid(uid).pw_name
+        except KeyError:
+            return str(uid)
+
+
+def is_own(found: os.stat_result) -> bool:
+    """Whether a file belongs to the user. Windows does not tell."""
+    return sys.platform == "win32" or found.st_uid == os.geteuid()
+
+
+_LONGEST_WAY: Final = 1000
+"""Names in a path, with its links resolved; links may form a circle."""
+
+_BINARY: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
 
 
 def create(path: Path) -> int:
-    """Opens a new file, for its owner only. A file left by a crash is emptied.
+    """Opens a new file, for its owner only. What has its name is removed: a file that a crash has left, or a link.
 
     Raises:
         OSError: as from `os.open`.
     """
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0)
-    return os.open(path, flags, PRIVATE_FILE)
+    path.unlink(missing_ok=True)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, PRIVATE_FILE)
+
+
+def open_to_write(path: Path, more: int = 0) -> int:
+    """Opens an existing file, but not through a link.
+
+    Args:
+        more: flags of `os.open`.
+
+    Raises:
+        OSError: as from `os.open`.
+    """
+    return os.open(path, os.O_WRONLY | _BINARY | more)
 
 
 def write_all(file: int, data: bytes | memoryview) -> None:
@@ -161,6 +266,20 @@ def cannot_read(path: Path, error: OSError) -> StoreError:
     return StoreError(f"{path} cannot be read: {error.strerror or error}")
 
 
+def size_of(path: Path) -> int | None:
+    """The size of a file; None if it does not exist. A file that may not be looked at is not missing.
+
+    Raises:
+        StoreError: it cannot be looked at.
+    """
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise cannot_read(path, error) from None
+
+
 def newer_version(where: object, version: int) -> str:
     """Error text for a file or database whose format this version does not know."""
     return f"{where} was written by a newer version of flinks-async (format {version}). Update flinks-async"
@@ -178,6 +297,54 @@ def sync_every_commit(db: sqlite3.Connection, path: Path) -> None:
         raise StoreError(f"{path}: this file system has no write-ahead log (SQLite uses {mode}). Use a local disk")
     for setting in ("synchronous = FULL", "fullfsync = ON", "checkpoint_fullfsync = ON"):
         db.execute(f"PRAGMA {setting}")
+
+
+def connect_to_look(path: Path, *, timeout: float) -> sqlite3.Connection:
+    """Connects to an SQLite database without changing its files, also after a crash or on a read-only disk.
+
+    The last ordinary connection that is closed writes a log that a crash has left into the database. Here the log stays.
+
+    Args:
+        timeout: seconds to wait for a lock.
+
+    Raises:
+        sqlite3.Error: SQLite fails.
+    """
+    in_memory = False
+    if _has_content(path, "-wal") or _has_content(path, "-journal"):
+        options = "mode=ro"
+        if sys.platform != "win32" and not _is_open_elsewhere(path):
+            # Nobody writes, so that no lock is needed; with locks, SQLite would create or rewrite the `-shm` file.
+            options, in_memory = "mode=ro&vfs=unix-none", True
+    else:
+        options = "mode=rw" if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) else "immutable=1"
+    where = f"{path.absolute().as_uri()}?{options}"
+    db = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout)
+    if in_memory:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")  # keeps in memory what would be in the `-shm` file
+    return db
+
+
+def _has_content(path: Path, suffix: str) -> bool:
+    try:
+        return os.path.getsize(f"{path}{suffix}") > 0
+    except OSError:
+        return False
+
+
+_LOCKS: Final = Path("/proc/locks")
+
+
+def _is_open_elsewhere(path: Path) -> bool:
+    """Whether a process, perhaps this one, has a database with a log open: it then holds a lock on the `-shm` file. True if
+    the system does not tell."""
+    try:
+        inode = os.stat(f"{path}-shm").st_ino
+        return f":{inode} " in _LOCKS.read_text()
+    except FileNotFoundError as error:
+        return str(error.filename) == str(_LOCKS)
+    except OSError:
+        return True
 
 
 def absolute_path(path: str | os.PathLike[str] | None) -> Path | None:

@@ -280,7 +280,7 @@ class Ledger:
     def receipts(self) -> dict[int, dict[str, Any]]:
         """The store's receipts of the shards that are done, by shard id."""
         sql = "SELECT id, receipt FROM shards WHERE done_at IS NOT NULL"
-        return dict(self._all(lambda row: (row[0], _decode(row[1])), sql))
+        return dict(self._all(lambda row: (row[0], tables.receipt_of(row[1])), sql))
 
     def commit(self, commit: Commit, *, run: int, now: float) -> None:
         """Marks a shard as done and records its failures; rows that were not tried become a new shard."""

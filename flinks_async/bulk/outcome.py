@@ -16,10 +16,10 @@ from attrs import asdict
 from .._version import __version__
 from ..secret import SecretFilter
 from .directory import Manifest
-from .files import DUPLICATES, FAILED, PRIVATE_FILE, REPORT, replaced, write_durably
+from .files import DUPLICATES, FAILED, REPORT, create, open_to_write, replaced, write_durably
 from .inputs import Scanned
 from .ledger import Ledger
-from .records import Failure
+from .records import Failure, to_json
 
 _BATCH = 1000
 
@@ -70,7 +70,7 @@ def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 def _batches(records: Iterable[dict[str, Any]]) -> Iterator[bytes]:
     lines: list[bytes] = []
     for record in records:
-        lines.append(msgspec.json.encode(record) + b"\n")
+        lines.append(to_json(record) + b"\n")
         if len(lines) >= _BATCH:
             yield b"".join(lines)
             lines.clear()
@@ -87,11 +87,9 @@ class JobLog(logging.Handler):
 
     def __init__(self, path: Path) -> None:
         super().__init__(logging.INFO)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0)
-        try:
-            self._file: int | None = os.open(path, flags, PRIVATE_FILE)
-        except OSError:
-            self._file = None
+        self._file: int | None = None
+        with suppress(OSError):
+            self._file = open_to_write(path, os.O_APPEND) if path.is_file() else create(path)
         formatter = logging.Formatter("%(asctime)sZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
         formatter.converter = time.gmtime
         self.setFormatter(formatter)

@@ -21,6 +21,11 @@ def main() -> None:
     except KeyboardInterrupt:  # before there is a command that could handle it, since imports take a moment
         print("Interrupted.", file=sys.stderr)
         sys.exit(Exit.SIGINT)
+    finally:
+        try:
+            sys.stderr.flush()
+        except (OSError, AttributeError):  # full, or closed; Python 3.14 would try again at its end, and exit with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _open_missing_streams() -> None:

@@ -81,6 +81,7 @@ class Governor:
         self.throttled = 0
         self.trouble: Trouble | None = None
         self._why_down: Trouble | None = None  # also while probes succeed, when there is no trouble any more
+        self._why_paused = ""  # also after another request on the wire has succeeded
         self.answered = False
         self.on_pause: Callable[[float, int], object] | None = None
         self._clock = clock
@@ -295,7 +296,8 @@ class Governor:
         if until > now:
             self.pause.join(now, until=until, in_a_row=in_a_row, rate=self.rate_now)
             self._unrestricted = False
-            self._tell_pause("another process met a limit of the instance", now, before)
+            self._why_paused = "another process met a limit of the instance"
+            self._tell_pause(now, before)
 
     def _pause(self, retry_after: float | None, now: float, sent: float) -> None:
         before = self.pause.until
@@ -304,12 +306,13 @@ class Governor:
         if self.pause.until > before:
             if self.on_pause is not None:
                 self.on_pause(self.pause.until, self.pause.in_a_row)
-            self._tell_pause("" if self.trouble is None else self.trouble.reason, now, before)
+            self._why_paused = "" if self.trouble is None else self.trouble.reason
+            self._tell_pause(now, before)
 
-    def _tell_pause(self, reason: str, now: float, before: float) -> None:
+    def _tell_pause(self, now: float, before: float) -> None:
         """Tells the observers of a pause that begins. One that ended `before` without a request is over now."""
         if not self.notices.paused or now >= before:
-            self.notices.pause(now, reason=reason, seconds=self.pause.until - now)
+            self.notices.pause(now, reason=self._why_paused, seconds=self.pause.until - now)
 
     def _refuse_if_down(self) -> None:
         breaker = self.breaker
@@ -329,6 +332,23 @@ class Governor:
         if self.breaker is not None and self.breaker.state is not BreakerState.CLOSED:
             held = max(held, self.breaker.wait(now))
         return held
+
+    def why_held(self, now: float) -> str:
+        """Why requests are held back now, in words; empty if they are not."""
+        breaker, pause = self.breaker, self.pause
+        if breaker is not None and not breaker.closed:
+            why = self._why_down
+            line = "" if why is None else f": {trouble_line(why.reason, why.attempts, now - why.since)}"
+            return f"the instance counts as down{line}"
+        if now < pause.until:
+            return f"requests are paused: {self._why_paused}"
+        if now < pause.ramp_end:
+            return "the rate rises slowly after a pause or an outage"
+        if not pause.idle(now):
+            return "the instance announced that few requests are left"
+        if self.limiter is not None:
+            return f"Limits.rate = {rate:g}" if (rate := self.limits.rate) else "Limits.rate_limiter"
+        return ""
 
     async def _lead(self, deadline: float | None) -> bool:
         """Waits at the head of the queue for a slot and for what restricts sending, then takes the slot."""
@@ -373,7 +393,8 @@ class Governor:
     async def _sleep(self, seconds: float, now: float, deadline: float | None) -> None:
         if deadline is not None and now + seconds >= deadline:
             raise DeadlineExceededError(
-                f"not sent: requests are held back for another {seconds:.3g} s, which would pass the deadline",
+                f"not sent: requests are held back for another {seconds:.3g} s, which would pass the deadline"
+                f" ({self.why_held(now)})",
                 retry_after=round(seconds, 3),
             )
         await self._clock.sleep(seconds)

@@ -33,6 +33,7 @@ class SharedPause:
     Attributes:
         until: when the pause ends, or ended.
         in_a_row: pauses without a success between them.
+        ramp_end: when the rate has risen to its former value.
     """
 
     def __init__(self, settings: Pause) -> None:
@@ -41,7 +42,7 @@ class SharedPause:
         self._began_at = float("-inf")
         self.in_a_row = 0
         self._ramp = settings.ramp
-        self._ramp_end = float("-inf")
+        self.ramp_end = float("-inf")
         self._ramp_from = self._ramp_to = 0.0
         self._next_at = float("-inf")
         self._spaced_until = float("-inf")
@@ -59,7 +60,7 @@ class SharedPause:
         settings = self._settings
         if sent >= self._began_at and now >= self.until:
             # The first throttled answer since the pause. Long after the last ramp, it begins a new row.
-            self.in_a_row = self.in_a_row + 1 if now < self._ramp_end + settings.cap else 1
+            self.in_a_row = self.in_a_row + 1 if now < self.ramp_end + settings.cap else 1
             self._began_at = now
         elif retry_after is None:
             return
@@ -90,7 +91,7 @@ class SharedPause:
         self._ramp_from = max(_MIN_RATE, rate / 10)
         self._ramp_to = max(_MIN_RATE * 10, rate)
         self._ramp = self._settings.ramp if seconds is None else seconds
-        self._ramp_end = start + self._ramp
+        self.ramp_end = start + self._ramp
         self._next_at = start
 
     def space(self, now: float, *, gap: float, reset: float) -> None:
@@ -101,7 +102,7 @@ class SharedPause:
 
     def idle(self, now: float) -> bool:
         """Whether no request is held back, and none will be without a new event."""
-        return now >= self.until and now >= self._ramp_end and now >= self._spaced_until
+        return now >= self.until and now >= self.ramp_end and now >= self._spaced_until
 
     def wait(self, now: float) -> float:
         """Seconds until the next request may be sent; 0 for now."""
@@ -112,8 +113,8 @@ class SharedPause:
     def took(self, now: float, random: float) -> None:
         """Registers that a request is sent now."""
         gap = self._gap if now < self._spaced_until else 0.0
-        if now < self._ramp_end:
-            done = max(0.0, 1.0 - (self._ramp_end - now) / self._ramp)
+        if now < self.ramp_end:
+            done = max(0.0, 1.0 - (self.ramp_end - now) / self._ramp)
             gap = max(gap, 1.0 / (self._ramp_from + (self._ramp_to - self._ramp_from) * done))
         # Counted from now, not from the last turn: unused turns are not made up for.
         self._next_at = now + min(gap * (0.5 + random), self._settings.longest)

@@ -20,11 +20,11 @@ from ...tables import Row, Table
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import absolute_path, cannot_write, is_inside
+from ..files import absolute_path, cannot_write, is_inside, size_of
 from ..records import Commit
 from .answer_rows import TABLES, RowDigest, cannot_export, comparable, read_spool
 from .database_schema import NAMES, SHARD_COMMITS, Database, look, prepare, quoted
-from .protocol import Place, Problem, opened
+from .protocol import Place, Problem, opened, receipt_as
 
 ROWS: Final = 2_000
 """Rows that are read at once."""
@@ -59,6 +59,13 @@ T = TypeVar("T")
 ConnectionT = TypeVar("ConnectionT", bound=DatabaseConnection)
 
 
+class _Rows(msgspec.Struct):
+    """A receipt."""
+
+    rows: dict[str, int]
+    digest: str
+
+
 class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     """A store in a database that several jobs may share.
 
@@ -70,7 +77,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     _library: Any
     """The library for the database. All its errors are subclasses of its `Error`."""
 
-    _begin: ClassVar[str] = "BEGIN"
+    _begin = "BEGIN"
     """The statement that begins a transaction."""
 
     _db: ConnectionT | None
@@ -143,9 +150,9 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
                 yield Problem(self.where, "it has no tables of flinks-async")
             return
         try:
-            known: dict[int, Mapping[str, Any]] = {}
+            known: dict[int, _Rows] = {}
             for commit in commits:
-                known[commit.shard.id] = commit.receipt
+                known[commit.shard.id] = receipt_as(_Rows, commit.receipt)
                 yield from self._compare_commit(commit)
             for shard in sorted(set(self._shards()) - known.keys()):
                 what = "the ledger does not know this shard; the next run of the job adds it"
@@ -204,10 +211,10 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         Raises:
             StoreError: the database refuses it.
         """
-        self.run(self._begin)
         try:
+            self._do(lambda: self._execute(self._begin, ()))
             yield
-            self.run("COMMIT")
+            self._do(lambda: self._execute("COMMIT", ()))
         except BaseException:
             with suppress(self._library.Error):
                 self._opened.execute("ROLLBACK")
@@ -266,7 +273,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         elif (found.written, found.receipt) != (commit.written, commit.receipt):
             yield Problem(where, "its commit mark differs from the ledger", shard)
 
-    def _compare_rows(self, known: Mapping[int, Mapping[str, Any]]) -> Iterator[Problem]:
+    def _compare_rows(self, known: Mapping[int, _Rows]) -> Iterator[Problem]:
         """Reads all rows of the job once."""
         digests: dict[int | None, RowDigest] = {}
         for table in TABLES:
@@ -292,14 +299,14 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     def _has(self, table: Table, column: str) -> bool:
         return self._there is None or (table.name, column) in self._there
 
-    def _compare_digest(self, shard: int, receipt: Mapping[str, Any], found: RowDigest) -> Iterator[Problem]:
+    def _compare_digest(self, shard: int, receipt: _Rows, found: RowDigest) -> Iterator[Problem]:
         same = True
-        for name, count in receipt["rows"].items():
+        for name, count in receipt.rows.items():
             if found.rows[name] != count:
                 same = False
                 what = f"it has {found.rows[name]:,} rows, but {count:,} were written"
                 yield Problem(f"{self.where}, table {name}", what, shard)
-        if same and found.hexdigest() != receipt["digest"]:
+        if same and found.hexdigest() != receipt.digest:
             yield Problem(self.where, "its rows were changed (their digest differs)", shard)
 
 
@@ -329,8 +336,8 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
         """Creates the database with private permissions, unless the file exists; returns whether it did."""
 
     @abstractmethod
-    def _connect(self) -> ConnectionT:
-        """Connects to the existing file."""
+    def _connect(self, *, look: bool) -> ConnectionT:
+        """Connects to the existing file; changes nothing if it is only looked at."""
 
     @abstractmethod
     def _table_names(self) -> set[str]:
@@ -348,12 +355,12 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
 
     def open(self, place: Place, *, existing: bool = False) -> None:
         self.close()
-        self._path = self._user_path or place.folder / f"answers.{self.kind}"
+        self._path = self._file_of(place)
         created = not existing and self._create_file()
         self._own = created or is_inside(self._path, place.folder)
-        if existing and not self._path.exists():
+        if existing and size_of(self._path) is None:
             raise StoreMissingError(str(self._path))
-        self._db = self._do(self._connect)
+        self._db = self._do(lambda: self._connect(look=existing))
         try:
             if existing:
                 self._look(place.job)
@@ -365,10 +372,17 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
             self.close()
             raise
 
+    def _file_of(self, place: Place) -> Path:
+        return self._user_path or place.folder / f"answers.{self.kind}"
+
     def purge(self) -> list[str]:
         if self._own and self._alone() and self._table_names() <= NAMES:
             return [self._remove_files()]
-        return [] if self._bare else self._delete_rows()
+        if self._bare:
+            return []
+        self._opened.close()  # it was opened to be looked at
+        self._db = self._do(lambda: self._connect(look=False))
+        return self._delete_rows()
 
     def _remove_files(self) -> str:
         self.close()

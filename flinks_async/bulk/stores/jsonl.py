@@ -7,25 +7,43 @@ frames in a row are one valid file, so compressed spools are appended as they ar
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
+
+import msgspec
 
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import NOTE, absolute_path, cannot_read, cannot_write, make_folder, rename_durably, sync_folder, write_all
+from ..files import (
+    NOTE,
+    absolute_path,
+    cannot_write,
+    open_to_write,
+    rename_durably,
+    size_of,
+    write_all,
+)
 from ..records import Commit, Written
-from .answer_files import SUFFIXES, OwnedFile, check_compression, checksum, compare, read_lines
-from .protocol import Place, Problem, opened
+from .answer_files import (
+    SUFFIXES,
+    OwnedFile,
+    ShardFiles,
+    check_compression,
+    checksum,
+    compare,
+    may_be_answers,
+    read_lines,
+)
+from .protocol import Place, Problem, opened, receipt_as
 
 _PIECE: Final = 1024 * 1024
 
 
-class JSONLParts:
+class JSONLParts(ShardFiles):
     """Files `parts/answers-SHARD-JOB.jsonl` in the job's directory: the spools, renamed. An existing file is complete.
 
     A receipt is `{"file": name, "size": number of bytes, "sha256": their SHA-256}`.
@@ -39,31 +57,9 @@ class JSONLParts:
 
     def __init__(self, compression: Compression = "none") -> None:
         self.spool_compression: Compression = check_compression(compression)
-        self._place: Place | None = None
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "jsonl-parts", "compression": self.spool_compression}
-
-    def open(self, place: Place, *, existing: bool = False) -> None:
-        if not existing:
-            make_folder(place.parts)
-            try:
-                sync_folder(place.folder)
-            except OSError as error:
-                raise cannot_write(place.parts, error) from None
-        elif not place.parts.is_dir():
-            raise StoreMissingError(str(place.parts))
-        self._place = place
-
-    def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
-        known = {receipt["file"] for receipt in receipts.values()}
-        for path in self._own_files():
-            if path.name not in known:
-                try:
-                    path.unlink()
-                except OSError as error:
-                    raise cannot_write(path, error) from None
-        return ()
 
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
         path = self._opened.parts / self._name(f"{commit.shard.id:06d}")
@@ -73,58 +69,34 @@ class JSONLParts:
             raise cannot_write(path, error) from None
         return {"file": path.name, "size": commit.written.size, "sha256": commit.written.sha256}
 
-    def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
-        known = set()
-        for commit in commits:
-            name = commit.receipt["file"]
-            known.add(name)
-            yield from compare(self._opened.parts / name, self.spool_compression, commit.written, commit.shard.id)
-        for path in self._own_files():
-            if path.name not in known:
-                yield Problem(str(path), "the ledger does not know it; the next run of the job removes it")
-
-    def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
-        own = {path.name for path in self._own_files()}
-        for commit in commits:
-            name = commit.receipt["file"]
-            if name not in own:
-                yield Problem(str(self._opened.parts / name), "it is missing", commit.shard.id)
-
     def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
         for commit in commits:
-            yield from read_lines(self._opened.parts / commit.receipt["file"], self.spool_compression)
-
-    def purge(self) -> list[str]:
-        parts = self._opened.parts
-        paths = self._own_files()
-        try:
-            size = sum(path.stat().st_size for path in paths)
-            for path in paths:
-                path.unlink()
-            if not any(parts.iterdir()):
-                parts.rmdir()
-        except OSError as error:
-            raise cannot_write(parts, error) from None
-        return [f"{len(paths):,} files of answers in {parts} ({size:,} bytes)"] if paths else []
-
-    def close(self) -> None:
-        self._place = None
+            (path,) = self._files(commit.receipt)
+            yield from read_lines(path, self.spool_compression)
 
     @property
-    def _opened(self) -> Place:
-        return opened(self._place)
+    def _own(self) -> str:
+        return self._name(r"\d{6,}").replace(".", r"\.")
 
     def _name(self, shard: str) -> str:
         return f"answers-{shard}-{self._opened.job[:8]}.jsonl{SUFFIXES[self.spool_compression]}"
 
-    def _own_files(self) -> list[Path]:
-        """Files with this job's id in their names."""
-        pattern = re.compile(self._name(r"\d{6,}").replace(".", r"\."))
-        parts = self._opened.parts
-        try:
-            return sorted(path for path in parts.iterdir() if pattern.fullmatch(path.name) and path.is_file())
-        except OSError as error:
-            raise cannot_write(parts, error) from None
+    def _files(self, receipt: Mapping[str, Any]) -> Sequence[Path]:
+        return [self._file(receipt_as(_Part, receipt).file)]
+
+    def _compare(self, commit: Commit) -> Iterator[Problem]:
+        (path,) = self._files(commit.receipt)
+        return compare(path, self.spool_compression, commit.written, commit.shard.id)
+
+
+class _Part(msgspec.Struct):
+    file: str
+
+
+class _Piece(msgspec.Struct, order=True):
+    offset: Annotated[int, msgspec.Meta(ge=0)]
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: str
 
 
 class JSONLFile:
@@ -157,7 +129,7 @@ class JSONLFile:
         file = OwnedFile(path, place.folder / NOTE)
         if not existing:
             file.create()
-        elif _size(path) is None:
+        elif size_of(path) is None:
             raise StoreMissingError(str(path))
         self._file = file
         self._recognized = False
@@ -169,10 +141,10 @@ class JSONLFile:
             StoreError: also if the file is missing, shorter than the ledger says, or another one. It is not changed.
         """
         file, path = self._opened, self._opened.path
-        ranges = [(receipt["offset"], receipt["size"], receipt["sha256"]) for receipt in receipts.values()]
-        end = max((offset + size for offset, size, _ in ranges), default=0)
-        last = max((found for found in ranges if found[1]), default=None)
-        size = _size(path)
+        pieces = [receipt_as(_Piece, receipt) for receipt in receipts.values()]
+        end = max((piece.offset + piece.size for piece in pieces), default=0)
+        last = _last(pieces)
+        size = size_of(path)
         if size is None and last is None:
             file.create_again()
             size = 0
@@ -183,9 +155,9 @@ class JSONLFile:
             )
         ours = file.is_ours()
         # Compares the content, because a file that was moved or restored has another inode.
-        if last is not None and checksum(path, last[0], last[1]) != (last[1], last[2]):
+        if last is not None and not self._holds(last):
             raise StoreError(f"{path} does not hold what the job wrote to it. Restore that file, or start a new job")
-        if last is None and size and not ours:
+        if last is None and size and not (ours and may_be_answers(path, self.spool_compression)):
             raise StoreError(f"{path} is not the file that the job created. Move it away, or start a new job")
         if not ours:
             file.adopt()
@@ -199,7 +171,7 @@ class JSONLFile:
         assert start is not None, "recover is called first"
         written = commit.written
         try:
-            file = os.open(path, os.O_WRONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+            file = open_to_write(path)
             try:
                 _append(file, start, spool, written)
             except (OSError, StoreError):
@@ -216,44 +188,41 @@ class JSONLFile:
     def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
         path = self._opened.path
         known = 0
-        size = _size(path)
+        size = size_of(path)
         if size is None:
             yield Problem(str(path), "it is missing")
             return
         for commit in commits:
-            offset, length = commit.receipt["offset"], commit.receipt["size"]
-            known += length
-            yield from compare(path, self.spool_compression, commit.written, commit.shard.id, offset, length)
+            piece = receipt_as(_Piece, commit.receipt)
+            known += piece.size
+            yield from compare(path, self.spool_compression, commit.written, commit.shard.id, piece.offset, piece.size)
         if size > known and (known or self._opened.is_ours()):
             yield Problem(str(path), f"it has {size - known:,} bytes more than the ledger says")
 
     def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
-        file, path = self._opened, self._opened.path
-        known = list(commits)
-        size = _size(path) or 0
-        last = max((commit.receipt for commit in known), key=lambda receipt: int(receipt["offset"]), default=None)
+        path = self._opened.path
+        known = [(receipt_as(_Piece, commit.receipt), commit.shard.id) for commit in commits]
+        size = size_of(path) or 0
+        last = _last(piece for piece, _ in known)
         # Compares the content too, as `recover` does.
-        self._recognized = last is not None and checksum(path, last["offset"], last["size"]) == (
-            last["size"],
-            last["sha256"],
-        )
-        ours = self._recognized or file.is_ours()
-        for commit in known:
+        self._recognized = last is not None and self._holds(last)
+        ours = self._recognized or self._is_ours()
+        for piece, shard in known:
             if not ours:
-                yield Problem(str(path), "it does not hold what the job wrote to it", commit.shard.id)
-            elif commit.receipt["offset"] + commit.receipt["size"] > size:
-                yield Problem(str(path), f"it has only {size:,} bytes", commit.shard.id)
+                yield Problem(str(path), "it does not hold what the job wrote to it", shard)
+            elif piece.offset + piece.size > size:
+                yield Problem(str(path), f"it has only {size:,} bytes", shard)
 
     def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
-        path = self._opened.path
         for commit in commits:
-            yield from read_lines(path, self.spool_compression, commit.receipt["offset"], commit.receipt["size"])
+            piece = receipt_as(_Piece, commit.receipt)
+            yield from read_lines(self._opened.path, self.spool_compression, piece.offset, piece.size)
 
     def purge(self) -> list[str]:
         file, path = self._opened, self._opened.path
-        size = _size(path)
+        size = size_of(path)
         removed = []
-        if size is not None and (self._recognized or self._user_path is None or file.is_ours()):
+        if size is not None and (self._recognized or self._user_path is None or self._is_ours()):
             try:
                 path.unlink()
             except OSError as error:
@@ -270,6 +239,25 @@ class JSONLFile:
     @property
     def _opened(self) -> OwnedFile:
         return opened(self._file)
+
+    def _is_ours(self) -> bool:
+        return self._opened.is_ours() and may_be_answers(self._opened.path, self.spool_compression)
+
+    def _holds(self, piece: _Piece) -> bool:
+        """Whether the file holds these answers."""
+        path = self._opened.path
+        if checksum(path, piece.offset, piece.size) != (piece.size, piece.sha256):
+            return False
+        try:
+            for _ in read_lines(path, self.spool_compression, piece.offset, piece.size):
+                pass
+        except StoreError:  # not the job's, although somebody noted its checksum in the ledger
+            return False
+        return True
+
+
+def _last(pieces: Iterable[_Piece]) -> _Piece | None:
+    return max((piece for piece in pieces if piece.size), default=None)
 
 
 def _append(file: int, start: int, spool: Path, written: Written) -> None:
@@ -295,7 +283,7 @@ def _append(file: int, start: int, spool: Path, written: Written) -> None:
 
 def _cut(path: Path, end: int) -> None:
     try:
-        file = os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
+        file = open_to_write(path)
         try:
             os.ftruncate(file, end)
             os.fsync(file)
@@ -303,12 +291,3 @@ def _cut(path: Path, end: int) -> None:
             os.close(file)
     except OSError as error:
         raise cannot_write(path, error) from None
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise cannot_read(path, error) from None

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+import msgspec
 from attrs import frozen
 
 from ..compression import Compression
-from ..errors import StoreError
+from ..errors import LedgerError, StoreError
 from ..records import Commit
 
 T = TypeVar("T")
@@ -61,6 +62,24 @@ def opened(resource: T | None) -> T:
     if resource is None:
         raise StoreError("the store is not open")
     return resource
+
+
+def receipt_as(kind: type[T], receipt: Mapping[str, Any]) -> T:
+    """A receipt from the ledger. Somebody may have edited it, so each store checks what it is led to.
+
+    Raises:
+        LedgerError: it is not such a receipt.
+    """
+    try:
+        return msgspec.convert(receipt, kind)
+    except msgspec.ValidationError:
+        pass
+    raise foreign_receipt("has a receipt that the job's store does not write")
+
+
+def foreign_receipt(what: str) -> LedgerError:
+    """The error for a receipt that was edited."""
+    return LedgerError(f"the ledger {what}: it was changed by another program, or is broken")
 
 
 class Store(Protocol):
