@@ -14,7 +14,6 @@ from flinks_async.config import Adaptive
 from flinks_async.limits.concurrency import make_concurrency
 from flinks_async.limits.pace import Pace
 
-
 # --- servers ---
 
 
@@ -249,7 +248,6 @@ class Client:
         self.random = random.Random(self.seed)
         self.wake_at = inf
 
-
     def rate(self, now: float) -> float:
         recent = 0
         for at in reversed(self.ok_times):
@@ -307,7 +305,13 @@ def simulate(server: Shape, clients: Sequence[Client], seconds: float = 120.0, n
             else:
                 client.refused += 1
                 client.pace.refused(
-                    number, now, sent=sent, in_flight=in_flight, retry_after=reply.retry_after, wall=now, rate=client.rate(now)
+                    number,
+                    now,
+                    sent=sent,
+                    in_flight=in_flight,
+                    retry_after=reply.retry_after,
+                    wall=now,
+                    rate=client.rate(now),
                 )
             client.concurrency.bound(client.pace.at_once)
         pump(who, now)

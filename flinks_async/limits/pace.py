@@ -1,14 +1,65 @@
+"""The pace: how many requests per second an instance accepts, learned from those that it refuses.
+
+What can be seen of a server from outside is four things, and each has one meaning:
+
+- The *time to first byte* rises when requests queue there. That is about the number of requests at once: `concurrency` reacts.
+- A *refusal* says that a limit is used up. That is about the rate: this module reacts.
+- A *hint* says when a limit opens again. It is right, constant, or wrong: `reopening` decides.
+- What was *delivered* between two moments at which the limit was used up is the limit times the time between them, whatever
+  its burst is. That is the estimate.
+
+The states:
+
+- *start*: `initial` requests at once, and twice as many every `doubling` seconds, also without answers, because time without a
+  refusal is information too. Overshoot is the time to a refusal times ln 2 / `doubling`, as a share of what was sent.
+- *hold*: after refusals. A cycle begins a little below the estimate, reaches it half-way, and then grows ever faster. So the
+  limit is tested once a cycle, and a limit that has risen is found in seconds. The next refusals give the next estimate.
+- *blocked*: nothing is accepted any more, so that one request at a time asks (`reopening`). If a long window was used up in a
+  short time, the next one is spent as quickly, and then waited for.
+- *free*: nothing is known to be refused. Nothing is paced, and this costs nothing.
+
+A refusal by chance means nothing. Refusals count with a leak of 1 for 40 requests, and only about log10(rate) of them at a time
+are a signal, so that false signals per second stay rare at any rate.
+
+If requests are refused only with more in flight than those that are accepted, the instance limits the requests at once. That is
+tested: the number is bounded instead of the rate, and three refusals within the bound disprove it.
+
+Sources: delivered rate as the estimate: BBR (Cardwell et al., 2016). Growth around the last limit, slow near it and fast far
+from it: CUBIC (RFC 9438), which AWS' adaptive retry mode uses too. Slow start: Jacobson, 1988.
+
+Pure: time is an argument.
+"""
+
 from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from math import ceil, exp, inf, log, log10
+from math import inf, log, log10
+
+from attrs import frozen
+
+from ..config import Adaptive
+from .rate import ServerLimit
+from .reopening import Reopening
 
 LN2 = log(2.0)
 
 
-def THETA(r):
-    return min(3.5, max(1.9, log10(max(r, 1e-9))))
+def THETA(r: float) -> float:
+    return min(3.5, max(1.0, log10(max(r, 1e-9)) - 0.1))
+
+
+@frozen
+class PaceState:
+    """What a process tells the others that share an instance.
+
+    Attributes:
+        estimate: requests per second that it found to be its share; None while unknown.
+        until: when the next request may be sent, by the monotonic clock of the machine; 0 for now.
+    """
+
+    estimate: float | None
+    until: float
 
 
 class Mode(Enum):
@@ -19,20 +70,27 @@ class Mode(Enum):
 
 
 ENOUGH = 20000.0  # a pace that no server of this kind limits: from here on nothing is paced
-PERIODS = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400)
+_MOST_COMPLETIONS = 3
 TOLERATED = 1 / 40
 RUN = 4
 MIN_CUT, MAX_CUT = 0.02, 0.15
 CYCLE, REQUESTS = 3.3, 100.0
 FEW = 12.0
-TARGET = 0.012
+LONG_HINT = 60.0
+_SLOWEST = 1 / 60  # a request per minute at least
+_LONGEST_CYCLE = 600.0
 
 
 class Pace:
-    def __init__(self, settings) -> None:
-        self._burst = settings.initial
-        self._doubling = self._pace_doubling = settings.doubling
-        self.mode = Mode.START
+    def __init__(self, settings: int | Adaptive, longest: float = 60.0) -> None:
+        self._burst = settings.initial if isinstance(settings, Adaptive) else 1
+        self._doubling = self._pace_doubling = settings.doubling if isinstance(settings, Adaptive) else 0.5
+        self._longest = longest
+        self.mode = Mode.START if isinstance(settings, Adaptive) else Mode.FREE
+        self.until = -inf
+        self.refused_rate: float | None = None
+        self.refused_at = -inf
+        self._told, self._told_at = PaceState(None, 0.0), -inf
         self.at_once: int | None = None
         self._next_at = -inf
         self._sent = 0  # since the start began
@@ -45,20 +103,16 @@ class Pace:
         self._first = (0, 0.0)
         self._refused: set[int] = set()
         self._cut_at = -inf
-        self._lag = 0.0
         self._empty: tuple[int, float] | None = None  # number and time when the limit was last used up
         self._refused_since = 0
         self._start_burst: float | None = None
         self._even = False
-        self._requests = REQUESTS
         self._most = inf
-        self._low = 0.0
-        self._round = False
         self._refused_open = self._more = self._used = 0
         self._accepted = self._accepted_before = 0
         self._resume: float | None = None
         self._average: float | None = None
-        self._marks: deque[tuple[float, int]] = deque(maxlen=64)
+        self._marks: deque[tuple[float, int, float]] = deque(maxlen=64)
         self._doubt = 1.0
         self._start_count = 0
         self._start_time = 0.0
@@ -67,22 +121,15 @@ class Pace:
         self._cut = MIN_CUT
         self._hold = 1.0
         self._step = 1.0
+        self._opening = Reopening(longest)
         # blocked
-        self._since = 0.0
         self._probe: int | None = None
         self._completion = False
         self._completions = 0
-        self._last_refused = 0.0
-        self._opened = (0, 0.0)
         self._open_rate = 0.0
-        self._period: float | None = None
         self._allowance: int | None = None
         self._wall = 0.0
-        self._hint: tuple[float, float] | None = None
-        self._hint_at: float | None = None
-        self._trust = 0
         self._in_flight_then = 0
-        self._window_until = -inf
         # cap
         self._recent: deque[int] = deque(maxlen=60)
         self._votes = 0
@@ -102,19 +149,86 @@ class Pace:
         return self.mode is Mode.START
 
     @property
-    def free(self) -> bool:
-        return self.mode is Mode.FREE
+    def blocked(self) -> bool:
+        return self.mode is Mode.BLOCKED
+
+    def free(self, now: float) -> bool:
+        """Whether no request is held back, and none will be without a new event."""
+        return self.mode is Mode.FREE and now >= self.until
+
+    def probing(self, number: int) -> bool:
+        """Whether this request asks if the instance accepts requests again."""
+        return self.mode is Mode.BLOCKED and number == self._probe
+
+    def pause_until(self, until: float, now: float) -> None:
+        """Nothing is sent until then."""
+        self.until = max(self.until, min(until, now + self._longest))
+
+    def restart(self, now: float, rate: float) -> None:
+        """Begins again after an outage, with a tenth of the rate before it."""
+        if self.mode is Mode.HOLD:
+            self._most = self.limit
+        self.mode = Mode.START
+        self._pace_doubling = max(self._doubling, 1.0)
+        self._sent = max(2, int(rate / 10 * self._pace_doubling / LN2))
+        self._began = self._next_at = now
+        self._level, self._cut_at, self._even = 0.0, now, True
+
+    def abandoned(self, number: int, now: float) -> None:
+        """The request ended without an answer of the instance."""
+        if number == self._probe:
+            self._probe = None
+            self._next_at = max(now, self._next_at)
+
+    def shared(self, now: float) -> PaceState | None:
+        """What has changed since it was last asked; None if nothing has."""
+        until = max(self.until, self._next_at if self.mode is Mode.BLOCKED and self._probe is None else 0.0, 0.0)
+        state = PaceState(self.limit if self.mode is Mode.HOLD else None, until if until > now else 0.0)
+        if state == self._told or (now < self._told_at + 0.2 and state.until <= self._told.until):
+            return None
+        self._told, self._told_at = state, now
+        return state
+
+    def join(self, state: PaceState, now: float) -> None:
+        """Joins what another process has learned: its pause, and the mean of both rates, so that they become equal."""
+        if state.until > now:
+            self.until = max(self.until, min(state.until, now + self._longest))
+        if state.estimate is not None:
+            if self.mode is Mode.HOLD:
+                self._hold_at((self.limit + state.estimate) / 2, now, evidence=REQUESTS)
+            elif self.mode is not Mode.BLOCKED:
+                self._hold_at(state.estimate, now, evidence=REQUESTS)
+
+    def announced(self, limit: ServerLimit, now: float) -> bool:
+        """A header says how much is left of a window. Returns whether nothing is sent until the next one."""
+        if limit.remaining or limit.reset <= 0 or self._opening.lies or self.mode is Mode.BLOCKED:
+            return False
+        self._expect(now + limit.reset, now)
+        return True
+
+    def reason(self, now: float) -> str:
+        """Why requests are paced, in words; empty if they are not."""
+        if self.mode is Mode.START:
+            return "the start: the rate doubles until the instance refuses a request"
+        if self.mode is Mode.HOLD and self.refused_rate is not None:
+            return f"refused at {self.refused_rate:,.4g}/s {now - self.refused_at:,.0f} s ago"
+        return f"about {self.limit:,.4g}/s, as the instance has allowed so far" if self.mode is Mode.HOLD else ""
+
+    @property
+    def learned(self) -> float | None:
+        """Requests per second that the instance allows, as far as is known."""
+        return self.limit if self.mode is Mode.HOLD else None
 
     def wait(self, now: float) -> float:
         mode = self.mode
+        if now < self.until:
+            return self.until - now
         if mode is Mode.FREE:
             return 0.0
         if mode is Mode.BLOCKED:
             if self._probe is not None:
                 return inf
             return max(0.0, self._next_at - now)
-        if now < self._window_until:
-            return self._window_until - now
         return max(0.0, self._next_at - now)
 
     def took(self, number: int, now: float, in_flight: int) -> None:
@@ -127,9 +241,9 @@ class Pace:
             return
         if mode is Mode.START:
             self._sent += 1
-            if self._sent == 1:
+            if self._sent == 1 and not self._opening.opened[0]:
                 self._began = now
-                self._opened = (0, now)
+                self._opening.opened = (0, now)
             k = max(self._sent, self._burst)
             rate = min(self._most, LN2 / self._pace_doubling * k)
             if rate >= ENOUGH:
@@ -146,30 +260,36 @@ class Pace:
                 return
             gap = 1 / rate
             if not self._marks or now - self._marks[-1][0] > self._hold / 16:
-                self._marks.append((now, number))
+                self._marks.append((now, number, rate))
             slack = 0.01 if gap < 0.005 else 0.1 * gap
             self._next_at = max(self._next_at, now - slack) + gap
-        if self._allowance is not None and self._period is not None:
-            if number - self._opened[0] + 1 - self._refused_open >= self._allowance + self._more:
-                self._accepted = self._allowance = self._allowance + self._more
-                self._used += self._allowance
-                self._more = 0
-                if self._used >= 2 * REQUESTS:
-                    self._used, self._more = 0, 1 + self._allowance // 200
-                self._resume = self.limit if self.mode is Mode.HOLD else None
-                self._empty = None
-                self._stop(now, now, in_flight)
-                self._completions = 3
+        if (
+            self._allowance is not None
+            and self._opening.period is not None
+            and number - self._opening.opened[0] + 1 - self._refused_open >= self._allowance + self._more
+        ):
+            self._accepted = self._allowance = self._allowance + self._more
+            self._used += self._allowance
+            self._more = 0
+            if self._used >= 2 * REQUESTS:
+                self._used, self._more = 0, 1 + self._allowance // 200
+            self._resume = self.limit if self.mode is Mode.HOLD else None
+            self._empty = None
+            self._stop(now, now, in_flight)
+            self._completions = _MOST_COMPLETIONS
 
     def _burst_of(self, limit: float) -> float:
         """Requests that the server takes at once, from the start."""
         if self._start_burst is not None:
-            return self._doubt * max(1.0, self._start_burst)
+            return max(1.0, self._start_burst)
         if not self._start_count:
             return 3.0 * self._doubt
         at = limit * self._doubling / LN2
         count = self._start_count
-        return self._doubt * max(1.0, count - at - at * log(count / at)) if count > at else self._doubt
+        base = max(at, float(self._burst))
+        if count <= base:
+            return self._doubt
+        return self._doubt * max(1.0, count - (at if at > self._burst else 0.0) - at * log(count / base))
 
     def _grow(self, gap: float) -> float:
         """The pace after another paced request."""
@@ -192,7 +312,7 @@ class Pace:
         if mode is Mode.BLOCKED:
             if number == self._probe:
                 self._reopened(number, now, sent)
-            elif self._completions < 3 and self._probe is None and now - sent < inf:
+            elif self._completions < _MOST_COMPLETIONS and self._probe is None and True:
                 self._completions += 1
                 self._completion = True
                 self._next_at = min(self._next_at, now)
@@ -205,10 +325,19 @@ class Pace:
                 self.at_once += 1
                 self._cap_ok, self._cap_since = 0, now
 
-    def refused(self, number, now, *, sent, in_flight, retry_after=None, wall=0.0, rate=1000.0):
+    def refused(
+        self,
+        number: int,
+        now: float,
+        *,
+        sent: float,
+        in_flight: int,
+        retry_after: float | None = None,
+        wall: float = 0.0,
+        rate: float = 1000.0,
+    ) -> None:
         self._wall = wall - now
-        lag = now - sent
-        self._lag = lag if self._lag == 0 else self._lag + 0.25 * (lag - self._lag)
+        self._opening.refused(now, sent)
         if self.at_once is not None and self._cap_refusal(in_flight, now, sent):
             return
         refused = self._refused
@@ -219,18 +348,24 @@ class Pace:
         if self.mode is Mode.BLOCKED:
             if number == self._probe:
                 self._probe = None
-                self._last_refused = sent
                 self._completion = False
-                self._low = sent - self._opened[1]
-                self._next_at = self._next_probe(now)
-            elif self._completions == 3 and self._allowance is not None and number > self._opened[0] and self._accepted > 1:
+                self._opening.low = sent - self._opening.opened[1]
+                self._next_at = self._opening.next_probe(now, self._wall)
+            elif (
+                self._completions == _MOST_COMPLETIONS
+                and self._allowance is not None
+                and number > self._opening.opened[0]
+                and self._accepted > 1
+            ):
                 self._accepted -= 1
                 self._allowance -= 1
             return
         if self._empty is not None and number > self._empty[0]:
             self._refused_since += 1
-        if number > self._opened[0] and self._opened[0]:
+        if number > self._opening.opened[0] and self._opening.opened[0]:
             self._refused_open += 1
+        if number <= self._burst and self.mode is not Mode.FREE:
+            self._start_burst = min(number - 1.0, inf if self._start_burst is None else self._start_burst)
         if sent <= self._cut_at:
             return
         if self.mode is Mode.HOLD:
@@ -254,6 +389,7 @@ class Pace:
             return  # perhaps nothing is accepted any more
         pace = rate if self.mode is Mode.FREE else self._rate
         if self._level >= THETA(pace):
+            self.refused_rate, self.refused_at = pace, sent
             self._signal(now, pace)
 
     def _run(self, number: int) -> int:
@@ -267,12 +403,12 @@ class Pace:
     def _signal(self, now: float, pace: float) -> None:
         number, sent = self._first
         if self._average is not None:
-            few = number - self._opened[0] < max(10, 0.25 * self._accepted_before)
+            few = number - self._opening.opened[0] < max(10, 0.25 * self._accepted_before)
             average, self._average = self._average, None
             if few:
                 self._hold_at(average, now, evidence=2.0 * self._accepted_before)
                 self._empty, self._refused_since, self._level = (number, sent), self._clump, 0.0
-                self._allowance = self._period = None
+                self._allowance = self._opening.period = None
                 return
         if self._empty is None:
             self._start_count, self._start_time = max(1, number - 1), sent - self._began
@@ -280,7 +416,6 @@ class Pace:
             start = 0.5 * pace
             evidence = 0.0
             if self.mode is Mode.START and number <= self._burst:  # only the burst was too large
-                self._start_burst = number - 1.0
                 self._even, self._next_at = True, now + 1 / pace
                 self._level, self._cut_at = 0.0, now
                 return
@@ -292,14 +427,12 @@ class Pace:
             if accepted > 0 and seconds > 0:
                 limit = max(limit if accepted < 8 else 0.0, min(pace, (accepted + 0.5) / seconds))
                 burst = self._burst_of(limit)
-                if burst < 2:
-                    limit = max(limit, 0.99 * pace)
-                for at, count in self._marks:
+                strict = self._start_burst is not None and self._start_burst < 2 and accepted >= 8
+                for at, count, rate in self._marks:
+                    if strict and self._cut_at < at <= sent:
+                        limit = max(limit, 0.99 * rate)
                     if self._cut_at < at < sent and number - count > 8:
                         limit = max(limit, min(pace, (number - count - burst) / (sent - at)))
-            if accepted >= 8:
-                lost = self._refused_since / (number - since)
-                self._requests = min(2 * REQUESTS, max(10.0, self._requests * (1.5 if lost > TARGET else 0.8)))
             if self._sample == REQUESTS and self._paced < self._hold / 2:
                 self._doubt = min(64.0, self._doubt * 2)
             start, evidence = None, 2.0 * accepted
@@ -308,15 +441,18 @@ class Pace:
         self._level = 0.0
 
     def _hold_at(self, limit: float, now: float, start: float | None = None, evidence: float = FEW) -> None:
-        self.limit = limit
+        self.limit = limit = max(_SLOWEST, limit)
         self._sample = min(REQUESTS, max(FEW, evidence))
         burst = self._burst_of(limit)
         level = THETA(limit)
         few = self._sample / REQUESTS
-        cycle = max(CYCLE * few, few * self._requests * level / limit, 6 * self._lag)
+        cycle = max(CYCLE * few, few * REQUESTS * level / limit, 6 * self._opening.lag)
+        cycle = min(cycle, _LONGEST_CYCLE)
         self._hold = cycle / 2
-        self._step = max(cycle / 8, 2 * self._lag)
+        self._step = max(cycle / 8, 2 * self._opening.lag)
         self._cut = min(MAX_CUT, max(MIN_CUT, burst / (limit * self._hold)))
+        if self._start_burst is not None and self._start_burst < 2:
+            self._cut = MIN_CUT
         if start is not None:
             self._cut = 1 - start / limit
         self._paced = 0.0
@@ -337,7 +473,7 @@ class Pace:
             self._start_count, self._start_time = max(1, number - 1), sent - self._began
         self._empty, self._refused_since = (number, sent), self._clump
         self._level = 0.0
-        opened_no, opened_at = self._opened
+        opened_no = self._opening.opened[0]
         run = sum(one >= number for one in self._refused)
         self._accepted = max(0, number - max(opened_no, 1) - max(0, self._refused_open - run))
         self._resume = self.limit if self.mode is Mode.HOLD else None
@@ -345,99 +481,63 @@ class Pace:
             average, self._average = self._average, None
             if number - opened_no < max(10, 0.25 * self._accepted_before):
                 self._hold_at(average, now, evidence=2.0 * self._accepted_before)
-                self._allowance = self._period = None
+                self._allowance = self._opening.period = None
                 return
         self._stop(now, sent, in_flight)
 
     def _stop(self, now: float, sent: float, in_flight: int) -> None:
         self.mode = Mode.BLOCKED
         self._open_rate = max(self._open_rate, min(self._rate, 1e6))
-        self._since, self._last_refused = sent, sent
+        self._opening.since = sent
         self._in_flight_then = in_flight
         self._probe, self._completions, self._completion = None, 0, False
         self._cut_at = now
-        self._window_until = -inf
-        self._next_at = self._next_probe(now)
-
-    def _next_probe(self, now: float) -> float:
-        since = now - self._since
-        gap = max(0.3, 2 * self._lag, 0.5 * since)
-        if self._hint_at is not None and self._hint_at > now:
-            if self._trust > 0 or self._hint_at < now + gap:
-                return self._hint_at
-            return min(self._hint_at, now + max(0.1, since))
-        if self._period is not None:
-            if self._period - self._low > 0.05 * self._period and not self._round:
-                at = self._opened[1] + 0.5 * (self._low + self._period)
-                if now < at:
-                    return at
-            at = self._opened[1] + self._period
-            if now < at - 1e-6:
-                return at
-            late = now - at
-            if late > 0.5 * self._period:
-                self._period = None
-            return now + max(0.25, 2 * self._lag, 0.02 * (self._period or 0.0), 0.5 * late)
-        gap = max(0.3, 2 * self._lag, 0.5 * since)
-        low, high = now + 0.6 * gap, now + 1.6 * gap
-        opened = self._opened[1]
-        for period in reversed(PERIODS):
-            if low <= opened + period <= high:
-                return opened + period
-        for period in reversed(PERIODS):
-            at = ceil((low + self._wall) / period) * period - self._wall
-            if at <= high:
-                return at
-        return now + gap
+        self._next_at = self._opening.next_probe(now, self._wall)
 
     def _note_hint(self, now: float, retry_after: float | None) -> None:
         if retry_after is None:
             return
-        moment = now + retry_after
-        if self._hint is not None:
-            at, before = self._hint
-            if now - at < max(0.3, 0.1 * retry_after):
-                return
-            if abs(moment - before) <= 1.1:
-                self._hint_at = min(moment, before)
-            else:
-                self._hint_at = None
-        self._hint = (now, moment)
+        opening = self._opening
+        if retry_after > LONG_HINT and self.mode is not Mode.BLOCKED and not opening.lies:
+            self._expect(now + retry_after, now)
+        opening.hinted(now, retry_after)
+
+    def _expect(self, moment: float, now: float) -> None:
+        """Stops, because the instance says that it accepts nothing until then."""
+        self._resume = self.limit if self.mode is Mode.HOLD else None
+        self._stop(now, now, 0)
+        self._completions = _MOST_COMPLETIONS
+        self._opening.trust(moment, now)
+        self._next_at = self._opening.next_probe(now, self._wall)
 
     def _reopened(self, number: int, now: float, sent: float) -> None:
         self._probe = None
-        if self._hint_at is not None:
-            if abs(sent - self._hint_at) < 0.05:
-                self._trust += 1
-            elif sent < self._hint_at - 1.1:
-                self._trust = 0
-        self._hint = self._hint_at = None
         if self._completion and self._in_flight_then >= 2 and now >= self._no_cap_until:
             self._try_cap(self._in_flight_then - 1, now)
             return
-        before = self._opened[1]
-        first = not self._opened[0]
-        self._opened, self._refused_open = (number, sent), 0
-        cycle = sent - before
+        before, first = self._opening.opened[1], not self._opening.opened[0]
+        self._refused_open = 0
+        cycle = self._opening.reopened(number, sent)
         average = max(1, self._accepted) / cycle
         self._level, self._cut_at, self._next_at = 0.0, now, now
-        long = cycle >= 2.5 and self._accepted >= 10 and self._since - before < 0.5 * cycle
+        long = cycle >= 2.5 and self._accepted >= 10 and self._opening.since - before < 0.5 * cycle
         self._average, self._accepted_before = average, self._accepted
-        self._period = None
         if long and not first:
-            nearest = min(PERIODS, key=lambda one: abs(one - cycle))
-            self._round = abs(nearest - cycle) < 0.02 * nearest
-            self._period = float(nearest) if self._round else cycle
+            self._opening.learn(cycle)
         self._allowance = self._accepted if long else None
         if not long:
             self._average = None
+            number, sent = self._empty if self._empty is not None else (0, 0.0)
+            for at, count, _ in self._marks:
+                if at <= now - 1.0:
+                    average = max(average, min(self._rate, (number - count) / (now - at)))
             self._hold_at(average, now, evidence=2.0 * self._accepted)
             self._cut, self._rate = MIN_CUT, average * (1 - MIN_CUT)
         elif self._resume is not None:
             self._hold_at(self._resume, now, evidence=REQUESTS)
         else:
-            quick = max(10 * average, min(self._open_rate, 0.01 * self._accepted / max(self._lag, 0.001)))
-            if self._period is not None or quick < 20:
+            quick = max(10 * average, min(self._open_rate, 0.01 * self._accepted / max(self._opening.lag, 0.001)))
+            if self._opening.period is not None or quick < 20:
                 self._hold_at(quick, now, evidence=REQUESTS)
             else:
                 self.mode = Mode.START
@@ -468,6 +568,7 @@ class Pace:
 
     def _cap_refusal(self, in_flight: int, now: float, sent: float) -> bool:
         """A refusal while a cap is assumed. Returns whether that explains it."""
+        assert self.at_once is not None
         if sent <= self._cut_at or in_flight > self.at_once:
             return True
         if self._cap_ok < 200 and self._cap_since > self._cut_at and in_flight == self.at_once:
