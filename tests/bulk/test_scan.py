@@ -27,7 +27,7 @@ from flinks_async.bulk.inputs import InputFile, Layout, Row, ShardReader, Skippe
 from flinks_async.bulk.inputs import shards as shard_reader_module
 from flinks_async.bulk.inputs.detection import refuse_magic
 from flinks_async.bulk.inputs.rows import Lines
-from flinks_async.bulk.records import Failure
+from flinks_async.bulk.records import Failure, Shard
 from flinks_async.errors import ConfigError
 from flinks_async.secret import fingerprint
 
