@@ -26,7 +26,7 @@ from flinks_async.bulk.errors import InputChangedError, InputError, StoreError
 from flinks_async.bulk.inputs import InputFile, Layout, Row, ShardReader, SkippedLine, Token, check, scan, source
 from flinks_async.bulk.inputs import shards as shard_reader_module
 from flinks_async.bulk.inputs.detection import refuse_magic
-from flinks_async.bulk.inputs.rows import LineSplitter
+from flinks_async.bulk.inputs.rows import Lines
 from flinks_async.bulk.records import Failure, Shard
 from flinks_async.errors import ConfigError
 from flinks_async.secret import fingerprint
@@ -63,10 +63,8 @@ def any_text_is_tokens() -> AbstractContextManager[object]:
 
 def rows_at_once(file: InputFile, data: bytes) -> list[Row]:
     """All rows of a file, from one piece."""
-    parser, splitter = file.parser(), LineSplitter()
-    data = data.removeprefix(b"\xef\xbb\xbf")
-    rows = [row for chunk in (data, b"")[not data :] for row in parser.feed(splitter.feed(chunk).lines)]
-    return [check(row) for row in (*rows, *parser.finish())]
+    pieces = iter((data.removeprefix(b"\xef\xbb\xbf"), b""))
+    return [check(row) for row in file.parser().rows(Lines(lambda: next(pieces, b"")))]
 
 
 class TestExamples:

@@ -26,9 +26,9 @@ from ...secret import fingerprint
 from ..errors import InputError
 from ..files import cannot_write, create, make_folder, open_to_write, write_all
 from ..records import Failure, Shard
-from .rows import NO_KEY, LineBatch, LineOffsets, LineSplitter, Row, SkippedLine, SkipReason, check
+from .rows import NO_KEY, Lines, Row, SkippedLine, SkipReason, check
 from .shards import identity, shard_digest
-from .source import InputFile, next_chunk
+from .source import InputFile, reading
 
 _HASH_BUCKETS: Final = 256
 
@@ -136,6 +136,9 @@ _RECORD: Final = Struct(">QQQQ16s")  # of a spilled shard
 
 _log: Final = logging.getLogger("flinks_async.bulk")
 
+_PROGRESS_EVERY: Final = 1000
+"""Lines."""
+
 MOST_INSTANCES: Final = 1000
 """A column with more distinct values does not hold instances."""
 
@@ -206,16 +209,17 @@ def scan(
     if shard_size < 1:
         raise ConfigError(f"shard_size must be at least 1, not {shard_size!r}")
     with file.content() as content, _scratch(scratch) as (duplicates, spilled):
-        scanner = _Scanner(file, content.position, key, shard_size, sink, duplicates, spilled)
-        splitter = LineSplitter()
-        while chunk := next_chunk(content, scanner.lines):
-            scanner.feed(splitter.feed(chunk))
-            if progress is not None:
-                progress(content.raw_position, file.size)
-        scanner.feed(splitter.feed(b""))
-        scanner.finish()
+        lines = Lines(content.read, content.position)
+        scanner = _Scanner(lines, key, shard_size, sink, duplicates, spilled)
+        with reading(lines):
+            for row in file.parser().rows(lines):
+                scanner.take(row)
+                if progress is not None and row.line % _PROGRESS_EVERY == 0:
+                    progress(content.raw_position, file.size)
+        if progress is not None:
+            progress(content.raw_position, file.size)
         file.refuse_change()
-        scanned = scanner.hand_over(content.position)
+        scanned = scanner.finish()
     if not scanned.tokens:
         _log.warning("The file of tokens holds no tokens.")
     return scanned
@@ -242,17 +246,14 @@ class _Scanner:
 
     def __init__(
         self,
-        file: InputFile,
-        position: int,
+        lines: Lines,
         key: bytes,
         shard_size: int,
         sink: PlanSink,
         duplicates: DuplicateFinder,
         spilled: SpilledShards,
     ) -> None:
-        self.lines = 0
-        self._parser = file.parser()
-        self._offsets = LineOffsets(position)
+        self._lines = lines
         self._key = key
         self._shard_size = shard_size
         self._sink = sink
@@ -264,19 +265,27 @@ class _Scanner:
         self._shard: list[bytes] = []  # identities of the tokens of the shard that is not full yet
         self._first = self._last = self._offset = 0  # of that shard
 
-    def feed(self, batch: LineBatch) -> None:
-        self.lines += len(batch.lines)
-        self._offsets.add(batch.sizes)
-        self._take(self._parser.feed(batch.lines))
-        self._offsets.keep(self._parser.held)
-
-    def finish(self) -> None:
-        self._take(self._parser.finish())
-        if self._shard:
+    def take(self, row: Row) -> None:
+        offset = self._lines.starts.popleft()  # each line is returned once, in order
+        checked = check(row)
+        if isinstance(checked, SkippedLine):
+            self._note(checked)
+            return
+        if checked.instance is not None:
+            self._count(checked.instance)
+        who = identity(checked)
+        self._duplicates.add(who, checked.line)
+        if not self._shard:
+            self._first, self._offset = checked.line, offset
+        self._shard.append(who)
+        self._last = checked.line
+        if len(self._shard) >= self._shard_size:
             self._cut()
 
-    def hand_over(self, size: int) -> Scanned:
+    def finish(self) -> Scanned:
         """Passes duplicates and shards to the sink."""
+        if self._shard:
+            self._cut()
         duplicates = 0
         for line, first in self._duplicates.found():
             duplicates += 1
@@ -286,7 +295,7 @@ class _Scanner:
             self._sink.shard(shard)
         notes = self._notes
         return Scanned(
-            lines=self.lines,
+            lines=self._lines.count,
             tokens=self._tokens - duplicates,
             duplicates=duplicates,
             invalid=notes["invalid"],
@@ -294,32 +303,15 @@ class _Scanner:
             header=notes["header"],
             continued=notes["continued"],
             shards=len(self._spilled),
-            size=size,
+            size=self._lines.position,
             instances=dict(self._instances),
         )
-
-    def _take(self, rows: Iterator[Row]) -> None:
-        for row in rows:
-            checked = check(row)
-            if isinstance(checked, SkippedLine):
-                self._note(checked)
-                continue
-            if checked.instance is not None:
-                self._count(checked.instance)
-            who = identity(checked)
-            self._duplicates.add(who, checked.line)
-            if not self._shard:
-                self._first, self._offset = checked.line, self._offsets.of(checked.line)
-            self._shard.append(who)
-            self._last = checked.line
-            if len(self._shard) >= self._shard_size:
-                self._cut()
 
     def _count(self, instance: str) -> None:
         self._instances[instance] += 1
         if len(self._instances) > MOST_INSTANCES:
             raise InputError(
-                f"The instance column names more than {MOST_INSTANCES:,} instances by line {self.lines:,}. "
+                f"The instance column names more than {MOST_INSTANCES:,} instances by line {self._lines.count:,}. "
                 "Name the right column with `instance_column`.",
                 field="instance_column",
             )
