@@ -206,6 +206,20 @@ async def test_a_large_answer_is_one_step_and_a_huge_one_is_decoded_as_a_whole()
     assert decoded == codec.decode(huge)
 
 
+async def test_one_turn_of_the_event_loop_decodes_one_large_answer() -> None:
+    codec, lock, body, turn = codec_for(), asyncio.Lock(), payload((3, 2000)), 0
+
+    async def decode() -> int:
+        assert all(pending(await codec.decode_async(body, META, lock)))
+        return turn
+
+    tasks = [asyncio.ensure_future(decode()) for _ in range(5)]
+    while not all(task.done() for task in tasks):
+        turn += 1
+        await asyncio.sleep(0)
+    assert len({task.result() for task in tasks}) == 5
+
+
 def test_an_answer_keeps_only_its_transactions_not_the_body() -> None:
     body = payload((1, 1)).replace(b'"Transactions"', b" " * 100_000 + b'"Transactions"')
     answer = codec_for().decode(body)
