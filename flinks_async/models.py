@@ -56,7 +56,7 @@ def _masked(value: object) -> str:
 
 def _count(values: object) -> str:
     """The `repr` of an array: the number of its items."""
-    return f"<{len(values)}>" if isinstance(values, tuple) else MASK
+    return f"<{len(values)}>" if isinstance(values, (tuple, range)) else MASK
 
 
 def _unknown_count(extra: Mapping[str, Any]) -> str:
@@ -64,9 +64,9 @@ def _unknown_count(extra: Mapping[str, Any]) -> str:
     return _counted(len(extra), "unknown field")
 
 
-def _items(owner: object, name: str) -> tuple[Any, ...]:
-    values = getattr(owner, name, ())
-    return values if isinstance(values, tuple) else ()
+def _items(owner: object, name: str) -> tuple[Any, ...] | range:
+    values = owner._peek(name) if isinstance(owner, Model) else getattr(owner, name, ())
+    return values if isinstance(values, (tuple, range)) else ()
 
 
 def _shortened(text: str) -> str:
@@ -143,7 +143,7 @@ class Model:
         """
         wire_state = DEFAULT_WIRE_STATE if isinstance(self._wire, dict) else self._wire
         result: dict[str, Any] = {}
-        for name, wire, default in _table(type(self)):
+        for name, wire, default in _table(self.__class__):
             value = getattr(self, name)
             # Only a value that is still the default can stand for an absent field or a null: `evolve` may replace it.
             if value is not default:
@@ -160,14 +160,18 @@ class Model:
         """`to_dict()` as UTF-8 JSON. Amounts keep their digits: `12.30` stays `12.30`."""
         return _encode(self.to_dict(missing=missing))
 
+    def _peek(self, name: str) -> Any:
+        """A field for `repr`: a `range` in place of transactions that were not decoded yet."""
+        return getattr(self, name)
+
     def __repr__(self) -> str:
         shown = []
-        for attribute in _attributes(type(self)):
+        for attribute in _attributes(self.__class__):
             show = attribute.repr if callable(attribute.repr) else repr
-            shown.append(f"{attribute.name}={show(getattr(self, attribute.name))}")
+            shown.append(f"{attribute.name}={show(self._peek(attribute.name))}")
         if unknown := unknown_fields(self):
             shown.append(_unknown_count(unknown))
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return f"{self.__class__.__name__}({', '.join(shown)})"
 
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode

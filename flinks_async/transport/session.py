@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import errno
+import logging
 import os
 import select
 import socket
@@ -148,12 +149,15 @@ class SessionManager:
 
     A borrowed session is used as it is and never closed. Requests through it follow no redirects, run no aiohttp client
     middlewares, and are not counted in `ConnectionStats`. Its cookies, default headers, trace configs and proxy settings
-    apply. A trace config sees the URL, and with it the access token.
+    apply. Trace configs see tokens and secrets; a warning names them. Sessions of our own have none, not even those that
+    tracing tools add to every new session.
     """
 
     def __init__(self, connection: Connection, borrowed: aiohttp.ClientSession | None = None) -> None:
         if borrowed is not None and not isinstance(borrowed, aiohttp.ClientSession):
             raise ConfigError(f"session must be an aiohttp.ClientSession, not {type(borrowed).__name__}")
+        if borrowed is not None:
+            _warn_of_onlookers(borrowed)
         for name in ("ca_file", "client_cert", "client_key"):
             path = getattr(connection, name)
             if path is not None and not os.path.isfile(path):
@@ -223,13 +227,16 @@ class SessionManager:
             ttl_dns_cache=int(settings.dns_cache),
             socket_factory=self._make_socket,
         )
-        return aiohttp.ClientSession(
+        session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             raise_for_status=False,
             auto_decompress=False,
         )
+        session.trace_configs.clear()  # OpenTelemetry, Sentry and others add theirs to each new session
+        _warn_of_onlookers(session)
+        return session
 
     def _make_socket(self, address: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol, _, _ = address
@@ -313,6 +320,33 @@ class SessionManager:
         self._sessions = PerLoop()
         self._sockets = weakref.WeakSet()
         self.in_use = 0
+
+
+_log = logging.getLogger("flinks_async")
+
+_reported: set[str] = set()
+
+
+def _warn_of_onlookers(session: aiohttp.ClientSession) -> None:
+    """Logs once which other packages see the requests of a session: its trace configs, and wrappers of its methods."""
+    watching = {
+        handler.__module__
+        for trace in session.trace_configs
+        for name in dir(trace)
+        if name.startswith("on_")
+        for handler in getattr(trace, name)
+    }
+    for method in (aiohttp.ClientSession._request, aiohttp.ClientSession.get, aiohttp.ClientSession.request):
+        if hasattr(method, "__wrapped__"):  # it passes requests on, unlike a mock
+            wrapper = getattr(method, "_self_wrapper", method)  # of wrapt
+            watching.add(getattr(wrapper, "__globals__", {}).get("__name__", type(method).__module__))
+    if new := sorted(watching - _reported):
+        _reported.update(new)
+        _log.warning(
+            "the aiohttp session is watched by %s, which sees access tokens (in URLs), the AuthSecret (in a header) and "
+            "answers, and may add headers to requests; make sure that it records and sends none of them",
+            ", ".join(new),
+        )
 
 
 async def _close(sessions: _LoopSession) -> None:
