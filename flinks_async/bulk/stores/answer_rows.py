@@ -27,11 +27,12 @@ from ...codec import Codec
 from ...codec.parse import EXACT, decode_any
 from ...errors import DecodeError
 from ...models import PartnerAccessResponse
+from ...schema import SCHEMA
 from ...tables import Column, ColumnType, Row, Table, extra_of, flatten, to_json
 from ..compression import Compression
 from ..errors import StoreError, UnfitAnswerError
 from ..records import Commit, Shard
-from ..spool import SpoolLine, read_spool_line
+from ..spool import SpoolLine, SpoolMeta, read_spool_line
 from .answer_files import read_lines
 
 BATCH: Final = 10_000
@@ -142,6 +143,19 @@ def cannot_export(where: object) -> StoreError:
 @cache
 def _codec() -> Codec:
     return Codec()
+
+
+_DOCUMENTED: Final = frozenset(field.wire for fields in SCHEMA.values() for field in fields)
+
+
+def unknown_keys() -> tuple[bytes, ...]:
+    """Undocumented keys that answers have had, as in their JSON, except those that some documented object has."""
+    names = (
+        _codec().unknown_keys
+        - _DOCUMENTED
+        - {f.name for s in (SpoolLine, SpoolMeta) for f in msgspec.structs.fields(s)}
+    )
+    return tuple(to_json(name) for name in sorted(names))
 
 
 def decoded(path: Path, number: int, text: bytes) -> tuple[SpoolLine, PartnerAccessResponse]:

@@ -3,7 +3,8 @@
 Arrow reads with a schema made from `flinks_async.schema`, amounts exactly from their digits; what the schema does not
 foresee is an error. An answer that Arrow refuses is found by halving its block:
 
-- If it has unknown fields, Arrow reads it without them, and the codec decodes it for the columns `extra`.
+- If it has unknown fields, Arrow reads it without them, and the codec decodes it for the columns `extra`. Later answers
+  with such a field are read in this way at once.
 - Otherwise (a key twice in an object, an integer such as `7.0`, a value that does not fit its column) `answer_rows` reads
   it, which defines the result.
 
@@ -12,6 +13,7 @@ A spool holds only answers that the client has decoded, so what the codec refuse
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
@@ -39,6 +41,7 @@ from .answer_rows import (
     add_rows,
     decoded,
     does_not_fit,
+    unknown_keys,
     without_accounts,
 )
 
@@ -70,20 +73,15 @@ def read_tables(path: Path, compression: Compression, commit: Commit, where: Pat
             says (at the end).
     """
     reader = _Reader(path, commit.shard, where)
+    block: list[tuple[int, bytes]] = []
     number = size = 0
-    arrays: list[tuple[int, bytes]] = []
-    objects: list[tuple[int, bytes]] = []
-    for number, text in enumerate(read_lines(path, compression), 1):
-        line = _with_text_as_key(text)
-        shape = _SHAPE.search(line)
-        (objects if shape is not None and shape[1] == b"{" else arrays).append((number, line))
+    for number, line in enumerate(read_lines(path, compression), 1):
+        block.append((number, line))
         size += len(line)
         if size >= BLOCK:
-            yield from reader.read(arrays, objects=False)
-            yield from reader.read(objects, objects=True)
-            arrays, objects, size = [], [], 0
-    yield from reader.read(arrays, objects=False)
-    yield from reader.read(objects, objects=True)
+            yield from reader.read(block)
+            block, size = [], 0
+    yield from reader.read(block)
     if number != commit.written.lines:
         raise StoreError(f"{path} has {number:,} answers, not {commit.written.lines:,}")
 
@@ -111,37 +109,45 @@ class _Reader:
     Attributes:
         path: the spool.
         where: the name of the store.
-        unknown: whether most answers that were read last had unknown fields.
     """
 
     path: Path
     shard: Shard
     where: Path | str
-    unknown: bool = field(default=False, init=False)
+    _unknown: tuple[bytes, ...] = field(factory=unknown_keys, init=False)
 
-    def read(self, lines: Lines, *, objects: bool) -> Iterator[Tables]:
-        """The tables of some answers.
+    def read(self, block: Lines) -> Iterator[Tables]:
+        """The tables of a block. Answers of different forms are read apart."""
+        groups: dict[tuple[bool, bool], list[tuple[int, bytes]]] = {}
+        for number, text in block:
+            line = _with_text_as_key(text)
+            shape = _SHAPE.search(line)
+            is_object = shape is not None and shape[1] == b"{"
+            groups.setdefault((is_object, any(key in line for key in self._unknown)), []).append((number, line))
+        for (is_object, unknown), lines in groups.items():
+            yield from self._read(lines, is_object, unknown)
 
-        Args:
-            objects: whether `GetAccountsDetail` is an object, not an array.
+    def _read(self, lines: Lines, is_object: bool, unknown: bool) -> Iterator[Tables]:
         """
-        if not lines:
-            return
-        found = None if self.unknown else self._columns(lines, objects, None)
-        if found is None and (self.unknown or len(lines) <= FEW):
+        Args:
+            is_object: whether `GetAccountsDetail` is an object, not an array.
+            unknown: whether most of the answers have unknown fields.
+        """
+        found = None if unknown else self._columns(lines, is_object, None)
+        if found is None and (unknown or len(lines) <= FEW):
             extras = _Extras()
             for number, line in lines:
                 extras.add(decoded(self.path, number, line)[1])
-            self.unknown = 2 * extras.found > len(lines)
-            found = self._columns(lines, objects, extras)
+            self._unknown = unknown_keys()
+            found = self._columns(lines, is_object, extras)
         if found is not None:
             yield found
         elif len(lines) == 1:
             yield self._rows(*lines[0])
         else:
             half = len(lines) // 2
-            yield from self.read(lines[:half], objects=objects)
-            yield from self.read(lines[half:], objects=objects)
+            yield from self._read(lines[:half], is_object, unknown)
+            yield from self._read(lines[half:], is_object, unknown)
 
     def _rows(self, number: int, line: bytes) -> Tables:
         """An answer by the path that defines the result."""
@@ -154,7 +160,7 @@ class _Reader:
             for table in TABLES
         )
 
-    def _columns(self, lines: Lines, objects: bool, extras: _Extras | None) -> Tables | None:
+    def _columns(self, lines: Lines, is_object: bool, extras: _Extras | None) -> Tables | None:
         """Answers by Arrow; None if it refuses one of them. Its own error is dropped, because it shows the value.
 
         Args:
@@ -165,13 +171,13 @@ class _Reader:
         """
         pa = optional_import("pyarrow", extra="arrow")
         try:
-            read = _read_json(b"".join([line for _, line in lines]), objects, unknown=extras is not None)
+            read = _read_json(b"".join([line for _, line in lines]), is_object, unknown=extras is not None)
             if len(read["line"]) != len(lines):
                 return None
             return self._flat(read, lines, extras)
         except MemoryError:
             raise
-        except (pa.ArrowException, _NullItem):
+        except (pa.ArrowException, _Refused):
             return None
 
     def _flat(self, read: Mapping[str, Any], lines: Lines, extras: _Extras | None) -> Tables:
@@ -249,36 +255,25 @@ class _Reader:
 
 @define
 class _Extras:
-    """The unknown fields of answers as JSON, in the order of the rows. `holders` has an item for each account.
-
-    Attributes:
-        found: the number of answers with unknown fields.
-    """
+    """The unknown fields of answers as JSON, in the order of the rows. `holders` has an item for each account."""
 
     answers: list[str | None] = field(factory=list)
     details: list[str | None] = field(factory=list)
     accounts: list[str | None] = field(factory=list)
     transactions: list[str | None] = field(factory=list)
     holders: list[str | None] = field(factory=list)
-    found: int = 0
 
     def add(self, answer: PartnerAccessResponse) -> None:
         accounts, holders = answer.accounts, [account.holder for account in answer.accounts]
-        new = (
-            [extra_of(answer)],
-            [extra_of(detail, Login=detail.login) for detail in answer.details],
-            [extra_of(account, Balance=account.balance) for account in accounts],
-            [extra_of(transaction) for account in accounts for transaction in account.transactions],
-            [None if holder is None else extra_of(holder, Address=holder.address) for holder in holders],
-        )
-        all_ = (self.answers, self.details, self.accounts, self.transactions, self.holders)
-        for texts, found in zip(all_, new, strict=True):
-            texts += found
-        self.found += any(map(any, new))
+        self.answers.append(extra_of(answer))
+        self.details += [extra_of(detail, Login=detail.login) for detail in answer.details]
+        self.accounts += [extra_of(account, Balance=account.balance) for account in accounts]
+        self.transactions += [extra_of(transaction) for account in accounts for transaction in account.transactions]
+        self.holders += [None if holder is None else extra_of(holder, Address=holder.address) for holder in holders]
 
 
-class _NullItem(Exception):
-    """An array has null where an object is expected."""
+class _Refused(Exception):
+    """A value that Arrow accepts and the codec refuses."""
 
 
 def _arrow() -> tuple[Any, Any]:
@@ -325,7 +320,7 @@ def _items(values: Any) -> _Items:
         there = pc.is_valid(values)
         items, owner, counts = pc.drop_null(values), pc.indices_nonzero(there), there.cast(pa.int8())
     if items.null_count:
-        raise _NullItem
+        raise _Refused
     ends = pc.cumulative_sum(counts.cast(pa.int64()))
     starts = pc.subtract(ends, counts)
     number = pc.cumulative_sum(pa.repeat(pa.scalar(1, pa.int64()), len(items)), start=-1)
@@ -337,6 +332,9 @@ def _instants(texts: Any) -> Any:
     pa, _ = _arrow()
     values = [None if text is None else Timestamp.parse(text).value for text in texts.to_pylist()]
     return pa.array(values, arrow_types()["instant"])
+
+
+_FIRST_DAY: Final = dt.date.min
 
 
 def _table(table: Table, known: Mapping[str, Any], objects: Any) -> Any:
@@ -353,15 +351,17 @@ def _table(table: Table, known: Mapping[str, Any], objects: Any) -> Any:
             values = pc.struct_field(objects, column.wire.split("."))
             if column.type == "date":
                 values = pc.cast(values, arrow_types()["date"])
+                if pc.any(pc.less(values, _FIRST_DAY)).as_py():
+                    raise _Refused
         columns.append(values)
     return pa.Table.from_arrays(columns, schema=schema_of(table))
 
 
-def _read_json(data: bytes, objects: bool, *, unknown: bool) -> Mapping[str, Any]:
+def _read_json(data: bytes, is_object: bool, *, unknown: bool) -> Mapping[str, Any]:
     """Lines of a spool as columns.
 
     Args:
-        objects: whether `GetAccountsDetail` is an object, not an array.
+        is_object: whether `GetAccountsDetail` is an object, not an array.
         unknown: whether unknown fields are ignored; otherwise they are errors.
     """
     pa, json = optional_import("pyarrow", extra="arrow"), optional_import("pyarrow.json", extra="arrow")
@@ -369,18 +369,18 @@ def _read_json(data: bytes, objects: bool, *, unknown: bool) -> Mapping[str, Any
         pa.BufferReader(data),
         read_options=json.ReadOptions(use_threads=False, block_size=len(data) + 1),
         parse_options=json.ParseOptions(
-            explicit_schema=_schema_of_lines(objects), unexpected_field_behavior="ignore" if unknown else "error"
+            explicit_schema=_schema_of_lines(is_object), unexpected_field_behavior="ignore" if unknown else "error"
         ),
     )
     read.validate(full=True)  # broken UTF-8, and numbers of 39 digits, which read_json lets pass
     columns = {name: read[name].combine_chunks() for name in read.column_names}
     if any(columns[name].null_count for name in ("line", "response", "meta")):
-        raise _NullItem
+        raise _Refused
     return columns
 
 
 @cache
-def _schema_of_lines(objects: bool) -> Any:
+def _schema_of_lines(is_object: bool) -> Any:
     pa, _ = _arrow()
     integer, text = arrow_types()["integer"], arrow_types()["text"]
     return pa.schema(
@@ -388,13 +388,13 @@ def _schema_of_lines(objects: bool) -> Any:
             "line": integer,
             "key": text,
             "instance": text,
-            "response": _struct_of(PartnerAccessResponse, objects),
+            "response": _struct_of(PartnerAccessResponse, is_object),
             "meta": pa.struct({"status": integer, "attempts": integer}),
         }
     )
 
 
-def _struct_of(cls: type[Model], objects: bool) -> Any:
+def _struct_of(cls: type[Model], is_object: bool) -> Any:
     pa, _ = _arrow()
     members = {}
     for member in SCHEMA[cls]:
@@ -402,8 +402,8 @@ def _struct_of(cls: type[Model], objects: bool) -> Any:
             # Dates and timestamps are texts in JSON; `_table` and `_instants` convert them.
             type_ = arrow_types()["text" if member.kind in _TEXTS else COLUMN_TYPES[member.kind]]
         else:
-            type_ = _struct_of(member.model, objects)
-            if member.kind is FieldKind.ARRAY or (member.kind is FieldKind.ONE_OR_MANY and not objects):
+            type_ = _struct_of(member.model, is_object)
+            if member.kind is FieldKind.ARRAY or (member.kind is FieldKind.ONE_OR_MANY and not is_object):
                 type_ = pa.list_(type_)
         members[member.wire] = type_
     return pa.struct(members)
