@@ -18,7 +18,7 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 from flinks_async import tables  # noqa: E402
 from flinks_async.bulk.errors import StoreError  # noqa: E402
-from flinks_async.bulk.stores import Store, parquet  # noqa: E402
+from flinks_async.bulk.stores import Store, answer_tables, parquet  # noqa: E402
 from flinks_async.bulk.stores.answer_rows import TABLES  # noqa: E402
 from flinks_async.bulk.stores.parquet import ParquetStore  # noqa: E402
 from flinks_async.errors import ConfigError  # noqa: E402
@@ -158,6 +158,7 @@ def _noted(function: Callable[..., Any], name: str, calls: list[str]) -> Callabl
 
 def test_a_large_shard_has_several_row_groups(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "_ROWS", 300)
+    monkeypatch.setattr(answer_tables, "BLOCK", 1)  # one answer at a time
     bench.start().put(0, {line: expected_body(f"t-{line}", size="medium") for line in range(1, 9)})
     (path,) = (bench.place.parts / "transactions").iterdir()
     assert pq.read_metadata(path).num_row_groups == 3
