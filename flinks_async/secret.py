@@ -108,6 +108,9 @@ class Secret:
     def __deepcopy__(self, memo: dict[int, Any]) -> Secret:
         return self
 
+    def __getstate__(self) -> NoReturn:
+        self.__reduce_ex__(None)
+
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a Secret refuses to be pickled: send a reference to it and reveal it where it is used")
 

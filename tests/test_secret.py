@@ -500,3 +500,8 @@ def test_a_log_filter_of_a_logger_masks_its_records() -> None:
     logger.addFilter(SecretFilter())
     logger.error("sent %s", URL_TEXT, extra={"url": URL_TEXT})
     assert stream.getvalue() == "sent http://h/partneraccess/***\n"
+
+
+def test_a_secret_has_no_state_to_be_copied_from() -> None:
+    with pytest.raises(TypeError, match="refuses to be pickled"):
+        Secret(CANARY).__getstate__()

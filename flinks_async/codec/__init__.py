@@ -50,13 +50,20 @@ class Codec:
         converter: the cattrs converter with the hooks of the models. Before the first answer is decoded, you may register
             a structure hook for one of them; the other models stay fast. A hook may run twice for one value, so it
             should be a pure function.
+        transactions: the argument.
     """
 
     def __init__(self, converter: Converter | None = None, *, transactions: Transactions = "with the answer") -> None:
         if transactions not in get_args(Transactions):
             raise ConfigError(f"Codec: transactions must be one of {', '.join(map(repr, get_args(Transactions)))}")
         self.converter = Converter() if converter is None else converter
+        self.transactions: Transactions = transactions
         self._decoder = Decoder(self.converter, on_access=transactions == "on access")
+
+    @property
+    def unknown_keys(self) -> frozenset[str]:
+        """Undocumented keys that answers have had: at most 16 for each class."""
+        return self._decoder.unknown_keys
 
     def decode(self, body: bytes, meta: Meta = NO_META) -> PartnerAccessResponse:
         """The answer in a body.

@@ -29,6 +29,7 @@ from aiohttp.connector import Connection as PooledConnection
 from aiohttp.tracing import Trace
 from attrs import define, frozen
 
+from ..checks import shown
 from ..config import Connection
 from ..endpoint import Endpoint
 from ..errors import ClientClosedError, ConfigError, FlinksError, ShortageError
@@ -161,7 +162,11 @@ class SessionManager:
         for name in ("ca_file", "client_cert", "client_key"):
             path = getattr(connection, name)
             if path is not None and not os.path.isfile(path):
-                raise ConfigError(f"Connection.{name}: there is no file {os.fspath(path)!r}")
+                text = str(os.fspath(path))
+                looks_like_path = "\n" not in text and (os.sep in text or "." in text)  # otherwise perhaps a key
+                raise ConfigError(
+                    f"Connection.{name}: there is no file {repr(text) if looks_like_path else shown(text)}"
+                )
         self._connection = connection
         self._borrowed = borrowed
         self._sessions: PerLoop[_LoopSession] = PerLoop()

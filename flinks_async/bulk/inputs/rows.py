@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from io import BufferedReader, RawIOBase
+from io import BufferedReader
 from typing import Any, Final, Literal, Protocol
 
 import msgspec
@@ -16,6 +16,7 @@ from attrs import field, frozen
 from ...endpoint import INSTANCE_NAME, check_token
 from ...errors import InvalidTokenError
 from ...secret import Secret
+from ..compression import Pieces
 from ..errors import InputError
 from .detection import is_plain, is_usual_name, looks_like_data, problem_of_text
 
@@ -56,7 +57,7 @@ class Lines:
     """
 
     def __init__(self, read: Callable[[], bytes], position: int = 0, max_line: int = MAX_LINE) -> None:
-        self._file = BufferedReader(_Pieces(read), _BUFFER)
+        self._file = BufferedReader(Pieces(read), _BUFFER)
         self._max_line = max_line
         self.count = 0
         self.position = position
@@ -86,24 +87,6 @@ class Lines:
         """Skips lines. The position is that of a later line."""
         while self.position < position and (piece := self._file.read(min(position - self.position, _BUFFER))):
             self.position += len(piece)
-
-
-class _Pieces(RawIOBase):
-    """Pieces of any size as a file."""
-
-    def __init__(self, read: Callable[[], bytes]) -> None:
-        self._read = read
-        self._rest = b""
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any, /) -> int:
-        piece = self._rest or self._read()
-        size = min(len(piece), len(buffer))
-        buffer[:size] = piece[:size]
-        self._rest = piece[size:]
-        return size
 
 
 SkipReason = Literal["blank", "duplicate", "header", "continued", "invalid"]

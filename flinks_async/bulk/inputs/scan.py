@@ -9,11 +9,10 @@ import logging
 import os
 import secrets
 import shutil
-from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
@@ -130,9 +129,7 @@ class DuplicateFinder:
 
 _BUCKETS: Final = "duplicates"
 
-_SHARDS: Final = "shards"
-
-_RECORD: Final = Struct(">QQQQ16s")  # of a spilled shard
+_RECORD: Final = Struct(">QQQQ16s")  # of a shard: first, last, offset, sendable tokens, digest
 
 _log: Final = logging.getLogger("flinks_async.bulk")
 
@@ -189,8 +186,8 @@ def scan(
 ) -> Scanned:
     """Reads a file once.
 
-    Needs 24 bytes in `scratch` for each token and 48 for each shard, and at most some 50 MB of memory (see
-    `DuplicateFinder`), 12 bytes for each shard, and one shard's tokens.
+    Needs 24 bytes in `scratch` for each token, and at most some 50 MB of memory (see `DuplicateFinder`), about 100 bytes
+    for each shard, and one shard's tokens.
 
     Args:
         file: holds the tokens.
@@ -208,9 +205,9 @@ def scan(
     """
     if shard_size < 1:
         raise ConfigError(f"shard_size must be at least 1, not {shard_size!r}")
-    with file.content() as content, _scratch(scratch) as (duplicates, spilled):
+    with file.content() as content, closing(DuplicateFinder(scratch / _BUCKETS)) as duplicates:
         lines = Lines(content.read, content.position)
-        scanner = _Scanner(lines, key, shard_size, sink, duplicates, spilled)
+        scanner = _Scanner(lines, key, shard_size, sink, duplicates)
         with reading(lines):
             for row in file.parser().rows(lines):
                 scanner.take(row)
@@ -225,24 +222,8 @@ def scan(
     return scanned
 
 
-@contextmanager
-def _scratch(folder: Path) -> Iterator[tuple[DuplicateFinder, SpilledShards]]:
-    duplicates = DuplicateFinder(folder / _BUCKETS)
-    try:
-        spilled = SpilledShards(folder / _SHARDS)
-        try:
-            yield duplicates, spilled
-        finally:
-            with suppress(OSError):
-                spilled.close()
-            with suppress(OSError):
-                (folder / _SHARDS).unlink()
-    finally:
-        duplicates.close()
-
-
 class _Scanner:
-    """Counts lines, and writes shards to the disk."""
+    """Counts lines, and cuts shards."""
 
     def __init__(
         self,
@@ -251,14 +232,13 @@ class _Scanner:
         shard_size: int,
         sink: PlanSink,
         duplicates: DuplicateFinder,
-        spilled: SpilledShards,
     ) -> None:
         self._lines = lines
         self._key = key
         self._shard_size = shard_size
         self._sink = sink
         self._duplicates = duplicates
-        self._spilled = spilled
+        self._cut_off = bytearray()  # packed shards: 48 bytes each
         self._tokens = 0
         self._notes: Counter[SkipReason] = Counter()
         self._instances: Counter[str] = Counter()
@@ -286,23 +266,23 @@ class _Scanner:
         """Passes duplicates and shards to the sink."""
         if self._shard:
             self._cut()
-        duplicates = 0
+        firsts = [first for first, *_ in _RECORD.iter_unpack(self._cut_off)]
+        duplicates: Counter[int] = Counter()
         for line, first in self._duplicates.found():
-            duplicates += 1
-            self._spilled.duplicate(line)
+            duplicates[bisect_right(firsts, line) - 1] += 1
             self._sink.duplicate(line, first)
-        for shard in self._spilled.finish():
-            self._sink.shard(shard)
+        for id_, (first, last, offset, sendable, digest) in enumerate(_RECORD.iter_unpack(self._cut_off)):
+            self._sink.shard(Shard(id_, first, last, offset, sendable - duplicates[id_], digest.hex()))
         notes = self._notes
         return Scanned(
             lines=self._lines.count,
-            tokens=self._tokens - duplicates,
-            duplicates=duplicates,
+            tokens=self._tokens - duplicates.total(),
+            duplicates=duplicates.total(),
             invalid=notes["invalid"],
             blank=notes["blank"],
             header=notes["header"],
             continued=notes["continued"],
-            shards=len(self._spilled),
+            shards=len(firsts),
             size=self._lines.position,
             instances=dict(self._instances),
         )
@@ -317,8 +297,8 @@ class _Scanner:
             )
 
     def _cut(self) -> None:
-        digest = shard_digest(self._shard, self._key)
-        self._spilled.add(self._first, self._last, self._offset, len(self._shard), digest)
+        digest = bytes.fromhex(shard_digest(self._shard, self._key))
+        self._cut_off += _RECORD.pack(self._first, self._last, self._offset, len(self._shard), digest)
         self._tokens += len(self._shard)
         self._shard = []
 
@@ -336,58 +316,3 @@ class _Scanner:
                     instance=note.instance,
                 )
             )
-
-
-class SpilledShards:
-    """Shards on the disk until their duplicates are known. Each takes 12 bytes of memory.
-
-    Args:
-        path: of the file, which is overwritten; `close` closes it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._firsts = array("Q")
-        self._duplicates = array("I")
-        try:
-            self._file = open(create(path), "wb")  # noqa: SIM115 - closed by close()
-        except OSError as error:
-            raise cannot_write(path, error) from None
-
-    def add(self, first: int, last: int, offset: int, sendable: int, digest: str) -> None:
-        """The next shard.
-
-        Raises:
-            StoreError: the disk is full.
-        """
-        self._firsts.append(first)
-        self._duplicates.append(0)
-        try:
-            self._file.write(_RECORD.pack(first, last, offset, sendable, bytes.fromhex(digest)))
-        except OSError as error:
-            raise cannot_write(self._path, error) from None
-
-    def duplicate(self, line: int) -> None:
-        """Takes one token off the shard of this line."""
-        self._duplicates[bisect_right(self._firsts, line) - 1] += 1
-
-    def finish(self) -> Iterator[Shard]:
-        """All shards, in order.
-
-        Raises:
-            StoreError: the disk is full.
-        """
-        try:
-            self._file.close()
-            with open(self._path, "rb") as file:
-                for id_, duplicates in enumerate(self._duplicates):
-                    first, last, offset, sendable, digest = _RECORD.unpack(file.read(_RECORD.size))
-                    yield Shard(id_, first, last, offset, sendable - duplicates, digest.hex())
-        except OSError as error:
-            raise cannot_write(self._path, error) from None
-
-    def __len__(self) -> int:
-        return len(self._firsts)
-
-    def close(self) -> None:
-        self._file.close()

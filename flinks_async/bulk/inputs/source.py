@@ -19,7 +19,7 @@ from ..compression import ByteSource, CompressedDataError, Compression, Corrupt,
 from ..errors import InputChangedError, InputError
 from .detection import SAMPLE, refuse_magic
 from .formats import Layout
-from .parquet import ParquetColumns, ParquetContent
+from .parquet import ParquetContent, find_columns
 from .rows import Lines, RowParser
 
 STDIN: Final = "-"
@@ -62,14 +62,13 @@ class InputFile:
 
     def _read_beginning(self, layout: Layout) -> None:
         self.layout = layout
-        self._parquet: ParquetColumns | None = None
+        self._parquet: Layout | None = None  # names all columns
         self.columns = self.parser()
         self._seen = self._look()
         self.size = self._seen[0]
         if self.layout.format == "parquet":
             with self.raw() as raw:
-                names = (self.layout.column, self.layout.key_column, self.layout.instance_column)
-                self._parquet = ParquetColumns.find(raw, *names)
+                self._parquet = find_columns(raw, self.layout)
             self.columns = self.parser()
         with self.content() as content:
             self.compression = content.compression
@@ -82,7 +81,7 @@ class InputFile:
 
     def parser(self) -> RowParser:
         """A parser for the file from its beginning."""
-        return self.layout.parser(os.fspath(self.path)) if self._parquet is None else self._parquet.parser()
+        return (self._parquet or self.layout).parser(os.fspath(self.path))
 
     def raw(self) -> BinaryIO:
         """The file, compressed. The caller closes it.

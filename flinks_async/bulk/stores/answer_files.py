@@ -13,14 +13,16 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
+from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Final, get_args
 
 import msgspec
 
 from ...errors import ConfigError
-from ..compression import CompressedDataError, Compression, Decompressed, compressor, detect
+from ..compression import CompressedDataError, Compression, Decompressed, Pieces, compressor, detect
 from ..errors import StoreError, StoreMissingError
 from ..files import cannot_read, cannot_write, create, is_own, make_folder, size_of, sync_folder, write_durably
 from ..records import Commit, Written
@@ -80,7 +82,7 @@ def compare(
     what = difference(path, written, start, size)
     if what is None:
         try:
-            lines = sum(1 for _ in read_lines(path, compression, start, size))
+            lines = sum(1 for _ in read_answers(path, compression, start, size))
             what = None if lines == written.lines else f"it has {lines:,} answers, but {written.lines:,} were written"
         except StoreError as error:
             what = error.message
@@ -266,39 +268,36 @@ def read_lines(path: Path, compression: Compression, start: int = 0, size: int |
         start, size: a range of the (compressed) file; the whole file by default.
 
     Raises:
-        StoreError: the file cannot be read, is damaged, ends within a line, or holds something else than answers.
+        StoreError: the file cannot be read, is damaged, or ends within a line.
     """
+    ended = True
     try:
         with path.open("rb") as file:
-            for line in _split(Decompressed(Range(file, start, size), compression)):
-                if not line.startswith(_BEGIN):
-                    raise StoreError(f"{path} cannot be read: it holds lines that are not answers")
+            source = Decompressed(Range(file, start, size), compression)
+            for line in BufferedReader(Pieces(partial(source.read, PIECE)), PIECE):
+                if not (ended := line.endswith(b"\n")):
+                    break
                 yield line
-        return
+        if ended:
+            return
+        problem = StoreError(f"{path} cannot be read: it ends within a line")
     except OSError as error:
         problem = cannot_read(path, error)
     except CompressedDataError as error:
         problem = StoreError(f"{path} cannot be read: {error}")
-    except _NoEnd:
-        problem = StoreError(f"{path} cannot be read: it ends within a line")
     raise problem
 
 
-class _NoEnd(Exception):
-    pass
+def read_answers(path: Path, compression: Compression, start: int = 0, size: int | None = None) -> Iterator[bytes]:
+    """As `read_lines`, for files that the user may have changed.
 
-
-def _split(source: Decompressed) -> Iterator[bytes]:
-    begun: list[bytes] = []
-    while piece := source.read(PIECE):
-        *lines, rest = piece.split(b"\n")
-        for line in lines:
-            yield b"%b%b\n" % (b"".join(begun), line) if begun else line + b"\n"
-            begun = []
-        if rest:
-            begun.append(rest)
-    if begun:
-        raise _NoEnd
+    Raises:
+        StoreError: also if it holds something else than answers.
+    """
+    for line in read_lines(path, compression, start, size):
+        if not line.startswith(_BEGIN):
+            raise StoreError(f"{path} cannot be read: it holds lines that are not answers")
+        yield line
 
 
 class OwnedFile:

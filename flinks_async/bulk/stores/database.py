@@ -23,7 +23,7 @@ from ..errors import StoreError, StoreMissingError
 from ..files import absolute_path, cannot_write, is_inside, size_of
 from ..records import Commit
 from .answer_rows import TABLES, RowDigest, cannot_export, comparable, read_spool
-from .database_schema import NAMES, SHARD_COMMITS, Database, look, prepare, quoted
+from .database_schema import NAMES, SHARD_COMMITS, VIEWS, Database, look, prepare, quoted
 from .protocol import Place, Problem, opened, receipt_as
 
 ROWS: Final = 2_000
@@ -112,7 +112,8 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
 
     def _select(self, table: Table) -> list[str]:
         """SQL for the columns of a table `t`, with values that `comparable` understands."""
-        return [f"t.{name}" for name in quoted(table)]
+        pairs = zip(table.columns, quoted(table), strict=True)
+        return [self.read_as.get(column.type, "{}").format(f"t.{name}") for column, name in pairs]
 
     def _comparable(self, table: Table, rows: list[Row]) -> Iterable[Row]:
         """The rows as their digest is computed from."""
@@ -169,6 +170,9 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
 
     def lines(self, commits: Iterable[Commit]) -> NoReturn:
         raise cannot_export(self.where)
+
+    def purge(self) -> list[str]:
+        return [] if self._bare else self._delete_rows()
 
     def close(self) -> None:
         if self._db is not None:
@@ -311,15 +315,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
 
 
 class DatabaseFile(DatabaseStore[ConnectionT]):
-    """A database of this job alone or of several jobs.
-
-    Args:
-        path: the database (default `answers.KIND` in the job's directory). It is created if it is missing. Other tables
-            in it are not touched; if one has a name of ours, the database is refused.
-
-    Raises:
-        ConfigError: the path cannot be the name of a file.
-    """
+    """A database that is one file, of this job alone or of several jobs. Its subclasses say more."""
 
     kind: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
@@ -344,7 +340,7 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
         """The names of all tables and views in the database."""
 
     def _prepared(self) -> None:
-        """Called when the tables are there."""
+        """Sets the database up for writing. Called again when the tables are there."""
 
     @property
     def where(self) -> str:
@@ -365,7 +361,9 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
             if existing:
                 self._look(place.job)
                 return
-            with self._transaction():  # before any setting is changed, because the database may be refused
+            if created:
+                self._prepared()
+            with self._transaction():  # before a setting of an existing database is changed, because it may be refused
                 self._job = prepare(self, place.job)
             self._prepared()
         except BaseException:
@@ -376,13 +374,12 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
         return self._user_path or place.folder / f"answers.{self.kind}"
 
     def purge(self) -> list[str]:
-        if self._own and self._alone() and self._table_names() <= NAMES:
+        if self._own and self._alone() and self._table_names() <= NAMES | VIEWS:
             return [self._remove_files()]
-        if self._bare:
-            return []
-        self._opened.close()  # it was opened to be looked at
-        self._db = self._do(lambda: self._connect(look=False))
-        return self._delete_rows()
+        if not self._bare:
+            self._opened.close()  # it was opened to be looked at
+            self._db = self._do(lambda: self._connect(look=False))
+        return super().purge()
 
     def _remove_files(self) -> str:
         self.close()

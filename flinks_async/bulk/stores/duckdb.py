@@ -59,6 +59,8 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
         "date": "DATE",
         "instant": "TIMESTAMPTZ",
     }
+    # DuckDB needs pytz to return points in time as Python objects.
+    read_as: ClassVar[dict[ColumnType, str]] = {"instant": "epoch_us({})"}
     unique: ClassVar[bool] = False
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -85,13 +87,6 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
     def run(self, sql: str, *values: Any) -> int:
         rows = self.fetch(sql, *values)
         return rows[0][0] if rows and isinstance(rows[0][0], int) else 0
-
-    def _select(self, table: Table) -> list[str]:
-        # DuckDB needs pytz to return points in time as Python objects.
-        return [
-            f"epoch_us(t.{name})" if column.type == "instant" else f"t.{name}"
-            for name, column in zip(quoted(table), table.columns, strict=True)
-        ]
 
     def _insert(self, table: Table, rows: list[Row]) -> list[Row]:
         db = self._opened

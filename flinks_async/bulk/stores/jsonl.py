@@ -36,7 +36,7 @@ from .answer_files import (
     checksum,
     compare,
     may_be_answers,
-    read_lines,
+    read_answers,
 )
 from .protocol import Place, Problem, opened, receipt_as
 
@@ -72,7 +72,7 @@ class JSONLParts(ShardFiles):
     def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
         for commit in commits:
             (path,) = self._files(commit.receipt)
-            yield from read_lines(path, self.spool_compression)
+            yield from read_answers(path, self.spool_compression)
 
     @property
     def _own(self) -> str:
@@ -216,7 +216,7 @@ class JSONLFile:
     def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
         for commit in commits:
             piece = receipt_as(_Piece, commit.receipt)
-            yield from read_lines(self._opened.path, self.spool_compression, piece.offset, piece.size)
+            yield from read_answers(self._opened.path, self.spool_compression, piece.offset, piece.size)
 
     def purge(self) -> list[str]:
         file, path = self._opened, self._opened.path
@@ -249,7 +249,7 @@ class JSONLFile:
         if checksum(path, piece.offset, piece.size) != (piece.size, piece.sha256):
             return False
         try:
-            for _ in read_lines(path, self.spool_compression, piece.offset, piece.size):
+            for _ in read_answers(path, self.spool_compression, piece.offset, piece.size):
                 pass
         except StoreError:  # not the job's, although somebody noted its checksum in the ledger
             return False

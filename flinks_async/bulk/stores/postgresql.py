@@ -127,6 +127,7 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
         "date": "date",
         "instant": "timestamptz",
     }
+    read_as: ClassVar[dict[ColumnType, str]] = {"json": "{}::text"}
     unique: ClassVar[bool] = True
 
     def __init__(self, conninfo: str = "", schema: str = "flinks", *, retry_for: float = RETRY_FOR) -> None:
@@ -161,9 +162,6 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
         # The commit mark tells whether a transaction took effect whose end was not seen.
         return self._patiently(f"writing shard {commit.shard.id}", write)
 
-    def purge(self) -> list[str]:
-        return [] if self._bare else self._delete_rows()
-
     @property
     def where(self) -> str:
         return f"PostgreSQL ({self._conninfo or 'the default database'}), schema {self._schema}"
@@ -193,12 +191,6 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
             self._do(lambda: cursor.execute(_native(sql, values), values))
             while rows := self._do(lambda: cursor.fetchmany(ROWS)):
                 yield rows
-
-    def _select(self, table: Table) -> list[str]:
-        return [
-            f"t.{name}::text" if column.type == "json" else f"t.{name}"
-            for name, column in zip(quoted(table), table.columns, strict=True)
-        ]
 
     def _insert(self, table: Table, rows: list[Row]) -> list[Row]:
         if table is FETCHES:  # the first table: it has a row for each answer
@@ -233,7 +225,8 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
                 value if n == number or table.columns[n].type == "position" else None for n, value in enumerate(rows[0])
             )
             if alone[number] is not None and self._refuses(table, [alone]):
-                type_ = f"{self.types[column.type]} in a database with the encoding {self._encoding()}"
+                encoding = self._opened.info.parameter_status("server_encoding")
+                type_ = f"{self.types[column.type]} in a database with the encoding {encoding}"
                 return does_not_fit(self.where, table, column, rows[0], type_)
         return None
 
@@ -248,9 +241,6 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
             with suppress(self._library.Error):
                 self._opened.execute("ROLLBACK")
         return False
-
-    def _encoding(self) -> str:
-        return str(self._opened.info.parameter_status("server_encoding"))
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -307,7 +297,9 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
 
     def _store_error(self, error: psycopg.Error) -> StoreError:
         lost = self._db is not None and self._db.closed
-        self._may_pass = self._may_pass or lost or error.sqlstate in _MAY_PASS or _state(error).startswith("08")
+        self._may_pass = (
+            self._may_pass or lost or error.sqlstate in _MAY_PASS or (error.sqlstate or "").startswith("08")
+        )
         if error.sqlstate == "25006" and self._db is not None:  # a standby, after a failover
             self._db.close()
         return store_error(error)
@@ -327,13 +319,9 @@ def _settings(schema: str) -> str:
     return "SELECT " + ", ".join(f"set_config('{name}', {value}, true)" for name, value in settings.items())
 
 
-def _state(error: psycopg.Error) -> str:
-    return error.sqlstate or ""
-
-
 def _is_of_value(error: psycopg.Error) -> bool:
     """Whether a value causes the error: it has no form in the database, or exceeds a limit."""
-    return _state(error).startswith(("22", "54"))
+    return (error.sqlstate or "").startswith(("22", "54"))
 
 
 def _is_name(schema: str) -> bool:
