@@ -22,8 +22,8 @@ from .secret import NotText, Secret, plain, wrap_secret
 WHERE_SECRETS_COME_FROM: Final = "A partner gets its AuthSecret from the Flinks customer whose users' data is shared"
 
 OTHER_HEADER_FORMS: Final = (
-    "The documentation does not say for certain which header carries it in production: the setting auth_scheme takes "
-    + ", ".join(repr(scheme) for scheme in AUTH_SCHEMES)
+    "The documentation does not say for certain which header carries it in production. 'flinks-async doctor --header-forms' "
+    "tries the three forms: the setting auth_scheme takes " + ", ".join(repr(scheme) for scheme in AUTH_SCHEMES)
 )
 
 
