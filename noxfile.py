@@ -1,4 +1,4 @@
-"""Checks that need other tools or other Pythons. `python3 dev.py nox` runs the first four, as .ci/run does.
+"""Checks that need other tools or other Pythons. `python3 dev.py nox` runs the first five, as .ci/run does.
 
 Sessions for one Python use the environment of nox itself: `.venv`, which dev.py fills. Sessions for other Pythons or
 other versions have environments of their own in `.nox`; `-R` uses them without asking pip again.
@@ -23,7 +23,7 @@ TEST = ["-e", f".[{','.join(EXTRAS)}]", *nox.project.dependency_groups(PYPROJECT
 PYTHON = sys.executable
 
 nox.needs_version = ">=2025.2"
-nox.options.sessions = ["lint", "types", "build", "tests"]
+nox.options.sessions = ["lint", "types", "build", "docs", "tests"]
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 
@@ -60,6 +60,12 @@ def build(session: nox.Session) -> None:
     foreign = {name.partition("/")[0] for name in names if ".dist-info/" not in name} - {"flinks_async"}
     if foreign or "flinks_async/py.typed" not in names:
         session.error(f"{wheel.name}: py.typed is missing, or there is more than the package: {sorted(foreign)}")
+
+
+@nox.session(venv_backend="none")
+def docs(session: nox.Session) -> None:
+    """The documentation site in `.site`; a warning, such as a link that leads nowhere, is an error."""
+    session.run(PYTHON, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", ".site", *session.posargs)
 
 
 @nox.session(python=OTHERS)
