@@ -16,7 +16,14 @@ from .clock import Clock
 from .codec import Codec
 from .config import Settings
 from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM, check_token, wrap_header_values
-from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError, drop_internal_frames
+from .errors import (
+    ClientClosedError,
+    ConfigError,
+    DeadlineExceededError,
+    FlinksError,
+    drop_internal_frames,
+    keep_users_frames,
+)
 from .fanout import Outcome, TokenSource, fan_out
 from .limits.governor import Governor
 from .messages import Call, Middleware, Request, Response, SendPermit, Transport
@@ -324,6 +331,11 @@ class FlinksClient:
                 )
         except FlinksError as error:
             problem = error
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            keep_users_frames(error)
+            raise
         finally:
             state.end(scope)
         problem.host = self._endpoint.host
@@ -373,6 +385,8 @@ class FlinksClient:
             held_back=max((state.governor.held_back for state in states), default=0.0),
             answered=any(state.governor.answered for state in states),
             trouble=next((state.governor.trouble for state in states if state.governor.trouble is not None), None),
+            learned_rate=next((rate for state in states if (rate := state.governor.pace.learned) is not None), None),
+            why_held=next((why for state in states if (why := state.governor.why_held(state.now()))), ""),
         )
 
     def explain(self) -> str:
@@ -396,7 +410,11 @@ class FlinksClient:
     @property
     def governor(self) -> Governor:
         """Internal; used by `flinks_async.bulk`. The governor of this client in the running loop."""
-        return self._enter().governor
+        try:
+            return self._enter().governor
+        except RuntimeError:
+            problem = AttributeError("no event loop is running")  # mocks made from a client skip it then
+        raise problem
 
     @property
     def host(self) -> str:

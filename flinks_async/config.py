@@ -98,16 +98,19 @@ class Adaptive:
     `loss` is the factor of CUBIC (RFC 9438).
 
     Attributes:
-        initial: the limit at the start. 20.
+        initial: requests that may be sent at once before anything is known; 20. bulk: 4.
+        doubling: seconds in which the number of requests may double before the first refusal or slow answer. 0.08, so that
+            200 calls are sent within 0.3 s; bulk: 0.5, so that a limit is passed by few requests.
         minimum: the lowest limit. 1.
         maximum: the highest limit. 200; at most 100,000.
         tolerance: the time to first byte may be this many times that of an idle instance. 2.0.
         decrease: the limit is multiplied by this when it takes longer, and by less when it takes much longer. 0.9.
-        loss: the limit is multiplied by this after a throttled attempt, and when more than 10 % of attempts fail. 0.7.
+        loss: the limit is multiplied by this when more than 10 % of attempts fail. 0.7.
         remember: seconds until the time of an idle instance is measured again. 600.
     """
 
     initial: int = field(default=20, validator=checks.at_once)
+    doubling: float = field(default=0.08, validator=checks.positive)
     minimum: int = field(default=1, validator=checks.at_once)
     maximum: int = field(default=200, validator=checks.at_once)
     tolerance: float = field(default=2.0, validator=checks.number)
@@ -158,26 +161,28 @@ class Breaker:
             raise ConfigError(f"Breaker.volume ({self.volume}) must not be greater than Breaker.window ({self.window})")
 
 
+def _no_longer(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    if value is not None:
+        raise ConfigError(
+            f"Pause.{attribute.name} has no effect any more, because the client learns the rate that the instance allows. "
+            f"Leave it out; Limits.rate sets a ceiling"
+        )
+
+
 @frozen(kw_only=True)
 class Pause:
-    """How long all requests wait after a throttled attempt, and how they resume.
+    """The pause that a server can ask for.
 
     Attributes:
-        base: seconds if the server does not say how long; doubles with each consecutive pause. 1, as in the throttled
-            backoff of AWS.
-        cap: the longest of these pauses in seconds. 20.
         longest: the longest pause that a server can ask for in seconds. 60; bulk: 3600.
-        ramp: seconds in which the rate then rises from a tenth of its former value to all of it; at most four times
-            the pause. 10.
-        low: share of the limit. When a `RateLimit-Remaining` header falls below it, the remaining requests are spread
-            over the rest of the window. 0.1.
+        base, cap, ramp, low: no longer used; a value raises `ConfigError`.
     """
 
-    base: float = field(default=1.0, validator=checks.positive)
-    cap: float = field(default=20.0, validator=checks.positive)
     longest: float = field(default=60.0, validator=checks.positive)
-    ramp: float = field(default=10.0, validator=checks.not_negative)
-    low: float = field(default=0.1, validator=checks.share)
+    base: float | None = field(default=None, validator=_no_longer, repr=False)
+    cap: float | None = field(default=None, validator=_no_longer, repr=False)
+    ramp: float | None = field(default=None, validator=_no_longer, repr=False)
+    low: float | None = field(default=None, validator=_no_longer, repr=False)
 
 
 class RateLimiter(Protocol):
@@ -240,12 +245,18 @@ MIB: Final = 1024 * 1024
 THROTTLE_STATUSES: Final = frozenset({429})
 
 
-def _statuses(values: Iterable[int]) -> frozenset[int]:
-    if isinstance(values, Iterable):
-        statuses = list(values)
-        if all(type(status) is int for status in statuses):
-            return frozenset(statuses)
-    raise ConfigError("Retry.throttle_statuses must be whole numbers, such as {403, 429}")
+def _as_set(values: Any) -> Any:
+    statuses = tuple(values) if isinstance(values, Iterable) else values
+    return frozenset(statuses) if _are_whole(statuses) else statuses  # the validator refuses it
+
+
+def _are_whole(values: object) -> bool:
+    return isinstance(values, (tuple, frozenset)) and all(type(value) is int for value in values)
+
+
+def _statuses(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    if not _are_whole(value):
+        raise ConfigError("Retry.throttle_statuses must be whole numbers, such as {403, 429}")
 
 
 @frozen(kw_only=True)
@@ -274,7 +285,7 @@ class Retry:
     throttled_base: float = field(default=1.0, validator=checks.not_negative)
     cap: float = field(default=20.0, validator=checks.not_negative)
     retry_after_cap: float = field(default=60.0, validator=checks.not_negative)
-    throttle_statuses: frozenset[int] = field(default=THROTTLE_STATUSES, converter=_statuses)
+    throttle_statuses: frozenset[int] = field(default=THROTTLE_STATUSES, converter=_as_set, validator=_statuses)
     quota: Quota | None = field(
         default=TokenBucketQuota(), validator=checks.one_of(TokenBucketQuota, ShareQuota, NoneType)
     )
@@ -312,7 +323,7 @@ class Limits:
         rate: requests per second, evenly spaced; None for no limit.
         burst: requests that may be sent at once before `rate` applies; None for those of a tenth of a second.
         rate_limiter: your own limiter instead of `rate`, for example one that processes share.
-        pause: the pause after a throttled attempt.
+        pause: the longest pause that the server can ask for.
         breaker: when the instance counts as down; None for never.
         waits: the behaviour while the instance is down or asks for a long pause. False: calls fail at once, with a
             `CircuitOpenError` or the server's error. True: calls wait, and attempts that fail meanwhile do not count.
@@ -342,11 +353,9 @@ class Limits:
         return self.concurrency.maximum if isinstance(self.concurrency, Adaptive) else self.concurrency
 
 
-def _secret_or_none(value: str | Secret | None) -> Secret | None:
-    value = wrap_secret(value)
+def _is_proxy(instance: object, attribute: Attribute[Any], value: Any) -> None:
     if value is not None and not isinstance(value, Secret):
         raise ConfigError("Connection.proxy must be a str or a Secret")
-    return value
 
 
 _path_or_none = checks.one_of(str, os.PathLike, NoneType)
@@ -367,7 +376,7 @@ def _wraps_proxy(cls: type[C]) -> type[C]:
 
 
 @_wraps_proxy
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Connection:
     """How connections are made. Derived clients share it, because it belongs to the pool.
 
@@ -388,7 +397,7 @@ class Connection:
     client_cert: str | os.PathLike[str] | None = field(default=None, validator=_path_or_none)
     client_key: str | os.PathLike[str] | None = field(default=None, validator=_path_or_none)
     ssl_context: ssl.SSLContext | None = field(default=None, validator=checks.one_of(ssl.SSLContext, NoneType))
-    proxy: Secret | None = field(default=None, converter=_secret_or_none)
+    proxy: Secret | None = field(default=None, converter=wrap_secret, validator=_is_proxy)
     trust_env: bool = field(default=False, validator=checks.one_of(bool))
 
     def __attrs_post_init__(self) -> None:
@@ -396,6 +405,10 @@ class Connection:
             raise ConfigError("Connection takes either ssl_context or ca_file, client_cert and client_key, not both")
         if self.client_key is not None and self.client_cert is None:
             raise ConfigError("Connection.client_key needs Connection.client_cert")
+
+    def __repr__(self) -> str:  # also of an instance that is half made, in a traceback
+        known = (attribute.name for attribute in fields(Connection) if hasattr(self, attribute.name))
+        return f"Connection({', '.join(f'{name}={getattr(self, name)!r}' for name in known)})"
 
 
 class RetryFields(TypedDict, total=False):
@@ -471,7 +484,7 @@ def bulk() -> Settings:
     return Settings(
         retry=Retry(attempts=6, cap=60.0, quota=ShareQuota()),
         timeouts=Timeouts(connect=10.0, attempt=230.0, deadline=None),
-        limits=Limits(waits=True, pause=Pause(cap=60.0, longest=3600.0)),
+        limits=Limits(waits=True, concurrency=Adaptive(initial=4, doubling=0.5), pause=Pause(longest=3600.0)),
     )
 
 

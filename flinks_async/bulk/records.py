@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
+import msgspec
 from attrs import asdict, define, evolve, field, frozen
 
 from ..client import FlinksClient
@@ -22,6 +23,43 @@ FailureKind = Literal["invalid", "final", "exhausted"]
 
 RunState = Literal["complete", "stopped", "refused"]
 """`complete`: every token has an outcome. `stopped`: not yet, run the job again. `refused`: the AuthSecret is refused."""
+
+
+class ExactNumber(float):
+    """A number of JSON that keeps its text, because a key must not change: `1.10` is written as `1.10`, not as `1.1`."""
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        return type(self), (self.text,)
+
+
+def _exact(value: Any) -> msgspec.Raw:
+    if isinstance(value, ExactNumber):
+        return msgspec.Raw(value.text.encode())
+    raise NotImplementedError
+
+
+from_json: Final = msgspec.json.Decoder(float_hook=ExactNumber).decode
+"""JSON with keys of the user's: fractions become `ExactNumber`."""
+
+
+def key_from_json(text: bytes | msgspec.Raw) -> Any:
+    """A key; `-0` too is an `ExactNumber`, because a Python int has no negative zero."""
+    return ExactNumber("-0") if bytes(text) == b"-0" else from_json(text)
+
+
+to_json: Final = msgspec.json.Encoder(enc_hook=_exact).encode
+"""The JSON of values from `from_json`."""
 
 
 @frozen

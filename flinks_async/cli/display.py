@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any, Final, Literal, Protocol
 
 import click
-import msgspec
 from attrs import frozen
 
 from ..bulk import Job, Progress, Scanned, Totals
 from ..bulk.files import FAILED
+from ..bulk.records import to_json
 from ..checks import counted
 from ..endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
 from ..errors import FlinksError
@@ -259,7 +259,7 @@ class ForPeople:
         say(text)
 
     def row(self, kind: str, record: Mapping[str, Any]) -> None:
-        say(msgspec.json.encode(record).decode())
+        say(to_json(record).decode())
 
     def close(self) -> None:
         if self._shown is not None:
@@ -316,7 +316,7 @@ class JSONLines:
 
 
 def _say(event: str, /, **values: Any) -> None:
-    say(msgspec.json.encode({"event": event, **values}).decode())
+    say(to_json({"event": event, **values}).decode())
 
 
 def summary(ended: Ended, job: Job, totals: Totals) -> str:

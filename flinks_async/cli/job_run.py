@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import msgspec
 from attrs import define, field
 
 from ..bulk import Executor, InputError, InputFile, Job, Result, Rules
 from ..bulk.files import DUPLICATES, FAILED
 from ..bulk.inputs import STDIN
+from ..bulk.records import from_json
 from ..checks import counted
 from ..errors import FlinksError
 from . import Exit
@@ -150,7 +150,7 @@ class JobRun:
             if path.exists():
                 with path.open("rb") as lines:
                     for line in lines:
-                        self.display.row(kind, msgspec.json.decode(line))
+                        self.display.row(kind, from_json(line))
 
     def _on_scan(self, read: int, size: int) -> None:
         """Called in the thread that opens the job."""

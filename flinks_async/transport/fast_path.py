@@ -6,26 +6,27 @@ DNS, TLS and the HTTP parser are still aiohttp's.
 
 The fast path uses names that aiohttp does not document (`TCPConnector.connect`, `ResponseHandler.set_response_params` and
 `.read`). `SUPPORTED` says whether the installed aiohttp has them as expected; if not, a test fails and requests go through
-`ClientSession`. So do borrowed sessions, proxies, requests with headers of their own, and sessions whose `_request` was
-replaced, as aioresponses does.
+`ClientSession`. So do borrowed sessions, proxies, requests with headers of their own, and all requests while a mock such as
+aioresponses replaces methods of `ClientSession`.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from contextlib import suppress
+from types import FunctionType
 from typing import Any, Final
 
 import aiohttp
+import aiohttp.client
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.streams import StreamReader
 from attrs import define, field
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
-
-from .session import Protocol
 
 _PARAMETERS: Final = {"read_until_eof", "auto_decompress"}
 
@@ -41,12 +42,48 @@ def _is_supported() -> bool:
 
 SUPPORTED: Final = _is_supported()
 
-_REQUEST: Final = aiohttp.ClientSession._request
+_AIOHTTP: Final = vars(aiohttp.client)
+
+
+def is_untouched(method: object) -> bool:
+    """Whether a method of `ClientSession` is aiohttp's own.
+
+    A mock may copy its name and module, and may be in place when this module is imported, so neither tells.
+    """
+    return type(method) is FunctionType and method.__globals__ is _AIOHTTP
 
 
 def session_is_untouched() -> bool:
-    """Whether `ClientSession._request` is aiohttp's own and not a mock's."""
-    return aiohttp.ClientSession._request is _REQUEST
+    """Whether requests of a `ClientSession` would be sent by aiohttp's own functions."""
+    cls = aiohttp.ClientSession
+    return is_untouched(cls._request) and is_untouched(cls.get) and is_untouched(cls.request)
+
+
+_log = logging.getLogger("flinks_async")
+
+_reported: set[str] = set()
+
+
+def warn_of_onlookers(session: aiohttp.ClientSession) -> None:
+    """Logs once which other packages see the requests of a session: its trace configs, and wrappers of its methods."""
+    watching = {
+        getattr(handler, "__module__", type(handler).__module__)
+        for trace in session.trace_configs
+        for name in dir(trace)
+        if name.startswith("on_")
+        for handler in getattr(trace, name)
+    }
+    for method in (aiohttp.ClientSession._request, aiohttp.ClientSession.get, aiohttp.ClientSession.request):
+        if hasattr(method, "__wrapped__"):  # it passes requests on, unlike a mock
+            wrapper = getattr(method, "_self_wrapper", method)  # of wrapt
+            watching.add(getattr(wrapper, "__globals__", {}).get("__name__", type(method).__module__))
+    if new := sorted(watching - _reported):
+        _reported.update(new)
+        _log.warning(
+            "the aiohttp session is watched by %s, which sees access tokens (in URLs), the AuthSecret (in a header) and "
+            "answers, and may add headers to requests; make sure that it records and sends none of them",
+            ", ".join(new),
+        )
 
 
 @define(eq=False)
@@ -69,6 +106,22 @@ class Template:
         )
         lines = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
         return cls(request, f"GET {path}".encode("ascii"), f" HTTP/1.1\r\n{lines}\r\n".encode("ascii"))
+
+
+class Protocol(ResponseHandler):
+    """aiohttp's parser of a connection's answers.
+
+    Attributes:
+        idle_since: when its last answer was read to its end, by `time.monotonic()`.
+    """
+
+    idle_since = float("-inf")
+
+    def close(self) -> None:
+        """Aborts the connection. A TLS connection that is closed waits up to 30 s for the peer's close_notify and keeps
+        reading meanwhile, so an abandoned exchange would continue on the wire.
+        """
+        self.abort()
 
 
 class Exchange:
