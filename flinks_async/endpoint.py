@@ -46,7 +46,10 @@ class Endpoint:
         return ("Authorization" if self.auth_scheme == "bearer" else "flinks-auth-key"), value
 
 
-INSTANCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,57}[A-Za-z0-9])?")
+# Not a GUID, which is an AuthSecret or a token in the wrong place: the host name would show it to every name server.
+INSTANCE_NAME = re.compile(
+    r"(?![0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}\Z)[A-Za-z0-9](?:[A-Za-z0-9-]{0,57}[A-Za-z0-9])?"
+)
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -81,12 +84,12 @@ def make_endpoint(
     """
     base_url, headers = wrap_secret(base_url), wrap_header_values(headers)
     if auth_scheme not in AUTH_SCHEMES:
-        raise ConfigError(f"auth_scheme must be one of {', '.join(map(repr, AUTH_SCHEMES))}, not {auth_scheme!r}")
+        raise ConfigError(f"auth_scheme must be one of {', '.join(map(repr, AUTH_SCHEMES))}")
     if base_url is None:
         if not isinstance(instance, str) or not INSTANCE_NAME.fullmatch(instance):
             raise ConfigError(
-                f"instance must be the name of a Flinks instance such as 'toolbox' (letters, digits and hyphens), "
-                f"not {instance!r}; for another address use base_url"
+                "instance must be the name of a Flinks instance such as 'toolbox' (letters, digits and hyphens, not a "
+                "GUID); for another address use base_url"
             )
         base_url = Secret(f"https://{plain(instance).lower()}-api.private.fin.ag")
     url, host = _check_base_url(base_url, allow_http)

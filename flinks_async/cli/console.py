@@ -60,6 +60,10 @@ def duration(seconds: float) -> str:
 
 
 _OPTION_OF: Final = {
+    "instance must": "--instance must",
+    "auth_scheme": "--auth-scheme",
+    "base_url": "--base-url",
+    "allow_http=True": "--allow-http",
     "`format`": "--format",
     "`column`": "--column",
     "`key_column`": "--key-column",
@@ -70,14 +74,21 @@ _OPTION_OF: Final = {
     "`path`": "--tokens",
     "`forget_answers`": "--forget-answers",
 }
-"""Options by the settings that messages of the library name in backticks."""
+"""Options by the settings that messages of the library name."""
+_SETTING: Final = re.compile("|".join(map(re.escape, _OPTION_OF)))
+
+
+def with_options(message: str) -> str:
+    """A message of the library with options in place of settings."""
+    return _SETTING.sub(lambda name: _OPTION_OF[name[0]], message)
 
 
 def text_of(error: FlinksError) -> str:
-    """An error in words: its message, with options in place of settings, and in brackets what is known about the request."""
+    """An error in words: its message, and in brackets what else is known about the request."""
+    message = with_options(error.message)
     known = (
-        f"status {error.status}" if error.status is not None else "",
-        error.flinks_code or "",
+        f"status {error.status}" if error.status is not None and str(error.status) not in message else "",
+        error.flinks_code if error.flinks_code is not None and error.flinks_code not in message else "",
         f"request id {error.request_id}" if error.request_id else "",
         counted(error.attempts, "attempt") if error.attempts is not None else "",
         f"after {duration(error.elapsed)}" if error.elapsed is not None else "",
@@ -85,7 +96,6 @@ def text_of(error: FlinksError) -> str:
         f"token fingerprint {error.token_fingerprint}" if error.token_fingerprint else "",
     )
     details = ", ".join(part for part in known if part)
-    message = re.sub("`[a-z_]+(?:=[A-Za-z]+)?`", lambda name: _OPTION_OF.get(name[0], name[0]), error.message)
     return f"{message} ({details})" if details else message
 
 

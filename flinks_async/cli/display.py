@@ -18,7 +18,7 @@ from ..checks import counted
 from ..endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
 from ..errors import FlinksError
 from . import Exit
-from .console import duration, exit_code_of, on_terminal, say, text_of
+from .console import duration, exit_code_of, on_terminal, say, text_of, with_options
 from .options import ProgressKind
 
 DisplayState = Literal["complete", "stopped", "refused", "interrupted", "failed"]
@@ -331,7 +331,7 @@ def summary(ended: Ended, job: Job, totals: Totals) -> str:
     lines += _places(job, totals)
     if ended.state == "refused":
         lines.append(
-            f"{ended.reason[:1].upper()}{ended.reason[1:]}. {WHERE_SECRETS_COME_FROM}. {OTHER_HEADER_FORMS} (--auth-scheme). "
+            f"{ended.reason[:1].upper()}{ended.reason[1:]}. {WHERE_SECRETS_COME_FROM}. {with_options(OTHER_HEADER_FORMS)}. "
             "If the secret is right and only these tokens have expired, a larger --refused-after continues after them."
         )
     if totals.pending:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from functools import wraps
@@ -38,6 +39,34 @@ def failures(ctx: click.Context, param: click.Parameter, given: str | None) -> t
     if found is None or not 0 < float(found[1]) <= 100:
         raise UsageError(f"{param.opts[0]} must be a number such as 100, or a share such as 5%.")
     return None, float(found[1]) / 100
+
+
+class PathName(click.ParamType):
+    """The name of a file or directory, or '-'. Names that cannot exist are refused. No message repeats the name, because it
+    may be a secret in the wrong place.
+
+    Args:
+        exists: there must be a file or directory with this name.
+    """
+
+    name = "path"
+
+    def __init__(self, *, exists: bool = False) -> None:
+        self._exists = exists
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        what = "The name" if param is None else param.metavar if isinstance(param, click.Argument) else param.opts[0]
+        if not value:
+            raise UsageError(f"{what} must not be empty.")
+        try:
+            os.stat(value)
+        except (FileNotFoundError, NotADirectoryError):
+            if self._exists:
+                raise UsageError(f"{what}: there is nothing with this name (the value is not shown).") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+            reason = error.strerror if isinstance(error, OSError) else "it is not a name for a file"
+            raise UsageError(f"{what} cannot be used: {reason} (the value is not shown).") from None
+        return value
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -271,4 +300,4 @@ layout_options = grouped(
     ),
 )
 
-directory_argument = click.argument("directory", metavar="DIR")
+directory_argument = click.argument("directory", metavar="DIR", type=PathName(exists=True))

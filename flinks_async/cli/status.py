@@ -19,7 +19,7 @@ from ..checks import counted
 from . import Exit, epilog
 from .console import UsageError, debug_option, duration, printable, say
 from .display import answers_of, outcome_rows
-from .options import directory_argument
+from .options import PathName, directory_argument
 from .output import COMPRESSION, HTML, LINES, Command, split_name, to_stdout, whole_file
 from .secret_input import stdin_is_terminal
 
@@ -127,7 +127,11 @@ _PIECE: Final = 256 * 1024
 @click.command(cls=Command, epilog=epilog())
 @directory_argument
 @click.option(
-    "--out", metavar="FILE", required=True, help="'-' for standard output; compressed if it ends in .gz or .zst."
+    "--out",
+    metavar="FILE",
+    type=PathName(),
+    required=True,
+    help="'-' for standard output; compressed if it ends in .gz or .zst.",
 )
 @click.option("--force", is_flag=True, help="Overwrite a file that exists.")
 @debug_option
@@ -200,7 +204,9 @@ def _confirmed(directory: str) -> bool:
 
 @click.command(cls=Command, epilog=epilog())
 @directory_argument
-@click.option("--out", metavar="FILE", help="File for the page, '-' for standard output [DIR/report.html].")
+@click.option(
+    "--out", metavar="FILE", type=PathName(), help="File for the page, '-' for standard output [DIR/report.html]."
+)
 @click.option("--force", is_flag=True, help="Overwrite a file --out that exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the current report as JSON instead.")
 @debug_option
