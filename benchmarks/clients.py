@@ -13,7 +13,7 @@ import re
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, Literal
 
 from attrs import field, frozen
 
@@ -284,28 +284,37 @@ async def pyreqwest_bytes(target: Target) -> AsyncIterator[Fetch]:
 # --- ours ------------------------------------------------------------------------------------------------------------
 
 
-def flinks_client(target: Target, *, fixed: bool = True) -> Any:
+def flinks_client(target: Target, *, fixed: bool = True, codec: Any = None) -> Any:
     from flinks_async import FlinksClient
     from flinks_async.config import Connection, Limits
 
     return FlinksClient(
         auth_secret=target.secret,
         base_url=target.base_url,
+        codec=codec,
         limits=Limits(concurrency=target.concurrency) if fixed else None,
         connection=Connection(ca_file=target.ca_file),
     )
 
 
-@asynccontextmanager
-async def ours(target: Target) -> AsyncIterator[Fetch]:
+def ours(
+    transactions: Literal["with the answer", "on access"],
+) -> Callable[[Target], AbstractAsyncContextManager[Fetch]]:
     """partner_access in N tasks."""
-    check = target.checker(of_object)
-    async with flinks_client(target) as flinks:
 
-        async def one(token: str) -> None:
-            check(await flinks.partner_access(token))
+    @asynccontextmanager
+    async def client(target: Target) -> AsyncIterator[Fetch]:
+        from flinks_async import Codec
 
-        yield in_workers(one)
+        check = target.checker(of_object)
+        async with flinks_client(target, codec=Codec(transactions=transactions)) as flinks:
+
+            async def one(token: str) -> None:
+                check(await flinks.partner_access(token))
+
+            yield in_workers(one)
+
+    return client
 
 
 def many(fixed: bool) -> Callable[[Target], AbstractAsyncContextManager[Fetch]]:
@@ -356,7 +365,10 @@ CLIENTS: dict[str, Client] = {
     PYDANTIC: Client(httpx_pydantic, ("httpx", "pydantic"), "objects, floats", settle=1200),
     "niquests": Client(niquests_bytes, ("niquests",), "bytes"),
     "pyreqwest (Rust)": Client(pyreqwest_bytes, ("pyreqwest",), "bytes"),
-    OURS: Client(ours, ("flinks-async",), "objects, exact"),
+    OURS: Client(ours("with the answer"), ("flinks-async",), "objects, exact"),
+    "flinks_async, transactions on access": Client(
+        ours("on access"), ("flinks-async",), "objects, exact, transactions not read"
+    ),
     "flinks_async, partner_access_many": Client(many(fixed=True), ("flinks-async",), "objects, exact"),
     "flinks_async, the same, adaptive": Client(many(fixed=False), ("flinks-async",), "objects, exact"),
 }

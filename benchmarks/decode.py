@@ -137,6 +137,7 @@ def peers() -> dict[str, Decode]:
         pass
     found["flinks_async"] = ours()
     found["flinks_async, in slices"] = ours_in_slices()
+    found["flinks_async, transactions on access"] = Codec(transactions="on access").decode
     return found
 
 

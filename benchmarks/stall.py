@@ -59,8 +59,8 @@ async def stalls(work: Callable[[], Awaitable[Any]]) -> list[float]:
     return late
 
 
-async def measure(body: bytes, answers: int, in_turns: bool) -> list[float]:
-    codec, lock = Codec(), asyncio.Lock()
+async def measure(body: bytes, answers: int, in_turns: bool, on_access: bool) -> list[float]:
+    codec, lock = Codec(transactions="on access" if on_access else "with the answer"), asyncio.Lock()
     codec.decode(body)  # compiled, and the shape known
 
     async def one() -> None:
@@ -75,7 +75,7 @@ async def measure(body: bytes, answers: int, in_turns: bool) -> list[float]:
     return await stalls(work)
 
 
-def run(loop: str, body: bytes, answers: int, in_turns: bool, frozen: bool) -> list[float]:
+def run(loop: str, body: bytes, answers: int, in_turns: bool, frozen: bool, on_access: bool) -> list[float]:
     gc.collect()
     if frozen:
         gc.freeze()
@@ -84,8 +84,8 @@ def run(loop: str, body: bytes, answers: int, in_turns: bool, frozen: bool) -> l
             import uvloop
 
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                return runner.run(measure(body, answers, in_turns))
-        return asyncio.run(measure(body, answers, in_turns))
+                return runner.run(measure(body, answers, in_turns, on_access))
+        return asyncio.run(measure(body, answers, in_turns, on_access))
     finally:
         gc.unfreeze()
 
@@ -113,17 +113,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--short", action="store_true", help="no body over 3 MB, and fewer runs")
     short = parser.parse_args().short
-    ways = [("asyncio", True, False), ("asyncio", True, True)]
+    ways = [("asyncio", True, False, False), ("asyncio", True, True, False), ("asyncio", True, False, True)]
     try:
         import uvloop  # noqa: F401
     except ImportError:
         pass
     else:
-        ways += [("uvloop", True, False), ("uvloop", True, True)]
-    ways.append(("asyncio", False, False))
+        ways += [("uvloop", True, False, False), ("uvloop", True, True, False), ("uvloop", True, False, True)]
+    ways.append(("asyncio", False, False, False))
     names = [
-        f"{loop}, {'in turns' if turns else 'at once'}{', gc.freeze()' if frozen else ''}"
-        for loop, turns, frozen in ways
+        f"{loop}, {'in turns' if turns else 'at once'}{', gc.freeze()' if frozen else ''}{', on access' if later else ''}"
+        for loop, turns, frozen, later in ways
     ]
     repeats = 2 if short else 5
     print_heap()
@@ -138,7 +138,7 @@ def main() -> None:
         answers = 64 if len(body) < 3_000_000 else max(4, 64 * 2_000_000 // len(body))
         cells = []
         for way in ways:
-            late = [value for _ in range(repeats) for value in run(way[0], body, answers, way[1], way[2])]
+            late = [value for _ in range(repeats) for value in run(way[0], body, answers, *way[1:])]
             shown = (statistics.median(late), quantile(late, 0.99), quantile(late, 0.999), max(late))
             cells.append(" / ".join(f"{value:.1f}" for value in shown))
         print(

@@ -7,6 +7,7 @@ Public modules. The names in their `__all__` are stable; everything else is priv
     flinks_async.errors                     the tree of errors
     flinks_async.models                     the data that a call returns
     flinks_async.tables                     answers as Arrow tables
+    flinks_async.otel                       traces and metrics with OpenTelemetry; needs an extra
     flinks_async.testing                    a simulated Flinks, an in-memory transport and clocks for your tests
     flinks_async.bulk                       jobs over many tokens
     flinks_async.bulk.stores                where a job writes answers, and what your own store must do
@@ -65,6 +66,7 @@ from .errors import (
     RedirectError,
     ResponseTooLargeError,
     ServerError,
+    ShortageError,
     StaleConnectionError,
     TransportError,
     WrongTypeError,
@@ -175,6 +177,7 @@ __all__ = [
     "SessionManager",
     "Settings",
     "ShareQuota",
+    "ShortageError",
     "StaleConnectionError",
     "Timeouts",
     "Timestamp",

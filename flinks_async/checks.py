@@ -84,8 +84,12 @@ whole = whole_number(0, int(MOST))
 
 
 def shown(value: object) -> str:
-    """A wrong value in a message. Python refuses to convert a huge number to a string."""
-    return "a huge number" if isinstance(value, int) and value.bit_length() > 200 else repr(value)
+    """A wrong value in a message. Text is only described, because it may be a secret that was passed as the wrong argument."""
+    if isinstance(value, (str, bytes)):
+        return f"text of {counted(len(value), 'character')}"
+    if isinstance(value, int) and value.bit_length() > 200:
+        return "a huge number"  # which Python refuses to convert to a string
+    return repr(value) if value is None or isinstance(value, (bool, int, float)) else type(value).__name__
 
 
 def name(instance: object, attribute: Attribute[Any]) -> str:

@@ -41,6 +41,8 @@ from .secret import Secret, SecretProvider, wrap_secret
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
+else:
+    ClientSession = Any  # so that tools such as cattrs can read the annotations
 
 AuthSecret = str | Secret | SecretProvider
 A = TypeVar("A", bound=Mapping[str, object])

@@ -29,11 +29,16 @@ class Clock(Protocol):
 
 
 class SystemClock:
-    """The machine's clock and the `random` module."""
+    """The machine's clock and the `random` module. It looks the functions up at each call, because test tools replace them."""
 
-    now = staticmethod(time.monotonic)
-    time = staticmethod(time.time)
-    random = staticmethod(random.random)
+    def now(self) -> float:
+        return time.monotonic()
+
+    def time(self) -> float:
+        return time.time()
+
+    def random(self) -> float:
+        return random.random()
 
     async def sleep(self, seconds: float, /) -> None:
         await asyncio.sleep(seconds)

@@ -240,12 +240,18 @@ MIB: Final = 1024 * 1024
 THROTTLE_STATUSES: Final = frozenset({429})
 
 
-def _statuses(values: Iterable[int]) -> frozenset[int]:
-    if isinstance(values, Iterable):
-        statuses = list(values)
-        if all(type(status) is int for status in statuses):
-            return frozenset(statuses)
-    raise ConfigError("Retry.throttle_statuses must be whole numbers, such as {403, 429}")
+def _as_set(values: Any) -> Any:
+    statuses = tuple(values) if isinstance(values, Iterable) else values
+    return frozenset(statuses) if _are_whole(statuses) else statuses  # the validator refuses it
+
+
+def _are_whole(values: object) -> bool:
+    return isinstance(values, (tuple, frozenset)) and all(type(value) is int for value in values)
+
+
+def _statuses(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    if not _are_whole(value):
+        raise ConfigError("Retry.throttle_statuses must be whole numbers, such as {403, 429}")
 
 
 @frozen(kw_only=True)
@@ -274,7 +280,7 @@ class Retry:
     throttled_base: float = field(default=1.0, validator=checks.not_negative)
     cap: float = field(default=20.0, validator=checks.not_negative)
     retry_after_cap: float = field(default=60.0, validator=checks.not_negative)
-    throttle_statuses: frozenset[int] = field(default=THROTTLE_STATUSES, converter=_statuses)
+    throttle_statuses: frozenset[int] = field(default=THROTTLE_STATUSES, converter=_as_set, validator=_statuses)
     quota: Quota | None = field(
         default=TokenBucketQuota(), validator=checks.one_of(TokenBucketQuota, ShareQuota, NoneType)
     )
@@ -342,11 +348,9 @@ class Limits:
         return self.concurrency.maximum if isinstance(self.concurrency, Adaptive) else self.concurrency
 
 
-def _secret_or_none(value: str | Secret | None) -> Secret | None:
-    value = wrap_secret(value)
+def _is_proxy(instance: object, attribute: Attribute[Any], value: Any) -> None:
     if value is not None and not isinstance(value, Secret):
         raise ConfigError("Connection.proxy must be a str or a Secret")
-    return value
 
 
 _path_or_none = checks.one_of(str, os.PathLike, NoneType)
@@ -367,7 +371,7 @@ def _wraps_proxy(cls: type[C]) -> type[C]:
 
 
 @_wraps_proxy
-@frozen(kw_only=True)
+@frozen(kw_only=True, repr=False)
 class Connection:
     """How connections are made. Derived clients share it, because it belongs to the pool.
 
@@ -388,7 +392,7 @@ class Connection:
     client_cert: str | os.PathLike[str] | None = field(default=None, validator=_path_or_none)
     client_key: str | os.PathLike[str] | None = field(default=None, validator=_path_or_none)
     ssl_context: ssl.SSLContext | None = field(default=None, validator=checks.one_of(ssl.SSLContext, NoneType))
-    proxy: Secret | None = field(default=None, converter=_secret_or_none)
+    proxy: Secret | None = field(default=None, converter=wrap_secret, validator=_is_proxy)
     trust_env: bool = field(default=False, validator=checks.one_of(bool))
 
     def __attrs_post_init__(self) -> None:
@@ -396,6 +400,10 @@ class Connection:
             raise ConfigError("Connection takes either ssl_context or ca_file, client_cert and client_key, not both")
         if self.client_key is not None and self.client_cert is None:
             raise ConfigError("Connection.client_key needs Connection.client_cert")
+
+    def __repr__(self) -> str:  # also of an instance that is half made, in a traceback
+        known = (attribute.name for attribute in fields(Connection) if hasattr(self, attribute.name))
+        return f"Connection({', '.join(f'{name}={getattr(self, name)!r}' for name in known)})"
 
 
 class RetryFields(TypedDict, total=False):

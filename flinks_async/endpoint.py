@@ -12,6 +12,7 @@ from urllib.parse import quote, urlsplit
 
 from attrs import field, frozen
 
+from .checks import shown
 from .config import AUTH_SCHEMES, AuthScheme
 from .errors import ConfigError, InvalidTokenError
 from .secret import NotText, Secret, plain, wrap_secret
@@ -19,8 +20,8 @@ from .secret import NotText, Secret, plain, wrap_secret
 WHERE_SECRETS_COME_FROM: Final = "A partner gets its AuthSecret from the Flinks customer whose users' data is shared"
 
 OTHER_HEADER_FORMS: Final = (
-    "The documentation does not say for certain which header carries it in production: the setting auth_scheme takes "
-    + ", ".join(repr(scheme) for scheme in AUTH_SCHEMES)
+    "The documentation does not say for certain which header carries it in production. 'flinks-async doctor --header-forms' "
+    "tries the three forms: the setting auth_scheme takes " + ", ".join(repr(scheme) for scheme in AUTH_SCHEMES)
 )
 
 
@@ -46,10 +47,9 @@ class Endpoint:
         return ("Authorization" if self.auth_scheme == "bearer" else "flinks-auth-key"), value
 
 
-# Not a GUID, which is an AuthSecret or a token in the wrong place: the host name would show it to every name server.
-INSTANCE_NAME = re.compile(
-    r"(?![0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}\Z)[A-Za-z0-9](?:[A-Za-z0-9-]{0,57}[A-Za-z0-9])?"
-)
+INSTANCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,57}[A-Za-z0-9])?")
+
+_GUID = re.compile(r"[0-9A-Fa-f]{8}-?(?:[0-9A-Fa-f]{4}-?){3}[0-9A-Fa-f]{12}")
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
@@ -84,12 +84,16 @@ def make_endpoint(
     """
     base_url, headers = wrap_secret(base_url), wrap_header_values(headers)
     if auth_scheme not in AUTH_SCHEMES:
-        raise ConfigError(f"auth_scheme must be one of {', '.join(map(repr, AUTH_SCHEMES))}")
+        raise ConfigError(f"auth_scheme must be one of {', '.join(map(repr, AUTH_SCHEMES))}, not {shown(auth_scheme)}")
     if base_url is None:
         if not isinstance(instance, str) or not INSTANCE_NAME.fullmatch(instance):
             raise ConfigError(
-                "instance must be the name of a Flinks instance such as 'toolbox' (letters, digits and hyphens, not a "
-                "GUID); for another address use base_url"
+                f"instance must be the name of a Flinks instance such as 'toolbox' (letters, digits and hyphens), "
+                f"not {shown(instance)}; for another address use base_url"
+            )
+        if _GUID.search(instance):  # it would be sent to name servers
+            raise ConfigError(
+                "instance looks like a token or a secret; it is the name of a Flinks instance such as 'toolbox'"
             )
         base_url = Secret(f"https://{plain(instance).lower()}-api.private.fin.ag")
     url, host = _check_base_url(base_url, allow_http)
@@ -182,7 +186,7 @@ def _check_headers(headers: Mapping[Any, Any] | NotText, agent: str) -> Mapping[
     own = {name.lower(): name for name in checked}
     for name, value in headers.items():
         if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
-            raise ConfigError(f"headers: {name!r} is not the name of an HTTP header")
+            raise ConfigError(f"headers: {shown(name)} is not the name of an HTTP header")
         if plain(name).lower() in _RESERVED_HEADERS:
             raise ConfigError(f"headers: {name!r} is set by this package and cannot be replaced")
         if plain(name).lower() == "accept-encoding":

@@ -8,7 +8,8 @@
     │   ├── ConnectError            the connection could not be made: refused, DNS, TLS
     │   │   ├── ConnectTimeoutError     no connection within `Timeouts.connect`
     │   │   ├── CertificateError        the server's certificate is invalid; never retried
-    │   │   └── ProxyError              the proxy refused or could not be reached
+    │   │   ├── ProxyError              the proxy refused or could not be reached
+    │   │   └── ShortageError           this process is short of file descriptors, threads or memory
     │   ├── ReadError               the connection broke before the whole response had arrived
     │   │   └── StaleConnectionError    a kept-alive connection was already closed; retried at once
     │   └── AttemptTimeoutError     one attempt took longer than `Timeouts.attempt`
@@ -67,6 +68,7 @@ __all__ = [
     "RedirectError",
     "ResponseTooLargeError",
     "ServerError",
+    "ShortageError",
     "StaleConnectionError",
     "TransportError",
     "WrongTypeError",
@@ -239,6 +241,12 @@ class CertificateError(ConnectError):
 
 class ProxyError(ConnectError):
     """The proxy could not be reached, or it refused the connection."""
+
+
+class ShortageError(ConnectError):
+    """This process or this machine is short of file descriptors, threads or memory. It says nothing of the server: the
+    breaker, the concurrency and the retry quota do not count it.
+    """
 
 
 class ReadError(TransportError):

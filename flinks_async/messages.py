@@ -92,7 +92,8 @@ class Call:
         shared: the deadline, if several calls share it.
         permit: lets the owner of the call end it.
         scope: of the call's deadline.
-        blocked: the latest attempt timed out because this process blocked the event loop; it says nothing of the server.
+        blocked: the latest attempt failed because this process blocked the event loop or is short of something, such as file
+            descriptors; it says nothing of the server.
         local: state that this call shares with the others of its client in its event loop.
     """
 
@@ -151,6 +152,9 @@ class Request:
         return evolve(self, **changes)
 
 
+_NOT_READ: Final = -1.0
+
+
 @frozen(eq=False)
 class Response:
     """An HTTP response with its whole body. Its headers are looked up case-insensitively.
@@ -172,7 +176,7 @@ class Response:
     envelope: Envelope = EMPTY_ENVELOPE
     verdict: Verdict | None = None
     meta: Meta = NO_META
-    _retry_after: float | None = field(init=False, repr=False)
+    _retry_after: float | None = field(default=_NOT_READ, init=False, repr=False)
 
     def retry_after(self, clock: Clock) -> float | None:
         """Seconds that the server asks to wait, or None if it does not say. The headers are parsed once.
@@ -180,12 +184,11 @@ class Response:
         Args:
             clock: its wall clock is compared with a date if the server does not send its own `Date`.
         """
-        try:
-            return self._retry_after
-        except AttributeError:  # unset until it is first asked for, which most responses never are
+        seconds = self._retry_after
+        if seconds == _NOT_READ:  # most responses are never asked
             seconds = read_retry_after(self.headers, clock.time())
             object.__setattr__(self, "_retry_after", seconds)
-            return seconds
+        return seconds
 
     def evolve(self, **changes: Any) -> Response:
         """A copy with some fields changed."""

@@ -22,7 +22,9 @@ from attrs import Attribute, evolve, field, fields, frozen
 from .secret import MASK
 
 if TYPE_CHECKING:
-    import pyarrow
+    from pyarrow import Table
+else:
+    Table = Any  # so that tools such as cattrs can read the annotations where pyarrow is missing
 
 __all__ = [
     "Account",
@@ -56,7 +58,7 @@ def _masked(value: object) -> str:
 
 def _count(values: object) -> str:
     """The `repr` of an array: the number of its items."""
-    return f"<{len(values)}>" if isinstance(values, tuple) else MASK
+    return f"<{len(values)}>" if isinstance(values, (tuple, range)) else MASK
 
 
 def _unknown_count(extra: Mapping[str, Any]) -> str:
@@ -64,13 +66,17 @@ def _unknown_count(extra: Mapping[str, Any]) -> str:
     return _counted(len(extra), "unknown field")
 
 
-def _items(owner: object, name: str) -> tuple[Any, ...]:
-    values = getattr(owner, name, ())
-    return values if isinstance(values, tuple) else ()
+def _items(owner: object, name: str) -> tuple[Any, ...] | range:
+    values = owner._peek(name) if isinstance(owner, Model) else getattr(owner, name, ())
+    return values if isinstance(values, (tuple, range)) else ()
 
 
 def _shortened(text: str) -> str:
     return text if len(text) <= _MAX_ID_IN_REPR else f"{text[: _MAX_ID_IN_REPR - 1]}…"
+
+
+def _row_count(table: Any) -> str:
+    return f"<{_counted(table.num_rows, 'row')}>"
 
 
 def _counted(number: int, noun: str) -> str:
@@ -78,7 +84,7 @@ def _counted(number: int, noun: str) -> str:
 
 
 @frozen(weakref_slot=False)
-class WireState:
+class WireState:  # noqa: PLW1641 - unhashable, because `extra` is
     """How one object looked on the wire, in addition to the values of its fields.
 
     Attributes:
@@ -90,6 +96,11 @@ class WireState:
     extra: Mapping[str, Any] = field(default=MappingProxyType({}), repr=_unknown_count)
     absent: frozenset[str] = frozenset()
     nulls: frozenset[str] = frozenset()
+
+    def __eq__(self, other: object) -> bool:  # our own, for the same reason as in `Model`
+        if not isinstance(other, WireState):
+            return NotImplemented
+        return (self.extra, self.absent, self.nulls) == (other.extra, other.absent, other.nulls)
 
     def __reduce__(self) -> tuple[Any, ...]:  # mappingproxy does not pickle
         return WireState, (dict(self.extra), self.absent, self.nulls)
@@ -143,7 +154,7 @@ class Model:
         """
         wire_state = DEFAULT_WIRE_STATE if isinstance(self._wire, dict) else self._wire
         result: dict[str, Any] = {}
-        for name, wire, default in _table(type(self)):
+        for name, wire, default in _table(self.__class__):
             value = getattr(self, name)
             # Only a value that is still the default can stand for an absent field or a null: `evolve` may replace it.
             if value is not default:
@@ -160,14 +171,30 @@ class Model:
         """`to_dict()` as UTF-8 JSON. Amounts keep their digits: `12.30` stays `12.30`."""
         return _encode(self.to_dict(missing=missing))
 
+    def _peek(self, name: str) -> Any:
+        """A field for `repr`: a `range` in place of transactions that were not decoded yet."""
+        return getattr(self, name)
+
+    # Of classes whose `==` attrs has generated, pytest shows the fields that differ, without their masked `repr`.
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Model) or other.__class__ is not self.__class__:
+            return NotImplemented
+        return self._values() == other._values() and unknown_fields(self) == unknown_fields(other)
+
+    def __hash__(self) -> int:
+        return hash((self.__class__, self._values()))
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name, _, _ in _table(self.__class__))
+
     def __repr__(self) -> str:
         shown = []
-        for attribute in _attributes(type(self)):
+        for attribute in _attributes(self.__class__):
             show = attribute.repr if callable(attribute.repr) else repr
-            shown.append(f"{attribute.name}={show(getattr(self, attribute.name))}")
+            shown.append(f"{attribute.name}={show(self._peek(attribute.name))}")
         if unknown := unknown_fields(self):
             shown.append(_unknown_count(unknown))
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return f"{self.__class__.__name__}({', '.join(shown)})"
 
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
@@ -210,7 +237,7 @@ class Timestamp:
         return cls(text, value)
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
 class Transaction(Model):
     """One transaction of an account. `debit` and `credit` are positive amounts, or None."""
 
@@ -221,20 +248,20 @@ class Transaction(Model):
     credit: Decimal | None = field(default=None, repr=_masked)
     balance: Decimal | None = field(default=None, repr=_masked)
     id: str | None = None
-    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
 class Balance(Model):
     """The balance of an account, in the account's currency."""
 
     available: Decimal | None = field(default=None, repr=_masked)
     current: Decimal | None = field(default=None, repr=_masked)
     limit: Decimal | None = field(default=None, repr=_masked)
-    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
 class Address(Model):
     """A holder's address."""
 
@@ -244,10 +271,10 @@ class Address(Model):
     postal_code: str | None = field(default=None, repr=_masked)
     po_box: str | None = field(default=None, repr=_masked, metadata={_WIRE: "POBox"})
     country: str | None = None
-    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
 class Holder(Model):
     """The person or company that holds an account."""
 
@@ -255,10 +282,10 @@ class Holder(Model):
     email: str | None = field(default=None, repr=_masked)
     phone_number: str | None = field(default=None, repr=_masked)
     address: Address | None = None
-    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
 class Account(Model):
     """One bank account. `category`, `type`, `currency` and `account_type` are open sets: expect new values."""
 
@@ -278,10 +305,10 @@ class Account(Model):
     overdraft_limit: Decimal | None = field(default=None, repr=_masked)
     eft_eligible_ratio: Decimal | None = field(default=None, repr=_masked)
     e_transfer_eligible_ratio: Decimal | None = field(default=None, repr=_masked)
-    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
 class Login(Model):
     """The bank login that the data came through."""
 
@@ -290,20 +317,20 @@ class Login(Model):
     id: str | None = field(default=None, repr=_masked)
     is_scheduled_refresh: bool | None = None
     last_refresh: Timestamp | None = field(default=None, repr=_masked)
-    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
 class Link(Model):
     """A related resource that the answer points to. This package does not follow it."""
 
     rel: str | None = field(default=None, metadata={_WIRE: "rel"})
     href: str | None = field(default=None, repr=_masked, metadata={_WIRE: "href"})
     example: str | None = field(default=None, repr=_masked, metadata={_WIRE: "example"})
-    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
 class AccountsDetail(Model):
     """One entry of `GetAccountsDetail`.
 
@@ -321,7 +348,7 @@ class AccountsDetail(Model):
     links: tuple[Link, ...] = field(default=(), repr=_count)
     tag: str | None = field(default=None, repr=_masked)
     request_id: str | None = None
-    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
 
 
 @frozen(weakref_slot=False)
@@ -348,12 +375,12 @@ NO_META = Meta()
 class Tables:
     """Answers as three `pyarrow.Table`s (see `flinks_async.tables`)."""
 
-    accounts: pyarrow.Table
-    transactions: pyarrow.Table
-    holders: pyarrow.Table
+    accounts: Table = field(repr=_row_count)
+    transactions: Table = field(repr=_row_count)
+    holders: Table = field(repr=_row_count)
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False)
+@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
 class PartnerAccessResponse(Model):
     """The answer to one access token.
 
@@ -365,8 +392,8 @@ class PartnerAccessResponse(Model):
 
     get_accounts_detail: tuple[AccountsDetail, ...] | AccountsDetail | None = None
     request_id: str | None = None
-    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, eq=_unknown_fields_of, hash=False, alias="wire_state")
-    meta: Meta = field(default=NO_META, eq=False)
+    _wire: _Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
+    meta: Meta = NO_META
 
     @property
     def details(self) -> tuple[AccountsDetail, ...]:

@@ -14,12 +14,15 @@ import re
 import secrets
 import sys
 from base64 import b64encode, urlsafe_b64encode
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import nullcontext
+from copy import copy
 from functools import update_wrapper, wraps
 from hashlib import blake2b
 from types import MethodType
 from typing import Any, Final, NoReturn, ParamSpec, TypeVar
-from urllib.parse import quote, unquote_plus
+from unicodedata import normalize
+from urllib.parse import quote, unquote, unquote_plus
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -28,12 +31,16 @@ MASK: Final = "***"
 
 _PROCESS_KEY: Final = secrets.token_bytes(32)
 # Patterns are strings, so that an import does not compile them: `re` compiles them on first use and caches them.
-_UNPRINTABLE: Final = r"[^\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]+"  # half a surrogate pair has no UTF-8
+# Half a surrogate pair has no UTF-8. Characters without width would cut a value in two.
+_UNPRINTABLE: Final = r"[^\x20-\x7e\xa0-\ud7ff\ue000-\U0010ffff]+"
+_INVISIBLE: Final = r"[\xad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180e\u200b-\u200f\u202a-\u202e\u2060-\u206f\ufe00-\ufe0f\ufeff]+"
 _HIDDEN: Final = (
-    # The first two start at the start of a word and are possessive, so that a hostile text costs no more than others.
+    # Those that begin with a word begin at its start and are possessive, so that a hostile text costs no more than others.
     r"(?i)(?<![a-z0-9+.-])[a-z0-9+.-]++://[^\s\"'<>]++",  # a URL
-    r"(?<![^\s@<>\"'])[^\s@<>\"']++@[^\s@<>\"']++",  # an e-mail
+    r"(?<![^\s@<>\"'])[^\s@<>\"']++\s?(?:@|[(\[{]\s?[aA][tT]\s?[)\]}])\s?[^\s@<>\"']++",  # an e-mail
     r"(?i)\b[0-9a-f]{8}-?(?:[0-9a-f]{4}-?){3}[0-9a-f]{12}\b",  # a GUID
+    r"(?i)(?<![a-z0-9])[a-z]{2}\d\d(?:[ .-]?[a-z0-9]{4}){2,7}+(?:[ .-]?[a-z0-9]{1,3})?+(?![a-z0-9])",  # an IBAN
+    r"\+?\(?\d(?:[\s.,/()\u2010-\u2015_-]{0,2}\d){6,}+",  # a number in groups: of a phone, card, account or person
     r"\d{5,}",  # a long number
 )
 _CODED: Final = r"[A-Za-z0-9+/=_%-]{24,}+"  # longer than a word that people write: perhaps base64 of a hidden value
@@ -100,6 +107,9 @@ class Secret:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Secret:
         return self
+
+    def __getstate__(self) -> NoReturn:
+        self.__reduce_ex__(None)
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         raise TypeError("a Secret refuses to be pickled: send a reference to it and reveal it where it is used")
@@ -191,8 +201,8 @@ def fingerprint(secret: str | Secret, *, key: bytes | None = None) -> str:
 
 def repeats(text: str, *hidden: Secret | None) -> bool:
     """Whether a server's text contains a hidden value, plain or in a usual encoding: percent, HTML, JSON (each up to three
-    times), base64, hexadecimal. Case and hyphens are ignored. Values of less than 8 characters are ignored, because
-    ordinary words contain them.
+    times), base64, hexadecimal. Case, hyphens, spaces and invisible characters are ignored. Values of less than 8
+    characters are ignored, because ordinary words contain them.
     """
     forms = {_bare(form) for secret in hidden if secret is not None for form in _forms(secret)}
     if not forms:
@@ -218,24 +228,34 @@ def _forms(secret: Secret) -> tuple[str, ...]:
 
 
 def _bare(text: str) -> str:
-    return text.lower().replace("-", "")
+    return re.sub(r"[\s-]+", "", re.sub(_INVISIBLE, "", text.lower()))
 
 
 def redact(text: str, *hidden: Secret | None, limit: int = 200, coded: bool = False) -> str:
     """Makes a server's text safe for an error or a log.
 
-    Hidden values, URLs, e-mails, GUIDs and long numbers are masked, control characters are dropped, and the text is cut
-    to `limit` characters. A text with an encoded hidden value (`repeats`) is masked as a whole.
+    Hidden values, URLs, e-mails, GUIDs and numbers are masked, also in percent or HTML encoding; control and invisible
+    characters are dropped, and the text is cut to `limit` characters. A text with an encoded hidden value (`repeats`) is
+    masked as a whole. Names, addresses and other words cannot be recognized: they stay.
 
     Args:
         coded: also mask words of 24 characters and more, because they may be an encoded hidden value.
     """
+    from html import unescape
+
     # Cut before matching, because a hostile text may be megabytes long; with room for values that cross the limit.
-    text = re.sub(_UNPRINTABLE, " ", text[: limit + 2048])
-    # The longest first: masking a short value inside a longer one would leave the rest of the longer one visible.
-    for secret in sorted(filter(None, hidden), key=len, reverse=True):
-        for form in {secret.reveal(), quote(secret.reveal(), safe="", errors="replace")}:
-            text = re.sub(re.escape(form), MASK, text, flags=re.IGNORECASE)
+    text = text[: limit + 2048]
+    for decoding in range(4):
+        if decoding:
+            decoded = unescape(unquote(normalize("NFKC", text), errors="replace"))
+            if decoded == text:
+                break
+            text = decoded
+        text = re.sub(_UNPRINTABLE, " ", re.sub(_INVISIBLE, "", text))
+        # The longest first: masking a short value inside a longer one would leave the rest of the longer one visible.
+        for secret in sorted(filter(None, hidden), key=len, reverse=True):
+            for form in {secret.reveal(), quote(secret.reveal(), safe="", errors="replace")}:
+                text = re.sub(re.escape(form), MASK, text, flags=re.IGNORECASE)
     for pattern in (_CODED, *_HIDDEN) if coded else _HIDDEN:
         text = re.sub(pattern, MASK, text)
     if repeats(text, *hidden):
@@ -244,22 +264,37 @@ def redact(text: str, *hidden: Secret | None, limit: int = 200, coded: bool = Fa
 
 
 _QUOTE: Final = r"\\{0,8}+[\"']"  # in a JSON text, or a repr of a repr, with backslashes
-_HEADER: Final = rf"(?:flinks[-_]auth[-_]key|authorization)(?![\w-])(?:{_QUOTE})?"
+_NAME: Final = r"(?:flinks[-_]?(?:auth[-_]?(?:key|secret)|access[-_]?token)|authorization)(?![\w-])"
+_HEADER: Final = rf"{_NAME}(?:{_QUOTE})?"
+_VALUE: Final = r"(?<![a-z])value"  # the field of a header object
+# Between the path and the token: a slash, perhaps encoded, or the border of two items in a list of path segments.
+_SLASH: Final = r"(?:\\{0,8}+(?:/|u002f|x2f)|%(?:25){0,8}+2f|&(?:amp;){0,4}+(?:#47|#x2f|sol);)"
 # A secret may contain any printable ASCII character, so it ends at the closing quote, or else at the end of the line.
 # Repetitions are possessive, so that a hostile text costs no more than others.
+_REST_OF_STRING: Final = r"(?:(?!(?<!\\)\2)[^\r\n]|\2\n[ \t]*+b?\2)*+"
 _IN_LOGS: Final = (
-    (r"(?i)(partneraccess(?:\\{0,8}+/|%(?:25){0,8}+2f))[^\s/?#\"'<>\\)\]}]+", rf"\1{MASK}"),
+    (rf"(?i)(partneraccess(?:{_SLASH}++|{_QUOTE}\s?,\s?b?{_QUOTE}))[^\s?#\"'<>\\)\]}}]+", rf"\1{MASK}"),
     # {"flinks-auth-key": "Bearer ..."}, (b'flinks-auth-key', b'Bearer ...'): an unescaped quote ends it, unless the
-    # string continues on the next line, as pprint writes long strings
-    (rf"(?i)({_HEADER}\s*+[:=,]>?\s*+[\[(]?b?({_QUOTE}))(?:(?!(?<!\\)\2)[^\r\n]|\2\n[ \t]*+b?\2)*+", rf"\1{MASK}"),
-    # flinks-auth-key: Bearer ...; a quote before a bracket, a comma or a space closes a string around the line, and the
-    # four characters \r\n end the line in the repr of a request's head
+    # string continues on the next line, as pprint writes long strings. Also {"name": "authorization", "value": "..."}.
     (
-        rf"(?i)({_HEADER}(?:[ \t]*+[:=]>?[ \t]*+|[ \t]++(?=(?:Bearer|Basic)\s)))(?![\[(]?b?{_QUOTE})"
-        r"(?:(?!\\++r\\++n|(?<!\\)[\"'](?:[\s,;:)\]}>]|\Z))[^\r\n])++",
+        rf"(?i)({_HEADER}(?:[\s,;]++(?:{_QUOTE})?{_VALUE}(?:{_QUOTE})?\s*+[:=]\s*+|\s*+[:=,]>?\s*+[\[(]?)b?({_QUOTE}))"
+        rf"{_REST_OF_STRING}",
         rf"\1{MASK}",
     ),
-    (r"(?i)(flinks[-_]auth[-_]key[ \t]++)[^\s\"',}]++", rf"\1{MASK}"),
+    # {"value": "...", "name": "authorization"}
+    (
+        rf"(?i)({_VALUE}(?:{_QUOTE})?\s*+[:=]\s*+b?({_QUOTE}))(?:(?!(?<!\\)\2)[^\r\n])*+"
+        rf"(?=\2[\s,;]++(?:{_QUOTE})?(?:name|key|header)(?:{_QUOTE})?\s*+[:=]\s*+b?{_QUOTE}{_NAME})",
+        rf"\1{MASK}",
+    ),
+    # flinks-auth-key: Bearer ...; a quote before a bracket, a comma or a space closes a string around the line, and the
+    # four characters \r\n end the line in the repr of a request's head. Also Header: flinks-auth-key, Value: ...
+    (
+        rf"(?i)({_HEADER}(?:[ \t]*+[:=]>?[ \t]*+|[ \t]++(?=(?:Bearer|Basic)\s)|[\s,;]++{_VALUE}\s*+[:=]\s*+)"
+        rf")(?![\[(]?b?{_QUOTE})(?:(?!\\++r\\++n|(?<!\\)[\"'](?:[\s,;:)\]}}>]|\Z))[^\r\n])++",
+        rf"\1{MASK}",
+    ),
+    (r"(?i)(flinks[-_]auth[-_]key[ \t]++)(?!value\b)[^\s\"',}]++", rf"\1{MASK}"),
 )
 
 
@@ -274,17 +309,65 @@ class SecretFilter(logging.Filter):
     """A logging filter that masks tokens and secrets, for other libraries that log URLs and headers.
 
     Add it to a *handler* (`handler.addFilter(SecretFilter())`), because a logger's filters do not see the records of its
-    children. This package logs no tokens and no URLs, so its own records need no filter.
+    children. The handler gets a masked copy of the record: message, traceback, stack and the fields of `extra`. Other
+    handlers get the record as it was. This package logs no tokens and no URLs, so its own records need no filter.
     """
 
-    def filter(self, record: logging.LogRecord) -> bool:
-        try:
-            message = record.getMessage()
-        except Exception:  # a wrong logging call must neither break the program nor pass unmasked
-            message = "(a log record that could not be formatted)"
-        record.msg, record.args = redact_request(message), None
-        if record.exc_info:
-            # Formatted here, because the traceback of another library may contain the URL.
-            record.exc_text = redact_request(logging.Formatter().formatException(record.exc_info))
-            record.exc_info = None
-        return True
+    def filter(self, record: logging.LogRecord) -> Any:
+        masked = _masked_record(record)
+        if sys.version_info >= (3, 12):
+            return masked
+        # Before Python 3.12 a filter cannot replace the record, so the copy is passed on here.
+        frame: Any = sys._getframe(1)
+        while frame is not None and frame.f_code is not logging.Filterer.filter.__code__:
+            frame = frame.f_back
+        owner = None if frame is None else frame.f_locals["self"]
+        if owner is None or self not in owner.filters:
+            vars(record).update(vars(masked))
+            return True
+        rest = owner.filters[owner.filters.index(self) + 1 :]
+        if all(part.filter(masked) if hasattr(part, "filter") else part(masked) for part in rest):
+            if isinstance(owner, logging.Handler):
+                with owner.lock or nullcontext():
+                    owner.emit(masked)
+            else:
+                owner.callHandlers(masked)
+        return False
+
+
+_STANDARD_FIELDS: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def _masked_record(record: logging.LogRecord) -> logging.LogRecord:
+    masked = copy(record)
+    try:
+        message = record.getMessage()
+    except Exception:  # a wrong logging call must neither break the program nor pass unmasked
+        message = "(a log record that could not be formatted)"
+    masked.msg, masked.args = redact_request(message), None
+    if record.exc_info and record.exc_info[0] and not record.exc_text:
+        # Formatted here, because the traceback of another library may contain the URL.
+        masked.exc_text = logging.Formatter().formatException(record.exc_info)
+    masked.exc_info = None
+    masked.exc_text = redact_request(masked.exc_text) if masked.exc_text else None
+    masked.stack_info = redact_request(record.stack_info) if record.stack_info else None
+    for name, value in vars(record).items():
+        if name not in _STANDARD_FIELDS:
+            setattr(masked, name, _masked_field(name, value))
+    vars(masked).pop("message", None)  # of another handler's formatter
+    return masked
+
+
+def _masked_field(name: str, value: object) -> object:
+    """A field of `extra`: unchanged if nothing in it is to be masked, otherwise its masked text."""
+    if re.fullmatch(f"(?i){_NAME}", name):
+        return MASK
+    try:
+        shown = value if isinstance(value, str) else repr(value)
+        text = shown if isinstance(value, (str, Mapping, Sequence)) else str(value)
+    except Exception:
+        return MASK
+    masked = redact_request(text)
+    if masked != text:
+        return masked
+    return value if redact_request(shown) == shown else MASK

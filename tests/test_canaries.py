@@ -8,6 +8,7 @@ import io
 import logging
 import pickle
 import traceback
+import warnings
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from unittest.mock import AsyncMock, create_autospec
@@ -265,7 +266,9 @@ async def test_a_timeout_around_a_fan_out_leaves_no_token_in_our_frames() -> Non
 async def test_a_call_cancelled_before_its_first_step_leaves_no_token_in_our_frames(call: str) -> None:
     async with FlinksClient(auth_secret=SECRET, transport=InMemoryTransport()) as flinks:
         method = getattr(flinks, call)
-        assert asyncio.iscoroutinefunction(method)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # since Python 3.14, to be removed in 3.16
+            assert asyncio.iscoroutinefunction(method)
         assert isinstance(create_autospec(flinks).partner_access, AsyncMock)
         for given in ((TOKEN,), ()):
             task = asyncio.ensure_future(method(*given, **({} if given else {"token": TOKEN})))

@@ -266,9 +266,14 @@ def test_nan_is_found_without_reading_the_values() -> None:
 PAGE, CUT_SHORT = "the body is a page, not JSON", "the body is not JSON, or was cut short"
 
 
-@pytest.mark.parametrize("body", [b"[" * 100_000, b"[1]"], ids=["deep", "JSON"])
+@pytest.mark.parametrize("body", [b"[" * 100, b"[1]", b'{"[[":[' * 50], ids=["deep", "JSON", "brackets in texts"])
 def test_where_no_constant_is_found_it_is_not_named(body: bytes) -> None:
     assert type(json_error(body, ValueError())) is NotJSONError
+
+
+@pytest.mark.parametrize("opening", [b"[", b"[ ", b'{"]":', b'{"\\"]":['])
+def test_depth_is_found_where_the_parser_did_not_complain(opening: bytes) -> None:
+    assert "nested too deeply" in str(json_error(opening * 101, ValueError()))
 
 
 RANGE, CONSTANT = "the body has a number that is out of range", "the body has NaN or Infinity where JSON has a number"

@@ -475,3 +475,69 @@ def test_a_missing_secret_in_the_environment_says_where_it_comes_from() -> None:
 def test_a_wrong_scheme_in_the_environment_is_refused() -> None:
     with pytest.raises(ConfigError, match="auth_scheme"):
         FlinksClient.from_env({"FLINKS_AUTH_SECRET": "s", "FLINKS_AUTH_SCHEME": "basic"})
+
+
+TYPED = "canary-secret-90aa"
+MISPLACED: dict[str, Any] = {
+    "instance": lambda: FlinksClient(f"{TYPED} ", auth_secret="s"),
+    "auth_scheme": lambda: FlinksClient(auth_secret="s", auth_scheme=TYPED),  # type: ignore[arg-type]
+    "app_name": lambda: FlinksClient(auth_secret="s", app_name=TYPED + "\n"),
+    "base_url": lambda: FlinksClient(auth_secret="s", base_url=TYPED),
+    "header name": lambda: FlinksClient(auth_secret="s", headers={f"Bearer {TYPED}": "X-Key"}),
+    "attempts": lambda: config.Retry(attempts=TYPED),  # type: ignore[arg-type]
+    "a list": lambda: config.Retry(base=[TYPED]),  # type: ignore[arg-type]
+    "statuses": lambda: config.Retry(throttle_statuses=TYPED),  # type: ignore[arg-type]
+    "a mapping": lambda: config.Timeouts(attempt={"x": TYPED}),  # type: ignore[arg-type]
+    "waits": lambda: config.Limits(waits=TYPED),  # type: ignore[arg-type]
+    "concurrency": lambda: config.Limits(concurrency=TYPED),  # type: ignore[arg-type]
+    "bytes": lambda: config.Limits(concurrency=TYPED.encode()),  # type: ignore[arg-type]
+    "retry": lambda: FlinksClient(auth_secret="s", retry=TYPED),  # type: ignore[arg-type]
+    "ca_file": lambda: FlinksClient(auth_secret="s", connection={"ca_file": TYPED}),
+    "the text of a key": lambda: FlinksClient(
+        auth_secret="s", connection={"ca_file": f"-----BEGIN PRIVATE KEY-----\n{TYPED}/x.y"}
+    ),
+    "keepalive": lambda: config.Connection(keepalive=TYPED),  # type: ignore[arg-type]
+    "environment": lambda: FlinksClient.from_env({"FLINKS_INSTANCE": f"{TYPED}!", "FLINKS_AUTH_SECRET": "s"}),
+}
+
+
+@pytest.mark.parametrize("place", MISPLACED)
+def test_a_secret_that_was_given_as_another_setting_is_not_quoted(place: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        MISPLACED[place]()
+    assert TYPED not in str(caught.value)
+    assert TYPED not in repr(caught.value.fields())
+
+
+def test_a_guid_is_no_instance_because_it_would_be_looked_up() -> None:
+    for name in ("5e115eac-1209-4f19-641c-08d6d484e2fe", "5E115EAC12094F19641C08D6D484E2FE"):
+        with pytest.raises(ConfigError, match="looks like a token or a secret") as caught:
+            FlinksClient(name, auth_secret="s")
+        assert name not in str(caught.value)
+
+
+def test_a_missing_file_is_named_if_it_looks_like_a_path() -> None:
+    with pytest.raises(ConfigError, match=r"there is no file 'missing/ca\.pem'"):
+        FlinksClient(auth_secret="s", connection={"ca_file": "missing/ca.pem"})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: config.Connection(proxy=5),  # type: ignore[arg-type]
+        lambda: config.Connection(nonsense=5),  # type: ignore[call-arg]
+        lambda: config.Connection(keepalive=-1),
+        lambda: config.Retry(throttle_statuses=["x"]),  # type: ignore[list-item]
+        lambda: config.Retry(throttle_statuses=5),  # type: ignore[arg-type]
+        lambda: FlinksClient(auth_secret="s", middleware=5),  # type: ignore[arg-type]
+        lambda: FlinksClient(auth_secret=5),  # type: ignore[arg-type]
+    ],
+)
+def test_a_reporter_can_show_the_variables_of_a_wrong_setting(wrong: Any) -> None:
+    with pytest.raises((ConfigError, TypeError)) as caught:
+        wrong()
+    step = caught.tb
+    while step is not None:
+        for value in step.tb_frame.f_locals.values():
+            repr(value)  # as Python 3.11 does with capture_locals=True
+        step = step.tb_next

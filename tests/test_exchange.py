@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import functools
+import subprocess
+import sys
+from typing import Any
+from unittest.mock import create_autospec
+
 import aiohttp
 import pytest
 
-from flinks_async import FlinksClient
+from flinks_async import FlinksClient, ReadError, Retry
 from flinks_async.testing import FlinksServer
 from flinks_async.transport import fast_path
 
+ONE = Retry(attempts=1)
+
 
 def test_this_aiohttp_is_supported() -> None:
-    assert fast_path.SUPPORTED, f"aiohttp {aiohttp.__version__} has changed: read flinks_async/exchange.py"
+    assert fast_path.SUPPORTED, f"aiohttp {aiohttp.__version__} has changed: read flinks_async/transport/fast_path.py"
 
 
 async def test_both_paths_send_and_receive_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +41,110 @@ async def test_the_fast_path_is_the_default(monkeypatch: pytest.MonkeyPatch) -> 
     async def never(*args: object, **options: object) -> None:
         raise AssertionError("went through ClientSession")
 
-    monkeypatch.setattr("aiohttp.ClientSession.get", never)
+    monkeypatch.setattr("flinks_async.transport.aiohttp.AiohttpTransport._send_by_session", never)
     async with FlinksServer() as server:
         async with FlinksClient(auth_secret=server.auth_secret, base_url=server.base_url) as flinks:
             assert (await flinks.partner_access("t")).meta.attempts == 1
+
+
+@pytest.mark.parametrize("method", ["_request", "get", "request"])
+@pytest.mark.parametrize("kind", ["function", "method of a mock", "wrapt"])
+async def test_a_replaced_method_of_a_session_is_always_used(
+    method: str, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FlinksServer(record=10) as server:
+        async with FlinksClient(auth_secret=server.auth_secret, base_url=server.base_url, retry=ONE) as flinks:
+            await flinks.partner_access("before")
+            assert len(server.requests) == 1
+            used = []
+
+            async def fake(*args: object, **options: object) -> None:
+                used.append(args)
+                raise aiohttp.ClientPayloadError
+
+            own: Any = getattr(aiohttp.ClientSession, method)
+            replacement: Any = functools.wraps(own)(fake)  # copies name and module, as vcrpy does
+            if kind == "method of a mock":
+                replacement = create_autospec(own, side_effect=fake)  # as aioresponses does
+            if kind == "wrapt":
+                replacement = pytest.importorskip("wrapt").FunctionWrapper(own, lambda *_: fake())
+            monkeypatch.setattr(aiohttp.ClientSession, method, replacement)
+            with pytest.raises(ReadError):
+                await flinks.partner_access("during")
+            assert len(used) == 1
+            monkeypatch.undo()
+            await flinks.partner_access("after")
+            assert len(server.requests) == 2
+
+
+IMPORTED_INSIDE = """
+import asyncio, sys
+import aiohttp
+
+def mocked():
+    if sys.argv[1] == "aioresponses":
+        from aioresponses import aioresponses
+        return aioresponses()
+    if sys.argv[1] == "vcr":
+        import vcr
+        return vcr.VCR(record_mode="none").use_cassette("/nonexistent/cassette.yaml")
+    from unittest.mock import patch
+    return patch("aiohttp.ClientSession.get", autospec=True, side_effect=aiohttp.ClientError)
+
+async def main():
+    with mocked():
+        from flinks_async import FlinksClient, FlinksError
+        from flinks_async.testing import FlinksServer
+        async with FlinksServer(record=10) as server, FlinksClient(
+            auth_secret=server.auth_secret, base_url=server.base_url, retry={"attempts": 1}
+        ) as flinks:
+            try:
+                await flinks.partner_access("t")
+            except FlinksError:
+                pass
+            print(len(server.requests))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("tool", ["aioresponses", "vcr", "unittest.mock"])
+def test_a_mock_is_used_even_if_the_package_is_imported_inside(tool: str) -> None:
+    pytest.importorskip(tool)
+    run = subprocess.run(
+        [sys.executable, "-c", IMPORTED_INSIDE, tool], capture_output=True, text=True, check=False, timeout=60
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout == "0\n"
+
+
+FROZEN = """
+import sys, time
+if sys.argv[2] == "before":
+    import flinks_async.clock
+if sys.argv[1] == "freezegun":
+    import freezegun
+    frozen = freezegun.freeze_time("2001-01-01")
+elif sys.argv[1] == "time-machine":
+    import time_machine
+    frozen = time_machine.travel(978307200, tick=False)
+else:
+    from unittest.mock import patch
+    frozen = patch.multiple("time", time=lambda: 978307200.0, monotonic=lambda: 5.0)
+with frozen:
+    from flinks_async.clock import SystemClock
+    clock = SystemClock()
+    inside = clock.time()
+assert inside == 978307200.0, inside
+assert abs(clock.time() - time.time()) < 5
+assert abs(clock.now() - time.monotonic()) < 5
+"""
+
+
+@pytest.mark.parametrize("imported", ["before", "inside"])
+@pytest.mark.parametrize("tool", ["freezegun", "time-machine", "unittest.mock"])
+def test_a_test_stops_the_clock_and_it_runs_again_afterwards(tool: str, imported: str) -> None:
+    if tool != "unittest.mock":
+        pytest.importorskip(tool.replace("-", "_"))
+    run = subprocess.run([sys.executable, "-c", FROZEN, tool, imported], capture_output=True, text=True, check=False)
+    assert run.returncode == 0, run.stderr

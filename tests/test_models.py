@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import inspect
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable
 from decimal import Decimal
+from importlib import import_module
+from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, get_type_hints
 
+import attrs
+import cattrs
 import pytest
 from attrs import evolve
 from attrs.exceptions import FrozenInstanceError
@@ -34,6 +40,7 @@ from flinks_async.models import (
     WireState,
     wire_fields,
 )
+from flinks_async.testing.in_memory import make_response
 
 from .answers import DOCUMENTED, WIRE, from_bytes, payload, to_bytes
 
@@ -313,3 +320,91 @@ def test_wire_state_pickles() -> None:
     state = WireState(MappingProxyType({"a": [Decimal("1.0")]}), frozenset({"B"}), frozenset({"C"}))
     assert pickle.loads(pickle.dumps(state)) == state
     assert copy.deepcopy(state) == state
+
+
+CANARY = "Canary Holder 7641238"
+
+
+def _diff(tmp_path: Path, comparison: str) -> str:
+    """What pytest says of two objects that differ."""
+    test = tmp_path / "test_it.py"
+    test.write_text(
+        f"""
+from decimal import Decimal
+from attrs import evolve
+from flinks_async import Fetched, PartnerAccessResponse
+from flinks_async.codec import Codec
+from flinks_async.models import *
+from tests.test_models import CANARY
+
+ONE = Codec().decode(b'{{"GetAccountsDetail": [{{"LoginId": "%s", "Tag": "%s", "Accounts": [{{"Title": "%s", "X": "%s",'
+    b' "Balance": {{"Current": 7641238}}, "Holder": {{"Name": "%s"}}, "Transactions": [{{"Description": "%s"}}]}}],'
+    b' "Login": {{"Id": "%s"}}}}]}}'.replace(b"%s", CANARY.encode()))
+OTHER = Codec().decode(b"{{}}")
+
+def account(answer): return answer.accounts[0]
+
+def test_it():
+    {comparison}
+"""
+    )
+    command = [sys.executable, "-m", "pytest", "-vv", "-p", "no:cacheprovider", "-p", "no:randomly", str(test)]
+    run = subprocess.run(
+        command, capture_output=True, text=True, check=False, timeout=60, cwd=Path(__file__).parent.parent
+    )
+    assert "1 failed" in run.stdout, run.stdout + run.stderr
+    (_, told) = run.stdout.split("= FAILURES =")
+    return "".join(line for line in told.splitlines(keepends=True) if line.startswith("E"))
+
+
+@pytest.mark.parametrize(
+    "comparison",
+    [
+        "assert ONE == OTHER",
+        "assert Fetched(1, ONE) == Fetched(1, OTHER)",
+        "assert account(ONE) == Account()",
+        "assert account(ONE).holder == Holder(name='x')",
+        "assert account(ONE).balance == Balance(current=Decimal(2))",
+        "assert account(ONE).transactions == (Transaction(),)",
+        "assert ONE.details[0] == AccountsDetail()",
+        "assert ONE.details[0].login == Login()",
+        "assert account(ONE).wire_state == Account().wire_state",
+        "assert {1: ONE} == {1: OTHER}",
+    ],
+)
+def test_the_diff_of_a_failed_assertion_shows_no_personal_data(comparison: str, tmp_path: Path) -> None:
+    told = _diff(tmp_path, comparison)
+    assert "assert" in told
+    assert "Canary" not in told
+    assert "7641238" not in told
+
+
+def test_the_repr_of_tables_shows_no_personal_data() -> None:
+    pytest.importorskip("pyarrow")
+    answer = Codec().decode(b'{"GetAccountsDetail": [{"Accounts": [{"Title": "Canary"}]}]}')
+    assert repr(answer.to_arrow()) == "Tables(accounts=<1 row>, transactions=<0 rows>, holders=<0 rows>)"
+
+
+@pytest.mark.parametrize("module", ["", ".config", ".models", ".errors", ".client_options", ".messages", ".observe"])
+def test_tools_can_read_the_annotations_of_every_record(module: str) -> None:
+    for cls in vars(import_module(f"flinks_async{module}")).values():
+        if inspect.isclass(cls) and attrs.has(cls):
+            get_type_hints(cls)
+
+
+def test_records_can_be_turned_into_dictionaries() -> None:
+    response = make_response({"RequestId": "r"})
+    for plain in (attrs.asdict(response), cattrs.unstructure(response), cattrs.Converter().unstructure(response)):
+        assert plain["status"] == 200
+        assert "RequestId" in str(plain["body"])
+
+
+def test_equal_answers_have_one_hash_and_unknown_fields_count() -> None:
+    one, same, other = (
+        Codec().decode(body) for body in (b'{"RequestId":"r"}', b'{"RequestId":"r"}', b'{"RequestId":"r","X":1}')
+    )
+    assert one == same
+    assert hash(one) == hash(same)
+    assert one != other
+    assert one != object()
+    assert Balance() != Login()

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from multidict import CIMultiDict
+from yarl import URL
 
 from flinks_async import Secret, SecretFilter, fingerprint
 from flinks_async.secret import redact, redact_request, repeats
@@ -105,6 +106,35 @@ def test_a_fingerprint_is_stable_within_a_key_and_differs_between_keys() -> None
         ("code 404", "code 404"),
         ("id 5e115eac-1209-4f19-641c-08d6d484e2fe", "id ***"),
         ("line\r\nbreak\x00", "line break "),
+        ("call 514-555-1234 now", "call *** now"),
+        ("call (514) 555-1234 now", "call *** now"),
+        ("call +1 514.555.1234 now", "call *** now"),
+        ("card 4539 1488 0343 6467 of", "card *** of"),
+        ("SIN 046 454 286 of", "SIN *** of"),
+        ("account 9876-5432-1012 of", "account *** of"),
+        ("account 9876\u20115432\u00a01012 of", "account *** of"),
+        ("account \uff17\uff16\uff14\uff11\uff12\uff13\uff18 of", "account *** of"),
+        ("account 98\u200b765 of", "account *** of"),
+        ("12345-003", "***"),
+        ("balance 1,234,567.89", "balance ***"),
+        ("IBAN DE89 3704 0044 0532 0130 00 of", "IBAN *** of"),
+        ("IBAN GB29NWBK60161331926819 of", "IBAN *** of"),
+        ("IBAN gb29 nwbk 6016 1331 9268 19, of", "IBAN ***, of"),
+        ("ask jane.doe%40example.com now", "ask *** now"),
+        ("ask jane.doe%2540example.com now", "ask *** now"),
+        ("ask jane.doe&#64;example.com now", "ask *** now"),
+        ("ask jane.doe&amp;#x40;example.com now", "ask *** now"),
+        ("ask jane.doe\uff20example.com now", "ask *** now"),
+        ("ask jane.doe @ example.com now", "ask *** now"),
+        ("ask jane.doe (at) example.com now", "ask *** now"),
+        ("account 76%34%31238", "account ***"),
+        ("token canary- 5f3e is dead", "***"),
+        ("token c a n a r y - 5 f 3 e", "***"),
+        ("token canary\u200b-5f\u20603e is dead", "token *** is dead"),
+        ("token cana\nry-5f\t3e", "***"),
+        ("line%0d%0abreak", "line break"),
+        ("error 12 of 2024, see the docs, at 10:15", "error 12 of 2024, see the docs, at 10:15"),
+        ("in 24 hours at 7 am, 100 % of 1.5 s", "in 24 hours at 7 am, 100 % of 1.5 s"),
     ],
 )
 def test_redaction_hides_what_may_be_a_secret_or_personal(text: str, shown: str) -> None:
@@ -224,6 +254,37 @@ FORMS: list[Callable[[str, str], str]] = [
         f"https://proxy/?u=https%253A%252F%252Fx%252Fpartneraccess%252F{CANARY}",
         f'"https:\\/\\/x\\/partneraccess\\/{CANARY}"',
         rf"'{{\"url\": \"https:\\/\\/x\\/partneraccess\\/{CANARY}\"}}'",
+        *(
+            f"https://x/partneraccess{slash}{CANARY}"
+            for slash in ("//", "/%2F", "&#47;", "&#x2F;", "&amp;#47;", "&sol;")
+        ),
+        *(f"https://x/partneraccess{slash}{CANARY}" for slash in ("\\u002f", "\\x2F", "%2f%2f")),
+        f"https://x/partneraccess/a/{CANARY}?b",
+        repr(["partneraccess", CANARY]),
+        repr(("/", "partneraccess", CANARY)),
+        repr((b"partneraccess", CANARY.encode())),
+        json.dumps(json.dumps(["partneraccess", CANARY])),
+        *(
+            form.format(name=name, value=value)
+            for name in ("flinks-auth-key", "Authorization")
+            for value in (f"Bearer {CANARY}", CANARY)
+            for form in (
+                "Header: {name}, Value: {value}",
+                "header={name}; value={value}",
+                "Header(name='{name}', value='{value}')",
+                "Header(name={name}, value={value})",
+                "[{{'name': '{name}', 'value': '{value}'}}, {{'name': 'accept', 'value': 'x'}}]",
+                "[{{'value': '{value}', 'name': '{name}'}}, {{'name': 'accept', 'value': 'x'}}]",
+                '{{"key": "{name}", "value": "{value}"}}',
+                '{{"value":"{value}","key":"{name}"}}',
+                '<header name="{name}" value="{value}"/>',
+                "HTTP_{name}='{value}'",
+                "map[{name}:[{value}]]",
+            )
+        ),
+        f"{{'flinksAuthKey': '{CANARY}'}}",
+        f"FLINKS_AUTH_SECRET={CANARY}",
+        f"environ({{'FLINKS_ACCESS_TOKEN': '{CANARY}'}})",
     ],
 )
 def test_a_log_filter_masks_what_other_libraries_write(line: str) -> None:
@@ -251,10 +312,16 @@ def test_a_log_filter_masks_what_other_libraries_write(line: str) -> None:
         ("GET https://x/partneraccess/", "GET https://x/partneraccess/"),
         ("flinks-auth-key Bearer s t", "flinks-auth-key ***"),
         ("flinks-auth-key s was sent", "flinks-auth-key *** was sent"),
+        ("['/', 'partneraccess', 's'] was sent", "['/', 'partneraccess', '***'] was sent"),
+        ("{'name': 'authorization', 'value': 's', 'a': 1}", "{'name': 'authorization', 'value': '***', 'a': 1}"),
+        ("{'value': 's', 'name': 'authorization'}", "{'value': '***', 'name': 'authorization'}"),
+        ("Header: flinks-auth-key, Value: s t\nb", "Header: flinks-auth-key, Value: ***\nb"),
         *(
             (text, text)
             for text in (
                 "authorization failed for the user, who tried again",
+                "auth_secret is missing: set FLINKS_AUTH_SECRET",
+                "{'name': 'accept', 'value': 's'}, {'value': 's', 'name': 'host'}",
                 "the authorization, which was asked for, came",
                 "no header 'Authorization' in ['Accept', 'Host']",
                 "FlinksClient(auth_scheme='flinks-auth-key', headers=<Accept>, app_name='a')",
@@ -289,6 +356,15 @@ def test_a_log_filter_leaves_the_rest_to_be_read(line: str, shown: str) -> None:
             "authorization: Bearer ",
             "\\'",
         ),
+        *(
+            "value='",
+            "value: \\'",
+            "value=\"s' ",
+            "value='s' name=",
+            "authorization, value",
+            "partneraccess&amp;",
+            "partneraccess', '",
+        ),
     ],
 )
 @pytest.mark.parametrize("start", ["", "authorization: ", "authorization: '", "authorization: \\'"])
@@ -311,3 +387,121 @@ def test_the_log_filter_masks_tracebacks_and_survives_broken_records() -> None:
     assert "ValueError" in stream.getvalue()
     assert "could not be formatted" in stream.getvalue()
     assert CANARY not in stream.getvalue()
+
+
+class Exploding:
+    def __repr__(self) -> str:
+        raise RuntimeError(CANARY)
+
+
+def _handled(record: logging.LogRecord, *filters: Any) -> logging.LogRecord:
+    """What a handler with a `SecretFilter` emits."""
+    emitted: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = emitted.append  # type: ignore[method-assign,assignment]
+    for one in (SecretFilter(), *filters):
+        handler.addFilter(one)
+    handler.handle(record)
+    (only,) = emitted
+    return only
+
+
+def _record(**fields: Any) -> logging.LogRecord:
+    return logging.makeLogRecord({"msg": "sent %s", "args": (f"http://h/partneraccess/{CANARY}",), **fields})
+
+
+URL_TEXT = f"http://h/partneraccess/{CANARY}"
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"exc_text": f"ValueError: {URL_TEXT}"},
+        {"stack_info": f'Stack: File "{URL_TEXT}"'},
+        {"url": URL_TEXT},
+        {"url": URL(URL_TEXT)},
+        {"parts": URL(URL_TEXT).parts},
+        {"headers": {"flinks-auth-key": f"Bearer {CANARY}"}},
+        {"headers": [("Authorization", CANARY)]},
+        {"headers": CIMultiDict({"Authorization": CANARY})},
+        {"request": {"url": {"path": f"/partneraccess/{CANARY}"}}},
+        {"body": URL_TEXT.encode()},
+        {"error": ValueError(URL_TEXT)},
+        {"authorization": CANARY},
+        {"flinks_auth_key": (CANARY,)},
+        {"broken": Exploding()},
+        {"message": f"sent {URL_TEXT}"},
+    ],
+    ids=lambda fields: next(iter(fields)),
+)
+def test_the_log_filter_masks_every_part_of_a_copy_of_the_record(fields: dict[str, Any]) -> None:
+    record = _record(count=3, **fields)
+    before = dict(vars(record))
+    emitted = _handled(record)
+    assert vars(record) == before  # the next handler gets it as it was
+    for value in vars(emitted).values():
+        assert CANARY not in str(value)
+        assert CANARY not in repr(value)
+    assert CANARY not in logging.Formatter("%(message)s %(asctime)s").format(emitted)
+    assert emitted.__dict__["count"] == 3
+    assert emitted.getMessage() == "sent http://h/partneraccess/***"
+
+
+def test_other_handlers_get_the_arguments_and_the_exception() -> None:
+    error = ValueError(URL_TEXT)
+    record = _record(exc_info=(ValueError, error, None))
+    emitted = _handled(record)
+    assert emitted.exc_text == "ValueError: http://h/partneraccess/***"
+    assert emitted.exc_info is None
+    assert record.exc_info == (ValueError, error, None)
+    assert record.exc_text is None
+    assert record.args == (URL_TEXT,)
+
+
+def test_filters_after_the_log_filter_get_the_masked_record() -> None:
+    seen: list[str] = []
+
+    def note(record: logging.LogRecord) -> bool:
+        seen.append(record.getMessage())
+        return True
+
+    class Own(SecretFilter):
+        def filter(self, record: logging.LogRecord) -> Any:
+            return super().filter(record)
+
+    assert CANARY not in _handled(_record(), note, SecretFilter(), Own(), lambda one: note(one)).getMessage()
+    assert seen == ["sent http://h/partneraccess/***"] * 2
+    handler = logging.Handler()
+    handler.emit = lambda _: seen.append("emitted")  # type: ignore[method-assign,assignment]
+    handler.addFilter(SecretFilter())
+    handler.addFilter(lambda _: False)
+    handler.handle(_record())
+    assert "emitted" not in seen
+
+
+@pytest.mark.parametrize("wrapped", ["subclass", "function"])
+def test_a_log_filter_that_another_filter_calls_masks_too(wrapped: str) -> None:
+    class Own(SecretFilter):
+        def filter(self, record: logging.LogRecord) -> Any:
+            return super().filter(record)
+
+    inner = SecretFilter()
+    stream = io.StringIO()
+    handler = logging.StreamHandler(stream)
+    handler.addFilter(Own() if wrapped == "subclass" else lambda record: inner.filter(record))
+    handler.handle(_record())
+    assert stream.getvalue() == "sent http://h/partneraccess/***\n"
+
+
+def test_a_log_filter_of_a_logger_masks_its_records() -> None:
+    stream = io.StringIO()
+    logger = logging.Logger("own")
+    logger.addHandler(logging.StreamHandler(stream))
+    logger.addFilter(SecretFilter())
+    logger.error("sent %s", URL_TEXT, extra={"url": URL_TEXT})
+    assert stream.getvalue() == "sent http://h/partneraccess/***\n"
+
+
+def test_a_secret_has_no_state_to_be_copied_from() -> None:
+    with pytest.raises(TypeError, match="refuses to be pickled"):
+        Secret(CANARY).__getstate__()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import zlib
 from collections.abc import Callable
+from io import RawIOBase
 from typing import Any, Final, Literal, Protocol
 
 from ..checks import optional_import
@@ -179,6 +180,28 @@ class _Members:
     def _fill(self) -> bool:
         self._input = self._file.read(_CHUNK)
         return bool(self._input)
+
+
+class Pieces(RawIOBase):
+    """Pieces of any size as a file, for `io.BufferedReader`.
+
+    Args:
+        read: returns the next piece; empty at the end.
+    """
+
+    def __init__(self, read: Callable[[], bytes]) -> None:
+        self._read = read
+        self._rest = b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        piece = self._rest or self._read()
+        size = min(len(piece), len(buffer))
+        buffer[:size] = piece[:size]
+        self._rest = piece[size:]
+        return size
 
 
 def zstd_library() -> Any:

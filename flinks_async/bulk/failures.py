@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from itertools import chain, islice
 from typing import Any, Final
 
-import msgspec
 from attrs import evolve
 
 from ..classify import classify_error, classify_response
@@ -28,7 +27,7 @@ from ..verdict import Envelope, Kind
 from .compression import Compression
 from .errors import UnfitAnswerError
 from .files import cannot_write
-from .records import Failure, FailureKind, Finished
+from .records import Failure, FailureKind, Finished, key_from_json
 from .rules import meets_every_token
 from .spool import Spool, SpoolLine, read_spool_line
 from .stores.answer_files import read_lines
@@ -118,7 +117,7 @@ def _failure(answer: SpoolLine, unfit: UnfitAnswerError) -> Failure:
         "final",
         type(unfit).__name__,
         unfit.message,
-        key=msgspec.json.decode(answer.key),
+        key=key_from_json(answer.key),
         status=answer.meta.status,
         attempts=answer.meta.attempts,
         instance=answer.instance,

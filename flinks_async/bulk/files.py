@@ -266,6 +266,20 @@ def cannot_read(path: Path, error: OSError) -> StoreError:
     return StoreError(f"{path} cannot be read: {error.strerror or error}")
 
 
+def size_of(path: Path) -> int | None:
+    """The size of a file; None if it does not exist. A file that may not be looked at is not missing.
+
+    Raises:
+        StoreError: it cannot be looked at.
+    """
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise cannot_read(path, error) from None
+
+
 def newer_version(where: object, version: int) -> str:
     """Error text for a file or database whose format this version does not know."""
     return f"{where} was written by a newer version of flinks-async (format {version}). Update flinks-async"
@@ -283,6 +297,54 @@ def sync_every_commit(db: sqlite3.Connection, path: Path) -> None:
         raise StoreError(f"{path}: this file system has no write-ahead log (SQLite uses {mode}). Use a local disk")
     for setting in ("synchronous = FULL", "fullfsync = ON", "checkpoint_fullfsync = ON"):
         db.execute(f"PRAGMA {setting}")
+
+
+def connect_to_look(path: Path, *, timeout: float) -> sqlite3.Connection:
+    """Connects to an SQLite database without changing its files, also after a crash or on a read-only disk.
+
+    The last ordinary connection that is closed writes a log that a crash has left into the database. Here the log stays.
+
+    Args:
+        timeout: seconds to wait for a lock.
+
+    Raises:
+        sqlite3.Error: SQLite fails.
+    """
+    in_memory = False
+    if _has_content(path, "-wal") or _has_content(path, "-journal"):
+        options = "mode=ro"
+        if sys.platform != "win32" and not _is_open_elsewhere(path):
+            # Nobody writes, so that no lock is needed; with locks, SQLite would create or rewrite the `-shm` file.
+            options, in_memory = "mode=ro&vfs=unix-none", True
+    else:
+        options = "mode=rw" if os.access(path, os.W_OK) and os.access(path.parent, os.W_OK) else "immutable=1"
+    where = f"{path.absolute().as_uri()}?{options}"
+    db = sqlite3.connect(where, uri=True, isolation_level=None, check_same_thread=False, timeout=timeout)
+    if in_memory:
+        db.execute("PRAGMA locking_mode = EXCLUSIVE")  # keeps in memory what would be in the `-shm` file
+    return db
+
+
+def _has_content(path: Path, suffix: str) -> bool:
+    try:
+        return os.path.getsize(f"{path}{suffix}") > 0
+    except OSError:
+        return False
+
+
+_LOCKS: Final = Path("/proc/locks")
+
+
+def _is_open_elsewhere(path: Path) -> bool:
+    """Whether a process, perhaps this one, has a database with a log open: it then holds a lock on the `-shm` file. True if
+    the system does not tell."""
+    try:
+        inode = os.stat(f"{path}-shm").st_ino
+        return f":{inode} " in _LOCKS.read_text()
+    except FileNotFoundError as error:
+        return str(error.filename) == str(_LOCKS)
+    except OSError:
+        return True
 
 
 def absolute_path(path: str | os.PathLike[str] | None) -> Path | None:

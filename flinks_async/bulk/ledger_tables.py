@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 from attrs import asdict, fields
 
-from .records import Commit, Failure, Shard, Written
+from .records import Commit, Failure, Shard, Written, key_from_json, to_json
 
 SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY) STRICT, WITHOUT ROWID;
@@ -57,7 +57,7 @@ def add_failures(db: sqlite3.Connection, failures: Iterable[Failure]) -> None:
     sql = f"INSERT OR REPLACE INTO failures ({', '.join(FAILURE)}) VALUES ({', '.join(f':{name}' for name in FAILURE)})"
     for failure in failures:
         row = asdict(failure)
-        row["key"] = None if failure.key is None else _encode(failure.key)
+        row["key"] = None if failure.key is None else to_json(failure.key)
         db.execute(sql, row)
 
 
@@ -90,17 +90,21 @@ def commit_of(row: Row) -> Commit:
 
 def failure_of(row: Row) -> Failure:
     values = dict(zip(FAILURE, row, strict=True))
-    return Failure(**{**values, "key": None if values["key"] is None else _decode(values["key"])})
+    return Failure(**{**values, "key": None if values["key"] is None else key_from_json(values["key"])})
 
 
 def run_of(row: Row) -> dict[str, Any]:
     id_, started, ended, state, reason, summary = row
     return {
-        "run": id_, "started": started, "ended": ended, "state": state, "reason": reason,
+        "run": id_, "started": _rounded(started), "ended": _rounded(ended), "state": state, "reason": reason,
         "summary": None if summary is None else _decode(summary),
     }  # fmt: skip
 
 
 def sample_of(row: Row) -> dict[str, Any]:
     run, at, sample = row
-    return {"run": run, "at": at, **_decode(sample)}
+    return {"run": run, "at": _rounded(at), **_decode(sample)}
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

@@ -19,7 +19,7 @@ from .directory import Manifest
 from .files import DUPLICATES, FAILED, REPORT, create, open_to_write, replaced, write_durably
 from .inputs import Scanned
 from .ledger import Ledger
-from .records import Failure
+from .records import Failure, to_json
 
 _BATCH = 1000
 
@@ -70,7 +70,7 @@ def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
 def _batches(records: Iterable[dict[str, Any]]) -> Iterator[bytes]:
     lines: list[bytes] = []
     for record in records:
-        lines.append(msgspec.json.encode(record) + b"\n")
+        lines.append(to_json(record) + b"\n")
         if len(lines) >= _BATCH:
             yield b"".join(lines)
             lines.clear()

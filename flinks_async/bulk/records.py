@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
+import msgspec
 from attrs import asdict, define, evolve, field, frozen
 
 from ..client import FlinksClient
@@ -22,6 +23,43 @@ FailureKind = Literal["invalid", "final", "exhausted"]
 
 RunState = Literal["complete", "stopped", "refused"]
 """`complete`: every token has an outcome. `stopped`: not yet, run the job again. `refused`: the AuthSecret is refused."""
+
+
+class ExactNumber(float):
+    """A number of JSON that keeps its text, because a key must not change: `1.10` is written as `1.10`, not as `1.1`."""
+
+    __slots__ = ("text",)
+    text: str
+
+    def __new__(cls, text: str) -> Self:
+        number = super().__new__(cls, text)
+        number.text = text
+        return number
+
+    def __repr__(self) -> str:
+        return self.text
+
+    def __reduce__(self) -> tuple[type[Self], tuple[str]]:
+        return type(self), (self.text,)
+
+
+def _exact(value: Any) -> msgspec.Raw:
+    if isinstance(value, ExactNumber):
+        return msgspec.Raw(value.text.encode())
+    raise NotImplementedError
+
+
+from_json: Final = msgspec.json.Decoder(float_hook=ExactNumber).decode
+"""JSON with keys of the user's: fractions become `ExactNumber`."""
+
+
+def key_from_json(text: bytes | msgspec.Raw) -> Any:
+    """A key; `-0` too is an `ExactNumber`, because a Python int has no negative zero."""
+    return ExactNumber("-0") if bytes(text) == b"-0" else from_json(text)
+
+
+to_json: Final = msgspec.json.Encoder(enc_hook=_exact).encode
+"""The JSON of values from `from_json`."""
 
 
 @frozen
@@ -271,9 +309,12 @@ class Counters:
         return whole
 
     def ended(self) -> Counters:
-        """The counters without the state of requests in flight, for a process that has ended."""
-        instances = {host: InstanceState(state.answered) for host, state in self.instances.items()}
-        return evolve(self, in_flight=0, held_back=0.0, instances=instances)
+        """The counters without requests in flight, for a process that has ended."""
+        return evolve(self, in_flight=0, held_back=0.0)
+
+    def without_troubles(self) -> Counters:
+        """The counters of a process that has ended, while others know more about the instances."""
+        return evolve(self, instances={host: InstanceState(one.answered) for host, one in self.instances.items()})
 
     def troubles(self, now: float, began: float) -> tuple[InstanceTrouble, ...]:
         """The instances that have a problem now, in a run that `began` then."""
@@ -337,7 +378,8 @@ class Progress:
         held_back: seconds for which nothing is sent, because the instance is down or asked for a pause.
         p50, p95: seconds from sending to the last byte, of the answers since the last minute began; None without any.
         rate: tokens per second, over the last 10 seconds.
-        eta: seconds until the end, at the rate of the last minute; None if that is 0.
+        eta: seconds until the end, at the rate of the last minute; None if that is 0, or if an instance has had a problem for
+            some seconds.
         seconds: since this run began.
         size: bytes of answers in this run, as they came.
         troubles: the instances that have a problem now.

@@ -18,11 +18,10 @@ from .compression import Compression, compressor
 from .errors import StoreError
 from .files import cannot_write, create, write_all
 from .inputs import NO_KEY, Token
-from .records import Failure, Shard, Written
+from .records import Failure, Shard, Written, to_json
 
 _FULL: Final = 256 * 1024
 _BOM: Final = b"\xef\xbb\xbf"
-_encode: Final = msgspec.json.encode
 
 
 class Spool:
@@ -152,8 +151,8 @@ def spool_line(token: Token, response: Response) -> bytes:
     body = response.body
     if b"\n" in body or b"\r" in body or not body.startswith(b"{"):
         body = msgspec.json.format(body.removeprefix(_BOM), indent=-1)
-    key = b"" if token.key is NO_KEY else b',"key":%b' % _encode(token.key)
-    instance = b"" if token.instance is None else b',"instance":%b' % _encode(token.instance)
+    key = b"" if token.key is NO_KEY else b',"key":%b' % to_json(token.key)
+    instance = b"" if token.instance is None else b',"instance":%b' % to_json(token.instance)
     meta = response.meta
     return b'{"line":%d%b%b,"response":%b,"meta":{"status":%d,"attempts":%d}}\n' % (
         token.line, key, instance, body, meta.status, meta.attempts,

@@ -21,6 +21,11 @@ def main() -> None:
     except KeyboardInterrupt:  # before there is a command that could handle it, since imports take a moment
         print("Interrupted.", file=sys.stderr)
         sys.exit(Exit.SIGINT)
+    finally:
+        try:
+            sys.stderr.flush()
+        except (OSError, AttributeError):  # full, or closed; Python 3.14 would try again at its end, and exit with 120
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _open_missing_streams() -> None:
@@ -67,7 +72,7 @@ class Exit(IntEnum):
 
 MEANING: Final[dict[Exit, str]] = {
     Exit.OK: "all tokens were fetched; nothing is wrong",
-    Exit.FAILED: "some tokens failed or could not be sent (see the file of failed tokens), or verify found a problem",
+    Exit.FAILED: "some tokens failed or could not be sent (see the file of failed tokens), or verify or doctor found a problem",
     Exit.USAGE: "wrong usage: an option, a missing secret, a file of tokens that cannot be used, the directory of another job",
     Exit.STOPPED: "stopped early: a limit was reached, a problem affects every token (a certificate, a redirect), or worker processes keep crashing; the same command resumes",
     Exit.REFUSED: "the AuthSecret, or the form of its header, is refused",

@@ -18,6 +18,7 @@ from ..errors import FlinksError
 from . import Exit, epilog
 from .console import OutputError, ReaderGone, UsageError, exit_code_of, log_to_stderr, report_error, say, trace
 from .demo import demo, simulate
+from .doctor import doctor
 from .fetch import fetch
 from .get import get
 from .output import Command, to_stdout
@@ -124,5 +125,5 @@ def app() -> None:
     """
 
 
-for _command in (get, fetch, status, report, verify, retry, export, purge, simulate, demo):
+for _command in (get, fetch, status, report, verify, retry, export, purge, doctor, simulate, demo):
     app.add_command(_command)

@@ -12,8 +12,11 @@ from os import environ
 from typing import Final
 
 import click
+import msgspec
 
 from ..bulk.errors import JobError, JobLockedError, LedgerError, StoreError, WorkerError
+from ..bulk.inputs.scan import NO_TOKENS
+from ..bulk.run import LASTING_TROUBLE
 from ..checks import counted
 from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidTokenError
 from ..limits.notices import is_no_notice
@@ -21,6 +24,13 @@ from ..secret import SecretFilter, redact, redact_request
 from . import Exit
 
 _debug = False
+_json_events = False
+
+
+def log_as_events() -> None:
+    """From now on, until the end of the command, log lines are JSON events."""
+    global _json_events
+    _json_events = True
 
 
 class UsageError(click.UsageError):
@@ -156,14 +166,17 @@ class _ConsoleHandler(logging.Handler):
     """Writes to the current standard error, which a progress bar may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))
+        text = self.format(record)
+        say(text if not _json_events else msgspec.json.encode({"event": "log", "text": text}).decode())
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not the error that ended a run and not an outage, because the command reports these itself. --debug shows outages."""
-    if not _debug and not is_no_notice(record):
+    """Not what the command reports itself: an outage, an input without tokens, the error that ended a run. --debug shows the
+    first two.
+    """
+    if record.name == "flinks_async.bulk" and str(record.msg).startswith("run broken off"):
         return False
-    return record.name != "flinks_async.bulk" or not str(record.msg).startswith("run broken off")
+    return _debug or (is_no_notice(record) and record.msg not in (LASTING_TROUBLE, NO_TOKENS))
 
 
 @contextmanager
@@ -179,5 +192,7 @@ def log_to_stderr() -> Iterator[None]:
     try:
         yield
     finally:
+        global _json_events
+        _json_events = False
         root.removeHandler(handler)
         package.setLevel(level)

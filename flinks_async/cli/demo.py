@@ -36,7 +36,7 @@ from .access import Clients
 from .console import OutputError, UsageError, debug_option, say
 from .display import choose_display
 from .job_run import JobRun, OnScan
-from .options import PathName, Speed, concurrency_option
+from .options import Speed, concurrency_option, path_name
 from .output import Command, to_stdout
 from .secret_input import read_secret
 from .signals import run
@@ -63,7 +63,7 @@ _SHOWN: Final = 5
     "--dir",
     "directory",
     metavar="DIR",
-    type=PathName(),
+    callback=path_name,
     help="Folder for the files, which are kept [a temporary folder].",
 )
 @debug_option
@@ -353,7 +353,10 @@ if __name__ == "__main__":
 @click.option("--latency", type=click.FloatRange(min=0), metavar="SECONDS", help="Median response time (log-normal).")
 @click.option("--auth-scheme", type=click.Choice(AUTH_SCHEMES), help="Only form of the header to accept [any].")
 @click.option(
-    "--secret-file", metavar="FILE", type=PathName(), help="File with the AuthSecret to accept, '-' for standard input."
+    "--secret-file",
+    metavar="FILE",
+    callback=path_name,
+    help="File with the AuthSecret to accept, '-' for standard input.",
 )
 @debug_option
 def simulate(

@@ -34,11 +34,11 @@ from .console import UsageError, debug_option, duration, say
 from .display import RESUME, choose_display, reporting_errors
 from .job_run import JobRun, OnScan
 from .options import (
-    PathName,
     Speed,
     Stops,
     Telling,
     layout_options,
+    path_name,
     processes_option,
     progress_options,
     speed_options,
@@ -78,13 +78,13 @@ _ROWS_SHOWN: Final = 3
 
 
 @click.command(cls=Command, help=_HELP, epilog=epilog())
-@click.argument("tokens", metavar="TOKENS", type=PathName())
-@click.option("--out", metavar="FILE", type=PathName(), help="File for the answers, '-' for standard output.")
+@click.argument("tokens", metavar="TOKENS", callback=path_name)
+@click.option("--out", metavar="FILE", callback=path_name, help="File for the answers, '-' for standard output.")
 @click.option(
     "--job",
     "directory",
     metavar="DIR",
-    type=PathName(),
+    callback=path_name,
     help="Directory of the job [FILE.job]. Without --out, it has the answers.",
 )
 @click.option(

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-import msgspec
 from attrs import define, field
 
 from ..bulk import Executor, InputError, InputFile, Job, Result, Rules
 from ..bulk.files import DUPLICATES, FAILED
 from ..bulk.inputs import STDIN
+from ..bulk.records import from_json
 from ..checks import counted
 from ..errors import FlinksError
 from . import Exit
@@ -150,7 +150,7 @@ class JobRun:
             if path.exists():
                 with path.open("rb") as lines:
                     for line in lines:
-                        self.display.row(kind, msgspec.json.decode(line))
+                        self.display.row(kind, from_json(line))
 
     def _on_scan(self, read: int, size: int) -> None:
         """Called in the thread that opens the job."""
@@ -173,5 +173,6 @@ class JobRun:
         progress = None if self._job is None else self._job.progress()
         if self._job is not None and progress is not None:
             self._job.stop(code.name)
-            waiting = f"{counted(progress.in_flight, 'request')} in flight can finish"
+            in_flight = progress.in_flight
+            waiting = f"{counted(in_flight, 'request')} in flight can finish" if in_flight else "nothing is in flight"
             self.display.note(f"Stopping: no more tokens are taken, {waiting}. A second signal stops at once.")

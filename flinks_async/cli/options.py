@@ -41,32 +41,32 @@ def failures(ctx: click.Context, param: click.Parameter, given: str | None) -> t
     return None, float(found[1]) / 100
 
 
-class PathName(click.ParamType):
-    """The name of a file or directory, or '-'. Names that cannot exist are refused. No message repeats the name, because it
-    may be a secret in the wrong place.
-
-    Args:
-        exists: there must be a file or directory with this name.
+def path_name(ctx: click.Context, param: click.Parameter, given: str | None) -> str | None:
+    """Callback of the name of a file or directory, or '-': refuses names that cannot exist. No message repeats the name,
+    because it may be a secret in the wrong place.
     """
+    return _path_name(param, given, exists=False)
 
-    name = "path"
 
-    def __init__(self, *, exists: bool = False) -> None:
-        self._exists = exists
+def existing_path(ctx: click.Context, param: click.Parameter, given: str) -> str | None:
+    """The same, and refuses a name without a file or directory."""
+    return _path_name(param, given, exists=True)
 
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        what = "The name" if param is None else param.metavar if isinstance(param, click.Argument) else param.opts[0]
-        if not value:
-            raise UsageError(f"{what} must not be empty.")
-        try:
-            os.stat(value)
-        except (FileNotFoundError, NotADirectoryError):
-            if self._exists:
-                raise UsageError(f"{what}: there is nothing with this name (the value is not shown).") from None
-        except (OSError, ValueError) as error:  # ValueError: a NUL in the name
-            reason = error.strerror if isinstance(error, OSError) else "it is not a name for a file"
-            raise UsageError(f"{what} cannot be used: {reason} (the value is not shown).") from None
-        return value
+
+def _path_name(param: click.Parameter, given: str | None, *, exists: bool) -> str | None:
+    what = param.metavar if isinstance(param, click.Argument) else param.opts[0]
+    if given == "":
+        raise UsageError(f"{what} must not be empty.")
+    try:
+        if given is not None:
+            os.stat(given)
+    except (FileNotFoundError, NotADirectoryError):
+        if exists:
+            raise UsageError(f"{what}: there is nothing with this name (the value is not shown).") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else "it is not a name for a file"
+        raise UsageError(f"{what} cannot be used: {reason} (the value is not shown).") from None
+    return given
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -300,4 +300,4 @@ layout_options = grouped(
     ),
 )
 
-directory_argument = click.argument("directory", metavar="DIR", type=PathName(exists=True))
+directory_argument = click.argument("directory", metavar="DIR", callback=existing_path)

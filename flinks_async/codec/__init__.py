@@ -3,6 +3,7 @@
 parse       bytes to plain Python, within limits; every way in which a body is not JSON, as an error
 reference   plain Python to models; defines the result of decoding
 compiled    bytes to models with the same result, by generated structs and functions
+on_access   transactions that are decoded when they are first read
 observed    the fields that answers really have, for which `compiled` generates its code
 steps       both paths in small steps
 envelope    the code, message and request id of an answer
@@ -12,10 +13,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Generator
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar, get_args
 
 from cattrs import Converter
 
+from ..errors import ConfigError
 from ..models import NO_META, Meta, PartnerAccessResponse
 from .compiled import FALLBACK_ERRORS
 from .envelope import envelope_of, read_envelope
@@ -25,7 +27,9 @@ from .steps import Decoder, Steps
 __all__ = ["DIRECT_SIZE", "Codec", "envelope_of", "read_envelope"]
 
 DIRECT_SIZE: Final = 64 * 1024
-"""A body of up to this many bytes is decoded in one step."""
+"""A body of up to this many bytes is decoded in one step, with its transactions."""
+
+Transactions = Literal["with the answer", "on access"]
 
 T = TypeVar("T")
 
@@ -33,15 +37,28 @@ T = TypeVar("T")
 class Codec:
     """Decodes answers.
 
+    Args:
+        transactions: "with the answer", or "on access": accounts, balances and holders are decoded, and an account's
+            transactions when you first read `account.transactions`. That is faster if you do not read them, and keeps the
+            steps of the event loop short. What is not JSON is still found at once. A value of a wrong type, a number out of
+            range or deep nesting inside a transaction is found when you read the transactions: as a `DecodeError` whose
+            `path` is the place in the whole answer. `==`, `to_dict()`, `to_json()` and pickling read them; `repr` only
+            counts them. An answer with fields that were not seen before, and in a client one larger than 2 MiB, is decoded with
+            its transactions.
+
     Attributes:
         converter: the cattrs converter with the hooks of the models. Before the first answer is decoded, you may register
             a structure hook for one of them; the other models stay fast. A hook may run twice for one value, so it
             should be a pure function.
+        transactions: the argument.
     """
 
-    def __init__(self, converter: Converter | None = None) -> None:
+    def __init__(self, converter: Converter | None = None, *, transactions: Transactions = "with the answer") -> None:
+        if transactions not in get_args(Transactions):
+            raise ConfigError(f"Codec: transactions must be one of {', '.join(map(repr, get_args(Transactions)))}")
         self.converter = Converter() if converter is None else converter
-        self._decoder = Decoder(self.converter)
+        self.transactions: Transactions = transactions
+        self._decoder = Decoder(self.converter, on_access=transactions == "on access")
 
     def decode(self, body: bytes, meta: Meta = NO_META) -> PartnerAccessResponse:
         """The answer in a body.
@@ -65,7 +82,7 @@ class Codec:
 
     def decode_steps(self, body: bytes, meta: Meta = NO_META) -> Steps:
         """`decode` as a generator of small steps, which returns the answer."""
-        if len(body) <= DIRECT_SIZE:
+        if len(body) <= (COUNTED_SIZE if self._decoder.on_access else DIRECT_SIZE):
             answer = self._decoder.compiled(body, meta)
         else:
             answer = yield from self._decoder.compiled_steps(body, meta)
@@ -91,12 +108,12 @@ class Codec:
         body = b""  # a cancellation passes this frame, which must not hold the data
         async with lock:
             while True:
+                await asyncio.sleep(0)  # first, so that answers of a single step do not follow each other in one turn
                 try:
                     next(steps)
                 except StopIteration as finished:
                     answer: PartnerAccessResponse = finished.value
                     break
-                await asyncio.sleep(0)
         return answer
 
 

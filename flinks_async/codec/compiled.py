@@ -22,7 +22,7 @@ import datetime as dt
 import re
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal, DecimalException
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from types import CodeType
 from typing import Any, Final
 
@@ -45,6 +45,7 @@ from ..models import (
 )
 from ..schema import AMOUNT, SCHEMA, Field, FieldKind
 from . import reference
+from .on_access import OnAccessAccount, ReadArray, pending_or_none
 from .parse import CONTAINERS, PARSE_ERRORS, check_limits, decode_any, decode_unknown
 
 MAX_UNKNOWN_KEYS: Final = 16
@@ -167,11 +168,16 @@ def _fall_back(value: object) -> Any:
 
 
 class Compiler:
-    """Generates code for the hooks of a converter and the fields observed so far."""
+    """Generates code for the hooks of a converter and the fields observed so far.
 
-    def __init__(self, converter: Converter, observed: ObservedFields) -> None:
+    Args:
+        read_later: decodes an array of transactions when it is first read; None if they are decoded with the answer.
+    """
+
+    def __init__(self, converter: Converter, observed: ObservedFields, read_later: ReadArray | None = None) -> None:
         self._converter = converter
         self._observed = observed
+        self._read_later = read_later
         self._compiled: dict[tuple[type[Model], RawClasses], CompiledClass] = {}
 
     def compiled(self, cls: type[Model], raw_classes: RawClasses = NO_RAW_CLASSES) -> CompiledClass:
@@ -213,6 +219,8 @@ class Compiler:
             *(["o.meta = meta"] if cls is PartnerAccessResponse else []),
             freeze("Final", cls, "o"),
         ]
+        if any(member.convert == "read_later(v)" for member in members):
+            names["Final"] = OnAccessAccount
         argument = "meta" if cls is PartnerAccessResponse else ""
         build, build_list = compile_builders(cls.__name__, body, names, argument)
         return CompiledClass(_struct(cls, members, unknown, Raw if raw_classes else Any), build, build_list)
@@ -226,6 +234,14 @@ class Compiler:
     def _type(self, field: Field, bit: int, raw_classes: RawClasses, names: dict[str, Any]) -> tuple[Any, str]:
         """The type of a struct's member, and the expression that converts its value `v`."""
         cls = Timestamp if field.kind is FieldKind.TIMESTAMP else field.model
+        if (
+            cls is Transaction
+            and self._read_later is not None
+            and not raw_classes
+            and mutable_class(Account)[1] is None
+        ):
+            names["read_later"] = partial(pending_or_none, self._read_later)
+            return Raw, "read_later(v)"
         if cls in raw_classes and field.kind is FieldKind.ARRAY:
             return list[Raw] | None, "v"
         if cls is None or (cls is Timestamp and reference.has_default_hook(self._converter, cls)):
@@ -320,7 +336,7 @@ def _read(member: Member, width: int) -> Iterator[str]:
         return
     yield f"v = s.f{member.bit}"
     if member.type is Raw:
-        yield "if v is not UNSET: v = decode_any(v)"
+        yield f"if v is not UNSET: v = {convert if convert == 'read_later(v)' else 'decode_any(v)'}"
     if field.kind in (FieldKind.AMOUNT, FieldKind.INTEGER):
         yield f"if v is not None and type(v) is not {'Decimal' if field.kind is FieldKind.AMOUNT else 'int'}:"
         if optional:
@@ -334,7 +350,8 @@ def _read(member: Member, width: int) -> Iterator[str]:
         if optional:
             yield f"if v is UNSET: {unset}"
         yield f"{'elif' if optional else 'if'} v is None: {null}"
-        yield f"else: v = {convert}"
+        if convert != "read_later(v)":
+            yield f"else: v = {convert}"
     yield f"o.{field.name} = v"
 
 

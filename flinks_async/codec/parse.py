@@ -7,6 +7,7 @@ from codecs import BOM_UTF8
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from decimal import MAX_EMAX, MAX_PREC, MIN_EMIN, Context, DecimalException
+from itertools import accumulate
 from typing import Any, Final
 
 import msgspec
@@ -244,8 +245,22 @@ def json_error(body: bytes, error: Exception) -> DecodeError:
         return JSONLimitError("the body has a number that is out of range")
     if _has_constant(body):
         return JSONLimitError("the body has NaN or Infinity where JSON has a number")
+    if _is_deep(text):
+        return JSONLimitError("the body is JSON that is nested too deeply")
     # The message of msgspec is left out, because it differs when a body is read in pieces.
     return NotJSONError("the body is not JSON, or was cut short")
+
+
+_TEXT_OR_BRACKET: Final = re.compile(rb'"(?:[^"\\]|\\.)*"?|[][{}]', re.DOTALL)
+_LEVELS: Final = {b"[": 1, b"{": 1, b"]": -1, b"}": -1}
+
+
+def _is_deep(text: bytes) -> bool:
+    """Whether the beginning of a body has more than `MAX_DEPTH` levels. Since Python 3.14, 100,000 levels need not raise a
+    RecursionError.
+    """
+    changes = (_LEVELS.get(found[0], 0) for found in _TEXT_OR_BRACKET.finditer(text))
+    return any(level > MAX_DEPTH for level in accumulate(changes))
 
 
 def _has_constant(body: bytes) -> bool:

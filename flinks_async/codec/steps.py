@@ -18,6 +18,7 @@ from ..models import Account, AccountsDetail, Link, Meta, Model, PartnerAccessRe
 from ..schema import SCHEMA
 from . import reference
 from .compiled import FALLBACK_ERRORS, NO_RAW_CLASSES, Compiler, Fallback, ObservedFields, RawClasses
+from .on_access import whole_on_access
 from .parse import (
     PARSE_ERRORS,
     PIECE_SIZE,
@@ -98,9 +99,11 @@ class Decoder:
 
     Attributes:
         whole: the compiled path for a whole body: bytes to structs, and (structs, meta) to an answer.
+        on_access: whether transactions are decoded when they are first read, if the compiled path knows the answer's fields.
     """
 
-    def __init__(self, converter: Converter) -> None:
+    def __init__(self, converter: Converter, on_access: bool = False) -> None:
+        self.on_access = on_access
         self._converter = converter
         self._observed = ObservedFields()
         self._compiled: _CompiledPath | None = (
@@ -169,6 +172,10 @@ class Decoder:
             compiled = self._compiled = _CompiledPath(self._converter, self._observed)
             try:
                 self.whole = compiled.pair(PartnerAccessResponse)
+                if self.on_access:
+                    compiler = Compiler(self._converter, self._observed, self._read_transactions)
+                    whole = compiler.compiled(PartnerAccessResponse)
+                    self.whole = whole_on_access(whole.decoder(), whole.build)
             except Fallback:
                 self.whole = (_not_compiled, _not_compiled)
         return compiled
@@ -244,6 +251,23 @@ class Decoder:
             yield
             result += reference.read_items(values[start : start + OBJECTS_PER_STEP], read)
         return tuple(result)
+
+    def _read_transactions(self, array: bytes, place: str) -> tuple[Any, ...]:
+        failure: DecodeError
+        try:
+            try:
+                decode, build = self._pair(Transaction, many=True)
+                built: tuple[Any, ...] = build(decode(array))
+                return built
+            except FALLBACK_ERRORS:
+                return tuple(reference.read_items(decode_any(array), reference.reader(self._converter, Transaction)))
+        except reference.StructureError as error:
+            error.prepend(place)
+            failure = error.final()
+        except PARSE_ERRORS as error:
+            failure = json_error(array, error)
+        array = b""  # the frame must not hold data
+        raise failure
 
     # --- the reference path ---
 

@@ -13,7 +13,14 @@ from ..classify import classify_error, classify_response, outcome_line
 from ..clock import Clock
 from ..codec import DIRECT_SIZE, Codec, envelope_of, read_envelope
 from ..config import Retry, Timeouts
-from ..errors import AttemptTimeoutError, ConnectTimeoutError, DeadlineExceededError, DecodeError, FlinksError
+from ..errors import (
+    AttemptTimeoutError,
+    ConnectTimeoutError,
+    DeadlineExceededError,
+    DecodeError,
+    FlinksError,
+    ShortageError,
+)
 from ..messages import Call, Handler, Request, Response, Transport
 from ..models import Meta, PartnerAccessResponse
 from ..observe import AttemptFinished, AttemptStarted, Observer, emit
@@ -121,11 +128,13 @@ class Attempt:
     def _record_failure(self, request: Request, error: BaseException, sent: float, now: float, probe: bool) -> None:
         call = request.call
         governor = call.local.governor
-        if (isinstance(error, ConnectTimeoutError) and now - sent > self._connect_is_late) or (
-            not isinstance(error, FlinksError) and call.scope is not None and call.scope.late
+        if (
+            isinstance(error, ShortageError)
+            or (isinstance(error, ConnectTimeoutError) and now - sent > self._connect_is_late)
+            or (not isinstance(error, FlinksError) and call.scope is not None and call.scope.late)
         ):
             call.blocked = True
-        if call.blocked:  # our own process was too slow: this says nothing of the server
+        if call.blocked:  # our own process is the cause: this says nothing of the server
             governor.abandon(probe=probe)
         elif isinstance(error, FlinksError):
             call.down = governor.record(

@@ -10,6 +10,7 @@ import asyncio
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import aiohttp
 from aiohttp.connector import Connection
@@ -32,15 +33,16 @@ from ..errors import (
     ProxyError,
     ReadError,
     ResponseTooLargeError,
+    ShortageError,
     StaleConnectionError,
     TransportError,
 )
 from ..messages import Request, Response
 from ..runtime.cancel_scope import mark_retrieved
 from ..secret import Secret, plain
-from .fast_path import SUPPORTED, Template, exchange, session_is_untouched
+from .fast_path import SUPPORTED, Template, exchange, is_untouched, session_is_untouched
 from .inflate import Inflater
-from .session import SessionManager, Wire, wire_of_attempt
+from .session import SessionManager, Wire, shortage, wire_of_attempt
 
 
 class _ConnectionBroken(Exception):
@@ -154,7 +156,9 @@ class AiohttpTransport:
         return Response(answer.status, answer.headers, body)
 
     async def _send_by_session(self, session: aiohttp.ClientSession, prepared: _Prepared, request: Request) -> Response:
-        response = await session.get(
+        # A test may have replaced either method.
+        get = session.get if is_untouched(aiohttp.ClientSession.request) else partial(session.request, "GET")
+        response = await get(
             prepared.base.with_path(prepared.path + encode_token(request.token).reveal(), encoded=True),
             headers=_with_extra(prepared.headers, request),
             allow_redirects=False,
@@ -233,6 +237,8 @@ class AiohttpTransport:
         """Our error for one of aiohttp's. Their texts are not used, because they contain URLs and text of the server."""
         if isinstance(error, _ConnectionBroken):
             return self._broken(error.error, host, wire)
+        if reason := shortage(error):
+            return ShortageError(f"no connection to {host}, because of a shortage: {reason}")
         match error:
             case aiohttp.ClientProxyConnectionError():
                 return ProxyError(f"the proxy on the way to {host} cannot be reached{_reason(error)}")

@@ -6,8 +6,8 @@ DNS, TLS and the HTTP parser are still aiohttp's.
 
 The fast path uses names that aiohttp does not document (`TCPConnector.connect`, `ResponseHandler.set_response_params` and
 `.read`). `SUPPORTED` says whether the installed aiohttp has them as expected; if not, a test fails and requests go through
-`ClientSession`. So do borrowed sessions, proxies, requests with headers of their own, and sessions whose `_request` was
-replaced, as aioresponses does.
+`ClientSession`. So do borrowed sessions, proxies, requests with headers of their own, and all requests while a mock such as
+aioresponses replaces methods of `ClientSession`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ from __future__ import annotations
 import inspect
 import time
 from contextlib import suppress
+from types import FunctionType
 from typing import Any, Final
 
 import aiohttp
+import aiohttp.client
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection
 from aiohttp.streams import StreamReader
@@ -41,12 +43,21 @@ def _is_supported() -> bool:
 
 SUPPORTED: Final = _is_supported()
 
-_REQUEST: Final = aiohttp.ClientSession._request
+_AIOHTTP: Final = vars(aiohttp.client)
+
+
+def is_untouched(method: object) -> bool:
+    """Whether a method of `ClientSession` is aiohttp's own.
+
+    A mock may copy its name and module, and may be in place when this module is imported, so neither tells.
+    """
+    return type(method) is FunctionType and method.__globals__ is _AIOHTTP
 
 
 def session_is_untouched() -> bool:
-    """Whether `ClientSession._request` is aiohttp's own and not a mock's."""
-    return aiohttp.ClientSession._request is _REQUEST
+    """Whether requests of a `ClientSession` would be sent by aiohttp's own functions."""
+    cls = aiohttp.ClientSession
+    return is_untouched(cls._request) and is_untouched(cls.get) and is_untouched(cls.request)
 
 
 @define(eq=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import errno
+import logging
 import os
 import select
 import socket
@@ -28,9 +29,10 @@ from aiohttp.connector import Connection as PooledConnection
 from aiohttp.tracing import Trace
 from attrs import define, frozen
 
+from ..checks import shown
 from ..config import Connection
 from ..endpoint import Endpoint
-from ..errors import ClientClosedError, ConfigError, ConnectError, FlinksError
+from ..errors import ClientClosedError, ConfigError, FlinksError, ShortageError
 from ..runtime.loop_state import PerLoop
 from ..secret import Secret
 
@@ -148,16 +150,23 @@ class SessionManager:
 
     A borrowed session is used as it is and never closed. Requests through it follow no redirects, run no aiohttp client
     middlewares, and are not counted in `ConnectionStats`. Its cookies, default headers, trace configs and proxy settings
-    apply. A trace config sees the URL, and with it the access token.
+    apply. Trace configs see tokens and secrets; a warning names them. Sessions of our own have none, not even those that
+    tracing tools add to every new session.
     """
 
     def __init__(self, connection: Connection, borrowed: aiohttp.ClientSession | None = None) -> None:
         if borrowed is not None and not isinstance(borrowed, aiohttp.ClientSession):
             raise ConfigError(f"session must be an aiohttp.ClientSession, not {type(borrowed).__name__}")
+        if borrowed is not None:
+            _warn_of_onlookers(borrowed)
         for name in ("ca_file", "client_cert", "client_key"):
             path = getattr(connection, name)
             if path is not None and not os.path.isfile(path):
-                raise ConfigError(f"Connection.{name}: there is no file {os.fspath(path)!r}")
+                text = str(os.fspath(path))
+                looks_like_path = "\n" not in text and (os.sep in text or "." in text)  # otherwise perhaps a key
+                raise ConfigError(
+                    f"Connection.{name}: there is no file {repr(text) if looks_like_path else shown(text)}"
+                )
         self._connection = connection
         self._borrowed = borrowed
         self._sessions: PerLoop[_LoopSession] = PerLoop()
@@ -223,13 +232,16 @@ class SessionManager:
             ttl_dns_cache=int(settings.dns_cache),
             socket_factory=self._make_socket,
         )
-        return aiohttp.ClientSession(
+        session = aiohttp.ClientSession(
             connector=connector,
             cookie_jar=aiohttp.DummyCookieJar(),
             trust_env=False,
             raise_for_status=False,
             auto_decompress=False,
         )
+        session.trace_configs.clear()  # OpenTelemetry, Sentry and others add theirs to each new session
+        _warn_of_onlookers(session)
+        return session
 
     def _make_socket(self, address: tuple[Any, ...]) -> socket.socket:
         family, kind, protocol, _, _ = address
@@ -247,13 +259,13 @@ class SessionManager:
 
         Raises:
             ConfigError: a certificate file cannot be used.
-            ConnectError: the process is short of file descriptors, threads or memory; the next call tries again.
+            ShortageError: of file descriptors, threads or memory; the next call tries again.
         """
         if self._tls is None:
             future = self._tls_future()
             await asyncio.wait((future,))  # a waiter may be cancelled while others wait
             if future.cancelled():
-                raise _shortage("the event loop's executor was shut down")
+                raise _no_certificates("the event loop's executor was shut down")
             made = future.result()
             if isinstance(made, FlinksError):
                 raise copy.copy(made)  # each waiter gets its own
@@ -268,7 +280,7 @@ class SessionManager:
             try:
                 future = self._tls_futures[loop] = loop.run_in_executor(None, _make_tls, self._connection)
             except RuntimeError as error:  # no thread can be started, or the executor was shut down
-                problem = _shortage(str(error))
+                problem = _no_certificates(str(error))
             else:
                 future.add_done_callback(lambda _: self._tls_futures.pop(loop, None))
                 return future
@@ -315,6 +327,33 @@ class SessionManager:
         self.in_use = 0
 
 
+_log = logging.getLogger("flinks_async")
+
+_reported: set[str] = set()
+
+
+def _warn_of_onlookers(session: aiohttp.ClientSession) -> None:
+    """Logs once which other packages see the requests of a session: its trace configs, and wrappers of its methods."""
+    watching = {
+        handler.__module__
+        for trace in session.trace_configs
+        for name in dir(trace)
+        if name.startswith("on_")
+        for handler in getattr(trace, name)
+    }
+    for method in (aiohttp.ClientSession._request, aiohttp.ClientSession.get, aiohttp.ClientSession.request):
+        if hasattr(method, "__wrapped__"):  # it passes requests on, unlike a mock
+            wrapper = getattr(method, "_self_wrapper", method)  # of wrapt
+            watching.add(getattr(wrapper, "__globals__", {}).get("__name__", type(method).__module__))
+    if new := sorted(watching - _reported):
+        _reported.update(new)
+        _log.warning(
+            "the aiohttp session is watched by %s, which sees access tokens (in URLs), the AuthSecret (in a header) and "
+            "answers, and may add headers to requests; make sure that it records and sends none of them",
+            ", ".join(new),
+        )
+
+
 async def _close(sessions: _LoopSession) -> None:
     for session in (sessions.pooled, sessions.fresh):
         if session is not None:
@@ -339,8 +378,42 @@ if hasattr(os, "register_at_fork"):
 _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN})
 
 
-def _shortage(reason: str) -> ConnectError:
-    return ConnectError(f"the certificates for TLS could not be loaded, because of a shortage: {reason}")
+def shortage(error: BaseException) -> str | None:
+    """The shortage that is the reason of an error, in words; None if there is none."""
+    inner = getattr(error, "os_error", error)
+    if isinstance(inner, MemoryError):
+        return os.strerror(errno.ENOMEM)
+    if isinstance(inner, RuntimeError) and "start new thread" in str(inner):
+        return "no thread can be started"
+    if not isinstance(inner, OSError) or isinstance(inner, ssl.SSLError):  # whose numbers are OpenSSL's own
+        return None
+    number = inner.errno
+    if isinstance(inner, socket.gaierror):  # without a descriptor, a name cannot be looked up, and seems unknown
+        number = _opening_a_file()
+    if number is None or number not in _SHORTAGES:
+        return None
+    return os.strerror(number) + (f"; this process may open {_open_files()}" if number == errno.EMFILE else "")
+
+
+def _opening_a_file() -> int | None:
+    """The error number of opening a file now; None if it can be opened."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def _open_files() -> str:
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return "no more files"
+    return f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,} files at once (ulimit -n)"
+
+
+def _no_certificates(reason: str) -> ShortageError:
+    return ShortageError(f"the certificates for TLS could not be loaded, because of a shortage: {reason}")
 
 
 def _make_tls(connection: Connection) -> ssl.SSLContext | FlinksError:
@@ -353,11 +426,9 @@ def _make_tls(connection: Connection) -> ssl.SSLContext | FlinksError:
         if connection.client_cert is not None:
             # Without `password`, OpenSSL would ask on the terminal for the password of an encrypted key.
             context.load_cert_chain(connection.client_cert, connection.client_key, password=lambda: "")
-    except MemoryError:
-        return _shortage(os.strerror(errno.ENOMEM))
-    except (OSError, ssl.SSLError) as error:
-        if error.errno in _SHORTAGES and not isinstance(error, ssl.SSLError):  # whose numbers are OpenSSL's own
-            return _shortage(os.strerror(error.errno))
+    except (OSError, MemoryError) as error:
+        if reason := shortage(error):
+            return _no_certificates(reason)
         return ConfigError(
             f"Connection: ca_file, client_cert or client_key is not a readable PEM file ({type(error).__name__})"
         )
@@ -372,9 +443,9 @@ def _check_trust_store(context: ssl.SSLContext) -> None:
     try:
         context.load_verify_locations(file)
     except OSError as error:
-        if isinstance(error, ssl.SSLError) or error.errno not in _SHORTAGES:
-            return  # an unreadable file of the system: the server's certificate will be refused, which says why
-        raise
+        if shortage(error):
+            raise
+        # an unreadable file of the system: the server's certificate will be refused, which says why
 
 
 def _parse_proxy(url: Secret) -> Proxy:

@@ -98,6 +98,42 @@ class Server:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
+    def database(self, name: str, encoding: str) -> str:
+        """Creates a database; how the owner gets in."""
+        self.sql(f"CREATE DATABASE {name} ENCODING '{encoding}' LOCALE 'C' TEMPLATE template0")
+        return self.conninfo.replace("dbname=postgres", f"dbname={name}")
+
+    @contextmanager
+    def pooler(self, mode: str, connections: int) -> Iterator[str]:
+        """Runs PgBouncer before the server; how the owner gets in through it.
+
+        Raises:
+            Missing: it is not installed.
+        """
+        program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin")
+        if program is None:
+            raise Missing("pgbouncer is not on the PATH (Debian: apt-get install pgbouncer)")
+        folder = self.folder / "pooler"
+        folder.mkdir()
+        (folder / "users").write_text(f'"{OWNER}" ""\n')
+        (folder / "ini").write_text(
+            f"[databases]\n* = host={self.folder}\n[pgbouncer]\nunix_socket_dir = {folder}\nlisten_port = 6432\n"
+            f"auth_type = trust\nauth_file = {folder}/users\npool_mode = {mode}\ndefault_pool_size = {connections}\n"
+        )
+        if self._user:
+            for path in (folder, *folder.iterdir()):
+                shutil.chown(path, self._user)
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen([program, folder / "ini"], stdout=log, stderr=log, **self._as_user())
+        conninfo = f"host={folder} port=6432 dbname=postgres user={OWNER}"
+        try:
+            self._wait(process, conninfo, folder / "log")
+            yield conninfo
+        finally:
+            process.terminate()
+            process.wait(30)
+            shutil.rmtree(folder)
+
     def start(self) -> None:
         """Starts the server and waits until it answers."""
         settings = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
@@ -106,7 +142,7 @@ class Server:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, **self._as_user()
             )
-        self._wait()
+        self._wait(self._process, self.conninfo, self.folder / "log")
 
     def crash(self) -> None:
         """Ends the server at once; the next start is a recovery."""
@@ -121,21 +157,20 @@ class Server:
             process.send_signal(number)
             process.wait(30)
 
-    def _wait(self) -> None:
+    def _wait(self, process: subprocess.Popen[bytes], conninfo: str, log: Path) -> None:
         import psycopg
 
         last = ""
         for _ in range(600):
-            assert self._process is not None
-            if self._process.poll() is not None:
+            if process.poll() is not None:
                 break
             try:
-                psycopg.connect(self.conninfo).close()
+                psycopg.connect(conninfo).close()
                 return
             except psycopg.OperationalError as error:
                 last = str(error)
             time.sleep(0.05)
-        raise RuntimeError(f"PostgreSQL did not start: {last}\n{(self.folder / 'log').read_text()}")
+        raise RuntimeError(f"{process.args} did not start: {last}\n{log.read_text()}")
 
     def _call(self, command: list[Any]) -> None:
         done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, check=False, **self._as_user())

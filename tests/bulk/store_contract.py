@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal
@@ -22,6 +24,7 @@ from flinks_async.bulk.errors import StoreError, StoreMissingError
 from flinks_async.bulk.records import Commit, Failure, Shard
 from flinks_async.bulk.spool import Spool
 from flinks_async.bulk.stores import Place, Problem, Store, from_description
+from flinks_async.errors import ConfigError
 from flinks_async.testing.data import expected_body
 
 JOB = "0123456789abcdef" * 2
@@ -89,6 +92,12 @@ def tmp_path(tmp_path: Path) -> Iterator[Path]:
         return
     with TemporaryDirectory(dir=MEMORY) as folder:
         yield Path(folder)
+
+
+ODD_NAMES = (
+    "a?b", "a#b", "a%41b", "a;b", "a'b", 'a"b', "a\nb", "-a", "a*[b]", " a ", "é😀", "a\\b", "~a", "$HOME", ":memory:",
+    "file:a?mode=memory", "a\udcffb", "{a}", "a&b=c", "..a", "\u202eab",
+)  # fmt: skip
 
 
 class Crash(BaseException):
@@ -178,6 +187,34 @@ class Bench:
 
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Makes a folder a read-only disk, where the system lets us."""
+    try:
+        subprocess.run(["mount", "--bind", folder, folder], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("only root can mount a folder")
+    try:
+        subprocess.run(["mount", "-o", "remount,ro,bind", folder], check=True, capture_output=True)
+        yield
+    finally:
+        subprocess.run(["umount", folder], check=True)
+
+
+@contextmanager
+def as_somebody_else(folder: Path) -> Iterator[None]:
+    """Takes all rights at a folder away, from root too."""
+    folder.chmod(0)
+    user = os.geteuid()
+    try:
+        if user == 0:
+            os.seteuid(65534)
+        yield
+    finally:
+        os.seteuid(user)
+        folder.chmod(0o700)
 
 
 class StoreContract:
@@ -358,6 +395,88 @@ class StoreContract:
         assert bench.problems() == []
         bench.store.close()
         assert snapshot(bench.folder) == before
+
+    def copy(self, folder: Path, to: Path) -> None:
+        """Copies a job with its output, while the store is open: as a crash leaves it."""
+        shutil.copytree(folder, to)
+        for path in folder.parent.glob(f"{folder.name}?*"):  # an output of the user's choice
+            shutil.copy2(path, to.with_name(path.name.replace(folder.name, to.name)))
+
+    @pytest.fixture
+    def crashed(self, bench: Bench, tmp_path: Path) -> Iterator[Bench]:
+        """A job that a crash has ended."""
+        bench.start().put_missing(0, 2)
+        folder = tmp_path / "crashed"
+        self.copy(bench.folder, folder)
+        bench.store.close()
+        crashed = Bench(folder, lambda: self.make(folder))
+        crashed.commits = bench.commits
+        yield crashed
+        crashed.store.close()
+
+    def test_a_look_after_a_crash_changes_nothing(self, crashed: Bench) -> None:
+        before = snapshot(crashed.folder.parent)
+        assert crashed.problems() == []
+        assert crashed.missing() == []
+        crashed.store.close()
+        assert snapshot(crashed.folder.parent) == before
+        crashed.start().put_missing(1)
+        assert self.read(crashed) == expected(0, 1)
+
+    @pytest.mark.parametrize("state", ["crashed", "closed"])
+    def test_a_look_at_a_read_only_disk(self, bench: Bench, request: pytest.FixtureRequest, state: str) -> None:
+        if state == "crashed":
+            bench = request.getfixturevalue("crashed")
+        else:
+            bench.start().put_missing(0, 2)
+            bench.store.close()
+        with read_only(bench.folder.parent):
+            assert bench.problems() == []
+            assert bench.missing() == []
+            bench.store.close()
+
+    def test_purge_after_a_look_at_what_a_crash_has_left(self, crashed: Bench) -> None:
+        assert crashed.missing() == []
+        assert crashed.store.purge()
+        crashed.store.close()
+        assert not [name for name in snapshot(crashed.folder) if not name.startswith("spools")]
+
+    def test_a_folder_that_may_not_be_read_is_not_missing(self, bench: Bench) -> None:
+        if not self.os_calls:
+            pytest.skip("its output is not in files")
+        bench.start().put_missing(0)
+        bench.store.close()
+        for folder in (bench.folder, bench.place.parts):
+            if folder.exists():
+                with as_somebody_else(folder):
+                    try:
+                        found = [problem.what for problem in bench.problems()]
+                        bench.store.close()
+                        assert bench.missing() == []
+                    except StoreError as error:
+                        assert not isinstance(error, StoreMissingError)  # noqa: PT017
+                        found = [error.message]
+                assert found
+                assert all("Permission denied" in text for text in found), found
+
+    def refuses(self, name: str) -> bool:
+        """Whether the store refuses a path with this name in it, with a reason."""
+        return False
+
+    def test_odd_names(self, tmp_path: Path) -> None:
+        for name in ODD_NAMES:
+            folder = tmp_path / name
+            bench = Bench(folder, lambda folder=folder: self.make(folder))  # type: ignore[misc]
+            if self.refuses(name):
+                with pytest.raises(ConfigError, match="path must be"):
+                    bench.start()
+                continue
+            bench.start().put_missing(0)
+            readable = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_mode & 0o77]
+            assert [path for path in readable if "spools" not in path.parts] == [], ascii(name)
+            assert bench.problems() == [], ascii(name)
+            bench.store.purge()
+            bench.store.close()
 
     def test_answers_that_are_gone_are_missed(self, bench: Bench) -> None:
         bench.start().put_missing(0, 1, 2)

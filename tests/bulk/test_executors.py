@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from flinks_async import Adaptive, ConfigError, FlinksClient, Limits, ShareQuota, config
+from flinks_async import Adaptive, Codec, ConfigError, FlinksClient, Limits, ShareQuota, config
 from flinks_async.bulk.executors.processes import SharedRate, rules_for, settings_for, share
 from flinks_async.bulk.executors.worker_messages import Secrets, describe, from_line, make, to_line
 from flinks_async.bulk.executors.worker_process import ending, environment_without
@@ -137,6 +137,7 @@ async def test_a_client_is_made_again_as_it_was() -> None:
         app_name="acme-lending/2.1",
         headers={"X-Team": "risk"},
         coalesce=True,
+        codec=Codec(transactions="on access"),
     ) as client:
         description, secrets = describe(client)
         sent = pickle.dumps(description)
@@ -148,6 +149,7 @@ async def test_a_client_is_made_again_as_it_was() -> None:
         assert again.settings.connection == client.settings.connection
         for name in ("instance", "auth_scheme", "auth_secret", "app_name", "headers", "coalesce", "hedge"):
             assert getattr(again.options, name) == getattr(client.options, name), name
+        assert again.options.codec.transactions == "on access"
         assert again.settings.retry == client.settings.retry
         assert again.host == client.host
         await again.close()

@@ -99,8 +99,11 @@ class Desk:
 
     @property
     def failed(self) -> dict[int, dict[str, Any]]:
-        lines = (self.directory / "failed.jsonl").read_text().splitlines()
-        return {record["line"]: record for record in map(json.loads, lines)}
+        return {record["line"]: record for record in map(json.loads, self.failed_lines)}
+
+    @property
+    def failed_lines(self) -> list[str]:
+        return (self.directory / "failed.jsonl").read_text().splitlines()
 
 
 @pytest.fixture
@@ -125,6 +128,25 @@ def test_a_job_from_beginning_to_end(desk: Desk) -> None:
     log = (desk.directory / "job.log").read_text()
     assert "run begins: 25 tokens in 3 shards" in log
     assert "run over: complete" in log
+
+
+KEYS = (
+    "1.10", "1e2", "-0", "-0.0", "1E400", "0.1000000000000000055511151231257827", "123456789012345678901234567890",
+    "-9223372036854775809", "true", "null", '"1.10"', '[1.10,{"a":1e5}]', '{"b":-2.50}',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("status", [200, 401])
+def test_keys_of_jsonl_come_back_as_they_were_written(desk: Desk, status: int) -> None:
+    desk.path = desk.path.with_suffix(".jsonl")
+    desk.path.write_text("".join(f'{{"token":"t-{n}","user":{key}}}\n' for n, key in enumerate(KEYS)))
+    desk.transport.default = OK if status == 200 else InMemoryTransport().default
+    with Job.start(desk.directory, desk.source(), JSONLParts(), ORIGIN, shard_size=10) as job:
+        desk.run(job)
+    lines = [line.decode() for line in export(desk.directory)] if status == 200 else desk.failed_lines
+    found = [line.partition('"key":')[2] for line in lines]
+    wrong = [text for text, key in zip(found, KEYS, strict=True) if not text.startswith(f"{key},")]
+    assert wrong == ([] if status == 200 else [""]), "failed.jsonl leaves null out"
 
 
 def test_two_jobs_in_one_process_have_their_own_logs(desk: Desk, tmp_path: Path) -> None:

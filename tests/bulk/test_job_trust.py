@@ -453,7 +453,7 @@ class TestAnEditedJob:
         before = sorted(desk.directory.glob("parts/**/*"))
         uses: list[Callable[[], object]] = [lambda: verify(desk.directory), lambda: Job.resume(desk.directory)]
         for use in uses:
-            with pytest.raises(LedgerError, match="names files that are not of this job"):
+            with pytest.raises(LedgerError, match=r"names the file .*, which is not of this job"):
                 use()
         assert sorted(desk.directory.glob("parts/**/*")) == before
 

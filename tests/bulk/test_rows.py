@@ -13,8 +13,7 @@ from flinks_async.bulk.inputs.rows import (
     NO_KEY,
     TOO_LONG,
     Line,
-    LineOffsets,
-    LineSplitter,
+    Lines,
     Row,
     RowParser,
     SkippedLine,
@@ -24,17 +23,20 @@ from flinks_async.bulk.inputs.rows import (
 )
 from flinks_async.secret import Secret
 
-
-def split(*chunks: bytes) -> list[Line]:
-    splitter = LineSplitter()
-    return [line for chunk in (*chunks, b"") for line in splitter.feed(chunk).lines]
+from ..support import traced
 
 
-def rows_of(parser: RowParser, text: str | bytes) -> list[Row]:
-    data = text.encode() if isinstance(text, str) else text
-    splitter = LineSplitter()
-    rows = [row for chunk in (data, b"") for row in parser.feed(splitter.feed(chunk).lines)]
-    return [*rows, *parser.finish()]
+def lines_of(*pieces: bytes, position: int = 0, max_line: int = MAX_LINE) -> Lines:
+    left = iter(pieces)
+    return Lines(lambda: next(left, b""), position, max_line)
+
+
+def split(*pieces: bytes) -> list[Line]:
+    return list(lines_of(*pieces))
+
+
+def rows_of(parser: RowParser, text: str | bytes, first: int = 1) -> list[Row]:
+    return list(parser.rows(lines_of(text.encode() if isinstance(text, str) else text), first))
 
 
 def plain(rows: list[Row]) -> list[tuple[object, ...]]:
@@ -60,11 +62,9 @@ class TestLines:
         assert split(*(data[i : i + size] for i in range(0, len(data), size))) == split(data)
 
     def test_a_huge_line_is_reported_without_being_held(self) -> None:
-        splitter = LineSplitter()
-        for _ in range(64):
-            assert splitter.feed(b"x" * MAX_LINE).lines == []
-            assert len(splitter._rest) <= MAX_LINE
-        assert splitter.feed(b"x\nnext\n").lines == [TOO_LONG, "next"]
+        with traced() as memory:
+            assert split(*[b"x" * MAX_LINE] * 64, b"x\nnext\n") == [TOO_LONG, "next"]
+        assert memory.peak < 8 * MAX_LINE
 
     def test_a_huge_last_line_is_reported_too(self) -> None:
         assert split(b"x" * (MAX_LINE + 1)) == [TOO_LONG]
@@ -79,20 +79,19 @@ class TestLines:
     @pytest.mark.parametrize("size", [1, 4, 100])
     def test_sizes_and_offsets_are_those_of_the_bytes(self, size: int) -> None:
         data = b"a\r\n\n\xc3\xa9\n" + b"x" * 20 + b"\nlast"
-        splitter, offsets, found = LineSplitter(max_line=10), LineOffsets(3), list[int]()
-        for chunk in (*(data[i : i + size] for i in range(0, len(data), size)), b""):
-            batch = splitter.feed(chunk)
-            offsets.add(batch.sizes)
-            found += [offsets.of(len(found) + number) for number in range(1, len(batch.lines) + 1)]
-            offsets.keep(0)
-        assert found == list(accumulate((3, 1, 3, 21), initial=3))
+        lines = lines_of(*(data[i : i + size] for i in range(0, len(data), size)), position=3, max_line=10)
+        assert list(lines) == ["a", "", "é", TOO_LONG, "last"]
+        assert list(lines.starts) == list(accumulate((3, 1, 3, 21), initial=3))
+        assert (lines.count, lines.position) == (5, len(data) + 3)
 
-    def test_offsets_of_lines_that_are_held_are_kept(self) -> None:
-        offsets = LineOffsets(0)
-        offsets.add([5, 6, 7])
-        offsets.keep(2)
-        offsets.add([8])
-        assert [offsets.of(line) for line in (2, 3, 4)] == [5, 11, 18]
+    @pytest.mark.parametrize("size", [1, 4, 100])
+    def test_lines_that_are_skipped(self, size: int) -> None:
+        data = b"one\ntwo\ntree\nfour\n"
+        lines = lines_of(*(data[i : i + size] for i in range(0, len(data), size)))
+        assert next(iter(lines)) == "one"
+        lines.skip_to(8)
+        assert list(lines) == ["tree", "four"]
+        assert lines.position == len(data)
 
 
 class TestText:
@@ -311,5 +310,5 @@ class TestInTheMiddle:
         lines = text.splitlines(keepends=True)
         for place, row in enumerate(rows):
             if isinstance(row, Token):
-                again = rows_of(parser.at(row.line), "".join(lines[row.line - 1 :]))
+                again = rows_of(parser, "".join(lines[row.line - 1 :]), row.line)
                 assert again == rows[place:]

@@ -34,6 +34,9 @@ class TestDuckDB(DatabaseContract):
     def make(self, folder: Path) -> Store:
         return DuckDBStore()
 
+    def refuses(self, name: str) -> bool:
+        return not {"?", "\\", "\udcff"}.isdisjoint(name)
+
     def shared(self, folder: Path) -> Store:
         return DuckDBStore(folder / "answers.duckdb")
 

@@ -204,4 +204,4 @@ def test_files_are_the_owners_alone(bench: Bench) -> None:
 
 def test_purge_says_how_many_files(bench: Bench) -> None:
     bench.start().put_missing(0, 1)
-    assert bench.store.purge() == [f"2 files in {bench.place.parts / table.name}" for table in TABLES]
+    assert bench.store.purge() == [f"2 files of answers in {bench.place.parts / table.name}" for table in TABLES]

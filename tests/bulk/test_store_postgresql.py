@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,13 @@ import pytest
 
 psycopg = pytest.importorskip("psycopg")
 
-from flinks_async.bulk.errors import StoreError  # noqa: E402
-from flinks_async.bulk.stores import Store, from_description  # noqa: E402
+from flinks_async.bulk.errors import StoreError, StoreMissingError, UnfitAnswerError  # noqa: E402
+from flinks_async.bulk.stores import Problem, Store, from_description  # noqa: E402
 from flinks_async.bulk.stores.postgresql import PostgreSQLStore  # noqa: E402
 from flinks_async.errors import ConfigError  # noqa: E402
 
 from .database_contract import DatabaseContract, body  # noqa: E402
-from .postgresql_server import GUARDED, Server  # noqa: E402
+from .postgresql_server import GUARDED, Missing, Server  # noqa: E402
 from .store_contract import Bench, at_points, expected  # noqa: E402
 
 PASSWORD = "canary-hunter2"
@@ -36,9 +38,13 @@ class TestPostgreSQL(DatabaseContract):
     def make(self, folder: Path) -> Store:
         if folder not in self.schemas:
             self.schemas[folder] = self.server.new_schema()
-        return PostgreSQLStore(self.server.conninfo, self.schemas[folder])
+        return PostgreSQLStore(self.server.conninfo, self.schemas[folder], retry_for=1)
 
     shared = make
+
+    def copy(self, folder: Path, to: Path) -> None:
+        super().copy(folder, to)
+        self.schemas[to] = self.schemas[folder]
 
     def query(self, folder: Path, sql: str) -> list[dict[str, Any]]:
         with psycopg.connect(self.server.conninfo, row_factory=psycopg.rows.dict_row) as db:
@@ -178,11 +184,215 @@ class TestPostgreSQL(DatabaseContract):
         name = self.schemas[bench.folder]
         assert self.server.sql(f"SELECT 1 FROM pg_namespace WHERE nspname = '{name}'") == []
 
-    def test_a_user_who_may_not_write(self, bench: Bench) -> None:
-        self.server.sql("CREATE ROLE reader LOGIN")
-        conninfo = self.server.conninfo.replace("owner", "reader")
+    def test_a_user_who_may_not_write(self, bench: Bench, reader: str) -> None:
         with pytest.raises(StoreError, match=r"permission denied .*\(InsufficientPrivilege, 42501\)"):
-            PostgreSQLStore(conninfo, self.server.new_schema()).open(bench.place)
+            PostgreSQLStore(reader, self.server.new_schema()).open(bench.place)
+
+    def store(self, conninfo: str, bench: Bench) -> PostgreSQLStore:
+        """The same tables, for another user or by another way."""
+        return PostgreSQLStore(conninfo, self.schemas[bench.folder])
+
+    @pytest.fixture
+    def reader(self) -> str:
+        """A user without any grant."""
+        self.server.sql("DROP ROLE IF EXISTS reader")
+        self.server.sql("CREATE ROLE reader LOGIN")
+        return self.server.conninfo.replace("owner", "reader")
+
+    def test_a_schema_that_the_user_may_not_use_is_not_missing(self, bench: Bench, reader: str) -> None:
+        bench.start().put_missing(0)
+        store = self.store(reader, bench)
+        for existing in (True, False):
+            with pytest.raises(StoreError, match="permission denied for schema") as raised:
+                store.open(bench.place, existing=existing)
+            assert not isinstance(raised.value, StoreMissingError)
+
+    @pytest.mark.parametrize("table", ["flinks_meta", "flinks_jobs", "flinks_shards", "fetches", "holders"])
+    def test_a_table_that_the_user_may_not_read_is_not_missing(self, bench: Bench, reader: str, table: str) -> None:
+        bench.start().put_missing(0)
+        schema = self.schemas[bench.folder]
+        self.server.sql(f"GRANT USAGE ON SCHEMA {schema} TO reader")
+        self.server.sql(f"GRANT SELECT, DELETE ON ALL TABLES IN SCHEMA {schema} TO reader")
+        self.server.sql(f"REVOKE SELECT ON {schema}.{table} FROM reader")
+        try:
+            found = self._everything_of(self.store(reader, bench), bench)
+        finally:
+            self.server.sql("DROP OWNED BY reader")
+        assert all(f"permission denied for table {table}" in text for text in found)
+        assert found
+        assert bench.problems() == []
+
+    def test_rows_that_a_policy_hides_are_not_missing(self, bench: Bench, reader: str) -> None:
+        bench.start().put_missing(0)
+        schema = self.schemas[bench.folder]
+        self.server.sql(f"GRANT ALL ON SCHEMA {schema} TO reader")
+        self.server.sql(f"GRANT ALL ON ALL TABLES IN SCHEMA {schema} TO reader")
+        self.server.sql(f"ALTER TABLE {schema}.flinks_shards ENABLE ROW LEVEL SECURITY")
+        try:
+            found = self._everything_of(self.store(reader, bench), bench)
+        finally:
+            self.server.sql("DROP OWNED BY reader")
+        assert found
+        assert all("row-level security" in text for text in found)
+
+    def _everything_of(self, store: PostgreSQLStore, bench: Bench) -> list[str]:
+        """What `verify` and `purge` say."""
+        commits = list(bench.commits.values())
+        found = []
+        for look in (store.verify, store.missing, lambda _: store.purge()):
+            try:
+                store.open(bench.place, existing=True)
+                found += [problem.what for problem in look(commits) if isinstance(problem, Problem)]
+            except StoreError as error:
+                assert not isinstance(error, StoreMissingError)  # noqa: PT017
+                found.append(error.message)
+            finally:
+                store.close()
+        return found
+
+    @pytest.mark.parametrize("mode", ["transaction", "session"])
+    def test_a_pooler_may_give_each_transaction_another_session(self, bench: Bench, mode: str) -> None:
+        self.server.sql("ALTER ROLE owner SET DateStyle = 'German'")
+        connections = 1 if mode == "transaction" else 3
+        try:
+            with self.pooler(mode, connections) as conninfo, psycopg.connect(conninfo, autocommit=True) as other:
+                bench._make = lambda: PostgreSQLStore(conninfo, self.schemas[bench.folder])
+                before = [self._seen_by(other)]
+                other.execute("CREATE TABLE IF NOT EXISTS mine (x int)")
+                bench.start()
+                for shard in range(4):
+                    bench.put(shard)
+                    assert self._seen_by(other) == before[0]
+                assert bench.problems() == []
+                assert self.read(bench) == expected(0, 1, 3)
+                assert self._seen_by(other) == before[0]
+                assert other.execute("SELECT tablename FROM pg_tables WHERE schemaname = 'public'").fetchall() == [
+                    ("mine",)
+                ]
+                other.execute("DROP TABLE mine")
+                bench.store.close()
+        finally:
+            self.server.sql("ALTER ROLE owner RESET ALL")
+
+    @contextmanager
+    def pooler(self, mode: str, connections: int) -> Iterator[str]:
+        try:
+            with self.server.pooler(mode, connections) as conninfo:
+                yield conninfo
+        except Missing as missing:
+            pytest.skip(str(missing))
+
+    def _seen_by(self, other: Any) -> list[Any]:
+        names = ("search_path", "TimeZone", "DateStyle", "row_security", "synchronous_commit")
+        temporary = "SELECT count(*) FROM pg_class WHERE relpersistence = 't'"
+        return [other.execute(sql).fetchall() for sql in (*(f"SHOW {name}" for name in names), temporary)]
+
+    def test_a_pooler_that_allows_no_transactions_is_named(self, bench: Bench) -> None:
+        with self.pooler("statement", 2) as conninfo:
+            store = PostgreSQLStore(conninfo, self.server.new_schema(), retry_for=0.1)
+            with pytest.raises(StoreError, match="transaction blocks not allowed in statement pooling mode"):
+                store.open(bench.place)
+
+    @pytest.mark.parametrize("state", ["40001", "40P01", "55P03", "57014", "57P01", "57P03", "53300", "08006"])
+    def test_what_may_pass_is_repeated(self, bench: Bench, state: str) -> None:
+        bench.start()
+        self._raise_at_first(bench, state)
+        bench.put_missing(0)
+        assert bench.problems() == []
+        assert self.read(bench) == expected(0)
+
+    @pytest.mark.parametrize("state", ["42501", "23514", "53100"])
+    def test_what_does_not_pass_is_not_repeated(self, bench: Bench, state: str) -> None:
+        bench.start()
+        self._raise_at_first(bench, state)
+        with pytest.raises(StoreError, match=state):
+            bench.put(0)
+
+    def _raise_at_first(self, bench: Bench, state: str) -> None:
+        """Lets the first commit mark fail."""
+        schema = self.schemas[bench.folder]
+        self.server.sql(f"CREATE SEQUENCE {schema}.n")  # a rollback does not reset it
+        self.server.sql(
+            f"CREATE FUNCTION {schema}.fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN "
+            f"IF nextval('{schema}.n') = 1 THEN RAISE EXCEPTION 'once' USING ERRCODE = '{state}'; END IF; RETURN NEW; END $$"
+        )
+        self.server.sql(
+            f"CREATE TRIGGER fail BEFORE INSERT ON {schema}.flinks_shards FOR EACH ROW EXECUTE FUNCTION {schema}.fail()"
+        )
+
+    def test_a_lock_of_somebody_else_is_waited_for(self, bench: Bench) -> None:
+        bench.start()
+        self.server.sql("ALTER ROLE owner SET lock_timeout = '50ms'")
+        bench.start()
+        notices: list[logging.LogRecord] = []
+        try:
+            with psycopg.connect(self.server.conninfo) as other:
+                other.execute(f"LOCK TABLE {self.schemas[bench.folder]}.fetches")
+
+                def let_go(notice: logging.LogRecord) -> bool:
+                    notices.append(notice)
+                    other.commit()
+                    return True
+
+                logger = logging.getLogger("flinks_async.bulk")
+                logger.addFilter(let_go)
+                try:
+                    bench.put(0)
+                finally:
+                    logger.removeFilter(let_go)
+        finally:
+            self.server.sql("ALTER ROLE owner RESET ALL")
+        (notice,) = notices
+        assert notice.getMessage() == (
+            "writing shard 0 failed and is repeated: PostgreSQL: canceling statement due to lock timeout "
+            "(LockNotAvailable, 55P03)"
+        )
+        assert bench.problems() == []
+
+    def test_a_server_that_restarts_while_a_shard_is_written(self, bench: Bench) -> None:
+        bench._make = lambda: PostgreSQLStore(self.server.conninfo, self.schemas[bench.folder])
+        bench.start().put_missing(0)
+        with ThreadPoolExecutor(1) as thread:
+            restarts: list[Any] = []
+
+            def restart(name: str) -> None:
+                if name == "rows written" and not restarts:
+                    self.server.crash()
+                    restarts.append(thread.submit(self.server.start))
+
+            with at_points(restart):
+                bench.put(1)
+            restarts[0].result()
+        assert self.read(bench) == expected(0, 1)
+        assert bench.problems() == []
+
+    def test_a_text_without_a_form_in_the_database_fails_alone(self, bench: Bench) -> None:
+        conninfo = self.server.database("latin", "LATIN1")
+        try:
+            bench._make = lambda: PostgreSQLStore(conninfo, "flinks")
+            bench.start()
+            answers = {line: body(Description=f"Café {line}") for line in range(1, 40)}
+            answers[17] = body(Description="Caf\u00e9", New=[1, "\U0001f600"])
+            place = r"line 17 of the input, GetAccountsDetail\[0\]\.Accounts\[0\]\.Transactions\[0\]"
+            with pytest.raises(UnfitAnswerError, match=rf"{place}.*type jsonb in a database .*LATIN1") as raised:
+                bench.put(0, answers)
+            assert raised.value.line == 17
+            assert raised.value.__context__ is None
+            del answers[17]
+            bench.put(0, answers)
+            assert bench.problems() == []
+            bench.store.close()
+        finally:
+            self.server.sql("DROP DATABASE latin")
+
+    def test_a_value_that_the_server_refuses_fails_alone(self, bench: Bench) -> None:
+        bench.start()
+        self.query(bench.folder, "ALTER TABLE transactions ALTER debit TYPE numeric(5, 2)")
+        with pytest.raises(UnfitAnswerError, match=r"line 2 of the input, .*Debit: the value does not fit") as raised:
+            bench.put(0, {1: body(), 2: body(Debit=123456), 3: body()})
+        assert raised.value.line == 2
+        bench.put(0, {1: body(), 3: body()})
+        assert bench.problems() == []
 
 
 def decoded(text: str | bytes) -> Any:

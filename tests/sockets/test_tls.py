@@ -17,7 +17,7 @@ import pytest
 from flinks_async import CertificateError, Connection, Failed, FlinksClient, Retry, TransportError
 from tests.raw_server import RawConnection, RawServer, ReadHead
 
-from .support import HEALTHY, OK, Authority, assert_clean, client_for
+from .support import HEALTHY, OK, Authority, assert_clean, client_for, turns
 
 
 def https(server: RawServer, host: str = "localhost") -> str:
@@ -211,6 +211,7 @@ async def test_a_shortage_of_file_descriptors_is_transient(
             connection = trusting(authority, client_cert=certificate, client_key=key)
         async with client_for(https(server), connection=connection, retry=Retry(attempts=1)) as client:
             await asyncio.get_running_loop().run_in_executor(None, int)  # a thread that is there already
+            await turns()  # the server waits for connections
             before = resource.getrlimit(resource.RLIMIT_NOFILE)
             with open(os.devnull) as last:
                 resource.setrlimit(resource.RLIMIT_NOFILE, (last.fileno() + 1, before[1]))

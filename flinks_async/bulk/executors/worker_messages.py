@@ -20,7 +20,7 @@ from attrs import evolve, field, fields, frozen
 from ...client import FlinksClient
 from ...client_options import ClientOptions
 from ...clock import SystemClock
-from ...codec import Codec
+from ...codec import Codec, Transactions
 from ...config import RateLimiter, Settings
 from ...errors import ConfigError
 from ...secret import Secret
@@ -42,10 +42,12 @@ class Description:
     Attributes:
         arguments: of `FlinksClient`; headers may hold another secret.
         settings: of the client, without the proxy.
+        transactions: of the codec.
     """
 
     arguments: dict[str, Any] = field(repr=False)
     settings: Settings
+    transactions: Transactions
 
 
 @frozen
@@ -114,7 +116,7 @@ def describe(client: FlinksClient) -> tuple[Description, Secrets]:
     names = [attribute.name for attribute in fields(ClientOptions) if attribute.name not in _NOT_SENT]
     arguments = {name: revealed[name] if name in revealed else getattr(options, name) for name in names}
     sent = evolve(settings, connection=evolve(settings.connection, proxy=None))
-    return Description(arguments, sent), Secrets(secret, proxy)
+    return Description(arguments, sent, options.codec.transactions), Secrets(secret, proxy)
 
 
 def make(description: Description, secrets: Secrets, rate: RateLimiter | None) -> FlinksClient:
@@ -127,6 +129,7 @@ def make(description: Description, secrets: Secrets, rate: RateLimiter | None) -
     return FlinksClient(
         **description.arguments,
         auth_secret=secrets.auth_secret,
+        codec=Codec(transactions=description.transactions),
         settings=evolve(
             settings,
             limits=evolve(settings.limits, rate=None, burst=None, rate_limiter=rate),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import codecs
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from io import BytesIO, TextIOWrapper
 from typing import Any, Final, Literal
 
@@ -14,6 +14,7 @@ from attrs import evolve, frozen
 
 from ...secret import Secret
 from ..errors import InputError
+from ..records import from_json, key_from_json
 from .detection import delimiter_of, first_lines, refuse_other_than_csv, refuse_other_than_jsonl, refuse_other_than_text
 from .rows import (
     NO_KEY,
@@ -40,6 +41,8 @@ _SUFFIXES: Final[dict[str, Format]] = {
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+
+_fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 _MAX_LINES_OF_A_ROW: Final = 100
 _MAX_ROW: Final = 1024 * 1024
@@ -167,6 +170,10 @@ class _Header:
     instance: int | None
 
 
+_Begun = list[tuple[int, str]]
+"""The lines of a row whose quoted field has not ended yet, with their numbers."""
+
+
 class CSVParser:
     """CSV with a header row. Quoted fields may hold line breaks; a quote that never ends costs one line, not the file."""
 
@@ -184,93 +191,76 @@ class CSVParser:
         self._key_column = key_column
         self._delimiter = delimiter
         self._instance_column = instance_column
-        self._next = 1
-        self._open: list[tuple[int, str]] = []  # lines of a row whose quoted field has not ended yet
         self._header: _Header | None = None
 
     @property
     def ready(self) -> bool:
         return self._header is not None
 
-    @property
-    def held(self) -> int:
-        return len(self._open)
-
-    def feed(self, lines: Sequence[Line]) -> Iterator[Row]:
-        first = self._next
-        self._next += len(lines)
+    def rows(self, lines: Iterable[Line], first: int = 1) -> Iterator[Row]:
+        begun: _Begun = []
         for number, line in enumerate(lines, first):
             if isinstance(line, BadLine):
-                yield from self._give_up_all()
+                yield from self._give_up_all(begun)
                 if not self.ready:
                     raise InputError(f"The header row of the CSV file (line {number}) cannot be read: {line.message}.")
                 yield SkippedLine(number, "invalid", line.message)
-            elif self._open or '"' in line:
-                yield from self._add(number, line)
+            elif begun or '"' in line:
+                yield from self._add(begun, number, line)
             else:
                 yield self._simple(number, line)
-
-    def finish(self) -> Iterator[Row]:
-        yield from self._give_up_all()
+        yield from self._give_up_all(begun)
         if not self.ready:
             raise InputError("The CSV file is empty: it has no header row.")
-
-    def at(self, line: int) -> CSVParser:
-        parser = CSVParser(
-            self._column, self._key_column, self._delimiter, self._instance_column, has_header=self._has_header
-        )
-        parser._header = self._header
-        parser._next = line
-        return parser
 
     def _simple(self, number: int, text: str) -> Row:
         """A row on one line, without quotes."""
         return self._row(number, text.split(self._delimiter)) if text.strip(" \t") else SkippedLine(number, "blank")
 
-    def _add(self, number: int, text: str) -> Iterator[Row]:
-        if not self._open and '"' not in text:
+    def _add(self, begun: _Begun, number: int, text: str) -> Iterator[Row]:
+        if not begun and '"' not in text:
             yield self._simple(number, text)
             return
-        self._open.append((number, text))
+        begun.append((number, text))
         try:
-            fields = self._parse() if '"' in text else None
+            fields = self._parse(begun) if '"' in text else None
         except csv.Error:  # a field that exceeds the limit of the csv module
-            yield from self._give_up()
+            yield from self._give_up(begun)
             return
         if fields is not None:
-            numbers = [number for number, _ in self._open]
-            self._open.clear()
+            numbers = [number for number, _ in begun]
+            begun.clear()
             yield self._row(numbers[0], fields)
             for continued in numbers[1:]:
                 yield SkippedLine(continued, "continued")
-        elif len(self._open) >= _MAX_LINES_OF_A_ROW or sum(len(part) for _, part in self._open) > _MAX_ROW:
-            yield from self._give_up()
+        elif len(begun) >= _MAX_LINES_OF_A_ROW or sum(len(part) for _, part in begun) > _MAX_ROW:
+            yield from self._give_up(begun)
 
-    def _parse(self) -> list[str] | None:
-        """The fields of the open lines; None if their last field has not ended."""
+    def _parse(self, begun: _Begun) -> list[str] | None:
+        """The fields of a row; None if its last field has not ended."""
         ended = True
 
         def lines() -> Iterator[str]:
             nonlocal ended
-            yield from (text + "\n" for _, text in self._open)
+            yield from (text + "\n" for _, text in begun)
             ended = False  # the reader asks for another line
 
         fields = next(csv.reader(lines(), delimiter=self._delimiter), [])
         return fields if ended else None
 
-    def _give_up_all(self) -> Iterator[Row]:
-        while self._open:  # each turn leaves fewer lines
-            yield from self._give_up()
+    def _give_up_all(self, begun: _Begun) -> Iterator[Row]:
+        while begun:  # each turn leaves fewer lines
+            yield from self._give_up(begun)
 
-    def _give_up(self) -> Iterator[Row]:
-        """The first open line has a quote that does not end: report it, and read the other lines again."""
-        (first, _), *others = self._open
-        self._open.clear()
+    def _give_up(self, begun: _Begun) -> Iterator[Row]:
+        """The first line has a quote that does not end: report it, and read the other lines again."""
+        (first, _), *others = begun
+        begun.clear()
         if not self.ready:
             raise InputError(f"The header row of the CSV file (line {first}) has a quote that does not end.")
         yield SkippedLine(first, "invalid", "the row has a quote that does not end, or a field that is too long")
         for number, text in others:
-            yield from self._add(number, text)
+            yield from self._add(begun, number, text)
 
     def _row(self, number: int, fields: list[str]) -> Row:
         header = self._header
@@ -309,50 +299,38 @@ class JSONLParser:
     Without columns, a line that is just a JSON string is a token, too.
     """
 
-    held = 0
-
     def __init__(self, column: str | None, key_column: str | None = None, instance_column: str | None = None) -> None:
         self._column = column
         self._key_column = key_column
         self._instance_column = instance_column
-        self._next = 1
         self.ready = False
 
-    def feed(self, lines: Sequence[Line]) -> Iterator[Row]:
-        first = self._next
-        self._next += len(lines)
+    def rows(self, lines: Iterable[Line], first: int = 1) -> Iterator[Row]:
         for number, line in enumerate(lines, first):
             yield self._row(number, line)
-
-    def finish(self) -> Iterator[Row]:
-        return iter(())
-
-    def at(self, line: int) -> JSONLParser:
-        parser = JSONLParser(self._column, self._key_column, self._instance_column)
-        parser.ready = self.ready
-        parser._next = line
-        return parser
 
     def _row(self, number: int, line: Line) -> Row:
         if isinstance(line, BadLine):
             return SkippedLine(number, "invalid", line.message)
         try:
-            value = msgspec.json.decode(line)
+            value = from_json(line)
         except (msgspec.DecodeError, RecursionError):
             if not line.strip(" \t"):
                 return SkippedLine(number, "blank")
             return SkippedLine(number, "invalid", "the line is not valid JSON")
         if isinstance(value, dict):
-            return self._from_object(number, value)
+            return self._from_object(number, line, value)
         if isinstance(value, str) and self._column is self._key_column is self._instance_column is None:
             self.ready = True
             return Token(number, Secret(value))
         return SkippedLine(number, "invalid", "the line is not a JSON object")
 
-    def _from_object(self, number: int, value: dict[str, Any]) -> Row:
+    def _from_object(self, number: int, line: str, value: dict[str, Any]) -> Row:
         if not self.ready:
             self._choose(list(value))
         key = NO_KEY if self._key_column is None else value.get(self._key_column)
+        if key == 0 and "-0" in line and self._key_column is not None:
+            key = key_from_json(_fields(line)[self._key_column])
         if self._column not in value:
             return SkippedLine(number, "invalid", "the object lacks the field of the token", key=key)
         token = value[self._column]

@@ -1,23 +1,30 @@
-"""Lines and rows of a token file: bytes are split into lines with a limit, and a line becomes a token or a skipped line.
+"""Lines and rows of a token file: lines are pulled with a limit, and become tokens or skipped lines.
 
 The parser of plain text is here; CSV and JSONL are in `formats`. `check` decides whether a row can be sent.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from io import BufferedReader
 from typing import Any, Final, Literal, Protocol
 
+import msgspec
 from attrs import field, frozen
 
 from ...endpoint import INSTANCE_NAME, check_token
 from ...errors import InvalidTokenError
 from ...secret import Secret
+from ..compression import Pieces
 from ..errors import InputError
 from .detection import is_plain, is_usual_name, looks_like_data, problem_of_text
 
 MAX_LINE: Final = 1024 * 1024
+
+_BUFFER: Final = 64 * 1024
+
+_LF: Final = 10
 
 
 @frozen
@@ -35,110 +42,51 @@ Line = str | BadLine
 """One line, without its end."""
 
 
-@frozen
-class LineBatch:
-    """Successive lines.
-
-    Attributes:
-        lines: the lines.
-        sizes: the bytes of each, including its end.
-    """
-
-    lines: list[Line]
-    sizes: list[int]
-
-
-class LineSplitter:
-    """Cuts chunks of bytes into lines. A line ends with LF or CR LF; the last one may end with the file."""
-
-    def __init__(self, max_line: int = MAX_LINE) -> None:
-        self._max_line = max_line
-        self._rest = bytearray()  # the beginning of an incomplete line
-        self._dropped = 0  # its bytes that were dropped, because it is too long
-
-    def feed(self, chunk: bytes) -> LineBatch:
-        """The lines that end in this chunk. An empty chunk is the end of the file."""
-        end = chunk.rfind(b"\n") + 1
-        if not chunk:
-            batch = self._last()
-        elif end:
-            batch = self._ended(chunk, end)
-        else:
-            self._keep(chunk)
-            return LineBatch([], [])
-        self._rest.clear()
-        self._dropped = 0
-        self._keep(chunk[end:])
-        return batch
-
-    def _keep(self, piece: bytes) -> None:
-        self._rest += piece
-        if self._dropped or len(self._rest) > self._max_line:
-            self._dropped += len(self._rest)
-            self._rest.clear()
-
-    def _ended(self, chunk: bytes, end: int) -> LineBatch:
-        first = chunk.index(b"\n")
-        if not self._dropped and len(self._rest) + first <= self._max_line:
-            return self._split(bytes(self._rest) + chunk[:end])
-        batch = self._split(chunk[first + 1 : end])
-        size = self._dropped + len(self._rest) + first + 1
-        return LineBatch([TOO_LONG, *batch.lines], [size, *batch.sizes])
-
-    def _split(self, block: bytes) -> LineBatch:
-        """Whole lines, split at once: much faster than one by one."""
-        raw = block.split(b"\n")
-        raw.pop()  # after the last line end
-        lines: list[Line]
-        if len(block) > self._max_line or not block.isascii():
-            lines = [self._decoded(line) for line in raw]
-        else:
-            texts = block.decode("ascii").split("\n")
-            texts.pop()
-            lines = [text.removesuffix("\r") for text in texts] if b"\r" in block else [*texts]
-        return LineBatch(lines, [len(line) + 1 for line in raw])
-
-    def _decoded(self, line: bytes) -> Line:
-        if len(line) > self._max_line:
-            return TOO_LONG
-        try:
-            return line.decode("utf-8").removesuffix("\r")
-        except UnicodeDecodeError:
-            return NOT_UTF8
-
-    def _last(self) -> LineBatch:
-        if self._dropped:
-            return LineBatch([TOO_LONG], [self._dropped])
-        return LineBatch([self._decoded(bytes(self._rest))], [len(self._rest)]) if self._rest else LineBatch([], [])
-
-
-class LineOffsets:
-    """Offsets of the latest lines.
+class Lines:
+    """The lines of a file, pulled one by one. A line ends with LF or CR LF; the last one may end with the file.
 
     Args:
+        read: returns the next piece of the file; empty at its end. Its errors pass.
         position: bytes before the first line.
+        max_line: most bytes of a line. A longer one is dropped piece by piece.
+
+    Attributes:
+        count: the number of lines that were pulled.
+        position: bytes before the next line.
+        starts: bytes before each line. Who pulls the lines removes what is no longer needed.
     """
 
-    def __init__(self, position: int) -> None:
-        self._end = position
-        self._first = 1
-        self._starts: list[int] = []
+    def __init__(self, read: Callable[[], bytes], position: int = 0, max_line: int = MAX_LINE) -> None:
+        self._file = BufferedReader(Pieces(read), _BUFFER)
+        self._max_line = max_line
+        self.count = 0
+        self.position = position
+        self.starts: deque[int] = deque()
 
-    def add(self, sizes: Sequence[int]) -> None:
-        """Adds lines by their sizes."""
-        starts = list(accumulate(sizes, initial=self._end))
-        self._end = starts.pop()
-        self._starts += starts
+    def __iter__(self) -> Iterator[Line]:
+        readline, most, started = self._file.readline, self._max_line + 1, self.starts.append
+        while raw := readline(most):
+            start = self.position
+            line: Line
+            if raw[-1] == _LF or len(raw) < most:
+                try:
+                    line = raw.decode().removesuffix("\n").removesuffix("\r")
+                except UnicodeDecodeError:
+                    line = NOT_UTF8
+            else:
+                line = TOO_LONG
+                while raw and raw[-1] != _LF:
+                    self.position += len(raw)
+                    raw = readline(most)
+            self.position += len(raw)
+            self.count += 1
+            started(start)
+            yield line
 
-    def of(self, line: int) -> int:
-        """Bytes before a line."""
-        return self._starts[line - self._first]
-
-    def keep(self, count: int) -> None:
-        """Drops all but the last lines."""
-        forgotten = len(self._starts) - count
-        self._first += forgotten
-        del self._starts[:forgotten]
+    def skip_to(self, position: int) -> None:
+        """Skips lines. The position is that of a later line."""
+        while self.position < position and (piece := self._file.read(min(position - self.position, _BUFFER))):
+            self.position += len(piece)
 
 
 SkipReason = Literal["blank", "duplicate", "header", "continued", "invalid"]
@@ -146,8 +94,7 @@ SkipReason = Literal["blank", "duplicate", "header", "continued", "invalid"]
 NO_KEY: Final = object()
 
 
-@frozen
-class Token:
+class Token(msgspec.Struct, frozen=True):  # made for each line: an attrs class takes four times as long
     """A line that names a token.
 
     Attributes:
@@ -188,36 +135,22 @@ Row = Token | SkippedLine
 
 
 class RowParser(Protocol):
-    """Turns lines into rows, in order. Every line that is fed is returned exactly once, as a row or as `continued`."""
+    """Turns lines into rows. When it knows the columns, it may begin with the first line of any row, again and again."""
 
     @property
     def ready(self) -> bool:
         """Whether the columns are known, so that only single lines can still be wrong."""
         ...
 
-    @property
-    def held(self) -> int:
-        """How many of the lines that were fed have not been returned yet."""
-        ...
+    def rows(self, lines: Iterable[Line], first: int = 1) -> Iterator[Row]:
+        """The rows, in order. Every line is returned exactly once, as a row or as `continued`.
 
-    def feed(self, lines: Sequence[Line]) -> Iterator[Row]:
-        """The rows that end in these lines, which follow those fed before.
+        Args:
+            first: number of the first line.
 
         Raises:
-            InputError: the header row cannot be read, or lacks a column.
+            InputError: the header row is missing, cannot be read, or lacks a column.
         """
-        ...
-
-    def finish(self) -> Iterator[Row]:
-        """The remaining rows, at the end of the file.
-
-        Raises:
-            InputError: the file has no header row.
-        """
-        ...
-
-    def at(self, line: int) -> RowParser:
-        """A parser with the same columns that begins with this line, which must be the first line of a row."""
         ...
 
 
@@ -225,14 +158,8 @@ class TextParser:
     """One token a line. Spaces and tabs around it are not part of it; what `problem_of_text` rejects is invalid."""
 
     ready = True
-    held = 0
 
-    def __init__(self, line: int = 1) -> None:
-        self._next = line
-
-    def feed(self, lines: Sequence[Line]) -> Iterator[Row]:
-        first = self._next
-        self._next += len(lines)
+    def rows(self, lines: Iterable[Line], first: int = 1) -> Iterator[Row]:
         for number, line in enumerate(lines, first):
             if isinstance(line, BadLine):
                 yield SkippedLine(number, "invalid", line.message)
@@ -241,12 +168,6 @@ class TextParser:
                 yield SkippedLine(number, "invalid", f"the line {problem}") if problem else Token(number, Secret(token))
             else:
                 yield SkippedLine(number, "blank")
-
-    def finish(self) -> Iterator[Row]:
-        return iter(())
-
-    def at(self, line: int) -> TextParser:
-        return TextParser(line)
 
 
 def choose_column(names: Sequence[str], asked: str | None, field: str = "column") -> str:
@@ -339,6 +260,8 @@ def _problem_of_instance(instance: str, token: Secret) -> str | None:
 
 def contains_token(value: Any, token: Secret) -> bool:
     """Whether a text, a number, or anything inside a list or an object contains the token."""
+    if isinstance(value, str):
+        return bool(token) and token.reveal() in value
     left = [value] if token else []
     while left:
         value = left.pop()

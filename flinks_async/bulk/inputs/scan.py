@@ -9,11 +9,10 @@ import logging
 import os
 import secrets
 import shutil
-from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
@@ -26,9 +25,9 @@ from ...secret import fingerprint
 from ..errors import InputError
 from ..files import cannot_write, create, make_folder, open_to_write, write_all
 from ..records import Failure, Shard
-from .rows import NO_KEY, LineBatch, LineOffsets, LineSplitter, Row, SkippedLine, SkipReason, check
+from .rows import NO_KEY, Lines, Row, SkippedLine, SkipReason, check
 from .shards import identity, shard_digest
-from .source import InputFile, next_chunk
+from .source import InputFile, reading
 
 _HASH_BUCKETS: Final = 256
 
@@ -130,11 +129,14 @@ class DuplicateFinder:
 
 _BUCKETS: Final = "duplicates"
 
-_SHARDS: Final = "shards"
-
-_RECORD: Final = Struct(">QQQQ16s")  # of a spilled shard
+_RECORD: Final = Struct(">QQQQ16s")  # of a shard: first, last, offset, sendable tokens, digest
 
 _log: Final = logging.getLogger("flinks_async.bulk")
+
+NO_TOKENS: Final = "The file of tokens holds no tokens."
+
+_PROGRESS_EVERY: Final = 1000
+"""Lines."""
 
 MOST_INSTANCES: Final = 1000
 """A column with more distinct values does not hold instances."""
@@ -186,8 +188,8 @@ def scan(
 ) -> Scanned:
     """Reads a file once.
 
-    Needs 24 bytes in `scratch` for each token and 48 for each shard, and at most some 50 MB of memory (see
-    `DuplicateFinder`), 12 bytes for each shard, and one shard's tokens.
+    Needs 24 bytes in `scratch` for each token, and at most some 50 MB of memory (see `DuplicateFinder`), about 100 bytes
+    for each shard, and one shard's tokens.
 
     Args:
         file: holds the tokens.
@@ -205,128 +207,100 @@ def scan(
     """
     if shard_size < 1:
         raise ConfigError(f"shard_size must be at least 1, not {shard_size!r}")
-    with file.content() as content, _scratch(scratch) as (duplicates, spilled):
-        scanner = _Scanner(file, content.position, key, shard_size, sink, duplicates, spilled)
-        splitter = LineSplitter()
-        while chunk := next_chunk(content, scanner.lines):
-            scanner.feed(splitter.feed(chunk))
-            if progress is not None:
-                progress(content.raw_position, file.size)
-        scanner.feed(splitter.feed(b""))
-        scanner.finish()
+    with file.content() as content, closing(DuplicateFinder(scratch / _BUCKETS)) as duplicates:
+        lines = Lines(content.read, content.position)
+        scanner = _Scanner(lines, key, shard_size, sink, duplicates)
+        with reading(lines):
+            for row in file.parser().rows(lines):
+                scanner.take(row)
+                if progress is not None and row.line % _PROGRESS_EVERY == 0:
+                    progress(content.raw_position, file.size)
+        if progress is not None:
+            progress(content.raw_position, file.size)
         file.refuse_change()
-        scanned = scanner.hand_over(content.position)
+        scanned = scanner.finish()
     if not scanned.tokens:
-        _log.warning("The file of tokens holds no tokens.")
+        _log.warning(NO_TOKENS)
     return scanned
 
 
-@contextmanager
-def _scratch(folder: Path) -> Iterator[tuple[DuplicateFinder, SpilledShards]]:
-    duplicates = DuplicateFinder(folder / _BUCKETS)
-    try:
-        spilled = SpilledShards(folder / _SHARDS)
-        try:
-            yield duplicates, spilled
-        finally:
-            with suppress(OSError):
-                spilled.close()
-            with suppress(OSError):
-                (folder / _SHARDS).unlink()
-    finally:
-        duplicates.close()
-
-
 class _Scanner:
-    """Counts lines, and writes shards to the disk."""
+    """Counts lines, and cuts shards."""
 
     def __init__(
         self,
-        file: InputFile,
-        position: int,
+        lines: Lines,
         key: bytes,
         shard_size: int,
         sink: PlanSink,
         duplicates: DuplicateFinder,
-        spilled: SpilledShards,
     ) -> None:
-        self.lines = 0
-        self._parser = file.parser()
-        self._offsets = LineOffsets(position)
+        self._lines = lines
         self._key = key
         self._shard_size = shard_size
         self._sink = sink
         self._duplicates = duplicates
-        self._spilled = spilled
+        self._cut_off = bytearray()  # packed shards: 48 bytes each
         self._tokens = 0
         self._notes: Counter[SkipReason] = Counter()
         self._instances: Counter[str] = Counter()
         self._shard: list[bytes] = []  # identities of the tokens of the shard that is not full yet
         self._first = self._last = self._offset = 0  # of that shard
 
-    def feed(self, batch: LineBatch) -> None:
-        self.lines += len(batch.lines)
-        self._offsets.add(batch.sizes)
-        self._take(self._parser.feed(batch.lines))
-        self._offsets.keep(self._parser.held)
-
-    def finish(self) -> None:
-        self._take(self._parser.finish())
-        if self._shard:
+    def take(self, row: Row) -> None:
+        offset = self._lines.starts.popleft()  # each line is returned once, in order
+        checked = check(row)
+        if isinstance(checked, SkippedLine):
+            self._note(checked)
+            return
+        if checked.instance is not None:
+            self._count(checked.instance)
+        who = identity(checked)
+        self._duplicates.add(who, checked.line)
+        if not self._shard:
+            self._first, self._offset = checked.line, offset
+        self._shard.append(who)
+        self._last = checked.line
+        if len(self._shard) >= self._shard_size:
             self._cut()
 
-    def hand_over(self, size: int) -> Scanned:
+    def finish(self) -> Scanned:
         """Passes duplicates and shards to the sink."""
-        duplicates = 0
+        if self._shard:
+            self._cut()
+        firsts = [first for first, *_ in _RECORD.iter_unpack(self._cut_off)]
+        duplicates: Counter[int] = Counter()
         for line, first in self._duplicates.found():
-            duplicates += 1
-            self._spilled.duplicate(line)
+            duplicates[bisect_right(firsts, line) - 1] += 1
             self._sink.duplicate(line, first)
-        for shard in self._spilled.finish():
-            self._sink.shard(shard)
+        for id_, (first, last, offset, sendable, digest) in enumerate(_RECORD.iter_unpack(self._cut_off)):
+            self._sink.shard(Shard(id_, first, last, offset, sendable - duplicates[id_], digest.hex()))
         notes = self._notes
         return Scanned(
-            lines=self.lines,
-            tokens=self._tokens - duplicates,
-            duplicates=duplicates,
+            lines=self._lines.count,
+            tokens=self._tokens - duplicates.total(),
+            duplicates=duplicates.total(),
             invalid=notes["invalid"],
             blank=notes["blank"],
             header=notes["header"],
             continued=notes["continued"],
-            shards=len(self._spilled),
-            size=size,
+            shards=len(firsts),
+            size=self._lines.position,
             instances=dict(self._instances),
         )
-
-    def _take(self, rows: Iterator[Row]) -> None:
-        for row in rows:
-            checked = check(row)
-            if isinstance(checked, SkippedLine):
-                self._note(checked)
-                continue
-            if checked.instance is not None:
-                self._count(checked.instance)
-            who = identity(checked)
-            self._duplicates.add(who, checked.line)
-            if not self._shard:
-                self._first, self._offset = checked.line, self._offsets.of(checked.line)
-            self._shard.append(who)
-            self._last = checked.line
-            if len(self._shard) >= self._shard_size:
-                self._cut()
 
     def _count(self, instance: str) -> None:
         self._instances[instance] += 1
         if len(self._instances) > MOST_INSTANCES:
             raise InputError(
-                f"The instance column names more than {MOST_INSTANCES:,} instances by line {self.lines:,}. "
+                f"The instance column names more than {MOST_INSTANCES:,} instances by line {self._lines.count:,}. "
                 "Name the right column with `instance_column`.",
                 field="instance_column",
             )
 
     def _cut(self) -> None:
-        digest = shard_digest(self._shard, self._key)
-        self._spilled.add(self._first, self._last, self._offset, len(self._shard), digest)
+        digest = bytes.fromhex(shard_digest(self._shard, self._key))
+        self._cut_off += _RECORD.pack(self._first, self._last, self._offset, len(self._shard), digest)
         self._tokens += len(self._shard)
         self._shard = []
 
@@ -344,58 +318,3 @@ class _Scanner:
                     instance=note.instance,
                 )
             )
-
-
-class SpilledShards:
-    """Shards on the disk until their duplicates are known. Each takes 12 bytes of memory.
-
-    Args:
-        path: of the file, which is overwritten; `close` closes it.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._firsts = array("Q")
-        self._duplicates = array("I")
-        try:
-            self._file = open(create(path), "wb")  # noqa: SIM115 - closed by close()
-        except OSError as error:
-            raise cannot_write(path, error) from None
-
-    def add(self, first: int, last: int, offset: int, sendable: int, digest: str) -> None:
-        """The next shard.
-
-        Raises:
-            StoreError: the disk is full.
-        """
-        self._firsts.append(first)
-        self._duplicates.append(0)
-        try:
-            self._file.write(_RECORD.pack(first, last, offset, sendable, bytes.fromhex(digest)))
-        except OSError as error:
-            raise cannot_write(self._path, error) from None
-
-    def duplicate(self, line: int) -> None:
-        """Takes one token off the shard of this line."""
-        self._duplicates[bisect_right(self._firsts, line) - 1] += 1
-
-    def finish(self) -> Iterator[Shard]:
-        """All shards, in order.
-
-        Raises:
-            StoreError: the disk is full.
-        """
-        try:
-            self._file.close()
-            with open(self._path, "rb") as file:
-                for id_, duplicates in enumerate(self._duplicates):
-                    first, last, offset, sendable, digest = _RECORD.unpack(file.read(_RECORD.size))
-                    yield Shard(id_, first, last, offset, sendable - duplicates, digest.hex())
-        except OSError as error:
-            raise cannot_write(self._path, error) from None
-
-    def __len__(self) -> int:
-        return len(self._firsts)
-
-    def close(self) -> None:
-        self._file.close()

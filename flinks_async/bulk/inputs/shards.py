@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack
+from collections.abc import Iterable
 from hashlib import blake2b
-from typing import BinaryIO, Final, Protocol
+from typing import Final
 
 from ..compression import CompressedDataError
 from ..errors import InputChangedError
 from ..records import Shard
-from .rows import LineSplitter, Row, Token, check
+from .rows import Lines, Token, check
 from .source import CHUNK, InputFile, reason_of
 
 _PURPOSE: Final = b"flinks shard"
@@ -30,7 +29,8 @@ class ShardReader:
     def __init__(self, file: InputFile, key: bytes) -> None:
         self._file = file
         self._key = key
-        self._bytes: _Bytes = _Seekable(file.raw()) if file.seekable else _Forward(file)
+        self._raw = file.raw()
+        self._lines = None if file.seekable else self._from_the_beginning()
 
     def read(self, shard: Shard) -> list[Token]:
         """The sendable tokens of a shard, in order, including duplicates.
@@ -41,7 +41,7 @@ class ShardReader:
         """
         tokens = []
         try:
-            for row in self._rows(shard):
+            for row in self._file.columns.rows(self._lines_from(shard.offset), shard.first):
                 if row.line > shard.last:
                     break
                 checked = check(row)
@@ -62,76 +62,23 @@ class ShardReader:
 
     def close(self) -> None:
         """Closes the file. May be called more than once."""
-        self._bytes.close()
+        self._raw.close()
 
-    def _rows(self, shard: Shard) -> Iterator[Row]:
-        parser, splitter = self._file.columns.at(shard.first), LineSplitter()
-        for chunk in self._bytes.after(shard.offset):
-            yield from parser.feed(splitter.feed(chunk).lines)
-        yield from parser.feed(splitter.feed(b"").lines)
-        yield from parser.finish()
+    def _lines_from(self, offset: int) -> Lines:
+        if self._lines is None:
+            self._raw.seek(offset)
+            return Lines(lambda: self._raw.read(CHUNK), offset)
+        if offset < self._lines.position:
+            self._raw.close()
+            self._raw = self._file.raw()
+            self._lines = self._from_the_beginning()
+        self._lines.starts.clear()
+        self._lines.skip_to(offset)
+        return self._lines
 
-
-class _Bytes(Protocol):
-    """The bytes of a file, decompressed."""
-
-    def after(self, offset: int) -> Iterator[bytes]:
-        """The bytes from this offset on, in pieces."""
-        ...
-
-    def close(self) -> None: ...
-
-
-class _Seekable:
-    """A plain file."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    def after(self, offset: int) -> Iterator[bytes]:
-        self._file.seek(offset)
-        while chunk := self._file.read(CHUNK):
-            yield chunk
-
-    def close(self) -> None:
-        self._file.close()
-
-
-class _Forward:
-    """A compressed file, or a Parquet file. Keeps the last two pieces, because the end of a shard is only known after reading past it."""
-
-    def __init__(self, file: InputFile) -> None:
-        self._file = file
-        self._resources = ExitStack()
-        self._start_over()
-
-    def after(self, offset: int) -> Iterator[bytes]:
-        if offset < self._start:
-            self._start_over()
-        while offset > self._start + len(self._before) + len(self._piece):
-            if not self._advance():
-                return
-        yield (self._before + self._piece)[offset - self._start :]
-        while self._advance():
-            yield self._piece
-
-    def close(self) -> None:
-        self._resources.close()
-
-    def _start_over(self) -> None:
-        self._resources.close()
-        raw = self._resources.enter_context(self._file.raw())
-        self._content = self._file.content_of(raw)
-        self._start = self._content.position  # of `_before` and `_piece`, which follow each other
-        self._before = self._piece = b""
-
-    def _advance(self) -> bool:
-        """Reads a piece; False at the end."""
-        chunk = self._content.read()
-        if chunk:
-            self._start += len(self._before)
-            self._before, self._piece = self._piece, chunk
-        return bool(chunk)
+    def _from_the_beginning(self) -> Lines:
+        content = self._file.content_of(self._raw)
+        return Lines(content.read, content.position)
 
 
 def identity(token: Token) -> bytes:

@@ -19,8 +19,8 @@ from ..compression import ByteSource, CompressedDataError, Compression, Corrupt,
 from ..errors import InputChangedError, InputError
 from .detection import SAMPLE, refuse_magic
 from .formats import Layout
-from .parquet import ParquetColumns, ParquetContent
-from .rows import LineSplitter, RowParser
+from .parquet import ParquetContent, find_columns
+from .rows import Lines, RowParser
 
 STDIN: Final = "-"
 CHUNK: Final = 64 * 1024
@@ -44,7 +44,7 @@ class InputFile:
         size: of the file in bytes, compressed.
         compression: of the file.
         seekable: whether it can be read from the offset of any line.
-        columns: a parser that knows the columns; its `at` makes a parser for a part of the file.
+        columns: a parser that knows the columns.
 
     Raises:
         InputError: it cannot be read (missing, a folder, a pipe, cut short), is not a file of tokens, or does not agree
@@ -62,14 +62,13 @@ class InputFile:
 
     def _read_beginning(self, layout: Layout) -> None:
         self.layout = layout
-        self._parquet: ParquetColumns | None = None
+        self._parquet: Layout | None = None  # names all columns
         self.columns = self.parser()
         self._seen = self._look()
         self.size = self._seen[0]
         if self.layout.format == "parquet":
             with self.raw() as raw:
-                names = (self.layout.column, self.layout.key_column, self.layout.instance_column)
-                self._parquet = ParquetColumns.find(raw, *names)
+                self._parquet = find_columns(raw, self.layout)
             self.columns = self.parser()
         with self.content() as content:
             self.compression = content.compression
@@ -82,7 +81,7 @@ class InputFile:
 
     def parser(self) -> RowParser:
         """A parser for the file from its beginning."""
-        return self.layout.parser(os.fspath(self.path)) if self._parquet is None else self._parquet.parser()
+        return (self._parquet or self.layout).parser(os.fspath(self.path))
 
     def raw(self) -> BinaryIO:
         """The file, compressed. The caller closes it.
@@ -111,7 +110,10 @@ class InputFile:
         Raises:
             InputError: its beginning cannot be read.
         """
-        return content_of(raw, self.layout.encoding) if self._parquet is None else ParquetContent(raw, self._parquet)
+        try:
+            return Content(raw, self.layout.encoding) if self._parquet is None else ParquetContent(raw, self._parquet)
+        except (OSError, CompressedDataError) as error:
+            raise cannot_read(error) from None
 
     def refuse_change(self) -> None:
         """Call this after each reading.
@@ -136,13 +138,11 @@ class InputFile:
         return found.st_size, found.st_mtime_ns, found.st_ino, found.st_dev
 
     def _find_columns(self, content: Content | ParquetContent) -> None:
-        splitter = LineSplitter()
-        while not self.columns.ready and (chunk := next_chunk(content, 0)):
-            for _ in self.columns.feed(splitter.feed(chunk).lines):
-                pass
-        if not self.columns.ready:
-            for _ in (*self.columns.feed(splitter.feed(b"").lines), *self.columns.finish()):
-                pass
+        lines = Lines(content.read, content.position)
+        with reading(lines):
+            for _ in self.columns.rows(lines):
+                if self.columns.ready:
+                    break
 
     def __repr__(self) -> str:
         return f"InputFile({str(self.path)!r}, {self.layout!r})"
@@ -192,29 +192,24 @@ class Content:
         OSError: from the file.
     """
 
-    def __init__(self, raw: ByteSource, encoding: str | None = None) -> None:
-        self._raw = _Rewound(raw)
-        self.compression: Compression = detect(self._raw.peek(_HEAD))
-        self._data: ByteSource = Decompressed(self._raw, self.compression)
+    def __init__(self, raw: BinaryIO, encoding: str | None = None) -> None:
+        self._raw = raw
+        head = _beginning(raw)
+        self.compression: Compression = detect(head)
+        self._data: ByteSource = Decompressed(_Rewound(head, raw), self.compression)
         if encoding is not None:
             self._data = _Transcoded(self._data, encoding)
-        begin = b""
-        while len(begin) < _HEAD and (piece := self._data.read(CHUNK)):
-            begin += piece
+        begin = _beginning(self._data)
         refuse_magic(begin)
         if self.compression != "none" and detect(begin) != "none":
             raise InputError("The file of tokens is compressed twice; compress it once.")
         self._begin = begin.removeprefix(_BOM)
         self.position = len(begin) - len(self._begin)
 
-    def peek(self) -> bytes:
-        """The beginning of what `read` returns next, before the first `read`."""
-        return self._begin
-
     @property
     def raw_position(self) -> int:
         """Bytes of the file that were read, compressed."""
-        return self._raw.position
+        return self._raw.tell()
 
     def read(self) -> bytes:
         """The next piece, up to `CHUNK` bytes; empty at the end.
@@ -253,24 +248,24 @@ class _Transcoded:
 
 
 class _Rewound:
-    """A file whose beginning can be looked at before it is read. Counts the bytes that were read."""
+    """A file whose first bytes were read already."""
 
-    def __init__(self, file: ByteSource) -> None:
+    def __init__(self, head: bytes, file: ByteSource) -> None:
+        self._head = head
         self._file = file
-        self._head = b""
-        self.position = 0
-
-    def peek(self, size: int) -> bytes:
-        """The first bytes, fewer only if there are no more."""
-        while len(self._head) < size and (piece := self._file.read(CHUNK)):
-            self._head += piece
-        return self._head[:size]
 
     def read(self, size: int, /) -> bytes:
-        data = self._head[:size] if self._head else self._file.read(size) or b""
+        data = self._head[:size] if self._head else self._file.read(size)
         self._head = self._head[size:]
-        self.position += len(data)
         return data
+
+
+def _beginning(file: ByteSource) -> bytes:
+    """At least `_HEAD` bytes, fewer only if there are no more."""
+    head = b""
+    while len(head) < _HEAD and (piece := file.read(CHUNK)):
+        head += piece
+    return head
 
 
 def reason_of(error: OSError | ValueError) -> str:
@@ -285,41 +280,26 @@ def cannot_read(error: OSError | ValueError) -> InputError:
     return InputError(f"The file of tokens cannot be read: {reason_of(error)}.")
 
 
-def content_of(raw: ByteSource, encoding: str | None = None) -> Content:
-    """The content of an open file.
-
-    Raises:
-        InputError: its beginning cannot be read.
+@contextmanager
+def reading(lines: Lines) -> Iterator[None]:
+    """Raises:
+    InputError: the rest of the lines cannot be read.
     """
     try:
-        return Content(raw, encoding)
+        yield
+        return
     except (OSError, CompressedDataError) as error:
-        raise cannot_read(error) from None
+        reason = reason_of(error)
+    raise InputError(f"Reading the tokens broke off after line {lines.count:,}: {reason}.")
 
 
 def _sample(content: Content | ParquetContent) -> bytes:
     """The beginning of the content. Where it breaks off is reported when the file is scanned."""
     sample = b""
-    with suppress(InputError):
-        while len(sample) < SAMPLE and (piece := next_chunk(content, 0)):
+    with suppress(OSError, CompressedDataError):
+        while len(sample) < SAMPLE and (piece := content.read()):
             sample += piece
     return sample
-
-
-def next_chunk(content: Content | ParquetContent, line: int) -> bytes:
-    """The next piece of a file; empty at its end.
-
-    Args:
-        line: the number of lines that were read, for the message.
-
-    Raises:
-        InputError: the rest cannot be read.
-    """
-    try:
-        return content.read()
-    except (OSError, CompressedDataError) as error:
-        reason = reason_of(error)
-    raise InputError(f"Reading the tokens broke off after line {line:,}: {reason}.")
 
 
 def digest(file: InputFile, progress: Callable[[int, int], object] | None = None) -> tuple[int, str]:

@@ -7,21 +7,26 @@ afterwards. So wherever a crash falls, an existing file either was created by th
 from __future__ import annotations
 
 import os
+import re
 import stat
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO, Final, get_args
+from typing import Any, BinaryIO, ClassVar, Final, get_args
 
 import msgspec
 
 from ...errors import ConfigError
-from ..compression import CompressedDataError, Compression, Decompressed, compressor, detect
-from ..errors import StoreError
-from ..files import cannot_read, cannot_write, create, is_own, sync_folder, write_durably
-from ..records import Written
-from .protocol import Problem
+from ..compression import CompressedDataError, Compression, Decompressed, Pieces, compressor, detect
+from ..errors import StoreError, StoreMissingError
+from ..files import cannot_read, cannot_write, create, is_own, make_folder, size_of, sync_folder, write_durably
+from ..records import Commit, Written
+from .protocol import Place, Problem, foreign_receipt, opened
 
 PIECE: Final = 256 * 1024
 """Bytes that are read at once."""
@@ -59,25 +64,151 @@ def checksum(path: Path, start: int = 0, size: int | None = None) -> tuple[int, 
     return length, found.hexdigest()
 
 
+def difference(path: Path, written: Written, start: int = 0, size: int | None = None) -> str | None:
+    """Reads a file or a range of it. Says how its bytes differ from those that were written; None if they do not."""
+    try:
+        length, found = checksum(path, start, size)
+    except StoreError as error:
+        return error.message
+    if length != written.size:
+        return f"it has {length:,} bytes, but {written.size:,} were written"
+    return None if found == written.sha256 else "its content was changed (its SHA-256 differs)"
+
+
 def compare(
     path: Path, compression: Compression, written: Written, shard: int, start: int = 0, size: int | None = None
 ) -> Iterator[Problem]:
-    """Reads a file or a range of it, and yields a problem if it differs from what was written."""
-    try:
-        length, found = checksum(path, start, size)
-        if length != written.size:
-            what = f"it has {length:,} bytes, but {written.size:,} were written"
-        elif found != written.sha256:
-            what = "its content was changed (its SHA-256 differs)"
-        else:
-            lines = sum(1 for _ in read_lines(path, compression, start, size))
-            if lines == written.lines:
-                return
-            what = f"it has {lines:,} answers, but {written.lines:,} were written"
-    except StoreError as error:
-        what = error.message
-    where = str(path) if size is None else f"{path}, bytes {start:,} to {start + size:,}"
-    yield Problem(where, what, shard)
+    """Reads a file or a range of it, and yields a problem if its answers differ from what was written."""
+    what = difference(path, written, start, size)
+    if what is None:
+        try:
+            lines = sum(1 for _ in read_answers(path, compression, start, size))
+            what = None if lines == written.lines else f"it has {lines:,} answers, but {written.lines:,} were written"
+        except StoreError as error:
+            what = error.message
+    if what is not None:
+        yield Problem(str(path) if size is None else f"{path}, bytes {start:,} to {start + size:,}", what, shard)
+
+
+class ShardFiles(ABC):
+    """The base of stores that write files of their own for each shard, named by shard and job, in the folder `parts`.
+
+    Attributes:
+        folders: the folders in `parts` that hold the files; "" is `parts` itself.
+    """
+
+    folders: ClassVar[tuple[str, ...]] = ("",)
+
+    _place: Place | None = None
+
+    @property
+    @abstractmethod
+    def _own(self) -> str:
+        """A regular expression for the names of this job's finished files, without their folder."""
+
+    @abstractmethod
+    def _files(self, receipt: Mapping[str, Any]) -> Sequence[Path]:
+        """The files of a shard.
+
+        Raises:
+            LedgerError: the receipt names files that are not this job's.
+        """
+
+    @abstractmethod
+    def _compare(self, commit: Commit) -> Iterator[Problem]:
+        """Reads the files of a shard and compares them with what was committed."""
+
+    def open(self, place: Place, *, existing: bool = False) -> None:
+        if not existing:
+            for folder in self.folders:
+                make_folder(place.parts / folder)
+        elif size_of(place.parts) is None:
+            raise StoreMissingError(str(place.parts))
+        self._place = place
+
+    def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
+        known = {path for receipt in receipts.values() for path in self._files(receipt)}
+        self._remove(path for path in self._own_files() if path not in known)
+        return ()
+
+    def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        known = set[Path]()
+        for commit in commits:
+            known.update(self._files(commit.receipt))
+            yield from self._compare(commit)
+        for path in self._own_files():
+            if path not in known:
+                yield Problem(str(path), "the ledger does not know it; the next run of the job removes it")
+
+    def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        own = set(self._own_files())
+        for commit in commits:
+            if gone := next((path for path in self._files(commit.receipt) if path not in own), None):
+                yield Problem(str(gone), "it is missing", commit.shard.id)
+
+    def purge(self) -> list[str]:
+        paths = self._own_files()
+        self._remove(paths)
+        folders = [self._opened.parts / folder for folder in self.folders]
+        for folder in dict.fromkeys((*folders, self._opened.parts)):
+            with suppress(OSError):  # it holds other files
+                folder.rmdir()
+        counts = Counter(path.parent for path in paths)
+        return [f"{counts[folder]:,} files of answers in {folder}" for folder in folders if counts[folder]]
+
+    def close(self) -> None:
+        self._place = None
+
+    @property
+    def _opened(self) -> Place:
+        return opened(self._place)
+
+    def _file(self, name: str, folder: str = "") -> Path:
+        """A file that a receipt names.
+
+        Args:
+            name: relative to `parts`.
+            folder: where it must be.
+
+        Raises:
+            LedgerError: the name is not one of this job's.
+        """
+        path = self._opened.parts / name
+        if not re.fullmatch(f"{folder}/{self._own}".lstrip("/"), name, re.ASCII) or path.is_symlink():
+            raise foreign_receipt(f"names the file {name!a}, which is not of this job")
+        return path
+
+    def _own_files(self) -> list[Path]:
+        """All files with this job's id in their names, unfinished ones too.
+
+        Raises:
+            StoreError: a folder cannot be read.
+        """
+        own = re.compile(rf"{self._own}|\.{self._own}\.tmp", re.ASCII)
+        found = []
+        for folder in self.folders:
+            path = self._opened.parts / folder
+            try:
+                found += sorted(entry for entry in path.iterdir() if own.fullmatch(entry.name) and entry.is_file())
+            except FileNotFoundError:
+                pass
+            except OSError as error:
+                raise cannot_read(path, error) from None
+        return found
+
+    def _remove(self, paths: Iterable[Path]) -> None:
+        folders = set()
+        for path in paths:
+            try:
+                path.unlink(missing_ok=True)
+            except OSError as error:
+                raise cannot_write(path, error) from None
+            folders.add(path.parent)
+        for folder in folders:
+            try:
+                sync_folder(folder)
+            except OSError as error:
+                raise cannot_write(folder, error) from None
 
 
 _BEGIN: Final = b'{"line":'
@@ -137,39 +268,36 @@ def read_lines(path: Path, compression: Compression, start: int = 0, size: int |
         start, size: a range of the (compressed) file; the whole file by default.
 
     Raises:
-        StoreError: the file cannot be read, is damaged, ends within a line, or holds something else than answers.
+        StoreError: the file cannot be read, is damaged, or ends within a line.
     """
+    ended = True
     try:
         with path.open("rb") as file:
-            for line in _split(Decompressed(Range(file, start, size), compression)):
-                if not line.startswith(_BEGIN):
-                    raise StoreError(f"{path} cannot be read: it holds lines that are not answers")
+            source = Decompressed(Range(file, start, size), compression)
+            for line in BufferedReader(Pieces(partial(source.read, PIECE)), PIECE):
+                if not (ended := line.endswith(b"\n")):
+                    break
                 yield line
-        return
+        if ended:
+            return
+        problem = StoreError(f"{path} cannot be read: it ends within a line")
     except OSError as error:
         problem = cannot_read(path, error)
     except CompressedDataError as error:
         problem = StoreError(f"{path} cannot be read: {error}")
-    except _NoEnd:
-        problem = StoreError(f"{path} cannot be read: it ends within a line")
     raise problem
 
 
-class _NoEnd(Exception):
-    pass
+def read_answers(path: Path, compression: Compression, start: int = 0, size: int | None = None) -> Iterator[bytes]:
+    """As `read_lines`, for files that the user may have changed.
 
-
-def _split(source: Decompressed) -> Iterator[bytes]:
-    begun: list[bytes] = []
-    while piece := source.read(PIECE):
-        *lines, rest = piece.split(b"\n")
-        for line in lines:
-            yield b"%b%b\n" % (b"".join(begun), line) if begun else line + b"\n"
-            begun = []
-        if rest:
-            begun.append(rest)
-    if begun:
-        raise _NoEnd
+    Raises:
+        StoreError: also if it holds something else than answers.
+    """
+    for line in read_lines(path, compression, start, size):
+        if not line.startswith(_BEGIN):
+            raise StoreError(f"{path} cannot be read: it holds lines that are not answers")
+        yield line
 
 
 class OwnedFile:
@@ -267,7 +395,8 @@ class OwnedFile:
         raise StoreError(f"{self._note} is broken; it records which file is the job's output")
 
     def _write(self, file: tuple[int, int] | None) -> None:
-        write_durably(self._note, msgspec.json.encode(_Note(str(self.path), file)) + b"\n")
+        path = os.fsencode(self.path).decode(errors="replace")  # only for people who read the note
+        write_durably(self._note, msgspec.json.encode(_Note(path, file)) + b"\n")
 
     def _not_ours(self) -> StoreError:
         return StoreError(

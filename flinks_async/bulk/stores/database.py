@@ -20,7 +20,7 @@ from ...tables import Row, Table
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import absolute_path, cannot_write, is_inside
+from ..files import absolute_path, cannot_write, is_inside, size_of
 from ..records import Commit
 from .answer_rows import TABLES, RowDigest, cannot_export, comparable, read_spool
 from .database_schema import NAMES, SHARD_COMMITS, Database, look, prepare, quoted
@@ -77,7 +77,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     _library: Any
     """The library for the database. All its errors are subclasses of its `Error`."""
 
-    _begin: ClassVar[str] = "BEGIN"
+    _begin = "BEGIN"
     """The statement that begins a transaction."""
 
     _db: ConnectionT | None
@@ -112,7 +112,8 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
 
     def _select(self, table: Table) -> list[str]:
         """SQL for the columns of a table `t`, with values that `comparable` understands."""
-        return [f"t.{name}" for name in quoted(table)]
+        pairs = zip(table.columns, quoted(table), strict=True)
+        return [self.read_as.get(column.type, "{}").format(f"t.{name}") for column, name in pairs]
 
     def _comparable(self, table: Table, rows: list[Row]) -> Iterable[Row]:
         """The rows as their digest is computed from."""
@@ -170,6 +171,9 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     def lines(self, commits: Iterable[Commit]) -> NoReturn:
         raise cannot_export(self.where)
 
+    def purge(self) -> list[str]:
+        return [] if self._bare else self._delete_rows()
+
     def close(self) -> None:
         if self._db is not None:
             with suppress(self._library.Error):
@@ -211,10 +215,10 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         Raises:
             StoreError: the database refuses it.
         """
-        self.run(self._begin)
         try:
+            self._do(lambda: self._execute(self._begin, ()))
             yield
-            self.run("COMMIT")
+            self._do(lambda: self._execute("COMMIT", ()))
         except BaseException:
             with suppress(self._library.Error):
                 self._opened.execute("ROLLBACK")
@@ -311,15 +315,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
 
 
 class DatabaseFile(DatabaseStore[ConnectionT]):
-    """A database of this job alone or of several jobs.
-
-    Args:
-        path: the database (default `answers.KIND` in the job's directory). It is created if it is missing. Other tables
-            in it are not touched; if one has a name of ours, the database is refused.
-
-    Raises:
-        ConfigError: the path cannot be the name of a file.
-    """
+    """A database that is one file, of this job alone or of several jobs. Its subclasses say more."""
 
     kind: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
@@ -336,15 +332,15 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
         """Creates the database with private permissions, unless the file exists; returns whether it did."""
 
     @abstractmethod
-    def _connect(self) -> ConnectionT:
-        """Connects to the existing file."""
+    def _connect(self, *, look: bool) -> ConnectionT:
+        """Connects to the existing file; changes nothing if it is only looked at."""
 
     @abstractmethod
     def _table_names(self) -> set[str]:
         """The names of all tables and views in the database."""
 
     def _prepared(self) -> None:
-        """Called when the tables are there."""
+        """Sets the database up for writing. Called again when the tables are there."""
 
     @property
     def where(self) -> str:
@@ -355,27 +351,35 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
 
     def open(self, place: Place, *, existing: bool = False) -> None:
         self.close()
-        self._path = self._user_path or place.folder / f"answers.{self.kind}"
+        self._path = self._file_of(place)
         created = not existing and self._create_file()
         self._own = created or is_inside(self._path, place.folder)
-        if existing and not self._path.exists():
+        if existing and size_of(self._path) is None:
             raise StoreMissingError(str(self._path))
-        self._db = self._do(self._connect)
+        self._db = self._do(lambda: self._connect(look=existing))
         try:
             if existing:
                 self._look(place.job)
                 return
-            with self._transaction():  # before any setting is changed, because the database may be refused
+            if created:
+                self._prepared()
+            with self._transaction():  # before a setting of an existing database is changed, because it may be refused
                 self._job = prepare(self, place.job)
             self._prepared()
         except BaseException:
             self.close()
             raise
 
+    def _file_of(self, place: Place) -> Path:
+        return self._user_path or place.folder / f"answers.{self.kind}"
+
     def purge(self) -> list[str]:
         if self._own and self._alone() and self._table_names() <= NAMES:
             return [self._remove_files()]
-        return [] if self._bare else self._delete_rows()
+        if not self._bare:
+            self._opened.close()  # it was opened to be looked at
+            self._db = self._do(lambda: self._connect(look=False))
+        return super().purge()
 
     def _remove_files(self) -> str:
         self.close()

@@ -26,6 +26,7 @@ class Database(ABC):
     Attributes:
         where: the name of the database in errors.
         types: the SQL type of each type of column.
+        read_as: SQL that reads a column of a type, if it is more than the column's name; `{}` stands for the name.
         unique: whether the tables have primary keys: job and positions of a row.
         own_tables: statements that create the tables that hold no answers.
         table_options: SQL after the columns of a table of answers.
@@ -33,6 +34,7 @@ class Database(ABC):
     """
 
     types: ClassVar[dict[ColumnType, str]]
+    read_as: ClassVar[dict[ColumnType, str]] = {}
     unique: ClassVar[bool]
     own_tables: ClassVar[tuple[str, ...]] = (
         "CREATE TABLE flinks_meta (name TEXT NOT NULL, value BIGINT NOT NULL)",

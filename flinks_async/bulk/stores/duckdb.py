@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ...checks import optional_import
+from ...errors import ConfigError
 from ...tables import ColumnType, Row, Table, arrow_table
 from .. import crash_points
 from ..errors import StoreError
@@ -20,6 +21,7 @@ from ..files import PRIVATE_FILE, cannot_write, rename_durably, sync_file, sync_
 from .answer_rows import does_not_fit
 from .database import DatabaseFile
 from .database_schema import quoted
+from .protocol import Place
 
 __all__ = ["DuckDBStore"]
 
@@ -57,6 +59,8 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
         "date": "DATE",
         "instant": "TIMESTAMPTZ",
     }
+    # DuckDB needs pytz to return points in time as Python objects.
+    read_as: ClassVar[dict[ColumnType, str]] = {"instant": "epoch_us({})"}
     unique: ClassVar[bool] = False
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
@@ -64,16 +68,25 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
         optional_import("pyarrow", extra="duckdb")
         super().__init__(path)
 
+    def open(self, place: Place, *, existing: bool = False) -> None:
+        """As `Store.open`.
+
+        Raises:
+            ConfigError: DuckDB would open another path, or put its log elsewhere, readable for everybody.
+        """
+        path = str(self._file_of(place))
+        if not existing and (
+            "?" in path or (os.sep == "/" and "\\" in path) or path.encode(errors="ignore") != os.fsencode(path)
+        ):
+            raise ConfigError(
+                f"path must be one that DuckDB can open, without ?, \\ and bytes that are not UTF-8, not {path!a}. "
+                "Choose another file or job directory"
+            )
+        super().open(place, existing=existing)
+
     def run(self, sql: str, *values: Any) -> int:
         rows = self.fetch(sql, *values)
         return rows[0][0] if rows and isinstance(rows[0][0], int) else 0
-
-    def _select(self, table: Table) -> list[str]:
-        # DuckDB needs pytz to return points in time as Python objects.
-        return [
-            f"epoch_us(t.{name})" if column.type == "instant" else f"t.{name}"
-            for name, column in zip(quoted(table), table.columns, strict=True)
-        ]
 
     def _insert(self, table: Table, rows: list[Row]) -> list[Row]:
         db = self._opened
@@ -124,8 +137,8 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
             raise cannot_write(self._path, error) from None
         return True
 
-    def _connect(self) -> duckdb.DuckDBPyConnection:
-        connection: duckdb.DuckDBPyConnection = self._library.connect(str(self._path), config=_CONFIG)
+    def _connect(self, *, look: bool) -> duckdb.DuckDBPyConnection:
+        connection: duckdb.DuckDBPyConnection = self._library.connect(str(self._path), read_only=look, config=_CONFIG)
         return connection
 
     def _table_names(self) -> set[str]:

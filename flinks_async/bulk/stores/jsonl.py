@@ -7,8 +7,7 @@ frames in a row are one valid file, so compressed spools are appended as they ar
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -22,22 +21,29 @@ from ..errors import StoreError, StoreMissingError
 from ..files import (
     NOTE,
     absolute_path,
-    cannot_read,
     cannot_write,
-    make_folder,
     open_to_write,
     rename_durably,
-    sync_folder,
+    size_of,
     write_all,
 )
 from ..records import Commit, Written
-from .answer_files import SUFFIXES, OwnedFile, check_compression, checksum, compare, may_be_answers, read_lines
-from .protocol import Place, Problem, foreign_receipt, opened, receipt_as
+from .answer_files import (
+    SUFFIXES,
+    OwnedFile,
+    ShardFiles,
+    check_compression,
+    checksum,
+    compare,
+    may_be_answers,
+    read_answers,
+)
+from .protocol import Place, Problem, opened, receipt_as
 
 _PIECE: Final = 1024 * 1024
 
 
-class JSONLParts:
+class JSONLParts(ShardFiles):
     """Files `parts/answers-SHARD-JOB.jsonl` in the job's directory: the spools, renamed. An existing file is complete.
 
     A receipt is `{"file": name, "size": number of bytes, "sha256": their SHA-256}`.
@@ -51,31 +57,9 @@ class JSONLParts:
 
     def __init__(self, compression: Compression = "none") -> None:
         self.spool_compression: Compression = check_compression(compression)
-        self._place: Place | None = None
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "jsonl-parts", "compression": self.spool_compression}
-
-    def open(self, place: Place, *, existing: bool = False) -> None:
-        if not existing:
-            make_folder(place.parts)
-            try:
-                sync_folder(place.folder)
-            except OSError as error:
-                raise cannot_write(place.parts, error) from None
-        elif not place.parts.is_dir():
-            raise StoreMissingError(str(place.parts))
-        self._place = place
-
-    def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
-        known = {self._part(receipt).name for receipt in receipts.values()}
-        for path in self._own_files():
-            if path.name not in known:
-                try:
-                    path.unlink()
-                except OSError as error:
-                    raise cannot_write(path, error) from None
-        return ()
 
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
         path = self._opened.parts / self._name(f"{commit.shard.id:06d}")
@@ -85,72 +69,24 @@ class JSONLParts:
             raise cannot_write(path, error) from None
         return {"file": path.name, "size": commit.written.size, "sha256": commit.written.sha256}
 
-    def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
-        known = set()
-        for commit in commits:
-            path = self._part(commit.receipt)
-            known.add(path.name)
-            yield from compare(path, self.spool_compression, commit.written, commit.shard.id)
-        for path in self._own_files():
-            if path.name not in known:
-                yield Problem(str(path), "the ledger does not know it; the next run of the job removes it")
-
-    def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
-        own = set(self._own_files())
-        for commit in commits:
-            if (path := self._part(commit.receipt)) not in own:
-                yield Problem(str(path), "it is missing", commit.shard.id)
-
     def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
         for commit in commits:
-            yield from read_lines(self._part(commit.receipt), self.spool_compression)
-
-    def purge(self) -> list[str]:
-        parts = self._opened.parts
-        paths = self._own_files()
-        try:
-            size = sum(path.stat().st_size for path in paths)
-            for path in paths:
-                path.unlink()
-            if not any(parts.iterdir()):
-                parts.rmdir()
-        except OSError as error:
-            raise cannot_write(parts, error) from None
-        return [f"{len(paths):,} files of answers in {parts} ({size:,} bytes)"] if paths else []
-
-    def close(self) -> None:
-        self._place = None
+            (path,) = self._files(commit.receipt)
+            yield from read_answers(path, self.spool_compression)
 
     @property
-    def _opened(self) -> Place:
-        return opened(self._place)
+    def _own(self) -> str:
+        return self._name(r"\d{6,}").replace(".", r"\.")
 
     def _name(self, shard: str) -> str:
         return f"answers-{shard}-{self._opened.job[:8]}.jsonl{SUFFIXES[self.spool_compression]}"
 
-    def _is_own(self, name: str) -> bool:
-        """Whether a name has this job's id."""
-        return re.fullmatch(self._name(r"\d{6,}").replace(".", r"\."), name, re.ASCII) is not None
+    def _files(self, receipt: Mapping[str, Any]) -> Sequence[Path]:
+        return [self._file(receipt_as(_Part, receipt).file)]
 
-    def _part(self, receipt: Mapping[str, Any]) -> Path:
-        """The file of a shard.
-
-        Raises:
-            LedgerError: the receipt names a file that is not this job's.
-        """
-        name = receipt_as(_Part, receipt).file
-        path = self._opened.parts / name
-        if not self._is_own(name) or path.is_symlink():
-            raise foreign_receipt(f"names the file {name!a}, which is not of this job")
-        return path
-
-    def _own_files(self) -> list[Path]:
-        """Files with this job's id in their names."""
-        parts = self._opened.parts
-        try:
-            return sorted(path for path in parts.iterdir() if self._is_own(path.name) and path.is_file())
-        except OSError as error:
-            raise cannot_write(parts, error) from None
+    def _compare(self, commit: Commit) -> Iterator[Problem]:
+        (path,) = self._files(commit.receipt)
+        return compare(path, self.spool_compression, commit.written, commit.shard.id)
 
 
 class _Part(msgspec.Struct):
@@ -193,7 +129,7 @@ class JSONLFile:
         file = OwnedFile(path, place.folder / NOTE)
         if not existing:
             file.create()
-        elif _size(path) is None:
+        elif size_of(path) is None:
             raise StoreMissingError(str(path))
         self._file = file
         self._recognized = False
@@ -208,7 +144,7 @@ class JSONLFile:
         pieces = [receipt_as(_Piece, receipt) for receipt in receipts.values()]
         end = max((piece.offset + piece.size for piece in pieces), default=0)
         last = _last(pieces)
-        size = _size(path)
+        size = size_of(path)
         if size is None and last is None:
             file.create_again()
             size = 0
@@ -252,7 +188,7 @@ class JSONLFile:
     def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
         path = self._opened.path
         known = 0
-        size = _size(path)
+        size = size_of(path)
         if size is None:
             yield Problem(str(path), "it is missing")
             return
@@ -266,7 +202,7 @@ class JSONLFile:
     def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
         path = self._opened.path
         known = [(receipt_as(_Piece, commit.receipt), commit.shard.id) for commit in commits]
-        size = _size(path) or 0
+        size = size_of(path) or 0
         last = _last(piece for piece, _ in known)
         # Compares the content too, as `recover` does.
         self._recognized = last is not None and self._holds(last)
@@ -280,11 +216,11 @@ class JSONLFile:
     def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
         for commit in commits:
             piece = receipt_as(_Piece, commit.receipt)
-            yield from read_lines(self._opened.path, self.spool_compression, piece.offset, piece.size)
+            yield from read_answers(self._opened.path, self.spool_compression, piece.offset, piece.size)
 
     def purge(self) -> list[str]:
         file, path = self._opened, self._opened.path
-        size = _size(path)
+        size = size_of(path)
         removed = []
         if size is not None and (self._recognized or self._user_path is None or self._is_ours()):
             try:
@@ -313,7 +249,7 @@ class JSONLFile:
         if checksum(path, piece.offset, piece.size) != (piece.size, piece.sha256):
             return False
         try:
-            for _ in read_lines(path, self.spool_compression, piece.offset, piece.size):
+            for _ in read_answers(path, self.spool_compression, piece.offset, piece.size):
                 pass
         except StoreError:  # not the job's, although somebody noted its checksum in the ledger
             return False
@@ -355,12 +291,3 @@ def _cut(path: Path, end: int) -> None:
             os.close(file)
     except OSError as error:
         raise cannot_write(path, error) from None
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return None
-    except OSError as error:
-        raise cannot_read(path, error) from None

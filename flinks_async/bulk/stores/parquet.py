@@ -7,28 +7,26 @@ ledger marks the shard as done. The next start removes files that a crash has le
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
-from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NoReturn, get_args
 
 import msgspec
-from msgspec.structs import replace
 
 from ...checks import optional_import
 from ...errors import ConfigError
 from ...tables import Table, arrow_table, schema_of
 from .. import crash_points
 from ..compression import Compression
-from ..errors import StoreError, StoreMissingError
-from ..files import cannot_write, create, make_folder, newer_version, rename_durably, sync_folder, write_all
-from ..records import Commit
+from ..errors import StoreError
+from ..files import cannot_write, create, newer_version, rename_durably, write_all
+from ..records import Commit, Written
+from .answer_files import ShardFiles, difference
 from .answer_rows import FETCHES, TABLES, cannot_export, does_not_fit, read_spool
-from .protocol import Place, Problem, foreign_receipt, opened, receipt_as
+from .protocol import Problem, foreign_receipt, receipt_as
 
 __all__ = ["ParquetStore"]
 
@@ -48,7 +46,7 @@ _JOB: Final = b"flinks_async.job"
 _VERSION: Final = b"flinks_async.version"
 
 
-class ParquetStore:
+class ParquetStore(ShardFiles):
     """Answers as Parquet files.
 
     Args:
@@ -59,39 +57,29 @@ class ParquetStore:
     """
 
     spool_compression: Compression = "none"
+    folders: ClassVar[tuple[str, ...]] = tuple(table.name for table in TABLES)
 
     def __init__(self, compression: Pages = "zstd") -> None:
         optional_import("pyarrow", extra="arrow")
         if compression not in get_args(Pages):
             raise ConfigError(f"compression must be one of {', '.join(get_args(Pages))}, not {compression!r}")
         self._compression = compression
-        self._place: Place | None = None
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "parquet", "compression": self._compression}
 
-    def open(self, place: Place, *, existing: bool = False) -> None:
-        if not existing:
-            for table in TABLES:
-                make_folder(place.parts / table.name)
-        elif not place.parts.is_dir():
-            raise StoreMissingError(str(place.parts))
-        self._place = place
-
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
         newest = max((receipt_as(_Files, receipt).version for receipt in receipts.values()), default=VERSION)
         if newest > VERSION:
-            raise StoreError(newer_version(self._here.parts, newest))
-        known = {file.name for receipt in receipts.values() for file in self._files_of(receipt)}
-        _remove([path for path in self._own_files() if self._name(path) not in known])
-        return ()
+            raise StoreError(newer_version(self._opened.parts, newest))
+        return super().recover(receipts)
 
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
         files: list[_NewFile] = []
         try:
             for table in TABLES:
-                path = self._here.parts / table.name / f"{commit.shard.id:06d}-{self._here.job[:8]}.parquet"
-                files.append(_NewFile(path, table, self._here.job, self._compression))
+                path = self._opened.parts / table.name / f"{commit.shard.id:06d}-{self._opened.job[:8]}.parquet"
+                files.append(_NewFile(path, table, self._opened.job, self._compression))
             for batch in read_spool(spool, self.spool_compression, commit, batch=_ROWS):
                 for table, file in zip(TABLES, files, strict=True):
                     if rows := batch.of(table):
@@ -102,81 +90,50 @@ class ParquetStore:
             for file in files:
                 file.rename()
         except OSError as error:
-            problem = cannot_write(self._here.parts, error)
+            problem = cannot_write(self._opened.parts, error)
         else:
-            return {"version": VERSION, "files": [{"name": self._name(f.path), **f.receipt()} for f in files]}
+            return {
+                "version": VERSION,
+                "files": [{"name": f.path.relative_to(self._opened.parts).as_posix(), **f.receipt()} for f in files],
+            }
         finally:
             for file in files:
                 file.abandon()
         raise problem
 
-    def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
-        known = set()
-        for commit in commits:
-            for table, file in zip(TABLES, self._files_of(commit.receipt), strict=True):
-                known.add(file.name)
-                expected = replace(file, rows=commit.written.lines) if table is FETCHES else file
-                what = _problem_of(self._here.parts / file.name, expected, self._here.job)
-                if what is not None:
-                    yield Problem(file.name, what, commit.shard.id)
-        for path in self._own_files():
-            if self._name(path) not in known:
-                yield Problem(self._name(path), "the ledger does not know it")
-
-    def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
-        own = {self._name(path) for path in self._own_files()}
-        for commit in commits:
-            names = [file.name for file in self._files_of(commit.receipt)]
-            if gone := next((name for name in names if name not in own), None):
-                yield Problem(str(self._here.parts / gone), "it is missing", commit.shard.id)
-
     def lines(self, commits: Iterable[Commit]) -> NoReturn:
-        raise cannot_export(self._here.parts)
-
-    def purge(self) -> list[str]:
-        removed = []
-        for table in TABLES:
-            folder = self._here.parts / table.name
-            paths = [path for path in self._own_files() if path.parent == folder]
-            _remove(paths)
-            if paths:
-                removed.append(f"{len(paths):,} files in {folder}")
-            with suppress(OSError):  # it holds other files
-                folder.rmdir()
-        with suppress(OSError):
-            self._here.parts.rmdir()
-        return removed
-
-    def close(self) -> None:
-        self._place = None
+        raise cannot_export(self._opened.parts)
 
     @property
-    def _here(self) -> Place:
-        return opened(self._place)
+    def _own(self) -> str:
+        return rf"\d{{6,}}-{self._opened.job[:8]}\.parquet"
 
-    def _files_of(self, receipt: Mapping[str, Any]) -> list[_File]:
-        """The files of a shard, in the order of the tables.
-
-        Raises:
-            LedgerError: the receipt names files that are not this job's.
-        """
+    def _files(self, receipt: Mapping[str, Any]) -> Sequence[Path]:
+        """In the order of the tables."""
         files = receipt_as(_Files, receipt).files
-        own = [rf"{table.name}/\d{{6,}}-{self._here.job[:8]}\.parquet" for table in TABLES]
-        for pattern, file in zip_longest(own, files):
-            if pattern is None or file is None or not re.fullmatch(pattern, file.name, re.ASCII):
-                raise foreign_receipt("names files that are not of this job")
-        return files
+        if len(files) != len(TABLES):
+            raise foreign_receipt("names files that are not of this job")
+        return [self._file(file.name, folder) for file, folder in zip(files, self.folders, strict=True)]
 
-    def _name(self, path: Path) -> str:
-        return path.relative_to(self._here.parts).as_posix()
+    def _compare(self, commit: Commit) -> Iterator[Problem]:
+        files = receipt_as(_Files, commit.receipt).files
+        for table, path, file in zip(TABLES, self._files(commit.receipt), files, strict=True):
+            rows = commit.written.lines if table is FETCHES else file.rows
+            what = difference(path, Written(file.rows, file.size, file.sha256)) or self._difference_in_rows(path, rows)
+            if what is not None:
+                yield Problem(str(path), what, commit.shard.id)
 
-    def _own_files(self) -> Iterator[Path]:
-        """All files with this job's id in their names, unfinished ones too."""
-        name = rf"\d{{6,}}-{self._here.job[:8]}\.parquet"
-        own = re.compile(rf"{name}|\.{name}\.tmp")
-        for table in TABLES:
-            folder = self._here.parts / table.name
-            yield from (path for path in sorted(folder.glob("*")) if own.fullmatch(path.name))
+    def _difference_in_rows(self, path: Path, rows: int) -> str | None:
+        from pyarrow.parquet import read_metadata
+
+        try:
+            with path.open("rb") as file:
+                found = read_metadata(file)
+        except OSError as error:
+            return f"it cannot be read: {error.strerror or 'it is damaged'}"
+        if found.num_rows != rows:
+            return f"it has {found.num_rows:,} rows, but {rows:,} were written"
+        return None if found.metadata.get(_JOB) == self._opened.job.encode() else "it belongs to another job"
 
 
 class _File(msgspec.Struct):
@@ -191,15 +148,6 @@ class _Files(msgspec.Struct):
 
     version: int
     files: list[_File]
-
-
-def _remove(paths: Iterable[Path]) -> None:
-    for path in paths:
-        try:
-            path.unlink(missing_ok=True)
-            sync_folder(path.parent)
-        except OSError as error:
-            raise cannot_write(path, error) from None
 
 
 class _NewFile:
@@ -241,7 +189,7 @@ class _NewFile:
         rename_durably(self._beside, self.path)
 
     def receipt(self) -> dict[str, Any]:
-        """The facts that `_problem_of` compares with the file."""
+        """The facts that `verify` compares with the file."""
         return {"rows": self._rows, "size": self._sink.size, "sha256": self._sink.sha256}
 
     def abandon(self) -> None:
@@ -306,27 +254,3 @@ class _Sink:
     def _flush(self, file: int) -> None:
         pieces, self._pieces, self._held = self._pieces, [], 0
         write_all(file, b"".join(pieces))
-
-
-def _problem_of(path: Path, receipt: _File, job: str) -> str | None:
-    """Describes the problem of a finished file; None if there is none."""
-    from pyarrow.parquet import read_metadata
-
-    try:
-        size = path.stat().st_size
-        if size != receipt.size:
-            return f"it has {size:,} bytes instead of {receipt.size:,}"
-        digest = sha256()
-        with path.open("rb") as file:
-            while chunk := file.read(_CHUNK):
-                digest.update(chunk)
-        if digest.hexdigest() != receipt.sha256:
-            return "its content was changed"
-        found = read_metadata(path)
-    except FileNotFoundError:
-        return "it is missing"
-    except OSError as error:
-        return f"it cannot be read: {error.strerror or 'it is damaged'}"
-    if found.num_rows != receipt.rows:
-        return f"it has {found.num_rows:,} rows instead of {receipt.rows:,}"
-    return None if found.metadata.get(_JOB) == job.encode() else "it belongs to another job"

@@ -1,8 +1,8 @@
 """Answers as tables of a PostgreSQL database. Needs psycopg.
 
-Tables and commit marks are as in SQLite, with PostgreSQL's types, in a schema of their own. Rows are copied into temporary
-tables; one transaction moves them into the tables and adds the shard's commit mark. It replaces earlier rows of the same
-lines, so a repetition has no effect.
+Tables and commit marks are as in SQLite, with PostgreSQL's types, in a schema of their own. One transaction replaces rows
+of the same lines, copies the rows of a shard and adds its commit mark, so a repetition has no effect. All settings are those
+of a transaction, so a pooler may give each transaction another session.
 
 PostgreSQL cannot hold some values; they are stored in another form, without loss:
 
@@ -16,16 +16,20 @@ A job stores no password, and errors show no data.
 
 from __future__ import annotations
 
+import logging
+import os
+import random
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 import msgspec
 
-from ...checks import optional_import
+from ...checks import optional_import, seconds
 from ...codec.parse import decode_any
 from ...errors import ConfigError
 from ...tables import ColumnType, Row, Table, to_json
@@ -55,6 +59,42 @@ _QUOTING: Final = ("22", "23", "P0")
 
 EXACT: Final = "flinks_async.text"
 
+RETRY_FOR: Final = 120.0
+
+_FIRST_DELAY: Final = 0.1
+
+_LAST_DELAY: Final = 5.0
+
+_MAY_PASS: Final = frozenset(
+    {
+        "40001",  # serialization_failure
+        "40P01",  # deadlock_detected
+        "55P03",  # lock_not_available
+        "57014",  # query_canceled
+        "57P01",  # admin_shutdown
+        "57P02",  # crash_shutdown
+        "57P03",  # cannot_connect_now
+        "53300",  # too_many_connections
+        "25006",  # read_only_sql_transaction
+    }
+)
+
+# Independent of the database's settings: a statement must see what another job did while this one waited for a lock.
+_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+
+_PATIENCE: Final = {
+    "connect_timeout": "10",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
+"""Options of libpq, so that a server that vanishes without a word counts as lost after about a minute."""
+
+_log: Final = logging.getLogger("flinks_async.bulk")
+
+T = TypeVar("T")
+
 _INT64: Final = range(-(2**63), 2**63)
 
 _SUSPECT: Final = re.compile(r"\\u0000|[0-9][eE][+-]?[0-9]{3}|[0-9]{1000}")
@@ -70,6 +110,8 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
         conninfo: libpq's connection string, a URL or `key=value` pairs, without a password: that comes from PGPASSWORD,
             ~/.pgpass or a service file, and is never written anywhere.
         schema: the schema of the tables (default `flinks`). It is created if it is missing.
+        retry_for: seconds for which a shard is written again (default 120) after a deadlock or a timeout, or while the
+            server cannot be reached. It is not part of the description.
 
     Raises:
         ConfigError: psycopg is not installed, or the connection string holds a password or is invalid.
@@ -85,121 +127,201 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
         "date": "date",
         "instant": "timestamptz",
     }
+    read_as: ClassVar[dict[ColumnType, str]] = {"json": "{}::text"}
     unique: ClassVar[bool] = True
 
-    # Independent of the database's settings: a statement must see what another job did while this one waited for a lock.
-    _begin: ClassVar[str] = "BEGIN ISOLATION LEVEL READ COMMITTED"
-
-    def __init__(self, conninfo: str = "", schema: str = "flinks") -> None:
+    def __init__(self, conninfo: str = "", schema: str = "flinks", *, retry_for: float = RETRY_FOR) -> None:
         self._library = optional_import("psycopg", extra="postgresql")
         self._conninfo = without_secrets(conninfo)
         if not _is_name(schema):
             raise ConfigError("schema must be a name of 1 to 63 bytes")
         self._schema = schema
+        self._name = '"' + schema.replace('"', '""') + '"'
+        self._begin = f"{_BEGIN}; {_settings(self._name)}"
+        seconds("retry_for", retry_for)
+        self._retry_for = retry_for
         self._db: psycopg.Connection[Any] | None = None
         self._place: Place | None = None
+        self._may_pass = False
 
     def describe(self) -> dict[str, Any]:
         return {"kind": "postgresql", "conninfo": self._conninfo, "schema": self._schema}
 
     def open(self, place: Place, *, existing: bool = False) -> None:
-        self.close()
         self._place = place
-        self._connect(place, existing=existing)
+        self._patiently("opening the tables", lambda: self._connect(place, existing=existing))
 
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
-        try:
-            return super().put(commit, spool)
-        except StoreError:
-            if self._place is None or self._db is None or not self._db.closed:
-                raise
-        # The connection was lost, perhaps hours ago. The commit mark tells whether the transaction took effect.
-        self._connect(self._place)
-        return super().put(commit, spool)
+        def write() -> dict[str, Any]:
+            if self._place is not None and (self._db is None or self._db.closed):  # lost, perhaps hours ago
+                self._may_pass = True
+                self._connect(self._place)
+                self._may_pass = False
+            return super(PostgreSQLStore, self).put(commit, spool)
 
-    def purge(self) -> list[str]:
-        return [] if self._bare else self._delete_rows()
+        # The commit mark tells whether a transaction took effect whose end was not seen.
+        return self._patiently(f"writing shard {commit.shard.id}", write)
 
     @property
     def where(self) -> str:
         return f"PostgreSQL ({self._conninfo or 'the default database'}), schema {self._schema}"
 
+    def columns(self) -> list[Row]:
+        # Unlike information_schema, the catalog also shows what this user may not read.
+        return self.fetch(
+            "SELECT c.relname, a.attname FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_class c ON c.oid = a.attrelid "
+            "JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace "
+            "WHERE n.nspname = ? AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND a.attnum > 0 AND NOT a.attisdropped",
+            self._schema,
+        )
+
+    def run(self, sql: str, *values: Any) -> int:
+        with self._some_transaction():
+            return super().run(sql, *values)
+
+    def fetch(self, sql: str, *values: Any) -> list[Row]:
+        with self._some_transaction():
+            return super().fetch(sql, *values)
+
     def _execute(self, sql: str, values: tuple[Any, ...]) -> psycopg.Cursor[Any]:
         return self._opened.execute(_native(sql, values), values or None)
 
     def _stream(self, sql: str, *values: Any) -> Iterator[Sequence[Row]]:
-        with self._transaction(), self._opened.cursor(name="flinks") as cursor:
+        with self._some_transaction(), self._opened.cursor(name="flinks") as cursor:
             self._do(lambda: cursor.execute(_native(sql, values), values))
             while rows := self._do(lambda: cursor.fetchmany(ROWS)):
                 yield rows
 
-    def _select(self, table: Table) -> list[str]:
-        return [
-            f"t.{name}::text" if column.type == "json" else f"t.{name}"
-            for name, column in zip(quoted(table), table.columns, strict=True)
-        ]
-
     def _insert(self, table: Table, rows: list[Row]) -> list[Row]:
+        if table is FETCHES:  # the first table: it has a row for each answer
+            lines = [row[0] for row in rows]
+            for each in TABLES:
+                self.run(f"DELETE FROM {each.name} WHERE job = ? AND line = ANY(?)", self._job, lines)
         stored = [storable(self.where, table, row) for row in rows]
-        sql = f"COPY {_staged(table)} ({', '.join(quoted(table))}) FROM STDIN"
-        self._do(lambda: self._copy(sql.encode(), stored))
-        return stored
+        try:
+            self._copy(table, stored)
+        except self._library.Error as error:
+            problem = self._store_error(error)
+            unfit = _is_of_value(error)
+        else:
+            return stored
+        raise (self._find_unfit(table, stored) if unfit else None) or problem
 
-    def _copy(self, sql: bytes, rows: list[Row]) -> None:
-        with self._opened.cursor().copy(sql) as copy:
+    def _copy(self, table: Table, rows: list[Row]) -> None:
+        sql = f"COPY {table.name} (job, {', '.join(quoted(table))}) FROM STDIN"
+        with self._opened.cursor().copy(sql.encode()) as copy:
             for row in rows:
-                copy.write_row(row)
+                copy.write_row((self._job, *row))
 
-    def _inserted(self) -> None:
-        lines = f"SELECT line FROM {_staged(FETCHES)}"
-        for table in TABLES:
-            columns = ", ".join(quoted(table))
-            self.run(f"DELETE FROM {table.name} WHERE job = ? AND line IN ({lines})", self._job)
-            self.run(f"INSERT INTO {table.name} (job, {columns}) SELECT {self._job}, {columns} FROM {_staged(table)}")
+    def _find_unfit(self, table: Table, rows: list[Row]) -> StoreError | None:
+        """The error for the first value that the server refuses; None if it refuses none of them alone."""
+        with suppress(self._library.Error):
+            self._opened.execute("ROLLBACK")
+        while len(rows) > 1:
+            half = rows[: len(rows) // 2]
+            rows = half if self._refuses(table, half) else rows[len(half) :]
+        for number, column in enumerate(table.columns):
+            alone = tuple(
+                value if n == number or table.columns[n].type == "position" else None for n, value in enumerate(rows[0])
+            )
+            if alone[number] is not None and self._refuses(table, [alone]):
+                encoding = self._opened.info.parameter_status("server_encoding")
+                type_ = f"{self.types[column.type]} in a database with the encoding {encoding}"
+                return does_not_fit(self.where, table, column, rows[0], type_)
+        return None
+
+    def _refuses(self, table: Table, rows: list[Row]) -> bool:
+        """Whether a value of these rows cannot be stored. Stores nothing."""
+        self._do(lambda: self._execute(self._begin, ()))
+        try:
+            self._copy(table, rows)
+        except self._library.Error as error:
+            return _is_of_value(error)
+        finally:
+            with suppress(self._library.Error):
+                self._opened.execute("ROLLBACK")
+        return False
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
         with super()._transaction():
-            # Some databases are configured to confirm a commit before it is on the disk.
-            asynchronous = "current_setting('synchronous_commit') = 'off'"
-            self.run(f"SELECT set_config('synchronous_commit', 'on', true) WHERE {asynchronous}")
             yield
         crash_points.reach("database committed")
+
+    def _some_transaction(self) -> AbstractContextManager[None]:
+        """The current transaction, or one of its own. Nothing runs outside of a transaction, because a pooler may give each
+        one another session."""
+        idle = self._opened.info.transaction_status == self._library.pq.TransactionStatus.IDLE
+        return super()._transaction() if idle else nullcontext()
 
     def _connect(self, place: Place, *, existing: bool = False) -> None:
         self.close()
         self._db = connect(self._conninfo)
-        name = '"' + self._schema.replace('"', '""') + '"'
         try:
-            self.run(f"SET search_path TO {name}")
-            self.run("SET TimeZone TO 'UTC'")
-            self.run("SET DateStyle TO 'ISO'")  # psycopg reads points in time only in this style
+            usable = self.fetch(
+                "SELECT pg_catalog.has_schema_privilege(oid, 'USAGE') FROM pg_catalog.pg_namespace WHERE nspname = ?",
+                self._schema,
+            )
+            if usable == [(False,)]:  # PostgreSQL would skip the schema silently
+                raise StoreError(f"PostgreSQL: permission denied for schema {self._schema}: it lacks USAGE")
             if existing:
-                if not self._has_schema():
+                if not usable:
                     raise StoreMissingError(self.where)
                 self._look(place.job)
                 return
             with self._transaction():
                 self.run(f"SELECT pg_advisory_xact_lock({_LOCK})")
-                if not self._has_schema():
-                    self.run(f"CREATE SCHEMA {name}")
+                if not usable:
+                    self.run(f"CREATE SCHEMA IF NOT EXISTS {self._name}")
                 self._job = prepare(self, place.job)
-            for table in TABLES:
-                columns = ", ".join(f'"{column.name}" {self.types[column.type]}' for column in table.columns)
-                self.run(f"CREATE TEMPORARY TABLE {_staged(table)} ({columns}) ON COMMIT DELETE ROWS")
         except BaseException:
             self.close()
             raise
 
-    def _has_schema(self) -> bool:
-        return bool(self.fetch("SELECT 1 FROM pg_namespace WHERE nspname = ?", self._schema))
+    # --- what may pass ------------------------------------------------------------------------------------------------
+
+    def _patiently(self, what: str, work: Callable[[], T]) -> T:
+        """Repeats work that fails for a reason that may pass."""
+        end = time.monotonic() + self._retry_for
+        delay = _FIRST_DELAY
+        while True:
+            self._may_pass = False
+            try:
+                return work()
+            except StoreError as error:
+                if not self._may_pass or time.monotonic() + delay > end:
+                    raise
+                _log.warning("%s failed and is repeated: %s", what, error.message)
+            time.sleep(random.uniform(delay / 2, delay))  # two jobs in a deadlock must not meet again
+            delay = min(2 * delay, _LAST_DELAY)
 
     def _store_error(self, error: psycopg.Error) -> StoreError:
+        lost = self._db is not None and self._db.closed
+        self._may_pass = (
+            self._may_pass or lost or error.sqlstate in _MAY_PASS or (error.sqlstate or "").startswith("08")
+        )
+        if error.sqlstate == "25006" and self._db is not None:  # a standby, after a failover
+            self._db.close()
         return store_error(error)
 
 
-def _staged(table: Table) -> str:
-    return f"flinks_staged_{table.name}"
+def _settings(schema: str) -> str:
+    """SQL for the settings of one transaction; the settings of the session are left alone."""
+    current = "current_setting('synchronous_commit')"
+    settings = {
+        "search_path": "'" + schema.replace("'", "''") + "'",
+        "TimeZone": "'UTC'",
+        "DateStyle": "'ISO'",  # psycopg reads points in time only in this style
+        "row_security": "'off'",  # an error instead of hidden rows
+        # Some databases are configured to confirm a commit before it is on the disk.
+        "synchronous_commit": f"CASE {current} WHEN 'off' THEN 'on' ELSE {current} END",
+    }
+    return "SELECT " + ", ".join(f"set_config('{name}', {value}, true)" for name, value in settings.items())
+
+
+def _is_of_value(error: psycopg.Error) -> bool:
+    """Whether a value causes the error: it has no form in the database, or exceeds a limit."""
+    return (error.sqlstate or "").startswith(("22", "54"))
 
 
 def _is_name(schema: str) -> bool:
@@ -251,9 +373,12 @@ def connect(conninfo: str) -> psycopg.Connection[Any]:
     """
     pg = optional_import("psycopg", extra="postgresql")
     try:
-        connection: psycopg.Connection[Any] = pg.connect(
-            conninfo, autocommit=True, fallback_application_name="flinks-async", client_encoding="UTF8"
-        )
+        given = pg.conninfo.conninfo_to_dict(conninfo)
+        if "PGCONNECT_TIMEOUT" in os.environ:
+            given["connect_timeout"] = os.environ["PGCONNECT_TIMEOUT"]
+        options = {"fallback_application_name": "flinks-async", **_PATIENCE, **given, "client_encoding": "UTF8"}
+        # A prepared statement would belong to one session.
+        connection: psycopg.Connection[Any] = pg.connect(**options, autocommit=True, prepare_threshold=None)
         return connection
     except pg.Error as error:
         problem = store_error(error)

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, Final
 
 from ...tables import ColumnType, Row, Table
 from ..errors import StoreError
-from ..files import PRIVATE_FILE, SQLITE_SUFFIXES, cannot_write, is_own, sync_every_commit, sync_folder
+from ..files import PRIVATE_FILE, SQLITE_SUFFIXES, cannot_write, connect_to_look, is_own, sync_every_commit, sync_folder
 from ..records import Commit
 from .answer_rows import TABLES, does_not_fit
 from .database import DatabaseFile
@@ -67,7 +67,7 @@ class SQLiteStore(DatabaseFile[sqlite3.Connection]):
     indexes: ClassVar[tuple[str, ...]] = ('CREATE INDEX flinks_fetches_key ON fetches ("key")',)
 
     _library = sqlite3
-    _begin: ClassVar[str] = "BEGIN IMMEDIATE"
+    _begin = "BEGIN IMMEDIATE"
 
     def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
         try:
@@ -97,7 +97,9 @@ class SQLiteStore(DatabaseFile[sqlite3.Connection]):
             raise cannot_write(self._path, error) from None
         return True
 
-    def _connect(self) -> sqlite3.Connection:
+    def _connect(self, *, look: bool) -> sqlite3.Connection:
+        if look:
+            return connect_to_look(self._path, timeout=_WAIT)
         name = f"{self._path.as_uri()}?mode=rw"  # never creates the file
         return sqlite3.connect(name, uri=True, isolation_level=None, check_same_thread=False, timeout=_WAIT)
 
@@ -134,7 +136,12 @@ class SQLiteStore(DatabaseFile[sqlite3.Connection]):
     def _delete_rows(self) -> list[str]:
         self.run("PRAGMA secure_delete = ON")
         removed = super()._delete_rows()
-        self.run("PRAGMA wal_checkpoint(TRUNCATE)")
+        (busy, *_) = self.fetch("PRAGMA wal_checkpoint(TRUNCATE)")[0]
+        if busy:
+            text = (
+                "other programs have the database open, so the files still hold the removed rows; close these programs"
+            )
+            removed.append(f"left: {self._path}-wal, because {text}")
         return removed
 
     def _store_error(self, error: sqlite3.Error) -> StoreError:
@@ -150,6 +157,8 @@ def _reason(error: sqlite3.Error) -> str:
         return "cannot be written: another program keeps it locked"
     if name.startswith("SQLITE_CORRUPT"):
         return f"is broken: {error}"
+    if name == "SQLITE_READONLY_ROLLBACK":
+        return "holds an interrupted change; the next run of the job undoes it"
     return f"cannot be written: {error}"
 
 
