@@ -16,7 +16,14 @@ from .clock import Clock
 from .codec import Codec
 from .config import Settings
 from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM, check_token, wrap_header_values
-from .errors import ClientClosedError, ConfigError, DeadlineExceededError, FlinksError, drop_internal_frames
+from .errors import (
+    ClientClosedError,
+    ConfigError,
+    DeadlineExceededError,
+    FlinksError,
+    drop_internal_frames,
+    keep_users_frames,
+)
 from .fanout import Outcome, TokenSource, fan_out
 from .limits.governor import Governor
 from .messages import Call, Middleware, Request, Response, SendPermit, Transport
@@ -324,6 +331,11 @@ class FlinksClient:
                 )
         except FlinksError as error:
             problem = error
+        except asyncio.CancelledError:
+            raise
+        except BaseException as error:
+            keep_users_frames(error)
+            raise
         finally:
             state.end(scope)
         problem.host = self._endpoint.host

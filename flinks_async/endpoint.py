@@ -5,10 +5,12 @@ from __future__ import annotations
 import ipaddress
 import re
 import unicodedata
+from base64 import b64encode
 from collections.abc import Mapping
+from contextlib import suppress
 from types import MappingProxyType
 from typing import Any, Final
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 from attrs import field, frozen
 
@@ -224,6 +226,69 @@ def check_secret(value: object) -> Secret:
     if value.reveal()[:7].lower() == "bearer ":
         raise ConfigError("auth_secret starts with 'Bearer ': pass the secret without it, because auth_scheme adds it")
     return value
+
+
+@frozen
+class Proxy:
+    """A proxy: its URL without credentials, and the header that carries the credentials."""
+
+    url: str
+    authorization: Secret | None
+
+
+def make_proxy(url: Secret, setting: str) -> Proxy:
+    """Checks the URL of a proxy.
+
+    Args:
+        setting: where it comes from, for the message.
+
+    Raises:
+        ConfigError: it is not the URL of an HTTP proxy.
+    """
+    proxy = None
+    with suppress(ValueError):  # includes UnicodeError; the texts contain the credentials
+        proxy = _split_proxy(url)
+    if proxy is None:
+        raise ConfigError(f"{setting} must be the URL of an HTTP proxy, such as 'http://proxy.example:3128'")
+    return proxy
+
+
+def _split_proxy(url: Secret) -> Proxy | None:
+    parts = urlsplit(url.reveal() if "://" in url.reveal() else f"http://{url.reveal()}")
+    host, port, user = parts.hostname, parts.port, parts.username
+    if not host or not host.isprintable() or " " in host or parts.scheme not in ("http", "https"):
+        return None
+    authorization = None
+    if user is not None:
+        if ":" in unquote(user):
+            return None  # RFC 7617
+        pair = f"{unquote(user)}:{unquote(parts.password or '')}".encode()
+        authorization = Secret(f"Basic {b64encode(pair).decode()}")
+    place = f"[{host}]" if ":" in host else host
+    return Proxy(urlunsplit((parts.scheme, place if port is None else f"{place}:{port}", "", "", "")), authorization)
+
+
+def is_exempt(url: str, exceptions: Secret) -> bool:
+    """Whether NO_PROXY exempts a URL: `*`, or a list of host names (with their subdomains, also written `.example` and
+    `*.example`), addresses and networks such as `10.0.0.0/8`, each but a network with an optional port.
+    """
+    parts = urlsplit(url)
+    host, port = (parts.hostname or "").rstrip("."), parts.port or (443 if parts.scheme == "https" else 80)
+    for item in re.split(r"[\s,]+", exceptions.reveal().lower()):
+        with_port = re.fullmatch(r"(\[[^]]*\]|[^:]*):([0-9]+)", item)
+        name = (with_port[1] if with_port else item).strip("[]").removeprefix("*.").strip(".")
+        if with_port and int(with_port[2]) != port:
+            continue
+        if item == "*" or (name and (host == name or host.endswith(f".{name}"))) or _is_in_network(host, name):
+            return True
+    return False
+
+
+def _is_in_network(host: str, network: str) -> bool:
+    try:
+        return ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)
+    except ValueError:
+        return False
 
 
 MAX_TOKEN: Final = 1024

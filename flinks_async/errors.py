@@ -38,6 +38,7 @@ URL, and no unmasked text from the server.
 
 from __future__ import annotations
 
+from types import TracebackType
 from typing import Any, ClassVar
 
 __all__ = [
@@ -182,6 +183,24 @@ def drop_internal_frames(error: FlinksError) -> None:
         chain += [link.__cause__, link.__context__]
         if isinstance(link, FlinksError) and not _is_users(link):
             link.__traceback__ = None
+
+
+_INTERNAL = frozenset({__name__.partition(".")[0], "aiohttp", "cattrs"})
+
+
+def keep_users_frames(error: BaseException) -> None:
+    """Internal. Drops the frames of this package and of its libraries from an error that users' code raised inside of them,
+    such as a signal handler, because their variables hold tokens and data.
+    """
+    kept: list[TracebackType] = []
+    step = error.__traceback__
+    while step is not None:
+        if step.tb_frame.f_globals.get("__name__", "").partition(".")[0] not in _INTERNAL:
+            kept.append(step)
+        step = step.tb_next
+    for frame, following in zip(kept, (*kept[1:], None), strict=False):
+        frame.tb_next = following
+    error.__traceback__ = kept[0] if kept else None
 
 
 def _is_users(error: FlinksError) -> bool:

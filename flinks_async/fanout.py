@@ -19,6 +19,7 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
+from copy import copy
 from typing import Any, Generic, NoReturn, TypeVar
 
 from attrs import frozen
@@ -63,7 +64,7 @@ class Failed(Generic[K_co]):
 
     def unwrap(self) -> NoReturn:
         """Raises the error."""
-        raise self.error
+        raise copy(self.error)  # each raise adds frames to an error
 
 
 Outcome = Fetched[K_co] | Failed[K_co]

@@ -18,7 +18,7 @@ The Arrow schema never depends on the data:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import chain
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -57,7 +57,7 @@ Row = tuple[Any, ...]
 
 to_json: Final = msgspec.json.Encoder(decimal_format="number").encode
 
-_TYPES: Final[dict[FieldKind, ColumnType]] = {
+COLUMN_TYPES: Final[dict[FieldKind, ColumnType]] = {
     FieldKind.TEXT: "text",
     FieldKind.AMOUNT: "amount",
     FieldKind.INTEGER: "integer",
@@ -116,11 +116,11 @@ class Table:
 
 
 def _scalars(cls: type[Model]) -> list[Field]:
-    return [field for field in SCHEMA[cls] if field.kind in _TYPES]
+    return [field for field in SCHEMA[cls] if field.kind in COLUMN_TYPES]
 
 
 def _columns_of(cls: type[Model], prefix: str = "", wire: str = "") -> list[Column]:
-    return [Column(f"{prefix}{f.name}", _TYPES[f.kind], f"{wire}{f.wire}") for f in _scalars(cls)]
+    return [Column(f"{prefix}{f.name}", COLUMN_TYPES[f.kind], f"{wire}{f.wire}") for f in _scalars(cls)]
 
 
 def _getter(cls: type[Model]) -> Any:
@@ -138,7 +138,7 @@ ACCOUNTS: Final = Table(
     (
         *_POSITIONS,
         Column("request_id", "text"),
-        *(Column(name, _TYPES[_ENTRY_FIELDS[name].kind], f"^{_ENTRY_FIELDS[name].wire}") for name in _ENTRY),
+        *(Column(name, COLUMN_TYPES[_ENTRY_FIELDS[name].kind], f"^{_ENTRY_FIELDS[name].wire}") for name in _ENTRY),
         Column("last_refresh", "instant", "^Login.LastRefresh"),
         Column("last_refresh_text", "text", "^Login.LastRefresh"),
         *_columns_of(Account),
@@ -294,7 +294,14 @@ def schema_of(table: Table) -> pyarrow.Schema:
         ConfigError: pyarrow is not installed.
     """
     pa = optional_import("pyarrow", extra="arrow")
-    types = {
+    return pa.schema([(column.name, arrow_types()[column.type]) for column in table.columns])
+
+
+@cache
+def arrow_types() -> dict[ColumnType, pyarrow.DataType]:
+    """The Arrow types of the columns."""
+    pa = optional_import("pyarrow", extra="arrow")
+    return {
         "text": pa.string(),
         "json": pa.string(),
         "amount": pa.decimal128(PRECISION, SCALE),
@@ -304,7 +311,6 @@ def schema_of(table: Table) -> pyarrow.Schema:
         "date": pa.date32(),
         "instant": pa.timestamp("us", "UTC"),
     }
-    return pa.schema([(column.name, types[column.type]) for column in table.columns])
 
 
 def to_arrow(

@@ -17,6 +17,7 @@ import pytest
 
 from flinks_async import ConfigError, FlinksClient, FlinksError, Response, Retry, Secret, Timeouts, config
 from flinks_async.config import Connection
+from flinks_async.models import Holder
 from flinks_async.testing import KINDS, FakeClock, FlinksServer, InMemoryTransport
 from tests.raw_server import Hang, RawServer, ReadHead, Send
 
@@ -356,3 +357,49 @@ def test_settings_show_and_pickle_nothing() -> None:
         with pytest.raises(TypeError, match="refuses to be pickled"):
             pickle.dumps(holder)
     assert copy.deepcopy(connection) == connection
+
+
+class Stopped(BaseException):
+    """As a signal handler raises it."""
+
+
+@pytest.mark.parametrize("kind", [SystemExit, KeyboardInterrupt, Stopped, RuntimeError, TimeoutError])
+@pytest.mark.parametrize("place", ["connecting", "session", "body", "decoding", "large body", "middleware"])
+async def test_what_a_signal_handler_raises_carries_no_secret_and_no_data(
+    place: str, kind: type[BaseException], server: FlinksServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    detail: dict[str, Any] = PERSONAL["GetAccountsDetail"][0]  # type: ignore[assignment]
+    large = {"GetAccountsDetail": [{**detail, "Accounts": detail["Accounts"] * (1000 if place == "large body" else 1)}]}
+    server.script(TOKEN, [large])
+    options: dict[str, Any] = {"attempt_middleware": [_own_header]} if place == "session" else {}
+
+    def stop(*_: Any, **__: Any) -> Any:
+        raise kind
+
+    if place == "middleware":
+
+        async def middleware(request: Any, call_next: Any) -> Any:
+            await call_next(request)
+            stop()
+
+        options["middleware"] = [middleware]
+    async with FlinksClient(auth_secret=SECRET, base_url=server.base_url, **options) as flinks:
+        target = {
+            "connecting": "flinks_async.transport.session._Connector.connect",
+            "session": "aiohttp.client_reqrep.ClientRequest.send",
+            "body": "flinks_async.transport.aiohttp.AiohttpTransport._read",
+            "decoding": "flinks_async.codec.compiled.AMOUNT",
+            "large body": "flinks_async.codec.steps.count_steps",
+        }.get(place)
+        if place == "decoding":
+            flinks.options.codec.converter.register_structure_hook(Holder, stop)
+        elif target is not None:
+            monkeypatch.setattr(target, stop)
+        with pytest.raises(BaseException) as caught:
+            await flinks.partner_access(TOKEN)
+        if place in ("large body", "middleware") or not issubclass(kind, Exception):
+            assert type(caught.value) is kind
+        shows_nothing(own_frames(caught.value))
+        if place == "middleware":  # the frames of the user's own code stay
+            assert traceback.extract_tb(caught.value.__traceback__)[-1].name == "stop"
+        assert flinks.stats().calls_in_flight == flinks.stats().requests_in_flight == 0

@@ -495,3 +495,21 @@ async def test_each_call_can_have_its_own_time() -> None:
     assert isinstance(outcomes[0], Fetched)
     assert isinstance(outcomes[1], Failed)
     assert isinstance(outcomes[1].error, DeadlineExceededError)
+
+
+async def test_an_outcome_that_is_unwrapped_often_keeps_no_frames() -> None:
+    async with client_of(InMemoryTransport(default=FlinksError("no"))) as flinks:
+        outcomes = [outcome async for outcome in flinks.partner_access_many(["token-1"])]
+
+    def frames(error: BaseException) -> int:
+        return len(traceback.extract_tb(error.__traceback__))
+
+    (outcome,) = outcomes
+    assert isinstance(outcome, Failed)
+    before = frames(outcome.error)
+    for _ in range(1000):
+        with pytest.raises(FlinksError) as caught:
+            outcome.unwrap()
+    assert frames(outcome.error) == before
+    assert frames(caught.value) <= before + 2
+    assert caught.value.fields() == outcome.error.fields()

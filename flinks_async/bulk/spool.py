@@ -159,7 +159,7 @@ def spool_line(token: Token, response: Response) -> bytes:
     )  # fmt: skip
 
 
-class _Meta(msgspec.Struct):
+class SpoolMeta(msgspec.Struct):
     status: int
     attempts: int
 
@@ -169,7 +169,7 @@ class SpoolLine(msgspec.Struct):
 
     line: int
     response: msgspec.Raw
-    meta: _Meta
+    meta: SpoolMeta
     key: msgspec.Raw = msgspec.Raw(b"null")
     instance: str | None = None
 

@@ -60,6 +60,11 @@ class Codec:
         self.transactions: Transactions = transactions
         self._decoder = Decoder(self.converter, on_access=transactions == "on access")
 
+    @property
+    def unknown_keys(self) -> frozenset[str]:
+        """Undocumented keys that answers have had: at most 16 for each class."""
+        return self._decoder.unknown_keys
+
     def decode(self, body: bytes, meta: Meta = NO_META) -> PartnerAccessResponse:
         """The answer in a body.
 

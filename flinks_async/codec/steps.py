@@ -112,6 +112,10 @@ class Decoder:
         self.whole: DecoderPair = (_not_compiled, _not_compiled)
         reference.register(converter, self._observed.record)
 
+    @property
+    def unknown_keys(self) -> frozenset[str]:
+        return frozenset(key for cls in SCHEMA for key in self._observed.unknown(cls))
+
     def compiled(self, body: bytes, meta: Meta) -> PartnerAccessResponse | None:
         """The answer by the compiled path, in one step. None means that the reference path must decide."""
         self._current()

@@ -130,12 +130,17 @@ class AiohttpTransport:
             stopped = error
         except Exception as error:
             stopped = self._translate(error, request.endpoint.host, wire)
+        except BaseException as error:  # such as the SystemExit of a signal handler
+            stopped = error
         finally:
             if stopped is not None and wire.transport is not None:
                 wire.transport.abort()  # of a borrowed session; the connections of our own are aborted when closed
             sessions.in_use -= 1
             sessions.reused += wire.sockets == 0
-            wire_of_attempt.reset(token)
+            try:  # noqa: SIM105 - faster than `suppress`
+                wire_of_attempt.reset(token)
+            except ValueError:  # a coroutine was closed from another context
+                pass
         assert stopped is not None
         # Raised here, without the frames and errors of aiohttp, because their variables hold the URL and the headers.
         stopped.__traceback__ = stopped.__context__ = stopped.__cause__ = None

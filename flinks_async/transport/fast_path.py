@@ -13,6 +13,7 @@ aioresponses replaces methods of `ClientSession`.
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from contextlib import suppress
 from types import FunctionType
@@ -26,8 +27,6 @@ from aiohttp.streams import StreamReader
 from attrs import define, field
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
-
-from .session import Protocol
 
 _PARAMETERS: Final = {"read_until_eof", "auto_decompress"}
 
@@ -60,6 +59,33 @@ def session_is_untouched() -> bool:
     return is_untouched(cls._request) and is_untouched(cls.get) and is_untouched(cls.request)
 
 
+_log = logging.getLogger("flinks_async")
+
+_reported: set[str] = set()
+
+
+def warn_of_onlookers(session: aiohttp.ClientSession) -> None:
+    """Logs once which other packages see the requests of a session: its trace configs, and wrappers of its methods."""
+    watching = {
+        getattr(handler, "__module__", type(handler).__module__)
+        for trace in session.trace_configs
+        for name in dir(trace)
+        if name.startswith("on_")
+        for handler in getattr(trace, name)
+    }
+    for method in (aiohttp.ClientSession._request, aiohttp.ClientSession.get, aiohttp.ClientSession.request):
+        if hasattr(method, "__wrapped__"):  # it passes requests on, unlike a mock
+            wrapper = getattr(method, "_self_wrapper", method)  # of wrapt
+            watching.add(getattr(wrapper, "__globals__", {}).get("__name__", type(method).__module__))
+    if new := sorted(watching - _reported):
+        _reported.update(new)
+        _log.warning(
+            "the aiohttp session is watched by %s, which sees access tokens (in URLs), the AuthSecret (in a header) and "
+            "answers, and may add headers to requests; make sure that it records and sends none of them",
+            ", ".join(new),
+        )
+
+
 @define(eq=False)
 class Template:
     """A request without its token.
@@ -80,6 +106,22 @@ class Template:
         )
         lines = "".join(f"{name}: {value}\r\n" for name, value in request.headers.items())
         return cls(request, f"GET {path}".encode("ascii"), f" HTTP/1.1\r\n{lines}\r\n".encode("ascii"))
+
+
+class Protocol(ResponseHandler):
+    """aiohttp's parser of a connection's answers.
+
+    Attributes:
+        idle_since: when its last answer was read to its end, by `time.monotonic()`.
+    """
+
+    idle_since = float("-inf")
+
+    def close(self) -> None:
+        """Aborts the connection. A TLS connection that is closed waits up to 30 s for the peer's close_notify and keeps
+        reading meanwhile, so an abandoned exchange would continue on the wire.
+        """
+        self.abort()
 
 
 class Exchange:

@@ -9,18 +9,17 @@ from __future__ import annotations
 import asyncio
 import copy
 import errno
-import logging
 import os
 import select
 import socket
 import ssl
+import threading
 import time
 import weakref
-from contextlib import suppress
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -31,10 +30,11 @@ from attrs import define, frozen
 
 from ..checks import shown
 from ..config import Connection
-from ..endpoint import Endpoint
+from ..endpoint import Endpoint, Proxy, is_exempt, make_proxy
 from ..errors import ClientClosedError, ConfigError, FlinksError, ShortageError
 from ..runtime.loop_state import PerLoop
 from ..secret import Secret
+from .fast_path import Protocol, warn_of_onlookers
 
 
 @define(eq=False)
@@ -73,34 +73,10 @@ class ConnectionStats:
     reused: int = 0
 
 
-@frozen
-class Proxy:
-    """A proxy: its URL without credentials, and the header that carries the credentials."""
-
-    url: str
-    authorization: Secret | None
-
-
 @define(eq=False)
 class _LoopSession:
     pooled: aiohttp.ClientSession
     fresh: aiohttp.ClientSession | None = None
-
-
-class Protocol(ResponseHandler):
-    """aiohttp's parser of a connection's answers.
-
-    Attributes:
-        idle_since: when its last answer was read to its end, by `time.monotonic()`.
-    """
-
-    idle_since = float("-inf")
-
-    def close(self) -> None:
-        """Aborts the connection. A TLS connection that is closed waits up to 30 s for the peer's close_notify and keeps
-        reading meanwhile, so an abandoned exchange would continue on the wire.
-        """
-        self.abort()
 
 
 class _Connector(aiohttp.TCPConnector):
@@ -158,7 +134,7 @@ class SessionManager:
         if borrowed is not None and not isinstance(borrowed, aiohttp.ClientSession):
             raise ConfigError(f"session must be an aiohttp.ClientSession, not {type(borrowed).__name__}")
         if borrowed is not None:
-            _warn_of_onlookers(borrowed)
+            warn_of_onlookers(borrowed)
         for name in ("ca_file", "client_cert", "client_key"):
             path = getattr(connection, name)
             if path is not None and not os.path.isfile(path):
@@ -240,7 +216,7 @@ class SessionManager:
             auto_decompress=False,
         )
         session.trace_configs.clear()  # OpenTelemetry, Sentry and others add theirs to each new session
-        _warn_of_onlookers(session)
+        warn_of_onlookers(session)
         return session
 
     def _make_socket(self, address: tuple[Any, ...]) -> socket.socket:
@@ -290,12 +266,13 @@ class SessionManager:
     def proxy_for(self, endpoint: Endpoint) -> Proxy | None:
         """The proxy for an endpoint: `Connection.proxy`, or that of the environment when the client was made."""
         if self._connection.proxy is not None:
-            return _parse_proxy(self._connection.proxy)
+            return make_proxy(self._connection.proxy, "Connection.proxy")
         parts = urlsplit(endpoint.url)
-        found = self._proxies.get(parts.scheme)
-        if not found or proxy_bypass(parts.netloc):
+        found, exceptions = self._proxies.get(parts.scheme), self._proxies.get("no")
+        # Without NO_PROXY, macOS and Windows have exceptions of their own.
+        if not found or (is_exempt(endpoint.url, exceptions) if exceptions else proxy_bypass(parts.netloc)):
             return None
-        return _parse_proxy(found)
+        return make_proxy(found, f"{parts.scheme.upper()}_PROXY of the environment")
 
     def stats(self) -> ConnectionStats:
         opened = sum(made.fileno() != -1 for made in tuple(self._sockets))
@@ -325,33 +302,6 @@ class SessionManager:
         self._sessions = PerLoop()
         self._sockets = weakref.WeakSet()
         self.in_use = 0
-
-
-_log = logging.getLogger("flinks_async")
-
-_reported: set[str] = set()
-
-
-def _warn_of_onlookers(session: aiohttp.ClientSession) -> None:
-    """Logs once which other packages see the requests of a session: its trace configs, and wrappers of its methods."""
-    watching = {
-        handler.__module__
-        for trace in session.trace_configs
-        for name in dir(trace)
-        if name.startswith("on_")
-        for handler in getattr(trace, name)
-    }
-    for method in (aiohttp.ClientSession._request, aiohttp.ClientSession.get, aiohttp.ClientSession.request):
-        if hasattr(method, "__wrapped__"):  # it passes requests on, unlike a mock
-            wrapper = getattr(method, "_self_wrapper", method)  # of wrapt
-            watching.add(getattr(wrapper, "__globals__", {}).get("__name__", type(method).__module__))
-    if new := sorted(watching - _reported):
-        _reported.update(new)
-        _log.warning(
-            "the aiohttp session is watched by %s, which sees access tokens (in URLs), the AuthSecret (in a header) and "
-            "answers, and may add headers to requests; make sure that it records and sends none of them",
-            ", ".join(new),
-        )
 
 
 async def _close(sessions: _LoopSession) -> None:
@@ -416,7 +366,34 @@ def _no_certificates(reason: str) -> ShortageError:
     return ShortageError(f"the certificates for TLS could not be loaded, because of a shortage: {reason}")
 
 
+_MOST_CONTEXTS: Final = 8
+_contexts: dict[object, ssl.SSLContext] = {}
+_making = threading.Lock()
+
+
 def _make_tls(connection: Connection) -> ssl.SSLContext | FlinksError:
+    """The context for these settings, the same for all clients while the files stay the same: it takes 33 ms and 890 kB."""
+    defaults = ssl.get_default_verify_paths()
+    trusted = (defaults.cafile, defaults.capath) if connection.ca_file is None else (connection.ca_file,)
+    paths = [os.fspath(path) for path in (*trusted, connection.client_cert, connection.client_key) if path is not None]
+    with _making:
+        try:
+            stats = [os.stat(path) for path in paths]
+        except OSError:  # a new context tells why
+            return _new_tls(connection)
+        key = (
+            connection.client_cert,
+            tuple((path, stat.st_mtime_ns, stat.st_size, stat.st_ino) for path, stat in zip(paths, stats, strict=True)),
+        )
+        context = _contexts.pop(key, None) or _new_tls(connection)
+        if isinstance(context, ssl.SSLContext):
+            _contexts[key] = context
+            while len(_contexts) > _MOST_CONTEXTS:
+                del _contexts[next(iter(_contexts))]
+        return context
+
+
+def _new_tls(connection: Connection) -> ssl.SSLContext | FlinksError:
     try:
         context = ssl.create_default_context(cafile=connection.ca_file)
         if connection.ca_file is None:
@@ -446,24 +423,3 @@ def _check_trust_store(context: ssl.SSLContext) -> None:
         if shortage(error):
             raise
         # an unreadable file of the system: the server's certificate will be refused, which says why
-
-
-def _parse_proxy(url: Secret) -> Proxy:
-    proxy = None
-    with suppress(ValueError):  # includes UnicodeError; the texts contain the credentials
-        proxy = _split_proxy(url)
-    if proxy is None:
-        raise ConfigError("Connection.proxy must be the URL of an HTTP proxy, such as 'http://proxy.example:3128'")
-    return proxy
-
-
-def _split_proxy(url: Secret) -> Proxy | None:
-    parts = urlsplit(url.reveal() if "://" in url.reveal() else f"http://{url.reveal()}")
-    host, port = parts.hostname, parts.port
-    if not host or not host.isprintable() or " " in host or parts.scheme not in ("http", "https"):
-        return None
-    place = f"[{host}]" if ":" in host else host
-    authorization = None
-    if parts.username is not None:
-        authorization = Secret(aiohttp.encode_basic_auth(unquote(parts.username), unquote(parts.password or "")))
-    return Proxy(urlunsplit((parts.scheme, place if port is None else f"{place}:{port}", "", "", "")), authorization)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from decimal import Decimal
 from functools import partial
@@ -10,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 
 from flinks_async.bulk.errors import StoreError
+from flinks_async.bulk.records import Written
 from flinks_async.bulk.stores import Store
-from flinks_async.bulk.stores.database_schema import NAMES
+from flinks_async.bulk.stores.database_schema import NAMES, VIEWS
 
 from .store_contract import JOB, OTHER_JOB, SHARDS, Bench, Crash, StoreContract, Summaries, at_points, expected
 from .tables_support import summaries
@@ -25,10 +28,65 @@ def body(**transaction: Any) -> bytes:
     return json.dumps({"GetAccountsDetail": [{"Accounts": [account]}], "RequestId": "r"}).encode()
 
 
+NIGHTLY = Path(__file__).parents[2] / "docs" / "nightly.md"
+
+
+def balances(key: str, amount: int) -> tuple[str, bytes]:
+    account = b'{"Id":"1","Balance":{"Current":%d},"Transactions":[{"Id":"m-0"},{"Id":"m-%d"}]}' % (amount, amount)
+    return key, b'{"GetAccountsDetail":[{"Accounts":[%b]}]}' % account
+
+
+def spool_line(line: int, key: str, response: bytes) -> bytes:
+    return b'{"line":%d,"key":"%b","response":%b,"meta":{"status":200,"attempts":1}}\n' % (line, key.encode(), response)
+
+
+def put_two_nights(folder: Path, make: Callable[[Path], Store]) -> None:
+    """Jobs of two nights. The user b, with two accounts at two tokens, fails in the second one; d is new; a and c have moved."""
+    nights = {
+        "2026-11-27": [balances("a", 1), balances("b", 2), balances("b", 3), balances("c", 4), balances("e", 5)],
+        "2026-11-28": [balances("a", 10), balances("d", 5), balances("c", 40), balances("e", 5)],
+    }
+    for (night, answers), (_, job) in zip(nights.items(), JOBS, strict=True):
+        place = folder / "nights" / night
+        place.parent.mkdir(exist_ok=True)
+        bench = Bench(place, lambda place=place: make(place), job).start()  # type: ignore[misc]
+        commit, path = bench.handed(0, {})
+        path.write_bytes(b"".join(spool_line(line, *answer) for line, answer in enumerate(answers, 1)))
+        bench.store.put(evolve(commit, written=Written(len(answers), 0, "")), path)
+        bench.store.close()
+
+
+def check_two_nights(query: Callable[[str], list[tuple[Any, ...]]]) -> None:
+    """Runs the queries of docs/nightly.md."""
+    latest, changed, transactions, _ = nightly_queries()
+    found = [(key, Decimal(balance), job) for key, _, balance, job in query(latest)]
+    assert sorted(found) == [("a", 10, 2), ("b", 2, 1), ("b", 3, 1), ("c", 40, 2), ("d", 5, 2), ("e", 5, 2)]
+    moves = [(key, what, *(n and int(Decimal(n)) for n in numbers)) for key, _, what, *numbers in query(changed)]
+    assert moves == [("a", "moved", 1, 10), ("c", "moved", 4, 40), ("d", "new", None, 5)]
+    assert [row[:2] for row in query(transactions)] == [("a", "m-10"), ("c", "m-40"), ("d", "m-0"), ("d", "m-5")]
+    counts = {view: query(f"SELECT count(*) FROM {view}")[0][0] for view in VIEWS}
+    assert counts == {"current_fetches": 6, "current_accounts": 6, "current_transactions": 12, "current_holders": 0}
+
+
+def nightly_queries() -> list[str]:
+    return re.findall(r"```sql\n(.*?)```", NIGHTLY.read_text(encoding="utf-8"), re.DOTALL)
+
+
 class DatabaseContract(StoreContract):
     def query(self, folder: Path, sql: str) -> list[dict[str, Any]]:
         """As a user, in a connection of their own."""
         raise NotImplementedError
+
+    def drop_views(self, folder: Path) -> None:
+        """As in a database of an older version."""
+        for view in VIEWS:
+            self.query(folder, f"DROP VIEW IF EXISTS {view}")
+
+    def drop_everything(self, folder: Path) -> None:
+        for view in VIEWS:
+            self.query(folder, f"DROP VIEW IF EXISTS {view}")
+        for table in NAMES:
+            self.query(folder, f"DROP TABLE IF EXISTS {table}")
 
     def shared(self, folder: Path) -> Store:
         """A store in a database that several jobs may share."""
@@ -77,6 +135,22 @@ class DatabaseContract(StoreContract):
         first.store.close()
         assert self.query(tmp_path, "SELECT job FROM flinks_jobs") == [{"job": JOB}]
 
+    def test_views_of_the_latest_answers_of_each_key(self, tmp_path: Path) -> None:
+        put_two_nights(tmp_path, lambda folder: self.shared(tmp_path))
+        check_two_nights(lambda sql: [tuple(row.values()) for row in self.query(tmp_path, sql)])
+
+    def test_a_view_of_the_users_is_left_alone(self, bench: Bench) -> None:
+        bench.start()
+        bench.store.purge()
+        bench.store.close()
+        self.drop_everything(bench.folder)
+        self.query(bench.folder, "CREATE TABLE mine (x INTEGER)")
+        self.query(bench.folder, "CREATE VIEW current_accounts AS SELECT x FROM mine")
+        bench.start().put_missing(0)
+        assert bench.problems() == []
+        bench.store.close()
+        assert self.query(bench.folder, "SELECT * FROM current_accounts") == []
+
     def test_a_newer_version_is_refused(self, bench: Bench) -> None:
         bench.start().put_missing(0)
         bench.store.close()
@@ -87,6 +161,7 @@ class DatabaseContract(StoreContract):
     def test_columns_of_an_older_version_are_added(self, bench: Bench) -> None:
         bench.start()
         bench.store.close()
+        self.drop_views(bench.folder)
         self.query(bench.folder, "ALTER TABLE accounts DROP COLUMN answer_extra")
         self.query(bench.folder, "UPDATE flinks_meta SET value = 0")
         bench.start().put_missing(0)
@@ -98,6 +173,7 @@ class DatabaseContract(StoreContract):
     def test_tables_of_an_older_version_are_looked_at_as_they_are(self, bench: Bench) -> None:
         bench.start().put_missing(0)
         bench.store.close()
+        self.drop_views(bench.folder)
         self.query(bench.folder, "ALTER TABLE accounts DROP COLUMN answer_extra")
         self.query(bench.folder, "UPDATE flinks_meta SET value = 0")
         assert bench.problems() == []
@@ -117,6 +193,7 @@ class DatabaseContract(StoreContract):
     def test_a_database_without_our_tables_gets_none_by_a_look(self, bench: Bench) -> None:
         bench.start().put_missing(0)
         bench.store.close()
+        self.drop_views(bench.folder)
         for table in NAMES:
             self.query(bench.folder, f"DROP TABLE IF EXISTS {table}")
         self.query(bench.folder, "CREATE TABLE mine (x INTEGER)")
@@ -130,6 +207,7 @@ class DatabaseContract(StoreContract):
         bench.start()
         bench.store.purge()
         bench.store.close()
+        self.drop_views(bench.folder)
         for table in ("flinks_meta", "flinks_jobs", "flinks_shards", "accounts", "transactions", "holders"):
             self.query(bench.folder, f"DROP TABLE IF EXISTS {table}")
         self.query(bench.folder, "CREATE TABLE IF NOT EXISTS fetches (mine INTEGER)")
@@ -141,6 +219,7 @@ class DatabaseContract(StoreContract):
     def test_a_part_of_the_database_is_missing(self, bench: Bench) -> None:
         bench.start()
         bench.store.close()
+        self.drop_views(bench.folder)
         self.query(bench.folder, "DROP TABLE holders")
         with pytest.raises(StoreError, match="a part of it was removed"):
             bench.start()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,13 +18,13 @@ pq = pytest.importorskip("pyarrow.parquet")
 
 from flinks_async import tables  # noqa: E402
 from flinks_async.bulk.errors import StoreError  # noqa: E402
-from flinks_async.bulk.stores import Store, parquet  # noqa: E402
+from flinks_async.bulk.stores import Store, answer_tables, parquet  # noqa: E402
 from flinks_async.bulk.stores.answer_rows import TABLES  # noqa: E402
 from flinks_async.bulk.stores.parquet import ParquetStore  # noqa: E402
 from flinks_async.errors import ConfigError  # noqa: E402
 from flinks_async.testing.data import expected_body  # noqa: E402
 
-from .database_contract import body  # noqa: E402
+from .database_contract import body, nightly_queries, put_two_nights  # noqa: E402
 from .store_contract import (  # noqa: E402
     JOB,
     OTHER_JOB,
@@ -157,6 +158,7 @@ def _noted(function: Callable[..., Any], name: str, calls: list[str]) -> Callabl
 
 def test_a_large_shard_has_several_row_groups(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parquet, "_ROWS", 300)
+    monkeypatch.setattr(answer_tables, "BLOCK", 1)  # one answer at a time
     bench.start().put(0, {line: expected_body(f"t-{line}", size="medium") for line in range(1, 9)})
     (path,) = (bench.place.parts / "transactions").iterdir()
     assert pq.read_metadata(path).num_row_groups == 3
@@ -193,6 +195,17 @@ def test_compression_of_pages(tmp_path: Path, compression: parquet.Pages) -> Non
 def test_a_compression_that_there_is_not() -> None:
     with pytest.raises(ConfigError, match="compression must be one of zstd, snappy, none, not 'gzip'"):
         ParquetStore("gzip")  # type: ignore[arg-type]
+
+
+def test_the_latest_answers_of_each_key(tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    put_two_nights(tmp_path, lambda _: ParquetStore())
+    *_, latest = nightly_queries()
+    with closing(duckdb.connect()) as db:
+        found = db.execute(latest.replace("'nights/*", f"'{tmp_path}/nights/*")).fetchall()
+    assert sorted((key, int(balance), night[-2:]) for key, _, balance, night in found) == [
+        ("a", 10, "28"), ("b", 2, "27"), ("b", 3, "27"), ("c", 40, "28"), ("d", 5, "28"), ("e", 5, "28"),
+    ]  # fmt: skip
 
 
 def test_files_are_the_owners_alone(bench: Bench) -> None:

@@ -387,6 +387,7 @@ class TestPostgreSQL(DatabaseContract):
 
     def test_a_value_that_the_server_refuses_fails_alone(self, bench: Bench) -> None:
         bench.start()
+        self.drop_views(bench.folder)
         self.query(bench.folder, "ALTER TABLE transactions ALTER debit TYPE numeric(5, 2)")
         with pytest.raises(UnfitAnswerError, match=r"line 2 of the input, .*Debit: the value does not fit") as raised:
             bench.put(0, {1: body(), 2: body(Debit=123456), 3: body()})

@@ -24,6 +24,7 @@ from flinks_async.bulk.stores.answer_rows import TABLES
 
 from ..answers import DOCUMENTED, to_bytes
 from . import store_contract
+from .database_contract import check_two_nights, put_two_nights
 from .store_contract import OTHER_JOB, SHARDS, Bench, StoreContract, Summaries, Summary, expected
 
 pytestmark = pytest.mark.usefixtures("closed_databases")
@@ -463,6 +464,11 @@ def test_a_database_that_was_tampered_with_is_refused(shared: Path, statement: s
     query(shared, statement)
     with pytest.raises(StoreError, match="is not a database of flinks-async, or a part of it was removed"):
         bench_at(shared).start()
+
+
+def test_views_of_the_latest_answers_of_each_key(shared: Path) -> None:
+    put_two_nights(shared.parent, lambda _: SQLiteStore(shared))
+    check_two_nights(lambda sql: query(shared, sql))
 
 
 def test_columns_of_a_newer_version_are_added(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flinks_async import Connection, FlinksError, ProxyError
+from flinks_async import ConfigError, Connection, FlinksError, ProxyError
 from tests.raw_server import Close, Hang, RawServer, ReadHead, Repeat, Reset, Respond, Send, StartTLS
 
 from .support import OK, SHORT, Authority, assert_clean, client_for, unused_port
@@ -156,3 +156,55 @@ async def test_an_untrusted_certificate_behind_a_proxy_is_refused(authority: Aut
                 await client.partner_access("t")
             assert (caught.value.attempts, proxy.requests) == (1, 1)
             await assert_clean(client)
+
+
+@pytest.mark.parametrize(
+    ("exceptions", "url", "exempt"),
+    [
+        ("10.0.0.0/8", "http://10.1.2.3", True),
+        ("10.0.0.0/8", "http://11.1.2.3", False),
+        ("a, 10.1.2.3/8", "http://10.9.9.9", True),
+        ("::1", "http://[::1]:8080", True),
+        ("[::1]", "http://[::1]", True),
+        ("fe80::/10", "http://[fe80::5]", True),
+        ("fe80::/10", "http://[2001::5]", False),
+        ("host.example:443", "https://host.example", True),
+        ("host.example:8443", "https://host.example", False),
+        ("host.example:80", "http://host.example", True),
+        ("[::1]:8080", "http://[::1]:8080", True),
+        ("[::1]:8080", "http://[::1]:8081", False),
+        ("*.example", "https://host.example", True),
+        ("*.example", "https://hostexample", False),
+        (".example", "https://a.host.example", True),
+        ("example", "https://host.example", True),
+        ("ample", "https://host.example", False),
+        ("HOST.Example", "https://host.example", True),
+        ("host.example.", "https://host.example", True),
+        ("other other2\thost.example", "https://host.example", True),
+        ("*", "https://host.example", True),
+        ("other, *", "https://host.example", True),
+        (" , ", "https://host.example", False),
+        ("10.0.0.0/99,/,:,[", "http://10.1.2.3", False),
+    ],
+)
+def test_no_proxy_has_hosts_ports_patterns_and_networks(
+    exceptions: str, url: str, exempt: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://proxy.example:3128")
+    monkeypatch.setenv("no_proxy", exceptions)
+    client = client_for(url, connection=Connection(trust_env=True), allow_http=True)
+    monkeypatch.setenv("no_proxy", "" if exempt else "*")  # it counts when the client is made
+    sessions = client._pool.sessions
+    assert sessions is not None
+    assert (sessions.proxy_for(client._endpoint) is None) == exempt
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+def test_a_wrong_proxy_of_the_environment_is_named(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(f"{scheme}_proxy", "socks5://proxy.example:1")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with pytest.raises(ConfigError, match=f"^{scheme.upper()}_PROXY of the environment must be"):
+        client_for(f"{scheme}://flinks.test", connection=Connection(trust_env=True), allow_http=True)
+    with pytest.raises(ConfigError, match=r"^Connection\.proxy must be"):
+        client_for("https://flinks.test", connection=Connection(proxy="socks5://proxy.example:1"))

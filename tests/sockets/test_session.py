@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import gc
 import os
 import sys
@@ -16,7 +17,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from flinks_async import ClientClosedError, ConfigError, FlinksClient, Handler, Request, Response, Timeouts
+from flinks_async import ClientClosedError, ConfigError, FlinksClient, Handler, Request, Response, Retry, Timeouts
 from tests.raw_server import Hang, RawServer, ReadHead, Respond, Send
 
 from .support import BODY, HEALTHY, OK, assert_clean, client_for, turns
@@ -496,3 +497,17 @@ async def test_a_client_that_was_never_used_needs_no_closing() -> None:
         FlinksClient(auth_secret="s")
         gc.collect()
     assert [str(warning.message) for warning in caught if issubclass(warning.category, ResourceWarning)] == []
+
+
+async def test_a_call_may_be_closed_from_another_context() -> None:
+    async with RawServer([ReadHead(), Hang()]) as server, client_for(server, retry=Retry(attempts=1)) as client:
+        call = client.partner_access("token-1")
+        context = contextvars.copy_context()
+        step: Any = context.run(call.send, None)
+        while not server.requests:
+            await asyncio.sleep(0.01)
+            if step is not None and step.done():
+                step = context.run(call.send, None)
+        call.close()
+        assert client.stats().requests_in_flight == 0
+        assert client.stats().calls_in_flight == 0

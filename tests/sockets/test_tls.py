@@ -10,11 +10,13 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from flinks_async import CertificateError, Connection, Failed, FlinksClient, Retry, TransportError
+from flinks_async.transport import session
 from tests.raw_server import RawConnection, RawServer, ReadHead
 
 from .support import HEALTHY, OK, Authority, assert_clean, client_for, turns
@@ -222,3 +224,28 @@ async def test_a_shortage_of_file_descriptors_is_transient(
                     resource.setrlimit(resource.RLIMIT_NOFILE, before)
             assert not isinstance(caught.value, CertificateError)
             await client.partner_access("t")
+
+
+async def test_clients_with_equal_settings_share_one_tls_context(authority: Authority, tmp_path: Path) -> None:
+    async def context(**connection: Any) -> ssl.SSLContext:
+        async with client_for("https://flinks.test", connection=connection) as client:
+            sessions = client._pool.sessions
+            assert sessions is not None
+            return await sessions.tls()
+
+    shared = await context()
+    assert await context(keepalive=3.0) is shared
+    own = await context(ca_file=authority.file)
+    assert own is not shared
+    assert await context(ca_file=Path(authority.file)) is own
+    renewed = tmp_path / "renewed.pem"
+    renewed.write_bytes(Path(authority.file).read_bytes())
+    first = await context(ca_file=renewed)
+    os.utime(renewed, ns=(1, 1))
+    assert await context(ca_file=renewed) is not first  # the file may hold other certificates now
+    together = await asyncio.gather(*(context(ca_file=renewed) for _ in range(5)))
+    assert len(set(map(id, together))) == 1
+    for number in range(20):
+        os.utime(renewed, ns=(number, number))
+        await context(ca_file=renewed)
+    assert len(session._contexts) <= 8

@@ -6,14 +6,16 @@
     sqlite, duckdb   tables in a database that is one file
     postgresql       tables in a PostgreSQL database
     database         the bases of all databases; database_schema creates their tables
+    answer_tables    answers as Arrow tables, for stores that take whole columns
     answer_rows      answers as rows of tables, and the checksum of rows for `verify`
     answer_files     files of answers: read, checked, and proved to belong to the job
 
 Where do I add a store?
 
 1. `stores/NAME.py`: a class with the methods of `protocol.Store`. For files, follow `JSONLParts` in `jsonl.py`. For tables,
-   read spools with `answer_rows.read_spool`. For a database, subclass `DatabaseStore` or `DatabaseFile`. `put` must return
-   only when the answers survive a power cut; call `crash_points.reach("...")` after each step, because the tests crash there.
+   read spools with `answer_tables.read_tables`, or with `answer_rows.read_spool` if the store takes rows. For a database,
+   subclass `DatabaseStore` or `DatabaseFile`. `put` must return only when the answers survive a power cut; call
+   `crash_points.reach("...")` after each step, because the tests crash there.
 2. `_CLASSES` below: the kind that `describe` returns, with the module and the class.
 3. `cli/output.py`: the name for `--store`; `cli/display.py`: its label in the summary.
 4. `pyproject.toml`: an extra, if the store needs a library; import it with `checks.optional_import`.

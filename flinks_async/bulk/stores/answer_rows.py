@@ -27,11 +27,12 @@ from ...codec import Codec
 from ...codec.parse import EXACT, decode_any
 from ...errors import DecodeError
 from ...models import PartnerAccessResponse
+from ...schema import SCHEMA
 from ...tables import Column, ColumnType, Row, Table, extra_of, flatten, to_json
 from ..compression import Compression
 from ..errors import StoreError, UnfitAnswerError
 from ..records import Commit, Shard
-from ..spool import SpoolLine, read_spool_line
+from ..spool import SpoolLine, SpoolMeta, read_spool_line
 from .answer_files import read_lines
 
 BATCH: Final = 10_000
@@ -104,8 +105,8 @@ def read_spool(path: Path, compression: Compression, commit: Commit, *, batch: i
     """
     rows, size, number = RowBatch(), 0, 0
     for number, text in enumerate(read_lines(path, compression), 1):
-        read, answer = _decoded(path, number, text)
-        _add(rows, read, answer, commit.shard)
+        read, answer = decoded(path, number, text)
+        add_rows(rows, read, answer, commit.shard)
         size += len(text)
         if len(rows) >= batch or size >= _SIZE:
             yield rows
@@ -144,7 +145,25 @@ def _codec() -> Codec:
     return Codec()
 
 
-def _decoded(path: Path, number: int, text: bytes) -> tuple[SpoolLine, PartnerAccessResponse]:
+_DOCUMENTED: Final = frozenset(field.wire for fields in SCHEMA.values() for field in fields)
+
+
+def unknown_keys() -> tuple[bytes, ...]:
+    """Undocumented keys that answers have had, as in their JSON, except those that some documented object has."""
+    names = (
+        _codec().unknown_keys
+        - _DOCUMENTED
+        - {f.name for s in (SpoolLine, SpoolMeta) for f in msgspec.structs.fields(s)}
+    )
+    return tuple(to_json(name) for name in sorted(names))
+
+
+def decoded(path: Path, number: int, text: bytes) -> tuple[SpoolLine, PartnerAccessResponse]:
+    """An answer of a spool.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
     try:
         read = read_spool_line(text)
         return read, _codec().decode(bytes(read.response))
@@ -155,7 +174,8 @@ def _decoded(path: Path, number: int, text: bytes) -> tuple[SpoolLine, PartnerAc
     raise StoreError(f"{path}, line {number}: {problem}")
 
 
-def _add(rows: RowBatch, read: SpoolLine, answer: PartnerAccessResponse, shard: Shard) -> None:
+def add_rows(rows: RowBatch, read: SpoolLine, answer: PartnerAccessResponse, shard: Shard) -> None:
+    """Adds the rows of an answer."""
     place = (read.line, _key(read.key))
     accounts = 0
     for account in flatten(answer, place):
@@ -174,7 +194,7 @@ def _add(rows: RowBatch, read: SpoolLine, answer: PartnerAccessResponse, shard: 
             accounts,
             shard.id,
             shard.round,
-            _without_accounts(answer),
+            without_accounts(answer),
             extra_of(answer),
         )
     )
@@ -191,7 +211,8 @@ def _request_id(answer: PartnerAccessResponse) -> str | None:
     return answer.details[0].request_id
 
 
-def _without_accounts(answer: PartnerAccessResponse) -> str | None:
+def without_accounts(answer: PartnerAccessResponse) -> str | None:
+    """The column of this name."""
     bare = [detail.to_dict() for detail in answer.details if not detail.accounts]
     return to_json(bare).decode() if bare else None
 

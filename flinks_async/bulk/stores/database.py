@@ -23,7 +23,7 @@ from ..errors import StoreError, StoreMissingError
 from ..files import absolute_path, cannot_write, is_inside, size_of
 from ..records import Commit
 from .answer_rows import TABLES, RowDigest, cannot_export, comparable, read_spool
-from .database_schema import NAMES, SHARD_COMMITS, Database, look, prepare, quoted
+from .database_schema import NAMES, SHARD_COMMITS, VIEWS, Database, look, prepare, quoted
 from .protocol import Place, Problem, opened, receipt_as
 
 ROWS: Final = 2_000
@@ -374,7 +374,7 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
         return self._user_path or place.folder / f"answers.{self.kind}"
 
     def purge(self) -> list[str]:
-        if self._own and self._alone() and self._table_names() <= NAMES:
+        if self._own and self._alone() and self._table_names() <= NAMES | VIEWS:
             return [self._remove_files()]
         if not self._bare:
             self._opened.close()  # it was opened to be looked at

@@ -19,6 +19,9 @@ SHARD_COMMITS: Final = "flinks_shards"
 
 NAMES: Final = frozenset({"flinks_meta", "flinks_jobs", SHARD_COMMITS, *(table.name for table in TABLES)})
 
+VIEWS: Final = frozenset(f"current_{table.name}" for table in TABLES)
+"""Views of the latest answers of each key and instance, from the newest job that has one. A user may drop them."""
+
 
 class Database(ABC):
     """Runs SQL in which `?` stands for a value.
@@ -66,7 +69,7 @@ class Database(ABC):
         """
 
     def columns(self) -> list[Row]:
-        """(table, column) of all columns in the current schema, at least of the tables in `NAMES`.
+        """(table, column) of all columns in the current schema, at least of `NAMES` and `VIEWS`.
 
         Raises:
             StoreError: the database refuses the query.
@@ -98,6 +101,9 @@ def prepare(db: Database, job: str) -> int:
         for statement in (*db.own_tables, *(_create_table(db, table) for table in TABLES), *db.indexes):
             db.run(statement)
         db.run("INSERT INTO flinks_meta VALUES ('schema_version', ?)", VERSION)
+        for table in TABLES:
+            if f"current_{table.name}" not in tables:
+                db.run(_create_view(table))
     number = _job_number(db, job)
     if number is None:
         db.run("INSERT INTO flinks_jobs SELECT coalesce(max(number), 0) + 1, ? FROM flinks_jobs", job)
@@ -149,6 +155,19 @@ def _create_table(db: Database, table: Table) -> str:
         identity = ", ".join(("job", *(f'"{name}"' for name in table.identity)))
         columns.append(f"PRIMARY KEY ({identity})")
     return f"CREATE TABLE {table.name} ({', '.join(columns)}){db.table_options}"
+
+
+def _create_view(table: Table) -> str:
+    columns = ", ".join(f"t.{name}" for name in ("job", *quoted(table)))
+    newest = (
+        'SELECT max(job) AS job, "key", coalesce(instance, \'\') AS instance FROM fetches WHERE "key" IS NOT NULL '
+        "GROUP BY 2, 3"
+    )
+    return (
+        f"CREATE VIEW current_{table.name} AS SELECT {columns} FROM {table.name} t "
+        f"JOIN fetches f ON f.job = t.job AND f.line = t.line JOIN ({newest}) newest "
+        'ON newest.job = f.job AND newest."key" = f."key" AND newest.instance = coalesce(f.instance, \'\')'
+    )
 
 
 def _add_columns(db: Database, table: Table, there: Collection[Row]) -> None:

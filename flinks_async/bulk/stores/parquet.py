@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NoReturn, get_args
@@ -18,14 +17,15 @@ import msgspec
 
 from ...checks import optional_import
 from ...errors import ConfigError
-from ...tables import Table, arrow_table, schema_of
+from ...tables import Table, schema_of
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError
 from ..files import cannot_write, create, newer_version, rename_durably, write_all
 from ..records import Commit, Written
 from .answer_files import ShardFiles, difference
-from .answer_rows import FETCHES, TABLES, cannot_export, does_not_fit, read_spool
+from .answer_rows import FETCHES, TABLES, cannot_export
+from .answer_tables import read_tables
 from .protocol import Problem, foreign_receipt, receipt_as
 
 __all__ = ["ParquetStore"]
@@ -39,7 +39,10 @@ VERSION: Final = 1
 """Version of the tables. A newer version may only add columns."""
 
 _ROWS: Final = 50_000
-"""Rows after which a row group ends. It may have more, because an answer is not split."""
+"""Rows after which a row group ends. It may have more, because the rows of a block of answers are not split."""
+
+_SIZE: Final = 64 * 1024 * 1024
+"""Bytes of rows after which a row group ends."""
 
 _CHUNK: Final = 1024 * 1024
 _JOB: Final = b"flinks_async.job"
@@ -80,10 +83,9 @@ class ParquetStore(ShardFiles):
             for table in TABLES:
                 path = self._opened.parts / table.name / f"{commit.shard.id:06d}-{self._opened.job[:8]}.parquet"
                 files.append(_NewFile(path, table, self._opened.job, self._compression))
-            for batch in read_spool(spool, self.spool_compression, commit, batch=_ROWS):
-                for table, file in zip(TABLES, files, strict=True):
-                    if rows := batch.of(table):
-                        file.write(arrow_table(table, rows, partial(does_not_fit, file.path, table)))
+            for tables in read_tables(spool, self.spool_compression, commit, self._opened.parts):
+                for rows, file in zip(tables, files, strict=True):
+                    file.write(rows)
             for file in files:
                 file.finish()
             crash_points.reach("tables synced")
@@ -169,20 +171,30 @@ class _NewFile:
 
         self.path = path
         self._rows = 0
+        self._group: list[pyarrow.Table] = []
         self._beside = path.with_name(f".{path.name}.tmp")
         self._sink = _Sink(self._beside)
         about = {_JOB: job.encode(), _VERSION: b"%d" % VERSION}
         self._writer = ParquetWriter(self._sink, schema_of(table).with_metadata(about), compression=compression)
 
     def write(self, rows: pyarrow.Table) -> None:
-        """Adds a row group."""
-        self._writer.write_table(rows, row_group_size=rows.num_rows)
+        """Adds rows to the current row group."""
+        self._group.append(rows)
         self._rows += rows.num_rows
+        if sum(r.num_rows for r in self._group) >= _ROWS or sum(r.nbytes for r in self._group) >= _SIZE:
+            self._write_group()
 
     def finish(self) -> None:
         """Writes the end of the file and syncs it."""
+        self._write_group()
         self._writer.close()
         self._sink.sync()
+
+    def _write_group(self) -> None:
+        rows = optional_import("pyarrow", extra="arrow").concat_tables(self._group) if self._group else None
+        if rows:
+            self._writer.write_table(rows, row_group_size=rows.num_rows)
+        self._group = []
 
     def rename(self) -> None:
         """Renames the file to its final path."""

@@ -81,7 +81,8 @@ class SQLiteStore(DatabaseFile[sqlite3.Connection]):
 
     def columns(self) -> list[Row]:
         return self.fetch(
-            f"SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c WHERE m.name IN {tuple(sorted(NAMES))}"
+            f"SELECT m.name, c.name FROM sqlite_master m, pragma_table_info(m.name) c WHERE m.name IN {tuple(sorted(NAMES))} "
+            "UNION ALL SELECT name, '' FROM sqlite_master WHERE type = 'view'"
         )
 
     def _create_file(self) -> bool:

@@ -1,0 +1,412 @@
+"""Spools as Arrow tables: Arrow reads the JSON into columns, so that no row becomes a Python object.
+
+Arrow reads with a schema made from `flinks_async.schema`, amounts exactly from their digits; what the schema does not
+foresee is an error. An answer that Arrow refuses is found by halving its block:
+
+- If it has unknown fields, Arrow reads it without them, and the codec decodes it for the columns `extra`. Later answers
+  with such a field are read in this way at once.
+- Otherwise (a key twice in an object, an integer such as `7.0`, a value that does not fit its column) `answer_rows` reads
+  it, which defines the result.
+
+A spool holds only answers that the client has decoded, so what the codec refuses need not be found here.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache, partial
+from pathlib import Path
+from re import compile as pattern
+from typing import TYPE_CHECKING, Any, Final
+
+from attrs import define, field, frozen
+
+from ...checks import optional_import
+from ...models import Model, PartnerAccessResponse, Timestamp
+from ...schema import SCHEMA, FieldKind
+from ...tables import COLUMN_TYPES, Table, arrow_table, arrow_types, extra_of, schema_of, to_json
+from ..compression import Compression
+from ..errors import StoreError
+from ..records import Commit, Shard
+from ..spool import read_spool_line
+from .answer_files import read_lines
+from .answer_rows import (
+    ACCOUNTS,
+    FETCHES,
+    HOLDERS,
+    TABLES,
+    TRANSACTIONS,
+    RowBatch,
+    add_rows,
+    decoded,
+    does_not_fit,
+    unknown_keys,
+    without_accounts,
+)
+
+if TYPE_CHECKING:
+    import pyarrow
+
+BLOCK: Final = 4 * 1024 * 1024
+"""Bytes of answers that are read at once. A block may have more, because an answer is not split."""
+
+FEW: Final = 16
+"""Refused answers of which the codec decodes all, instead of halving them once more."""
+
+Lines = Sequence[tuple[int, bytes]]
+"""Lines of a spool with their numbers, from 1."""
+
+Tables = tuple["pyarrow.Table", ...]
+"""An Arrow table for each of `answer_rows.TABLES`."""
+
+
+def read_tables(path: Path, compression: Compression, commit: Commit, where: Path | str) -> Iterator[Tables]:
+    """The tables of a spool, block by block. Memory is that of one block and one answer.
+
+    Args:
+        where: the name of the store, for the error.
+
+    Raises:
+        UnfitAnswerError: a value does not fit its column.
+        StoreError: the spool is damaged, an answer in it cannot be read, or it does not have as many answers as `commit`
+            says (at the end).
+    """
+    reader = _Reader(path, commit.shard, where)
+    block: list[tuple[int, bytes]] = []
+    number = size = 0
+    for number, line in enumerate(read_lines(path, compression), 1):
+        block.append((number, line))
+        size += len(line)
+        if size >= BLOCK:
+            yield from reader.read(block)
+            block, size = [], 0
+    yield from reader.read(block)
+    if number != commit.written.lines:
+        raise StoreError(f"{path} has {number:,} answers, not {commit.written.lines:,}")
+
+
+_SHAPE: Final = pattern(rb'"GetAccountsDetail"\s*:\s*(.)')
+_OTHER_KEY: Final = pattern(rb'\{"line":[0-9]+,"key":(?=[^"n\s])')
+
+
+def _with_text_as_key(line: bytes) -> bytes:
+    """A line whose key is a text or null: another value becomes its JSON, because a column has one type."""
+    found = _OTHER_KEY.match(line)
+    if found is None:
+        return line
+    try:
+        key = bytes(read_spool_line(line).key)
+        return b"".join((found[0], to_json(key.decode()), line[found.end() + len(key) :]))
+    except ValueError:  # `decoded` names what is wrong
+        return line
+
+
+@define
+class _Reader:
+    """Reads the blocks of a spool.
+
+    Attributes:
+        path: the spool.
+        where: the name of the store.
+    """
+
+    path: Path
+    shard: Shard
+    where: Path | str
+    _unknown: tuple[bytes, ...] = field(factory=unknown_keys, init=False)
+
+    def read(self, block: Lines) -> Iterator[Tables]:
+        """The tables of a block. Answers of different forms are read apart."""
+        groups: dict[tuple[bool, bool], list[tuple[int, bytes]]] = {}
+        for number, text in block:
+            line = _with_text_as_key(text)
+            shape = _SHAPE.search(line)
+            is_object = shape is not None and shape[1] == b"{"
+            groups.setdefault((is_object, any(key in line for key in self._unknown)), []).append((number, line))
+        for (is_object, unknown), lines in groups.items():
+            yield from self._read(lines, is_object, unknown)
+
+    def _read(self, lines: Lines, is_object: bool, unknown: bool) -> Iterator[Tables]:
+        """
+        Args:
+            is_object: whether `GetAccountsDetail` is an object, not an array.
+            unknown: whether most of the answers have unknown fields.
+        """
+        found = None if unknown else self._columns(lines, is_object, None)
+        if found is None and (unknown or len(lines) <= FEW):
+            extras = _Extras()
+            for number, line in lines:
+                extras.add(decoded(self.path, number, line)[1])
+            self._unknown = unknown_keys()
+            found = self._columns(lines, is_object, extras)
+        if found is not None:
+            yield found
+        elif len(lines) == 1:
+            yield self._rows(*lines[0])
+        else:
+            half = len(lines) // 2
+            yield from self._read(lines[:half], is_object, unknown)
+            yield from self._read(lines[half:], is_object, unknown)
+
+    def _rows(self, number: int, line: bytes) -> Tables:
+        """An answer by the path that defines the result."""
+        rows = RowBatch()
+        add_rows(rows, *decoded(self.path, number, line), self.shard)
+        return tuple(
+            arrow_table(table, found, partial(does_not_fit, self.where, table))
+            if (found := rows.of(table))
+            else schema_of(table).empty_table()
+            for table in TABLES
+        )
+
+    def _columns(self, lines: Lines, is_object: bool, extras: _Extras | None) -> Tables | None:
+        """Answers by Arrow; None if it refuses one of them. Its own error is dropped, because it shows the value.
+
+        Args:
+            extras: their unknown fields; None reads only answers without any.
+
+        Raises:
+            MemoryError: there is not enough memory.
+        """
+        pa = optional_import("pyarrow", extra="arrow")
+        try:
+            read = _read_json(b"".join([line for _, line in lines]), is_object, unknown=extras is not None)
+            if len(read["line"]) != len(lines):
+                return None
+            return self._flat(read, lines, extras)
+        except MemoryError:
+            raise
+        except (pa.ArrowException, _Refused):
+            return None
+
+    def _flat(self, read: Mapping[str, Any], lines: Lines, extras: _Extras | None) -> Tables:
+        pa, pc = _arrow()
+        response = read["response"]
+        details = _items(pc.struct_field(response, "GetAccountsDetail"))
+        accounts = _items(pc.struct_field(details.items, "Accounts"))
+        transactions = _items(pc.struct_field(accounts.items, "Transactions"))
+        holder = pc.struct_field(accounts.items, "Holder")
+        held = pc.indices_nonzero(pc.is_valid(holder))
+        answer = pc.take(details.owner, accounts.owner)
+        extra = _Extras() if extras is None else extras
+        answer_extra = _texts(extra.answers, len(lines))
+        request_id, request_id_of_detail = (pc.struct_field(o, "RequestId") for o in (response, details.items))
+        refresh = pc.struct_field(details.items, ["Login", "LastRefresh"])
+
+        of_details = {
+            "request_id": pc.coalesce(pc.take(request_id, details.owner), request_id_of_detail),
+            "last_refresh": _instants(refresh),
+            "last_refresh_text": pc.if_else(pc.equal(refresh, ""), None, refresh),
+            "detail_extra": _texts(extra.details, len(details.items)),
+            "answer_extra": pc.take(answer_extra, details.owner),
+        }
+        for column in ACCOUNTS.columns:
+            if column.wire.startswith("^") and column.name not in of_details:
+                of_details[column.name] = pc.struct_field(details.items, column.wire[1:].split("."))
+        before = pa.concat_arrays([pa.array([0], pa.int64()), accounts.ends])  # accounts before each entry
+        first = pc.if_else(pc.equal(details.starts, details.ends), None, details.starts)
+        of_answers = {
+            **{name: read[name] for name in ("line", "key", "instance")},
+            "request_id": pc.coalesce(request_id, pc.take(request_id_of_detail, first)),
+            **{name: pc.struct_field(read["meta"], name) for name in ("status", "attempts")},
+            "accounts": pc.subtract(pc.take(before, details.ends), pc.take(before, details.starts)),
+            "shard": pa.repeat(pa.scalar(self.shard.id, pa.int64()), len(lines)),
+            "round": pa.repeat(pa.scalar(self.shard.round, pa.int64()), len(lines)),
+            "without_accounts": self._without_accounts(lines, details, accounts),
+            "extra": answer_extra,
+        }
+        # The columns that the rows of an account, of its transactions and of its holder share.
+        shared = {
+            "line": pc.take(read["line"], answer),
+            "key": pc.take(read["key"], answer),
+            "detail": pc.take(details.position, accounts.owner),
+            "account": accounts.position,
+            "account_id": pc.struct_field(accounts.items, "Id"),
+            "currency": pc.struct_field(accounts.items, "Currency"),
+        }
+        of_accounts = {
+            **shared,
+            **_take(of_details, accounts.owner),
+            "extra": _texts(extra.accounts, len(accounts.items)),
+        }
+        of_transactions = {
+            **_take(shared, transactions.owner),
+            "transaction": transactions.position,
+            "extra": _texts(extra.transactions, len(transactions.items)),
+        }
+        of_holders = _take({**shared, "extra": _texts(extra.holders, len(accounts.items))}, held)
+        return (
+            _table(FETCHES, of_answers, response),
+            _table(ACCOUNTS, of_accounts, accounts.items),
+            _table(TRANSACTIONS, of_transactions, transactions.items),
+            _table(HOLDERS, of_holders, pc.take(holder, held)),
+        )
+
+    def _without_accounts(self, lines: Lines, details: _Items, accounts: _Items) -> Any:
+        """The column of this name. The codec makes its texts, which few answers need."""
+        pa, pc = _arrow()
+        texts: list[str | None] = [None] * len(lines)
+        empty = pc.indices_nonzero(pc.equal(accounts.starts, accounts.ends))
+        for number in pc.unique(pc.take(details.owner, empty)).to_pylist():
+            texts[number] = without_accounts(decoded(self.path, *lines[number])[1])
+        return pa.array(texts, pa.string())
+
+
+@define
+class _Extras:
+    """The unknown fields of answers as JSON, in the order of the rows. `holders` has an item for each account."""
+
+    answers: list[str | None] = field(factory=list)
+    details: list[str | None] = field(factory=list)
+    accounts: list[str | None] = field(factory=list)
+    transactions: list[str | None] = field(factory=list)
+    holders: list[str | None] = field(factory=list)
+
+    def add(self, answer: PartnerAccessResponse) -> None:
+        accounts, holders = answer.accounts, [account.holder for account in answer.accounts]
+        self.answers.append(extra_of(answer))
+        self.details += [extra_of(detail, Login=detail.login) for detail in answer.details]
+        self.accounts += [extra_of(account, Balance=account.balance) for account in accounts]
+        self.transactions += [extra_of(transaction) for account in accounts for transaction in account.transactions]
+        self.holders += [None if holder is None else extra_of(holder, Address=holder.address) for holder in holders]
+
+
+class _Refused(Exception):
+    """A value that Arrow accepts and the codec refuses."""
+
+
+def _arrow() -> tuple[Any, Any]:
+    """The modules `pyarrow` and `pyarrow.compute`."""
+    return optional_import("pyarrow", extra="arrow"), optional_import("pyarrow.compute", extra="arrow")
+
+
+def _texts(texts: list[str | None], count: int) -> Any:
+    """Texts as Arrow; nulls if there are no texts."""
+    pa, _ = _arrow()
+    return pa.array(texts, pa.string()) if texts else pa.nulls(count, pa.string())
+
+
+def _take(columns: Mapping[str, Any], numbers: Any) -> dict[str, Any]:
+    _, pc = _arrow()
+    return {name: pc.take(values, numbers) for name, values in columns.items()}
+
+
+@frozen
+class _Items:
+    """The objects in the arrays of other objects, their owners.
+
+    Attributes:
+        items: the objects, in the order of their owners.
+        owner: the number of each object's owner.
+        position: its index in the owner's array.
+        starts, ends: of each owner: the range of its objects in `items`.
+    """
+
+    items: Any
+    owner: Any
+    position: Any
+    starts: Any
+    ends: Any
+
+
+def _items(values: Any) -> _Items:
+    """The items of arrays. An object in place of an array counts as an array of one."""
+    pa, pc = _arrow()
+    if pa.types.is_list(values.type):
+        items, owner = pc.list_flatten(values), pc.list_parent_indices(values)
+        counts = pc.fill_null(pc.list_value_length(values), 0)
+    else:
+        there = pc.is_valid(values)
+        items, owner, counts = pc.drop_null(values), pc.indices_nonzero(there), there.cast(pa.int8())
+    if items.null_count:
+        raise _Refused
+    ends = pc.cumulative_sum(counts.cast(pa.int64()))
+    starts = pc.subtract(ends, counts)
+    number = pc.cumulative_sum(pa.repeat(pa.scalar(1, pa.int64()), len(items)), start=-1)
+    return _Items(items, owner, pc.subtract(number, pc.take(starts, owner)), starts, ends)
+
+
+def _instants(texts: Any) -> Any:
+    """Timestamps as points in time, by the rules of the models."""
+    pa, _ = _arrow()
+    values = [None if text is None else Timestamp.parse(text).value for text in texts.to_pylist()]
+    return pa.array(values, arrow_types()["instant"])
+
+
+_FIRST_DAY: Final = dt.date.min
+
+
+def _table(table: Table, known: Mapping[str, Any], objects: Any) -> Any:
+    """A table.
+
+    Args:
+        known: columns by name; others are read from `objects`.
+    """
+    pa, pc = _arrow()
+    columns = []
+    for column in table.columns:
+        values = known.get(column.name)
+        if values is None:
+            values = pc.struct_field(objects, column.wire.split("."))
+            if column.type == "date":
+                values = pc.cast(values, arrow_types()["date"])
+                if pc.any(pc.less(values, _FIRST_DAY)).as_py():
+                    raise _Refused
+        columns.append(values)
+    return pa.Table.from_arrays(columns, schema=schema_of(table))
+
+
+def _read_json(data: bytes, is_object: bool, *, unknown: bool) -> Mapping[str, Any]:
+    """Lines of a spool as columns.
+
+    Args:
+        is_object: whether `GetAccountsDetail` is an object, not an array.
+        unknown: whether unknown fields are ignored; otherwise they are errors.
+    """
+    pa, json = optional_import("pyarrow", extra="arrow"), optional_import("pyarrow.json", extra="arrow")
+    read = json.read_json(
+        pa.BufferReader(data),
+        read_options=json.ReadOptions(use_threads=False, block_size=len(data) + 1),
+        parse_options=json.ParseOptions(
+            explicit_schema=_schema_of_lines(is_object), unexpected_field_behavior="ignore" if unknown else "error"
+        ),
+    )
+    read.validate(full=True)  # broken UTF-8, and numbers of 39 digits, which read_json lets pass
+    columns = {name: read[name].combine_chunks() for name in read.column_names}
+    if any(columns[name].null_count for name in ("line", "response", "meta")):
+        raise _Refused
+    return columns
+
+
+@cache
+def _schema_of_lines(is_object: bool) -> Any:
+    pa, _ = _arrow()
+    integer, text = arrow_types()["integer"], arrow_types()["text"]
+    return pa.schema(
+        {
+            "line": integer,
+            "key": text,
+            "instance": text,
+            "response": _struct_of(PartnerAccessResponse, is_object),
+            "meta": pa.struct({"status": integer, "attempts": integer}),
+        }
+    )
+
+
+def _struct_of(cls: type[Model], is_object: bool) -> Any:
+    pa, _ = _arrow()
+    members = {}
+    for member in SCHEMA[cls]:
+        if member.model is None:
+            # Dates and timestamps are texts in JSON; `_table` and `_instants` convert them.
+            type_ = arrow_types()["text" if member.kind in _TEXTS else COLUMN_TYPES[member.kind]]
+        else:
+            type_ = _struct_of(member.model, is_object)
+            if member.kind is FieldKind.ARRAY or (member.kind is FieldKind.ONE_OR_MANY and not is_object):
+                type_ = pa.list_(type_)
+        members[member.wire] = type_
+    return pa.struct(members)
+
+
+_TEXTS: Final = frozenset({FieldKind.DATE, FieldKind.TIMESTAMP})
