@@ -385,6 +385,8 @@ class FlinksClient:
             held_back=max((state.governor.held_back for state in states), default=0.0),
             answered=any(state.governor.answered for state in states),
             trouble=next((state.governor.trouble for state in states if state.governor.trouble is not None), None),
+            learned_rate=next((rate for state in states if (rate := state.governor.pace.learned) is not None), None),
+            why_held=next((why for state in states if (why := state.governor.why_held(state.now()))), ""),
         )
 
     def explain(self) -> str:
@@ -408,7 +410,11 @@ class FlinksClient:
     @property
     def governor(self) -> Governor:
         """Internal; used by `flinks_async.bulk`. The governor of this client in the running loop."""
-        return self._enter().governor
+        try:
+            return self._enter().governor
+        except RuntimeError:
+            problem = AttributeError("no event loop is running")  # mocks made from a client skip it then
+        raise problem
 
     @property
     def host(self) -> str:

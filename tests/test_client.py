@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
+from unittest.mock import MagicMock, create_autospec
 
 import aiohttp
 import pytest
@@ -611,3 +612,14 @@ async def test_the_error_of_a_call_is_freed_without_the_garbage_collector() -> N
             assert alive[0]() is None
         finally:
             gc.enable()
+
+
+def test_a_mock_can_be_made_from_a_client_outside_an_event_loop() -> None:
+    flinks = client_of(InMemoryTransport())
+    for mock in (
+        create_autospec(flinks),
+        MagicMock(spec=flinks),
+        MagicMock(spec=FlinksClient),
+        create_autospec(FlinksClient),
+    ):
+        assert callable(mock.partner_access)

@@ -14,11 +14,12 @@ from typing import Any
 import cattrs
 import pytest
 from attrs import evolve
+from cattrs.preconf.json import make_converter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flinks_async.codec import Codec
-from flinks_async.errors import DecodeError, EmptyBodyError, NotJSONError, WrongTypeError
+from flinks_async.errors import ConfigError, DecodeError, EmptyBodyError, JSONLimitError, NotJSONError, WrongTypeError
 from flinks_async.models import Account, AccountsDetail, Balance, Meta, PartnerAccessResponse, Timestamp, Transaction
 
 from .answers import DOCUMENTED, answers, from_bytes, payload, to_bytes
@@ -409,3 +410,155 @@ def test_error_messages_hold_no_json_of_the_body() -> None:
     with pytest.raises(WrongTypeError) as caught:
         codec.decode(body)
     assert not re.search(r"\d{4}", str(caught.value))
+
+
+def _transaction(**fields: Any) -> bytes:
+    transactions = [{"Id": "t-1", "Date": "2025-01-31", "Debit": 1.5}, {"Id": "t-2", **fields}]
+    account = {"Id": "a-1", "Balance": {"Current": 7}, "Transactions": transactions}
+    return json.dumps({"GetAccountsDetail": [{"LoginId": "l-1", "Accounts": [account]}], "RequestId": "r-1"}).encode()
+
+
+SCALAR_HOOKS: list[tuple[type, Any, str, Any, Any]] = [
+    (dt.date, lambda text, _: dt.date(int(text[:4]) + 1, 1, 1), "date", "2025-01-31", dt.date(2026, 1, 1)),
+    (Decimal, lambda number, _: Decimal(number) * 100, "debit", 1.5, Decimal("150.0")),
+    (str, lambda text, _: text.upper(), "description", "abc", "ABC"),
+]
+
+
+@pytest.mark.parametrize(("cls", "hook", "name", "sent", "read"), SCALAR_HOOKS)
+@pytest.mark.parametrize("way", ["at once", "in steps", "by reference"])
+def test_a_hook_for_a_plain_type_is_used(cls: type, hook: Any, name: str, sent: Any, read: Any, way: str) -> None:
+    mine = Codec()
+    mine.converter.register_structure_hook(cls, hook)
+    wire = name.capitalize()
+    body = _transaction(**{wire: sent})
+    for _ in range(3):  # the compiled code changes with the fields that were seen
+        if way == "at once":
+            answer = mine.decode(body)
+        elif way == "in steps":
+            large = json.loads(body)
+            large["GetAccountsDetail"][0]["Accounts"][0]["Transactions"] *= 2000
+            answer = run_steps(mine, json.dumps(large).encode())
+        else:
+            answer = mine.converter.structure(json.loads(body, parse_float=Decimal), PartnerAccessResponse)
+        assert getattr(answer.accounts[0].transactions[1], name) == read
+    untouched = Codec().decode(body)
+    assert getattr(untouched.accounts[0].transactions[1], name) != read
+
+
+def run_steps(codec: Codec, body: bytes) -> PartnerAccessResponse:
+    steps = codec.decode_steps(body)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as finished:
+            return finished.value  # type: ignore[no-any-return]
+
+
+def test_the_hooks_that_cattrs_itself_has_are_not_users() -> None:
+    mine = Codec(make_converter())
+    assert mine.decode(_transaction(Date="2025-01-31")) == Codec().decode(_transaction(Date="2025-01-31"))
+    with pytest.raises(WrongTypeError):
+        mine.decode(_transaction(Date=""))
+
+
+def test_the_converter_raises_public_errors() -> None:
+    mine = Codec()
+    for data in ([], {"GetAccountsDetail": [{"Accounts": [{"Balance": {"Current": "SECRET"}}]}]}):
+        with pytest.raises(WrongTypeError) as caught:
+            mine.converter.structure(data, PartnerAccessResponse)
+        assert type(caught.value) is WrongTypeError
+        assert "SECRET" not in str(caught.value)
+    assert caught.value.path == "GetAccountsDetail[0].Accounts[0].Balance.Current"
+    deep: Any = 1
+    for _ in range(500):
+        deep = [deep]
+    with pytest.raises(JSONLimitError):
+        mine.converter.structure({"X": deep}, PartnerAccessResponse)
+
+
+def test_a_hook_that_calls_the_converter_keeps_the_path() -> None:
+    mine, other = Codec(), Codec()
+
+    def hook(value: Any, _: Any) -> Any:
+        return other.converter.structure(value, Balance)
+
+    mine.converter.register_structure_hook(Balance, hook)
+    with pytest.raises(WrongTypeError) as caught:
+        mine.decode(b'{"GetAccountsDetail":[{"Accounts":[{"Balance":{"Current":"x"}}]}]}')
+    assert caught.value.path == "GetAccountsDetail[0].Accounts[0].Balance.Current"
+    assert str(caught.value).startswith("GetAccountsDetail[0].Accounts[0].Balance.Current: expected a number")
+
+
+ODD: list[tuple[str, Any]] = [
+    *(("Date", value) for value in ("", "31/01/2025", 5, True, [], {})),
+    *(("Debit", value) for value in ("", "1.5", True, [], {})),
+    *(("Description", value) for value in (5, 1.5, True, ["x"], {"x": 1})),
+    *(("Id", value) for value in (5, False, [])),
+]
+
+
+@pytest.mark.parametrize(("wire", "value"), ODD)
+@pytest.mark.parametrize("way", ["at once", "in steps", "on access"])
+def test_an_odd_value_can_be_kept_in_extra(wire: str, value: Any, way: str, caplog: pytest.LogCaptureFixture) -> None:
+    body = _transaction(**{wire: value})
+    with pytest.raises(WrongTypeError):
+        Codec().decode(body)
+    mine = Codec(wrong_types="extra", transactions="on access" if way == "on access" else "with the answer")
+    for _ in range(3):
+        if way == "in steps":
+            large = json.loads(body)
+            large["GetAccountsDetail"][0]["Accounts"][0]["Transactions"] *= 2000
+            body_sent = json.dumps(large).encode()
+            answer = run_steps(mine, body_sent)
+            assert len(answer.accounts[0].transactions) == 4000
+        else:
+            body_sent = body
+            answer = mine.decode(body)
+        first, odd = answer.accounts[0].transactions[:2]
+        assert first.debit == Decimal("1.5")
+        assert getattr(odd, wire.lower()) is None
+        assert odd.extra == {wire: value}
+        assert odd.to_dict()[wire] == value
+        assert json.loads(answer.to_json()) == json.loads(body_sent)
+        assert pickle.loads(pickle.dumps(answer)) == answer
+        assert repr(value) not in repr(odd) or value in ("", 5, True)
+    warnings = [record.getMessage() for record in caplog.records if record.name == "flinks_async"]
+    assert len(warnings) == 1
+    assert f"Transaction.{wire}: expected" in warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "path", "kept"),
+    [
+        (b'{"GetAccountsDetail":"x","RequestId":"r"}', "", {"GetAccountsDetail": "x"}),
+        (b'{"GetAccountsDetail":[{"Accounts":5}]}', "details[0]", {"Accounts": 5}),
+        (b'{"GetAccountsDetail":[{"HttpStatusCode":"x"}]}', "details[0]", {"HttpStatusCode": "x"}),
+        (b'{"GetAccountsDetail":[{"Accounts":[{"Balance":[]}]}]}', "accounts[0]", {"Balance": []}),
+        (b'{"GetAccountsDetail":[{"Accounts":[{"Transactions":[5]}]}]}', "accounts[0]", {"Transactions": [5]}),
+        (
+            b'{"GetAccountsDetail":[{"Accounts":[{"Transactions":[{}, null]}]}]}',
+            "accounts[0]",
+            {"Transactions": [{}, None]},
+        ),
+        (b'{"GetAccountsDetail":[{"Login":{"LastRefresh":5}}]}', "details[0].login", {"LastRefresh": 5}),
+    ],
+)
+def test_odd_values_of_every_kind_are_kept(body: bytes, path: str, kept: dict[str, Any]) -> None:
+    answer = Codec(wrong_types="extra").decode(body)
+    owner = eval(f"answer.{path}" if path else "answer")
+    assert owner.extra == kept
+    assert json.loads(answer.to_json()) == json.loads(body)
+
+
+def test_a_large_array_with_an_odd_item_is_kept_whole() -> None:
+    transactions: list[Any] = [{"Id": f"t-{n}"} for n in range(3000)] + [5]
+    body = json.dumps({"GetAccountsDetail": [{"Accounts": [{"Transactions": transactions}]}]}).encode()
+    answer = run_steps(Codec(wrong_types="extra"), body)
+    assert answer.accounts[0].transactions == ()
+    assert answer.accounts[0].extra == {"Transactions": transactions}
+
+
+def test_the_choices_of_a_codec_are_checked() -> None:
+    with pytest.raises(ConfigError, match="wrong_types must be one of 'error', 'extra'"):
+        Codec(wrong_types="ignore")  # type: ignore[arg-type]

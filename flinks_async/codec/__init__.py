@@ -12,6 +12,7 @@ envelope    the code, message and request id of an answer
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Generator
 from typing import Final, Literal, TypeVar, get_args
 
@@ -29,7 +30,14 @@ __all__ = ["DIRECT_SIZE", "Codec", "envelope_of", "read_envelope"]
 DIRECT_SIZE: Final = 64 * 1024
 """A body of up to this many bytes is decoded in one step, with its transactions."""
 
+MAX_TOLD: Final = 100
+"""Warnings about values of the wrong type that one codec logs."""
+
 Transactions = Literal["with the answer", "on access"]
+
+WrongTypes = Literal["error", "extra"]
+
+_log = logging.getLogger("flinks_async")
 
 T = TypeVar("T")
 
@@ -45,20 +53,42 @@ class Codec:
             `path` is the place in the whole answer. `==`, `to_dict()`, `to_json()` and pickling read them; `repr` only
             counts them. An answer with fields that were not seen before, and in a client one larger than 2 MiB, is decoded with
             its transactions.
+        wrong_types: what to do with a value of the wrong type, such as a date that is none: "error" raises a `WrongTypeError`;
+            "extra" keeps the answer: the field has its default (None, or no items), the value is in the object's `extra`,
+            and the log `flinks_async` has one warning for each field.
 
     Attributes:
         converter: the cattrs converter with the hooks of the models. Before the first answer is decoded, you may register
-            a structure hook for one of them; the other models stay fast. A hook may run twice for one value, so it
-            should be a pure function.
-        transactions: the argument.
+            a structure hook for one of them, or for `str`, `Decimal`, `int`, `bool` or `date`; other values stay fast. A hook
+            may run twice for one value, so it should be a pure function.
+        transactions, wrong_types: the arguments.
     """
 
-    def __init__(self, converter: Converter | None = None, *, transactions: Transactions = "with the answer") -> None:
-        if transactions not in get_args(Transactions):
-            raise ConfigError(f"Codec: transactions must be one of {', '.join(map(repr, get_args(Transactions)))}")
+    def __init__(
+        self,
+        converter: Converter | None = None,
+        *,
+        transactions: Transactions = "with the answer",
+        wrong_types: WrongTypes = "error",
+    ) -> None:
+        for name, value, choices in (
+            ("transactions", transactions, Transactions),
+            ("wrong_types", wrong_types, WrongTypes),
+        ):
+            if value not in get_args(choices):
+                raise ConfigError(f"Codec: {name} must be one of {', '.join(map(repr, get_args(choices)))}")
         self.converter = Converter() if converter is None else converter
         self.transactions: Transactions = transactions
-        self._decoder = Decoder(self.converter, on_access=transactions == "on access")
+        self.wrong_types: WrongTypes = wrong_types
+        self._told: set[str] = set()
+        tell = None if wrong_types == "error" else self._tell
+        self._decoder = Decoder(self.converter, on_access=transactions == "on access", tell=tell)
+
+    def _tell(self, problem: str) -> None:
+        field = problem.partition(":")[0]
+        if field not in self._told and len(self._told) < MAX_TOLD:
+            self._told.add(field)
+            _log.warning("an answer has a value of the wrong type, which is kept in extra: %s", problem)
 
     @property
     def unknown_keys(self) -> frozenset[str]:

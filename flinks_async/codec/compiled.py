@@ -233,7 +233,7 @@ class Compiler:
 
     def _type(self, field: Field, bit: int, raw_classes: RawClasses, names: dict[str, Any]) -> tuple[Any, str]:
         """The type of a struct's member, and the expression that converts its value `v`."""
-        cls = Timestamp if field.kind is FieldKind.TIMESTAMP else field.model
+        cls = field.model or reference.TYPES[field.kind]
         if (
             cls is Transaction
             and self._read_later is not None
@@ -244,7 +244,7 @@ class Compiler:
             return Raw, "read_later(v)"
         if cls in raw_classes and field.kind is FieldKind.ARRAY:
             return list[Raw] | None, "v"
-        if cls is None or (cls is Timestamp and reference.has_default_hook(self._converter, cls)):
+        if field.model is None and reference.has_default_hook(self._converter, cls):
             return _MEMBER_TYPES[field.kind], _CONVERSIONS.get(field.kind, "v")
         if not reference.has_default_hook(self._converter, cls):
             names[f"read{bit}"] = reference.field_reader(field, self._converter)
@@ -337,7 +337,7 @@ def _read(member: Member, width: int) -> Iterator[str]:
     yield f"v = s.f{member.bit}"
     if member.type is Raw:
         yield f"if v is not UNSET: v = {convert if convert == 'read_later(v)' else 'decode_any(v)'}"
-    if field.kind in (FieldKind.AMOUNT, FieldKind.INTEGER):
+    if field.kind in (FieldKind.AMOUNT, FieldKind.INTEGER) and member.type is not Raw:
         yield f"if v is not None and type(v) is not {'Decimal' if field.kind is FieldKind.AMOUNT else 'int'}:"
         if optional:
             yield f"    if v is UNSET: {unset}"

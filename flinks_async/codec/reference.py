@@ -14,16 +14,19 @@ from decimal import Decimal, DecimalException
 from typing import Any, Final
 
 from attrs import frozen
-from cattrs import Converter
+from cattrs import Converter, StructureHandlerNotFoundError
 from cattrs.dispatch import StructureHook
 
-from ..errors import WrongTypeError
+from ..errors import DecodeError, WrongTypeError
 from ..models import MODELS, Model, Timestamp, WireState
 from ..schema import AMOUNT, SCHEMA, Field, FieldKind
-from .parse import CONTAINERS, MAX_KEYS, TooDeep, TooMany, check_limits
+from .parse import CONTAINERS, MAX_KEYS, TooDeep, TooMany, check_limits, json_error
 
 Reader = Callable[[Any], Any]
 """Converts one JSON value. Raises StructureError."""
+
+Tell = Callable[[str], None]
+"""Takes the description of a value of the wrong type that was kept in `extra`."""
 
 Record = Callable[[type[Model], Iterable[str], Iterable[str]], None]
 """Takes a class, and the unknown keys and the absent fields of one object."""
@@ -58,6 +61,10 @@ class StructureError(WrongTypeError):
         return WrongTypeError(f"{self.path}: {self.message}" if self.path else self.message, path=self.path)
 
 
+_OWN: Final = "_of_converter"
+"""Marks an error of our hooks, whose text holds nothing of the body."""
+
+
 def _wrong_type(expected: str, value: object) -> StructureError:
     return StructureError(f"expected {expected}, found {_JSON_TYPES.get(type(value), type(value).__name__)}")
 
@@ -65,15 +72,16 @@ def _wrong_type(expected: str, value: object) -> StructureError:
 # --- hooks ---
 
 
-def register(converter: Converter, record: Record) -> None:
+def register(converter: Converter, record: Record, tell: Tell | None = None) -> None:
     """Registers the hooks of the models. A user's hook for one of them wins, whichever was registered first.
 
     Args:
         record: is called for each object with unknown keys or absent fields.
+        tell: if given, a value of the wrong type is kept in `extra` and told instead of raising an error.
     """
 
     def factory(cls: type[Model], converter: Converter) -> StructureHook:
-        return _structure_hook(cls, converter, record)
+        return _structure_hook(cls, converter, record, tell)
 
     converter.register_structure_hook_factory(lambda cls: any(cls is model for model in MODELS), factory)
     converter.register_structure_hook_func(lambda cls: cls is Timestamp, _timestamp)
@@ -85,29 +93,43 @@ def register(converter: Converter, record: Record) -> None:
 
 def has_default_hook(converter: Converter, cls: type) -> bool:
     """Whether this package structures a class, not a hook of a user."""
+    if cls in _BY_TYPE:
+        try:
+            hook = converter.get_structure_hook(cls)
+        except StructureHandlerNotFoundError:
+            return True
+        # cattrs has hooks of its own for some types.
+        return str(getattr(hook, "__module__", "")).partition(".")[0] == "cattrs"
     hook = converter.get_structure_hook(cls)
     return hook is _timestamp or getattr(hook, "flinks_model", None) is cls
 
 
 def reader(converter: Converter, cls: type) -> Reader:
     """The reader of a class: its hook, whose exceptions become StructureErrors."""
-    hook = converter.get_structure_hook(cls)
     if has_default_hook(converter, cls):
-        return lambda value: hook(value, cls)
+        found: Reader | None = _BY_TYPE.get(cls)
+        if found is None:
+            own: Any = converter.get_structure_hook(cls)
+            found = getattr(own, "flinks_read", own)
+        return found
+    hook = converter.get_structure_hook(cls)
 
     def read(value: Any) -> Any:
         try:
             return hook(value, cls)
-        except (StructureError, TooDeep, TooMany):
-            raise
         except Exception as error:
+            inner = None
+            if isinstance(error, WrongTypeError) and _OWN in vars(error):  # the user's hook has called the converter
+                inner = StructureError(error.message.removeprefix(f"{error.path}: "), path=error.path)
             reason = type(error).__name__
+        if inner is not None:
+            raise inner
         raise StructureError(f"the hook for {cls.__name__} raised {reason}")
 
     return read
 
 
-def _structure_hook(cls: type[Model], converter: Converter, record: Record) -> StructureHook:
+def _structure_hook(cls: type[Model], converter: Converter, record: Record, tell: Tell | None) -> StructureHook:
     fields = [(field, field_reader(field, converter)) for field in SCHEMA[cls]]
     known = {field.wire for field, _ in fields}
     states: dict[tuple[tuple[str, ...], tuple[str, ...]], WireState] = {}
@@ -121,13 +143,13 @@ def _structure_hook(cls: type[Model], converter: Converter, record: Record) -> S
                 states[absent, nulls] = found
         return found
 
-    def structure(value: Any, _: Any = None) -> Model:
+    def read_object(value: Any) -> Model:
         if type(value) is not dict:
             raise _wrong_type(FieldKind.OBJECT.value, value)
         if len(value) > MAX_KEYS:
             raise TooMany
         values: dict[str, Any] = {}
-        absent, nulls = [], []
+        absent, nulls, wrong = [], [], dict[str, Any]()
         for field, read in fields:
             if field.wire not in value:
                 absent.append(field.wire)
@@ -141,13 +163,18 @@ def _structure_hook(cls: type[Model], converter: Converter, record: Record) -> S
                 values[field.name] = read(item)
             except StructureError as error:
                 error.prepend(field.wire)
-                raise
+                if tell is None:
+                    raise
+                tell(f"{cls.__name__}.{error.message if error.path is None else f'{error.path}: {error.message}'}")
+                wrong[field.wire] = item.as_json() if type(item) is PartlyRead else item
         extra = {wire: item for wire, item in value.items() if wire not in known}
-        for item in extra.values():
+        for item in (*extra.values(), *wrong.values()):
             if type(item) in CONTAINERS:
                 check_limits(item)
         if extra or absent:
             record(cls, extra, absent)
+        if wrong:
+            extra.update(wrong)
         if absent or nulls:
             shared = state(tuple(absent), tuple(nulls))
             values["wire_state"] = WireState(extra, shared.absent, shared.nulls) if extra else shared
@@ -155,7 +182,20 @@ def _structure_hook(cls: type[Model], converter: Converter, record: Record) -> S
             values["wire_state"] = extra
         return cls(**values)
 
-    structure.flinks_model = cls  # type: ignore[attr-defined]
+    def structure(value: Any, _: Any = None) -> Model:
+        """For users who call the converter themselves."""
+        problem: DecodeError
+        try:
+            return read_object(value)
+        except StructureError as error:
+            problem = error.final()
+            vars(problem)[_OWN] = True
+        except (TooDeep, TooMany) as error:
+            problem = json_error(b"{", error)
+        del value  # the traceback must not show it
+        raise problem
+
+    structure.flinks_model, structure.flinks_read = cls, read_object  # type: ignore[attr-defined]
     return structure
 
 
@@ -167,7 +207,7 @@ def field_reader(field: Field, converter: Converter) -> Reader:
     if field.kind is FieldKind.TIMESTAMP:
         return reader(converter, Timestamp)
     if field.model is None:
-        return _SCALARS[field.kind]
+        return reader(converter, TYPES[field.kind])
     read_object = _LazyReader(converter, field.model)
     if field.kind is FieldKind.OBJECT:
         return read_object
@@ -212,6 +252,10 @@ class PartlyRead:
 
     models: list[Any]
     rest: list[Any]
+
+    def as_json(self) -> list[Any]:
+        """The whole array as it was."""
+        return [model.to_dict() if isinstance(model, Model) else model for model in self.models] + self.rest
 
 
 def _array_reader(read: Reader) -> Reader:
@@ -294,10 +338,14 @@ def _timestamp(value: Any, _: Any = None) -> Timestamp:
     return Timestamp.parse(value)
 
 
-_SCALARS: Final[dict[FieldKind, Reader]] = {
-    FieldKind.TEXT: _text,
-    FieldKind.AMOUNT: _amount,
-    FieldKind.INTEGER: _integer,
-    FieldKind.FLAG: _flag,
-    FieldKind.DATE: _date,
+_BY_TYPE: Final[dict[type, Reader]] = {str: _text, Decimal: _amount, int: _integer, bool: _flag, dt.date: _date}
+
+TYPES: Final[dict[FieldKind, type]] = {
+    FieldKind.TEXT: str,
+    FieldKind.AMOUNT: Decimal,
+    FieldKind.INTEGER: int,
+    FieldKind.FLAG: bool,
+    FieldKind.DATE: dt.date,
+    FieldKind.TIMESTAMP: Timestamp,
 }
+"""The types of values that are not objects; users may have a hook for each."""

@@ -102,7 +102,9 @@ class Decoder:
         on_access: whether transactions are decoded when they are first read, if the compiled path knows the answer's fields.
     """
 
-    def __init__(self, converter: Converter, on_access: bool = False) -> None:
+    def __init__(
+        self, converter: Converter, on_access: bool = False, tell: Callable[[str], None] | None = None
+    ) -> None:
         self.on_access = on_access
         self._converter = converter
         self._observed = ObservedFields()
@@ -110,7 +112,7 @@ class Decoder:
             None  # until the first answer, so that users can register hooks until then
         )
         self.whole: DecoderPair = (_not_compiled, _not_compiled)
-        reference.register(converter, self._observed.record)
+        reference.register(converter, self._observed.record, tell)
 
     @property
     def unknown_keys(self) -> frozenset[str]:

@@ -20,9 +20,10 @@ from attrs import evolve, field, fields, frozen
 from ...client import FlinksClient
 from ...client_options import ClientOptions
 from ...clock import SystemClock
-from ...codec import Codec, Transactions
+from ...codec import Codec, Transactions, WrongTypes
 from ...config import RateLimiter, Settings
 from ...errors import ConfigError
+from ...limits.pace import PaceState
 from ...secret import Secret
 from ..compression import Compression
 from ..inputs import Layout
@@ -42,12 +43,13 @@ class Description:
     Attributes:
         arguments: of `FlinksClient`; headers may hold another secret.
         settings: of the client, without the proxy.
-        transactions: of the codec.
+        transactions, wrong_types: of the codec.
     """
 
     arguments: dict[str, Any] = field(repr=False)
     settings: Settings
     transactions: Transactions
+    wrong_types: WrongTypes
 
 
 @frozen
@@ -116,7 +118,7 @@ def describe(client: FlinksClient) -> tuple[Description, Secrets]:
     names = [attribute.name for attribute in fields(ClientOptions) if attribute.name not in _NOT_SENT]
     arguments = {name: revealed[name] if name in revealed else getattr(options, name) for name in names}
     sent = evolve(settings, connection=evolve(settings.connection, proxy=None))
-    return Description(arguments, sent, options.codec.transactions), Secrets(secret, proxy)
+    return Description(arguments, sent, options.codec.transactions, options.codec.wrong_types), Secrets(secret, proxy)
 
 
 def make(description: Description, secrets: Secrets, rate: RateLimiter | None) -> FlinksClient:
@@ -129,7 +131,7 @@ def make(description: Description, secrets: Secrets, rate: RateLimiter | None) -
     return FlinksClient(
         **description.arguments,
         auth_secret=secrets.auth_secret,
-        codec=Codec(transactions=description.transactions),
+        codec=Codec(transactions=description.transactions, wrong_types=description.wrong_types),
         settings=evolve(
             settings,
             limits=evolve(settings.limits, rate=None, burst=None, rate_limiter=rate),
@@ -228,18 +230,16 @@ class Broken:
 
 
 @frozen
-class PauseBegan:
-    """An instance demands a pause.
+class PaceLearned:
+    """A process has learned something about the limit of an instance, or waits for it.
 
     Attributes:
         client: index of the client.
-        until: time on the machine's monotonic clock.
-        in_a_row: number of pauses with no success between.
+        state: what it learned.
     """
 
     client: int
-    until: float
-    in_a_row: int
+    state: PaceState
 
 
 class Channel:

@@ -142,7 +142,7 @@ def cannot_export(where: object) -> StoreError:
 
 @cache
 def _codec() -> Codec:
-    return Codec()
+    return Codec(wrong_types="extra")  # the client has accepted it
 
 
 _DOCUMENTED: Final = frozenset(field.wire for fields in SCHEMA.values() for field in fields)
