@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -88,25 +89,20 @@ def audit(session: nox.Session) -> None:
 
 @nox.session(python=SUPPORTED[0])
 def wheel(session: nox.Session) -> None:
-    """The tests with the built wheel in place of the checkout."""
-    folder = session.create_tmp()
-    session.run(PYTHON, "-m", "build", "--outdir", folder, external=True)
-    (built,) = Path(folder).glob("*.whl")
-    session.install(f"{built}[{','.join(EXTRAS)}]", *nox.project.dependency_groups(PYPROJECT, "test"))
-    # Without the package of the checkout beside the tests.
-    for name in (
-        "tests",
-        "docs",
-        "benchmarks",
-        "examples",
-        "README.md",
-        "SECURITY.md",
-        "CHANGELOG.md",
-        "pyproject.toml",
-    ):
-        session.run("cp", "-r", name, folder, external=True)
-    session.chdir(folder)
-    session.run("pytest", "-m", "not torture and not slow and not once", *session.posargs)
+    """The tests with the built wheel in place of the checkout, whose package they do not see."""
+    with TemporaryDirectory() as folder:
+        session.run(PYTHON, "-m", "build", "--wheel", "--outdir", folder, external=True)
+        (built,) = Path(folder).glob("*.whl")
+        session.install(f"{built}[{','.join(EXTRAS)}]", *nox.project.dependency_groups(PYPROJECT, "test"))
+        for name in PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]:
+            copy = shutil.copytree if Path(f".{name}").is_dir() else shutil.copy
+            if name != "/flinks_async":
+                copy(f".{name}", f"{folder}{name}")
+        where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        installed = Path(str(session.run("python", "-c", where, silent=True)).strip(), "flinks_async")
+        Path(folder, "flinks_async").symlink_to(installed)  # for tests that read the files of the package
+        session.chdir(folder)
+        session.run("pytest", "-m", "not torture and not slow and not once", *session.posargs)
 
 
 @nox.session(python=OTHERS)
