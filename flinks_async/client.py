@@ -384,6 +384,8 @@ class FlinksClient:
             held_back=max((state.governor.held_back for state in states), default=0.0),
             answered=any(state.governor.answered for state in states),
             trouble=next((state.governor.trouble for state in states if state.governor.trouble is not None), None),
+            learned_rate=next((rate for state in states if (rate := state.governor.pace.learned) is not None), None),
+            why_held=next((why for state in states if (why := state.governor.why_held(state.now()))), ""),
         )
 
     def explain(self) -> str:

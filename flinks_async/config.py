@@ -98,16 +98,19 @@ class Adaptive:
     `loss` is the factor of CUBIC (RFC 9438).
 
     Attributes:
-        initial: the limit at the start. 20.
+        initial: requests that may be sent at once before anything is known; 20. bulk: 4.
+        doubling: seconds in which the number of requests may double before the first refusal or slow answer. 0.08, so that
+            200 calls are sent within 0.3 s; bulk: 0.5, so that a limit is passed by few requests.
         minimum: the lowest limit. 1.
         maximum: the highest limit. 200; at most 100,000.
         tolerance: the time to first byte may be this many times that of an idle instance. 2.0.
         decrease: the limit is multiplied by this when it takes longer, and by less when it takes much longer. 0.9.
-        loss: the limit is multiplied by this after a throttled attempt, and when more than 10 % of attempts fail. 0.7.
+        loss: the limit is multiplied by this when more than 10 % of attempts fail. 0.7.
         remember: seconds until the time of an idle instance is measured again. 600.
     """
 
     initial: int = field(default=20, validator=checks.at_once)
+    doubling: float = field(default=0.08, validator=checks.positive)
     minimum: int = field(default=1, validator=checks.at_once)
     maximum: int = field(default=200, validator=checks.at_once)
     tolerance: float = field(default=2.0, validator=checks.number)
@@ -158,26 +161,28 @@ class Breaker:
             raise ConfigError(f"Breaker.volume ({self.volume}) must not be greater than Breaker.window ({self.window})")
 
 
+def _no_longer(instance: object, attribute: Attribute[Any], value: Any) -> None:
+    if value is not None:
+        raise ConfigError(
+            f"Pause.{attribute.name} has no effect any more, because the client learns the rate that the instance allows. "
+            f"Leave it out; Limits.rate sets a ceiling"
+        )
+
+
 @frozen(kw_only=True)
 class Pause:
-    """How long all requests wait after a throttled attempt, and how they resume.
+    """The pause that a server can ask for.
 
     Attributes:
-        base: seconds if the server does not say how long; doubles with each consecutive pause. 1, as in the throttled
-            backoff of AWS.
-        cap: the longest of these pauses in seconds. 20.
         longest: the longest pause that a server can ask for in seconds. 60; bulk: 3600.
-        ramp: seconds in which the rate then rises from a tenth of its former value to all of it; at most four times
-            the pause. 10.
-        low: share of the limit. When a `RateLimit-Remaining` header falls below it, the remaining requests are spread
-            over the rest of the window. 0.1.
+        base, cap, ramp, low: no longer used; a value raises `ConfigError`.
     """
 
-    base: float = field(default=1.0, validator=checks.positive)
-    cap: float = field(default=20.0, validator=checks.positive)
     longest: float = field(default=60.0, validator=checks.positive)
-    ramp: float = field(default=10.0, validator=checks.not_negative)
-    low: float = field(default=0.1, validator=checks.share)
+    base: float | None = field(default=None, validator=_no_longer, repr=False)
+    cap: float | None = field(default=None, validator=_no_longer, repr=False)
+    ramp: float | None = field(default=None, validator=_no_longer, repr=False)
+    low: float | None = field(default=None, validator=_no_longer, repr=False)
 
 
 class RateLimiter(Protocol):
@@ -318,7 +323,7 @@ class Limits:
         rate: requests per second, evenly spaced; None for no limit.
         burst: requests that may be sent at once before `rate` applies; None for those of a tenth of a second.
         rate_limiter: your own limiter instead of `rate`, for example one that processes share.
-        pause: the pause after a throttled attempt.
+        pause: the longest pause that the server can ask for.
         breaker: when the instance counts as down; None for never.
         waits: the behaviour while the instance is down or asks for a long pause. False: calls fail at once, with a
             `CircuitOpenError` or the server's error. True: calls wait, and attempts that fail meanwhile do not count.
@@ -479,7 +484,7 @@ def bulk() -> Settings:
     return Settings(
         retry=Retry(attempts=6, cap=60.0, quota=ShareQuota()),
         timeouts=Timeouts(connect=10.0, attempt=230.0, deadline=None),
-        limits=Limits(waits=True, pause=Pause(cap=60.0, longest=3600.0)),
+        limits=Limits(waits=True, concurrency=Adaptive(initial=4, doubling=0.5), pause=Pause(longest=3600.0)),
     )
 
 

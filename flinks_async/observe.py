@@ -111,6 +111,8 @@ class ClientStats:
         held_back: seconds until requests are sent again, because the instance is down or asked for a pause.
         answered: the instance has answered a request, with any status.
         trouble: the problem that the latest requests met; None while they succeed.
+        learned_rate: requests per second that the instance allows, learned from refused requests; None while unknown.
+        why_held: what holds requests back now, in words, such as "refused at 104/s 12 s ago"; empty if nothing does.
     """
 
     connections: ConnectionStats
@@ -125,3 +127,5 @@ class ClientStats:
     held_back: float = 0.0
     answered: bool = False
     trouble: Trouble | None = None
+    learned_rate: float | None = None
+    why_held: str = ""

@@ -8,15 +8,30 @@ from flinks_async import Adaptive
 from flinks_async.limits.concurrency import AdaptiveConcurrency
 
 
+def steady(settings: Adaptive) -> AdaptiveConcurrency:
+    """A state after its slow start."""
+    state = AdaptiveConcurrency(settings)
+    state.slow_start = False
+    return state
+
+
 def feed(state: AdaptiveConcurrency, count: int, time: float = 1.0, *, now: float = 0.0, in_use: int = 1000) -> None:
     """Feeds answers; by default all slots are in use."""
     for _ in range(count):
         state.answered(time, now, in_use)
 
 
+def lose(state: AdaptiveConcurrency, in_use: int) -> None:
+    """A loss: the failure with which more than a tenth of a round has failed."""
+    if state._after_loss:
+        state._after_loss -= 1
+    else:
+        state._lose(in_use)
+
+
 def after_a_round(time: float = 1.0, *, initial: int = 20) -> AdaptiveConcurrency:
     """A state with the baseline `time`, and one slot more than at the start."""
-    state = AdaptiveConcurrency(Adaptive(initial=initial))
+    state = steady(Adaptive(initial=initial))
     feed(state, initial + max(20, initial), time)
     assert (state.baseline, state.limit) == (time, initial + 1)
     return state
@@ -24,7 +39,7 @@ def after_a_round(time: float = 1.0, *, initial: int = 20) -> AdaptiveConcurrenc
 
 @pytest.mark.parametrize(("initial", "answers"), [(5, 5 + 20), (20, 20 + 20), (30, 30 + 30)])
 def test_the_first_answers_are_ignored_and_a_round_is_as_long_as_the_limit(initial: int, answers: int) -> None:
-    state = AdaptiveConcurrency(Adaptive(initial=initial))
+    state = steady(Adaptive(initial=initial))
     feed(state, answers - 1)
     assert (state.limit, state.baseline) == (initial, float("inf"))
     feed(state, 1)
@@ -41,7 +56,7 @@ def test_a_round_counts_by_its_median() -> None:
         (20, [9.0] * 9 + [1.0] * 11, 1.0),
         (21, [0.5] * 10 + [1.0] + [3.0] * 10, 1.0),
     ):
-        state = AdaptiveConcurrency(Adaptive(initial=initial))
+        state = steady(Adaptive(initial=initial))
         feed(state, initial, 7.0)
         for time in times:
             feed(state, 1, time)
@@ -112,26 +127,26 @@ def test_times_of_zero_are_accepted() -> None:
 
 
 def test_one_loss_a_round_counts() -> None:
-    state = AdaptiveConcurrency(Adaptive())
-    state.lost(20)
+    state = steady(Adaptive())
+    lose(state, 20)
     assert state.limit == 14
     feed(state, 10)
     for _ in range(9):
-        state.lost(14)
+        lose(state, 14)
     assert state.limit == 14
-    state.lost(14)
+    lose(state, 14)
     assert state.limit == 9
     state.restart()
-    state.lost(30)  # more are on the wire than there are slots
+    lose(state, 30)  # more are on the wire than there are slots
     for _ in range(29):
-        state.lost(14)
+        lose(state, 14)
     assert state.limit == 14
-    state.lost(14)
+    lose(state, 14)
     assert state.limit == 9
 
 
 def test_failures_of_one_round_count_once_and_from_the_third_of_twenty() -> None:
-    state = AdaptiveConcurrency(Adaptive(initial=20, loss=0.7))
+    state = steady(Adaptive(initial=20, loss=0.7))
     limits = []
     for _ in range(23):
         state.failed(20)
@@ -143,7 +158,7 @@ def test_failures_of_one_round_count_once_and_from_the_third_of_twenty() -> None
 
 
 def test_failures_of_earlier_rounds_do_not_add_up() -> None:
-    state = AdaptiveConcurrency(Adaptive(initial=20))
+    state = steady(Adaptive(initial=20))
     for number in range(200):
         if number % 20 < 2:
             state.failed(20)
@@ -170,7 +185,7 @@ def test_refusals_are_no_part_of_a_round_but_failures_among_many_of_them_are_few
 
 @pytest.mark.parametrize(("before", "limit"), [(9, 3), (19, 5)])
 def test_failures_are_counted_over_as_many_refusals_as_a_round_has(before: int, limit: int) -> None:
-    state = AdaptiveConcurrency(Adaptive(initial=5))
+    state = steady(Adaptive(initial=5))
     for _ in range(5 + before):  # the first five are ignored
         state.refused()
     for _ in range(2):
@@ -182,22 +197,22 @@ def test_failures_are_counted_over_as_many_refusals_as_a_round_has(before: int, 
 
 
 def test_refusals_count_as_answers_under_an_old_limit() -> None:
-    state = AdaptiveConcurrency(Adaptive(initial=20))
+    state = steady(Adaptive(initial=20))
     for _ in range(20):
         state.refused()
     feed(state, 20, in_use=1)
     assert state.baseline == 1.0
-    state.lost(20)
+    lose(state, 20)
     for _ in range(19):
         state.refused()
-    state.lost(20)
+    lose(state, 20)
     assert state.limit == 9
 
 
 def test_after_a_loss_old_answers_are_ignored() -> None:
     state = after_a_round()
     feed(state, 10, 50.0)
-    state.lost(21)
+    lose(state, 21)
     assert state.limit == 14
     feed(state, 21, 50.0)
     feed(state, 19, 1.0)
@@ -209,14 +224,14 @@ def test_after_a_loss_old_answers_are_ignored() -> None:
 def test_after_an_outage_nothing_is_ignored_and_the_baseline_is_kept() -> None:
     state = after_a_round()
     feed(state, 10, 50.0)
-    state.lost(21)
+    lose(state, 21)
     state.restart()
     assert (state.limit, state.baseline) == (20, 1.0)
     feed(state, 19, 2.0)
     assert state.limit == 20
     feed(state, 1, 2.0)
     assert state.limit == 21
-    state.lost(20)
+    lose(state, 20)
     assert state.limit == 14
 
 
@@ -232,7 +247,7 @@ def test_a_round_cut_short_by_an_outage_is_dropped() -> None:
 
 
 def at_the_second_measuring() -> AdaptiveConcurrency:
-    state = AdaptiveConcurrency(Adaptive())
+    state = steady(Adaptive())
     feed(state, 40, now=100.0)
     feed(state, 21, now=699.0)
     assert state.limit == 22
@@ -256,7 +271,7 @@ def test_the_baseline_is_measured_again_with_a_drained_queue() -> None:
 
 def test_a_loss_ends_the_measuring() -> None:
     state = at_the_second_measuring()
-    state.lost(11)
+    lose(state, 11)
     assert state.limit == 8  # 23 / 2 * 0.7
     feed(state, 11, 50.0, now=701.0)
     feed(state, 20, 1.0, now=701.0)
@@ -271,9 +286,9 @@ def test_an_outage_ends_the_measuring() -> None:
 
 
 def test_the_bounds() -> None:
-    state = AdaptiveConcurrency(Adaptive(initial=20, minimum=19, maximum=21))
+    state = steady(Adaptive(initial=20, minimum=19, maximum=21))
     feed(state, 40)
     feed(state, 21)
     assert state.limit == 21
-    state.lost(21)
+    lose(state, 21)
     assert state.limit == 19

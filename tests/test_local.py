@@ -115,8 +115,8 @@ def test_the_memory_of_texts_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(("pause", "stays"), [(None, False), (300.0, False), (2000.0, True)])
 def test_a_text_that_was_not_used_for_long_is_forgotten_unless_it_is_paused(pause: float | None, stays: bool) -> None:
-    answers = [OK, OK] if pause is None else [make_response({}, status=429, headers={"Retry-After": str(pause)}), OK]
-    limits = Limits(breaker=None, pause=Pause(longest=5000.0))
+    answers = [OK, OK] if pause is None else [make_response({}, status=503, headers={"Retry-After": str(pause)}), OK]
+    limits = Limits(breaker=None, pause=Pause(longest=5000.0), waits=True)
 
     async def main() -> None:
         async with client_of(*answers, retry=Retry(attempts=1), limits=limits) as client:

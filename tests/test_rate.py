@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 
 from flinks_async import ConfigError, DeadlineExceededError, FlinksClient, Limits
 from flinks_async.limits.governor import Governor
-from flinks_async.limits.rate import GCRA, ServerLimit, read_rate_limit, spacing
+from flinks_async.limits.rate import GCRA, ServerLimit, read_rate_limit
 from flinks_async.testing import FakeClock, InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
 
@@ -214,26 +214,7 @@ def test_a_reset_that_is_a_timestamp_is_compared_with_the_clock_of_the_server(
     assert read_rate_limit(headers, FakeClock(time=1735689600.0 + skew)) == ServerLimit(5, None, 30.0)
 
 
-@pytest.mark.parametrize(
-    ("said", "expected"),
-    [
-        (ServerLimit(50, 100, 30.0), None),
-        (ServerLimit(11, 100, 30.0), None),
-        (ServerLimit(10, 100, 22.0), 2.0),
-        (ServerLimit(9, 100, 30.0), 3.0),
-        (ServerLimit(0, 100, 30.0), 30.0),
-        (ServerLimit(11, None, 30.0), None),
-        (ServerLimit(10, None, 22.0), 2.0),
-        (ServerLimit(2, None, 30.0), 10.0),
-        (ServerLimit(0, 100, 1.0), 1.0),
-        (ServerLimit(0, 100, 0.0), None),
-    ],
-)
-def test_the_rest_of_a_window_is_spread_out_when_little_is_left(said: ServerLimit, expected: float | None) -> None:
-    assert spacing(said, low=0.1) == expected
-
-
-async def test_a_client_slows_down_before_it_is_throttled() -> None:
+async def test_a_client_asks_again_now_and_then_when_an_announced_limit_is_used_up() -> None:
     clock = FakeClock(random=0.5)
     low = make_response(OK, headers={"RateLimit-Remaining": "0", "RateLimit-Reset": "12"})
     transport = InMemoryTransport({}, default=[low, OK])
@@ -241,4 +222,4 @@ async def test_a_client_slows_down_before_it_is_throttled() -> None:
         await client.partner_access("a")
         assert clock.sleeps == []
         await client.partner_access("b")
-        assert sum(clock.sleeps) == pytest.approx(12.0)
+        assert 0.0 < sum(clock.sleeps) <= 12.0

@@ -20,7 +20,7 @@ from attrs import frozen
 from . import crash_points
 from . import ledger_tables as tables
 from .errors import LedgerError, StoreError
-from .files import cannot_write, create, newer_version, sync_every_commit
+from .files import cannot_write, connect_to_look, create, newer_version, sync_every_commit
 from .inputs import Scanned
 from .records import Commit, Failure, FailureKind, Shard
 
@@ -93,24 +93,28 @@ class Totals:
 class Ledger:
     """An open ledger, for one thread at a time; `reader()` opens it again for another thread.
 
-    In a folder without write permission, such as a snapshot, it is opened read-only.
+    Args:
+        path: of the file.
+        new: create it.
+        look: open it read-only and change nothing, also after a crash, whose log stays. So is a ledger in a folder
+            without write permission, such as a snapshot.
 
     Raises:
         LedgerError: it is broken, missing, or was written by a newer version.
         StoreError: it cannot be written. Every method that writes may raise it; its transaction is rolled back.
     """
 
-    def __init__(self, path: Path, *, new: bool = False) -> None:
+    def __init__(self, path: Path, *, new: bool = False, look: bool = False) -> None:
         self.path = path
         with self._guarded():
             if new:
                 os.close(create(path))  # with private permissions, before SQLite makes it with others
             elif not path.is_file():
                 raise LedgerError(f"{path} is missing. Without it, nobody knows which tokens are done")
-            read_only = not new and not os.access(path.parent, os.W_OK)
-            self._db = _connect(path, read_only)
+            look = look or (not new and not os.access(path.parent, os.W_OK))
+            self._db = connect_to_look(path, timeout=_WAIT) if look else _connect(path)
             try:
-                if not read_only:
+                if not look:
                     sync_every_commit(self._db, path)
                 if new:
                     self._make_tables()
@@ -418,14 +422,12 @@ def _first(row: tables.Row) -> Any:
     return row[0]
 
 
-def _connect(path: Path, read_only: bool) -> sqlite3.Connection:
-    where = str(path)
-    if read_only:
-        # SQLite creates a file for its log. `immutable` prevents that, but is safe only if there is no log.
-        log = path.with_name(f"{path.name}-wal")
-        logged = log.exists() and log.stat().st_size
-        where = f"{path.absolute().as_uri()}?{'mode=ro' if logged else 'immutable=1'}"
-    return sqlite3.connect(where, uri=read_only, isolation_level=None, check_same_thread=False, timeout=10)
+_WAIT: Final = 10.0
+"""Seconds to wait for a lock."""
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_WAIT)
 
 
 _UNREADABLE: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA", "SQLITE_ERROR")

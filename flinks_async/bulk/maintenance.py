@@ -65,7 +65,7 @@ def status(directory: str | os.PathLike[str]) -> Status:
     """
     folder = Path(directory).absolute()
     manifest = Manifest.load(folder / MANIFEST)
-    with closing(Ledger(folder / LEDGER)) as ledger, ledger.snapshot():
+    with closing(Ledger(folder / LEDGER, look=True)) as ledger, ledger.snapshot():
         return Status(manifest, ledger.plan(), ledger.totals(), ledger.runs(), ledger.latest_sample())
 
 
@@ -243,7 +243,7 @@ def _missing_answers(answers: str, what: str) -> StoreError:
 
 
 def _ledger(folder: Path, resources: ExitStack) -> Ledger:
-    ledger = Ledger(folder / LEDGER)
+    ledger = Ledger(folder / LEDGER, look=True)
     resources.callback(ledger.close)
     return ledger
 

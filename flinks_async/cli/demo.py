@@ -23,14 +23,14 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
-from attrs import asdict, define, evolve, field, frozen
+from attrs import asdict, define, field, frozen
 
 from .. import bulk
 from ..bulk import InProcess, InputFile, Job, JSONLParts, Rules, crash_points
 from ..bulk.files import MANIFEST
 from ..checks import counted
 from ..client import FlinksClient
-from ..config import AUTH_SCHEMES, AuthScheme, Pause, Settings
+from ..config import AUTH_SCHEMES, AuthScheme
 from . import Exit, epilog
 from .access import Clients
 from .console import OutputError, UsageError, debug_option, say
@@ -200,7 +200,7 @@ class DemoFetch:
     def run(self) -> int:
         """Starts the job or resumes it; the exit code."""
         client = FlinksClient(
-            auth_secret=self.auth_secret, base_url=self.base_url, settings=_settings(self.concurrency)
+            auth_secret=self.auth_secret, base_url=self.base_url, settings=Speed(self.concurrency).settings()
         )
         return run(JobRun(self._open, Clients(client), Rules(), InProcess(), choose_display("auto")).go)
 
@@ -217,14 +217,6 @@ class DemoFetch:
     def _open(self, source: InputFile | None, on_scan: OnScan) -> Job:
         tokens, origin = InputFile(Path(self.tokens)), {"": self.base_url}
         return Job.start(self.directory, tokens, JSONLParts(), origin, shard_size=self.shard_size, on_scan=on_scan)
-
-
-def _settings(concurrency: int | None) -> Settings:
-    """The bulk preset with short pauses, so that the demo ends soon. A real throttling concerns all tokens, and the preset
-    recovers from it slowly; here it concerns one made-up token.
-    """
-    settings = Speed(concurrency).settings()
-    return evolve(settings, limits=evolve(settings.limits, pause=Pause(base=0.5, cap=0.5, ramp=0.5)))
 
 
 # --- the check -------------------------------------------------------------------------------------------------------

@@ -107,11 +107,11 @@ def has_default_hook(converter: Converter, cls: type) -> bool:
 def reader(converter: Converter, cls: type) -> Reader:
     """The reader of a class: its hook, whose exceptions become StructureErrors."""
     if has_default_hook(converter, cls):
-        found: Reader | None = _BY_TYPE.get(cls)
-        if found is None:
-            own: Any = converter.get_structure_hook(cls)
-            found = getattr(own, "flinks_read", own)
-        return found
+        if cls in _BY_TYPE:
+            return _BY_TYPE[cls]
+        own: Any = converter.get_structure_hook(cls)
+        read_own: Reader = getattr(own, "flinks_read", own)
+        return read_own
     hook = converter.get_structure_hook(cls)
 
     def read(value: Any) -> Any:

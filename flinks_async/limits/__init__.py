@@ -5,8 +5,8 @@ its verdict afterwards. The governor owns all waiting; it decides with four stat
 own, one file each:
 
 - `concurrency`: how many requests may be on the wire at once;
-- `rate`: how many may be sent per second;
-- `pause`: until when nothing is sent after a throttled answer, and how fast traffic returns;
+- `pace`: how many may be sent per second, learned from refusals, and when to wait for a new window;
+- `rate`: the ceiling that a user sets;
 - `breaker`: whether the instance is down, and when to probe it.
 
 `quota` bounds the retries of all calls together. `rate` also reads what a server says: its limit, and how long to wait.

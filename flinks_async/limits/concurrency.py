@@ -16,10 +16,13 @@ concurrency-limits do:
   `tolerance` times the baseline, the limit grows by 1, but only if the round used the whole limit.
 - A slower round shrinks the limit by 10 %, a much slower one in proportion, at most by half. Answers to requests that
   were already on the wire are then ignored, because they do not describe the new limit.
-- A throttled attempt (a loss) shrinks the limit by 30 %, once per round, because all requests of a round meet the same
-  condition. A timeout, a broken connection or a 5xx may be the fault of one login, so it only counts as a loss when more
-  than a tenth of a round fails. Otherwise 3 logins of 100 that always fail would hold everybody at 4 requests at once
-  (0.3 L per loss against 1 per round).
+- At the start, until the first slow round, the limit doubles each round (slow start); `pace` widens it even before the
+  first answers.
+- A throttled attempt changes nothing here, because a refusal is about the rate (see `pace`). If the instance limits the
+  requests at once, `bound` says how many.
+- A timeout, a broken connection or a 5xx may be the fault of one login, so it only counts when more than a tenth of a round
+  fails. Then the limit shrinks by 30 %, once per round. Otherwise 3 logins of 100 that always fail would hold everybody at 4
+  requests at once (0.3 L per loss against 1 per round).
 - The baseline expires. After `remember` seconds the limit is divided by `tolerance` for one round, which drains our part
   of the queue, and the baseline is measured again. So a lasting change is accepted eventually, and a queue that we cause
   is not mistaken for the instance's normal speed (the weakness of Vegas and Gradient limits).
@@ -59,13 +62,16 @@ class FixedConcurrency:
     def refused(self) -> None:
         pass
 
-    def lost(self, in_use: int) -> None:
-        pass
-
     def failed(self, in_use: int) -> None:
         pass
 
     def restart(self) -> None:
+        pass
+
+    def widen(self, most: int) -> bool:
+        return False
+
+    def bound(self, most: int | None) -> None:
         pass
 
 
@@ -75,6 +81,7 @@ class AdaptiveConcurrency:
     Attributes:
         limit: requests at once, now.
         baseline: seconds to the first byte of an instance without a queue; infinity while unknown.
+        slow_start: no round has been slow yet.
     """
 
     def __init__(self, settings: Adaptive) -> None:
@@ -90,6 +97,8 @@ class AdaptiveConcurrency:
         self._refused = 0
         # Answers to ignore: those sent under an older limit, and the very first, which are the quickest.
         self._ignored = settings.initial
+        self.slow_start = True
+        self._bound = settings.maximum
         self._after_loss = 0  # answers and losses until another loss counts
         self._measure_at = inf
         self._resume: float | None = None  # the level to return to once the baseline is measured again
@@ -126,13 +135,6 @@ class AdaptiveConcurrency:
         if self._refused >= self._size:
             self._refused = self._failures = 0
 
-    def lost(self, in_use: int) -> None:
-        """Registers a throttled attempt; `in_use` as in `answered`."""
-        if self._after_loss:
-            self._after_loss -= 1
-        else:
-            self._lose(in_use)
-
     def failed(self, in_use: int) -> None:
         """Registers a timeout, a broken connection or a 5xx; `in_use` as in `answered`."""
         if self._after_loss:
@@ -165,9 +167,10 @@ class AdaptiveConcurrency:
         self._update_baseline(self._smoothed)
         excess = self._smoothed / (self.baseline * settings.tolerance) if self.baseline > 0 else 0.0
         if excess > 1.0:
+            self.slow_start = False
             self._shrink(min(settings.decrease, max(_MIN_DECREASE_FACTOR, 1.0 / excess)))
         elif used:
-            self._set(self._level + 1.0)
+            self._set(self._level * 2 if self.slow_start else self._level + 1.0)
         if now >= self._measure_at:
             self._measure_at = now + settings.remember
             self._resume = self._level
@@ -194,8 +197,22 @@ class AdaptiveConcurrency:
         self._times.clear()
         self._most_in_use = self._failures = self._refused = 0
 
+    def widen(self, most: int) -> bool:
+        """Allows `most` requests at once, if nothing has been slow so far. Returns whether they are allowed."""
+        if not self.slow_start or most > self._settings.maximum or most > self._bound:
+            return False
+        self._set(max(self._level, float(most)))
+        return True
+
+    def bound(self, most: int | None) -> None:
+        """The instance refuses more than `most` at once; None if it is not known to."""
+        most = self._settings.maximum if most is None else most
+        if most != self._bound:
+            self._bound = most
+            self._set(float(most))
+
     def _set(self, level: float) -> None:
-        self._level = max(float(self._settings.minimum), min(float(self._settings.maximum), level))
+        self._level = max(float(self._settings.minimum), min(float(self._settings.maximum), float(self._bound), level))
         self.limit = int(self._level)
         self._size = max(_MIN_ROUND, self.limit)
 

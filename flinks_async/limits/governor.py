@@ -1,7 +1,7 @@
 """The governor: the only place that waits before a request is sent.
 
 There is one governor for each instance, secret and event loop, so that one instance in trouble never slows another. It
-composes four pure states: concurrency, rate, shared pause and breaker.
+composes four pure states: concurrency, pace, rate and breaker.
 
 Waiting requests stand in one FIFO queue. While nothing restricts sending except the number of slots (no pause, no rate
 limit, breaker closed), a released slot goes straight to the first waiter. Otherwise the first waiter becomes the leader:
@@ -28,13 +28,16 @@ from ..verdict import Kind, Verdict
 from .breaker import BreakerState, CircuitBreaker
 from .concurrency import make_concurrency
 from .notices import Notices, trouble_line
-from .pause import SharedPause
-from .rate import GCRA, read_rate_limit, spacing
+from .pace import Pace, PaceState
+from .rate import GCRA, read_rate_limit
 
 _RATE_WINDOW = 1.0  # seconds over which the rate of answers is measured
 
 # While a server sends no RateLimit headers, only every 16th answer is checked for them; a check costs a third of a us.
 _CHECK_EVERY = 16
+
+# Waits from this on are told as a pause; shorter ones are part of holding a rate.
+_LONG = 1.0
 
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
@@ -66,26 +69,30 @@ class Governor:
         answered: the instance has answered a request, with any status.
         trouble: the problem of the latest requests; None while they succeed.
         notices: tells observers and the log when the instance is down or asks for a pause.
-        on_pause: called with `(until, in_a_row)` when an answer begins or extends a pause, for processes that share one
-            instance (see `pause_until`).
+        sent: requests sent so far.
+        pace: what was learned from refusals.
+        on_pace: called with a new `PaceState`, for processes that share one instance (see `join`).
     """
 
     def __init__(self, limits: Limits, clock: Clock, host: str = "the instance") -> None:
         self.notices = Notices(host)
         self.limits = limits
         self.concurrency = make_concurrency(limits.concurrency)
-        self.pause = SharedPause(limits.pause)
+        self.pace = Pace(limits.concurrency, limits.pause.longest)
         self.breaker = None if limits.breaker is None else CircuitBreaker(limits.breaker)
         self.limiter = limits.rate_limiter or (None if limits.rate is None else GCRA(limits.rate, limits.burst))
         self.in_use = 0
+        self.sent = 0
         self.throttled = 0
         self.trouble: Trouble | None = None
         self._why_down: Trouble | None = None  # also while probes succeed, when there is no trouble any more
         self._why_paused = ""  # also after another request on the wire has succeeded
         self.answered = False
-        self.on_pause: Callable[[float, int], object] | None = None
+        self.on_pace: Callable[[PaceState], object] | None = None
         self._clock = clock
-        self._unrestricted = self.limiter is None  # only slots limit sending: no pause, no rate limit, breaker closed
+        self._unrestricted = self.limiter is None and self.pace.free(
+            clock.now()
+        )  # only slots limit sending: no pause, no rate limit, breaker closed
         # Waiting requests. A result of True means "you have a slot", False "you are the leader now".
         self._queue: deque[asyncio.Future[bool]] = deque()
         self._has_leader = False
@@ -105,17 +112,28 @@ class Governor:
     @property
     def held_back(self) -> float:
         """Seconds until pause and breaker let the next request pass; 0 while nothing is held back."""
-        return 0.0 if self._unrestricted else self._held_back(self._clock.now())
+        if self._unrestricted:
+            return 0.0
+        now, pace = self._clock.now(), self.pace
+        return self._down_for(now, pace.wait(now) if now < pace.until or pace.blocked else 0.0)
 
     @property
     def has_room(self) -> bool:
         """Whether a request could be sent at once, with no pause, rate limit or open breaker."""
-        return self._unrestricted and self.in_use < self.concurrency.limit and not self._queue and not self._has_leader
+        if self._queue or self._has_leader or self.in_use >= self.concurrency.limit:
+            return False
+        return self._unrestricted or (
+            self.limiter is None
+            and self.pace.starting
+            and self.pace.wait(self._clock.now()) <= 0
+            and (self.breaker is None or self.breaker.closed)
+        )
 
     def try_acquire(self) -> bool:
         """Takes a slot, if that needs no waiting."""
         if self._unrestricted and self.in_use < self.concurrency.limit and not self._queue and not self._has_leader:
             self.in_use += 1
+            self.sent += 1
             return True
         return False
 
@@ -167,6 +185,8 @@ class Governor:
         verdict: Verdict,
         *,
         sent: float,
+        number: int = 0,
+        in_flight: int = 0,
         status: int | None = None,
         time_to_first_byte: float | None = None,
         headers: Mapping[str, str] = _NO_HEADERS,
@@ -175,11 +195,14 @@ class Governor:
         now: float | None = None,
         problem: str = "",
     ) -> bool:
-        """Updates the states with the result of an attempt. Returns whether it failed while the instance is down.
+        """Updates the states with the result of an attempt. Returns whether it failed as a probe: while the
+        instance is down or accepts nothing.
 
         Args:
             verdict: the result.
             sent: when the request was sent.
+            number: `Governor.sent` when it was sent.
+            in_flight: `in_use` when it was sent.
             status: of the answer; None without an answer.
             time_to_first_byte: seconds; None without an answer.
             headers: of the answer, read for RateLimit fields.
@@ -191,6 +214,7 @@ class Governor:
         if now is None:
             now = self._clock.now()
         kind, down = verdict.kind, False
+        pace = self.pace
         if self._sends_rate_limit or not self._answers % _CHECK_EVERY:
             self._follow_rate_limit(headers, now)
         self._answers += 1
@@ -200,28 +224,42 @@ class Governor:
             self.trouble = None
             if time_to_first_byte is not None:
                 self.concurrency.answered(time_to_first_byte, now, self.in_use + 1)
-            if self.pause.in_a_row:
-                self.pause.succeeded(sent=sent)
+            if not self._unrestricted or pace.at_once is not None:
+                self._accepted(now, sent, number, in_flight)
             if self.breaker is not None and not self.breaker.all_succeeded:
                 self._succeeded(now, probe)
         elif kind is Kind.TRANSIENT and (status is None or (status >= 500 and verdict.reason not in _TOKEN_CODES)):
             down = self._failed(problem, now, probe)
+            pace.abandoned(number, now)
             if status == 503 and self.limits.waits and retry_after is not None:
-                self._pause(retry_after, now, sent)
+                pace.pause_until(now + retry_after, now)
+                self._restrict(now, "" if self.trouble is None else self.trouble.reason)
         elif kind is Kind.THROTTLED:
             self._note(problem, now)
             self.throttled += 1
-            self.concurrency.lost(self.in_use + 1)
-            self._pause(retry_after, now, sent)
+            down = self.limits.waits and pace.probing(number)  # a refused probe costs the token no attempt
+            pace.refused(
+                number,
+                now,
+                sent=sent,
+                in_flight=in_flight,
+                retry_after=retry_after,
+                wall=self._clock.time(),
+                rate=self.rate_now,
+            )
+            self.concurrency.bound(pace.at_once)
+            self._restrict(now, problem)
             self._succeeded(now, probe)
         elif status is not None:
             self.trouble = None
             self.concurrency.refused()
+            self._accepted(now, sent, number, in_flight)
             self._succeeded(now, probe)
         elif probe and kind is not Kind.STALE:
             down = self._failed(problem, now, probe)
+            pace.abandoned(number, now)
         else:
-            self.abandon(probe=probe)
+            self.abandon(probe=probe, number=number)
             if kind is Kind.BROKEN:
                 self._note(problem, now)
         if now - self._measured_from >= _RATE_WINDOW:
@@ -238,16 +276,15 @@ class Governor:
         return noted
 
     def _follow_rate_limit(self, headers: Mapping[str, str], now: float) -> None:
-        """Spaces requests out if the server announces that few are left."""
+        """Waits for the next window if the server announces that nothing is left of this one."""
         announced = read_rate_limit(headers, self._clock)
         self._sends_rate_limit = announced is not None
-        gap = None if announced is None else spacing(announced, self.limits.pause.low)
-        if announced is not None and gap is not None:
-            self.pause.space(now, gap=gap, reset=announced.reset)
-            self._unrestricted = False
+        if announced is not None and self.pace.announced(announced, now):
+            self._restrict(now, "the instance announced that no requests are left")
 
-    def abandon(self, *, probe: bool) -> None:
+    def abandon(self, *, probe: bool, number: int = 0) -> None:
         """Registers that an attempt ended without a verdict, for example because it was cancelled."""
+        self.pace.abandoned(number, self._clock.now())
         if probe and self.breaker is not None:
             self.breaker.abandoned(probe=True)
             self._wake()
@@ -286,33 +323,32 @@ class Governor:
     def _succeeded(self, now: float, probe: bool) -> None:
         if self.breaker is not None and self.breaker.succeeded(probe=probe):
             self.concurrency.restart()
-            self.pause.ramp(now, self._rate_before_outage)
+            self.pace.restart(now, self._rate_before_outage)
+            self._unrestricted = False
             self._why_down = None
             self.notices.up(now)
 
-    def pause_until(self, until: float, in_a_row: int) -> None:
-        """Joins the pause of another process with the same clock. The later end counts."""
-        now, before = self._clock.now(), self.pause.until
-        if until > now:
-            self.pause.join(now, until=until, in_a_row=in_a_row, rate=self.rate_now)
-            self._unrestricted = False
-            self._why_paused = "another process met a limit of the instance"
-            self._tell_pause(now, before)
+    def join(self, state: PaceState) -> None:
+        """Joins what another process with the same clock has learned."""
+        now = self._clock.now()
+        self.pace.join(state, now)
+        self.pace.shared(now)  # the others know
+        self._restrict(now, "another process met a limit of the instance")
 
-    def _pause(self, retry_after: float | None, now: float, sent: float) -> None:
-        before = self.pause.until
-        self.pause.throttled(now, sent=sent, retry_after=retry_after, rate=self.rate_now, random=self._clock.random())
+    def _accepted(self, now: float, sent: float, number: int, in_flight: int) -> None:
+        pace = self.pace
+        pace.succeeded(number, now, sent=sent, in_flight=in_flight)
+        self.concurrency.bound(pace.at_once)
+
+    def _restrict(self, now: float, why: str) -> None:
+        """Something holds requests back now. Tells other processes, and the observers of a longer pause."""
         self._unrestricted = False
-        if self.pause.until > before:
-            if self.on_pause is not None:
-                self.on_pause(self.pause.until, self.pause.in_a_row)
-            self._why_paused = "" if self.trouble is None else self.trouble.reason
-            self._tell_pause(now, before)
-
-    def _tell_pause(self, now: float, before: float) -> None:
-        """Tells the observers of a pause that begins. One that ended `before` without a request is over now."""
-        if not self.notices.paused or now >= before:
-            self.notices.pause(now, reason=self._why_paused, seconds=self.pause.until - now)
+        self._why_paused = why
+        if self.on_pace is not None and (state := self.pace.shared(now)) is not None:
+            self.on_pace(state)
+        seconds = self.pace.wait(now)
+        if (now < self.pace.until or self.pace.blocked) and _LONG <= seconds < inf and not self.notices.paused:
+            self.notices.pause(now, reason=why, seconds=seconds)
 
     def _refuse_if_down(self) -> None:
         breaker = self.breaker
@@ -327,25 +363,23 @@ class Governor:
                 retry_after=round(retry_after, 3),
             )
 
-    def _held_back(self, now: float) -> float:
-        held = self.pause.wait(now)
+    def _down_for(self, now: float, held: float) -> float:
+        """Seconds until the breaker and something else let the next request pass."""
         if self.breaker is not None and self.breaker.state is not BreakerState.CLOSED:
             held = max(held, self.breaker.wait(now))
         return held
 
     def why_held(self, now: float) -> str:
         """Why requests are held back now, in words; empty if they are not."""
-        breaker, pause = self.breaker, self.pause
+        breaker, pace = self.breaker, self.pace
         if breaker is not None and not breaker.closed:
             why = self._why_down
             line = "" if why is None else f": {trouble_line(why.reason, why.attempts, now - why.since)}"
             return f"the instance counts as down{line}"
-        if now < pause.until:
+        if now < pace.until or pace.blocked:
             return f"requests are paused: {self._why_paused}"
-        if now < pause.ramp_end:
-            return "the rate rises slowly after a pause or an outage"
-        if not pause.idle(now):
-            return "the instance announced that few requests are left"
+        if not pace.free(now) and not (pace.starting and self.limiter is not None):
+            return pace.reason(now)
         if self.limiter is not None:
             return f"Limits.rate = {rate:g}" if (rate := self.limits.rate) else "Limits.rate_limiter"
         return ""
@@ -355,8 +389,11 @@ class Governor:
         while True:
             self._refuse_if_down()
             now = self._clock.now()
-            held = self._held_back(now)
-            if self.in_use >= self.concurrency.limit or held == inf:
+            held = self._down_for(now, self.pace.wait(now))
+            if held == inf or (
+                self.in_use >= self.concurrency.limit
+                and not (self.pace.starting and self.concurrency.widen(self.in_use + 1))
+            ):
                 self._leader_wakeup = asyncio.get_running_loop().create_future()
                 await self._leader_wakeup
             elif held > 0:
@@ -365,15 +402,15 @@ class Governor:
                 await self._sleep(wait, now, deadline)
             else:
                 break
-        if self.notices.paused:
+        if self.notices.paused and not self.pace.blocked:
             self.notices.resume(now)
         self.in_use += 1
+        self.sent += 1
         self._turn_at = None
-        if not self.pause.idle(now):
-            self.pause.took(now, self._clock.random())
+        self.pace.took(self.sent, now, self.in_use)
         probe = self.breaker is not None and self.breaker.take()
         self._unrestricted = (
-            self.limiter is None and self.pause.idle(now) and (self.breaker is None or self.breaker.closed)
+            self.limiter is None and self.pace.free(now) and (self.breaker is None or self.breaker.closed)
         )
         return probe
 
@@ -417,6 +454,7 @@ class Governor:
                 continue
             if self._unrestricted:
                 self.in_use += 1
+                self.sent += 1
                 waiter.set_result(True)
             else:
                 self._has_leader = True

@@ -9,8 +9,7 @@ Pass `Limits(rate_limiter=...)` to use a limiter that several processes share: a
 
 Some servers send their limits in headers: `RateLimit-Remaining` and `RateLimit-Reset` (IETF draft, up to version 07), one
 structured field `RateLimit` (later versions), or the older `X-RateLimit-*`. `read_rate_limit` understands all of them.
-When little is left of a window, `spacing` spreads the rest over its time, so that the limit is not hit. Flinks documents
-none of these headers.
+When nothing is left of a window, `pace` waits for the next one. Flinks documents none of these headers.
 
 `Retry-After` is RFC 9110, section 10.2.3: seconds, or an HTTP date in one of three formats (section 5.6.7). The forms in
 milliseconds are those of Azure and OpenAI. Flinks documents none of them.
@@ -177,15 +176,3 @@ def _structured(field: str, headers: Mapping[str, str], clock: Clock) -> ServerL
         policy = headers.get("RateLimit-Policy", "")
         limit = next((int(number) for name, number in re.findall(_PARAMETER, policy) if name == "q"), None)
     return ServerLimit(found["r"], limit, _seconds_until(found["t"], headers, clock))
-
-
-def spacing(announced: ServerLimit, low: float) -> float | None:
-    """Seconds to leave between requests until the window ends; None while enough is left.
-
-    Args:
-        low: share of the limit from which on spacing begins. If the limit is unknown, spacing begins at 10 requests.
-    """
-    threshold = 10.0 if announced.limit is None else announced.limit * low
-    if announced.remaining > threshold or announced.reset <= 0:
-        return None
-    return announced.reset / (announced.remaining + 1)

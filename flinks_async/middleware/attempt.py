@@ -54,6 +54,7 @@ class Attempt:
             raise DeadlineExceededError("not sent: the caller wants no more requests")
         if not governor.try_acquire():
             probe = await self._wait_for_slot(call)
+        number, in_flight = governor.sent, governor.in_use
         sent = now = self._now()
         call.attempts += 1
         call.headers_at, call.blocked = None, False
@@ -86,7 +87,7 @@ class Attempt:
             else:
                 response = await self._decode_in_turns(request, response)
         except BaseException as error:
-            self._record_failure(request, error, sent, now, probe)
+            self._record_failure(request, error, sent, now, probe, number, in_flight)
             raise
         finally:
             if permit is not None:
@@ -100,6 +101,8 @@ class Attempt:
         call.down = governor.record(
             verdict,
             sent=sent,
+            number=number,
+            in_flight=in_flight,
             status=response.status,
             time_to_first_byte=(call.headers_at or now) - sent,
             headers=response.headers,
@@ -126,7 +129,9 @@ class Attempt:
             call.queue_time += waited
             call.local.counters.queue_time += waited
 
-    def _record_failure(self, request: Request, error: BaseException, sent: float, now: float, probe: bool) -> None:
+    def _record_failure(
+        self, request: Request, error: BaseException, sent: float, now: float, probe: bool, number: int, in_flight: int
+    ) -> None:
         call = request.call
         governor = call.local.governor
         if (
@@ -138,11 +143,13 @@ class Attempt:
         if isinstance(error, FlinksError):
             call.problem = error.message
         if call.blocked:  # our own process is the cause: this says nothing of the server
-            governor.abandon(probe=probe)
+            governor.abandon(probe=probe, number=number)
         elif isinstance(error, FlinksError):
             call.down = governor.record(
                 classify_error(error),
                 sent=sent,
+                number=number,
+                in_flight=in_flight,
                 status=error.status,
                 time_to_first_byte=None if error.status is None else (call.headers_at or now) - sent,
                 probe=probe,
@@ -151,9 +158,9 @@ class Attempt:
         elif call.deadline is not None and self._now() >= call.deadline:
             # A deadline that passes while the request is on the wire counts like a timeout of the attempt.
             problem = f"{request.endpoint.host} did not answer before the deadline"
-            governor.record(_TIMED_OUT, sent=sent, probe=probe, problem=problem)
+            governor.record(_TIMED_OUT, sent=sent, number=number, probe=probe, problem=problem)
         else:
-            governor.abandon(probe=probe)
+            governor.abandon(probe=probe, number=number)
 
     async def _decode_in_turns(self, request: Request, response: Response) -> Response:
         """As `_decode`, for large bodies, which would stall the event loop if they were decoded in one step."""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,15 @@ from flinks_async.bulk import (
     StoreMissingError,
     export,
     purge,
+    status,
     verify,
 )
 from flinks_async.bulk import job as job_module
 from flinks_async.bulk import maintenance as care_module
 from flinks_async.bulk.ledger import Ledger
+from flinks_async.bulk.report.facts import gather
 
+from .store_contract import read_only, snapshot
 from .test_job import ORIGIN, Desk
 
 Make = Callable[[Path], Store]
@@ -352,3 +356,22 @@ def test_a_job_without_answers_is_purged_though_its_output_is_gone(desk: Desk, m
     purge(desk.directory)
     assert not desk.directory.exists()
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["parts", "sqlite"])
+def test_a_look_at_a_job_that_a_crash_has_ended_changes_nothing(desk: Desk, tmp_path: Path, kind: str) -> None:
+    crashed = tmp_path / "crashed"
+    with Job.start(desk.directory, desk.source(), JSONLParts() if kind == "parts" else SQLiteStore(), ORIGIN) as job:
+        desk.run(job)
+        shutil.copytree(desk.directory, crashed)  # the ledger is open, and its log is not written back
+    assert (crashed / "ledger.sqlite-wal").stat().st_size
+    before = snapshot(crashed)
+    for look in (nullcontext, read_only):
+        with look(crashed):
+            assert status(crashed).totals.fetched == 25
+            assert verify(crashed) == []
+            if kind == "parts":
+                assert len(list(export(crashed))) == 25
+            assert gather(crashed) is not None
+        assert snapshot(crashed) == before
+    assert purge(crashed)

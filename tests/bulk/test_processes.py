@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from flinks_async import ConfigError, FlinksClient, Limits, Pause, config
+from flinks_async import ConfigError, FlinksClient, Limits, config
 from flinks_async.bulk import (
     Executor,
     InputChangedError,
@@ -493,7 +493,7 @@ async def test_the_rate_is_one_for_all(tmp_path: Path) -> None:
 
 
 async def test_a_pause_for_one_is_a_pause_for_all(tmp_path: Path) -> None:
-    watch = Watch({40: Fault.reply(429, {}, retry_after=0.4)})
+    watch = Watch({40: Fault.reply(503, {}, retry_after=0.4)})
     async with a_server(faults=watch, latency=Latency.fixed(0.02)) as server:
         desk = Desk(tmp_path, server)
         desk.write(100)
@@ -505,13 +505,11 @@ async def test_a_pause_for_one_is_a_pause_for_all(tmp_path: Path) -> None:
                 seen = max(seen, progress.held_back)
                 await asyncio.sleep(0.02)
 
-        result = await desk.run(TWO, during=look, limits={"concurrency": 8, "pause": Pause(ramp=0.6)})
+        result = await desk.run(TWO, during=look, limits={"concurrency": 8})
     throttled = watch.times[39]
     assert [at for at in watch.times if throttled + 0.1 < at < throttled + 0.4] == []
-    after = [at for at in watch.times if throttled + 0.4 <= at < throttled + 0.6]
-    assert len(after) < 20, "they came back at once"
     assert len(watch.times) == 101
-    assert result.progress.throttled == 1
+    assert result.progress.retries == 1
     assert seen > 0.2
 
 

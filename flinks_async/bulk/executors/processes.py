@@ -4,7 +4,7 @@
 
 Only the job uses store and ledger. The shards of a worker that dies are handed out again.
 
-The workers share one rate limit (`SharedRate`) and their pauses. The limits of requests in flight, of open shards and of the
+The workers share one rate limit (`SharedRate`) and what they learn from refusals (`PaceLearned`). The limits of requests in flight, of open shards and of the
 retry quota are divided among them. The job watches the rules that count tokens or time.
 
 The state of GCRA is one number, the theoretical arrival time of the next request (see `limits.rate`). It is in a file that
@@ -38,7 +38,7 @@ from ..inputs import InputBytes
 from ..records import Counters, Finished, RunState
 from ..rules import Rules
 from .protocol import NextTask, TakeFinished, Task, Work
-from .worker_messages import Assigned, Broken, Next, PauseBegan, Report, Start, StopWorker, Stored, describe
+from .worker_messages import Assigned, Broken, Next, PaceLearned, Report, Start, StopWorker, Stored, describe
 from .worker_process import WorkerProcess
 
 GRACE: Final = 10.0
@@ -48,7 +48,7 @@ GRACE: Final = 10.0
 class Processes:
     """Fetches in worker processes on this machine.
 
-    They share the rate limit, and a pause that an instance demands of one of them holds for all. The concurrency is divided
+    They share the rate limit; what one of them learns about the limit of an instance, and a pause, holds for all. The concurrency is divided
     among them. Each makes its own clients from the settings of the job's clients.
 
     Args:
@@ -112,7 +112,7 @@ class ProcessesExecution:
         self._exhausted = False
         self._workers: dict[int, WorkerProcess] = {}
         self._past: list[Counters] = []
-        self._pauses: dict[int, PauseBegan] = {}
+        self._paces: dict[int, PaceLearned] = {}
         self._breaking = asyncio.Event()
         self._broken: BaseException | None = None
         self._late: asyncio.TimerHandle | None = None
@@ -201,8 +201,8 @@ class ProcessesExecution:
 
     async def _serve(self, worker: WorkerProcess, storing: set[asyncio.Future[None]]) -> bool:
         """Answers the messages of a worker. Returns whether it ended normally."""
-        for pause in self._pauses.values():
-            worker.channel.send(pause)
+        for pace in self._paces.values():
+            worker.channel.send(pace)
         if self.stopped is not None:
             worker.channel.send(StopWorker(self.stopped[1], self.stopped[0]))
         while (message := await worker.channel.receive()) is not None:
@@ -220,7 +220,7 @@ class ProcessesExecution:
                     self._obey_rules(stopped)
                     if over:
                         return True
-                case PauseBegan():
+                case PaceLearned():
                     self._pass_on(worker, message)
                 case Broken(error):
                     raise error
@@ -261,13 +261,11 @@ class ProcessesExecution:
         if broken is not None:
             self.stop(broken)
 
-    def _pass_on(self, worker: WorkerProcess, pause: PauseBegan) -> None:
-        known = self._pauses.get(pause.client)
-        if known is None or pause.until > known.until:
-            self._pauses[pause.client] = pause
+    def _pass_on(self, worker: WorkerProcess, pace: PaceLearned) -> None:
+        self._paces[pace.client] = pace
         for other in self._workers.values():
             if other is not worker:
-                other.channel.send(pause)
+                other.channel.send(pace)
 
 
 def share(whole: int, place: int, places: int) -> int:

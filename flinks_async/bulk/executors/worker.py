@@ -19,6 +19,7 @@ import msgspec
 from ...clock import SystemClock
 from ...errors import FlinksError
 from ...limits.notices import is_no_notice
+from ...limits.pace import PaceState
 from ...runtime.loop_state import fast_loop
 from ..errors import WorkerError
 from ..fetching import Fetcher
@@ -33,7 +34,7 @@ from .worker_messages import (
     Broken,
     Channel,
     Next,
-    PauseBegan,
+    PaceLearned,
     Report,
     Secrets,
     Start,
@@ -113,7 +114,7 @@ class WorkerRun:
             Exception: what `Fetcher.go` raises.
         """
         for number, client in enumerate(self._clients):
-            client.governor.on_pause = partial(self._paused, number)
+            client.governor.on_pace = partial(self._paced, number)
         beside = [asyncio.ensure_future(self._listen()), asyncio.ensure_future(self._report())]
         for task in beside:
             task.add_done_callback(self._failed)
@@ -140,8 +141,8 @@ class WorkerRun:
                     self._storing.pop(shard).set_result(None)
                 case StopWorker(reason, state):
                     self._fetcher.stop(reason, state)
-                case PauseBegan(client, until, in_a_row):
-                    self._clients[client].governor.pause_until(until, in_a_row)
+                case PaceLearned(client, state):
+                    self._clients[client].governor.join(state)
 
     async def _report(self) -> None:
         while True:
@@ -152,8 +153,8 @@ class WorkerRun:
         if not task.cancelled() and (error := task.exception()) is not None:
             self._fetcher.break_off(error)
 
-    def _paused(self, client: int, until: float, in_a_row: int) -> None:
-        self._channel.send(PauseBegan(client, until, in_a_row))
+    def _paced(self, client: int, state: PaceState) -> None:
+        self._channel.send(PaceLearned(client, state))
 
     async def _next(self) -> Task | None:
         self._assigned = asyncio.get_running_loop().create_future()

@@ -23,6 +23,7 @@ from ...clock import SystemClock
 from ...codec import Codec, Transactions, WrongTypes
 from ...config import RateLimiter, Settings
 from ...errors import ConfigError
+from ...limits.pace import PaceState
 from ...secret import Secret
 from ..compression import Compression
 from ..inputs import Layout
@@ -229,18 +230,16 @@ class Broken:
 
 
 @frozen
-class PauseBegan:
-    """An instance demands a pause.
+class PaceLearned:
+    """A process has learned something about the limit of an instance, or waits for it.
 
     Attributes:
         client: index of the client.
-        until: time on the machine's monotonic clock.
-        in_a_row: number of pauses with no success between.
+        state: what it learned.
     """
 
     client: int
-    until: float
-    in_a_row: int
+    state: PaceState
 
 
 class Channel:

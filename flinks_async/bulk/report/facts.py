@@ -112,7 +112,7 @@ def gather(folder: Path) -> Facts:
         JobError: the job has not read its input yet.
     """
     manifest = Manifest.load(folder / MANIFEST)
-    with closing(Ledger(folder / LEDGER)) as ledger, ledger.snapshot():
+    with closing(Ledger(folder / LEDGER, look=True)) as ledger, ledger.snapshot():
         scanned = ledger.plan()
         if scanned is None:
             raise JobError(
