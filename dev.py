@@ -36,7 +36,7 @@ def main() -> int:
             install("test", everything("test"))
             return run("pytest", *arguments)
         case ["nox", *arguments]:
-            install("dev", everything("test", "dev"))
+            install("dev", everything("test", "dev", "examples"))
             return run("nox", *arguments)
         case ["-h" | "--help"]:
             print(__doc__)

@@ -1,4 +1,4 @@
-"""Checks that need other tools or other Pythons. `python3 dev.py nox` runs the first four, as .ci/run does.
+"""Checks that need other tools or other Pythons. `python3 dev.py nox` runs the first six, as .ci/run does.
 
 Sessions for one Python use the environment of nox itself: `.venv`, which dev.py fills. Sessions for other Pythons or
 other versions have environments of their own in `.nox`; `-R` uses them without asking pip again.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import zipfile
 from pathlib import Path
@@ -23,7 +24,7 @@ TEST = ["-e", f".[{','.join(EXTRAS)}]", *nox.project.dependency_groups(PYPROJECT
 PYTHON = sys.executable
 
 nox.needs_version = ">=2025.2"
-nox.options.sessions = ["lint", "types", "build", "tests"]
+nox.options.sessions = ["lint", "types", "build", "docs", "examples", "tests"]
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 
@@ -42,12 +43,14 @@ def lint(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def types(session: nox.Session) -> None:
-    """mypy --strict and pyright; `-- mypy` runs only one of them."""
-    tools = session.posargs or ["mypy", "pyright"]
+    """mypy --strict and pyright, and pyrefly for users' code; `-- mypy` runs only one of them."""
+    tools = session.posargs or ["mypy", "pyright", "pyrefly"]
     if "mypy" in tools:
         session.run(PYTHON, "-m", "mypy")
     if "pyright" in tools:
         session.run(PYTHON, "-m", "pyright", "--pythonpath", PYTHON)
+    if "pyrefly" in tools:
+        session.run(PYTHON, "-m", "pyrefly", "check", "--python-interpreter-path", PYTHON, "tests/typing_api.py")
 
 
 @nox.session(venv_backend="none")
@@ -60,6 +63,46 @@ def build(session: nox.Session) -> None:
     foreign = {name.partition("/")[0] for name in names if ".dist-info/" not in name} - {"flinks_async"}
     if foreign or "flinks_async/py.typed" not in names:
         session.error(f"{wheel.name}: py.typed is missing, or there is more than the package: {sorted(foreign)}")
+
+
+@nox.session(venv_backend="none")
+def docs(session: nox.Session) -> None:
+    """The documentation site in `.site`; a warning, such as a link that leads nowhere, is an error."""
+    session.run(PYTHON, "-m", "sphinx", "-q", "-W", "--keep-going", "-c", "docs", ".", ".site", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def examples(session: nox.Session) -> None:
+    """Everything in `examples`, run."""
+    session.run(PYTHON, "-m", "pytest", "-m", "slow", "tests/test_examples.py", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of the dependencies, as pip resolves them today; asks a database on the network."""
+    requirements = Path(session.create_tmp(), "requirements.txt")
+    requirements.write_text(
+        "\n".join([*PYPROJECT["project"]["dependencies"], *(r for e in EXTRAS.values() for r in e)])
+    )
+    session.run(PYTHON, "-m", "pip_audit", "--requirement", str(requirements))
+
+
+@nox.session(python=SUPPORTED[0])
+def wheel(session: nox.Session) -> None:
+    """The tests with the built wheel in place of the checkout, whose package they do not see."""
+    with TemporaryDirectory() as folder:
+        session.run(PYTHON, "-m", "build", "--wheel", "--outdir", folder, external=True)
+        (built,) = Path(folder).glob("*.whl")
+        session.install(f"{built}[{','.join(EXTRAS)}]", *nox.project.dependency_groups(PYPROJECT, "test"))
+        for name in PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]:
+            copy = shutil.copytree if Path(f".{name}").is_dir() else shutil.copy
+            if name != "/flinks_async":
+                copy(f".{name}", f"{folder}{name}")
+        where = "import sysconfig; print(sysconfig.get_path('purelib'))"
+        installed = Path(str(session.run("python", "-c", where, silent=True)).strip(), "flinks_async")
+        Path(folder, "flinks_async").symlink_to(installed)  # for tests that read the files of the package
+        session.chdir(folder)
+        session.run("pytest", "-m", "not torture and not slow and not once", *session.posargs)
 
 
 @nox.session(python=OTHERS)

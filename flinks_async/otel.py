@@ -51,13 +51,17 @@ _SUPPRESS: Final = "suppress_instrumentation"  # the key by which automatic inst
 # The boundaries of the HTTP conventions, which end at 10 s, and more: an answer may take 210 s.
 _BOUNDARIES: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 30, 60, 120, 240)
 
-_GAUGES: Final[tuple[tuple[str, str, str, Callable[[ClientStats], float], Callable[[Iterable[float]], float]], ...]] = (
+_Read = Callable[[ClientStats], float | None]
+_Combine = Callable[[Iterable[float]], float]
+
+_GAUGES: Final[tuple[tuple[str, str, str, _Read, _Combine], ...]] = (
     ("flinks.client.active_calls", "{call}", "Calls in flight.", lambda s: s.calls_in_flight, sum),
     # Clients with the same instance and secret share these, so they are not added up.
     ("http.client.active_requests", "{request}", "Requests on the wire.", lambda s: s.requests_in_flight, max),
     ("flinks.client.queued_requests", "{request}", "Requests that wait for a free place.", lambda s: s.queued, max),
     ("flinks.client.concurrency_limit", "{request}", "Requests that may be on the wire.", lambda s: s.limit, max),
     ("flinks.client.held_back", "s", "Time until requests are sent again.", lambda s: s.held_back, max),
+    ("flinks.client.learned_rate", "{request}/s", "What the instance allows.", lambda s: s.learned_rate, max),
 )
 
 
@@ -138,14 +142,12 @@ class _Meters:
         self._clients = [pair for pair in self._clients if pair[0]() is not None]
         self._clients.append((ref(client), attributes))
 
-    def _observe(
-        self, read: Callable[[ClientStats], float], combine: Callable[[Iterable[float]], float], _: object
-    ) -> Iterable[metrics.Observation]:
+    def _observe(self, read: _Read, combine: _Combine, _: object) -> Iterable[metrics.Observation]:
         values: dict[tuple[tuple[str, str | bool | int | float], ...], list[float]] = {}
         for reference, attributes in self._clients:
             client = reference()
-            if client is not None and not client.closed:
-                values.setdefault(tuple(attributes.items()), []).append(read(client.stats()))
+            if client is not None and not client.closed and (value := read(client.stats())) is not None:
+                values.setdefault(tuple(attributes.items()), []).append(value)
         return [metrics.Observation(combine(several), dict(key)) for key, several in values.items()]
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import aiohttp
 import pytest
 import yaml
+from attrs import evolve
 from opentelemetry import baggage, context
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
@@ -158,7 +159,7 @@ async def test_a_receiver_in_another_process_gets_spans_and_metrics() -> None:
         "server.address": "127.0.0.1",
         "server.port": int(port),
     }
-    queue = {"flinks.queue_time": 0.0}
+    queue = {"flinks.queue_time": pytest.approx(0, abs=0.1)}
     failed = {"http.response.status_code": 503, "error.type": "503", "flinks.verdict": "transient"}
     assert plain(first.attributes) == common | queue | failed
     good = {"http.response.status_code": 200, "http.request.resend_count": 1, "flinks.verdict": "ok"}
@@ -183,7 +184,7 @@ async def test_a_failed_call_names_its_error_and_what_support_asks_for(telemetry
         "customer": "acme",
         "error.type": "AuthenticationError",
         "flinks.attempts": 1,
-        "flinks.queue_time": 0.0,
+        "flinks.queue_time": pytest.approx(0, abs=0.1),
         "flinks.request_id": "r-7",
         "flinks.token_fingerprint": caught.value.token_fingerprint,
     }
@@ -300,6 +301,17 @@ async def test_spans_are_below_the_span_of_the_caller_also_in_a_fan_out_and_with
     assert {a.parent.span_id for a in telemetry.attempts() if a.parent} == {
         c.context.span_id for c in telemetry.calls()
     }
+
+
+async def test_the_learned_rate_is_missing_while_it_is_unknown(
+    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with FlinksClient(auth_secret="s", transport=InMemoryTransport(default=ANSWER)) as client:
+        flinks = telemetry.instrument(client)
+        assert telemetry.metric("flinks.client.learned_rate") == []
+        known = evolve(flinks.stats(), learned_rate=12.5)
+        monkeypatch.setattr(FlinksClient, "stats", lambda self: known)
+        assert [point.value for point in telemetry.metric("flinks.client.learned_rate")] == [12.5]
 
 
 # --- beside others ----------------------------------------------------------------------------------------------------
@@ -459,7 +471,7 @@ async def exported(telemetry: Telemetry, folder: Path) -> dict[str, str]:
             await job.run(flinks, executor=telemetry.executor(InProcess()))
         data = telemetry.reader.get_metrics_data()
     assert data is not None
-    names = {}
+    names = {"flinks.client.learned_rate": "flinks_client_learned_rate"}  # unknown in this job
     for metric in data.resource_metrics[0].scope_metrics[0].metrics:
         suffix = "_seconds" if metric.unit == "s" else ""
         total = "_total" if type(metric.data).__name__ == "Sum" else ""

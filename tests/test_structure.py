@@ -169,3 +169,16 @@ def test_no_two_classes_of_the_package_share_a_name() -> None:
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
     assert {name for name, count in classes.items() if count > 1} == set()
+
+
+@pytest.mark.once
+def test_the_workflow_tests_every_python_that_the_package_names() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', pyproject)
+    workflow = (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
+    (tested,) = re.findall(r"python: \[(.*)\]", workflow)
+    assert re.findall(r'"([\d.]+)"', tested) == named
+    sessions = set(re.findall(r"^def (\w+)\(session", (ROOT / "noxfile.py").read_text(encoding="utf-8"), re.MULTILINE))
+    (steps,) = re.findall(r"nox -s ([\w ]+)$", workflow, re.MULTILINE)
+    (matrix,) = re.findall(r"session: \[(.*)\]", workflow)
+    assert {*steps.split(), *matrix.split(", ")} <= sessions

@@ -77,6 +77,9 @@ MIN_CUT, MAX_CUT = 0.02, 0.15
 CYCLE, REQUESTS = 3.3, 100.0
 FEW = 12.0
 LONG_HINT = 60.0
+_STEP = 0.7
+_ALONE = 6.0
+_BACK = 0.2
 _SLOWEST = 1 / 60  # a request per minute at least
 _LONGEST_CYCLE = 600.0
 
@@ -114,6 +117,8 @@ class Pace:
         self._average: float | None = None
         self._marks: deque[tuple[float, int, float]] = deque(maxlen=64)
         self._doubt = 1.0
+        self._shared_until = self._early_at = -inf
+        self._usual = 0.0
         self._start_count = 0
         self._start_time = 0.0
         self.limit = inf  # estimate
@@ -294,10 +299,14 @@ class Pace:
     def _grow(self, gap: float) -> float:
         """The pace after another paced request."""
         t = self._paced = self._paced + gap
+        if self._shared_until > self._cut_at and t < _ALONE:
+            self._rate += min(_STEP * self._rate**0.5, 0.005 * self._rate**2) * gap
+            return self._rate
         if t < self._hold:
             self._rate = self.limit * (1 - self._cut + self._cut * t / self._hold)
         else:
-            speed = max(self._cut, MIN_CUT) / self._hold * 2.0 ** min(60.0, (t - self._hold) / self._step)
+            since = max(self._hold, _ALONE) if self._shared_until > self._cut_at else self._hold
+            speed = max(self._cut, MIN_CUT) / self._hold * 2.0 ** min(60.0, (t - since) / self._step)
             self._rate *= 1.0 + min(speed, LN2 / self._doubling) * gap
         return self._rate
 
@@ -436,7 +445,23 @@ class Pace:
             if self._sample == REQUESTS and self._paced < self._hold / 2:
                 self._doubt = min(64.0, self._doubt * 2)
             start, evidence = None, 2.0 * accepted
+        early = self.mode is Mode.HOLD and pace < self.limit and now >= self._shared_until
+        if early:
+            if now - self._early_at < 20.0:
+                self._shared_until = now + 60.0
+            self._early_at = now
+        if evidence >= REQUESTS and self.mode is Mode.HOLD:
+            if limit < 0.97 * self._usual:
+                self._shared_until = now + 60.0
+            self._usual = limit if self._usual == 0 else self._usual + 0.2 * (limit - self._usual)
+        shared = now < self._shared_until
+        if shared:
+            limit = min(limit, pace) if limit < 0.5 * pace else pace
         self._hold_at(limit, now, start, evidence)
+        if shared:
+            self._rate = limit * (1 - _BACK)
+        else:
+            self._shared_until = -inf
         self._empty, self._refused_since = (number, sent), self._clump
         self._level = 0.0
 

@@ -1,0 +1,72 @@
+"""The documentation site. Its sources are the Markdown files of the repository, so that their links work everywhere:
+`python3 dev.py nox -s docs` writes `.site`.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import flinks_async
+from flinks_async import config, errors, models
+
+project = "flinks-async"
+author = copyright = "The flinks-async authors"
+release = version = flinks_async.__version__
+
+root_doc = "docs/index"
+include_patterns = ["docs/**", "README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+myst_heading_anchors = 4
+suppress_warnings = ["misc.highlighting_failure"]  # the block `layers` of CONTRIBUTING.md, which a test reads
+napoleon_use_param = False  # a docstring may describe several names in one line
+napoleon_custom_sections = [("Attributes", "params_style")]
+
+html_theme = "furo"
+html_title = "flinks-async"
+html_show_sphinx = html_copy_source = html_show_sourcelink = False
+html_static_path = ["site.css"]
+html_css_files = ["site.css"]
+
+autodoc_typehints = "signature"
+autodoc_typehints_format = "short"
+autodoc_member_order = "bysource"
+autodoc_default_options = {
+    "members": True,
+    # These have sections of their own.
+    "exclude-members": ",".join(
+        [*config.__all__, *errors.__all__, *models.__all__, "config", "errors", "models", "FlinksClient"]
+    ),
+}
+
+
+def _literal(code: re.Match[str]) -> str:
+    return f"``{code[1]}``" + ("\\ " if code[2] else "")  # a letter may follow only after an escaped space
+
+
+def markdown_to_rest(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """Docstrings are plain text with code in backticks and indented examples; reST wants two backticks and a `::`."""
+    paragraphs = re.split(r"\n\n+(?=\S)|\n\n+(?= {4})", "\n".join(lines))
+    text = ""
+    for before, paragraph in zip(["", *paragraphs], paragraphs, strict=False):
+        sections = ("Args:", "Attributes:", "Raises:", "Returns:")
+        example = paragraph.startswith("    ") and not before.startswith(sections)
+        if example and not before.startswith("    "):
+            text += "::\n\n"
+        text += paragraph if example else re.sub(r"(?<!`)`([^`]+)`(?=(\w?))(?!`)", _literal, paragraph)
+        text += "\n\n"
+    lines[:] = text.split("\n")
+
+
+def redirect_to_index(app: Any, error: Exception | None) -> None:
+    if error is None and app.builder.name == "html":
+        page = (
+            '<!doctype html><meta http-equiv="refresh" content="0; url=docs/index.html"><title>flinks-async</title>\n'
+        )
+        Path(app.outdir, "index.html").write_text(page, encoding="utf-8")
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", markdown_to_rest, priority=400)
+    app.connect("build-finished", redirect_to_index)

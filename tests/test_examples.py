@@ -1,0 +1,224 @@
+"""Each file in `examples` runs, in a process of its own, against a simulated Flinks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.error import HTTPError
+from urllib.request import urlopen
+
+import pytest
+import yaml
+
+from flinks_async.cli import Exit
+from flinks_async.testing import ServeOptions, ServerProcess
+
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLES = ROOT / "examples"
+
+pytestmark = [pytest.mark.slow, pytest.mark.once]
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[ServerProcess]:
+    with ServerProcess(ServeOptions(size="medium")) as process:
+        yield process
+
+
+def environment(server: ServerProcess, **more: str) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("FLINKS_", "OTEL_"))}
+    return own | {"FLINKS_BASE_URL": server.base_url, "FLINKS_AUTH_SECRET": server.auth_secret} | more
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+@contextmanager
+def service(server: ServerProcess, *command: str, **more: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    port = free_port()
+    environ = environment(server, PORT=str(port), **more)
+    arguments = [word.replace("{port}", str(port)) for word in command]
+    process = subprocess.Popen(
+        [sys.executable, *arguments], cwd=EXAMPLES, env=environ, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        for _ in range(300):
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", port)) == 0:
+                    break
+            assert process.poll() is None, process.stderr and process.stderr.read()
+            time.sleep(0.1)
+        yield f"http://127.0.0.1:{port}", process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def get(url: str) -> tuple[int, Any]:
+    try:
+        with urlopen(url, timeout=30) as response:
+            return response.status, json.load(response)
+    except HTTPError as error:
+        return error.code, json.loads(error.read() or b"null") if "json" in error.headers["Content-Type"] else None
+
+
+@pytest.mark.parametrize(
+    ("module", "command"),
+    [
+        ("fastapi", ["fastapi_service.py"]),
+        ("aiohttp", ["aiohttp_service.py"]),
+        ("django", ["-m", "uvicorn", "django_service:application", "--port", "{port}"]),
+    ],
+)
+def test_services_answer_map_errors_and_end_when_asked(server: ServerProcess, module: str, command: list[str]) -> None:
+    pytest.importorskip(module)
+    pytest.importorskip("uvicorn")
+    with service(server, *command) as (url, process):
+        status, balances = get(f"{url}/balance/u1")
+        assert (status, set(balances)) == (200, {"Chequing CAD", "Savings"})
+        assert get(f"{url}/balance/nobody")[0] == 404
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=30)
+    assert process.returncode in (0, -signal.SIGTERM), said
+    assert "Traceback" not in said
+    with service(server, *command, FLINKS_AUTH_SECRET="refused") as (url, _):
+        assert get(f"{url}/balance/u1") in [
+            (502, {"error": "AuthenticationError"}),
+            (502, {"error": "AuthenticationError", "request_id": None}),
+        ]
+
+
+def test_a_request_in_flight_ends_before_the_service_does() -> None:
+    pytest.importorskip("uvicorn")
+    with (
+        ServerProcess(ServeOptions(latency=("fixed", 1.5, 0.0))) as slow,
+        service(slow, "fastapi_service.py") as (url, process),
+    ):
+        client = subprocess.Popen(
+            [sys.executable, "-c", f"import urllib.request as u; print(u.urlopen('{url}/balance/u1').status)"],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        time.sleep(0.8)
+        process.send_signal(signal.SIGTERM)
+        assert client.communicate(timeout=30)[0].strip() == "200"
+        process.communicate(timeout=30)
+
+
+def test_the_nightly_job_fetches_resumes_and_draws(server: ServerProcess, tmp_path: Path) -> None:
+    pytest.importorskip("duckdb")
+    (tmp_path / "people.csv").write_text("token,user\n" + "".join(f"t-{n},u-{n}\n" for n in range(50)))
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, EXAMPLES / "nightly_job.py", "people.csv", "out"],
+            check=False, cwd=tmp_path, env=environment(server, MPLBACKEND="agg"), capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, "complete: 50 fetched, 0 failed\n"), done.stderr
+    assert "<svg" in (tmp_path / "out" / "cash-flow.svg").read_text()
+
+
+def test_the_notebook_runs(server: ServerProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for package in ("ipykernel", "pandas", "polars"):
+        pytest.importorskip(package)
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    program = (
+        "import sys, nbformat, nbclient\n"
+        "notebook = nbformat.read(sys.argv[1], 4)\n"
+        "nbclient.NotebookClient(notebook, timeout=100).execute()\n"
+        "print(notebook.cells[-1].outputs[0].data['text/plain'])\n"
+    )
+    assert nbformat.read(EXAMPLES / "answers.ipynb", 4)
+    assert nbclient
+    done = subprocess.run(
+        [sys.executable, "-c", program, EXAMPLES / "answers.ipynb"],
+        check=False, cwd=tmp_path, env=environment(server), capture_output=True, text=True, timeout=110,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "user-4" in done.stdout
+
+
+# --- Kubernetes -------------------------------------------------------------------------------------------------------
+
+CRON_JOB = EXAMPLES / "kubernetes" / "cronjob.yaml"
+
+
+def test_the_cron_job_fits_the_schema_and_is_restricted() -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    manifest = yaml.safe_load(CRON_JOB.read_text())
+    validator.validate(manifest, "1.30", strict=True)
+    pod = manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    drain = float(container["args"][container["args"].index("--drain") + 1])
+    assert pod["terminationGracePeriodSeconds"] >= drain + 10
+    uid = str(pod["securityContext"]["runAsUser"])
+    assert f"--uid {uid}" in (CRON_JOB.parent / "Dockerfile").read_text()
+    codes = manifest["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
+    assert codes == [Exit.USAGE, Exit.REFUSED]
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0 or not (shutil.which("unshare") and shutil.which("setpriv")),
+    reason="needs root on Linux, unshare and setpriv",
+)
+def test_the_command_of_the_cron_job_runs_without_root_on_a_read_only_file_system_and_stops_when_asked() -> None:
+    manifest = yaml.safe_load(CRON_JOB.read_text())
+    pod = manifest["spec"]["jobTemplate"]["spec"]["template"]["spec"]
+    uid = str(pod["securityContext"]["runAsUser"])
+    args = [argument.replace("$(NIGHT)", "night-1") for argument in pod["containers"][0]["args"]]
+    given = {
+        entry["name"]: entry["value"].replace("/data", "/mnt/data")
+        for entry in pod["containers"][0]["env"]
+        if "value" in entry
+    }
+    # Mounts as in the pod: everything is read-only, but for the volume, which belongs to root and to the group.
+    mounts = (
+        "mount --make-rprivate / && mount -t tmpfs tmpfs /mnt && mkdir /mnt/data /mnt/tokens /mnt/secret /mnt/python && "
+        f"mount --bind {sys.base_prefix} /mnt/python && "  # perhaps in the home of root, where others may not look
+        f"chown root:{uid} /mnt/data && chmod 2775 /mnt/data && "
+        "{ echo token,user; seq 20000 | sed 's/.*/t-&,u-&/'; } >/mnt/tokens/people.csv && "
+        'printf %s "$SECRET" >/mnt/secret/auth-secret && mount -o remount,bind,ro / && '
+        f"exec setpriv --reuid {uid} --regid {uid} --clear-groups --no-new-privs --inh-caps=-all env -u SECRET "
+    )
+    with ServerProcess(ServeOptions(latency=("fixed", 0.02, 0.0))) as server:
+        moved = [
+            argument.replace("/data/", "/mnt/data/")
+            .replace("/tokens/", "/mnt/tokens/")
+            .replace("/secret/", "/mnt/secret/")
+            for argument in args
+        ]
+        environ = environment(server, SECRET=server.auth_secret, HOME="/", **given)
+        environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), sysconfig.get_path("purelib")])
+        environ["LD_LIBRARY_PATH"] = "/mnt/python/lib"
+        python = Path("/mnt/python", Path(sys.executable).resolve().relative_to(Path(sys.base_prefix).resolve()))
+        del environ["FLINKS_AUTH_SECRET"]
+        command = f'{mounts} "$0" -m flinks_async.cli "$@"'
+        process = subprocess.Popen(
+            ["unshare", "--mount", "bash", "-c", command, str(python), *moved],
+            env=environ, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+        said = []
+        assert process.stderr is not None
+        for line in process.stderr:
+            said.append(line)
+            if '"fetched"' in line and '"fetched":0' not in line.replace(" ", ""):
+                break
+        began = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        rest = process.communicate(timeout=pod["terminationGracePeriodSeconds"])[1]
+    assert process.returncode == Exit.SIGTERM, "".join(said) + rest
+    assert time.monotonic() - began < 20

@@ -1,0 +1,258 @@
+"""The pace that is learned from refusals: shapes of servers in virtual time, rules, and random servers."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.util
+import random
+import sys
+from math import inf
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flinks_async import Adaptive, ConfigError, Failed, FlinksClient, Limits, Pause, config
+from flinks_async.limits.pace import Mode, Pace, PaceState
+from flinks_async.limits.rate import ServerLimit
+from flinks_async.limits.reopening import Reopening
+from flinks_async.messages import Request, Response
+from flinks_async.testing import VirtualClock, run_virtual
+from flinks_async.testing.in_memory import make_response
+
+FILE = Path(__file__).resolve().parent.parent / "benchmarks" / "congestion.py"
+
+
+def _load() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("congestion", FILE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["congestion"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+bench = _load()
+
+DEMANDS = {
+    # share of the best possible, requests for each answer
+    "bucket 100/s, burst 20": (0.97, 1.03),
+    "the same, Retry-After: 1": (0.97, 1.03),
+    "strict 100/s, burst 1": (0.95, 1.03),
+    "bucket 2,000/s, burst 20": (0.95, 1.03),
+    "bucket 20/s, burst 20, answers in 1 s": (0.97, 1.03),
+    "bucket 5/s, burst 5": (0.97, 1.03),
+    "600 a minute": (0.97, 1.05),
+    "2,000 a day": (0.97, 1.06),
+    "30 at once, answers in 0.2 s": (0.95, 1.03),
+    "200/s, after 1 min 50/s, after 3 min 400/s": (0.95, 1.03),
+    "a queue of 300/s": (0.97, 1.0),
+    "no limit, answers in 1 s": (0.95, 1.0),
+    "no limit, 0.5 % refused by chance, answers in 0.2 s": (0.9, 1.01),
+    "bucket 100/s, and 0.5 % refused by chance": (0.95, 1.03),
+    "bucket 100/s and 3,000 a minute": (0.95, 1.03),
+}
+
+
+@pytest.mark.parametrize("name", DEMANDS)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_the_limit_is_found_and_held(name: str, seed: int) -> None:
+    result, (share, requests) = bench.ours(name, seed), DEMANDS[name]
+    assert result.share >= share
+    assert result.requests <= requests
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_client_that_comes_later_gets_its_share(seed: int) -> None:
+    second, both = bench.two_clients(100.0, 20.0, 60.0, seed)
+    assert 0.4 <= second <= 0.6
+    assert both >= 0.93
+
+
+@pytest.mark.parametrize(("latency", "tokens", "share"), [(1.0, 4_000, 0.85), (5.0, 400, 0.7)])
+def test_the_start_does_not_wait_for_answers(latency: float, tokens: int, share: float) -> None:
+    client = bench.Client(bench.BULK, tokens=tokens)
+    bench.simulate(bench.Shape(latency=latency, spread=0.0), [client], 1000.0)
+    assert tokens / bench.MOST * latency / client.finished >= share
+
+
+@pytest.mark.parametrize(("slots", "longest"), [(None, 1.3), (20, 10.3)])
+def test_a_fresh_service_sends_200_calls_within_a_third_of_a_second(slots: int | None, longest: float) -> None:
+    client = bench.Client(config.service().limits.concurrency, tokens=200)
+    bench.simulate(bench.Shape(latency=1.0, spread=0.0, slots=slots), [client], 1000.0)
+    assert sorted(client.ok_times)[197] <= longest
+
+
+class Server:
+    """A transport in front of a simulated server."""
+
+    def __init__(self, shape: Any) -> None:
+        self.shape, self.ok, self.refused = shape, 0, 0
+
+    async def send(self, request: Request, /) -> Response:
+        reply = self.shape.arrive(asyncio.get_running_loop().time())
+        await asyncio.sleep(reply.delay)
+        if reply.ok:
+            self.shape.left(asyncio.get_running_loop().time())
+            self.ok += 1
+            return make_response({"GetAccountsDetail": [], "RequestId": "r"})
+        self.refused += 1
+        return make_response({"FlinksCode": "TOO_MANY_REQUESTS"}, status=401)
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens", "seconds"),
+    [
+        ("bucket 100/s, burst 20", 3_000, 31.5),
+        ("600 a minute", 1_200, 75.0),
+        ("30 at once, answers in 0.2 s", 3_000, 22.5),
+    ],
+)
+def test_a_client_does_the_same_and_loses_nothing(name: str, tokens: int, seconds: float) -> None:
+    async def main() -> tuple[Server, int, float, str]:
+        server, failed = Server(bench.SHAPES[name](1)), 0
+        async with FlinksClient(
+            auth_secret="s", transport=server, settings=config.bulk(), clock=VirtualClock()
+        ) as client:
+            async for outcome in client.partner_access_many(f"t{number}" for number in range(tokens)):
+                failed += isinstance(outcome, Failed)
+            return server, failed, asyncio.get_running_loop().time(), client.stats().why_held
+
+    server, failed, took, why = run_virtual(main())
+    assert failed == 0
+    assert took <= seconds
+    assert server.refused <= 0.05 * tokens
+    if name.startswith("bucket"):
+        assert why.startswith("refused at 1")
+
+
+def test_one_refusal_among_many_answers_stops_nobody() -> None:
+    pace = Pace(Adaptive())
+    pace.mode = Mode.FREE
+    pace.refused(1000, 10.0, sent=9.9, in_flight=50, rate=500.0)
+    assert pace.free(10.0)
+    assert pace.wait(10.0) == 0.0
+
+
+def test_a_fixed_number_of_requests_at_once_has_no_start() -> None:
+    assert Pace(20).free(0.0)
+    assert not Pace(Adaptive()).free(0.0)
+
+
+def test_a_long_hint_is_checked_by_single_requests() -> None:
+    pace = Pace(20, longest=3600.0)
+    pace.refused(1, 1.0, sent=0.9, in_flight=1, retry_after=300.0)
+    assert pace.blocked
+    assert 0.0 < pace.wait(1.0) < 300.0
+    pace.took(2, 2.0, 1)
+    assert pace.wait(2.0) == inf
+    assert pace.probing(2)
+    pace.succeeded(2, 2.1, sent=2.0, in_flight=1)
+    assert not pace.blocked
+
+
+def test_a_probe_without_an_answer_is_repeated() -> None:
+    pace = Pace(20)
+    pace.refused(1, 1.0, sent=0.9, in_flight=1, retry_after=61.0)
+    pace.took(2, 2.0, 1)
+    pace.abandoned(2, 3.0)
+    assert pace.wait(3.0) < 10.0
+
+
+def test_an_announced_end_of_a_window_is_believed_until_it_was_wrong() -> None:
+    pace = Pace(20)
+    assert pace.announced(ServerLimit(0, 100, 50.0), 1.0)
+    pace.took(2, 2.0, 1)
+    pace.succeeded(2, 2.1, sent=2.0, in_flight=1)
+    assert not pace.announced(ServerLimit(0, 100, 50.0), 3.0), "it was wrong"
+    assert not Pace(20).announced(ServerLimit(1, 100, 50.0), 1.0)
+
+
+def test_consistent_hints_name_the_same_moment() -> None:
+    opening = Reopening(3600.0)
+    opening.hinted(10.0, 30.0)
+    assert opening.hint_at is None
+    opening.hinted(15.0, 25.0)
+    assert opening.hint_at == 40.0
+    opening.hinted(20.0, 30.0)
+    assert opening.hint_at is None, "a constant is no moment"
+
+
+def test_the_period_of_a_window_is_a_round_time() -> None:
+    opening = Reopening(60.0)
+    opening.reopened(1, 0.0)
+    assert opening.reopened(500, 60.02) == pytest.approx(60.02)
+    opening.learn(60.02)
+    assert opening.period == 60.0
+
+
+def test_what_is_learned_is_told_to_other_processes() -> None:
+    pace = Pace(20)
+    assert pace.shared(0.0) is None
+    pace.join(PaceState(50.0, 0.0), 1.0)
+    assert pace.learned == 50.0
+    assert pace.shared(1.0) == PaceState(50.0, 0.0)
+    assert pace.shared(1.0) is None
+    pace.join(PaceState(None, 9.0), 1.0)
+    assert pace.wait(1.0) == 8.0
+
+
+@pytest.mark.parametrize("name", ["base", "cap", "ramp", "low"])
+def test_old_settings_of_the_pause_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=rf"Pause\.{name} has no effect any more"):
+        Pause(**{name: 1.0})
+
+
+RULES = st.one_of(
+    st.builds(lambda rate, burst: lambda: bench.Bucket(rate, burst), st.floats(1, 300), st.integers(1, 100)),
+    st.builds(
+        lambda count, period: lambda: bench.Window(count, period),
+        st.integers(20, 500),
+        st.sampled_from([1.0, 5.0, 7.0]),
+    ),
+    st.builds(lambda count: lambda: bench.Sliding(count, 5.0), st.integers(20, 300)),
+    st.builds(lambda most: lambda: bench.Cap(most), st.integers(1, 60)),
+    st.builds(lambda share: lambda: bench.Chance(share), st.floats(0.0, 0.02)),
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.lists(RULES, min_size=1, max_size=2),
+    st.floats(0.005, 2.0),
+    st.sampled_from([None, 0.01, 1.0]),
+    st.sampled_from([None, "right", 1.0, 60.0, 0.0]),
+)
+def test_no_server_stops_it_for_good(rules: list[Any], latency: float, refusal: float | None, hint: Any) -> None:
+    shape = bench.Shape([rule() for rule in rules], latency=latency, refusal=refusal, hint=hint)
+    client = bench.Client(Adaptive(initial=4, doubling=0.5, maximum=60))
+    bench.simulate(shape, [client], 60.0)
+    assert client.in_use <= 60
+    assert sum(at > 30.0 for at in client.ok_times) >= 1
+    assert client.done >= 0.15 * shape.best(0.0, 60.0, 60)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 5), st.booleans(), st.sampled_from([None, 0.0, 5.0, 1e9])), max_size=200))
+def test_any_order_of_answers_leaves_a_finite_wait(steps: list[tuple[float, bool, float | None]]) -> None:
+    pace, now, chance = Pace(Adaptive(initial=2)), 0.0, random.Random(1)
+    for number, (passed, ok, hint) in enumerate(steps, 1):
+        now += min(passed, pace.wait(now) if pace.wait(now) < inf else passed)
+        pace.took(number, now, 3)
+        sent, now = now, now + chance.random()
+        if ok:
+            pace.succeeded(number, now, sent=sent, in_flight=3)
+        else:
+            pace.refused(number, now, sent=sent, in_flight=3, retry_after=hint)
+        assert 0.0 <= pace.wait(now) <= 60.0 + 1e-6
+
+
+def test_limits_are_still_settings() -> None:
+    assert Limits().pause == Pause()
