@@ -326,15 +326,14 @@ class FlinksClient:
             elif self._closed:
                 problem = ClientClosedError("the client was closed while the call was in flight")
             else:
-                problem = DeadlineExceededError(
-                    f"no answer from {self._endpoint.host} within {timeout:g} s ({checks.counted(call.attempts, 'attempt')} sent)"
-                )
+                why = call.problem or ("" if call.attempts else state.governor.why_held(self._clock.now()))
+                sent = f"{checks.counted(call.attempts, 'attempt')} sent{f'; {why}' if why else ''}"
+                problem = DeadlineExceededError(f"no answer from {self._endpoint.host} within {timeout:g} s ({sent})")
         except FlinksError as error:
             problem = error
-        except asyncio.CancelledError:
-            raise
         except BaseException as error:
-            keep_users_frames(error)
+            if not isinstance(error, asyncio.CancelledError):
+                keep_users_frames(error)
             raise
         finally:
             state.end(scope)

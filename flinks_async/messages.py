@@ -87,6 +87,7 @@ class Call:
         secret: the AuthSecret to send.
         fresh: the next attempt must not use a kept-alive connection.
         headers_at: when the headers of the latest response arrived; None if the transport does not say.
+        problem: what went wrong in the latest attempt, in words; empty if nothing did.
         down: the latest attempt failed while its instance counted as down.
         retrying: the next attempt repeats a failed one.
         shared: the deadline, if several calls share it.
@@ -106,6 +107,7 @@ class Call:
     secret: Secret | None = None
     fresh: bool = False
     headers_at: float | None = None
+    problem: str = ""
     down: bool = False
     retrying: bool = False
     shared: SharedDeadline | None = None
@@ -122,7 +124,7 @@ class Call:
         self.attempts += copy.attempts - since.attempts
         self.queue_time += copy.queue_time - since.queue_time
         self.wire_time += copy.wire_time - since.wire_time
-        self.down, self.blocked = copy.down, copy.blocked
+        self.down, self.blocked, self.problem = copy.down, copy.blocked, copy.problem
 
     def headers_came(self) -> None:
         """A transport calls this when status and headers have arrived, before the body."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 from collections.abc import Callable
@@ -260,6 +261,35 @@ class TestErrors:
                 await client.partner_access("t", timeout=0.01)
         assert caught.value.message.endswith(f" s, which would pass the deadline ({why})")
 
+    async def test_a_deadline_that_passes_names_the_latest_failure(self) -> None:
+        busy, sent = make_response({"FlinksCode": "RETRY_LATER"}, status=503), list[object]()
+
+        async def hang_at_last(request: object) -> Any:
+            sent.append(request)
+            if len(sent) == 3:
+                await asyncio.sleep(30)
+            return busy
+
+        transport = InMemoryTransport(default=hang_at_last)
+        retry = Retry(attempts=5, base=0.0)
+        async with FlinksClient(auth_secret=SECRET, transport=transport, retry=retry) as client:
+            with pytest.raises(DeadlineExceededError) as caught:
+                await client.partner_access("t", timeout=0.05)
+        assert caught.value.message == (
+            f"no answer from {HOST} within 0.05 s (3 attempts sent; {HOST} answered 503 RETRY_LATER)"
+        )
+
+    async def test_a_deadline_that_passes_in_the_queue_names_what_holds_requests_back(self) -> None:
+        transport = InMemoryTransport(default=DOCUMENTED)
+        async with FlinksClient(auth_secret=SECRET, transport=transport, limits={"rate": 0.1, "burst": 1}) as client:
+            await client.partner_access("t")
+            waiting = [asyncio.ensure_future(client.partner_access("t", timeout=seconds)) for seconds in (15, 0.05)]
+            results = await asyncio.gather(*waiting[1:], return_exceptions=True)
+            waiting[0].cancel()
+        (late,) = results
+        assert isinstance(late, DeadlineExceededError)
+        assert late.message == f"no answer from {HOST} within 0.05 s (0 attempts sent; Limits.rate = 0.1)"
+
     async def test_a_call_without_quota_for_a_retry_says_how_long_nothing_succeeds(self) -> None:
         clock, transport = FakeClock(random=0.5), InMemoryTransport(default=DOWN)
         retry = Retry(attempts=3, quota=TokenBucketQuota(capacity=0))
@@ -275,8 +305,6 @@ class TestErrors:
 
     async def test_one_attempt_is_one_attempt(self) -> None:
         async def slow(_: object) -> dict[str, Any]:
-            import asyncio
-
             await asyncio.sleep(30)
             return DOCUMENTED
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from decimal import Decimal, DecimalException
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from attrs import frozen
 from cattrs import Converter, StructureHandlerNotFoundError
@@ -107,11 +107,11 @@ def has_default_hook(converter: Converter, cls: type) -> bool:
 def reader(converter: Converter, cls: type) -> Reader:
     """The reader of a class: its hook, whose exceptions become StructureErrors."""
     if has_default_hook(converter, cls):
-        found: Reader | None = _BY_TYPE.get(cls)
-        if found is not None:
-            return found
+        if cls in _BY_TYPE:
+            return _BY_TYPE[cls]
         own: Any = converter.get_structure_hook(cls)
-        return cast(Reader, getattr(own, "flinks_read", own))
+        read_own: Reader = getattr(own, "flinks_read", own)
+        return read_own
     hook = converter.get_structure_hook(cls)
 
     def read(value: Any) -> Any:

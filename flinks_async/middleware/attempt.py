@@ -97,6 +97,7 @@ class Attempt:
         retry_after, problem = None, ""
         if verdict is not OK:
             retry_after, problem = response.retry_after(self._clock), outcome_line(request, response)
+        call.problem = problem
         call.down = governor.record(
             verdict,
             sent=sent,
@@ -139,6 +140,8 @@ class Attempt:
             or (not isinstance(error, FlinksError) and call.scope is not None and call.scope.late)
         ):
             call.blocked = True
+        if isinstance(error, FlinksError):
+            call.problem = error.message
         if call.blocked:  # our own process is the cause: this says nothing of the server
             governor.abandon(probe=probe, number=number)
         elif isinstance(error, FlinksError):
