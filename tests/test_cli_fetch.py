@@ -433,6 +433,54 @@ class TestWhatConcernsAll:
         assert bulk.status(f"{out}.job").totals.pending == 500, "no token is blamed"
 
 
+class TestNames:
+    @pytest.mark.parametrize("name", ["", "x" * 5000, "a\0b"], ids=["empty", "too long", "a NUL"])
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            *(("fetch", name, "--out", "o.jsonl") for name in ("@",)),
+            *(("fetch", "t.txt", option, "@") for option in ("--out", "--job", "--secret-file", "--instances")),
+            *((command, "@") for command in ("status", "report", "verify", "retry", "purge")),
+            ("export", "@", "--out", "o.jsonl"),
+            ("get", "--token-file", "@"),
+            ("simulate", "--secret-file", "@"),
+            ("demo", "--tokens", "1", "--dir", "@"),
+        ],
+        ids=" ".join,
+    )
+    async def test_that_cannot_exist_are_wrong_usage(self, arguments: tuple[str, ...], name: str) -> None:
+        result = await cli(*(name if one == "@" else one for one in arguments), FLINKS_AUTH_SECRET="s")
+        assert result.exit_code == Exit.USAGE
+        assert "Error: " in result.stderr
+        assert name[:100] not in result.stderr or not name
+
+    @pytest.mark.parametrize("command", ["report", "export"])
+    async def test_of_output_that_cannot_exist(self, tmp_path: Path, command: str) -> None:
+        for name in ("", "x" * 5000):
+            assert (await cli(command, tmp_path, "--out", name)).exit_code == Exit.USAGE
+
+    @pytest.mark.parametrize("name", ["tokens", "none.txt", "file"])
+    async def test_of_the_file_is_in_every_message_about_it(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        if name != "none.txt":
+            (tmp_path / name).mkdir()
+        result = await cli("fetch", name, "--dry-run")
+        assert result.exit_code == Exit.USAGE
+        assert f"Error: {name}: The file of tokens cannot be read" in result.stderr
+
+    async def test_a_rate_of_0_is_refused_with_the_right_bound(self, tmp_path: Path) -> None:
+        result = await cli("fetch", tmp_path, "--rate", "0")
+        assert "expected a number greater than 0" in result.stderr
+
+
+async def test_an_empty_input_is_told_once(flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
+    result = await fetch(flinks_server, write(tmp_path / "t.txt", "\n\n"), out)
+    assert result.exit_code == Exit.OK
+    assert result.stderr.count("holds no tokens") == 1
+
+
 class TestUnreachable:
     @pytest.mark.parametrize("address", ["http://127.0.0.1:1", "https://no-such-host.invalid"])
     async def test_nobody_answers_and_the_reason_is_told(self, tmp_path: Path, out: Path, address: str) -> None:
@@ -445,7 +493,7 @@ class TestUnreachable:
         assert result.exit_code == Exit.STOPPED
         host = address.partition("//")[2]
         assert re.search(rf"^Stopped: .*{host.partition(':')[0]}.*", result.stderr, re.MULTILINE), result.stderr
-        assert re.search(r"last problem: .* attempts in \d+ s", result.stderr)
+        assert len(re.findall(r" attempts in \d+ s", result.stderr)) == 1, "the reason is told once"
         assert bulk.status(f"{out}.job").totals.pending == 50
 
 

@@ -82,7 +82,8 @@ class TestExitCodes:
         assert answers(job).keys() == {1}
         assert {r["line"]: r["kind"] for r in records(job / "failed.jsonl")} == {2: "final", 3: "invalid"}
         assert records(job / "duplicates.jsonl") == [{"line": 4, "first": 1}]
-        assert "1 BadRequestError" in result.stderr
+        assert "1 bad request error" in result.stderr
+        assert "BadRequestError" not in result.stderr, "no names of classes"
 
     async def test_1_only_invalid_lines(self, flinks_server: FlinksServer, tmp_path: Path, job: Path) -> None:
         assert (await fetch(flinks_server, write(tmp_path / "t.txt", "good\n..\n"), job)).exit_code == Exit.FAILED
@@ -418,8 +419,9 @@ class TestProgress:
             "event": "end", "state": "failed", "exit_code": 2, "totals": None, "run": None,
             "reason": json.loads(end)["reason"],
         }  # fmt: skip
-        assert "The file of tokens cannot be read: No such file" in json.loads(end)["reason"]
-        assert message.startswith("Error: The file of tokens cannot be read: No such file")
+        missing = f"{tmp_path / 'none.txt'}: The file of tokens cannot be read: No such file"
+        assert missing in json.loads(end)["reason"]
+        assert message.startswith(f"Error: {missing}")
 
     @pytest.mark.parametrize("command", ["fetch", "retry"])
     async def test_json_of_a_run_that_has_no_secret(

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import gc
 import io
+import json
 import logging
 import os
 import sys
@@ -27,6 +28,7 @@ from flinks_async.cli.display import choose_display, repeated
 from flinks_async.cli.output import LINES, whole_file
 from flinks_async.cli.secret_input import in_daemon_thread
 from flinks_async.cli.signals import run
+from flinks_async.cli.status import _figures
 
 
 class TestWholeFile:
@@ -280,6 +282,22 @@ class TestConsole:
         for stderr in (None, closed):
             monkeypatch.setattr(sys, "stderr", stderr)
             say("anything")
+
+    def test_the_log_is_events_beside_json_progress(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with log_to_stderr():
+            choose_display("json")
+            logging.getLogger("aiohttp").warning("odd")
+        assert json.loads(capsys.readouterr().err) == {"event": "log", "text": "WARNING: aiohttp: odd"}
+        with log_to_stderr():
+            logging.getLogger("aiohttp").warning("odd")
+        assert capsys.readouterr().err == "WARNING: aiohttp: odd\n", "the next command decides again"
+
+    def test_status_tells_a_trouble_with_its_count_and_time(self) -> None:
+        trouble = {"host": "h", "reason": "h answered 503", "attempts": 14, "seconds": 12.0, "next_try": 8.0}
+        numbers = {"rate": 0.0, "in_flight": 0, "limit": 9, "p50": None, "p95": None, "held_back": 8.0, "eta": None}
+        assert _figures({**numbers, "troubles": [trouble]}).endswith(
+            "h answered 503, 14 attempts in 12 s, next try in 8 s"
+        )
 
     def test_the_log_of_other_libraries_is_masked(self, capsys: pytest.CaptureFixture[str]) -> None:
         with log_to_stderr():

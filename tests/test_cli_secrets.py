@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from flinks_async.cli import Exit
+from flinks_async.cli.app import app
 from flinks_async.testing import FlinksServer
 
-from .cli_support import start
+from .cli_support import cli, start
 
 SECRET = "canary-secret-5c1e"
 CANARY = "canary-token"
@@ -90,6 +91,48 @@ async def test_get_and_its_failures(tmp_path: Path) -> None:
             stdout, stderr = await process.communicate()
             assert process.returncode in (Exit.FAILED, Exit.REFUSED, Exit.USAGE)
             assert shown(stdout, stderr) == []
+
+
+SECRETS = ["3f2a1b5c-0d9e-4f6a-8b7c-1a2b3c4d5e6f", "c2VjcmV0OjEyMzQ1Njc4OTAx=="]
+MADE = {"--out", "--job", "--dir"}  # these name a file to make, and messages name that file
+BASE = {
+    "get": (),
+    "fetch": ("t.csv", "--column", "token", "--dry-run"),
+    "export": ("j", "--out", "e.jsonl"),
+    "simulate": ("--port", "-1"),
+    "demo": ("--tokens", "0"),
+}
+IN_OPTIONS = [
+    pytest.param(name, option, secret, id=f"{name} {option} {secret[:4]}")
+    for name, command in app.commands.items()
+    for parameter in command.params
+    for option in (parameter.opts if parameter.opts[0].startswith("-") else [""])
+    for secret in SECRETS
+    if option not in MADE
+]
+
+
+@pytest.mark.parametrize(("command", "option", "secret"), IN_OPTIONS)
+async def test_a_secret_typed_in_the_wrong_place_is_not_repeated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str, option: str, secret: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("token,id\nabc-1,1\n")
+    (tmp_path / "j").mkdir()
+    base = BASE.get(command, ("j",))
+    typed = (f"{option}={secret}",) if option else (secret,)
+    result = await cli(command, *base, *typed, FLINKS_BASE_URL="http://127.0.0.1:9", FLINKS_AUTH_SECRET="s")
+    assert result.exit_code != Exit.UNEXPECTED
+    assert secret not in result.output
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+@pytest.mark.parametrize("variable", ["FLINKS_INSTANCE", "FLINKS_BASE_URL", "FLINKS_AUTH_SCHEME"])
+async def test_a_secret_in_the_wrong_variable_is_not_repeated(variable: str, secret: str) -> None:
+    more = {"FLINKS_INSTANCE": "toolbox", "FLINKS_AUTH_SECRET": "s", "FLINKS_ACCESS_TOKEN": "t", variable: secret}
+    result = await cli("get", **more)
+    assert result.exit_code == Exit.USAGE
+    assert secret not in result.output
 
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self"), reason="needs /proc")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import aiohttp
 
 from flinks_async.testing import aioresponses
@@ -12,3 +15,8 @@ async def test_aioresponses_answers() -> None:
         mocked.get("http://localhost/x", payload={"a": 1}, headers={"X-A": "1"})
         async with aiohttp.ClientSession() as session, session.get("http://localhost/x") as response:
             assert (response.status, await response.json(), response.headers["x-a"]) == (200, {"a": 1}, "1")
+
+
+def test_all_names_can_be_imported_without_aioresponses() -> None:
+    code = "import sys; sys.modules['aioresponses'] = None\nfrom flinks_async.testing import *\nFlinksServer"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -96,11 +96,15 @@ def failure_of(row: Row) -> Failure:
 def run_of(row: Row) -> dict[str, Any]:
     id_, started, ended, state, reason, summary = row
     return {
-        "run": id_, "started": started, "ended": ended, "state": state, "reason": reason,
+        "run": id_, "started": _rounded(started), "ended": _rounded(ended), "state": state, "reason": reason,
         "summary": None if summary is None else _decode(summary),
     }  # fmt: skip
 
 
 def sample_of(row: Row) -> dict[str, Any]:
     run, at, sample = row
-    return {"run": run, "at": at, **_decode(sample)}
+    return {"run": run, "at": _rounded(at), **_decode(sample)}
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 3)

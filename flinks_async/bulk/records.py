@@ -309,9 +309,12 @@ class Counters:
         return whole
 
     def ended(self) -> Counters:
-        """The counters without the state of requests in flight, for a process that has ended."""
-        instances = {host: InstanceState(state.answered) for host, state in self.instances.items()}
-        return evolve(self, in_flight=0, held_back=0.0, instances=instances)
+        """The counters without requests in flight, for a process that has ended."""
+        return evolve(self, in_flight=0, held_back=0.0)
+
+    def without_troubles(self) -> Counters:
+        """The counters of a process that has ended, while others know more about the instances."""
+        return evolve(self, instances={host: InstanceState(one.answered) for host, one in self.instances.items()})
 
     def troubles(self, now: float, began: float) -> tuple[InstanceTrouble, ...]:
         """The instances that have a problem now, in a run that `began` then."""
@@ -375,7 +378,8 @@ class Progress:
         held_back: seconds for which nothing is sent, because the instance is down or asked for a pause.
         p50, p95: seconds from sending to the last byte, of the answers since the last minute began; None without any.
         rate: tokens per second, over the last 10 seconds.
-        eta: seconds until the end, at the rate of the last minute; None if that is 0.
+        eta: seconds until the end, at the rate of the last minute; None if that is 0, or if an instance has had a problem for
+            some seconds.
         seconds: since this run began.
         size: bytes of answers in this run, as they came.
         troubles: the instances that have a problem now.

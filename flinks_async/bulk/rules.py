@@ -87,7 +87,7 @@ class Rules:
             return f"{failed:,} tokens failed, more than the {self.max_failures:,} allowed"
         limit = self.max_failure_share
         if limit is not None and done >= FEWEST_FOR_A_SHARE and failed > limit * done:
-            return f"{failed:,} of {done:,} tokens failed, more than the {limit:.3%} allowed"
+            return f"{failed:,} of {done:,} tokens failed, more than the {100 * limit:g}% allowed"
         return None
 
     def unreachable(self, trouble: InstanceTrouble, *, answered: bool) -> str | None:

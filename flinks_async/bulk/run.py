@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from ..checks import counted
 from ..clock import Clock, SystemClock
 from ..errors import FlinksError
 from . import crash_points
@@ -33,7 +34,10 @@ WATCH_EVERY: Final = 1.0
 """Seconds between two checks of the instances."""
 
 LASTING: Final = 5.0
-"""Seconds after which a trouble is logged."""
+"""Seconds after which a trouble is logged, and the time that is left is unknown."""
+
+LASTING_TROUBLE: Final = "%s"
+"""Log line about a trouble that lasts."""
 
 LOG_EVERY: Final = 60.0
 """Seconds between two log lines about the same trouble."""
@@ -120,7 +124,8 @@ class Run:
         """
         before = self._before
         broke_off: tuple[str, str] | None = None
-        self._log.info("run begins: %d tokens in %d shards to do", before.pending, before.shards - before.shards_done)
+        shards = counted(before.shards - before.shards_done, "shard")
+        self._log.info("run begins: %s in %s to do", counted(before.pending, "token"), shards)
         beside: set[asyncio.Future[None]] = set()
         try:
             self._run = await self._writing.do(self._ledger.begin_run, self._clock.time())
@@ -249,7 +254,7 @@ class Run:
         for trouble in troubles:
             if trouble.seconds >= LASTING and now - told.get(trouble.host, -math.inf) >= LOG_EVERY:
                 told[trouble.host] = now
-                self._log.warning("%s", trouble)
+                self._log.warning(LASTING_TROUBLE, trouble)
         for host in told.keys() - {trouble.host for trouble in troubles}:
             del told[host]
             self._log.info("%s answers again", host)
@@ -269,6 +274,8 @@ class Run:
         now, before, counters = self._clock.now(), self._before, self._execution.counters()
         done = counters.fetched + counters.failed
         lately = self._rate_of_last_minute.at(now, done)
+        troubles = counters.troubles(now, self._started)
+        moving = lately > 0 and not any(trouble.seconds >= LASTING for trouble in troubles)
         phase: Phase = "over" if self._over else "fetching" if self._execution.stopped is None else "draining"
         return Progress(
             phase=phase,
@@ -284,10 +291,10 @@ class Run:
             p50=counters.times.percentile(0.5),
             p95=counters.times.percentile(0.95),
             rate=self._rate.at(now, done),
-            eta=(before.pending - done) / lately if lately > 0 else None,
+            eta=(before.pending - done) / lately if moving else None,
             seconds=now - self._started,
             size=counters.size,
-            troubles=counters.troubles(now, self._started),
+            troubles=troubles,
         )
 
 

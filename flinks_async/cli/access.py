@@ -30,7 +30,7 @@ from ..endpoint import INSTANCE_NAME
 from ..errors import ConfigError
 from ..secret import Secret
 from .console import UsageError
-from .options import grouped
+from .options import grouped, path_name
 from .secret_input import read_line, read_secret, read_text
 
 _KEYS: Final = ("secret_env", "secret_file", "auth_scheme", "base_url")
@@ -82,6 +82,7 @@ access_options = grouped(
     click.option(
         "--secret-file",
         metavar="FILE",
+        callback=path_name,
         help="File with the AuthSecret, '-' for standard input [FLINKS_AUTH_SECRET].",
     ),
 )
@@ -89,6 +90,7 @@ access_options = grouped(
 instances_option = click.option(
     "--instances",
     metavar="FILE",
+    callback=path_name,
     help="TOML file that says where the secret of each instance is, for --instance-column.",
 )
 

@@ -98,7 +98,9 @@ def _expected(param: click.Parameter | None) -> str:
         return f"one of {', '.join(map(str, kind.choices))}"
     if isinstance(kind, (click.IntRange, click.FloatRange)):
         noun = "a whole number" if isinstance(kind, click.IntRange) else "a number"
-        return f"{noun} from {kind.min} to {kind.max}" if kind.max is not None else f"{noun} of at least {kind.min}"
+        if kind.max is not None:
+            return f"{noun} from {kind.min} to {kind.max}"
+        return f"{noun} greater than {kind.min}" if kind.min_open else f"{noun} of at least {kind.min}"
     return {"integer": "a whole number", "float": "a number"}.get(kind.name if kind else "", "another value")
 
 

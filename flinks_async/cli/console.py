@@ -12,8 +12,11 @@ from os import environ
 from typing import Final
 
 import click
+import msgspec
 
 from ..bulk.errors import JobError, JobLockedError, LedgerError, StoreError, WorkerError
+from ..bulk.inputs.scan import NO_TOKENS
+from ..bulk.run import LASTING_TROUBLE
 from ..checks import counted
 from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidTokenError
 from ..limits.notices import is_no_notice
@@ -21,6 +24,13 @@ from ..secret import SecretFilter, redact, redact_request
 from . import Exit
 
 _debug = False
+_json_events = False
+
+
+def log_as_events() -> None:
+    """From now on, until the end of the command, log lines are JSON events."""
+    global _json_events
+    _json_events = True
 
 
 class UsageError(click.UsageError):
@@ -60,6 +70,10 @@ def duration(seconds: float) -> str:
 
 
 _OPTION_OF: Final = {
+    "instance must": "--instance must",
+    "auth_scheme": "--auth-scheme",
+    "base_url": "--base-url",
+    "allow_http=True": "--allow-http",
     "`format`": "--format",
     "`column`": "--column",
     "`key_column`": "--key-column",
@@ -70,14 +84,21 @@ _OPTION_OF: Final = {
     "`path`": "--tokens",
     "`forget_answers`": "--forget-answers",
 }
-"""Options by the settings that messages of the library name in backticks."""
+"""Options by the settings that messages of the library name."""
+_SETTING: Final = re.compile("|".join(map(re.escape, _OPTION_OF)))
+
+
+def with_options(message: str) -> str:
+    """A message of the library with options in place of settings."""
+    return _SETTING.sub(lambda name: _OPTION_OF[name[0]], message)
 
 
 def text_of(error: FlinksError) -> str:
-    """An error in words: its message, with options in place of settings, and in brackets what is known about the request."""
+    """An error in words: its message, and in brackets what else is known about the request."""
+    message = with_options(error.message)
     known = (
-        f"status {error.status}" if error.status is not None else "",
-        error.flinks_code or "",
+        f"status {error.status}" if error.status is not None and str(error.status) not in message else "",
+        error.flinks_code if error.flinks_code is not None and error.flinks_code not in message else "",
         f"request id {error.request_id}" if error.request_id else "",
         counted(error.attempts, "attempt") if error.attempts is not None else "",
         f"after {duration(error.elapsed)}" if error.elapsed is not None else "",
@@ -85,7 +106,6 @@ def text_of(error: FlinksError) -> str:
         f"token fingerprint {error.token_fingerprint}" if error.token_fingerprint else "",
     )
     details = ", ".join(part for part in known if part)
-    message = re.sub("`[a-z_]+(?:=[A-Za-z]+)?`", lambda name: _OPTION_OF.get(name[0], name[0]), error.message)
     return f"{message} ({details})" if details else message
 
 
@@ -146,14 +166,17 @@ class _ConsoleHandler(logging.Handler):
     """Writes to the current standard error, which a progress bar may have replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        say(self.format(record))
+        text = self.format(record)
+        say(text if not _json_events else msgspec.json.encode({"event": "log", "text": text}).decode())
 
 
 def _is_news(record: logging.LogRecord) -> bool:
-    """Not the error that ended a run and not an outage, because the command reports these itself. --debug shows outages."""
-    if not _debug and not is_no_notice(record):
+    """Not what the command reports itself: an outage, an input without tokens, the error that ended a run. --debug shows the
+    first two.
+    """
+    if record.name == "flinks_async.bulk" and str(record.msg).startswith("run broken off"):
         return False
-    return record.name != "flinks_async.bulk" or not str(record.msg).startswith("run broken off")
+    return _debug or (is_no_notice(record) and record.msg not in (LASTING_TROUBLE, NO_TOKENS))
 
 
 @contextmanager
@@ -169,5 +192,7 @@ def log_to_stderr() -> Iterator[None]:
     try:
         yield
     finally:
+        global _json_events
+        _json_events = False
         root.removeHandler(handler)
         package.setLevel(level)

@@ -36,7 +36,7 @@ from .access import Clients
 from .console import OutputError, UsageError, debug_option, say
 from .display import choose_display
 from .job_run import JobRun, OnScan
-from .options import Speed, concurrency_option
+from .options import Speed, concurrency_option, path_name
 from .output import Command, to_stdout
 from .secret_input import read_secret
 from .signals import run
@@ -59,7 +59,13 @@ _SHOWN: Final = 5
 @click.option("--seed", type=int, help="Seed of tokens, faults and answers [a random one, which is printed].")
 @concurrency_option
 @click.option("--crash", is_flag=True, help="Kill the fetch in the middle (SIGKILL), and resume it.")
-@click.option("--dir", "directory", metavar="DIR", help="Folder for the files, which are kept [a temporary folder].")
+@click.option(
+    "--dir",
+    "directory",
+    metavar="DIR",
+    callback=path_name,
+    help="Folder for the files, which are kept [a temporary folder].",
+)
 @debug_option
 def demo(
     tokens: int, faults: float, seed: int | None, concurrency: int | None, crash: bool, directory: str | None
@@ -338,7 +344,12 @@ if __name__ == "__main__":
 )
 @click.option("--latency", type=click.FloatRange(min=0), metavar="SECONDS", help="Median response time (log-normal).")
 @click.option("--auth-scheme", type=click.Choice(AUTH_SCHEMES), help="Only form of the header to accept [any].")
-@click.option("--secret-file", metavar="FILE", help="File with the AuthSecret to accept, '-' for standard input.")
+@click.option(
+    "--secret-file",
+    metavar="FILE",
+    callback=path_name,
+    help="File with the AuthSecret to accept, '-' for standard input.",
+)
 @debug_option
 def simulate(
     port: int,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,7 @@ from ..checks import counted
 from ..endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
 from ..errors import FlinksError
 from . import Exit
-from .console import duration, exit_code_of, on_terminal, say, text_of
+from .console import duration, exit_code_of, log_as_events, on_terminal, say, text_of, with_options
 from .options import ProgressKind
 
 DisplayState = Literal["complete", "stopped", "refused", "interrupted", "failed"]
@@ -99,6 +100,7 @@ class Display(Protocol):
 def choose_display(kind: ProgressKind, *, beside_answers: bool = False) -> Display:
     """The display for an option. `beside_answers`: no bar, because answers are printed to the same terminal."""
     if kind == "json":
+        log_as_events()
         return JSONLines()
     if kind == "none":
         return ForPeople(None)
@@ -327,11 +329,12 @@ def summary(ended: Ended, job: Job, totals: Totals) -> str:
     if ended.progress is not None and ended.progress.requests:
         lines.append(f"  {_wire(ended.progress)}")
     if ended.progress is not None:
-        lines += [f"  last problem: {trouble.without_next_try}" for trouble in ended.progress.troubles]
+        problems = [trouble.without_next_try for trouble in ended.progress.troubles]
+        lines += [f"  last problem: {problem}" for problem in problems if problem not in ended.reason]
     lines += _places(job, totals)
     if ended.state == "refused":
         lines.append(
-            f"{ended.reason[:1].upper()}{ended.reason[1:]}. {WHERE_SECRETS_COME_FROM}. {OTHER_HEADER_FORMS} (--auth-scheme). "
+            f"{ended.reason[:1].upper()}{ended.reason[1:]}. {WHERE_SECRETS_COME_FROM}. {with_options(OTHER_HEADER_FORMS)}. "
             "If the secret is right and only these tokens have expired, a larger --refused-after continues after them."
         )
     if totals.pending:
@@ -345,7 +348,7 @@ def summary(ended: Ended, job: Job, totals: Totals) -> str:
 
 def outcome_rows(totals: Totals, scanned: Scanned) -> list[str]:
     """The outcomes of the lines of the input. They add up to all lines, except during a retry, which counts some twice."""
-    classes = ", ".join(f"{count:,} {name}" for name, count in totals.classes.items())
+    classes = ", ".join(counted(count, _words(name)) for name, count in totals.classes.items())
     rows = (
         ("fetched", totals.fetched, ""),
         ("failed", totals.failed, classes),
@@ -361,6 +364,11 @@ def outcome_rows(totals: Totals, scanned: Scanned) -> list[str]:
         for name, count, remark in rows
         if count or name in ("fetched", "failed")
     ]
+
+
+def _words(class_: str) -> str:
+    """`BadRequestError` as `bad request error`."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", " ", class_).lower()
 
 
 def _left(totals: Totals) -> str:

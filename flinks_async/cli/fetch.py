@@ -38,6 +38,7 @@ from .options import (
     Stops,
     Telling,
     layout_options,
+    path_name,
     processes_option,
     progress_options,
     speed_options,
@@ -77,10 +78,14 @@ _ROWS_SHOWN: Final = 3
 
 
 @click.command(cls=Command, help=_HELP, epilog=epilog())
-@click.argument("tokens", metavar="TOKENS")
-@click.option("--out", metavar="FILE", help="File for the answers, '-' for standard output.")
+@click.argument("tokens", metavar="TOKENS", callback=path_name)
+@click.option("--out", metavar="FILE", callback=path_name, help="File for the answers, '-' for standard output.")
 @click.option(
-    "--job", "directory", metavar="DIR", help="Directory of the job [FILE.job]. Without --out, it has the answers."
+    "--job",
+    "directory",
+    metavar="DIR",
+    callback=path_name,
+    help="Directory of the job [FILE.job]. Without --out, it has the answers.",
 )
 @click.option(
     "--store",
@@ -143,7 +148,7 @@ def fetch(
                     target.directory, source, target.store, clients.origin, shard_size=size, on_scan=on_scan
                 )
             except InputError as error:
-                _raise_named(error, tokens)
+                _raise_named(error, tokens, layout)
             return job
 
         def open_source() -> InputFile:
@@ -275,15 +280,17 @@ def _open_source(tokens: str, layout: Layout) -> InputFile:
     try:
         return InputBytes(read_all_stdin(), layout) if tokens == STDIN else InputFile(tokens, layout)
     except InputError as error:
-        _raise_named(error, tokens)
+        _raise_named(error, tokens, layout)
 
 
-def _raise_named(error: InputError, tokens: str) -> NoReturn:
-    """Raises the error with the name of the file."""
+def _raise_named(error: InputError, tokens: str, layout: Layout) -> NoReturn:
+    """Raises the error with the name of the file, and without the name of a column, which may be a secret in the wrong place."""
+    column = getattr(layout, error.field) if error.field in ("column", "key_column", "instance_column") else None
+    message = error.message if column is None else error.message.replace(repr(column), "with this name")
     name = "Standard input" if tokens == STDIN else tokens if named(tokens) else ""
-    if name and name not in error.message:
-        error = type(error)(f"{name}: {error.message}", field=error.field)
-    raise error from None
+    if name and not message.startswith(f"{name}: "):
+        message = f"{name}: {message}"
+    raise type(error)(message, field=error.field) from None
 
 
 # --- --dry-run --------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from ..secret import Secret
 from . import Exit, epilog
 from .access import Access, access_options
 from .console import UsageError, debug_option
-from .options import timeout_option
+from .options import path_name, timeout_option
 from .output import Command, stdout_is_terminal, to_stdout
 from .secret_input import read_token
 from .signals import run
@@ -23,6 +23,7 @@ from .signals import run
 @click.option(
     "--token-file",
     metavar="FILE",
+    callback=path_name,
     help="File with the access token, '-' for standard input [FLINKS_ACCESS_TOKEN, else a hidden prompt].",
 )
 @click.option("--pretty/--compact", default=None, help="Indented, or on one line [indented on a terminal].")

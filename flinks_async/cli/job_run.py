@@ -173,5 +173,6 @@ class JobRun:
         progress = None if self._job is None else self._job.progress()
         if self._job is not None and progress is not None:
             self._job.stop(code.name)
-            waiting = f"{counted(progress.in_flight, 'request')} in flight can finish"
+            in_flight = progress.in_flight
+            waiting = f"{counted(in_flight, 'request')} in flight can finish" if in_flight else "nothing is in flight"
             self.display.note(f"Stopping: no more tokens are taken, {waiting}. A second signal stops at once.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from functools import wraps
@@ -38,6 +39,34 @@ def failures(ctx: click.Context, param: click.Parameter, given: str | None) -> t
     if found is None or not 0 < float(found[1]) <= 100:
         raise UsageError(f"{param.opts[0]} must be a number such as 100, or a share such as 5%.")
     return None, float(found[1]) / 100
+
+
+def path_name(ctx: click.Context, param: click.Parameter, given: str | None) -> str | None:
+    """Callback of the name of a file or directory, or '-': refuses names that cannot exist. No message repeats the name,
+    because it may be a secret in the wrong place.
+    """
+    return _path_name(param, given, exists=False)
+
+
+def existing_path(ctx: click.Context, param: click.Parameter, given: str) -> str | None:
+    """The same, and refuses a name without a file or directory."""
+    return _path_name(param, given, exists=True)
+
+
+def _path_name(param: click.Parameter, given: str | None, *, exists: bool) -> str | None:
+    what = param.metavar if isinstance(param, click.Argument) else param.opts[0]
+    if given == "":
+        raise UsageError(f"{what} must not be empty.")
+    try:
+        if given is not None:
+            os.stat(given)
+    except (FileNotFoundError, NotADirectoryError):
+        if exists:
+            raise UsageError(f"{what}: there is nothing with this name (the value is not shown).") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) else "it is not a name for a file"
+        raise UsageError(f"{what} cannot be used: {reason} (the value is not shown).") from None
+    return given
 
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -271,4 +300,4 @@ layout_options = grouped(
     ),
 )
 
-directory_argument = click.argument("directory", metavar="DIR")
+directory_argument = click.argument("directory", metavar="DIR", callback=existing_path)

@@ -22,6 +22,7 @@ from .options import (
     Stops,
     Telling,
     directory_argument,
+    path_name,
     processes_option,
     progress_options,
     speed_options,
@@ -47,7 +48,7 @@ _KINDS: Final[dict[str, frozenset[FailureKind]]] = {
     show_default=True,
     help="Tokens that may succeed in another run, tokens that were refused permanently, or both.",
 )
-@click.option("--tokens", metavar="FILE", help="The job's file of tokens, if it was moved.")
+@click.option("--tokens", metavar="FILE", callback=path_name, help="The job's file of tokens, if it was moved.")
 @instances_option
 @stop_options
 @processes_option

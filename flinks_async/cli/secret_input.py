@@ -110,12 +110,14 @@ def _read(path: str, option: str) -> bytes:
     return data
 
 
+_FILE_ENDS: Final = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".gz", ".zst", ".toml")
+
+
 def named(path: str) -> str:
-    """The name of a file for a message, in brackets. Empty if there is no such file: it may be a secret in the wrong place."""
-    try:
-        return f" ({path})" if path != STDIN and os.path.exists(path) else ""
-    except ValueError:
-        return ""
+    """The name of a file for a message, in brackets. Empty for a name without such a file and without a usual end: it may be
+    a secret in the wrong place.
+    """
+    return f" ({path})" if path != STDIN and (os.path.exists(path) or path.lower().endswith(_FILE_ENDS)) else ""
 
 
 def read_all_stdin() -> bytes:

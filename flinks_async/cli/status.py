@@ -15,11 +15,12 @@ from attrs import asdict
 from .. import bulk
 from ..bulk.compression import Compression, compressor
 from ..bulk.inputs import STDIN
+from ..bulk.records import InstanceTrouble
 from ..checks import counted
 from . import Exit, epilog
 from .console import UsageError, debug_option, duration, printable, say
 from .display import answers_of, outcome_rows
-from .options import directory_argument
+from .options import directory_argument, path_name
 from .output import COMPRESSION, HTML, LINES, Command, split_name, to_stdout, whole_file
 from .secret_input import stdin_is_terminal
 
@@ -96,8 +97,9 @@ def _runs(found: bulk.Status, now: float) -> list[str]:
 def _figures(latest: dict[str, Any]) -> str:
     parts = [f"{latest['rate']:,.0f} tokens/s", f"{latest['in_flight']:,} of {latest['limit']:,} in flight"]
     parts += [f"{name} {duration(latest[name])}" for name in ("p50", "p95") if latest[name] is not None]
-    parts += [str(trouble["reason"]) for trouble in latest.get("troubles", ())]
-    if latest["held_back"]:
+    troubles = [InstanceTrouble(**trouble) for trouble in latest.get("troubles", ())]
+    parts += map(str, troubles)
+    if latest["held_back"] and not troubles:
         parts.append(f"paused for {duration(latest['held_back'])}")
     if latest["eta"] is not None:
         parts.append(f"about {duration(latest['eta'])} left")
@@ -127,7 +129,11 @@ _PIECE: Final = 256 * 1024
 @click.command(cls=Command, epilog=epilog())
 @directory_argument
 @click.option(
-    "--out", metavar="FILE", required=True, help="'-' for standard output; compressed if it ends in .gz or .zst."
+    "--out",
+    metavar="FILE",
+    callback=path_name,
+    required=True,
+    help="'-' for standard output; compressed if it ends in .gz or .zst.",
 )
 @click.option("--force", is_flag=True, help="Overwrite a file that exists.")
 @debug_option
@@ -200,7 +206,9 @@ def _confirmed(directory: str) -> bool:
 
 @click.command(cls=Command, epilog=epilog())
 @directory_argument
-@click.option("--out", metavar="FILE", help="File for the page, '-' for standard output [DIR/report.html].")
+@click.option(
+    "--out", metavar="FILE", callback=path_name, help="File for the page, '-' for standard output [DIR/report.html]."
+)
 @click.option("--force", is_flag=True, help="Overwrite a file --out that exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the current report as JSON instead.")
 @debug_option

@@ -123,7 +123,8 @@ def trouble_line(reason: str, attempts: int, seconds: float, next_try: float = 0
         next_try: seconds until the next one; 0 leaves it out.
     """
     later = f", next try in {max(1.0, next_try):,.0f} s" if next_try > 0 else ""
-    return f"{reason}, {counted(attempts, 'attempt')} in {seconds:,.0f} s{later}"
+    time = f"{seconds:,.0f} s" if seconds >= 1 else "less than 1 s"
+    return f"{reason}, {counted(attempts, 'attempt')} in {time}{later}"
 
 
 class Notices:

@@ -6,6 +6,7 @@ Names are imported on first use, because every run of pytest loads the plugin in
 from __future__ import annotations
 
 import importlib
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -73,6 +74,10 @@ __all__ = [
     "run_virtual",
     "serve_forever",
 ]
+
+
+if find_spec("aioresponses") is None:  # `from flinks_async.testing import *` works without it
+    __all__.remove("aioresponses")
 
 
 def __getattr__(name: str) -> Any:

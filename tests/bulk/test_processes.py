@@ -378,6 +378,13 @@ async def test_what_concerns_every_token_in_one_stops_all(slow: Desk) -> None:
     assert slow.server.stats.requests < 50
 
 
+async def test_the_last_trouble_is_told_at_the_end(slow: Desk) -> None:
+    await slow.server.stop()
+    result = await slow.run(TWO, Rules(unreachable_after=0.3))
+    assert result.state == "stopped"
+    assert [trouble.host for trouble in result.progress.troubles] == [slow.server.base_url.partition("//")[2]]
+
+
 async def test_the_rules_hold_for_all_together(slow: Desk) -> None:
     slow.server.script_all(["bad_request"] * 200)
     result = await slow.run(TWO, Rules(max_failures=20))

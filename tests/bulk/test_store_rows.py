@@ -203,7 +203,7 @@ def test_a_spool_without_answers(tmp_path: Path) -> None:
         (b"{}\n", "line 1: it is not a line of a spool"),
         (b"garbage\n", "line 1: it is not a line of a spool"),
         (b"\xff\n", "line 1: it is not a line of a spool"),
-        (b'{"line":1,"response":{"GetAccountsDetail":3},"meta":{"status":200,"attempts":1}}\n', "GetAccountsDetail"),
+        (b'{"line":1,"response":3,"meta":{"status":200,"attempts":1}}\n', "expected an object, found a number"),
         (b'{"line":1,"response":{"GetAccountsDetail":["\\ud800"]},"meta":{"status":200,"attempts":1}}\n', "line 1: "),
         (b'{"line":1', "it ends within a line"),
     ],

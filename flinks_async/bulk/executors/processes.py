@@ -135,7 +135,8 @@ class ProcessesExecution:
         self._breaking.set()
 
     def counters(self) -> Counters:
-        return Counters.sum_of([*self._past, *(worker.counters for worker in self._workers.values())])
+        live = [worker.counters for worker in self._workers.values()]
+        return Counters.sum_of([*live, *(one.without_troubles() if live else one for one in self._past)])
 
     async def go(self) -> None:
         for path in self._rates.values():

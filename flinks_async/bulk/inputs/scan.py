@@ -133,6 +133,8 @@ _RECORD: Final = Struct(">QQQQ16s")  # of a shard: first, last, offset, sendable
 
 _log: Final = logging.getLogger("flinks_async.bulk")
 
+NO_TOKENS: Final = "The file of tokens holds no tokens."
+
 _PROGRESS_EVERY: Final = 1000
 """Lines."""
 
@@ -218,7 +220,7 @@ def scan(
         file.refuse_change()
         scanned = scanner.finish()
     if not scanned.tokens:
-        _log.warning("The file of tokens holds no tokens.")
+        _log.warning(NO_TOKENS)
     return scanned
 
 

@@ -8,7 +8,7 @@ foresee is an error. An answer that Arrow refuses is found by halving its block:
 - Otherwise (a key twice in an object, an integer such as `7.0`, a value that does not fit its column) `answer_rows` reads
   it, which defines the result.
 
-A spool holds only answers that the client has decoded, so what the codec refuses need not be found here.
+The client has accepted every answer of a spool, perhaps with values of a wrong type, which the codec keeps in `extra`.
 """
 
 from __future__ import annotations
@@ -171,8 +171,9 @@ class _Reader:
         """
         pa = optional_import("pyarrow", extra="arrow")
         try:
-            read = _read_json(b"".join([line for _, line in lines]), is_object, unknown=extras is not None)
-            if len(read["line"]) != len(lines):
+            text = b"".join([line for _, line in lines])
+            read = _read_json(text, is_object, unknown=extras is not None)
+            if len(read["line"]) != len(lines) or _has_text_as_amount(text):
                 return None
             return self._flat(read, lines, extras)
         except MemoryError:
@@ -251,6 +252,19 @@ class _Reader:
         for number in pc.unique(pc.take(details.owner, empty)).to_pylist():
             texts[number] = without_accounts(decoded(self.path, *lines[number])[1])
         return pa.array(texts, pa.string())
+
+
+_AMOUNTS: Final = sorted({f.wire for fields in SCHEMA.values() for f in fields if f.kind is FieldKind.AMOUNT})
+
+_TEXT_AS_AMOUNT: Final = rf'"(?:{"|".join(_AMOUNTS)})"\s*:\s*"'
+
+
+def _has_text_as_amount(text: bytes) -> bool:
+    """Whether an amount may be a text, which Arrow reads as a number and the codec does not. Texts that only look like it
+    count too."""
+    pa, pc = _arrow()
+    found: bool = pc.match_substring_regex(pa.scalar(text, pa.binary()), _TEXT_AS_AMOUNT).as_py()
+    return found
 
 
 @define
