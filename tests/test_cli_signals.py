@@ -91,6 +91,7 @@ async def test_answers_are_printed_as_shards_complete(flinks_server: FlinksServe
     process.stdin.close()
     lines = {json.loads(await process.stdout.readline())["line"] for _ in range(100)}
     assert lines == {*range(1, 101)}, "while the second shard is in progress"
+    await flinks_server.received(200)
     flinks_server.release()
     await process.communicate()
     assert process.returncode == Exit.OK

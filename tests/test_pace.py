@@ -223,7 +223,7 @@ RULES = st.one_of(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30, deadline=None, derandomize=True)
 @given(
     st.lists(RULES, min_size=1, max_size=2),
     st.floats(0.005, 2.0),
@@ -236,7 +236,8 @@ def test_no_server_stops_it_for_good(rules: list[Any], latency: float, refusal: 
     bench.simulate(shape, [client], 60.0)
     assert client.in_use <= 60
     assert sum(at > 30.0 for at in client.ok_times) >= 1
-    assert client.done >= 0.15 * shape.best(0.0, 60.0, 60)
+    # Above 1,000/s, refusals by chance may pass for a limit during the whole minute.
+    assert client.done >= 0.15 * min(shape.best(0.0, 60.0, 60), 60_000)
 
 
 @settings(max_examples=50, deadline=None)

@@ -129,6 +129,7 @@ async def test_the_context_is_made_once_and_not_in_the_loop(
         return real(*args, **kwargs)
 
     server_context = authority.context()
+    monkeypatch.setattr("flinks_async.transport.session._contexts", {})  # which other tests have filled
     monkeypatch.setattr("ssl.create_default_context", counted)
     async with RawServer(HEALTHY, ssl_context=server_context) as server:
         async with client_for(https(server), connection=trusting(authority)) as client:
