@@ -256,8 +256,7 @@ class Pace:
                 return
             self._rate = rate
             gap = 1 / rate
-            early = (self._burst - 1) * gap if gap > 0.005 else max(0.01, (self._burst - 1) * gap)  # timers are late
-            self._next_at = max(self._next_at, now if self._even and gap > 0.005 else now - early) + gap
+            self._next_at = max(self._next_at, now if self._even else now - (self._burst - 1) * gap) + gap
         else:
             gap = 1.0 / self._rate
             rate = self._grow(gap) if now - self._next_at < gap else self._rate
