@@ -69,7 +69,7 @@ class Mode(Enum):
     BLOCKED = "blocked"
 
 
-ENOUGH = 20000.0  # a pace that no server of this kind limits: from here on nothing is paced
+ENOUGH = 5000.0  # a pace that no server of this kind limits: from here on nothing is paced
 _MOST_COMPLETIONS = 3
 TOLERATED = 1 / 40
 RUN = 4
