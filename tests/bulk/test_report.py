@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import sqlite3
 import stat
+import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -152,6 +154,38 @@ def test_the_page_needs_nothing_else(night_text: str) -> None:
     assert not any("src" in attrs for _, attrs in found.tags)
     assert "default-src 'none'" in text
     assert len(text) < 500_000
+
+
+PROGRAM = """
+import os, sys, tempfile
+from flinks_async.bulk.report import write_report
+def refuse(*_, **__): raise FileNotFoundError("no temporary folder")
+if sys.argv[2] == "nowhere": tempfile.mkdtemp = refuse
+try:
+    print(write_report(sys.argv[1], out=sys.argv[3]).name, os.environ.get("MPLBACKEND"))
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+
+
+@pytest.mark.parametrize(
+    ("folders", "backend", "told"),
+    [
+        ("usual", "module://of_a_notebook", "page.html module://of_a_notebook"),
+        ("usual", "nonsense", "page.html nonsense"),
+        ("nowhere", "agg", "ConfigError matplotlib found no folder for its cache: set MPLCONFIGDIR to a folder"),
+    ],
+)
+def test_where_matplotlib_is_set_up_for_something_else(
+    night: Path, tmp_path: Path, folders: str, backend: str, told: str
+) -> None:
+    environment = {**os.environ, "MPLBACKEND": backend, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("MPLCONFIGDIR", None)
+    if folders == "nowhere":
+        environment |= {"HOME": os.devnull, "XDG_CONFIG_HOME": os.devnull, "XDG_CACHE_HOME": os.devnull}
+    command = [sys.executable, "-c", PROGRAM, str(night), folders, str(tmp_path / "page.html")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.stdout.startswith(told), done.stderr
 
 
 def test_nothing_of_a_person_is_in_it(night: Path, night_text: str) -> None:

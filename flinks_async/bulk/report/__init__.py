@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from ...checks import optional_import
+from ...errors import ConfigError
 from ..directory import Manifest, refuse_own_files
 from ..errors import StoreError
 from ..files import MANIFEST, PAGE, write_durably
@@ -34,7 +35,7 @@ def write_report(directory: str | os.PathLike[str], out: str | os.PathLike[str] 
         JobError: the job has not read its input yet.
         LedgerError: the ledger cannot be read.
         StoreError: the page cannot be written, or `out` is not a regular file.
-        ConfigError: matplotlib or Jinja2 is not installed, or `out` is one of the job's own files.
+        ConfigError: matplotlib or Jinja2 is not installed, matplotlib may write nowhere, or `out` is one of the job's own files.
     """
     folder = Path(directory).absolute()
     path = folder / PAGE if out is None else Path(out).absolute()
@@ -59,9 +60,19 @@ def report_page(directory: str | os.PathLike[str]) -> bytes:
         see `write_report`, except for errors of writing.
     """
     facts = gather(Path(directory).absolute())
-    for library in ("jinja2", "matplotlib"):
-        optional_import(library, extra="report")
-    from .page import page
+    optional_import("jinja2", extra="report")
+    # matplotlib reads this at its import, and fails if a notebook has set a backend that is not installed here.
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        optional_import("matplotlib", extra="report")
+        from .page import page
+    except OSError:
+        raise ConfigError(
+            "matplotlib found no folder for its cache: set MPLCONFIGDIR to a folder that this process may write to"
+        ) from None
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
     return page(facts, time.time()).encode()
 
