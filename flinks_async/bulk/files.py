@@ -118,7 +118,7 @@ if sys.platform != "win32":
                 here = path
 
     def _untrusted(found: os.stat_result, *, shared: bool) -> str | None:
-        """What makes a file untrusted; None if nothing does.
+        """The reason not to trust a file; None if there is none.
 
         Args:
             shared: others may write to a folder that has the sticky bit.
@@ -158,7 +158,7 @@ _BINARY: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | geta
 
 
 def create(path: Path) -> int:
-    """Opens a new file, for its owner only. What has its name is removed: a file that a crash has left, or a link.
+    """Opens a new file, for its owner only. It replaces what has its name, such as a file that a crash has left, or a link.
 
     Raises:
         OSError: as from `os.open`.

@@ -62,7 +62,7 @@ _TABLES_NEED: Final = ("SELECT", "INSERT", "DELETE")
 
 @frozen
 class CheckResult:
-    """What a check found.
+    """The result of a check.
 
     Attributes:
         check: what was looked at.

@@ -48,7 +48,7 @@ class Codec:
     Args:
         transactions: "with the answer", or "on access": accounts, balances and holders are decoded, and an account's
             transactions when you first read `account.transactions`. That is faster if you do not read them, and keeps the
-            steps of the event loop short. What is not JSON is still found at once. A value of a wrong type, a number out of
+            steps of the event loop short. JSON errors are still found at once. A value of a wrong type, a number out of
             range or deep nesting inside a transaction is found when you read the transactions: as a `DecodeError` whose
             `path` is the place in the whole answer. `==`, `to_dict()`, `to_json()` and pickling read them; `repr` only
             counts them. An answer with fields that were not seen before, and in a client one larger than 2 MiB, is decoded with

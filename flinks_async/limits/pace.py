@@ -45,8 +45,9 @@ from .reopening import Reopening
 LN2 = log(2.0)
 
 
-def THETA(r: float) -> float:
-    return min(3.5, max(1.0, log10(max(r, 1e-9)) - 0.1))
+def signal_threshold(rate: float) -> float:
+    """Refusals that are a signal at this rate. It grows with the rate, so that false signals per second stay rare."""
+    return min(3.5, max(1.0, log10(max(rate, 1e-9)) - 0.1))
 
 
 @frozen
@@ -69,22 +70,43 @@ class Mode(Enum):
     BLOCKED = "blocked"
 
 
-ENOUGH = 5000.0  # a pace that no server of this kind limits: from here on nothing is paced
-_MOST_COMPLETIONS = 3
-TOLERATED = 1 / 40
-RUN = 4
-MIN_CUT, MAX_CUT = 0.02, 0.15
-CYCLE, REQUESTS = 3.3, 100.0
-FEW = 12.0
-LONG_HINT = 60.0
-_STEP = 0.7
-_ALONE = 6.0
-_BACK = 0.2
+# Requests per second. A faster pace is not enforced, because that would cost each call a turn in the queue. Refusals at
+# a higher rate are noticed, and begin to pace.
+ENOUGH = 5000.0
+
+TOLERATED = 1 / 40  # share of refusals that may be chance
+RUN = (
+    4  # refusals in a row after which nothing seems to be accepted: a bucket at twice its rate accepts every second one
+)
+MIN_CUT, MAX_CUT = 0.02, 0.15  # how far below the estimate a cycle begins
+CYCLE, REQUESTS = 3.3, 100.0  # seconds and requests of a cycle at least; 100 requests for 1 % of refusals
+FEW = 12.0  # requests of the first cycles, while the estimate is rough
+LONG_HINT = 60.0  # seconds; a longer Retry-After ends a window of a minute or more
+_MOST_COMPLETIONS = 3  # answers during a block that may ask for one more probe at once
 _SLOWEST = 1 / 60  # a request per minute at least
-_LONGEST_CYCLE = 600.0
+_LONGEST_CYCLE = 600.0  # seconds
+
+# While other clients seem to share the limit; chosen by simulation.
+_BACK = 0.2  # the rate falls by this share with each signal
+_STEP = 0.7  # and grows by this times its square root each second
+_ALONE = 6.0  # seconds without a refusal after which it grows as for a single client
 
 
 class Pace:
+    """The pace of requests to one instance.
+
+    Args:
+        settings: of the start; a fixed number of requests at once has none.
+        longest: seconds of a pause at most.
+
+    Attributes:
+        mode: the state.
+        limit: the estimate, requests per second; infinity while unknown.
+        until: nothing is sent before this time.
+        refused_rate, refused_at: the pace of the request whose refusal was the last signal, and when it was sent.
+        at_once: the most requests in flight, if the instance seems to limit them; None otherwise.
+    """
+
     def __init__(self, settings: int | Adaptive, longest: float = 60.0) -> None:
         self._burst = settings.initial if isinstance(settings, Adaptive) else 1
         self._doubling = self._pace_doubling = settings.doubling if isinstance(settings, Adaptive) else 0.5
@@ -120,7 +142,6 @@ class Pace:
         self._shared_until = self._early_at = -inf
         self._usual = 0.0
         self._start_count = 0
-        self._start_time = 0.0
         self.limit = inf  # estimate
         self._paced = 0.0  # seconds of sending since the cut
         self._cut = MIN_CUT
@@ -225,18 +246,22 @@ class Pace:
         return self.limit if self.mode is Mode.HOLD else None
 
     def wait(self, now: float) -> float:
-        mode = self.mode
+        """Seconds until the next request may be sent; infinity while a single request asks whether the limit has opened."""
         if now < self.until:
             return self.until - now
-        if mode is Mode.FREE:
+        if self.mode is Mode.FREE:
             return 0.0
-        if mode is Mode.BLOCKED:
-            if self._probe is not None:
-                return inf
-            return max(0.0, self._next_at - now)
+        if self.mode is Mode.BLOCKED and self._probe is not None:
+            return inf
         return max(0.0, self._next_at - now)
 
     def took(self, number: int, now: float, in_flight: int) -> None:
+        """Registers that a request is sent now.
+
+        Args:
+            number: of the request; they count up in the order of sending.
+            in_flight: requests on the wire with this one.
+        """
         self._last_number = number
         mode = self.mode
         if mode is Mode.FREE:
@@ -313,6 +338,7 @@ class Pace:
     # --- answers ---
 
     def succeeded(self, number: int, now: float, *, sent: float, in_flight: int) -> None:
+        """Registers an answer that is no refusal; the arguments are those of `took`, and when the request was sent."""
         mode = self.mode
         if mode is Mode.START and self._most == inf and 0.75 * (now - sent) > self._pace_doubling:
             doubling = min(0.75 * (now - sent), 1.0)
@@ -321,7 +347,7 @@ class Pace:
         if mode is Mode.BLOCKED:
             if number == self._probe:
                 self._reopened(number, now, sent)
-            elif self._completions < _MOST_COMPLETIONS and self._probe is None and True:
+            elif self._completions < _MOST_COMPLETIONS and self._probe is None:
                 self._completions += 1
                 self._completion = True
                 self._next_at = min(self._next_at, now)
@@ -345,6 +371,14 @@ class Pace:
         wall: float = 0.0,
         rate: float = 1000.0,
     ) -> None:
+        """Registers a refusal.
+
+        Args:
+            number, sent, in_flight: as in `succeeded`.
+            retry_after: seconds, if the answer has a hint.
+            wall: the wall clock, because windows begin at round times.
+            rate: answers per second, as measured; used while nothing is paced.
+        """
         self._wall = wall - now
         self._opening.refused(now, sent)
         if self.at_once is not None and self._cap_refusal(in_flight, now, sent):
@@ -397,11 +431,12 @@ class Pace:
         if run > 1 and run >= self._clump:
             return  # perhaps nothing is accepted any more
         pace = rate if self.mode is Mode.FREE else self._rate
-        if self._level >= THETA(pace):
+        if self._level >= signal_threshold(pace):
             self.refused_rate, self.refused_at = pace, sent
             self._signal(now, pace)
 
     def _run(self, number: int) -> int:
+        """The refusals in a row around this one, by number, as far as `RUN`."""
         refused, low, high = self._refused, number, number
         while low - 1 in refused and number - low < RUN:
             low -= 1
@@ -410,6 +445,7 @@ class Pace:
         return high - low + 1
 
     def _signal(self, now: float, pace: float) -> None:
+        """The limit is used up: makes the next estimate from what was accepted since it was used up before."""
         number, sent = self._first
         if self._average is not None:
             few = number - self._opening.opened[0] < max(10, 0.25 * self._accepted_before)
@@ -420,7 +456,7 @@ class Pace:
                 self._allowance = self._opening.period = None
                 return
         if self._empty is None:
-            self._start_count, self._start_time = max(1, number - 1), sent - self._began
+            self._start_count = max(1, number - 1)
             limit = 0.75 * pace
             start = 0.5 * pace
             evidence = 0.0
@@ -466,10 +502,16 @@ class Pace:
         self._level = 0.0
 
     def _hold_at(self, limit: float, now: float, start: float | None = None, evidence: float = FEW) -> None:
+        """Begins a cycle around an estimate.
+
+        Args:
+            start: the pace to begin with; by default a little below the estimate.
+            evidence: requests that the estimate rests on. A cycle after few of them is short.
+        """
         self.limit = limit = max(_SLOWEST, limit)
         self._sample = min(REQUESTS, max(FEW, evidence))
         burst = self._burst_of(limit)
-        level = THETA(limit)
+        level = signal_threshold(limit)
         few = self._sample / REQUESTS
         cycle = max(CYCLE * few, few * REQUESTS * level / limit, 6 * self._opening.lag)
         cycle = min(cycle, _LONGEST_CYCLE)
@@ -491,11 +533,12 @@ class Pace:
     # --- blocked ---
 
     def _block(self, now: float, in_flight: int) -> None:
+        """Nothing is accepted any more, from the first refusal of the run on."""
         number, sent = self._first
         while number - 1 in self._refused:
             number -= 1
         if self._empty is None:
-            self._start_count, self._start_time = max(1, number - 1), sent - self._began
+            self._start_count = max(1, number - 1)
         self._empty, self._refused_since = (number, sent), self._clump
         self._level = 0.0
         opened_no = self._opening.opened[0]
@@ -511,6 +554,7 @@ class Pace:
         self._stop(now, sent, in_flight)
 
     def _stop(self, now: float, sent: float, in_flight: int) -> None:
+        """Sends nothing but probes from now on."""
         self.mode = Mode.BLOCKED
         self._open_rate = max(self._open_rate, min(self._rate, 1e6))
         self._opening.since = sent
@@ -536,6 +580,7 @@ class Pace:
         self._next_at = self._opening.next_probe(now, self._wall)
 
     def _reopened(self, number: int, now: float, sent: float) -> None:
+        """A probe was accepted: continues by window, at the average, or with a bound of requests at once."""
         self._probe = None
         if self._completion and self._in_flight_then >= 2 and now >= self._no_cap_until:
             self._try_cap(self._in_flight_then - 1, now)
@@ -573,6 +618,7 @@ class Pace:
     # --- cap ---
 
     def _vote(self, in_flight: int, now: float) -> None:
+        """Counts refusals that left with more in flight than each of the last accepted requests."""
         recent = self._recent
         if self._rate > 1.1 * self.limit:
             return
@@ -583,6 +629,7 @@ class Pace:
             self._try_cap(in_flight - 1, now)
 
     def _try_cap(self, at_once: int, now: float) -> None:
+        """Assumes that the instance limits the requests at once, and bounds them instead of the rate."""
         self._saved = self.limit
         self.at_once = max(1, at_once)
         self._cap_refused = self._cap_ok = 0

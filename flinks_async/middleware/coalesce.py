@@ -5,8 +5,9 @@ job over distinct tokens.
 
 The first call starts a task that runs the rest of the chain; other calls with the same token wait for it. Each waiter keeps
 its own deadline and leaves at that time, or when it is cancelled, without any effect on the others. The task's deadline is
-the latest one among its waiters, so that retry, polling and queue treat it like a call of its own. When the last waiter leaves, the task is cancelled. Each waiter gets a copy of the error, because errors carry the
-times and the traceback of the call that raises them.
+the latest one among its waiters, so that retry, polling and queue treat it like a call of its own. When the last waiter
+leaves, the task is cancelled. Each waiter gets a copy of the error, because errors carry the times and the traceback of the
+call that raises them.
 """
 
 from __future__ import annotations

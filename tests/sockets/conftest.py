@@ -1,5 +1,10 @@
 from __future__ import annotations
 
+import asyncio
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any
+
 import pytest
 
 from .support import Authority
@@ -8,3 +13,13 @@ from .support import Authority
 @pytest.fixture(scope="session")
 def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[Any]], Any]]:
+    """Runs a coroutine in a loop of each kind."""
+    if request.param == "uvloop" and sys.platform == "win32":
+        pytest.skip("uvloop is not for Windows")
+    uvloop = pytest.importorskip("uvloop") if request.param == "uvloop" else None
+    with asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop) as runner:
+        yield runner.run  # type: ignore[misc]

@@ -6,9 +6,8 @@ import asyncio
 import os
 import socket
 import ssl
-import sys
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
@@ -107,16 +106,6 @@ class DeafServer:
 
     def close(self) -> None:
         self._listener.close()
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[Any]], Any]]:
-    """Runs a coroutine in a loop of each kind."""
-    if request.param == "uvloop" and sys.platform == "win32":
-        pytest.skip("uvloop is not for Windows")
-    uvloop = pytest.importorskip("uvloop") if request.param == "uvloop" else None
-    with asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop) as runner:
-        yield runner.run  # type: ignore[misc]
 
 
 async def add_header(request: Request, call_next: Handler) -> Response:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import sys
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -18,16 +17,6 @@ from tests.raw_server import Hang, RawServer, ReadHead, Repeat
 from .support import OK, SECRET
 
 CALLS = 20
-
-
-@pytest.fixture(params=["asyncio", "uvloop"])
-def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[Any]], Any]]:
-    """Runs a coroutine in a loop of each kind."""
-    if request.param == "uvloop" and sys.platform == "win32":
-        pytest.skip("uvloop is not for Windows")
-    uvloop = pytest.importorskip("uvloop") if request.param == "uvloop" else None
-    with asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop) as runner:
-        yield runner.run  # type: ignore[misc]
 
 
 class Elsewhere:
@@ -74,15 +63,18 @@ def _warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
 
 
+def client_with(timer: str, server: Elsewhere) -> FlinksClient:
+    """A client whose calls end after half a second, by the timeout of the attempt or by the deadline."""
+    timeouts = Timeouts(attempt=0.5, deadline=None) if timer == "attempt" else Timeouts(attempt=None, deadline=0.5)
+    return FlinksClient(auth_secret=SECRET, base_url=server.base_url, timeouts=timeouts, retry=Retry(attempts=1))
+
+
 @pytest.mark.parametrize("timer", ["attempt", "deadline"])
 def test_answers_that_arrived_while_the_loop_was_blocked_count(
     run: Callable[[Awaitable[Any]], Any], timer: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def main(server: Elsewhere) -> None:
-        timeouts = Timeouts(attempt=0.5, deadline=None) if timer == "attempt" else Timeouts(attempt=None, deadline=0.5)
-        async with FlinksClient(
-            auth_secret=SECRET, base_url=server.base_url, timeouts=timeouts, retry=Retry(attempts=1)
-        ) as client:
+        async with client_with(timer, server) as client:
             calls = [asyncio.create_task(client.partner_access(f"t{n}")) for n in range(CALLS)]
             await server.until_asked(CALLS)
             server.answer()
@@ -100,10 +92,7 @@ def test_timeouts_of_a_blocked_loop_are_not_held_against_the_server(
     run: Callable[[Awaitable[Any]], Any], timer: str
 ) -> None:
     async def main(server: Elsewhere) -> None:
-        timeouts = Timeouts(attempt=0.5, deadline=None) if timer == "attempt" else Timeouts(attempt=None, deadline=0.5)
-        async with FlinksClient(
-            auth_secret=SECRET, base_url=server.base_url, timeouts=timeouts, retry=Retry(attempts=1)
-        ) as client:
+        async with client_with(timer, server) as client:
             calls = [asyncio.create_task(client.partner_access(f"t{n}")) for n in range(CALLS)]
             await server.until_asked(CALLS)
             limit = client.stats().limit

@@ -107,7 +107,7 @@ def _open(raw: BinaryIO) -> Any:
 
 
 def _kind(type_: pyarrow.DataType) -> Literal["text", "json", "other"] | None:
-    """What JSON has for values of a type; `other` becomes text; None: the type cannot be used."""
+    """The JSON form of a type's values; `other` becomes text. None if the type cannot be used."""
     types = optional_import("pyarrow", extra="arrow").types
     values = type_.value_type if types.is_dictionary(type_) else type_
     if types.is_string(values) or types.is_large_string(values) or types.is_string_view(values):

@@ -53,7 +53,7 @@ class Lines:
     Attributes:
         count: the number of lines that were pulled.
         position: bytes before the next line.
-        starts: bytes before each line. Who pulls the lines removes what is no longer needed.
+        starts: bytes before each line. The reader of the lines removes entries that it no longer needs.
     """
 
     def __init__(self, read: Callable[[], bytes], position: int = 0, max_line: int = MAX_LINE) -> None:
