@@ -47,7 +47,7 @@ class TestDemo:
         # With this seed, no token is throttled or hangs, so nothing waits for seconds.
         result = await cli("demo", "--tokens", 300, "--faults", 0.1, "--seed", 55, "--dir", tmp_path)
         assert result.exit_code == Exit.OK, result.stderr
-        assert "seed 55" in result.stderr
+        assert "seed 55: 10 % of the 300 tokens meet faults." in result.stderr
         assert "Checked: all " in result.stderr
         tokens = (tmp_path / "demo-tokens.txt").read_text().split()
         plan = DemoFaults(share=0.1, seed=55)

@@ -87,7 +87,9 @@ def demo(
         server = stack.enter_context(
             ServerProcess(ServeOptions(demo=True, faults=faults, unfetchable=plan.unfetchable, seed=seed))
         )
-        say(f"Simulated Flinks at {server.base_url}, seed {seed}: {faults:.3g} of {tokens:,} tokens meet faults.")
+        say(
+            f"Simulated Flinks at {server.base_url}, seed {seed}: {100 * faults:.3g} % of the {tokens:,} tokens meet faults."
+        )
         fetch = DemoFetch(
             str(file), str(job), server.base_url, server.auth_secret, concurrency, shard_size=_shard_size(tokens)
         )
