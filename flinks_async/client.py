@@ -17,10 +17,12 @@ from .codec import Codec
 from .config import Settings
 from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM, check_token, wrap_header_values
 from .errors import (
+    CircuitOpenError,
     ClientClosedError,
     ConfigError,
     DeadlineExceededError,
     FlinksError,
+    QuotaExhaustedError,
     drop_internal_frames,
     keep_users_frames,
 )
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
 
 K = TypeVar("K", bound=Hashable)
 Token = str | Secret
+
+# Errors that end a call between attempts. Their cause is the error of the last attempt, if there was one.
+_GIVEN_UP = (CircuitOpenError, DeadlineExceededError, QuotaExhaustedError)
 
 
 class FlinksClient:
@@ -342,6 +347,8 @@ class FlinksClient:
         problem.elapsed = self._clock.now() - call.started
         problem.token_fingerprint = fingerprint(token)
         drop_internal_frames(problem)
+        if isinstance(problem, _GIVEN_UP) and problem is not call.failure and problem.__cause__ is None:
+            problem.__cause__ = call.failure
         try:
             raise problem
         finally:
