@@ -8,7 +8,7 @@ import pytest
 
 from flinks_async import Adaptive, CircuitOpenError, DeadlineExceededError, FlinksClient, Limits, config
 from flinks_async.limits.governor import Governor, Trouble
-from flinks_async.limits.pace import Mode, PaceState
+from flinks_async.limits.pace import LearnedLimit, Mode, PaceState
 from flinks_async.messages import Request, Response
 from flinks_async.testing import FakeClock, VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
