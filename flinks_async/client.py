@@ -378,6 +378,8 @@ class FlinksClient:
     def stats(self) -> ClientStats:
         """The current counters."""
         states, counters = self._states.open_values(), self._counters
+        limits = [limit for state in states if (limit := state.governor.learned) is not None]
+        learned = limits[0] if limits else None
         return ClientStats(
             connections=ConnectionStats() if self._pool.sessions is None else self._pool.sessions.stats(),
             calls_in_flight=sum(len(state.calls) for state in states),
@@ -391,7 +393,8 @@ class FlinksClient:
             held_back=max((state.governor.held_back for state in states), default=0.0),
             answered=any(state.governor.answered for state in states),
             trouble=next((state.governor.trouble for state in states if state.governor.trouble is not None), None),
-            learned_rate=next((rate for state in states if (rate := state.governor.pace.learned) is not None), None),
+            learned=learned,
+            learned_rate=None if learned is None else learned.rate,
             why_held=next((why for state in states if (why := state.governor.why_held(state.now()))), ""),
         )
 
@@ -401,7 +404,7 @@ class FlinksClient:
 
         options = self._options
         extras = {"hedge": options.hedge, "coalesce": options.coalesce, "poll_pending": options.poll_pending}
-        return explain(self._settings, self._endpoint, extras)
+        return explain(self._settings, self._endpoint, extras, self.stats().learned)
 
     @property
     def settings(self) -> Settings:
