@@ -30,8 +30,7 @@ from .messages import Call, Middleware, Request, Response, SendPermit, Transport
 from .middleware.auth import SecretSource
 from .models import PartnerAccessResponse
 from .observe import ClientStats, Observer
-from .runtime.cancel_scope import CancelScope
-from .runtime.loop_state import LoopState, PerLoop, RequestCounters
+from .runtime import CancelScope, LoopState, PerLoop, RequestCounters
 from .secret import Secret, fingerprint, wrap_secret, wraps_token
 from .transport import pool
 from .transport.pool import Lineage, Pool

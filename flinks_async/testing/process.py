@@ -21,7 +21,7 @@ from typing import IO, Any
 from attrs import asdict, evolve, field, frozen
 
 from ..config import AuthScheme
-from ..runtime.loop_state import fast_loop
+from ..runtime import fast_loop
 from .data import Shape, Size
 from .fault_plan import Distribution, Faults, Latency, Plan, RateLimit
 from .server import FlinksServer

@@ -20,7 +20,7 @@ from ...clock import SystemClock
 from ...errors import FlinksError
 from ...limits.notices import is_no_notice
 from ...limits.pace import PaceState
-from ...runtime.loop_state import fast_loop
+from ...runtime import fast_loop
 from ..errors import WorkerError
 from ..fetching import Fetcher
 from ..inputs import InputFile
