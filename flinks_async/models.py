@@ -17,6 +17,7 @@ from attrs import evolve, field, frozen
 from .checks import counted
 from .schema import (
     DEFAULT_WIRE_STATE,
+    Field,
     Missing,
     Model,
     Timestamp,
@@ -277,5 +278,5 @@ MODELS: tuple[type[Model], ...] = (
     Link,
 )
 
-SCHEMA: Final = {cls: fields_of(cls) for cls in MODELS}
+SCHEMA: Final[dict[type[Model], tuple[Field, ...]]] = {cls: fields_of(cls) for cls in MODELS}
 """The documented fields of each class, in the order of the class."""

@@ -8,7 +8,7 @@ of wire names.
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from decimal import Clamped, Context, Decimal, Inexact, InvalidOperation, Overflow, Rounded, Subnormal, Underflow
 from enum import Enum
@@ -199,10 +199,12 @@ def named(wire: str) -> dict[str, str]:
     return {_WIRE: wire}
 
 
-@cache
-def _table(cls: Any) -> tuple[tuple[str, str, Any], ...]:
-    """(attribute, wire name, default) of every documented field of a class."""
+def _make_table(cls: type[Model]) -> tuple[tuple[str, str, Any], ...]:
     return tuple((a.name, a.metadata.get(_WIRE) or _pascal_case(a.name), a.default) for a in _attributes(cls))
+
+
+_table: Final[Callable[[Any], tuple[tuple[str, str, Any], ...]]] = cache(_make_table)
+"""(attribute, wire name, default) of every documented field of a class."""
 
 
 def _attributes(cls: type[Model]) -> list[Attribute[Any]]:
