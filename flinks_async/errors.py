@@ -113,18 +113,16 @@ class FlinksError(Exception):
 
     def fields(self) -> dict[str, Any]:
         """The class and all attributes as plain data, for a log record or a report."""
-        return {"class": type(self).__name__, **self._values()}
-
-    def _values(self) -> dict[str, Any]:
-        return {attribute.name: getattr(self, attribute.name) for attribute in attrs.fields(type(self))}
+        values = {attribute.name: getattr(self, attribute.name) for attribute in attrs.fields(type(self))}
+        return {"class": type(self).__name__, **values}
 
     def __str__(self) -> str:
         known = [f"{name}={_rounded(value)}" for name in _IN_TEXT if (value := getattr(self, name)) is not None]
         return f"{self.message} [{' '.join(known)}]" if known else self.message
 
     def __repr__(self) -> str:
-        values = {name: value for name, value in self._values().items() if name != "message" and value is not None}
-        known = "".join(f", {name}={_rounded(value)!r}" for name, value in values.items())
+        _, _, *values = self.fields().items()  # without class and message
+        known = "".join(f", {name}={_rounded(value)!r}" for name, value in values if value is not None)
         return f"{type(self).__name__}({self.message!r}{known})"
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -18,8 +18,8 @@ from attrs import evolve
 
 from ..classify import verdict_of
 from ..clock import Clock
-from ..config import HEDGE_REMEMBERS, Hedge
 from ..messages import Call, Handler, Request, Response
+from ..protection import HEDGE_REMEMBERS, Hedge
 from ..runtime import mark_retrieved, until_done
 from ..verdict import Kind
 
