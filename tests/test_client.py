@@ -399,7 +399,9 @@ async def test_all_attempts_of_a_call_have_one_id_which_its_events_and_its_error
     async def send_id(request: Request, call_next: Handler) -> Response:
         return await call_next(request.evolve(headers={**request.headers, "X-Request-Id": request.call.id}))
 
-    transport = InMemoryTransport({"t": [KINDS["http_503"], ReadError("broken"), KINDS["bad_request"]]}, default=DOCUMENTED)
+    transport = InMemoryTransport(
+        {"t": [KINDS["http_503"], ReadError("broken"), KINDS["bad_request"]]}, default=DOCUMENTED
+    )
     async with client_of(transport, observers=[events.append], attempt_middleware=[send_id]) as flinks:
         with pytest.raises(BadRequestError) as caught:
             await flinks.partner_access("t")
