@@ -17,10 +17,12 @@ from .codec import Codec
 from .config import Settings
 from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM, check_token, wrap_header_values
 from .errors import (
+    CircuitOpenError,
     ClientClosedError,
     ConfigError,
     DeadlineExceededError,
     FlinksError,
+    QuotaExhaustedError,
     drop_internal_frames,
     keep_users_frames,
 )
@@ -43,6 +45,9 @@ if TYPE_CHECKING:
 
 K = TypeVar("K", bound=Hashable)
 Token = str | Secret
+
+# Errors that end a call between attempts. Their cause is the error of the last attempt, if there was one.
+_GIVEN_UP = (CircuitOpenError, DeadlineExceededError, QuotaExhaustedError)
 
 
 class FlinksClient:
@@ -342,6 +347,8 @@ class FlinksClient:
         problem.elapsed = self._clock.now() - call.started
         problem.token_fingerprint = fingerprint(token)
         drop_internal_frames(problem)
+        if isinstance(problem, _GIVEN_UP) and problem is not call.failure and problem.__cause__ is None:
+            problem.__cause__ = call.failure
         try:
             raise problem
         finally:
@@ -371,6 +378,8 @@ class FlinksClient:
     def stats(self) -> ClientStats:
         """The current counters."""
         states, counters = self._states.open_values(), self._counters
+        limits = [limit for state in states if (limit := state.governor.learned) is not None]
+        learned = limits[0] if limits else None
         return ClientStats(
             connections=ConnectionStats() if self._pool.sessions is None else self._pool.sessions.stats(),
             calls_in_flight=sum(len(state.calls) for state in states),
@@ -384,7 +393,8 @@ class FlinksClient:
             held_back=max((state.governor.held_back for state in states), default=0.0),
             answered=any(state.governor.answered for state in states),
             trouble=next((state.governor.trouble for state in states if state.governor.trouble is not None), None),
-            learned_rate=next((rate for state in states if (rate := state.governor.pace.learned) is not None), None),
+            learned=learned,
+            learned_rate=None if learned is None else learned.rate,
             why_held=next((why for state in states if (why := state.governor.why_held(state.now()))), ""),
         )
 
@@ -394,7 +404,7 @@ class FlinksClient:
 
         options = self._options
         extras = {"hedge": options.hedge, "coalesce": options.coalesce, "poll_pending": options.poll_pending}
-        return explain(self._settings, self._endpoint, extras)
+        return explain(self._settings, self._endpoint, extras, self.stats().learned)
 
     @property
     def settings(self) -> Settings:

@@ -20,7 +20,7 @@
     │   ├── NotJSONError                HTML, or malformed JSON
     │   │   └── JSONLimitError              too deep, too many values, a number out of range, NaN; never retried
     │   └── WrongTypeError              well-formed JSON with a value of the wrong type; `path` says where
-    ├── DeadlineExceededError       the call took longer than its deadline
+    ├── DeadlineExceededError       the call took, or would take, longer than its deadline
     ├── QuotaExhaustedError         a retry was due, but the retry quota is used up
     ├── CircuitOpenError            not sent, because the instance is down
     ├── RedirectError               a redirect (3xx); redirects are never followed
@@ -319,11 +319,13 @@ class WrongTypeError(DecodeError):
 
 
 class DeadlineExceededError(FlinksError):
-    """The call took longer than its deadline: `timeout=`, or `Timeouts.deadline`."""
+    """The call took longer than its deadline (`timeout=`, or `Timeouts.deadline`), or would take longer with the next wait.
+    Its `__cause__` is the error of the last attempt, if one failed.
+    """
 
 
 class QuotaExhaustedError(FlinksError):
-    """A retry was due, but the retry quota is used up."""
+    """A retry was due, but the retry quota is used up. Its `__cause__` is the error of the last attempt."""
 
 
 class CircuitOpenError(FlinksError):

@@ -17,7 +17,7 @@ from multidict import CIMultiDict
 
 from .clock import Clock
 from .endpoint import Endpoint
-from .errors import ConfigError
+from .errors import ConfigError, FlinksError
 from .limits.rate import read_retry_after
 from .models import NO_META, Meta, PartnerAccessResponse
 from .runtime.cancel_scope import CancelScope
@@ -88,6 +88,7 @@ class Call:
         fresh: the next attempt must not use a kept-alive connection.
         headers_at: when the headers of the latest response arrived; None if the transport does not say.
         problem: what went wrong in the latest attempt, in words; empty if nothing did.
+        failure: the error of the latest attempt that a retry follows or should have followed; None before the first one.
         down: the latest attempt failed while its instance counted as down.
         retrying: the next attempt repeats a failed one.
         shared: the deadline, if several calls share it.
@@ -108,6 +109,7 @@ class Call:
     fresh: bool = False
     headers_at: float | None = None
     problem: str = ""
+    failure: FlinksError | None = None
     down: bool = False
     retrying: bool = False
     shared: SharedDeadline | None = None
@@ -124,7 +126,8 @@ class Call:
         self.attempts += copy.attempts - since.attempts
         self.queue_time += copy.queue_time - since.queue_time
         self.wire_time += copy.wire_time - since.wire_time
-        self.down, self.blocked, self.problem = copy.down, copy.blocked, copy.problem
+        self.down, self.blocked = copy.down, copy.blocked
+        self.problem, self.failure = copy.problem, copy.failure
 
     def headers_came(self) -> None:
         """A transport calls this when status and headers have arrived, before the body."""

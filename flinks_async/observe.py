@@ -12,6 +12,7 @@ from attrs import frozen
 
 from .limits.governor import Trouble
 from .limits.notices import InstanceDown, InstanceUp, Paused, Resumed, emit
+from .limits.pace import LearnedLimit
 from .transport.session import ConnectionStats
 from .verdict import Verdict
 
@@ -111,7 +112,9 @@ class ClientStats:
         held_back: seconds until requests are sent again, because the instance is down or asked for a pause.
         answered: the instance has answered a request, with any status.
         trouble: the problem that the latest requests met; None while they succeed.
-        learned_rate: requests per second that the instance allows, learned from refused requests; None while unknown.
+        learned: the limit of the instance, learned from refused requests; None while unknown. As text, such as
+            "1,470/s learned: refused at 1,520/s 12 s ago".
+        learned_rate: its requests per second; None while unknown.
         why_held: what holds requests back now, in words, such as "refused at 104/s 12 s ago"; empty if nothing does.
     """
 
@@ -127,5 +130,6 @@ class ClientStats:
     held_back: float = 0.0
     answered: bool = False
     trouble: Trouble | None = None
+    learned: LearnedLimit | None = None
     learned_rate: float | None = None
     why_held: str = ""

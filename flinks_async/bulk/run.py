@@ -295,6 +295,8 @@ class Run:
             seconds=now - self._started,
             size=counters.size,
             troubles=troubles,
+            learned=counters.learned(),
+            learned_rate=counters.learned_rate(),
         )
 
 
