@@ -20,7 +20,7 @@
     │   ├── NotJSONError                HTML, or malformed JSON
     │   │   └── JSONLimitError              too deep, too many values, a number out of range, NaN; never retried
     │   └── WrongTypeError              well-formed JSON with a value of the wrong type; `path` says where
-    ├── DeadlineExceededError       the call took longer than its deadline
+    ├── DeadlineExceededError       the call took, or would take, longer than its deadline
     ├── QuotaExhaustedError         a retry was due, but the retry quota is used up
     ├── CircuitOpenError            not sent, because the instance is down
     ├── RedirectError               a redirect (3xx); redirects are never followed
@@ -95,6 +95,7 @@ class FlinksError(Exception):
         host: the instance's host, with its port if that is not the default.
         retry_after: seconds that the server asked to wait, or until the next probe of an open breaker.
         token_fingerprint: identifies the access token without revealing it (see `flinks_async.fingerprint`).
+        call_id: identifies the call, in the events, log records and spans of all its attempts.
     """
 
     message: str = attrs.field(default="")
@@ -105,6 +106,7 @@ class FlinksError(Exception):
     elapsed: float | None = attrs.field(default=None, kw_only=True)
     retry_after: float | None = attrs.field(default=None, kw_only=True)
     token_fingerprint: str | None = attrs.field(default=None, kw_only=True)
+    call_id: str | None = attrs.field(default=None, kw_only=True)
     host: str | None = attrs.field(default=None, kw_only=True)
     server_message: str | None = attrs.field(default=None, kw_only=True)
 
@@ -301,11 +303,13 @@ class WrongTypeError(DecodeError):
 
 
 class DeadlineExceededError(FlinksError):
-    """The call took longer than its deadline: `timeout=`, or `Timeouts.deadline`."""
+    """The call took longer than its deadline (`timeout=`, or `Timeouts.deadline`), or would take longer with the next wait.
+    Its `__cause__` is the error of the last attempt, if one failed.
+    """
 
 
 class QuotaExhaustedError(FlinksError):
-    """A retry was due, but the retry quota is used up."""
+    """A retry was due, but the retry quota is used up. Its `__cause__` is the error of the last attempt."""
 
 
 class CircuitOpenError(FlinksError):

@@ -209,6 +209,11 @@ class TestProgress:
         )
         assert "paused" not in shown, "that is told already"
 
+    def test_the_learned_limit(self, progress: Progress, capsys: pytest.CaptureFixture[str]) -> None:
+        limit = "1,470/s learned: refused at 1,520/s 12 s ago"
+        choose_display("plain").progress(evolve(progress, learned=(limit,)))
+        assert capsys.readouterr().err == f"{LINE} · {limit}\n"
+
     def test_while_the_input_is_read(self, capsys: pytest.CaptureFixture[str]) -> None:
         choose_display("plain").planning(1, 4)
         assert capsys.readouterr().err == "25% read · reading the tokens\n"

@@ -181,6 +181,7 @@ def view(progress: Progress) -> View:
             f"{progress.throttled:,} throttled" if progress.throttled else "",
             f"p50 {duration(progress.p50)}, p95 {duration(progress.p95)}" if progress.p50 and progress.p95 else "",
             f"{progress.in_flight:,} of {progress.limit:,} in flight",
+            *progress.learned[:_TROUBLES_SHOWN],
             f"paused for {duration(progress.held_back)}" if progress.held_back and not progress.troubles else "",
         ),
         progress.done / progress.total if progress.total else None,

@@ -101,6 +101,7 @@ def _figures(latest: dict[str, Any]) -> str:
     parts += map(str, troubles)
     if latest["held_back"] and not troubles:
         parts.append(f"paused for {duration(latest['held_back'])}")
+    parts += latest.get("learned", ())
     if latest["eta"] is not None:
         parts.append(f"about {duration(latest['eta'])} left")
     return ", ".join(parts)

@@ -20,7 +20,7 @@ from .. import config
 from ..checks import counted
 from ..classify import classify_error, error_from, verdict_of
 from ..clock import Clock
-from ..errors import FlinksError, QuotaExhaustedError
+from ..errors import DeadlineExceededError, FlinksError, QuotaExhaustedError, drop_internal_frames
 from ..limits.quota import RetryQuota
 from ..messages import Call, Handler, Request, Response
 from ..observe import Observer, RetryScheduled, emit
@@ -47,12 +47,15 @@ class Backoff:
 
 @frozen
 class Stop:
-    """Make no other attempt; `reason` says why."""
+    """Make no other attempt.
+
+    Attributes:
+        reason: why.
+        error: the class of the error that the call ends with; None to end with the outcome of the last attempt.
+    """
 
     reason: str
-
-
-_QUOTA_USED_UP = Stop("the retry quota is used up")
+    error: type[FlinksError] | None = None
 
 
 @define
@@ -117,7 +120,7 @@ def decide(
     if retry_after is not None:
         delay = max(delay, retry_after)
     if remaining is not None and delay >= remaining:
-        return Stop("the wait would pass the deadline")
+        return Stop(f"the wait of {delay:.3g} s would pass the deadline", DeadlineExceededError)
     return Backoff(delay, verdict.reason)
 
 
@@ -184,16 +187,16 @@ class RetryMiddleware:
             state = state or RetryState()
             decision = await self._next_step(request, response, verdict, state)
             if isinstance(decision, Backoff):
+                self._keep_failure(request, error, response, verdict)
                 error = None
                 self._prepare_retry(request, verdict, decision)
                 if decision.delay > 0:
                     await self._clock.sleep(decision.delay)
                 continue
-            if decision is _QUOTA_USED_UP:
-                if response is not None and not request.raw:
-                    error = error_from(request, response, verdict, self._clock)
-                if error is not None:
-                    error = _exhausted(error, request.endpoint.host, self._row_of(call))
+            if decision.error is not None and (error is not None or not request.raw):
+                failure = self._keep_failure(request, error, response, verdict)
+                row = self._row_of(call) if decision.error is QuotaExhaustedError else ""
+                error = _not_retried(decision.error, decision.reason, failure, row)
             if error is None:
                 assert response is not None
                 return response
@@ -231,7 +234,20 @@ class RetryMiddleware:
         ):
             return decision
         state.cost = await self._pay(quota, call, verdict.kind)
-        return _QUOTA_USED_UP if state.cost is None else decision
+        if state.cost is None:
+            return Stop(f"the retry quota for {request.endpoint.host} is used up", QuotaExhaustedError)
+        return decision
+
+    def _keep_failure(
+        self, request: Request, error: FlinksError | None, response: Response | None, verdict: Verdict
+    ) -> FlinksError:
+        """The error of a failed attempt. The call keeps it, without our frames, as the cause of the error that may follow."""
+        if error is None:
+            assert response is not None
+            error = error_from(request, response, verdict, self._clock)
+        drop_internal_frames(error)
+        request.call.failure = error
+        return error
 
     async def _pay(self, quota: RetryQuota, call: Call, kind: Kind) -> int | None:
         """Pays for a retry. Returns the cost, or None if the quota is used up. With `Limits.waits`, it waits for the quota."""
@@ -259,19 +275,20 @@ class RetryMiddleware:
         call.retrying = True
         if self._observers:
             event = RetryScheduled(
-                request.endpoint.host, call.attempts, fingerprint(request.token), verdict, decision.delay
+                request.endpoint.host, call.attempts, fingerprint(request.token), verdict, decision.delay, call.id
             )
             emit(self._observers, event)
 
 
-def _exhausted(last: FlinksError, host: str, row: str) -> QuotaExhaustedError:
-    """The error of the last attempt, with the reason why it was the last.
+def _not_retried(cls: type[FlinksError], reason: str, last: FlinksError, row: str) -> FlinksError:
+    """An error that says why the last attempt was the last.
 
     Args:
-        row: how many attempts of all calls have failed in a row; empty if one succeeded since.
+        last: the error of that attempt.
+        row: how many attempts of all calls have failed in a row, in brackets; empty to leave it out.
     """
-    return QuotaExhaustedError(
-        f"not retried, because the retry quota for {host} is used up; the last attempt: {last.message}{row}",
+    return cls(
+        f"not retried, because {reason}; the last attempt: {last.message}{row}",
         status=last.status,
         flinks_code=last.flinks_code,
         server_message=last.server_message,
