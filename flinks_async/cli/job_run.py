@@ -15,7 +15,7 @@ from ..bulk.inputs import STDIN
 from ..bulk.records import from_json
 from ..checks import counted
 from ..config import Settings
-from ..runtime.loop_state import fast_loop, handled_signals
+from ..runtime import fast_loop, handled_signals
 from . import Exit
 from .access import Access, Clients, access_options, instances_option
 from .console import OutputError, ReaderGone, described, text_of
