@@ -33,7 +33,15 @@ from ...errors import ConfigError
 from ...limits.rate import GCRA
 from ..directory import empty
 from ..errors import WorkerError
-from ..files import allow_open_files, cannot_write, create, make_folder, write_all
+from ..files import (
+    OPEN_FILES_SHORT,
+    SpareFiles,
+    allow_open_files,
+    cannot_write,
+    create,
+    make_folder,
+    write_all,
+)
 from ..inputs import InputBytes
 from ..records import Counters, Finished, RunState
 from ..rules import Rules
@@ -129,6 +137,7 @@ class ProcessesExecution:
         self._breaking = asyncio.Event()
         self._broken: BaseException | None = None
         self._late: asyncio.TimerHandle | None = None
+        self._spare = SpareFiles()
 
     def stop(self, reason: str, state: RunState = "stopped") -> None:
         if self.stopped is None:
@@ -156,17 +165,18 @@ class ProcessesExecution:
             SharedRate.make(path)
         places = [asyncio.ensure_future(self._keep(place)) for place in range(len(self._starts))]
         for place in places:
-            place.add_done_callback(self._break_off_if_failed)
+            place.add_done_callback(self._end_if_failed)
         breaking = asyncio.ensure_future(self._breaking.wait())
         try:
             rest = {*places}
-            while rest and self._broken is None:
+            while rest and not self._breaking.is_set():
                 _, pending = await asyncio.wait({*rest, breaking}, return_when=asyncio.FIRST_COMPLETED)
                 rest &= pending
         finally:
             for task in (*places, breaking):
                 task.cancel()
             await asyncio.wait({*places, breaking})
+            self._spare.close()
             if self._late is not None:
                 self._late.cancel()
             for path in self._rates.values():
@@ -190,6 +200,7 @@ class ProcessesExecution:
 
     async def _run_worker(self, place: int) -> str | None:
         """Runs one worker from start to end. Returns how it died; None if it ended normally."""
+        self._stop_if_short()
         folder = self._work.spools / f"worker-{uuid.uuid4().hex[:8]}"
         make_folder(folder)
         worker = WorkerProcess(evolve(self._starts[place], spools=folder), self._secrets)
@@ -240,6 +251,13 @@ class ProcessesExecution:
                     raise error
         return False
 
+    def _end_if_failed(self, place: asyncio.Future[None]) -> None:
+        """After a problem of one worker, the others end with the answers they have."""
+        if not place.cancelled() and (error := place.exception()) is not None:
+            if self._broken is None:
+                self._broken = error
+            self.stop("it broke off")
+
     def _break_off_if_failed(self, task: asyncio.Future[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
             self.break_off(error)
@@ -263,8 +281,14 @@ class ProcessesExecution:
             return task
 
     async def _store(self, worker: WorkerProcess, finished: Finished) -> None:
+        self._stop_if_short()
         await self._finished(finished)
         worker.channel.send(Stored(finished.shard.id))
+
+    def _stop_if_short(self) -> None:
+        if self._spare.needed():
+            self._spare.close()
+            self.stop(OPEN_FILES_SHORT)
 
     def _obey_rules(self, stopped: tuple[RunState, str] | None) -> None:
         """Stops all workers if one of them has stopped, or if their tokens together break a rule."""
