@@ -92,6 +92,7 @@ class FlinksError(Exception):
         host: the instance's host, with its port if that is not the default.
         retry_after: seconds that the server asked to wait, or until the next probe of an open breaker.
         token_fingerprint: identifies the access token without revealing it (see `flinks_async.fingerprint`).
+        call_id: identifies the call, in the events, log records and spans of all its attempts.
     """
 
     _extra_fields: ClassVar[tuple[str, ...]] = ()
@@ -109,6 +110,7 @@ class FlinksError(Exception):
         retry_after: float | None = None,
         token_fingerprint: str | None = None,
         host: str | None = None,
+        call_id: str | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -121,13 +123,16 @@ class FlinksError(Exception):
         self.retry_after = retry_after
         self.token_fingerprint = token_fingerprint
         self.host = host
+        self.call_id = call_id
 
     def fields(self) -> dict[str, Any]:
         """The class and all attributes as plain data, for a log record or a report."""
         return {"class": type(self).__name__, "message": self.message, **self._details()}
 
     def _details(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in (*_NUMBERS, "host", "server_message", *self._extra_fields)}
+        return {
+            name: getattr(self, name) for name in (*_NUMBERS, "call_id", "host", "server_message", *self._extra_fields)
+        }
 
     def __str__(self) -> str:
         known = [f"{name}={_rounded(value)}" for name in _NUMBERS if (value := getattr(self, name)) is not None]

@@ -39,11 +39,13 @@ class AttemptStarted:
         host: the instance's host.
         attempt: its number, from 1.
         token_fingerprint: identifies the token without revealing it.
+        call_id: identifies the call, in all its events and in its error.
     """
 
     host: str
     attempt: int
     token_fingerprint: str
+    call_id: str = ""
 
 
 @frozen
@@ -51,7 +53,7 @@ class AttemptFinished:
     """An attempt ended.
 
     Attributes:
-        host, attempt, token_fingerprint: as in `AttemptStarted`.
+        host, attempt, token_fingerprint, call_id: as in `AttemptStarted`.
         verdict: what its outcome means; None if it was cancelled.
         status: the HTTP status, if there was a response.
         queue_time: seconds spent waiting for a free place.
@@ -67,6 +69,7 @@ class AttemptFinished:
     queue_time: float
     wire_time: float
     body_size: int
+    call_id: str = ""
 
 
 @frozen
@@ -74,7 +77,7 @@ class RetryScheduled:
     """An attempt failed and will be retried.
 
     Attributes:
-        host, attempt, token_fingerprint: as in `AttemptStarted`; `attempt` is the one that failed.
+        host, attempt, token_fingerprint, call_id: as in `AttemptStarted`; `attempt` is the one that failed.
         verdict: why it failed.
         delay: seconds until the next attempt.
     """
@@ -84,6 +87,7 @@ class RetryScheduled:
     token_fingerprint: str
     verdict: Verdict
     delay: float
+    call_id: str = ""
 
 
 Event = AttemptStarted | AttemptFinished | RetryScheduled | InstanceDown | InstanceUp | Paused | Resumed

@@ -21,6 +21,7 @@ FIELDS = {
     "retry_after": 2.0,
     "token_fingerprint": "00ff",
     "host": "toolbox-api.private.fin.ag",
+    "call_id": "0f" * 16,
 }
 
 

@@ -56,7 +56,7 @@ class _Branch:
     def __init__(self, request: Request, call_next: Handler, *, number: int) -> None:
         call = request.call
         self._call = call
-        self._before = evolve(call, attempts=call.attempts + number)
+        self._before = call.copy(attempts=call.attempts + number)
         self._copy = evolve(self._before)
         self.task = asyncio.ensure_future(call_next(request.evolve(call=self._copy)))
         self.task.add_done_callback(mark_retrieved)  # the losing branch may end with an error

@@ -271,7 +271,7 @@ class RetryMiddleware:
         call.retrying = True
         if self._observers:
             event = RetryScheduled(
-                request.endpoint.host, call.attempts, fingerprint(request.token), verdict, decision.delay
+                request.endpoint.host, call.attempts, fingerprint(request.token), verdict, decision.delay, call.id
             )
             emit(self._observers, event)
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Sequence
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from attrs import define, field
@@ -41,6 +43,31 @@ def fast_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
         return None
     factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
     return factory
+
+
+@contextmanager
+def handled_signals(handle: Callable[[str], object], *names: str) -> Iterator[None]:
+    """Calls `handle` with the name of each signal that arrives during the block, in the running loop; then restores the
+    handlers. Signals that the platform lacks, a SIGHUP that `nohup` ignores, and threads other than the main one have none.
+    """
+    loop = asyncio.get_running_loop()
+    before = {name: signal.getsignal(number) for name in names if (number := getattr(signal, name, None))}
+    for name, handler in before.items():
+        if name == "SIGHUP" and handler is signal.SIG_IGN:
+            continue
+        with suppress(RuntimeError, ValueError):  # not the main thread, which alone gets signals
+            try:
+                loop.add_signal_handler(getattr(signal, name), handle, name)
+            except NotImplementedError:  # Windows
+                signal.signal(getattr(signal, name), lambda *_, name=name: loop.call_soon_threadsafe(handle, name))
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            with suppress(NotImplementedError, RuntimeError, ValueError):
+                loop.remove_signal_handler(getattr(signal, name))
+            with suppress(ValueError, TypeError):  # not the main thread; a handler that was not set from Python
+                signal.signal(getattr(signal, name), handler)
 
 
 @define(eq=False)
