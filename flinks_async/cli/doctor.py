@@ -38,7 +38,7 @@ from ..classify import verdict_of
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES
 from ..errors import FlinksError
-from ..runtime.loop_state import fast_loop
+from ..runtime import fast_loop
 from ..secret import Secret
 from ..transport.fast_path import SUPPORTED
 from ..transport.session import SessionManager

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
-from ..runtime.loop_state import fast_loop
+from ..runtime import fast_loop
 from . import Exit
 
 T = TypeVar("T")

@@ -24,7 +24,7 @@ from ..errors import (
 from ..messages import Call, Handler, Request, Response, Transport
 from ..models import Meta, PartnerAccessResponse
 from ..observe import AttemptFinished, AttemptStarted, Observer, emit
-from ..runtime.cancel_scope import LATE, CancelScope
+from ..runtime import LATE, CancelScope
 from ..secret import fingerprint
 from ..verdict import OK, Kind, Verdict
 
