@@ -30,14 +30,14 @@ from .config import (
     Timeouts,
     TimeoutsFields,
 )
-from .endpoint import Endpoint, check_secret, make_endpoint, wrap_header_values
+from .endpoint import Endpoint, check_secret, make_endpoint
 from .errors import ConfigError
 from .messages import Handler, Middleware, Transport, checked, compose, name_of
 from .middleware.attempt import Attempt, Observed
 from .middleware.auth import AuthMiddleware, SecretSource
-from .middleware.retry import RetryMiddleware
+from .middleware.retry import PollPendingMiddleware, RetryMiddleware
 from .observe import Observer
-from .secret import Secret, SecretProvider, wrap_secret
+from .secret import Secret, SecretProvider, wrap_header_values, wrap_secret
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -240,8 +240,6 @@ class ClientOptions:
 
             chain.append(CoalesceMiddleware())
         if self.poll_pending is not None:
-            from .middleware.pending import PollPendingMiddleware
-
             chain.append(PollPendingMiddleware(self.poll_pending, clock))
         if source is not None:
             chain.append(AuthMiddleware(source))

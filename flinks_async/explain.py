@@ -10,19 +10,23 @@ import attrs
 from . import config
 from .config import Adaptive, Settings, ShareQuota, TokenBucketQuota
 from .endpoint import Endpoint
+from .limits.pace import LearnedLimit
 from .secret import MASK, Secret
 
 ROWS: Final = 20
 """The number of attempts that have a line each."""
 
 
-def explain(settings: Settings, endpoint: Endpoint, extras: Mapping[str, Any]) -> str:
+def explain(
+    settings: Settings, endpoint: Endpoint, extras: Mapping[str, Any], learned: LearnedLimit | None = None
+) -> str:
     """Describes what a client will do.
 
     Args:
         settings: of the client.
         endpoint: of the client.
         extras: other options by name; None and False are skipped.
+        learned: the limit of the instance, as far as the client knows it.
     """
     lines = [
         f"instance: {endpoint.host} (auth_scheme {endpoint.auth_scheme}, secret {MASK})",
@@ -30,7 +34,7 @@ def explain(settings: Settings, endpoint: Endpoint, extras: Mapping[str, Any]) -
         "",
         "retries:",
         *(f"  {line}" for line in schedule(settings.retry)),
-        *(f"  {line}" for line in _bounds(settings)),
+        *(f"  {line}" for line in _bounds(settings, learned)),
         "",
         "settings:",
     ]
@@ -68,7 +72,7 @@ def _longest(retry: config.Retry, number: int) -> tuple[float, float]:
     return min(retry.cap, retry.base * grown), min(retry.cap, retry.throttled_base * grown)
 
 
-def _bounds(settings: Settings) -> Iterator[str]:
+def _bounds(settings: Settings, learned: LearnedLimit | None) -> Iterator[str]:
     retry, limits = settings.retry, settings.limits
     above = "all calls pause" if limits.waits else "the call ends, with retry_after set"
     yield f"a Retry-After above {retry.retry_after_cap:g} s: {above}"
@@ -96,6 +100,8 @@ def _bounds(settings: Settings) -> Iterator[str]:
         yield f"requests at once: {bounds.minimum} to {bounds.maximum}, from {bounds.initial}, by the time to the first byte"
     else:
         yield f"requests at once: {limits.concurrency}"
+    ceiling = "" if limits.rate is None else f", at most {limits.rate:g}"
+    yield f"requests per second: {learned or 'no limit learned so far'}{ceiling}"
 
 
 def _fields(record: Any) -> Iterator[tuple[str, str]]:

@@ -6,12 +6,14 @@ quick and must not block. Its exceptions are logged and dropped. Without observe
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from attrs import frozen
 
 from .limits.governor import Trouble
 from .limits.notices import InstanceDown, InstanceUp, Paused, Resumed, emit
+from .limits.pace import LearnedLimit
+from .runtime import LoopState, RequestCounters
 from .transport.session import ConnectionStats
 from .verdict import Verdict
 
@@ -38,11 +40,13 @@ class AttemptStarted:
         host: the instance's host.
         attempt: its number, from 1.
         token_fingerprint: identifies the token without revealing it.
+        call_id: identifies the call, in all its events and in its error.
     """
 
     host: str
     attempt: int
     token_fingerprint: str
+    call_id: str = ""
 
 
 @frozen
@@ -50,7 +54,7 @@ class AttemptFinished:
     """An attempt ended.
 
     Attributes:
-        host, attempt, token_fingerprint: as in `AttemptStarted`.
+        host, attempt, token_fingerprint, call_id: as in `AttemptStarted`.
         verdict: what its outcome means; None if it was cancelled.
         status: the HTTP status, if there was a response.
         queue_time: seconds spent waiting for a free place.
@@ -66,6 +70,7 @@ class AttemptFinished:
     queue_time: float
     wire_time: float
     body_size: int
+    call_id: str = ""
 
 
 @frozen
@@ -73,7 +78,7 @@ class RetryScheduled:
     """An attempt failed and will be retried.
 
     Attributes:
-        host, attempt, token_fingerprint: as in `AttemptStarted`; `attempt` is the one that failed.
+        host, attempt, token_fingerprint, call_id: as in `AttemptStarted`; `attempt` is the one that failed.
         verdict: why it failed.
         delay: seconds until the next attempt.
     """
@@ -83,6 +88,7 @@ class RetryScheduled:
     token_fingerprint: str
     verdict: Verdict
     delay: float
+    call_id: str = ""
 
 
 Event = AttemptStarted | AttemptFinished | RetryScheduled | InstanceDown | InstanceUp | Paused | Resumed
@@ -111,7 +117,9 @@ class ClientStats:
         held_back: seconds until requests are sent again, because the instance is down or asked for a pause.
         answered: the instance has answered a request, with any status.
         trouble: the problem that the latest requests met; None while they succeed.
-        learned_rate: requests per second that the instance allows, learned from refused requests; None while unknown.
+        learned: the limit of the instance, learned from refused requests; None while unknown. As text, such as
+            "1,470/s learned: refused at 1,520/s 12 s ago".
+        learned_rate: its requests per second; None while unknown.
         why_held: what holds requests back now, in words, such as "refused at 104/s 12 s ago"; empty if nothing does.
     """
 
@@ -127,5 +135,29 @@ class ClientStats:
     held_back: float = 0.0
     answered: bool = False
     trouble: Trouble | None = None
+    learned: LearnedLimit | None = None
     learned_rate: float | None = None
     why_held: str = ""
+
+    @classmethod
+    def of(cls, states: Sequence[LoopState], counters: RequestCounters, connections: ConnectionStats) -> ClientStats:
+        """Adds up the states of a client in its event loops."""
+        governors = [state.governor for state in states]
+        learned = next((limit for governor in governors if (limit := governor.learned) is not None), None)
+        return cls(
+            connections=connections,
+            calls_in_flight=sum(len(state.calls) for state in states),
+            requests_in_flight=sum(governor.in_use for governor in governors),
+            queued=sum(governor.waiting for governor in governors),
+            queue_time=counters.queue_time,
+            requests=counters.requests,
+            retries=counters.retries,
+            limit=sum(governor.concurrency.limit for governor in governors),
+            throttled=sum(governor.throttled for governor in governors),
+            held_back=max((governor.held_back for governor in governors), default=0.0),
+            answered=any(governor.answered for governor in governors),
+            trouble=next((governor.trouble for governor in governors if governor.trouble is not None), None),
+            learned=learned,
+            learned_rate=None if learned is None else learned.rate,
+            why_held=next((why for state in states if (why := state.governor.why_held(state.now()))), ""),
+        )

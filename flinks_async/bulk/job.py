@@ -25,6 +25,7 @@ from ..errors import ConfigError, FlinksError
 from .directory import Manifest, empty, enter, new_ledger, refuse_own_name, take_back
 from .errors import InputChangedError, InputError, JobError, JobMismatchError
 from .executors import Executor, InProcess, Work
+from .fetching import Thread
 from .files import LEDGER, LOG, MANIFEST, SCRATCH, SPOOLS, make_folder
 from .inputs import STDIN, InputFile, Layout, Scanned, digest, scan
 from .ledger import PURGING, Ledger, Totals
@@ -33,7 +34,6 @@ from .records import FailureKind, Progress
 from .rules import Rules
 from .run import Result, Run
 from .stores import Place, Store, from_description
-from .thread import Thread
 
 SHARD_SIZE: Final = 1000
 """Default number of tokens in a shard."""

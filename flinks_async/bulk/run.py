@@ -22,10 +22,10 @@ from .errors import LedgerError, StoreError, UnfitAnswerError
 from .executors import Executor, Work
 from .executors.protocol import Task
 from .failures import without
+from .fetching import Thread
 from .ledger import Ledger, Totals
 from .records import Commit, Finished, InstanceTrouble, Phase, Progress, Rate, RunState
 from .stores.protocol import Store
-from .thread import Thread
 
 SAMPLE_EVERY: Final = 10.0
 """Seconds between two samples for the report and for `status`."""
@@ -295,6 +295,8 @@ class Run:
             seconds=now - self._started,
             size=counters.size,
             troubles=troubles,
+            learned=counters.learned(),
+            learned_rate=counters.learned_rate(),
         )
 
 

@@ -24,7 +24,7 @@ from ..errors import (
 from ..messages import Call, Handler, Request, Response, Transport
 from ..models import Meta, PartnerAccessResponse
 from ..observe import AttemptFinished, AttemptStarted, Observer, emit
-from ..runtime.cancel_scope import LATE, CancelScope
+from ..runtime import LATE, CancelScope
 from ..secret import fingerprint
 from ..verdict import OK, Kind, Verdict
 
@@ -212,7 +212,7 @@ class Observed:
         call, host, token = request.call, request.endpoint.host, fingerprint(request.token)
         number = call.attempts + 1
         queue_before, wire_before = call.queue_time, call.wire_time
-        emit(self._observers, AttemptStarted(host, number, token))
+        emit(self._observers, AttemptStarted(host, number, token, call.id))
         verdict: Verdict | None = None
         status: int | None = None
         size = 0
@@ -224,5 +224,6 @@ class Observed:
             raise
         finally:
             queue_time, wire_time = call.queue_time - queue_before, call.wire_time - wire_before
-            emit(self._observers, AttemptFinished(host, number, token, verdict, status, queue_time, wire_time, size))
+            event = AttemptFinished(host, number, token, verdict, status, queue_time, wire_time, size, call.id)
+            emit(self._observers, event)
         return response

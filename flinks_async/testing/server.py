@@ -22,13 +22,12 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from aiohttp import web
-from attrs import define, field, fields, frozen
+from attrs import asdict, define, field, fields, frozen
 
 from ..config import AUTH_SCHEMES, AuthScheme
 from .data import SHAPES, SIZES, Shape, Size, expected_answer, expected_body, uniform
 from .fault_injection import accepts, end, has_secret, inject, json_response, reply
-from .fault_plan import Latency, Plan, Throttle
-from .faults import KINDS, Fault, fault
+from .faults import KINDS, Fault, Latency, Plan, Throttle, fault
 
 _KEPT = 10_000
 
@@ -78,15 +77,6 @@ class ServerStats:
     throttled: int = 0
     paths: deque[str] = field(factory=lambda: deque(maxlen=_KEPT), repr=lambda kept: str(len(kept)))
 
-    def begin(self, path: str) -> None:
-        self.requests += 1
-        self.paths.append(path)
-        self.in_flight += 1
-        self.max_in_flight = max(self.max_in_flight, self.in_flight)
-
-    def end(self) -> None:
-        self.in_flight -= 1
-
     def reset(self) -> None:
         """Resets all counts, except of requests being handled. The numbers of a token's requests start at 1 again."""
         fresh = ServerStats(in_flight=self.in_flight, max_in_flight=self.in_flight)
@@ -95,18 +85,12 @@ class ServerStats:
 
     def as_dict(self) -> dict[str, Any]:
         """The counts without tokens and paths, for `/_sim/stats`."""
-        return {
-            "requests": self.requests,
+        counts = asdict(self, recurse=False, filter=lambda count, _: count.name not in ("per_token", "paths"))
+        statuses = {str(status): count for status, count in sorted(self.statuses.items())}
+        return counts | {
             "tokens": len(self.per_token),
-            "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
+            "statuses": statuses,
             "faults": dict(sorted(self.faults.items())),
-            "answered": self.answered,
-            "connections": self.connections,
-            "in_flight": self.in_flight,
-            "max_in_flight": self.max_in_flight,
-            "missing_secret": self.missing_secret,
-            "refused_secret": self.refused_secret,
-            "throttled": self.throttled,
         }
 
 
@@ -207,7 +191,7 @@ class FlinksServer:
         self._script_all: deque[Fault | None] = deque()
         self._answers: dict[str, bytes] = {}
         self._released = asyncio.Event()
-        self._arrivals: list[tuple[int, asyncio.Event]] = []
+        self._arrived = asyncio.Event()
 
     async def __aenter__(self) -> FlinksServer:
         await self.start()
@@ -275,21 +259,22 @@ class FlinksServer:
 
     async def received(self, count: int) -> None:
         """Waits until `count` requests have arrived since the start (or since `stats.reset()`)."""
-        if self.stats.requests < count:
-            arrived = asyncio.Event()
-            self._arrivals.append((count, arrived))
-            await arrived.wait()
+        while self.stats.requests < count:
+            await self._arrived.wait()
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.raw_path
         if self._admin and path.startswith("/_sim/"):
             return self._serve_admin(request)
         stats = self.stats
-        stats.begin(path)
+        stats.requests += 1
+        stats.paths.append(path)
+        stats.in_flight += 1
+        stats.max_in_flight = max(stats.max_in_flight, stats.in_flight)
         if self.requests.maxlen:
             self.requests.append(RecordedRequest(request.method, path, tuple(request.headers.items())))
-        if self._arrivals:
-            self._note_arrival()
+        self._arrived.set()
+        self._arrived = asyncio.Event()
         try:
             response = await self._answer(request, path.partition("?")[0])
             if response is None:
@@ -297,7 +282,7 @@ class FlinksServer:
             stats.statuses[response.status] += 1
             return response
         finally:
-            stats.end()
+            stats.in_flight -= 1
 
     async def _answer(self, request: web.BaseRequest, path: str) -> web.Response | None:
         if not path.startswith(self._route):
@@ -368,12 +353,6 @@ class FlinksServer:
         else:
             self.stats.missing_secret += 1
         return False
-
-    def _note_arrival(self) -> None:
-        for count, arrived in self._arrivals:
-            if self.stats.requests >= count:
-                arrived.set()
-        self._arrivals = [(count, arrived) for count, arrived in self._arrivals if not arrived.is_set()]
 
     def _serve_admin(self, request: web.BaseRequest) -> web.Response:
         if request.raw_path != "/_sim/stats" or request.headers.get("flinks-auth-key") != self.auth_secret:
