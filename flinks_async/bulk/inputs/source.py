@@ -13,8 +13,10 @@ from contextlib import contextmanager, suppress
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
+from types import NoneType
 from typing import BinaryIO, Final
 
+from ... import checks
 from ..compression import ByteSource, CompressedDataError, Compression, Corrupt, Decompressed, detect
 from ..errors import InputChangedError, InputError
 from .detection import SAMPLE, refuse_magic
@@ -52,6 +54,8 @@ class InputFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], layout: Layout | None = None) -> None:
+        checks.kind("path", os.fspath(path) if isinstance(path, os.PathLike) else path, str)
+        checks.kind("layout", layout, Layout, NoneType)
         if os.fspath(path) == STDIN:
             raise InputError(
                 "The tokens are read more than once, so they must be in a file; standard input ('-') is read only once."
@@ -159,6 +163,8 @@ class InputBytes(InputFile):
     """
 
     def __init__(self, data: bytes, layout: Layout | None = None) -> None:
+        checks.kind("data", data, bytes)
+        checks.kind("layout", layout, Layout, NoneType)
         self._data = data
         self.path = Path(STDIN)
         self.name = STDIN
@@ -313,6 +319,8 @@ def digest(file: InputFile, progress: Callable[[int, int], object] | None = None
         InputError: it cannot be read.
         InputChangedError: it was changed while it was read.
     """
+    checks.kind("file", file, InputFile)
+    checks.function_or_none("progress", progress)
     hashed, size = sha256(), 0
     with file.raw() as raw:
         while True:
