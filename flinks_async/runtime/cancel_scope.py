@@ -15,6 +15,8 @@ from heapq import heappop, heappush
 from types import TracebackType
 from typing import Any
 
+from ..limits.notices import log_fields
+
 LATE = 0.1
 """Seconds after which a timer counts as late, because the event loop was blocked."""
 
@@ -115,6 +117,7 @@ class DeadlineTimer:
             _log.warning(
                 "the event loop was blocked for at least %.1f s, so timeouts are late; move blocking work to a thread",
                 late,
+                extra=log_fields("LoopBlocked", seconds=late),
             )
         self._after_io(_PASSES)
 
