@@ -32,8 +32,7 @@ from .messages import NO_HEADERS, Call, Middleware, Request, Response, SendPermi
 from .middleware.auth import SecretSource
 from .models import PartnerAccessResponse
 from .observe import ClientStats, Observer
-from .runtime.cancel_scope import CancelScope
-from .runtime.loop_state import LoopState, PerLoop, RequestCounters
+from .runtime import CancelScope, LoopState, PerLoop, RequestCounters
 from .secret import Secret, fingerprint, wrap_header_values, wrap_secret, wraps_token
 from .transport import pool
 from .transport.pool import Lineage, Pool
@@ -344,10 +343,11 @@ class FlinksClient:
                 if response.answer is not None and response.verdict is OK:
                     return response
             if response is not None:
-                refusal = None if raw else self._refusal(request, response)
-                if refusal is None:
+                verdict = verdict_of(response, self._settings.retry.throttle_statuses)
+                if raw or verdict.kind is Kind.OK:
                     return response
-                problem, response = refusal, None  # the traceback holds this frame, which must not hold the body
+                problem = error_from(request, response, verdict, self._clock)
+                response = None  # the traceback holds this frame, which must not hold the body
             elif self._closed:
                 problem = ClientClosedError("the client was closed while the call was in flight")
             else:
@@ -375,10 +375,6 @@ class FlinksClient:
         finally:
             del problem  # this frame is in its traceback: a reference cycle
 
-    def _refusal(self, request: Request, response: Response) -> FlinksError | None:
-        verdict = verdict_of(response, self._settings.retry.throttle_statuses)
-        return None if verdict.kind is Kind.OK else error_from(request, response, verdict, self._clock)
-
     def _enter(self) -> LoopState:
         """The state of the running loop."""
         if self._closed:
@@ -398,26 +394,8 @@ class FlinksClient:
 
     def stats(self) -> ClientStats:
         """The current counters."""
-        states, counters = self._states.open_values(), self._counters
-        limits = [limit for state in states if (limit := state.governor.learned) is not None]
-        learned = limits[0] if limits else None
-        return ClientStats(
-            connections=ConnectionStats() if self._pool.sessions is None else self._pool.sessions.stats(),
-            calls_in_flight=sum(len(state.calls) for state in states),
-            requests_in_flight=sum(state.governor.in_use for state in states),
-            queued=sum(state.governor.waiting for state in states),
-            queue_time=counters.queue_time,
-            requests=counters.requests,
-            retries=counters.retries,
-            limit=sum(state.governor.concurrency.limit for state in states),
-            throttled=sum(state.governor.throttled for state in states),
-            held_back=max((state.governor.held_back for state in states), default=0.0),
-            answered=any(state.governor.answered for state in states),
-            trouble=next((state.governor.trouble for state in states if state.governor.trouble is not None), None),
-            learned=learned,
-            learned_rate=None if learned is None else learned.rate,
-            why_held=next((why for state in states if (why := state.governor.why_held(state.now()))), ""),
-        )
+        connections = ConnectionStats() if self._pool.sessions is None else self._pool.sessions.stats()
+        return ClientStats.of(self._states.open_values(), self._counters, connections)
 
     def explain(self) -> str:
         """Describes the effective settings and the retry schedule as text; secrets are masked."""

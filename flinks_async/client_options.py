@@ -35,7 +35,7 @@ from .errors import ConfigError
 from .messages import Handler, Middleware, Transport, checked, compose, name_of
 from .middleware.attempt import Attempt, Observed
 from .middleware.auth import AuthMiddleware, SecretSource
-from .middleware.retry import RetryMiddleware
+from .middleware.retry import PollPendingMiddleware, RetryMiddleware
 from .observe import Observer, log_as_environment_says
 from .secret import Secret, SecretProvider, wrap_header_values, wrap_secret
 
@@ -239,8 +239,6 @@ class ClientOptions:
 
             chain.append(CoalesceMiddleware())
         if self.poll_pending is not None:
-            from .middleware.pending import PollPendingMiddleware
-
             chain.append(PollPendingMiddleware(self.poll_pending, clock))
         if source is not None:
             chain.append(AuthMiddleware(source))

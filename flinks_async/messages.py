@@ -21,8 +21,7 @@ from .endpoint import Endpoint
 from .errors import ConfigError, FlinksError
 from .limits.rate import read_retry_after
 from .models import NO_META, Meta, PartnerAccessResponse
-from .runtime.cancel_scope import CancelScope
-from .runtime.loop_state import LoopState
+from .runtime import CancelScope, LoopState
 from .secret import Secret
 from .verdict import EMPTY_ENVELOPE, Envelope, Verdict
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from attrs import frozen
@@ -18,6 +18,7 @@ from .errors import ConfigError
 from .limits.governor import Trouble
 from .limits.notices import InstanceDown, InstanceUp, LoggedEvent, Paused, Resumed, emit
 from .limits.pace import LearnedLimit
+from .runtime import LoopState, RequestCounters
 from .secret import SecretFilter
 from .transport.session import ConnectionStats
 from .verdict import Verdict
@@ -182,3 +183,26 @@ class ClientStats:
     learned: LearnedLimit | None = None
     learned_rate: float | None = None
     why_held: str = ""
+
+    @classmethod
+    def of(cls, states: Sequence[LoopState], counters: RequestCounters, connections: ConnectionStats) -> ClientStats:
+        """Adds up the states of a client in its event loops."""
+        governors = [state.governor for state in states]
+        learned = next((limit for governor in governors if (limit := governor.learned) is not None), None)
+        return cls(
+            connections=connections,
+            calls_in_flight=sum(len(state.calls) for state in states),
+            requests_in_flight=sum(governor.in_use for governor in governors),
+            queued=sum(governor.waiting for governor in governors),
+            queue_time=counters.queue_time,
+            requests=counters.requests,
+            retries=counters.retries,
+            limit=sum(governor.concurrency.limit for governor in governors),
+            throttled=sum(governor.throttled for governor in governors),
+            held_back=max((governor.held_back for governor in governors), default=0.0),
+            answered=any(governor.answered for governor in governors),
+            trouble=next((governor.trouble for governor in governors if governor.trouble is not None), None),
+            learned=learned,
+            learned_rate=None if learned is None else learned.rate,
+            why_held=next((why for state in states if (why := state.governor.why_held(state.now()))), ""),
+        )

@@ -26,7 +26,7 @@ from ..limits.notices import emit
 from ..messages import Call, Handler, Request, Response, Transport
 from ..models import Meta, PartnerAccessResponse
 from ..observe import AttemptFinished, AttemptStarted, Observer
-from ..runtime.cancel_scope import LATE, CancelScope
+from ..runtime import LATE, CancelScope
 from ..secret import fingerprint
 from ..verdict import OK, Kind, Verdict
 

@@ -22,8 +22,7 @@ from attrs import evolve
 
 from ..errors import FlinksError
 from ..messages import Call, Handler, Request, Response, SharedDeadline
-from ..runtime.cancel_scope import mark_retrieved, until_done
-from ..runtime.loop_state import LoopState
+from ..runtime import LoopState, mark_retrieved, until_done
 from ..secret import Secret
 
 

@@ -18,9 +18,9 @@ from attrs import evolve
 
 from ..classify import verdict_of
 from ..clock import Clock
-from ..config import HEDGE_REMEMBERS, Hedge
 from ..messages import Call, Handler, Request, Response
-from ..runtime.cancel_scope import mark_retrieved, until_done
+from ..protection import HEDGE_REMEMBERS, Hedge
+from ..runtime import mark_retrieved, until_done
 from ..verdict import Kind
 
 _UPDATE_EVERY = 20  # samples
