@@ -61,6 +61,7 @@ class ServerStats:
         missing_secret: requests without any authentication header.
         refused_secret: requests with a wrong secret or header form.
         throttled: requests refused by the rate limit.
+        seconds: from the heads of all requests to their replies, added up.
         paths: the last 10,000 request targets, as sent.
     """
 
@@ -75,6 +76,7 @@ class ServerStats:
     missing_secret: int = 0
     refused_secret: int = 0
     throttled: int = 0
+    seconds: float = 0.0
     paths: deque[str] = field(factory=lambda: deque(maxlen=_KEPT), repr=lambda kept: str(len(kept)))
 
     def reset(self) -> None:
@@ -271,6 +273,7 @@ class FlinksServer:
         stats.paths.append(path)
         stats.in_flight += 1
         stats.max_in_flight = max(stats.max_in_flight, stats.in_flight)
+        began = time.monotonic()
         if self.requests.maxlen:
             self.requests.append(RecordedRequest(request.method, path, tuple(request.headers.items())))
         self._arrived.set()
@@ -283,6 +286,7 @@ class FlinksServer:
             return response
         finally:
             stats.in_flight -= 1
+            stats.seconds += time.monotonic() - began
 
     async def _answer(self, request: web.BaseRequest, path: str) -> web.Response | None:
         if not path.startswith(self._route):
