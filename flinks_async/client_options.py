@@ -30,14 +30,14 @@ from .config import (
     Timeouts,
     TimeoutsFields,
 )
-from .endpoint import Endpoint, check_secret, make_endpoint, wrap_header_values
+from .endpoint import Endpoint, check_secret, make_endpoint
 from .errors import ConfigError
 from .messages import Handler, Middleware, Transport, checked, compose, name_of
 from .middleware.attempt import Attempt, Observed
 from .middleware.auth import AuthMiddleware, SecretSource
-from .middleware.retry import RetryMiddleware
-from .observe import Observer
-from .secret import Secret, SecretProvider, wrap_secret
+from .middleware.retry import PollPendingMiddleware, RetryMiddleware
+from .observe import Observer, log_as_environment_says
+from .secret import Secret, SecretProvider, wrap_header_values, wrap_secret
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -210,6 +210,7 @@ class ClientOptions:
     def __attrs_post_init__(self) -> None:
         if self.session is not None and self.transport is not None:
             raise ConfigError("give either session or transport, not both")
+        log_as_environment_says()
 
     def endpoint(self) -> Endpoint:
         """Where requests go, and their headers."""
@@ -230,9 +231,7 @@ class ClientOptions:
             source: asks for the AuthSecret, if it is a callable.
         """
         settings, clock = self.settings, self.clock
-        attempt: Handler = Attempt(transport, self.codec, clock, settings.timeouts, settings.retry)
-        if self.observers:
-            attempt = Observed(attempt, self.observers)
+        attempt = Attempt(transport, self.codec, clock, settings.timeouts, settings.retry)
         chain: list[Middleware] = [*map(checked, self.middleware)]
         # Optional middleware is imported lazily.
         if self.coalesce:
@@ -240,8 +239,6 @@ class ClientOptions:
 
             chain.append(CoalesceMiddleware())
         if self.poll_pending is not None:
-            from .middleware.pending import PollPendingMiddleware
-
             chain.append(PollPendingMiddleware(self.poll_pending, clock))
         if source is not None:
             chain.append(AuthMiddleware(source))
@@ -250,7 +247,7 @@ class ClientOptions:
             from .middleware.hedge import HedgeMiddleware
 
             chain.append(HedgeMiddleware(self.hedge, clock))
-        return compose((*chain, *map(checked, self.attempt_middleware)), attempt)
+        return compose((*chain, *map(checked, self.attempt_middleware)), Observed.handler(attempt, self.observers))
 
     def derive(self, changes: DerivedArguments) -> ClientOptions:
         """These options with some changed, for a client on the same pool. Secrets in `changes` must be wrapped.

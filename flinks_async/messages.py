@@ -7,6 +7,7 @@ middleware never holds a connection, and a truncated body reaches it as an error
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from inspect import isawaitable
 from types import MappingProxyType
@@ -20,12 +21,11 @@ from .endpoint import Endpoint
 from .errors import ConfigError, FlinksError
 from .limits.rate import read_retry_after
 from .models import NO_META, Meta, PartnerAccessResponse
-from .runtime.cancel_scope import CancelScope
-from .runtime.loop_state import LoopState
+from .runtime import CancelScope, LoopState
 from .secret import Secret
 from .verdict import EMPTY_ENVELOPE, Envelope, Verdict
 
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 def _names(headers: Mapping[str, str]) -> str:
@@ -116,13 +116,28 @@ class Call:
     permit: SendPermit | None = None
     scope: CancelScope | None = None
     blocked: bool = False
+    _id: str = ""
+
+    @property
+    def id(self) -> str:
+        """32 random hexadecimal digits that identify the call in errors, events, logs and spans; made when first read. All
+        its attempts have the same one. It is not sent, unless an attempt middleware adds it to the headers.
+        """
+        if not self._id:
+            self._id = os.urandom(16).hex()
+        return self._id
 
     @property
     def deadline(self) -> float | None:
         return self._deadline if self.shared is None else self.shared.at
 
+    def copy(self, **changes: Any) -> Call:
+        """A copy with the same id, for a task of its own."""
+        return evolve(self, id=self.id, **changes)
+
     def add(self, copy: Call, *, since: Call) -> None:
-        """Adds what a copy of this call has counted since an earlier copy."""
+        """Adds what a copy of this call has counted since an earlier copy, and takes the id that it sent."""
+        self._id = copy.id
         self.attempts += copy.attempts - since.attempts
         self.queue_time += copy.queue_time - since.queue_time
         self.wire_time += copy.wire_time - since.wire_time
@@ -149,7 +164,7 @@ class Request:
     endpoint: Endpoint = field(repr=lambda endpoint: endpoint.host)
     token: Secret
     call: Call
-    headers: Mapping[str, str] = field(default=_NO_HEADERS, repr=_names)
+    headers: Mapping[str, str] = field(default=NO_HEADERS, repr=_names)
     raw: bool = False
 
     def evolve(self, **changes: Any) -> Request:
@@ -175,7 +190,7 @@ class Response:
     """
 
     status: int
-    headers: Mapping[str, str] = field(default=_NO_HEADERS, repr=_known_names)
+    headers: Mapping[str, str] = field(default=NO_HEADERS, repr=_known_names)
     body: bytes = field(default=b"", repr=lambda body: f"<{len(body)} bytes>")
     answer: PartnerAccessResponse | None = field(default=None, repr=False)
     envelope: Envelope = EMPTY_ENVELOPE

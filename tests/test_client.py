@@ -379,6 +379,88 @@ async def test_middleware_sees_calls_and_attempt_middleware_sees_attempts() -> N
     assert transport.requests[0].headers["x-trace"] == "1"
 
 
+async def test_a_middleware_sees_the_headers_of_a_call_and_adds_to_them() -> None:
+    async def trace(request: Request, call_next: Handler) -> Response:
+        return await call_next(request.evolve(headers={**request.headers, "X-Trace": "1"}))
+
+    transport = InMemoryTransport(default=DOCUMENTED)
+    async with client_of(transport, middleware=[trace]) as flinks:
+        await flinks.partner_access("t", headers={"X-Own": "2"})
+        await flinks.partner_access("t")
+    assert [(each.headers.get("x-own"), each.headers["x-trace"]) for each in transport.requests] == [
+        ("2", "1"),
+        (None, "1"),
+    ]
+
+
+async def test_all_attempts_of_a_call_have_one_id_which_its_events_and_its_error_name() -> None:
+    events: list[Any] = []
+
+    async def send_id(request: Request, call_next: Handler) -> Response:
+        return await call_next(request.evolve(headers={**request.headers, "X-Request-Id": request.call.id}))
+
+    transport = InMemoryTransport(
+        {"t": [KINDS["http_503"], ReadError("broken"), KINDS["bad_request"]]}, default=DOCUMENTED
+    )
+    async with client_of(transport, observers=[events.append], attempt_middleware=[send_id]) as flinks:
+        with pytest.raises(BadRequestError) as caught:
+            await flinks.partner_access("t")
+        await flinks.partner_access("u")
+    first, second = caught.value.call_id, events[-1].call_id
+    assert isinstance(first, str)
+    assert len(first) == 32
+    assert first != second
+    assert [event.call_id for event in events] == [first] * 8 + [second] * 2
+    assert [request.headers["X-Request-Id"] for request in transport.requests] == [first] * 3 + [second]
+
+
+async def test_a_call_without_events_and_errors_makes_no_id_and_sends_none(wire: aioresponses) -> None:
+    made: list[str] = []
+
+    async def look(request: Request, call_next: Handler) -> Response:
+        response = await call_next(request)
+        made.append(request.call._id)
+        return response
+
+    wire.get(URL, payload=DOCUMENTED, repeat=True)
+    async with FlinksClient(auth_secret=SECRET, middleware=[look]) as flinks:
+        await flinks.partner_access("t")
+    ((call,),) = wire.requests.values()
+    assert made == [""]
+    assert sorted(call.kwargs["headers"]) == [
+        "Accept",
+        "Accept-Encoding",
+        "Content-Type",
+        "User-Agent",
+        "flinks-auth-key",
+    ]
+
+
+def test_both_attempts_of_a_hedged_call_have_its_id() -> None:
+    ids: list[str] = []
+
+    class SlowOnce:
+        async def send(self, request: Request, /) -> Response:
+            ids.append(request.call.id)
+            await asyncio.sleep(1.0 if len(ids) == 21 else 0.01)
+            return Response(200, {}, b'{"RequestId": "r"}')
+
+        async def close(self) -> None:
+            pass
+
+    async def calls() -> None:
+        async with FlinksClient(
+            auth_secret=SECRET, transport=SlowOnce(), clock=VirtualClock(), hedge=config.Hedge(samples=20)
+        ) as flinks:
+            for _ in range(21):
+                await flinks.partner_access("t")
+
+    run_virtual(calls())
+    assert len(ids) == 22
+    assert len(set(ids)) == 21
+    assert ids[20] == ids[21]
+
+
 async def test_a_middleware_may_answer_by_itself() -> None:
     async def cached(request: Request, call_next: Handler) -> Response:
         return Response(200, {}, b'{"RequestId": "cached"}')

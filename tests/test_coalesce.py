@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Awaitable
+from typing import Any
 
 import pytest
 
@@ -117,6 +118,41 @@ def test_a_raw_call_does_not_share_with_a_decoded_one() -> None:
         async with client_of(transport) as client:
             await asyncio.gather(client.partner_access("a"), client.partner_access_raw("a"))
             assert len(transport.sent) == 2
+
+    run_virtual(main())
+
+
+def test_calls_with_different_headers_do_not_share_a_request() -> None:
+    async def main() -> None:
+        transport = OneSecond()
+        async with client_of(transport) as client:
+            headers: list[dict[str, str] | None] = [None, {"X-A": "1"}, {"X-A": "2"}, {"x-a": "1"}, {}, {"X-B": "1"}]
+            await asyncio.gather(*(client.partner_access("a", headers=each) for each in headers))
+            assert len(transport.sent) == 4  # without, X-A 1 (twice), X-A 2, X-B
+            many = client.partner_access_many(["a", "a"], headers={"X-A": "1"})
+            outcomes = [outcome async for outcome in many]
+            assert len(outcomes) == 2
+            assert len(transport.sent) == 5
+
+    run_virtual(main())
+
+
+def test_calls_that_share_a_request_have_the_id_that_it_has() -> None:
+    async def main() -> None:
+        ids: list[str] = []
+        transport = OneSecond(400)
+        events: list[Any] = []
+
+        async def look(request: Request, call_next: Handler) -> Response:
+            ids.append(request.call.id)
+            return await call_next(request)
+
+        async with client_of(transport, attempt_middleware=[look], observers=[events.append]) as client:
+            calls = (client.partner_access("a") for _ in range(3))
+            errors = await asyncio.gather(*calls, return_exceptions=True)
+        assert len(transport.sent) == len(ids) == 1
+        assert [error.call_id for error in errors if isinstance(error, FlinksError)] == ids * 3
+        assert {event.call_id for event in events} == set(ids)
 
     run_virtual(main())
 

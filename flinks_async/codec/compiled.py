@@ -32,18 +32,8 @@ from attrs import frozen
 from cattrs import Converter
 from msgspec import NODEFAULT, UNSET, Raw
 
-from ..models import (
-    DEFAULT_WIRE_STATE,
-    MODELS,
-    Account,
-    AccountsDetail,
-    Model,
-    PartnerAccessResponse,
-    Timestamp,
-    Transaction,
-    WireState,
-)
-from ..schema import AMOUNT, SCHEMA, Field, FieldKind
+from ..models import MODELS, SCHEMA, Account, AccountsDetail, Model, PartnerAccessResponse, Timestamp, Transaction
+from ..schema import AMOUNT, DEFAULT_WIRE_STATE, Field, FieldKind, WireState
 from . import reference
 from .on_access import OnAccessAccount, ReadArray, pending_or_none
 from .parse import CONTAINERS, PARSE_ERRORS, check_limits, decode_any, decode_unknown

@@ -18,8 +18,8 @@ from cattrs import Converter, StructureHandlerNotFoundError
 from cattrs.dispatch import StructureHook
 
 from ..errors import DecodeError, WrongTypeError
-from ..models import MODELS, Model, Timestamp, WireState
-from ..schema import AMOUNT, SCHEMA, Field, FieldKind
+from ..models import MODELS, SCHEMA, Model, Timestamp
+from ..schema import AMOUNT, Field, FieldKind, WireState
 from .parse import CONTAINERS, MAX_KEYS, TooDeep, TooMany, check_limits, json_error
 
 Reader = Callable[[Any], Any]

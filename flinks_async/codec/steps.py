@@ -14,8 +14,7 @@ import msgspec
 from cattrs import Converter
 
 from ..errors import DecodeError, EmptyBodyError
-from ..models import Account, AccountsDetail, Link, Meta, Model, PartnerAccessResponse, Transaction
-from ..schema import SCHEMA
+from ..models import SCHEMA, Account, AccountsDetail, Link, Meta, Model, PartnerAccessResponse, Transaction
 from . import reference
 from .compiled import FALLBACK_ERRORS, NO_RAW_CLASSES, Compiler, Fallback, ObservedFields, RawClasses
 from .on_access import whole_on_access

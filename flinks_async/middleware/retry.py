@@ -1,8 +1,13 @@
-"""Retries failed attempts.
+"""Asks again: retries failed attempts, and polls while the data is not ready.
 
 `decide` is pure: from the verdict on an attempt and what was tried before it decides whether and when to try again. The
 middleware around it only waits, and pays for retries from the retry quota. It holds no connection while it waits, because
 an attempt returns complete responses.
+
+Polling (202, OPERATION_PENDING, OPERATION_DISPATCHED) is off by default, because it is not documented that this endpoint
+ever answers so. For a sibling endpoint Flinks documents a poll every 10 seconds, for at most 30 minutes. If the server asks
+for a longer wait, it gets it. A poll that would pass the bound or the call's deadline is not made; the call then ends with
+the last "not yet", a `PendingError`. Each poll is a call of its own for the retry.
 """
 
 from __future__ import annotations
@@ -16,9 +21,10 @@ from ..checks import counted
 from ..classify import classify_error, error_from, verdict_of
 from ..clock import Clock
 from ..errors import DeadlineExceededError, FlinksError, QuotaExhaustedError, drop_internal_frames
+from ..limits.notices import emit, is_watched
 from ..limits.quota import RetryQuota
 from ..messages import Call, Handler, Request, Response
-from ..observe import Observer, RetryScheduled, emit
+from ..observe import Observer, RetryScheduled
 from ..secret import fingerprint
 from ..verdict import Kind, Verdict
 
@@ -85,7 +91,6 @@ def decide(
     down: bool = False,
 ) -> Backoff | Stop:
     """Whether and when to try again. Pure except for `random`.
-
 
     Args:
         state: already counts the attempt that failed.
@@ -269,9 +274,9 @@ class RetryMiddleware:
         call = request.call
         call.fresh = verdict.kind is Kind.STALE
         call.retrying = True
-        if self._observers:
+        if is_watched(self._observers, RetryScheduled.level):
             event = RetryScheduled(
-                request.endpoint.host, call.attempts, fingerprint(request.token), verdict, decision.delay
+                request.endpoint.host, call.attempts, fingerprint(request.token), verdict, decision.delay, call.id
             )
             emit(self._observers, event)
 
@@ -291,3 +296,37 @@ def _not_retried(cls: type[FlinksError], reason: str, last: FlinksError, row: st
         request_id=last.request_id,
         retry_after=last.retry_after,
     )
+
+
+def may_poll(settings: config.PollPending, *, wait: float, waited: float, remaining: float | None) -> bool:
+    """Whether to wait once more and poll again. Pure.
+
+    Args:
+        wait: seconds until the next poll.
+        waited: seconds since the first "not yet".
+        remaining: seconds until the call's deadline.
+    """
+    return waited + wait <= settings.bound and (remaining is None or wait < remaining)
+
+
+class PollPendingMiddleware:
+    """Repeats the rest of the chain until the answer is not pending."""
+
+    def __init__(self, settings: config.PollPending, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+
+    async def __call__(self, request: Request, call_next: Handler, /) -> Response:
+        settings, clock, call = self._settings, self._clock, request.call
+        first: float | None = None
+        while True:
+            response = await call_next(request)
+            if verdict_of(response).kind is not Kind.PENDING:
+                return response
+            now = clock.now()
+            first = now if first is None else first
+            wait = max(settings.interval, response.retry_after(clock) or 0.0)
+            remaining = None if call.deadline is None else call.deadline - now
+            if not may_poll(settings, wait=wait, waited=now - first, remaining=remaining):
+                return response
+            await clock.sleep(wait)

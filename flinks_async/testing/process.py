@@ -24,7 +24,7 @@ import msgspec
 from attrs import evolve, field, frozen
 
 from ..config import AuthScheme
-from ..runtime.loop_state import fast_loop, handled_signals
+from ..runtime import fast_loop, handled_signals
 from .data import Shape, Size
 from .faults import Distribution, Faults, Latency, Plan, RateLimit
 from .server import FlinksServer

@@ -29,8 +29,7 @@ from ..limits.governor import Governor
 from ..limits.quota import RetryQuota, make_quota
 from ..messages import Transport
 from ..observe import Observer
-from ..runtime.cancel_scope import DeadlineTimer
-from ..runtime.loop_state import LoopState, PerLoop, RequestCounters
+from ..runtime import DeadlineTimer, LoopState, PerLoop, RequestCounters
 from ..secret import Secret, SecretProvider
 from .aiohttp import AiohttpTransport
 from .session import SessionManager

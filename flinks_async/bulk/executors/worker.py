@@ -23,7 +23,7 @@ import msgspec
 
 from ...limits.notices import is_no_notice
 from ...limits.rate import GCRA
-from ...runtime.loop_state import fast_loop
+from ...runtime import fast_loop
 from ...secret import Secret
 from ..files import cannot_write, create, write_all
 from .seat import Seat, Secrets, Start

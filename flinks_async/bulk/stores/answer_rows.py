@@ -26,8 +26,7 @@ from ... import tables as flat
 from ...codec import Codec
 from ...codec.parse import EXACT, decode_any
 from ...errors import DecodeError
-from ...models import PartnerAccessResponse
-from ...schema import SCHEMA
+from ...models import SCHEMA, PartnerAccessResponse
 from ...tables import Column, ColumnType, Row, Table, extra_of, flatten, to_json
 from ..compression import Compression
 from ..errors import StoreError, UnfitAnswerError

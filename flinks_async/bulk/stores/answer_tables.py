@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Any, Final
 from attrs import define, field, frozen
 
 from ...checks import optional_import
-from ...models import Model, PartnerAccessResponse, Timestamp
-from ...schema import SCHEMA, FieldKind
+from ...models import SCHEMA, Model, PartnerAccessResponse, Timestamp
+from ...schema import FieldKind
 from ...tables import COLUMN_TYPES, Table, arrow_table, arrow_types, extra_of, schema_of, to_json
 from ..compression import Compression
 from ..errors import StoreError
