@@ -37,7 +37,7 @@ from .messages import Handler, Middleware, Transport, checked, compose, name_of
 from .middleware.attempt import Attempt, Observed
 from .middleware.auth import AuthMiddleware, SecretSource
 from .middleware.retry import PollPendingMiddleware, RetryMiddleware
-from .observe import Observer
+from .observe import Observer, log_as_environment_says
 from .secret import Secret, SecretProvider, wrap_header_values, wrap_secret
 
 if TYPE_CHECKING:
@@ -198,6 +198,7 @@ class ClientOptions:
     def __attrs_post_init__(self) -> None:
         if self.session is not None and self.transport is not None:
             raise ConfigError("give either session or transport, not both")
+        log_as_environment_says()
 
     def endpoint(self) -> Endpoint:
         """Where requests go, and their headers."""
@@ -218,9 +219,7 @@ class ClientOptions:
             source: asks for the AuthSecret, if it is a callable.
         """
         settings, clock = self.settings, self.clock
-        attempt: Handler = Attempt(transport, self.codec, clock, settings.timeouts, settings.retry)
-        if self.observers:
-            attempt = Observed(attempt, self.observers)
+        attempt = Attempt(transport, self.codec, clock, settings.timeouts, settings.retry)
         chain: list[Middleware] = [*map(checked, self.middleware)]
         # Optional middleware is imported lazily.
         if self.coalesce:
@@ -236,7 +235,7 @@ class ClientOptions:
             from .middleware.hedge import HedgeMiddleware
 
             chain.append(HedgeMiddleware(self.hedge, clock))
-        return compose((*chain, *map(checked, self.attempt_middleware)), attempt)
+        return compose((*chain, *map(checked, self.attempt_middleware)), Observed.handler(attempt, self.observers))
 
     def derive(self, changes: DerivedArguments) -> ClientOptions:
         """These options with some changed, for a client on the same pool. Secrets in `changes` must be wrapped.

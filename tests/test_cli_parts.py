@@ -25,9 +25,9 @@ from flinks_async.bulk.records import Histogram, InstanceTrouble, Rate
 from flinks_async.cli import Exit
 from flinks_async.cli.console import OutputError, duration, log_to_stderr, printable, say
 from flinks_async.cli.display import choose_display, repeated
+from flinks_async.cli.job_run import run
 from flinks_async.cli.output import LINES, whole_file
 from flinks_async.cli.secret_input import in_daemon_thread
-from flinks_async.cli.signals import run
 from flinks_async.cli.status import _figures
 
 
@@ -100,7 +100,7 @@ class TestBeforeThereIsALoop:
         async def main() -> None:
             pytest.fail("it is not begun")
 
-        monkeypatch.setattr("flinks_async.cli.signals.fast_loop", interrupted)
+        monkeypatch.setattr("flinks_async.cli.job_run.fast_loop", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(main)
         gc.collect()

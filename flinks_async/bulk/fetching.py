@@ -21,8 +21,9 @@ from ..errors import ClientClosedError, ConfigError, FlinksError
 from ..messages import Response, SendPermit
 from ..secret import fingerprint
 from .compression import Compression
+from .errors import StoreError
 from .failures import failure_of
-from .files import SpareFiles
+from .files import OPEN_FILES_SHORT, SpareFiles
 from .inputs import Token
 from .records import Counters, Failure, Finished, RecentTimes, RunState, Shard
 from .rules import DoubtfulTokens, Rules, doubt_about, meets_every_token, reason_for_all
@@ -152,11 +153,11 @@ class Fetcher:
         self.stop("it broke off")
 
     async def go(self) -> None:
-        """Fetches until there are no more shards, or until it is stopped. Then the open shards are finished too, with the
-        answers they have and the rows that are left.
+        """Fetches until there are no more shards, or until it is stopped or broken off. Then the open shards are finished
+        too, with the answers they have and the rows that are left.
 
         Raises:
-            Exception: what `load` and `finished` raise. Unfinished spools are removed.
+            Exception: what `load` and `finished` raise, and StoreError. Spools that cannot be finished are removed.
         """
         try:
             await self._fetch_all()
@@ -236,6 +237,7 @@ class Fetcher:
                 else:
                     self._note_failure(opened, token, outcome)
                 if opened.full:
+                    self._stop_if_short()
                     await self._writing.do(self._spill, opened, opened.take_lines())
                 if self._only_doubtful():
                     self._room.set()
@@ -308,6 +310,7 @@ class Fetcher:
         ending.add_done_callback(self._ended)
 
     async def _end(self, opened: OpenShard, left: tuple[int, ...]) -> None:
+        self._stop_if_short()
         await self._finished(
             await self._writing.do(self._write_end, opened, opened.take_lines(), opened.failures, left)
         )
@@ -320,9 +323,21 @@ class Fetcher:
 
     def _spill(self, opened: OpenShard, lines: Sequence[bytes]) -> None:
         """Runs in the writing thread."""
-        if opened.spool is None:
-            opened.spool = Spool(self._spools / f"{opened.shard.id:06d}.spool", self._compression)
-        opened.spool.write(lines)
+        if opened.lost is not None:
+            raise opened.lost
+        try:
+            if opened.spool is None:
+                opened.spool = Spool(self._spools / f"{opened.shard.id:06d}.spool", self._compression)
+            opened.spool.write(lines)
+        except StoreError as error:
+            opened.lost = error
+            if opened.spool is not None:
+                opened.spool.abandon()  # on a full disk, its space may be enough for the other shards
+            raise
+
+    def _stop_if_short(self) -> None:
+        if self._spare.needed():
+            self.stop(OPEN_FILES_SHORT)
 
     def _write_end(
         self, opened: OpenShard, lines: Sequence[bytes], failures: tuple[Failure, ...], left: tuple[int, ...]
@@ -350,10 +365,11 @@ class Fetcher:
             for task in (*workers, stopped):
                 task.cancel()
             await asyncio.wait({*workers, stopped})
-        self._raise_if_broken()
 
     async def _finish_the_rest(self) -> None:
-        """Finishes the open shards with the answers they have, and names the rows that are left."""
+        """Finishes the open shards with the answers they have, and names the rows that are left. After an error, those
+        that it does not concern.
+        """
         for name, doubtful in self._doubtful.items():
             if doubtful and self.stopped is None:
                 if doubtful.any_success or self.secret_is_good:

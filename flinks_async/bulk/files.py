@@ -203,14 +203,42 @@ class SpareFiles:
     """Descriptors that are held until there may be no others, so that what was fetched can still be written."""
 
     def __init__(self, count: int = 8) -> None:
-        self._held: list[int] = []
-        with suppress(OSError):
-            for _ in range(count):
-                self._held.append(os.open(os.devnull, os.O_RDONLY | _BINARY))
+        self._held = _open_nulls(count)
+
+    def needed(self) -> bool:
+        """Whether the next file might find no descriptor. Then the run should stop, and `close` frees these."""
+        if not self._held:
+            return False
+        found = _open_nulls(_FOR_ONE_STEP)
+        short = len(found) < _FOR_ONE_STEP
+        _close_all(found)
+        return short
 
     def close(self) -> None:
-        while self._held:
-            os.close(self._held.pop())
+        _close_all(self._held)
+
+
+_FOR_ONE_STEP: Final = 4
+"""Descriptors that are open at once while a shard is stored: its spool, the output, its folder, a journal."""
+
+
+def _open_nulls(count: int) -> list[int]:
+    found: list[int] = []
+    with suppress(OSError):
+        while len(found) < count:
+            found.append(os.open(os.devnull, os.O_RDONLY | _BINARY))
+    return found
+
+
+def _close_all(files: list[int]) -> None:
+    while files:
+        os.close(files.pop())
+
+
+OPEN_FILES_SHORT: Final = (
+    "this process may open no more files. Raise the limit (ulimit -n), or lower concurrency and open_shards"
+)
+"""Why a run stops when descriptors are short."""
 
 
 _OPEN_MAX: Final = 10_240

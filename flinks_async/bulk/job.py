@@ -192,7 +192,7 @@ class Job:
         resources.callback(ledger.close)
         if ledger.get("job") != manifest.job:
             raise JobMismatchError(f"{folder / LEDGER} is not the ledger of {folder / MANIFEST}")
-        log = JobLog(folder / LOG)
+        log = JobLog(folder / LOG, manifest.job)
         resources.callback(log.close)
         for name in (SPOOLS, SCRATCH):
             empty(folder / name)

@@ -35,11 +35,10 @@ from . import Exit, epilog
 from .access import Clients
 from .console import OutputError, UsageError, debug_option, say
 from .display import choose_display
-from .job_run import JobRun, OnScan
-from .options import Speed, concurrency_option, path_name
+from .job_run import JobRun, OnScan, run
+from .options import bulk_settings, concurrency_option, path_name
 from .output import Command, to_stdout
 from .secret_input import read_secret
-from .signals import run
 
 if TYPE_CHECKING:
     from ..testing import FlinksServer
@@ -208,7 +207,7 @@ class DemoFetch:
     def run(self) -> int:
         """Starts the job or resumes it; the exit code."""
         client = FlinksClient(
-            auth_secret=self.auth_secret, base_url=self.base_url, settings=Speed(self.concurrency).settings()
+            auth_secret=self.auth_secret, base_url=self.base_url, settings=bulk_settings(self.concurrency)
         )
         return run(JobRun(self._open, Clients(client), Rules(), InProcess(), choose_display("auto")).go)
 

@@ -46,9 +46,9 @@ from ..verdict import Kind
 from . import Exit, epilog
 from .access import Access, access_options
 from .console import debug_option, duration, printable, say
+from .job_run import run
 from .output import Command, to_stdout
 from .secret_input import read_token
-from .signals import run
 
 State = Literal["ok", "warning", "problem"]
 

@@ -19,6 +19,7 @@ from attrs import evolve
 
 from ...config import Settings, ShareQuota
 from ...errors import ConfigError
+from ..files import OPEN_FILES_SHORT, SpareFiles
 from ..inputs import InputBytes
 from ..records import Counters, Finished, RunState
 from ..rules import Rules
@@ -106,6 +107,7 @@ class WorkersExecution(ABC):
         self._working: asyncio.Task[None] | None = None
         self._broken: BaseException | None = None
         self._late: asyncio.TimerHandle | None = None
+        self._spare = SpareFiles()
 
     @abstractmethod
     async def _work_all(self) -> None:
@@ -129,6 +131,17 @@ class WorkersExecution(ABC):
         if self._working is not None and not self._working.cancelling():
             self._working.cancel()
 
+    def _end_with(self, error: BaseException) -> None:
+        """After a problem of one worker, the others end with the answers they have."""
+        if self._broken is None:
+            self._broken = error
+        self.stop("it broke off")
+
+    def _stop_if_short(self) -> None:
+        if self._spare.needed():
+            self._spare.close()
+            self.stop(OPEN_FILES_SHORT)
+
     def counters(self) -> Counters:
         live = [worker.counters for worker in self._workers]
         return Counters.sum_of([*live, *(one.without_troubles() if live else one for one in self._past)])
@@ -142,6 +155,7 @@ class WorkersExecution(ABC):
                 if not working.cancelling():  # a second cancellation would interrupt the ends of the workers
                     working.cancel()
                     await asyncio.wait({working})
+                self._spare.close()
                 if self._late is not None:
                     self._late.cancel()
             if self._broken is None:
@@ -201,7 +215,8 @@ class WorkersExecution(ABC):
                     for other in self._workers - {worker}:
                         other.send(message)
                 case Broken(error):
-                    raise error
+                    self._end_with(error)
+                    return True
         return False
 
     def _break_off_if_failed(self, task: asyncio.Future[None]) -> None:
@@ -225,6 +240,7 @@ class WorkersExecution(ABC):
             return task
 
     async def _store(self, worker: Worker, finished: Finished) -> None:
+        self._stop_if_short()
         await self._finished(finished)
         worker.send(Stored(finished.shard.id))
 

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, Final
 
 from attrs import evolve
 
-from ...errors import ConfigError
+from ...errors import ConfigError, FlinksError
 from ...secret import Secret
 from ..directory import empty
 from ..errors import WorkerError
@@ -106,15 +106,19 @@ class ProcessesExecution(WorkersExecution):
 
     async def _keep(self, start: Start) -> None:
         """Runs a worker, and a new one if it dies, until all shards are done."""
-        while (death := await self._run_process(start)) is not None and not self._all_done:
-            if self._restarts == 0:
-                raise WorkerError(
-                    f"worker processes keep crashing, the last one by {death}. The answers so far are kept: run the job "
-                    "again to resume. If memory is short, use fewer processes"
-                )
-            self._restarts -= 1
+        try:
+            while (death := await self._run_process(start)) is not None and not self._all_done:
+                if self._restarts == 0:
+                    raise WorkerError(
+                        f"worker processes keep crashing, the last one by {death}. The answers so far are kept: run the "
+                        "job again to resume. If memory is short, use fewer processes"
+                    )
+                self._restarts -= 1
+        except FlinksError as error:
+            self._end_with(error)
 
     async def _run_process(self, start: Start) -> str | None:
+        self._stop_if_short()
         folder = self._work.spools / f"worker-{uuid.uuid4().hex[:8]}"
         make_folder(folder)
         try:

@@ -15,7 +15,14 @@ from attrs import evolve, frozen
 from ...secret import Secret
 from ..errors import InputError
 from ..records import from_json, key_from_json
-from .detection import delimiter_of, first_lines, refuse_other_than_csv, refuse_other_than_jsonl, refuse_other_than_text
+from .detection import (
+    delimiter_of,
+    first_lines,
+    problem_of_text,
+    refuse_other_than_csv,
+    refuse_other_than_jsonl,
+    refuse_other_than_text,
+)
 from .rows import (
     NO_KEY,
     BadLine,
@@ -271,9 +278,12 @@ class CSVParser:
                 return SkippedLine(number, "header")
         if len(fields) != header.width:
             return SkippedLine(number, "invalid", f"the row has {len(fields)} fields, the header has {header.width}")
+        token = fields[header.token].strip(" \t")
+        if header.width == 1 and token and (problem := problem_of_text(token)):
+            return SkippedLine(number, "invalid", f"the line {problem}")
         return Token(
             number,
-            Secret(fields[header.token].strip(" \t")),
+            Secret(token),
             NO_KEY if header.key is None else fields[header.key],
             None if header.instance is None else fields[header.instance].strip(" \t"),
         )

@@ -18,7 +18,7 @@ from ...errors import InvalidTokenError
 from ...secret import Secret
 from ..compression import Pieces
 from ..errors import InputError
-from .detection import is_plain, is_usual_name, looks_like_data, problem_of_text
+from .detection import is_usual_name, looks_like_data, problem_of_text, problem_of_value
 
 MAX_LINE: Final = 1024 * 1024
 
@@ -164,7 +164,7 @@ class TextParser:
             if isinstance(line, BadLine):
                 yield SkippedLine(number, "invalid", line.message)
             elif token := line.strip(" \t"):
-                problem = None if is_plain(token) else problem_of_text(token)
+                problem = problem_of_text(token)
                 yield SkippedLine(number, "invalid", f"the line {problem}") if problem else Token(number, Secret(token))
             else:
                 yield SkippedLine(number, "blank")
@@ -244,6 +244,8 @@ def _problem_of_token(token: Secret) -> str | None:
         check_token(token)
     except InvalidTokenError as error:
         return error.message
+    if problem := problem_of_value(token.reveal()):
+        return f"the access token {problem}"
     if not token.reveal().isprintable():
         # Allowed on the wire, but in a file it is a mistake: an invisible space.
         return "the access token holds an invisible character"

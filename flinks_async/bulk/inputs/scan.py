@@ -21,6 +21,7 @@ from typing import Final, Protocol
 from attrs import field, frozen
 
 from ...errors import ConfigError
+from ...limits.notices import log_fields
 from ...secret import fingerprint
 from ..errors import InputError
 from ..files import cannot_write, create, make_folder, open_to_write, write_all
@@ -220,7 +221,7 @@ def scan(
         file.refuse_change()
         scanned = scanner.finish()
     if not scanned.tokens:
-        _log.warning(NO_TOKENS)
+        _log.warning(NO_TOKENS, extra=log_fields("NoTokens"))
     return scanned
 
 
