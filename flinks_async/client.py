@@ -10,22 +10,21 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, overload
 from attrs import evolve
 
 from . import checks, config
-from .classify import error_from, verdict_of
-from .client_options import AuthSecret, ClientArguments, ClientOptions, DerivedArguments, wrap_proxy, wrap_secrets
+from .classify import complete, deadline_error, error_from, verdict_of
+from .client_options import (
+    AuthSecret,
+    ClientArguments,
+    ClientOptions,
+    DerivedArguments,
+    copy_attributes,
+    wrap_proxy,
+    wrap_secrets,
+)
 from .clock import Clock
 from .codec import Codec
 from .config import Settings
 from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM, check_headers, check_token
-from .errors import (
-    CircuitOpenError,
-    ClientClosedError,
-    ConfigError,
-    DeadlineExceededError,
-    FlinksError,
-    QuotaExhaustedError,
-    drop_internal_frames,
-    keep_users_frames,
-)
+from .errors import ClientClosedError, ConfigError, FlinksError, keep_users_frames
 from .fanout import Outcome, TokenSource, fan_out
 from .limits.governor import Governor
 from .messages import NO_HEADERS, Call, Middleware, Request, Response, SendPermit, Transport
@@ -33,10 +32,10 @@ from .middleware.auth import SecretSource
 from .models import PartnerAccessResponse
 from .observe import ClientStats, Observer
 from .runtime import CancelScope, LoopState, PerLoop, RequestCounters
-from .secret import Secret, fingerprint, wrap_header_values, wrap_secret, wraps_token
+from .secret import Secret, wrap_header_values, wrap_secret, wraps_token
 from .transport import pool
 from .transport.pool import Lineage, Pool
-from .transport.session import ConnectionStats, SessionManager
+from .transport.session import SessionManager
 from .verdict import OK, Kind
 
 if TYPE_CHECKING:
@@ -45,9 +44,6 @@ if TYPE_CHECKING:
 K = TypeVar("K", bound=Hashable)
 Token = str | Secret
 Headers = Mapping[str, str | Secret] | None
-
-# Errors that end a call between attempts. Their cause is the error of the last attempt, if there was one.
-_GIVEN_UP = (CircuitOpenError, DeadlineExceededError, QuotaExhaustedError)
 
 
 class FlinksClient:
@@ -196,7 +192,7 @@ class FlinksClient:
             raise ClientClosedError("the client is closed")
         options = self._options.derive(changes)
         client = object.__new__(type(self))
-        _copy_attributes(self, client)
+        copy_attributes(self, client)
         source = self._source if options.auth_secret is self._options.auth_secret else None
         client._set_up(options, self._pool, source, self._lineage)
         return client
@@ -311,9 +307,7 @@ class FlinksClient:
         check_headers(headers)
         if self._closed:
             raise ClientClosedError("the client is closed")
-        options: dict[str, Any] = {} if timeout is None else {"timeout": timeout}
-        if headers:
-            options["headers"] = headers
+        options: dict[str, Any] = {name: value for name, value in (("timeout", timeout), ("headers", headers)) if value}
         fetch = partial(self.partner_access, **options) if options else self.partner_access
         return fan_out(source, fetch, concurrency=workers, ordered=ordered)
 
@@ -326,9 +320,8 @@ class FlinksClient:
             checks.seconds("timeout", timeout)
         state = self._enter()
         now, scope = self._clock.now(), CancelScope()
-        call = Call(
-            now, state, None if timeout is None else now + timeout, secret=self._secret, permit=permit, scope=scope
-        )
+        deadline = None if timeout is None else now + timeout
+        call = Call(now, state, deadline, secret=self._secret, permit=permit, scope=scope)
         # Not bound to a name, because a traceback shows the names of this frame.
         request = Request(self._endpoint, token, call, NO_HEADERS if headers is None else check_headers(headers), raw)
         problem: FlinksError
@@ -350,9 +343,7 @@ class FlinksClient:
             elif self._closed:
                 problem = ClientClosedError("the client was closed while the call was in flight")
             else:
-                why = call.problem or ("" if call.attempts else state.governor.why_held(self._clock.now()))
-                sent = f"{checks.counted(call.attempts, 'attempt')} sent{f'; {why}' if why else ''}"
-                problem = DeadlineExceededError(f"no answer from {self._endpoint.host} within {timeout:g} s ({sent})")
+                problem = deadline_error(request, timeout, self._clock.now())
         except FlinksError as error:
             problem = error
         except BaseException as error:
@@ -361,14 +352,7 @@ class FlinksClient:
             raise
         finally:
             state.end(scope)
-        problem.host = self._endpoint.host
-        problem.attempts = call.attempts
-        problem.elapsed = self._clock.now() - call.started
-        problem.token_fingerprint = fingerprint(token)
-        problem.call_id = call.id
-        drop_internal_frames(problem)
-        if isinstance(problem, _GIVEN_UP) and problem is not call.failure and problem.__cause__ is None:
-            problem.__cause__ = call.failure
+        complete(problem, request, self._clock.now())
         try:
             raise problem
         finally:
@@ -393,16 +377,13 @@ class FlinksClient:
 
     def stats(self) -> ClientStats:
         """The current counters."""
-        connections = ConnectionStats() if self._pool.sessions is None else self._pool.sessions.stats()
-        return ClientStats.of(self._states.open_values(), self._counters, connections)
+        return ClientStats.of(self._states.open_values(), self._counters, self._pool.stats())
 
     def explain(self) -> str:
         """Describes the effective settings and the retry schedule as text; secrets are masked."""
         from .explain import explain
 
-        options = self._options
-        extras = {"hedge": options.hedge, "coalesce": options.coalesce, "poll_pending": options.poll_pending}
-        return explain(self._settings, self._endpoint, extras, self.stats().learned)
+        return explain(self._options, self._endpoint, self.stats().learned)
 
     @property
     def settings(self) -> Settings:
@@ -465,11 +446,3 @@ class FlinksClient:
         raise TypeError(
             "a FlinksClient holds a secret and connections and refuses to be pickled: make one where you need it"
         )
-
-
-def _copy_attributes(source: object, target: object) -> None:
-    """Copies all attributes, including those in `__slots__` of a subclass."""
-    state: Any = object.__getstate__(source)
-    for attributes in state if isinstance(state, tuple) else (state,):
-        for name, value in (attributes or {}).items():
-            object.__setattr__(target, name, value)

@@ -63,16 +63,14 @@ THROTTLE_STATUSES: Final = frozenset({429})
 
 
 def _as_set(values: Any) -> Any:
-    statuses = tuple(values) if isinstance(values, Iterable) else values
-    return frozenset(statuses) if _are_whole(statuses) else statuses  # the validator refuses it
-
-
-def _are_whole(values: object) -> bool:
-    return isinstance(values, (tuple, frozenset)) and all(type(value) is int for value in values)
+    try:
+        return frozenset(values)
+    except TypeError:  # the validator refuses it
+        return values
 
 
 def _statuses(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    if not _are_whole(value):
+    if not isinstance(value, frozenset) or not all(type(status) is int for status in value):
         raise ConfigError("Retry.throttle_statuses must be whole numbers, such as {403, 429}")
 
 
@@ -354,10 +352,9 @@ def from_env(environ: Mapping[str, str] | None = None) -> dict[str, Any]:
     and FLINKS_BASE_URL. Empty variables count as not set.
     """
     environ = os.environ if environ is None else environ
-    found: dict[str, Any] = {}
-    for argument, variable in _ENVIRONMENT.items():
-        if environ.get(variable):
-            found[argument] = (
-                Secret(environ[variable].strip()) if argument == "auth_secret" else environ[variable].strip()
-            )
+    found: dict[str, Any] = {
+        argument: Secret(text) if argument == "auth_secret" else text
+        for argument, variable in _ENVIRONMENT.items()
+        if (text := environ.get(variable, "").strip())
+    }
     return found

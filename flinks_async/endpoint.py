@@ -145,7 +145,7 @@ def _read_base_url(base_url: str, allow_http: bool) -> tuple[str, str]:
         host = host.encode("idna").decode("ascii")  # for an ASCII name, it checks the lengths of the labels
     except UnicodeError:
         raise ConfigError("the host of base_url is not a valid (international) domain name") from None
-    if not _HOST_NAME.fullmatch(host) and not _is_address(host):
+    if not _HOST_NAME.fullmatch(host) and _address(host) is None:
         raise ConfigError("the host of base_url is neither a domain name nor an address")
     place = f"[{host}]" if ":" in host else host
     place = place if port is None else f"{place}:{port}"
@@ -156,20 +156,16 @@ def _read_base_url(base_url: str, allow_http: bool) -> tuple[str, str]:
     return f"{parts.scheme}://{place}{path}", place
 
 
-def _is_address(host: str) -> bool:
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return bool(ipaddress.ip_address(host))
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = _address(host)
+    return host.endswith(".localhost") or host == "localhost" if address is None else address.is_loopback
 
 
 def _own_headers(headers: object, agent: str) -> Mapping[str, str]:
@@ -292,8 +288,9 @@ def is_exempt(url: str, exceptions: Secret) -> bool:
 
 
 def _is_in_network(host: str, network: str) -> bool:
+    address = _address(host)
     try:
-        return ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)
+        return address is not None and address in ipaddress.ip_network(network, strict=False)
     except ValueError:
         return False
 

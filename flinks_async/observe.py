@@ -1,19 +1,25 @@
-"""Events for observers (metrics, traces, progress), and the counters of a client.
+"""Events for observers (metrics, traces, progress) and the log, and the counters of a client.
 
 An observer is a callable that takes one event. It runs in the event loop, between two steps of the call, so it must be
-quick and must not block. Its exceptions are logged and dropped. Without observers, no events are made.
+quick and must not block. Its exceptions are logged and dropped. No events are made for which there is neither an observer
+nor a log at their level.
 """
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from attrs import frozen
 
+from .errors import ConfigError
 from .limits.governor import Trouble
-from .limits.notices import InstanceDown, InstanceUp, Paused, Resumed, emit
+from .limits.notices import InstanceDown, InstanceUp, LoggedEvent, Paused, Resumed, emit
 from .limits.pace import LearnedLimit
 from .runtime import LoopState, RequestCounters
+from .secret import SecretFilter
 from .transport.session import ConnectionStats
 from .verdict import Verdict
 
@@ -33,7 +39,7 @@ __all__ = [
 
 
 @frozen
-class AttemptStarted:
+class AttemptStarted(LoggedEvent):
     """An attempt started; it may have to wait for a free place.
 
     Attributes:
@@ -43,6 +49,8 @@ class AttemptStarted:
         call_id: identifies the call, in all its events and in its error.
     """
 
+    text = "%(flinks_host)s: attempt %(flinks_attempt)d begins, call %(flinks_call_id)s"
+
     host: str
     attempt: int
     token_fingerprint: str
@@ -50,7 +58,7 @@ class AttemptStarted:
 
 
 @frozen
-class AttemptFinished:
+class AttemptFinished(LoggedEvent):
     """An attempt ended.
 
     Attributes:
@@ -61,6 +69,11 @@ class AttemptFinished:
         wire_time: seconds from sending to the last byte.
         body_size: bytes of the body, decompressed; 0 if it could not be decoded.
     """
+
+    text = (
+        "%(flinks_host)s: attempt %(flinks_attempt)d ended: %(flinks_reason)s, %(flinks_wire_time).3f s on the wire, "
+        "%(flinks_queue_time).3f s in the queue, %(flinks_body_size)d bytes, call %(flinks_call_id)s"
+    )
 
     host: str
     attempt: int
@@ -74,7 +87,7 @@ class AttemptFinished:
 
 
 @frozen
-class RetryScheduled:
+class RetryScheduled(LoggedEvent):
     """An attempt failed and will be retried.
 
     Attributes:
@@ -82,6 +95,12 @@ class RetryScheduled:
         verdict: why it failed.
         delay: seconds until the next attempt.
     """
+
+    level = logging.INFO
+    text = (
+        "%(flinks_host)s: attempt %(flinks_attempt)d failed: %(flinks_reason)s, the next one in %(flinks_delay).3f s, "
+        "call %(flinks_call_id)s"
+    )
 
     host: str
     attempt: int
@@ -96,6 +115,32 @@ Event = AttemptStarted | AttemptFinished | RetryScheduled | InstanceDown | Insta
 
 Observer = Callable[[Event], object]
 """A callable for events; the top of this module says what it may do."""
+
+
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def log_as_environment_says() -> None:
+    """Sets the level of the log `flinks_async` to FLINKS_LOG, once. While the program has no logging of its own, the log
+    goes to standard error.
+
+    Raises:
+        ConfigError: FLINKS_LOG is not the name of a level.
+    """
+    if name := os.environ.get("FLINKS_LOG", "").strip().lower():
+        if name not in _LOG_LEVELS:
+            raise ConfigError(f"FLINKS_LOG must be one of {', '.join(_LOG_LEVELS)} (its value is not shown)")
+        _log_to_stderr(name)
+
+
+@cache
+def _log_to_stderr(name: str) -> None:
+    root, log, handler = logging.getLogger(), logging.getLogger("flinks_async"), logging.StreamHandler()
+    handler.addFilter(lambda _: not root.handlers)
+    handler.addFilter(SecretFilter())
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(name.upper())
 
 
 @frozen

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from attrs import define, field
 
 from .limits.governor import Governor
+from .limits.notices import log_fields
 from .limits.quota import RetryQuota
 
 V = TypeVar("V")
@@ -127,6 +128,7 @@ class DeadlineTimer:
             _log.warning(
                 "the event loop was blocked for at least %.1f s, so timeouts are late; move blocking work to a thread",
                 late,
+                extra=log_fields("LoopBlocked", seconds=late),
             )
         self._after_io(_PASSES)
 

@@ -59,9 +59,11 @@ def shows_nothing(*texts: object) -> None:
 
 @pytest.fixture
 def logs() -> Iterator[io.StringIO]:
-    """Everything that any library logs, at DEBUG."""
+    """Everything that any library logs, at DEBUG: the texts and all attributes of the records."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(lambda record: bool(stream.write(f"{vars(record)!r}\n")))
     root = logging.getLogger()
     level = root.level
     root.addHandler(handler)

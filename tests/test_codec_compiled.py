@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 
 from flinks_async import codec as codec_module
 from flinks_async.codec import Codec, steps
-from flinks_async.codec.compiled import WireStates, mutable_class
+from flinks_async.codec.compiled import mutable_class
+from flinks_async.codec.reference import WireStates
 from flinks_async.errors import DecodeError, EmptyBodyError, NotJSONError, WrongTypeError
 from flinks_async.models import MODELS, SCHEMA, Account, Meta, Model, PartnerAccessResponse, Transaction
 from flinks_async.schema import DEFAULT_WIRE_STATE, WireState

@@ -17,7 +17,7 @@ from types import NoneType, TracebackType
 from typing import Any, Final, Self, get_args
 
 import msgspec
-from attrs import asdict
+from attrs import asdict, define, field
 
 from .. import checks
 from ..client import FlinksClient
@@ -42,6 +42,7 @@ SHARD_SIZE: Final = 1000
 OnScan = Callable[[int, int], object]
 
 
+@define(eq=False, repr=False, slots=False)
 class Job:
     """An open, locked job. Make one with `start` or `resume`; it is a context manager.
 
@@ -53,27 +54,16 @@ class Job:
         scanned: counts of the input's lines and tokens.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        manifest: Manifest,
-        scanned: Scanned,
-        ledger: Ledger,
-        store: Store,
-        source: InputFile,
-        log: JobLog,
-        resources: ExitStack,
-    ) -> None:
-        self.directory = directory
-        self.manifest = manifest
-        self.scanned = scanned
-        self._ledger = ledger
-        self._store = store
-        self._source = source
-        self._log = log
-        self._resources = resources
-        self._running: Run | None = None
-        self._reconciled = True
+    directory: Path
+    manifest: Manifest
+    scanned: Scanned
+    _ledger: Ledger
+    _store: Store
+    _source: InputFile
+    _log: JobLog
+    _resources: ExitStack
+    _running: Run | None = field(default=None, init=False)
+    _reconciled: bool = field(default=True, init=False)
 
     @classmethod
     def start(
@@ -200,7 +190,7 @@ class Job:
         resources.callback(ledger.close)
         if ledger.get("job") != manifest.job:
             raise JobMismatchError(f"{folder / LEDGER} is not the ledger of {folder / MANIFEST}")
-        log = JobLog(folder / LOG)
+        log = JobLog(folder / LOG, manifest.job)
         resources.callback(log.close)
         for name in (SPOOLS, SCRATCH):
             empty(folder / name)
@@ -217,9 +207,7 @@ class Job:
                 with suppress(FlinksError):
                     store.purge()
             raise
-        job = cls(folder, manifest, scanned, ledger, store, source, log, resources)
-        job._resources = resources.pop_all()
-        return job
+        return cls(folder, manifest, scanned, ledger, store, source, log, resources.pop_all())
 
     @property
     def totals(self) -> Totals:

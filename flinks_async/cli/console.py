@@ -161,7 +161,7 @@ def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> N
     global _debug
     _debug = value
     if value:
-        logging.getLogger("flinks_async").setLevel(logging.DEBUG)
+        logging.getLogger("flinks_async").setLevel(logging.INFO)
 
 
 debug_option = click.option(

@@ -6,7 +6,8 @@ timer are released, because it uses neither the network nor the server.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Awaitable, Sequence
 from math import inf
 
 from ..classify import classify_error, classify_response, outcome_line
@@ -21,9 +22,10 @@ from ..errors import (
     FlinksError,
     ShortageError,
 )
+from ..limits.notices import emit
 from ..messages import Call, Handler, Request, Response, Transport
 from ..models import Meta, PartnerAccessResponse
-from ..observe import AttemptFinished, AttemptStarted, Observer, emit
+from ..observe import AttemptFinished, AttemptStarted, Observer
 from ..runtime import LATE, CancelScope
 from ..secret import fingerprint
 from ..verdict import OK, Kind, Verdict
@@ -202,7 +204,20 @@ def _meta(call: Call, response: Response) -> Meta:
 
 
 class Observed:
-    """Emits an event before and after each attempt. In the chain only if the client has observers."""
+    """Emits an event before and after each attempt, for observers and the log."""
+
+    @classmethod
+    def handler(cls, attempt: Attempt, observers: Sequence[Observer]) -> Handler:
+        """An attempt with events while somebody wants them. The level of the log may change at any time."""
+        observed, is_logged = cls(attempt, observers).__call__, logging.getLogger("flinks_async").isEnabledFor
+        if observers:
+            return observed
+        plain = attempt.__call__  # a method is called faster than an object
+
+        def choose(request: Request) -> Awaitable[Response]:
+            return observed(request) if is_logged(AttemptStarted.level) else plain(request)
+
+        return choose
 
     def __init__(self, attempt: Handler, observers: Sequence[Observer]) -> None:
         self._attempt = attempt

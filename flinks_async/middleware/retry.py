@@ -21,9 +21,10 @@ from ..checks import counted
 from ..classify import classify_error, error_from, verdict_of
 from ..clock import Clock
 from ..errors import DeadlineExceededError, FlinksError, QuotaExhaustedError, drop_internal_frames
+from ..limits.notices import emit, is_watched
 from ..limits.quota import RetryQuota
 from ..messages import Call, Handler, Request, Response
-from ..observe import Observer, RetryScheduled, emit
+from ..observe import Observer, RetryScheduled
 from ..secret import fingerprint
 from ..verdict import Kind, Verdict
 
@@ -273,7 +274,7 @@ class RetryMiddleware:
         call = request.call
         call.fresh = verdict.kind is Kind.STALE
         call.retrying = True
-        if self._observers:
+        if is_watched(self._observers, RetryScheduled.level):
             event = RetryScheduled(
                 request.endpoint.host, call.attempts, fingerprint(request.token), verdict, decision.delay, call.id
             )

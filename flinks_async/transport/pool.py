@@ -32,7 +32,7 @@ from ..observe import Observer
 from ..runtime import DeadlineTimer, LoopState, PerLoop, RequestCounters
 from ..secret import Secret, SecretProvider
 from .aiohttp import AiohttpTransport
-from .session import SessionManager
+from .session import ConnectionStats, SessionManager
 
 T = TypeVar("T")
 
@@ -93,6 +93,9 @@ class Pool:
             return self.transport
         self.sessions.proxy_for(endpoint)
         return AiohttpTransport(self.sessions, settings.timeouts, settings.limits.max_body)
+
+    def stats(self) -> ConnectionStats:
+        return ConnectionStats() if self.sessions is None else self.sessions.stats()
 
     def loop_state(
         self,
