@@ -42,7 +42,7 @@ from ..runtime import mark_retrieved
 from ..secret import Secret, plain
 from .fast_path import SUPPORTED, Template, exchange, is_untouched, session_is_untouched
 from .inflate import Inflater
-from .session import SessionManager, Wire, shortage, wire_of_attempt
+from .session import Connector, SessionManager, Wire, shortage, wire_of_attempt
 
 
 class _ConnectionBroken(Exception):
@@ -147,20 +147,22 @@ class AiohttpTransport:
         raise stopped
 
     async def _send_fast(self, session: aiohttp.ClientSession, template: Template, request: Request) -> Response:
-        assert session.connector is not None
-        answer = await exchange(
-            session.connector, template, encode_token(request.token).reveal().encode("ascii"), self._timeout
-        )
+        connector = session.connector
+        assert isinstance(connector, Connector)
+        segment = encode_token(request.token).reveal().encode("ascii")
+        answer = await exchange(connector, connector.take(template.key), template, segment, self._timeout)
         request.call.headers_came()
         try:
             body = await self._read(answer.status, answer.headers, answer.content, answer.connection)
         except BaseException:
-            answer.abort()
+            answer.connection.close()  # the body was not read to its end
             raise
-        answer.finish()
+        connector.keep(template.key, answer.connection)
         return Response(answer.status, answer.headers, body)
 
     async def _send_by_session(self, session: aiohttp.ClientSession, prepared: _Prepared, request: Request) -> Response:
+        if isinstance(session.connector, Connector):
+            session.connector.release_idle()
         # A test may have replaced either method.
         get = session.get if is_untouched(aiohttp.ClientSession.request) else partial(session.request, "GET")
         response = await get(

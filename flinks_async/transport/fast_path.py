@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-import time
+from collections.abc import Hashable
 from contextlib import suppress
 from types import FunctionType
 from typing import Any, Final
@@ -96,11 +96,16 @@ class Template:
     Attributes:
         request: for the connector, which reads host, TLS and proxy from it.
         before, after: the bytes around the token.
+        key: requests with the same one may share a connection.
     """
 
     request: aiohttp.ClientRequest = field(repr=False)
     before: bytes
     after: bytes = field(repr=False)
+    key: Hashable = field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.key = self.request.connection_key
 
     @classmethod
     def make(cls, base: URL, path: str, headers: CIMultiDict[str], tls: Any, loop: Any) -> Template:
@@ -112,13 +117,24 @@ class Template:
 
 
 class Protocol(ResponseHandler):
-    """aiohttp's parser of a connection's answers.
+    """aiohttp's parser of a connection's answers. The fast path makes one parser for all answers of a connection.
 
     Attributes:
         idle_since: when its last answer was read to its end, by `time.monotonic()`.
     """
 
     idle_since = float("-inf")
+    _parser_is_ours = False
+
+    def expect_answer(self) -> None:
+        if not self._parser_is_ours:
+            # A body without a length ends with the connection. We inflate ourselves, with a cap.
+            self.set_response_params(read_until_eof=True, auto_decompress=False)
+            self._parser_is_ours = True
+
+    def set_response_params(self, **options: Any) -> None:
+        self._parser_is_ours = False
+        super().set_response_params(**options)
 
     def close(self) -> None:
         """Aborts the connection. A TLS connection that is closed waits up to 30 s for the peer's close_notify and keeps
@@ -127,55 +143,45 @@ class Protocol(ResponseHandler):
         self.abort()
 
 
+@define(eq=False)
 class Exchange:
-    """A connection with a request under way. End it with `finish` or `abort`."""
+    """A connection with a request under way."""
 
-    __slots__ = ("connection", "content", "headers", "status")
-
-    def __init__(
-        self, connection: Connection, status: int, headers: CIMultiDictProxy[str], content: StreamReader
-    ) -> None:
-        self.connection = connection
-        self.status = status
-        self.headers = headers
-        self.content = content
-
-    def finish(self) -> None:
-        """Returns the connection to the pool after the body was read to its end, unless the server closes it."""
-        protocol = self.connection.protocol
-        if isinstance(protocol, Protocol):
-            protocol.idle_since = time.monotonic()
-        self.connection.release()
-
-    def abort(self) -> None:
-        """Closes the connection, because the body was not read to its end."""
-        self.connection.close()
+    connection: Connection
+    status: int
+    headers: CIMultiDictProxy[str]
+    content: StreamReader
 
 
 async def exchange(
-    connector: aiohttp.BaseConnector, template: Template, segment: bytes, timeout: aiohttp.ClientTimeout
+    connector: aiohttp.BaseConnector,
+    idle: Connection | None,
+    template: Template,
+    segment: bytes,
+    timeout: aiohttp.ClientTimeout,
 ) -> Exchange:
     """Sends a request and waits for the head of the answer.
 
     Args:
+        idle: the connection to use; None for one of the connector.
         segment: the token as a path segment.
         timeout: only its `connect` is used.
 
     Raises:
         aiohttp.ClientError, aiohttp.http_exceptions.HttpProcessingError, OSError: as aiohttp raises them.
     """
-    connection: Connection | None = None
-    with suppress(TimeoutError):
-        connection = await connector.connect(template.request, [], timeout)
+    connection = idle
     if connection is None:
-        raise aiohttp.ConnectionTimeoutError
+        with suppress(TimeoutError):
+            connection = await connector.connect(template.request, [], timeout)
+        if connection is None:
+            raise aiohttp.ConnectionTimeoutError
     protocol = connection.protocol
-    if protocol is None or (wire := protocol.transport) is None:  # it broke before this task ran again
-        connection.close()
+    if not isinstance(protocol, Protocol) or (wire := protocol.transport) is None:
+        connection.close()  # it broke before this task ran again
         raise aiohttp.ServerDisconnectedError
     try:
-        # A body without a length ends with the connection. We inflate ourselves, with a cap.
-        protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+        protocol.expect_answer()
         wire.write(b"".join((template.before, segment, template.after)))
         message, content = await protocol.read()
         while 100 <= message.code < 200 and message.code != 101:
