@@ -10,24 +10,15 @@ import asyncio
 import copy
 import errno
 import os
-import select
 import socket
 import ssl
 import threading
-import time
 import weakref
-from collections import deque
-from collections.abc import Hashable
-from contextvars import ContextVar
-from functools import partial
-from math import inf
 from typing import Any, Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from aiohttp.connector import Connection as PooledConnection
-from aiohttp.tracing import Trace
 from attrs import define, frozen
 
 from ..checks import shown
@@ -36,26 +27,7 @@ from ..endpoint import Endpoint, Proxy, is_exempt, make_proxy
 from ..errors import ClientClosedError, ConfigError, FlinksError, ShortageError
 from ..runtime import PerLoop
 from ..secret import Secret
-from .fast_path import Protocol, warn_of_onlookers
-
-
-@define(eq=False)
-class Wire:
-    """The use of sockets by one attempt.
-
-    Attributes:
-        sockets: sockets that the connector opened for it; 0 if it reused a kept-alive connection.
-        transport: the connection of a borrowed session, to be aborted if the attempt fails.
-    """
-
-    sockets: int = 0
-    transport: asyncio.Transport | None = None
-
-
-# A connection that was used within the last millisecond is not polled again.
-_POLL_AFTER: Final = 0.001
-
-wire_of_attempt: ContextVar[Wire | None] = ContextVar("flinks_async_wire", default=None)
+from .fast_path import Connector, warn_of_onlookers, wire_of_attempt
 
 
 @frozen
@@ -79,115 +51,6 @@ class ConnectionStats:
 class _LoopSession:
     pooled: aiohttp.ClientSession
     fresh: aiohttp.ClientSession | None = None
-
-
-class Connector(aiohttp.TCPConnector):
-    """aiohttp's connector, with a list of idle connections of its own for the fast path, which is much cheaper to ask.
-
-    It drops kept-alive connections that received unrequested data, or that the server has closed. aiohttp would take such
-    data for the answer to the next request, which is for another token. The data may still be in the operating system's
-    buffer if the event loop was busy, so the socket is polled too.
-    """
-
-    def __init__(self, keepalive: float | None, **options: Any) -> None:
-        super().__init__(keepalive_timeout=keepalive, **options)
-        self._running = asyncio.get_running_loop()
-        self._factory: Any = partial(Protocol, loop=self._running)
-        self._keepalive = 0.0 if keepalive is None else keepalive
-        self._idle: dict[Hashable, deque[PooledConnection]] = {}
-        self._sweep: asyncio.TimerHandle | None = None
-
-    async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
-    ) -> PooledConnection:
-        wire = wire_of_attempt.get()
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            if wire is None or wire.sockets > 0 or _is_usable(connection, time.monotonic()):
-                return connection
-            connection.close()
-
-    def take(self, key: Hashable) -> PooledConnection | None:
-        """The idle connection that was used last, or None."""
-        idle = self._idle.get(key)
-        if idle:
-            now = time.monotonic()
-            while idle:
-                connection = idle.pop()
-                if _is_usable(connection, now, self._keepalive):
-                    return connection
-                connection.close()
-        return None
-
-    def keep(self, key: Hashable, connection: PooledConnection) -> None:
-        """Takes a connection back after its answer was read to its end; closes it if the server will close it."""
-        protocol = connection.protocol
-        if not isinstance(protocol, Protocol) or protocol.should_close or self.closed:
-            connection.release()
-            return
-        protocol.idle_since = time.monotonic()
-        idle = self._idle.get(key)
-        if idle is None:
-            idle = self._idle[key] = deque()
-        idle.append(connection)
-        if self._sweep is None:
-            self._sweep_later()
-
-    @property
-    def idle(self) -> list[PooledConnection]:
-        """The idle connections, those that were used last at the end."""
-        return [connection for idle in self._idle.values() for connection in idle]
-
-    def _sweep_later(self) -> None:
-        connector = weakref.ref(self)  # the timer must not keep a connector that nobody closed
-        self._sweep = self._running.call_later(self._keepalive, _close_idle_of, connector)
-
-    def _close_idle(self) -> None:
-        """Closes the connections that were idle for too long."""
-        self._sweep = None
-        now = time.monotonic()
-        for key, idle in tuple(self._idle.items()):
-            while idle and not _is_usable(idle[0], now, self._keepalive):
-                idle.popleft().close()
-            if not idle:
-                del self._idle[key]
-        if self._idle:
-            self._sweep_later()
-
-    def release_idle(self) -> None:
-        """Gives the idle connections to aiohttp, for requests by `ClientSession` and when it closes."""
-        idle, self._idle = self.idle, {}
-        if self._sweep is not None:
-            self._sweep.cancel()
-            self._sweep = None
-        for connection in idle:
-            connection.release()
-
-
-def _close_idle_of(connector: weakref.ref[Connector]) -> None:
-    if (alive := connector()) is not None:
-        alive._close_idle()
-
-
-def _is_usable(connection: PooledConnection, now: float, keepalive: float = inf) -> bool:
-    protocol = connection.protocol
-    if protocol is None or protocol.transport is None or protocol.transport.is_closing() or protocol.should_close:
-        return False
-    idle = now - protocol.idle_since if isinstance(protocol, Protocol) else inf
-    # A poll is a system call and costs a twentieth of a small request.
-    return idle <= _POLL_AFTER or (idle <= keepalive and not _is_readable(protocol.transport))
-
-
-def _is_readable(transport: asyncio.BaseTransport | None) -> bool:
-    """Whether the operating system has data, or the end of the connection, that the event loop has not read yet."""
-    connected = None if transport is None else transport.get_extra_info("socket")
-    if connected is None:
-        return False
-    if not hasattr(select, "poll"):
-        return bool(select.select([connected.fileno()], [], [], 0)[0])
-    poll = select.poll()  # unlike select(), it accepts any file descriptor
-    poll.register(connected.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
 
 
 class SessionManager:
