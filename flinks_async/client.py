@@ -301,8 +301,7 @@ class FlinksClient:
         if source.problem is not None:
             raise ConfigError(source.problem)
         workers = self._settings.limits.most_at_once if concurrency is None else concurrency
-        if not checks.is_whole(workers, 1, checks.MOST_AT_ONCE):
-            raise ConfigError(f"concurrency {checks.must_be_whole(workers, 1, checks.MOST_AT_ONCE)}")
+        checks.integer("concurrency", workers, 1, checks.MOST_AT_ONCE)
         checks.flag("ordered", ordered)
         if timeout is not None:
             checks.seconds("timeout", timeout)

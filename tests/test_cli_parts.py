@@ -20,8 +20,8 @@ from attrs import evolve
 
 from flinks_async import bulk, cli, errors
 from flinks_async.bulk import Progress
-from flinks_async.bulk.failures import failure_kind
 from flinks_async.bulk.records import Histogram, InstanceTrouble, Rate
+from flinks_async.bulk.rules import failure_kind
 from flinks_async.cli import Exit
 from flinks_async.cli.console import OutputError, duration, log_to_stderr, printable, say
 from flinks_async.cli.display import choose_display, repeated

@@ -1,6 +1,7 @@
 """Files that survive a power cut, and the names of the files in the directory of a job.
 
-A file is written, synced and renamed, and then its folder is synced.
+A file is written, synced and renamed, and then its folder is synced. Functions raise StoreError if something cannot be
+written or read, and ConfigError if a path must not be used; those that only wrap a call of the system raise OSError.
 """
 
 from __future__ import annotations
@@ -49,12 +50,7 @@ OWN: Final = BEFORE_MANIFEST | {MANIFEST, FAILED, DUPLICATES, REPORT, PAGE, NOTE
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder for its owner only; an existing one becomes private. Its name and those of its new parents are durable.
-
-    Raises:
-        ConfigError: as from `refuse_untrusted`.
-        StoreError: it cannot be made.
-    """
+    """Makes a folder for its owner only; an existing one becomes private. Its name and those of its new parents are durable."""
     refuse_untrusted(path)
     try:
         new = [folder for folder in path.parents if not folder.exists()]
@@ -158,11 +154,7 @@ _BINARY: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | geta
 
 
 def create(path: Path) -> int:
-    """Opens a new file, for its owner only. It replaces what has its name, such as a file that a crash has left, or a link.
-
-    Raises:
-        OSError: as from `os.open`.
-    """
+    """Opens a new file, for its owner only. It replaces what has its name, such as a file that a crash has left, or a link."""
     path.unlink(missing_ok=True)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, PRIVATE_FILE)
 
@@ -172,9 +164,6 @@ def open_to_write(path: Path, more: int = 0) -> int:
 
     Args:
         more: flags of `os.open`.
-
-    Raises:
-        OSError: as from `os.open`.
     """
     return os.open(path, os.O_WRONLY | _BINARY | more)
 
@@ -256,9 +245,6 @@ def write_all(file: int, data: bytes | memoryview) -> None:
 def replaced(path: Path) -> Iterator[Callable[[bytes], None]]:
     """Replaces a file as a whole: it keeps its old content until the block ends, and if the block fails. The block gets
     the function that writes.
-
-    Raises:
-        StoreError: it cannot be written; the old file is unchanged.
     """
     beside = path.with_name(path.name + ".tmp")
     try:
@@ -276,21 +262,13 @@ def replaced(path: Path) -> Iterator[Callable[[bytes], None]]:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Writes a small file as a whole.
-
-    Raises:
-        StoreError: as from `replaced`.
-    """
+    """Writes a small file as a whole."""
     with replaced(path) as write:
         write(data)
 
 
 def rename_durably(source: Path, target: Path) -> None:
-    """Renames a synced file and makes the new name durable.
-
-    Raises:
-        OSError: it fails.
-    """
+    """Renames a synced file and makes the new name durable."""
     os.replace(source, target)
     crash_points.reach("renamed")
     sync_folder(target.parent)
@@ -298,11 +276,7 @@ def rename_durably(source: Path, target: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Syncs a file that another library has written.
-
-    Raises:
-        OSError: it fails.
-    """
+    """Syncs a file that another library has written."""
     file = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
         os.fsync(file)
@@ -333,11 +307,7 @@ def cannot_read(path: Path, error: OSError) -> StoreError:
 
 
 def size_of(path: Path) -> int | None:
-    """The size of a file; None if it does not exist. A file that may not be looked at is not missing.
-
-    Raises:
-        StoreError: it cannot be looked at.
-    """
+    """The size of a file; None if it does not exist. A file that may not be looked at is not missing."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -372,9 +342,6 @@ def connect_to_look(path: Path, *, timeout: float) -> sqlite3.Connection:
 
     Args:
         timeout: seconds to wait for a lock.
-
-    Raises:
-        sqlite3.Error: SQLite fails.
     """
     in_memory = False
     if _has_content(path, "-wal") or _has_content(path, "-journal"):
@@ -411,24 +378,6 @@ def _is_open_elsewhere(path: Path) -> bool:
         return str(error.filename) == str(_LOCKS)
     except OSError:
         return True
-
-
-def absolute_path(path: str | os.PathLike[str] | None) -> Path | None:
-    """A path from the user, independent of the working directory; None stays None.
-
-    Raises:
-        ConfigError: it cannot be the name of a file.
-    """
-    if path is None:
-        return None
-    absolute = Path(path).absolute()
-    try:
-        possible = b"\0" not in os.fsencode(absolute)
-    except UnicodeEncodeError:
-        possible = False
-    if not possible:
-        raise ConfigError(f"path must be the name of a file, not {str(path)!a}")
-    return absolute
 
 
 def is_inside(path: str | os.PathLike[str], folder: Path) -> bool:

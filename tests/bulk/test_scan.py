@@ -24,7 +24,6 @@ from hypothesis import strategies as st
 from flinks_async.bulk.compression import Compression, detect
 from flinks_async.bulk.errors import InputChangedError, InputError, StoreError
 from flinks_async.bulk.inputs import InputFile, Layout, Row, ShardReader, SkippedLine, Token, check, scan, source
-from flinks_async.bulk.inputs import shards as shard_reader_module
 from flinks_async.bulk.inputs.detection import problem_of_value, refuse_magic
 from flinks_async.bulk.inputs.rows import Lines
 from flinks_async.bulk.records import Failure, Shard
@@ -43,7 +42,7 @@ NAMES = {"text": "t.txt", "csv": "t.csv", "jsonl": "t.jsonl"}
 
 @contextmanager
 def chunks_of(size: int) -> Iterator[None]:
-    with patch.object(source, "CHUNK", size), patch.object(shard_reader_module, "CHUNK", size):
+    with patch.object(source, "CHUNK", size):
         yield
 
 

@@ -294,11 +294,7 @@ def share(whole: int, place: int, places: int) -> int:
 
 
 def settings_for(settings: Settings, place: int, places: int) -> Settings:
-    """The settings of one worker.
-
-    Raises:
-        ConfigError: the concurrency is less than the number of workers.
-    """
+    """The settings of one worker."""
     retry, limits = settings.retry, settings.limits
     _refuse_too_few(limits.most_at_once, places)
     if isinstance(retry.quota, ShareQuota):
@@ -307,11 +303,7 @@ def settings_for(settings: Settings, place: int, places: int) -> Settings:
 
 
 def rules_for(rules: Rules, place: int, places: int) -> Rules:
-    """The rules of one worker, without those that the job watches.
-
-    Raises:
-        ConfigError: as for `settings_for`.
-    """
+    """The rules of one worker, without those that the job watches."""
     if rules.concurrency is not None:
         _refuse_too_few(rules.concurrency, places)
     return evolve(

@@ -64,11 +64,7 @@ def to_line(secrets: Iterable[Secrets]) -> bytes:
 
 
 def from_line(line: bytes) -> list[Secrets]:
-    """Reads the output of `to_line`.
-
-    Raises:
-        msgspec.DecodeError: the line is truncated.
-    """
+    """Reads the output of `to_line`."""
     rows = msgspec.json.decode(line, type=list[list[str]])
     return [Secrets(Secret(first), Secret(rest[0]) if rest else None) for first, *rest in rows]
 
@@ -131,9 +127,6 @@ class SharedRate(GCRA):
     Args:
         path: of the file.
         rate, burst: as for `GCRA`, the same in all processes.
-
-    Raises:
-        OSError: the file is gone.
     """
 
     def __init__(self, path: Path, rate: float, burst: int | None = None) -> None:
@@ -159,11 +152,7 @@ class SharedRate(GCRA):
 
     @staticmethod
     def make(path: Path) -> None:
-        """Makes the file, with the state before the first request.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
+        """Makes the file, with the state before the first request."""
         try:
             file = create(path)
             try:

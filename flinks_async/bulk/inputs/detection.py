@@ -1,8 +1,8 @@
 """Recognizes from its beginning what a file holds, so that nothing but tokens is ever sent.
 
 A table that is read as text would put names and e-mail addresses into URLs. So a file whose content does not agree with
-its format is refused before anything is sent, with what was seen and the field of `Layout` to set. Messages show no
-content of the file except single special characters.
+its format is refused before anything is sent: an InputError says what was seen, in which line, and names the field of
+`Layout` to set. Messages show no content of the file except single special characters.
 """
 
 from __future__ import annotations
@@ -62,11 +62,7 @@ _ENCODINGS: Final = {
 
 
 def refuse_magic(head: bytes) -> None:
-    """Refuses a file by its first bytes.
-
-    Raises:
-        InputError: it is binary, or text in another encoding than UTF-8.
-    """
+    """Refuses a file by its first bytes."""
     for mark, encoding in _ENCODINGS.items():
         if head.startswith(mark):
             raise InputError(
@@ -86,9 +82,6 @@ def first_lines(sample: bytes) -> list[tuple[int, str]]:
 
     Args:
         sample: the beginning of a file, whose last line may be incomplete.
-
-    Raises:
-        InputError: the first one is not text.
     """
     whole = sample.rpartition(b"\n")[0]
     lines = (whole if len(sample) >= SAMPLE and whole else sample).decode("utf-8", "replace").split("\n")
@@ -199,11 +192,7 @@ def _first_problem(text: str, problems: Sequence[tuple[re.Pattern[str], str]]) -
 
 
 def refuse_other_than_text(lines: Sequence[tuple[int, str]]) -> None:
-    """Refuses what is no list of tokens: the first line, or most of the lines, cannot be a token.
-
-    Raises:
-        InputError: it is something else. The message names the line, and what was seen.
-    """
+    """Refuses what is no list of tokens: the first line, or most of the lines, cannot be a token."""
     number, first = lines[0]
     stripped = first.strip(" \t")
     _refuse_json(stripped)
@@ -302,9 +291,6 @@ def delimiter_of(lines: Sequence[tuple[int, str]], column: str | None, default: 
     Args:
         column: that holds the tokens, if its name is known.
         default: of a header row with one column.
-
-    Raises:
-        InputError: more than one could be meant.
     """
     widths = {delimiter: _widths(lines, delimiter) for delimiter in DELIMITERS}
     found = [delimiter for delimiter in DELIMITERS if widths[delimiter][0] > 1]
@@ -344,9 +330,6 @@ def refuse_other_than_csv(
 
     Args:
         has_header: whether the first row is one; None if it is not known.
-
-    Raises:
-        InputError: it is something else. The message names what was seen.
     """
     number, first = lines[0]
     if first.lstrip().startswith("<"):
