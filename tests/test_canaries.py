@@ -413,9 +413,9 @@ async def test_what_a_signal_handler_raises_carries_no_secret_and_no_data(
         options["middleware"] = [middleware]
     async with FlinksClient(auth_secret=SECRET, base_url=server.base_url, **options) as flinks:
         target = {
-            "connecting": "flinks_async.transport.session._Connector.connect",
+            "connecting": "flinks_async.transport.fast_path.Connector.connect",
             "session": "aiohttp.client_reqrep.ClientRequest.send",
-            "body": "flinks_async.transport.aiohttp.AiohttpTransport._read",
+            "body": "flinks_async.transport.aiohttp.AiohttpTransport._body_at_once",
             "decoding": "flinks_async.codec.compiled.AMOUNT",
             "large body": "flinks_async.codec.steps.count_steps",
         }.get(place)
