@@ -238,7 +238,7 @@ class Connector(aiohttp.TCPConnector):
         return [connection for idle in self._idle.values() for connection in idle]
 
     def _sweep_later(self) -> None:
-        connector = weakref.ref(self)  # the timer must not keep a connector that nobody closed
+        connector: weakref.ref[Connector] = weakref.ref(self)  # the timer must not keep a connector that nobody closed
         self._sweep = self._running.call_later(self._keepalive, _close_idle_of, connector)
 
     def _close_idle(self) -> None:
