@@ -696,7 +696,9 @@ def test_an_instance_that_accepts_requests_and_never_answers_ends_the_run_with_t
         "still no answer from toolbox-api.private.fin.ag, 25 attempts in 120 s; toolbox-api.private.fin.ag has never answered"
     )
     log = (desk.directory / "job.log").read_text()
-    assert log.count("WARNING still no answer from toolbox-api.private.fin.ag") == 3, "every minute, also while the run stops"
+    assert log.count("WARNING still no answer from toolbox-api.private.fin.ag") == 3, (
+        "every minute, also while the run stops"
+    )
 
 
 def test_a_silence_ends_with_the_first_answer_and_an_instance_that_has_answered_is_waited_for(desk: Desk) -> None:
