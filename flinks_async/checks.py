@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import Any, Final
 
 from attrs import Attribute
+from attrs.validators import optional
 
 from .errors import ConfigError
 
@@ -25,40 +26,29 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST <= value <= MOST
 
 
-def number(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A validator: a number between -MOST and MOST."""
-    if not is_number(value):
-        raise ConfigError(f"{name(instance, attribute)} must be a number up to {MOST:g}, not {shown(value)}")
+Validator = Callable[[object, "Attribute[Any]", Any], None]
 
 
-def positive(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A validator: a number greater than 0."""
-    number(instance, attribute, value)
-    if not value >= LEAST:
-        raise ConfigError(f"{name(instance, attribute)} must be greater than 0 (at least {LEAST:g}), not {value!r}")
+def _number(problem: str, holds: Callable[[float], bool]) -> Validator:
+    """Makes a validator: a number between -MOST and MOST for which `holds` is true."""
+
+    def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
+        if not is_number(value):
+            raise ConfigError(f"{name(instance, attribute)} must be a number up to {MOST:g}, not {shown(value)}")
+        if not holds(value):
+            raise ConfigError(f"{name(instance, attribute)} must be {problem}, not {value!r}")
+
+    return check
 
 
-def not_negative(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A validator: a number of at least 0."""
-    number(instance, attribute, value)
-    if not value >= 0:
-        raise ConfigError(f"{name(instance, attribute)} must be 0 or more, not {value!r}")
+number = _number("a number", lambda value: True)
+positive = _number(f"greater than 0 (at least {LEAST:g})", lambda value: value >= LEAST)
+not_negative = _number("0 or more", lambda value: value >= 0)
+share = _number("greater than 0 and at most 1", lambda value: 0 < value <= 1)
+positive_or_none: Validator = optional(positive)
 
 
-def positive_or_none(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A validator: a number greater than 0, or None."""
-    if value is not None:
-        positive(instance, attribute, value)
-
-
-def share(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A validator: a number greater than 0 and at most 1."""
-    number(instance, attribute, value)
-    if not 0 < value <= 1:
-        raise ConfigError(f"{name(instance, attribute)} must be greater than 0 and at most 1, not {value!r}")
-
-
-def whole_number(least: int, most: int) -> Callable[[object, Attribute[Any], Any], None]:
+def whole_number(least: int, most: int) -> Validator:
     """Makes a validator: a whole number from `least` to `most`."""
 
     def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
@@ -93,8 +83,9 @@ def shown(value: object) -> str:
 
 
 def name(instance: object, attribute: Attribute[Any]) -> str:
-    """The field as users write it, such as `Retry.attempts`."""
-    return f"{type(instance).__name__}.{attribute.name}"
+    """The field as users write it, such as `Retry.attempts`; of a client's options, the argument."""
+    owner = type(instance).__name__
+    return attribute.name if owner == "ClientOptions" else f"{owner}.{attribute.name}"
 
 
 def flag(name: str, value: object) -> None:
@@ -140,7 +131,7 @@ def optional_import(module: str, *, extra: str) -> Any:
     raise ConfigError(f"{problem}: pip install 'flinks-async[{extra}]'")
 
 
-def one_of(*kinds: type) -> Callable[[object, Attribute[Any], Any], None]:
+def one_of(*kinds: type) -> Validator:
     """Makes a validator: an instance of one of these types."""
 
     def check(instance: object, attribute: Attribute[Any], value: Any) -> None:

@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 import attrs
 
 from . import config
+from .client_options import ClientOptions
 from .config import Adaptive, Settings, ShareQuota, TokenBucketQuota
 from .endpoint import Endpoint
+from .limits.pace import LearnedLimit
 from .secret import MASK, Secret
 
 ROWS: Final = 20
 """The number of attempts that have a line each."""
 
 
-def explain(settings: Settings, endpoint: Endpoint, extras: Mapping[str, Any]) -> str:
-    """Describes what a client will do.
+def explain(options: ClientOptions, endpoint: Endpoint, learned: LearnedLimit | None = None) -> str:
+    """Describes what a client with these options will do.
 
     Args:
-        settings: of the client.
-        endpoint: of the client.
-        extras: other options by name; None and False are skipped.
+        learned: the limit of the instance, as far as the client knows it.
     """
+    settings = options.settings
     lines = [
         f"instance: {endpoint.host} (auth_scheme {endpoint.auth_scheme}, secret {MASK})",
         f"headers: {', '.join(sorted(endpoint.headers))}",
         "",
         "retries:",
         *(f"  {line}" for line in schedule(settings.retry)),
-        *(f"  {line}" for line in _bounds(settings)),
+        *(f"  {line}" for line in _bounds(settings, learned)),
         "",
         "settings:",
     ]
     for record in (settings.retry, settings.timeouts, settings.limits, settings.connection):
         lines += [f"  {name} = {value}" for name, value in _fields(record)]
-    others = [(name, value) for name, value in extras.items() if value is not None and value is not False]
+    others = [(name, value) for name in ("hedge", "coalesce", "poll_pending") if (value := getattr(options, name))]
     if others:
         lines += ["", "also:", *(f"  {name} = {_shown(value)}" for name, value in others)]
     return "\n".join(lines)
@@ -68,7 +69,7 @@ def _longest(retry: config.Retry, number: int) -> tuple[float, float]:
     return min(retry.cap, retry.base * grown), min(retry.cap, retry.throttled_base * grown)
 
 
-def _bounds(settings: Settings) -> Iterator[str]:
+def _bounds(settings: Settings, learned: LearnedLimit | None) -> Iterator[str]:
     retry, limits = settings.retry, settings.limits
     above = "all calls pause" if limits.waits else "the call ends, with retry_after set"
     yield f"a Retry-After above {retry.retry_after_cap:g} s: {above}"
@@ -96,6 +97,8 @@ def _bounds(settings: Settings) -> Iterator[str]:
         yield f"requests at once: {bounds.minimum} to {bounds.maximum}, from {bounds.initial}, by the time to the first byte"
     else:
         yield f"requests at once: {limits.concurrency}"
+    ceiling = "" if limits.rate is None else f", at most {limits.rate:g}"
+    yield f"requests per second: {learned or 'no limit learned so far'}{ceiling}"
 
 
 def _fields(record: Any) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ import pytest
 
 from flinks_async import bulk
 from flinks_async.cli import MEANING, Exit
-from flinks_async.cli import get as get_module
+from flinks_async.cli import fetch as get_module
 from flinks_async.cli.output import for_terminal
 from flinks_async.testing import FlinksServer
 

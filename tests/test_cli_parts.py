@@ -20,14 +20,14 @@ from attrs import evolve
 
 from flinks_async import bulk, cli, errors
 from flinks_async.bulk import Progress
-from flinks_async.bulk.failures import failure_kind
 from flinks_async.bulk.records import Histogram, InstanceTrouble, Rate
+from flinks_async.bulk.rules import failure_kind
 from flinks_async.cli import Exit
 from flinks_async.cli.console import OutputError, duration, log_to_stderr, printable, say
 from flinks_async.cli.display import choose_display, repeated
+from flinks_async.cli.job_run import run
 from flinks_async.cli.output import LINES, whole_file
 from flinks_async.cli.secret_input import in_daemon_thread
-from flinks_async.cli.signals import run
 from flinks_async.cli.status import _figures
 
 
@@ -100,7 +100,7 @@ class TestBeforeThereIsALoop:
         async def main() -> None:
             pytest.fail("it is not begun")
 
-        monkeypatch.setattr("flinks_async.cli.signals.fast_loop", interrupted)
+        monkeypatch.setattr("flinks_async.cli.job_run.fast_loop", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(main)
         gc.collect()
@@ -208,6 +208,11 @@ class TestProgress:
             in shown
         )
         assert "paused" not in shown, "that is told already"
+
+    def test_the_learned_limit(self, progress: Progress, capsys: pytest.CaptureFixture[str]) -> None:
+        limit = "1,470/s learned: refused at 1,520/s 12 s ago"
+        choose_display("plain").progress(evolve(progress, learned=(limit,)))
+        assert capsys.readouterr().err == f"{LINE} · {limit}\n"
 
     def test_while_the_input_is_read(self, capsys: pytest.CaptureFixture[str]) -> None:
         choose_display("plain").planning(1, 4)

@@ -8,7 +8,7 @@ import pytest
 
 from flinks_async import Adaptive, CircuitOpenError, DeadlineExceededError, FlinksClient, Limits, config
 from flinks_async.limits.governor import Governor, Trouble
-from flinks_async.limits.pace import Mode, PaceState
+from flinks_async.limits.pace import LearnedLimit, Mode, PaceState
 from flinks_async.messages import Request, Response
 from flinks_async.testing import FakeClock, VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
@@ -191,8 +191,8 @@ def test_processes_that_tell_each_other_their_rates_get_the_same_rate() -> None:
     one.join(PaceState(80.0, 0.0))
     other.join(PaceState(20.0, 0.0))
     one.join(PaceState(20.0, 0.0))
-    assert one.pace.learned == 50.0
-    assert other.pace.learned == 20.0
+    assert one.learned == LearnedLimit(50.0)
+    assert other.learned == LearnedLimit(20.0)
 
 
 def fair(governor: Governor) -> None:

@@ -186,6 +186,7 @@ async def test_a_failed_call_names_its_error_and_what_support_asks_for(telemetry
         "flinks.attempts": 1,
         "flinks.queue_time": pytest.approx(0, abs=0.1),
         "flinks.request_id": "r-7",
+        "flinks.call_id": caught.value.call_id,
         "flinks.token_fingerprint": caught.value.token_fingerprint,
     }
     assert not call.status.is_ok

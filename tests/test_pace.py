@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flinks_async import Adaptive, ConfigError, Failed, FlinksClient, Limits, Pause, config
-from flinks_async.limits.pace import Mode, Pace, PaceState
+from flinks_async import Adaptive, ClientStats, ConfigError, Failed, FlinksClient, Limits, Pause, config
+from flinks_async.limits.pace import LearnedLimit, Mode, Pace, PaceState
 from flinks_async.limits.rate import ServerLimit
 from flinks_async.limits.reopening import Reopening
 from flinks_async.messages import Request, Response
@@ -116,21 +116,24 @@ class Server:
     ],
 )
 def test_a_client_does_the_same_and_loses_nothing(name: str, tokens: int, seconds: float) -> None:
-    async def main() -> tuple[Server, int, float, str]:
+    async def main() -> tuple[Server, int, float, ClientStats, str]:
         server, failed = Server(bench.SHAPES[name](1)), 0
         async with FlinksClient(
             auth_secret="s", transport=server, settings=config.bulk(), clock=VirtualClock()
         ) as client:
             async for outcome in client.partner_access_many(f"t{number}" for number in range(tokens)):
                 failed += isinstance(outcome, Failed)
-            return server, failed, asyncio.get_running_loop().time(), client.stats().why_held
+            return server, failed, asyncio.get_running_loop().time(), client.stats(), client.explain()
 
-    server, failed, took, why = run_virtual(main())
+    server, failed, took, stats, explained = run_virtual(main())
     assert failed == 0
     assert took <= seconds
     assert server.refused <= 0.05 * tokens
     if name.startswith("bucket"):
-        assert why.startswith("refused at 1")
+        assert stats.why_held.startswith("refused at 1")
+        assert stats.learned_rate == pytest.approx(100.0, rel=0.1)
+        assert f"requests per second: {stats.learned}" in explained
+        assert "/s learned: refused at 1" in explained
 
 
 def test_one_refusal_among_many_answers_stops_nobody() -> None:
@@ -197,11 +200,21 @@ def test_what_is_learned_is_told_to_other_processes() -> None:
     pace = Pace(20)
     assert pace.shared(0.0) is None
     pace.join(PaceState(50.0, 0.0), 1.0)
-    assert pace.learned == 50.0
+    assert pace.learned(1.0) == LearnedLimit(50.0)
     assert pace.shared(1.0) == PaceState(50.0, 0.0)
     assert pace.shared(1.0) is None
     pace.join(PaceState(None, 9.0), 1.0)
     assert pace.wait(1.0) == 8.0
+
+
+def test_a_learned_limit_is_told_in_plain_words() -> None:
+    learned = LearnedLimit(1470.0, refused_rate=1520.0, seconds=12.4)
+    assert str(learned) == "1,470/s learned: refused at 1,520/s 12 s ago"
+    assert str(LearnedLimit(None, at_once=29)) == "at most 29 at once learned: more were refused"
+    assert str(LearnedLimit(50.0)) == "50/s learned: as the instance has allowed so far"
+    assert learned.joined(None) == learned
+    both = learned.joined(LearnedLimit(530.0, refused_rate=480.0, seconds=3.0))
+    assert both == LearnedLimit(2000.0, None, 2000.0, 3.0), "two processes share the limit"
 
 
 @pytest.mark.parametrize("name", ["base", "cap", "ramp", "low"])

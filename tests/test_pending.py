@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flinks_async import ConfigError, FlinksClient, PendingError, PollPending, Timeouts
-from flinks_async.middleware.pending import may_poll
+from flinks_async.middleware.retry import may_poll
 from flinks_async.testing import FakeClock, InMemoryTransport
 from flinks_async.testing.in_memory import make_response
 

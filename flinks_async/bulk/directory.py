@@ -1,6 +1,7 @@
 """The directory of a job: its lock, its manifest, and what protects files that are not the job's.
 
 The manifest says what a job is. It is written once, when the job is created, and compared with the arguments of each resume.
+What is refused here raises ConfigError; what cannot be written, StoreError.
 """
 
 from __future__ import annotations
@@ -83,11 +84,7 @@ class Manifest:
         raise InputError("The path of the file of tokens or of the output is not UTF-8. Rename the file or its folder.")
 
     def save(self, path: Path) -> None:
-        """Writes the file.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
+        """Writes the file."""
         write_durably(path, evolve(self, store=_relative(self.store, path.parent)).to_json())
 
     @classmethod
@@ -237,11 +234,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def refuse_own_name(folder: Path, output: str | None) -> None:
-    """Refuses an output in the directory of the job under a name that the job uses itself.
-
-    Raises:
-        ConfigError: the job would overwrite it.
-    """
+    """Refuses an output in the directory of the job under a name that the job uses itself."""
     if output is None:
         return
     first = Path(os.path.relpath(os.path.realpath(output), os.path.realpath(folder))).parts[:1]
@@ -348,11 +341,7 @@ _NETWORK_TYPES: Final = frozenset(
 
 
 def refuse_network(folder: Path) -> None:
-    """Refuses a folder on a network file system, because locks and fsync may silently do nothing there. Only Linux tells.
-
-    Raises:
-        ConfigError: it is on a network file system.
-    """
+    """Refuses a folder on a network file system, because locks and fsync may silently do nothing there. Only Linux tells."""
     try:
         mounts = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Any, Final, Self
 
 import msgspec
-from attrs import asdict
+from attrs import asdict, define, field
 
 from ..client import FlinksClient
 from ..clock import Clock
@@ -25,6 +25,7 @@ from ..errors import ConfigError, FlinksError
 from .directory import Manifest, empty, enter, new_ledger, refuse_own_name, take_back
 from .errors import InputChangedError, InputError, JobError, JobMismatchError
 from .executors import Executor, InProcess, Work
+from .fetching import Thread
 from .files import LEDGER, LOG, MANIFEST, SCRATCH, SPOOLS, make_folder
 from .inputs import STDIN, InputFile, Layout, Scanned, digest, scan
 from .ledger import PURGING, Ledger, Totals
@@ -33,7 +34,6 @@ from .records import FailureKind, Progress
 from .rules import Rules
 from .run import Result, Run
 from .stores import Place, Store, from_description
-from .thread import Thread
 
 SHARD_SIZE: Final = 1000
 """Default number of tokens in a shard."""
@@ -41,6 +41,7 @@ SHARD_SIZE: Final = 1000
 OnScan = Callable[[int, int], object]
 
 
+@define(eq=False, repr=False, slots=False)
 class Job:
     """An open, locked job. Make one with `start` or `resume`; it is a context manager.
 
@@ -52,27 +53,16 @@ class Job:
         scanned: counts of the input's lines and tokens.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        manifest: Manifest,
-        scanned: Scanned,
-        ledger: Ledger,
-        store: Store,
-        source: InputFile,
-        log: JobLog,
-        resources: ExitStack,
-    ) -> None:
-        self.directory = directory
-        self.manifest = manifest
-        self.scanned = scanned
-        self._ledger = ledger
-        self._store = store
-        self._source = source
-        self._log = log
-        self._resources = resources
-        self._running: Run | None = None
-        self._reconciled = True
+    directory: Path
+    manifest: Manifest
+    scanned: Scanned
+    _ledger: Ledger
+    _store: Store
+    _source: InputFile
+    _log: JobLog
+    _resources: ExitStack
+    _running: Run | None = field(default=None, init=False)
+    _reconciled: bool = field(default=True, init=False)
 
     @classmethod
     def start(
@@ -192,7 +182,7 @@ class Job:
         resources.callback(ledger.close)
         if ledger.get("job") != manifest.job:
             raise JobMismatchError(f"{folder / LEDGER} is not the ledger of {folder / MANIFEST}")
-        log = JobLog(folder / LOG)
+        log = JobLog(folder / LOG, manifest.job)
         resources.callback(log.close)
         for name in (SPOOLS, SCRATCH):
             empty(folder / name)
@@ -209,9 +199,7 @@ class Job:
                 with suppress(FlinksError):
                     store.purge()
             raise
-        job = cls(folder, manifest, scanned, ledger, store, source, log, resources)
-        job._resources = resources.pop_all()
-        return job
+        return cls(folder, manifest, scanned, ledger, store, source, log, resources.pop_all())
 
     @property
     def totals(self) -> Totals:

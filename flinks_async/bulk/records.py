@@ -17,6 +17,7 @@ from attrs import asdict, define, evolve, field, frozen
 from ..client import FlinksClient
 from ..limits.governor import Trouble
 from ..limits.notices import trouble_line
+from ..limits.pace import LearnedLimit
 
 FailureKind = Literal["invalid", "final", "exhausted"]
 """`invalid`: nothing was sent. `final`: another try will fail too. `exhausted`: another try may succeed."""
@@ -168,11 +169,8 @@ class Commit:
 
 
 _SMALLEST: Final = 1e-4
-
 _GROWTH: Final = math.log(1.05)
-
 _PER_BUCKET: Final = 1 / _GROWTH
-
 _log = math.log
 
 
@@ -230,16 +228,19 @@ class InstanceState:
         answered: it has answered a request of this run, with any status.
         trouble: the problem of its latest requests; None while they succeed.
         held_back: seconds until it gets the next request; 0 while nothing holds requests back.
+        learned: its limit, learned from refused requests; None while unknown.
     """
 
     answered: bool = False
     trouble: Trouble | None = None
     held_back: float = 0.0
+    learned: LearnedLimit | None = None
 
     def joined(self, other: InstanceState) -> InstanceState:
         """The same instance as two processes see it."""
         trouble = _joined(self.trouble, other.trouble)
-        return InstanceState(self.answered or other.answered, trouble, max(self.held_back, other.held_back))
+        learned = other.learned if self.learned is None else self.learned.joined(other.learned)
+        return InstanceState(self.answered or other.answered, trouble, max(self.held_back, other.held_back), learned)
 
 
 def _joined(one: Trouble | None, other: Trouble | None) -> Trouble | None:
@@ -280,7 +281,7 @@ class Counters:
         stats = [one for _, one in stats_of]
         instances = dict[str, InstanceState]()
         for host, one in stats_of:
-            state = InstanceState(one.answered, one.trouble, one.held_back)
+            state = InstanceState(one.answered, one.trouble, one.held_back, one.learned)
             instances[host] = instances.get(host, InstanceState()).joined(state)
         return evolve(
             self,
@@ -316,6 +317,20 @@ class Counters:
         """The counters of a process that has ended, while others know more about the instances."""
         return evolve(self, instances={host: InstanceState(one.answered) for host, one in self.instances.items()})
 
+    def learned(self) -> tuple[str, ...]:
+        """The limits that were learned, one line an instance."""
+        hosts = len(self.instances) > 1
+        return tuple(
+            f"{host}: {one.learned}" if hosts else str(one.learned)
+            for host, one in self.instances.items()
+            if one.learned is not None
+        )
+
+    def learned_rate(self) -> float | None:
+        """Requests per second that the instances allow together; None while no limit of a rate is known."""
+        rates = [one.learned.rate for one in self.instances.values() if one.learned is not None and one.learned.rate]
+        return sum(rates) if rates else None
+
     def troubles(self, now: float, began: float) -> tuple[InstanceTrouble, ...]:
         """The instances that have a problem now, in a run that `began` then."""
         return tuple(
@@ -328,9 +343,17 @@ class Counters:
         )  # fmt: skip
 
 
-_ADDED_UP: Final = (
-    *("fetched", "failed", "failed_before", "size", "requests", "retries", "throttled", "in_flight", "limit"),
-)
+_ADDED_UP: Final = [
+    "fetched",
+    "failed",
+    "failed_before",
+    "size",
+    "requests",
+    "retries",
+    "throttled",
+    "in_flight",
+    "limit",
+]
 
 Phase = Literal["fetching", "draining", "over"]
 
@@ -383,6 +406,9 @@ class Progress:
         seconds: since this run began.
         size: bytes of answers in this run, as they came.
         troubles: the instances that have a problem now.
+        learned: the limits that refused requests have shown, one line an instance, such as
+            "1,470/s learned: refused at 1,520/s 12 s ago".
+        learned_rate: requests per second that the instances allow, as far as their limits are known; None while no limit is.
     """
 
     phase: Phase
@@ -402,6 +428,8 @@ class Progress:
     seconds: float
     size: int
     troubles: tuple[InstanceTrouble, ...] = ()
+    learned: tuple[str, ...] = ()
+    learned_rate: float | None = None
 
     @property
     def done(self) -> int:

@@ -58,10 +58,14 @@ class Spool:
         """Writes the rest and syncs the file.
 
         Raises:
-            StoreError: the disk is full or broken.
+            StoreError: the disk is full or broken. The file is removed.
         """
         assert self._file is not None
-        self._add(self._compressor.flush())
+        try:
+            self._add(self._compressor.flush())
+        except StoreError:
+            self.abandon()
+            raise
         crash_points.reach("spool written")
         file, self._file = self._file, None
         try:
@@ -70,6 +74,8 @@ class Spool:
             finally:
                 os.close(file)
         except OSError as error:
+            with suppress(OSError):
+                self.path.unlink()
             raise cannot_write(self.path, error) from None
         crash_points.reach("spool synced")
         return Written(self._lines, self._size, self._hash.hexdigest())
@@ -107,11 +113,13 @@ class OpenShard:
         shard: the rows of the shard.
         open: lines of the rows that have no outcome yet.
         spool: the file of answers, once there is one. Only the writing thread uses it.
+        lost: why answers are missing in the spool, so that the shard cannot be finished. Only the writing thread uses it.
     """
 
     shard: Shard
     open: set[int]
     spool: Spool | None = None
+    lost: StoreError | None = None
     _lines: list[bytes] = field(factory=list, init=False)
     _size: int = field(default=0, init=False)
     _failures: list[Failure] = field(factory=list, init=False)

@@ -26,20 +26,19 @@ import msgspec
 from attrs import asdict, define, field, frozen
 
 from .. import bulk
-from ..bulk import InProcess, InputFile, Job, JSONLParts, Rules, crash_points
+from ..bulk import InProcess, InputFile, Job, JSONLParts, Progress, Rules, crash_points
 from ..bulk.files import MANIFEST
 from ..checks import counted
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES, AuthScheme
 from . import Exit, epilog
 from .access import Clients
-from .console import OutputError, UsageError, debug_option, say
+from .console import OutputError, UsageError, debug_option, duration, say
 from .display import choose_display
-from .job_run import JobRun, OnScan
-from .options import Speed, concurrency_option, path_name
+from .job_run import JobRun, OnScan, run
+from .options import bulk_settings, concurrency_option, path_name
 from .output import Command, to_stdout
 from .secret_input import read_secret
-from .signals import run
 
 if TYPE_CHECKING:
     from ..testing import FlinksServer
@@ -47,6 +46,8 @@ if TYPE_CHECKING:
 
 
 _SHOWN: Final = 5
+_BURST: Final = 0.25
+"""Seconds of the rate limit that the simulator accepts at once."""
 
 
 @click.command(cls=Command, epilog=epilog())
@@ -55,6 +56,22 @@ _SHOWN: Final = 5
 )
 @click.option(
     "--faults", type=click.FloatRange(0, 1), default=0.03, show_default=True, help="Share of tokens that meet faults."
+)
+@click.option(
+    "--rate-limit",
+    type=click.FloatRange(min=1),
+    metavar="N",
+    default=1500,
+    show_default=True,
+    help="Requests per second that the simulator accepts. The client has to find this out.",
+)
+@click.option(
+    "--latency",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    default=0.05,
+    show_default=True,
+    help="Median response time of the simulator (log-normal).",
 )
 @click.option("--seed", type=int, help="Seed of tokens, faults and answers [a random one, which is printed].")
 @concurrency_option
@@ -68,12 +85,19 @@ _SHOWN: Final = 5
 )
 @debug_option
 def demo(
-    tokens: int, faults: float, seed: int | None, concurrency: int | None, crash: bool, directory: str | None
+    tokens: int,
+    faults: float,
+    rate_limit: float,
+    latency: float,
+    seed: int | None,
+    concurrency: int | None,
+    crash: bool,
+    directory: str | None,
 ) -> int:
-    """Fetch 10,000 made-up tokens from a simulated Flinks with faults, and check the result.
+    """Fetch made-up tokens from a simulated Flinks, and check the answers.
 
-    The simulator is a separate process on this machine. The exit code is 0 only if every fetchable token has exactly one
-    answer, and the right one.
+    The simulator is a separate process on this machine, with a rate limit that the client is not told, and with faults. The
+    exit code is 0 only if every fetchable token has exactly one answer, and the right one.
     """
     from ..testing import DemoFaults, ServeOptions, ServerProcess, expected_answer
 
@@ -85,21 +109,34 @@ def demo(
         file = _write_tokens(folder / "demo-tokens.txt", made_up)
         job = _new_job(folder / "demo-job")
         server = stack.enter_context(
-            ServerProcess(ServeOptions(demo=True, faults=faults, unfetchable=plan.unfetchable, seed=seed))
+            ServerProcess(
+                ServeOptions(
+                    demo=True,
+                    faults=faults,
+                    unfetchable=plan.unfetchable,
+                    seed=seed,
+                    rate=rate_limit,
+                    burst=max(1.0, rate_limit * _BURST),
+                    latency=("lognormal", latency, 0.5),
+                )
+            )
         )
         say(
-            f"Simulated Flinks at {server.base_url}, seed {seed}: {100 * faults:.3g} % of the {tokens:,} tokens meet faults."
+            f"Simulated Flinks at {server.base_url}, seed {seed}: {100 * faults:.3g} % of the {tokens:,} tokens meet faults. "
+            f"Answers take {duration(latency)} (median). The client is not told the rate limit."
         )
         fetch = DemoFetch(
             str(file), str(job), server.base_url, server.auth_secret, concurrency, shard_size=_shard_size(tokens)
         )
         if crash and not _crashed(fetch, tokens):
             return Exit.FAILED
-        ended = fetch.run()
+        code, progress = fetch.run()
         stats = server.stats()
         say(_on_the_wire(stats))
-        if ended not in (Exit.OK, Exit.FAILED):
-            return ended
+        if code not in (Exit.OK, Exit.FAILED):
+            return code
+        if progress is not None:
+            say(_found_out(rate_limit, stats, progress))
         if crash:
             say(_repeated(stats, bulk.status(job)))
         if directory is None:
@@ -175,6 +212,20 @@ def _on_the_wire(stats: dict[str, Any]) -> str:
     )
 
 
+def _found_out(rate_limit: float, stats: dict[str, Any], progress: Progress) -> str:
+    """What the client found out about the rate limit, and what it was worth.
+
+    Args:
+        progress: the last one of the run. With `--crash`, `stats` covers more requests.
+    """
+    learned = "did not meet this limit" if progress.learned_rate is None else f"learned {progress.learned_rate:,.0f}/s"
+    return (
+        f"The server accepts {rate_limit:,.0f} requests per second. The client {learned}, and made "
+        f"{progress.requests / progress.seconds:,.0f}/s on average, with its start. "
+        f"One after the other, the {stats['requests']:,} requests would have taken {duration(stats['seconds'])}."
+    )
+
+
 def _verdict(result: Check) -> int:
     say(result.text())
     return Exit.OK if result.passed else Exit.FAILED
@@ -205,12 +256,14 @@ class DemoFetch:
     concurrency: int | None
     shard_size: int
 
-    def run(self) -> int:
-        """Starts the job or resumes it; the exit code."""
+    def run(self) -> tuple[int, Progress | None]:
+        """Starts the job or resumes it; the exit code and the last progress."""
         client = FlinksClient(
-            auth_secret=self.auth_secret, base_url=self.base_url, settings=Speed(self.concurrency).settings()
+            auth_secret=self.auth_secret, base_url=self.base_url, settings=bulk_settings(self.concurrency)
         )
-        return run(JobRun(self._open, Clients(client), Rules(), InProcess(), choose_display("auto")).go)
+        job_run = JobRun(self._open, Clients(client), Rules(), InProcess(), choose_display("auto"))
+        code = run(job_run.go)
+        return code, None if job_run.ended is None else job_run.ended.progress
 
     def run_and_crash(self, after: int) -> bool:
         """Does the same in a process that kills itself. False if it did not.
@@ -323,7 +376,7 @@ def main() -> None:
             os.kill(os.getpid(), KILL)
 
     crash_points.hook = die_at
-    sys.exit(DemoFetch(**orders["fetch"]).run())
+    sys.exit(DemoFetch(**orders["fetch"]).run()[0])
 
 
 if __name__ == "__main__":

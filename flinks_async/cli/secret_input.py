@@ -8,8 +8,8 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, BinaryIO, Final, TypeVar
+from concurrent.futures import Future
+from typing import BinaryIO, Final, TypeVar
 
 import click
 
@@ -143,24 +143,17 @@ def read_all_stdin() -> bytes:
 
 async def in_daemon_thread(function: Callable[[], T]) -> T:
     """Calls `function()` in a thread. If the function blocks forever, the process can still end."""
-    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if not future.done():
-            future.set_result(result) if error is None else future.set_exception(error)
+    future = Future[T]()
+    future.set_running_or_notify_cancel()  # so that whoever waits can give up, but not cancel it
 
     def work() -> None:
-        result: Any = None
-        failure: BaseException | None = None
         try:
-            result = function()
+            future.set_result(function())
         except BaseException as error:
-            failure = error
-        with suppress(RuntimeError):  # the loop is closed, so nobody waits
-            future.get_loop().call_soon_threadsafe(settle, result, failure)
+            future.set_exception(error)
 
     threading.Thread(target=work, name="flinks-async-input", daemon=True).start()
-    return await future
+    return await asyncio.wrap_future(future)
 
 
 def _stdin() -> BinaryIO:

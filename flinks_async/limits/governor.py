@@ -28,7 +28,7 @@ from ..verdict import Kind, Verdict
 from .breaker import BreakerState, CircuitBreaker
 from .concurrency import make_concurrency
 from .notices import Notices, trouble_line
-from .pace import Pace, PaceState
+from .pace import LearnedLimit, Pace, PaceState
 from .rate import GCRA, read_rate_limit
 
 _RATE_WINDOW = 1.0  # seconds over which the rate of answers is measured
@@ -368,6 +368,11 @@ class Governor:
         if self.breaker is not None and self.breaker.state is not BreakerState.CLOSED:
             held = max(held, self.breaker.wait(now))
         return held
+
+    @property
+    def learned(self) -> LearnedLimit | None:
+        """The limit of the instance, as far as refusals have shown it."""
+        return self.pace.learned(self._clock.now())
 
     def why_held(self, now: float) -> str:
         """Why requests are held back now, in words; empty if they are not."""

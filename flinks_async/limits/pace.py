@@ -63,6 +63,50 @@ class PaceState:
     until: float
 
 
+@frozen
+class LearnedLimit:
+    """What the refusals of an instance taught about its limit. `str` makes a line for people.
+
+    Attributes:
+        rate: requests per second that it allows; None if it limits the requests at once.
+        at_once: requests at once that it allows; None if it limits the rate.
+        refused_rate: requests per second at the last refusal that was a sign of the limit; None if there was none.
+        seconds: since that refusal.
+    """
+
+    rate: float | None
+    at_once: int | None = None
+    refused_rate: float | None = None
+    seconds: float = inf
+
+    def joined(self, other: LearnedLimit | None) -> LearnedLimit:
+        """The limit of an instance that several processes share: the sum of their shares."""
+        if other is None:
+            return self
+        return LearnedLimit(
+            _sum(self.rate, other.rate),
+            None if (at_once := _sum(self.at_once, other.at_once)) is None else int(at_once),
+            _sum(self.refused_rate, other.refused_rate),
+            min(self.seconds, other.seconds),
+        )
+
+    @property
+    def why(self) -> str:
+        """Such as `refused at 1,520/s 12 s ago`."""
+        if self.refused_rate is None:
+            return "as the instance has allowed so far"
+        return f"refused at {self.refused_rate:,.4g}/s {self.seconds:,.0f} s ago"
+
+    def __str__(self) -> str:
+        if self.rate is None:
+            return f"at most {self.at_once:,} at once learned: more were refused"
+        return f"{self.rate:,.4g}/s learned: {self.why}"
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return one if other is None else other if one is None else one + other
+
+
 class Mode(Enum):
     START = "start"
     FREE = "free"
@@ -236,14 +280,15 @@ class Pace:
         """Why requests are paced, in words; empty if they are not."""
         if self.mode is Mode.START:
             return "the start: the rate doubles until the instance refuses a request"
-        if self.mode is Mode.HOLD and self.refused_rate is not None:
-            return f"refused at {self.refused_rate:,.4g}/s {now - self.refused_at:,.0f} s ago"
-        return f"about {self.limit:,.4g}/s, as the instance has allowed so far" if self.mode is Mode.HOLD else ""
+        return "" if self.mode is not Mode.HOLD or (learned := self.learned(now)) is None else learned.why
 
-    @property
-    def learned(self) -> float | None:
-        """Requests per second that the instance allows, as far as is known."""
-        return self.limit if self.mode is Mode.HOLD else None
+    def learned(self, now: float) -> LearnedLimit | None:
+        """The limit, as far as is known."""
+        if self.at_once is not None:
+            return LearnedLimit(None, self.at_once)
+        if self.mode is not Mode.HOLD:
+            return None
+        return LearnedLimit(self.limit, None, self.refused_rate, now - self.refused_at)
 
     def wait(self, now: float) -> float:
         """Seconds until the next request may be sent; infinity while a single request asks whether the limit has opened."""

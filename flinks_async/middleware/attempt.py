@@ -6,7 +6,8 @@ timer are released, because it uses neither the network nor the server.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Awaitable, Sequence
 from math import inf
 
 from ..classify import classify_error, classify_response, outcome_line
@@ -21,10 +22,11 @@ from ..errors import (
     FlinksError,
     ShortageError,
 )
+from ..limits.notices import emit
 from ..messages import Call, Handler, Request, Response, Transport
 from ..models import Meta, PartnerAccessResponse
-from ..observe import AttemptFinished, AttemptStarted, Observer, emit
-from ..runtime.cancel_scope import LATE, CancelScope
+from ..observe import AttemptFinished, AttemptStarted, Observer
+from ..runtime import LATE, CancelScope
 from ..secret import fingerprint
 from ..verdict import OK, Kind, Verdict
 
@@ -202,7 +204,20 @@ def _meta(call: Call, response: Response) -> Meta:
 
 
 class Observed:
-    """Emits an event before and after each attempt. In the chain only if the client has observers."""
+    """Emits an event before and after each attempt, for observers and the log."""
+
+    @classmethod
+    def handler(cls, attempt: Attempt, observers: Sequence[Observer]) -> Handler:
+        """An attempt with events while somebody wants them. The level of the log may change at any time."""
+        observed, is_logged = cls(attempt, observers).__call__, logging.getLogger("flinks_async").isEnabledFor
+        if observers:
+            return observed
+        plain = attempt.__call__  # a method is called faster than an object
+
+        def choose(request: Request) -> Awaitable[Response]:
+            return observed(request) if is_logged(AttemptStarted.level) else plain(request)
+
+        return choose
 
     def __init__(self, attempt: Handler, observers: Sequence[Observer]) -> None:
         self._attempt = attempt
@@ -212,7 +227,7 @@ class Observed:
         call, host, token = request.call, request.endpoint.host, fingerprint(request.token)
         number = call.attempts + 1
         queue_before, wire_before = call.queue_time, call.wire_time
-        emit(self._observers, AttemptStarted(host, number, token))
+        emit(self._observers, AttemptStarted(host, number, token, call.id))
         verdict: Verdict | None = None
         status: int | None = None
         size = 0
@@ -224,5 +239,6 @@ class Observed:
             raise
         finally:
             queue_time, wire_time = call.queue_time - queue_before, call.wire_time - wire_before
-            emit(self._observers, AttemptFinished(host, number, token, verdict, status, queue_time, wire_time, size))
+            event = AttemptFinished(host, number, token, verdict, status, queue_time, wire_time, size, call.id)
+            emit(self._observers, event)
         return response

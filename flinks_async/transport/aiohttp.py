@@ -38,7 +38,7 @@ from ..errors import (
     TransportError,
 )
 from ..messages import Request, Response
-from ..runtime.cancel_scope import mark_retrieved
+from ..runtime import mark_retrieved
 from ..secret import Secret, plain
 from .fast_path import SUPPORTED, Template, exchange, is_untouched, session_is_untouched
 from .inflate import Inflater

@@ -28,6 +28,8 @@ from attrs import define, field
 from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
+from ..limits.notices import log_fields
+
 _PARAMETERS: Final = {"read_until_eof", "auto_decompress"}
 
 
@@ -83,6 +85,7 @@ def warn_of_onlookers(session: aiohttp.ClientSession) -> None:
             "the aiohttp session is watched by %s, which sees access tokens (in URLs), the AuthSecret (in a header) and "
             "answers, and may add headers to requests; make sure that it records and sends none of them",
             ", ".join(new),
+            extra=log_fields("SessionWatched", watchers=new),
         )
 
 

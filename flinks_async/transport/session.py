@@ -32,7 +32,7 @@ from ..checks import shown
 from ..config import Connection
 from ..endpoint import Endpoint, Proxy, is_exempt, make_proxy
 from ..errors import ClientClosedError, ConfigError, FlinksError, ShortageError
-from ..runtime.loop_state import PerLoop
+from ..runtime import PerLoop
 from ..secret import Secret
 from .fast_path import Protocol, warn_of_onlookers
 

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 
 from flinks_async import Adaptive, Codec, ConfigError, FlinksClient, Limits, ShareQuota, config
-from flinks_async.bulk.executors.processes import SharedRate, rules_for, settings_for, share
-from flinks_async.bulk.executors.worker_messages import Secrets, describe, from_line, make, to_line
-from flinks_async.bulk.executors.worker_process import ending, environment_without
+from flinks_async.bulk.executors.dispatch import rules_for, settings_for, share
+from flinks_async.bulk.executors.processes import ending, environment_without
+from flinks_async.bulk.executors.seat import Secrets, describe, make
+from flinks_async.bulk.executors.worker import SharedRate, from_line, to_line
 from flinks_async.bulk.records import Counters, Histogram, InstanceState
 from flinks_async.bulk.rules import Rules
 from flinks_async.limits.governor import Trouble
+from flinks_async.limits.pace import LearnedLimit
 from flinks_async.limits.rate import GCRA
 from flinks_async.secret import Secret
 
@@ -107,6 +109,20 @@ def test_an_instance_has_answered_if_it_has_answered_one_process() -> None:
     assert [str(trouble) for trouble in total.troubles(now=20.0, began=15.0)] == [
         "no connection, 6 attempts in 5 s, next try in 2 s"
     ] * 2
+
+
+def test_processes_add_their_shares_of_a_learned_limit() -> None:
+    one = Counters(instances={"a": InstanceState(learned=LearnedLimit(500.0, refused_rate=520.0, seconds=9.0))})
+    other = Counters(instances={"a": InstanceState(learned=LearnedLimit(600.0, refused_rate=610.0, seconds=3.0))})
+    total = Counters.sum_of([one, other, Counters(instances={"a": InstanceState()})])
+    assert total.learned() == ("1,100/s learned: refused at 1,130/s 3 s ago",)
+    assert total.learned_rate() == 1100.0
+    apart = Counters.sum_of([one, Counters(instances={"b": InstanceState(learned=LearnedLimit(None, 29))})])
+    assert apart.learned() == (
+        "a: 500/s learned: refused at 520/s 9 s ago",
+        "b: at most 29 at once learned: more were refused",
+    )
+    assert apart.learned_rate() == 500.0
 
 
 def test_figures_of_all_are_added_up() -> None:

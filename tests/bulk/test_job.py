@@ -42,8 +42,8 @@ from flinks_async.bulk import (
     status,
     verify,
 )
+from flinks_async.bulk.fetching import NoThread
 from flinks_async.bulk.ledger import Ledger
-from flinks_async.bulk.thread import NoThread
 from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.faults import KINDS
 

@@ -437,6 +437,27 @@ async def test_a_disk_that_cannot_be_written_ends_the_run_as_in_one_process(slow
         await slow.run(ONE, during=remove)
 
 
+async def test_a_problem_of_one_worker_does_not_cost_the_answers_of_the_others(tmp_path: Path) -> None:
+    async with a_server(latency=Latency.fixed(0.05)) as server:
+        desk = Desk(tmp_path, server)
+
+        async def kill_one(job: Job) -> None:
+            while server.stats.max_in_flight <= 4:  # each worker has four
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
+            os.kill(workers()[0], signal.SIGKILL)
+
+        desk.job(shard_size=50).close()
+        with pytest.raises(WorkerError, match="keep crashing"):
+            await desk.run(Processes(2, restarts=0), during=kill_one)
+        totals = status(desk.directory).totals
+        assert 0 < totals.fetched < 50, "a part of a shard of the worker that was not killed"
+        before = server.stats.requests
+        assert (await desk.run()).state == "complete"
+        assert len(desk.answers) == 200
+        assert server.stats.requests - before == 200 - totals.fetched
+
+
 async def test_a_store_that_fails_ends_all(slow: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> Any:
         raise StoreError("the disk is full")

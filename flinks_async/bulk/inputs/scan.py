@@ -21,22 +21,18 @@ from typing import Final, Protocol
 from attrs import field, frozen
 
 from ...errors import ConfigError
+from ...limits.notices import log_fields
 from ...secret import fingerprint
 from ..errors import InputError
 from ..files import cannot_write, create, make_folder, open_to_write, write_all
 from ..records import Failure, Shard
 from .rows import NO_KEY, Lines, Row, SkippedLine, SkipReason, check
-from .shards import identity, shard_digest
-from .source import InputFile, reading
+from .source import InputFile, identity, reading, shard_digest
 
 _HASH_BUCKETS: Final = 256
-
 _HASH_RECORD: Final = Struct(">16sQ")
-
 _BUFFER: Final = 64 * 1024
-
 _BLOCK: Final = 4096 * _HASH_RECORD.size
-
 _AT_ONCE: Final = 4 * 1024 * 1024
 
 
@@ -63,11 +59,7 @@ class DuplicateFinder:
         make_folder(folder)
 
     def add(self, identity: bytes, line: int) -> None:
-        """Adds a token. Lines must be in ascending order.
-
-        Raises:
-            StoreError: the disk is full.
-        """
+        """Adds a token. Lines must be in ascending order."""
         digest = blake2b(identity, key=self._key, digest_size=16).digest()
         number = digest[0]
         buffer = self._buffers[number]
@@ -76,11 +68,7 @@ class DuplicateFinder:
             self._flush(number)
 
     def found(self) -> Iterator[tuple[int, int]]:
-        """(line, line of the first occurrence) of each duplicate, in no particular order.
-
-        Raises:
-            StoreError: the disk cannot be read.
-        """
+        """(line, line of the first occurrence) of each duplicate, in no particular order."""
         for number in range(_HASH_BUCKETS):
             turns = -(-self._sizes[number] // _AT_ONCE) or 1
             for turn in range(turns):
@@ -128,13 +116,11 @@ class DuplicateFinder:
 
 
 _BUCKETS: Final = "duplicates"
-
 _RECORD: Final = Struct(">QQQQ16s")  # of a shard: first, last, offset, sendable tokens, digest
-
-_log: Final = logging.getLogger("flinks_async.bulk")
 
 NO_TOKENS: Final = "The file of tokens holds no tokens."
 
+_log: Final = logging.getLogger("flinks_async.bulk")
 _PROGRESS_EVERY: Final = 1000
 """Lines."""
 
@@ -220,7 +206,7 @@ def scan(
         file.refuse_change()
         scanned = scanner.finish()
     if not scanned.tokens:
-        _log.warning(NO_TOKENS)
+        _log.warning(NO_TOKENS, extra=log_fields("NoTokens"))
     return scanned
 
 

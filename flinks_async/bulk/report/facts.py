@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import field, frozen
+from attrs import frozen
 
 from ..directory import Manifest
 from ..errors import JobError
@@ -46,26 +46,6 @@ class Failures:
 
 
 @frozen
-class CommittedPart:
-    """The answers of one shard, as passed to the store.
-
-    Attributes:
-        shard: its number.
-        first, last: lines of the input, inclusive.
-        answers: number of answers.
-        size: bytes.
-        sha256: hexadecimal.
-    """
-
-    shard: int
-    first: int
-    last: int
-    answers: int
-    size: int
-    sha256: str
-
-
-@frozen
 class Parts:
     """The committed parts of a job.
 
@@ -75,9 +55,9 @@ class Parts:
         answers: number of answers in all parts.
     """
 
-    listed: tuple[CommittedPart, ...] = ()
-    sizes: array[int] = field(factory=lambda: array("Q"))
-    answers: int = 0
+    listed: tuple[Commit, ...]
+    sizes: array[int]
+    answers: int
 
 
 @frozen
@@ -137,13 +117,12 @@ def gather(folder: Path) -> Facts:
 
 
 def _parts(commits: Iterable[Commit]) -> Parts:
-    listed: list[CommittedPart] = []
+    listed: list[Commit] = []
     sizes = array("Q")
     answers = 0
     for commit in commits:
-        shard, written = commit.shard, commit.written
         if len(listed) < MOST_PARTS:
-            listed.append(CommittedPart(shard.id, shard.first, shard.last, written.lines, written.size, written.sha256))
-        sizes.append(written.size)
-        answers += written.lines
+            listed.append(commit)
+        sizes.append(commit.written.size)
+        answers += commit.written.lines
     return Parts(tuple(listed), sizes, answers)

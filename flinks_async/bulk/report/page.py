@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,7 +15,7 @@ from .facts import MOST_FAILURES, MOST_PARTS, Facts
 from .findings import findings, headline, tiles
 from .plots import bar_plots
 from .plots_over_time import plots_over_time
-from .timeline import Spread, thin
+from .timeline import thin
 
 _FIRST_PARTS = 5
 
@@ -32,7 +33,7 @@ def page(facts: Facts, made: float) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(count=words.count, size=words.size, percent=words.percent)
+    environment.filters.update(count="{:,}".format, size=words.size, percent=words.percent)
     style, _, _ = environment.loader.get_source(environment, "page.css")  # type: ignore[union-attr]
     return environment.get_template("page.html").render(_values(facts, made), style=Markup(style))
 
@@ -86,14 +87,10 @@ def moments(facts: Facts) -> list[Row]:
             words.moment(facts.timeline.time_at(point.start)),
             words.duration(point.end - point.start),
             f"{point.fetched:,.0f}",
-            words.rate(point.rate.mean),
-            _time(point.p50),
-            _time(point.p95),
-            f"{point.in_flight.mean:,.0f}",
-            f"{point.limit.mean:,.0f}",
-            words.rate(point.retries),
-            words.rate(point.throttled),
-            words.rate(point.failed),
+            _known(words.rate, point.mean("rate")),
+            *(_known(words.duration, point.mean(name)) for name in ("p50", "p95")),
+            *(_known("{:,.0f}".format, point.mean(name)) for name in ("in_flight", "limit")),
+            *(words.rate(point.per_second(name)) for name in ("retries", "throttled", "failed")),
             words.percent(point.paused, 1),
         )
         for point in thin(facts.intervals, facts.timeline, _ROWS)
@@ -149,5 +146,5 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else str(value)
 
 
-def _time(spread: Spread | None) -> str:
-    return words.NONE if spread is None else words.duration(spread.mean)
+def _known(say: Callable[[float], str], value: float | None) -> str:
+    return words.NONE if value is None else say(value)

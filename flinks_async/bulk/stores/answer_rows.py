@@ -29,8 +29,7 @@ from ...checks import optional_import
 from ...codec import Codec
 from ...codec.parse import EXACT, decode_any
 from ...errors import DecodeError
-from ...models import PartnerAccessResponse
-from ...schema import SCHEMA
+from ...models import SCHEMA, PartnerAccessResponse
 from ...tables import Column, ColumnType, Row, Table, extra_of, flatten, to_json
 from ..errors import StoreError, UnfitAnswerError
 from ..records import Shard

@@ -25,8 +25,8 @@ from attrs import define, evolve, field, frozen
 
 from ...checks import optional_import
 from ...errors import ConfigError
-from ...models import Model, PartnerAccessResponse, Timestamp
-from ...schema import SCHEMA, FieldKind
+from ...models import SCHEMA, Model, PartnerAccessResponse, Timestamp
+from ...schema import FieldKind
 from ...tables import COLUMN_TYPES, Row, Table, arrow_table, arrow_types, schema_of, to_json
 from ..records import Commit, Shard
 from ..spool import read_spool, read_spool_line

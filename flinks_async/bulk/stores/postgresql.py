@@ -33,6 +33,7 @@ import msgspec
 from ...checks import optional_import, seconds
 from ...codec.parse import decode_any
 from ...errors import ConfigError
+from ...limits.notices import log_fields
 from ...tables import ColumnType, Row, Table, to_json
 from .. import crash_points
 from ..errors import StoreError, StoreMissingError
@@ -297,7 +298,8 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
             except StoreError as error:
                 if not self._may_pass or time.monotonic() + delay > end:
                     raise
-                _log.warning("%s failed and is repeated: %s", what, error.message)
+                fields = log_fields("StoreRetry", reason=error.message)
+                _log.warning("%s failed and is repeated: %s", what, error.message, extra=fields)
             time.sleep(random.uniform(delay / 2, delay))  # two jobs in a deadlock must not meet again
             delay = min(2 * delay, longest)
 
