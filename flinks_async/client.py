@@ -320,7 +320,7 @@ class FlinksClient:
         else:
             checks.seconds("timeout", timeout)
         state = self._enter()
-        now, scope = self._clock.now(), CancelScope()
+        now, scope = self._clock.now(), CancelScope(state.loop)
         deadline = None if timeout is None else now + timeout
         call = Call(now, state, deadline, secret=self._secret, permit=permit, scope=scope)
         # Not bound to a name, because a traceback shows the names of this frame.

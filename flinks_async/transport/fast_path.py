@@ -132,6 +132,7 @@ class Protocol(ResponseHandler):
 
     idle_since = float("-inf")
     _parser_is_ours = False
+    _reads = True
 
     def expect_answer(self) -> None:
         if not self._parser_is_ours:
@@ -142,6 +143,16 @@ class Protocol(ResponseHandler):
     def set_response_params(self, **options: Any) -> None:
         self._parser_is_ours = False
         super().set_response_params(**options)
+
+    def pause_reading(self) -> None:
+        self._reads = False
+        super().pause_reading()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # Each answer that is read asks for it. An attempt to resume what was not paused costs a tenth of a small request.
+        if not self._reads:
+            self._reads = True
+            super().resume_reading(resume_parser)
 
     def close(self) -> None:
         """Aborts the connection. A TLS connection that is closed waits up to 30 s for the peer's close_notify and keeps
