@@ -124,11 +124,10 @@ def path(name: str, value: object) -> Path:
     """
     problem = "the path of a file or folder"
     try:
-        found = Path(value).absolute()  # type: ignore[arg-type]
-        os.lstat(found)
+        os.lstat(found := Path(value).absolute())  # type: ignore[arg-type]
     except OSError as error:
         if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
-            return found
+            return Path(value).absolute()  # type: ignore[arg-type]
         problem += f" ({error.strerror})"
     except (TypeError, ValueError):  # ValueError: a NUL, or a character that no name can have
         pass

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
-from attrs import asdict, define, field, frozen
+from attrs import define, field, frozen
 
 from .. import bulk
 from ..bulk import InProcess, InputFile, Job, JSONLParts, Progress, Rules, crash_points
@@ -104,30 +104,24 @@ def demo(
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     plan = DemoFaults(share=faults, seed=seed)
     made_up = _make_up(tokens, seed)
+    options = ServeOptions(
+        demo=True,
+        faults=faults,
+        unfetchable=plan.unfetchable,
+        seed=seed,
+        rate=rate_limit,
+        burst=max(1.0, rate_limit * _BURST),
+        latency=("lognormal", latency, 0.5),
+    )
     with ExitStack() as stack:
-        folder = _folder(directory, stack)
-        file = _write_tokens(folder / "demo-tokens.txt", made_up)
-        job = _new_job(folder / "demo-job")
-        server = stack.enter_context(
-            ServerProcess(
-                ServeOptions(
-                    demo=True,
-                    faults=faults,
-                    unfetchable=plan.unfetchable,
-                    seed=seed,
-                    rate=rate_limit,
-                    burst=max(1.0, rate_limit * _BURST),
-                    latency=("lognormal", latency, 0.5),
-                )
-            )
-        )
+        file, job = _prepare(directory, made_up, stack)
+        server = stack.enter_context(ServerProcess(options))
         say(
             f"Simulated Flinks at {server.base_url}, seed {seed}: {100 * faults:.3g} % of the {tokens:,} tokens meet faults. "
             f"Answers take {duration(latency)} (median). The client is not told the rate limit."
         )
-        fetch = DemoFetch(
-            str(file), str(job), server.base_url, server.auth_secret, concurrency, shard_size=_shard_size(tokens)
-        )
+        shard_size = min(bulk.SHARD_SIZE, max(1, tokens // 100))  # small: the fetch can be killed between two shards
+        fetch = DemoFetch(str(file), str(job), server.base_url, server.auth_secret, concurrency, shard_size)
         if crash and not _crashed(fetch, tokens):
             return Exit.FAILED
         code, progress = fetch.run()
@@ -147,19 +141,23 @@ def demo(
             lambda token: plan.plan(token).fetchable,
             lambda token: expected_answer(token, seed=seed),
         )
-    return _verdict(result)
+    say(result.text())
+    return Exit.OK if result.passed else Exit.FAILED
 
 
-def _shard_size(tokens: int) -> int:
-    """Small, so that the fetch can be killed between two shards."""
-    return min(bulk.SHARD_SIZE, max(1, tokens // 100))
-
-
-def _new_job(directory: Path) -> Path:
-    """A directory without a job. The job of an earlier demo is purged."""
-    if (directory / MANIFEST).exists():
-        bulk.purge(directory)
-    return directory
+def _prepare(directory: str | None, tokens: list[str], stack: ExitStack) -> tuple[Path, Path]:
+    """Writes the file of tokens, and purges the job of an earlier demo. Returns the file and the directory for the job."""
+    try:
+        folder = Path(directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="flinks-async-demo-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        file, job = folder / "demo-tokens.txt", folder / "demo-job"
+        file.write_text("".join(f"{token}\n" for token in tokens), encoding="ascii")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise OutputError(f"the file of tokens cannot be written to the folder of the demo: {reason}") from None
+    if (job / MANIFEST).exists():
+        bulk.purge(job)
+    return file, job
 
 
 def _crashed(fetch: DemoFetch, tokens: int) -> bool:
@@ -184,25 +182,6 @@ def _make_up(count: int, seed: int) -> list[str]:
     return [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(count)]
 
 
-def _folder(directory: str | None, stack: ExitStack) -> Path:
-    try:
-        if directory is None:
-            return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flinks-async-demo-")))
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"the folder of the demo cannot be made: {getattr(error, 'strerror', error)}") from None
-    return folder
-
-
-def _write_tokens(path: Path, tokens: list[str]) -> Path:
-    try:
-        path.write_text("".join(f"{token}\n" for token in tokens), encoding="ascii")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from None
-    return path
-
-
 def _on_the_wire(stats: dict[str, Any]) -> str:
     faults = sum(stats["faults"].values())
     return (
@@ -224,11 +203,6 @@ def _found_out(rate_limit: float, stats: dict[str, Any], progress: Progress) -> 
         f"{progress.requests / progress.seconds:,.0f}/s on average, with its start. "
         f"One after the other, the {stats['requests']:,} requests would have taken {duration(stats['seconds'])}."
     )
-
-
-def _verdict(result: Check) -> int:
-    say(result.text())
-    return Exit.OK if result.passed else Exit.FAILED
 
 
 # --- the fetch -------------------------------------------------------------------------------------------------------
@@ -271,7 +245,7 @@ class DemoFetch:
         Args:
             after: shards that reach the store before the kill. The last one is not in the ledger yet, which is the worst moment.
         """
-        orders = msgspec.json.encode({"after": after, "fetch": asdict(self)})
+        orders = msgspec.json.encode((after, self))
         ended = subprocess.run([sys.executable, "-m", "flinks_async.cli.demo"], input=orders, check=False)
         return abs(ended.returncode) == KILL
 
@@ -340,12 +314,13 @@ def check(
     """
     result = Check(len(tokens))
     arrived: set[int] = set()
-    for line, answer in map(_read, answers):
+    for record in (json.loads(answer, parse_float=Decimal) for answer in answers):
+        line = record["line"]
         if line in arrived or not 1 <= line <= len(tokens):
             result.wrong.append(line)
         elif not fetchable(tokens[line - 1]):
             result.unexpected.append(line)
-        elif answer != expected(tokens[line - 1]):
+        elif record["response"] != expected(tokens[line - 1]):
             result.wrong.append(line)
         arrived.add(line)
     for line, token in enumerate(tokens, start=1):
@@ -356,31 +331,7 @@ def check(
     return result
 
 
-def _read(answer: bytes) -> tuple[int, Any]:
-    record = json.loads(answer, parse_float=Decimal)
-    return record["line"], record["response"]
-
-
-# --- the process that kills itself -----------------------------------------------------------------------------------
-
-
-def main() -> None:
-    """Reads the orders, and kills itself after so many shards."""
-    orders = msgspec.json.decode(sys.stdin.readline())
-    stored = 0
-
-    def die_at(name: str) -> None:
-        nonlocal stored
-        stored += name == "stored"
-        if stored == orders["after"]:
-            os.kill(os.getpid(), KILL)
-
-    crash_points.hook = die_at
-    sys.exit(DemoFetch(**orders["fetch"]).run()[0])
-
-
-if __name__ == "__main__":
-    main()
+# --- the simulator alone ---------------------------------------------------------------------------------------------
 
 
 @click.command(cls=Command)
@@ -448,3 +399,25 @@ def simulate(
     stats = server.stats
     say(f"{counted(stats.requests, 'request')}, {stats.answered:,} answered, {stats.throttled:,} throttled")
     return Exit.OK
+
+
+# --- the process that kills itself -----------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Reads the orders, and kills itself after so many shards."""
+    after, fetch = msgspec.json.decode(sys.stdin.readline(), type=tuple[int, DemoFetch])
+    stored = 0
+
+    def die_at(name: str) -> None:
+        nonlocal stored
+        stored += name == "stored"
+        if stored == after:
+            os.kill(os.getpid(), KILL)
+
+    crash_points.hook = die_at
+    sys.exit(fetch.run()[0])
+
+
+if __name__ == "__main__":
+    main()

@@ -29,20 +29,8 @@ MOST_RUNS: Final = 100
 """Number of runs that the page shows, the latest ones."""
 
 
-@frozen
-class Failures:
-    """Rows that failed with the same error.
-
-    Attributes:
-        kind, error, flinks_code, status: as in `Failure`.
-        rows: number of rows.
-    """
-
-    kind: FailureKind
-    error: str
-    flinks_code: str | None
-    status: int | None
-    rows: int
+Failures = tuple[FailureKind, str, str | None, int | None, int]
+"""(kind, error, FlinksCode, status, number) of rows that failed with the same error."""
 
 
 @frozen
@@ -82,6 +70,10 @@ class Facts:
     intervals: tuple[Interval, ...]
     parts: Parts
 
+    def sum(self, name: str, run: int | None = None) -> float:
+        """Of an attribute of the intervals: of all, or of a run."""
+        return float(sum(getattr(i, name) for i in self.intervals if run in (None, i.run)))
+
 
 def gather(folder: Path) -> Facts:
     """Reads a job's directory without changing it. The job may be running.
@@ -109,7 +101,7 @@ def gather(folder: Path) -> Facts:
             ledger.totals(),
             runs,
             len(every) - len(runs),
-            tuple(Failures(*row) for row in ledger.failure_counts(MOST_FAILURES)),
+            tuple(ledger.failure_counts(MOST_FAILURES)),
             timeline(runs, {interval.run: interval.end for interval in found}),
             found,
             _parts(ledger.commits()),

@@ -120,9 +120,9 @@ _RESULTS: Final[dict[Outlook, str]] = {
 
 def tiles(facts: Facts) -> list[Finding]:
     """The numbers at the top of the page."""
-    requests = _sum(facts.intervals, "requests")
+    requests = facts.sum("requests")
     runs = counted(len(facts.runs), "run")
-    throttled = f"{words.percent(_sum(facts.intervals, 'throttled'), requests)} throttled" if requests else ""
+    throttled = f"{words.percent(facts.sum('throttled'), requests)} throttled" if requests else ""
     if facts.earlier:
         runs = f"the last {len(facts.runs):,} of {len(facts.runs) + facts.earlier:,} runs"
         throttled = throttled and f"{throttled}; in the same runs"
@@ -136,11 +136,6 @@ def tiles(facts: Facts) -> list[Finding]:
     ]
 
 
-def _sum(found: Iterable[Interval], name: str) -> float:
-    """Of an attribute of the intervals."""
-    return float(sum(getattr(interval, name) for interval in found))
-
-
 def findings(facts: Facts) -> list[Finding]:
     """Where the time went, as far as the samples show; empty without samples."""
     found = facts.intervals
@@ -150,8 +145,8 @@ def findings(facts: Facts) -> list[Finding]:
     return [
         _throughput(facts, running),
         _response_time(facts),
-        _throttled(found),
-        _retried(found),
+        _throttled(facts),
+        _retried(facts),
         _paused(facts, running),
         _limit(found, running),
         *_problems(facts),
@@ -183,14 +178,14 @@ def _response_time(facts: Facts) -> Finding:
     )
 
 
-def _throttled(found: Iterable[Interval]) -> Finding:
-    throttled = _sum(found, "throttled")
-    share = words.percent(throttled, _sum(found, "requests"))
+def _throttled(facts: Facts) -> Finding:
+    throttled = facts.sum("throttled")
+    share = words.percent(throttled, facts.sum("requests"))
     return Finding("Throttling", share, f"{throttled:,.0f} answers asked to slow down")
 
 
-def _retried(found: Iterable[Interval]) -> Finding:
-    retries, requests = _sum(found, "retries"), _sum(found, "requests")
+def _retried(facts: Facts) -> Finding:
+    retries, requests = facts.sum("retries"), facts.sum("requests")
     if retries < requests:
         note = f"{retries:,.0f} of {requests:,.0f} requests repeated an earlier one"
         return Finding("Retries", words.percent(retries, requests), note)
@@ -202,7 +197,7 @@ def _retried(found: Iterable[Interval]) -> Finding:
 def _paused(facts: Facts, running: float) -> Finding:
     paused = sum(i.seconds for i in facts.intervals if i.paused)
     if not paused:
-        throttled = _sum(facts.intervals, "throttled")
+        throttled = facts.sum("throttled")
         short = f"; {throttled:,.0f} throttled answers caused short ones" if throttled else ""
         return Finding("Pauses", "none sampled", f"no sample was taken during a pause{short}")
     stretches = [list(group) for held, group in groupby(facts.intervals, lambda i: i.paused and i.run) if held]

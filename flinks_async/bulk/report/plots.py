@@ -211,18 +211,15 @@ def _outcome(variant: Variant, totals: Totals) -> tuple[Figure, Markup]:
 def _failures(variant: Variant, groups: tuple[Failures, ...]) -> tuple[Figure, Markup]:
     """Labels stand above their bars, because long ones do not fit beside them."""
     figure, axes = bare(variant, _ROW * len(groups))
-    axes.set_xlim(0, max(group.rows for group in groups))
+    axes.set_xlim(0, max(number for *_, number in groups))
     axes.set_ylim(len(groups), 0)
-    for row, group in enumerate(groups):
-        name, sign = _LOOKS.get(group.kind, ("waiting", "\N{EN DASH}"))
-        axes.barh(row + 0.7, group.rows, 0.28, color=colour(name), linewidth=0)
-        label = _label(f"{group.rows:,} {_name(group)}", variant.label)
+    for row, (kind, error, code, status, number) in enumerate(groups):
+        name, sign = _LOOKS.get(kind, ("waiting", words.NONE))
+        axes.barh(row + 0.7, number, 0.28, color=colour(name), linewidth=0)
+        told = " ".join(str(part) for part in (error, code, status) if part is not None)
+        label = _label(f"{number:,} {told}", variant.label)
         axes.text(0, row + 0.42, f"{sign} {label}", color=colour("ink"), va="baseline")
     return figure, Markup()
-
-
-def _name(group: Failures) -> str:
-    return " ".join(str(part) for part in (group.error, group.flinks_code, group.status) if part is not None)
 
 
 def _label(text: str, most: int) -> str:
