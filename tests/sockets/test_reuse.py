@@ -142,6 +142,37 @@ async def test_a_keep_alive_that_has_run_out_makes_a_new_connection() -> None:
             assert server.connections == 2
 
 
+async def test_idle_connections_are_closed_when_their_time_is_over() -> None:
+    async with RawServer(HEALTHY, HEALTHY) as server:
+        async with client_for(server, connection=Connection(keepalive=0.05)) as client:
+            await asyncio.gather(client.partner_access("one"), client.partner_access("other"))
+            assert (client.stats().connections.idle, server.connections) == (2, 2)
+            for _ in range(500):
+                if client.stats().connections.open == 0:
+                    break
+                await asyncio.sleep(0.002)
+            assert client.stats().connections.open == 0
+            await assert_clean(client)
+
+
+async def test_the_connection_that_was_used_last_is_used_first() -> None:
+    scripts = [[Repeat(ReadHead(), Respond(200, OK.body.replace(b"r-1", name)))] for name in (b"first", b"second")]
+    async with RawServer(*scripts) as server, client_for(server) as client:
+        await asyncio.gather(client.partner_access("one"), client.partner_access("other"))
+        used = [(await client.partner_access("again")).request_id for _ in range(4)]
+        assert (server.connections, len(set(used))) == (2, 1)
+
+
+async def test_both_ways_share_their_connections() -> None:
+    async with RawServer(HEALTHY) as server, client_for(server) as client:
+        await client.partner_access("fast")
+        await client.partner_access("session", headers={"X-Own": "1"})
+        await client.partner_access("fast again")
+        await client.partner_access("session again", headers={"X-Own": "1"})
+        assert (server.connections, client.stats().connections.created) == (1, 1)
+        await assert_clean(client)
+
+
 async def test_cookies_are_not_kept() -> None:
     cookie = Send(Respond(200, OK.body, [("Set-Cookie", "id=1; Path=/"), ("Set-Cookie", "b=2")]).message)
     async with RawServer([Repeat(ReadHead(), cookie)]) as server, client_for(server) as client:
