@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from flinks_async import Connection, FlinksClient
+from flinks_async.messages import Handler, Request, Response
 from flinks_async.testing import FakeClock
 from tests.raw_server import Close, RawConnection, RawServer, ReadHead, Repeat, Respond, Send
 
@@ -170,6 +171,26 @@ async def test_both_ways_share_their_connections() -> None:
         await client.partner_access("fast again")
         await client.partner_access("session again", headers={"X-Own": "1"})
         assert (server.connections, client.stats().connections.created) == (1, 1)
+        await assert_clean(client)
+
+
+@pytest.mark.parametrize("headers", [None, {"X-Own": "1"}], ids=["fast", "session"])
+async def test_an_attempt_on_a_fresh_connection_leaves_the_idle_ones_alone(headers: dict[str, str] | None) -> None:
+    wanted = []
+
+    async def fresh(request: Request, call_next: Handler) -> Response:
+        request.call.fresh = bool(wanted)
+        return await call_next(request)
+
+    async with RawServer(*[HEALTHY] * 3) as server, client_for(server, attempt_middleware=[fresh]) as client:
+        await asyncio.gather(*(client.partner_access(token, headers=headers) for token in ("one", "other")))
+        assert server.connections == 2
+        wanted.append(1)
+        await client.partner_access("on a new one", headers=headers)
+        assert (server.connections, client.stats().connections.idle) == (3, 3)
+        wanted.clear()
+        await client.partner_access("on an idle one", headers=headers)
+        assert server.connections == 3
         await assert_clean(client)
 
 
