@@ -111,7 +111,7 @@ async def test_errors_show_nothing_in_any_form(server: FlinksServer, logs: io.St
         observers=[events.append],
     ) as flinks:
         with pytest.raises(FlinksError) as caught:
-            await flinks.partner_access(TOKEN)
+            await flinks.partner_access(TOKEN, headers={"X-Key": SECRET})
         error = caught.value
         shows_nothing(error, str(error), error.args, error.fields(), pickle.dumps(error), vars(error))
         shows_nothing(own_frames(error), flinks, flinks.stats(), events, logs.getvalue())

@@ -385,7 +385,7 @@ async def test_spans_and_metrics_show_nothing_of_any_failure(telemetry: Telemetr
             attempt_middleware=[breaks],
         ) as client:
             with pytest.raises((FlinksError, RuntimeError)):
-                await telemetry.instrument(client).partner_access(TOKEN)
+                await telemetry.instrument(client).partner_access(TOKEN, headers={"X-Key": SECRET})
     assert "flinks partner_access" in telemetry.everything()
     shows_nothing(telemetry.everything())
 
