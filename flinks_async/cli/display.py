@@ -66,7 +66,7 @@ class Display:
         self._quiet = quiet
 
     def begin(self, text: str, **places: str | None) -> None:
-        """Where the run keeps things: in words for people, by name for programs."""
+        """Says where the job and the answers are: as text for people, as paths by name for programs."""
         self.note(text)
 
     def planning(self, read: int, size: int) -> None:
@@ -79,12 +79,12 @@ class Display:
         self._show(share, "" if share is None else _percent(share), *_progress_lines(progress))
 
     def note(self, text: str) -> None:
-        """Something happened."""
+        """Says what the run does, unless the user wants only the summary."""
         if not self._quiet:
             say(text)
 
     def warn(self, text: str) -> None:
-        """Something needs the user's attention."""
+        """Says what needs the user's attention."""
         say(text)
 
     def row(self, kind: str, record: Mapping[str, Any]) -> None:
