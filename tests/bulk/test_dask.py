@@ -52,7 +52,7 @@ def pids(cluster: Any) -> list[int]:
 @pytest.fixture
 def executor(cluster: Any) -> DaskExecutor:
     cluster.wait_for_workers(2, timeout=60)
-    return DaskExecutor(cluster, secret_env="TEST_SECRET")
+    return DaskExecutor(cluster, workers=2, secret_env="TEST_SECRET")
 
 
 @pytest.fixture

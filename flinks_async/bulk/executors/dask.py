@@ -66,11 +66,7 @@ class SecretReference:
     name: str
 
     def resolve(self) -> Secret:
-        """The secret. Called in the worker.
-
-        Raises:
-            ConfigError: it is not there.
-        """
+        """The secret. Called in the worker. Raises ConfigError if it is not there."""
         try:
             if self.source == "env":
                 value: object = os.environ[self.name]
@@ -152,11 +148,7 @@ class DaskExecutor:
         return DaskExecution(work, tasks, finished, self)
 
     def secret_of(self, instance: str | None) -> SecretReference:
-        """The reference of the secret of an instance.
-
-        Raises:
-            ConfigError: there is none.
-        """
+        """The reference of the secret of an instance. Raises ConfigError if there is none."""
         name = self._names if isinstance(self._names, str) else self._names.get(instance or "")
         if not name:
             raise ConfigError(f"there is no reference to the AuthSecret of the instance {instance!r}")
@@ -256,11 +248,7 @@ class DaskExecution(WorkersExecution):
         return [address for address in (await self._identity())["workers"] if address not in self._taken]
 
     async def _identity(self) -> Any:
-        """What the scheduler knows.
-
-        Raises:
-            WorkerError: the connection to it is lost.
-        """
+        """What the scheduler knows. Raises WorkerError if the connection to it is lost."""
         with suppress(OSError, TimeoutError, RuntimeError):
             if self._client.status == "running":
                 return await asyncio.wait_for(self._client.scheduler.identity(), SILENCE)
