@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import os
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
+from types import NoneType
 from typing import Any, Final
 
 from attrs import Attribute
@@ -52,8 +56,7 @@ def whole_number(least: int, most: int) -> Validator:
     """Makes a validator: a whole number from `least` to `most`."""
 
     def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
-        if not is_whole(value, least, most):
-            raise ConfigError(f"{name(instance, attribute)} {must_be_whole(value, least, most)}")
+        integer(name(instance, attribute), value, least, most)
 
     return check
 
@@ -63,9 +66,14 @@ def is_whole(value: object, least: int, most: int) -> bool:
     return type(value) is int and least <= value <= most
 
 
-def must_be_whole(value: object, least: int, most: int) -> str:
-    """Error text for a value that fails `is_whole`."""
-    return f"must be a whole number from {least:,} to {most:,}, not {shown(value)}"
+def integer(name: str, value: object, least: int, most: int = int(MOST)) -> None:
+    """Checks that an argument is a whole number from `least` to `most`.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not is_whole(value, least, most):
+        raise ConfigError(f"{name} must be a whole number from {least:,} to {most:,}, not {shown(value)}")
 
 
 at_once = whole_number(1, MOST_AT_ONCE)
@@ -108,6 +116,58 @@ def seconds(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be a number of seconds greater than 0, up to {MOST:g}, not {shown(value)}")
 
 
+def path(name: str, value: object) -> Path:
+    """An argument that names a file or folder, which need not exist, as an absolute path.
+
+    Raises:
+        ConfigError: nothing can have this name.
+    """
+    problem = "the path of a file or folder"
+    try:
+        os.lstat(found := Path(value).absolute())  # type: ignore[arg-type]
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            return Path(value).absolute()  # type: ignore[arg-type]
+        problem += f" ({error.strerror})"
+    except (TypeError, ValueError):  # ValueError: a NUL, or a character that no name can have
+        pass
+    else:
+        return found
+    raise ConfigError(f"{name} must be {problem}, not {shown(value)}")
+
+
+def kind(name: str, value: object, *kinds: type) -> None:
+    """Checks that an argument is an instance of one of these types or protocols.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if isinstance(value, type) or not isinstance(value, kinds):
+        names = " or ".join("None" if one is NoneType else one.__name__ for one in kinds)
+        found = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise ConfigError(f"{name} must be {names}, not {found}")
+
+
+def function_or_none(name: str, value: object) -> None:
+    """Checks that an argument can be called, or is None.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if value is not None and not callable(value):
+        raise ConfigError(f"{name} must be a function or None, not {type(value).__name__}")
+
+
+def choice(name: str, value: object, names: Sequence[str]) -> None:
+    """Checks that an argument is one of some names.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(value, str) or value not in names:
+        raise ConfigError(f"{name} must be one of {', '.join(names)}, not {shown(value)}")
+
+
 def counted(count: int, noun: str) -> str:
     """Such as `1 attempt` or `2,000 attempts`."""
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
@@ -135,8 +195,6 @@ def one_of(*kinds: type) -> Validator:
     """Makes a validator: an instance of one of these types."""
 
     def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
-        if not isinstance(value, kinds):
-            names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise ConfigError(f"{name(instance, attribute)} must be {names}, not {type(value).__name__}")
+        kind(name(instance, attribute), value, *kinds)
 
     return check

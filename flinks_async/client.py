@@ -212,9 +212,8 @@ class FlinksClient:
             FlinksError: see `flinks_async.errors` for the tree.
         """
         token = check_token(token)  # bound to the same name, so that a traceback does not show it
-        response = await self.respond(token, timeout, headers)
-        assert response.answer is not None
-        return response.answer
+        response = await self._run(token, timeout, headers, raw=False)
+        return self._decoded(response) if response.answer is None else response.answer
 
     async def respond(
         self,
@@ -228,9 +227,11 @@ class FlinksClient:
         response: the answer and the body.
         """
         response = await self._run(token, timeout, headers, raw=False, permit=permit)
-        if response.answer is None:  # a middleware answered without calling the next handler
-            return evolve(response, answer=self._codec.decode(response.body, response.meta))
-        return response
+        return response if response.answer is not None else evolve(response, answer=self._decoded(response))
+
+    def _decoded(self, response: Response) -> PartnerAccessResponse:
+        """The answer in a response of a middleware that did not call the next handler."""
+        return self._codec.decode(response.body, response.meta)
 
     @wraps_token
     async def partner_access_raw(
@@ -300,8 +301,7 @@ class FlinksClient:
         if source.problem is not None:
             raise ConfigError(source.problem)
         workers = self._settings.limits.most_at_once if concurrency is None else concurrency
-        if not checks.is_whole(workers, 1, checks.MOST_AT_ONCE):
-            raise ConfigError(f"concurrency {checks.must_be_whole(workers, 1, checks.MOST_AT_ONCE)}")
+        checks.integer("concurrency", workers, 1, checks.MOST_AT_ONCE)
         checks.flag("ordered", ordered)
         if timeout is not None:
             checks.seconds("timeout", timeout)
@@ -320,7 +320,7 @@ class FlinksClient:
         else:
             checks.seconds("timeout", timeout)
         state = self._enter()
-        now, scope = self._clock.now(), CancelScope()
+        now, scope = self._clock.now(), CancelScope(state.loop)
         deadline = None if timeout is None else now + timeout
         call = Call(now, state, deadline, secret=self._secret, permit=permit, scope=scope)
         # Not bound to a name, because a traceback shows the names of this frame.

@@ -41,21 +41,25 @@ _log = logging.getLogger("flinks_async")
 class CancelScope:
     """A block, `with scope: ...`, that `interrupt()` ends. Use it once, in one task.
 
+    Args:
+        loop: the running event loop, if it is known; to look it up costs time.
+
     Attributes:
         interrupted: whether `interrupt()` ended the block.
         late: the deadline timer ended it late, because the event loop was blocked. The server is not the cause.
     """
 
-    __slots__ = ("_before", "_bucket", "_task", "interrupted", "late")
+    __slots__ = ("_before", "_bucket", "_loop", "_task", "interrupted", "late")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        self._loop = loop
         self._task: asyncio.Task[object] | None = None
         self._before = 0
         self._bucket: set[CancelScope] | None = None
         self.interrupted = self.late = False
 
     def __enter__(self) -> CancelScope:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         if task is None:
             raise RuntimeError("flinks_async must be called from an asyncio task")
         self._task = task

@@ -64,8 +64,12 @@ class Secret:
     __slots__ = ("__weakref__", "_value")
 
     def __init__(self, value: str | Secret) -> None:
+        self._value: str
+        if type(value) is str:
+            self._value = value
+            return
         if isinstance(value, Secret):
-            self._value: str = value._value
+            self._value = value._value
             return
         text: Any = value
         if not isinstance(text, str):

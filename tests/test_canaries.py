@@ -111,7 +111,7 @@ async def test_errors_show_nothing_in_any_form(server: FlinksServer, logs: io.St
         observers=[events.append],
     ) as flinks:
         with pytest.raises(FlinksError) as caught:
-            await flinks.partner_access(TOKEN)
+            await flinks.partner_access(TOKEN, headers={"X-Key": SECRET})
         error = caught.value
         shows_nothing(error, str(error), error.args, error.fields(), pickle.dumps(error), vars(error))
         shows_nothing(own_frames(error), flinks, flinks.stats(), events, logs.getvalue())
@@ -413,9 +413,9 @@ async def test_what_a_signal_handler_raises_carries_no_secret_and_no_data(
         options["middleware"] = [middleware]
     async with FlinksClient(auth_secret=SECRET, base_url=server.base_url, **options) as flinks:
         target = {
-            "connecting": "flinks_async.transport.session._Connector.connect",
+            "connecting": "flinks_async.transport.fast_path.Connector.connect",
             "session": "aiohttp.client_reqrep.ClientRequest.send",
-            "body": "flinks_async.transport.aiohttp.AiohttpTransport._read",
+            "body": "flinks_async.transport.aiohttp.AiohttpTransport._body_at_once",
             "decoding": "flinks_async.codec.compiled.AMOUNT",
             "large body": "flinks_async.codec.steps.count_steps",
         }.get(place)

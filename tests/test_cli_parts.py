@@ -29,6 +29,7 @@ from flinks_async.cli.job_run import run
 from flinks_async.cli.output import LINES, whole_file
 from flinks_async.cli.secret_input import in_daemon_thread
 from flinks_async.cli.status import _figures
+from flinks_async.limits.notices import log_fields
 
 
 class TestWholeFile:
@@ -292,7 +293,11 @@ class TestConsole:
         with log_to_stderr():
             choose_display("json")
             logging.getLogger("aiohttp").warning("odd")
-        assert json.loads(capsys.readouterr().err) == {"event": "log", "text": "WARNING: aiohttp: odd"}
+            logging.getLogger("flinks_async").warning("odd", extra=log_fields("LoopBlocked", seconds=1.5))
+        plain, ours = map(json.loads, capsys.readouterr().err.splitlines())
+        assert plain == {"event": "log", "text": "WARNING: aiohttp: odd"}
+        fields = {"flinks_event": "LoopBlocked", "flinks_seconds": 1.5}
+        assert ours == {"event": "log", "text": "WARNING: flinks_async: odd", **fields}
         with log_to_stderr():
             logging.getLogger("aiohttp").warning("odd")
         assert capsys.readouterr().err == "WARNING: aiohttp: odd\n", "the next command decides again"

@@ -239,7 +239,7 @@ def test_a_wrong_level_is_refused_without_being_repeated() -> None:
     assert done.stderr.splitlines()[-1].endswith(
         "ConfigError: FLINKS_LOG must be one of debug, info, warning, error (its value is not shown)"
     )
-    assert "sk-live" not in done.stderr
+    assert "sk-live-wrong-place" not in done.stderr
 
 
 def test_a_command_refuses_a_wrong_level_as_wrong_usage() -> None:

@@ -98,8 +98,8 @@ class Fetcher:
     _compression: Compression
     _rules: Rules
     secret_is_good: bool = field(kw_only=True)
-    _clock: Clock = field(alias="clock", kw_only=True)
-    _writing: Thread = field(alias="writing", kw_only=True)
+    _clock: Clock = field(kw_only=True, alias="clock")
+    _writing: Thread = field(kw_only=True, alias="writing")
     stopped: tuple[RunState, str] | None = field(default=None, init=False)
     _counters: Counters = field(factory=Counters, init=False)
     _times: RecentTimes = field(init=False)

@@ -380,20 +380,6 @@ def _is_open_elsewhere(path: Path) -> bool:
         return True
 
 
-def absolute_path(path: str | os.PathLike[str] | None) -> Path | None:
-    """A path from the user, independent of the working directory; None stays None."""
-    if path is None:
-        return None
-    absolute = Path(path).absolute()
-    try:
-        possible = b"\0" not in os.fsencode(absolute)
-    except UnicodeEncodeError:
-        possible = False
-    if not possible:
-        raise ConfigError(f"path must be the name of a file, not {str(path)!a}")
-    return absolute
-
-
 def is_inside(path: str | os.PathLike[str], folder: Path) -> bool:
     """Whether a path is in a folder, with links resolved."""
     return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder))

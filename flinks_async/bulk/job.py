@@ -13,12 +13,13 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, closing, suppress
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from types import NoneType, TracebackType
+from typing import Any, Final, Self, get_args
 
 import msgspec
 from attrs import asdict, define, field
 
+from .. import checks
 from ..client import FlinksClient
 from ..clock import Clock
 from ..errors import ConfigError, FlinksError
@@ -93,9 +94,14 @@ class Job:
             LedgerError, StoreError: ledger or store is broken, or cannot be written.
             ConfigError: the store would overwrite a file of the job.
         """
-        folder = Path(directory).absolute()
-        if type(shard_size) is not int or shard_size < 1:
-            raise ConfigError(f"shard_size must be a whole number of at least 1, not {shard_size!r}")
+        folder = checks.path("directory", directory)
+        checks.kind("source", source, InputFile)
+        checks.kind("store", store, Store)
+        checks.kind("origin", origin, Mapping, NoneType)
+        for text in (*(origin or {}), *(origin or {}).values()):
+            checks.kind("origin: each name and host", text, str)
+        checks.function_or_none("on_scan", on_scan)
+        checks.integer("shard_size", shard_size, 1)
         described = store.describe()
         refuse_own_name(folder, described.get("path"))
         size, sha256 = digest(source, on_scan)
@@ -114,7 +120,7 @@ class Job:
         with ExitStack() as resources:
             enter(folder, resources, new=True)
             found = folder / MANIFEST
-            if found.exists():
+            if os.path.exists(found):
                 manifest = Manifest.load(found)
                 manifest.refuse_other(asked, folder)
                 ledger = Ledger(folder / LEDGER)
@@ -150,7 +156,9 @@ class Job:
             InputChangedError: the content of the input has changed.
             FlinksError: as for `start`.
         """
-        folder = Path(directory).absolute()
+        folder = checks.path("directory", directory)
+        checks.kind("store", store, Store, NoneType)
+        checks.function_or_none("on_scan", on_scan)
         manifest = Manifest.load(folder / MANIFEST)
         source = _source(manifest, path)
         if digest(source, on_scan) != (manifest.size, manifest.sha256):
@@ -158,7 +166,7 @@ class Job:
                 f"{source.path} has changed since the job was started. "
                 "Restore the original file, or start a new job in another directory"
             )
-        chosen = store or from_description(manifest.store)
+        chosen = from_description(manifest.store) if store is None else store
         if not manifest.same_store(chosen.describe(), folder):
             raise JobMismatchError(f"{folder} belongs to a job with another store")
         with ExitStack() as resources:
@@ -218,7 +226,11 @@ class Job:
 
         Raises:
             JobError: some tokens have not been tried yet.
+            ConfigError: there is no such kind.
         """
+        checks.kind("kinds", kinds, Collection)
+        for kind in kinds:
+            checks.choice("each of kinds", kind, get_args(FailureKind))
         if self.totals.pending:
             raise JobError(f"{self.totals.pending:,} tokens are not fetched yet; finish the job before you retry")
         return self._ledger.retry(kinds, self.manifest.shard_size)
@@ -247,11 +259,16 @@ class Job:
         """
         if self._running is not None:
             raise JobError("the job is already running")
+        checks.kind("clients", clients, FlinksClient, Mapping)
+        checks.kind("rules", rules, Rules, NoneType)
+        checks.kind("executor", executor, Executor, NoneType)
         by_name: dict[str | None, FlinksClient] = {}
         if isinstance(clients, FlinksClient):
             by_name[None] = clients
         else:
             by_name.update(clients)
+        for client in by_name.values():
+            checks.kind("clients: each value", client, FlinksClient)
         self._refuse_clients(by_name)
         if not self._reconciled:
             _reconcile(self._store, self._ledger)
@@ -298,6 +315,7 @@ class Job:
         """Stops the run: no more tokens are taken, and requests on the wire have `Rules.drain` seconds to end. Call it in
         the run's event loop.
         """
+        checks.kind("reason", reason, str)
         if self._running is not None:
             self._running.stop(reason)
 
@@ -332,7 +350,7 @@ def _source(manifest: Manifest, path: str | os.PathLike[str] | None) -> InputFil
             "and give its `path`"
         )
     try:
-        return InputFile(Path(path or manifest.path), msgspec.convert(manifest.layout, Layout))
+        return InputFile(manifest.path if path is None else path, msgspec.convert(manifest.layout, Layout))
     except InputError as error:
         if path is not None:
             raise

@@ -28,7 +28,7 @@ _BATCH = 1000
 def write_outcome(folder: Path, manifest: Manifest, ledger: Ledger, scanned: Scanned) -> None:
     """Writes the files. Each is replaced as a whole, or stays as it was."""
     _write_lines(folder / FAILED, map(_failed, ledger.failures()))
-    if scanned.duplicates and not (folder / DUPLICATES).exists():
+    if scanned.duplicates and not os.path.exists(folder / DUPLICATES):
         _write_lines(folder / DUPLICATES, ({"line": line, "first": first} for line, first in ledger.all_duplicates()))
     report = msgspec.json.format(msgspec.json.encode(report_of(manifest, ledger, scanned)), indent=2)
     write_durably(folder / REPORT, report + b"\n")

@@ -179,7 +179,8 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
-        if not event("log", text=text):
+        fields = {name: value for name, value in vars(record).items() if name.startswith("flinks_")}
+        if not event("log", text=text, **fields):
             say(text)
 
 

@@ -91,6 +91,9 @@ class JobRun:
         resume: tells the user how to fetch what is left.
         show_rows: show failed and duplicate lines, because the job's directory will be deleted.
         abandon: ends what blocks the run when the user interrupts it for the second time.
+
+    Attributes:
+        ended: how the run ended, known after `go()`.
     """
 
     open_job: Callable[[InputFile | None, OnScan], Job]
@@ -102,6 +105,7 @@ class JobRun:
     resume: str = RESUME
     show_rows: bool = False
     abandon: Callable[[], object] = lambda: None
+    ended: Ended | None = field(default=None, init=False)
     _stop: asyncio.Event = field(factory=asyncio.Event, init=False)
     _signal: Exit | None = field(default=None, init=False)
     _job: Job | None = field(default=None, init=False)
@@ -128,6 +132,7 @@ class JobRun:
                 if self._job is not None:
                     self._job.close()
         self._show_rows()
+        self.ended = ended
         self.display.end(ended)
         return ended.exit
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from inspect import signature
 from typing import Any, Final, Literal, TypeVar
 
@@ -41,19 +41,10 @@ def failures(ctx: click.Context, param: click.Parameter, given: str | None) -> t
     return None, float(found[1]) / 100
 
 
-def path_name(ctx: click.Context, param: click.Parameter, given: str | None) -> str | None:
+def path_name(ctx: click.Context, param: click.Parameter, given: str | None, *, must_exist: bool = False) -> str | None:
     """Callback of the name of a file or directory, or '-': refuses names that cannot exist. No message repeats the name,
     because it may be a secret in the wrong place.
     """
-    return _path_name(param, given, exists=False)
-
-
-def existing_path(ctx: click.Context, param: click.Parameter, given: str) -> str | None:
-    """The same, and refuses a name without a file or directory."""
-    return _path_name(param, given, exists=True)
-
-
-def _path_name(param: click.Parameter, given: str | None, *, exists: bool) -> str | None:
     what = param.metavar if isinstance(param, click.Argument) else param.opts[0]
     if given == "":
         raise UsageError(f"{what} must not be empty.")
@@ -61,7 +52,7 @@ def _path_name(param: click.Parameter, given: str | None, *, exists: bool) -> st
         if given is not None:
             os.stat(given)
     except (FileNotFoundError, NotADirectoryError):
-        if exists:
+        if must_exist:
             raise UsageError(f"{what}: there is nothing with this name (the value is not shown).") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else "it is not a name for a file"
@@ -70,8 +61,6 @@ def _path_name(param: click.Parameter, given: str | None, *, exists: bool) -> st
 
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-Decorator = Callable[[F], F]
 
 
 def grouped(name: str, make: Callable[..., Any], *options: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -278,4 +267,4 @@ layout_options = grouped(
     ),
 )
 
-directory_argument = click.argument("directory", metavar="DIR", callback=existing_path)
+directory_argument = click.argument("directory", metavar="DIR", callback=partial(path_name, must_exist=True))

@@ -139,7 +139,7 @@ class StdoutStore:
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
         with spool.open("rb") as lines:
             for line in lines:
-                _write_stdout(line, self._abandoned.is_set)
+                to_stdout(line, self._abandoned.is_set)
         return {}
 
     def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
@@ -160,15 +160,6 @@ class StdoutStore:
 
     def close(self) -> None:
         pass
-
-
-def to_stdout(data: bytes) -> None:
-    """Writes to standard output, completely and immediately. Control characters do not reach a terminal.
-
-    Raises:
-        OutputError: it cannot be written; `ReaderGone` if it is a pipe that was closed.
-    """
-    _write_stdout(data)
 
 
 class Command(click.Command):
@@ -199,7 +190,15 @@ def for_terminal(text: bytes) -> bytes:
     return _CONTROLS.sub(lambda c: f"\\u{ord(c[0]):04x}", text.decode("utf-8", "replace")).encode()
 
 
-def _write_stdout(data: bytes, abandoned: Callable[[], bool] | None = None) -> None:
+def to_stdout(data: bytes, abandoned: Callable[[], bool] | None = None) -> None:
+    """Writes to standard output, completely and immediately. Control characters do not reach a terminal.
+
+    Args:
+        abandoned: looked at while the reader of a pipe does not read; True ends the wait.
+
+    Raises:
+        OutputError: it cannot be written; `ReaderGone` if it is a pipe that was closed, or the wait was ended.
+    """
     if sys.stdout is None:
         raise OutputError("standard output cannot be written: it is closed")
     if stdout_is_terminal():

@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import BinaryIO, Final, TypeVar
 
 import click
@@ -22,9 +23,7 @@ from .console import UsageError
 T = TypeVar("T")
 
 _MAX_FILE: Final = 64 * 1024
-
 _PIECE: Final = 1024 * 1024
-
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -127,16 +126,11 @@ def read_all_stdin() -> bytes:
         InputError: it is closed, or cannot be read.
     """
     try:
-        if sys.stdin is None:
-            raise OSError(errno.EBADF, "it is closed")
         try:
-            number = sys.stdin.fileno()
-        except (OSError, ValueError, AttributeError):  # replaced by a test
-            return sys.stdin.buffer.read()
-        pieces = []
-        while piece := os.read(number, _PIECE):
-            pieces.append(piece)
-        return b"".join(pieces)
+            number = _stdin().fileno()
+        except ValueError:  # replaced by a test
+            return _stdin().read()
+        return b"".join(iter(partial(os.read, number, _PIECE), b""))
     except OSError as error:
         raise InputError(f"Standard input cannot be read: {error.strerror}.") from None
 
@@ -158,7 +152,7 @@ async def in_daemon_thread(function: Callable[[], T]) -> T:
 
 def _stdin() -> BinaryIO:
     if sys.stdin is None:
-        raise OSError(errno.EBADF, "there is no standard input")
+        raise OSError(errno.EBADF, "it is closed")
     return sys.stdin.buffer
 
 

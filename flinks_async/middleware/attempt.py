@@ -24,7 +24,7 @@ from ..errors import (
 )
 from ..limits.notices import emit
 from ..messages import Call, Handler, Request, Response, Transport
-from ..models import Meta, PartnerAccessResponse
+from ..models import Meta
 from ..observe import AttemptFinished, AttemptStarted, Observer
 from ..runtime import LATE, CancelScope
 from ..secret import fingerprint
@@ -69,7 +69,7 @@ class Attempt:
                 if timeout is None or _deadline_comes_first(call, sent, timeout):
                     response = await self._transport.send(request)
                 else:
-                    scope = CancelScope()
+                    scope = CancelScope(local.loop)
                     local.timer.arm(scope, timeout)
                     with scope:
                         response = await self._transport.send(request)
@@ -84,18 +84,28 @@ class Attempt:
                 call.wire_time += now - sent
                 counters.requests += 1
                 counters.retries += retrying
-            if len(response.body) <= DIRECT_SIZE or response.status != 200 or request.raw:
-                response = self._decode(request, response)
-            else:
-                response = await self._decode_in_turns(request, response)
+            status, answer = response.status, None
+            meta = Meta(status, call.attempts, call.queue_time, call.wire_time)
+            if status == 200 and not request.raw:
+                try:
+                    if len(response.body) <= DIRECT_SIZE:
+                        answer = self._codec.decode(response.body, meta)
+                    else:  # in turns, because one step would stall the event loop
+                        answer = await self._codec.decode_async(response.body, meta, local.decoding)
+                except DecodeError as error:
+                    error.status = status
+                    raise
+            hidden = (request.token,) if call.secret is None else (request.token, call.secret)
+            envelope = read_envelope(response.body, *hidden) if answer is None else envelope_of(answer, *hidden)
+            verdict = classify_response(status, envelope, self._throttle_statuses)
+            meta = meta if answer is None else answer.meta
+            response = Response(status, response.headers, response.body, answer, envelope, verdict, meta)
         except BaseException as error:
             self._record_failure(request, error, sent, now, probe, number, in_flight)
             raise
         finally:
             if permit is not None:
                 permit.on_wire -= 1
-        verdict = response.verdict
-        assert verdict is not None
         retry_after, problem = None, ""
         if verdict is not OK:
             retry_after, problem = response.retry_after(self._clock), outcome_line(request, response)
@@ -105,7 +115,7 @@ class Attempt:
             sent=sent,
             number=number,
             in_flight=in_flight,
-            status=response.status,
+            status=status,
             time_to_first_byte=(call.headers_at or now) - sent,
             headers=response.headers,
             retry_after=retry_after,
@@ -164,43 +174,11 @@ class Attempt:
         else:
             governor.abandon(probe=probe, number=number)
 
-    async def _decode_in_turns(self, request: Request, response: Response) -> Response:
-        """As `_decode`, for large bodies, which would stall the event loop if they were decoded in one step."""
-        call = request.call
-        try:
-            answer = await self._codec.decode_async(response.body, _meta(call, response), call.local.decoding)
-        except DecodeError as error:
-            error.status = response.status
-            raise
-        return self._judge(request, response, answer)
-
-    def _decode(self, request: Request, response: Response) -> Response:
-        answer = None
-        if response.status == 200 and not request.raw:
-            try:
-                answer = self._codec.decode(response.body, _meta(request.call, response))
-            except DecodeError as error:
-                error.status = response.status
-                raise
-        return self._judge(request, response, answer)
-
-    def _judge(self, request: Request, response: Response, answer: PartnerAccessResponse | None) -> Response:
-        call, status = request.call, response.status
-        hidden = (request.token,) if call.secret is None else (request.token, call.secret)
-        envelope = read_envelope(response.body, *hidden) if answer is None else envelope_of(answer, *hidden)
-        verdict = classify_response(status, envelope, self._throttle_statuses)
-        meta = _meta(call, response) if answer is None else answer.meta
-        return Response(status, response.headers, response.body, answer, envelope, verdict, meta)
-
 
 def _deadline_comes_first(call: Call, now: float, timeout: float) -> bool:
     """Whether the deadline's timer ends the attempt first. A shared deadline may still move, so it never counts."""
     deadline = call.deadline
     return deadline is not None and deadline - now <= timeout and call.shared is None
-
-
-def _meta(call: Call, response: Response) -> Meta:
-    return Meta(response.status, call.attempts, call.queue_time, call.wire_time)
 
 
 class Observed:

@@ -10,22 +10,15 @@ import asyncio
 import copy
 import errno
 import os
-import select
 import socket
 import ssl
 import threading
-import time
 import weakref
-from contextvars import ContextVar
-from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.connector import Connection as PooledConnection
-from aiohttp.tracing import Trace
 from attrs import define, frozen
 
 from ..checks import shown
@@ -34,26 +27,7 @@ from ..endpoint import Endpoint, Proxy, is_exempt, make_proxy
 from ..errors import ClientClosedError, ConfigError, FlinksError, ShortageError
 from ..runtime import PerLoop
 from ..secret import Secret
-from .fast_path import Protocol, warn_of_onlookers
-
-
-@define(eq=False)
-class Wire:
-    """The use of sockets by one attempt.
-
-    Attributes:
-        sockets: sockets that the connector opened for it; 0 if it reused a kept-alive connection.
-        transport: the connection of a borrowed session, to be aborted if the attempt fails.
-    """
-
-    sockets: int = 0
-    transport: asyncio.Transport | None = None
-
-
-# A connection that was used within the last millisecond is not polled again.
-_POLL_AFTER: Final = 0.001
-
-wire_of_attempt: ContextVar[Wire | None] = ContextVar("flinks_async_wire", default=None)
+from .fast_path import Connector, warn_of_onlookers, wire_of_attempt
 
 
 @frozen
@@ -77,48 +51,6 @@ class ConnectionStats:
 class _LoopSession:
     pooled: aiohttp.ClientSession
     fresh: aiohttp.ClientSession | None = None
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Drops kept-alive connections that received unrequested data, or that the server has closed.
-
-    aiohttp would take such data for the answer to the next request, which is for another token. The data may still be in
-    the operating system's buffer if the event loop was busy, so the socket is polled too.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._factory: Any = partial(Protocol, loop=self._loop)
-
-    async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
-    ) -> PooledConnection:
-        wire = wire_of_attempt.get()
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            protocol = connection.protocol
-            if wire is None or wire.sockets > 0 or protocol is None:
-                return connection
-            if not protocol.should_close and not (_was_idle(protocol) and _is_readable(protocol.transport)):
-                return connection
-            connection.close()
-
-
-def _was_idle(protocol: ResponseHandler) -> bool:
-    # A poll is a system call and costs a twentieth of a small request.
-    return not isinstance(protocol, Protocol) or time.monotonic() - protocol.idle_since > _POLL_AFTER
-
-
-def _is_readable(transport: asyncio.BaseTransport | None) -> bool:
-    """Whether the operating system has data, or the end of the connection, that the event loop has not read yet."""
-    connected = None if transport is None else transport.get_extra_info("socket")
-    if connected is None:
-        return False
-    if not hasattr(select, "poll"):
-        return bool(select.select([connected.fileno()], [], [], 0)[0])
-    poll = select.poll()  # unlike select(), it accepts any file descriptor
-    poll.register(connected.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
 
 
 class SessionManager:
@@ -200,10 +132,10 @@ class SessionManager:
 
     def _make_session(self, *, force_close: bool) -> aiohttp.ClientSession:
         settings = self._connection
-        connector = _Connector(
+        connector = Connector(
+            None if force_close else settings.keepalive,
             limit=0,  # the governor is the only place that waits
             force_close=force_close,
-            keepalive_timeout=None if force_close else settings.keepalive,
             use_dns_cache=settings.dns_cache > 0,
             ttl_dns_cache=int(settings.dns_cache),
             socket_factory=self._make_socket,
@@ -307,7 +239,10 @@ class SessionManager:
 async def _close(sessions: _LoopSession) -> None:
     for session in (sessions.pooled, sessions.fresh):
         if session is not None:
+            connector = session.connector
             await session.close()
+            if isinstance(connector, Connector):
+                connector.release_idle()
 
 
 _managers: weakref.WeakSet[SessionManager] = weakref.WeakSet()

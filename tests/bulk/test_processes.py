@@ -488,7 +488,7 @@ async def test_more_processes_than_requests_at_once_are_refused(desk: Desk) -> N
     with pytest.raises(ConfigError, match="9 processes need a concurrency of at least 9 in all, not 8"):
         await desk.run(Processes(9))
     for wrong in (0, True, "2"):
-        with pytest.raises(ConfigError, match="at least 1"):
+        with pytest.raises(ConfigError, match="must be a whole number from 1"):
             Processes(wrong)  # type: ignore[arg-type]
 
 

@@ -54,10 +54,11 @@ async def assert_clean(client: FlinksClient) -> None:
     # A connection that was given up is closed in the next turns of the loop.
     for _ in range(200):
         pooled = sum(len(idle) for connector in connectors for idle in connector._conns.values())
+        pooled += sum(len(connector.idle) for connector in connectors)
         if client.stats().connections.open <= pooled:
             break
         await asyncio.sleep(0.005)
-    assert not any(connector._acquired for connector in connectors)
+    assert all(len(connector._acquired) == len(connector.idle) for connector in connectors)
     connections = client.stats().connections
     assert connections.open == connections.idle == pooled
 

@@ -127,11 +127,11 @@ class DaskExecutor:
     ) -> None:
         checks.flag("allow_plaintext", allow_plaintext)
         checks.seconds("patience", patience)
-        for name, value, least in (("workers", 1 if workers is None else workers, 1), ("restarts", restarts, 0)):
-            if not checks.is_whole(value, least, checks.MOST_AT_ONCE):
-                raise ConfigError(f"{name} {checks.must_be_whole(value, least, checks.MOST_AT_ONCE)}")
+        checks.integer("workers", 1 if workers is None else workers, 1)
+        checks.integer("restarts", restarts, 0)
         given: dict[Source, str | Mapping[str, str] | None]
         given = {"env": secret_env, "file": secret_file, "callable": secret_from}
+        found: list[tuple[Source, str | Mapping[str, str]]]
         found = [(source, names) for source, names in given.items() if names is not None]
         if len(found) != 1:
             raise ConfigError("name the AuthSecret of the workers by one of secret_env, secret_file and secret_from")

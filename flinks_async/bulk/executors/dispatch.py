@@ -214,24 +214,25 @@ class WorkersExecution(ABC):
         self._stop_if_short()
         folder = self._work.spools / f"worker-{uuid.uuid4().hex[:8]}"
         make_folder(folder)
-        worker: Worker | None = None
-        storing: set[asyncio.Future[None]] = set()
-        over = False
         try:
             worker = await self._start(evolve(start, spools=folder))
-            if worker is None:
-                return None
-            self._workers.add(worker)
+            return None if worker is None else await self._serve_to_the_end(worker)
+        finally:
+            empty(folder)
+
+    async def _serve_to_the_end(self, worker: Worker) -> str | None:
+        self._workers.add(worker)
+        storing: set[asyncio.Future[None]] = set()
+        over, how = False, ""
+        try:
             over = await self._serve(worker, storing)
         finally:
-            if worker is not None:
-                how = await worker.end()
-                if storing:
-                    await asyncio.wait(storing)
-                self._workers.discard(worker)
-                self._past.append(worker.counters.ended() if over else worker.remains())
-                self._returned.extend(worker.tasks.values())
-            empty(folder)
+            how = await worker.end()
+            if storing:
+                await asyncio.wait(storing)
+            self._workers.discard(worker)
+            self._past.append(worker.counters.ended() if over else worker.remains())
+            self._returned.extend(worker.tasks.values())
         if over:
             return None
         self._work.log.error("%s died by %s; its %d shards are handed out again", worker.name, how, len(worker.tasks))

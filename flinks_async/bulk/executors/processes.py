@@ -11,7 +11,7 @@ from contextlib import suppress
 from signal import Signals
 from typing import Any, BinaryIO, Final
 
-from ...errors import ConfigError
+from ...checks import integer
 from ...secret import Secret
 from ..errors import WorkerError
 from ..files import allow_open_files
@@ -20,6 +20,8 @@ from .in_process import FILES
 from .protocol import NextTask, TakeFinished, Work
 from .seat import Secrets, Start
 from .worker import Channel, SharedRate, to_line
+
+MOST_PROCESSES: Final = 1024
 
 GRACE: Final = 10.0
 """Seconds beyond `Rules.drain` after which a worker that has not handed over its shards is killed."""
@@ -59,10 +61,8 @@ class Processes:
     """
 
     def __init__(self, count: int, *, restarts: int = 10) -> None:
-        if type(count) is not int or count < 1:
-            raise ConfigError(f"the number of processes must be a whole number of at least 1, not {count!r}")
-        if type(restarts) is not int or restarts < 0:
-            raise ConfigError(f"restarts must be a whole number of at least 0, not {restarts!r}")
+        integer("the number of processes", count, 1, MOST_PROCESSES)
+        integer("restarts", restarts, 0)
         self.count = count
         self.restarts = restarts
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from logging import Logger
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from attrs import field, frozen
 
@@ -100,6 +100,7 @@ class Execution(Protocol):
         ...
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Maps shards to files of answers."""
 

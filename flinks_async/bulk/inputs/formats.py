@@ -7,11 +7,13 @@ import csv
 import os
 from collections.abc import Iterable, Iterator
 from io import BytesIO, TextIOWrapper
-from typing import Any, Final, Literal
+from types import NoneType
+from typing import Any, Final, Literal, get_args
 
 import msgspec
-from attrs import evolve, frozen
+from attrs import Attribute, evolve, field, frozen
 
+from ...checks import choice, name, one_of
 from ...secret import Secret
 from ..errors import InputError
 from ..records import from_json, key_from_json
@@ -54,6 +56,10 @@ _MAX_LINES_OF_A_ROW: Final = 100
 _MAX_ROW: Final = 1024 * 1024
 
 
+def _format(layout: Layout, attribute: Attribute[Any], value: Any) -> None:
+    choice(name(layout, attribute), value, get_args(Format))
+
+
 @frozen
 class Layout:
     """How to read the file. None and `auto` mean that its name and its first row decide.
@@ -69,13 +75,13 @@ class Layout:
             first row is the header, and is refused if it looks like data; True accepts it anyway.
     """
 
-    format: Format = "auto"
-    column: str | None = None
-    key_column: str | None = None
-    instance_column: str | None = None
-    delimiter: str | None = None
-    encoding: str | None = None
-    header: bool | None = None
+    format: Format = field(default="auto", validator=_format)
+    column: str | None = field(default=None, validator=one_of(str, NoneType))
+    key_column: str | None = field(default=None, validator=one_of(str, NoneType))
+    instance_column: str | None = field(default=None, validator=one_of(str, NoneType))
+    delimiter: str | None = field(default=None, validator=one_of(str, NoneType))
+    encoding: str | None = field(default=None, validator=one_of(str, NoneType))
+    header: bool | None = field(default=None, validator=one_of(bool, NoneType))
 
     @property
     def columns(self) -> dict[str, str | None]:

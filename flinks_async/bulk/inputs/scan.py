@@ -16,11 +16,11 @@ from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
-from ...errors import ConfigError
+from ... import checks
 from ...limits.notices import log_fields
 from ...secret import fingerprint
 from ..errors import InputError
@@ -128,6 +128,7 @@ MOST_INSTANCES: Final = 1000
 """A column with more distinct values does not hold instances."""
 
 
+@runtime_checkable
 class PlanSink(Protocol):
     """Receives the result of a scan: invalid lines in order, then duplicates in any order, then shards in order."""
 
@@ -191,8 +192,12 @@ def scan(
         InputChangedError: the file was changed while it was read.
         StoreError: the disk is full.
     """
-    if shard_size < 1:
-        raise ConfigError(f"shard_size must be at least 1, not {shard_size!r}")
+    checks.kind("file", file, InputFile)
+    checks.kind("key", key, bytes)
+    checks.kind("sink", sink, PlanSink)
+    checks.function_or_none("progress", progress)
+    scratch = checks.path("scratch", scratch)
+    checks.integer("shard_size", shard_size, 1)
     with file.content() as content, closing(DuplicateFinder(scratch / _BUCKETS)) as duplicates:
         lines = Lines(content.read, content.position)
         scanner = _Scanner(lines, key, shard_size, sink, duplicates)

@@ -14,8 +14,10 @@ from contextlib import contextmanager, suppress
 from hashlib import blake2b, sha256
 from io import BytesIO
 from pathlib import Path
+from types import NoneType
 from typing import BinaryIO, Final
 
+from ... import checks
 from ..compression import ByteSource, CompressedDataError, Compression, Corrupt, Decompressed, detect
 from ..errors import InputChangedError, InputError
 from ..records import Shard
@@ -55,6 +57,8 @@ class InputFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], layout: Layout | None = None) -> None:
+        checks.kind("path", os.fspath(path) if isinstance(path, os.PathLike) else path, str)
+        checks.kind("layout", layout, Layout, NoneType)
         if os.fspath(path) == STDIN:
             raise InputError(
                 "The tokens are read more than once, so they must be in a file; standard input ('-') is read only once."
@@ -146,6 +150,8 @@ class InputBytes(InputFile):
     """
 
     def __init__(self, data: bytes, layout: Layout | None = None) -> None:
+        checks.kind("data", data, bytes)
+        checks.kind("layout", layout, Layout, NoneType)
         self._data = data
         self.path = Path(STDIN)
         self.name = STDIN
@@ -289,6 +295,8 @@ def digest(file: InputFile, progress: Callable[[int, int], object] | None = None
         InputError: it cannot be read.
         InputChangedError: it was changed while it was read.
     """
+    checks.kind("file", file, InputFile)
+    checks.function_or_none("progress", progress)
     hashed, size = sha256(), 0
     with file.raw() as raw:
         while True:

@@ -31,6 +31,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
 
+from ... import checks
 from ..errors import StoreError
 from .jsonl import JSONLFile, JSONLParts
 from .protocol import Place, Problem, Store
@@ -56,6 +57,7 @@ def from_description(description: Mapping[str, Any]) -> Store:
         StoreError: this version has no such store.
         ConfigError: a library is not installed, or the class refuses an argument.
     """
+    checks.kind("description", description, Mapping)
     arguments = dict(description)
     kind = arguments.pop("kind", None)
     if isinstance(kind, str) and kind in _CLASSES:

@@ -16,11 +16,12 @@ from typing import Any, ClassVar, Final, Generic, NoReturn, Protocol, TypeVar
 import msgspec
 from attrs import evolve
 
+from ... import checks
 from ...tables import Row, Table
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import absolute_path, cannot_write, is_inside, size_of
+from ..files import cannot_write, is_inside, size_of
 from ..records import Commit
 from .answer_rows import TABLES, RowDigest, cannot_export, comparable, read_spool
 from .database_schema import NAMES, SHARD_COMMITS, VIEWS, Database, look, prepare, quoted
@@ -322,7 +323,7 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
     """Suffixes of the files that the library keeps beside the database; "" is the database itself."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self._user_path = absolute_path(path)
+        self._user_path = None if path is None else checks.path("path", path)
         self._path = Path()
         self._db: ConnectionT | None = None
         self._own = False  # created by this job: by this store, or in the job's directory, which was empty

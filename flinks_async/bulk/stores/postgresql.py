@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 import msgspec
 
-from ...checks import optional_import, seconds
+from ...checks import kind, optional_import, seconds
 from ...codec.parse import decode_any
 from ...errors import ConfigError
 from ...limits.notices import log_fields
@@ -329,7 +329,7 @@ def _is_of_value(error: psycopg.Error) -> bool:
 def _is_name(schema: str) -> bool:
     """Whether it can name a schema. In a search path, `$user` would be the schema of the user."""
     try:
-        return 1 <= len(schema.encode()) <= 63 and "\0" not in schema and schema != "$user"
+        return isinstance(schema, str) and 1 <= len(schema.encode()) <= 63 and "\0" not in schema and schema != "$user"
     except UnicodeEncodeError:
         return False
 
@@ -347,6 +347,7 @@ def without_secrets(conninfo: str) -> str:
     Raises:
         ConfigError: it holds a password, or is invalid. The message does not show it.
     """
+    kind("conninfo", conninfo, str)
     pg = optional_import("psycopg", extra="postgresql")
     try:
         options = [option for option in pg.pq.Conninfo.parse(conninfo.encode()) if option.val is not None]
