@@ -135,7 +135,7 @@ class DaskExecutor:
         found = [(source, names) for source, names in given.items() if names is not None]
         if len(found) != 1:
             raise ConfigError("name the AuthSecret of the workers by one of secret_env, secret_file and secret_from")
-        self._source, self._names = found[0]
+        self._reference = found[0]
         # An asynchronous client cannot use the cluster object itself, which has an event loop of its own.
         self.address = scheduler if isinstance(scheduler, str) else str(scheduler.scheduler_address)
         self.security = security if isinstance(scheduler, str) else security or scheduler.security
@@ -149,10 +149,11 @@ class DaskExecutor:
 
     def secret_of(self, instance: str | None) -> SecretReference:
         """The reference of the secret of an instance. Raises ConfigError if there is none."""
-        name = self._names if isinstance(self._names, str) else self._names.get(instance or "")
+        source, names = self._reference
+        name = names if isinstance(names, str) else names.get(instance or "")
         if not name:
             raise ConfigError(f"there is no reference to the AuthSecret of the instance {instance!r}")
-        return SecretReference(self._source, name)
+        return SecretReference(source, name)
 
 
 def _refuse_plaintext(address: str, allow: bool) -> None:

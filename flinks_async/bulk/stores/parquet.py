@@ -81,7 +81,7 @@ class ParquetStore(ShardFiles):
             for table in TABLES:
                 path = self._opened.parts / table.name / f"{commit.shard.id:06d}-{self._opened.job[:8]}.parquet"
                 files.append(_NewFile(path, table, self._opened.job, self._compression))
-            for tables in read_tables(spool, self.spool_compression, commit, self._opened.parts):
+            for tables in read_tables(spool, commit, self._opened.parts):
                 for rows, file in zip(tables, files, strict=True):
                     file.write(rows)
             for file in files:
