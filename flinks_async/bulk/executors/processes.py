@@ -42,6 +42,9 @@ if sys.platform == "win32":
 else:
     _APART = {"process_group": 0}  # Ctrl-C must not reach it while it starts, either
 
+_SECRET_VARIABLES: Final = frozenset({"FLINKS_AUTH_SECRET", "FLINKS_ACCESS_TOKEN", "PGPASSWORD"})
+"""Variables that a worker does not need, because it gets its secrets by pipe and does not write to the store."""
+
 _SHORTEST_LEAK: Final = 8
 """Shortest secret whose appearance inside an environment value counts as a leak."""
 
@@ -172,9 +175,13 @@ def _search_path() -> bytes:
 
 
 def environment_without(secrets: list[Secrets]) -> dict[str, str]:
-    """The environment without the variables that hold one of the secrets."""
+    """The environment without the variables that hold one of the secrets, or whose name says that they hold another one."""
     hidden = [secret for one in secrets for secret in one.all]
-    return {name: value for name, value in os.environ.items() if not any(_holds(value, one) for one in hidden)}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _SECRET_VARIABLES and not any(_holds(value, one) for one in hidden)
+    }
 
 
 def _holds(value: str, secret: Secret) -> bool:
