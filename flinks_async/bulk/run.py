@@ -27,7 +27,18 @@ from .executors.protocol import Task
 from .fetching import Thread
 from .files import cannot_write
 from .ledger import Ledger, Totals
-from .records import Commit, Failure, Finished, InstanceTrouble, Phase, Progress, Rate, RunState, key_from_json
+from .records import (
+    Commit,
+    Counters,
+    Failure,
+    Finished,
+    InstanceTrouble,
+    Phase,
+    Progress,
+    Rate,
+    RunState,
+    key_from_json,
+)
 from .spool import Spool, SpoolLine, read_spool_line
 from .stores.answer_files import read_lines
 from .stores.protocol import Store
@@ -40,6 +51,9 @@ WATCH_EVERY: Final = 1.0
 
 LASTING: Final = 5.0
 """Seconds after which a trouble is logged, and the time that is left is unknown."""
+
+SILENCE: Final = 10.0
+"""Seconds without an answer, while requests wait for one, after which this is a trouble."""
 
 LASTING_TROUBLE: Final = "%s"
 """Log line about a trouble that lasts."""
@@ -102,6 +116,7 @@ class Run:
         self._shards = self._pending.pending()
         self._before = ledger.totals()
         self._started = self._clock.now()
+        self._silent = (0, self._started)  # requests that had ended, and since when no other has
         self._rate, self._rate_of_last_minute = Rate(), Rate(60.0)
         for rate in (self._rate, self._rate_of_last_minute):
             rate.at(self._started, 0)
@@ -240,13 +255,27 @@ class Run:
         while True:
             await self._clock.sleep(WATCH_EVERY)
             now, counters = self._clock.now(), self._execution.counters()
-            troubles = counters.troubles(now, self._started)
+            troubles = self._troubles(counters, now)
             self._log_troubles(troubles, told, now)
             for trouble in troubles:
                 answered = answered_before or counters.instances[trouble.host].answered
                 reason = self._rules.unreachable(trouble, answered=answered)
                 if reason is not None:
                     self.stop(reason)
+
+    def _troubles(self, counters: Counters, now: float) -> tuple[InstanceTrouble, ...]:
+        """The instances that have a problem now; also that they keep all requests waiting, which is no failure yet."""
+        ended, since = self._silent
+        if counters.requests != ended or not counters.in_flight:
+            since = now
+            self._silent = (counters.requests, now)
+        troubles = counters.troubles(now, self._started)
+        if troubles or now - since < SILENCE:
+            return troubles
+        return tuple(
+            InstanceTrouble(host, f"still no answer from {host}", counters.in_flight, now - since)
+            for host in counters.instances
+        )
 
     def _log_troubles(self, troubles: Sequence[InstanceTrouble], told: dict[str, float], now: float) -> None:
         """Logs each trouble that lasts: when it is noticed, every minute, and when it is over.
@@ -277,7 +306,7 @@ class Run:
         now, before, counters = self._clock.now(), self._before, self._execution.counters()
         done = counters.fetched + counters.failed
         lately = self._rate_of_last_minute.at(now, done)
-        troubles = counters.troubles(now, self._started)
+        troubles = self._troubles(counters, now)
         moving = lately > 0 and not any(trouble.seconds >= LASTING for trouble in troubles)
         phase: Phase = "over" if self._over else "fetching" if self._execution.stopped is None else "draining"
         return Progress(
