@@ -23,7 +23,7 @@ from flinks_async.bulk import Progress
 from flinks_async.bulk.records import Histogram, InstanceTrouble, Rate
 from flinks_async.bulk.rules import failure_kind
 from flinks_async.cli import Exit
-from flinks_async.cli.console import OutputError, duration, log_to_stderr, printable, say
+from flinks_async.cli.console import OutputError, described, duration, log_to_stderr, printable, say
 from flinks_async.cli.display import choose_display, repeated
 from flinks_async.cli.job_run import run
 from flinks_async.cli.output import LINES, whole_file
@@ -313,3 +313,14 @@ class TestConsole:
         with log_to_stderr():
             logging.getLogger("aiohttp").warning("GET https://h/partneraccess/%s", "canary-token")
         assert capsys.readouterr().err == "WARNING: aiohttp: GET https://h/partneraccess/***\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("can't start new thread"), OSError(errno.ENOMEM, "x"), OSError(errno.EMFILE, "x")],
+)
+def test_a_shortage_of_this_process_is_told_and_no_unexpected_error(error: Exception) -> None:
+    text, code = described(error)
+    assert code is Exit.STOPPED
+    assert text.startswith("this process is short of memory, threads or files (")
+    assert described(RuntimeError("x")) == ("unexpected RuntimeError", Exit.UNEXPECTED)

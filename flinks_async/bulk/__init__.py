@@ -28,7 +28,7 @@ from .errors import (
     UnfitAnswerError,
     WorkerError,
 )
-from .executors import Executor, InProcess, Processes
+from .executors import DaskExecutor, Executor, InProcess, Processes
 from .inputs import InputBytes, InputFile, Layout, Scanned, digest, scan
 from .job import SHARD_SIZE, Job
 from .ledger import Totals
@@ -41,6 +41,7 @@ from .stores import JSONLFile, JSONLParts, Place, Problem, SQLiteStore, Store
 __all__ = [
     "SHARD_SIZE",
     "Commit",
+    "DaskExecutor",
     "Executor",
     "Failure",
     "InProcess",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from os import environ
 from typing import Any, Final
@@ -21,6 +22,7 @@ from ..checks import counted
 from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidTokenError
 from ..limits.notices import is_no_notice
 from ..secret import SecretFilter, redact, redact_request
+from ..transport.session import shortage
 from . import Exit
 
 _debug = False
@@ -36,7 +38,7 @@ def use_events() -> None:
 def event(name: str, /, **values: Any) -> bool:
     """Writes a JSON event to standard error, if the command shows its progress so. False if not."""
     if _json_events:
-        say(to_json({"event": name, **values}).decode())
+        say(escaped(to_json({"event": name, **values}).decode()))
     return _json_events
 
 
@@ -62,8 +64,17 @@ def say(message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """The text without control characters, which could change the state of a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """The text without control characters and marks of direction, which could steer a terminal or a reader."""
+    return _without_controls(text, lambda c: "\N{REPLACEMENT CHARACTER}")
+
+
+def escaped(text: str) -> str:
+    """The same for JSON, without loss: in JSON, these characters occur only inside strings, and become escapes."""
+    return _without_controls(text, lambda c: json.dumps(c)[1:-1])
+
+
+def _without_controls(text: str, replace: Callable[[str], str]) -> str:
+    return "".join(c if c.isprintable() or c in "\n\t" else replace(c) for c in text)
 
 
 def duration(seconds: float) -> str:
@@ -124,6 +135,12 @@ def described(error: Exception) -> tuple[str, Exit]:
         return str(error), Exit.OUTPUT
     if isinstance(error, FlinksError):
         return text_of(error), next((code for kind, code in _CODES.items() if isinstance(error, kind)), Exit.FAILED)
+    if (reason := shortage(error)) is not None:
+        return (
+            f"this process is short of memory, threads or files ({reason}). What was committed is kept. Give it more, or use a "
+            "lower --concurrency, --open-shards, --shard-size or --processes, and run the same command again",
+            Exit.STOPPED,
+        )
     return f"unexpected {type(error).__name__}", Exit.UNEXPECTED
 
 

@@ -19,7 +19,7 @@ from ..bulk.rules import NEVER_ANSWERED
 from ..checks import counted
 from ..endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
 from . import Exit
-from .console import duration, event, on_terminal, say, use_events, with_options
+from .console import duration, escaped, event, on_terminal, printable, say, use_events, with_options
 from .options import ProgressKind
 
 DisplayState = Literal["complete", "stopped", "refused", "interrupted"]
@@ -68,7 +68,7 @@ class Display:
         self._quiet = quiet
 
     def begin(self, text: str, **places: str | None) -> None:
-        """Where the run keeps things: in words for people, by name for programs."""
+        """Says where the job and the answers are: as text for people, as paths by name for programs."""
         self.note(text)
 
     def planning(self, read: int, size: int) -> None:
@@ -81,17 +81,17 @@ class Display:
         self._show(share, "" if share is None else _percent(share), *_progress_lines(progress))
 
     def note(self, text: str) -> None:
-        """Something happened."""
+        """Says what the run does, unless the user wants only the summary."""
         if not self._quiet:
             say(text)
 
     def warn(self, text: str) -> None:
-        """Something needs the user's attention."""
+        """Says what needs the user's attention."""
         say(text)
 
     def row(self, kind: str, record: Mapping[str, Any]) -> None:
         """A line of the input without an answer, for which there is no file."""
-        say(to_json(record).decode())
+        say(escaped(to_json(record).decode()))
 
     def close(self) -> None:
         """Ends the progress. May be called more than once."""
@@ -137,7 +137,7 @@ class Bar(Display):
     def _show(self, share: float | None, percent: str, headline: str, details: str = "") -> None:
         total = None if share is None else 1.0
         self._progress.update(self._task, description=headline, total=total, completed=share or 0.0)
-        self._details.plain = details
+        self._details.plain = printable(details)
         with suppress(OSError, ValueError):  # the terminal is gone
             self._live.start()
             self._live.refresh()

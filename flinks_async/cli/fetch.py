@@ -69,6 +69,7 @@ _STREAMED_SHARD: Final = 100
 """Tokens in a shard whose answers are printed, so that the first ones appear soon."""
 _SHOWN: Final = 5
 _ROWS_SHOWN: Final = 3
+_LONGEST_SHAPE: Final = 40
 
 
 @click.command(cls=Command, help=_HELP, epilog=epilog())
@@ -295,12 +296,21 @@ def dry_run(source: InputFile, shard_size: int, rate: float | None) -> str:
     found, key = _Found(), secrets.token_bytes(32)
     with tempfile.TemporaryDirectory(prefix="flinks-async-") as scratch:
         scanned = scan(source, key=key, shard_size=shard_size, scratch=Path(scratch), sink=found)
-    rows = []
+    lines = _counts(scanned)
     if found.first is not None:
         reader = ShardReader(source, key)
-        rows = [_masked(token) for token in reader.read(found.first)[:_ROWS_SHOWN]]
+        lines += map(_masked, reader.read(found.first)[:_ROWS_SHOWN])
         reader.close()
-    return "\n".join([*_counts(scanned), *rows, *_bad(found.bad, scanned), _time(scanned.tokens, rate)])
+    lines += (f"  line {failure.line}: {failure.message}" for failure in found.bad)
+    if more := scanned.invalid - len(found.bad):
+        lines.append(f"  and {more:,} more")
+    if not scanned.tokens:
+        lines.append("There are no tokens to fetch.")
+    elif rate is None:
+        lines.append("For an estimate of the time, add --rate or --assume-rate.")
+    else:
+        lines.append(f"At {rate:g} tokens per second, it takes at least {duration(scanned.tokens / rate)}.")
+    return "\n".join(lines)
 
 
 def _masked(token: Token) -> str:
@@ -316,9 +326,6 @@ def _shape(text: str) -> str:
     return shape + (f"... ({len(text):,} characters)" if len(text) > _LONGEST_SHAPE else "")
 
 
-_LONGEST_SHAPE: Final = 40
-
-
 def _counts(scanned: Scanned) -> list[str]:
     tokens = ("tokens", scanned.tokens, "would be fetched")
     instances = ((f"  {name}", count, "tokens of this instance") for name, count in scanned.instances.items())
@@ -327,20 +334,6 @@ def _counts(scanned: Scanned) -> list[str]:
         f"{counted(scanned.lines, 'line')}, {counted(scanned.size, 'byte')}",
         *count_rows(rows, always=("tokens", "shards")),
     ]
-
-
-def _bad(failures: list[Failure], scanned: Scanned) -> list[str]:
-    lines = [f"  line {failure.line}: {failure.message}" for failure in failures]
-    more = scanned.invalid - len(failures)
-    return [*lines, f"  and {more:,} more"] if more else lines
-
-
-def _time(tokens: int, rate: float | None) -> str:
-    if not tokens:
-        return "There are no tokens to fetch."
-    if rate is None:
-        return "For an estimate of the time, add --rate or --assume-rate."
-    return f"At {rate:g} tokens per second, it takes at least {duration(tokens / rate)}."
 
 
 # --- one token --------------------------------------------------------------------------------------------------------

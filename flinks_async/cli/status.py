@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime as dt
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -53,7 +54,7 @@ def _plain(directory: str, found: bulk.Status) -> dict[str, Any]:
     manifest, totals = found.manifest, found.totals
     scanned = {} if found.scanned is None else asdict(found.scanned)
     return {
-        "directory": printable(directory),
+        "directory": os.fsencode(directory).decode(errors="replace"),
         "job": manifest.job,
         "created": manifest.created,
         "input": {"path": manifest.path, "size": manifest.size, "sha256": manifest.sha256, "scanned": scanned or None},
@@ -210,7 +211,7 @@ def _confirmed(directory: str) -> bool:
         answers = f"its {bulk.status(directory).totals.fetched:,} answers"
     except bulk.LedgerError:  # broken, or removed by a purge that was interrupted
         answers = "its answers"
-    return click.confirm(f"Delete the job in {directory} and {answers} permanently?", err=True)
+    return click.confirm(f"Delete the job in {printable(directory)} and {answers} permanently?", err=True)
 
 
 @click.command(cls=Command, epilog=epilog())

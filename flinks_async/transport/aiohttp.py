@@ -113,18 +113,18 @@ class AiohttpTransport:
         self._prepared: _Prepared | None = None  # for the latest endpoint and secret, which seldom change
 
     async def send(self, request: Request, /) -> Response:
-        sessions, fresh = self._sessions, request.call.fresh and not self._sessions.borrowed
+        sessions = self._sessions
         prepared = self._prepared
         if prepared is None or prepared.endpoint is not request.endpoint or prepared.secret is not request.call.secret:
             prepared = self._prepared = await self._prepare(request)
-        session = sessions.current(fresh=fresh) or await sessions.open(fresh=fresh)
-        wire = Wire()
+        session = sessions.current() or await sessions.open()
+        wire = Wire(fresh=request.call.fresh)
         token = wire_of_attempt.set(wire)
         sessions.in_use += 1
         stopped: BaseException | None = None
         try:
             template = prepared.template
-            if template is not None and not fresh and not request.headers and session_is_untouched():
+            if template is not None and not request.headers and session_is_untouched():
                 return await self._send_fast(session, template, request)
             return await self._send_by_session(session, prepared, request)
         except asyncio.CancelledError as cancelled:
@@ -158,7 +158,7 @@ class AiohttpTransport:
     async def _send_fast(self, session: aiohttp.ClientSession, template: Template, request: Request) -> Response:
         connector = session.connector
         assert isinstance(connector, Connector)
-        connection = connector.take(template.key)
+        connection = None if request.call.fresh else connector.take(template.key)
         if connection is None:
             with suppress(TimeoutError):
                 connection = await connector.connect(template.request, [], self._timeout)

@@ -44,7 +44,8 @@ def _is_supported() -> bool:
     try:
         known = inspect.signature(ResponseHandler.set_response_params).parameters
         connect = inspect.signature(aiohttp.TCPConnector.connect).parameters
-        return set(known) >= _PARAMETERS and list(connect)[1:] == ["req", "traces", "timeout"]
+        has_key = hasattr(aiohttp.ClientRequest, "connection_key")
+        return has_key and set(known) >= _PARAMETERS and list(connect)[1:] == ["req", "traces", "timeout"]
     except (AttributeError, ValueError, TypeError):
         return False
 
@@ -148,11 +149,11 @@ class Protocol(ResponseHandler):
         self._reads = False
         super().pause_reading()
 
-    def resume_reading(self, resume_parser: bool = True) -> None:
+    def resume_reading(self, *arguments: Any, **options: Any) -> None:
         # Each answer that is read asks for it. An attempt to resume what was not paused costs a tenth of a small request.
         if not self._reads:
             self._reads = True
-            super().resume_reading(resume_parser)
+            super().resume_reading(*arguments, **options)
 
     def close(self) -> None:
         """Aborts the connection. A TLS connection that is closed waits up to 30 s for the peer's close_notify and keeps
@@ -168,10 +169,12 @@ class Wire:
     Attributes:
         sockets: sockets that the connector opened for it; 0 if it reused a kept-alive connection.
         transport: the connection of a borrowed session, to be aborted if the attempt fails.
+        fresh: the attempt must not use a kept-alive connection.
     """
 
     sockets: int = 0
     transport: asyncio.Transport | None = None
+    fresh: bool = False
 
 
 # A connection that was used within the last millisecond is not polled again.
@@ -188,11 +191,11 @@ class Connector(aiohttp.TCPConnector):
     buffer if the event loop was busy, so the socket is polled too.
     """
 
-    def __init__(self, keepalive: float | None, **options: Any) -> None:
+    def __init__(self, keepalive: float, **options: Any) -> None:
         super().__init__(keepalive_timeout=keepalive, **options)
         self._running = asyncio.get_running_loop()
         self._factory: Any = partial(Protocol, loop=self._running)
-        self._keepalive = 0.0 if keepalive is None else keepalive
+        self._keepalive = keepalive
         self._idle: dict[Hashable, deque[Connection]] = {}
         self._sweep: asyncio.TimerHandle | None = None
 
@@ -200,11 +203,21 @@ class Connector(aiohttp.TCPConnector):
         self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
     ) -> Connection:
         wire = wire_of_attempt.get()
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            if wire is None or wire.sockets > 0 or _is_usable(connection, time.monotonic()):
-                return connection
-            connection.close()
+        passed_over: list[Connection] = []
+        try:
+            while True:
+                connection = await super().connect(req, traces, timeout)
+                if wire is None or wire.sockets > 0:
+                    return connection
+                if not _is_usable(connection, time.monotonic()):
+                    connection.close()
+                elif wire.fresh:
+                    passed_over.append(connection)
+                else:
+                    return connection
+        finally:
+            for connection in passed_over:
+                connection.release()
 
     def take(self, key: Hashable) -> Connection | None:
         """The idle connection that was used last, or None."""

@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from attrs import define, frozen
+from attrs import frozen
 
 from ..checks import shown
 from ..config import Connection
@@ -47,12 +47,6 @@ class ConnectionStats:
     reused: int = 0
 
 
-@define(eq=False)
-class _LoopSession:
-    pooled: aiohttp.ClientSession
-    fresh: aiohttp.ClientSession | None = None
-
-
 class SessionManager:
     """Makes, provides and closes the sessions of each event loop.
 
@@ -77,7 +71,7 @@ class SessionManager:
                 )
         self._connection = connection
         self._borrowed = borrowed
-        self._sessions: PerLoop[_LoopSession] = PerLoop()
+        self._sessions: PerLoop[aiohttp.ClientSession] = PerLoop()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._tls: ssl.SSLContext | None = connection.ssl_context
         self._tls_futures: dict[asyncio.AbstractEventLoop, asyncio.Future[ssl.SSLContext | FlinksError]] = {}
@@ -95,7 +89,7 @@ class SessionManager:
         """The session given as `session=`; None if the sessions are our own."""
         return self._borrowed
 
-    def current(self, *, fresh: bool = False) -> aiohttp.ClientSession | None:
+    def current(self) -> aiohttp.ClientSession | None:
         """The session of the running loop; None if there is none yet."""
         if self._borrowed is not None:
             if self._borrowed.closed:
@@ -103,16 +97,10 @@ class SessionManager:
             if self._borrowed._loop is not asyncio.get_running_loop():
                 raise ConfigError("the aiohttp session given as session= belongs to another event loop")
             return self._borrowed
-        sessions = self._sessions.get(asyncio.get_running_loop())
-        if sessions is None:
-            return None
-        return sessions.fresh if fresh else sessions.pooled
+        return self._sessions.get(asyncio.get_running_loop())
 
-    async def open(self, *, fresh: bool = False) -> aiohttp.ClientSession:
+    async def open(self) -> aiohttp.ClientSession:
         """The session of the running loop; makes it at first use.
-
-        Args:
-            fresh: a session that opens a new connection for each request.
 
         Raises:
             ClientClosedError: the sessions were closed.
@@ -121,21 +109,16 @@ class SessionManager:
         await self._close_unused()
         if self._shut or loop in self._closed_loops:
             raise ClientClosedError("the client is closed")
-        sessions = self._sessions.get(loop)
-        if sessions is None:
-            sessions = self._sessions[loop] = _LoopSession(self._make_session(force_close=False))
-        if not fresh:
-            return sessions.pooled
-        if sessions.fresh is None:
-            sessions.fresh = self._make_session(force_close=True)
-        return sessions.fresh
+        session = self._sessions.get(loop)
+        if session is None:
+            session = self._sessions[loop] = self._make_session()
+        return session
 
-    def _make_session(self, *, force_close: bool) -> aiohttp.ClientSession:
+    def _make_session(self) -> aiohttp.ClientSession:
         settings = self._connection
         connector = Connector(
-            None if force_close else settings.keepalive,
+            settings.keepalive,
             limit=0,  # the governor is the only place that waits
-            force_close=force_close,
             use_dns_cache=settings.dns_cache > 0,
             ttl_dns_cache=int(settings.dns_cache),
             socket_factory=self._make_socket,
@@ -215,9 +198,9 @@ class SessionManager:
         loop = asyncio.get_running_loop()
         self._closed_loops.add(loop)
         await self._close_unused()
-        sessions = self._sessions.pop(loop, None)
-        if sessions is not None:
-            await _close(sessions)
+        session = self._sessions.pop(loop, None)
+        if session is not None:
+            await _close(session)
 
     def shut(self) -> None:
         """Refuses new sessions in all loops."""
@@ -225,8 +208,8 @@ class SessionManager:
 
     async def _close_unused(self) -> None:
         """Closes sessions of closed loops: of an earlier `asyncio.run()` that ended without `close()`."""
-        for sessions in self._sessions.take_closed():
-            await _close(sessions)
+        for session in self._sessions.take_closed():
+            await _close(session)
 
     def _after_fork(self) -> None:
         # The connections belong to the parent process. Closing them here would end its TLS sessions.
@@ -236,18 +219,16 @@ class SessionManager:
         self.in_use = 0
 
 
-async def _close(sessions: _LoopSession) -> None:
-    for session in (sessions.pooled, sessions.fresh):
-        if session is not None:
-            connector = session.connector
-            await session.close()
-            if isinstance(connector, Connector):
-                connector.release_idle()
+async def _close(session: aiohttp.ClientSession) -> None:
+    connector = session.connector
+    await session.close()
+    if isinstance(connector, Connector):
+        connector.release_idle()
 
 
 _managers: weakref.WeakSet[SessionManager] = weakref.WeakSet()
 
-_kept_for_parent: list[_LoopSession] = []
+_kept_for_parent: list[aiohttp.ClientSession] = []
 
 
 def _after_fork_in_child() -> None:

@@ -547,7 +547,9 @@ async def test_a_pause_for_one_is_a_pause_for_all(tmp_path: Path) -> None:
 async def test_no_secret_can_be_seen_from_outside(slow: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLINKS_AUTH_SECRET", SECRET)
     monkeypatch.setenv("HEADER", f"Bearer {SECRET}")
-    monkeypatch.setenv("OTHER", "stays")
+    others = {name: f"another-{name}" for name in ("FLINKS_ACCESS_TOKEN", "PGPASSWORD")}
+    for name, value in {**others, "OTHER": "stays"}.items():
+        monkeypatch.setenv(name, value)
     found: dict[str, bytes] = {}
 
     async def look(job: Job) -> None:
@@ -564,5 +566,6 @@ async def test_no_secret_can_be_seen_from_outside(slow: Desk, monkeypatch: pytes
     assert any(".spool" in name or "parts/" in name for name in found)
     for name, data in found.items():
         assert SECRET.encode() not in data, name
+        assert not any(value.encode() in data for value in others.values()), name
         assert b"token-" not in data.replace(b"token-bearing", b""), name
         assert not name.endswith("environ") or b"OTHER=stays" in data

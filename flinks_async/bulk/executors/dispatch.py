@@ -11,6 +11,7 @@ retry quota are divided among them. The job watches the rules that count tokens 
 from __future__ import annotations
 
 import asyncio
+import uuid
 from abc import ABC, abstractmethod
 from collections import deque
 from functools import partial
@@ -18,8 +19,10 @@ from functools import partial
 from attrs import evolve
 
 from ...config import Settings, ShareQuota
-from ...errors import ConfigError
-from ..files import OPEN_FILES_SHORT, SpareFiles
+from ...errors import ConfigError, FlinksError
+from ..directory import empty
+from ..errors import WorkerError
+from ..files import OPEN_FILES_SHORT, SpareFiles, make_folder
 from ..inputs import InputBytes
 from ..records import Counters, Finished, RunState
 from ..rules import Rules
@@ -81,13 +84,14 @@ class Worker(ABC):
 
 
 class WorkersExecution(ABC):
-    """An `Execution` in workers.
+    """An `Execution` in a fixed number of workers. Subclasses start them.
 
     Args:
+        restarts: dead workers that are replaced, in all, before the run is given up.
         grace: seconds beyond `Rules.drain` after which a worker that has not handed over its shards is killed.
     """
 
-    def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, grace: float) -> None:
+    def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, *, restarts: int, grace: float) -> None:
         if isinstance(work.source, InputBytes):
             raise ConfigError(
                 "worker processes read the tokens from a file, and these tokens are in memory only; "
@@ -97,6 +101,7 @@ class WorkersExecution(ABC):
         self._work = work
         self._tasks = tasks
         self._finished = finished
+        self._restarts = restarts
         self._grace = grace
         self._returned: deque[Task] = deque()
         self._loading = asyncio.Lock()
@@ -110,8 +115,42 @@ class WorkersExecution(ABC):
         self._spare = SpareFiles()
 
     @abstractmethod
+    async def _prepare(self) -> list[Start]:
+        """Called at the beginning of `go`. Returns how each worker starts."""
+
+    @abstractmethod
+    async def _start(self, start: Start) -> Worker | None:
+        """Starts a worker; None if none is needed any more. Its files go to the folder `start.spools`."""
+
+    @abstractmethod
+    async def _clean_up(self) -> None:
+        """Called at the end of `go`."""
+
     async def _work_all(self) -> None:
-        """Runs workers until all shards are done."""
+        try:
+            async with asyncio.TaskGroup() as places:
+                for start in await self._prepare():
+                    places.create_task(self._keep(start))
+        except BaseExceptionGroup as errors:
+            problem = errors.exceptions[0]
+        else:
+            return
+        finally:
+            await self._clean_up()
+        raise problem
+
+    async def _keep(self, start: Start) -> None:
+        """Runs a worker, and a new one if it dies, until all shards are done."""
+        try:
+            while (death := await self._run_worker(start)) is not None and not self._all_done:
+                if self._restarts == 0:
+                    raise WorkerError(
+                        f"worker processes keep crashing, the last one by {death}. The answers so far are kept: run the "
+                        "job again to resume. If memory is short, use fewer processes"
+                    )
+                self._restarts -= 1
+        except FlinksError as error:
+            self._end_with(error)
 
     def stop(self, reason: str, state: RunState = "stopped") -> None:
         if self.stopped is None:
@@ -170,11 +209,21 @@ class WorkersExecution(ABC):
 
     # --- one worker ---------------------------------------------------------------------------------------------------
 
-    async def _run_worker(self, worker: Worker) -> str | None:
-        """Serves one worker until its end. Returns how it died; None if it ended normally."""
+    async def _run_worker(self, start: Start) -> str | None:
+        """Runs one worker from start to end. Returns how it died; None if it ended normally."""
+        self._stop_if_short()
+        folder = self._work.spools / f"worker-{uuid.uuid4().hex[:8]}"
+        make_folder(folder)
+        try:
+            worker = await self._start(evolve(start, spools=folder))
+            return None if worker is None else await self._serve_to_the_end(worker)
+        finally:
+            empty(folder)
+
+    async def _serve_to_the_end(self, worker: Worker) -> str | None:
         self._workers.add(worker)
         storing: set[asyncio.Future[None]] = set()
-        over = False
+        over, how = False, ""
         try:
             over = await self._serve(worker, storing)
         finally:

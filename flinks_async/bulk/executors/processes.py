@@ -7,19 +7,14 @@ import json
 import os
 import subprocess
 import sys
-import uuid
 from contextlib import suppress
 from signal import Signals
 from typing import Any, BinaryIO, Final
 
-from attrs import evolve
-
 from ...checks import integer
-from ...errors import FlinksError
 from ...secret import Secret
-from ..directory import empty
 from ..errors import WorkerError
-from ..files import allow_open_files, make_folder
+from ..files import allow_open_files
 from .dispatch import Worker, WorkersExecution, starts_of
 from .in_process import FILES
 from .protocol import NextTask, TakeFinished, Work
@@ -46,6 +41,9 @@ if sys.platform == "win32":
     _APART = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
 else:
     _APART = {"process_group": 0}  # Ctrl-C must not reach it while it starts, either
+
+_SECRET_VARIABLES: Final = frozenset({"FLINKS_AUTH_SECRET", "FLINKS_ACCESS_TOKEN", "PGPASSWORD"})
+"""Variables that a worker does not need, because it gets its secrets by pipe and does not write to the store."""
 
 _SHORTEST_LEAK: Final = 8
 """Shortest secret whose appearance inside an environment value counts as a leak."""
@@ -79,53 +77,26 @@ class ProcessesExecution(WorkersExecution):
     """An `Execution` in worker processes."""
 
     def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, count: int, restarts: int) -> None:
-        super().__init__(work, tasks, finished, GRACE)
-        self._restarts = restarts
+        super().__init__(work, tasks, finished, restarts=restarts, grace=GRACE)
         allow_open_files(count * FILES)  # pipes and spools; workers inherit the limit
         self._starts, self._secrets = starts_of(work, count)
-
-    async def _work_all(self) -> None:
-        rates = [
-            SharedRate.path(self._work.spools, number)
+        self._rates = [
+            SharedRate.path(work.spools, number)
             for number, client in enumerate(self._starts[0].clients)
             if client.settings.limits.rate is not None
         ]
-        for path in rates:
+
+    async def _prepare(self) -> list[Start]:
+        for path in self._rates:
             SharedRate.make(path)
-        try:
-            async with asyncio.TaskGroup() as places:
-                for start in self._starts:
-                    places.create_task(self._keep(start))
-        except BaseExceptionGroup as errors:
-            problem = errors.exceptions[0]
-        else:
-            return
-        finally:
-            for path in rates:
-                path.unlink(missing_ok=True)
-        raise problem
+        return self._starts
 
-    async def _keep(self, start: Start) -> None:
-        """Runs a worker, and a new one if it dies, until all shards are done."""
-        try:
-            while (death := await self._run_process(start)) is not None and not self._all_done:
-                if self._restarts == 0:
-                    raise WorkerError(
-                        f"worker processes keep crashing, the last one by {death}. The answers so far are kept: run the "
-                        "job again to resume. If memory is short, use fewer processes"
-                    )
-                self._restarts -= 1
-        except FlinksError as error:
-            self._end_with(error)
+    async def _start(self, start: Start) -> WorkerProcess:
+        return WorkerProcess(start, self._secrets)
 
-    async def _run_process(self, start: Start) -> str | None:
-        self._stop_if_short()
-        folder = self._work.spools / f"worker-{uuid.uuid4().hex[:8]}"
-        make_folder(folder)
-        try:
-            return await self._run_worker(WorkerProcess(evolve(start, spools=folder), self._secrets))
-        finally:
-            empty(folder)
+    async def _clean_up(self) -> None:
+        for path in self._rates:
+            path.unlink(missing_ok=True)
 
 
 class WorkerProcess(Worker):
@@ -204,9 +175,13 @@ def _search_path() -> bytes:
 
 
 def environment_without(secrets: list[Secrets]) -> dict[str, str]:
-    """The environment without the variables that hold one of the secrets."""
+    """The environment without the variables that hold one of the secrets, or whose name says that they hold another one."""
     hidden = [secret for one in secrets for secret in one.all]
-    return {name: value for name, value in os.environ.items() if not any(_holds(value, one) for one in hidden)}
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name not in _SECRET_VARIABLES and not any(_holds(value, one) for one in hidden)
+    }
 
 
 def _holds(value: str, secret: Secret) -> bool:

@@ -222,13 +222,14 @@ class PaceLearned:
 
 
 class Seat:
-    """Fetches shards in the running event loop. `go()` may be awaited once.
+    """Fetches shards. `go()` may be awaited once.
 
     Args:
         start: how to work.
         secrets: of the clients.
         send: takes a message to the job. Called in the event loop.
         limiter: makes the limiter of a client that has a rate, from its index, rate and burst.
+        loop: the event loop of `go`.
     """
 
     def __init__(
@@ -237,12 +238,13 @@ class Seat:
         secrets: list[Secrets],
         send: Callable[[object], object],
         limiter: Callable[[int, float, int | None], RateLimiter],
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._start = start
         self._secrets = secrets
         self._send = send
         self._limiter = limiter
-        self._loop = asyncio.get_running_loop()
+        self._loop = loop
         self._assigned: asyncio.Future[Task | None] = self._loop.create_future()
         self._storing: dict[int, asyncio.Future[None]] = {}
         self._clients: list[FlinksClient] = []

@@ -52,7 +52,7 @@ async def _run(start: Start, secrets: list[Secrets], source: BinaryIO, sink: Bin
         return SharedRate(SharedRate.path(start.spools.parent, client), rate, burst)
 
     channel = Channel(source, sink)
-    seat = Seat(start, secrets, channel.send, limiter)
+    seat = Seat(start, secrets, channel.send, limiter, asyncio.get_running_loop())
     channel.listen(lambda message: os._exit(1) if message is None else seat.receive(message))
     await seat.go()
     channel.close()

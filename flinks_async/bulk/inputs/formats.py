@@ -230,7 +230,9 @@ class CSVParser:
 
     def _simple(self, number: int, text: str) -> Row:
         """A row on one line, without quotes."""
-        return self._row(number, text.split(self._delimiter)) if text.strip(" \t") else SkippedLine(number, "blank")
+        if not text.strip(" \t" + self._delimiter):  # nothing, or separators only, as spreadsheets write empty rows
+            return SkippedLine(number, "blank")
+        return self._row(number, text.split(self._delimiter))
 
     def _add(self, begun: _Begun, number: int, text: str) -> Iterator[Row]:
         if not begun and '"' not in text:
@@ -245,7 +247,8 @@ class CSVParser:
         if fields is not None:
             numbers = [number for number, _ in begun]
             begun.clear()
-            yield self._row(numbers[0], fields)
+            blank = not any(field.strip(" \t") for field in fields)
+            yield SkippedLine(numbers[0], "blank") if blank else self._row(numbers[0], fields)
             for continued in numbers[1:]:
                 yield SkippedLine(continued, "continued")
         elif len(begun) >= _MAX_LINES_OF_A_ROW or sum(len(part) for _, part in begun) > _MAX_ROW:
