@@ -327,7 +327,7 @@ def check(
     result = Check(len(tokens))
     arrived: set[int] = set()
     for record in (json.loads(answer, parse_float=Decimal) for answer in answers):
-        line = record["line"]
+        line: int = record["line"]
         if line in arrived or not 1 <= line <= len(tokens):
             result.wrong.append(line)
         elif not fetchable(tokens[line - 1]):
