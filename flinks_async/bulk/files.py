@@ -79,7 +79,10 @@ def refuse_untrusted(path: Path) -> None:
     """
     if sys.platform == "win32":
         return
-    trusted = [Path(os.path.realpath(name)) for name in os.environ.get(TRUSTED_FOLDERS, "").split(os.pathsep) if name]
+    names = [name for name in os.environ.get(TRUSTED_FOLDERS, "").split(os.pathsep) if name]
+    if not all(map(os.path.isabs, names)):  # a relative one would trust whatever folder the process runs in
+        raise ConfigError(f"{TRUSTED_FOLDERS} must hold absolute paths, separated by '{os.pathsep}'")
+    trusted = [Path(os.path.realpath(name)) for name in names]
     real = Path(os.path.realpath(path))
     for part, found in _way_to(path):
         problem = _untrusted(found, shared=part != real)
