@@ -31,7 +31,6 @@ from .errors import ClientClosedError, FlinksError, InvalidTokenError
 from .models import PartnerAccessResponse, Tables
 from .runtime import mark_retrieved, until_done
 from .secret import Secret
-from .tables import tables_of
 
 K = TypeVar("K")
 
@@ -109,6 +108,8 @@ async def table_batches(
     """
     integer("size", size, 1)
     optional_import("pyarrow", extra="arrow")
+    from .tables import tables_of  # `import flinks_async` does not load it
+
     count, batch = 0, list[Outcome[K]]()
 
     async def convert() -> TableBatch[K]:
