@@ -1,0 +1,436 @@
+"""The estimate of a rate limit: which refusals are a signal, how a cycle of the pace tests the limit, and what follows.
+
+A limit is used up at the moment of a signal. Between two such moments an instance accepts its limit times the time between,
+whatever its burst is. So the estimate needs no model of the server:
+
+    limit = accepted requests / seconds between two signals
+
+A *cycle* of the pace begins at a signal. The pace starts a little below the estimate, reaches it half-way, and then grows ever
+faster until the next signal. If more was sent than the estimate allows and nothing was refused, then the limit has risen, and
+the pace doubles as it does at the start.
+
+How far below the estimate a cycle begins (the *cut*) depends on the server. A bucket stores what is not used in the first half
+of a cycle and gives it in the second half, so that a larger cut costs nothing. A strict interval and a window store nothing.
+Both are refused at a pace above the average. So a cycle now and then takes the pace of the refusal for the limit: a bucket, which
+is empty at that moment, refuses again at once, and the others do not.
+
+Pure: time is an argument.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from math import inf, log, sqrt
+
+from attrs import frozen
+
+LN2 = log(2.0)
+
+TOLERATED = 1 / 40  # share of refusals that may be chance
+RUN = 4  # refusals in a row: nothing is accepted; a bucket at twice its rate accepts every second request
+CYCLE, REQUESTS = 3.3, 100.0  # seconds and requests of a cycle at least; 100 requests for 1 % of refusals
+FEW = 12.0  # requests of the first cycles, while the estimate is rough
+SLOWEST = 1 / 60  # requests per second at least
+
+_MIN_CUT, _MAX_CUT = 0.02, 0.15
+_COUNTABLE = 8  # accepted requests that give an estimate
+_LONG_AGO = 10.0  # seconds
+_LONGEST_CYCLE = 600.0  # seconds
+_ROUGH_CYCLE = (
+    6.0  # seconds at most while the estimate is rough, so that a client that starts beside others is not left behind
+)
+_RISEN = 3.0  # requests above the estimate that are accepted before the limit counts as risen
+_RISING = 0.75  # seconds in which the pace then doubles at least
+
+# The start. Overshoot is 3.5 % of what was sent if the pace doubles in 20 times the time to an answer.
+_ROUNDS, _QUICKEST_DOUBLING, _SLOWEST_DOUBLING = 20.0, 0.005, 1.0
+
+# While other clients seem to share the limit; chosen by simulation.
+_ROOM, _ROOM_FOR = 0.5, 3.0  # share of the limit that is left to them, and seconds
+_BACK = 0.2  # the rate falls by this share with each signal
+_STEP = 0.7  # and grows by this times its square root each second
+_ALONE = 6.0  # seconds without a refusal after which it grows as for a single client
+
+
+def signal_threshold(rate: float) -> float:
+    """Refusals that are a signal at this rate. It grows with the rate, so that false signals per second stay rare."""
+    return max(1.0, 0.6 + sqrt(rate) / 8.0)
+
+
+class Refusals:
+    """Refusals of the current pace.
+
+    They are counted with a leak of `TOLERATED` for each request, because refusals by chance mean nothing.
+
+    Attributes:
+        level: the count.
+        clump: refusals since the level was 0.
+        first: number of the first request of the clump, and when it was sent.
+        in_flight: requests on the wire with that one.
+    """
+
+    def __init__(self) -> None:
+        self.level = 0.0
+        self.clump = 0
+        self.first = (0, 0.0)
+        self.in_flight = 0
+        self._counted_at = 0  # the request up to which the level has leaked
+        self._numbers: set[int] = set()
+
+    def note(self, number: int) -> None:
+        """Remembers a refusal for `run`, also one of an older pace."""
+        self._numbers.add(number)
+        if len(self._numbers) > 1000:
+            self._numbers = {one for one in self._numbers if one > number - 500}
+
+    def add(self, number: int, sent: float, in_flight: int, last_number: int) -> None:
+        """Counts a refusal; `last_number` is that of the last request sent."""
+        self.level = max(0.0, self.level - (last_number - self._counted_at) * TOLERATED)
+        self._counted_at = last_number
+        if self.level == 0.0:
+            self.clump = 0
+        if self.clump == 0 or number < self.first[0]:
+            self.first, self.in_flight = (number, sent), in_flight
+        self.level += 1.0
+        self.clump += 1
+
+    def run(self, number: int) -> int:
+        """Refusals in a row around this one, by number."""
+        low = high = number
+        while low - 1 in self._numbers:
+            low -= 1
+        while high + 1 in self._numbers:
+            high += 1
+        return high - low + 1
+
+    def first_of_run(self) -> int:
+        """The number of the first refusal in a row that ends with the clump's first."""
+        number = self.first[0]
+        while number - 1 in self._numbers:
+            number -= 1
+        return number
+
+    def since(self, number: int) -> int:
+        """Refused requests from this number on."""
+        return sum(one >= number for one in self._numbers)
+
+
+class Start:
+    """The pace before the first signal: some requests at once, and twice as many after each `doubling`, also without answers.
+
+    Time without a refusal is information too. Overshoot is the time to a refusal times ln 2 / `doubling`, as a share of what was
+    sent. So the doubling follows the time of the first answers: a limit is passed by few requests, whether answers are quick or
+    slow.
+
+    Attributes:
+        most: the pace grows no further.
+        sent: requests of this start.
+    """
+
+    def __init__(self, initial: int, doubling: float) -> None:
+        self._initial = initial
+        self._slowest = self._doubling = doubling
+        self.most = inf
+        self.sent = 0
+        self._even = False  # no requests at once
+        self._at_once: float | None = None  # requests that were accepted at once, if not all were
+        self._total = 0  # requests until the first signal
+        self.doubt = 1.0  # factor of `burst_of`, raised when that was too small
+
+    @property
+    def rate(self) -> float:
+        return min(self.most, LN2 / self._doubling * max(self.sent, self._initial))
+
+    def pace_at(self, number: int) -> float:
+        """The pace of this request, by its number."""
+        return min(self.rate, LN2 / self._doubling * max(number, self._initial))
+
+    def next_at(self, now: float, before: float) -> float:
+        """When the request after this one may be sent, if this one was due at `before`."""
+        self.sent += 1
+        gap = 1.0 / self.rate
+        return max(before, now if self._even else now - (self._initial - 1) * gap) + gap
+
+    def answered(self, seconds: float) -> None:
+        """An answer took this time."""
+        if self.most < inf:
+            return
+        if 0.75 * seconds > self._doubling:
+            doubling = min(0.75 * seconds, max(self._slowest, _SLOWEST_DOUBLING))
+            self.sent = int(self.sent * doubling / self._doubling)
+            self._doubling = doubling
+        elif _ROUNDS * seconds < self._doubling:
+            self._doubling = max(_QUICKEST_DOUBLING, _ROUNDS * seconds)
+
+    def refused(self, number: int) -> None:
+        """A refusal of one of the first requests tells how many are accepted at once."""
+        if number <= self._initial:
+            self._at_once = min(number - 1.0, inf if self._at_once is None else self._at_once)
+
+    def in_first_burst(self, number: int) -> bool:
+        return number <= self._initial
+
+    def smooth(self) -> None:
+        """Goes on one by one, because only the first requests at once were too many."""
+        self._even = True
+
+    def again(self, rate: float, most: float = inf, doubling: float = 0.0, *, even: bool = False) -> None:
+        """Starts again from a rate."""
+        self._doubling = max(self._slowest, doubling)
+        self.sent = max(1, int(rate * self._doubling / LN2))
+        self.most = most
+        self._even = self._even or even
+
+    def ended(self, requests: int) -> None:
+        """The first signal came after this many requests."""
+        self._total = self._total or max(1, requests)
+
+    @property
+    def strict(self) -> bool:
+        """The instance accepts only one request at once."""
+        return self._at_once is not None and self._at_once < 2
+
+    def burst_of(self, limit: float) -> float:
+        """Requests that an instance with this limit seems to take at once."""
+        if self._at_once is not None:
+            return max(1.0, self._at_once)
+        if not self._total:
+            return 3.0 * self.doubt
+        at, count = limit * self._slowest / LN2, self._total
+        base = max(at, float(self._initial))
+        if count <= base:
+            return self.doubt
+        return self.doubt * max(1.0, count - (at if at > self._initial else 0.0) - at * log(count / base))
+
+
+@frozen
+class UsedUp:
+    """A moment at which the limit was used up.
+
+    Attributes:
+        number: of the first request that was refused.
+        sent: when it was sent.
+        refused: refusals before it.
+    """
+
+    number: int
+    sent: float
+    refused: int
+
+
+class Growth(Enum):
+    """How the pace of a cycle grows."""
+
+    TEST = "test"  # slowly to the estimate, then ever faster
+    MAKE_ROOM = "make room"  # half of the limit for some seconds, then quickly back
+    SHARE = "share"  # with the square root of the pace
+
+
+class Cycle:
+    """The pace while a limit is known.
+
+    Attributes:
+        limit: the estimate, requests per second; infinity while unknown.
+        rate: the pace.
+        began: when the cycle began. Refusals of older requests say nothing of it.
+        evidence: requests that the estimate rests on, from `FEW` to `REQUESTS`.
+        growth: of the pace.
+    """
+
+    def __init__(self) -> None:
+        self.limit = inf
+        self.rate = inf
+        self.began = -inf
+        self.evidence = FEW
+        self.growth = Growth.TEST
+        self._used_up: deque[UsedUp] = deque(maxlen=8)
+        self._refused = 0  # in all
+        self._paced = 0.0  # seconds of sending since the cycle began
+        self._extra = 0.0  # requests above the estimate since then
+        self._cut = _MIN_CUT
+        self._half = 1.0  # seconds until the pace reaches the estimate
+        self._step = 1.0  # seconds in which the growth doubles above the estimate
+        self._lag = 0.0
+        self._marks: deque[tuple[float, int, float]] = deque(maxlen=64)  # when, number of a request, pace
+        self._usual = 0.0  # the estimate, smoothed
+        self._early_at = self._shared_until = self._made_room_at = -inf
+        self._stores = True  # what is left of the limit can be used a little later
+        self._trial = False  # this cycle takes the pace of a refusal for the limit
+        self._trial_at, self._trial_gap = 0.0, 10.0
+
+    @property
+    def early(self) -> bool:
+        """The pace has not reached the estimate yet."""
+        return self._paced < self._half
+
+    def begin(
+        self,
+        limit: float,
+        now: float,
+        *,
+        lag: float,
+        burst: float = 3.0,
+        evidence: float = FEW,
+        start: float | None = None,
+        growth: Growth = Growth.TEST,
+    ) -> None:
+        """Begins a cycle around an estimate.
+
+        Args:
+            lag: seconds to a refusal.
+            burst: requests that the server takes at once.
+            evidence: requests that the estimate rests on. A cycle after few of them is short.
+            start: the pace to begin with; by default a little below the estimate.
+            growth: of the pace.
+        """
+        self.limit = limit = max(SLOWEST, limit)
+        self.evidence = min(REQUESTS, max(FEW, evidence))
+        few = self.evidence / REQUESTS
+        length = min(max(CYCLE * few, few * REQUESTS * signal_threshold(limit) / limit, 6 * lag), _LONGEST_CYCLE)
+        if few < 0.5:
+            length = max(6 * lag, min(length, _ROUGH_CYCLE))
+        self._half = length / 2
+        self._step = max(length / 8, 2 * lag)
+        self._cut = min(_MAX_CUT, max(_MIN_CUT, burst / (limit * self._half))) if self._stores else _MIN_CUT
+        if start is not None:
+            self._cut = 1 - start / limit
+        self.growth = growth
+        self._lag = lag
+        self._paced = self._extra = 0.0
+        self.began = now
+        self.rate = limit * (1 - self._cut)
+        if growth is Growth.MAKE_ROOM:
+            self.rate = _ROOM * limit
+        elif growth is Growth.SHARE:
+            self.rate = (1 - _BACK) * limit
+
+    def sent(self, now: float, number: int, *, on_time: bool) -> float:
+        """Registers a request; returns the pace after it."""
+        gap = 1.0 / self.rate
+        rate = self._grow(gap) if on_time else self.rate
+        if not self._marks or now - self._marks[-1][0] > self._half / 16:
+            self._marks.append((now, number, rate))
+        return rate
+
+    def _grow(self, seconds: float) -> float:
+        t = self._paced = self._paced + seconds
+        limit, rate = self.limit, self.rate
+        self._extra += (rate - limit) * seconds
+        if self.growth is Growth.SHARE and t < _ALONE:
+            rate += min(_STEP * rate**0.5, 0.005 * rate**2) * seconds
+        elif self.growth is Growth.MAKE_ROOM and rate < limit:
+            if t > _ROOM_FOR:
+                rate *= 1.0 + LN2 * seconds
+        elif t < self._half:
+            rate = limit * (1 - self._cut + self._cut * t / self._half)
+        elif self._extra > _RISEN + max(0.0, rate - limit) * self._lag:
+            rate *= 1.0 + LN2 / max(_RISING, 4 * self._lag) * seconds
+        else:
+            speed = max(self._cut, _MIN_CUT) / self._half * 2.0 ** min(60.0, (t - self._half) / self._step)
+            rate *= 1.0 + min(speed, LN2) * seconds
+        self.rate = rate
+        return rate
+
+    def refused(self) -> None:
+        """Registers any refusal."""
+        self._refused += 1
+
+    @property
+    def known(self) -> bool:
+        """The limit was used up before."""
+        return bool(self._used_up)
+
+    def recently(self, now: float) -> float:
+        """Requests per second over the last second or more that were sent."""
+        if not self._used_up:
+            return 0.0
+        number = self._used_up[-1].number
+        rates = [(number - count) / (now - at) for at, count, _ in self._marks if at <= now - 1.0]
+        return max(0.0, min(self.rate, max(rates, default=0.0)))
+
+    def now_used_up(self, number: int, sent: float, refused: int) -> None:
+        """The limit was used up by this request; `refused` of those from it on were refused so far."""
+        self._used_up.append(UsedUp(number, sent, self._refused - refused))
+
+    def pace_at(self, moment: float) -> float:
+        """The pace of a request that was sent then."""
+        return next((rate for at, _, rate in reversed(self._marks) if at <= moment), self.rate)
+
+    def signal(self, refusals: Refusals, now: float, pace: float, lag: float, start: Start) -> None:
+        """The limit is used up: makes the next estimate from what was accepted since it was used up before."""
+        number, sent = refusals.first
+        full = self.evidence == REQUESTS
+        if not self._used_up:
+            start.ended(number - 1)
+            self.begin(0.75 * pace, now, lag=lag, burst=start.burst_of(0.75 * pace), start=0.5 * pace)
+        else:
+            accepted, seconds = self._accepted_until(number, sent, self._refused - refusals.clump)
+            limit = self._estimate(number, sent, accepted, seconds, pace, start)
+            if full and self.early and self.growth is Growth.TEST and not self._trial:
+                start.doubt = min(64.0, start.doubt * 2)
+            evidence = 2.0 * accepted
+            if 0.75 * self.limit < limit < 1.33 * self.limit:
+                evidence = max(evidence, 1.5 * self.evidence)
+            growth = self._judge(limit, pace, now, 2.0 * accepted)
+            if growth is Growth.SHARE:
+                limit = min(limit, pace) if limit < 0.5 * pace else pace
+            elif growth is Growth.TEST:
+                limit = self._try(limit, pace, now, start)
+            self.begin(
+                limit, now, lag=lag, burst=start.burst_of(limit), evidence=evidence, growth=growth,
+            )  # fmt: skip
+        self.now_used_up(number, sent, refusals.clump)
+
+    def _accepted_until(self, number: int, sent: float, refused: int) -> tuple[int, float]:
+        """Accepted requests since the limit was used up before, and the seconds. After few of them, since an earlier time."""
+        accepted, seconds = 0, 0.0
+        for before in reversed(self._used_up):
+            if accepted >= _COUNTABLE or (accepted > 0 and sent - before.sent > _LONG_AGO):
+                break
+            accepted = number - before.number - (refused - before.refused)
+            seconds = sent - before.sent
+        return accepted, seconds
+
+    def _estimate(self, number: int, sent: float, accepted: int, seconds: float, pace: float, start: Start) -> float:
+        """Requests per second that were accepted since the limit was used up before."""
+        limit = 0.5 * pace
+        if accepted <= 0 or seconds <= 0:
+            return limit
+        limit = max(limit if accepted < _COUNTABLE else 0.0, min(pace, (accepted + 0.5) / seconds))
+        burst = start.burst_of(limit)
+        for at, count, rate in self._marks:
+            if start.strict and accepted >= _COUNTABLE and self.began < at and count <= number - 3:
+                limit = max(limit, rate)
+            if self.began < at < sent and number - count > 8:
+                limit = max(limit, min(pace, (number - count - burst) / (sent - at)))
+        return limit
+
+    def _judge(self, limit: float, pace: float, now: float, evidence: float) -> Growth:
+        """Whether other clients seem to use the same limit."""
+        shared = now < self._shared_until
+        if self.evidence == REQUESTS and evidence >= REQUESTS:
+            fell = limit < 0.97 * self._usual and not self._trial
+            early = pace < self.limit and self.growth is Growth.TEST and not self._trial
+            self._usual = limit if self._usual == 0 else self._usual + 0.2 * (limit - self._usual)
+            if fell or (early and now - self._early_at < 20.0):
+                self._shared_until = now + 60.0
+                if not shared and now - self._made_room_at > 30.0:
+                    self._made_room_at = now
+                    return Growth.MAKE_ROOM
+            if early:
+                self._early_at = now
+        return Growth.SHARE if now < self._shared_until else Growth.TEST
+
+    def _try(self, limit: float, pace: float, now: float, start: Start) -> float:
+        """Whether the pace of the refusal is the limit: tried now and then, because a bucket disproves it at once."""
+        if self._trial and self.early:
+            self._stores, self._trial = True, False
+            self._trial_at = now + self._trial_gap
+            self._trial_gap *= 2
+            return limit
+        self._trial = False
+        if self.evidence < REQUESTS or now < self._trial_at or not 1.02 * limit < pace < 1.4 * limit:
+            return limit
+        self._trial, self._stores = True, False
+        return 0.99 * pace
