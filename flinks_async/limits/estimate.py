@@ -33,13 +33,12 @@ CYCLE, REQUESTS = 3.3, 100.0  # seconds and requests of a cycle at least; 100 re
 FEW = 12.0  # requests of the first cycles, while the estimate is rough
 SLOWEST = 1 / 60  # requests per second at least
 
-_MIN_CUT, _MAX_CUT = 0.02, 0.15
+_MIN_CUT, _MAX_CUT = 0.02, 0.03
+_FIRST_GROWTH = 0.04  # of the pace in half a cycle, when it passes the estimate
 _COUNTABLE = 8  # accepted requests that give an estimate
 _LONG_AGO = 10.0  # seconds
 _LONGEST_CYCLE = 600.0  # seconds
-_ROUGH_CYCLE = (
-    6.0  # seconds at most while the estimate is rough, so that a client that starts beside others is not left behind
-)
+_YOUNG, _ROUGH_CYCLE = 60.0, 2.0  # seconds: a client that starts beside others tests its limit often, and is not left behind
 _RISEN = 3.0  # requests above the estimate that are accepted before the limit counts as risen
 _RISING = 0.75  # seconds in which the pace then doubles at least
 
@@ -47,10 +46,12 @@ _RISING = 0.75  # seconds in which the pace then doubles at least
 _ROUNDS, _QUICKEST_DOUBLING, _SLOWEST_DOUBLING = 20.0, 0.005, 1.0
 
 # While other clients seem to share the limit; chosen by simulation.
-_ROOM, _ROOM_FOR = 0.5, 3.0  # share of the limit that is left to them, and seconds
+_NOTICED = 0.01  # a fall of the estimate by this share is noticed
+_ROOM, _ROOM_FOR = 0.5, 5.0  # share of the limit that is left to them, and seconds
 _BACK = 0.2  # the rate falls by this share with each signal
+_SETTLE = 1.0  # seconds in which more refusals say nothing
 _STEP = 0.7  # and grows by this times its square root each second
-_ALONE = 6.0  # seconds without a refusal after which it grows as for a single client
+_ALONE, _ALONE_YOUNG = 6.0, 3.0  # seconds without a refusal after which it doubles
 
 
 def signal_threshold(rate: float) -> float:
@@ -253,11 +254,11 @@ class Cycle:
         self._step = 1.0  # seconds in which the growth doubles above the estimate
         self._lag = 0.0
         self._marks: deque[tuple[float, int, float]] = deque(maxlen=64)  # when, number of a request, pace
-        self._usual = 0.0  # the estimate, smoothed
+        self._usual = self._varies = 0.0  # the estimate and its mean deviation, smoothed
+        self._born = inf  # when the first cycle began
+        self._young = True  # it began less than a minute ago
+        self._rising = False  # more was sent than the limit allows, and nothing was refused
         self._early_at = self._shared_until = self._made_room_at = -inf
-        self._stores = True  # what is left of the limit can be used a little later
-        self._trial = False  # this cycle takes the pace of a refusal for the limit
-        self._trial_at, self._trial_gap = 0.0, 10.0
 
     @property
     def early(self) -> bool:
@@ -288,22 +289,26 @@ class Cycle:
         self.evidence = min(REQUESTS, max(FEW, evidence))
         few = self.evidence / REQUESTS
         length = min(max(CYCLE * few, few * REQUESTS * signal_threshold(limit) / limit, 6 * lag), _LONGEST_CYCLE)
-        if few < 0.5:
+        self._young = now < self._born + _YOUNG
+        if self._young:
             length = max(6 * lag, min(length, _ROUGH_CYCLE))
         self._half = length / 2
         self._step = max(length / 8, 2 * lag)
-        self._cut = min(_MAX_CUT, max(_MIN_CUT, burst / (limit * self._half))) if self._stores else _MIN_CUT
+        self._cut = min(_MAX_CUT, max(_MIN_CUT, burst / (limit * self._half)))
         if start is not None:
             self._cut = 1 - start / limit
         self.growth = growth
         self._lag = lag
         self._paced = self._extra = 0.0
+        self._rising = False
         self.began = now
+        self._born = min(self._born, now)
         self.rate = limit * (1 - self._cut)
         if growth is Growth.MAKE_ROOM:
             self.rate = _ROOM * limit
         elif growth is Growth.SHARE:
             self.rate = (1 - _BACK) * limit
+            self.began = now + _SETTLE
 
     def sent(self, now: float, number: int, *, on_time: bool) -> float:
         """Registers a request; returns the pace after it."""
@@ -317,17 +322,21 @@ class Cycle:
         t = self._paced = self._paced + seconds
         limit, rate = self.limit, self.rate
         self._extra += (rate - limit) * seconds
-        if self.growth is Growth.SHARE and t < _ALONE:
+        if self.growth is Growth.SHARE and t >= (_ALONE_YOUNG if self._young else _ALONE):
+            self._rising = True
+            rate *= 1.0 + LN2 / max(_RISING, 4 * self._lag) * seconds
+        elif self.growth is Growth.SHARE:
             rate += min(_STEP * rate**0.5, 0.005 * rate**2) * seconds
         elif self.growth is Growth.MAKE_ROOM and rate < limit:
             if t > _ROOM_FOR:
-                rate *= 1.0 + LN2 * seconds
+                rate *= 1.0 + LN2 / 2 * seconds
         elif t < self._half:
             rate = limit * (1 - self._cut + self._cut * t / self._half)
         elif self._extra > _RISEN + max(0.0, rate - limit) * self._lag:
+            self._rising = True
             rate *= 1.0 + LN2 / max(_RISING, 4 * self._lag) * seconds
         else:
-            speed = max(self._cut, _MIN_CUT) / self._half * 2.0 ** min(60.0, (t - self._half) / self._step)
+            speed = min(max(self._cut, _MIN_CUT), _FIRST_GROWTH) / self._half * 2.0 ** min(60.0, (t - self._half) / self._step)
             rate *= 1.0 + min(speed, LN2) * seconds
         self.rate = rate
         return rate
@@ -367,16 +376,19 @@ class Cycle:
         else:
             accepted, seconds = self._accepted_until(number, sent, self._refused - refusals.clump)
             limit = self._estimate(number, sent, accepted, seconds, pace, start)
-            if full and self.early and self.growth is Growth.TEST and not self._trial:
+            if full and self.early and self.growth is Growth.TEST:
                 start.doubt = min(64.0, start.doubt * 2)
             evidence = 2.0 * accepted
             if 0.75 * self.limit < limit < 1.33 * self.limit:
                 evidence = max(evidence, 1.5 * self.evidence)
             growth = self._judge(limit, pace, now, 2.0 * accepted)
+            if self._rising:
+                limit = max(limit, 0.75 * pace)
+                if pace > 3 * self.limit and self._young:
+                    self._shared_until = now + 60.0
+                    growth = Growth.SHARE
             if growth is Growth.SHARE:
                 limit = min(limit, pace) if limit < 0.5 * pace else pace
-            elif growth is Growth.TEST:
-                limit = self._try(limit, pace, now, start)
             self.begin(
                 limit, now, lag=lag, burst=start.burst_of(limit), evidence=evidence, growth=growth,
             )  # fmt: skip
@@ -409,10 +421,16 @@ class Cycle:
     def _judge(self, limit: float, pace: float, now: float, evidence: float) -> Growth:
         """Whether other clients seem to use the same limit."""
         shared = now < self._shared_until
-        if self.evidence == REQUESTS and evidence >= REQUESTS:
-            fell = limit < 0.97 * self._usual and not self._trial
-            early = pace < self.limit and self.growth is Growth.TEST and not self._trial
-            self._usual = limit if self._usual == 0 else self._usual + 0.2 * (limit - self._usual)
+        if self.evidence == REQUESTS and evidence >= 0.4 * REQUESTS:
+            fell = self._usual - limit > max(_NOTICED * self._usual, 3.0 * self._varies)
+            early = pace < self.limit and self.growth is Growth.TEST
+            if self._usual == 0:
+                self._usual = limit
+                self._varies = 0.02 * limit
+            elif self.growth is Growth.TEST:
+                self._varies += 0.2 * (abs(limit - self._usual) - self._varies)
+            # It falls slowly, so that a slow fall is noticed too.
+            self._usual += (0.2 if limit > self._usual else 0.05) * (limit - self._usual)
             if fell or (early and now - self._early_at < 20.0):
                 self._shared_until = now + 60.0
                 if not shared and now - self._made_room_at > 30.0:
@@ -421,16 +439,3 @@ class Cycle:
             if early:
                 self._early_at = now
         return Growth.SHARE if now < self._shared_until else Growth.TEST
-
-    def _try(self, limit: float, pace: float, now: float, start: Start) -> float:
-        """Whether the pace of the refusal is the limit: tried now and then, because a bucket disproves it at once."""
-        if self._trial and self.early:
-            self._stores, self._trial = True, False
-            self._trial_at = now + self._trial_gap
-            self._trial_gap *= 2
-            return limit
-        self._trial = False
-        if self.evidence < REQUESTS or now < self._trial_at or not 1.02 * limit < pace < 1.4 * limit:
-            return limit
-        self._trial, self._stores = True, False
-        return 0.99 * pace

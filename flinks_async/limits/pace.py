@@ -379,7 +379,6 @@ class Pace:
         elif self.mode is Mode.START and not cycle.known and self._start.in_first_burst(number):
             self._start.smooth()
             self._next_at = now + 1.0 / pace
-            cycle.began = now
         else:
             cycle.signal(refusals, now, pace, self._opening.lag, self._start)
             self._holds(now)

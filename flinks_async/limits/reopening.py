@@ -184,7 +184,7 @@ class Reopening:
             if late > 0.5 * period:
                 self.period = None
             return now + max(0.25, 2 * self.lag, 0.02 * period, 0.5 * late)
-        low, high = now + 0.3 * gap, now + 1.6 * gap
+        low, high = now + min(0.3 * gap, max(0.02, self.lag)), now + 1.6 * gap
         for period in reversed(PERIODS):
             if low <= opened + period <= high:
                 return opened + period
