@@ -38,7 +38,10 @@ _FIRST_GROWTH = 0.04  # of the pace in half a cycle, when it passes the estimate
 _COUNTABLE = 8  # accepted requests that give an estimate
 _LONG_AGO = 10.0  # seconds
 _LONGEST_CYCLE = 600.0  # seconds
-_YOUNG, _ROUGH_CYCLE = 60.0, 2.0  # seconds: a client that starts beside others tests its limit often, and is not left behind
+_YOUNG, _ROUGH_CYCLE = (
+    60.0,
+    2.0,
+)  # seconds: a client that starts beside others tests its limit often, and is not left behind
 _RISEN = 3.0  # requests above the estimate that are accepted before the limit counts as risen
 _RISING = 0.75  # seconds in which the pace then doubles at least
 
@@ -51,7 +54,7 @@ _ROOM, _ROOM_FOR = 0.5, 5.0  # share of the limit that is left to them, and seco
 _BACK = 0.2  # the rate falls by this share with each signal
 _SETTLE = 1.0  # seconds in which more refusals say nothing
 _STEP = 0.7  # and grows by this times its square root each second
-_ALONE, _ALONE_YOUNG = 6.0, 3.0  # seconds without a refusal after which it doubles
+_ALONE = 4.0  # seconds without a refusal after which it doubles
 
 
 def signal_threshold(rate: float) -> float:
@@ -322,7 +325,7 @@ class Cycle:
         t = self._paced = self._paced + seconds
         limit, rate = self.limit, self.rate
         self._extra += (rate - limit) * seconds
-        if self.growth is Growth.SHARE and t >= (_ALONE_YOUNG if self._young else _ALONE):
+        if self.growth is Growth.SHARE and t >= _ALONE:
             self._rising = True
             rate *= 1.0 + LN2 / max(_RISING, 4 * self._lag) * seconds
         elif self.growth is Growth.SHARE:
@@ -336,7 +339,11 @@ class Cycle:
             self._rising = True
             rate *= 1.0 + LN2 / max(_RISING, 4 * self._lag) * seconds
         else:
-            speed = min(max(self._cut, _MIN_CUT), _FIRST_GROWTH) / self._half * 2.0 ** min(60.0, (t - self._half) / self._step)
+            speed = (
+                min(max(self._cut, _MIN_CUT), _FIRST_GROWTH)
+                / self._half
+                * 2.0 ** min(60.0, (t - self._half) / self._step)
+            )
             rate *= 1.0 + min(speed, LN2) * seconds
         self.rate = rate
         return rate
@@ -383,12 +390,12 @@ class Cycle:
                 evidence = max(evidence, 1.5 * self.evidence)
             growth = self._judge(limit, pace, now, 2.0 * accepted)
             if self._rising:
-                limit = max(limit, 0.75 * pace)
+                limit = max(limit, 0.75 * pace) if growth is Growth.TEST else limit
                 if pace > 3 * self.limit and self._young:
                     self._shared_until = now + 60.0
                     growth = Growth.SHARE
             if growth is Growth.SHARE:
-                limit = min(limit, pace) if limit < 0.5 * pace else pace
+                limit = pace
             self.begin(
                 limit, now, lag=lag, burst=start.burst_of(limit), evidence=evidence, growth=growth,
             )  # fmt: skip

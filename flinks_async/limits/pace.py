@@ -36,7 +36,7 @@ from attrs import define, frozen
 from ..config import Adaptive
 from ..verdict import OK, Kind, Verdict
 from .concurrency import AtOnceCap
-from .estimate import REQUESTS, RUN, Cycle, Refusals, Start, signal_threshold
+from .estimate import REQUESTS, RUN, Cycle, Growth, Refusals, Start, signal_threshold
 from .rate import ServerLimit
 from .reopening import Reopening
 
@@ -360,6 +360,8 @@ class Pace:
             longest = max(RUN, int(2 * self._start.pace_at(number) / pace))
         else:
             pace = cycle.pace_at(sent)
+            if cycle.growth is not Growth.TEST:  # another client may take all for a moment
+                longest = 4 * RUN
         if run >= longest:
             self._block(now)
             return
