@@ -10,7 +10,7 @@ import attrs
 from . import config
 from .config import Adaptive, Settings, ShareQuota, TokenBucketQuota
 from .endpoint import Endpoint
-from .limits.pace import LearnedLimit
+from .limits.rate import LearnedLimit
 from .secret import MASK, Secret
 
 ROWS: Final = 20

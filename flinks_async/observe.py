@@ -12,7 +12,7 @@ from attrs import frozen
 
 from .limits.governor import Trouble
 from .limits.notices import InstanceDown, InstanceUp, Paused, Resumed, emit
-from .limits.pace import LearnedLimit
+from .limits.rate import LearnedLimit
 from .transport.session import ConnectionStats
 from .verdict import Verdict
 

@@ -21,27 +21,28 @@ from __future__ import annotations
 
 from collections import deque
 from enum import Enum
-from math import inf, log, sqrt
+from math import inf, log
 
 from attrs import frozen
 
+from .reopening import Refusals, signal_threshold
+
 LN2 = log(2.0)
 
-TOLERATED = 1 / 40  # share of refusals that may be chance
-RUN = 4  # refusals in a row: nothing is accepted; a bucket at twice its rate accepts every second request
 CYCLE, REQUESTS = 3.3, 100.0  # seconds and requests of a cycle at least; 100 requests for 1 % of refusals
 FEW = 12.0  # requests of the first cycles, while the estimate is rough
 SLOWEST = 1 / 60  # requests per second at least
 
 _MIN_CUT, _MAX_CUT = 0.02, 0.03
 _FIRST_GROWTH = 0.04  # of the pace in half a cycle, when it passes the estimate
-_COUNTABLE = 8  # accepted requests that give an estimate
+COUNTABLE = 8  # accepted requests that give an estimate
 _LONG_AGO = 10.0  # seconds
 _LONGEST_CYCLE = 600.0  # seconds
 _YOUNG, _ROUGH_CYCLE = (
     60.0,
     2.0,
 )  # seconds: a client that starts beside others tests its limit often, and is not left behind
+_AGREES = 0.04  # estimates that differ by less agree
 _RISEN = 3.0  # requests above the estimate that are accepted before the limit counts as risen
 _RISING = 0.75  # seconds in which the pace then doubles at least
 
@@ -49,78 +50,16 @@ _RISING = 0.75  # seconds in which the pace then doubles at least
 _ROUNDS, _QUICKEST_DOUBLING, _SLOWEST_DOUBLING = 20.0, 0.005, 1.0
 
 # While other clients seem to share the limit; chosen by simulation.
-_NOTICED = 0.01  # a fall of the estimate by this share is noticed
+_NOTICED = 0.015  # a fall of the estimate by this share is noticed
 _ROOM, _ROOM_FOR = 0.5, 5.0  # share of the limit that is left to them, and seconds
 _BACK = 0.2  # the rate falls by this share with each signal
+_WHOLE = 0.97  # a pace of this share of the estimate before shows that no other client is there
 _SETTLE = 1.0  # seconds in which more refusals say nothing
 _STEP = 0.7  # and grows by this times its square root each second
 _ALONE = 4.0  # seconds without a refusal after which it doubles
 
 
-def signal_threshold(rate: float) -> float:
-    """Refusals that are a signal at this rate. It grows with the rate, so that false signals per second stay rare."""
-    return max(1.0, 0.6 + sqrt(rate) / 8.0)
-
-
-class Refusals:
-    """Refusals of the current pace.
-
-    They are counted with a leak of `TOLERATED` for each request, because refusals by chance mean nothing.
-
-    Attributes:
-        level: the count.
-        clump: refusals since the level was 0.
-        first: number of the first request of the clump, and when it was sent.
-        in_flight: requests on the wire with that one.
-    """
-
-    def __init__(self) -> None:
-        self.level = 0.0
-        self.clump = 0
-        self.first = (0, 0.0)
-        self.in_flight = 0
-        self._counted_at = 0  # the request up to which the level has leaked
-        self._numbers: set[int] = set()
-
-    def note(self, number: int) -> None:
-        """Remembers a refusal for `run`, also one of an older pace."""
-        self._numbers.add(number)
-        if len(self._numbers) > 1000:
-            self._numbers = {one for one in self._numbers if one > number - 500}
-
-    def add(self, number: int, sent: float, in_flight: int, last_number: int) -> None:
-        """Counts a refusal; `last_number` is that of the last request sent."""
-        self.level = max(0.0, self.level - (last_number - self._counted_at) * TOLERATED)
-        self._counted_at = last_number
-        if self.level == 0.0:
-            self.clump = 0
-        if self.clump == 0 or number < self.first[0]:
-            self.first, self.in_flight = (number, sent), in_flight
-        self.level += 1.0
-        self.clump += 1
-
-    def run(self, number: int) -> int:
-        """Refusals in a row around this one, by number."""
-        low = high = number
-        while low - 1 in self._numbers:
-            low -= 1
-        while high + 1 in self._numbers:
-            high += 1
-        return high - low + 1
-
-    def first_of_run(self) -> int:
-        """The number of the first refusal in a row that ends with the clump's first."""
-        number = self.first[0]
-        while number - 1 in self._numbers:
-            number -= 1
-        return number
-
-    def since(self, number: int) -> int:
-        """Refused requests from this number on."""
-        return sum(one >= number for one in self._numbers)
-
-
-class Start:
+class SlowStart:
     """The pace before the first signal: some requests at once, and twice as many after each `doubling`, also without answers.
 
     Time without a refusal is information too. Overshoot is the time to a refusal times ln 2 / `doubling`, as a share of what was
@@ -240,6 +179,7 @@ class Cycle:
         began: when the cycle began. Refusals of older requests say nothing of it.
         evidence: requests that the estimate rests on, from `FEW` to `REQUESTS`.
         growth: of the pace.
+        rising: more was sent than the limit allows, and nothing was refused.
     """
 
     def __init__(self) -> None:
@@ -258,9 +198,11 @@ class Cycle:
         self._lag = 0.0
         self._marks: deque[tuple[float, int, float]] = deque(maxlen=64)  # when, number of a request, pace
         self._usual = self._varies = 0.0  # the estimate and its mean deviation, smoothed
+        self._whole = inf  # the estimate before other clients were noticed
         self._born = inf  # when the first cycle began
-        self._young = True  # it began less than a minute ago
-        self._rising = False  # more was sent than the limit allows, and nothing was refused
+        self._young = True  # the estimate has not settled since the client began
+        self._agreed = 0  # estimates in a row that agree with the one before
+        self.rising = False
         self._early_at = self._shared_until = self._made_room_at = -inf
 
     @property
@@ -278,6 +220,7 @@ class Cycle:
         evidence: float = FEW,
         start: float | None = None,
         growth: Growth = Growth.TEST,
+        unused: float = 0.0,
     ) -> None:
         """Begins a cycle around an estimate.
 
@@ -287,14 +230,17 @@ class Cycle:
             evidence: requests that the estimate rests on. A cycle after few of them is short.
             start: the pace to begin with; by default a little below the estimate.
             growth: of the pace.
+            unused: seconds without requests before, of which the server may have stored the limit.
         """
-        self.limit = limit = max(SLOWEST, limit)
+        before, self.limit = self.limit, max(SLOWEST, limit)
+        limit = self.limit
         self.evidence = min(REQUESTS, max(FEW, evidence))
         few = self.evidence / REQUESTS
         length = min(max(CYCLE * few, few * REQUESTS * signal_threshold(limit) / limit, 6 * lag), _LONGEST_CYCLE)
-        self._young = now < self._born + _YOUNG
+        self._agreed = self._agreed + 1 if abs(limit - before) < _AGREES * limit else 0
+        self._young = self._young and now < self._born + _YOUNG and self._agreed < 2
         if self._young:
-            length = max(6 * lag, min(length, _ROUGH_CYCLE))
+            length = max(6 * lag, min(length, max(_ROUGH_CYCLE, 5.0 / limit)))
         self._half = length / 2
         self._step = max(length / 8, 2 * lag)
         self._cut = min(_MAX_CUT, max(_MIN_CUT, burst / (limit * self._half)))
@@ -302,8 +248,8 @@ class Cycle:
             self._cut = 1 - start / limit
         self.growth = growth
         self._lag = lag
-        self._paced = self._extra = 0.0
-        self._rising = False
+        self._paced, self._extra = 0.0, -limit * unused
+        self.rising = False
         self.began = now
         self._born = min(self._born, now)
         self.rate = limit * (1 - self._cut)
@@ -326,7 +272,7 @@ class Cycle:
         limit, rate = self.limit, self.rate
         self._extra += (rate - limit) * seconds
         if self.growth is Growth.SHARE and t >= _ALONE:
-            self._rising = True
+            self.rising = True
             rate *= 1.0 + LN2 / max(_RISING, 4 * self._lag) * seconds
         elif self.growth is Growth.SHARE:
             rate += min(_STEP * rate**0.5, 0.005 * rate**2) * seconds
@@ -336,7 +282,7 @@ class Cycle:
         elif t < self._half:
             rate = limit * (1 - self._cut + self._cut * t / self._half)
         elif self._extra > _RISEN + max(0.0, rate - limit) * self._lag:
-            self._rising = True
+            self.rising = True
             rate *= 1.0 + LN2 / max(_RISING, 4 * self._lag) * seconds
         else:
             speed = (
@@ -373,7 +319,7 @@ class Cycle:
         """The pace of a request that was sent then."""
         return next((rate for at, _, rate in reversed(self._marks) if at <= moment), self.rate)
 
-    def signal(self, refusals: Refusals, now: float, pace: float, lag: float, start: Start) -> None:
+    def signal(self, refusals: Refusals, now: float, pace: float, lag: float, start: SlowStart) -> None:
         """The limit is used up: makes the next estimate from what was accepted since it was used up before."""
         number, sent = refusals.first
         full = self.evidence == REQUESTS
@@ -389,9 +335,9 @@ class Cycle:
             if 0.75 * self.limit < limit < 1.33 * self.limit:
                 evidence = max(evidence, 1.5 * self.evidence)
             growth = self._judge(limit, pace, now, 2.0 * accepted)
-            if self._rising:
+            if self.rising:
                 limit = max(limit, 0.75 * pace) if growth is Growth.TEST else limit
-                if pace > 3 * self.limit and self._young:
+                if pace > 3 * self.limit and self._young and self.evidence > FEW:
                     self._shared_until = now + 60.0
                     growth = Growth.SHARE
             if growth is Growth.SHARE:
@@ -405,21 +351,23 @@ class Cycle:
         """Accepted requests since the limit was used up before, and the seconds. After few of them, since an earlier time."""
         accepted, seconds = 0, 0.0
         for before in reversed(self._used_up):
-            if accepted >= _COUNTABLE or (accepted > 0 and sent - before.sent > _LONG_AGO):
+            if accepted >= COUNTABLE or (accepted > 0 and sent - before.sent > _LONG_AGO):
                 break
             accepted = number - before.number - (refused - before.refused)
             seconds = sent - before.sent
         return accepted, seconds
 
-    def _estimate(self, number: int, sent: float, accepted: int, seconds: float, pace: float, start: Start) -> float:
+    def _estimate(
+        self, number: int, sent: float, accepted: int, seconds: float, pace: float, start: SlowStart
+    ) -> float:
         """Requests per second that were accepted since the limit was used up before."""
         limit = 0.5 * pace
         if accepted <= 0 or seconds <= 0:
             return limit
-        limit = max(limit if accepted < _COUNTABLE else 0.0, min(pace, (accepted + 0.5) / seconds))
+        limit = max(limit if accepted < COUNTABLE else 0.0, min(pace, (accepted + 0.5) / seconds))
         burst = start.burst_of(limit)
         for at, count, rate in self._marks:
-            if start.strict and accepted >= _COUNTABLE and self.began < at and count <= number - 3:
+            if start.strict and accepted >= COUNTABLE and self.began < at and count <= number - 3:
                 limit = max(limit, rate)
             if self.began < at < sent and number - count > 8:
                 limit = max(limit, min(pace, (number - count - burst) / (sent - at)))
@@ -428,9 +376,9 @@ class Cycle:
     def _judge(self, limit: float, pace: float, now: float, evidence: float) -> Growth:
         """Whether other clients seem to use the same limit."""
         shared = now < self._shared_until
-        if self.evidence == REQUESTS and evidence >= 0.4 * REQUESTS:
+        if self.evidence == REQUESTS and evidence >= 0.75 * REQUESTS:
             fell = self._usual - limit > max(_NOTICED * self._usual, 3.0 * self._varies)
-            early = pace < self.limit and self.growth is Growth.TEST
+            early = pace < 0.97 * self.limit and self.growth is Growth.TEST
             if self._usual == 0:
                 self._usual = limit
                 self._varies = 0.02 * limit
@@ -440,9 +388,13 @@ class Cycle:
             self._usual += (0.2 if limit > self._usual else 0.05) * (limit - self._usual)
             if fell or (early and now - self._early_at < 20.0):
                 self._shared_until = now + 60.0
+                if not shared:
+                    self._whole = self._usual
                 if not shared and now - self._made_room_at > 30.0:
                     self._made_room_at = now
                     return Growth.MAKE_ROOM
             if early:
                 self._early_at = now
+        if self.growth is Growth.SHARE and pace >= _WHOLE * self._whole:
+            self._shared_until = -inf
         return Growth.SHARE if now < self._shared_until else Growth.TEST

@@ -27,8 +27,8 @@ from ..verdict import Kind
 from .breaker import BreakerState, CircuitBreaker
 from .concurrency import make_concurrency
 from .notices import Notices, trouble_line
-from .pace import AttemptRecord, LearnedLimit, Pace, PaceState
-from .rate import GCRA, read_rate_limit
+from .pace import AttemptRecord, Pace
+from .rate import GCRA, LearnedLimit, PaceState, read_rate_limit
 
 _RATE_WINDOW = 1.0  # seconds over which the rate of answers is measured
 

@@ -31,14 +31,14 @@ from enum import Enum
 from math import inf
 from types import MappingProxyType
 
-from attrs import define, frozen
+from attrs import define
 
 from ..config import Adaptive
 from ..verdict import OK, Kind, Verdict
 from .concurrency import AtOnceCap
-from .estimate import REQUESTS, RUN, Cycle, Growth, Refusals, Start, signal_threshold
-from .rate import ServerLimit
-from .reopening import Reopening
+from .estimate import COUNTABLE, REQUESTS, Cycle, Growth, SlowStart
+from .rate import LearnedLimit, PaceState, ServerLimit
+from .reopening import RUN, Refusals, Reopening, signal_threshold
 
 # Requests per second. A faster pace is not enforced, because that would cost each call a turn in the queue. Refusals at
 # a higher rate are noticed, and begin to pace.
@@ -90,63 +90,6 @@ class AttemptRecord:
         return self.status is None or (self.status >= 500 and self.verdict.reason not in _TOKEN_CODES)
 
 
-@frozen
-class PaceState:
-    """What a process tells the others that share an instance.
-
-    Attributes:
-        estimate: requests per second that it found to be its share; None while unknown.
-        until: when the next request may be sent, by the monotonic clock of the machine; 0 for now.
-    """
-
-    estimate: float | None
-    until: float
-
-
-@frozen
-class LearnedLimit:
-    """What the refusals of an instance taught about its limit. `str` makes a line for people.
-
-    Attributes:
-        rate: requests per second that it allows; None if it limits the requests at once.
-        at_once: requests at once that it allows; None if it limits the rate.
-        refused_rate: requests per second at the last refusal that was a sign of the limit; None if there was none.
-        seconds: since that refusal.
-    """
-
-    rate: float | None
-    at_once: int | None = None
-    refused_rate: float | None = None
-    seconds: float = inf
-
-    def joined(self, other: LearnedLimit | None) -> LearnedLimit:
-        """The limit of an instance that several processes share: the sum of their shares."""
-        if other is None:
-            return self
-        return LearnedLimit(
-            _sum(self.rate, other.rate),
-            None if (at_once := _sum(self.at_once, other.at_once)) is None else int(at_once),
-            _sum(self.refused_rate, other.refused_rate),
-            min(self.seconds, other.seconds),
-        )
-
-    @property
-    def why(self) -> str:
-        """Such as `refused at 1,520/s 12 s ago`."""
-        if self.refused_rate is None:
-            return "as the instance has allowed so far"
-        return f"refused at {self.refused_rate:,.4g}/s {self.seconds:,.0f} s ago"
-
-    def __str__(self) -> str:
-        if self.rate is None:
-            return f"at most {self.at_once:,} at once learned: more were refused"
-        return f"{self.rate:,.4g}/s learned: {self.why}"
-
-
-def _sum(one: float | None, other: float | None) -> float | None:
-    return one if other is None else other if one is None else one + other
-
-
 class Mode(Enum):
     START = "start"
     FREE = "free"
@@ -173,7 +116,9 @@ class Pace:
         self.until = -inf
         self.cap = AtOnceCap()
         self._longest = longest
-        self._start = Start(settings.initial, settings.doubling) if isinstance(settings, Adaptive) else Start(1, 0.5)
+        self._start = (
+            SlowStart(settings.initial, settings.doubling) if isinstance(settings, Adaptive) else SlowStart(1, 0.5)
+        )
         self._cycle = Cycle()
         self._refusals = Refusals()
         self._opening = Reopening(longest)
@@ -291,7 +236,9 @@ class Pace:
         """Why requests are paced, in words; empty if they are not."""
         if self.mode is Mode.START:
             return "the start: the rate doubles until the instance refuses a request"
-        return "" if self.mode is not Mode.HOLD or (learned := self.learned(now)) is None else learned.why
+        if self.mode is not Mode.HOLD or (learned := self.learned(now)) is None:
+            return ""
+        return learned.why if learned.refused_rate is not None else f"about {learned.rate:,.4g}/s, {learned.why}"
 
     def learned(self, now: float) -> LearnedLimit | None:
         """The limit, as far as is known."""
@@ -330,7 +277,7 @@ class Pace:
         refusals, opening, cycle = self._refusals, self._opening, self._cycle
         opening.refused(now, sent, wall)
         capped = self.cap.at_once is not None
-        steady = self.mode is Mode.HOLD and sent > cycle.began and cycle.rate <= 1.1 * cycle.limit
+        steady = self.mode is Mode.HOLD and sent > cycle.began and cycle.rate <= 1.3 * cycle.limit and not cycle.rising
         if self.cap.refused(in_flight, sent, now, steady=steady):
             if not capped:
                 cycle.began = now
@@ -386,9 +333,10 @@ class Pace:
             self._holds(now)
         refusals.level = 0.0
 
-    def _hold(self, limit: float, now: float, evidence: float = 0.0) -> None:
+    def _hold(self, limit: float, now: float, evidence: float = 0.0, unused: float = 0.0) -> None:
         """Begins a cycle around an estimate that other requests gave."""
-        self._cycle.begin(limit, now, lag=self._opening.lag, burst=self._start.burst_of(limit), evidence=evidence)
+        lag, burst = self._opening.lag, self._start.burst_of(limit)
+        self._cycle.begin(limit, now, lag=lag, burst=burst, evidence=evidence, unused=unused)
         self._holds(now)
 
     def _holds(self, now: float) -> None:
@@ -464,8 +412,10 @@ class Pace:
         self._refusals.level, cycle.began, self._next_at = 0.0, now, now
         average = max(1, window.accepted) / seconds
         if not window.found:
+            if window.accepted < COUNTABLE:  # too few to tell the rate
+                average = min(average, cycle.limit)
             average = max(average, cycle.recently(now))
-            self._hold(average, now, 2.0 * window.accepted)
+            self._hold(average, now, 2.0 * window.accepted, now - self._opening.since)
         elif window.resume is not None:
             self._hold(window.resume, now, REQUESTS)
         else:

@@ -1,7 +1,7 @@
 """When to ask an instance again that accepts nothing: the schedule of single requests after a run of refusals.
 
-Nothing says when a limit opens again, so the gaps between two requests grow with the time that has passed: a quarter of it, which
-costs about 24 requests a minute, 42 an hour. Limits in use are per second, minute, hour or day, so a request is moved to the
+Nothing says when a limit opens again, so the gaps between two requests grow with the time that has passed: a quarter of it and half a second, which
+costs about 14 requests a minute, 30 an hour. Limits in use are per second, minute, hour or day, so a request is moved to the
 nearest round moment: a round time after the window before opened, or a round time of the clock. If a limit has opened twice,
 the time between is its period, and only its end is asked for; if that time is not round, a request half way to the last
 refusal looks for an earlier opening.
@@ -19,18 +19,83 @@ Pure: time is an argument.
 
 from __future__ import annotations
 
-from math import ceil, inf
+from math import ceil, inf, sqrt
 from typing import Final
 
 PERIODS: Final = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400)
 """Round times in seconds."""
 
-_FIRST_GAP = 0.3  # seconds
+TOLERATED = 1 / 40  # share of refusals that may be chance
+RUN = 4  # refusals in a row: nothing is accepted; a bucket at twice its rate accepts every second request
+_FIRST_GAP = 0.5  # seconds
 _SAME_MOMENT = 1.1  # seconds: hints are whole seconds
 _GROWTH = 0.25  # of the gaps, as a share of the time that has passed
 _DISTRUST = 60.0  # seconds
 _SHORTEST_WINDOW = 2.5  # seconds; the allowance of a shorter one is spent evenly
 _ROUND = 0.02  # a measured period within this share of a round one is that one
+
+
+def signal_threshold(rate: float) -> float:
+    """Refusals that are a signal at this rate. It grows with the rate, so that false signals per second stay rare."""
+    return max(1.0, 0.6 + sqrt(rate) / 8.0)
+
+
+class Refusals:
+    """Refusals of the current pace.
+
+    They are counted with a leak of `TOLERATED` for each request, because refusals by chance mean nothing.
+
+    Attributes:
+        level: the count.
+        clump: refusals since the level was 0.
+        first: number of the first request of the clump, and when it was sent.
+        in_flight: requests on the wire with that one.
+    """
+
+    def __init__(self) -> None:
+        self.level = 0.0
+        self.clump = 0
+        self.first = (0, 0.0)
+        self.in_flight = 0
+        self._counted_at = 0  # the request up to which the level has leaked
+        self._numbers: set[int] = set()
+
+    def note(self, number: int) -> None:
+        """Remembers a refusal for `run`, also one of an older pace."""
+        self._numbers.add(number)
+        if len(self._numbers) > 1000:
+            self._numbers = {one for one in self._numbers if one > number - 500}
+
+    def add(self, number: int, sent: float, in_flight: int, last_number: int) -> None:
+        """Counts a refusal; `last_number` is that of the last request sent."""
+        self.level = max(0.0, self.level - (last_number - self._counted_at) * TOLERATED)
+        self._counted_at = last_number
+        if self.level == 0.0:
+            self.clump = 0
+        if self.clump == 0 or number < self.first[0]:
+            self.first, self.in_flight = (number, sent), in_flight
+        self.level += 1.0
+        self.clump += 1
+
+    def run(self, number: int) -> int:
+        """Refusals in a row around this one, by number."""
+        low = high = number
+        while low - 1 in self._numbers:
+            low -= 1
+        while high + 1 in self._numbers:
+            high += 1
+        return high - low + 1
+
+    def first_of_run(self) -> int:
+        """The number of the first refusal in a row that ends with the clump's first."""
+        number = self.first[0]
+        while number - 1 in self._numbers:
+            number -= 1
+        return number
+
+    def since(self, number: int) -> int:
+        """Refused requests from this number on."""
+        return sum(one >= number for one in self._numbers)
 
 
 class Window:
@@ -166,7 +231,7 @@ class Reopening:
     def next_probe(self, now: float) -> float:
         """When to send the next request."""
         passed = now - self.since
-        gap = max(_FIRST_GAP, 2 * self.lag, _GROWTH * passed)
+        gap = max(2 * self.lag, _FIRST_GAP + _GROWTH * passed)
         if self.hint_at is not None and self.hint_at > now:
             if self._trust > 0 or self.hint_at < now + gap:
                 return self.hint_at

@@ -19,7 +19,7 @@ import msgspec
 from ...clock import SystemClock
 from ...errors import FlinksError
 from ...limits.notices import is_no_notice
-from ...limits.pace import PaceState
+from ...limits.rate import PaceState
 from ...runtime.loop_state import fast_loop
 from ..errors import WorkerError
 from ..fetching import Fetcher

@@ -23,7 +23,7 @@ from ...clock import SystemClock
 from ...codec import Codec, Transactions, WrongTypes
 from ...config import RateLimiter, Settings
 from ...errors import ConfigError
-from ...limits.pace import PaceState
+from ...limits.rate import PaceState
 from ...secret import Secret
 from ..compression import Compression
 from ..inputs import Layout
