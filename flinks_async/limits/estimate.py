@@ -198,6 +198,7 @@ class Cycle:
         self._lag = 0.0
         self._marks: deque[tuple[float, int, float]] = deque(maxlen=64)  # when, number of a request, pace
         self._usual = self._varies = 0.0  # the estimate and its mean deviation, smoothed
+        self._fell = 0  # falls of the estimate in a row
         self._whole = inf  # the estimate before other clients were noticed
         self._born = inf  # when the first cycle began
         self._young = True  # the estimate has not settled since the client began
@@ -242,7 +243,7 @@ class Cycle:
         if self._young:
             length = max(6 * lag, min(length, max(_ROUGH_CYCLE, 5.0 / limit)))
         self._half = length / 2
-        self._step = max(length / 8, 2 * lag)
+        self._step = max(length / 12, 2 * lag)
         self._cut = min(_MAX_CUT, max(_MIN_CUT, burst / (limit * self._half)))
         if start is not None:
             self._cut = 1 - start / limit
@@ -386,7 +387,8 @@ class Cycle:
                 self._varies += 0.2 * (abs(limit - self._usual) - self._varies)
             # It falls slowly, so that a slow fall is noticed too.
             self._usual += (0.2 if limit > self._usual else 0.05) * (limit - self._usual)
-            if fell or (early and now - self._early_at < 20.0):
+            self._fell = self._fell + 1 if fell else 0
+            if self._fell >= 2 or (early and now - self._early_at < 20.0):
                 self._shared_until = now + 60.0
                 if not shared:
                     self._whole = self._usual
