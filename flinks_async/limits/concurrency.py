@@ -240,6 +240,7 @@ class AtOnceCap:
         self._unexplained = 0
         self._ok = 0  # accepted within the bound since it was changed
         self._since = self._changed = 0.0
+        self._patience = 2.0  # seconds until one more is tried; doubles each time that it is refused
         self._not_before = -inf
         self._backoff = 30.0
 
@@ -258,7 +259,7 @@ class AtOnceCap:
         if self.at_once is None:
             return
         self._ok += 1
-        if self._ok >= 200 and now - self._since > 2.0 and in_flight >= self.at_once:
+        if self._ok >= 200 and now - self._since > self._patience and in_flight >= self.at_once:
             self.at_once += 1
             self._ok, self._unexplained, self._since = 0, 0, now
 
@@ -288,6 +289,7 @@ class AtOnceCap:
         """The instance seems to accept so many."""
         self.at_once = max(1, at_once)
         self._votes = self._unexplained = self._ok = 0
+        self._patience = 2.0
         self._since = self._changed = now
 
     def _within(self, working: int, sent: float, now: float) -> bool:
@@ -297,6 +299,7 @@ class AtOnceCap:
         if self._ok < 200 and working > 1 and len(self._accepted) >= 20 and working > sorted(self._accepted)[-3]:
             self.at_once = working - 1
             self._ok, self._since, self._changed = 0, now, now
+            self._patience = min(32.0, 2.0 * self._patience)
             return True
         self._unexplained += 1
         if self._unexplained < 3:

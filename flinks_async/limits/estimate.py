@@ -52,7 +52,7 @@ _ROUNDS, _QUICKEST_DOUBLING, _SLOWEST_DOUBLING = 20.0, 0.005, 1.0
 # While other clients seem to share the limit; chosen by simulation.
 _NOTICED = 0.015  # a fall of the estimate by this share is noticed
 _ROOM, _ROOM_FOR = 0.5, 5.0  # share of the limit that is left to them, and seconds
-_BACK = 0.2  # the rate falls by this share with each signal
+_BACK = 0.25  # the rate falls by this share with each signal
 _WHOLE = 0.97  # a pace of this share of the estimate before shows that no other client is there
 _SETTLE = 1.0  # seconds in which more refusals say nothing
 _STEP = 0.7  # and grows by this times its square root each second
@@ -121,7 +121,7 @@ class SlowStart:
     def again(self, rate: float, most: float = inf, doubling: float = 0.0, *, even: bool = False) -> None:
         """Starts again from a rate."""
         self._doubling = max(self._slowest, doubling)
-        self.sent = max(1, int(rate * self._doubling / LN2))
+        self.sent = max(2, int(rate * self._doubling / LN2))
         self.most = most
         self._even = self._even or even
 
