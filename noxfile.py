@@ -79,12 +79,14 @@ def examples(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def audit(session: nox.Session) -> None:
-    """Known vulnerabilities of the dependencies, as pip resolves them today; asks a database on the network."""
+    """Known vulnerabilities of the dependencies, as pip resolves them today. It asks a database on the network, and fails if
+    one of them is unknown there.
+    """
     requirements = Path(session.create_tmp(), "requirements.txt")
     requirements.write_text(
         "\n".join([*PYPROJECT["project"]["dependencies"], *(r for e in EXTRAS.values() for r in e)])
     )
-    session.run(PYTHON, "-m", "pip_audit", "--requirement", str(requirements))
+    session.run(PYTHON, "-m", "pip_audit", "--strict", "--requirement", str(requirements))
 
 
 @nox.session(python=SUPPORTED[0])
@@ -94,6 +96,8 @@ def wheel(session: nox.Session) -> None:
         session.run(PYTHON, "-m", "build", "--wheel", "--outdir", folder, external=True)
         (built,) = Path(folder).glob("*.whl")
         session.install(f"{built}[{','.join(EXTRAS)}]", *nox.project.dependency_groups(PYPROJECT, "test"))
+        # An environment that is used again holds an older build, with the same version.
+        session.install("--force-reinstall", "--no-deps", str(built))
         for name in PYPROJECT["tool"]["hatch"]["build"]["targets"]["sdist"]["include"]:
             copy = shutil.copytree if Path(f".{name}").is_dir() else shutil.copy
             if name != "/flinks_async":
@@ -114,10 +118,10 @@ def tests(session: nox.Session) -> None:
 
 @nox.session(python=SUPPORTED[0])
 def lowest(session: nox.Session) -> None:
-    """The tests with dependencies of the oldest minor versions that pyproject.toml allows."""
+    """The tests with the oldest direct dependencies that pyproject.toml allows."""
     requirements = [*PYPROJECT["project"]["dependencies"], *(r for extra in EXTRAS.values() for r in extra)]
     oldest = Path(session.create_tmp(), "oldest.txt")
-    oldest.write_text("\n".join(re.sub(r"^([\w-]+).*>=(\d+(\.\d+)?).*", r"\1==\2.*", r) for r in requirements))
+    oldest.write_text("\n".join(re.sub(r"^([\w.-]+).*>=([\d.]+).*", r"\1==\2", r) for r in requirements))
     session.install(*TEST, "--constraint", str(oldest))
     # Old versions meet newer dependencies of theirs, which deprecate what they use.
     deprecated = ("-W", "ignore::DeprecationWarning")

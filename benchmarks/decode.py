@@ -26,8 +26,8 @@ import cattrs.gen
 import msgspec
 
 from flinks_async.codec import Codec
-from flinks_async.models import Model, PartnerAccessResponse
-from flinks_async.schema import SCHEMA, Field, FieldKind
+from flinks_async.models import SCHEMA, Model, PartnerAccessResponse
+from flinks_async.schema import Field, FieldKind
 from flinks_async.testing.data import expected_body
 
 FLOOR = "msgspec, its own Structs, floats"

@@ -69,7 +69,7 @@ async def parts_of(server: Server, concurrency: int, stack: AsyncExitStack) -> d
     """The measured parts, by name."""
     target = Target(server.base_url, SECRET, None, concurrency, server.body)
     aiohttp_fetch = await stack.enter_async_context(bare_aiohttp(target))
-    whole_fetch = await stack.enter_async_context(ours(target))
+    whole_fetch = await stack.enter_async_context(ours("with the answer")(target))
 
     kept = Kept()
     limits = Limits(concurrency=concurrency)

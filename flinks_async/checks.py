@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+import os
+from collections.abc import Callable, Sequence
 from importlib import import_module
+from pathlib import Path
+from types import NoneType
 from typing import Any, Final
 
 from attrs import Attribute
+from attrs.validators import optional
 
 from .errors import ConfigError
 
@@ -25,45 +30,33 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST <= value <= MOST
 
 
-def number(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A validator: a number between -MOST and MOST."""
-    if not is_number(value):
-        raise ConfigError(f"{name(instance, attribute)} must be a number up to {MOST:g}, not {shown(value)}")
+Validator = Callable[[object, "Attribute[Any]", Any], None]
 
 
-def positive(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A validator: a number greater than 0."""
-    number(instance, attribute, value)
-    if not value >= LEAST:
-        raise ConfigError(f"{name(instance, attribute)} must be greater than 0 (at least {LEAST:g}), not {value!r}")
+def _number(problem: str, holds: Callable[[float], bool]) -> Validator:
+    """Makes a validator: a number between -MOST and MOST for which `holds` is true."""
+
+    def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
+        if not is_number(value):
+            raise ConfigError(f"{name(instance, attribute)} must be a number up to {MOST:g}, not {shown(value)}")
+        if not holds(value):
+            raise ConfigError(f"{name(instance, attribute)} must be {problem}, not {value!r}")
+
+    return check
 
 
-def not_negative(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A validator: a number of at least 0."""
-    number(instance, attribute, value)
-    if not value >= 0:
-        raise ConfigError(f"{name(instance, attribute)} must be 0 or more, not {value!r}")
+number = _number("a number", lambda value: True)
+positive = _number(f"greater than 0 (at least {LEAST:g})", lambda value: value >= LEAST)
+not_negative = _number("0 or more", lambda value: value >= 0)
+share = _number("greater than 0 and at most 1", lambda value: 0 < value <= 1)
+positive_or_none: Validator = optional(positive)
 
 
-def positive_or_none(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A validator: a number greater than 0, or None."""
-    if value is not None:
-        positive(instance, attribute, value)
-
-
-def share(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    """A validator: a number greater than 0 and at most 1."""
-    number(instance, attribute, value)
-    if not 0 < value <= 1:
-        raise ConfigError(f"{name(instance, attribute)} must be greater than 0 and at most 1, not {value!r}")
-
-
-def whole_number(least: int, most: int) -> Callable[[object, Attribute[Any], Any], None]:
+def whole_number(least: int, most: int) -> Validator:
     """Makes a validator: a whole number from `least` to `most`."""
 
     def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
-        if not is_whole(value, least, most):
-            raise ConfigError(f"{name(instance, attribute)} {must_be_whole(value, least, most)}")
+        integer(name(instance, attribute), value, least, most)
 
     return check
 
@@ -73,9 +66,14 @@ def is_whole(value: object, least: int, most: int) -> bool:
     return type(value) is int and least <= value <= most
 
 
-def must_be_whole(value: object, least: int, most: int) -> str:
-    """Error text for a value that fails `is_whole`."""
-    return f"must be a whole number from {least:,} to {most:,}, not {shown(value)}"
+def integer(name: str, value: object, least: int, most: int = int(MOST)) -> None:
+    """Checks that an argument is a whole number from `least` to `most`.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not is_whole(value, least, most):
+        raise ConfigError(f"{name} must be a whole number from {least:,} to {most:,}, not {shown(value)}")
 
 
 at_once = whole_number(1, MOST_AT_ONCE)
@@ -93,8 +91,9 @@ def shown(value: object) -> str:
 
 
 def name(instance: object, attribute: Attribute[Any]) -> str:
-    """The field as users write it, such as `Retry.attempts`."""
-    return f"{type(instance).__name__}.{attribute.name}"
+    """The field as users write it, such as `Retry.attempts`; of a client's options, the argument."""
+    owner = type(instance).__name__
+    return attribute.name if owner == "ClientOptions" else f"{owner}.{attribute.name}"
 
 
 def flag(name: str, value: object) -> None:
@@ -115,6 +114,58 @@ def seconds(name: str, value: object) -> None:
     """
     if not is_number(value) or value <= 0:  # type: ignore[operator]
         raise ConfigError(f"{name} must be a number of seconds greater than 0, up to {MOST:g}, not {shown(value)}")
+
+
+def path(name: str, value: object) -> Path:
+    """An argument that names a file or folder, which need not exist, as an absolute path.
+
+    Raises:
+        ConfigError: nothing can have this name.
+    """
+    problem = "the path of a file or folder"
+    try:
+        os.lstat(found := Path(value).absolute())  # type: ignore[arg-type]
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            return Path(value).absolute()  # type: ignore[arg-type]
+        problem += f" ({error.strerror})"
+    except (TypeError, ValueError):  # ValueError: a NUL, or a character that no name can have
+        pass
+    else:
+        return found
+    raise ConfigError(f"{name} must be {problem}, not {shown(value)}")
+
+
+def kind(name: str, value: object, *kinds: type) -> None:
+    """Checks that an argument is an instance of one of these types or protocols.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if isinstance(value, type) or not isinstance(value, kinds):
+        names = " or ".join("None" if one is NoneType else one.__name__ for one in kinds)
+        found = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise ConfigError(f"{name} must be {names}, not {found}")
+
+
+def function_or_none(name: str, value: object) -> None:
+    """Checks that an argument can be called, or is None.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if value is not None and not callable(value):
+        raise ConfigError(f"{name} must be a function or None, not {type(value).__name__}")
+
+
+def choice(name: str, value: object, names: Sequence[str]) -> None:
+    """Checks that an argument is one of some names.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    if not isinstance(value, str) or value not in names:
+        raise ConfigError(f"{name} must be one of {', '.join(names)}, not {shown(value)}")
 
 
 def counted(count: int, noun: str) -> str:
@@ -140,12 +191,10 @@ def optional_import(module: str, *, extra: str) -> Any:
     raise ConfigError(f"{problem}: pip install 'flinks-async[{extra}]'")
 
 
-def one_of(*kinds: type) -> Callable[[object, Attribute[Any], Any], None]:
+def one_of(*kinds: type) -> Validator:
     """Makes a validator: an instance of one of these types."""
 
     def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
-        if not isinstance(value, kinds):
-            names = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
-            raise ConfigError(f"{name(instance, attribute)} must be {names}, not {type(value).__name__}")
+        kind(name(instance, attribute), value, *kinds)
 
     return check

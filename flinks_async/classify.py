@@ -13,11 +13,12 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 
 from . import errors as e
+from .checks import counted
 from .clock import Clock
 from .config import THROTTLE_STATUSES
 from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
 from .messages import Request, Response
-from .secret import redact
+from .secret import fingerprint, redact
 from .verdict import EMPTY_ENVELOPE, OK, Envelope, Kind, Verdict
 
 _BY_CODE: Final = {
@@ -161,3 +162,28 @@ def _location_host(response: Response, request: Request) -> str | None:
         return None
     # The server may repeat the token or the secret in the host name.
     return redact(host, request.token, request.call.secret, limit=100) if host else None
+
+
+def deadline_error(request: Request, timeout: float | None, now: float) -> e.DeadlineExceededError:
+    """The error of a call that got no answer before its deadline."""
+    call, host = request.call, request.endpoint.host
+    why = call.problem or ("" if call.attempts else call.local.governor.why_held(now))
+    sent = f"{counted(call.attempts, 'attempt')} sent{f'; {why}' if why else ''}"
+    return e.DeadlineExceededError(f"no answer from {host} within {timeout:g} s ({sent})")
+
+
+# Errors that end a call between attempts. Their cause is the error of the last attempt, if there was one.
+_GIVEN_UP: Final = (e.CircuitOpenError, e.DeadlineExceededError, e.QuotaExhaustedError)
+
+
+def complete(problem: e.FlinksError, request: Request, now: float) -> None:
+    """Adds to the error of a call what is known of the call, and drops the frames of this package."""
+    call = request.call
+    problem.host = request.endpoint.host
+    problem.attempts = call.attempts
+    problem.elapsed = now - call.started
+    problem.token_fingerprint = fingerprint(request.token)
+    problem.call_id = call.id
+    e.drop_internal_frames(problem)
+    if isinstance(problem, _GIVEN_UP) and problem is not call.failure and problem.__cause__ is None:
+        problem.__cause__ = call.failure

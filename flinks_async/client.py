@@ -10,32 +10,32 @@ from typing import TYPE_CHECKING, Any, NoReturn, Self, TypeVar, Unpack, overload
 from attrs import evolve
 
 from . import checks, config
-from .classify import error_from, verdict_of
-from .client_options import AuthSecret, ClientArguments, ClientOptions, DerivedArguments, wrap_proxy, wrap_secrets
+from .classify import complete, deadline_error, error_from, verdict_of
+from .client_options import (
+    AuthSecret,
+    ClientArguments,
+    ClientOptions,
+    DerivedArguments,
+    copy_attributes,
+    wrap_proxy,
+    wrap_secrets,
+)
 from .clock import Clock
 from .codec import Codec
 from .config import Settings
-from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM, check_token, wrap_header_values
-from .errors import (
-    ClientClosedError,
-    ConfigError,
-    DeadlineExceededError,
-    FlinksError,
-    drop_internal_frames,
-    keep_users_frames,
-)
+from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM, check_headers, check_token
+from .errors import ClientClosedError, ConfigError, FlinksError, keep_users_frames
 from .fanout import Outcome, TokenSource, fan_out
 from .limits.governor import Governor
-from .messages import Call, Middleware, Request, Response, SendPermit, Transport
+from .messages import NO_HEADERS, Call, Middleware, Request, Response, SendPermit, Transport
 from .middleware.auth import SecretSource
 from .models import PartnerAccessResponse
 from .observe import ClientStats, Observer
-from .runtime.cancel_scope import CancelScope
-from .runtime.loop_state import LoopState, PerLoop, RequestCounters
-from .secret import Secret, fingerprint, wrap_secret, wraps_token
+from .runtime import CancelScope, LoopState, PerLoop, RequestCounters
+from .secret import Secret, wrap_header_values, wrap_secret, wraps_token
 from .transport import pool
 from .transport.pool import Lineage, Pool
-from .transport.session import ConnectionStats, SessionManager
+from .transport.session import SessionManager
 from .verdict import OK, Kind
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 K = TypeVar("K", bound=Hashable)
 Token = str | Secret
+Headers = Mapping[str, str | Secret] | None
 
 
 class FlinksClient:
@@ -191,47 +192,58 @@ class FlinksClient:
             raise ClientClosedError("the client is closed")
         options = self._options.derive(changes)
         client = object.__new__(type(self))
-        _copy_attributes(self, client)
+        copy_attributes(self, client)
         source = self._source if options.auth_secret is self._options.auth_secret else None
         client._set_up(options, self._pool, source, self._lineage)
         return client
 
     @wraps_token
-    async def partner_access(self, token: Token, *, timeout: float | None = None) -> PartnerAccessResponse:
+    async def partner_access(
+        self, token: Token, *, timeout: float | None = None, headers: Headers = None
+    ) -> PartnerAccessResponse:
         """Fetches the account data of one access token.
 
         Args:
             token: the access token.
             timeout: seconds for the whole call, instead of `Timeouts.deadline`.
+            headers: sent with each attempt; they replace the client's. Not the header of the AuthSecret.
 
         Raises:
             FlinksError: see `flinks_async.errors` for the tree.
         """
         token = check_token(token)  # bound to the same name, so that a traceback does not show it
-        response = await self.respond(token, timeout)
-        assert response.answer is not None
-        return response.answer
+        response = await self._run(token, timeout, headers, raw=False)
+        return self._decoded(response) if response.answer is None else response.answer
 
     async def respond(
-        self, token: Secret, timeout: float | None = None, *, permit: SendPermit | None = None
+        self,
+        token: Secret,
+        timeout: float | None = None,
+        headers: Headers = None,
+        *,
+        permit: SendPermit | None = None,
     ) -> Response:
         """Internal; used by `flinks_async.bulk`. Like `partner_access` for a checked token, but returns the whole
         response: the answer and the body.
         """
-        response = await self._run(token, timeout, raw=False, permit=permit)
-        if response.answer is None:  # a middleware answered without calling the next handler
-            return evolve(response, answer=self._codec.decode(response.body, response.meta))
-        return response
+        response = await self._run(token, timeout, headers, raw=False, permit=permit)
+        return response if response.answer is not None else evolve(response, answer=self._decoded(response))
+
+    def _decoded(self, response: Response) -> PartnerAccessResponse:
+        """The answer in a response of a middleware that did not call the next handler."""
+        return self._codec.decode(response.body, response.meta)
 
     @wraps_token
-    async def partner_access_raw(self, token: Token, *, timeout: float | None = None) -> Response:
+    async def partner_access_raw(
+        self, token: Token, *, timeout: float | None = None, headers: Headers = None
+    ) -> Response:
         """Fetches the HTTP response for one access token, with any status and not decoded, after the same retries.
 
         Raises:
             FlinksError: no HTTP response was received.
         """
         token = check_token(token)
-        return await self._run(token, timeout, raw=True)
+        return await self._run(token, timeout, headers, raw=True)
 
     @overload
     def partner_access_many(
@@ -241,6 +253,7 @@ class FlinksClient:
         concurrency: int | None = None,
         ordered: bool = False,
         timeout: float | None = None,
+        headers: Headers = None,
     ) -> AsyncGenerator[Outcome[K], None]: ...
 
     @overload
@@ -251,6 +264,7 @@ class FlinksClient:
         concurrency: int | None = None,
         ordered: bool = False,
         timeout: float | None = None,
+        headers: Headers = None,
     ) -> AsyncGenerator[Outcome[int], None]: ...
 
     def partner_access_many(
@@ -260,6 +274,7 @@ class FlinksClient:
         concurrency: int | None = None,
         ordered: bool = False,
         timeout: float | None = None,
+        headers: Headers = None,
     ) -> AsyncGenerator[Outcome[Any], None]:
         """Fetches the account data of many access tokens; memory does not grow with their number.
 
@@ -268,7 +283,7 @@ class FlinksClient:
                 of a token without one is its position, from 0.
             concurrency: concurrent calls, up to 100,000; default `Limits.concurrency`, or its maximum if adaptive.
             ordered: yield the outcomes in the order of the tokens.
-            timeout: seconds for each call, instead of `Timeouts.deadline`.
+            timeout, headers: for each call, as in `partner_access`.
 
         Returns:
             an async generator of `Fetched(key, response)` and `Failed(key, error)`. If you leave the loop early, calls
@@ -280,34 +295,36 @@ class FlinksClient:
             ClientClosedError: the client was closed before all tokens were taken.
             Exception: any exception from iterating over `tokens`, after the outcomes of the tokens taken before it.
         """
+        headers = wrap_header_values(headers)
         source = TokenSource(tokens)
         del tokens  # so that a traceback does not show them
         if source.problem is not None:
             raise ConfigError(source.problem)
         workers = self._settings.limits.most_at_once if concurrency is None else concurrency
-        if not checks.is_whole(workers, 1, checks.MOST_AT_ONCE):
-            raise ConfigError(f"concurrency {checks.must_be_whole(workers, 1, checks.MOST_AT_ONCE)}")
+        checks.integer("concurrency", workers, 1, checks.MOST_AT_ONCE)
         checks.flag("ordered", ordered)
         if timeout is not None:
             checks.seconds("timeout", timeout)
+        check_headers(headers)
         if self._closed:
             raise ClientClosedError("the client is closed")
-        fetch = self.partner_access if timeout is None else partial(self.partner_access, timeout=timeout)
+        options: dict[str, Any] = {name: value for name, value in (("timeout", timeout), ("headers", headers)) if value}
+        fetch = partial(self.partner_access, **options) if options else self.partner_access
         return fan_out(source, fetch, concurrency=workers, ordered=ordered)
 
     async def _run(
-        self, token: Secret, timeout: float | None, *, raw: bool, permit: SendPermit | None = None
+        self, token: Secret, timeout: float | None, headers: Headers, *, raw: bool, permit: SendPermit | None = None
     ) -> Response:
         if timeout is None:
             timeout = self._settings.timeouts.deadline
         else:
             checks.seconds("timeout", timeout)
         state = self._enter()
-        now, scope = self._clock.now(), CancelScope()
-        call = Call(
-            now, state, None if timeout is None else now + timeout, secret=self._secret, permit=permit, scope=scope
-        )
-        request = Request(self._endpoint, token, call, raw=raw)
+        now, scope = self._clock.now(), CancelScope(state.loop)
+        deadline = None if timeout is None else now + timeout
+        call = Call(now, state, deadline, secret=self._secret, permit=permit, scope=scope)
+        # Not bound to a name, because a traceback shows the names of this frame.
+        request = Request(self._endpoint, token, call, NO_HEADERS if headers is None else check_headers(headers), raw)
         problem: FlinksError
         state.calls.add(scope)
         if timeout is not None:
@@ -319,16 +336,15 @@ class FlinksClient:
                 if response.answer is not None and response.verdict is OK:
                     return response
             if response is not None:
-                refusal = None if raw else self._refusal(request, response)
-                if refusal is None:
+                verdict = verdict_of(response, self._settings.retry.throttle_statuses)
+                if raw or verdict.kind is Kind.OK:
                     return response
-                problem, response = refusal, None  # the traceback holds this frame, which must not hold the body
+                problem = error_from(request, response, verdict, self._clock)
+                response = None  # the traceback holds this frame, which must not hold the body
             elif self._closed:
                 problem = ClientClosedError("the client was closed while the call was in flight")
             else:
-                why = call.problem or ("" if call.attempts else state.governor.why_held(self._clock.now()))
-                sent = f"{checks.counted(call.attempts, 'attempt')} sent{f'; {why}' if why else ''}"
-                problem = DeadlineExceededError(f"no answer from {self._endpoint.host} within {timeout:g} s ({sent})")
+                problem = deadline_error(request, timeout, self._clock.now())
         except FlinksError as error:
             problem = error
         except BaseException as error:
@@ -337,19 +353,11 @@ class FlinksClient:
             raise
         finally:
             state.end(scope)
-        problem.host = self._endpoint.host
-        problem.attempts = call.attempts
-        problem.elapsed = self._clock.now() - call.started
-        problem.token_fingerprint = fingerprint(token)
-        drop_internal_frames(problem)
+        complete(problem, request, self._clock.now())
         try:
             raise problem
         finally:
             del problem  # this frame is in its traceback: a reference cycle
-
-    def _refusal(self, request: Request, response: Response) -> FlinksError | None:
-        verdict = verdict_of(response, self._settings.retry.throttle_statuses)
-        return None if verdict.kind is Kind.OK else error_from(request, response, verdict, self._clock)
 
     def _enter(self) -> LoopState:
         """The state of the running loop."""
@@ -370,34 +378,13 @@ class FlinksClient:
 
     def stats(self) -> ClientStats:
         """The current counters."""
-        states, counters = self._states.open_values(), self._counters
-        limits = [limit for state in states if (limit := state.governor.learned) is not None]
-        learned = limits[0] if limits else None
-        return ClientStats(
-            connections=ConnectionStats() if self._pool.sessions is None else self._pool.sessions.stats(),
-            calls_in_flight=sum(len(state.calls) for state in states),
-            requests_in_flight=sum(state.governor.in_use for state in states),
-            queued=sum(state.governor.waiting for state in states),
-            queue_time=counters.queue_time,
-            requests=counters.requests,
-            retries=counters.retries,
-            limit=sum(state.governor.concurrency.limit for state in states),
-            throttled=sum(state.governor.throttled for state in states),
-            held_back=max((state.governor.held_back for state in states), default=0.0),
-            answered=any(state.governor.answered for state in states),
-            trouble=next((state.governor.trouble for state in states if state.governor.trouble is not None), None),
-            learned=learned,
-            learned_rate=None if learned is None else learned.rate,
-            why_held=next((why for state in states if (why := state.governor.why_held(state.now()))), ""),
-        )
+        return ClientStats.of(self._states.open_values(), self._counters, self._pool.stats())
 
     def explain(self) -> str:
         """Describes the effective settings and the retry schedule as text; secrets are masked."""
         from .explain import explain
 
-        options = self._options
-        extras = {"hedge": options.hedge, "coalesce": options.coalesce, "poll_pending": options.poll_pending}
-        return explain(self._settings, self._endpoint, extras, self.stats().learned)
+        return explain(self._options, self._endpoint, self.stats().learned)
 
     @property
     def settings(self) -> Settings:
@@ -460,11 +447,3 @@ class FlinksClient:
         raise TypeError(
             "a FlinksClient holds a secret and connections and refuses to be pickled: make one where you need it"
         )
-
-
-def _copy_attributes(source: object, target: object) -> None:
-    """Copies all attributes, including those in `__slots__` of a subclass."""
-    state: Any = object.__getstate__(source)
-    for attributes in state if isinstance(state, tuple) else (state,):
-        for name, value in (attributes or {}).items():
-            object.__setattr__(target, name, value)

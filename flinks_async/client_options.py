@@ -6,8 +6,9 @@ checked, defaults filled in, secrets wrapped. It makes the endpoint and the chai
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from inspect import isasyncgenfunction, iscoroutinefunction, isfunction, isgeneratorfunction, ismethod
+from types import NoneType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from attrs import Attribute, evolve, field, frozen
@@ -30,14 +31,14 @@ from .config import (
     Timeouts,
     TimeoutsFields,
 )
-from .endpoint import Endpoint, check_secret, make_endpoint, wrap_header_values
+from .endpoint import Endpoint, check_secret, make_endpoint
 from .errors import ConfigError
 from .messages import Handler, Middleware, Transport, checked, compose, name_of
 from .middleware.attempt import Attempt, Observed
 from .middleware.auth import AuthMiddleware, SecretSource
-from .middleware.retry import RetryMiddleware
-from .observe import Observer
-from .secret import Secret, SecretProvider, wrap_secret
+from .middleware.retry import PollPendingMiddleware, RetryMiddleware
+from .observe import Observer, log_as_environment_says
+from .secret import Secret, SecretProvider, wrap_header_values, wrap_secret
 
 if TYPE_CHECKING:
     from aiohttp import ClientSession
@@ -158,19 +159,6 @@ def _flag(instance: object, attribute: Attribute[Any], value: Any) -> None:
     checks.flag(attribute.name, value)
 
 
-def _record(kind: type) -> Callable[[object, Attribute[Any], Any], None]:
-    def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
-        if value is not None and not isinstance(value, kind):
-            raise ConfigError(f"{attribute.name} must be a {kind.__name__} record, not {type(value).__name__}")
-
-    return check
-
-
-def _is_codec(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    if not isinstance(value, Codec):
-        raise ConfigError(f"codec must be a Codec, not {type(value).__name__}")
-
-
 def _is_clock(instance: object, attribute: Attribute[Any], value: Any) -> None:
     missing = [name for name in ("now", "time", "sleep", "random") if not callable(getattr(value, name, None))]
     if missing:
@@ -199,17 +187,18 @@ class ClientOptions:
     app_name: str | None
     headers: Mapping[str, Secret] | None = field(converter=wrap_header_values)
     allow_http: bool = field(validator=_flag)
-    hedge: Hedge | None = field(validator=_record(Hedge))
+    hedge: Hedge | None = field(validator=checks.one_of(Hedge, NoneType))
     coalesce: bool = field(validator=_flag)
-    poll_pending: PollPending | None = field(validator=_record(PollPending))
+    poll_pending: PollPending | None = field(validator=checks.one_of(PollPending, NoneType))
     session: ClientSession | None
     transport: Transport | None
-    codec: Codec = field(converter=_codec, validator=_is_codec)
+    codec: Codec = field(converter=_codec, validator=checks.one_of(Codec))
     clock: Clock = field(converter=_clock, validator=_is_clock)
 
     def __attrs_post_init__(self) -> None:
         if self.session is not None and self.transport is not None:
             raise ConfigError("give either session or transport, not both")
+        log_as_environment_says()
 
     def endpoint(self) -> Endpoint:
         """Where requests go, and their headers."""
@@ -230,9 +219,7 @@ class ClientOptions:
             source: asks for the AuthSecret, if it is a callable.
         """
         settings, clock = self.settings, self.clock
-        attempt: Handler = Attempt(transport, self.codec, clock, settings.timeouts, settings.retry)
-        if self.observers:
-            attempt = Observed(attempt, self.observers)
+        attempt = Attempt(transport, self.codec, clock, settings.timeouts, settings.retry)
         chain: list[Middleware] = [*map(checked, self.middleware)]
         # Optional middleware is imported lazily.
         if self.coalesce:
@@ -240,8 +227,6 @@ class ClientOptions:
 
             chain.append(CoalesceMiddleware())
         if self.poll_pending is not None:
-            from .middleware.pending import PollPendingMiddleware
-
             chain.append(PollPendingMiddleware(self.poll_pending, clock))
         if source is not None:
             chain.append(AuthMiddleware(source))
@@ -250,7 +235,7 @@ class ClientOptions:
             from .middleware.hedge import HedgeMiddleware
 
             chain.append(HedgeMiddleware(self.hedge, clock))
-        return compose((*chain, *map(checked, self.attempt_middleware)), attempt)
+        return compose((*chain, *map(checked, self.attempt_middleware)), Observed.handler(attempt, self.observers))
 
     def derive(self, changes: DerivedArguments) -> ClientOptions:
         """These options with some changed, for a client on the same pool. Secrets in `changes` must be wrapped.
@@ -273,3 +258,11 @@ class ClientOptions:
             preset = evolve(preset, connection=self.settings.connection)  # it belongs to the pool
         records = {name: changed.pop(name, None) for name in ("retry", "timeouts", "limits")}
         return evolve(self, **changed, settings=config.choose(preset, records))
+
+
+def copy_attributes(source: object, target: object) -> None:
+    """Copies all attributes of a client, including those in `__slots__` of a subclass."""
+    state: Any = object.__getstate__(source)
+    for attributes in state if isinstance(state, tuple) else (state,):
+        for name, value in (attributes or {}).items():
+            object.__setattr__(target, name, value)

@@ -17,7 +17,7 @@ from attrs import field, frozen
 from .checks import shown
 from .config import AUTH_SCHEMES, AuthScheme
 from .errors import ConfigError, InvalidTokenError
-from .secret import NotText, Secret, plain, wrap_secret
+from .secret import NotText, Secret, plain, wrap_header_values, wrap_secret
 
 WHERE_SECRETS_COME_FROM: Final = "A partner gets its AuthSecret from the Flinks customer whose users' data is shared"
 
@@ -105,16 +105,7 @@ def make_endpoint(
         if not name or not name.isascii() or _CONTROL.search(plain(app_name)):
             raise ConfigError("app_name must be printable ASCII text, such as 'acme-lending/2.1'")
         agent = f"{name} {agent}"
-    return Endpoint(url, host, auth_scheme, _check_headers(headers or {}, agent))
-
-
-def wrap_header_values(headers: object) -> Any:
-    """Wraps the values of `headers` with `wrap_secret`; anything but a mapping becomes a `NotText`."""
-    if not headers or isinstance(headers, NotText):
-        return headers
-    if not isinstance(headers, Mapping):
-        return NotText(headers)
-    return {name: wrap_secret(value) for name, value in headers.items()}
+    return Endpoint(url, host, auth_scheme, _own_headers(headers, agent))
 
 
 def _check_base_url(url: object, allow_http: bool) -> tuple[str, str]:
@@ -154,7 +145,7 @@ def _read_base_url(base_url: str, allow_http: bool) -> tuple[str, str]:
         host = host.encode("idna").decode("ascii")  # for an ASCII name, it checks the lengths of the labels
     except UnicodeError:
         raise ConfigError("the host of base_url is not a valid (international) domain name") from None
-    if not _HOST_NAME.fullmatch(host) and not _is_address(host):
+    if not _HOST_NAME.fullmatch(host) and _address(host) is None:
         raise ConfigError("the host of base_url is neither a domain name nor an address")
     place = f"[{host}]" if ":" in host else host
     place = place if port is None else f"{place}:{port}"
@@ -165,41 +156,53 @@ def _read_base_url(base_url: str, allow_http: bool) -> tuple[str, str]:
     return f"{parts.scheme}://{place}{path}", place
 
 
-def _is_address(host: str) -> bool:
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return bool(ipaddress.ip_address(host))
+        return ipaddress.ip_address(host)
     except ValueError:
-        return False
+        return None
 
 
 def _is_loopback(host: str) -> bool:
-    if host == "localhost" or host.endswith(".localhost"):
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
+    address = _address(host)
+    return host.endswith(".localhost") or host == "localhost" if address is None else address.is_loopback
 
 
-def _check_headers(headers: Mapping[Any, Any] | NotText, agent: str) -> Mapping[str, str]:
+def _own_headers(headers: object, agent: str) -> Mapping[str, str]:
+    """The headers of every request; those of the user replace ours."""
+    given = check_headers(headers)
+    replaced = {name.lower() for name in given}
+    own = {**_OWN_HEADERS, "User-Agent": agent}
+    return MappingProxyType({**{name: own[name] for name in own if name.lower() not in replaced}, **given})
+
+
+def check_headers(headers: object) -> Mapping[str, str]:
+    """Checks headers that a user adds to requests, and reveals their values.
+
+    Args:
+        headers: with their values wrapped by `wrap_header_values`; None is no headers.
+
+    Raises:
+        ConfigError: they cannot be sent, or would change how requests are sent. The message shows no value.
+    """
     if isinstance(headers, NotText):
         raise ConfigError(f"headers must be a mapping, not {headers.type_name}")
-    checked = {**_OWN_HEADERS, "User-Agent": agent}
-    own = {name.lower(): name for name in checked}
-    for name, value in headers.items():
+    given: Mapping[Any, Any] = headers or {}  # type: ignore[assignment]
+    names: set[str] = set()
+    for name, value in given.items():
         if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
             raise ConfigError(f"headers: {shown(name)} is not the name of an HTTP header")
+        if plain(name).lower() in names:
+            raise ConfigError(f"headers: {name!r} is given twice; the case of letters does not matter")
+        names.add(plain(name).lower())
         if plain(name).lower() in _RESERVED_HEADERS:
             raise ConfigError(f"headers: {name!r} is set by this package and cannot be replaced")
         if plain(name).lower() == "accept-encoding":
             raise ConfigError("headers: 'Accept-Encoding' is fixed, because this package decompresses bodies itself")
         if not isinstance(value, Secret) or not value.reveal().isascii() or _CONTROL.search(value.reveal()):
             raise ConfigError(f"headers: the value of {name!r} must be printable ASCII text (it is not shown here)")
-    for name, value in headers.items():  # revealed after all checks, so that the frame of an error holds no value
-        text = plain(name)
-        checked.pop(own.get(text.lower(), text), None)
-        checked[text] = value.reveal()
-    return MappingProxyType(checked)
+    # Revealed after all checks, so that the frame of an error holds no value.
+    return MappingProxyType({plain(name): value.reveal() for name, value in given.items()})
 
 
 def check_secret(value: object) -> Secret:
@@ -285,8 +288,9 @@ def is_exempt(url: str, exceptions: Secret) -> bool:
 
 
 def _is_in_network(host: str, network: str) -> bool:
+    address = _address(host)
     try:
-        return ipaddress.ip_address(host) in ipaddress.ip_network(network, strict=False)
+        return address is not None and address in ipaddress.ip_network(network, strict=False)
     except ValueError:
         return False
 

@@ -20,7 +20,7 @@
     │   ├── NotJSONError                HTML, or malformed JSON
     │   │   └── JSONLimitError              too deep, too many values, a number out of range, NaN; never retried
     │   └── WrongTypeError              well-formed JSON with a value of the wrong type; `path` says where
-    ├── DeadlineExceededError       the call took longer than its deadline
+    ├── DeadlineExceededError       the call took, or would take, longer than its deadline
     ├── QuotaExhaustedError         a retry was due, but the retry quota is used up
     ├── CircuitOpenError            not sent, because the instance is down
     ├── RedirectError               a redirect (3xx); redirects are never followed
@@ -39,7 +39,9 @@ URL, and no unmasked text from the server.
 from __future__ import annotations
 
 from types import TracebackType
-from typing import Any, ClassVar
+from typing import Any
+
+import attrs
 
 __all__ = [
     "APIStatusError",
@@ -75,9 +77,10 @@ __all__ = [
     "WrongTypeError",
 ]
 
-_NUMBERS = ("status", "flinks_code", "request_id", "attempts", "elapsed", "retry_after", "token_fingerprint")
+_IN_TEXT = ("status", "flinks_code", "request_id", "attempts", "elapsed", "retry_after", "token_fingerprint")
 
 
+@attrs.define(slots=False, eq=False, repr=False, auto_exc=False)
 class FlinksError(Exception):
     """Base class of all errors of this package.
 
@@ -92,49 +95,36 @@ class FlinksError(Exception):
         host: the instance's host, with its port if that is not the default.
         retry_after: seconds that the server asked to wait, or until the next probe of an open breaker.
         token_fingerprint: identifies the access token without revealing it (see `flinks_async.fingerprint`).
+        call_id: identifies the call, in the events, log records and spans of all its attempts.
     """
 
-    _extra_fields: ClassVar[tuple[str, ...]] = ()
+    message: str = attrs.field(default="")
+    status: int | None = attrs.field(default=None, kw_only=True)
+    flinks_code: str | None = attrs.field(default=None, kw_only=True)
+    request_id: str | None = attrs.field(default=None, kw_only=True)
+    attempts: int | None = attrs.field(default=None, kw_only=True)
+    elapsed: float | None = attrs.field(default=None, kw_only=True)
+    retry_after: float | None = attrs.field(default=None, kw_only=True)
+    token_fingerprint: str | None = attrs.field(default=None, kw_only=True)
+    call_id: str | None = attrs.field(default=None, kw_only=True)
+    host: str | None = attrs.field(default=None, kw_only=True)
+    server_message: str | None = attrs.field(default=None, kw_only=True)
 
-    def __init__(
-        self,
-        message: str = "",
-        *,
-        status: int | None = None,
-        flinks_code: str | None = None,
-        server_message: str | None = None,
-        request_id: str | None = None,
-        attempts: int | None = None,
-        elapsed: float | None = None,
-        retry_after: float | None = None,
-        token_fingerprint: str | None = None,
-        host: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.message = message
-        self.status = status
-        self.flinks_code = flinks_code
-        self.server_message = server_message
-        self.request_id = request_id
-        self.attempts = attempts
-        self.elapsed = elapsed
-        self.retry_after = retry_after
-        self.token_fingerprint = token_fingerprint
-        self.host = host
+    def __attrs_post_init__(self) -> None:
+        self.args = (self.message,)
 
     def fields(self) -> dict[str, Any]:
         """The class and all attributes as plain data, for a log record or a report."""
-        return {"class": type(self).__name__, "message": self.message, **self._details()}
-
-    def _details(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in (*_NUMBERS, "host", "server_message", *self._extra_fields)}
+        values = {attribute.name: getattr(self, attribute.name) for attribute in attrs.fields(type(self))}
+        return {"class": type(self).__name__, **values}
 
     def __str__(self) -> str:
-        known = [f"{name}={_rounded(value)}" for name in _NUMBERS if (value := getattr(self, name)) is not None]
+        known = [f"{name}={_rounded(value)}" for name in _IN_TEXT if (value := getattr(self, name)) is not None]
         return f"{self.message} [{' '.join(known)}]" if known else self.message
 
     def __repr__(self) -> str:
-        known = "".join(f", {name}={_rounded(value)!r}" for name, value in self._details().items() if value is not None)
+        _, _, *values = self.fields().items()  # without class and message
+        known = "".join(f", {name}={_rounded(value)!r}" for name, value in values if value is not None)
         return f"{type(self).__name__}({self.message!r}{known})"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -229,6 +219,7 @@ class InvalidTokenError(FlinksError, ValueError):
     """The access token is not a str, is empty, is too long, or would change the URL. Nothing was sent."""
 
 
+@attrs.define(slots=False, eq=False, repr=False, auto_exc=False)
 class TransportError(FlinksError):
     """The connection failed.
 
@@ -236,18 +227,14 @@ class TransportError(FlinksError):
         sent: False if the request cannot have reached the server, True if it may have.
     """
 
-    _extra_fields = ("sent",)
-
-    def __init__(self, message: str = "", *, sent: bool = True, **fields: Any) -> None:
-        super().__init__(message, **fields)
-        self.sent = sent
+    sent: bool = attrs.field(default=True, kw_only=True)
 
 
+@attrs.define(slots=False, eq=False, repr=False, auto_exc=False)
 class ConnectError(TransportError):
     """The connection could not be made: refused, unreachable, unknown host, TLS failure. Nothing was sent."""
 
-    def __init__(self, message: str = "", *, sent: bool = False, **fields: Any) -> None:
-        super().__init__(message, sent=sent, **fields)
+    sent: bool = attrs.field(default=False, kw_only=True)
 
 
 class ConnectTimeoutError(ConnectError):
@@ -288,6 +275,7 @@ class ResponseTooLargeError(FlinksError):
     """The decompressed body is larger than `Limits.max_body` bytes."""
 
 
+@attrs.define(slots=False, eq=False, repr=False, auto_exc=False)
 class DecodeError(FlinksError):
     """The body of the response cannot be decoded.
 
@@ -295,11 +283,7 @@ class DecodeError(FlinksError):
         path: the place in the JSON, such as `GetAccountsDetail[0].Accounts[2].Balance.Current`; None for the whole body.
     """
 
-    _extra_fields = ("path",)
-
-    def __init__(self, message: str = "", *, path: str | None = None, **fields: Any) -> None:
-        super().__init__(message, **fields)
-        self.path = path
+    path: str | None = attrs.field(default=None, kw_only=True)
 
 
 class EmptyBodyError(DecodeError):
@@ -319,17 +303,20 @@ class WrongTypeError(DecodeError):
 
 
 class DeadlineExceededError(FlinksError):
-    """The call took longer than its deadline: `timeout=`, or `Timeouts.deadline`."""
+    """The call took longer than its deadline (`timeout=`, or `Timeouts.deadline`), or would take longer with the next wait.
+    Its `__cause__` is the error of the last attempt, if one failed.
+    """
 
 
 class QuotaExhaustedError(FlinksError):
-    """A retry was due, but the retry quota is used up."""
+    """A retry was due, but the retry quota is used up. Its `__cause__` is the error of the last attempt."""
 
 
 class CircuitOpenError(FlinksError):
     """Not sent, because too many recent requests to this instance failed. Probes detect when it is up again."""
 
 
+@attrs.define(slots=False, eq=False, repr=False, auto_exc=False)
 class RedirectError(FlinksError):
     """A redirect (3xx). Redirects are never followed, because they would send the secret to another host.
 
@@ -337,11 +324,7 @@ class RedirectError(FlinksError):
         location_host: the host in the `Location` header, if there is one.
     """
 
-    _extra_fields = ("location_host",)
-
-    def __init__(self, message: str = "", *, location_host: str | None = None, **fields: Any) -> None:
-        super().__init__(message, **fields)
-        self.location_host = location_host
+    location_host: str | None = attrs.field(default=None, kw_only=True)
 
 
 class PendingError(FlinksError):
@@ -359,6 +342,7 @@ class BadRequestError(APIStatusError):
     """400, and other refusals of this token that a retry cannot change."""
 
 
+@attrs.define(slots=False, eq=False, repr=False, auto_exc=False)
 class AuthenticationError(APIStatusError):
     """The AuthSecret or the form of its header was refused (401, 403).
 
@@ -367,11 +351,7 @@ class AuthenticationError(APIStatusError):
             one, or if `auth_secret` is not a callable.
     """
 
-    _extra_fields = ("provider_problem",)
-
-    def __init__(self, message: str = "", *, provider_problem: str | None = None, **fields: Any) -> None:
-        super().__init__(message, **fields)
-        self.provider_problem = provider_problem
+    provider_problem: str | None = attrs.field(default=None, kw_only=True)
 
 
 class NotFoundError(APIStatusError):

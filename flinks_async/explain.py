@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any, Final
 
 import attrs
 
 from . import config
+from .client_options import ClientOptions
 from .config import Adaptive, Settings, ShareQuota, TokenBucketQuota
 from .endpoint import Endpoint
 from .limits.rate import LearnedLimit
@@ -17,17 +18,13 @@ ROWS: Final = 20
 """The number of attempts that have a line each."""
 
 
-def explain(
-    settings: Settings, endpoint: Endpoint, extras: Mapping[str, Any], learned: LearnedLimit | None = None
-) -> str:
-    """Describes what a client will do.
+def explain(options: ClientOptions, endpoint: Endpoint, learned: LearnedLimit | None = None) -> str:
+    """Describes what a client with these options will do.
 
     Args:
-        settings: of the client.
-        endpoint: of the client.
-        extras: other options by name; None and False are skipped.
         learned: the limit of the instance, as far as the client knows it.
     """
+    settings = options.settings
     lines = [
         f"instance: {endpoint.host} (auth_scheme {endpoint.auth_scheme}, secret {MASK})",
         f"headers: {', '.join(sorted(endpoint.headers))}",
@@ -40,7 +37,7 @@ def explain(
     ]
     for record in (settings.retry, settings.timeouts, settings.limits, settings.connection):
         lines += [f"  {name} = {value}" for name, value in _fields(record)]
-    others = [(name, value) for name, value in extras.items() if value is not None and value is not False]
+    others = [(name, value) for name in ("hedge", "coalesce", "poll_pending") if (value := getattr(options, name))]
     if others:
         lines += ["", "also:", *(f"  {name} = {_shown(value)}" for name, value in others)]
     return "\n".join(lines)

@@ -27,7 +27,7 @@ from attrs import frozen
 from .endpoint import check_token
 from .errors import ClientClosedError, FlinksError, InvalidTokenError
 from .models import PartnerAccessResponse
-from .runtime.cancel_scope import mark_retrieved, until_done
+from .runtime import mark_retrieved, until_done
 from .secret import Secret
 
 K_co = TypeVar("K_co", covariant=True)

@@ -7,6 +7,7 @@ middleware never holds a connection, and a truncated body reaches it as an error
 
 from __future__ import annotations
 
+import os
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from inspect import isawaitable
 from types import MappingProxyType
@@ -17,15 +18,14 @@ from multidict import CIMultiDict
 
 from .clock import Clock
 from .endpoint import Endpoint
-from .errors import ConfigError
+from .errors import ConfigError, FlinksError
 from .limits.rate import read_retry_after
 from .models import NO_META, Meta, PartnerAccessResponse
-from .runtime.cancel_scope import CancelScope
-from .runtime.loop_state import LoopState
+from .runtime import CancelScope, LoopState
 from .secret import Secret
 from .verdict import EMPTY_ENVELOPE, Envelope, Verdict
 
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 def _names(headers: Mapping[str, str]) -> str:
@@ -88,6 +88,7 @@ class Call:
         fresh: the next attempt must not use a kept-alive connection.
         headers_at: when the headers of the latest response arrived; None if the transport does not say.
         problem: what went wrong in the latest attempt, in words; empty if nothing did.
+        failure: the error of the latest attempt that a retry follows or should have followed; None before the first one.
         down: the latest attempt failed while its instance counted as down.
         retrying: the next attempt repeats a failed one.
         shared: the deadline, if several calls share it.
@@ -108,23 +109,40 @@ class Call:
     fresh: bool = False
     headers_at: float | None = None
     problem: str = ""
+    failure: FlinksError | None = None
     down: bool = False
     retrying: bool = False
     shared: SharedDeadline | None = None
     permit: SendPermit | None = None
     scope: CancelScope | None = None
     blocked: bool = False
+    _id: str = ""
+
+    @property
+    def id(self) -> str:
+        """32 random hexadecimal digits that identify the call in errors, events, logs and spans; made when first read. All
+        its attempts have the same one. It is not sent, unless an attempt middleware adds it to the headers.
+        """
+        if not self._id:
+            self._id = os.urandom(16).hex()
+        return self._id
 
     @property
     def deadline(self) -> float | None:
         return self._deadline if self.shared is None else self.shared.at
 
+    def copy(self, **changes: Any) -> Call:
+        """A copy with the same id, for a task of its own."""
+        return evolve(self, id=self.id, **changes)
+
     def add(self, copy: Call, *, since: Call) -> None:
-        """Adds what a copy of this call has counted since an earlier copy."""
+        """Adds what a copy of this call has counted since an earlier copy, and takes the id that it sent."""
+        self._id = copy.id
         self.attempts += copy.attempts - since.attempts
         self.queue_time += copy.queue_time - since.queue_time
         self.wire_time += copy.wire_time - since.wire_time
-        self.down, self.blocked, self.problem = copy.down, copy.blocked, copy.problem
+        self.down, self.blocked = copy.down, copy.blocked
+        self.problem, self.failure = copy.problem, copy.failure
 
     def headers_came(self) -> None:
         """A transport calls this when status and headers have arrived, before the body."""
@@ -146,7 +164,7 @@ class Request:
     endpoint: Endpoint = field(repr=lambda endpoint: endpoint.host)
     token: Secret
     call: Call
-    headers: Mapping[str, str] = field(default=_NO_HEADERS, repr=_names)
+    headers: Mapping[str, str] = field(default=NO_HEADERS, repr=_names)
     raw: bool = False
 
     def evolve(self, **changes: Any) -> Request:
@@ -172,7 +190,7 @@ class Response:
     """
 
     status: int
-    headers: Mapping[str, str] = field(default=_NO_HEADERS, repr=_known_names)
+    headers: Mapping[str, str] = field(default=NO_HEADERS, repr=_known_names)
     body: bytes = field(default=b"", repr=lambda body: f"<{len(body)} bytes>")
     answer: PartnerAccessResponse | None = field(default=None, repr=False)
     envelope: Envelope = EMPTY_ENVELOPE

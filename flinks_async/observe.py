@@ -1,18 +1,25 @@
-"""Events for observers (metrics, traces, progress), and the counters of a client.
+"""Events for observers (metrics, traces, progress) and the log, and the counters of a client.
 
 An observer is a callable that takes one event. It runs in the event loop, between two steps of the call, so it must be
-quick and must not block. Its exceptions are logged and dropped. Without observers, no events are made.
+quick and must not block. Its exceptions are logged and dropped. No events are made for which there is neither an observer
+nor a log at their level.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
 
 from attrs import frozen
 
+from .errors import ConfigError
 from .limits.governor import Trouble
-from .limits.notices import InstanceDown, InstanceUp, Paused, Resumed, emit
+from .limits.notices import InstanceDown, InstanceUp, LoggedEvent, Paused, Resumed, emit
 from .limits.rate import LearnedLimit
+from .runtime import LoopState, RequestCounters
+from .secret import SecretFilter
 from .transport.session import ConnectionStats
 from .verdict import Verdict
 
@@ -32,32 +39,41 @@ __all__ = [
 
 
 @frozen
-class AttemptStarted:
+class AttemptStarted(LoggedEvent):
     """An attempt started; it may have to wait for a free place.
 
     Attributes:
         host: the instance's host.
         attempt: its number, from 1.
         token_fingerprint: identifies the token without revealing it.
+        call_id: identifies the call, in all its events and in its error.
     """
+
+    text = "%(flinks_host)s: attempt %(flinks_attempt)d begins, call %(flinks_call_id)s"
 
     host: str
     attempt: int
     token_fingerprint: str
+    call_id: str = ""
 
 
 @frozen
-class AttemptFinished:
+class AttemptFinished(LoggedEvent):
     """An attempt ended.
 
     Attributes:
-        host, attempt, token_fingerprint: as in `AttemptStarted`.
+        host, attempt, token_fingerprint, call_id: as in `AttemptStarted`.
         verdict: what its outcome means; None if it was cancelled.
         status: the HTTP status, if there was a response.
         queue_time: seconds spent waiting for a free place.
         wire_time: seconds from sending to the last byte.
         body_size: bytes of the body, decompressed; 0 if it could not be decoded.
     """
+
+    text = (
+        "%(flinks_host)s: attempt %(flinks_attempt)d ended: %(flinks_reason)s, %(flinks_wire_time).3f s on the wire, "
+        "%(flinks_queue_time).3f s in the queue, %(flinks_body_size)d bytes, call %(flinks_call_id)s"
+    )
 
     host: str
     attempt: int
@@ -67,23 +83,31 @@ class AttemptFinished:
     queue_time: float
     wire_time: float
     body_size: int
+    call_id: str = ""
 
 
 @frozen
-class RetryScheduled:
+class RetryScheduled(LoggedEvent):
     """An attempt failed and will be retried.
 
     Attributes:
-        host, attempt, token_fingerprint: as in `AttemptStarted`; `attempt` is the one that failed.
+        host, attempt, token_fingerprint, call_id: as in `AttemptStarted`; `attempt` is the one that failed.
         verdict: why it failed.
         delay: seconds until the next attempt.
     """
+
+    level = logging.INFO
+    text = (
+        "%(flinks_host)s: attempt %(flinks_attempt)d failed: %(flinks_reason)s, the next one in %(flinks_delay).3f s, "
+        "call %(flinks_call_id)s"
+    )
 
     host: str
     attempt: int
     token_fingerprint: str
     verdict: Verdict
     delay: float
+    call_id: str = ""
 
 
 Event = AttemptStarted | AttemptFinished | RetryScheduled | InstanceDown | InstanceUp | Paused | Resumed
@@ -91,6 +115,32 @@ Event = AttemptStarted | AttemptFinished | RetryScheduled | InstanceDown | Insta
 
 Observer = Callable[[Event], object]
 """A callable for events; the top of this module says what it may do."""
+
+
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def log_as_environment_says() -> None:
+    """Sets the level of the log `flinks_async` to FLINKS_LOG, once. While the program has no logging of its own, the log
+    goes to standard error.
+
+    Raises:
+        ConfigError: FLINKS_LOG is not the name of a level.
+    """
+    if name := os.environ.get("FLINKS_LOG", "").strip().lower():
+        if name not in _LOG_LEVELS:
+            raise ConfigError(f"FLINKS_LOG must be one of {', '.join(_LOG_LEVELS)} (its value is not shown)")
+        _log_to_stderr(name)
+
+
+@cache
+def _log_to_stderr(name: str) -> None:
+    root, log, handler = logging.getLogger(), logging.getLogger("flinks_async"), logging.StreamHandler()
+    handler.addFilter(lambda _: not root.handlers)
+    handler.addFilter(SecretFilter())
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(name.upper())
 
 
 @frozen
@@ -133,3 +183,26 @@ class ClientStats:
     learned: LearnedLimit | None = None
     learned_rate: float | None = None
     why_held: str = ""
+
+    @classmethod
+    def of(cls, states: Sequence[LoopState], counters: RequestCounters, connections: ConnectionStats) -> ClientStats:
+        """Adds up the states of a client in its event loops."""
+        governors = [state.governor for state in states]
+        learned = next((limit for governor in governors if (limit := governor.learned) is not None), None)
+        return cls(
+            connections=connections,
+            calls_in_flight=sum(len(state.calls) for state in states),
+            requests_in_flight=sum(governor.in_use for governor in governors),
+            queued=sum(governor.waiting for governor in governors),
+            queue_time=counters.queue_time,
+            requests=counters.requests,
+            retries=counters.retries,
+            limit=sum(governor.concurrency.limit for governor in governors),
+            throttled=sum(governor.throttled for governor in governors),
+            held_back=max((governor.held_back for governor in governors), default=0.0),
+            answered=any(governor.answered for governor in governors),
+            trouble=next((governor.trouble for governor in governors if governor.trouble is not None), None),
+            learned=learned,
+            learned_rate=None if learned is None else learned.rate,
+            why_held=next((why for state in states if (why := state.governor.why_held(state.now()))), ""),
+        )

@@ -187,6 +187,7 @@ class _Tracing:
                 failure = type(error).__name__
                 raise
             finally:
+                span.set_attribute("flinks.call_id", call.id)
                 span.set_attribute("flinks.attempts", call.attempts)
                 span.set_attribute("flinks.queue_time", call.queue_time)
                 if failure is not None:

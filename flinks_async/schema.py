@@ -1,19 +1,225 @@
-"""The wire format of each field: its JSON key and the kind of its values, derived once from the attrs classes.
+"""How a model looks on the wire: the base class of the models, and the JSON key and the kind of each field, derived once from
+the attrs classes.
 
-The wire names are those of `models.wire_fields`; this module adds the kinds.
+The wire name of a field is its name in PascalCase, or the one in its metadata (`named`). `wire_fields()` is the only table
+of wire names.
 """
 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable, Mapping
+from copy import deepcopy
 from decimal import Clamped, Context, Decimal, Inexact, InvalidOperation, Overflow, Rounded, Subnormal, Underflow
 from enum import Enum
-from types import NoneType
-from typing import Any, Final, get_args, get_origin, get_type_hints
+from functools import cache
+from types import MappingProxyType, NoneType
+from typing import Any, Final, Literal, get_args, get_origin, get_type_hints
 
-from attrs import frozen
+import msgspec
+from attrs import Attribute, evolve, field, fields, frozen
 
-from .models import MODELS, Model, Timestamp, wire_fields
+from .checks import counted
+from .secret import MASK
+
+Missing = Literal["omit", "null"]
+"""How `to_dict()` and `to_json()` write fields that have no value and that the server did not send."""
+
+
+def masked(value: object) -> str:
+    return "None" if value is None else MASK
+
+
+def item_count(values: object) -> str:
+    """The `repr` of an array: the number of its items."""
+    return f"<{len(values)}>" if isinstance(values, (tuple, range)) else MASK
+
+
+def unknown_count(extra: Mapping[str, Any]) -> str:
+    """The `repr` of unknown fields. Their names are not shown, because a server may put anything into them."""
+    return counted(len(extra), "unknown field")
+
+
+@frozen(weakref_slot=False)
+class WireState:  # noqa: PLW1641 - unhashable, because `extra` is
+    """How one object looked on the wire, in addition to the values of its fields.
+
+    Attributes:
+        extra: the unknown fields, by wire name. Numbers with a fraction are `Decimal`.
+        absent: wire names of documented fields that the server did not send. It sent all others, perhaps as null.
+        nulls: wire names of arrays that the server sent as null. The attribute is an empty tuple.
+    """
+
+    extra: Mapping[str, Any] = field(default=MappingProxyType({}), repr=unknown_count)
+    absent: frozenset[str] = frozenset()
+    nulls: frozenset[str] = frozenset()
+
+    def __eq__(self, other: object) -> bool:  # our own, for the same reason as in `Model`
+        if not isinstance(other, WireState):
+            return NotImplemented
+        return (self.extra, self.absent, self.nulls) == (other.extra, other.absent, other.nulls)
+
+    def __reduce__(self) -> tuple[Any, ...]:  # mappingproxy does not pickle
+        return WireState, (dict(self.extra), self.absent, self.nulls)
+
+
+DEFAULT_WIRE_STATE = WireState()
+"""The server sent every documented field, no array as null, and nothing else."""
+
+
+# A dict if there is nothing but unknown fields to remember: the garbage collector does not track a dict of plain values,
+# and a field that Flinks adds may be in every transaction.
+Wire = WireState | dict[str, Any]
+
+
+def unknown_fields(model: Model) -> Mapping[str, Any]:
+    """`model.extra` without the copy. Internal: do not change the result."""
+    wire = model._wire
+    return wire if isinstance(wire, dict) else wire.extra
+
+
+class Model:
+    """The base of the models: unknown fields, and the way back to JSON."""
+
+    __slots__ = ()
+
+    _wire: Wire
+
+    @property
+    def wire_state(self) -> WireState:
+        """How the object looked on the wire."""
+        wire = self._wire
+        if isinstance(wire, dict):
+            return WireState(self.extra)
+        return evolve(wire, extra=self.extra) if wire.extra else wire
+
+    @property
+    def extra(self) -> Mapping[str, Any]:
+        """The unknown fields, by wire name: a read-only copy."""
+        return MappingProxyType(deepcopy(dict(unknown_fields(self))))
+
+    def to_dict(self, *, missing: Missing = "omit") -> dict[str, Any]:
+        """The object as the server sent it: wire names, exact `Decimal`s, dates and timestamps as their wire text.
+
+        The result is a copy. You may change it.
+
+        Args:
+            missing: "omit" leaves out the documented fields that the server did not send; "null" makes them `None`.
+        """
+        wire_state = DEFAULT_WIRE_STATE if isinstance(self._wire, dict) else self._wire
+        result: dict[str, Any] = {}
+        for name, wire, default in _table(self.__class__):
+            value = getattr(self, name)
+            # Only a value that is still the default can stand for an absent field or a null: `evolve` may replace it.
+            if value is not default:
+                result[wire] = _plain(value, missing)
+            elif wire not in wire_state.absent:
+                result[wire] = None if wire in wire_state.nulls else _plain(value, missing)
+            elif missing == "null":
+                result[wire] = None
+        for wire, value in unknown_fields(self).items():
+            result[wire] = _plain(value, missing)
+        return result
+
+    def to_json(self, *, missing: Missing = "omit") -> bytes:
+        """`to_dict()` as UTF-8 JSON. Amounts keep their digits: `12.30` stays `12.30`."""
+        return _encode(self.to_dict(missing=missing))
+
+    def _peek(self, name: str) -> Any:
+        """A field for `repr`: a `range` in place of transactions that were not decoded yet."""
+        return getattr(self, name)
+
+    # Of classes whose `==` attrs has generated, pytest shows the fields that differ, without their masked `repr`.
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Model) or other.__class__ is not self.__class__:
+            return NotImplemented
+        return self._values() == other._values() and unknown_fields(self) == unknown_fields(other)
+
+    def __hash__(self) -> int:
+        return hash((self.__class__, self._values()))
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, name) for name, _, _ in _table(self.__class__))
+
+    def __repr__(self) -> str:
+        shown = []
+        for attribute in _attributes(self.__class__):
+            show = attribute.repr if callable(attribute.repr) else repr
+            shown.append(f"{attribute.name}={show(self._peek(attribute.name))}")
+        if unknown := unknown_fields(self):
+            shown.append(unknown_count(unknown))
+        return f"{self.__class__.__name__}({', '.join(shown)})"
+
+
+_encode = msgspec.json.Encoder(decimal_format="number").encode
+
+
+def _plain(value: Any, missing: Missing) -> Any:
+    if isinstance(value, Model):
+        return value.to_dict(missing=missing)
+    if isinstance(value, (tuple, list)):
+        return [_plain(item, missing) for item in value]
+    if isinstance(value, dict):
+        return {key: _plain(item, missing) for key, item in value.items()}
+    if isinstance(value, Timestamp):
+        return value.text
+    if isinstance(value, dt.date):
+        return value.isoformat()
+    return value
+
+
+@frozen(weakref_slot=False)
+class Timestamp:
+    """A point in time with its wire text, which may have more digits (7 fractional ones) than Python keeps (6).
+
+    Attributes:
+        text: the text that the server sent.
+        value: the same as an aware `datetime` in UTC, cut to microseconds; None if the text is not a timestamp. A text
+            without an offset is in UTC, as Flinks documents.
+    """
+
+    text: str
+    value: dt.datetime | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Timestamp:
+        try:
+            value = dt.datetime.fromisoformat(text)
+            value = value.replace(tzinfo=dt.UTC) if value.tzinfo is None else value.astimezone(dt.UTC)
+        except (ValueError, OverflowError):
+            return cls(text)
+        return cls(text, value)
+
+
+_WIRE = "flinks_wire_name"
+
+
+def named(wire: str) -> dict[str, str]:
+    """The metadata of a field whose wire name is not its name in PascalCase."""
+    return {_WIRE: wire}
+
+
+def _make_table(cls: type[Model]) -> tuple[tuple[str, str, Any], ...]:
+    return tuple((a.name, a.metadata.get(_WIRE) or _pascal_case(a.name), a.default) for a in _attributes(cls))
+
+
+_table: Final[Callable[[Any], tuple[tuple[str, str, Any], ...]]] = cache(_make_table)
+"""(attribute, wire name, default) of every documented field of a class."""
+
+
+def _attributes(cls: type[Model]) -> list[Attribute[Any]]:
+    attributes: tuple[Attribute[Any], ...] = fields(cls)  # type: ignore[arg-type]
+    return [attribute for attribute in attributes if attribute.name not in ("_wire", "meta")]  # not on the wire
+
+
+def _pascal_case(name: str) -> str:
+    return "".join(part[:1].upper() + part[1:] for part in name.split("_"))
+
+
+def wire_fields(cls: type[Model]) -> tuple[tuple[str, str], ...]:
+    """(attribute, wire name) of every documented field of a class, in the order of the documentation."""
+    return tuple((name, wire) for name, wire, _ in _table(cls))
+
 
 TRAPS: Final = [Clamped, Inexact, InvalidOperation, Overflow, Rounded, Subnormal, Underflow]
 
@@ -74,10 +280,7 @@ def _field(name: str, wire: str, hint: Any) -> Field:
     return Field(name, wire, FieldKind.OBJECT, only)
 
 
-def _fields(cls: type[Model]) -> tuple[Field, ...]:
+def fields_of(cls: type[Model]) -> tuple[Field, ...]:
+    """The documented fields of a class, in the order of the class."""
     hints = get_type_hints(cls)
     return tuple(_field(name, wire, hints[name]) for name, wire in wire_fields(cls))
-
-
-SCHEMA: Final = {cls: _fields(cls) for cls in MODELS}
-"""The documented fields of each class, in the order of the class."""

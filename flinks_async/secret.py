@@ -64,8 +64,12 @@ class Secret:
     __slots__ = ("__weakref__", "_value")
 
     def __init__(self, value: str | Secret) -> None:
+        self._value: str
+        if type(value) is str:
+            self._value = value
+            return
         if isinstance(value, Secret):
-            self._value: str = value._value
+            self._value = value._value
             return
         text: Any = value
         if not isinstance(text, str):
@@ -142,9 +146,18 @@ def wrap_secret(value: object) -> Any:
     return value if value is None or isinstance(value, (Secret, NotText)) or callable(value) else NotText(value)
 
 
+def wrap_header_values(headers: object) -> Any:
+    """Wraps the values of `headers` with `wrap_secret`; anything but a mapping becomes a `NotText`."""
+    if not headers or isinstance(headers, NotText):
+        return headers
+    if not isinstance(headers, Mapping):
+        return NotText(headers)
+    return {name: wrap_secret(value) for name, value in headers.items()}
+
+
 def wraps_token(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coroutine[Any, Any, T]]:
-    """Decorates a coroutine method whose first argument is a token, so that its frame never holds the token as a `str`,
-    not even when the coroutine is cancelled before its first step.
+    """Decorates a coroutine method whose first argument is a token, so that its frame never holds the token or a value of
+    `headers` as a `str`, not even when the coroutine is cancelled before its first step.
     """
     call: Callable[..., Coroutine[Any, Any, T]] = method
     # Marked, so that `inspect.iscoroutinefunction` is true, which mocks and retry libraries ask for.
@@ -153,6 +166,8 @@ def wraps_token(method: Callable[P, Coroutine[Any, Any, T]]) -> Callable[P, Coro
         @wraps(method)
         def hidden(self: Any, token: Any, **options: Any) -> Coroutine[Any, Any, T]:
             token = wrap_secret(token)
+            if "headers" in options:
+                options["headers"] = wrap_header_values(options["headers"])
             return call(self, token, **options)
 
         return inspect.markcoroutinefunction(hidden)  # type: ignore[return-value]
@@ -177,6 +192,8 @@ class _MarkedAsync:
 
     def __call__(self, instance: Any, token: Any, **options: Any) -> Any:
         token = wrap_secret(token)
+        if "headers" in options:
+            options["headers"] = wrap_header_values(options["headers"])
         return self._method(instance, token, **options)
 
 

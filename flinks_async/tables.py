@@ -29,6 +29,7 @@ from attrs import evolve, frozen
 from .checks import flag, optional_import
 from .errors import ConfigError, WrongTypeError
 from .models import (
+    SCHEMA,
     Account,
     AccountsDetail,
     Address,
@@ -39,9 +40,8 @@ from .models import (
     Tables,
     Timestamp,
     Transaction,
-    unknown_fields,
 )
-from .schema import SCHEMA, Field, FieldKind
+from .schema import Field, FieldKind, unknown_fields
 
 __all__ = ["Tables", "schemas", "to_arrow"]
 

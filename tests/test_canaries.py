@@ -15,7 +15,7 @@ from unittest.mock import AsyncMock, create_autospec
 
 import pytest
 
-from flinks_async import ConfigError, FlinksClient, FlinksError, Response, Retry, Secret, Timeouts, config
+from flinks_async import ConfigError, ConnectError, FlinksClient, FlinksError, Response, Retry, Secret, Timeouts, config
 from flinks_async.config import Connection
 from flinks_async.models import Holder
 from flinks_async.testing import KINDS, FakeClock, FlinksServer, InMemoryTransport
@@ -59,9 +59,11 @@ def shows_nothing(*texts: object) -> None:
 
 @pytest.fixture
 def logs() -> Iterator[io.StringIO]:
-    """Everything that any library logs, at DEBUG."""
+    """Everything that any library logs, at DEBUG: the texts and all attributes of the records."""
     stream = io.StringIO()
     handler = logging.StreamHandler(stream)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.addFilter(lambda record: bool(stream.write(f"{vars(record)!r}\n")))
     root = logging.getLogger()
     level = root.level
     root.addHandler(handler)
@@ -109,7 +111,7 @@ async def test_errors_show_nothing_in_any_form(server: FlinksServer, logs: io.St
         observers=[events.append],
     ) as flinks:
         with pytest.raises(FlinksError) as caught:
-            await flinks.partner_access(TOKEN)
+            await flinks.partner_access(TOKEN, headers={"X-Key": SECRET})
         error = caught.value
         shows_nothing(error, str(error), error.args, error.fields(), pickle.dumps(error), vars(error))
         shows_nothing(own_frames(error), flinks, flinks.stats(), events, logs.getvalue())
@@ -223,6 +225,11 @@ MISTAKES: dict[str, Any] = {
     "headers as bytes": lambda client: _of(FlinksClient, auth_secret="x", headers={"X-Key": SECRET.encode()})(
         "toolbox"
     ),
+    "headers of a call, and a wrong name": _of(FlinksClient.partner_access, "t", headers={"X-Key": SECRET, "b\n": "x"}),
+    "headers of a raw call, as a list": _of(FlinksClient.partner_access_raw, "t", headers=[("X-Key", SECRET)]),
+    "headers of many calls, and a wrong name": _of(
+        FlinksClient.partner_access_many, ["t"], headers={"X-Key": SECRET, "b\n": "x"}
+    ),
     "derived headers": _of(FlinksClient.with_options, headers={"X-Key": SECRET, "b\n": "x"}),
     "a record with a proxy, and a wrong number": _of(lambda client: Connection(**PROXY, keepalive=-1)),
     "a secret beside the environment, and a wrong instance": lambda client: _of(
@@ -261,6 +268,27 @@ async def test_a_timeout_around_a_fan_out_leaves_no_token_in_our_frames() -> Non
     cancelled = caught.value.__cause__ or caught.value.__context__
     assert isinstance(cancelled, asyncio.CancelledError)
     shows_nothing(own_frames(cancelled))
+
+
+@pytest.mark.parametrize("coalesce", [False, True])
+@pytest.mark.parametrize("call", ["partner_access", "partner_access_raw"])
+async def test_headers_of_a_call_are_in_no_frame_of_ours(call: str, coalesce: bool) -> None:
+    async def hang(request: Any) -> Any:
+        await asyncio.Event().wait()
+
+    async with FlinksClient(
+        auth_secret="s", transport=InMemoryTransport({"slow": hang}, default=ConnectError("no")), coalesce=coalesce
+    ) as flinks:
+        for step in range(5):  # cancelled before its first step, and in later ones
+            task = asyncio.ensure_future(getattr(flinks, call)("slow", headers={"X-Key": SECRET}))
+            await turns(step)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError) as caught:
+                await task
+            shows_nothing(own_frames(caught.value))
+        with pytest.raises(ConnectError) as failed:
+            await getattr(flinks, call)("t", headers={"X-Key": SECRET})
+        shows_nothing(own_frames(failed.value), failed.value)
 
 
 @pytest.mark.parametrize("call", ["partner_access", "partner_access_raw"])
@@ -385,9 +413,9 @@ async def test_what_a_signal_handler_raises_carries_no_secret_and_no_data(
         options["middleware"] = [middleware]
     async with FlinksClient(auth_secret=SECRET, base_url=server.base_url, **options) as flinks:
         target = {
-            "connecting": "flinks_async.transport.session._Connector.connect",
+            "connecting": "flinks_async.transport.fast_path.Connector.connect",
             "session": "aiohttp.client_reqrep.ClientRequest.send",
-            "body": "flinks_async.transport.aiohttp.AiohttpTransport._read",
+            "body": "flinks_async.transport.aiohttp.AiohttpTransport._body_at_once",
             "decoding": "flinks_async.codec.compiled.AMOUNT",
             "large body": "flinks_async.codec.steps.count_steps",
         }.get(place)

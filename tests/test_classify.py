@@ -8,7 +8,7 @@ from flinks_async import errors as e
 from flinks_async.classify import classify_error, classify_response, error_from, verdict_of
 from flinks_async.endpoint import make_endpoint
 from flinks_async.messages import Call, Request, Response
-from flinks_async.runtime.loop_state import LoopState
+from flinks_async.runtime import LoopState
 from flinks_async.secret import Secret
 from flinks_async.testing import FakeClock
 from flinks_async.verdict import Envelope, Kind

@@ -374,10 +374,10 @@ class TestFailures:
     async def test_failures_say_what_happened_and_never_the_token(
         self, flinks_server: FlinksServer, tmp_path: Path, out: Path
     ) -> None:
-        flinks_server.script("expired", ["session_nonexistent"])
-        flinks_server.script("broken", ["http_503"] * 2)
-        flinks_server.script("waiting", ["operation_pending"])
-        tokens = write(tmp_path / "t.txt", "good\nexpired\nbroken\nwaiting\n")
+        flinks_server.script("expired-1", ["session_nonexistent"])
+        flinks_server.script("broken-1", ["http_503"] * 2)
+        flinks_server.script("waiting-1", ["operation_pending"])
+        tokens = write(tmp_path / "t.txt", "good-1\nexpired-1\nbroken-1\nwaiting-1\n")
         result = await fetch(flinks_server, tokens, out, "--attempts", 2)
         assert result.exit_code == Exit.FAILED
         failed = by_line(beside(out, "failed.jsonl"))
@@ -390,7 +390,7 @@ class TestFailures:
         assert failed[3]["status"] == 503
         assert all(len(record["token_fingerprint"]) == 16 for record in failed.values())
         everything = beside(out, "failed.jsonl").read_text() + result.output
-        assert not any(token in everything for token in ("expired", "waiting"))
+        assert not any(token in everything for token in ("expired-1", "waiting-1"))
 
     async def test_retries_are_counted(self, flinks_server: FlinksServer, tmp_path: Path, out: Path) -> None:
         flinks_server.script("one", ["http_503"])

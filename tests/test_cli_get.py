@@ -13,8 +13,8 @@ import pytest
 
 from flinks_async import bulk
 from flinks_async.cli import MEANING, Exit
-from flinks_async.cli import get as get_module
-from flinks_async.cli.output import for_terminal
+from flinks_async.cli import fetch as get_module
+from flinks_async.cli.console import escaped
 from flinks_async.testing import FlinksServer
 
 from .cli_support import SECRET, cli, start
@@ -64,10 +64,10 @@ class TestGet:
         assert result.stdout.startswith('{"')
 
     def test_an_answer_cannot_steer_the_terminal(self) -> None:
-        text = '{"Name":"a\x9b31m\u202eb é"}'
-        safe = for_terminal(text.encode())
+        text = '{"Name":"a\x9b31m\u202eb é\U000e0041"}'
+        safe = escaped(text)
         assert safe.isascii() is False
-        assert b"\\u009b31m\\u202eb" in safe
+        assert "\\u009b31m\\u202eb é\\udb40" in safe
         assert json.loads(safe) == json.loads(text)
 
     @pytest.mark.parametrize("data", [b"", b"\n \n", b"one\ntwo\n", b"\xff\xfe", b"x" * 70_000])

@@ -423,6 +423,16 @@ class TestProgress:
         assert missing in json.loads(end)["reason"]
         assert message.startswith(f"Error: {missing}")
 
+    async def test_an_output_that_cannot_be_written_is_an_event(self, tokens: Path, tmp_path: Path) -> None:
+        out = tmp_path / "nowhere" / "answers.jsonl"
+        result = await cli(
+            "fetch", tokens, "--column", "token", "--out", out, "--instance", "toolbox", "--progress", "json",
+            FLINKS_AUTH_SECRET="canary-secret",
+        )  # fmt: skip
+        end = json.loads(result.stderr.splitlines()[0])
+        assert (result.exit_code, end["event"], end["state"], end["exit_code"]) == (Exit.OUTPUT, "end", "failed", 5)
+        assert f"there is no folder {out.parent}" in end["reason"]
+
     @pytest.mark.parametrize("command", ["fetch", "retry"])
     async def test_json_of_a_run_that_has_no_secret(
         self, flinks_server: FlinksServer, tokens: Path, job: Path, command: str

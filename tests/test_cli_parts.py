@@ -20,15 +20,16 @@ from attrs import evolve
 
 from flinks_async import bulk, cli, errors
 from flinks_async.bulk import Progress
-from flinks_async.bulk.failures import failure_kind
 from flinks_async.bulk.records import Histogram, InstanceTrouble, Rate
+from flinks_async.bulk.rules import failure_kind
 from flinks_async.cli import Exit
-from flinks_async.cli.console import OutputError, duration, log_to_stderr, printable, say
+from flinks_async.cli.console import OutputError, described, duration, log_to_stderr, printable, say
 from flinks_async.cli.display import choose_display, repeated
+from flinks_async.cli.job_run import run
 from flinks_async.cli.output import LINES, whole_file
 from flinks_async.cli.secret_input import in_daemon_thread
-from flinks_async.cli.signals import run
 from flinks_async.cli.status import _figures
+from flinks_async.limits.notices import log_fields
 
 
 class TestWholeFile:
@@ -100,7 +101,7 @@ class TestBeforeThereIsALoop:
         async def main() -> None:
             pytest.fail("it is not begun")
 
-        monkeypatch.setattr("flinks_async.cli.signals.fast_loop", interrupted)
+        monkeypatch.setattr("flinks_async.cli.job_run.fast_loop", interrupted)
         with pytest.raises(KeyboardInterrupt):
             run(main)
         gc.collect()
@@ -292,7 +293,11 @@ class TestConsole:
         with log_to_stderr():
             choose_display("json")
             logging.getLogger("aiohttp").warning("odd")
-        assert json.loads(capsys.readouterr().err) == {"event": "log", "text": "WARNING: aiohttp: odd"}
+            logging.getLogger("flinks_async").warning("odd", extra=log_fields("LoopBlocked", seconds=1.5))
+        plain, ours = map(json.loads, capsys.readouterr().err.splitlines())
+        assert plain == {"event": "log", "text": "WARNING: aiohttp: odd"}
+        fields = {"flinks_event": "LoopBlocked", "flinks_seconds": 1.5}
+        assert ours == {"event": "log", "text": "WARNING: flinks_async: odd", **fields}
         with log_to_stderr():
             logging.getLogger("aiohttp").warning("odd")
         assert capsys.readouterr().err == "WARNING: aiohttp: odd\n", "the next command decides again"
@@ -308,3 +313,14 @@ class TestConsole:
         with log_to_stderr():
             logging.getLogger("aiohttp").warning("GET https://h/partneraccess/%s", "canary-token")
         assert capsys.readouterr().err == "WARNING: aiohttp: GET https://h/partneraccess/***\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [MemoryError(), RuntimeError("can't start new thread"), OSError(errno.ENOMEM, "x"), OSError(errno.EMFILE, "x")],
+)
+def test_a_shortage_of_this_process_is_told_and_no_unexpected_error(error: Exception) -> None:
+    text, code = described(error)
+    assert code is Exit.STOPPED
+    assert text.startswith("this process is short of memory, threads or files (")
+    assert described(RuntimeError("x")) == ("unexpected RuntimeError", Exit.UNEXPECTED)

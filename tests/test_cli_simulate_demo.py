@@ -62,6 +62,29 @@ class TestDemo:
         assert sent[1] == wire[1], "client and server count the same"
         assert int(sent[2]) == int(sent[1]) - 300
 
+    @pytest.mark.slow
+    async def test_it_says_what_was_found_out_about_the_rate_limit(self) -> None:
+        # The refusals of the simulator are the only sign of its limit.
+        result = await cli("demo", "--tokens", 1500, "--faults", 0, "--rate-limit", 200, "--latency", 0.02)
+        assert result.exit_code == Exit.OK, result.stderr
+        assert "Answers take 20 ms (median). The client is not told the rate limit." in result.stderr
+        found = re.search(
+            r"The server accepts 200 requests per second\. The client learned (\d+)/s, and made (\d+)/s on average, with its "
+            r"start\. One after the other, the 1,\d{3} requests would have taken ([\d.]+) s\.",
+            result.stderr,
+        )
+        assert found is not None, result.stderr
+        assert 100 <= int(found[1]) <= 400
+        assert 50 <= int(found[2]) <= 260
+        assert float(found[3]) >= 1500 * 0.02
+
+    async def test_a_limit_that_was_not_met_is_not_learned(self) -> None:
+        result = await cli("demo", "--tokens", 50, "--faults", 0)
+        assert (
+            "The server accepts 1,500 requests per second. The client did not meet this limit, and made "
+            in result.stderr
+        )
+
     async def test_it_can_be_run_again_in_the_same_folder(self, tmp_path: Path) -> None:
         for _ in range(2):
             result = await cli("demo", "--tokens", 20, "--faults", 0, "--seed", 1, "--dir", tmp_path)
@@ -74,7 +97,9 @@ class TestDemo:
         assert os.listdir(tmp_path) == []
 
     async def test_killed_in_the_middle_it_goes_on_and_has_everything_once(self, tmp_path: Path) -> None:
-        result = await cli("demo", "--tokens", 300, "--faults", 0, "--seed", 5, "--crash", "--dir", tmp_path)
+        result = await cli(
+            "demo", "--tokens", 300, "--faults", 0, "--seed", 5, "--latency", 0.001, "--crash", "--dir", tmp_path
+        )
         assert result.exit_code == Exit.OK, result.stderr
         assert "Checked: all 300 fetchable tokens arrived" in result.stderr
         done = re.search(r"Killed \(SIGKILL\) with (\d+) of 300 tokens done", result.stderr)

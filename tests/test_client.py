@@ -7,6 +7,7 @@ import copy
 import gc
 import inspect
 import pickle
+import traceback
 import weakref
 from collections.abc import Iterator
 from decimal import Decimal
@@ -21,21 +22,25 @@ from flinks_async import (
     AttemptTimeoutError,
     AuthenticationError,
     BadRequestError,
+    CircuitOpenError,
     ClientClosedError,
     Codec,
     ConfigError,
     DeadlineExceededError,
+    Event,
     FlinksClient,
     FlinksError,
     InvalidTokenError,
     NotJSONError,
     PendingError,
     ProtocolError,
+    QuotaExhaustedError,
     RateLimitedError,
     ReadError,
     Request,
     Response,
     Retry,
+    RetryScheduled,
     Secret,
     ServerError,
     Timeouts,
@@ -207,9 +212,71 @@ async def test_a_wait_that_would_pass_the_deadline_is_not_begun() -> None:
     clock = FakeClock(random=0.0)
     slow = Response(503, {"Retry-After": "7"})
     async with client_of(InMemoryTransport({"t": [slow, DOCUMENTED]}), clock=clock) as flinks:
-        with pytest.raises(ServerError) as caught:
+        with pytest.raises(DeadlineExceededError) as caught:
             await flinks.partner_access("t", timeout=5)
-    assert (clock.sleeps, caught.value.retry_after) == ([], 7.0)
+    error = caught.value
+    assert (clock.sleeps, error.retry_after, error.status, error.attempts) == ([], 7.0, 503, 1)
+    assert error.message == (
+        f"not retried, because the wait of 7 s would pass the deadline; the last attempt: {error.host} answered 503"
+    )
+    _assert_cause(error, ServerError)
+
+
+def _assert_cause(error: FlinksError, cls: type[FlinksError]) -> None:
+    """The cause is the error of the last attempt, without frames of ours, which could hold a secret."""
+    cause = error.__cause__
+    assert type(cause) is cls
+    assert (cause.__context__, cause.__cause__) == (None, None)
+    frames = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(cause.__traceback__)]
+    assert frames == ([] if cls is ServerError else [__name__])
+
+
+@pytest.mark.parametrize("coalesce", [False, True])
+@pytest.mark.parametrize("hedge", [None, config.Hedge()])
+@pytest.mark.parametrize(
+    ("failure", "cls"), [(Response(503, {}), ServerError), (ReadError("broke off"), ReadError)], ids=["answer", "error"]
+)
+@pytest.mark.parametrize("end", ["timer", "backoff", "pause", "quota", "breaker"])
+def test_a_call_that_is_given_up_has_the_last_failure_as_its_cause(
+    end: str, failure: Any, cls: type[FlinksError], coalesce: bool, hedge: config.Hedge | None
+) -> None:
+    """`timer`: it ends on the wire; `pause`: the rate holds the retry back; the other ways are what they say."""
+    expected = {"quota": QuotaExhaustedError, "breaker": CircuitOpenError}.get(end, DeadlineExceededError)
+
+    async def main() -> None:
+        clock, sent = VirtualClock(), list[object]()
+
+        async def fail(request: Request) -> Any:
+            sent.append(request)
+            if end == "timer" and len(sent) == 2:
+                await asyncio.Event().wait()
+            if isinstance(failure, FlinksError):
+                raise copy.copy(failure)
+            return failure
+
+        def take_down(event: Event) -> None:
+            if end == "breaker" and isinstance(event, RetryScheduled):
+                for _ in range(20):
+                    flinks.governor.record(event.verdict, sent=clock.now(), problem="down")
+
+        options: dict[str, Any] = {
+            "limits": config.Limits(rate=0.01 if end == "pause" else None, burst=1 if end == "pause" else None),
+            "retry": Retry(
+                base=1e6 if end == "backoff" else 0.001,
+                cap=1e6,
+                quota=config.TokenBucketQuota(capacity=0) if end == "quota" else None,
+            ),
+            "timeouts": Timeouts(attempt=None, deadline=10),
+            "observers": [take_down],
+        }
+        transport = InMemoryTransport(default=fail)
+        async with client_of(transport, clock=clock, coalesce=coalesce, hedge=hedge, **options) as flinks:
+            with pytest.raises(expected) as caught:
+                await flinks.partner_access("t")
+            _assert_cause(caught.value, cls)
+            assert flinks.stats().requests_in_flight == 0
+
+    run_virtual(main())
 
 
 def test_the_deadline_ends_queue_attempts_and_waits() -> None:
@@ -310,6 +377,88 @@ async def test_middleware_sees_calls_and_attempt_middleware_sees_attempts() -> N
         await flinks.partner_access("t")
     assert seen == ["call", "attempt 503", "attempt 200", "answered 2"]
     assert transport.requests[0].headers["x-trace"] == "1"
+
+
+async def test_a_middleware_sees_the_headers_of_a_call_and_adds_to_them() -> None:
+    async def trace(request: Request, call_next: Handler) -> Response:
+        return await call_next(request.evolve(headers={**request.headers, "X-Trace": "1"}))
+
+    transport = InMemoryTransport(default=DOCUMENTED)
+    async with client_of(transport, middleware=[trace]) as flinks:
+        await flinks.partner_access("t", headers={"X-Own": "2"})
+        await flinks.partner_access("t")
+    assert [(each.headers.get("x-own"), each.headers["x-trace"]) for each in transport.requests] == [
+        ("2", "1"),
+        (None, "1"),
+    ]
+
+
+async def test_all_attempts_of_a_call_have_one_id_which_its_events_and_its_error_name() -> None:
+    events: list[Any] = []
+
+    async def send_id(request: Request, call_next: Handler) -> Response:
+        return await call_next(request.evolve(headers={**request.headers, "X-Request-Id": request.call.id}))
+
+    transport = InMemoryTransport(
+        {"t": [KINDS["http_503"], ReadError("broken"), KINDS["bad_request"]]}, default=DOCUMENTED
+    )
+    async with client_of(transport, observers=[events.append], attempt_middleware=[send_id]) as flinks:
+        with pytest.raises(BadRequestError) as caught:
+            await flinks.partner_access("t")
+        await flinks.partner_access("u")
+    first, second = caught.value.call_id, events[-1].call_id
+    assert isinstance(first, str)
+    assert len(first) == 32
+    assert first != second
+    assert [event.call_id for event in events] == [first] * 8 + [second] * 2
+    assert [request.headers["X-Request-Id"] for request in transport.requests] == [first] * 3 + [second]
+
+
+async def test_a_call_without_events_and_errors_makes_no_id_and_sends_none(wire: aioresponses) -> None:
+    made: list[str] = []
+
+    async def look(request: Request, call_next: Handler) -> Response:
+        response = await call_next(request)
+        made.append(request.call._id)
+        return response
+
+    wire.get(URL, payload=DOCUMENTED, repeat=True)
+    async with FlinksClient(auth_secret=SECRET, middleware=[look]) as flinks:
+        await flinks.partner_access("t")
+    ((call,),) = wire.requests.values()
+    assert made == [""]
+    assert sorted(call.kwargs["headers"]) == [
+        "Accept",
+        "Accept-Encoding",
+        "Content-Type",
+        "User-Agent",
+        "flinks-auth-key",
+    ]
+
+
+def test_both_attempts_of_a_hedged_call_have_its_id() -> None:
+    ids: list[str] = []
+
+    class SlowOnce:
+        async def send(self, request: Request, /) -> Response:
+            ids.append(request.call.id)
+            await asyncio.sleep(1.0 if len(ids) == 21 else 0.01)
+            return Response(200, {}, b'{"RequestId": "r"}')
+
+        async def close(self) -> None:
+            pass
+
+    async def calls() -> None:
+        async with FlinksClient(
+            auth_secret=SECRET, transport=SlowOnce(), clock=VirtualClock(), hedge=config.Hedge(samples=20)
+        ) as flinks:
+            for _ in range(21):
+                await flinks.partner_access("t")
+
+    run_virtual(calls())
+    assert len(ids) == 22
+    assert len(set(ids)) == 21
+    assert ids[20] == ids[21]
 
 
 async def test_a_middleware_may_answer_by_itself() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Awaitable
+from typing import Any
 
 import pytest
 
@@ -117,6 +118,41 @@ def test_a_raw_call_does_not_share_with_a_decoded_one() -> None:
         async with client_of(transport) as client:
             await asyncio.gather(client.partner_access("a"), client.partner_access_raw("a"))
             assert len(transport.sent) == 2
+
+    run_virtual(main())
+
+
+def test_calls_with_different_headers_do_not_share_a_request() -> None:
+    async def main() -> None:
+        transport = OneSecond()
+        async with client_of(transport) as client:
+            headers: list[dict[str, str] | None] = [None, {"X-A": "1"}, {"X-A": "2"}, {"x-a": "1"}, {}, {"X-B": "1"}]
+            await asyncio.gather(*(client.partner_access("a", headers=each) for each in headers))
+            assert len(transport.sent) == 4  # without, X-A 1 (twice), X-A 2, X-B
+            many = client.partner_access_many(["a", "a"], headers={"X-A": "1"})
+            outcomes = [outcome async for outcome in many]
+            assert len(outcomes) == 2
+            assert len(transport.sent) == 5
+
+    run_virtual(main())
+
+
+def test_calls_that_share_a_request_have_the_id_that_it_has() -> None:
+    async def main() -> None:
+        ids: list[str] = []
+        transport = OneSecond(400)
+        events: list[Any] = []
+
+        async def look(request: Request, call_next: Handler) -> Response:
+            ids.append(request.call.id)
+            return await call_next(request)
+
+        async with client_of(transport, attempt_middleware=[look], observers=[events.append]) as client:
+            calls = (client.partner_access("a") for _ in range(3))
+            errors = await asyncio.gather(*calls, return_exceptions=True)
+        assert len(transport.sent) == len(ids) == 1
+        assert [error.call_id for error in errors if isinstance(error, FlinksError)] == ids * 3
+        assert {event.call_id for event in events} == set(ids)
 
     run_virtual(main())
 
@@ -269,8 +305,9 @@ def test_a_wait_that_would_pass_the_deadline_is_not_started(coalesce: bool) -> N
     async def main() -> None:
         transport = OneSecond(429, headers={"Retry-After": "30"})
         async with client_of(transport, coalesce=coalesce, retry=Retry(attempts=3)) as client:
-            with pytest.raises(RateLimitedError) as caught:
+            with pytest.raises(DeadlineExceededError) as caught:
                 await client.partner_access("a", timeout=5.0)
+            assert isinstance(caught.value.__cause__, RateLimitedError)
             assert (caught.value.retry_after, caught.value.elapsed) == (30.0, 1.0)
         transport = OneSecond(*[202] * 9)
         async with client_of(transport, coalesce=coalesce, poll_pending=PollPending(interval=1.0)) as client:
@@ -296,11 +333,11 @@ def test_the_shared_deadline_is_the_latest_among_the_waiters() -> None:
         return [(kind, 12 if kind == "answer" and at - start >= 12 else round(at - start)) for kind, at in found]
 
     async def main() -> None:
-        assert await outcomes(5.0, 8.0) == [("RateLimitedError", 1)] * 2
+        assert await outcomes(5.0, 8.0) == [("DeadlineExceededError", 1)] * 2
         assert await outcomes(5.0, 40.0) == [("DeadlineExceededError", 5), ("answer", 12)]
         assert await outcomes(5.0, None) == [("DeadlineExceededError", 5), ("answer", 12)]
-        assert await outcomes(5.0, 40.0, leaves=1) == [("RateLimitedError", 1)]
-        assert await outcomes(None, 5.0, leaves=0) == [("RateLimitedError", 1)]
+        assert await outcomes(5.0, 40.0, leaves=1) == [("DeadlineExceededError", 1)]
+        assert await outcomes(None, 5.0, leaves=0) == [("DeadlineExceededError", 1)]
         assert await outcomes(5.0, 40.0, leaves=0) == [("answer", 12)]
 
     run_virtual(main())

@@ -19,19 +19,11 @@ from hypothesis import strategies as st
 
 from flinks_async import codec as codec_module
 from flinks_async.codec import Codec, steps
-from flinks_async.codec.compiled import WireStates, mutable_class
+from flinks_async.codec.compiled import mutable_class
+from flinks_async.codec.reference import WireStates
 from flinks_async.errors import DecodeError, EmptyBodyError, NotJSONError, WrongTypeError
-from flinks_async.models import (
-    DEFAULT_WIRE_STATE,
-    MODELS,
-    Account,
-    Meta,
-    Model,
-    PartnerAccessResponse,
-    Transaction,
-    WireState,
-)
-from flinks_async.schema import SCHEMA
+from flinks_async.models import MODELS, SCHEMA, Account, Meta, Model, PartnerAccessResponse, Transaction
+from flinks_async.schema import DEFAULT_WIRE_STATE, WireState
 
 from .answers import answers, answers_perhaps_wrong, from_bytes, payload, run_steps, to_bytes
 

@@ -195,12 +195,46 @@ def test_the_user_agent_names_the_app_before_the_package() -> None:
         ({"X Y": "x"}, "not the name"),
         ({"X": f"a\r\n{CANARY}"}, "printable ASCII"),
         ({"X": 5}, "printable ASCII"),
+        ({"X-Own": "1", "x-own": "2"}, "twice"),
     ],
 )
 def test_headers_that_cannot_be_sent_are_refused_without_their_value(headers: Any, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         endpoint(headers=headers)
     assert CANARY not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("headers", "says"),
+    [
+        ({"Flinks-Auth-Key": CANARY}, "set by this package"),
+        ({"AUTHORIZATION": CANARY}, "set by this package"),
+        ({"cookie": CANARY}, "set by this package"),
+        ({"Accept-Encoding": "br"}, "fixed"),
+        ({"X Y": CANARY}, "not the name"),
+        ({f"X\r\n{CANARY}": "x"}, "not the name"),
+        ({"X": f"a\r\n{CANARY}"}, "printable ASCII"),
+        ({"X": f"a\x00{CANARY}"}, "printable ASCII"),
+        ({"X": CANARY.encode()}, "printable ASCII"),
+        ([("X", CANARY)], "a mapping, not list"),
+        (CANARY, "a mapping, not str"),
+    ],
+)
+async def test_headers_of_one_call_are_checked_like_those_of_a_client(headers: Any, says: str) -> None:
+    transport = InMemoryTransport()
+    async with FlinksClient(auth_secret="s", transport=transport) as client:
+        calls = (
+            lambda: client.partner_access("t", headers=headers),
+            lambda: client.partner_access_raw("t", headers=headers),
+            lambda: anext(client.partner_access_many(["t"], headers=headers)),
+        )
+        for call in calls:
+            with pytest.raises(ConfigError, match=says) as caught:
+                await call()
+            assert CANARY not in f"{caught.value} {caught.value.fields()}"
+        with pytest.raises(ConfigError, match=says):
+            client.partner_access_many([], headers=headers)  # at once, not at the first token
+    assert not transport.requests
 
 
 @pytest.mark.parametrize("app_name", ["", " ", "a\nb", "ä", 5])

@@ -5,6 +5,7 @@ import inspect
 import pickle
 import re
 
+import attrs
 import pytest
 
 from flinks_async import errors
@@ -21,6 +22,7 @@ FIELDS = {
     "retry_after": 2.0,
     "token_fingerprint": "00ff",
     "host": "toolbox-api.private.fin.ag",
+    "call_id": "0f" * 16,
 }
 
 
@@ -29,7 +31,7 @@ def test_every_error_survives_pickling_and_copying_with_all_its_fields(cls: type
     extra = {
         name: value
         for name, value in {"sent": False, "path": "A[0].B", "location_host": "h", "provider_problem": "p"}.items()
-        if name in cls._extra_fields
+        if name in {attribute.name for attribute in attrs.fields(cls)}
     }
     error = cls("words", **FIELDS, **extra)
     for other in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):

@@ -18,6 +18,7 @@ from typing import Any
 from urllib.error import HTTPError
 from urllib.request import urlopen
 
+import duckdb
 import pytest
 import yaml
 
@@ -128,6 +129,39 @@ def test_the_nightly_job_fetches_resumes_and_draws(server: ServerProcess, tmp_pa
         )  # fmt: skip
         assert (done.returncode, done.stdout) == (0, "complete: 50 fetched, 0 failed\n"), done.stderr
     assert "<svg" in (tmp_path / "out" / "cash-flow.svg").read_text()
+
+
+def test_the_nightly_assets_resume_a_job_that_was_killed(server: ServerProcess, tmp_path: Path) -> None:
+    pytest.importorskip("dagster")
+    (tmp_path / "people.csv").write_text("token,user\n" + "".join(f"t-{n},u-{n}\n" for n in range(3000)))
+    (tmp_path / "dagster").mkdir()
+    environ = environment(
+        server,
+        TOKENS="people.csv",
+        OUT="nights",
+        DAGSTER_HOME=str(tmp_path / "dagster"),
+        DAGSTER_DISABLE_TELEMETRY="yes",
+    )
+    command = [sys.executable, "-m", "dagster", "asset", "materialize", "-f", str(EXAMPLES / "dagster_nightly.py")]
+    command += ["--select", "*", "--partition", "2026-11-28"]
+    first = subprocess.Popen(
+        command, cwd=tmp_path, env=environ, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, start_new_session=True
+    )
+    log = tmp_path / "nights" / "2026-11-28" / "job.log"
+    for _ in range(600):
+        if log.exists() and "run begins" in log.read_text():
+            break
+        assert first.poll() is None
+        time.sleep(0.1)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.wait()
+    done = subprocess.run(command, check=False, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert "RUN_SUCCESS" in done.stderr
+    assert log.read_text().count("run begins") == 2
+    assert "run over: complete" in log.read_text()
+    with duckdb.connect(str(tmp_path / "nights" / "answers.duckdb"), read_only=True) as db:
+        assert db.sql('SELECT count(*), count(DISTINCT "key") FROM current_fetches').fetchall() == [(3000, 3000)]
 
 
 def test_the_notebook_runs(server: ServerProcess, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

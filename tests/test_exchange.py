@@ -11,8 +11,8 @@ from unittest.mock import create_autospec
 import aiohttp
 import pytest
 
-from flinks_async import FlinksClient, ReadError, Retry
-from flinks_async.testing import FlinksServer
+from flinks_async import FlinksClient, ReadError, Retry, Secret
+from flinks_async.testing import KINDS, FlinksServer
 from flinks_async.transport import fast_path
 
 ONE = Retry(attempts=1)
@@ -35,6 +35,35 @@ async def test_both_paths_send_and_receive_the_same(monkeypatch: pytest.MonkeyPa
     assert short == long
     assert one.path == other.path
     assert sorted(one.headers) == sorted(other.headers)
+
+
+@pytest.mark.parametrize("way", ["fast", "session", "borrowed session"])
+async def test_headers_of_one_call_reach_the_server_and_replace_those_of_the_client(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "session":
+        monkeypatch.setattr("flinks_async.transport.aiohttp.session_is_untouched", lambda: False)
+    async with FlinksServer(record=10) as server, aiohttp.ClientSession() as session:
+        server.script("t", [KINDS["http_503"]])
+        async with FlinksClient(
+            auth_secret=server.auth_secret,
+            base_url=server.base_url,
+            headers={"X-Own": "client", "X-Other": "client"},
+            session=session if way == "borrowed session" else None,
+            retry=Retry(base=0.001),
+        ) as flinks:
+            await flinks.partner_access("t", headers={"x-own": "call", "User-Agent": "mine"})
+            async for outcome in flinks.partner_access_many(["u"], headers={"X-Own": Secret("many")}):
+                outcome.unwrap()
+            await flinks.partner_access_raw("v", headers={"X-Own": "raw"})
+            await flinks.partner_access("w")
+        requests = server.requests
+    sent = [[value for name, value in request.headers if name.lower() == "x-own"] for request in requests]
+    assert sent == [["call"], ["call"], ["many"], ["raw"], ["client"]]  # the first call was retried
+    headers = [{name.lower(): value for name, value in request.headers} for request in requests]
+    assert {each["x-other"] for each in headers} == {"client"}
+    assert [each["user-agent"] == "mine" for each in headers] == [True, True, False, False, False]
+    assert {each["flinks-auth-key"] for each in headers} == {f"Bearer {server.auth_secret}"}
 
 
 async def test_the_fast_path_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -290,7 +290,7 @@ def test_cancelled_both_attempts_end() -> None:
 
 
 def test_it_is_a_setting_of_a_client() -> None:
-    with pytest.raises(ConfigError, match="hedge must be a Hedge record"):
+    with pytest.raises(ConfigError, match="hedge must be Hedge or None"):
         FlinksClient(auth_secret="s", hedge=True)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"Hedge\.percentile"):
         Hedge(percentile=95)

@@ -23,7 +23,6 @@ from attrs.exceptions import FrozenInstanceError
 
 from flinks_async.codec import Codec
 from flinks_async.models import (
-    DEFAULT_WIRE_STATE,
     MODELS,
     Account,
     AccountsDetail,
@@ -37,9 +36,9 @@ from flinks_async.models import (
     PartnerAccessResponse,
     Timestamp,
     Transaction,
-    WireState,
     wire_fields,
 )
+from flinks_async.schema import DEFAULT_WIRE_STATE, WireState
 from flinks_async.testing.in_memory import make_response
 
 from .answers import DOCUMENTED, WIRE, from_bytes, payload, to_bytes

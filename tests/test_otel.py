@@ -38,7 +38,7 @@ from flinks_async import (
     config,
 )
 from flinks_async.bulk import InProcess, InputFile, Job, JSONLFile, Processes
-from flinks_async.otel import TracedExecutor, instrument
+from flinks_async.otel import _GAUGES, TracedExecutor, instrument
 from flinks_async.testing import KINDS, Fault, FlinksServer, InMemoryTransport
 
 from .test_canaries import FAILURES, PERSONAL, SECRET, TOKEN, shows_nothing
@@ -186,6 +186,7 @@ async def test_a_failed_call_names_its_error_and_what_support_asks_for(telemetry
         "flinks.attempts": 1,
         "flinks.queue_time": pytest.approx(0, abs=0.1),
         "flinks.request_id": "r-7",
+        "flinks.call_id": caught.value.call_id,
         "flinks.token_fingerprint": caught.value.token_fingerprint,
     }
     assert not call.status.is_ok
@@ -384,7 +385,7 @@ async def test_spans_and_metrics_show_nothing_of_any_failure(telemetry: Telemetr
             attempt_middleware=[breaks],
         ) as client:
             with pytest.raises((FlinksError, RuntimeError)):
-                await telemetry.instrument(client).partner_access(TOKEN)
+                await telemetry.instrument(client).partner_access(TOKEN, headers={"X-Key": SECRET})
     assert "flinks partner_access" in telemetry.everything()
     shows_nothing(telemetry.everything())
 
@@ -471,9 +472,10 @@ async def exported(telemetry: Telemetry, folder: Path) -> dict[str, str]:
             await job.run(flinks, executor=telemetry.executor(InProcess()))
         data = telemetry.reader.get_metrics_data()
     assert data is not None
-    names = {"flinks.client.learned_rate": "flinks_client_learned_rate"}  # unknown in this job
+    suffixes = {"s": "_seconds", "{request}/s": "_per_second"}  # as Prometheus' translation of OTLP adds them
+    names = {name: name.replace(".", "_") + suffixes.get(unit, "") for name, unit, *_ in _GAUGES}
     for metric in data.resource_metrics[0].scope_metrics[0].metrics:
-        suffix = "_seconds" if metric.unit == "s" else ""
+        suffix = suffixes.get(metric.unit, "")
         total = "_total" if type(metric.data).__name__ == "Sum" else ""
         names[metric.name] = metric.name.replace(".", "_") + suffix + total
     return names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from flinks_async import ConfigError, FlinksClient, PendingError, PollPending, Timeouts
-from flinks_async.middleware.pending import may_poll
+from flinks_async.middleware.retry import may_poll
 from flinks_async.testing import FakeClock, InMemoryTransport
 from flinks_async.testing.in_memory import make_response
 
@@ -95,7 +95,7 @@ def test_may_poll(wait: float, waited: float, left: float | None, expected: bool
 
 
 def test_settings_are_checked() -> None:
-    with pytest.raises(ConfigError, match="poll_pending must be a PollPending record"):
+    with pytest.raises(ConfigError, match="poll_pending must be PollPending or None"):
         FlinksClient(auth_secret="s", poll_pending=10)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"PollPending\.interval"):
         PollPending(interval=0)

@@ -13,6 +13,7 @@ from flinks_async import (
     Limits,
     QuotaExhaustedError,
     Retry,
+    ServerError,
     ShareQuota,
     TokenBucketQuota,
 )
@@ -117,7 +118,10 @@ async def test_the_error_carries_the_last_failure_and_nothing_else() -> None:
     assert (error.status, error.flinks_code, error.request_id, error.attempts) == (500, "RETRY_LATER", "q-1", 1)
     assert (error.server_message, error.retry_after) == ("busy", 7.0)
     assert "canary" not in repr(error)
-    assert caught.value.__cause__ is None
+    cause = caught.value.__cause__
+    assert isinstance(cause, ServerError)
+    assert (cause.__traceback__, cause.__cause__, cause.__context__) == (None, None, None)
+    assert "canary" not in repr(cause)
     assert caught.value.__context__ is None
 
 

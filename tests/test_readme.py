@@ -32,6 +32,7 @@ from aiohttp.test_utils import TestClient, TestServer
 
 import flinks_async
 from flinks_async import FlinksClient, Kind, bulk, client_options, config, errors, models, testing
+from flinks_async._version import __version__
 from flinks_async.bulk.stores.parquet import ParquetStore
 from flinks_async.classify import classify_response
 from flinks_async.endpoint import Endpoint
@@ -281,6 +282,20 @@ def test_links_lead_somewhere(document: Path) -> None:
             path, _, heading = target.partition("#")
             assert (document.parent / path).exists(), target
             assert not heading or heading in headings_of(document.parent / path), target
+
+
+def test_the_changelog_is_news_for_users_of_the_version_at_its_top() -> None:
+    text = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    versions = re.findall(r"^## \[(.+)\] - (unreleased|\d{4}-\d\d-\d\d)$", text, re.MULTILINE)
+    assert len(versions) == len(re.findall("^## ", text, re.MULTILINE)), (
+        "each section has a version, and a date or none"
+    )
+    assert versions[0][0] == __version__  # the release workflow looks for it
+    assert all(date != "unreleased" for _, date in versions[1:])
+    first = text.rpartition("\n## ")[2]
+    assert not re.search("^### (Fixed|Changed|Removed)", first, re.MULTILINE), "nobody had a version before the first"
+    for heading in ("What is in it", "What you can rely on", "What you have to decide", "Limits"):
+        assert f"\n### {heading}\n" in first
 
 
 def rows(document: Path) -> Iterator[list[str]]:

@@ -9,6 +9,7 @@ import pytest
 from flinks_async import (
     BadRequestError,
     ConnectError,
+    DeadlineExceededError,
     FlinksError,
     Limits,
     ProtocolError,
@@ -35,6 +36,8 @@ def decision(kind: Kind, state: RetryState | None = None, **changes: Any) -> Bac
     arguments: dict[str, Any] = {"retry_after": None, "remaining": None, "random": lambda: 1.0, **changes}
     return decide(RETRY, Verdict(kind, "why"), state or RetryState(attempts=1), **arguments)
 
+
+TOO_LATE = Stop("the wait of 1 s would pass the deadline", DeadlineExceededError)
 
 WAITS = [
     # kind, state, arguments, seconds or the reason to stop
@@ -68,7 +71,7 @@ WAITS = [
     ),
     pytest.param(Kind.THROTTLED, None, {"retry_after": 61.0, "waits": True}, 4.0, id="a job leaves that to the pause"),
     pytest.param(Kind.TRANSIENT, None, {"remaining": 1.1}, 1.0, id="in time"),
-    pytest.param(Kind.TRANSIENT, None, {"remaining": 1.0}, "the wait would pass the deadline", id="just too late"),
+    pytest.param(Kind.TRANSIENT, None, {"remaining": 1.0}, TOO_LATE, id="just too late"),
     pytest.param(Kind.OK, None, {}, "ok answers are not retried", id="a success"),
     pytest.param(Kind.FINAL, None, {}, "final answers are not retried", id="final"),
     pytest.param(Kind.REFUSED, None, {}, "refused answers are not retried", id="refused"),
@@ -77,10 +80,12 @@ WAITS = [
 
 
 @pytest.mark.parametrize(("kind", "state", "arguments", "expected"), WAITS)
-def test_the_decision(kind: Kind, state: RetryState | None, arguments: dict[str, Any], expected: float | str) -> None:
+def test_the_decision(
+    kind: Kind, state: RetryState | None, arguments: dict[str, Any], expected: float | str | Stop
+) -> None:
     found = decision(kind, state, **arguments)
-    if isinstance(expected, str):
-        assert found == Stop(expected)
+    if isinstance(expected, str | Stop):
+        assert found == (Stop(expected) if isinstance(expected, str) else expected)
     else:
         reason = "a fresh connection" if expected == 0.0 else "why"
         assert found == Backoff(expected, reason)
@@ -133,8 +138,11 @@ async def test_a_wait_that_would_pass_the_deadline_is_not_started() -> None:
     clock.advance(100.0)
     transport = InMemoryTransport(default=ConnectError("no connection"))
     async with client_of(transport, clock=clock, retry=Retry(base=2.0)) as client:
-        with pytest.raises(ConnectError):
+        with pytest.raises(
+            DeadlineExceededError, match=r"the wait of 2 s .*; the last attempt: no connection \["
+        ) as caught:
             await client.partner_access("t", timeout=1.9)
+    assert isinstance(caught.value.__cause__, ConnectError)
     assert clock.sleeps == []
 
 

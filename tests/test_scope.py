@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flinks_async.runtime.cancel_scope import CancelScope, DeadlineTimer
+from flinks_async.runtime import CancelScope, DeadlineTimer
 from flinks_async.testing import VirtualTimeLoop, run_virtual
 
 from .support import turns

@@ -20,8 +20,8 @@ PACKAGE = ROOT / "flinks_async"
 CONTRIBUTING_FILE = ROOT / "CONTRIBUTING.md"
 CONTRIBUTING = CONTRIBUTING_FILE.read_text(encoding="utf-8")
 
-SIBLINGS = {"protocol.py", "parquet.py", "errors.py", "retry.py"}
-"""Base names that several folders may have: the files are of one kind, or named after a command of the command line."""
+SIBLINGS = {"protocol.py", "parquet.py", "errors.py"}
+"""Base names that several folders may have, because the files are of one kind."""
 
 SHIMS = {"flinks_async.columns", "flinks_async.middleware.rate"}
 """Former places of public names."""

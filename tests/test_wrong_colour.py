@@ -22,7 +22,7 @@ def test_calls_are_coroutine_functions(method: str) -> None:
     assert inspect.iscoroutinefunction(getattr(client, method))
     assert inspect.iscoroutinefunction(getattr(FlinksClient, method))
     assert inspect.iscoroutinefunction(partial(getattr(client, method), "t"))
-    assert list(inspect.signature(getattr(client, method)).parameters) == ["token", "timeout"]
+    assert list(inspect.signature(getattr(client, method)).parameters) == ["token", "timeout", "headers"]
     assert getattr(client, method).__doc__.startswith("Fetches")
 
 

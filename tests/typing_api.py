@@ -147,6 +147,13 @@ async def one(flinks: FlinksClient) -> None:
         assert_type(opened, FlinksClient)
         assert_type(await opened.partner_access("t"), PartnerAccessResponse)
         assert_type(await opened.partner_access(Secret("t"), timeout=1), PartnerAccessResponse)
+        assert_type(
+            await opened.partner_access("t", headers={"X-Key": Secret("k"), "X-Own": "1"}), PartnerAccessResponse
+        )
+        assert_type(await opened.partner_access_raw("t", headers={"X-Own": "1"}), Response)
+        async for one in opened.partner_access_many(["t"], timeout=1, headers={"X-Own": "1"}):
+            assert_type(one.key, int)
+        await opened.partner_access("t", headers={"X-Own": 1})  # type: ignore[dict-item]
         assert_type(await opened.partner_access_raw("t"), Response)
     await flinks.close(grace=0)
 
@@ -250,6 +257,7 @@ def details(error: FlinksError) -> None:
     assert_type(error.elapsed, float | None)
     assert_type(error.retry_after, float | None)
     assert_type(error.token_fingerprint, str | None)
+    assert_type(error.call_id, str | None)
     assert_type(error.fields(), dict[str, Any])
     match error:
         case TransportError():
@@ -303,6 +311,7 @@ def observe(event: Event) -> None:
         case AttemptFinished():
             assert_type(event.verdict, Verdict | None)
             assert_type(event.status, int | None)
+            assert_type(event.call_id, str)
         case RetryScheduled(delay=delay):
             assert_type(delay, float)
         case InstanceDown(host=host, reason=reason, attempts=number, seconds=seconds, retry_after=delay):

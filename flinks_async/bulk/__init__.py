@@ -9,7 +9,7 @@ Requests are made at least once, and every answer is in the output exactly once.
 again to resume: it fetches the shards that are not committed.
 
 Where to find what: `job` opens and runs jobs; `run` is one run, from ledger to store; `fetching` sends the requests;
-`rules` lists the reasons for which a run stops; `failures` describes failed tokens; `records` counts; `ledger` remembers;
+`rules` lists the reasons for which a run stops; `records` counts; `ledger` remembers;
 `maintenance` has status, verify, export and purge. `inputs/`, `stores/` and `executors/` are made to be extended.
 """
 
@@ -28,7 +28,7 @@ from .errors import (
     UnfitAnswerError,
     WorkerError,
 )
-from .executors import Executor, InProcess, Processes
+from .executors import DaskExecutor, Executor, InProcess, Processes
 from .inputs import InputBytes, InputFile, Layout, Scanned, digest, scan
 from .job import SHARD_SIZE, Job
 from .ledger import Totals
@@ -41,6 +41,7 @@ from .stores import JSONLFile, JSONLParts, Place, Problem, SQLiteStore, Store
 __all__ = [
     "SHARD_SIZE",
     "Commit",
+    "DaskExecutor",
     "Executor",
     "Failure",
     "InProcess",

@@ -2,7 +2,7 @@
 
 The standard library does the work (`zlib`; `compression.zstd`, before Python 3.14 by its backport). This module adds
 what a reader of files needs on top: several members or frames in a row are one file, the memory is bounded, and a file
-that was cut short is never mistaken for a whole one.
+that was cut short is never mistaken for a whole one. Whatever needs Zstandard raises ConfigError if it is not installed.
 """
 
 from __future__ import annotations
@@ -36,11 +36,7 @@ class Compressor(Protocol):
 
 
 def compressor(kind: Compression) -> Compressor:
-    """A new stream: one gzip member without name and time, or one Zstandard frame with a checksum.
-
-    Raises:
-        ConfigError: the library for Zstandard is not installed.
-    """
+    """A new stream: one gzip member without name and time, or one Zstandard frame with a checksum."""
     if kind == "gzip":
         return zlib.compressobj(wbits=_GZIP)
     if kind == "zstd":
@@ -100,9 +96,6 @@ class Decompressed:
 
     Attributes:
         position: bytes returned so far.
-
-    Raises:
-        ConfigError: the library for Zstandard is not installed.
     """
 
     def __init__(self, file: ByteSource, kind: Compression) -> None:
@@ -205,9 +198,5 @@ class Pieces(RawIOBase):
 
 
 def zstd_library() -> Any:
-    """`compression.zstd`, or its backport.
-
-    Raises:
-        ConfigError: it is not installed.
-    """
+    """`compression.zstd`, or its backport."""
     return optional_import("compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd", extra="zstd")

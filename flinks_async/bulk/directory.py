@@ -1,6 +1,7 @@
 """The directory of a job: its lock, its manifest, and what protects files that are not the job's.
 
 The manifest says what a job is. It is written once, when the job is created, and compared with the arguments of each resume.
+What is refused here raises ConfigError; what cannot be written, StoreError.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Annotated, Any, Final
 import msgspec
 from attrs import asdict, evolve, field, frozen
 
-from ..checks import optional_import
-from ..errors import ConfigError
+from .. import checks
+from ..checks import MOST, optional_import
+from ..errors import ConfigError, FlinksError
 from .errors import InputError, JobLockedError, JobMismatchError, LedgerError
 from .files import (
     BEFORE_MANIFEST,
@@ -62,32 +64,33 @@ class Manifest:
     job: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
     created: str
     path: str
-    size: int
-    sha256: str
+    size: Annotated[int, msgspec.Meta(ge=0)]
+    sha256: Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{64}$")]
     layout: dict[str, Any]
     origin: dict[str, str]
     store: dict[str, Any]
-    shard_size: int
-    version: int = field(default=VERSION)
+    shard_size: Annotated[int, msgspec.Meta(ge=1, le=int(MOST))]
+    version: Annotated[int, msgspec.Meta(ge=1)] = field(default=VERSION)
 
     def to_json(self) -> bytes:
         """The content of the file.
 
         Raises:
             InputError: a path is not UTF-8, so it could not be found again.
+            ConfigError: `store` is not JSON.
         """
         try:
             return msgspec.json.format(msgspec.json.encode(asdict(self)), indent=2) + b"\n"
         except UnicodeEncodeError:
-            pass
-        raise InputError("The path of the file of tokens or of the output is not UTF-8. Rename the file or its folder.")
+            problem: FlinksError = InputError(
+                "The path of the file of tokens or of the output is not UTF-8. Rename the file or its folder."
+            )
+        except (TypeError, ValueError):
+            problem = ConfigError("the store must describe itself as JSON")
+        raise problem
 
     def save(self, path: Path) -> None:
-        """Writes the file.
-
-        Raises:
-            StoreError: it cannot be written.
-        """
+        """Writes the file."""
         write_durably(path, evolve(self, store=_relative(self.store, path.parent)).to_json())
 
     @classmethod
@@ -99,6 +102,7 @@ class Manifest:
             JobMismatchError: it does not exist.
             LedgerError: it is broken, or was written by a newer version.
         """
+        path = checks.path("path", path)
         _refuse_untrusted(path.parent)
         try:
             data = path.read_bytes()
@@ -115,8 +119,9 @@ class Manifest:
                 raise LedgerError(newer_version(path, version))
             manifest = msgspec.convert(values, cls)
             msgspec.convert(manifest.layout, Layout)
+            msgspec.convert(manifest.store.get("path"), str | None)
             return evolve(manifest, store=_absolute(manifest.store, path.parent))
-        except (msgspec.DecodeError, TypeError, KeyError):
+        except (msgspec.DecodeError, TypeError, KeyError, ConfigError):
             pass
         raise LedgerError(f"{path} is broken")
 
@@ -202,10 +207,10 @@ def enter(folder: Path, resources: ExitStack, *, new: bool = False) -> None:
         StoreError: it cannot be created.
     """
     refuse_network(folder)
-    if not (folder / MANIFEST).exists():
+    if not os.path.exists(folder / MANIFEST):
         if not new:
             raise JobMismatchError(f"{folder} is not the directory of a job: it has no {MANIFEST}")
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not os.path.isdir(folder):
             raise JobMismatchError(f"{folder} is a file, but a job needs a directory. Choose another name")
         _refuse_untrusted(folder)
         _refuse_foreign(folder)
@@ -222,7 +227,7 @@ def _refuse_untrusted(folder: Path) -> None:
 
 
 def _refuse_foreign(folder: Path) -> None:
-    if not folder.exists():
+    if not os.path.exists(folder):
         return
     try:
         foreign = sorted({entry.name for entry in folder.iterdir()} - BEFORE_MANIFEST)
@@ -237,11 +242,7 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def refuse_own_name(folder: Path, output: str | None) -> None:
-    """Refuses an output in the directory of the job under a name that the job uses itself.
-
-    Raises:
-        ConfigError: the job would overwrite it.
-    """
+    """Refuses an output in the directory of the job under a name that the job uses itself."""
     if output is None:
         return
     first = Path(os.path.relpath(os.path.realpath(output), os.path.realpath(folder))).parts[:1]
@@ -348,11 +349,7 @@ _NETWORK_TYPES: Final = frozenset(
 
 
 def refuse_network(folder: Path) -> None:
-    """Refuses a folder on a network file system, because locks and fsync may silently do nothing there. Only Linux tells.
-
-    Raises:
-        ConfigError: it is on a network file system.
-    """
+    """Refuses a folder on a network file system, because locks and fsync may silently do nothing there. Only Linux tells."""
     try:
         mounts = _MOUNTS.read_text(encoding="utf-8", errors="surrogateescape")
     except OSError:

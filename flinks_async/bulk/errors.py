@@ -15,7 +15,7 @@ FlinksError
 
 from __future__ import annotations
 
-from typing import Any
+import attrs
 
 from ..errors import FlinksError
 
@@ -32,6 +32,7 @@ class JobLockedError(JobError):
     """Another process works on the job."""
 
 
+@attrs.define(slots=False, eq=False, repr=False, auto_exc=False)
 class InputError(JobError):
     """The file of tokens cannot be read, or does not agree with its `Layout`. The message names line and column, and puts
     fields of `Layout` in backticks.
@@ -40,11 +41,7 @@ class InputError(JobError):
         field: of `Layout` that is wrong or missing, such as `column`; None if the file itself is at fault.
     """
 
-    _extra_fields = ("field",)
-
-    def __init__(self, message: str = "", *, field: str | None = None, **fields: Any) -> None:
-        super().__init__(message, **fields)
-        self.field = field
+    field: str | None = attrs.field(default=None, kw_only=True)
 
 
 class InputChangedError(InputError):

@@ -11,8 +11,11 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from attrs import define, field
 
 from ..client import FlinksClient
 from ..clock import Clock
@@ -20,17 +23,53 @@ from ..errors import ClientClosedError, ConfigError, FlinksError
 from ..messages import Response, SendPermit
 from ..secret import fingerprint
 from .compression import Compression
-from .failures import failure_of
-from .files import SpareFiles
+from .errors import StoreError
+from .files import OPEN_FILES_SHORT, SpareFiles
 from .inputs import Token
 from .records import Counters, Failure, Finished, RecentTimes, RunState, Shard
-from .rules import DoubtfulTokens, Rules, doubt_about, meets_every_token, reason_for_all
+from .rules import DoubtfulTokens, Rules, doubt_about, failure_of, meets_every_token, reason_for_all
 from .spool import OpenShard, Spool, key_of, spool_line
-from .thread import Thread
 
 Loaded = tuple[Shard, list[Token]]
 
+T = TypeVar("T")
 
+
+class Thread:
+    """One thread that runs blocking functions one after the other, in the order of the calls."""
+
+    def __init__(self, name: str) -> None:
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+
+    def do(self, function: Callable[..., T], /, *args: object) -> Awaitable[T]:
+        """Returns or raises what `function(*args)` does. The function runs even if the caller is cancelled."""
+        # Shielded: cancelling a call that waits in the queue would take it out of the queue.
+        return asyncio.shield(asyncio.get_running_loop().run_in_executor(self._pool, function, *args))
+
+    def close(self) -> None:
+        """Finishes the calls that were made. Blocks until then."""
+        self._pool.shutdown()
+
+
+class NoThread(Thread):
+    """Runs each function at once, in the caller's thread. For tests in virtual time."""
+
+    def __init__(self) -> None:
+        pass
+
+    def do(self, function: Callable[..., T], /, *args: object) -> Awaitable[T]:
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+    def close(self) -> None:
+        pass
+
+
+@define(eq=False, repr=False, slots=False)
 class Fetcher:
     """Fetches shards until there are no more. `go()` may be awaited once.
 
@@ -51,53 +90,41 @@ class Fetcher:
         secret_is_good: as above; set it when it becomes known.
     """
 
-    def __init__(
-        self,
-        load: Callable[[], Awaitable[Loaded | None]],
-        finished: Callable[[Finished], Awaitable[object]],
-        clients: Mapping[str | None, FlinksClient],
-        key: bytes,
-        spools: Path,
-        compression: Compression,
-        rules: Rules,
-        *,
-        secret_is_good: bool,
-        clock: Clock,
-        writing: Thread,
-    ) -> None:
-        self._counters = Counters()
-        self._times = RecentTimes(clock.now())
-        self.stopped: tuple[RunState, str] | None = None
-        self._source = load
-        self._finished = finished
-        self._clients = clients
-        self._key = key
-        self._spools = spools
-        self._compression: Compression = compression
-        self._rules = rules
-        self.secret_is_good = secret_is_good
-        self._clock = clock
-        self._writing = writing
-        self._queue: deque[tuple[OpenShard, Token]] = deque()
-        self._loading = asyncio.Lock()
-        self._exhausted = False
-        self._open: dict[int, OpenShard] = {}
-        self._room = asyncio.Event()
-        self._stop = asyncio.Event()
-        self._broken: BaseException | None = None
-        self._spare = SpareFiles()
-        self._ending: set[asyncio.Task[None]] = set()
-        self._calls: dict[SendPermit, asyncio.Task[Any]] = {}
-        self._doubtful = {name: DoubtfulTokens[tuple[OpenShard, Failure]]() for name in clients}
+    _load_next: Callable[[], Awaitable[Loaded | None]] = field(alias="load")
+    _finished: Callable[[Finished], Awaitable[object]]
+    _clients: Mapping[str | None, FlinksClient]
+    _key: bytes = field(repr=False)
+    _spools: Path
+    _compression: Compression
+    _rules: Rules
+    secret_is_good: bool = field(kw_only=True)
+    _clock: Clock = field(kw_only=True, alias="clock")
+    _writing: Thread = field(kw_only=True, alias="writing")
+    stopped: tuple[RunState, str] | None = field(default=None, init=False)
+    _counters: Counters = field(factory=Counters, init=False)
+    _times: RecentTimes = field(init=False)
+    _queue: deque[tuple[OpenShard, Token]] = field(factory=deque, init=False)
+    _loading: asyncio.Lock = field(factory=asyncio.Lock, init=False)
+    _exhausted: bool = field(default=False, init=False)
+    _open: dict[int, OpenShard] = field(factory=dict, init=False)
+    _room: asyncio.Event = field(factory=asyncio.Event, init=False)
+    _stop: asyncio.Event = field(factory=asyncio.Event, init=False)
+    _broken: BaseException | None = field(default=None, init=False)
+    _spare: SpareFiles = field(factory=SpareFiles, init=False)
+    _ending: set[asyncio.Task[None]] = field(factory=set, init=False)
+    _calls: dict[SendPermit, asyncio.Task[Any]] = field(factory=dict, init=False)
+    _doubtful: dict[str | None, DoubtfulTokens[tuple[OpenShard, Failure]]] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._times = RecentTimes(self._clock.now())
+        self._doubtful = {name: DoubtfulTokens() for name in self._clients}
 
     def counters(self) -> Counters:
         """The counters as they stand."""
         return self._counters.with_clients(set(self._clients.values()), self._times.histogram(self._clock.now()))
 
     def stop(self, reason: str, state: RunState = "stopped") -> None:
-        """Takes no more tokens and sends nothing more. Requests on the wire have `Rules.drain` seconds to end. The first
-        reason counts.
-        """
+        """As `Execution.stop`."""
         if self.stopped is not None:
             return
         self.stopped = (state, reason)
@@ -110,17 +137,14 @@ class Fetcher:
                 call.cancel()
 
     def break_off(self, error: BaseException) -> None:
-        """Ends at once; `go()` raises the error."""
+        """As `Execution.break_off`."""
         if self._broken is None:
             self._broken = error
         self.stop("it broke off")
 
     async def go(self) -> None:
-        """Fetches until there are no more shards, or until it is stopped. Then the open shards are finished too, with the
-        answers they have and the rows that are left.
-
-        Raises:
-            Exception: what `load` and `finished` raise. Unfinished spools are removed.
+        """As `Execution.go`. Raises what `load` and `finished` raise, and StoreError; spools that cannot be finished are
+        removed.
         """
         try:
             await self._fetch_all()
@@ -150,7 +174,7 @@ class Fetcher:
             await self._room.wait()
         if self.stopped is not None:
             return
-        loaded = await self._source()
+        loaded = await self._load_next()
         if loaded is None:
             self._exhausted = True
             return
@@ -200,6 +224,7 @@ class Fetcher:
                 else:
                     self._note_failure(opened, token, outcome)
                 if opened.full:
+                    self._stop_if_short()
                     await self._writing.do(self._spill, opened, opened.take_lines())
                 if self._only_doubtful():
                     self._room.set()
@@ -272,6 +297,7 @@ class Fetcher:
         ending.add_done_callback(self._ended)
 
     async def _end(self, opened: OpenShard, left: tuple[int, ...]) -> None:
+        self._stop_if_short()
         await self._finished(
             await self._writing.do(self._write_end, opened, opened.take_lines(), opened.failures, left)
         )
@@ -284,9 +310,21 @@ class Fetcher:
 
     def _spill(self, opened: OpenShard, lines: Sequence[bytes]) -> None:
         """Runs in the writing thread."""
-        if opened.spool is None:
-            opened.spool = Spool(self._spools / f"{opened.shard.id:06d}.spool", self._compression)
-        opened.spool.write(lines)
+        if opened.lost is not None:
+            raise opened.lost
+        try:
+            if opened.spool is None:
+                opened.spool = Spool(self._spools / f"{opened.shard.id:06d}.spool", self._compression)
+            opened.spool.write(lines)
+        except StoreError as error:
+            opened.lost = error
+            if opened.spool is not None:
+                opened.spool.abandon()  # on a full disk, its space may be enough for the other shards
+            raise
+
+    def _stop_if_short(self) -> None:
+        if self._spare.needed():
+            self.stop(OPEN_FILES_SHORT)
 
     def _write_end(
         self, opened: OpenShard, lines: Sequence[bytes], failures: tuple[Failure, ...], left: tuple[int, ...]
@@ -314,10 +352,11 @@ class Fetcher:
             for task in (*workers, stopped):
                 task.cancel()
             await asyncio.wait({*workers, stopped})
-        self._raise_if_broken()
 
     async def _finish_the_rest(self) -> None:
-        """Finishes the open shards with the answers they have, and names the rows that are left."""
+        """Finishes the open shards with the answers they have, and names the rows that are left. After an error, those
+        that it does not concern.
+        """
         for name, doubtful in self._doubtful.items():
             if doubtful and self.stopped is None:
                 if doubtful.any_success or self.secret_is_good:

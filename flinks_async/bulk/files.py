@@ -1,6 +1,7 @@
 """Files that survive a power cut, and the names of the files in the directory of a job.
 
-A file is written, synced and renamed, and then its folder is synced.
+A file is written, synced and renamed, and then its folder is synced. Functions raise StoreError if something cannot be
+written or read, and ConfigError if a path must not be used; those that only wrap a call of the system raise OSError.
 """
 
 from __future__ import annotations
@@ -49,12 +50,7 @@ OWN: Final = BEFORE_MANIFEST | {MANIFEST, FAILED, DUPLICATES, REPORT, PAGE, NOTE
 
 
 def make_folder(path: Path) -> None:
-    """Makes a folder for its owner only; an existing one becomes private. Its name and those of its new parents are durable.
-
-    Raises:
-        ConfigError: as from `refuse_untrusted`.
-        StoreError: it cannot be made.
-    """
+    """Makes a folder for its owner only; an existing one becomes private. Its name and those of its new parents are durable."""
     refuse_untrusted(path)
     try:
         new = [folder for folder in path.parents if not folder.exists()]
@@ -83,7 +79,10 @@ def refuse_untrusted(path: Path) -> None:
     """
     if sys.platform == "win32":
         return
-    trusted = [Path(os.path.realpath(name)) for name in os.environ.get(TRUSTED_FOLDERS, "").split(os.pathsep) if name]
+    names = [name for name in os.environ.get(TRUSTED_FOLDERS, "").split(os.pathsep) if name]
+    if not all(map(os.path.isabs, names)):  # a relative one would trust whatever folder the process runs in
+        raise ConfigError(f"{TRUSTED_FOLDERS} must hold absolute paths, separated by '{os.pathsep}'")
+    trusted = [Path(os.path.realpath(name)) for name in names]
     real = Path(os.path.realpath(path))
     for part, found in _way_to(path):
         problem = _untrusted(found, shared=part != real)
@@ -158,11 +157,7 @@ _BINARY: Final = getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0) | geta
 
 
 def create(path: Path) -> int:
-    """Opens a new file, for its owner only. It replaces what has its name, such as a file that a crash has left, or a link.
-
-    Raises:
-        OSError: as from `os.open`.
-    """
+    """Opens a new file, for its owner only. It replaces what has its name, such as a file that a crash has left, or a link."""
     path.unlink(missing_ok=True)
     return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _BINARY, PRIVATE_FILE)
 
@@ -172,9 +167,6 @@ def open_to_write(path: Path, more: int = 0) -> int:
 
     Args:
         more: flags of `os.open`.
-
-    Raises:
-        OSError: as from `os.open`.
     """
     return os.open(path, os.O_WRONLY | _BINARY | more)
 
@@ -203,14 +195,42 @@ class SpareFiles:
     """Descriptors that are held until there may be no others, so that what was fetched can still be written."""
 
     def __init__(self, count: int = 8) -> None:
-        self._held: list[int] = []
-        with suppress(OSError):
-            for _ in range(count):
-                self._held.append(os.open(os.devnull, os.O_RDONLY | _BINARY))
+        self._held = _open_nulls(count)
+
+    def needed(self) -> bool:
+        """Whether the next file might find no descriptor. Then the run should stop, and `close` frees these."""
+        if not self._held:
+            return False
+        found = _open_nulls(_FOR_ONE_STEP)
+        short = len(found) < _FOR_ONE_STEP
+        _close_all(found)
+        return short
 
     def close(self) -> None:
-        while self._held:
-            os.close(self._held.pop())
+        _close_all(self._held)
+
+
+_FOR_ONE_STEP: Final = 4
+"""Descriptors that are open at once while a shard is stored: its spool, the output, its folder, a journal."""
+
+
+def _open_nulls(count: int) -> list[int]:
+    found: list[int] = []
+    with suppress(OSError):
+        while len(found) < count:
+            found.append(os.open(os.devnull, os.O_RDONLY | _BINARY))
+    return found
+
+
+def _close_all(files: list[int]) -> None:
+    while files:
+        os.close(files.pop())
+
+
+OPEN_FILES_SHORT: Final = (
+    "this process may open no more files. Raise the limit (ulimit -n), or lower concurrency and open_shards"
+)
+"""Why a run stops when descriptors are short."""
 
 
 _OPEN_MAX: Final = 10_240
@@ -228,9 +248,6 @@ def write_all(file: int, data: bytes | memoryview) -> None:
 def replaced(path: Path) -> Iterator[Callable[[bytes], None]]:
     """Replaces a file as a whole: it keeps its old content until the block ends, and if the block fails. The block gets
     the function that writes.
-
-    Raises:
-        StoreError: it cannot be written; the old file is unchanged.
     """
     beside = path.with_name(path.name + ".tmp")
     try:
@@ -248,21 +265,13 @@ def replaced(path: Path) -> Iterator[Callable[[bytes], None]]:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Writes a small file as a whole.
-
-    Raises:
-        StoreError: as from `replaced`.
-    """
+    """Writes a small file as a whole."""
     with replaced(path) as write:
         write(data)
 
 
 def rename_durably(source: Path, target: Path) -> None:
-    """Renames a synced file and makes the new name durable.
-
-    Raises:
-        OSError: it fails.
-    """
+    """Renames a synced file and makes the new name durable."""
     os.replace(source, target)
     crash_points.reach("renamed")
     sync_folder(target.parent)
@@ -270,11 +279,7 @@ def rename_durably(source: Path, target: Path) -> None:
 
 
 def sync_file(path: Path) -> None:
-    """Syncs a file that another library has written.
-
-    Raises:
-        OSError: it fails.
-    """
+    """Syncs a file that another library has written."""
     file = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
     try:
         os.fsync(file)
@@ -305,11 +310,7 @@ def cannot_read(path: Path, error: OSError) -> StoreError:
 
 
 def size_of(path: Path) -> int | None:
-    """The size of a file; None if it does not exist. A file that may not be looked at is not missing.
-
-    Raises:
-        StoreError: it cannot be looked at.
-    """
+    """The size of a file; None if it does not exist. A file that may not be looked at is not missing."""
     try:
         return path.stat().st_size
     except FileNotFoundError:
@@ -344,9 +345,6 @@ def connect_to_look(path: Path, *, timeout: float) -> sqlite3.Connection:
 
     Args:
         timeout: seconds to wait for a lock.
-
-    Raises:
-        sqlite3.Error: SQLite fails.
     """
     in_memory = False
     if _has_content(path, "-wal") or _has_content(path, "-journal"):
@@ -383,24 +381,6 @@ def _is_open_elsewhere(path: Path) -> bool:
         return str(error.filename) == str(_LOCKS)
     except OSError:
         return True
-
-
-def absolute_path(path: str | os.PathLike[str] | None) -> Path | None:
-    """A path from the user, independent of the working directory; None stays None.
-
-    Raises:
-        ConfigError: it cannot be the name of a file.
-    """
-    if path is None:
-        return None
-    absolute = Path(path).absolute()
-    try:
-        possible = b"\0" not in os.fsencode(absolute)
-    except UnicodeEncodeError:
-        possible = False
-    if not possible:
-        raise ConfigError(f"path must be the name of a file, not {str(path)!a}")
-    return absolute
 
 
 def is_inside(path: str | os.PathLike[str], folder: Path) -> bool:

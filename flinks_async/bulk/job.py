@@ -13,18 +13,20 @@ from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack, closing, suppress
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from types import NoneType, TracebackType
+from typing import Any, Final, Self, get_args
 
 import msgspec
-from attrs import asdict
+from attrs import asdict, define, field
 
+from .. import checks
 from ..client import FlinksClient
 from ..clock import Clock
 from ..errors import ConfigError, FlinksError
 from .directory import Manifest, empty, enter, new_ledger, refuse_own_name, take_back
 from .errors import InputChangedError, InputError, JobError, JobMismatchError
 from .executors import Executor, InProcess, Work
+from .fetching import Thread
 from .files import LEDGER, LOG, MANIFEST, SCRATCH, SPOOLS, make_folder
 from .inputs import STDIN, InputFile, Layout, Scanned, digest, scan
 from .ledger import PURGING, Ledger, Totals
@@ -33,7 +35,6 @@ from .records import FailureKind, Progress
 from .rules import Rules
 from .run import Result, Run
 from .stores import Place, Store, from_description
-from .thread import Thread
 
 SHARD_SIZE: Final = 1000
 """Default number of tokens in a shard."""
@@ -41,6 +42,7 @@ SHARD_SIZE: Final = 1000
 OnScan = Callable[[int, int], object]
 
 
+@define(eq=False, repr=False, slots=False)
 class Job:
     """An open, locked job. Make one with `start` or `resume`; it is a context manager.
 
@@ -52,27 +54,16 @@ class Job:
         scanned: counts of the input's lines and tokens.
     """
 
-    def __init__(
-        self,
-        directory: Path,
-        manifest: Manifest,
-        scanned: Scanned,
-        ledger: Ledger,
-        store: Store,
-        source: InputFile,
-        log: JobLog,
-        resources: ExitStack,
-    ) -> None:
-        self.directory = directory
-        self.manifest = manifest
-        self.scanned = scanned
-        self._ledger = ledger
-        self._store = store
-        self._source = source
-        self._log = log
-        self._resources = resources
-        self._running: Run | None = None
-        self._reconciled = True
+    directory: Path
+    manifest: Manifest
+    scanned: Scanned
+    _ledger: Ledger
+    _store: Store
+    _source: InputFile
+    _log: JobLog
+    _resources: ExitStack
+    _running: Run | None = field(default=None, init=False)
+    _reconciled: bool = field(default=True, init=False)
 
     @classmethod
     def start(
@@ -103,9 +94,14 @@ class Job:
             LedgerError, StoreError: ledger or store is broken, or cannot be written.
             ConfigError: the store would overwrite a file of the job.
         """
-        folder = Path(directory).absolute()
-        if type(shard_size) is not int or shard_size < 1:
-            raise ConfigError(f"shard_size must be a whole number of at least 1, not {shard_size!r}")
+        folder = checks.path("directory", directory)
+        checks.kind("source", source, InputFile)
+        checks.kind("store", store, Store)
+        checks.kind("origin", origin, Mapping, NoneType)
+        for text in (*(origin or {}), *(origin or {}).values()):
+            checks.kind("origin: each name and host", text, str)
+        checks.function_or_none("on_scan", on_scan)
+        checks.integer("shard_size", shard_size, 1)
         described = store.describe()
         refuse_own_name(folder, described.get("path"))
         size, sha256 = digest(source, on_scan)
@@ -124,7 +120,7 @@ class Job:
         with ExitStack() as resources:
             enter(folder, resources, new=True)
             found = folder / MANIFEST
-            if found.exists():
+            if os.path.exists(found):
                 manifest = Manifest.load(found)
                 manifest.refuse_other(asked, folder)
                 ledger = Ledger(folder / LEDGER)
@@ -160,7 +156,9 @@ class Job:
             InputChangedError: the content of the input has changed.
             FlinksError: as for `start`.
         """
-        folder = Path(directory).absolute()
+        folder = checks.path("directory", directory)
+        checks.kind("store", store, Store, NoneType)
+        checks.function_or_none("on_scan", on_scan)
         manifest = Manifest.load(folder / MANIFEST)
         source = _source(manifest, path)
         if digest(source, on_scan) != (manifest.size, manifest.sha256):
@@ -168,7 +166,7 @@ class Job:
                 f"{source.path} has changed since the job was started. "
                 "Restore the original file, or start a new job in another directory"
             )
-        chosen = store or from_description(manifest.store)
+        chosen = from_description(manifest.store) if store is None else store
         if not manifest.same_store(chosen.describe(), folder):
             raise JobMismatchError(f"{folder} belongs to a job with another store")
         with ExitStack() as resources:
@@ -192,7 +190,7 @@ class Job:
         resources.callback(ledger.close)
         if ledger.get("job") != manifest.job:
             raise JobMismatchError(f"{folder / LEDGER} is not the ledger of {folder / MANIFEST}")
-        log = JobLog(folder / LOG)
+        log = JobLog(folder / LOG, manifest.job)
         resources.callback(log.close)
         for name in (SPOOLS, SCRATCH):
             empty(folder / name)
@@ -209,9 +207,7 @@ class Job:
                 with suppress(FlinksError):
                     store.purge()
             raise
-        job = cls(folder, manifest, scanned, ledger, store, source, log, resources)
-        job._resources = resources.pop_all()
-        return job
+        return cls(folder, manifest, scanned, ledger, store, source, log, resources.pop_all())
 
     @property
     def totals(self) -> Totals:
@@ -230,7 +226,11 @@ class Job:
 
         Raises:
             JobError: some tokens have not been tried yet.
+            ConfigError: there is no such kind.
         """
+        checks.kind("kinds", kinds, Collection)
+        for kind in kinds:
+            checks.choice("each of kinds", kind, get_args(FailureKind))
         if self.totals.pending:
             raise JobError(f"{self.totals.pending:,} tokens are not fetched yet; finish the job before you retry")
         return self._ledger.retry(kinds, self.manifest.shard_size)
@@ -259,11 +259,16 @@ class Job:
         """
         if self._running is not None:
             raise JobError("the job is already running")
+        checks.kind("clients", clients, FlinksClient, Mapping)
+        checks.kind("rules", rules, Rules, NoneType)
+        checks.kind("executor", executor, Executor, NoneType)
         by_name: dict[str | None, FlinksClient] = {}
         if isinstance(clients, FlinksClient):
             by_name[None] = clients
         else:
             by_name.update(clients)
+        for client in by_name.values():
+            checks.kind("clients: each value", client, FlinksClient)
         self._refuse_clients(by_name)
         if not self._reconciled:
             _reconcile(self._store, self._ledger)
@@ -310,6 +315,7 @@ class Job:
         """Stops the run: no more tokens are taken, and requests on the wire have `Rules.drain` seconds to end. Call it in
         the run's event loop.
         """
+        checks.kind("reason", reason, str)
         if self._running is not None:
             self._running.stop(reason)
 
@@ -344,7 +350,7 @@ def _source(manifest: Manifest, path: str | os.PathLike[str] | None) -> InputFil
             "and give its `path`"
         )
     try:
-        return InputFile(Path(path or manifest.path), msgspec.convert(manifest.layout, Layout))
+        return InputFile(manifest.path if path is None else path, msgspec.convert(manifest.layout, Layout))
     except InputError as error:
         if path is not None:
             raise

@@ -6,11 +6,12 @@ import os
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from attrs import field, frozen
 
-from ..checks import flag
+from .. import checks
 from .directory import Manifest, empty, enter
 from .errors import LedgerError, StoreError, StoreMissingError
 from .files import (
@@ -63,7 +64,7 @@ def status(directory: str | os.PathLike[str]) -> Status:
         JobMismatchError: there is no job in the directory.
         LedgerError: its ledger cannot be read.
     """
-    folder = Path(directory).absolute()
+    folder = checks.path("directory", directory)
     manifest = Manifest.load(folder / MANIFEST)
     with closing(Ledger(folder / LEDGER, look=True)) as ledger, ledger.snapshot():
         return Status(manifest, ledger.plan(), ledger.totals(), ledger.runs(), ledger.latest_sample())
@@ -82,7 +83,8 @@ def verify(directory: str | os.PathLike[str], store: Store | None = None) -> lis
         JobLockedError: the job is running.
         JobMismatchError, LedgerError, StoreError: job, ledger or store cannot be opened.
     """
-    folder = Path(directory).absolute()
+    checks.kind("store", store, Store, NoneType)
+    folder = checks.path("directory", directory)
     with ExitStack() as resources:
         manifest = _enter(folder, resources, read_only=True)
         ledger = _ledger(folder, resources)
@@ -108,7 +110,8 @@ def export(directory: str | os.PathLike[str], store: Store | None = None) -> Ite
         StoreMissingError: the answers are not where the job put them.
         FlinksError: as for `verify`.
     """
-    folder = Path(directory).absolute()
+    checks.kind("store", store, Store, NoneType)
+    folder = checks.path("directory", directory)
     with ExitStack() as resources:
         manifest = _enter(folder, resources, read_only=True)
         ledger = _ledger(folder, resources)
@@ -141,15 +144,16 @@ def purge(directory: str | os.PathLike[str], store: Store | None = None, *, forg
             interrupted purge, is no error.
         ConfigError: `forget_answers` is neither True nor False.
     """
-    flag("forget_answers", forget_answers)
-    folder = Path(directory).absolute()
+    checks.flag("forget_answers", forget_answers)
+    checks.kind("store", store, Store, NoneType)
+    folder = checks.path("directory", directory)
     with ExitStack() as resources:
         removed = _remove_answers(folder, _enter(folder, resources), store, forget_answers)
         try:
             for name in (SPOOLS, SCRATCH):
                 empty(folder / name)
             for name in (FAILED, DUPLICATES, REPORT, PAGE, LOG, NOTE, *TEMPORARY, *LEDGER_FILES, MANIFEST):
-                if (folder / name).exists():
+                if os.path.lexists(folder / name):
                     (folder / name).unlink()
                     removed.append(name)
         except OSError as error:
@@ -256,7 +260,7 @@ def _enter(folder: Path, resources: ExitStack, *, read_only: bool = False) -> Ma
 
 
 def _open_store(folder: Path, manifest: Manifest, store: Store | None, resources: ExitStack) -> Store:
-    chosen = store or from_description(manifest.store)
+    chosen = from_description(manifest.store) if store is None else store
     chosen.open(place_of(folder, manifest), existing=True)
     resources.callback(chosen.close)
     return chosen

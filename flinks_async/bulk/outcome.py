@@ -14,6 +14,7 @@ import msgspec
 from attrs import asdict
 
 from .._version import __version__
+from ..limits.notices import log_fields
 from ..secret import SecretFilter
 from .directory import Manifest
 from .files import DUPLICATES, FAILED, REPORT, create, open_to_write, replaced, write_durably
@@ -25,13 +26,9 @@ _BATCH = 1000
 
 
 def write_outcome(folder: Path, manifest: Manifest, ledger: Ledger, scanned: Scanned) -> None:
-    """Writes the files. Each is replaced as a whole, or stays as it was.
-
-    Raises:
-        StoreError: one of them cannot be written.
-    """
+    """Writes the files. Each is replaced as a whole, or stays as it was."""
     _write_lines(folder / FAILED, map(_failed, ledger.failures()))
-    if scanned.duplicates and not (folder / DUPLICATES).exists():
+    if scanned.duplicates and not os.path.exists(folder / DUPLICATES):
         _write_lines(folder / DUPLICATES, ({"line": line, "first": first} for line, first in ledger.all_duplicates()))
     report = msgspec.json.format(msgspec.json.encode(report_of(manifest, ledger, scanned)), indent=2)
     write_durably(folder / REPORT, report + b"\n")
@@ -85,8 +82,9 @@ class JobLog(logging.Handler):
     to the program's logging. On a full disk, lines are lost, but nothing fails.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, job: str) -> None:
         super().__init__(logging.INFO)
+        self._fields = log_fields("Job", job=job)
         self._file: int | None = None
         with suppress(OSError):
             self._file = open_to_write(path, os.O_APPEND) if path.is_file() else create(path)
@@ -106,7 +104,7 @@ class JobLog(logging.Handler):
 
     def _write(self, level: int, message: str, values: tuple[object, ...]) -> None:
         self.handle(_LOGGER.makeRecord(_LOGGER.name, level, "", 0, message, values, None))
-        _LOGGER.log(level, message, *values)
+        _LOGGER.log(level, message, *values, extra=self._fields)
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._file is not None:

@@ -169,11 +169,8 @@ class Commit:
 
 
 _SMALLEST: Final = 1e-4
-
 _GROWTH: Final = math.log(1.05)
-
 _PER_BUCKET: Final = 1 / _GROWTH
-
 _log = math.log
 
 
@@ -346,9 +343,17 @@ class Counters:
         )  # fmt: skip
 
 
-_ADDED_UP: Final = (
-    *("fetched", "failed", "failed_before", "size", "requests", "retries", "throttled", "in_flight", "limit"),
-)
+_ADDED_UP: Final = [
+    "fetched",
+    "failed",
+    "failed_before",
+    "size",
+    "requests",
+    "retries",
+    "throttled",
+    "in_flight",
+    "limit",
+]
 
 Phase = Literal["fetching", "draining", "over"]
 

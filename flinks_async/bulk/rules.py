@@ -1,4 +1,4 @@
-"""Why a run of a job stops before every token has an outcome.
+"""Why a run of a job stops before every token has an outcome, and what the failure of a single token means.
 
 A run stops by itself for one of these reasons. Tokens without an outcome are left to the next run.
 
@@ -26,27 +26,32 @@ Errors that are not about tokens (a full disk, a changed input) do not stop a ru
 from __future__ import annotations
 
 from collections import Counter, deque
-from typing import Final, Generic, Literal, TypeVar
+from typing import Any, Final, Generic, Literal, TypeVar
 
 from attrs import field, frozen
 from attrs.validators import optional
 
 from ..checks import at_once, count, not_negative, positive_or_none, share, whole
-from ..classify import classify_response
+from ..classify import classify_error, classify_response
 from ..errors import (
     AuthenticationError,
     CertificateError,
+    CircuitOpenError,
     ConfigError,
+    DeadlineExceededError,
     FlinksError,
+    InvalidTokenError,
     JSONLimitError,
     NotJSONError,
+    PendingError,
     ProxyError,
+    QuotaExhaustedError,
     RedirectError,
     ServerError,
     ShortageError,
 )
 from ..verdict import Envelope, Kind
-from .records import InstanceTrouble
+from .records import Failure, FailureKind, InstanceTrouble
 
 FEWEST_FOR_A_SHARE: Final = 100
 """Tokens that must be done before a share of failures means anything."""
@@ -215,3 +220,40 @@ def reason_for_row(error: FlinksError, instance: str | None, tokens: int) -> str
 
 def _prefix(instance: str | None) -> str:
     return "" if instance is None else f"instance {instance!r}: "
+
+
+_OUT_OF_TIME: Final = (DeadlineExceededError, QuotaExhaustedError, CircuitOpenError, PendingError)
+
+_WILL_NOT_CHANGE: Final = (Kind.FINAL, Kind.REFUSED)
+
+
+def failure_kind(error: FlinksError) -> FailureKind:
+    """`exhausted` if another run may succeed, `final` if it will not, `invalid` if nothing can be sent."""
+    if isinstance(error, InvalidTokenError):
+        return "invalid"
+    if isinstance(error, _OUT_OF_TIME) or meets_every_token(error):
+        return "exhausted"
+    verdict = classify_error(error)  # by its class, because `Retry.throttle_statuses` are not known here
+    if (
+        isinstance(error, ServerError) and error.status is not None and error.status >= 500
+    ):  # a 501 is final, a 503 is not
+        verdict = classify_response(error.status, Envelope(flinks_code=error.flinks_code))
+    return "final" if verdict.kind in _WILL_NOT_CHANGE else "exhausted"
+
+
+def failure_of(
+    error: FlinksError, line: int, *, key: Any = None, instance: str | None = None, token_fingerprint: str | None = None
+) -> Failure:
+    """A failed token as a record."""
+    return Failure(
+        line,
+        failure_kind(error),
+        type(error).__name__,
+        error.message,
+        key=key,
+        token_fingerprint=token_fingerprint,
+        flinks_code=error.flinks_code,
+        status=error.status,
+        attempts=error.attempts or 0,
+        instance=instance,
+    )

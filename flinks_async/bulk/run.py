@@ -8,24 +8,40 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from itertools import chain, islice
 from typing import Any, Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ..checks import counted
 from ..clock import Clock, SystemClock
 from ..errors import FlinksError
 from . import crash_points
+from .compression import Compression
 from .errors import LedgerError, StoreError, UnfitAnswerError
 from .executors import Executor, Work
 from .executors.protocol import Task
-from .failures import without
+from .fetching import Thread
+from .files import cannot_write
 from .ledger import Ledger, Totals
-from .records import Commit, Finished, InstanceTrouble, Phase, Progress, Rate, RunState
+from .records import (
+    Commit,
+    Counters,
+    Failure,
+    Finished,
+    InstanceTrouble,
+    Phase,
+    Progress,
+    Rate,
+    RunState,
+    key_from_json,
+)
+from .spool import Spool, SpoolLine, read_spool_line
+from .stores.answer_files import read_lines
 from .stores.protocol import Store
-from .thread import Thread
 
 SAMPLE_EVERY: Final = 10.0
 """Seconds between two samples for the report and for `status`."""
@@ -35,6 +51,9 @@ WATCH_EVERY: Final = 1.0
 
 LASTING: Final = 5.0
 """Seconds after which a trouble is logged, and the time that is left is unknown."""
+
+SILENCE: Final = 10.0
+"""Seconds without an answer, while requests wait for one, after which this is a trouble."""
 
 LASTING_TROUBLE: Final = "%s"
 """Log line about a trouble that lasts."""
@@ -97,6 +116,7 @@ class Run:
         self._shards = self._pending.pending()
         self._before = ledger.totals()
         self._started = self._clock.now()
+        self._silent = (0, self._started)  # requests that had ended, and since when no other has
         self._rate, self._rate_of_last_minute = Rate(), Rate(60.0)
         for rate in (self._rate, self._rate_of_last_minute):
             rate.at(self._started, 0)
@@ -106,9 +126,7 @@ class Run:
         self._unfit = 0  # answers that the store could not hold
 
     def stop(self, reason: str, state: RunState = "stopped") -> None:
-        """Takes no more tokens and sends nothing more. Requests on the wire have `Rules.drain` seconds to end. The first
-        reason counts.
-        """
+        """As `Execution.stop`."""
         if self._execution.stopped is None:
             self._log.info("stopping: %s", reason)
         self._execution.stop(reason, state)
@@ -205,7 +223,7 @@ class Run:
                 return self._store.put(_commit_of(finished), finished.spool), finished
             except UnfitAnswerError as error:
                 unfit = error
-            finished = without(finished, unfit, self._store.spool_compression)
+            finished = _without(finished, unfit, self._store.spool_compression)
             self._unfit += 1
             self._log.info("line %d counts as failed: %s", unfit.line, unfit.message)
 
@@ -237,13 +255,27 @@ class Run:
         while True:
             await self._clock.sleep(WATCH_EVERY)
             now, counters = self._clock.now(), self._execution.counters()
-            troubles = counters.troubles(now, self._started)
+            troubles = self._troubles(counters, now)
             self._log_troubles(troubles, told, now)
             for trouble in troubles:
                 answered = answered_before or counters.instances[trouble.host].answered
                 reason = self._rules.unreachable(trouble, answered=answered)
                 if reason is not None:
                     self.stop(reason)
+
+    def _troubles(self, counters: Counters, now: float) -> tuple[InstanceTrouble, ...]:
+        """The instances that have a problem now; also that they keep all requests waiting, which is no failure yet."""
+        ended, since = self._silent
+        if counters.requests != ended or not counters.in_flight:
+            since = now
+            self._silent = (counters.requests, now)
+        troubles = counters.troubles(now, self._started)
+        if troubles or now - since < SILENCE:
+            return troubles
+        return tuple(
+            InstanceTrouble(host, f"still no answer from {host}", counters.in_flight, now - since)
+            for host in counters.instances
+        )
 
     def _log_troubles(self, troubles: Sequence[InstanceTrouble], told: dict[str, float], now: float) -> None:
         """Logs each trouble that lasts: when it is noticed, every minute, and when it is over.
@@ -274,7 +306,7 @@ class Run:
         now, before, counters = self._clock.now(), self._before, self._execution.counters()
         done = counters.fetched + counters.failed
         lately = self._rate_of_last_minute.at(now, done)
-        troubles = counters.troubles(now, self._started)
+        troubles = self._troubles(counters, now)
         moving = lately > 0 and not any(trouble.seconds >= LASTING for trouble in troubles)
         phase: Phase = "over" if self._over else "fetching" if self._execution.stopped is None else "draining"
         return Progress(
@@ -310,3 +342,58 @@ def _broke_off(error: BaseException) -> tuple[str, str]:
 
 def _commit_of(finished: Finished, receipt: dict[str, Any] | None = None) -> Commit:
     return Commit(finished.shard, finished.written, finished.failures, finished.left, receipt or {})
+
+
+_BATCH: Final = 100
+"""Lines that are copied at once."""
+
+
+def _without(finished: Finished, unfit: UnfitAnswerError, compression: Compression) -> Finished:
+    """The shard with a spool that lacks the unfit answer, and with a failure for its token.
+
+    Raises:
+        StoreError: the spool cannot be read or rewritten.
+        UnfitAnswerError: the spool has no such answer. It is the same error, and it ends the job.
+    """
+    path = finished.spool
+    found: list[SpoolLine] = []
+
+    def others() -> Iterator[bytes]:
+        for text in read_lines(path, compression):
+            head = read_spool_line(text)
+            if head.line == unfit.line:
+                found.append(head)
+            else:
+                yield text
+
+    spool = Spool(path.with_name(f"{path.name}.fit"), compression)
+    try:
+        lines = others()
+        for first in lines:
+            spool.write([first, *islice(lines, _BATCH)])
+        written = spool.finish()
+    finally:
+        spool.abandon()
+    if not found:
+        raise unfit
+    try:
+        os.replace(spool.path, path)
+    except OSError as error:
+        problem = cannot_write(path, error)
+    else:
+        failures = chain(finished.failures, [_unfit_failure(found[0], unfit)])
+        return evolve(finished, written=written, failures=tuple(sorted(failures, key=lambda failure: failure.line)))
+    raise problem
+
+
+def _unfit_failure(answer: SpoolLine, unfit: UnfitAnswerError) -> Failure:
+    return Failure(
+        unfit.line,
+        "final",
+        type(unfit).__name__,
+        unfit.message,
+        key=key_from_json(answer.key),
+        status=answer.meta.status,
+        attempts=answer.meta.attempts,
+        instance=answer.instance,
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -16,7 +17,7 @@ from ..messages import Response
 from . import crash_points
 from .compression import Compression, compressor
 from .errors import StoreError
-from .files import cannot_write, create, write_all
+from .files import cannot_read, cannot_write, create, write_all
 from .inputs import NO_KEY, Token
 from .records import Failure, Shard, Written, to_json
 
@@ -57,10 +58,14 @@ class Spool:
         """Writes the rest and syncs the file.
 
         Raises:
-            StoreError: the disk is full or broken.
+            StoreError: the disk is full or broken. The file is removed.
         """
         assert self._file is not None
-        self._add(self._compressor.flush())
+        try:
+            self._add(self._compressor.flush())
+        except StoreError:
+            self.abandon()
+            raise
         crash_points.reach("spool written")
         file, self._file = self._file, None
         try:
@@ -69,6 +74,8 @@ class Spool:
             finally:
                 os.close(file)
         except OSError as error:
+            with suppress(OSError):
+                self.path.unlink()
             raise cannot_write(self.path, error) from None
         crash_points.reach("spool synced")
         return Written(self._lines, self._size, self._hash.hexdigest())
@@ -106,11 +113,13 @@ class OpenShard:
         shard: the rows of the shard.
         open: lines of the rows that have no outcome yet.
         spool: the file of answers, once there is one. Only the writing thread uses it.
+        lost: why answers are missing in the spool, so that the shard cannot be finished. Only the writing thread uses it.
     """
 
     shard: Shard
     open: set[int]
     spool: Spool | None = None
+    lost: StoreError | None = None
     _lines: list[bytes] = field(factory=list, init=False)
     _size: int = field(default=0, init=False)
     _failures: list[Failure] = field(factory=list, init=False)
@@ -176,6 +185,47 @@ class SpoolLine(msgspec.Struct):
 
 read_spool_line: Final = msgspec.json.Decoder(SpoolLine).decode
 """Reads one line of a spool. Raises `msgspec.DecodeError`, or for broken texts other `ValueError`s."""
+
+_LINE: Final = re.compile(rb'\{"line":([0-9]+)')
+
+
+def read_spool(path: Path, count: int, size: int) -> Iterator[list[tuple[int, bytes]]]:
+    """Blocks of the lines of an uncompressed spool, with their numbers, from 1. The lines come in the order of the input,
+    not in that in which the answers came. Memory is that of one block, and of the place of each line.
+
+    Args:
+        count: number of lines.
+        size: bytes after which a block ends.
+
+    Raises:
+        StoreError: the file cannot be read, ends within a line, or has another number of lines.
+    """
+    try:
+        with path.open("rb") as file:
+            places: list[tuple[int, int, int, int]] = []
+            start = 0
+            for number, text in enumerate(file, 1):
+                found = _LINE.match(text)
+                places.append((int(found[1]) if found else 0, number, start, len(text)))
+                start += len(text)
+                if not text.endswith(b"\n"):
+                    raise StoreError(f"{path} cannot be read: it ends within a line")
+            if len(places) != count:
+                raise StoreError(f"{path} has {len(places):,} answers, not {count:,}")
+            block, held = list[tuple[int, bytes]](), 0
+            for _, number, start, length in sorted(places):
+                file.seek(start)
+                block.append((number, file.read(length)))
+                held += length
+                if held >= size:
+                    yield block
+                    block, held = [], 0
+            if block:
+                yield block
+            return
+    except OSError as error:
+        problem = cannot_read(path, error)
+    raise problem
 
 
 def key_of(token: Token) -> Any:

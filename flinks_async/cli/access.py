@@ -138,6 +138,7 @@ def make_clients(access: Access, settings: Settings, instances: str | None, colu
             "--instance, --base-url and --secret-file do not go with --instances: its file has these values."
         )
     clients: dict[str, FlinksClient] = {}
+    problem = ""
     for name, options in _read(instances, access.auth_scheme).items():
         try:
             if clients:
@@ -145,10 +146,10 @@ def make_clients(access: Access, settings: Settings, instances: str | None, colu
             else:
                 clients[name] = FlinksClient(**options, settings=settings, allow_http=access.allow_http)
         except ConfigError as error:
-            problem = error.message
-        else:
-            continue
-        raise UsageError(f"--instances: [{name}]: {problem}.")
+            problem = f"[{name}]: {error.message}"
+            break
+    if problem:  # raised here, so that its context holds no secret
+        raise UsageError(f"--instances: {problem}.")
     return Clients(next(iter(clients.values())), clients)
 
 
@@ -180,23 +181,15 @@ def _options(name: str, table: object, folder: Path, auth_scheme: str) -> dict[s
             refuse(f"has an unknown key; the known ones are {', '.join(_KEYS)}.{hint}".rstrip("."))
         if not isinstance(value, str):
             refuse(f"must have a text as {key}")
-    if table.get("auth_scheme", auth_scheme) not in AUTH_SCHEMES:
+    scheme = table.get("auth_scheme", auth_scheme)
+    if scheme not in AUTH_SCHEMES:
         refuse(f"must have one of these as auth_scheme: {', '.join(AUTH_SCHEMES)}")
-    return {
-        "instance": name,
-        "auth_secret": _secret(name, table, folder, refuse),
-        "auth_scheme": table.get("auth_scheme", auth_scheme),
-        "base_url": table.get("base_url"),
-    }
-
-
-def _secret(name: str, table: Mapping[str, str], folder: Path, refuse: Any) -> Secret:
     if ("secret_env" in table) == ("secret_file" in table):
         refuse("must have secret_env or secret_file, and not both")
     if "secret_file" in table:
-        return read_line(str(folder / table["secret_file"]), f"secret_file of [{name}]")
-    value = Secret(os.environ.get(table["secret_env"], "").strip())
-    if not value:
-        # The variable's name is not shown, because it may be a secret in the wrong place.
+        secret = read_line(str(folder / table["secret_file"]), f"secret_file of [{name}]")
+    else:
+        secret = Secret(os.environ.get(table["secret_env"], "").strip())
+    if not secret:  # the variable's name is not shown, because it may be a secret in the wrong place
         refuse("names an environment variable in secret_env that is not set or is empty")
-    return value
+    return {"instance": name, "auth_secret": secret, "auth_scheme": scheme, "base_url": table.get("base_url")}

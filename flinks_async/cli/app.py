@@ -14,16 +14,13 @@ from typing import Any, NoReturn
 import click
 
 from .._version import __version__
-from ..errors import FlinksError
 from . import Exit, epilog
-from .console import OutputError, ReaderGone, UsageError, exit_code_of, log_to_stderr, report_error, say, trace
+from .console import ReaderGone, UsageError, described, event, log_to_stderr, say, trace
 from .demo import demo, simulate
 from .doctor import doctor
-from .fetch import fetch
-from .get import get
+from .fetch import fetch, get
 from .output import Command, to_stdout
-from .retry import retry
-from .status import export, purge, report, status, verify
+from .status import export, purge, report, retry, status, verify
 
 
 class App(Command, click.Group):
@@ -41,32 +38,28 @@ class App(Command, click.Group):
         except click.exceptions.NoArgsIsHelpError as no_arguments:
             say(no_arguments.format_message())
             return Exit.USAGE
-        except click.UsageError as wrong:
-            _show_usage(wrong)
-            return Exit.USAGE
         except click.Abort:
             say("Interrupted.")
             return Exit.SIGINT
         except ReaderGone:
             return Exit.OUTPUT
-        except OutputError as error:
-            say(f"Error: {error}")
-            return Exit.OUTPUT
-        except FlinksError as error:
-            report_error(error)
-            return exit_code_of(error)
         except Exception as error:
-            say(f"Error: unexpected {type(error).__name__}. Run the same command with --debug for details.")
-            trace(error)
-            return Exit.UNEXPECTED
+            return _report(error)
         return result if isinstance(result, int) else Exit.OK
 
 
-def _show_usage(error: click.UsageError) -> None:
-    if error.ctx is not None:
-        say(error.ctx.get_usage())
-        say(f"Try '{error.ctx.command_path} --help' for help.\n")
-    say(f"Error: {_without_values(error)}")
+def _report(error: Exception) -> Exit:
+    """Says which error ended the command."""
+    text, code = (_without_values(error), Exit.USAGE) if isinstance(error, click.UsageError) else described(error)
+    if not event("end", state="failed", reason=text, exit_code=code, totals=None, run=None):
+        for note in getattr(error, "__notes__", ()):
+            say(note)
+    if isinstance(error, click.UsageError) and error.ctx is not None:
+        say(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n")
+    say(f"Error: {text}" + (". Run the same command with --debug for details." if code is Exit.UNEXPECTED else ""))
+    if not isinstance(error, click.UsageError):  # its traceback would hold what was typed
+        trace(error)
+    return code
 
 
 def _without_values(error: click.UsageError) -> str:

@@ -2,35 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from os import environ
-from typing import Final
+from typing import Any, Final
 
 import click
-import msgspec
 
 from ..bulk.errors import JobError, JobLockedError, LedgerError, StoreError, WorkerError
 from ..bulk.inputs.scan import NO_TOKENS
+from ..bulk.records import to_json
 from ..bulk.run import LASTING_TROUBLE
 from ..checks import counted
 from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidTokenError
 from ..limits.notices import is_no_notice
 from ..secret import SecretFilter, redact, redact_request
+from ..transport.session import shortage
 from . import Exit
 
 _debug = False
 _json_events = False
 
 
-def log_as_events() -> None:
-    """From now on, until the end of the command, log lines are JSON events."""
+def use_events() -> None:
+    """From now on, until the end of the command, log lines and the error that ends it are JSON events."""
     global _json_events
     _json_events = True
+
+
+def event(name: str, /, **values: Any) -> bool:
+    """Writes a JSON event to standard error, if the command shows its progress so. False if not."""
+    if _json_events:
+        say(escaped(to_json({"event": name, **values}).decode()))
+    return _json_events
 
 
 class UsageError(click.UsageError):
@@ -55,8 +64,17 @@ def say(message: str) -> None:
 
 
 def printable(text: str) -> str:
-    """The text without control characters, which could change the state of a terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """The text without control characters and marks of direction, which could steer a terminal or a reader."""
+    return _without_controls(text, lambda c: "\N{REPLACEMENT CHARACTER}")
+
+
+def escaped(text: str) -> str:
+    """The same for JSON, without loss: in JSON, these characters occur only inside strings, and become escapes."""
+    return _without_controls(text, lambda c: json.dumps(c)[1:-1])
+
+
+def _without_controls(text: str, replace: Callable[[str], str]) -> str:
+    return "".join(c if c.isprintable() or c in "\n\t" else replace(c) for c in text)
 
 
 def duration(seconds: float) -> str:
@@ -109,10 +127,34 @@ def text_of(error: FlinksError) -> str:
     return f"{message} ({details})" if details else message
 
 
-def report_error(error: FlinksError) -> None:
-    """Says which error ended the command."""
-    say(f"Error: {text_of(error)}")
-    trace(error)
+def described(error: Exception) -> tuple[str, Exit]:
+    """An error that ended a command in words, and the exit code for it."""
+    if isinstance(error, click.UsageError):
+        return error.format_message(), Exit.USAGE
+    if isinstance(error, OutputError):
+        return str(error), Exit.OUTPUT
+    if isinstance(error, FlinksError):
+        return text_of(error), next((code for kind, code in _CODES.items() if isinstance(error, kind)), Exit.FAILED)
+    if (reason := shortage(error)) is not None:
+        return (
+            f"this process is short of memory, threads or files ({reason}). What was committed is kept. Give it more, or use a "
+            "lower --concurrency, --open-shards, --shard-size or --processes, and run the same command again",
+            Exit.STOPPED,
+        )
+    return f"unexpected {type(error).__name__}", Exit.UNEXPECTED
+
+
+_CODES: Final[dict[type[FlinksError], Exit]] = {
+    AuthenticationError: Exit.REFUSED,
+    StoreError: Exit.OUTPUT,
+    LedgerError: Exit.OUTPUT,
+    WorkerError: Exit.STOPPED,
+    JobLockedError: Exit.LOCKED,
+    ConfigError: Exit.USAGE,
+    InvalidTokenError: Exit.USAGE,
+    JobError: Exit.USAGE,
+}
+"""Exit codes by class of error; the first one that fits counts."""
 
 
 def trace(error: BaseException) -> None:
@@ -122,19 +164,6 @@ def trace(error: BaseException) -> None:
     for block in traceback.format_exception(error):
         for line in block.splitlines():
             say(redact(redact_request(line), limit=500))
-
-
-def exit_code_of(error: FlinksError) -> Exit:
-    """The exit code for an error that ended a command."""
-    if isinstance(error, AuthenticationError):
-        return Exit.REFUSED
-    if isinstance(error, (StoreError, LedgerError)):
-        return Exit.OUTPUT
-    if isinstance(error, WorkerError):
-        return Exit.STOPPED
-    if isinstance(error, JobLockedError):
-        return Exit.LOCKED
-    return Exit.USAGE if isinstance(error, (ConfigError, InvalidTokenError, JobError)) else Exit.FAILED
 
 
 def on_terminal() -> bool:
@@ -149,7 +178,7 @@ def _set_debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> N
     global _debug
     _debug = value
     if value:
-        logging.getLogger("flinks_async").setLevel(logging.DEBUG)
+        logging.getLogger("flinks_async").setLevel(logging.INFO)
 
 
 debug_option = click.option(
@@ -167,7 +196,9 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         text = self.format(record)
-        say(text if not _json_events else msgspec.json.encode({"event": "log", "text": text}).decode())
+        fields = {name: value for name, value in vars(record).items() if name.startswith("flinks_")}
+        if not event("log", text=text, **fields):
+            say(text)
 
 
 def _is_news(record: logging.LogRecord) -> bool:

@@ -23,23 +23,22 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 import msgspec
-from attrs import asdict, define, field, frozen
+from attrs import define, field, frozen
 
 from .. import bulk
-from ..bulk import InProcess, InputFile, Job, JSONLParts, Rules, crash_points
+from ..bulk import InProcess, InputFile, Job, JSONLParts, Progress, Rules, crash_points
 from ..bulk.files import MANIFEST
 from ..checks import counted
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES, AuthScheme
 from . import Exit, epilog
 from .access import Clients
-from .console import OutputError, UsageError, debug_option, say
+from .console import OutputError, UsageError, debug_option, duration, say
 from .display import choose_display
-from .job_run import JobRun, OnScan
-from .options import Speed, concurrency_option, path_name
+from .job_run import JobRun, OnScan, run
+from .options import bulk_settings, concurrency_option, path_name
 from .output import Command, to_stdout
 from .secret_input import read_secret
-from .signals import run
 
 if TYPE_CHECKING:
     from ..testing import FlinksServer
@@ -47,6 +46,8 @@ if TYPE_CHECKING:
 
 
 _SHOWN: Final = 5
+_BURST: Final = 0.25
+"""Seconds of the rate limit that the simulator accepts at once."""
 
 
 @click.command(cls=Command, epilog=epilog())
@@ -55,6 +56,22 @@ _SHOWN: Final = 5
 )
 @click.option(
     "--faults", type=click.FloatRange(0, 1), default=0.03, show_default=True, help="Share of tokens that meet faults."
+)
+@click.option(
+    "--rate-limit",
+    type=click.FloatRange(min=1),
+    metavar="N",
+    default=1500,
+    show_default=True,
+    help="Requests per second that the simulator accepts. The client has to find this out.",
+)
+@click.option(
+    "--latency",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    default=0.05,
+    show_default=True,
+    help="Median response time of the simulator (log-normal).",
 )
 @click.option("--seed", type=int, help="Seed of tokens, faults and answers [a random one, which is printed].")
 @concurrency_option
@@ -68,38 +85,52 @@ _SHOWN: Final = 5
 )
 @debug_option
 def demo(
-    tokens: int, faults: float, seed: int | None, concurrency: int | None, crash: bool, directory: str | None
+    tokens: int,
+    faults: float,
+    rate_limit: float,
+    latency: float,
+    seed: int | None,
+    concurrency: int | None,
+    crash: bool,
+    directory: str | None,
 ) -> int:
-    """Fetch 10,000 made-up tokens from a simulated Flinks with faults, and check the result.
+    """Fetch made-up tokens from a simulated Flinks, and check the answers.
 
-    The simulator is a separate process on this machine. The exit code is 0 only if every fetchable token has exactly one
-    answer, and the right one.
+    The simulator is a separate process on this machine, with a rate limit that the client is not told, and with faults. The
+    exit code is 0 only if every fetchable token has exactly one answer, and the right one.
     """
     from ..testing import DemoFaults, ServeOptions, ServerProcess, expected_answer
 
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     plan = DemoFaults(share=faults, seed=seed)
     made_up = _make_up(tokens, seed)
+    options = ServeOptions(
+        demo=True,
+        faults=faults,
+        unfetchable=plan.unfetchable,
+        seed=seed,
+        rate=rate_limit,
+        burst=max(1.0, rate_limit * _BURST),
+        latency=("lognormal", latency, 0.5),
+    )
     with ExitStack() as stack:
-        folder = _folder(directory, stack)
-        file = _write_tokens(folder / "demo-tokens.txt", made_up)
-        job = _new_job(folder / "demo-job")
-        server = stack.enter_context(
-            ServerProcess(ServeOptions(demo=True, faults=faults, unfetchable=plan.unfetchable, seed=seed))
-        )
+        file, job = _prepare(directory, made_up, stack)
+        server = stack.enter_context(ServerProcess(options))
         say(
-            f"Simulated Flinks at {server.base_url}, seed {seed}: {100 * faults:.3g} % of the {tokens:,} tokens meet faults."
+            f"Simulated Flinks at {server.base_url}, seed {seed}: {100 * faults:.3g} % of the {tokens:,} tokens meet faults. "
+            f"Answers take {duration(latency)} (median). The client is not told the rate limit."
         )
-        fetch = DemoFetch(
-            str(file), str(job), server.base_url, server.auth_secret, concurrency, shard_size=_shard_size(tokens)
-        )
+        shard_size = min(bulk.SHARD_SIZE, max(1, tokens // 100))  # small: the fetch can be killed between two shards
+        fetch = DemoFetch(str(file), str(job), server.base_url, server.auth_secret, concurrency, shard_size)
         if crash and not _crashed(fetch, tokens):
             return Exit.FAILED
-        ended = fetch.run()
+        code, progress = fetch.run()
         stats = server.stats()
         say(_on_the_wire(stats))
-        if ended not in (Exit.OK, Exit.FAILED):
-            return ended
+        if code not in (Exit.OK, Exit.FAILED):
+            return code
+        if progress is not None:
+            say(_found_out(rate_limit, stats, progress))
         if crash:
             say(_repeated(stats, bulk.status(job)))
         if directory is None:
@@ -110,19 +141,23 @@ def demo(
             lambda token: plan.plan(token).fetchable,
             lambda token: expected_answer(token, seed=seed),
         )
-    return _verdict(result)
+    say(result.text())
+    return Exit.OK if result.passed else Exit.FAILED
 
 
-def _shard_size(tokens: int) -> int:
-    """Small, so that the fetch can be killed between two shards."""
-    return min(bulk.SHARD_SIZE, max(1, tokens // 100))
-
-
-def _new_job(directory: Path) -> Path:
-    """A directory without a job. The job of an earlier demo is purged."""
-    if (directory / MANIFEST).exists():
-        bulk.purge(directory)
-    return directory
+def _prepare(directory: str | None, tokens: list[str], stack: ExitStack) -> tuple[Path, Path]:
+    """Writes the file of tokens, and purges the job of an earlier demo. Returns the file and the directory for the job."""
+    try:
+        folder = Path(directory or stack.enter_context(tempfile.TemporaryDirectory(prefix="flinks-async-demo-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        file, job = folder / "demo-tokens.txt", folder / "demo-job"
+        file.write_text("".join(f"{token}\n" for token in tokens), encoding="ascii")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", error)
+        raise OutputError(f"the file of tokens cannot be written to the folder of the demo: {reason}") from None
+    if (job / MANIFEST).exists():
+        bulk.purge(job)
+    return file, job
 
 
 def _crashed(fetch: DemoFetch, tokens: int) -> bool:
@@ -147,25 +182,6 @@ def _make_up(count: int, seed: int) -> list[str]:
     return [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(count)]
 
 
-def _folder(directory: str | None, stack: ExitStack) -> Path:
-    try:
-        if directory is None:
-            return Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="flinks-async-demo-")))
-        folder = Path(directory)
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:
-        raise OutputError(f"the folder of the demo cannot be made: {getattr(error, 'strerror', error)}") from None
-    return folder
-
-
-def _write_tokens(path: Path, tokens: list[str]) -> Path:
-    try:
-        path.write_text("".join(f"{token}\n" for token in tokens), encoding="ascii")
-    except OSError as error:
-        raise OutputError(f"{path} cannot be written: {error.strerror}") from None
-    return path
-
-
 def _on_the_wire(stats: dict[str, Any]) -> str:
     faults = sum(stats["faults"].values())
     return (
@@ -175,9 +191,18 @@ def _on_the_wire(stats: dict[str, Any]) -> str:
     )
 
 
-def _verdict(result: Check) -> int:
-    say(result.text())
-    return Exit.OK if result.passed else Exit.FAILED
+def _found_out(rate_limit: float, stats: dict[str, Any], progress: Progress) -> str:
+    """What the client found out about the rate limit, and what it was worth.
+
+    Args:
+        progress: the last one of the run. With `--crash`, `stats` covers more requests.
+    """
+    learned = "did not meet this limit" if progress.learned_rate is None else f"learned {progress.learned_rate:,.0f}/s"
+    return (
+        f"The server accepts {rate_limit:,.0f} requests per second. The client {learned}, and made "
+        f"{progress.requests / progress.seconds:,.0f}/s on average, with its start. "
+        f"One after the other, the {stats['requests']:,} requests would have taken {duration(stats['seconds'])}."
+    )
 
 
 # --- the fetch -------------------------------------------------------------------------------------------------------
@@ -205,12 +230,14 @@ class DemoFetch:
     concurrency: int | None
     shard_size: int
 
-    def run(self) -> int:
-        """Starts the job or resumes it; the exit code."""
+    def run(self) -> tuple[int, Progress | None]:
+        """Starts the job or resumes it; the exit code and the last progress."""
         client = FlinksClient(
-            auth_secret=self.auth_secret, base_url=self.base_url, settings=Speed(self.concurrency).settings()
+            auth_secret=self.auth_secret, base_url=self.base_url, settings=bulk_settings(self.concurrency)
         )
-        return run(JobRun(self._open, Clients(client), Rules(), InProcess(), choose_display("auto")).go)
+        job_run = JobRun(self._open, Clients(client), Rules(), InProcess(), choose_display("auto"))
+        code = run(job_run.go)
+        return code, None if job_run.ended is None else job_run.ended.progress
 
     def run_and_crash(self, after: int) -> bool:
         """Does the same in a process that kills itself. False if it did not.
@@ -218,7 +245,7 @@ class DemoFetch:
         Args:
             after: shards that reach the store before the kill. The last one is not in the ledger yet, which is the worst moment.
         """
-        orders = msgspec.json.encode({"after": after, "fetch": asdict(self)})
+        orders = msgspec.json.encode((after, self))
         ended = subprocess.run([sys.executable, "-m", "flinks_async.cli.demo"], input=orders, check=False)
         return abs(ended.returncode) == KILL
 
@@ -287,12 +314,13 @@ def check(
     """
     result = Check(len(tokens))
     arrived: set[int] = set()
-    for line, answer in map(_read, answers):
+    for record in (json.loads(answer, parse_float=Decimal) for answer in answers):
+        line: int = record["line"]
         if line in arrived or not 1 <= line <= len(tokens):
             result.wrong.append(line)
         elif not fetchable(tokens[line - 1]):
             result.unexpected.append(line)
-        elif answer != expected(tokens[line - 1]):
+        elif record["response"] != expected(tokens[line - 1]):
             result.wrong.append(line)
         arrived.add(line)
     for line, token in enumerate(tokens, start=1):
@@ -303,31 +331,7 @@ def check(
     return result
 
 
-def _read(answer: bytes) -> tuple[int, Any]:
-    record = json.loads(answer, parse_float=Decimal)
-    return record["line"], record["response"]
-
-
-# --- the process that kills itself -----------------------------------------------------------------------------------
-
-
-def main() -> None:
-    """Reads the orders, and kills itself after so many shards."""
-    orders = msgspec.json.decode(sys.stdin.readline())
-    stored = 0
-
-    def die_at(name: str) -> None:
-        nonlocal stored
-        stored += name == "stored"
-        if stored == orders["after"]:
-            os.kill(os.getpid(), KILL)
-
-    crash_points.hook = die_at
-    sys.exit(DemoFetch(**orders["fetch"]).run())
-
-
-if __name__ == "__main__":
-    main()
+# --- the simulator alone ---------------------------------------------------------------------------------------------
 
 
 @click.command(cls=Command)
@@ -395,3 +399,25 @@ def simulate(
     stats = server.stats
     say(f"{counted(stats.requests, 'request')}, {stats.answered:,} answered, {stats.throttled:,} throttled")
     return Exit.OK
+
+
+# --- the process that kills itself -----------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """Reads the orders, and kills itself after so many shards."""
+    after, fetch = msgspec.json.decode(sys.stdin.readline(), type=tuple[int, DemoFetch])
+    stored = 0
+
+    def die_at(name: str) -> None:
+        nonlocal stored
+        stored += name == "stored"
+        if stored == after:
+            os.kill(os.getpid(), KILL)
+
+    crash_points.hook = die_at
+    sys.exit(fetch.run()[0])
+
+
+if __name__ == "__main__":
+    main()

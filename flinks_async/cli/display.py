@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Literal, Protocol
+from typing import Any, Final, Literal
 
-import click
 from attrs import frozen
 
 from ..bulk import Job, Progress, Scanned, Totals
@@ -17,18 +16,16 @@ from ..bulk.files import FAILED
 from ..bulk.records import to_json
 from ..checks import counted
 from ..endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
-from ..errors import FlinksError
 from . import Exit
-from .console import duration, exit_code_of, log_as_events, on_terminal, say, text_of, with_options
+from .console import duration, escaped, event, on_terminal, printable, say, use_events, with_options
 from .options import ProgressKind
 
-DisplayState = Literal["complete", "stopped", "refused", "interrupted", "failed"]
+DisplayState = Literal["complete", "stopped", "refused", "interrupted"]
 
 _TITLE: Final = {"complete": "Done", "stopped": "Stopped", "refused": "Refused", "interrupted": "Interrupted"}
 _REDRAW: Final = 0.2
 _PLAIN_EVERY: Final = 5.0
 _JSON_EVERY: Final = 1.0
-_NEVER: Final = 3600.0
 _TROUBLES_SHOWN: Final = 2
 
 RESUME: Final = "Run the same command again to fetch them."
@@ -36,13 +33,13 @@ RESUME: Final = "Run the same command again to fetch them."
 
 @frozen
 class Ended:
-    """How a run ended.
+    """How a run ended without an error.
 
     Attributes:
-        state: `failed` if an error ended it.
+        state: `interrupted` by a signal, or as in `Result`.
         reason: in words; empty if it is complete.
         exit: exit code of the process.
-        job: the job; None if it could not be opened.
+        job: the job; None if it was not opened.
         totals: of the job.
         progress: the last progress of the run, if anything was fetched.
         resume: how to fetch the tokens that are left.
@@ -57,69 +54,133 @@ class Ended:
     resume: str = RESUME
 
 
-class Display(Protocol):
-    """A way to show a run.
+class Display:
+    """Shows a run to people: a bar on a terminal, or a line now and then; and a summary at the end.
 
     Attributes:
         interval: seconds between two calls of `planning` or `progress`.
     """
 
-    interval: float
+    def __init__(self, interval: float = _PLAIN_EVERY, *, quiet: bool = False) -> None:
+        self.interval = interval
+        self._quiet = quiet
 
     def begin(self, text: str, **places: str | None) -> None:
-        """Where the run keeps things: in words for people, by name for programs."""
-        ...
+        """Says where the job and the answers are: as text for people, as paths by name for programs."""
+        self.note(text)
 
     def planning(self, read: int, size: int) -> None:
         """`read` of `size` bytes of the input were read."""
-        ...
+        share = read / size if size else None
+        self._show(share, "" if share is None else f"{_percent(share)} read", "reading the tokens")
 
-    def progress(self, progress: Progress) -> None: ...
+    def progress(self, progress: Progress) -> None:
+        share = progress.done / progress.total if progress.total else None
+        self._show(share, "" if share is None else _percent(share), *_progress_lines(progress))
 
     def note(self, text: str) -> None:
-        """Something happened."""
-        ...
+        """Says what the run does, unless the user wants only the summary."""
+        if not self._quiet:
+            say(text)
 
     def warn(self, text: str) -> None:
-        """Something needs the user's attention."""
-        ...
+        """Says what needs the user's attention."""
+        say(text)
 
     def row(self, kind: str, record: Mapping[str, Any]) -> None:
         """A line of the input without an answer, for which there is no file."""
-        ...
+        say(escaped(to_json(record).decode()))
 
     def close(self) -> None:
         """Ends the progress. May be called more than once."""
-        ...
 
     def end(self, ended: Ended) -> None:
         """Shows the summary."""
-        ...
+        if ended.job is None or ended.totals is None:
+            say("Interrupted before anything was fetched.")
+        else:
+            say(summary(ended, ended.job, ended.totals))
+
+    def _show(self, share: float | None, percent: str, headline: str, details: str = "") -> None:
+        if not self._quiet:
+            say(_joined(percent, headline, details))
+
+
+class Bar(Display):
+    """A bar and a line below it."""
+
+    def __init__(self) -> None:
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+        from rich.text import Text
+
+        super().__init__(_REDRAW)
+        self._progress = Progress(BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"))
+        self._task = self._progress.add_task("", total=None)
+        self._details = Text(no_wrap=True, overflow="ellipsis")
+        # Without auto_refresh, rich needs no thread. Messages appear above the bar.
+        self._live = Live(
+            Group(self._progress, self._details),
+            console=Console(stderr=True),
+            auto_refresh=False,
+            redirect_stdout=False,
+            transient=True,
+        )
+
+    def close(self) -> None:
+        with suppress(OSError, ValueError):
+            self._live.stop()
+
+    def _show(self, share: float | None, percent: str, headline: str, details: str = "") -> None:
+        total = None if share is None else 1.0
+        self._progress.update(self._task, description=headline, total=total, completed=share or 0.0)
+        self._details.plain = printable(details)
+        with suppress(OSError, ValueError):  # the terminal is gone
+            self._live.start()
+            self._live.refresh()
+
+
+class JSONLines(Display):
+    """One object per line; docs/command-line.md describes them."""
+
+    def begin(self, text: str, **places: str | None) -> None:
+        event("begin", **places)
+
+    def planning(self, read: int, size: int) -> None:
+        event("planning", read=read, size=size)
+
+    def progress(self, progress: Progress) -> None:
+        event("progress", **progress.to_dict())
+
+    def note(self, text: str) -> None:
+        pass
+
+    def warn(self, text: str) -> None:
+        event("warning", text=text)
+
+    def row(self, kind: str, record: Mapping[str, Any]) -> None:
+        event(kind, **record)
+
+    def end(self, ended: Ended) -> None:
+        event(
+            "end",
+            state=ended.state,
+            reason=ended.reason,
+            exit_code=ended.exit,
+            totals=None if ended.totals is None else ended.totals.to_dict(),
+            run=None if ended.progress is None else ended.progress.to_dict(),
+        )
 
 
 def choose_display(kind: ProgressKind, *, beside_answers: bool = False) -> Display:
     """The display for an option. `beside_answers`: no bar, because answers are printed to the same terminal."""
     if kind == "json":
-        log_as_events()
-        return JSONLines()
-    if kind == "none":
-        return ForPeople(None)
-    return ForPeople(Bar() if kind == "auto" and on_terminal() and not beside_answers else PlainLines())
-
-
-@contextmanager
-def reporting_errors(kind: ProgressKind) -> Iterator[None]:
-    """An error before the run is also reported as an `end` event."""
-    try:
-        yield
-    except (click.UsageError, FlinksError) as error:
-        if kind == "json":
-            if isinstance(error, click.UsageError):
-                ended = Ended("failed", error.format_message(), Exit.USAGE)
-            else:
-                ended = Ended("failed", text_of(error), exit_code_of(error))
-            JSONLines().end(ended)
-        raise
+        use_events()
+        return JSONLines(_JSON_EVERY)
+    if kind == "auto" and on_terminal() and not beside_answers:
+        return Bar()
+    return Display(quiet=kind == "none")
 
 
 @asynccontextmanager
@@ -139,187 +200,32 @@ async def repeated(interval: float, action: Callable[[], object]) -> AsyncIterat
         await asyncio.wait({task})
 
 
-@frozen
-class View:
-    """The content of a bar or a line.
-
-    Attributes:
-        headline, details: in words.
-        share: from 0 to 1; None if it is not known.
-        of: what it is a share of, in a word.
-    """
-
-    headline: str
-    details: str = ""
-    share: float | None = None
-    of: str = ""
-
-    def line(self) -> str:
-        share = "" if self.share is None else f"{min(self.share, 1.0):.0%} {self.of}".rstrip()
-        return joined(share, self.headline, self.details)
-
-
-def joined(*parts: str) -> str:
-    """The parts that are not empty, on one line."""
-    return " · ".join(part for part in parts if part)
-
-
-def view(progress: Progress) -> View:
-    """The progress in words."""
+def _progress_lines(progress: Progress) -> tuple[str, str]:
     left = "time left unknown" if progress.eta is None else f"{duration(progress.eta)} left"
-    return View(
-        joined(
-            f"{progress.done:,} of {progress.total:,} done",
-            f"{progress.rate:,.0f}/s",
-            "stopping" if progress.phase == "draining" else left,
-        ),
-        joined(
-            *map(str, progress.troubles[:_TROUBLES_SHOWN]),
-            f"{progress.fetched:,} ok",
-            f"{progress.failed:,} failed",
-            f"{progress.retries:,} retried",
-            f"{progress.throttled:,} throttled" if progress.throttled else "",
-            f"p50 {duration(progress.p50)}, p95 {duration(progress.p95)}" if progress.p50 and progress.p95 else "",
-            f"{progress.in_flight:,} of {progress.limit:,} in flight",
-            *progress.learned[:_TROUBLES_SHOWN],
-            f"paused for {duration(progress.held_back)}" if progress.held_back and not progress.troubles else "",
-        ),
-        progress.done / progress.total if progress.total else None,
+    return _joined(
+        f"{progress.done:,} of {progress.total:,} done",
+        f"{progress.rate:,.0f}/s",
+        "stopping" if progress.phase == "draining" else left,
+    ), _joined(
+        *map(str, progress.troubles[:_TROUBLES_SHOWN]),
+        f"{progress.fetched:,} ok",
+        f"{progress.failed:,} failed",
+        f"{progress.retries:,} retried",
+        f"{progress.throttled:,} throttled" if progress.throttled else "",
+        f"p50 {duration(progress.p50)}, p95 {duration(progress.p95)}" if progress.p50 and progress.p95 else "",
+        f"{progress.in_flight:,} of {progress.limit:,} in flight",
+        *progress.learned[:_TROUBLES_SHOWN],
+        f"paused for {duration(progress.held_back)}" if progress.held_back and not progress.troubles else "",
     )
 
 
-class PlainLines:
-    """A line now and then, for logs and pipes."""
-
-    interval = _PLAIN_EVERY
-
-    def show(self, view: View) -> None:
-        say(view.line())
-
-    def close(self) -> None:
-        pass
+def _percent(share: float) -> str:
+    return f"{min(share, 1.0):.0%}"
 
 
-class Bar:
-    """A bar and a line below it, for a terminal."""
-
-    interval = _REDRAW
-
-    def __init__(self) -> None:
-        from rich.console import Console, Group
-        from rich.live import Live
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
-        from rich.text import Text
-
-        self._progress = Progress(BarColumn(24), TaskProgressColumn(), TextColumn("{task.description}"))
-        self._task = self._progress.add_task("", total=None)
-        self._details = Text(no_wrap=True, overflow="ellipsis")
-        # Without auto_refresh, rich needs no thread. Messages appear above the bar.
-        self._live = Live(
-            Group(self._progress, self._details),
-            console=Console(stderr=True),
-            auto_refresh=False,
-            redirect_stdout=False,
-            transient=True,
-        )
-        self._live.start()
-
-    def show(self, view: View) -> None:
-        total = None if view.share is None else 1.0
-        self._progress.update(self._task, description=view.headline, total=total, completed=view.share or 0.0)
-        self._details.plain = view.details
-        with suppress(OSError, ValueError):  # the terminal is gone
-            self._live.refresh()
-
-    def close(self) -> None:
-        with suppress(OSError, ValueError):
-            self._live.stop()
-
-
-class ForPeople:
-    """A bar, or lines, or neither; and a summary at the end."""
-
-    def __init__(self, shown: Bar | PlainLines | None) -> None:
-        self._shown = shown
-        self.interval = _NEVER if shown is None else shown.interval
-
-    def begin(self, text: str, **places: str | None) -> None:
-        self.note(text)
-
-    def planning(self, read: int, size: int) -> None:
-        if self._shown is not None:
-            self._shown.show(View("reading the tokens", share=read / size if size else None, of="read"))
-
-    def progress(self, progress: Progress) -> None:
-        if self._shown is not None:
-            self._shown.show(view(progress))
-
-    def note(self, text: str) -> None:
-        if self._shown is not None:
-            say(text)
-
-    def warn(self, text: str) -> None:
-        say(text)
-
-    def row(self, kind: str, record: Mapping[str, Any]) -> None:
-        say(to_json(record).decode())
-
-    def close(self) -> None:
-        if self._shown is not None:
-            self._shown.close()
-
-    def end(self, ended: Ended) -> None:
-        self.close()
-        if ended.job is None:
-            if ended.state == "interrupted":
-                say("Interrupted before anything was fetched.")
-        elif ended.totals is not None:
-            say(summary(ended, ended.job, ended.totals))
-        elif ended.exit in (Exit.OUTPUT, Exit.STOPPED):
-            say(
-                "The run ended early because of an error. Committed answers are kept. Fix the cause and run the same command:"
-            )
-
-
-class JSONLines:
-    """One object per line; docs/command-line.md describes them."""
-
-    interval = _JSON_EVERY
-
-    def begin(self, text: str, **places: str | None) -> None:
-        _say("begin", **places)
-
-    def planning(self, read: int, size: int) -> None:
-        _say("planning", read=read, size=size)
-
-    def progress(self, progress: Progress) -> None:
-        _say("progress", **progress.to_dict())
-
-    def note(self, text: str) -> None:
-        pass
-
-    def warn(self, text: str) -> None:
-        _say("warning", text=text)
-
-    def row(self, kind: str, record: Mapping[str, Any]) -> None:
-        _say(kind, **record)
-
-    def close(self) -> None:
-        pass
-
-    def end(self, ended: Ended) -> None:
-        _say(
-            "end",
-            state=ended.state,
-            reason=ended.reason,
-            exit_code=int(ended.exit),
-            totals=None if ended.totals is None else ended.totals.to_dict(),
-            run=None if ended.progress is None else ended.progress.to_dict(),
-        )
-
-
-def _say(event: str, /, **values: Any) -> None:
-    say(to_json({"event": event, **values}).decode())
+def _joined(*parts: str) -> str:
+    """The parts that are not empty, on one line."""
+    return " · ".join(part for part in parts if part)
 
 
 def summary(ended: Ended, job: Job, totals: Totals) -> str:
@@ -354,16 +260,25 @@ def outcome_rows(totals: Totals, scanned: Scanned) -> list[str]:
         ("fetched", totals.fetched, ""),
         ("failed", totals.failed, classes),
         ("left", totals.pending, _left(totals)),
-        ("invalid", totals.invalid, "lines; nothing was sent"),
-        ("duplicates", scanned.duplicates, "lines; fetched once"),
-        ("blank", scanned.blank, "lines"),
-        ("header", scanned.header, ""),
-        ("continued", scanned.continued, "lines; line breaks inside quotes"),
     )
+    return count_rows((*rows, *other_lines(scanned)), always=("fetched", "failed"))
+
+
+def other_lines(scanned: Scanned) -> Iterator[tuple[str, int, str]]:
+    """(kind, number, remark) of the lines of the input for which nothing is sent."""
+    yield "invalid", scanned.invalid, "lines; nothing was sent"
+    yield "duplicates", scanned.duplicates, "lines; fetched once"
+    yield "blank", scanned.blank, "lines"
+    yield "header", scanned.header, ""
+    yield "continued", scanned.continued, "lines; line breaks inside quotes"
+
+
+def count_rows(rows: Iterable[tuple[str, int, str]], *, always: Collection[str]) -> list[str]:
+    """The rows as lines, without those of 0 that are not in `always`."""
     return [
         f"  {name:<10} {count:>10,}" + (f"  ({remark})" if remark and count else "")
         for name, count, remark in rows
-        if count or name in ("fetched", "failed")
+        if count or name in always
     ]
 
 

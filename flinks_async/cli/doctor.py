@@ -38,7 +38,7 @@ from ..classify import verdict_of
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES
 from ..errors import FlinksError
-from ..runtime.loop_state import fast_loop
+from ..runtime import fast_loop
 from ..secret import Secret
 from ..transport.fast_path import SUPPORTED
 from ..transport.session import SessionManager
@@ -46,9 +46,9 @@ from ..verdict import Kind
 from . import Exit, epilog
 from .access import Access, access_options
 from .console import debug_option, duration, printable, say
+from .job_run import run
 from .output import Command, to_stdout
 from .secret_input import read_token
-from .signals import run
 
 State = Literal["ok", "warning", "problem"]
 

@@ -1,19 +1,20 @@
-"""`flinks-async fetch`: the tokens of a file or of standard input become answers, by a job."""
+"""`flinks-async fetch`: the tokens of a file become answers, by a job; and `flinks-async get` for one token."""
 
 from __future__ import annotations
 
 import secrets
 import tempfile
-from contextlib import ExitStack
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
 import click
+import msgspec
 from attrs import define, field, frozen
 
+from .. import config
 from ..bulk import (
     SHARD_SIZE,
-    Executor,
     Failure,
     InputBytes,
     InputError,
@@ -28,22 +29,15 @@ from ..bulk import (
 from ..bulk.files import MANIFEST
 from ..bulk.inputs import NO_KEY, STDIN, ShardReader, Token
 from ..checks import counted
+from ..client import FlinksClient
+from ..models import PartnerAccessResponse
+from ..secret import Secret
 from . import Exit, epilog
-from .access import Access, access_options, instances_option, make_clients
+from .access import Access, access_options, make_clients
 from .console import UsageError, debug_option, duration, say
-from .display import RESUME, choose_display, reporting_errors
-from .job_run import JobRun, OnScan
-from .options import (
-    Speed,
-    Stops,
-    Telling,
-    layout_options,
-    path_name,
-    processes_option,
-    progress_options,
-    speed_options,
-    stop_options,
-)
+from .display import RESUME, choose_display, count_rows, other_lines
+from .job_run import JobRun, OnScan, RunOptions, run, run_options
+from .options import layout_options, path_name, timeout_option
 from .output import (
     STORES,
     WITHOUT_FILE,
@@ -52,11 +46,11 @@ from .output import (
     check_output,
     make_store,
     split_name,
+    stdout_is_terminal,
     store_of,
     to_stdout,
 )
-from .secret_input import named, read_all_stdin
-from .signals import run
+from .secret_input import named, read_all_stdin, read_token
 
 _HELP = """Fetch the data behind many access tokens.
 
@@ -75,6 +69,7 @@ _STREAMED_SHARD: Final = 100
 """Tokens in a shard whose answers are printed, so that the first ones appear soon."""
 _SHOWN: Final = 5
 _ROWS_SHOWN: Final = 3
+_LONGEST_SHAPE: Final = 40
 
 
 @click.command(cls=Command, help=_HELP, epilog=epilog())
@@ -99,9 +94,6 @@ _ROWS_SHOWN: Final = 3
     metavar="N",
     help=f"Tokens that are committed together [{SHARD_SIZE:,}; {_STREAMED_SHARD} with --out -].",
 )
-@stop_options
-@processes_option
-@instances_option
 @click.option("--dry-run", "dry", is_flag=True, help="Only report what TOKENS holds. Needs no secret and no network.")
 @click.option(
     "--assume-rate",
@@ -109,9 +101,7 @@ _ROWS_SHOWN: Final = 3
     metavar="N",
     help="Tokens per second that --dry-run expects [--rate].",
 )
-@speed_options
-@progress_options
-@access_options
+@run_options
 @debug_option
 def fetch(
     tokens: str,
@@ -120,59 +110,51 @@ def fetch(
     store: str | None,
     layout: Layout,
     shard_size: int | None,
-    stops: Stops,
-    executor: Executor,
-    instances: str | None,
     dry: bool,
     assume_rate: float | None,
-    speed: Speed,
-    telling: Telling,
-    access: Access,
+    options: RunOptions,
 ) -> int:
     if dry:
-        report = dry_run(_open_source(tokens, layout), shard_size or SHARD_SIZE, assume_rate or speed.rate)
-        to_stdout(f"{report}\n".encode())
+        rate = assume_rate or options.settings.limits.rate
+        to_stdout(f"{dry_run(_open_source(tokens, layout), shard_size or SHARD_SIZE, rate)}\n".encode())
         return Exit.OK
-    with ExitStack() as stack:
-        with reporting_errors(telling.kind):
-            if tokens == STDIN and access.secret_file == STDIN:
-                raise UsageError("TOKENS and --secret-file cannot both be '-'.")
-            target = _target(tokens, out, directory, store, stack)
-            clients = make_clients(access, speed.settings(), instances, layout.instance_column)
+    display = choose_display(options.progress, beside_answers=out == STDIN)
+    if tokens == STDIN and options.access.secret_file == STDIN:
+        raise UsageError("TOKENS and --secret-file cannot both be '-'.")
+    target = _target(tokens, out, directory, store)
+    clients = make_clients(options.access, options.settings, options.instances, layout.instance_column)
+
+    def open_source() -> InputFile:
+        source = None if tokens == STDIN else _open_source(tokens, layout)
+        place = None if target.directory is None else str(target.directory)
+        display.begin(target.words, job=place, answers=target.answers)
+        return source or _open_source(tokens, layout)
+
+    with tempfile.TemporaryDirectory(prefix="flinks-async-") if out == STDIN else nullcontext() as temporary:
+        folder = target.directory or Path(temporary or "", "job")
         size = shard_size or (_STREAMED_SHARD if out == STDIN else SHARD_SIZE)
 
         def start(source: InputFile | None, on_scan: OnScan) -> Job:
             assert source is not None
             try:
-                job = Job.start(
-                    target.directory, source, target.store, clients.origin, shard_size=size, on_scan=on_scan
-                )
+                return Job.start(folder, source, target.store, clients.origin, shard_size=size, on_scan=on_scan)
             except InputError as error:
-                _raise_named(error, tokens, layout)
-            return job
+                raise _named(error, tokens, layout) from None
 
-        def open_source() -> InputFile:
-            source = None if tokens == STDIN else _open_source(tokens, layout)
-            display.begin(target.words, job=target.shown, answers=target.answers)
-            return source or _open_source(tokens, layout)
-
-        display = choose_display(telling.kind, beside_answers=out == STDIN)
         job_run = JobRun(
             start,
             clients,
-            stops.rules(),
-            executor,
+            options.rules,
+            options.executor,
             display,
             open_source=open_source,
             resume=target.resume,
-            show_rows=target.streamed,
+            show_rows=out == STDIN,
             abandon=target.store.abandon if isinstance(target.store, StdoutStore) else lambda: None,
         )
         code = run(job_run.go)
-    if code is Exit.OK and directory is None and not target.streamed:
-        say(
-            f"{target.directory} is not needed to resume any more: delete it, or keep it for status, verify and report."
-        )
+    if code is Exit.OK and directory is None and out != STDIN:
+        say(f"{folder} is not needed to resume any more: delete it, or keep it for status, verify and report.")
     return code
 
 
@@ -184,27 +166,21 @@ class _Target:
     """Where a run keeps its job and its answers.
 
     Attributes:
-        directory: of the job.
+        directory: of the job; None if it is temporary.
         store: for the answers.
         words: what is said at the start.
         answers: file of the answers; None if they are in the directory or in a database.
-        streamed: answers are printed, and the directory is temporary.
         resume: how to fetch what is left.
     """
 
-    directory: Path
+    directory: Path | None
     store: Store
     words: str
     answers: str | None = None
-    streamed: bool = False
     resume: str = RESUME
 
-    @property
-    def shown(self) -> str | None:
-        return None if self.streamed else str(self.directory)
 
-
-def _target(tokens: str, out: str | None, directory: str | None, store: str | None, stack: ExitStack) -> _Target:
+def _target(tokens: str, out: str | None, directory: str | None, store: str | None) -> _Target:
     """Decides it by the options.
 
     Raises:
@@ -212,7 +188,14 @@ def _target(tokens: str, out: str | None, directory: str | None, store: str | No
         OutputError: the output cannot be written.
     """
     if out == STDIN:
-        return _streamed(directory, store, stack)
+        if directory is not None:
+            raise UsageError(
+                "--job does not go with --out -: print the answers of a job with flinks-async export DIR --out -."
+            )
+        if store not in (None, "jsonl"):
+            raise UsageError("--out - prints JSONL. For another --store, name a file.")
+        words = "Answers go to standard output. This run cannot be resumed; for that, name a file with --out FILE."
+        return _Target(None, StdoutStore(), words, STDIN, "A run with --out - cannot be resumed.")
     if tokens == STDIN and out is None and directory is None:
         raise UsageError(
             "Missing option '--out FILE' (a file for the answers, '-' for standard output) or '--job DIR' (a directory)."
@@ -223,28 +206,15 @@ def _target(tokens: str, out: str | None, directory: str | None, store: str | No
     folder = Path(directory or f"{out or tokens}.job")
     if out is not None:
         _check_file(tokens, Path(out), folder)
-    resume = RESUME
-    words = f"Answers go to {out}. " if out is not None else ""
-    words += f"The job is in {folder}: after an interruption, run the same command again to resume."
     if tokens == STDIN:
-        resume = "Standard input is not kept: to fetch them, run the same command with the same input."
         words = (f"Answers go to {out}, the job is in {folder}. " if out else f"The job is in {folder}. ") + (
             "The tokens from standard input stay in memory, so this run cannot be resumed without the same input."
         )
-    return _Target(folder, make_store(name, out), words, out, resume=resume)
-
-
-def _streamed(directory: str | None, store: str | None, stack: ExitStack) -> _Target:
-    if directory is not None:
-        raise UsageError(
-            "--job does not go with --out -: print the answers of a job with flinks-async export DIR --out -."
-        )
-    if store not in (None, "jsonl"):
-        raise UsageError("--out - prints JSONL. For another --store, name a file.")
-    temporary = stack.enter_context(tempfile.TemporaryDirectory(prefix="flinks-async-"))
-    words = "Answers go to standard output. This run cannot be resumed; for that, name a file with --out FILE."
-    resume = "A run with --out - cannot be resumed."
-    return _Target(Path(temporary) / "job", StdoutStore(), words, STDIN, streamed=True, resume=resume)
+        resume = "Standard input is not kept: to fetch them, run the same command with the same input."
+        return _Target(folder, make_store(name, out), words, out, resume)
+    words = f"Answers go to {out}. " if out is not None else ""
+    words += f"The job is in {folder}: after an interruption, run the same command again to resume."
+    return _Target(folder, make_store(name, out), words, out)
 
 
 def _beside(tokens: str, store: str) -> str:
@@ -280,17 +250,17 @@ def _open_source(tokens: str, layout: Layout) -> InputFile:
     try:
         return InputBytes(read_all_stdin(), layout) if tokens == STDIN else InputFile(tokens, layout)
     except InputError as error:
-        _raise_named(error, tokens, layout)
+        raise _named(error, tokens, layout) from None
 
 
-def _raise_named(error: InputError, tokens: str, layout: Layout) -> NoReturn:
-    """Raises the error with the name of the file, and without the name of a column, which may be a secret in the wrong place."""
+def _named(error: InputError, tokens: str, layout: Layout) -> InputError:
+    """The error with the name of the file, and without the name of a column, which may be a secret in the wrong place."""
     column = getattr(layout, error.field) if error.field in ("column", "key_column", "instance_column") else None
     message = error.message if column is None else error.message.replace(repr(column), "with this name")
     name = "Standard input" if tokens == STDIN else tokens if named(tokens) else ""
     if name and not message.startswith(f"{name}: "):
         message = f"{name}: {message}"
-    raise type(error)(message, field=error.field) from None
+    return type(error)(message, field=error.field)
 
 
 # --- --dry-run --------------------------------------------------------------------------------------------------------
@@ -326,12 +296,21 @@ def dry_run(source: InputFile, shard_size: int, rate: float | None) -> str:
     found, key = _Found(), secrets.token_bytes(32)
     with tempfile.TemporaryDirectory(prefix="flinks-async-") as scratch:
         scanned = scan(source, key=key, shard_size=shard_size, scratch=Path(scratch), sink=found)
-    rows = []
+    lines = _counts(scanned)
     if found.first is not None:
         reader = ShardReader(source, key)
-        rows = [_masked(token) for token in reader.read(found.first)[:_ROWS_SHOWN]]
+        lines += map(_masked, reader.read(found.first)[:_ROWS_SHOWN])
         reader.close()
-    return "\n".join([*_counts(scanned), *rows, *_bad(found.bad, scanned), _time(scanned.tokens, rate)])
+    lines += (f"  line {failure.line}: {failure.message}" for failure in found.bad)
+    if more := scanned.invalid - len(found.bad):
+        lines.append(f"  and {more:,} more")
+    if not scanned.tokens:
+        lines.append("There are no tokens to fetch.")
+    elif rate is None:
+        lines.append("For an estimate of the time, add --rate or --assume-rate.")
+    else:
+        lines.append(f"At {rate:g} tokens per second, it takes at least {duration(scanned.tokens / rate)}.")
+    return "\n".join(lines)
 
 
 def _masked(token: Token) -> str:
@@ -347,39 +326,45 @@ def _shape(text: str) -> str:
     return shape + (f"... ({len(text):,} characters)" if len(text) > _LONGEST_SHAPE else "")
 
 
-_LONGEST_SHAPE: Final = 40
-
-
 def _counts(scanned: Scanned) -> list[str]:
-    rows = (
-        ("tokens", scanned.tokens, "would be fetched"),
-        ("duplicates", scanned.duplicates, "of tokens on earlier lines"),
-        ("invalid", scanned.invalid, "nothing can be sent"),
-        ("blank", scanned.blank, ""),
-        ("header", scanned.header, ""),
-        ("continued", scanned.continued, "line breaks inside quotes"),
-        ("shards", scanned.shards, ""),
-        *((f"  {name}", count, "tokens of this instance") for name, count in scanned.instances.items()),
-    )
+    tokens = ("tokens", scanned.tokens, "would be fetched")
+    instances = ((f"  {name}", count, "tokens of this instance") for name, count in scanned.instances.items())
+    rows = (tokens, *other_lines(scanned), ("shards", scanned.shards, ""), *instances)
     return [
         f"{counted(scanned.lines, 'line')}, {counted(scanned.size, 'byte')}",
-        *(
-            f"  {name:<10} {count:>13,}" + (f"  ({remark})" if remark and count else "")
-            for name, count, remark in rows
-            if count or name in ("tokens", "shards")
-        ),
+        *count_rows(rows, always=("tokens", "shards")),
     ]
 
 
-def _bad(failures: list[Failure], scanned: Scanned) -> list[str]:
-    lines = [f"  line {failure.line}: {failure.message}" for failure in failures]
-    more = scanned.invalid - len(failures)
-    return [*lines, f"  and {more:,} more"] if more else lines
+# --- one token --------------------------------------------------------------------------------------------------------
 
 
-def _time(tokens: int, rate: float | None) -> str:
-    if not tokens:
-        return "There are no tokens to fetch."
-    if rate is None:
-        return "For an estimate of the time, add --rate or --assume-rate."
-    return f"At {rate:g} tokens per second, it takes at least {duration(tokens / rate)}."
+@click.command(cls=Command, epilog=epilog())
+@click.option(
+    "--token-file",
+    metavar="FILE",
+    callback=path_name,
+    help="File with the access token, '-' for standard input [FLINKS_ACCESS_TOKEN, else a hidden prompt].",
+)
+@click.option("--pretty/--compact", default=None, help="Indented, or on one line [indented on a terminal].")
+@access_options
+@timeout_option
+@debug_option
+def get(access: Access, timeout: float | None, token_file: str | None, pretty: bool | None) -> int:
+    """Fetch the data behind one access token and print it as JSON, with every field and digit of the answer."""
+    if token_file == STDIN and access.secret_file == STDIN:
+        raise UsageError("--token-file and --secret-file cannot both be '-'.")
+    client = access.client(config.service())
+    token = read_token(token_file)
+    answer = run(lambda: _ask(client, token, timeout)).to_json()
+    if stdout_is_terminal() if pretty is None else pretty:
+        answer = msgspec.json.format(answer, indent=2)
+    to_stdout(answer + b"\n")
+    return Exit.OK
+
+
+async def _ask(client: FlinksClient, token: Secret, timeout: float | None) -> PartnerAccessResponse:
+    async with client:
+        if timeout is None:
+            return await client.partner_access(token)
+        return await client.partner_access(token, timeout=timeout)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
+from inspect import signature
 from typing import Any, Final, Literal, TypeVar
 
 import click
-from attrs import evolve, fields, frozen
 
 from .. import config
 from ..bulk import Executor, InProcess, Layout, Processes, Rules
@@ -41,19 +41,10 @@ def failures(ctx: click.Context, param: click.Parameter, given: str | None) -> t
     return None, float(found[1]) / 100
 
 
-def path_name(ctx: click.Context, param: click.Parameter, given: str | None) -> str | None:
+def path_name(ctx: click.Context, param: click.Parameter, given: str | None, *, must_exist: bool = False) -> str | None:
     """Callback of the name of a file or directory, or '-': refuses names that cannot exist. No message repeats the name,
     because it may be a secret in the wrong place.
     """
-    return _path_name(param, given, exists=False)
-
-
-def existing_path(ctx: click.Context, param: click.Parameter, given: str) -> str | None:
-    """The same, and refuses a name without a file or directory."""
-    return _path_name(param, given, exists=True)
-
-
-def _path_name(param: click.Parameter, given: str | None, *, exists: bool) -> str | None:
     what = param.metavar if isinstance(param, click.Argument) else param.opts[0]
     if given == "":
         raise UsageError(f"{what} must not be empty.")
@@ -61,7 +52,7 @@ def _path_name(param: click.Parameter, given: str | None, *, exists: bool) -> st
         if given is not None:
             os.stat(given)
     except (FileNotFoundError, NotADirectoryError):
-        if exists:
+        if must_exist:
             raise UsageError(f"{what}: there is nothing with this name (the value is not shown).") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else "it is not a name for a file"
@@ -71,25 +62,23 @@ def _path_name(param: click.Parameter, given: str | None, *, exists: bool) -> st
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-Decorator = Callable[[F], F]
 
-
-def grouped(name: str, record: type, *options: Callable[[Any], Any]) -> Callable[[F], F]:
+def grouped(name: str, make: Callable[..., Any], *options: Callable[[Any], Any]) -> Callable[[F], F]:
     """A decorator that adds options to a command.
 
     Args:
-        name: of the argument that the command gets them as.
-        record: an attrs class with one field for each option.
+        name: of the argument that the command gets their values as.
+        make: makes that argument of them; its parameters have the names of the options.
     """
-    names = [field.name for field in fields(record)]
+    names = list(signature(make).parameters)
 
     def decorate(command: F) -> F:
         @wraps(command)
-        def with_record(**arguments: Any) -> Any:
+        def with_group(**arguments: Any) -> Any:
             values = {option: arguments.pop(option) for option in names}
-            return command(**{name: record(**values)}, **arguments)
+            return command(**{name: make(**values)}, **arguments)
 
-        decorated: Any = with_record
+        decorated: Any = with_group
         for option in reversed(options):
             decorated = option(decorated)
         return decorated  # type: ignore[no-any-return]
@@ -112,32 +101,28 @@ concurrency_option = click.option(
 )
 
 
-@frozen
-class Speed:
-    """The bulk preset with the options of the command line."""
-
-    concurrency: int | None = None
-    rate: float | None = None
-    attempts: int | None = None
-    timeout: float | None = None
-
-    def settings(self) -> Settings:
-        settings = config.bulk()
-        limits, retry, timeouts = settings.limits, settings.retry, settings.timeouts
-        if self.concurrency is not None:
-            limits = evolve(limits, concurrency=self.concurrency)
-        if self.rate is not None:
-            limits = evolve(limits, rate=self.rate)
-        if self.attempts is not None:
-            retry = evolve(retry, attempts=self.attempts)
-        if self.timeout is not None:
-            timeouts = evolve(timeouts, deadline=self.timeout)
-        return evolve(settings, limits=limits, retry=retry, timeouts=timeouts)
+def bulk_settings(
+    concurrency: int | None = None,
+    rate: float | None = None,
+    attempts: int | None = None,
+    timeout: float | None = None,
+) -> Settings:
+    """The bulk preset with the options that were given."""
+    given: dict[str, dict[str, float | None]] = {
+        "limits": {"concurrency": concurrency, "rate": rate},
+        "retry": {"attempts": attempts},
+        "timeouts": {"deadline": timeout},
+    }
+    changes = {
+        record: {field: value for field, value in values.items() if value is not None}
+        for record, values in given.items()
+    }
+    return config.choose(config.bulk(), changes)
 
 
-speed_options = grouped(
-    "speed",
-    Speed,
+settings_options = grouped(
+    "settings",
+    bulk_settings,
     concurrency_option,
     click.option(
         "--rate",
@@ -149,43 +134,30 @@ speed_options = grouped(
     timeout_option,
 )
 
-refused_after_option = click.option(
-    "--refused-after",
-    type=click.IntRange(min=1),
-    metavar="N",
-    default=Rules().refused_after,
-    show_default=True,
-    help="Stop when this many tokens in a row get a refusal of the AuthSecret, a redirect or an HTML page.",
-)
 
-
-@frozen
-class Stops:
-    """When a run stops early, and how many shards are in progress at once."""
-
-    open_shards: int
-    max_failures: tuple[int | None, float | None]
-    max_duration: float | None
-    refused_after: int
-    unreachable_after: float | None
-    drain: float
-
-    def rules(self) -> Rules:
-        count, share = self.max_failures
-        return Rules(
-            open_shards=self.open_shards,
-            refused_after=self.refused_after,
-            max_failures=count,
-            max_failure_share=share,
-            max_duration=self.max_duration,
-            unreachable_after=self.unreachable_after or Rules().unreachable_after,
-            drain=self.drain,
-        )
+def _rules(
+    open_shards: int,
+    max_failures: tuple[int | None, float | None],
+    max_duration: float | None,
+    refused_after: int,
+    unreachable_after: float | None,
+    drain: float,
+) -> Rules:
+    count, share = max_failures
+    return Rules(
+        open_shards=open_shards,
+        refused_after=refused_after,
+        max_failures=count,
+        max_failure_share=share,
+        max_duration=max_duration,
+        unreachable_after=unreachable_after or Rules().unreachable_after,
+        drain=drain,
+    )
 
 
 stop_options = grouped(
-    "stops",
-    Stops,
+    "rules",
+    _rules,
     click.option(
         "--open-shards",
         type=click.IntRange(1, 10_000),
@@ -198,7 +170,14 @@ stop_options = grouped(
         "--max-failures", callback=failures, metavar="N|P%", help="Stop when more tokens than this have failed."
     ),
     click.option("--max-duration", callback=seconds, metavar="TIME", help="Stop after 90 (seconds), 45m, 2h or 1d."),
-    refused_after_option,
+    click.option(
+        "--refused-after",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=Rules().refused_after,
+        show_default=True,
+        help="Stop when this many tokens in a row get a refusal of the AuthSecret, a redirect or an HTML page.",
+    ),
     click.option(
         "--unreachable-after",
         callback=seconds,
@@ -234,21 +213,9 @@ processes_option = click.option(
 ProgressKind = Literal["auto", "plain", "json", "none"]
 
 
-@frozen
-class Telling:
-    """How progress is shown."""
-
-    progress: ProgressKind
-    quiet: bool
-
-    @property
-    def kind(self) -> ProgressKind:
-        return "none" if self.quiet else self.progress
-
-
 progress_options = grouped(
-    "telling",
-    Telling,
+    "progress",
+    lambda progress, quiet: "none" if quiet else progress,
     click.option(
         "--progress",
         type=click.Choice(["auto", "plain", "json", "none"]),
@@ -300,4 +267,4 @@ layout_options = grouped(
     ),
 )
 
-directory_argument = click.argument("directory", metavar="DIR", callback=existing_path)
+directory_argument = click.argument("directory", metavar="DIR", callback=partial(path_name, must_exist=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import select
 import sys
 import threading
@@ -21,7 +20,7 @@ from ..bulk.directory import Manifest, refuse_own_files
 from ..bulk.files import MANIFEST, replaced, write_all
 from ..bulk.inputs import STDIN
 from ..bulk.stores import from_description
-from .console import OutputError, ReaderGone, UsageError
+from .console import OutputError, ReaderGone, UsageError, escaped
 
 _JSONL: Final[dict[str, Compression]] = {"jsonl": "none", "jsonl.gz": "gzip", "jsonl.zst": "zstd"}
 WITHOUT_FILE: Final = ("parquet", "postgresql")
@@ -30,8 +29,6 @@ STORES: Final = (*_JSONL, "sqlite", "duckdb", *WITHOUT_FILE)
 COMPRESSION: Final[dict[str, Compression]] = {"": "none", ".gz": "gzip", ".zst": "zstd"}
 """Compression by the end of a file's name."""
 
-# C1 controls, and marks that change the direction of text. In JSON, the C0 controls are escaped already.
-_CONTROLS: Final = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
 _ATOMIC: Final[int] = getattr(select, "PIPE_BUF", 512)  # bytes that a writable pipe takes without blocking
 _POLL: Final = 0.2
 
@@ -139,7 +136,7 @@ class StdoutStore:
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
         with spool.open("rb") as lines:
             for line in lines:
-                _write_stdout(line, self._abandoned.is_set)
+                to_stdout(line, self._abandoned.is_set)
         return {}
 
     def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
@@ -160,15 +157,6 @@ class StdoutStore:
 
     def close(self) -> None:
         pass
-
-
-def to_stdout(data: bytes) -> None:
-    """Writes to standard output, completely and immediately. Control characters do not reach a terminal.
-
-    Raises:
-        OutputError: it cannot be written; `ReaderGone` if it is a pipe that was closed.
-    """
-    _write_stdout(data)
 
 
 class Command(click.Command):
@@ -194,16 +182,19 @@ def stdout_is_terminal() -> bool:
         return False
 
 
-def for_terminal(text: bytes) -> bytes:
-    """The same text with control characters as JSON escapes. In JSON, they occur only inside strings."""
-    return _CONTROLS.sub(lambda c: f"\\u{ord(c[0]):04x}", text.decode("utf-8", "replace")).encode()
+def to_stdout(data: bytes, abandoned: Callable[[], bool] | None = None) -> None:
+    """Writes to standard output, completely and immediately. Control characters do not reach a terminal.
 
+    Args:
+        abandoned: looked at while the reader of a pipe does not read; True ends the wait.
 
-def _write_stdout(data: bytes, abandoned: Callable[[], bool] | None = None) -> None:
+    Raises:
+        OutputError: it cannot be written; `ReaderGone` if it is a pipe that was closed, or the wait was ended.
+    """
     if sys.stdout is None:
         raise OutputError("standard output cannot be written: it is closed")
     if stdout_is_terminal():
-        data = for_terminal(data)
+        data = escaped(data.decode("utf-8", "replace")).encode()
     try:
         try:
             number = sys.stdout.fileno()

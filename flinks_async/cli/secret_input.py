@@ -8,8 +8,9 @@ import os
 import sys
 import threading
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, BinaryIO, Final, TypeVar
+from concurrent.futures import Future
+from functools import partial
+from typing import BinaryIO, Final, TypeVar
 
 import click
 
@@ -22,9 +23,7 @@ from .console import UsageError
 T = TypeVar("T")
 
 _MAX_FILE: Final = 64 * 1024
-
 _PIECE: Final = 1024 * 1024
-
 _BOM: Final = b"\xef\xbb\xbf"
 
 
@@ -127,45 +126,33 @@ def read_all_stdin() -> bytes:
         InputError: it is closed, or cannot be read.
     """
     try:
-        if sys.stdin is None:
-            raise OSError(errno.EBADF, "it is closed")
         try:
-            number = sys.stdin.fileno()
-        except (OSError, ValueError, AttributeError):  # replaced by a test
-            return sys.stdin.buffer.read()
-        pieces = []
-        while piece := os.read(number, _PIECE):
-            pieces.append(piece)
-        return b"".join(pieces)
+            number = _stdin().fileno()
+        except ValueError:  # replaced by a test
+            return _stdin().read()
+        return b"".join(iter(partial(os.read, number, _PIECE), b""))
     except OSError as error:
         raise InputError(f"Standard input cannot be read: {error.strerror}.") from None
 
 
 async def in_daemon_thread(function: Callable[[], T]) -> T:
     """Calls `function()` in a thread. If the function blocks forever, the process can still end."""
-    future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
-
-    def settle(result: Any, error: BaseException | None) -> None:
-        if not future.done():
-            future.set_result(result) if error is None else future.set_exception(error)
+    future = Future[T]()
+    future.set_running_or_notify_cancel()  # so that whoever waits can give up, but not cancel it
 
     def work() -> None:
-        result: Any = None
-        failure: BaseException | None = None
         try:
-            result = function()
+            future.set_result(function())
         except BaseException as error:
-            failure = error
-        with suppress(RuntimeError):  # the loop is closed, so nobody waits
-            future.get_loop().call_soon_threadsafe(settle, result, failure)
+            future.set_exception(error)
 
     threading.Thread(target=work, name="flinks-async-input", daemon=True).start()
-    return await future
+    return await asyncio.wrap_future(future)
 
 
 def _stdin() -> BinaryIO:
     if sys.stdin is None:
-        raise OSError(errno.EBADF, "there is no standard input")
+        raise OSError(errno.EBADF, "it is closed")
     return sys.stdin.buffer
 
 

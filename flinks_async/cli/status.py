@@ -1,8 +1,9 @@
-"""The commands that look at a job or remove it: `status`, `verify`, `export`, `report` and `purge`."""
+"""The commands for the directory of a job: `status`, `verify`, `export`, `purge`, `report` and `retry`."""
 
 from __future__ import annotations
 
 import datetime as dt
+import os
 import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,15 +12,20 @@ from typing import Any, Final
 import click
 import msgspec
 from attrs import asdict
+from click.core import ParameterSource
 
 from .. import bulk
+from ..bulk import InputFile, Job, JobMismatchError, Manifest
 from ..bulk.compression import Compression, compressor
+from ..bulk.files import MANIFEST
 from ..bulk.inputs import STDIN
-from ..bulk.records import InstanceTrouble
+from ..bulk.records import FailureKind, InstanceTrouble
 from ..checks import counted
 from . import Exit, epilog
+from .access import Clients, make_clients
 from .console import UsageError, debug_option, duration, printable, say
-from .display import answers_of, outcome_rows
+from .display import answers_of, choose_display, outcome_rows
+from .job_run import JobRun, OnScan, RunOptions, run, run_options
 from .options import directory_argument, path_name
 from .output import COMPRESSION, HTML, LINES, Command, split_name, to_stdout, whole_file
 from .secret_input import stdin_is_terminal
@@ -48,7 +54,7 @@ def _plain(directory: str, found: bulk.Status) -> dict[str, Any]:
     manifest, totals = found.manifest, found.totals
     scanned = {} if found.scanned is None else asdict(found.scanned)
     return {
-        "directory": printable(directory),
+        "directory": os.fsencode(directory).decode(errors="replace"),
         "job": manifest.job,
         "created": manifest.created,
         "input": {"path": manifest.path, "size": manifest.size, "sha256": manifest.sha256, "scanned": scanned or None},
@@ -202,7 +208,7 @@ def _confirmed(directory: str) -> bool:
         answers = f"its {bulk.status(directory).totals.fetched:,} answers"
     except bulk.LedgerError:  # broken, or removed by a purge that was interrupted
         answers = "its answers"
-    return click.confirm(f"Delete the job in {directory} and {answers} permanently?", err=True)
+    return click.confirm(f"Delete the job in {printable(directory)} and {answers} permanently?", err=True)
 
 
 @click.command(cls=Command, epilog=epilog())
@@ -233,3 +239,60 @@ def report(directory: str, out: str | None, force: bool, as_json: bool) -> int:
             write(report_page(directory))
         say(f"The report is in {out}")
     return Exit.OK
+
+
+_KINDS: Final[dict[str, frozenset[FailureKind]]] = {
+    "exhausted": frozenset({"exhausted"}),
+    "final": frozenset({"final"}),
+    "all": frozenset({"exhausted", "final"}),
+}
+
+
+@click.command(cls=Command, epilog=epilog())
+@directory_argument
+@click.option(
+    "--class",
+    "class_",
+    type=click.Choice([*_KINDS]),
+    default="exhausted",
+    show_default=True,
+    help="Tokens that may succeed in another run, tokens that were refused permanently, or both.",
+)
+@click.option("--tokens", metavar="FILE", callback=path_name, help="The job's file of tokens, if it was moved.")
+@run_options
+@debug_option
+def retry(directory: str, class_: str, tokens: str | None, options: RunOptions) -> int:
+    """Fetch failed tokens of the job in DIR again.
+
+    An interrupted retry first resumes with the tokens that it had started with.
+    """
+    display = choose_display(options.progress)
+    manifest = Manifest.load(Path(directory) / MANIFEST)
+    clients = make_clients(options.access, options.settings, options.instances, manifest.layout.get("instance_column"))
+    _refuse_other_origin(manifest, clients)
+    chosen = click.get_current_context().get_parameter_source("class_") is ParameterSource.COMMANDLINE
+
+    def resume(source: InputFile | None, on_scan: OnScan) -> Job:
+        job = Job.resume(directory, path=tokens, on_scan=on_scan)
+        try:
+            if retrying := job.totals.retrying:
+                hint = "; --class applies to the next one" if chosen else ""
+                display.warn(f"An interrupted retry of {counted(retrying, 'token')} is resumed first{hint}.")
+            else:
+                display.note(f"Fetching {counted(job.retry(_KINDS[class_]), 'failed token')} again.")
+        except BaseException:
+            job.close()
+            raise
+        return job
+
+    return run(JobRun(resume, clients, options.rules, options.executor, display).go)
+
+
+def _refuse_other_origin(manifest: Manifest, clients: Clients) -> None:
+    before = manifest.origin
+    for name, host in clients.origin.items():
+        if before.get(name, host) != host:
+            of = f" of the instance {name!r}" if name else ""
+            raise JobMismatchError(
+                f"The answers{of} came from {before[name]}, and would come from {host} now. Use the same address as before"
+            )

@@ -19,6 +19,7 @@ from typing import Final, Literal, TypeVar, get_args
 from cattrs import Converter
 
 from ..errors import ConfigError
+from ..limits.notices import log_fields
 from ..models import NO_META, Meta, PartnerAccessResponse
 from .compiled import FALLBACK_ERRORS
 from .envelope import envelope_of, read_envelope
@@ -88,7 +89,8 @@ class Codec:
         field = problem.partition(":")[0]
         if field not in self._told and len(self._told) < MAX_TOLD:
             self._told.add(field)
-            _log.warning("an answer has a value of the wrong type, which is kept in extra: %s", problem)
+            text = "an answer has a value of the wrong type, which is kept in extra: %s"
+            _log.warning(text, problem, extra=log_fields("ValueKept", reason=problem))
 
     @property
     def unknown_keys(self) -> frozenset[str]:

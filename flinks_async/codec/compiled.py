@@ -32,18 +32,8 @@ from attrs import frozen
 from cattrs import Converter
 from msgspec import NODEFAULT, UNSET, Raw
 
-from ..models import (
-    DEFAULT_WIRE_STATE,
-    MODELS,
-    Account,
-    AccountsDetail,
-    Model,
-    PartnerAccessResponse,
-    Timestamp,
-    Transaction,
-    WireState,
-)
-from ..schema import AMOUNT, SCHEMA, Field, FieldKind
+from ..models import MODELS, SCHEMA, Account, AccountsDetail, Model, PartnerAccessResponse, Timestamp, Transaction
+from ..schema import AMOUNT, DEFAULT_WIRE_STATE, Field, FieldKind, WireState
 from . import reference
 from .on_access import OnAccessAccount, ReadArray, pending_or_none
 from .parse import CONTAINERS, PARSE_ERRORS, check_limits, decode_any, decode_unknown
@@ -134,11 +124,9 @@ class CompiledClass:
     build: Callable[..., Any]
     build_list: Callable[..., tuple[Any, ...]]
 
-    def decoder(self) -> Callable[[Any], Any]:
-        return msgspec.json.Decoder(self.struct, float_hook=AMOUNT.create_decimal).decode
 
-    def list_decoder(self) -> Callable[[Any], Any]:
-        return msgspec.json.Decoder(list[self.struct], float_hook=AMOUNT.create_decimal).decode  # type: ignore[name-defined]
+DecoderPair = tuple[Callable[[Any], Any], Callable[..., Any]]
+"""Two functions: bytes to structs, and structs to models."""
 
 
 _MEMBER_TYPES: Final[dict[FieldKind, Any]] = {
@@ -168,19 +156,43 @@ def _fall_back(value: object) -> Any:
 
 
 class Compiler:
-    """Generates code for the hooks of a converter and the fields observed so far.
+    """Generates code for the hooks of a converter and the fields observed so far. Threads may keep using it while another
+    compiles newer fields.
 
     Args:
         read_later: decodes an array of transactions when it is first read; None if they are decoded with the answer.
+
+    Attributes:
+        version: of the observed fields.
     """
 
     def __init__(self, converter: Converter, observed: ObservedFields, read_later: ReadArray | None = None) -> None:
+        self.version = observed.version
         self._converter = converter
         self._observed = observed
         self._read_later = read_later
         self._compiled: dict[tuple[type[Model], RawClasses], CompiledClass] = {}
+        self._pairs: dict[tuple[type[Model], RawClasses, bool], DecoderPair] = {}
 
-    def compiled(self, cls: type[Model], raw_classes: RawClasses = NO_RAW_CLASSES) -> CompiledClass:
+    def pair(self, cls: type[Model], raw_classes: RawClasses = NO_RAW_CLASSES, *, many: bool = False) -> DecoderPair:
+        """The functions for one object of a class, or for `many` in an array.
+
+        Raises:
+            Fallback: a user has a hook for the class.
+        """
+        key = (cls, raw_classes, many)
+        found = self._pairs.get(key)
+        if found is None:
+            if not reference.has_default_hook(self._converter, cls):
+                raise Fallback
+            compiled = self._class(cls, raw_classes)
+            struct: Any = compiled.struct
+            struct, build = (list[struct], compiled.build_list) if many else (struct, compiled.build)
+            found = msgspec.json.Decoder(struct, float_hook=AMOUNT.create_decimal).decode, build
+            self._pairs[key] = found
+        return found
+
+    def _class(self, cls: type[Model], raw_classes: RawClasses) -> CompiledClass:
         found = self._compiled.get((cls, raw_classes))
         if found is None:
             found = self._compiled[cls, raw_classes] = self._compile(cls, raw_classes)
@@ -200,7 +212,7 @@ class Compiler:
             "decode_any": decode_any,
             "decode_unknown": decode_unknown,
             "fall_back": _fall_back,
-            "states": WireStates(SCHEMA[cls]),
+            "states": reference.WireStates(SCHEMA[cls]),
             "timestamp": Timestamp.parse,
             "len": len,
             "list": list,
@@ -250,7 +262,7 @@ class Compiler:
             names[f"read{bit}"] = reference.field_reader(field, self._converter)
             return Raw, f"read{bit}(v)"
         assert field.model is not None
-        compiled = self.compiled(field.model, raw_classes)
+        compiled = self._class(field.model, raw_classes)
         struct: Any = compiled.struct
         one, many = f"build{bit}", f"build_list{bit}"
         names[one], names[many] = compiled.build, compiled.build_list
@@ -381,27 +393,6 @@ def read_unknown(keys: tuple[str, ...], state: str, *, raw: bool) -> Iterator[st
     yield "    e.nulls = w.nulls"
     yield f"    {freeze('State', WireState, 'e')}"
     yield "    o._wire = e"
-
-
-class WireStates(dict[int, WireState]):
-    """Wire states without unknown fields, by mask. All objects that look the same share one.
-
-    A mask has one bit for each absent field, and above them one bit for each array that is null.
-    """
-
-    def __init__(self, fields: tuple[Field, ...]) -> None:
-        super().__init__({0: DEFAULT_WIRE_STATE})
-        self._fields = fields
-
-    def __missing__(self, mask: int) -> WireState:
-        wires = [field.wire for field in self._fields]
-        state = WireState(
-            absent=frozenset(wire for bit, wire in enumerate(wires) if mask >> bit & 1),
-            nulls=frozenset(wire for bit, wire in enumerate(wires) if mask >> bit + len(wires) & 1),
-        )
-        if len(self) < reference.MAX_STATES:
-            self[mask] = state
-        return state
 
 
 @cache

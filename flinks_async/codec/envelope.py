@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final, cast
 
-from ..models import DEFAULT_WIRE_STATE, AccountsDetail, PartnerAccessResponse, unknown_fields
+from ..models import AccountsDetail, PartnerAccessResponse
+from ..schema import DEFAULT_WIRE_STATE, unknown_fields
 from ..secret import Secret, redact, repeats
 from ..verdict import EMPTY_ENVELOPE, Envelope
 from .parse import PARSE_ERRORS, decode_any, without_bom

@@ -13,8 +13,8 @@ from typing import Any, Final
 import msgspec
 
 from ..errors import DecodeError, EmptyBodyError, JSONLimitError, NotJSONError
-from ..models import Model
-from ..schema import SCHEMA, TRAPS
+from ..models import SCHEMA, Model
+from ..schema import TRAPS
 
 EXACT: Final = Context(prec=MAX_PREC, Emax=MAX_EMAX, Emin=MIN_EMIN, traps=TRAPS)
 

@@ -18,8 +18,8 @@ from cattrs import Converter, StructureHandlerNotFoundError
 from cattrs.dispatch import StructureHook
 
 from ..errors import DecodeError, WrongTypeError
-from ..models import MODELS, Model, Timestamp, WireState
-from ..schema import AMOUNT, SCHEMA, Field, FieldKind
+from ..models import MODELS, SCHEMA, Model, Timestamp
+from ..schema import AMOUNT, DEFAULT_WIRE_STATE, Field, FieldKind, WireState
 from .parse import CONTAINERS, MAX_KEYS, TooDeep, TooMany, check_limits, json_error
 
 Reader = Callable[[Any], Any]
@@ -129,19 +129,33 @@ def reader(converter: Converter, cls: type) -> Reader:
     return read
 
 
+class WireStates(dict[int, WireState]):
+    """Wire states without unknown fields, by mask. All objects that look the same share one.
+
+    A mask has one bit for each absent field, and above them one bit for each array that is null.
+    """
+
+    def __init__(self, fields: tuple[Field, ...]) -> None:
+        super().__init__()
+        self._fields = fields
+
+    def __missing__(self, mask: int) -> WireState:
+        if not mask:
+            return DEFAULT_WIRE_STATE
+        wires = [field.wire for field in self._fields]
+        state = WireState(
+            absent=frozenset(wire for bit, wire in enumerate(wires) if mask >> bit & 1),
+            nulls=frozenset(wire for bit, wire in enumerate(wires) if mask >> bit + len(wires) & 1),
+        )
+        if len(self) < MAX_STATES:
+            self[mask] = state
+        return state
+
+
 def _structure_hook(cls: type[Model], converter: Converter, record: Record, tell: Tell | None) -> StructureHook:
     fields = [(field, field_reader(field, converter)) for field in SCHEMA[cls]]
     known = {field.wire for field, _ in fields}
-    states: dict[tuple[tuple[str, ...], tuple[str, ...]], WireState] = {}
-
-    def state(absent: tuple[str, ...], nulls: tuple[str, ...]) -> WireState:
-        """A state without unknown fields. Objects that look the same share it, because its sets need much memory."""
-        found = states.get((absent, nulls))
-        if found is None:
-            found = WireState(absent=frozenset(absent), nulls=frozenset(nulls))
-            if len(states) < MAX_STATES:
-                states[absent, nulls] = found
-        return found
+    states, width = WireStates(SCHEMA[cls]), len(fields)
 
     def read_object(value: Any) -> Model:
         if type(value) is not dict:
@@ -149,15 +163,16 @@ def _structure_hook(cls: type[Model], converter: Converter, record: Record, tell
         if len(value) > MAX_KEYS:
             raise TooMany
         values: dict[str, Any] = {}
-        absent, nulls, wrong = [], [], dict[str, Any]()
-        for field, read in fields:
+        wrong: dict[str, Any] = {}
+        mask = 0
+        for bit, (field, read) in enumerate(fields):
             if field.wire not in value:
-                absent.append(field.wire)
+                mask |= 1 << bit
                 continue
             item = value[field.wire]
             if item is None:
                 if field.kind is FieldKind.ARRAY:
-                    nulls.append(field.wire)
+                    mask |= 1 << bit + width
                 continue
             try:
                 values[field.name] = read(item)
@@ -171,15 +186,14 @@ def _structure_hook(cls: type[Model], converter: Converter, record: Record, tell
         for item in (*extra.values(), *wrong.values()):
             if type(item) in CONTAINERS:
                 check_limits(item)
-        if extra or absent:
-            record(cls, extra, absent)
-        if wrong:
-            extra.update(wrong)
-        if absent or nulls:
-            shared = state(tuple(absent), tuple(nulls))
-            values["wire_state"] = WireState(extra, shared.absent, shared.nulls) if extra else shared
-        elif extra:
-            values["wire_state"] = extra
+        state = states[mask]
+        if extra or state.absent:
+            record(cls, extra, state.absent)
+        extra.update(wrong)
+        if extra:
+            values["wire_state"] = WireState(extra, state.absent, state.nulls) if mask else extra
+        else:
+            values["wire_state"] = state
         return cls(**values)
 
     def structure(value: Any, _: Any = None) -> Model:

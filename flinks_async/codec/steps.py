@@ -14,10 +14,9 @@ import msgspec
 from cattrs import Converter
 
 from ..errors import DecodeError, EmptyBodyError
-from ..models import Account, AccountsDetail, Link, Meta, Model, PartnerAccessResponse, Transaction
-from ..schema import SCHEMA
+from ..models import SCHEMA, Account, AccountsDetail, Link, Meta, Model, PartnerAccessResponse, Transaction
 from . import reference
-from .compiled import FALLBACK_ERRORS, NO_RAW_CLASSES, Compiler, Fallback, ObservedFields, RawClasses
+from .compiled import FALLBACK_ERRORS, Compiler, DecoderPair, Fallback, ObservedFields, RawClasses
 from .on_access import whole_on_access
 from .parse import (
     PARSE_ERRORS,
@@ -64,34 +63,9 @@ _LINKS, LINKS = _field_of(AccountsDetail, Link)
 _RAW_TRANSACTIONS: Final[RawClasses] = frozenset({Transaction})
 _RAW_ACCOUNTS: Final[RawClasses] = frozenset({Account})
 
-DecoderPair = tuple[Callable[[Any], Any], Callable[..., Any]]
-"""Two functions: bytes to structs, and structs to models."""
-
 
 def _not_compiled(*_: object) -> Any:
     raise Fallback
-
-
-class _CompiledPath:
-    """The compiled path for the fields observed at one moment. Threads may keep using it while a newer one is compiled."""
-
-    def __init__(self, converter: Converter, observed: ObservedFields) -> None:
-        self.version = observed.version
-        self._converter = converter
-        self._compiler = Compiler(converter, observed)
-        self._pairs: dict[tuple[type[Model], RawClasses, bool], DecoderPair] = {}
-
-    def pair(self, cls: type[Model], raw_classes: RawClasses = NO_RAW_CLASSES, many: bool = False) -> DecoderPair:
-        """The functions for one object of a class, or for `many` in an array. Raises Fallback if a user has a hook for it."""
-        key = (cls, raw_classes, many)
-        found = self._pairs.get(key)
-        if found is None:
-            if not reference.has_default_hook(self._converter, cls):
-                raise Fallback
-            compiled = self._compiler.compiled(cls, raw_classes)
-            found = (compiled.list_decoder(), compiled.build_list) if many else (compiled.decoder(), compiled.build)
-            self._pairs[key] = found
-        return found
 
 
 class Decoder:
@@ -108,9 +82,7 @@ class Decoder:
         self.on_access = on_access
         self._converter = converter
         self._observed = ObservedFields()
-        self._compiled: _CompiledPath | None = (
-            None  # until the first answer, so that users can register hooks until then
-        )
+        self._compiler: Compiler | None = None  # until the first answer, so that users can register hooks until then
         self.whole: DecoderPair = (_not_compiled, _not_compiled)
         reference.register(converter, self._observed.record, tell)
 
@@ -172,26 +144,23 @@ class Decoder:
 
     # --- the compiled path ---
 
-    def _current(self) -> _CompiledPath:
-        compiled = self._compiled
-        if compiled is None or compiled.version != self._observed.version:
-            compiled = self._compiled = _CompiledPath(self._converter, self._observed)
+    def _current(self) -> Compiler:
+        compiler = self._compiler
+        if compiler is None or compiler.version != self._observed.version:
+            compiler = self._compiler = Compiler(self._converter, self._observed)
             try:
-                self.whole = compiled.pair(PartnerAccessResponse)
                 if self.on_access:
-                    compiler = Compiler(self._converter, self._observed, self._read_transactions)
-                    whole = compiler.compiled(PartnerAccessResponse)
-                    self.whole = whole_on_access(whole.decoder(), whole.build)
+                    later = Compiler(self._converter, self._observed, self._read_transactions)
+                    self.whole = whole_on_access(*later.pair(PartnerAccessResponse))
+                else:
+                    self.whole = compiler.pair(PartnerAccessResponse)
             except Fallback:
                 self.whole = (_not_compiled, _not_compiled)
-        return compiled
-
-    def _pair(self, cls: type[Model], raw_classes: RawClasses = NO_RAW_CLASSES, *, many: bool = False) -> DecoderPair:
-        return self._current().pair(cls, raw_classes, many)
+        return compiler
 
     def _decode_in_pieces(self, body: bytes, meta: Meta) -> Steps:
         raw = _RAW_ACCOUNTS if body.count(b'"Transactions"') > MANY_ACCOUNTS else _RAW_TRANSACTIONS
-        decode, build = self._pair(PartnerAccessResponse, raw)
+        decode, build = self._current().pair(PartnerAccessResponse, raw)
         answer = decode(body)
         yield
         details = getattr(answer, _DETAILS)
@@ -221,7 +190,7 @@ class Decoder:
             if len(batch) > 1 or not reference.has_default_hook(self._converter, Account):
                 accounts += yield from self._build_batch(Account, batch)
             else:
-                decode, build = self._pair(Account, _RAW_TRANSACTIONS)
+                decode, build = self._current().pair(Account, _RAW_TRANSACTIONS)
                 account = decode(batch[0])
                 yield from self._build_transactions(account)
                 accounts.append(build(account))
@@ -245,7 +214,7 @@ class Decoder:
             values = yield from parse_steps(array, len(array), cls=cls)
         else:
             try:
-                decode, build = self._pair(cls, many=True)
+                decode, build = self._current().pair(cls, many=True)
                 built: tuple[Any, ...] = build(decode(array))
                 return built
             except FALLBACK_ERRORS:
@@ -262,7 +231,7 @@ class Decoder:
         failure: DecodeError
         try:
             try:
-                decode, build = self._pair(Transaction, many=True)
+                decode, build = self._current().pair(Transaction, many=True)
                 built: tuple[Any, ...] = build(decode(array))
                 return built
             except FALLBACK_ERRORS:

@@ -1,7 +1,7 @@
 """Notices about an instance: it is down, it is up again, requests are paused, they are sent again.
 
-Each notice is an event for the observers of all clients that share the governor. The log of the package says when an
-instance goes down and when it is back; a user without observers sees the reason of an outage there.
+Each notice is an event for the observers of all clients that share the governor. `emit` also writes events to the log of the
+package, as records with the fields that `docs/logging.md` lists.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from math import inf
-from typing import Any, Final, Protocol
+from typing import Any, ClassVar, Final, Protocol
 from weakref import WeakSet
 
-from attrs import frozen
+from attrs import asdict, frozen
 
 from ..checks import counted
+from ..verdict import Verdict
 
 _log = logging.getLogger("flinks_async")
 
@@ -30,8 +31,35 @@ def is_no_notice(record: logging.LogRecord) -> bool:
     return record.msg not in (_DOWN, _UP)
 
 
+def log_fields(event: str, **values: object) -> dict[str, object]:
+    """The `extra` of a log record: `flinks_event`, and each value under its name after `flinks_`."""
+    return {"flinks_event": event, **{f"flinks_{name}": value for name, value in values.items()}}
+
+
+class LoggedEvent:
+    """The base of the events: how an event looks in the log.
+
+    Attributes:
+        level: of its records; `logging.NOTSET` for an event that is logged elsewhere.
+        text: the message, with the fields of `log_fields` as `%(flinks_host)s`.
+    """
+
+    __slots__ = ()
+    level: ClassVar[int] = logging.DEBUG
+    text: ClassVar[str] = ""
+
+    def log_fields(self) -> dict[str, object]:
+        """The attributes as fields of a record; a verdict as its kind and its reason."""
+        values = asdict(self, recurse=False)  # type: ignore[arg-type] # the events are attrs classes
+        if isinstance(verdict := values.get("verdict"), Verdict):
+            values.update(verdict=verdict.kind.value, reason=verdict.reason)
+        elif "verdict" in values:
+            values.update(verdict="cancelled", reason="cancelled")
+        return log_fields(type(self).__name__, **values)
+
+
 @frozen
-class InstanceDown:
+class InstanceDown(LoggedEvent):
     """An instance counts as down: too many of its latest requests failed, so the breaker opened.
 
     Attributes:
@@ -42,6 +70,8 @@ class InstanceDown:
         retry_after: seconds until the next probe.
     """
 
+    level = logging.NOTSET
+
     host: str
     reason: str
     attempts: int
@@ -50,7 +80,7 @@ class InstanceDown:
 
 
 @frozen
-class InstanceUp:
+class InstanceUp(LoggedEvent):
     """An instance that counted as down answers again: enough probes succeeded.
 
     Attributes:
@@ -58,12 +88,14 @@ class InstanceUp:
         seconds: for which it counted as down.
     """
 
+    level = logging.NOTSET
+
     host: str
     seconds: float
 
 
 @frozen
-class Paused:
+class Paused(LoggedEvent):
     """No requests are sent for a while, because the instance asked for that or throttled a request.
 
     Attributes:
@@ -72,19 +104,25 @@ class Paused:
         seconds: length of the pause; later answers may make it longer.
     """
 
+    level = logging.INFO
+    text = "requests to %(flinks_host)s are paused for %(flinks_seconds).1f s: %(flinks_reason)s"
+
     host: str
     reason: str
     seconds: float
 
 
 @frozen
-class Resumed:
+class Resumed(LoggedEvent):
     """The first request after a pause is sent.
 
     Attributes:
         host: the instance's host.
         seconds: since the pause began.
     """
+
+    level = logging.INFO
+    text = "requests to %(flinks_host)s are sent again, after %(flinks_seconds).1f s"
 
     host: str
     seconds: float
@@ -93,8 +131,16 @@ class Resumed:
 Notice = InstanceDown | InstanceUp | Paused | Resumed
 
 
-def emit(observers: Sequence[Callable[[Any], object]], event: object) -> None:
-    """Calls each observer, also when another one raises."""
+def is_watched(observers: Sequence[Callable[[Any], object]], level: int) -> bool:
+    """Whether somebody wants an event: an observer, or the log at this level."""
+    return bool(observers) or _log.isEnabledFor(level)
+
+
+def emit(observers: Sequence[Callable[[Any], object]], event: LoggedEvent) -> None:
+    """Logs an event and calls each observer, also when another one raises."""
+    if event.level and _log.isEnabledFor(event.level):
+        fields = event.log_fields()
+        _log.log(event.level, event.text, fields, extra=fields)
     for observer in observers:
         try:
             observer(event)
@@ -103,7 +149,8 @@ def emit(observers: Sequence[Callable[[Any], object]], event: object) -> None:
         except BaseException as error:  # a CancelledError from an observer is its bug, the call was not cancelled
             # Only the type, because the text may hold a secret.
             name = getattr(observer, "__qualname__", type(observer).__qualname__)
-            _log.error("observer %s raised %s; the event is dropped", name, type(error).__name__)
+            fields = log_fields("ObserverFailed", observer=name, error=type(error).__name__)
+            _log.error("observer %s raised %s; the event is dropped", name, type(error).__name__, extra=fields)
 
 
 class HasObservers(Protocol):
@@ -154,21 +201,22 @@ class Notices:
         Args:
             opened: the instance was up before.
         """
+        event = InstanceDown(self._host, reason, attempts, now - since, retry_after)
         if opened:
             self._down_since = now
-            self._emit(InstanceDown(self._host, reason, attempts, now - since, retry_after))
+            self._emit(event)
         if not self._is_logged and now - self._logged_at >= LOG_EVERY:
             self._logged_at, self._is_logged = now, True
             line = trouble_line(reason, attempts, now - since, retry_after)
-            _log.warning(_DOWN, self._host, line)
+            _log.warning(_DOWN, self._host, line, extra=event.log_fields())
 
     def up(self, now: float) -> None:
         """The instance is up again."""
-        seconds = now - self._down_since
+        event = InstanceUp(self._host, now - self._down_since)
         if self._is_logged:
             self._is_logged = False
-            _log.warning(_UP, self._host, seconds)
-        self._emit(InstanceUp(self._host, seconds))
+            _log.warning(_UP, self._host, event.seconds, extra=event.log_fields())
+        self._emit(event)
 
     def pause(self, now: float, *, reason: str, seconds: float) -> None:
         """A pause begins; one before it is over."""

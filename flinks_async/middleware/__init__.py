@@ -1,4 +1,4 @@
-"""The chain of handlers that each call passes, one middleware a file.
+"""The chain of handlers that each call passes, one idea a file.
 
     deadline ► [middleware] ► (coalesce) ► (pending) ► auth ► retry ► (hedge) ► [attempt_middleware] ► attempt
 

@@ -6,7 +6,8 @@ timer are released, because it uses neither the network nor the server.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Awaitable, Sequence
 from math import inf
 
 from ..classify import classify_error, classify_response, outcome_line
@@ -21,11 +22,12 @@ from ..errors import (
     FlinksError,
     ShortageError,
 )
+from ..limits.notices import emit
 from ..limits.pace import AttemptRecord
 from ..messages import Call, Handler, Request, Response, Transport
-from ..models import Meta, PartnerAccessResponse
-from ..observe import AttemptFinished, AttemptStarted, Observer, emit
-from ..runtime.cancel_scope import LATE, CancelScope
+from ..models import Meta
+from ..observe import AttemptFinished, AttemptStarted, Observer
+from ..runtime import LATE, CancelScope
 from ..secret import fingerprint
 from ..verdict import OK, Kind, Verdict
 
@@ -68,7 +70,7 @@ class Attempt:
                 if timeout is None or _deadline_comes_first(call, sent, timeout):
                     response = await self._transport.send(request)
                 else:
-                    scope = CancelScope()
+                    scope = CancelScope(local.loop)
                     local.timer.arm(scope, timeout)
                     with scope:
                         response = await self._transport.send(request)
@@ -83,23 +85,33 @@ class Attempt:
                 call.wire_time += now - sent
                 counters.requests += 1
                 counters.retries += retrying
-            if len(response.body) <= DIRECT_SIZE or response.status != 200 or request.raw:
-                response = self._decode(request, response)
-            else:
-                response = await self._decode_in_turns(request, response)
+            status, answer = response.status, None
+            meta = Meta(status, call.attempts, call.queue_time, call.wire_time)
+            if status == 200 and not request.raw:
+                try:
+                    if len(response.body) <= DIRECT_SIZE:
+                        answer = self._codec.decode(response.body, meta)
+                    else:  # in turns, because one step would stall the event loop
+                        answer = await self._codec.decode_async(response.body, meta, local.decoding)
+                except DecodeError as error:
+                    error.status = status
+                    raise
+            hidden = (request.token,) if call.secret is None else (request.token, call.secret)
+            envelope = read_envelope(response.body, *hidden) if answer is None else envelope_of(answer, *hidden)
+            verdict = classify_response(status, envelope, self._throttle_statuses)
+            meta = meta if answer is None else answer.meta
+            response = Response(status, response.headers, response.body, answer, envelope, verdict, meta)
         except BaseException as error:
             self._record_failure(request, error, record, now)
             raise
         finally:
             if permit is not None:
                 permit.on_wire -= 1
-        verdict = response.verdict
-        assert verdict is not None
         call.problem = ""
         if verdict is not OK:
             record.retry_after = response.retry_after(self._clock)
             record.problem = call.problem = outcome_line(request, response)
-        record.verdict, record.status, record.headers, record.ended = verdict, response.status, response.headers, now
+        record.verdict, record.status, record.headers, record.ended = verdict, status, response.headers, now
         record.time_to_first_byte = (call.headers_at or now) - sent
         call.down = governor.record(record)
         return response
@@ -148,34 +160,6 @@ class Attempt:
         else:
             governor.abandon(record)
 
-    async def _decode_in_turns(self, request: Request, response: Response) -> Response:
-        """As `_decode`, for large bodies, which would stall the event loop if they were decoded in one step."""
-        call = request.call
-        try:
-            answer = await self._codec.decode_async(response.body, _meta(call, response), call.local.decoding)
-        except DecodeError as error:
-            error.status = response.status
-            raise
-        return self._judge(request, response, answer)
-
-    def _decode(self, request: Request, response: Response) -> Response:
-        answer = None
-        if response.status == 200 and not request.raw:
-            try:
-                answer = self._codec.decode(response.body, _meta(request.call, response))
-            except DecodeError as error:
-                error.status = response.status
-                raise
-        return self._judge(request, response, answer)
-
-    def _judge(self, request: Request, response: Response, answer: PartnerAccessResponse | None) -> Response:
-        call, status = request.call, response.status
-        hidden = (request.token,) if call.secret is None else (request.token, call.secret)
-        envelope = read_envelope(response.body, *hidden) if answer is None else envelope_of(answer, *hidden)
-        verdict = classify_response(status, envelope, self._throttle_statuses)
-        meta = _meta(call, response) if answer is None else answer.meta
-        return Response(status, response.headers, response.body, answer, envelope, verdict, meta)
-
 
 def _deadline_comes_first(call: Call, now: float, timeout: float) -> bool:
     """Whether the deadline's timer ends the attempt first. A shared deadline may still move, so it never counts."""
@@ -183,12 +167,21 @@ def _deadline_comes_first(call: Call, now: float, timeout: float) -> bool:
     return deadline is not None and deadline - now <= timeout and call.shared is None
 
 
-def _meta(call: Call, response: Response) -> Meta:
-    return Meta(response.status, call.attempts, call.queue_time, call.wire_time)
-
-
 class Observed:
-    """Emits an event before and after each attempt. In the chain only if the client has observers."""
+    """Emits an event before and after each attempt, for observers and the log."""
+
+    @classmethod
+    def handler(cls, attempt: Attempt, observers: Sequence[Observer]) -> Handler:
+        """An attempt with events while somebody wants them. The level of the log may change at any time."""
+        observed, is_logged = cls(attempt, observers).__call__, logging.getLogger("flinks_async").isEnabledFor
+        if observers:
+            return observed
+        plain = attempt.__call__  # a method is called faster than an object
+
+        def choose(request: Request) -> Awaitable[Response]:
+            return observed(request) if is_logged(AttemptStarted.level) else plain(request)
+
+        return choose
 
     def __init__(self, attempt: Handler, observers: Sequence[Observer]) -> None:
         self._attempt = attempt
@@ -198,7 +191,7 @@ class Observed:
         call, host, token = request.call, request.endpoint.host, fingerprint(request.token)
         number = call.attempts + 1
         queue_before, wire_before = call.queue_time, call.wire_time
-        emit(self._observers, AttemptStarted(host, number, token))
+        emit(self._observers, AttemptStarted(host, number, token, call.id))
         verdict: Verdict | None = None
         status: int | None = None
         size = 0
@@ -210,5 +203,6 @@ class Observed:
             raise
         finally:
             queue_time, wire_time = call.queue_time - queue_before, call.wire_time - wire_before
-            emit(self._observers, AttemptFinished(host, number, token, verdict, status, queue_time, wire_time, size))
+            event = AttemptFinished(host, number, token, verdict, status, queue_time, wire_time, size, call.id)
+            emit(self._observers, event)
         return response

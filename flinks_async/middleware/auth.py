@@ -16,7 +16,7 @@ from ..clock import Clock
 from ..endpoint import check_secret
 from ..errors import AuthenticationError, ConfigError, FlinksError
 from ..messages import Handler, Request, Response
-from ..runtime.loop_state import PerLoop
+from ..runtime import PerLoop
 from ..secret import Secret, SecretProvider
 from ..verdict import Kind
 

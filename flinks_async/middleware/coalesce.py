@@ -22,8 +22,8 @@ from attrs import evolve
 
 from ..errors import FlinksError
 from ..messages import Call, Handler, Request, Response, SharedDeadline
-from ..runtime.cancel_scope import mark_retrieved, until_done
-from ..runtime.loop_state import LoopState
+from ..runtime import LoopState, mark_retrieved, until_done
+from ..secret import Secret
 
 
 class Flight:
@@ -33,7 +33,7 @@ class Flight:
         self.waiting: list[Call] = []
         self._deadline = SharedDeadline(request.call.deadline)
         self._before = evolve(request.call)
-        self._call = evolve(request.call, shared=self._deadline)
+        self._call = request.call.copy(shared=self._deadline)
         self.task = asyncio.ensure_future(call_next(request.evolve(call=self._call)))
         self.task.add_done_callback(mark_retrieved)
 
@@ -93,4 +93,6 @@ class CoalesceMiddleware:
 
 
 def _key(request: Request) -> Hashable:
-    return request.endpoint, request.token, request.raw, tuple(sorted(request.headers.items()))
+    # Wrapped, because the key is in frames of tracebacks.
+    headers = frozenset((name.lower(), Secret(value)) for name, value in request.headers.items())
+    return request.endpoint, request.token, request.raw, headers

@@ -18,9 +18,9 @@ from attrs import evolve
 
 from ..classify import verdict_of
 from ..clock import Clock
-from ..config import HEDGE_REMEMBERS, Hedge
 from ..messages import Call, Handler, Request, Response
-from ..runtime.cancel_scope import mark_retrieved, until_done
+from ..protection import HEDGE_REMEMBERS, Hedge
+from ..runtime import mark_retrieved, until_done
 from ..verdict import Kind
 
 _UPDATE_EVERY = 20  # samples
@@ -56,7 +56,7 @@ class _Branch:
     def __init__(self, request: Request, call_next: Handler, *, number: int) -> None:
         call = request.call
         self._call = call
-        self._before = evolve(call, attempts=call.attempts + number)
+        self._before = call.copy(attempts=call.attempts + number)
         self._copy = evolve(self._before)
         self.task = asyncio.ensure_future(call_next(request.evolve(call=self._copy)))
         self.task.add_done_callback(mark_retrieved)  # the losing branch may end with an error

@@ -1,8 +1,13 @@
-"""Retries failed attempts.
+"""Asks again: retries failed attempts, and polls while the data is not ready.
 
 `decide` is pure: from the verdict on an attempt and what was tried before it decides whether and when to try again. The
 middleware around it only waits, and pays for retries from the retry quota. It holds no connection while it waits, because
 an attempt returns complete responses.
+
+Polling (202, OPERATION_PENDING, OPERATION_DISPATCHED) is off by default, because it is not documented that this endpoint
+ever answers so. For a sibling endpoint Flinks documents a poll every 10 seconds, for at most 30 minutes. If the server asks
+for a longer wait, it gets it. A poll that would pass the bound or the call's deadline is not made; the call then ends with
+the last "not yet", a `PendingError`. Each poll is a call of its own for the retry.
 """
 
 from __future__ import annotations
@@ -15,10 +20,11 @@ from .. import config
 from ..checks import counted
 from ..classify import classify_error, error_from, verdict_of
 from ..clock import Clock
-from ..errors import FlinksError, QuotaExhaustedError
+from ..errors import DeadlineExceededError, FlinksError, QuotaExhaustedError, drop_internal_frames
+from ..limits.notices import emit, is_watched
 from ..limits.quota import RetryQuota
 from ..messages import Call, Handler, Request, Response
-from ..observe import Observer, RetryScheduled, emit
+from ..observe import Observer, RetryScheduled
 from ..secret import fingerprint
 from ..verdict import Kind, Verdict
 
@@ -42,12 +48,15 @@ class Backoff:
 
 @frozen
 class Stop:
-    """Make no other attempt; `reason` says why."""
+    """Make no other attempt.
+
+    Attributes:
+        reason: why.
+        error: the class of the error that the call ends with; None to end with the outcome of the last attempt.
+    """
 
     reason: str
-
-
-_QUOTA_USED_UP = Stop("the retry quota is used up")
+    error: type[FlinksError] | None = None
 
 
 @define
@@ -83,7 +92,6 @@ def decide(
 ) -> Backoff | Stop:
     """Whether and when to try again. Pure except for `random`.
 
-
     Args:
         state: already counts the attempt that failed.
         retry_after: seconds that the server asked to wait.
@@ -113,7 +121,7 @@ def decide(
     if retry_after is not None:
         delay = max(delay, retry_after)
     if remaining is not None and delay >= remaining:
-        return Stop("the wait would pass the deadline")
+        return Stop(f"the wait of {delay:.3g} s would pass the deadline", DeadlineExceededError)
     return Backoff(delay, verdict.reason)
 
 
@@ -180,16 +188,16 @@ class RetryMiddleware:
             state = state or RetryState()
             decision = await self._next_step(request, response, verdict, state)
             if isinstance(decision, Backoff):
+                self._keep_failure(request, error, response, verdict)
                 error = None
                 self._prepare_retry(request, verdict, decision)
                 if decision.delay > 0:
                     await self._clock.sleep(decision.delay)
                 continue
-            if decision is _QUOTA_USED_UP:
-                if response is not None and not request.raw:
-                    error = error_from(request, response, verdict, self._clock)
-                if error is not None:
-                    error = _exhausted(error, request.endpoint.host, self._row_of(call))
+            if decision.error is not None and (error is not None or not request.raw):
+                failure = self._keep_failure(request, error, response, verdict)
+                row = self._row_of(call) if decision.error is QuotaExhaustedError else ""
+                error = _not_retried(decision.error, decision.reason, failure, row)
             if error is None:
                 assert response is not None
                 return response
@@ -227,7 +235,20 @@ class RetryMiddleware:
         ):
             return decision
         state.cost = await self._pay(quota, call, verdict.kind)
-        return _QUOTA_USED_UP if state.cost is None else decision
+        if state.cost is None:
+            return Stop(f"the retry quota for {request.endpoint.host} is used up", QuotaExhaustedError)
+        return decision
+
+    def _keep_failure(
+        self, request: Request, error: FlinksError | None, response: Response | None, verdict: Verdict
+    ) -> FlinksError:
+        """The error of a failed attempt. The call keeps it, without our frames, as the cause of the error that may follow."""
+        if error is None:
+            assert response is not None
+            error = error_from(request, response, verdict, self._clock)
+        drop_internal_frames(error)
+        request.call.failure = error
+        return error
 
     async def _pay(self, quota: RetryQuota, call: Call, kind: Kind) -> int | None:
         """Pays for a retry. Returns the cost, or None if the quota is used up. With `Limits.waits`, it waits for the quota."""
@@ -253,24 +274,59 @@ class RetryMiddleware:
         call = request.call
         call.fresh = verdict.kind is Kind.STALE
         call.retrying = True
-        if self._observers:
+        if is_watched(self._observers, RetryScheduled.level):
             event = RetryScheduled(
-                request.endpoint.host, call.attempts, fingerprint(request.token), verdict, decision.delay
+                request.endpoint.host, call.attempts, fingerprint(request.token), verdict, decision.delay, call.id
             )
             emit(self._observers, event)
 
 
-def _exhausted(last: FlinksError, host: str, row: str) -> QuotaExhaustedError:
-    """The error of the last attempt, with the reason why it was the last.
+def _not_retried(cls: type[FlinksError], reason: str, last: FlinksError, row: str) -> FlinksError:
+    """An error that says why the last attempt was the last.
 
     Args:
-        row: how many attempts of all calls have failed in a row; empty if one succeeded since.
+        last: the error of that attempt.
+        row: how many attempts of all calls have failed in a row, in brackets; empty to leave it out.
     """
-    return QuotaExhaustedError(
-        f"not retried, because the retry quota for {host} is used up; the last attempt: {last.message}{row}",
+    return cls(
+        f"not retried, because {reason}; the last attempt: {last.message}{row}",
         status=last.status,
         flinks_code=last.flinks_code,
         server_message=last.server_message,
         request_id=last.request_id,
         retry_after=last.retry_after,
     )
+
+
+def may_poll(settings: config.PollPending, *, wait: float, waited: float, remaining: float | None) -> bool:
+    """Whether to wait once more and poll again. Pure.
+
+    Args:
+        wait: seconds until the next poll.
+        waited: seconds since the first "not yet".
+        remaining: seconds until the call's deadline.
+    """
+    return waited + wait <= settings.bound and (remaining is None or wait < remaining)
+
+
+class PollPendingMiddleware:
+    """Repeats the rest of the chain until the answer is not pending."""
+
+    def __init__(self, settings: config.PollPending, clock: Clock) -> None:
+        self._settings = settings
+        self._clock = clock
+
+    async def __call__(self, request: Request, call_next: Handler, /) -> Response:
+        settings, clock, call = self._settings, self._clock, request.call
+        first: float | None = None
+        while True:
+            response = await call_next(request)
+            if verdict_of(response).kind is not Kind.PENDING:
+                return response
+            now = clock.now()
+            first = now if first is None else first
+            wait = max(settings.interval, response.retry_after(clock) or 0.0)
+            remaining = None if call.deadline is None else call.deadline - now
+            if not may_poll(settings, wait=wait, waited=now - first, remaining=remaining):
+                return response
+            await clock.sleep(wait)

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data import expected_answer, expected_body
-    from .fault_plan import DemoFaults, Faults, Latency, Plan, RateLimit, Throttle, TokenPlan
-    from .faults import KINDS, Fault
+    from .faults import KINDS, DemoFaults, Fault, Faults, Latency, Plan, RateLimit, Throttle, TokenPlan
     from .in_memory import InMemoryTransport, SentRequest
     from .mock import aioresponses
     from .process import ServeOptions, ServerProcess, serve_forever
@@ -20,31 +19,17 @@ if TYPE_CHECKING:
     from .virtual_time import FakeClock, VirtualClock, VirtualTimeLoop, run_virtual
 
 _MODULES = {
-    "DemoFaults": "fault_plan",
-    "FakeClock": "virtual_time",
-    "Fault": "faults",
-    "Faults": "fault_plan",
-    "FlinksServer": "server",
-    "InMemoryTransport": "in_memory",
-    "KINDS": "faults",
-    "Latency": "fault_plan",
-    "Plan": "fault_plan",
-    "RateLimit": "fault_plan",
-    "RecordedRequest": "server",
-    "SentRequest": "in_memory",
-    "ServeOptions": "process",
-    "ServerProcess": "process",
-    "ServerStats": "server",
-    "Throttle": "fault_plan",
-    "TokenPlan": "fault_plan",
-    "UNKNOWN_TOKEN": "server",
-    "VirtualClock": "virtual_time",
-    "VirtualTimeLoop": "virtual_time",
-    "aioresponses": "mock",
-    "expected_answer": "data",
-    "expected_body": "data",
-    "run_virtual": "virtual_time",
-    "serve_forever": "process",
+    name: module
+    for module, names in {
+        "data": ("expected_answer", "expected_body"),
+        "faults": ("KINDS", "DemoFaults", "Fault", "Faults", "Latency", "Plan", "RateLimit", "Throttle", "TokenPlan"),
+        "in_memory": ("InMemoryTransport", "SentRequest"),
+        "mock": ("aioresponses",),
+        "process": ("ServeOptions", "ServerProcess", "serve_forever"),
+        "server": ("UNKNOWN_TOKEN", "FlinksServer", "RecordedRequest", "ServerStats"),
+        "virtual_time": ("FakeClock", "VirtualClock", "VirtualTimeLoop", "run_virtual"),
+    }.items()
+    for name in names
 }
 
 __all__ = [
@@ -81,11 +66,9 @@ if find_spec("aioresponses") is None:  # `from flinks_async.testing import *` wo
 
 
 def __getattr__(name: str) -> Any:
-    try:
-        module = _MODULES[name]
-    except KeyError:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
-    value = getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     globals()[name] = value
     return value
 

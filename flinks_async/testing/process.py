@@ -1,29 +1,32 @@
-"""Runs the simulator: in the foreground, or in its own process, which does not share the client's event loop."""
+"""Runs the simulator: in the foreground, or in its own process, which does not share the client's event loop.
+
+`python -m flinks_async.testing.process` is that process.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import os
-import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.request
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from types import FrameType, TracebackType
-from typing import IO, Any
+from types import TracebackType
+from typing import Any
 
-from attrs import asdict, evolve, field, frozen
+import msgspec
+from attrs import evolve, field, frozen
 
 from ..config import AuthScheme
-from ..runtime.loop_state import fast_loop
+from ..runtime import fast_loop, handled_signals
 from .data import Shape, Size
-from .fault_plan import Distribution, Faults, Latency, Plan, RateLimit
+from .faults import Distribution, Faults, Latency, Plan, RateLimit
 from .server import FlinksServer
 
 
@@ -69,25 +72,18 @@ class ServeOptions:
 
     def to_json(self) -> str:
         """One line of JSON. It contains the secret: send it through a pipe, not in arguments or logs."""
-        return json.dumps(asdict(self))
+        return msgspec.json.encode(self).decode()
 
     @classmethod
     def from_json(cls, text: str) -> ServeOptions:
-        values = json.loads(text)
-        for name in ("kinds", "latency"):
-            if values.get(name) is not None:
-                values[name] = tuple(values[name])
-        return cls(**values)
+        return msgspec.json.decode(text, type=cls)
 
     def plan(self) -> Plan | None:
         """The plan of the faults."""
         if self.demo:
             return Faults.demo(self.faults, self.seed, self.unfetchable)
-        if not self.faults:
-            return None
-        if self.kinds is None:
-            return Faults(share=self.faults, seed=self.seed)
-        return Faults(share=self.faults, kinds=self.kinds, seed=self.seed)
+        kinds = {} if self.kinds is None else {"kinds": self.kinds}
+        return Faults(share=self.faults, seed=self.seed, **kinds) if self.faults else None
 
     def server(self) -> FlinksServer:
         """A server with these options, not started. It serves its counts at `/_sim/stats`."""
@@ -95,13 +91,9 @@ class ServeOptions:
         if self.cert_file is not None:
             context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
             context.load_cert_chain(self.cert_file, self.key_file)
-        limit = None
-        if self.rate is not None:
-            limit = (
-                RateLimit(self.rate, self.burst)
-                if self.retry_after is None
-                else RateLimit.status_429(self.rate, self.burst, self.retry_after)
-            )
+        limit = None if self.rate is None else RateLimit(self.rate, self.burst)
+        if limit is not None and self.retry_after is not None:
+            limit = RateLimit.status_429(limit.rate, limit.burst, self.retry_after)
         return FlinksServer(
             auth_secret=self.auth_secret,
             auth_scheme=self.auth_scheme,
@@ -138,40 +130,12 @@ async def serve_forever(
     Returns:
         the stopped server with its `stats`.
     """
-    stop = asyncio.Event() if stop is None else stop
-    restore = _on_signals(stop.set)
-    try:
+    stop = stop or asyncio.Event()
+    with handled_signals(lambda _: stop.set(), "SIGINT", "SIGTERM"):
         async with (options or ServeOptions()).server() as server:
             on_ready(server)
             await stop.wait()
-    finally:
-        restore()
     return server
-
-
-def _on_signals(end: Callable[[], None]) -> Callable[[], None]:
-    """Calls `end` on SIGINT and SIGTERM. Returns a function that restores the handlers."""
-    loop = asyncio.get_running_loop()
-    undo: list[Callable[[], object]] = []
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        loop.call_soon_threadsafe(end)
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before = signal.getsignal(number)
-        with suppress(ValueError):  # not in the main thread
-            try:
-                loop.add_signal_handler(number, end)
-                undo.append(partial(loop.remove_signal_handler, number))
-            except (NotImplementedError, RuntimeError):  # Windows
-                signal.signal(number, handle)
-            undo.append(partial(signal.signal, number, before))
-
-    def restore() -> None:
-        for step in undo:
-            step()
-
-    return restore
 
 
 def main() -> None:
@@ -237,57 +201,48 @@ class ServerProcess:
         self.base_url = ""
         self._timeout = timeout
         self._process: subprocess.Popen[str] | None = None
-        self._errors: list[str] = []
-        self._reader: threading.Thread | None = None
 
     def start(self) -> None:
         """Starts the server and waits until it listens; does nothing if it runs."""
         if self._process is not None:
             return
-        self._process = process = subprocess.Popen(
-            [sys.executable, "-m", "flinks_async.testing"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            **_DETACHED,
-        )
-        assert process.stdin is not None
-        assert process.stdout is not None
-        assert process.stderr is not None
-        self._errors = []
-        self._reader = threading.Thread(target=_keep_lines, args=(process.stderr, self._errors), daemon=True)
-        self._reader.start()
-        too_late = threading.Timer(self._timeout, process.kill)
-        too_late.start()
-        try:
-            process.stdin.write(self.options.to_json() + "\n")
-            process.stdin.flush()
-            self.base_url = json.loads(process.stdout.readline())["base_url"]
-        except (OSError, ValueError, KeyError):
-            self.stop()
-            raise RuntimeError(f"the simulator did not start: {''.join(self._errors)[-2000:].strip()}") from None
-        finally:
-            too_late.cancel()
-            too_late.join()
+        with tempfile.TemporaryFile() as errors:
+            self._process = process = subprocess.Popen(
+                [sys.executable, "-m", "flinks_async.testing.process"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                encoding="utf-8",
+                **_DETACHED,
+            )
+            assert process.stdin is not None
+            assert process.stdout is not None
+            too_late = threading.Timer(self._timeout, process.kill)
+            too_late.start()
+            try:
+                process.stdin.write(self.options.to_json() + "\n")
+                process.stdin.flush()
+                self.base_url = json.loads(process.stdout.readline())["base_url"]
+            except (OSError, ValueError, KeyError):
+                self.stop()
+                errors.seek(0)
+                reason = errors.read().decode("utf-8", "replace")[-2000:].strip()
+                raise RuntimeError(f"the simulator did not start: {reason}") from None
+            finally:
+                too_late.cancel()
+                too_late.join()
 
     def stop(self) -> None:
         """Stops the server; does nothing if it does not run."""
         process, self._process = self._process, None
         if process is None:
             return
-        try:
-            process.communicate(timeout=0 if process.poll() is not None else 10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        finally:
-            if self._reader is not None:
-                self._reader.join()
-            for pipe in (process.stdin, process.stdout, process.stderr):
-                if pipe is not None:
-                    pipe.close()
+        with process:  # closes its pipes, and waits
+            try:
+                process.communicate(timeout=0 if process.poll() is not None else 10)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
     @property
     def returncode(self) -> int | None:
@@ -329,7 +284,5 @@ class ServerProcess:
         await asyncio.to_thread(self.stop)
 
 
-def _keep_lines(stream: IO[str], lines: list[str]) -> None:
-    for line in stream:
-        lines.append(line)
-        del lines[:-100]
+if __name__ == "__main__":
+    main()

@@ -22,13 +22,12 @@ from typing import Any, Final
 from urllib.parse import unquote
 
 from aiohttp import web
-from attrs import define, field, fields, frozen
+from attrs import asdict, define, field, fields, frozen
 
 from ..config import AUTH_SCHEMES, AuthScheme
 from .data import SHAPES, SIZES, Shape, Size, expected_answer, expected_body, uniform
 from .fault_injection import accepts, end, has_secret, inject, json_response, reply
-from .fault_plan import Latency, Plan, Throttle
-from .faults import KINDS, Fault, fault
+from .faults import KINDS, Fault, Latency, Plan, Throttle, fault
 
 _KEPT = 10_000
 
@@ -62,6 +61,7 @@ class ServerStats:
         missing_secret: requests without any authentication header.
         refused_secret: requests with a wrong secret or header form.
         throttled: requests refused by the rate limit.
+        seconds: from the heads of all requests to their replies, added up.
         paths: the last 10,000 request targets, as sent.
     """
 
@@ -76,16 +76,8 @@ class ServerStats:
     missing_secret: int = 0
     refused_secret: int = 0
     throttled: int = 0
+    seconds: float = 0.0
     paths: deque[str] = field(factory=lambda: deque(maxlen=_KEPT), repr=lambda kept: str(len(kept)))
-
-    def begin(self, path: str) -> None:
-        self.requests += 1
-        self.paths.append(path)
-        self.in_flight += 1
-        self.max_in_flight = max(self.max_in_flight, self.in_flight)
-
-    def end(self) -> None:
-        self.in_flight -= 1
 
     def reset(self) -> None:
         """Resets all counts, except of requests being handled. The numbers of a token's requests start at 1 again."""
@@ -95,18 +87,12 @@ class ServerStats:
 
     def as_dict(self) -> dict[str, Any]:
         """The counts without tokens and paths, for `/_sim/stats`."""
-        return {
-            "requests": self.requests,
+        counts = asdict(self, recurse=False, filter=lambda count, _: count.name not in ("per_token", "paths"))
+        statuses = {str(status): count for status, count in sorted(self.statuses.items())}
+        return counts | {
             "tokens": len(self.per_token),
-            "statuses": {str(status): count for status, count in sorted(self.statuses.items())},
+            "statuses": statuses,
             "faults": dict(sorted(self.faults.items())),
-            "answered": self.answered,
-            "connections": self.connections,
-            "in_flight": self.in_flight,
-            "max_in_flight": self.max_in_flight,
-            "missing_secret": self.missing_secret,
-            "refused_secret": self.refused_secret,
-            "throttled": self.throttled,
         }
 
 
@@ -130,6 +116,11 @@ class _Server(web.Server):
         super().connection_made(handler, transport)
 
 
+def _secret_or_new(secret: str | None) -> str:
+    return str(uuid.uuid4()) if secret is None else secret
+
+
+@define(kw_only=True, eq=False, repr=False, slots=False)
 class FlinksServer:
     """The simulator. Use it with `async with`, or call `start()` and `stop()`.
 
@@ -158,56 +149,40 @@ class FlinksServer:
         stats, requests: counts of what was on the wire, and the last `record` requests.
     """
 
-    def __init__(
-        self,
-        *,
-        auth_secret: str | None = None,
-        auth_scheme: AuthScheme | None = None,
-        tokens: Container[str] | None = None,
-        unknown_token: str | Fault = UNKNOWN_TOKEN,
-        size: Size = "medium",
-        shape: Shape = "list",
-        seed: int = 0,
-        faults: Plan | None = None,
-        latency: Latency | None = None,
-        rate_limit: Throttle | None = None,
-        compress: bool = False,
-        record: int = 0,
-        path_prefix: str = "",
-        keepalive: float = 75.0,
-        admin: bool = False,
-        host: str = "127.0.0.1",
-        port: int = 0,
-        ssl_context: ssl.SSLContext | None = None,
-    ) -> None:
-        if size not in SIZES or shape not in SHAPES:
+    auth_secret: str = field(default=None, converter=_secret_or_new)
+    auth_scheme: AuthScheme | None = None
+    tokens: Container[str] | None = None
+    unknown_token: Fault = field(default=UNKNOWN_TOKEN, converter=fault)
+    size: Size = "medium"
+    shape: Shape = "list"
+    seed: int = 0
+    faults: Plan | None = None
+    latency: Latency | None = None
+    rate_limit: Throttle | None = None
+    compress: bool = False
+    _record: int = field(default=0, alias="record")
+    _path_prefix: str = field(default="", alias="path_prefix")
+    _keepalive: float = field(default=75.0, alias="keepalive")
+    _admin: bool = field(default=False, alias="admin")
+    _host: str = field(default="127.0.0.1", alias="host")
+    _port: int = field(default=0, alias="port")
+    _ssl_context: ssl.SSLContext | None = field(default=None, alias="ssl_context")
+    stats: ServerStats = field(factory=ServerStats, init=False)
+    requests: deque[RecordedRequest] = field(init=False)
+    _runner: web.ServerRunner | None = field(default=None, init=False)
+    _scripts: dict[str, deque[Fault | None]] = field(factory=dict, init=False)
+    _script_all: deque[Fault | None] = field(factory=deque, init=False)
+    _answers: dict[str, bytes] = field(factory=dict, init=False)
+    _released: asyncio.Event = field(factory=asyncio.Event, init=False)
+    _arrived: asyncio.Event = field(factory=asyncio.Event, init=False)
+
+    def __attrs_post_init__(self) -> None:
+        if self.size not in SIZES or self.shape not in SHAPES:
             raise ValueError(f"size must be one of {', '.join(SIZES)}, shape one of {', '.join(SHAPES)}")
-        if auth_scheme is not None and auth_scheme not in AUTH_SCHEMES:
+        if self.auth_scheme not in (None, *AUTH_SCHEMES):
             raise ValueError(f"auth_scheme must be one of {', '.join(AUTH_SCHEMES)}")
-        self.auth_secret = str(uuid.uuid4()) if auth_secret is None else auth_secret
-        self.auth_scheme: AuthScheme | None = auth_scheme
-        self.tokens = tokens
-        self.unknown_token = fault(unknown_token)
-        self.size: Size = size
-        self.shape: Shape = shape
-        self.seed = seed
-        self.faults = faults
-        self.latency = latency
-        self.rate_limit = rate_limit
-        self.compress = compress
-        self.stats = ServerStats()
-        self.requests: deque[RecordedRequest] = deque(maxlen=record)
-        self._prefix = path_prefix.rstrip("/")
-        self._route = f"{self._prefix}/partneraccess/"
-        self._keepalive = keepalive
-        self._admin = admin
-        self._host, self._port, self._ssl = host, port, ssl_context
-        self._runner: web.ServerRunner | None = None
-        self._scripts: dict[str, deque[Fault | None]] = {}
-        self._script_all: deque[Fault | None] = deque()
-        self._answers: dict[str, bytes] = {}
-        self._released = asyncio.Event()
-        self._arrivals: list[tuple[int, asyncio.Event]] = []
+        self._path_prefix = self._path_prefix.rstrip("/")
+        self.requests = deque(maxlen=self._record)
 
     async def __aenter__(self) -> FlinksServer:
         await self.start()
@@ -227,7 +202,7 @@ class FlinksServer:
         runner = web.ServerRunner(server, shutdown_timeout=0.1)
         await runner.setup()
         try:
-            await web.TCPSite(runner, self._host, self._port, ssl_context=self._ssl, backlog=1024).start()
+            await web.TCPSite(runner, self._host, self._port, ssl_context=self._ssl_context, backlog=1024).start()
         except BaseException:
             await runner.cleanup()
             raise
@@ -246,7 +221,7 @@ class FlinksServer:
         if self._port == 0:
             raise RuntimeError("the server has no address before start()")
         host = f"[{self._host}]" if ":" in self._host else self._host
-        return f"{'https' if self._ssl else 'http'}://{host}:{self._port}{self._prefix}"
+        return f"{'https' if self._ssl_context else 'http'}://{host}:{self._port}{self._path_prefix}"
 
     def expected(self, token: str) -> dict[str, Any]:
         """The answer that this server generates for a token; amounts are `Decimal`."""
@@ -275,21 +250,23 @@ class FlinksServer:
 
     async def received(self, count: int) -> None:
         """Waits until `count` requests have arrived since the start (or since `stats.reset()`)."""
-        if self.stats.requests < count:
-            arrived = asyncio.Event()
-            self._arrivals.append((count, arrived))
-            await arrived.wait()
+        while self.stats.requests < count:
+            await self._arrived.wait()
 
     async def _serve(self, request: web.BaseRequest) -> web.StreamResponse:
         path = request.raw_path
         if self._admin and path.startswith("/_sim/"):
             return self._serve_admin(request)
         stats = self.stats
-        stats.begin(path)
+        stats.requests += 1
+        stats.paths.append(path)
+        stats.in_flight += 1
+        stats.max_in_flight = max(stats.max_in_flight, stats.in_flight)
+        began = time.monotonic()
         if self.requests.maxlen:
             self.requests.append(RecordedRequest(request.method, path, tuple(request.headers.items())))
-        if self._arrivals:
-            self._note_arrival()
+        self._arrived.set()
+        self._arrived = asyncio.Event()
         try:
             response = await self._answer(request, path.partition("?")[0])
             if response is None:
@@ -297,13 +274,12 @@ class FlinksServer:
             stats.statuses[response.status] += 1
             return response
         finally:
-            stats.end()
+            stats.in_flight -= 1
+            stats.seconds += time.monotonic() - began
 
     async def _answer(self, request: web.BaseRequest, path: str) -> web.Response | None:
-        if not path.startswith(self._route):
-            return reply(_NOT_FOUND)
-        segment = path[len(self._route) :]
-        if not segment or "/" in segment:
+        before, found, segment = path.partition(f"{self._path_prefix}/partneraccess/")
+        if before or not found or not segment or "/" in segment:
             return reply(_NOT_FOUND)
         if request.method != "GET":
             return reply(_NOT_ALLOWED)
@@ -368,12 +344,6 @@ class FlinksServer:
         else:
             self.stats.missing_secret += 1
         return False
-
-    def _note_arrival(self) -> None:
-        for count, arrived in self._arrivals:
-            if self.stats.requests >= count:
-                arrived.set()
-        self._arrivals = [(count, arrived) for count, arrived in self._arrivals if not arrived.is_set()]
 
     def _serve_admin(self, request: web.BaseRequest) -> web.Response:
         if request.raw_path != "/_sim/stats" or request.headers.get("flinks-auth-key") != self.auth_secret:

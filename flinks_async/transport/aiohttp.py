@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
 import aiohttp
@@ -38,11 +38,20 @@ from ..errors import (
     TransportError,
 )
 from ..messages import Request, Response
-from ..runtime.cancel_scope import mark_retrieved
+from ..runtime import mark_retrieved
 from ..secret import Secret, plain
-from .fast_path import SUPPORTED, Template, exchange, is_untouched, session_is_untouched
+from .fast_path import (
+    SUPPORTED,
+    Connector,
+    Protocol,
+    Template,
+    Wire,
+    is_untouched,
+    session_is_untouched,
+    wire_of_attempt,
+)
 from .inflate import Inflater
-from .session import SessionManager, Wire, shortage, wire_of_attempt
+from .session import SessionManager, shortage
 
 
 class _ConnectionBroken(Exception):
@@ -104,18 +113,18 @@ class AiohttpTransport:
         self._prepared: _Prepared | None = None  # for the latest endpoint and secret, which seldom change
 
     async def send(self, request: Request, /) -> Response:
-        sessions, fresh = self._sessions, request.call.fresh and not self._sessions.borrowed
+        sessions = self._sessions
         prepared = self._prepared
         if prepared is None or prepared.endpoint is not request.endpoint or prepared.secret is not request.call.secret:
             prepared = self._prepared = await self._prepare(request)
-        session = sessions.current(fresh=fresh) or await sessions.open(fresh=fresh)
-        wire = Wire()
+        session = sessions.current() or await sessions.open()
+        wire = Wire(fresh=request.call.fresh)
         token = wire_of_attempt.set(wire)
         sessions.in_use += 1
         stopped: BaseException | None = None
         try:
             template = prepared.template
-            if template is not None and not fresh and not request.headers and session_is_untouched():
+            if template is not None and not request.headers and session_is_untouched():
                 return await self._send_fast(session, template, request)
             return await self._send_by_session(session, prepared, request)
         except asyncio.CancelledError as cancelled:
@@ -147,20 +156,37 @@ class AiohttpTransport:
         raise stopped
 
     async def _send_fast(self, session: aiohttp.ClientSession, template: Template, request: Request) -> Response:
-        assert session.connector is not None
-        answer = await exchange(
-            session.connector, template, encode_token(request.token).reveal().encode("ascii"), self._timeout
-        )
-        request.call.headers_came()
+        connector = session.connector
+        assert isinstance(connector, Connector)
+        connection = None if request.call.fresh else connector.take(template.key)
+        if connection is None:
+            with suppress(TimeoutError):
+                connection = await connector.connect(template.request, [], self._timeout)
+            if connection is None:
+                raise aiohttp.ConnectionTimeoutError
         try:
-            body = await self._read(answer.status, answer.headers, answer.content, answer.connection)
+            protocol = connection.protocol
+            if not isinstance(protocol, Protocol) or protocol.transport is None:
+                raise aiohttp.ServerDisconnectedError  # it broke before this task ran again
+            protocol.expect_answer()
+            segment = encode_token(request.token).reveal().encode("ascii")
+            protocol.transport.write(b"".join((template.before, segment, template.after)))
+            message, content = await protocol.read()
+            while 100 <= message.code < 200 and message.code != 101:
+                message, content = await protocol.read()
+            request.call.headers_came()
+            body = self._body_at_once(message.headers, content)
+            if body is None:
+                body = await self._read(message.code, message.headers, content, connection)
         except BaseException:
-            answer.abort()
+            connection.close()  # the answer was not read to its end
             raise
-        answer.finish()
-        return Response(answer.status, answer.headers, body)
+        connector.keep(template.key, connection)
+        return Response(message.code, message.headers, body)
 
     async def _send_by_session(self, session: aiohttp.ClientSession, prepared: _Prepared, request: Request) -> Response:
+        if isinstance(session.connector, Connector):
+            session.connector.release_idle()
         # A test may have replaced either method.
         get = session.get if is_untouched(aiohttp.ClientSession.request) else partial(session.request, "GET")
         response = await get(
@@ -177,25 +203,31 @@ class AiohttpTransport:
         )
         request.call.headers_came()
         try:
-            body = await self._read(response.status, response.headers, response.content, response.connection)
+            body = self._body_at_once(response.headers, response.content)
+            if body is None:
+                body = await self._read(response.status, response.headers, response.content, response.connection)
         except BaseException:
             response.close()
             raise
         response.release()  # after a 101 it is still open, and aiohttp would warn with the URL
         return Response(response.status, response.headers, body)
 
+    def _body_at_once(self, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader) -> bytes | None:
+        """The body, if it has arrived complete with its head, as a small one usually does."""
+        size = content.total_bytes
+        if not content.is_eof() or content.exception() is not None or size > self._max_body:
+            return None
+        return None if size and "Content-Encoding" in headers else content.read_nowait()
+
     async def _read(
         self, status: int, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader, connection: Connection | None
     ) -> bytes:
         limit = self._max_body
-        encoded, size = "Content-Encoding" in headers, content.total_bytes
-        if content.is_eof() and content.exception() is None and size <= limit and not (encoded and size):
-            return content.read_nowait()  # a small answer usually arrives complete with its head
         length = headers.get("Content-Length", "")
         if length.isdecimal() and int(length[:20]) > limit:
             raise ResponseTooLargeError(f"the body has {length} bytes, more than Limits.max_body = {limit}")
         # A list may be spread over several lines (RFC 9110, section 5.3).
-        encoding = ", ".join(headers.getall("Content-Encoding")) if encoded else ""
+        encoding = ", ".join(headers.getall("Content-Encoding", ()))
         inflater = Inflater(encoding, limit, lenient=status >= 400)
         read = content.readany
         chunks: list[bytes] = []

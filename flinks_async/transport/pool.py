@@ -29,11 +29,10 @@ from ..limits.governor import Governor
 from ..limits.quota import RetryQuota, make_quota
 from ..messages import Transport
 from ..observe import Observer
-from ..runtime.cancel_scope import DeadlineTimer
-from ..runtime.loop_state import LoopState, PerLoop, RequestCounters
+from ..runtime import DeadlineTimer, LoopState, PerLoop, RequestCounters
 from ..secret import Secret, SecretProvider
 from .aiohttp import AiohttpTransport
-from .session import SessionManager
+from .session import ConnectionStats, SessionManager
 
 T = TypeVar("T")
 
@@ -94,6 +93,9 @@ class Pool:
             return self.transport
         self.sessions.proxy_for(endpoint)
         return AiohttpTransport(self.sessions, settings.timeouts, settings.limits.max_body)
+
+    def stats(self) -> ConnectionStats:
+        return ConnectionStats() if self.sessions is None else self.sessions.stats()
 
     def loop_state(
         self,

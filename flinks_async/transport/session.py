@@ -10,50 +10,24 @@ import asyncio
 import copy
 import errno
 import os
-import select
 import socket
 import ssl
 import threading
-import time
 import weakref
-from contextvars import ContextVar
-from functools import partial
 from typing import Any, Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.connector import Connection as PooledConnection
-from aiohttp.tracing import Trace
-from attrs import define, frozen
+from attrs import frozen
 
 from ..checks import shown
 from ..config import Connection
 from ..endpoint import Endpoint, Proxy, is_exempt, make_proxy
 from ..errors import ClientClosedError, ConfigError, FlinksError, ShortageError
-from ..runtime.loop_state import PerLoop
+from ..runtime import PerLoop
 from ..secret import Secret
-from .fast_path import Protocol, warn_of_onlookers
-
-
-@define(eq=False)
-class Wire:
-    """The use of sockets by one attempt.
-
-    Attributes:
-        sockets: sockets that the connector opened for it; 0 if it reused a kept-alive connection.
-        transport: the connection of a borrowed session, to be aborted if the attempt fails.
-    """
-
-    sockets: int = 0
-    transport: asyncio.Transport | None = None
-
-
-# A connection that was used within the last millisecond is not polled again.
-_POLL_AFTER: Final = 0.001
-
-wire_of_attempt: ContextVar[Wire | None] = ContextVar("flinks_async_wire", default=None)
+from .fast_path import Connector, warn_of_onlookers, wire_of_attempt
 
 
 @frozen
@@ -71,54 +45,6 @@ class ConnectionStats:
     idle: int = 0
     created: int = 0
     reused: int = 0
-
-
-@define(eq=False)
-class _LoopSession:
-    pooled: aiohttp.ClientSession
-    fresh: aiohttp.ClientSession | None = None
-
-
-class _Connector(aiohttp.TCPConnector):
-    """Drops kept-alive connections that received unrequested data, or that the server has closed.
-
-    aiohttp would take such data for the answer to the next request, which is for another token. The data may still be in
-    the operating system's buffer if the event loop was busy, so the socket is polled too.
-    """
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._factory: Any = partial(Protocol, loop=self._loop)
-
-    async def connect(
-        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
-    ) -> PooledConnection:
-        wire = wire_of_attempt.get()
-        while True:
-            connection = await super().connect(req, traces, timeout)
-            protocol = connection.protocol
-            if wire is None or wire.sockets > 0 or protocol is None:
-                return connection
-            if not protocol.should_close and not (_was_idle(protocol) and _is_readable(protocol.transport)):
-                return connection
-            connection.close()
-
-
-def _was_idle(protocol: ResponseHandler) -> bool:
-    # A poll is a system call and costs a twentieth of a small request.
-    return not isinstance(protocol, Protocol) or time.monotonic() - protocol.idle_since > _POLL_AFTER
-
-
-def _is_readable(transport: asyncio.BaseTransport | None) -> bool:
-    """Whether the operating system has data, or the end of the connection, that the event loop has not read yet."""
-    connected = None if transport is None else transport.get_extra_info("socket")
-    if connected is None:
-        return False
-    if not hasattr(select, "poll"):
-        return bool(select.select([connected.fileno()], [], [], 0)[0])
-    poll = select.poll()  # unlike select(), it accepts any file descriptor
-    poll.register(connected.fileno(), select.POLLIN)
-    return bool(poll.poll(0))
 
 
 class SessionManager:
@@ -145,7 +71,7 @@ class SessionManager:
                 )
         self._connection = connection
         self._borrowed = borrowed
-        self._sessions: PerLoop[_LoopSession] = PerLoop()
+        self._sessions: PerLoop[aiohttp.ClientSession] = PerLoop()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._tls: ssl.SSLContext | None = connection.ssl_context
         self._tls_futures: dict[asyncio.AbstractEventLoop, asyncio.Future[ssl.SSLContext | FlinksError]] = {}
@@ -163,7 +89,7 @@ class SessionManager:
         """The session given as `session=`; None if the sessions are our own."""
         return self._borrowed
 
-    def current(self, *, fresh: bool = False) -> aiohttp.ClientSession | None:
+    def current(self) -> aiohttp.ClientSession | None:
         """The session of the running loop; None if there is none yet."""
         if self._borrowed is not None:
             if self._borrowed.closed:
@@ -171,16 +97,10 @@ class SessionManager:
             if self._borrowed._loop is not asyncio.get_running_loop():
                 raise ConfigError("the aiohttp session given as session= belongs to another event loop")
             return self._borrowed
-        sessions = self._sessions.get(asyncio.get_running_loop())
-        if sessions is None:
-            return None
-        return sessions.fresh if fresh else sessions.pooled
+        return self._sessions.get(asyncio.get_running_loop())
 
-    async def open(self, *, fresh: bool = False) -> aiohttp.ClientSession:
+    async def open(self) -> aiohttp.ClientSession:
         """The session of the running loop; makes it at first use.
-
-        Args:
-            fresh: a session that opens a new connection for each request.
 
         Raises:
             ClientClosedError: the sessions were closed.
@@ -189,21 +109,16 @@ class SessionManager:
         await self._close_unused()
         if self._shut or loop in self._closed_loops:
             raise ClientClosedError("the client is closed")
-        sessions = self._sessions.get(loop)
-        if sessions is None:
-            sessions = self._sessions[loop] = _LoopSession(self._make_session(force_close=False))
-        if not fresh:
-            return sessions.pooled
-        if sessions.fresh is None:
-            sessions.fresh = self._make_session(force_close=True)
-        return sessions.fresh
+        session = self._sessions.get(loop)
+        if session is None:
+            session = self._sessions[loop] = self._make_session()
+        return session
 
-    def _make_session(self, *, force_close: bool) -> aiohttp.ClientSession:
+    def _make_session(self) -> aiohttp.ClientSession:
         settings = self._connection
-        connector = _Connector(
+        connector = Connector(
+            settings.keepalive,
             limit=0,  # the governor is the only place that waits
-            force_close=force_close,
-            keepalive_timeout=None if force_close else settings.keepalive,
             use_dns_cache=settings.dns_cache > 0,
             ttl_dns_cache=int(settings.dns_cache),
             socket_factory=self._make_socket,
@@ -283,9 +198,9 @@ class SessionManager:
         loop = asyncio.get_running_loop()
         self._closed_loops.add(loop)
         await self._close_unused()
-        sessions = self._sessions.pop(loop, None)
-        if sessions is not None:
-            await _close(sessions)
+        session = self._sessions.pop(loop, None)
+        if session is not None:
+            await _close(session)
 
     def shut(self) -> None:
         """Refuses new sessions in all loops."""
@@ -293,8 +208,8 @@ class SessionManager:
 
     async def _close_unused(self) -> None:
         """Closes sessions of closed loops: of an earlier `asyncio.run()` that ended without `close()`."""
-        for sessions in self._sessions.take_closed():
-            await _close(sessions)
+        for session in self._sessions.take_closed():
+            await _close(session)
 
     def _after_fork(self) -> None:
         # The connections belong to the parent process. Closing them here would end its TLS sessions.
@@ -304,15 +219,16 @@ class SessionManager:
         self.in_use = 0
 
 
-async def _close(sessions: _LoopSession) -> None:
-    for session in (sessions.pooled, sessions.fresh):
-        if session is not None:
-            await session.close()
+async def _close(session: aiohttp.ClientSession) -> None:
+    connector = session.connector
+    await session.close()
+    if isinstance(connector, Connector):
+        connector.release_idle()
 
 
 _managers: weakref.WeakSet[SessionManager] = weakref.WeakSet()
 
-_kept_for_parent: list[_LoopSession] = []
+_kept_for_parent: list[aiohttp.ClientSession] = []
 
 
 def _after_fork_in_child() -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
+from decimal import Decimal
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -16,8 +20,17 @@ pa = pytest.importorskip("pyarrow")
 
 from flinks_async.bulk.errors import StoreError, UnfitAnswerError  # noqa: E402
 from flinks_async.bulk.records import Commit, Shard, Written  # noqa: E402
+from flinks_async.bulk.spool import read_spool  # noqa: E402
 from flinks_async.bulk.stores import answer_tables  # noqa: E402
-from flinks_async.bulk.stores.answer_rows import TABLES, does_not_fit, read_spool  # noqa: E402
+from flinks_async.bulk.stores.answer_rows import (  # noqa: E402
+    TABLES,
+    RowBatch,
+    ShardDigest,
+    add_rows,
+    as_texts,
+    decoded,
+    does_not_fit,
+)
 from flinks_async.bulk.stores.answer_tables import read_tables  # noqa: E402
 from flinks_async.codec import Codec  # noqa: E402
 from flinks_async.errors import DecodeError  # noqa: E402
@@ -42,33 +55,43 @@ def spool(folder: Path, bodies: Sequence[bytes], keys: Sequence[Any] = ()) -> tu
     return path, Commit(SHARD, Written(len(bodies), 0, ""))
 
 
-def by_arrow(folder: Path, bodies: Sequence[bytes], keys: Sequence[Any] = ()) -> Rows:
+def by_arrow(folder: Path, bodies: Sequence[bytes], keys: Sequence[Any] = (), *, texts: bool = False) -> Rows:
     found: Rows = [[] for _ in TABLES]
-    for tables in read_tables(*_order(spool(folder, bodies, keys)), "out"):
-        for number, table in enumerate(tables):
-            table.validate(full=True)
-            found[number] += table.to_pylist()
-    return _sorted(found)
+    digest = ShardDigest()
+    for tables in read_tables(*spool(folder, bodies, keys), "out", texts=texts):
+        for number, (table, rows) in enumerate(zip(TABLES, tables, strict=True)):
+            assert not isinstance(rows, list)
+            rows.validate(full=True)
+            digest.add(table, rows)
+            found[number] += rows.to_pylist()
+    if texts:
+        assert digest.hexdigest() == digest_of(found)
+    return found
 
 
-def by_rows(folder: Path, bodies: Sequence[bytes], keys: Sequence[Any] = ()) -> Rows:
-    found: Rows = [[] for _ in TABLES]
-    for batch in read_spool(*_order(spool(folder, bodies, keys))):
-        for number, table in enumerate(TABLES):
-            if rows := batch.of(table):
-                found[number] += arrow_table(table, rows, partial(does_not_fit, "out", table)).to_pylist()
-    return _sorted(found)
+def digest_of(found: Rows) -> str:
+    digest = ShardDigest()
+    for table, rows in zip(TABLES, found, strict=True):
+        if rows:
+            digest.add(table, [tuple(row.values()) for row in rows])
+    return digest.hexdigest()
 
 
-def _order(made: tuple[Path, Commit]) -> tuple[Path, Any, Commit]:
-    return made[0], "none", made[1]
-
-
-def _sorted(found: Rows) -> Rows:
-    return [
-        sorted(rows, key=lambda row, table=table: tuple(row[name] for name in table.identity))  # type: ignore[misc]
-        for rows, table in zip(found, TABLES, strict=True)
-    ]
+def by_rows(folder: Path, bodies: Sequence[bytes], keys: Sequence[Any] = (), *, texts: bool = False) -> Rows:
+    """By the path that defines the result."""
+    path, commit = spool(folder, bodies, keys)
+    batch = RowBatch()
+    for number, line in chain.from_iterable(read_spool(path, commit.written.lines, 1000)):
+        add_rows(batch, *decoded(path, number, line), SHARD)
+    found: Rows = []
+    for table in TABLES:
+        rows = batch.of(table)
+        if texts:
+            rows = as_texts("out", table, rows)
+            found.append([dict(zip(table.names, row, strict=True)) for row in rows])
+        else:
+            found.append(arrow_table(table, rows, partial(does_not_fit, "out", table)).to_pylist() if rows else [])
+    return found
 
 
 def unfit(folder: Path, body: bytes) -> str | None:
@@ -93,12 +116,16 @@ _KEYS = st.one_of(st.none(), st.text(st.characters(codec="utf-8"), max_size=3), 
 @settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(st.lists(st.tuples(st.one_of(answers, answers_perhaps_wrong), _KEYS), min_size=1, max_size=3))
 def test_both_paths_give_the_same_values(generated: list[tuple[Any, Any]]) -> None:
+    """In the same order, and with the same digest."""
     items = [(body, key) for answer, key in generated if decodes(body := to_bytes(answer))]
     with TemporaryDirectory() as name:
         folder = Path(name)
         fit = [(body, key) for body, key in items if unfit(folder, body) is None]
         bodies, keys = [body for body, _ in fit], [key for _, key in fit]
         assert by_arrow(folder, bodies, keys) == by_rows(folder, bodies, keys)
+        for some in (items, fit):
+            bodies, keys = [body for body, _ in some], [key for _, key in some]
+            assert by_arrow(folder, bodies, keys, texts=True) == by_rows(folder, bodies, keys, texts=True)
         for body, _ in items:
             message = unfit(folder, body)
             if message is not None:
@@ -110,13 +137,17 @@ def test_both_paths_give_the_same_values(generated: list[tuple[Any, Any]]) -> No
 NUMBERS = [
     "0", "-0", "-0.00", "0e7", "1.10", "1E+3", "1e-18", "0.1e1", "99999999999999999999", "12345678901234567.1000",
     "12345678901234567890.123456789012345678", "100000000000000000000", "170141183460469231731.7", "1e-19", "1e28",
-    "1.0000000000000000000", "-99999999999999999999.999999999999999999", "340282366920938463463.4",
+    "1.0000000000000000000", "99999999999999999999999999999", "0.1234567890123456789012345678", "1" * 30, "0." + "1" * 30,
+    "0." + "0" * 40, "0.0000001", "-0.0000000000000000010", "-99999999999999999999.999999999999999999", "340282366920938463463.4",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_amounts_are_exact_or_refused(tmp_path: Path, number: str) -> None:
     body = b'{"GetAccountsDetail":[{"Accounts":[{"Transactions":[{"Debit":%b}]}]}]}' % number.encode()
+    as_texts = by_arrow(tmp_path, [body], texts=True)
+    assert as_texts == by_rows(tmp_path, [body], texts=True)
+    assert as_texts[2][0]["debit"] in (number, f"{Decimal(number):f}", number.removeprefix("-"), None)
     message = unfit(tmp_path, body)
     if message is None:
         assert by_arrow(tmp_path, [body]) == by_rows(tmp_path, [body])
@@ -142,7 +173,8 @@ def test_amounts_are_exact_or_refused(tmp_path: Path, number: str) -> None:
 )
 def test_values_of_a_wrong_type_are_kept_as_the_codec_keeps_them(tmp_path: Path, body: bytes) -> None:
     bodies = [to_bytes(DOCUMENTED), body]
-    assert by_arrow(tmp_path, bodies) == by_rows(tmp_path, bodies)
+    for texts in (False, True):
+        assert by_arrow(tmp_path, bodies, texts=texts) == by_rows(tmp_path, bodies, texts=texts)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +189,26 @@ def test_values_of_a_wrong_type_are_kept_as_the_codec_keeps_them(tmp_path: Path,
 def test_what_the_codec_refuses_is_named_by_its_line(tmp_path: Path, body: bytes, why: str) -> None:
     with pytest.raises(StoreError, match=rf"line 2: .*{why}"):
         by_arrow(tmp_path, [to_bytes(DOCUMENTED), body])
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {
+            "Title": '"Debit":5',
+            "Id": 'x","Debit":5',
+            "Transactions": [{"Description": 'a"Balance": -1.50', "Debit": 1}],
+        },
+        {'a"Limit': 5, "b": {"Limit": 5, "Debit": [1.50, "2"]}, "Balance": {"Limit": 5}},
+        {"Title": "\\", "Limit": 7, "Transactions": [{"Code": '\\"Credit":1', "Credit": 1}]},
+        {"Transactions": [{"Debit" + " ": 5, "Debit": 5, "Credit": None, "Balance": -0.5}]},
+    ],
+)
+@pytest.mark.parametrize("spaced", [False, True])
+def test_texts_that_look_like_amounts_are_left_alone(tmp_path: Path, body: dict[str, Any], spaced: bool) -> None:
+    answer = {"GetAccountsDetail": [{"Accounts": [body]}]}
+    bodies = [json.dumps(answer, separators=None if spaced else (",", ":")).encode(), to_bytes(DOCUMENTED)]
+    assert by_arrow(tmp_path, bodies, texts=True) == by_rows(tmp_path, bodies, texts=True)
 
 
 def _lines_of(monkeypatch: pytest.MonkeyPatch, name: str) -> list[int]:
@@ -185,9 +237,10 @@ def test_usual_answers_never_become_python_objects(tmp_path: Path, monkeypatch: 
     seen = _lines_of(monkeypatch, "decoded")
     bodies = [expected_body(f"t-{number}", size="medium", shape=shape) for number in range(30)]
     keys = [number if number % 2 else "text" for number in range(30)]
-    found = by_arrow(tmp_path, bodies, keys)
-    assert seen == []
-    assert found == by_rows(tmp_path, bodies, keys)
+    for texts in (False, True):
+        found = by_arrow(tmp_path, bodies, keys, texts=texts)
+        assert seen == []
+        assert found == by_rows(tmp_path, bodies, keys, texts=texts)
 
 
 ODD = payload((1, 2)).replace(b'"Code"', b'"Code":null,"Code"', 1)
@@ -218,11 +271,11 @@ def test_a_new_field_is_learned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 def test_blocks_are_bounded(tmp_path: Path) -> None:
     large = b'{"GetAccountsDetail":{"Accounts":[{"Title":"%b"}]}}' % (b"x" * (answer_tables.BLOCK // 2))
-    found = list(read_tables(*_order(spool(tmp_path, [large] * 5)), "out"))
-    assert [tables[0].num_rows for tables in found] == [2, 2, 1]
+    found = list(read_tables(*spool(tmp_path, [large] * 5), "out"))
+    assert [len(tables[0]) for tables in found] == [2, 2, 1]
 
 
-def test_a_spool_that_lacks_answers_is_refused_at_its_end(tmp_path: Path) -> None:
-    path, _ = spool(tmp_path, [to_bytes(DOCUMENTED)])
+def test_a_spool_that_lacks_answers_is_refused(tmp_path: Path) -> None:
+    path, commit = spool(tmp_path, [to_bytes(DOCUMENTED)])
     with pytest.raises(StoreError, match="has 1 answers, not 2"):
-        list(read_tables(path, "none", Commit(SHARD, Written(2, 0, "")), "out"))
+        list(read_tables(path, evolve(commit, written=Written(2, 0, "")), "out"))

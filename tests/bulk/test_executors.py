@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from flinks_async import Adaptive, Codec, ConfigError, FlinksClient, Limits, ShareQuota, config
-from flinks_async.bulk.executors.processes import SharedRate, rules_for, settings_for, share
-from flinks_async.bulk.executors.worker_messages import Secrets, describe, from_line, make, to_line
-from flinks_async.bulk.executors.worker_process import ending, environment_without
+from flinks_async.bulk.executors.dispatch import rules_for, settings_for, share
+from flinks_async.bulk.executors.processes import ending, environment_without
+from flinks_async.bulk.executors.seat import Secrets, describe, make
+from flinks_async.bulk.executors.worker import SharedRate, from_line, to_line
 from flinks_async.bulk.records import Counters, Histogram, InstanceState
 from flinks_async.bulk.rules import Rules
 from flinks_async.limits.governor import Trouble

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -11,12 +13,12 @@ from typing import Any
 import pytest
 
 from flinks_async import CertificateError, FlinksClient, ProxyError, config
+from flinks_async.bulk import spool
 from flinks_async.bulk.errors import StoreError
-from flinks_async.bulk.fetching import Fetcher
+from flinks_async.bulk.fetching import Fetcher, NoThread
 from flinks_async.bulk.inputs import Token
 from flinks_async.bulk.records import Counters, Finished, Shard
 from flinks_async.bulk.rules import Rules
-from flinks_async.bulk.thread import NoThread
 from flinks_async.secret import Secret
 from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.faults import KINDS
@@ -113,6 +115,44 @@ class Bench:
     @property
     def left(self) -> list[int]:
         return [line for one in self.finished for line in one.left]
+
+
+@pytest.mark.parametrize("step", ["create", "write", "sync"])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EMFILE, errno.EIO])
+def test_a_spool_that_cannot_be_written_costs_its_own_shard_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, number: int
+) -> None:
+    """Also if the disk has room again a moment later: a spool must not be finished without its first answers."""
+    broken: list[int] = []
+    originals = {"create": spool.create, "write": spool.write_all, "sync": os.fsync}
+
+    def create(path: Path) -> int:
+        file = originals["create"](path)
+        if path.name == "000001.spool" and not broken:
+            broken.append(file)
+            if step == "create":
+                os.close(file)
+                path.unlink()
+                raise OSError(number, os.strerror(number))
+        return file
+
+    def fail(file: int, *data: Any) -> None:
+        if broken == [file]:
+            broken.append(-1)
+            raise OSError(number, os.strerror(number))
+        originals[step](file, *data)
+
+    monkeypatch.setattr(spool, "create", create)
+    if step != "create":
+        monkeypatch.setattr(spool if step == "write" else os, {"write": "write_all", "sync": "fsync"}[step], fail)
+    bench = Bench(tmp_path, answers(lambda line: make_response(OK if line % 4 else {"x": "y" * 300_000})), shards=4)
+    with pytest.raises(StoreError, match=f"000001.spool cannot be written: {os.strerror(number)}"):
+        bench.run()
+    done = {one.shard.id: one.written.lines + len(one.left) for one in bench.finished}
+    assert done.pop(0) == 4
+    assert 1 not in done
+    assert set(done.values()) <= {4}
+    assert not list(tmp_path.iterdir())
 
 
 def answers(by_line: Callable[[int], Any]) -> Callable[[Any], Any]:

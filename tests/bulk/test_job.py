@@ -42,8 +42,8 @@ from flinks_async.bulk import (
     status,
     verify,
 )
+from flinks_async.bulk.fetching import NoThread
 from flinks_async.bulk.ledger import Ledger
-from flinks_async.bulk.thread import NoThread
 from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.faults import KINDS
 
@@ -670,6 +670,58 @@ def test_an_instance_that_never_answers_ends_the_run_with_the_reason_and_fails_n
         assert desk.run(job, Rules(unreachable_after=10)).progress.seconds < 15
     log = (desk.directory / "job.log").read_text()
     assert log.count("WARNING the host toolbxx.example cannot be looked up") == 3, "twice in 120 s, once in 10 s"
+
+
+async def wait_for_ever(request: Any) -> Any:
+    await asyncio.Event().wait()
+
+
+def test_an_instance_that_accepts_requests_and_never_answers_ends_the_run_with_the_reason(desk: Desk) -> None:
+    desk.transport.default = wait_for_ever
+    seen: list[Any] = []
+
+    async def watch(job: Job) -> None:
+        for seconds in (9, 21):
+            await asyncio.sleep(seconds)
+            found = job.progress()
+            assert found is not None
+            seen.append([str(trouble) for trouble in found.troubles])
+            assert found.eta is None
+
+    with desk.job() as job:
+        result = desk.run(job, None, watch)
+    assert seen == [[], ["still no answer from toolbox-api.private.fin.ag, 25 attempts in 30 s"]]
+    assert (result.state, result.totals.failed, result.totals.pending) == ("stopped", 0, 25)
+    assert result.reason == (
+        "still no answer from toolbox-api.private.fin.ag, 25 attempts in 120 s; toolbox-api.private.fin.ag has never answered"
+    )
+    log = (desk.directory / "job.log").read_text()
+    assert log.count("WARNING still no answer from toolbox-api.private.fin.ag") == 3, (
+        "every minute, also while the run stops"
+    )
+
+
+def test_a_silence_ends_with_the_first_answer_and_an_instance_that_has_answered_is_waited_for(desk: Desk) -> None:
+    seen: list[Any] = []
+
+    async def watch(job: Job) -> None:
+        for seconds in (30, 150, 30):
+            await asyncio.sleep(seconds)
+            found = job.progress()
+            assert found is not None
+            seen.append([trouble.reason for trouble in found.troubles])
+        job.stop("enough")
+
+    async def answer(request: Any) -> Any:
+        await asyncio.sleep(1 if len(desk.transport.requests) <= 3 else 200)
+        return OK
+
+    desk.transport.default = answer
+    with desk.job() as job:
+        result = desk.run(job, Rules(concurrency=3), watch)
+    silent = ["still no answer from toolbox-api.private.fin.ag"]
+    assert seen == [silent, silent, []]
+    assert result.reason == "enough"
 
 
 def test_an_instance_that_has_answered_is_waited_for_also_by_a_later_run(desk: Desk) -> None:

@@ -472,3 +472,10 @@ class TestAnEditedJob:
                 Job.resume(desk.directory)
         purge(desk.directory)
         assert not desk.directory.exists()
+
+
+@pytest.mark.parametrize("value", [".", "data", "/tmp:data", "~"])
+def test_trusted_folders_are_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    monkeypatch.setenv("FLINKS_TRUSTED_FOLDERS", value)
+    with pytest.raises(ConfigError, match="FLINKS_TRUSTED_FOLDERS must hold absolute paths"):
+        status(tmp_path)

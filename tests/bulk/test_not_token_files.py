@@ -66,6 +66,8 @@ class Wrong:
 
 TABLE = "If it is a table, set `format` to csv."
 OBJECTS = "Write one object a line, as `jq -c '.[]'` does, and set `format` to jsonl."
+BESIDE = "holds a GUID with something before or after it"
+SEEMS = "The file of tokens seems to hold {}. If these are the tokens, write the line `access_token` above them, and set `format` to csv."
 HEADERLESS = (
     "The first row of the CSV file looks like data, not like a header row. If there is no header row, use "
     "`header=False`; if this is the name of the column, give it as `column`."
@@ -107,9 +109,9 @@ WRONG = {
     "YAML": Wrong("t.yaml", f"tokens:\n  - {TOKEN}\n", f"Line 1 of the file of tokens looks like a name with a value, as in settings. {TEXT}"),
     "a list in YAML": Wrong("t.yaml", f"- {TOKEN}\n- {OTHER}\n", f"Line 1 of the file of tokens holds a blank. {TEXT}"),
     "settings": Wrong("t.env", f"FLINKS_TOKEN={TOKEN}\n", f"Line 1 of the file of tokens looks like a name with a value, as in settings. {TEXT}"),
-    "sections of settings": Wrong("t.ini", f"[tokens]\na = {TOKEN}\n", f"Line 1 of the file of tokens holds a bracket or a brace, as in JSON. {TEXT}"),
+    "sections of settings": Wrong("t.ini", f"[tokens]\na = {TOKEN}\n", f"Line 1 of the file of tokens holds a bracket or a brace, as in JSON or a program. {TEXT}"),
     "HTTP headers": Wrong("t.txt", f"Authorization: Bearer {TOKEN}\n", f"Line 1 of the file of tokens looks like a name with a value, as in settings. {TEXT}"),
-    "tokens with their scheme": Wrong("t.txt", f"Bearer {TOKEN}\n", f"Line 1 of the file of tokens holds a blank. {TEXT}"),
+    "tokens with their scheme": Wrong("t.txt", f"Bearer {TOKEN}\n", f"Line 1 of the file of tokens begins with 'Bearer '. {TEXT}"),
     "SQL": Wrong("t.sql", f"INSERT INTO t VALUES ('{TOKEN}');\n", f"Line 1 of the file of tokens holds a quotation mark. {TABLE}"),
     "a program with a comment": Wrong("t.py", "#!/usr/bin/env python\n", f"Line 1 of the file of tokens looks like a comment. {TEXT}"),
     "a log": Wrong("t.log", f"2026-05-01T12:00:00Z INFO fetched {TOKEN}\n", f"Line 1 of the file of tokens holds a blank. {TEXT}"),
@@ -117,6 +119,33 @@ WRONG = {
     "e-mail addresses": Wrong("t.txt", "ann@example.com\nbob@example.com\n", f"Line 1 of the file of tokens looks like an e-mail address. {TEXT}"),
     "names of files": Wrong("t.txt", "./answers/a.json\n./answers/b.json\n", f"Line 1 of the file of tokens looks like the path of a file. {TEXT}"),
     "a private key": Wrong("t.pem", "-----BEGIN PRIVATE KEY-----\nMIIE\n", "The file of tokens is an encrypted message, a certificate or a key, not tokens.", None),
+    # a token with something beside it
+    "a caret between columns": Wrong("t.txt", f"ann^{TOKEN}\n", f"Line 1 of the file of tokens {BESIDE}. {TEXT}"),
+    "numbered tokens": Wrong("t.txt", f"1.{TOKEN}\n2.{OTHER}\n", f"Line 1 of the file of tokens {BESIDE}. {TEXT}"),
+    "a patch": Wrong("t.txt", f"+{TOKEN}\n-{OTHER}\n", f"Line 1 of the file of tokens {BESIDE}. {TEXT}"),
+    "tokens with a percent-encoded blank": Wrong("t.txt", f"%20{TOKEN}\n", f"Line 1 of the file of tokens {BESIDE}. {TEXT}"),
+    "one CSV column with another delimiter": Wrong("t.csv", f"e-mail~token\na@b.ca~{TOKEN}\n", f"Line 2 of the CSV file {BESIDE}, so it is not a token.", None),
+    "one CSV column of two columns": Wrong("t.csv", f"name token\nAnn {TOKEN}\n", "Line 2 of the CSV file holds a blank, so it is not a token.", None),
+    "paths of URLs": Wrong("t.txt", f"/partneraccess/{TOKEN}\n", f"Line 1 of the file of tokens looks like a URL. {TEXT}"),
+    "queries of URLs": Wrong("t.txt", f"?token={TOKEN}\n", f"Line 1 of the file of tokens looks like a URL. {TEXT}"),
+    "a header of another name": Wrong("t.txt", f"LoginId\n{TOKEN}\n{OTHER}\n", "Line 1 of the file of tokens is unlike the others, which are GUIDs. If it is a header, set `format` to csv; if it is not, delete it."),
+    # values of other kinds
+    "names of people": Wrong("t.txt", "Ann\nBob\nJean-Luc\n", SEEMS.format("words or names")),
+    "dates": Wrong("t.txt", "2026-01-31T10:00:00Z\n2026-02-01\n", SEEMS.format("numbers, dates, IP addresses or phone numbers")),
+    "phone numbers": Wrong("t.txt", "+15145550100\n514-555-0101\n", SEEMS.format("numbers, dates, IP addresses or phone numbers")),
+    "card numbers": Wrong("t.txt", "4111111111111111\n5500005555555559\n", SEEMS.format("numbers, dates, IP addresses or phone numbers")),
+    "a listing of files": Wrong("t.txt", "tokens.csv\nREADME.md\n", SEEMS.format("names of files")),
+    "placeholders": Wrong("t.txt", "XXXXXXXX-XXXX-XXXX-XXXX-XXXXXXXXXXXX\n", SEEMS.format("placeholders")),
+    "an attachment": Wrong("t.txt", f"{'QUJD' * 19}\n{'REVG' * 19}\nQUJD\n", SEEMS.format("Base64 data on several lines")),
+    "missing values": Wrong("t.txt", f"null\n{TOKEN}\n", f"Line 1 of the file of tokens stands for a missing value. {TEXT}"),
+    "numbers that Excel rounded": Wrong("t.csv", "token\n1.23E+15\n", "Line 2 of the CSV file is a number that a spreadsheet rounded, so it is not a token.", None),
+    "masked tokens": Wrong("t.txt", "8d0a...5a69\n", f"Line 1 of the file of tokens holds an ellipsis or asterisks, as a shortened or masked value does. {TEXT}"),
+    "a word processor's dashes": Wrong("t.txt", TOKEN.replace("-", "\u2011"), f"Line 1 of the file of tokens holds a typographic character, such as a long dash. {TEXT}"),
+    "an invisible character": Wrong("t.txt", f"\u200b{TOKEN}\n", f"Line 1 of the file of tokens holds an invisible character. {TEXT}"),
+    "line separators of Unicode": Wrong("t.txt", f"{TOKEN}\u2028{OTHER}", f"Line 1 of the file of tokens holds a line break other than LF and CR LF. {TEXT}"),
+    "an old pickle": Wrong("t.pkl", pickle.dumps([TOKEN], 0), f"Line 1 of the file of tokens holds a bracket or a brace, as in JSON or a program. {TEXT}"),
+    "numbers in JSON Lines": Wrong("t.jsonl", "1\n2\n", "Line 1 of the file of tokens is neither a JSON object nor a JSON string. Set `format` to text or csv, if it is one of these."),
+    "age": Wrong("t.age", "age-encryption.org/v1\n-> X25519 abc\n", "The file of tokens is encrypted; decrypt it.", None),
     # other encodings
     "UTF-16 with its mark": Wrong("t.txt", f"{TOKEN}\n".encode("utf-16"), "The file of tokens is UTF-16 text. Set `encoding` to utf-16, or save it as UTF-8.", "encoding"),
     "UTF-16 without its mark": Wrong("t.txt", f"{TOKEN}\n".encode("utf-16-le"), "The file of tokens is UTF-16 text without a byte-order mark. Set `encoding` to utf-16-le, or save it as UTF-8.", "encoding"),
@@ -135,7 +164,7 @@ WRONG = {
     "a tar archive": Wrong("t.tar", tar(), "The file of tokens is a tar archive; unpack it.", None),
     "Avro": Wrong("t.avro", b"Obj\x01\x04\x14avro.codec", "The file of tokens is an Avro file; convert it to Parquet, CSV or JSON Lines.", None),
     "an image": Wrong("t.png", b"\x89PNG\r\n\x1a\n\x00\x00", "The file of tokens is an image.", None),
-    "a pickle": Wrong("t.pickle", pickle.dumps([TOKEN]), "Line 1 of the file of tokens is not valid UTF-8. Set `encoding`, such as cp1252, or save it as UTF-8.", "encoding"),
+    "a pickle": Wrong("t.pickle", pickle.dumps([TOKEN]), "The file of tokens is binary: line 1 holds control characters.", None),
     "zeros": Wrong("t.txt", bytes(1000), "The file of tokens is binary: line 1 holds control characters.", None),
 }  # fmt: skip
 
@@ -195,7 +224,23 @@ def test_what_was_right_or_was_put_right(
 
 @pytest.mark.parametrize(
     "line",
-    ["name,email", "a;b", "a\tb", "two words", '"quoted"', "=1+1", "<b>", "x://y", "a@b.ca", "key=value", "--", "# a"],
+    [
+        "nan",
+        "1.5E+15",
+        f"ann^{OTHER}",
+        "name,email",
+        "a;b",
+        "a\tb",
+        "two words",
+        '"quoted"',
+        "=1+1",
+        "<b>",
+        "x://y",
+        "a@b.ca",
+        "key=value",
+        "--",
+        "# a",
+    ],
 )
 def test_a_single_line_that_is_no_token_is_invalid_and_says_why(tmp_path: Path, line: str) -> None:
     result, sink = scanned(InputFile(write(tmp_path / "t.txt", f"{TOKEN}\n{line}\n{OTHER}\n")), tmp_path)
@@ -253,3 +298,28 @@ def test_fields_that_cannot_be_right(tmp_path: Path, layout: Layout, says: str, 
 def test_an_empty_file_says_so(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
     assert scanned(InputFile(write(tmp_path / "t.txt", content)), tmp_path)[0].tokens == 0
     assert [record.getMessage() for record in caplog.records] == ["The file of tokens holds no tokens."]
+
+
+@pytest.mark.parametrize("value", ["null", "NaN", "None", "undefined", "#N/A", r"\N", "1.5E+15", f"a@b.ca^{OTHER}"])
+@pytest.mark.parametrize(
+    ("name", "form"), [("t.csv", "x,token\n1,{}\n1,{}\n"), ("t.jsonl", '{{"token":"{}"}}\n{{"token":"{}"}}\n')]
+)
+def test_a_value_that_is_never_a_token_is_invalid_in_every_format(
+    tmp_path: Path, name: str, form: str, value: str
+) -> None:
+    content = form.format(TOKEN, value.replace("\\", "\\\\") if name == "t.jsonl" else value)
+    result, sink = scanned(InputFile(write(tmp_path / name, content)), tmp_path)
+    assert (result.tokens, result.invalid) == (1, 1)
+    assert sink.failures[0].message.startswith("the access token ")
+
+
+def test_one_column_of_csv_is_as_strict_as_text(tmp_path: Path) -> None:
+    content = f"token\n{TOKEN}\n{OTHER}\nTotal: 2\n(2 rows affected)\n"
+    result, sink = scanned(InputFile(write(tmp_path / "t.csv", content)), tmp_path)
+    assert (result.tokens, result.invalid) == (2, 2)
+    assert [failure.line for failure in sink.failures] == [4, 5]
+
+
+def test_words_and_numbers_can_be_tokens_below_a_header(tmp_path: Path) -> None:
+    content = "access_token\nalpha\nbeta\n4111111111111111\n"
+    assert scanned(InputFile(write(tmp_path / "t.csv", content)), tmp_path)[0].tokens == 3

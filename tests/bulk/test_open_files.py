@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import resource
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,17 +13,19 @@ from typing import Any
 import pytest
 
 from flinks_async import ShortageError
-from flinks_async.bulk import Rules, verify
+from flinks_async.bulk import Job, JSONLFile, JSONLParts, Rules, SQLiteStore, verify
 from flinks_async.bulk.executors import in_process
 from flinks_async.bulk.executors.in_process import within_open_files
 from flinks_async.bulk.files import allow_open_files
+from flinks_async.bulk.stores.duckdb import DuckDBStore
+from flinks_async.bulk.stores.parquet import ParquetStore
 from flinks_async.cli import Exit
 from flinks_async.config import Adaptive, Limits
 from flinks_async.testing import FlinksServer, Latency
 
 from ..cli_support import environment, records
 from ..sockets.test_shortage import no_descriptor_left
-from .test_job import OK, Desk
+from .test_job import OK, ORIGIN, Desk
 
 PROGRAM = """
 import resource, sys
@@ -147,3 +150,28 @@ def test_a_shortage_during_the_run_stops_it_and_what_was_fetched_is_kept(tmp_pat
         assert result.state == "stopped"
         assert result.reason.endswith("Too many open files. Raise the limit, or lower the concurrency")
         assert (result.totals.fetched, result.totals.failed) == (25, 0)
+
+
+@pytest.mark.parametrize("store", [JSONLParts, JSONLFile, SQLiteStore, DuckDBStore, ParquetStore])
+def test_a_shortage_that_first_hits_a_file_of_the_job_stops_it_and_what_was_fetched_is_kept(
+    tmp_path: Path, store: Any
+) -> None:
+    desk = Desk(tmp_path, tokens=60)
+    with ExitStack() as short:
+
+        def answer(request: Any) -> dict[str, Any]:
+            if len(desk.transport.requests) == 25:
+                short.enter_context(no_descriptor_left())
+            return OK
+
+        desk.transport.default = answer
+        made = store(tmp_path / "out") if store in (JSONLFile, SQLiteStore, DuckDBStore) else store()
+        with Job.start(desk.directory, desk.source(), made, ORIGIN, shard_size=10) as job:
+            result = desk.run(job, Rules(concurrency=1))
+            short.close()
+            assert result.state == "stopped"
+            assert result.reason.startswith("this process may open no more files. Raise the limit (ulimit -n)")
+            assert result.totals.fetched >= 25
+            assert desk.run(job).state == "complete"
+    assert verify(desk.directory) == []
+    assert len(desk.transport.requests) == 60, "a token was fetched twice"

@@ -133,6 +133,16 @@ class TestCSV:
         assert isinstance(rows[1], SkippedLine)
         assert rows[1].message == "the row has 1 fields, the header has 2"
 
+    @pytest.mark.parametrize("row", [",", ",,", " ,\t,", '"",', '"","",""', "\t"])
+    def test_a_row_of_separators_only_is_blank(self, row: str) -> None:
+        *_, found = rows_of(CSVParser("token", "user"), f"token,user\nt-1,u\n{row}\n")
+        assert found == SkippedLine(3, "blank")
+
+    def test_a_row_with_a_key_and_no_token_is_not_blank(self) -> None:
+        *_, found = rows_of(CSVParser("token", "user"), "token,user\nt-1,u\n,u-2\n")
+        assert not isinstance(check(found), Token)
+        assert found != SkippedLine(3, "blank")
+
     def test_blank_lines_before_and_after_the_header(self) -> None:
         assert plain(rows_of(CSVParser("t", None), "\nt\n\none\n")) == [
             (1, "blank"),

@@ -345,7 +345,7 @@ def test_what_cannot_be_the_name_of_a_file_is_refused(kind: str, path: str) -> N
     if kind == "duckdb":
         pytest.importorskip("duckdb")
         pytest.importorskip("pyarrow")
-    with pytest.raises(ConfigError, match="path must be the name of a file") as caught:
+    with pytest.raises(ConfigError, match="path must be the path of a file or folder") as caught:
         from_description({"kind": kind, "path": path})
     assert str(caught.value).isprintable()
 

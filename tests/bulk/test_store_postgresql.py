@@ -64,6 +64,23 @@ class TestPostgreSQL(DatabaseContract):
         assert bench.problems() == []
 
     @pytest.mark.parametrize(
+        "text", ["", "\\N", "\\.", "a\n\\.\nb", "say \"x\", 'y'", "a\r\nb\rc", ",", " ", "NULL", "\t\\"]
+    )
+    def test_texts_that_mean_something_to_copy(self, bench: Bench, text: str) -> None:
+        bench.start()
+        bench.put(0, {1: body(Code=text, Description=text), 2: body(Code=None, Description="x"), 3: body(Code="y")})
+        found = self.query(bench.folder, "SELECT code, description FROM transactions ORDER BY line")
+        assert [tuple(row.values()) for row in found] == [(text, text), (None, "x"), ("y", None)]
+        assert bench.problems() == []
+
+    @pytest.mark.parametrize("digits", ["12.30", "0.00", "-0.00", "100", "1.0000", "0.10"])
+    def test_amounts_keep_their_digits(self, bench: Bench, digits: str) -> None:
+        bench.start().put(0, {1: body(Debit=7).replace(b": 7}", b": %b}" % digits.encode())})
+        found = self.query(bench.folder, "SELECT debit::text AS debit FROM transactions")
+        assert found == [{"debit": digits.removeprefix("-")}]
+        assert bench.problems() == []
+
+    @pytest.mark.parametrize(
         "value", [b'"a\\u0000b"', b'{"a\\u0000b": 1}', b"1e200000", b"[-1E-99999]", b"9" * 140_000 + b".5"]
     )
     def test_unknown_fields_that_jsonb_cannot_hold(self, bench: Bench, value: bytes) -> None:

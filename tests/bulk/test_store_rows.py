@@ -1,4 +1,4 @@
-"""Spools as rows, and commits as marks."""
+"""Answers as rows, the digest of rows, and commits as marks."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pytest
 
 from flinks_async import tables
 from flinks_async import tables as flat
-from flinks_async.bulk.compression import Compression, compressor
 from flinks_async.bulk.errors import StoreError
 from flinks_async.bulk.records import Commit, Failure, Shard, Written
+from flinks_async.bulk.spool import read_spool
 from flinks_async.bulk.stores.answer_files import PIECE, read_lines
 from flinks_async.bulk.stores.answer_rows import (
     ACCOUNTS,
@@ -23,10 +23,13 @@ from flinks_async.bulk.stores.answer_rows import (
     TABLES,
     TRANSACTIONS,
     RowBatch,
-    RowDigest,
+    ShardDigest,
+    add_rows,
+    as_texts,
+    decoded,
     does_not_fit,
-    read_spool,
 )
+from flinks_async.bulk.stores.answer_tables import read_tables
 from flinks_async.bulk.stores.database import commit_from_json, commit_to_json
 from flinks_async.testing.data import Size, expected_answer, expected_body
 
@@ -35,24 +38,22 @@ from ..answers import DOCUMENTED, to_bytes
 SHARD = Shard(4, 1, 1000, 0, 1000, "d", round=2)
 
 
-def spool(path: Path, *answers: tuple[str, bytes], compression: Compression = "none") -> Path:
+def spool(path: Path, *answers: tuple[str, bytes]) -> Path:
     """A spool of answers with what stands before them in their lines."""
-    text = b"".join(
-        b'{%b,"response":%b,"meta":{"status":200,"attempts":3}}\n' % (head.encode(), body) for head, body in answers
+    path.write_bytes(
+        b"".join(
+            b'{%b,"response":%b,"meta":{"status":200,"attempts":3}}\n' % (head.encode(), body) for head, body in answers
+        )
     )
-    stream = compressor(compression)
-    path.write_bytes(stream.compress(text) + stream.flush())
     return path
 
 
-def batches(path: Path, answers: int = 1, compression: Compression = "none", **options: int) -> list[RowBatch]:
-    """The batches of a spool that was finished with so many answers."""
-    return list(read_spool(path, compression, Commit(SHARD, Written(answers, 0, "")), **options))
-
-
-def only(path: Path, compression: Compression = "none") -> RowBatch:
-    (batch,) = batches(path, compression=compression)
-    return batch
+def only(path: Path) -> RowBatch:
+    """The rows of a spool with one answer."""
+    (((number, line),),) = read_spool(path, 1, 1)
+    rows = RowBatch()
+    add_rows(rows, *decoded(path, number, line), SHARD)
+    return rows
 
 
 def named(table: flat.Table, row: flat.Row) -> dict[str, Any]:
@@ -99,10 +100,8 @@ def test_columns_are_those_of_arrow_with_the_line_in_front() -> None:
 
 
 @pytest.mark.parametrize("size", ["small", "medium", "large"])
-@pytest.mark.parametrize("compression", ["none", "gzip"])
-def test_every_value_of_an_answer_is_in_a_row(tmp_path: Path, size: Size, compression: Compression) -> None:
-    path = spool(tmp_path / "s", ('"line":1', expected_body("t", size=size)), compression=compression)
-    batch = only(path, compression)
+def test_every_value_of_an_answer_is_in_a_row(tmp_path: Path, size: Size) -> None:
+    batch = only(spool(tmp_path / "s", ('"line":1', expected_body("t", size=size))))
     answer = expected_answer("t", size=size)
     accounts = [a for detail in answer["GetAccountsDetail"] for a in detail.get("Accounts", [])]
     assert [row[ACCOUNTS.names.index("balance_current")] for row in batch.accounts] == [
@@ -165,23 +164,12 @@ def test_odd_texts_come_through(tmp_path: Path) -> None:
     assert (row["title"], row["currency"], json.loads(row["extra"])) == ("a\0b", "王😀", {"X": "\0"})
 
 
-def test_batches_hold_whole_answers_and_are_bounded(tmp_path: Path) -> None:
-    answers = [(f'"line":{n}', expected_body(f"t-{n}", size="medium")) for n in range(1, 41)]
-    path = spool(tmp_path / "s", *answers)
-    found = batches(path, 40, batch=1000)
-    assert [row[0] for batch in found for row in batch.fetches] == list(range(1, 41))
-    assert all(1000 <= len(batch) < 1000 + 125 for batch in found[:-1])
-    assert len(found) > 4
-
-
-def test_large_answers_make_small_batches(tmp_path: Path) -> None:
-    large = body_with_a_title_of(9 * 1024 * 1024)
-    path = spool(tmp_path / "s", *((f'"line":{n}', large) for n in range(1, 10)))
-    assert [len(batch.fetches) for batch in batches(path, 9)] == [4, 4, 1]
-
-
-def body_with_a_title_of(length: int) -> bytes:
-    return b'{"GetAccountsDetail":{"Accounts":[{"Title":"%b"}]}}' % (b"x" * length)
+def test_answers_come_in_the_order_of_the_input(tmp_path: Path) -> None:
+    bodies = {line: expected_body(f"t-{line}", size="small") for line in (30, 4, 100, 5)}
+    path = spool(tmp_path / "s", *((f'"line":{line}', body) for line, body in bodies.items()))
+    size = len(path.read_bytes()) // 3
+    found = [[(number, decoded(path, number, line)[0].line) for number, line in b] for b in read_spool(path, 4, size)]
+    assert found == [[(2, 4), (4, 5)], [(1, 30), (3, 100)]]
 
 
 def test_what_many_accounts_repeat_is_held_once(tmp_path: Path) -> None:
@@ -194,7 +182,7 @@ def test_what_many_accounts_repeat_is_held_once(tmp_path: Path) -> None:
 
 
 def test_a_spool_without_answers(tmp_path: Path) -> None:
-    assert batches(spool(tmp_path / "s"), 0) == []
+    assert list(read_spool(spool(tmp_path / "s"), 0, 1)) == []
 
 
 @pytest.mark.parametrize(
@@ -212,14 +200,14 @@ def test_a_broken_spool_is_refused_by_its_line(tmp_path: Path, line: bytes, why:
     path = tmp_path / "s"
     path.write_bytes(line)
     with pytest.raises(StoreError) as caught:
-        batches(path)
+        list(read_tables(path, Commit(SHARD, Written(1, 0, "")), "out", texts=True))
     assert why in str(caught.value)
     assert str(path) in str(caught.value)
 
 
 def test_a_spool_that_is_gone(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be read: No such file"):
-        batches(tmp_path / "s")
+        list(read_spool(tmp_path / "s", 1, 1))
 
 
 def test_lines_longer_than_a_piece(tmp_path: Path) -> None:
@@ -276,43 +264,60 @@ def test_a_broken_mark_is_refused(mark: bytes) -> None:
         commit_from_json(mark)
 
 
-# --- the digest of rows -----------------------------------------------------------------------------------------------
-
-TABLE = flat.Table("t", (flat.Column("a", "text"), flat.Column("b", "integer")))
+# --- rows as texts, and their digest ----------------------------------------------------------------------------------
 
 
-def digest(*rows: flat.Row, table: flat.Table = TABLE) -> str:
-    found = RowDigest()
-    found.add(table, rows)
+def test_days_before_the_year_1000() -> None:
+    refresh = ACCOUNTS.names.index("last_refresh")
+    row = tuple(dt.datetime(1, 1, 1, tzinfo=dt.UTC) if n == refresh else None for n in range(len(ACCOUNTS.columns)))
+    ((*texts,),) = as_texts("db", ACCOUNTS, [row])
+    assert texts[refresh] == "0001-01-01T00:00:00.000000Z"
+
+
+def fetch(line: int, **values: Any) -> flat.Row:
+    return tuple({"line": line, **values}.get(name) for name in FETCHES.names)
+
+
+def digest(*rows: flat.Row, table: flat.Table = FETCHES) -> str:
+    found = ShardDigest()
+    if rows:
+        found.add(table, list(rows))
     return found.hexdigest()
 
 
-def test_the_digest_of_rows_does_not_depend_on_their_order() -> None:
-    rows = [("x", 1), ("y", 2), ("z", None)]
-    assert digest(*rows) == digest(*reversed(rows))
-    parts = RowDigest()
-    parts.add(TABLE, rows[:1])
-    parts.add(TABLE, rows[1:])
+def test_the_digest_of_rows_does_not_depend_on_how_many_come_at_once() -> None:
+    rows = [fetch(1, key="x", status=1), fetch(2, key="y", extra='{"b":1,"a":1.0}'), fetch(3)]
+    parts = ShardDigest()
+    parts.add(FETCHES, rows[:1])
+    parts.add(FETCHES, rows[1:])
     assert parts.hexdigest() == digest(*rows)
-    assert parts.rows == {"t": 3}
+    assert parts.rows == {"fetches": 3, "accounts": 0, "transactions": 0, "holders": 0}
 
 
-def test_the_digest_of_rows_depends_on_everything_else() -> None:
-    rows = [("x", 1), ("y", 2)]
-    other = flat.Table("u", TABLE.columns)
+def test_the_digest_of_rows_depends_on_everything() -> None:
+    rows = [fetch(1, key="xy", status=2), fetch(2, key="z", status=1)]
     others = [
         digest(),
-        digest(*rows, rows[0]),
-        digest(rows[0], rows[0]),
+        digest(*rows, rows[1]),
         digest(rows[0]),
-        digest(("x", 2), ("y", 1)),
-        digest(("x", None), ("y", 2)),
-        digest(("1", 1), ("y", 2)),
-        digest(*rows, table=other),
+        digest(*reversed(rows)),
+        digest(fetch(1, key="x", status=2), fetch(2, key="yz", status=1)),
+        digest(fetch(1, key="xy", status=1), fetch(2, key="z", status=2)),
+        digest(fetch(1, key="xy"), fetch(2, key="z", status=1)),
+        digest(fetch(1, key="", status=2), fetch(2, key="xyz", status=1)),
+        digest(fetch(1, status=2), fetch(2, key="xyz", status=1)),
+        digest(fetch(1, instance="xy", status=2), fetch(2, instance="z", status=1)),
     ]
     assert len({digest(*rows), *others}) == 1 + len(others)
+    assert digest((1,) + (None,) * (len(HOLDERS.columns) - 1), table=HOLDERS) != digest(fetch(1))
+
+
+def test_the_digest_of_rows_is_the_one_that_is_written_down() -> None:
+    """Databases of earlier versions hold it."""
+    rows = [fetch(1, key="é", instance="", status=200, extra='{"b":[1.50,-0,true],"a":"\\u00e9"}'), fetch(10, shard=7)]
+    assert digest(*rows) == "c02553070a012135be2292bf8998a221"
 
 
 def test_a_column_that_is_added_does_not_change_the_digest() -> None:
-    wider = flat.Table("t", (TABLE.columns[0], flat.Column("new", "text"), TABLE.columns[1]))
-    assert digest(("x", None, 1), table=wider) == digest(("x", 1))
+    assert digest(fetch(1, key="x", extra=None)) == digest(fetch(1, key="x"))
+    assert digest(fetch(1, key="x", extra="{}")) != digest(fetch(1, key="x"))

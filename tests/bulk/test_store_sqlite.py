@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import datetime as dt
 import json
 import sqlite3
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
@@ -18,7 +18,7 @@ from attrs import evolve
 from flinks_async import tables as flat
 from flinks_async.bulk import crash_points
 from flinks_async.bulk.errors import StoreError
-from flinks_async.bulk.stores import SQLiteStore, Store, database_schema, sqlite
+from flinks_async.bulk.stores import SQLiteStore, Store, database_schema
 from flinks_async.bulk.stores import sqlite as sqlite_store
 from flinks_async.bulk.stores.answer_rows import TABLES
 
@@ -186,6 +186,21 @@ def test_money_keeps_every_digit(bench: Bench, amount: str, text: str) -> None:
     assert query(database(bench), "SELECT overdraft_limit FROM accounts") == [(text,)]
     assert Decimal(text) == Decimal(amount)
     assert bench.problems() == []
+
+
+def test_it_needs_no_pyarrow(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same rows and digests, only slower."""
+    bodies = {**SHARDS[0], 7: to_bytes(DOCUMENTED), 8: b'{"GetAccountsDetail":{"Accounts":[{"OverdraftLimit":1.50}]}}'}
+    with_arrow = bench.start().put(0, bodies)
+    rows = query(database(bench), 'SELECT * FROM transactions ORDER BY job, line, detail, account, "transaction"')
+    bench.store.purge()
+    bench.commits.clear()
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    assert bench.start().put(0, bodies).receipt == with_arrow.receipt
+    assert bench.problems() == []
+    assert rows == query(database(bench), 'SELECT * FROM transactions ORDER BY line, detail, account, "transaction"')
+    with pytest.raises(StoreError, match=r"line 9 of the input, GetAccountsDetail\[0\]\.InstitutionId: .*64 bits"):
+        bench.put(1, {9: b'{"GetAccountsDetail":[{"InstitutionId":9223372036854775808,"Accounts":[{}]}]}'})
 
 
 def test_odd_texts(bench: Bench) -> None:
@@ -500,7 +515,3 @@ def test_columns_of_a_newer_version_are_added(shared: Path, monkeypatch: pytest.
 def test_a_store_that_is_not_open_says_so() -> None:
     with pytest.raises(StoreError, match="not open"):
         SQLiteStore().purge()
-
-
-def test_days_before_the_year_1000() -> None:
-    assert sqlite._utc(dt.datetime(1, 1, 1, tzinfo=dt.UTC)) == "0001-01-01T00:00:00.000000Z"

@@ -9,23 +9,29 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from decimal import Decimal
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 duckdb = pytest.importorskip("duckdb")
 psycopg = pytest.importorskip("psycopg")
 pq = pytest.importorskip("pyarrow.parquet")
 
-from flinks_async.bulk.stores import SQLiteStore, Store  # noqa: E402
+from flinks_async.bulk.errors import UnfitAnswerError  # noqa: E402
+from flinks_async.bulk.stores import SQLiteStore, Store, answer_tables  # noqa: E402
 from flinks_async.bulk.stores.answer_rows import TABLES, Table  # noqa: E402
 from flinks_async.bulk.stores.duckdb import DuckDBStore  # noqa: E402
 from flinks_async.bulk.stores.parquet import ParquetStore  # noqa: E402
 from flinks_async.bulk.stores.postgresql import PostgreSQLStore  # noqa: E402
+from flinks_async.codec import Codec  # noqa: E402
+from flinks_async.errors import DecodeError  # noqa: E402
 from flinks_async.testing.data import expected_body  # noqa: E402
 
-from ..answers import DOCUMENTED, to_bytes  # noqa: E402
+from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes  # noqa: E402
 from .postgresql_server import Server  # noqa: E402
 from .store_contract import Bench, Bodies  # noqa: E402
 from .store_docs import PAGE, page, queries  # noqa: E402
@@ -84,7 +90,9 @@ def run(jobs: dict[str, Path], server: Server, name: str, sql: str) -> list[tupl
         return db.execute(sql.replace("'parts/", f"'{folder}/parts/")).fetchall()
 
 
-def rows(jobs: dict[str, Path], server: Server, name: str, table: Table) -> list[dict[str, Any]]:
+def rows(
+    jobs: dict[str, Path], server: Server, name: str, table: Table, schema: str = "flinks"
+) -> list[dict[str, Any]]:
     """All rows of a table as Python objects, in the order of the input."""
     if name == "Parquet":
         return sorted(pq.read_table(jobs[name] / "parts" / table.name).to_pylist(), key=lambda row: place(table, row))
@@ -94,7 +102,7 @@ def rows(jobs: dict[str, Path], server: Server, name: str, table: Table) -> list
         if name == "DuckDB" and column.type == "instant":
             quoted = f"epoch_us({quoted})"
         columns.append(f"CAST({quoted} AS text)" if name == "PostgreSQL" and column.type == "json" else quoted)
-    prefix = "flinks." if name == "PostgreSQL" else ""
+    prefix = f"{schema}." if name == "PostgreSQL" else ""
     found = run(jobs, server, name, f"SELECT {', '.join(columns)} FROM {prefix}{table.name}")
     return sorted((dict(zip(table.names, row, strict=True)) for row in found), key=lambda row: place(table, row))
 
@@ -151,6 +159,63 @@ def test_what_is_in_them(jobs: dict[str, Path], postgresql: Server) -> None:
     assert json.loads(fetch["without_accounts"])[0]["LoginId"] == "no accounts"
 
 
+STORES = ("SQLite", "DuckDB", "PostgreSQL", "Parquet")
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_columns_and_the_careful_path_store_the_same(tmp_path: Path, postgresql: Server, name: str) -> None:
+    """What a user reads after Arrow has made the columns, and after each answer went through Python objects."""
+    folders = {"columns": tmp_path / "columns", "careful": tmp_path / "careful"}
+    schemas = {way: postgresql.new_schema() for way in folders}
+    made: dict[str, Callable[[str], Store]] = {
+        "SQLite": lambda way: SQLiteStore(),
+        "Parquet": lambda way: ParquetStore(),
+        "DuckDB": lambda way: DuckDBStore(),
+        "PostgreSQL": lambda way: PostgreSQLStore(postgresql.conninfo, schemas[way]),
+    }
+    benches = {way: Bench(folder, lambda way=way: made[name](way)).start() for way, folder in folders.items()}  # type: ignore[misc]
+    shards = count()
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @given(st.lists(st.one_of(answers, answers_perhaps_wrong), min_size=1, max_size=4))
+    def put(generated: list[Any]) -> None:
+        shard = next(shards)
+        bodies = {10 * shard + n: body for n, answer in enumerate(generated, 1) if decodes(body := to_bytes(answer))}
+        bodies[10 * shard + 9] = payload((1, 2), seed=shard)
+        unfit = {}
+        for way, bench in benches.items():
+            with pytest.MonkeyPatch.context() as patch:
+                if way == "careful":
+                    patch.setattr(answer_tables._Reader, "_columns", lambda *_: None)
+                unfit[way] = []
+                while True:
+                    try:
+                        bench.put(shard, {line: body for line, body in bodies.items() if line not in unfit[way]})
+                        break
+                    except UnfitAnswerError as error:
+                        unfit[way].append(error.line)
+        assert sorted(unfit["columns"]) == sorted(unfit["careful"])
+
+    put()
+    found = {}
+    for way, bench in benches.items():
+        assert bench.problems() == []
+        bench.store.close()
+        found[way] = [
+            [plain(t, row) for row in rows({name: folders[way]}, postgresql, name, t, schemas[way])] for t in TABLES
+        ]
+    assert found["columns"] == found["careful"]
+    assert len(found["columns"][2]) > 10
+
+
+def decodes(body: bytes) -> bool:
+    try:
+        Codec(wrong_types="extra").decode(body)
+    except DecodeError:
+        return False
+    return True
+
+
 def totals() -> tuple[dict[str | None, Decimal], dict[str | None, Decimal]]:
     """Balance by currency and payroll by holder, from the answers themselves."""
     balances: dict[str | None, Decimal] = defaultdict(Decimal)
@@ -166,7 +231,7 @@ def totals() -> tuple[dict[str | None, Decimal], dict[str | None, Decimal]]:
     return balances, payroll
 
 
-@pytest.mark.parametrize("name", ["SQLite", "DuckDB", "PostgreSQL", "Parquet"])
+@pytest.mark.parametrize("name", STORES)
 def test_the_queries_of_the_docs(jobs: dict[str, Path], postgresql: Server, name: str) -> None:
     found = [
         {key: Decimal(str(total)) for key, total in run(jobs, postgresql, name, sql) if total is not None}

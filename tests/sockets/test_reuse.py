@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from flinks_async import Connection, FlinksClient
+from flinks_async.messages import Handler, Request, Response
 from flinks_async.testing import FakeClock
 from tests.raw_server import Close, RawConnection, RawServer, ReadHead, Repeat, Respond, Send
 
@@ -140,6 +141,57 @@ async def test_a_keep_alive_that_has_run_out_makes_a_new_connection() -> None:
             await client.partner_access("first")
             await client.partner_access("second")
             assert server.connections == 2
+
+
+async def test_idle_connections_are_closed_when_their_time_is_over() -> None:
+    async with RawServer(HEALTHY, HEALTHY) as server:
+        async with client_for(server, connection=Connection(keepalive=0.05)) as client:
+            await asyncio.gather(client.partner_access("one"), client.partner_access("other"))
+            assert (client.stats().connections.idle, server.connections) == (2, 2)
+            for _ in range(500):
+                if client.stats().connections.open == 0:
+                    break
+                await asyncio.sleep(0.002)
+            assert client.stats().connections.open == 0
+            await assert_clean(client)
+
+
+async def test_the_connection_that_was_used_last_is_used_first() -> None:
+    scripts = [[Repeat(ReadHead(), Respond(200, OK.body.replace(b"r-1", name)))] for name in (b"first", b"second")]
+    async with RawServer(*scripts) as server, client_for(server) as client:
+        await asyncio.gather(client.partner_access("one"), client.partner_access("other"))
+        used = [(await client.partner_access("again")).request_id for _ in range(4)]
+        assert (server.connections, len(set(used))) == (2, 1)
+
+
+async def test_both_ways_share_their_connections() -> None:
+    async with RawServer(HEALTHY) as server, client_for(server) as client:
+        await client.partner_access("fast")
+        await client.partner_access("session", headers={"X-Own": "1"})
+        await client.partner_access("fast again")
+        await client.partner_access("session again", headers={"X-Own": "1"})
+        assert (server.connections, client.stats().connections.created) == (1, 1)
+        await assert_clean(client)
+
+
+@pytest.mark.parametrize("headers", [None, {"X-Own": "1"}], ids=["fast", "session"])
+async def test_an_attempt_on_a_fresh_connection_leaves_the_idle_ones_alone(headers: dict[str, str] | None) -> None:
+    wanted = []
+
+    async def fresh(request: Request, call_next: Handler) -> Response:
+        request.call.fresh = bool(wanted)
+        return await call_next(request)
+
+    async with RawServer(*[HEALTHY] * 3) as server, client_for(server, attempt_middleware=[fresh]) as client:
+        await asyncio.gather(*(client.partner_access(token, headers=headers) for token in ("one", "other")))
+        assert server.connections == 2
+        wanted.append(1)
+        await client.partner_access("on a new one", headers=headers)
+        assert (server.connections, client.stats().connections.idle) == (3, 3)
+        wanted.clear()
+        await client.partner_access("on an idle one", headers=headers)
+        assert server.connections == 3
+        await assert_clean(client)
 
 
 async def test_cookies_are_not_kept() -> None:

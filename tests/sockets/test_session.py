@@ -488,7 +488,9 @@ async def test_a_client_that_is_never_closed_warns() -> None:
                 gc.collect()
                 await turns()
         assert any(issubclass(warning.category, ResourceWarning) for warning in caught)
-        assert not any("auth" in str(warning.message).lower() for warning in caught)
+        # `proxy_auth=None` is in the text of aiohttp's own warning.
+        texts = [str(warning.message).lower().replace("proxy_auth=none", "") for warning in caught]
+        assert not any("auth" in text for text in texts)
 
 
 async def test_a_client_that_was_never_used_needs_no_closing() -> None:

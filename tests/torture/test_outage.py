@@ -10,7 +10,7 @@ import pytest
 
 from flinks_async import FlinksClient, bulk, config
 from flinks_async.bulk import InputFile, Job, JSONLParts, Rules
-from flinks_async.bulk.thread import NoThread
+from flinks_async.bulk.fetching import NoThread
 from flinks_async.testing import ServeOptions, ServerProcess, VirtualClock, run_virtual
 
 from ..simulation import Instance, client_of

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from .dask import DaskExecutor
 from .in_process import InProcess
 from .processes import Processes
 from .protocol import Execution, Executor, Work
 
-__all__ = ["Execution", "Executor", "InProcess", "Processes", "Work"]
+__all__ = ["DaskExecutor", "Execution", "Executor", "InProcess", "Processes", "Work"]

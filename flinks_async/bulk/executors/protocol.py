@@ -7,8 +7,9 @@ files, each handed over once. A shard that is lost on the way is fetched again.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
+from logging import Logger
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from attrs import field, frozen
 
@@ -52,7 +53,7 @@ class Work:
         compression: of these files.
         rules: how to work and when to stop; they hold for all processes together.
         secret_is_good: the AuthSecret has worked before in this job.
-        log: of the job.
+        log: of the job; the program's in a worker.
     """
 
     source: InputFile
@@ -62,7 +63,7 @@ class Work:
     compression: Compression
     rules: Rules
     secret_is_good: bool
-    log: JobLog = field(repr=False)
+    log: JobLog | Logger = field(repr=False)
 
 
 class Execution(Protocol):
@@ -99,6 +100,7 @@ class Execution(Protocol):
         ...
 
 
+@runtime_checkable
 class Executor(Protocol):
     """Maps shards to files of answers."""
 

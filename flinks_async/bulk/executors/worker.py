@@ -1,4 +1,4 @@
-"""A worker process: fetches the shards that a job hands out. It knows neither ledger nor store.
+"""The program of a worker process: a seat at the end of a pair of pipes.
 
 It ends with the job: when the pipe closes, it exits at once and writes nothing more.
 """
@@ -7,45 +7,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import mmap
 import os
 import pickle
+import struct
 import sys
-import traceback
-from functools import partial
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from queue import SimpleQueue
 from typing import BinaryIO, Final
 
 import msgspec
 
-from ...clock import SystemClock
-from ...errors import FlinksError
 from ...limits.notices import is_no_notice
-from ...limits.rate import PaceState
-from ...runtime.loop_state import fast_loop
-from ..errors import WorkerError
-from ..fetching import Fetcher
-from ..inputs import InputFile
-from ..records import Finished
-from ..thread import Thread
-from .in_process import ShardLoader
-from .processes import SharedRate
-from .protocol import Task
-from .worker_messages import (
-    Assigned,
-    Broken,
-    Channel,
-    Next,
-    PaceLearned,
-    Report,
-    Secrets,
-    Start,
-    StopWorker,
-    Stored,
-    from_line,
-    make,
-)
-
-REPORT_EVERY: Final = 0.2
-"""Seconds between two reports."""
+from ...limits.rate import GCRA
+from ...runtime import fast_loop
+from ...secret import Secret
+from ..files import cannot_write, create, write_all
+from .seat import Seat, Secrets, Start
 
 
 def main() -> None:
@@ -67,106 +48,141 @@ def main() -> None:
 
 
 async def _run(start: Start, secrets: list[Secrets], source: BinaryIO, sink: BinaryIO) -> None:
-    channel = Channel(source, sink, on_end=lambda: os._exit(1))
-    try:
-        await WorkerRun(start, secrets, channel).go()
-    except Exception as error:
-        channel.send(Broken(_portable(error)))
+    def limiter(client: int, rate: float, burst: int | None) -> SharedRate:
+        return SharedRate(SharedRate.path(start.spools.parent, client), rate, burst)
+
+    channel = Channel(source, sink)
+    seat = Seat(start, secrets, channel.send, limiter, asyncio.get_running_loop())
+    channel.listen(lambda message: os._exit(1) if message is None else seat.receive(message))
+    await seat.go()
     channel.close()
 
 
-def _portable(error: Exception) -> Exception:
-    """An error that can be pickled. The text of a foreign error is left out, because it may hold a token."""
-    if isinstance(error, FlinksError):
-        return error
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return WorkerError(f"a worker process failed: {type(error).__name__} at {last.filename}:{last.lineno}")
+def to_line(secrets: Iterable[Secrets]) -> bytes:
+    """One line of plain text, to be written to a private pipe and nowhere else."""
+    return msgspec.json.encode([[secret.reveal() for secret in one.all] for one in secrets]) + b"\n"
 
 
-class WorkerRun:
-    """The run of a worker. `go()` may be awaited once.
+def from_line(line: bytes) -> list[Secrets]:
+    """Reads the output of `to_line`."""
+    rows = msgspec.json.decode(line, type=list[list[str]])
+    return [Secrets(Secret(first), Secret(rest[0]) if rest else None) for first, *rest in rows]
 
-    Raises:
-        ConfigError, InputError: the run cannot begin.
+
+class Channel:
+    """One end of a pair of pipes.
+
+    Two threads read and write, because asyncio's pipes do not work with every event loop and system; there are only a few
+    messages per second.
+
+    Args:
+        source, sink: the pipes; the sink is closed with this object.
     """
 
-    def __init__(self, start: Start, secrets: list[Secrets], channel: Channel) -> None:
-        self._channel = channel
-        self._clients = [
-            make(description, secret, _shared_rate(start, number))
-            for number, (description, secret) in enumerate(zip(start.clients, secrets, strict=True))
-        ]
-        self._assigned: asyncio.Future[Task | None] | None = None
-        self._storing: dict[int, asyncio.Future[None]] = {}
-        self._writing = Thread("flinks-async-spool")
-        source = InputFile(start.path, start.layout)
-        self._loader = ShardLoader(self._next, source, start.key, Thread("flinks-async-input"))
-        by_name = {name: self._clients[number] for name, number in start.names.items()}
-        self._fetcher = Fetcher(
-            self._loader.load, self._take, by_name, start.key, start.spools, start.compression, start.rules,
-            secret_is_good=False, clock=SystemClock(), writing=self._writing,
-        )  # fmt: skip
+    def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
+        self._source = source
+        self._sink = sink
+        self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="flinks-async-send", daemon=True)
+        self._writer.start()
 
-    async def go(self) -> None:
-        """Fetches shards until there are no more, or until it is stopped.
+    def listen(self, receive: Callable[[object], object]) -> None:
+        """Calls `receive` in a thread with each message, and with None when the other end is closed."""
+        threading.Thread(target=self._read, args=[receive], name="flinks-async-receive", daemon=True).start()
 
-        Raises:
-            Exception: what `Fetcher.go` raises.
-        """
-        for number, client in enumerate(self._clients):
-            client.governor.on_pace = partial(self._paced, number)
-        beside = [asyncio.ensure_future(self._listen()), asyncio.ensure_future(self._report())]
-        for task in beside:
-            task.add_done_callback(self._failed)
+    def send(self, message: object) -> None:
+        """Queues a message to be sent. It is dropped if the other end is closed."""
+        self._outbox.put(pickle.dumps(message))
+
+    def close(self) -> None:
+        """Sends the queued messages and closes the sink. Blocks until then."""
+        self._outbox.put(None)
+        self._writer.join()
+
+    def _read(self, receive: Callable[[object], object]) -> None:
+        with suppress(Exception):  # the other end is closed, perhaps in the middle of a message
+            while True:
+                receive(pickle.load(self._source))
+        receive(None)
+
+    def _write(self) -> None:
+        with suppress(OSError, ValueError):
+            while (data := self._outbox.get()) is not None:
+                self._sink.write(data)
+                self._sink.flush()
+        with suppress(OSError, ValueError):
+            self._sink.close()
+
+
+_NUMBER: Final = struct.Struct("<d")
+
+
+class SharedRate(GCRA):
+    """A `RateLimiter` whose state is in a file that `make` has made, so that processes of one machine share it.
+
+    The state of GCRA is one number, the theoretical arrival time of the next request (see `limits.rate`). Every process maps
+    the file, and locks it for the few microseconds of a reservation. All processes have the same clock, because the
+    monotonic clock counts from the start of the machine. A process that dies loses its lock and at most one reservation.
+
+    Args:
+        path: of the file.
+        rate, burst: as for `GCRA`, the same in all processes.
+    """
+
+    def __init__(self, path: Path, rate: float, burst: int | None = None) -> None:
+        super().__init__(rate, burst)
+        self._file = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
+        self._memory = mmap.mmap(self._file, _NUMBER.size)
+
+    def reserve(self, now: float, /) -> float:
+        with _locked(self._file):
+            (self._next,) = _NUMBER.unpack_from(self._memory)
+            wait = super().reserve(now)
+            _NUMBER.pack_into(self._memory, 0, self._next)
+        return wait
+
+    def close(self) -> None:
+        self._memory.close()
+        os.close(self._file)
+
+    @staticmethod
+    def path(spools: Path, client: int) -> Path:
+        """The file of a client's rate, in the folder that holds the folders of all workers."""
+        return spools / f"rate-{client}"
+
+    @staticmethod
+    def make(path: Path) -> None:
+        """Makes the file, with the state before the first request."""
         try:
-            await self._fetcher.go()
-            counters = self._fetcher.counters()
-            for client in self._clients:
-                await client.close()
-            self._channel.send(Report(counters, self._fetcher.stopped, over=True))
+            file = create(path)
+            try:
+                write_all(file, _NUMBER.pack(float("-inf")))
+            finally:
+                os.close(file)
+        except OSError as error:
+            raise cannot_write(path, error) from None
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    @contextmanager
+    def _locked(file: int) -> Iterator[None]:
+        os.lseek(file, 0, os.SEEK_SET)
+        msvcrt.locking(file, msvcrt.LK_LOCK, 1)
+        try:
+            yield
         finally:
-            for task in beside:
-                task.cancel()
-            self._loader.close()
-            self._writing.close()
+            os.lseek(file, 0, os.SEEK_SET)
+            msvcrt.locking(file, msvcrt.LK_UNLCK, 1)
 
-    async def _listen(self) -> None:
-        while (message := await self._channel.receive()) is not None:
-            match message:
-                case Assigned(task, secret_is_good):
-                    self._fetcher.secret_is_good = secret_is_good
-                    if self._assigned is not None and not self._assigned.done():
-                        self._assigned.set_result(task)
-                case Stored(shard):
-                    self._storing.pop(shard).set_result(None)
-                case StopWorker(reason, state):
-                    self._fetcher.stop(reason, state)
-                case PaceLearned(client, state):
-                    self._clients[client].governor.join(state)
+else:
+    import fcntl
 
-    async def _report(self) -> None:
-        while True:
-            await asyncio.sleep(REPORT_EVERY)
-            self._channel.send(Report(self._fetcher.counters(), self._fetcher.stopped))
-
-    def _failed(self, task: asyncio.Future[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            self._fetcher.break_off(error)
-
-    def _paced(self, client: int, state: PaceState) -> None:
-        self._channel.send(PaceLearned(client, state))
-
-    async def _next(self) -> Task | None:
-        self._assigned = asyncio.get_running_loop().create_future()
-        self._channel.send(Next())
-        return await self._assigned
-
-    async def _take(self, finished: Finished) -> None:
-        stored = self._storing[finished.shard.id] = asyncio.get_running_loop().create_future()
-        self._channel.send(finished)
-        await stored
-
-
-def _shared_rate(start: Start, number: int) -> SharedRate | None:
-    limits = start.clients[number].settings.limits
-    return None if limits.rate is None else SharedRate(start.rates[number], limits.rate, limits.burst)
+    @contextmanager
+    def _locked(file: int) -> Iterator[None]:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)

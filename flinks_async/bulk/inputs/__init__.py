@@ -15,8 +15,7 @@ from __future__ import annotations
 from .formats import Format, Layout
 from .rows import NO_KEY, Row, SkippedLine, Token, check
 from .scan import PlanSink, Scanned, scan
-from .shards import ShardReader
-from .source import STDIN, InputBytes, InputFile, digest
+from .source import STDIN, InputBytes, InputFile, ShardReader, digest
 
 __all__ = [
     "NO_KEY",

@@ -1,8 +1,8 @@
 """Recognizes from its beginning what a file holds, so that nothing but tokens is ever sent.
 
 A table that is read as text would put names and e-mail addresses into URLs. So a file whose content does not agree with
-its format is refused before anything is sent, with what was seen and the field of `Layout` to set. Messages show no
-content of the file except single special characters.
+its format is refused before anything is sent: an InputError says what was seen, in which line, and names the field of
+`Layout` to set. Messages show no content of the file except single special characters.
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ _MAGIC: Final = {
     b"GIF8": "an image",
     b"\x7fELF": "a program",
     b"Salted__": "encrypted; decrypt it",
+    b"age-encryption.org": "encrypted; decrypt it",
     b"-----BEGIN": "an encrypted message, a certificate or a key, not tokens",
 }  # fmt: skip
 _NOT_TEXT: Final = re.compile(rb"[\x00-\x08\x0e-\x1f\x80-\xff]")
@@ -61,11 +62,7 @@ _ENCODINGS: Final = {
 
 
 def refuse_magic(head: bytes) -> None:
-    """Refuses a file by its first bytes.
-
-    Raises:
-        InputError: it is binary, or text in another encoding than UTF-8.
-    """
+    """Refuses a file by its first bytes."""
     for mark, encoding in _ENCODINGS.items():
         if head.startswith(mark):
             raise InputError(
@@ -85,9 +82,6 @@ def first_lines(sample: bytes) -> list[tuple[int, str]]:
 
     Args:
         sample: the beginning of a file, whose last line may be incomplete.
-
-    Raises:
-        InputError: the first one is not text.
     """
     whole = sample.rpartition(b"\n")[0]
     lines = (whole if len(sample) >= SAMPLE and whole else sample).decode("utf-8", "replace").split("\n")
@@ -105,15 +99,15 @@ def _refuse_binary(number: int, line: str) -> None:
                 f"Set `encoding` to {encoding}, or save it as UTF-8.",
                 field="encoding",
             )
-    if "\r" in line.rstrip("\r"):
-        raise InputError("The lines of the file of tokens end with CR alone. Save it with LF or CR LF.")
+    if any(c < " " and c not in "\t\r" for c in line):
+        raise InputError(f"The file of tokens is binary: line {number} holds control characters.")
     if "\ufffd" in line:
         raise InputError(
             f"Line {number} of the file of tokens is not valid UTF-8. Set `encoding`, such as cp1252, or save it as UTF-8.",
             field="encoding",
         )
-    if any(c < " " and c != "\t" for c in line):
-        raise InputError(f"The file of tokens is binary: line {number} holds control characters.")
+    if "\r" in line.rstrip("\r"):
+        raise InputError("The lines of the file of tokens end with CR alone. Save it with LF or CR LF.")
 
 
 def is_usual_name(name: str) -> bool:
@@ -128,17 +122,38 @@ def looks_like_data(name: str) -> bool:
 
 # --- text -------------------------------------------------------------------------------------------------------------
 
-is_plain: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~+/%-]*={0,2}").fullmatch
-"""Accepts nearly every token at once; `problem_of_text` judges the others."""
+_MISSING: Final = "null|none|nan|undefined"
+_ROUNDED: Final = r"[0-9](?:[.,][0-9]+)?E\+[0-9]+"
+_plain: Final = re.compile(
+    rf"(?!(?:{_MISSING}|{_ROUNDED})$)[A-Za-z0-9](?:[A-Za-z0-9._~+/%]*|[A-Za-z0-9._-]*)={{0,2}}", re.IGNORECASE
+).fullmatch
+"""Accepts nearly every token at once; `_PROBLEMS` judge the others, and the beginning of a file."""
 
+_GUID: Final = "[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
+_is_guid: Final = re.compile(_GUID).fullmatch
 _EMAIL: Final = "looks like an e-mail address"
+_PROBLEMS_OF_VALUES: Final = (
+    (re.compile(rf"(?i:{_MISSING}|#?n/a|#ref!|\\n)"), "stands for a missing value"),
+    (re.compile(_ROUNDED), "is a number that a spreadsheet rounded"),
+    (
+        re.compile(rf"(?:.*[^\w-]|-|.*%[0-9A-Fa-f]{{2}}){_GUID}.*|.*{_GUID}[^\w-].*"),
+        "holds a GUID with something before or after it",
+    ),
+)
+"""What is no token even in a column or a field that is said to hold tokens."""
 _PROBLEMS: Final = (
+    *_PROBLEMS_OF_VALUES[:2],
+    (re.compile(r"(?i:bearer)\s.*"), "begins with 'Bearer '"),
     (re.compile(r".*[<>].*"), "holds '<' or '>', as in markup"),
     (re.compile(r"=.*|[@+-][^=]*\(.*"), "looks like a spreadsheet's formula"),
     (re.compile(r"(?:#|//|--).*"), "looks like a comment"),
-    (re.compile(r".*://.*"), "looks like a URL"),
+    (re.compile(r".*(?:://|partneraccess/).*|\?.*=.*"), "looks like a URL"),
     (re.compile(r".*[\"'`\u2018-\u201f\u00ab\u00bb].*"), "holds a quotation mark"),
-    (re.compile(r".*[{}\[\]].*"), "holds a bracket or a brace, as in JSON"),
+    (re.compile(r".*[{}\[\]()].*"), "holds a bracket or a brace, as in JSON or a program"),
+    (re.compile(r".*[\x0b\x0c\x85\u2028\u2029].*"), "holds a line break other than LF and CR LF"),
+    (re.compile(r".*(?:\.\.\.|\u2026|\*\*).*"), "holds an ellipsis or asterisks, as a shortened or masked value does"),
+    (re.compile(r".*[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff].*"), "holds an invisible character"),
+    (re.compile(r".*[\u2010-\u2015\u2022\u2212\uff01-\uff5e].*"), "holds a typographic character, such as a long dash"),
     (re.compile(r".*\t.*"), "holds a tab, as in a table"),
     (re.compile(r".*,.*"), "holds a comma, as in a table"),
     (re.compile(r".*;.*"), "holds a semicolon, as in a table"),
@@ -147,21 +162,37 @@ _PROBLEMS: Final = (
     (re.compile(r"[A-Za-z_][\w.-]*[ \t]*(?::|=[^=]).*"), "looks like a name with a value, as in settings"),
     (re.compile(r".*\s.*"), "holds a blank"),
     (re.compile(r"(?:\.{0,2}|[A-Za-z]:)[/\\].*\.[A-Za-z0-9]{1,5}"), "looks like the path of a file"),
+    *_PROBLEMS_OF_VALUES[2:],
     (re.compile(r"[^\w.%]+"), "holds neither letters nor digits"),
 )
+
+# What a whole file can hold, while a single line like this may be an opaque token.
+_OTHER_COLUMNS: Final = (
+    (re.compile(r"[+(]?[0-9][0-9.,:()+/-]{0,30}(?:T[0-9:.]+)?Z?"), "numbers, dates, IP addresses or phone numbers"),
+    (re.compile(r"[^/\\]+\.(?:txt|csv|tsv|jsonl?|md|xml|xlsx?|ods|pdf|zip|gz|zst|log|parquet)"), "names of files"),
+    (re.compile(r"[xX0]+(?:-[xX0]+)+"), "placeholders"),
+)
+_WORD: Final = re.compile(r"[^\W\d_]{2,20}(?:[-.][^\W\d_]{2,20})*")
+_WRAPPED: Final = (64, 76)
+"""Characters in a full line of Base64 in PEM and in e-mail."""
 
 
 def problem_of_text(line: str) -> str | None:
     """Why a line of a text file cannot be a token; None if it can. The line has no blanks around it."""
-    return next((problem for pattern, problem in _PROBLEMS if pattern.fullmatch(line)), None)
+    return None if _plain(line) else _first_problem(line, _PROBLEMS)
+
+
+def problem_of_value(value: str) -> str | None:
+    """Why the value of a column or field of tokens cannot be a token; None if it can. Nearly any opaque text can."""
+    return None if _plain(value) else _first_problem(value, _PROBLEMS_OF_VALUES)
+
+
+def _first_problem(text: str, problems: Sequence[tuple[re.Pattern[str], str]]) -> str | None:
+    return next((problem for pattern, problem in problems if pattern.fullmatch(text)), None)
 
 
 def refuse_other_than_text(lines: Sequence[tuple[int, str]]) -> None:
-    """Refuses what is no list of tokens: the first line, or most of the lines, cannot be a token.
-
-    Raises:
-        InputError: it is something else. The message names the line, and what was seen.
-    """
+    """Refuses what is no list of tokens: the first line, or most of the lines, cannot be a token."""
     number, first = lines[0]
     stripped = first.strip(" \t")
     _refuse_json(stripped)
@@ -171,13 +202,46 @@ def refuse_other_than_text(lines: Sequence[tuple[int, str]]) -> None:
             f"Line {number} of the file of tokens is the name of a column, not a token. Set `format` to csv.",
             field="format",
         )
-    problems = {number: problem for number, line in lines if (problem := problem_of_text(line.strip(" \t")))}
-    if number not in problems and 2 * len(problems) > len(lines):
-        number = next(iter(problems))
-    problem = problems.get(number)
-    if problem is not None:
+    found = _worst_line([(number, line.strip(" \t")) for number, line in lines])
+    if found is not None:
+        number, problem = found
         advice = _AS_TABLE if "table" in problem or "quotation" in problem else _ONE_A_LINE
         raise InputError(f"Line {number} of the file of tokens {problem}. {advice}", field="format")
+    texts = [line.strip(" \t") for _, line in lines]
+    if len(texts) > 2 and all(map(_is_guid, texts[1:])) and not _is_guid(first.strip(" \t")):
+        raise InputError(
+            f"Line {number} of the file of tokens is unlike the others, which are GUIDs. If it is a header, set `format` "
+            "to csv; if it is not, delete it.",
+            field="format",
+        )
+    if other := _other_column(texts):
+        raise InputError(
+            f"The file of tokens seems to hold {other}. If these are the tokens, write the line `access_token` above "
+            "them, and set `format` to csv.",
+            field="format",
+        )
+
+
+def _worst_line(lines: Sequence[tuple[int, str]]) -> tuple[int, str] | None:
+    """The number and the problem of the first line if it has one; else of the first one with a problem if most have one."""
+    problems = [
+        (number, found) for number, text in lines if not _is_guid(text) and (found := _first_problem(text, _PROBLEMS))
+    ]
+    if problems and (problems[0][0] == lines[0][0] or 2 * len(problems) > len(lines)):
+        return problems[0]
+    return None
+
+
+def _other_column(texts: Sequence[str]) -> str | None:
+    """What the texts are if all of them are the same kind of thing, which is not a token."""
+    for pattern, what in _OTHER_COLUMNS:
+        if all(map(pattern.fullmatch, texts)):
+            return what
+    if len(set(texts)) > 2 and all(map(_WORD.fullmatch, texts)):
+        return "words or names"
+    if len(texts) > 2 and {len(text) for text in texts[:-1]} < {*_WRAPPED} and len(texts[-1]) not in _WRAPPED:
+        return "Base64 data on several lines"
+    return None
 
 
 # --- JSON -------------------------------------------------------------------------------------------------------------
@@ -190,8 +254,9 @@ def refuse_other_than_jsonl(lines: Sequence[tuple[int, str]]) -> None:
     number, first = lines[0]
     if first.lstrip(" \t")[:1] not in ("{", '"'):
         _refuse_json(first.strip(" \t"))
+        what = "neither a JSON object nor a JSON string" if _is_json(first) else "not JSON"
         raise InputError(
-            f"Line {number} of the file of tokens is not JSON. Set `format` to text or csv, if it is one of these.",
+            f"Line {number} of the file of tokens is {what}. Set `format` to text or csv, if it is one of these.",
             field="format",
         )
     if not _is_json(first) and len(lines) > 1 and not _is_json(lines[1][1]):
@@ -226,9 +291,6 @@ def delimiter_of(lines: Sequence[tuple[int, str]], column: str | None, default: 
     Args:
         column: that holds the tokens, if its name is known.
         default: of a header row with one column.
-
-    Raises:
-        InputError: more than one could be meant.
     """
     widths = {delimiter: _widths(lines, delimiter) for delimiter in DELIMITERS}
     found = [delimiter for delimiter in DELIMITERS if widths[delimiter][0] > 1]
@@ -268,9 +330,6 @@ def refuse_other_than_csv(
 
     Args:
         has_header: whether the first row is one; None if it is not known.
-
-    Raises:
-        InputError: it is something else. The message names what was seen.
     """
     number, first = lines[0]
     if first.lstrip().startswith("<"):
@@ -291,8 +350,13 @@ def refuse_other_than_csv(
                 f"The first row of the CSV file (line {number}) has one field, and the next one has more. Delete what "
                 "precedes the header row, or name its `delimiter`."
             )
-    if has_header is None and len(names) == 1 and not _has_column(names, column):
+    if len(names) != 1:
+        return
+    if has_header is None and not _has_column(names, column):
         _refuse_data(names[0], [line for _, line in lines[1:]])
+    values = [(number, field) for number, line in lines[1:] if (field := "".join(fields_of(line, delimiter)))]
+    if found := values and _worst_line(values):
+        raise InputError(f"Line {found[0]} of the CSV file {found[1]}, so it is not a token.")
 
 
 def _refuse_data(name: str, values: Sequence[str]) -> None:

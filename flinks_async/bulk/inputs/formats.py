@@ -7,15 +7,24 @@ import csv
 import os
 from collections.abc import Iterable, Iterator
 from io import BytesIO, TextIOWrapper
-from typing import Any, Final, Literal
+from types import NoneType
+from typing import Any, Final, Literal, get_args
 
 import msgspec
-from attrs import evolve, frozen
+from attrs import Attribute, evolve, field, frozen
 
+from ...checks import choice, name, one_of
 from ...secret import Secret
 from ..errors import InputError
 from ..records import from_json, key_from_json
-from .detection import delimiter_of, first_lines, refuse_other_than_csv, refuse_other_than_jsonl, refuse_other_than_text
+from .detection import (
+    delimiter_of,
+    first_lines,
+    problem_of_text,
+    refuse_other_than_csv,
+    refuse_other_than_jsonl,
+    refuse_other_than_text,
+)
 from .rows import (
     NO_KEY,
     BadLine,
@@ -25,8 +34,7 @@ from .rows import (
     SkippedLine,
     TextParser,
     Token,
-    choose_column,
-    choose_other_column,
+    choose_columns,
     contains_token,
 )
 
@@ -48,6 +56,10 @@ _MAX_LINES_OF_A_ROW: Final = 100
 _MAX_ROW: Final = 1024 * 1024
 
 
+def _format(layout: Layout, attribute: Attribute[Any], value: Any) -> None:
+    choice(name(layout, attribute), value, get_args(Format))
+
+
 @frozen
 class Layout:
     """How to read the file. None and `auto` mean that its name and its first row decide.
@@ -63,13 +75,18 @@ class Layout:
             first row is the header, and is refused if it looks like data; True accepts it anyway.
     """
 
-    format: Format = "auto"
-    column: str | None = None
-    key_column: str | None = None
-    instance_column: str | None = None
-    delimiter: str | None = None
-    encoding: str | None = None
-    header: bool | None = None
+    format: Format = field(default="auto", validator=_format)
+    column: str | None = field(default=None, validator=one_of(str, NoneType))
+    key_column: str | None = field(default=None, validator=one_of(str, NoneType))
+    instance_column: str | None = field(default=None, validator=one_of(str, NoneType))
+    delimiter: str | None = field(default=None, validator=one_of(str, NoneType))
+    encoding: str | None = field(default=None, validator=one_of(str, NoneType))
+    header: bool | None = field(default=None, validator=one_of(bool, NoneType))
+
+    @property
+    def columns(self) -> dict[str, str | None]:
+        """The names of the columns, by field; None for one that is not named."""
+        return {"column": self.column, "key_column": self.key_column, "instance_column": self.instance_column}
 
     def format_of(self, path: str) -> Format:
         """The format of a file of that name; never `auto`."""
@@ -111,8 +128,8 @@ class Layout:
         named = self.for_file(path)
         chosen = named.format
         if chosen == "text":
-            for field in ("column", "key_column", "instance_column"):
-                if getattr(self, field) is not None:
+            for field, name in self.columns.items():
+                if name is not None:
                     raise InputError(
                         f"A text file has no columns, so `{field}` cannot be used. Set `format` to csv or jsonl.",
                         field=field,
@@ -187,10 +204,8 @@ class CSVParser:
         has_header: bool = True,
     ) -> None:
         self._has_header = has_header
-        self._column = column
-        self._key_column = key_column
+        self._columns = {"column": column, "key_column": key_column, "instance_column": instance_column}
         self._delimiter = delimiter
-        self._instance_column = instance_column
         self._header: _Header | None = None
 
     @property
@@ -215,7 +230,9 @@ class CSVParser:
 
     def _simple(self, number: int, text: str) -> Row:
         """A row on one line, without quotes."""
-        return self._row(number, text.split(self._delimiter)) if text.strip(" \t") else SkippedLine(number, "blank")
+        if not text.strip(" \t" + self._delimiter):  # nothing, or separators only, as spreadsheets write empty rows
+            return SkippedLine(number, "blank")
+        return self._row(number, text.split(self._delimiter))
 
     def _add(self, begun: _Begun, number: int, text: str) -> Iterator[Row]:
         if not begun and '"' not in text:
@@ -230,7 +247,8 @@ class CSVParser:
         if fields is not None:
             numbers = [number for number, _ in begun]
             begun.clear()
-            yield self._row(numbers[0], fields)
+            blank = not any(field.strip(" \t") for field in fields)
+            yield SkippedLine(numbers[0], "blank") if blank else self._row(numbers[0], fields)
             for continued in numbers[1:]:
                 yield SkippedLine(continued, "continued")
         elif len(begun) >= _MAX_LINES_OF_A_ROW or sum(len(part) for _, part in begun) > _MAX_ROW:
@@ -271,26 +289,20 @@ class CSVParser:
                 return SkippedLine(number, "header")
         if len(fields) != header.width:
             return SkippedLine(number, "invalid", f"the row has {len(fields)} fields, the header has {header.width}")
+        token = fields[header.token].strip(" \t")
+        if header.width == 1 and token and (problem := problem_of_text(token)):
+            return SkippedLine(number, "invalid", f"the line {problem}")
         return Token(
             number,
-            Secret(fields[header.token].strip(" \t")),
+            Secret(token),
             NO_KEY if header.key is None else fields[header.key],
             None if header.instance is None else fields[header.instance].strip(" \t"),
         )
 
     def _read_header(self, fields: list[str]) -> _Header:
         names = [name.strip() for name in fields]
-        tokens = choose_column(names, self._column)
-
-        def place(asked: str | None, field: str) -> int | None:
-            return None if asked is None else names.index(choose_other_column(names, tokens, asked, field))
-
-        return _Header(
-            len(names),
-            names.index(tokens),
-            place(self._key_column, "key_column"),
-            place(self._instance_column, "instance_column"),
-        )
+        places = {field: names.index(name) for field, name in choose_columns(names, self._columns).items()}
+        return _Header(len(names), places["column"], places.get("key_column"), places.get("instance_column"))
 
 
 class JSONLParser:
@@ -327,7 +339,9 @@ class JSONLParser:
 
     def _from_object(self, number: int, line: str, value: dict[str, Any]) -> Row:
         if not self.ready:
-            self._choose(list(value))
+            asked = {"column": self._column, "key_column": self._key_column, "instance_column": self._instance_column}
+            self._column = choose_columns(list(value), asked)["column"]
+            self.ready = True
         key = NO_KEY if self._key_column is None else value.get(self._key_column)
         if key == 0 and "-0" in line and self._key_column is not None:
             key = key_from_json(_fields(line)[self._key_column])
@@ -342,11 +356,3 @@ class JSONLParser:
         instance = value.get(self._instance_column)
         # Another type than text is no name: `check` reports it as missing.
         return Token(number, Secret(token), key, instance if isinstance(instance, str) else "")
-
-    def _choose(self, names: list[str]) -> None:
-        self._column = choose_column(names, self._column)
-        if self._key_column is not None:
-            choose_other_column(names, self._column, self._key_column, "key_column")
-        if self._instance_column is not None:
-            choose_other_column(names, self._column, self._instance_column, "instance_column")
-        self.ready = True

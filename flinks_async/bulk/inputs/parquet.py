@@ -15,7 +15,7 @@ from ...checks import optional_import
 from ..compression import Compression, Corrupt
 from ..errors import InputError
 from .formats import Layout
-from .rows import choose_column, choose_other_column
+from .rows import choose_columns
 
 if TYPE_CHECKING:
     import pyarrow
@@ -28,26 +28,16 @@ _encode: Final = msgspec.json.Encoder().encode_lines
 
 
 def find_columns(raw: BinaryIO, layout: Layout) -> Layout:
-    """The layout with the column of the tokens filled in.
-
-    Raises:
-        InputError: it is not a Parquet file, a column is missing, or has a type that cannot be used.
-        ConfigError: pyarrow is not installed.
-    """
+    """The layout with the column of the tokens filled in."""
     schema = _open(raw).schema_arrow
-    tokens = choose_column(schema.names, layout.column)
-    columns = {"column": tokens, "key_column": layout.key_column, "instance_column": layout.instance_column}
+    columns = choose_columns(schema.names, layout.columns)
     for field, name in columns.items():
-        if name is None:
-            continue
-        if field != "column":
-            choose_other_column(schema.names, tokens, name, field)
         type_ = schema.field(name).type
         kind = _kind(type_)
         if kind is None or (kind != "text" and field != "key_column"):
             what = "text, a number, a date or a time" if field == "key_column" else "text"
             raise InputError(f"The column {name!r} must hold {what}; it is of type {type_}.", field=field)
-    return evolve(layout, column=tokens)
+    return evolve(layout, column=columns["column"])
 
 
 class ParquetContent:
@@ -71,15 +61,11 @@ class ParquetContent:
         self._rows_in_all = max(1, file.metadata.num_rows)
         self._size = raw.seek(0, 2)
         self._rows = 0
-        columns = [name for name in (layout.column, layout.key_column, layout.instance_column) if name is not None]
+        columns = [name for name in layout.columns.values() if name is not None]
         self._batches: Iterator[Any] = file.iter_batches(_ROWS, columns=columns)
 
     def read(self) -> bytes:
-        """The next lines; empty at the end.
-
-        Raises:
-            CompressedDataError: the file is damaged.
-        """
+        """The next lines; empty at the end."""
         batch: Any = None
         try:
             batch = next(self._batches, None)

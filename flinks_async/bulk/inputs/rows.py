@@ -6,7 +6,7 @@ The parser of plain text is here; CSV and JSONL are in `formats`. `check` decide
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BufferedReader
 from typing import Any, Final, Literal, Protocol
 
@@ -18,12 +18,10 @@ from ...errors import InvalidTokenError
 from ...secret import Secret
 from ..compression import Pieces
 from ..errors import InputError
-from .detection import is_plain, is_usual_name, looks_like_data, problem_of_text
+from .detection import is_usual_name, looks_like_data, problem_of_text, problem_of_value
 
 MAX_LINE: Final = 1024 * 1024
-
 _BUFFER: Final = 64 * 1024
-
 _LF: Final = 10
 
 
@@ -35,7 +33,6 @@ class BadLine:
 
 
 NOT_UTF8: Final = BadLine("the line is not valid UTF-8")
-
 TOO_LONG: Final = BadLine(f"the line is longer than {MAX_LINE} bytes")
 
 Line = str | BadLine
@@ -164,7 +161,7 @@ class TextParser:
             if isinstance(line, BadLine):
                 yield SkippedLine(number, "invalid", line.message)
             elif token := line.strip(" \t"):
-                problem = None if is_plain(token) else problem_of_text(token)
+                problem = problem_of_text(token)
                 yield SkippedLine(number, "invalid", f"the line {problem}") if problem else Token(number, Secret(token))
             else:
                 yield SkippedLine(number, "blank")
@@ -175,9 +172,6 @@ def choose_column(names: Sequence[str], asked: str | None, field: str = "column"
 
     Args:
         field: of `Layout`, where the column is named.
-
-    Raises:
-        InputError: there is no such column, or more than one. The message lists the columns.
     """
     if asked is not None:
         found = [name for name in names if name == asked]
@@ -196,18 +190,25 @@ def choose_column(names: Sequence[str], asked: str | None, field: str = "column"
     raise InputError(f"{problem} The columns are: {_listed(names)}.", field=field)
 
 
-def choose_other_column(names: Sequence[str], tokens: str, asked: str, field: str) -> str:
-    """The name of a column that does not hold the tokens.
+def choose_columns(names: Sequence[str], asked: Mapping[str, str | None]) -> dict[str, str]:
+    """The names of the columns to read, by field of `Layout`. That of the tokens is always among them.
 
-    Raises:
-        InputError: it is the column of the tokens; and as `choose_column`.
+    Args:
+        asked: by field of `Layout`; None for a column that is not read, or for the usual one of the tokens.
     """
-    if asked == tokens:
-        raise InputError(
-            f"`{field}` must be another column than `column`, which holds the tokens: its values are written to the output.",
-            field=field,
-        )
-    return choose_column(names, asked, field)
+    tokens = choose_column(names, asked["column"])
+    found = {"column": tokens}
+    for where, name in asked.items():
+        if where == "column" or name is None:
+            continue
+        if name == tokens:
+            raise InputError(
+                f"`{where}` must be another column than `column`, which holds the tokens: its values are written to the "
+                "output.",
+                field=where,
+            )
+        found[where] = choose_column(names, name, where)
+    return found
 
 
 def _listed(names: Sequence[str], limit: int = 50) -> str:
@@ -244,6 +245,8 @@ def _problem_of_token(token: Secret) -> str | None:
         check_token(token)
     except InvalidTokenError as error:
         return error.message
+    if problem := problem_of_value(token.reveal()):
+        return f"the access token {problem}"
     if not token.reveal().isprintable():
         # Allowed on the wire, but in a file it is a mistake: an invisible space.
         return "the access token holds an invisible character"

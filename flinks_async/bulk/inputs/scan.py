@@ -16,27 +16,23 @@ from contextlib import closing
 from hashlib import blake2b
 from pathlib import Path
 from struct import Struct
-from typing import Final, Protocol
+from typing import Final, Protocol, runtime_checkable
 
 from attrs import field, frozen
 
-from ...errors import ConfigError
+from ... import checks
+from ...limits.notices import log_fields
 from ...secret import fingerprint
 from ..errors import InputError
 from ..files import cannot_write, create, make_folder, open_to_write, write_all
 from ..records import Failure, Shard
 from .rows import NO_KEY, Lines, Row, SkippedLine, SkipReason, check
-from .shards import identity, shard_digest
-from .source import InputFile, reading
+from .source import InputFile, identity, reading, shard_digest
 
 _HASH_BUCKETS: Final = 256
-
 _HASH_RECORD: Final = Struct(">16sQ")
-
 _BUFFER: Final = 64 * 1024
-
 _BLOCK: Final = 4096 * _HASH_RECORD.size
-
 _AT_ONCE: Final = 4 * 1024 * 1024
 
 
@@ -63,11 +59,7 @@ class DuplicateFinder:
         make_folder(folder)
 
     def add(self, identity: bytes, line: int) -> None:
-        """Adds a token. Lines must be in ascending order.
-
-        Raises:
-            StoreError: the disk is full.
-        """
+        """Adds a token. Lines must be in ascending order."""
         digest = blake2b(identity, key=self._key, digest_size=16).digest()
         number = digest[0]
         buffer = self._buffers[number]
@@ -76,11 +68,7 @@ class DuplicateFinder:
             self._flush(number)
 
     def found(self) -> Iterator[tuple[int, int]]:
-        """(line, line of the first occurrence) of each duplicate, in no particular order.
-
-        Raises:
-            StoreError: the disk cannot be read.
-        """
+        """(line, line of the first occurrence) of each duplicate, in no particular order."""
         for number in range(_HASH_BUCKETS):
             turns = -(-self._sizes[number] // _AT_ONCE) or 1
             for turn in range(turns):
@@ -128,13 +116,11 @@ class DuplicateFinder:
 
 
 _BUCKETS: Final = "duplicates"
-
 _RECORD: Final = Struct(">QQQQ16s")  # of a shard: first, last, offset, sendable tokens, digest
-
-_log: Final = logging.getLogger("flinks_async.bulk")
 
 NO_TOKENS: Final = "The file of tokens holds no tokens."
 
+_log: Final = logging.getLogger("flinks_async.bulk")
 _PROGRESS_EVERY: Final = 1000
 """Lines."""
 
@@ -142,6 +128,7 @@ MOST_INSTANCES: Final = 1000
 """A column with more distinct values does not hold instances."""
 
 
+@runtime_checkable
 class PlanSink(Protocol):
     """Receives the result of a scan: invalid lines in order, then duplicates in any order, then shards in order."""
 
@@ -205,8 +192,12 @@ def scan(
         InputChangedError: the file was changed while it was read.
         StoreError: the disk is full.
     """
-    if shard_size < 1:
-        raise ConfigError(f"shard_size must be at least 1, not {shard_size!r}")
+    checks.kind("file", file, InputFile)
+    checks.kind("key", key, bytes)
+    checks.kind("sink", sink, PlanSink)
+    checks.function_or_none("progress", progress)
+    scratch = checks.path("scratch", scratch)
+    checks.integer("shard_size", shard_size, 1)
     with file.content() as content, closing(DuplicateFinder(scratch / _BUCKETS)) as duplicates:
         lines = Lines(content.read, content.position)
         scanner = _Scanner(lines, key, shard_size, sink, duplicates)
@@ -220,7 +211,7 @@ def scan(
         file.refuse_change()
         scanned = scanner.finish()
     if not scanned.tokens:
-        _log.warning(NO_TOKENS)
+        _log.warning(NO_TOKENS, extra=log_fields("NoTokens"))
     return scanned
 
 

@@ -1,6 +1,7 @@
-"""Opens a file of tokens, detects what it is, and reads its content. A job reads it several times.
+"""Opens a file of tokens, detects what it is, and reads its content: as a whole, or shard by shard.
 
-Error messages never repeat a path, because somebody may have typed a token in its place.
+Opening and reading raise InputError; a file that changed meanwhile, InputChangedError. Their messages never repeat a path,
+because somebody may have typed a token in its place.
 """
 
 from __future__ import annotations
@@ -8,25 +9,29 @@ from __future__ import annotations
 import codecs
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from io import BytesIO
 from pathlib import Path
+from types import NoneType
 from typing import BinaryIO, Final
 
+from ... import checks
 from ..compression import ByteSource, CompressedDataError, Compression, Corrupt, Decompressed, detect
 from ..errors import InputChangedError, InputError
+from ..records import Shard
 from .detection import SAMPLE, refuse_magic
 from .formats import Layout
 from .parquet import ParquetContent, find_columns
-from .rows import Lines, RowParser
+from .rows import Lines, RowParser, Token, check
 
 STDIN: Final = "-"
 CHUNK: Final = 64 * 1024
 _DIGEST_CHUNK: Final = 1024 * 1024
 _HEAD: Final = 4
 _BOM: Final = b"\xef\xbb\xbf"
+_PURPOSE: Final = b"flinks shard"
 
 
 class InputFile:
@@ -52,6 +57,8 @@ class InputFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], layout: Layout | None = None) -> None:
+        checks.kind("path", os.fspath(path) if isinstance(path, os.PathLike) else path, str)
+        checks.kind("layout", layout, Layout, NoneType)
         if os.fspath(path) == STDIN:
             raise InputError(
                 "The tokens are read more than once, so they must be in a file; standard input ('-') is read only once."
@@ -84,11 +91,7 @@ class InputFile:
         return (self._parquet or self.layout).parser(os.fspath(self.path))
 
     def raw(self) -> BinaryIO:
-        """The file, compressed. The caller closes it.
-
-        Raises:
-            InputError: it cannot be opened.
-        """
+        """The file, compressed. The caller closes it."""
         try:
             return open(self.path, "rb", buffering=0)
         except (OSError, ValueError) as error:
@@ -96,31 +99,19 @@ class InputFile:
 
     @contextmanager
     def content(self) -> Iterator[Content | ParquetContent]:
-        """Its content from the beginning.
-
-        Raises:
-            InputError: it cannot be opened, or its beginning cannot be read.
-        """
+        """Its content from the beginning."""
         with self.raw() as file:
             yield self.content_of(file)
 
     def content_of(self, raw: BinaryIO) -> Content | ParquetContent:
-        """The content of the file, which was opened by `raw`.
-
-        Raises:
-            InputError: its beginning cannot be read.
-        """
+        """The content of the file, which was opened by `raw`."""
         try:
             return Content(raw, self.layout.encoding) if self._parquet is None else ParquetContent(raw, self._parquet)
         except (OSError, CompressedDataError) as error:
             raise cannot_read(error) from None
 
     def refuse_change(self) -> None:
-        """Call this after each reading.
-
-        Raises:
-            InputChangedError: the file was changed since this object was made.
-        """
+        """Call this after each reading."""
         if self._look() != self._seen:
             raise InputChangedError(
                 "The file of tokens was changed while it was read. Try again when nothing writes to it."
@@ -159,6 +150,8 @@ class InputBytes(InputFile):
     """
 
     def __init__(self, data: bytes, layout: Layout | None = None) -> None:
+        checks.kind("data", data, bytes)
+        checks.kind("layout", layout, Layout, NoneType)
         self._data = data
         self.path = Path(STDIN)
         self.name = STDIN
@@ -184,12 +177,6 @@ class Content:
     Attributes:
         compression: of the file.
         position: bytes of the decompressed file before the next `read`.
-
-    Raises:
-        InputError: its format cannot be read.
-        CompressedDataError: it cannot be decompressed.
-        ConfigError: it is compressed with Zstandard, and the library is not installed.
-        OSError: from the file.
     """
 
     def __init__(self, raw: BinaryIO, encoding: str | None = None) -> None:
@@ -212,12 +199,7 @@ class Content:
         return self._raw.tell()
 
     def read(self) -> bytes:
-        """The next piece, up to `CHUNK` bytes; empty at the end.
-
-        Raises:
-            CompressedDataError: the rest cannot be decompressed.
-            OSError: from the file.
-        """
+        """The next piece, up to `CHUNK` bytes; empty at the end."""
         data, self._begin = self._begin or self._data.read(CHUNK), b""
         self.position += len(data)
         return data
@@ -313,6 +295,8 @@ def digest(file: InputFile, progress: Callable[[int, int], object] | None = None
         InputError: it cannot be read.
         InputChangedError: it was changed while it was read.
     """
+    checks.kind("file", file, InputFile)
+    checks.function_or_none("progress", progress)
     hashed, size = sha256(), 0
     with file.raw() as raw:
         while True:
@@ -328,3 +312,71 @@ def digest(file: InputFile, progress: Callable[[int, int], object] | None = None
                 progress(size, file.size)
     file.refuse_change()
     return size, hashed.hexdigest()
+
+
+class ShardReader:
+    """Reads shards in any order. Going back in a compressed or a Parquet file starts from its beginning.
+
+    Args:
+        file: holds the tokens.
+        key: the same as for `scan`.
+    """
+
+    def __init__(self, file: InputFile, key: bytes) -> None:
+        self._file = file
+        self._key = key
+        self._raw = file.raw()
+        self._lines = None if file.seekable else self._from_the_beginning()
+
+    def read(self, shard: Shard) -> list[Token]:
+        """The sendable tokens of a shard, in order, including duplicates."""
+        tokens = []
+        try:
+            for row in self._file.columns.rows(self._lines_from(shard.offset), shard.first):
+                if row.line > shard.last:
+                    break
+                checked = check(row)
+                if isinstance(checked, Token):
+                    tokens.append(checked)
+                if row.line == shard.last:
+                    break
+            same = shard_digest(map(identity, tokens), self._key) == shard.digest
+            reason = "they hold other tokens"
+        except (OSError, CompressedDataError) as error:
+            same, reason = False, reason_of(error)
+        if not same:
+            raise InputChangedError(
+                f"Lines {shard.first:,} to {shard.last:,} of the file of tokens cannot be read as they were when the job "
+                f"was started: {reason}. Put the file back as it was, or start a new job."
+            )
+        return tokens
+
+    def close(self) -> None:
+        """Closes the file. May be called more than once."""
+        self._raw.close()
+
+    def _lines_from(self, offset: int) -> Lines:
+        if self._lines is None:
+            self._raw.seek(offset)
+            return Lines(lambda: self._raw.read(CHUNK), offset)
+        if offset < self._lines.position:
+            self._raw.close()
+            self._raw = self._file.raw()
+            self._lines = self._from_the_beginning()
+        self._lines.starts.clear()
+        self._lines.skip_to(offset)
+        return self._lines
+
+    def _from_the_beginning(self) -> Lines:
+        content = self._file.content_of(self._raw)
+        return Lines(content.read, content.position)
+
+
+def identity(token: Token) -> bytes:
+    """The key for finding duplicates: instance and token, separated by a character that neither can contain."""
+    return f"{token.instance or ''}\n{token.token.reveal()}".encode()
+
+
+def shard_digest(identities: Iterable[bytes], key: bytes) -> str:
+    """A keyed hash of tokens in order, as 32 hexadecimal digits. Tokens hold no line breaks, so these separate them."""
+    return blake2b(b"\n".join(identities), key=key, digest_size=16, person=_PURPOSE).hexdigest()

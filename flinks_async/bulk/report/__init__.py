@@ -12,7 +12,7 @@ from pathlib import Path
 
 import msgspec
 
-from ...checks import optional_import
+from ...checks import optional_import, path
 from ...errors import ConfigError
 from ..directory import Manifest, refuse_own_files
 from ..errors import StoreError
@@ -37,14 +37,14 @@ def write_report(directory: str | os.PathLike[str], out: str | os.PathLike[str] 
         StoreError: the page cannot be written, or `out` is not a regular file.
         ConfigError: matplotlib or Jinja2 is not installed, matplotlib may write nowhere, or `out` is one of the job's own files.
     """
-    folder = Path(directory).absolute()
-    path = folder / PAGE if out is None else Path(out).absolute()
-    if not is_page_of(folder, path):
-        refuse_own_files(folder, Manifest.load(folder / MANIFEST), path, path.with_name(path.name + ".tmp"))
-        if path.exists() and not path.is_file():
-            raise StoreError(f"{path} cannot be written: it is not a file")
-    write_durably(path, report_page(folder))
-    return path
+    folder = path("directory", directory)
+    target = folder / PAGE if out is None else path("out", out)
+    if not is_page_of(folder, target):
+        refuse_own_files(folder, Manifest.load(folder / MANIFEST), target, target.with_name(target.name + ".tmp"))
+        if os.path.exists(target) and not os.path.isfile(target):
+            raise StoreError(f"{target} cannot be written: it is not a file")
+    write_durably(target, report_page(folder))
+    return target
 
 
 def is_page_of(directory: str | os.PathLike[str], out: str | os.PathLike[str]) -> bool:
@@ -59,7 +59,7 @@ def report_page(directory: str | os.PathLike[str]) -> bytes:
     Raises:
         see `write_report`, except for errors of writing.
     """
-    facts = gather(Path(directory).absolute())
+    facts = gather(path("directory", directory))
     optional_import("jinja2", extra="report")
     # matplotlib reads this at its import, and fails if a notebook has set a backend that is not installed here.
     backend = os.environ.pop("MPLBACKEND", None)
@@ -83,7 +83,7 @@ def json_report(directory: str | os.PathLike[str]) -> bytes:
     Raises:
         see `write_report`, except for errors of the page.
     """
-    return msgspec.json.format(msgspec.json.encode(gather(Path(directory).absolute()).json), indent=2) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(gather(path("directory", directory)).json), indent=2) + b"\n"
 
 
 __all__ = ["is_page_of", "json_report", "report_page", "write_report"]

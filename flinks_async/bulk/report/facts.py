@@ -8,7 +8,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
-from attrs import field, frozen
+from attrs import frozen
 
 from ..directory import Manifest
 from ..errors import JobError
@@ -29,40 +29,8 @@ MOST_RUNS: Final = 100
 """Number of runs that the page shows, the latest ones."""
 
 
-@frozen
-class Failures:
-    """Rows that failed with the same error.
-
-    Attributes:
-        kind, error, flinks_code, status: as in `Failure`.
-        rows: number of rows.
-    """
-
-    kind: FailureKind
-    error: str
-    flinks_code: str | None
-    status: int | None
-    rows: int
-
-
-@frozen
-class CommittedPart:
-    """The answers of one shard, as passed to the store.
-
-    Attributes:
-        shard: its number.
-        first, last: lines of the input, inclusive.
-        answers: number of answers.
-        size: bytes.
-        sha256: hexadecimal.
-    """
-
-    shard: int
-    first: int
-    last: int
-    answers: int
-    size: int
-    sha256: str
+Failures = tuple[FailureKind, str, str | None, int | None, int]
+"""(kind, error, FlinksCode, status, number) of rows that failed with the same error."""
 
 
 @frozen
@@ -75,9 +43,9 @@ class Parts:
         answers: number of answers in all parts.
     """
 
-    listed: tuple[CommittedPart, ...] = ()
-    sizes: array[int] = field(factory=lambda: array("Q"))
-    answers: int = 0
+    listed: tuple[Commit, ...]
+    sizes: array[int]
+    answers: int
 
 
 @frozen
@@ -101,6 +69,10 @@ class Facts:
     timeline: Timeline
     intervals: tuple[Interval, ...]
     parts: Parts
+
+    def sum(self, name: str, run: int | None = None) -> float:
+        """Of an attribute of the intervals: of all, or of a run."""
+        return float(sum(getattr(i, name) for i in self.intervals if run in (None, i.run)))
 
 
 def gather(folder: Path) -> Facts:
@@ -129,7 +101,7 @@ def gather(folder: Path) -> Facts:
             ledger.totals(),
             runs,
             len(every) - len(runs),
-            tuple(Failures(*row) for row in ledger.failure_counts(MOST_FAILURES)),
+            tuple(ledger.failure_counts(MOST_FAILURES)),
             timeline(runs, {interval.run: interval.end for interval in found}),
             found,
             _parts(ledger.commits()),
@@ -137,13 +109,12 @@ def gather(folder: Path) -> Facts:
 
 
 def _parts(commits: Iterable[Commit]) -> Parts:
-    listed: list[CommittedPart] = []
+    listed: list[Commit] = []
     sizes = array("Q")
     answers = 0
     for commit in commits:
-        shard, written = commit.shard, commit.written
         if len(listed) < MOST_PARTS:
-            listed.append(CommittedPart(shard.id, shard.first, shard.last, written.lines, written.size, written.sha256))
-        sizes.append(written.size)
-        answers += written.lines
+            listed.append(commit)
+        sizes.append(commit.written.size)
+        answers += commit.written.lines
     return Parts(tuple(listed), sizes, answers)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from statistics import median_high
 from typing import Final, Literal
 
 from attrs import frozen
 
+from ...checks import counted
+from ..ledger import Totals
 from ..records import InstanceTrouble
 from . import words
 from .facts import Facts
@@ -47,122 +50,90 @@ class Headline:
 
 
 @frozen
-class Tile:
-    """A number with its label."""
-
-    name: str
-    value: str
-    note: str
-    state: Outlook | None = None
-
-
-@frozen
 class Finding:
-    """One observation about where the time went."""
+    """A number with its name: of the result, or of where the time went. `state` selects the colour of a result."""
 
     name: str
     value: str
     note: str = ""
+    state: Outlook | None = None
 
 
-@frozen
-class Outcome:
-    """The outcome of all tokens. Each token is counted once.
-
-    Attributes:
-        waiting: not processed yet.
-        again: failed; a retry may help.
-        final: failed; a retry will not help.
+def outcomes(totals: Totals) -> dict[Outlook, int]:
+    """Numbers of tokens that arrived, that a retry may or will not fetch, and that are not processed yet. Each token is
+    counted once.
     """
-
-    tokens: int
-    fetched: int
-    again: int
-    final: int
-    waiting: int
-    invalid: int
-
-    @classmethod
-    def of(cls, facts: Facts) -> Outcome:
-        totals = facts.totals
-        return cls(
-            totals.tokens,
-            totals.fetched,
-            totals.failures.get("exhausted", 0),
-            totals.failures.get("final", 0),
-            totals.pending - totals.retrying,
-            totals.invalid,
-        )
+    return {
+        "good": totals.fetched,
+        "again": totals.failures.get("exhausted", 0),
+        "final": totals.failures.get("final", 0),
+        "waiting": totals.pending - totals.retrying,
+    }
 
 
 def headline(facts: Facts) -> Headline:
     """Whether everything arrived."""
-    outcome, totals = Outcome.of(facts), facts.totals
-    arrived = f"{words.count(outcome.fetched)} of {words.count(outcome.tokens)} tokens"
-    refused = bool(facts.runs) and facts.runs[-1]["state"] == "refused"
-    if refused:
-        title = f"Stopped because the AuthSecret was refused: {arrived} have arrived."
+    totals = facts.totals
+    arrived = f"{totals.fetched:,} of {totals.tokens:,} tokens have arrived"
+    state: Outlook = "mixed" if totals.failed or totals.invalid else "good"
+    if facts.runs and facts.runs[-1]["state"] == "refused":
+        state, title = "final", f"Stopped because the AuthSecret was refused: {arrived}."
     elif totals.pending:
-        title = f"Not finished: {arrived} have arrived."
-    elif outcome.fetched < outcome.tokens:
-        title = f"Finished: {arrived} have arrived."
-    elif outcome.tokens:
-        title = f"Finished: all tokens have arrived ({words.count(outcome.tokens)})."
+        state, title = "waiting", f"Not finished: {arrived}."
+    elif totals.fetched < totals.tokens:
+        title = f"Finished: {arrived}."
+    elif totals.tokens:
+        title = f"Finished: all tokens have arrived ({totals.tokens:,})."
     else:
         title = "Finished: there was no token to fetch."
-    state: Outlook = "good"
-    if refused:
-        state = "final"
-    elif totals.pending:
-        state = "waiting"
-    elif outcome.again or outcome.final or outcome.invalid:
-        state = "mixed"
-    return Headline(state, title, tuple(_next_steps(facts, outcome, refused)))
+    return Headline(state, title, tuple(_next_steps(facts)))
 
 
-def _next_steps(facts: Facts, outcome: Outcome, refused: bool) -> Iterator[Step]:
-    if refused:
+def _next_steps(facts: Facts) -> Iterator[Step]:
+    totals, last = facts.totals, facts.runs[-1] if facts.runs else None
+    again, final = outcomes(totals)["again"], outcomes(totals)["final"]
+    still = f"{counted(totals.pending, 'token')} not fetched yet"
+    if last is not None and last["state"] == "refused":
         yield Step("Set the right AuthSecret and run the job again to resume it.")
-    elif facts.totals.pending:
-        still = f"{_tokens(facts.totals.pending)} not fetched yet"
-        if facts.runs and facts.runs[-1]["ended"] is None:
-            yield Step(f"{still}. If the job is no longer running, run it again to resume it.")
-        else:
-            if facts.runs and facts.runs[-1]["state"] == "stopped" and facts.runs[-1]["reason"]:
-                yield Step(f"The last run stopped: {facts.runs[-1]['reason']}.")
-            yield Step(f"{still}. Run the job again to resume it.")
-    if outcome.again:
-        when = " when the job is finished" if facts.totals.pending else ""
-        yield Step(f"{_tokens(outcome.again)} can be retried{when}:", "flinks-async retry DIR")
-    if outcome.final:
-        yield Step(f"{_tokens(outcome.final)} cannot be fetched. They are listed in", "failed.jsonl")
-    if outcome.invalid:
-        yield Step(f"{_plural(outcome.invalid, 'line')} could not be sent. They are listed in", "failed.jsonl")
+    elif totals.pending and last is not None and last["ended"] is None:
+        yield Step(f"{still}. If the job is no longer running, run it again to resume it.")
+    elif totals.pending:
+        if last is not None and last["state"] == "stopped" and last["reason"]:
+            yield Step(f"The last run stopped: {last['reason']}.")
+        yield Step(f"{still}. Run the job again to resume it.")
+    if again:
+        when = " when the job is finished" if totals.pending else ""
+        yield Step(f"{counted(again, 'token')} can be retried{when}:", "flinks-async retry DIR")
+    if final:
+        yield Step(f"{counted(final, 'token')} cannot be fetched. They are listed in", "failed.jsonl")
+    if totals.invalid:
+        yield Step(f"{counted(totals.invalid, 'line')} could not be sent. They are listed in", "failed.jsonl")
 
 
-def tiles(facts: Facts) -> list[Tile]:
+_RESULTS: Final[dict[Outlook, str]] = {
+    "good": "Arrived",
+    "again": "Can be retried",
+    "final": "Failed for good",
+    "waiting": "Not fetched yet",
+}
+
+
+def tiles(facts: Facts) -> list[Finding]:
     """The numbers at the top of the page."""
-    outcome = Outcome.of(facts)
-    running = facts.timeline.running
-    runs = _plural(len(facts.runs), "run")
+    requests = facts.sum("requests")
+    runs = counted(len(facts.runs), "run")
+    throttled = f"{words.percent(facts.sum('throttled'), requests)} throttled" if requests else ""
     if facts.earlier:
-        runs = f"the last {words.count(len(facts.runs))} of {words.count(len(facts.runs) + facts.earlier)} runs"
-    requests = sum(i.requests for i in facts.intervals)
-    throttled = sum(i.throttled for i in facts.intervals)
+        runs = f"the last {len(facts.runs):,} of {len(facts.runs) + facts.earlier:,} runs"
+        throttled = throttled and f"{throttled}; in the same runs"
     return [
-        Tile("Arrived", words.count(outcome.fetched), words.percent(outcome.fetched, outcome.tokens), "good"),
-        Tile("Can be retried", words.count(outcome.again), words.percent(outcome.again, outcome.tokens), "again"),
-        Tile("Failed for good", words.count(outcome.final), words.percent(outcome.final, outcome.tokens), "final"),
-        Tile("Not fetched yet", words.count(outcome.waiting), words.percent(outcome.waiting, outcome.tokens), "waiting"),
-        Tile("Running time", words.duration(running), f"in {runs}"),
-        Tile("Requests", words.count(round(requests)), _of_requests(facts, throttled, requests)),
-    ]  # fmt: skip
-
-
-def _of_requests(facts: Facts, throttled: float, requests: float) -> str:
-    if not requests:
-        return ""
-    return f"{words.percent(throttled, requests)} throttled" + ("; in the same runs" if facts.earlier else "")
+        *(
+            Finding(_RESULTS[state], f"{number:,}", words.percent(number, facts.totals.tokens), state)
+            for state, number in outcomes(facts.totals).items()
+        ),
+        Finding("Running time", words.duration(facts.timeline.running), f"in {runs}"),
+        Finding("Requests", f"{requests:,.0f}", throttled),
+    ]
 
 
 def findings(facts: Facts) -> list[Finding]:
@@ -171,17 +142,15 @@ def findings(facts: Facts) -> list[Finding]:
     if not found:
         return []
     running = sum(i.seconds for i in found)
-    requests = sum(i.requests for i in found)
-    several = [_between_runs(facts)] if len(facts.runs) > 1 else []
     return [
         _throughput(facts, running),
         _response_time(facts),
-        _throttled(found, requests),
-        _retried(found, requests),
+        _throttled(facts),
+        _retried(facts),
         _paused(facts, running),
         _limit(found, running),
         *_problems(facts),
-        *several,
+        *([_between_runs(facts)] if len(facts.runs) > 1 else []),
     ]
 
 
@@ -196,44 +165,40 @@ def _throughput(facts: Facts, running: float) -> Finding:
 
 
 def _response_time(facts: Facts) -> Finding:
-    answered = [i for i in facts.intervals if i.p50 is not None and i.p95 is not None]
+    answered = [(i.p50, i.p95, i) for i in facts.intervals if i.p50 is not None and i.p95 is not None]
     if not answered:
         return Finding("Response time", words.NONE, "no answers")
-    typical = sorted(i.p50 or 0.0 for i in answered)[len(answered) // 2]
-    slow = sorted(i.p95 or 0.0 for i in answered)[len(answered) // 2]
-    worst = max(answered, key=lambda i: i.p95 or 0.0)
+    typical = median_high(p50 for p50, _, _ in answered)
+    slow = median_high(p95 for _, p95, _ in answered)
+    _, worst, interval = max(answered, key=lambda times: times[1])
     return Finding(
         "Response time",
         words.duration(typical),
-        f"median p50; median p95 {words.duration(slow)}, worst p95 {words.duration(worst.p95 or 0.0)}, "
-        f"{_when(facts, worst)}",
+        f"median p50; median p95 {words.duration(slow)}, worst p95 {words.duration(worst)}, {_when(facts, interval)}",
     )
 
 
-def _throttled(found: Iterable[Interval], requests: float) -> Finding:
-    throttled = sum(i.throttled for i in found)
-    return Finding(
-        "Throttling", words.percent(throttled, requests), f"{words.count(round(throttled))} answers asked to slow down"
-    )
+def _throttled(facts: Facts) -> Finding:
+    throttled = facts.sum("throttled")
+    share = words.percent(throttled, facts.sum("requests"))
+    return Finding("Throttling", share, f"{throttled:,.0f} answers asked to slow down")
 
 
-def _retried(found: Iterable[Interval], requests: float) -> Finding:
-    retries = sum(i.retries for i in found)
-    if retries >= requests:  # a first request repeats nothing, so some of them are not in the samples
-        note = "requests repeated an earlier one" if retries else "no request has ended in a sample"
-        return Finding("Retries", words.count(round(retries)) if retries else words.NONE, note)
-    return Finding(
-        "Retries",
-        words.percent(retries, requests),
-        f"{words.count(round(retries))} of {words.count(round(requests))} requests repeated an earlier one",
-    )
+def _retried(facts: Facts) -> Finding:
+    retries, requests = facts.sum("retries"), facts.sum("requests")
+    if retries < requests:
+        note = f"{retries:,.0f} of {requests:,.0f} requests repeated an earlier one"
+        return Finding("Retries", words.percent(retries, requests), note)
+    if retries:  # a first request repeats nothing, so some of them are not in the samples
+        return Finding("Retries", f"{retries:,.0f}", "requests repeated an earlier one")
+    return Finding("Retries", words.NONE, "no request has ended in a sample")
 
 
 def _paused(facts: Facts, running: float) -> Finding:
     paused = sum(i.seconds for i in facts.intervals if i.paused)
     if not paused:
-        throttled = sum(i.throttled for i in facts.intervals)
-        short = f"; {words.count(round(throttled))} throttled answers caused short ones" if throttled else ""
+        throttled = facts.sum("throttled")
+        short = f"; {throttled:,.0f} throttled answers caused short ones" if throttled else ""
         return Finding("Pauses", "none sampled", f"no sample was taken during a pause{short}")
     stretches = [list(group) for held, group in groupby(facts.intervals, lambda i: i.paused and i.run) if held]
     longest = max(stretches, key=lambda group: group[-1].end - group[0].start)
@@ -271,7 +236,7 @@ def _problems(facts: Facts) -> Iterator[Finding]:
                 longest[trouble.host] = trouble, interval
     worst = sorted(longest.values(), key=lambda found: found[0].seconds, reverse=True)
     for trouble, interval in worst[:_MOST_PROBLEMS]:
-        note = f"{trouble.reason}; {_plural(trouble.attempts, 'attempt')} in a row, {_when(facts, interval)}"
+        note = f"{trouble.reason}; {counted(trouble.attempts, 'attempt')} in a row, {_when(facts, interval)}"
         yield Finding("Longest problem", words.duration(trouble.seconds), note.rstrip(", "))
 
 
@@ -280,18 +245,10 @@ def _between_runs(facts: Facts) -> Finding:
     broken_off = sum(run["ended"] is None or run["state"] in ("failed", "interrupted") for run in facts.runs)
     note = f"between {len(timeline.segments)} runs"
     if broken_off:
-        note += f"; {_plural(broken_off, 'run')} interrupted or still running"
+        note += f"; {counted(broken_off, 'run')} interrupted or still running"
     return Finding("Time between runs", words.duration(timeline.between), note)
 
 
 def _when(facts: Facts, interval: Interval) -> str:
     segment = facts.timeline.segment(interval.run)
     return "" if segment is None else f"at {words.moment(segment.started + interval.start)[:-3]}"
-
-
-def _tokens(number: int) -> str:
-    return _plural(number, "token")
-
-
-def _plural(number: int, noun: str) -> str:
-    return f"{words.count(number)} {noun}" + ("" if number == 1 else "s")

@@ -1,7 +1,8 @@
-"""The HTML page and its tables. It loads nothing and runs no script."""
+"""The HTML page and its numbers. It loads nothing and runs no script."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,9 +15,12 @@ from .facts import MOST_FAILURES, MOST_PARTS, Facts
 from .findings import findings, headline, tiles
 from .plots import bar_plots
 from .plots_over_time import plots_over_time
-from .timeline import Spread, thin
+from .timeline import thin
 
-_FIRST_PARTS = 5
+_FIRST_PARTS: Final = 5
+
+_POINTS: Final = 30
+"""Approximate number of rows in the table over time."""
 
 
 def page(facts: Facts, made: float) -> str:
@@ -32,109 +36,36 @@ def page(facts: Facts, made: float) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(count=words.count, size=words.size, percent=words.percent)
-    style, _, _ = environment.loader.get_source(environment, "page.css")  # type: ignore[union-attr]
-    return environment.get_template("page.html").render(_values(facts, made), style=Markup(style))
-
-
-def _values(facts: Facts, made: float) -> dict[str, Any]:
-    totals = facts.totals
-    return {
-        "job": facts.manifest.job,
-        "created": words.moment(words.since_1970(facts.manifest.created)),
-        "hosts": sorted(set(facts.manifest.origin.values())),
-        "headline": headline(facts),
-        "tiles": tiles(facts),
-        "findings": findings(facts),
-        "plots": {plot.name: plot for plot in (*bar_plots(facts), *plots_over_time(facts))},
-        "moments": moments(facts),
-        "failures": facts.failures,
-        "most_failures": MOST_FAILURES,
-        "tokens": totals.tokens,
-        "runs": runs_of(facts),
-        "earlier_runs": facts.earlier,
-        "store": store_of(facts),
-        "parts": facts.parts,
-        "first_parts": _FIRST_PARTS,
-        "most_parts": MOST_PARTS,
-        "accounting": accounting(facts),
-        "input": facts.manifest,
-        "made": words.moment(made),
-        "version": __version__,
+    environment.filters |= {
+        "count": _if_known("{:,.0f}".format),
+        "duration": _if_known(words.duration),
+        "moment": words.moment,
+        "percent": words.percent,
+        "rate": _if_known(words.rate),
+        "size": words.size,
     }
+    style, _, _ = environment.loader.get_source(environment, "page.css")  # type: ignore[union-attr]
+    return environment.get_template("page.html").render(
+        facts=facts,
+        headline=headline(facts),
+        tiles=tiles(facts),
+        findings=findings(facts),
+        plots={plot.name: plot for plot in (*bar_plots(facts), *plots_over_time(facts))},
+        points=thin(facts.intervals, facts.timeline, _POINTS),
+        created=words.since_1970(facts.manifest.created),
+        hosts=sorted(set(facts.manifest.origin.values())),
+        store=store_of(facts),
+        most_failures=MOST_FAILURES,
+        first_parts=_FIRST_PARTS,
+        most_parts=MOST_PARTS,
+        made=made,
+        version=__version__,
+        style=Markup(style),
+    )
 
 
-_ROWS: Final = 30
-"""Approximate number of rows in the table over time."""
-
-_ENDED: Final = {
-    "complete": "complete",
-    "stopped": "stopped",
-    "refused": "AuthSecret refused",
-    "interrupted": "interrupted",
-    "failed": "ended by an error",
-}
-
-Row = tuple[str, ...]
-
-
-def moments(facts: Facts) -> list[Row]:
-    """(run, start, length, fetched, tokens/s, p50, p95, on the wire, limit, retries/s, throttled/s, failed/s, paused)."""
-    return [
-        (
-            str(point.run),
-            words.moment(facts.timeline.time_at(point.start)),
-            words.duration(point.end - point.start),
-            f"{point.fetched:,.0f}",
-            words.rate(point.rate.mean),
-            _time(point.p50),
-            _time(point.p95),
-            f"{point.in_flight.mean:,.0f}",
-            f"{point.limit.mean:,.0f}",
-            words.rate(point.retries),
-            words.rate(point.throttled),
-            words.rate(point.failed),
-            words.percent(point.paused, 1),
-        )
-        for point in thin(facts.intervals, facts.timeline, _ROWS)
-    ]
-
-
-def runs_of(facts: Facts) -> list[Row]:
-    """(run, start, length, end, reason, requests, retries, throttled)."""
-    rows: list[Row] = []
-    for segment, run in zip(facts.timeline.segments, facts.runs, strict=True):
-        found = [interval for interval in facts.intervals if interval.run == segment.run]
-        requests = sum(i.requests for i in found)
-        is_last = run is facts.runs[-1]
-        no_end = "interrupted or still running" if is_last else "interrupted"
-        rows.append(
-            (
-                str(segment.run),
-                words.moment(segment.started),
-                words.duration(segment.seconds),
-                no_end if run["ended"] is None else _ENDED.get(run["state"], "ended"),
-                "" if run["state"] == "failed" else run["reason"] or "",  # the error text may contain paths
-                f"{requests:,.0f}",
-                words.percent(sum(i.retries for i in found), requests),
-                words.percent(sum(i.throttled for i in found), requests),
-            )
-        )
-    return rows
-
-
-def accounting(facts: Facts) -> list[tuple[str, int, str]]:
-    """(kind, lines, remark): the lines of the input, each counted once."""
-    scanned = facts.scanned
-    rows = [
-        ("tokens", scanned.tokens, "each fetched once"),
-        ("duplicates", scanned.duplicates, "the token occurred earlier in the file"),
-        ("invalid", scanned.invalid, "nothing was sent"),
-        ("blank", scanned.blank, ""),
-        ("header", scanned.header, ""),
-        ("continued", scanned.continued, "line breaks inside quotes"),
-    ]
-    return [row for row in rows if row[1] or row[0] == "tokens"]
+def _if_known(say: Callable[[float], str]) -> Callable[[float | None], str]:
+    return lambda value: words.NONE if value is None else say(value)
 
 
 def store_of(facts: Facts) -> list[tuple[str, str]]:
@@ -147,7 +78,3 @@ def _plain(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     return value if isinstance(value, str) else str(value)
-
-
-def _time(spread: Spread | None) -> str:
-    return words.NONE if spread is None else words.duration(spread.mean)

@@ -17,9 +17,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from ..ledger import Totals
 from . import words
 from .facts import Facts, Failures
-from .findings import Outcome
+from .findings import outcomes
 
 _RIGHT: Final = 28
 
@@ -186,7 +187,7 @@ _LOOKS: Final = {"exhausted": ("again", "\N{CLOCKWISE OPEN CIRCLE ARROW}"), "fin
 def bar_plots(facts: Facts) -> Iterator[Plot]:
     """The plots that have data."""
     if facts.totals.tokens:
-        yield plot("outcome", "Outcome of all tokens", "", lambda variant: _outcome(variant, Outcome.of(facts)))
+        yield plot("outcome", "Outcome of all tokens", "", lambda variant: _outcome(variant, facts.totals))
     if facts.failures:
         most = "Most frequent failures, rows"
         yield plot("failures", most, "", lambda variant: _failures(variant, facts.failures[:_MOST]))
@@ -195,17 +196,12 @@ def bar_plots(facts: Facts) -> Iterator[Plot]:
         yield plot("parts", "Sizes of the parts, number of parts", "In MB.", lambda v: _parts(v, facts))
 
 
-def _outcome(variant: Variant, outcome: Outcome) -> tuple[Figure, Markup]:
+def _outcome(variant: Variant, totals: Totals) -> tuple[Figure, Markup]:
     figure, axes = bare(variant, 24)
-    axes.set_xlim(0, outcome.tokens)
+    axes.set_xlim(0, totals.tokens)
     axes.set_ylim(-0.5, 0.5)
     begin = 0
-    for name, value in (
-        ("good", outcome.fetched),
-        ("again", outcome.again),
-        ("final", outcome.final),
-        ("waiting", outcome.waiting),
-    ):
+    for name, value in outcomes(totals).items():
         hatch = "////" if name == "waiting" else ""
         axes.barh(0, value, 1, begin, color=colour(name), hatch=hatch, edgecolor=colour("page"), linewidth=0)
         begin += value
@@ -215,18 +211,15 @@ def _outcome(variant: Variant, outcome: Outcome) -> tuple[Figure, Markup]:
 def _failures(variant: Variant, groups: tuple[Failures, ...]) -> tuple[Figure, Markup]:
     """Labels stand above their bars, because long ones do not fit beside them."""
     figure, axes = bare(variant, _ROW * len(groups))
-    axes.set_xlim(0, max(group.rows for group in groups))
+    axes.set_xlim(0, max(number for *_, number in groups))
     axes.set_ylim(len(groups), 0)
-    for row, group in enumerate(groups):
-        name, sign = _LOOKS.get(group.kind, ("waiting", "\N{EN DASH}"))
-        axes.barh(row + 0.7, group.rows, 0.28, color=colour(name), linewidth=0)
-        label = _label(f"{words.count(group.rows)} {_name(group)}", variant.label)
+    for row, (kind, error, code, status, number) in enumerate(groups):
+        name, sign = _LOOKS.get(kind, ("waiting", words.NONE))
+        axes.barh(row + 0.7, number, 0.28, color=colour(name), linewidth=0)
+        told = " ".join(str(part) for part in (error, code, status) if part is not None)
+        label = _label(f"{number:,} {told}", variant.label)
         axes.text(0, row + 0.42, f"{sign} {label}", color=colour("ink"), va="baseline")
     return figure, Markup()
-
-
-def _name(group: Failures) -> str:
-    return " ".join(str(part) for part in (group.error, group.flinks_code, group.status) if part is not None)
 
 
 def _label(text: str, most: int) -> str:

@@ -220,35 +220,64 @@ class Spread:
 
 @frozen
 class Point:
-    """Consecutive intervals of one run, summarised.
+    """Consecutive intervals of one run, as one point of a plot.
 
     Attributes:
-        run: its number.
-        start, end: position on the axis.
-        rate, p50, p95, in_flight, limit: weighted by the length of the intervals; None without values.
-        requests, retries, throttled, failed: per second.
-        paused: share of the time in which requests were held back.
-        fetched: tokens fetched by its end.
+        at: where its run starts on the axis.
+        intervals: at least one.
     """
 
-    run: int
-    start: float
-    end: float
-    rate: Spread
-    p50: Spread | None
-    p95: Spread | None
-    in_flight: Spread
-    limit: Spread
-    requests: float
-    retries: float
-    throttled: float
-    failed: float
-    paused: float
-    fetched: float
+    at: float
+    intervals: tuple[Interval, ...]
 
     @property
-    def middle(self) -> float:
-        return (self.start + self.end) / 2
+    def run(self) -> int:
+        return self.intervals[0].run
+
+    @property
+    def start(self) -> float:
+        """Position on the axis."""
+        return self.at + self.intervals[0].start
+
+    @property
+    def end(self) -> float:
+        """Position on the axis."""
+        return self.at + self.intervals[-1].end
+
+    @property
+    def seconds(self) -> float:
+        return sum(interval.seconds for interval in self.intervals)
+
+    @property
+    def fetched(self) -> float:
+        """Tokens fetched by its end."""
+        return self.intervals[-1].fetched
+
+    @property
+    def p95(self) -> Spread | None:
+        return self.spread("p95")
+
+    def spread(self, name: str) -> Spread | None:
+        """Of an attribute of the intervals, weighted by their length; None if no interval has a value."""
+        pairs = [(value, i.seconds) for i in self.intervals if (value := getattr(i, name)) is not None]
+        if not pairs:
+            return None
+        values = [value for value, _ in pairs]
+        mean = sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
+        return Spread(min(values), mean, max(values))
+
+    def mean(self, name: str) -> float | None:
+        spread = self.spread(name)
+        return None if spread is None else spread.mean
+
+    def per_second(self, name: str) -> float:
+        """Of an attribute of the intervals that is a number of something."""
+        return float(sum(getattr(i, name) for i in self.intervals)) / self.seconds
+
+    @property
+    def paused(self) -> float:
+        """Share of the time in which requests were held back."""
+        return sum(i.seconds for i in self.intervals if i.paused) / self.seconds
 
 
 def thin(intervals: Iterable[Interval], timeline: Timeline, most: int) -> list[Point]:
@@ -269,44 +298,12 @@ def thin(intervals: Iterable[Interval], timeline: Timeline, most: int) -> list[P
 
 def _thin_run(intervals: Sequence[Interval], segment: Segment, most: int) -> list[Point]:
     if len(intervals) <= most:
-        return [_point([interval], segment) for interval in intervals]
-    width = segment.seconds / most
-
-    def bin_of(interval: Interval) -> int:
-        return min(most - 1, int((interval.start + interval.end) / 2 / width))
-
-    return [_point(list(group), segment) for _, group in groupby(intervals, bin_of)]
-
-
-def _point(group: Sequence[Interval], segment: Segment) -> Point:
-    last = group[-1]
-    seconds = sum(interval.seconds for interval in group)
-    return Point(
-        segment.run,
-        segment.at + group[0].start,
-        segment.at + last.end,
-        rate=_spread((i.rate, i.seconds) for i in group) or Spread(0, 0, 0),
-        p50=_spread((i.p50, i.seconds) for i in group if i.p50 is not None),
-        p95=_spread((i.p95, i.seconds) for i in group if i.p95 is not None),
-        in_flight=_spread((i.in_flight, i.seconds) for i in group) or Spread(0, 0, 0),
-        limit=_spread((i.limit, i.seconds) for i in group) or Spread(0, 0, 0),
-        requests=sum(i.requests for i in group) / seconds,
-        retries=sum(i.retries for i in group) / seconds,
-        throttled=sum(i.throttled for i in group) / seconds,
-        failed=sum(i.failed for i in group) / seconds,
-        paused=sum(i.seconds for i in group if i.paused) / seconds,
-        fetched=last.fetched,
-    )
-
-
-def _spread(weighted: Iterable[tuple[float, float]]) -> Spread | None:
-    """The spread of (value, weight) pairs."""
-    pairs = list(weighted)
-    if not pairs:
-        return None
-    values = [value for value, _ in pairs]
-    mean = sum(value * weight for value, weight in pairs) / sum(weight for _, weight in pairs)
-    return Spread(min(values), mean, max(values))
+        groups = [[interval] for interval in intervals]
+    else:
+        width = segment.seconds / most
+        middles = groupby(intervals, lambda i: min(most - 1, int((i.start + i.end) / 2 / width)))
+        groups = [list(group) for _, group in middles]
+    return [Point(segment.at, tuple(group)) for group in groups]
 
 
 _STEPS: Final = (

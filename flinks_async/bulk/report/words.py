@@ -11,11 +11,6 @@ NONE: Final = "\N{EN DASH}"
 _UNITS: Final = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 
-def count(number: int) -> str:
-    """`1,234,567`."""
-    return f"{number:,}"
-
-
 def short(number: float) -> str:
     """For an axis: `0`, `0.5`, `950`, `12k`, `1.5M`."""
     for divisor, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):

@@ -6,15 +6,14 @@
     sqlite, duckdb   tables in a database that is one file
     postgresql       tables in a PostgreSQL database
     database         the bases of all databases; database_schema creates their tables
-    answer_tables    answers as Arrow tables, for stores that take whole columns
-    answer_rows      answers as rows of tables, and the checksum of rows for `verify`
+    answer_tables    answers as Arrow tables, for all stores with tables
+    answer_rows      the columns of these tables, the rows of answers that Arrow cannot read, the checksum for `verify`
     answer_files     files of answers: read, checked, and proved to belong to the job
 
 Where do I add a store?
 
 1. `stores/NAME.py`: a class with the methods of `protocol.Store`. For files, follow `JSONLParts` in `jsonl.py`. For tables,
-   read spools with `answer_tables.read_tables`, or with `answer_rows.read_spool` if the store takes rows. For a database,
-   subclass `DatabaseStore` or `DatabaseFile`. `put` must return only when the answers survive a power cut; call
+   read spools with `answer_tables.read_tables`. For a database, subclass `DatabaseStore` or `DatabaseFile`. `put` must return only when the answers survive a power cut; call
    `crash_points.reach("...")` after each step, because the tests crash there.
 2. `_CLASSES` below: the kind that `describe` returns, with the module and the class.
 3. `cli/output.py`: the name for `--store`; `cli/display.py`: its label in the summary.
@@ -31,6 +30,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Final
 
+from ... import checks
 from ..errors import StoreError
 from .jsonl import JSONLFile, JSONLParts
 from .protocol import Place, Problem, Store
@@ -56,6 +56,7 @@ def from_description(description: Mapping[str, Any]) -> Store:
         StoreError: this version has no such store.
         ConfigError: a library is not installed, or the class refuses an argument.
     """
+    checks.kind("description", description, Mapping)
     arguments = dict(description)
     kind = arguments.pop("kind", None)
     if isinstance(kind, str) and kind in _CLASSES:

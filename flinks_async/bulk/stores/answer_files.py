@@ -21,7 +21,7 @@ from typing import Any, BinaryIO, ClassVar, Final, get_args
 
 import msgspec
 
-from ...errors import ConfigError
+from ...checks import choice
 from ..compression import CompressedDataError, Compression, Decompressed, Pieces, compressor, detect
 from ..errors import StoreError, StoreMissingError
 from ..files import cannot_read, cannot_write, create, is_own, make_folder, size_of, sync_folder, write_durably
@@ -40,8 +40,7 @@ def check_compression(compression: Compression) -> Compression:
     Raises:
         ConfigError: its name is unknown, or its library is not installed.
     """
-    if compression not in SUFFIXES:
-        raise ConfigError(f"compression must be one of {', '.join(get_args(Compression))}, not {compression!r}")
+    choice("compression", compression, get_args(Compression))
     compressor(compression)
     return compression
 

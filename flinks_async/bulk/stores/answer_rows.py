@@ -1,45 +1,45 @@
-"""Spools as rows of four tables, and as Arrow tables: the input of all stores that write tables.
+"""The tables of a spool, the rows of an answer, and the digest of rows for `verify`.
 
 - `fetches`: one row for each answer;
 - `accounts`, `transactions`, `holders`: the columns of `flinks_async.tables`.
 
 Each row begins with the line of the input and its key, so that tables can be joined by `line`, `detail`, `account` and
-`transaction`, and with the user's tables by `key`. The rows are the same for every store; each store chooses its types.
-`RowDigest` is a checksum that does not depend on the order of rows, nor on how a database formats their values.
+`transaction`, and with the user's tables by `key`. Usually Arrow makes these tables (`answer_tables`). The rows here define
+the result, and are made for answers that Arrow cannot read, or if pyarrow is not installed.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
-from functools import cache
+from functools import cache, partial
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from sys import byteorder
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import msgspec
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from ... import tables as flat
+from ...checks import optional_import
 from ...codec import Codec
 from ...codec.parse import EXACT, decode_any
 from ...errors import DecodeError
-from ...models import PartnerAccessResponse
-from ...schema import SCHEMA
+from ...models import SCHEMA, PartnerAccessResponse
 from ...tables import Column, ColumnType, Row, Table, extra_of, flatten, to_json
-from ..compression import Compression
 from ..errors import StoreError, UnfitAnswerError
-from ..records import Commit, Shard
+from ..records import Shard
 from ..spool import SpoolLine, SpoolMeta, read_spool_line
-from .answer_files import read_lines
 
-BATCH: Final = 10_000
-"""Rows after which a batch ends. It may have more, because an answer is not split."""
+if TYPE_CHECKING:
+    import pyarrow
 
-_SIZE: Final = 32 * 1024 * 1024
-"""Bytes of answers after which a batch ends."""
+Rows: TypeAlias = "list[Row] | pyarrow.Table"
+"""Rows of a table: an Arrow table, or tuples if pyarrow is not installed or the database returns them."""
 
 _LINE: Final = (Column("line", "position"), Column("key", "text"))
 
@@ -88,33 +88,6 @@ class RowBatch:
         """The rows of one of `TABLES`."""
         rows: list[Row] = getattr(self, table.name)
         return rows
-
-    def __len__(self) -> int:
-        return len(self.fetches) + len(self.accounts) + len(self.transactions) + len(self.holders)
-
-
-def read_spool(path: Path, compression: Compression, commit: Commit, *, batch: int = BATCH) -> Iterator[RowBatch]:
-    """The rows of a spool, in its order. Memory is that of one batch and one answer.
-
-    Args:
-        batch: rows after which a batch ends.
-
-    Raises:
-        StoreError: the spool is damaged, an answer in it cannot be read, or it does not have as many answers as `commit`
-            says (at the end).
-    """
-    rows, size, number = RowBatch(), 0, 0
-    for number, text in enumerate(read_lines(path, compression), 1):
-        read, answer = decoded(path, number, text)
-        add_rows(rows, read, answer, commit.shard)
-        size += len(text)
-        if len(rows) >= batch or size >= _SIZE:
-            yield rows
-            rows, size = RowBatch(), 0
-    if rows.fetches:
-        yield rows
-    if number != commit.written.lines:
-        raise StoreError(f"{path} has {number:,} answers, not {commit.written.lines:,}")
 
 
 def does_not_fit(path: Path | str, table: Table, column: Column, row: Row, type_: str) -> UnfitAnswerError:
@@ -217,72 +190,168 @@ def without_accounts(answer: PartnerAccessResponse) -> str | None:
     return to_json(bare).decode() if bare else None
 
 
-_DIGEST_SIZE: Final = 16
+@frozen
+class Extras:
+    """The unknown fields of answers as JSON, in the order of the rows. `holders` has an item for each account."""
 
-_EPOCH: Final = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    answers: list[str | None] = field(factory=list)
+    details: list[str | None] = field(factory=list)
+    accounts: list[str | None] = field(factory=list)
+    transactions: list[str | None] = field(factory=list)
+    holders: list[str | None] = field(factory=list)
 
-_MICROSECOND: Final = dt.timedelta(microseconds=1)
+    def add(self, answer: PartnerAccessResponse) -> None:
+        accounts, holders = answer.accounts, [account.holder for account in answer.accounts]
+        self.answers.append(extra_of(answer))
+        self.details.extend(extra_of(detail, Login=detail.login) for detail in answer.details)
+        self.accounts.extend(extra_of(account, Balance=account.balance) for account in accounts)
+        self.transactions.extend(extra_of(move) for account in accounts for move in account.transactions)
+        self.holders.extend(None if holder is None else extra_of(holder, Address=holder.address) for holder in holders)
 
-_encode: Final = msgspec.msgpack.encode
+
+# --- rows without decimals and dates ----------------------------------------------------------------------------------
 
 
-class RowDigest:
-    """The sum, modulo 2^128, of the BLAKE2b digests of all rows. Nulls are left out, so that columns may be added later.
+def as_texts(where: Path | str, table: Table, rows: Iterable[Row]) -> list[Row]:
+    """Rows as SQLite and PostgreSQL take them: amounts with all their digits, dates and points in time as ISO 8601.
+
+    Args:
+        where: the name of the store, for the error.
+
+    Raises:
+        UnfitAnswerError: an integer has more than 64 bits.
+    """
+    convert = [(number, _AS_TEXT[c.type]) for number, c in enumerate(table.columns) if c.type in _AS_TEXT]
+    integers = [(number, c) for number, c in enumerate(table.columns) if c.type == "integer"]
+    converted = []
+    for row in rows:
+        values = list(row)
+        for number, function in convert:
+            if values[number] is not None:
+                values[number] = function(values[number])
+        for number, column in integers:
+            if values[number] is not None and values[number] not in _INT64:
+                raise does_not_fit(where, table, column, row, "integer (64 bits)")
+        converted.append(tuple(values))
+    return converted
+
+
+def _utc(value: dt.datetime) -> str:
+    return value.replace(tzinfo=None).isoformat(timespec="microseconds") + "Z"
+
+
+_INT64: Final = range(-(2**63), 2**63)
+
+_AS_TEXT: Final[dict[ColumnType, Callable[[Any], Any]]] = {
+    "amount": "{:f}".format,
+    "date": dt.date.isoformat,
+    "instant": _utc,
+}
+
+
+# --- the digest of rows -----------------------------------------------------------------------------------------------
+
+
+class ShardDigest:
+    """A checksum of the rows of a shard. It does not depend on the order of answers, nor on versions of libraries.
+
+    The rows of a table come in the order of their positions. Each value counts as bytes: of its text in UTF-8, with integers
+    in decimal digits, dates as `YYYY-MM-DD`, points in time as `YYYY-MM-DDTHH:MM:SS.ffffffZ`, and JSON with sorted keys;
+    amounts with the digits that the database keeps, or, if it keeps decimals of a fixed size, as 128-bit integers that count
+    units of 1e-18. Each column has two BLAKE2b digests of 16 bytes: of the lengths of its values (32-bit integers, -1 for
+    null), and of its values, one after another. The checksum is the digest of the names and the two digests of all columns.
+    A column without a value does not count, so that columns may be added later. Integers are in the machine's byte order.
 
     Attributes:
         rows: number of rows by table.
     """
 
     def __init__(self) -> None:
-        self.rows: Counter[str] = Counter()
-        self._sum = 0
+        self.rows = {table.name: 0 for table in TABLES}
+        self._columns = {
+            table.name: [_ColumnDigest(f"{table.name}.{c.name}", c.type) for c in table.columns] for table in TABLES
+        }
 
-    def add(self, table: Table, rows: Iterable[Row]) -> None:
-        """Adds rows with their values as they are stored: texts, integers, nulls."""
-        names = table.names
-        empty = blake2b(digest_size=_DIGEST_SIZE, person=table.name.encode())
-        total = count = 0
-        for row in rows:
-            digest = empty.copy()
-            digest.update(_encode(_named(names, row)))
-            total += int.from_bytes(digest.digest(), "big")
-            count += 1
-        self.rows[table.name] += count
-        self._sum = (self._sum + total) % (1 << 8 * _DIGEST_SIZE)
+    def add(self, table: Table, rows: Rows) -> None:
+        """Adds rows: an Arrow table, or rows with the values of `as_texts`."""
+        self.rows[table.name] += len(rows)
+        columns = zip(*rows, strict=True) if isinstance(rows, list) else rows.columns
+        read = _read_list if isinstance(rows, list) else _read_array
+        for column, values in zip(self._columns[table.name], columns, strict=True):
+            for lengths, found in read(column.type, values):
+                column.lengths.update(lengths)
+                if found is not None:
+                    column.used = True
+                    column.values.update(found)
 
     def hexdigest(self) -> str:
-        return f"{self._sum:0{2 * _DIGEST_SIZE}x}"
+        found = _hash()
+        for column in chain.from_iterable(self._columns.values()):
+            if column.used:
+                found.update(column.name.encode() + column.lengths.digest() + column.values.digest())
+        return found.hexdigest()
 
 
-def _named(names: tuple[str, ...], row: Row) -> dict[str, Any]:
-    return {name: value for name, value in zip(names, row, strict=True) if value is not None}
+_hash: Final = partial(blake2b, digest_size=16)
 
 
-def comparable(table: Table, rows: Iterable[Row]) -> Iterator[Row]:
-    """Rows in a form that all databases agree on: amounts without trailing zeros, dates as ISO 8601, points in time as
-    microseconds since 1970, JSON with sorted keys; other values are unchanged."""
-    converters = [(number, _CONVERT[c.type]) for number, c in enumerate(table.columns) if c.type in _CONVERT]
-    for row in rows:
-        values = list(row)
-        for number, convert in converters:
-            if values[number] is not None:
-                values[number] = convert(values[number])
-        yield tuple(values)
+@define
+class _ColumnDigest:
+    name: str
+    type: ColumnType
+    lengths: blake2b = field(factory=_hash, init=False)
+    values: blake2b = field(factory=_hash, init=False)
+    used: bool = field(default=False, init=False)
 
 
-def _amount(value: Decimal) -> str:
-    text = format(value, "f")
-    if "." in text:
-        text = text.rstrip("0").rstrip(".")
-    return "0" if text == "-0" else text
+def _read_list(type_: ColumnType, values: Sequence[Any]) -> Iterator[tuple[array[int], bytes | None]]:
+    """The lengths of values, and the values one after another, or None if all are null."""
+    convert = _AS_BYTES.get(type_, str.encode)
+    converted = [None if value is None else convert(value) for value in values]
+    there = [value for value in converted if value is not None]
+    yield array("i", [-1 if value is None else len(value) for value in converted]), b"".join(there) if there else None
 
 
-def _instant(value: dt.datetime | int) -> int:
-    return value if isinstance(value, int) else (value - _EPOCH) // _MICROSECOND
+def _read_array(type_: ColumnType, values: pyarrow.ChunkedArray) -> Iterator[tuple[memoryview, memoryview | None]]:
+    """As `_read_list`, chunk by chunk, without Python objects."""
+    pc = optional_import("pyarrow.compute", extra="arrow")
+    for chunk in values.chunks:
+        converted = as_text_array(type_, chunk)
+        lengths = pc.fill_null(pc.binary_length(converted), -1)
+        there = converted.drop_null()
+        yield _integers(lengths.buffers()[1], lengths.offset, len(lengths)), _bytes(there) if len(there) else None
 
 
-def _json(text: str) -> Any:
-    return _sorted(decode_any(text.encode()))
+def _integers(buffer: pyarrow.Buffer, start: int, count: int) -> memoryview:
+    return memoryview(buffer).cast("B").cast("i")[start : start + count]
+
+
+def _bytes(values: pyarrow.Array) -> memoryview:
+    """Texts or bytes without nulls, one after another."""
+    _, offsets, data = values.buffers()
+    ends = _integers(offsets, values.offset, len(values) + 1)
+    return memoryview(data)[ends[0] : ends[-1]]
+
+
+def as_text_array(type_: ColumnType, values: pyarrow.Array) -> pyarrow.Array:
+    """Values as texts, and decimals as bytes, as `ShardDigest` describes them."""
+    pa, pc = optional_import("pyarrow", extra="arrow"), optional_import("pyarrow.compute", extra="arrow")
+    if type_ == "json":
+        return pa.array([None if text is None else _json(text) for text in values.to_pylist()], pa.binary())
+    if pa.types.is_decimal(values.type):
+        bytes_ = pa.Array.from_buffers(pa.binary(16), len(values), values.buffers(), values.null_count, values.offset)
+        return bytes_.cast(pa.binary())
+    if pa.types.is_timestamp(values.type):
+        return pc.strftime(values.cast(pa.timestamp("us")), format="%Y-%m-%dT%H:%M:%SZ")
+    return (values.cast(pa.int8()) if type_ == "flag" else values).cast(pa.string())
+
+
+def _amount(value: str | int) -> bytes:
+    return value.encode() if isinstance(value, str) else value.to_bytes(16, byteorder, signed=True)
+
+
+def _json(text: str) -> bytes:
+    return to_json(_sorted(decode_any(text.encode())))
 
 
 def _sorted(value: Any) -> Any:
@@ -296,9 +365,10 @@ def _sorted(value: Any) -> Any:
     return value
 
 
-_CONVERT: Final[dict[ColumnType, Callable[[Any], Any]]] = {
+_AS_BYTES: Final[dict[ColumnType, Callable[[Any], bytes]]] = {
     "amount": _amount,
-    "date": dt.date.isoformat,
-    "instant": _instant,
+    "integer": b"%d".__mod__,
+    "position": b"%d".__mod__,
+    "flag": b"%d".__mod__,
     "json": _json,
 }

@@ -1,7 +1,8 @@
 """Spools as Arrow tables: Arrow reads the JSON into columns, so that no row becomes a Python object.
 
 Arrow reads with a schema made from `flinks_async.schema`, amounts exactly from their digits; what the schema does not
-foresee is an error. An answer that Arrow refuses is found by halving its block:
+foresee is an error. For SQLite and PostgreSQL, which keep zeros at the end of an amount, amounts are put in quotes before,
+so that Arrow reads their digits as texts. An answer that Arrow refuses is found by halving its block:
 
 - If it has unknown fields, Arrow reads it without them, and the codec decodes it for the columns `extra`. Later answers
   with such a field are read in this way at once.
@@ -20,25 +21,27 @@ from pathlib import Path
 from re import compile as pattern
 from typing import TYPE_CHECKING, Any, Final
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from ...checks import optional_import
-from ...models import Model, PartnerAccessResponse, Timestamp
-from ...schema import SCHEMA, FieldKind
-from ...tables import COLUMN_TYPES, Table, arrow_table, arrow_types, extra_of, schema_of, to_json
-from ..compression import Compression
-from ..errors import StoreError
+from ...errors import ConfigError
+from ...models import SCHEMA, Model, PartnerAccessResponse, Timestamp
+from ...schema import FieldKind
+from ...tables import COLUMN_TYPES, Row, Table, arrow_table, arrow_types, schema_of, to_json
 from ..records import Commit, Shard
-from ..spool import read_spool_line
-from .answer_files import read_lines
+from ..spool import read_spool, read_spool_line
 from .answer_rows import (
     ACCOUNTS,
     FETCHES,
     HOLDERS,
     TABLES,
     TRANSACTIONS,
+    Extras,
     RowBatch,
+    Rows,
     add_rows,
+    as_text_array,
+    as_texts,
     decoded,
     does_not_fit,
     unknown_keys,
@@ -57,33 +60,24 @@ FEW: Final = 16
 Lines = Sequence[tuple[int, bytes]]
 """Lines of a spool with their numbers, from 1."""
 
-Tables = tuple["pyarrow.Table", ...]
-"""An Arrow table for each of `answer_rows.TABLES`."""
 
-
-def read_tables(path: Path, compression: Compression, commit: Commit, where: Path | str) -> Iterator[Tables]:
-    """The tables of a spool, block by block. Memory is that of one block and one answer.
+def read_tables(path: Path, commit: Commit, where: Path | str, *, texts: bool = False) -> Iterator[tuple[Rows, ...]]:
+    """The tables of a spool, block by block, in the order of `answer_rows.TABLES`. Their rows are in the order of their
+    positions. Memory is that of one block and one answer.
 
     Args:
         where: the name of the store, for the error.
+        texts: amounts, dates and points in time as texts, as `answer_rows.as_texts` makes them. Without pyarrow, such
+            tables are lists of rows.
 
     Raises:
+        ConfigError: pyarrow is not installed, and `texts` is false.
         UnfitAnswerError: a value does not fit its column.
         StoreError: the spool is damaged, an answer in it cannot be read, or it does not have as many answers as `commit`
-            says (at the end).
+            says.
     """
-    reader = _Reader(path, commit.shard, where)
-    block: list[tuple[int, bytes]] = []
-    number = size = 0
-    for number, line in enumerate(read_lines(path, compression), 1):
-        block.append((number, line))
-        size += len(line)
-        if size >= BLOCK:
-            yield from reader.read(block)
-            block, size = [], 0
-    yield from reader.read(block)
-    if number != commit.written.lines:
-        raise StoreError(f"{path} has {number:,} answers, not {commit.written.lines:,}")
+    reader = _Reader(path, commit.shard, where, texts)
+    return map(reader.read, read_spool(path, commit.written.lines, BLOCK))
 
 
 _SHAPE: Final = pattern(rb'"GetAccountsDetail"\s*:\s*(.)')
@@ -109,25 +103,35 @@ class _Reader:
     Attributes:
         path: the spool.
         where: the name of the store.
+        texts: whether amounts, dates and points in time are texts.
     """
 
     path: Path
     shard: Shard
     where: Path | str
+    texts: bool
     _unknown: tuple[bytes, ...] = field(factory=unknown_keys, init=False)
 
-    def read(self, block: Lines) -> Iterator[Tables]:
+    def read(self, block: Lines) -> tuple[Rows, ...]:
         """The tables of a block. Answers of different forms are read apart."""
+        if self.texts and not _has_arrow():
+            return self._rows(block)
         groups: dict[tuple[bool, bool], list[tuple[int, bytes]]] = {}
         for number, text in block:
             line = _with_text_as_key(text)
             shape = _SHAPE.search(line)
             is_object = shape is not None and shape[1] == b"{"
             groups.setdefault((is_object, any(key in line for key in self._unknown)), []).append((number, line))
-        for (is_object, unknown), lines in groups.items():
-            yield from self._read(lines, is_object, unknown)
+        pieces = [piece for form, lines in groups.items() for piece in self._read(lines, *form)]
+        if len(pieces) == 1:
+            return pieces[0]
+        pa = optional_import("pyarrow", extra="arrow")
+        return tuple(
+            pa.concat_tables(parts).sort_by([(name, "ascending") for name in table.identity])
+            for table, parts in zip(TABLES, zip(*pieces, strict=True), strict=True)
+        )
 
-    def _read(self, lines: Lines, is_object: bool, unknown: bool) -> Iterator[Tables]:
+    def _read(self, lines: Lines, is_object: bool, unknown: bool) -> Iterator[tuple[Rows, ...]]:
         """
         Args:
             is_object: whether `GetAccountsDetail` is an object, not an array.
@@ -135,7 +139,7 @@ class _Reader:
         """
         found = None if unknown else self._columns(lines, is_object, None)
         if found is None and (unknown or len(lines) <= FEW):
-            extras = _Extras()
+            extras = Extras()
             for number, line in lines:
                 extras.add(decoded(self.path, number, line)[1])
             self._unknown = unknown_keys()
@@ -143,24 +147,29 @@ class _Reader:
         if found is not None:
             yield found
         elif len(lines) == 1:
-            yield self._rows(*lines[0])
+            yield tuple(map(self._arrow_table, TABLES, self._rows(lines)))
         else:
             half = len(lines) // 2
             yield from self._read(lines[:half], is_object, unknown)
             yield from self._read(lines[half:], is_object, unknown)
 
-    def _rows(self, number: int, line: bytes) -> Tables:
-        """An answer by the path that defines the result."""
+    def _rows(self, lines: Lines) -> tuple[list[Row], ...]:
+        """Answers by the path that defines the result."""
         rows = RowBatch()
-        add_rows(rows, *decoded(self.path, number, line), self.shard)
-        return tuple(
-            arrow_table(table, found, partial(does_not_fit, self.where, table))
-            if (found := rows.of(table))
-            else schema_of(table).empty_table()
-            for table in TABLES
+        for number, line in lines:
+            add_rows(rows, *decoded(self.path, number, line), self.shard)
+        found = tuple(map(rows.of, TABLES))
+        return tuple(map(partial(as_texts, self.where), TABLES, found)) if self.texts else found
+
+    def _arrow_table(self, table: Table, rows: list[Row]) -> pyarrow.Table:
+        types = _as_stored(table, self.texts)
+        return (
+            arrow_table(types, rows, partial(does_not_fit, self.where, table))
+            if rows
+            else schema_of(types).empty_table()
         )
 
-    def _columns(self, lines: Lines, is_object: bool, extras: _Extras | None) -> Tables | None:
+    def _columns(self, lines: Lines, is_object: bool, extras: Extras | None) -> tuple[Rows, ...] | None:
         """Answers by Arrow; None if it refuses one of them. Its own error is dropped, because it shows the value.
 
         Args:
@@ -172,8 +181,10 @@ class _Reader:
         pa = optional_import("pyarrow", extra="arrow")
         try:
             text = b"".join([line for _, line in lines])
-            read = _read_json(text, is_object, unknown=extras is not None)
-            if len(read["line"]) != len(lines) or _has_text_as_amount(text):
+            if _has_text_as_amount(text):
+                return None
+            read = _read_json(_quoted(text) if self.texts else text, is_object, self.texts, unknown=extras is not None)
+            if len(read["line"]) != len(lines):
                 return None
             return self._flat(read, lines, extras)
         except MemoryError:
@@ -181,7 +192,7 @@ class _Reader:
         except (pa.ArrowException, _Refused):
             return None
 
-    def _flat(self, read: Mapping[str, Any], lines: Lines, extras: _Extras | None) -> Tables:
+    def _flat(self, read: Mapping[str, Any], lines: Lines, extras: Extras | None) -> tuple[Rows, ...]:
         pa, pc = _arrow()
         response = read["response"]
         details = _items(pc.struct_field(response, "GetAccountsDetail"))
@@ -190,14 +201,14 @@ class _Reader:
         holder = pc.struct_field(accounts.items, "Holder")
         held = pc.indices_nonzero(pc.is_valid(holder))
         answer = pc.take(details.owner, accounts.owner)
-        extra = _Extras() if extras is None else extras
+        extra = Extras() if extras is None else extras
         answer_extra = _texts(extra.answers, len(lines))
         request_id, request_id_of_detail = (pc.struct_field(o, "RequestId") for o in (response, details.items))
         refresh = pc.struct_field(details.items, ["Login", "LastRefresh"])
 
         of_details = {
             "request_id": pc.coalesce(pc.take(request_id, details.owner), request_id_of_detail),
-            "last_refresh": _instants(refresh),
+            "last_refresh": _instants(refresh, self.texts),
             "last_refresh_text": pc.if_else(pc.equal(refresh, ""), None, refresh),
             "detail_extra": _texts(extra.details, len(details.items)),
             "answer_extra": pc.take(answer_extra, details.owner),
@@ -238,11 +249,35 @@ class _Reader:
         }
         of_holders = _take({**shared, "extra": _texts(extra.holders, len(accounts.items))}, held)
         return (
-            _table(FETCHES, of_answers, response),
-            _table(ACCOUNTS, of_accounts, accounts.items),
-            _table(TRANSACTIONS, of_transactions, transactions.items),
-            _table(HOLDERS, of_holders, pc.take(holder, held)),
+            self._table(FETCHES, of_answers, response),
+            self._table(ACCOUNTS, of_accounts, accounts.items),
+            self._table(TRANSACTIONS, of_transactions, transactions.items),
+            self._table(HOLDERS, of_holders, pc.take(holder, held)),
         )
+
+    def _table(self, table: Table, known: Mapping[str, Any], objects: Any) -> pyarrow.Table:
+        """A table.
+
+        Args:
+            known: columns by name; others are read from `objects`.
+        """
+        pa, pc = _arrow()
+        columns = []
+        for column in table.columns:
+            values = known.get(column.name)
+            if values is None:
+                values = pc.struct_field(objects, column.wire.split("."))
+                if column.type == "date":
+                    days = pc.cast(values, arrow_types()["date"])
+                    if pc.any(pc.less(days, dt.date.min)).as_py():
+                        raise _Refused
+                    values = values if self.texts else days
+                elif column.type == "amount" and self.texts:
+                    if (pc.max(pc.utf8_length(values)).as_py() or 0) > _DIGITS:
+                        raise _Refused
+                    values = pc.if_else(pc.equal(values, "-0"), "0", values)  # an integer of the codec
+            columns.append(values)
+        return pa.Table.from_arrays(columns, schema=schema_of(_as_stored(table, self.texts)))
 
     def _without_accounts(self, lines: Lines, details: _Items, accounts: _Items) -> Any:
         """The column of this name. The codec makes its texts, which few answers need."""
@@ -254,9 +289,28 @@ class _Reader:
         return pa.array(texts, pa.string())
 
 
-_AMOUNTS: Final = sorted({f.wire for fields in SCHEMA.values() for f in fields if f.kind is FieldKind.AMOUNT})
+@cache
+def _as_stored(table: Table, texts: bool) -> Table:
+    """The table with the types of its columns in Arrow."""
+    as_texts = {"amount", "date", "instant"} if texts else set[str]()
+    return evolve(table, columns=tuple(evolve(c, type="text") if c.type in as_texts else c for c in table.columns))
 
-_TEXT_AS_AMOUNT: Final = rf'"(?:{"|".join(_AMOUNTS)})"\s*:\s*"'
+
+_AMOUNTS: Final = "|".join(sorted({f.wire for fields in SCHEMA.values() for f in fields if f.kind is FieldKind.AMOUNT}))
+
+_DIGITS: Final = 28
+"""The longest text of an amount that is certainly in the range of `schema.AMOUNT`."""
+
+
+def _quoted(text: bytes) -> pyarrow.Buffer:
+    """The JSON with amounts as texts, digit by digit. One with an exponent becomes an error of syntax."""
+    pa, pc = _arrow()
+    return pc.replace_substring_regex(
+        pa.scalar(text, pa.binary()), rf'"({_AMOUNTS})"\s*:\s*(-?[0-9][0-9.]*)', r'"\1":"\2"'
+    ).as_buffer()
+
+
+_TEXT_AS_AMOUNT: Final = rf'"(?:{_AMOUNTS})"\s*:\s*"'
 
 
 def _has_text_as_amount(text: bytes) -> bool:
@@ -267,27 +321,16 @@ def _has_text_as_amount(text: bytes) -> bool:
     return found
 
 
-@define
-class _Extras:
-    """The unknown fields of answers as JSON, in the order of the rows. `holders` has an item for each account."""
-
-    answers: list[str | None] = field(factory=list)
-    details: list[str | None] = field(factory=list)
-    accounts: list[str | None] = field(factory=list)
-    transactions: list[str | None] = field(factory=list)
-    holders: list[str | None] = field(factory=list)
-
-    def add(self, answer: PartnerAccessResponse) -> None:
-        accounts, holders = answer.accounts, [account.holder for account in answer.accounts]
-        self.answers.append(extra_of(answer))
-        self.details += [extra_of(detail, Login=detail.login) for detail in answer.details]
-        self.accounts += [extra_of(account, Balance=account.balance) for account in accounts]
-        self.transactions += [extra_of(transaction) for account in accounts for transaction in account.transactions]
-        self.holders += [None if holder is None else extra_of(holder, Address=holder.address) for holder in holders]
-
-
 class _Refused(Exception):
     """A value that Arrow accepts and the codec refuses."""
+
+
+def _has_arrow() -> bool:
+    try:
+        _arrow()
+    except ConfigError:
+        return False
+    return True
 
 
 def _arrow() -> tuple[Any, Any]:
@@ -341,41 +384,20 @@ def _items(values: Any) -> _Items:
     return _Items(items, owner, pc.subtract(number, pc.take(starts, owner)), starts, ends)
 
 
-def _instants(texts: Any) -> Any:
+def _instants(timestamps: Any, texts: bool) -> Any:
     """Timestamps as points in time, by the rules of the models."""
     pa, _ = _arrow()
-    values = [None if text is None else Timestamp.parse(text).value for text in texts.to_pylist()]
-    return pa.array(values, arrow_types()["instant"])
+    values = [None if text is None else Timestamp.parse(text).value for text in timestamps.to_pylist()]
+    found = pa.array(values, arrow_types()["instant"])
+    return as_text_array("instant", found) if texts else found
 
 
-_FIRST_DAY: Final = dt.date.min
-
-
-def _table(table: Table, known: Mapping[str, Any], objects: Any) -> Any:
-    """A table.
-
-    Args:
-        known: columns by name; others are read from `objects`.
-    """
-    pa, pc = _arrow()
-    columns = []
-    for column in table.columns:
-        values = known.get(column.name)
-        if values is None:
-            values = pc.struct_field(objects, column.wire.split("."))
-            if column.type == "date":
-                values = pc.cast(values, arrow_types()["date"])
-                if pc.any(pc.less(values, _FIRST_DAY)).as_py():
-                    raise _Refused
-        columns.append(values)
-    return pa.Table.from_arrays(columns, schema=schema_of(table))
-
-
-def _read_json(data: bytes, is_object: bool, *, unknown: bool) -> Mapping[str, Any]:
+def _read_json(data: bytes | pyarrow.Buffer, is_object: bool, texts: bool, *, unknown: bool) -> Mapping[str, Any]:
     """Lines of a spool as columns.
 
     Args:
         is_object: whether `GetAccountsDetail` is an object, not an array.
+        texts: whether amounts are texts.
         unknown: whether unknown fields are ignored; otherwise they are errors.
     """
     pa, json = optional_import("pyarrow", extra="arrow"), optional_import("pyarrow.json", extra="arrow")
@@ -383,7 +405,8 @@ def _read_json(data: bytes, is_object: bool, *, unknown: bool) -> Mapping[str, A
         pa.BufferReader(data),
         read_options=json.ReadOptions(use_threads=False, block_size=len(data) + 1),
         parse_options=json.ParseOptions(
-            explicit_schema=_schema_of_lines(is_object), unexpected_field_behavior="ignore" if unknown else "error"
+            explicit_schema=_schema_of_lines(is_object, texts),
+            unexpected_field_behavior="ignore" if unknown else "error",
         ),
     )
     read.validate(full=True)  # broken UTF-8, and numbers of 39 digits, which read_json lets pass
@@ -394,7 +417,7 @@ def _read_json(data: bytes, is_object: bool, *, unknown: bool) -> Mapping[str, A
 
 
 @cache
-def _schema_of_lines(is_object: bool) -> Any:
+def _schema_of_lines(is_object: bool, texts: bool) -> Any:
     pa, _ = _arrow()
     integer, text = arrow_types()["integer"], arrow_types()["text"]
     return pa.schema(
@@ -402,21 +425,22 @@ def _schema_of_lines(is_object: bool) -> Any:
             "line": integer,
             "key": text,
             "instance": text,
-            "response": _struct_of(PartnerAccessResponse, is_object),
+            "response": _struct_of(PartnerAccessResponse, is_object, texts),
             "meta": pa.struct({"status": integer, "attempts": integer}),
         }
     )
 
 
-def _struct_of(cls: type[Model], is_object: bool) -> Any:
+def _struct_of(cls: type[Model], is_object: bool, texts: bool) -> Any:
     pa, _ = _arrow()
     members = {}
     for member in SCHEMA[cls]:
         if member.model is None:
             # Dates and timestamps are texts in JSON; `_table` and `_instants` convert them.
-            type_ = arrow_types()["text" if member.kind in _TEXTS else COLUMN_TYPES[member.kind]]
+            is_text = member.kind in _TEXTS or (texts and member.kind is FieldKind.AMOUNT)
+            type_ = arrow_types()["text" if is_text else COLUMN_TYPES[member.kind]]
         else:
-            type_ = _struct_of(member.model, is_object)
+            type_ = _struct_of(member.model, is_object, texts)
             if member.kind is FieldKind.ARRAY or (member.kind is FieldKind.ONE_OR_MANY and not is_object):
                 type_ = pa.list_(type_)
         members[member.wire] = type_

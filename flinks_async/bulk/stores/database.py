@@ -10,24 +10,31 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic, NoReturn, Protocol, TypeVar
 
 import msgspec
 from attrs import evolve
 
+from ... import checks
 from ...tables import Row, Table
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import absolute_path, cannot_write, is_inside, size_of
+from ..files import cannot_write, is_inside, size_of
 from ..records import Commit
-from .answer_rows import TABLES, RowDigest, cannot_export, comparable, read_spool
+from .answer_rows import TABLES, Rows, ShardDigest, cannot_export
+from .answer_tables import read_tables
 from .database_schema import NAMES, SHARD_COMMITS, VIEWS, Database, look, prepare, quoted
 from .protocol import Place, Problem, opened, receipt_as
 
 ROWS: Final = 2_000
 """Rows that are read at once."""
+
+_LINES: Final = 1_000
+"""Lines of the input whose rows one query of `verify` reads and sorts."""
 
 commit_to_json: Final = msgspec.json.Encoder().encode
 """A commit as the JSON of a commit mark. It holds no token."""
@@ -77,6 +84,9 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     _library: Any
     """The library for the database. All its errors are subclasses of its `Error`."""
 
+    _texts = True
+    """Whether `_insert` takes amounts, dates and points in time as texts."""
+
     _begin = "BEGIN"
     """The statement that begins a transaction."""
 
@@ -97,7 +107,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         """Our error for an error of the library. It shows no value of a row."""
 
     @abstractmethod
-    def _insert(self, table: Table, rows: list[Row]) -> list[Row]:
+    def _insert(self, table: Table, rows: Rows) -> Rows:
         """Adds rows of this job to a table; returns them as they are stored.
 
         Raises:
@@ -109,15 +119,6 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
 
     def _add_mark(self, shard: int, mark: bytes) -> None:
         self.run(f"INSERT INTO {SHARD_COMMITS} VALUES (?, ?, ?)", self._job, shard, mark.decode())
-
-    def _select(self, table: Table) -> list[str]:
-        """SQL for the columns of a table `t`, with values that `comparable` understands."""
-        pairs = zip(table.columns, quoted(table), strict=True)
-        return [self.read_as.get(column.type, "{}").format(f"t.{name}") for column, name in pairs]
-
-    def _comparable(self, table: Table, rows: list[Row]) -> Iterable[Row]:
-        """The rows as their digest is computed from."""
-        return comparable(table, rows)
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
         marked = set(self._shards())
@@ -132,14 +133,14 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         found = self._committed(commit.shard.id)
         if found is not None:
             return found.receipt
-        digest = RowDigest()
+        digest = ShardDigest()
         with self._transaction():
-            for batch in read_spool(spool, self.spool_compression, commit):
-                for table in TABLES:
-                    if rows := batch.of(table):
-                        digest.add(table, self._comparable(table, self._insert(table, rows)))
+            for tables in read_tables(spool, commit, self.where, texts=self._texts):
+                for table, rows in zip(TABLES, tables, strict=True):
+                    if len(rows):
+                        digest.add(table, self._insert(table, rows))
             self._inserted()
-            receipt = {"rows": {table.name: digest.rows[table.name] for table in TABLES}, "digest": digest.hexdigest()}
+            receipt = {"rows": digest.rows, "digest": digest.hexdigest()}
             self._add_mark(commit.shard.id, commit_to_json(evolve(commit, receipt=receipt)))
             crash_points.reach("rows written")
         crash_points.reach("rows committed")
@@ -151,9 +152,9 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
                 yield Problem(self.where, "it has no tables of flinks-async")
             return
         try:
-            known: dict[int, _Rows] = {}
+            known: dict[int | None, tuple[_Rows, int]] = {}
             for commit in commits:
-                known[commit.shard.id] = receipt_as(_Rows, commit.receipt)
+                known[commit.shard.id] = receipt_as(_Rows, commit.receipt), commit.shard.last
                 yield from self._compare_commit(commit)
             for shard in sorted(set(self._shards()) - known.keys()):
                 what = "the ledger does not know this shard; the next run of the job adds it"
@@ -277,38 +278,58 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         elif (found.written, found.receipt) != (commit.written, commit.receipt):
             yield Problem(where, "its commit mark differs from the ledger", shard)
 
-    def _compare_rows(self, known: Mapping[int, _Rows]) -> Iterator[Problem]:
-        """Reads all rows of the job once."""
-        digests: dict[int | None, RowDigest] = {}
-        for table in TABLES:
-            names = zip(table.names, self._select(table), strict=True)
-            columns = ", ".join(text if self._has(table, name) else "NULL" for name, text in names)
-            sql = (
-                f"SELECT f.shard, {columns} FROM {table.name} t LEFT JOIN fetches f ON f.job = t.job "
-                "AND f.line = t.line WHERE t.job = ?"
-            )
-            for rows in self._stream(sql, self._job):
-                by_shard: dict[int | None, list[Row]] = {}
-                for shard, *row in rows:
-                    by_shard.setdefault(shard, []).append(tuple(row))
-                for shard, some in by_shard.items():
-                    digests.setdefault(shard, RowDigest()).add(table, self._comparable(table, some))
-        for shard, receipt in known.items():
-            yield from self._compare_digest(shard, receipt, digests.pop(shard, RowDigest()))
+    def _compare_rows(self, known: Mapping[int | None, tuple[_Rows, int]]) -> Iterator[Problem]:
+        """Reads all rows of the job once. Memory is that of the shards that overlap.
+
+        Args:
+            known: by shard: its receipt and the last line of its range.
+        """
+        left, digests = dict(known), dict[int | None, ShardDigest]()
+        last = max(
+            self.fetch(f"SELECT coalesce(max(line), 0) FROM {t.name} WHERE job = ?", self._job)[0][0] for t in TABLES
+        )
+        for first in range(0, last + 1, _LINES):
+            for table in TABLES:
+                for shard, rows in self._read(table, first, first + _LINES - 1):
+                    digests.setdefault(shard, ShardDigest()).add(table, rows)
+            for shard in [s for s in digests if s in left and left[s][1] < first + _LINES]:
+                yield from self._compare_digest(shard, left.pop(shard)[0], digests.pop(shard))
+        for shard, (receipt, _) in left.items():
+            yield from self._compare_digest(shard, receipt, digests.pop(shard, ShardDigest()))
         for shard in sorted(digests, key=str):
-            if shard is None or self._committed(shard) is None:
+            if shard in known:
+                yield Problem(self.where, "it has rows of lines after its last one", shard)
+            elif shard is None or self._committed(shard) is None:
                 count = sum(digests[shard].rows.values())
                 yield Problem(self.where, f"{count:,} rows belong to no shard of the job", shard)
+
+    def _read(self, table: Table, first: int, last: int) -> Iterator[tuple[int | None, list[Row]]]:
+        """The rows of some lines, in the order of their positions, with the shard that they belong to. Their values are
+        those that `ShardDigest` takes."""
+        columns = (
+            self.read_as.get(column.type, "{}").format(f"t.{name}") if self._has(table, column.name) else "NULL"
+            for column, name in zip(table.columns, quoted(table), strict=True)
+        )
+        order = ", ".join(f't."{name}"' for name in table.identity)
+        sql = (
+            f"SELECT f.shard, {', '.join(columns)} FROM {table.name} t LEFT JOIN fetches f ON f.job = t.job "
+            "AND f.line = t.line WHERE t.job = ? AND t.line BETWEEN ? AND ? "
+            f"ORDER BY {order}"
+        )
+        for rows in self._stream(sql, self._job, first, last):
+            for shard, some in groupby(rows, itemgetter(0)):
+                yield shard, [tuple(row[1:]) for row in some]
 
     def _has(self, table: Table, column: str) -> bool:
         return self._there is None or (table.name, column) in self._there
 
-    def _compare_digest(self, shard: int, receipt: _Rows, found: RowDigest) -> Iterator[Problem]:
+    def _compare_digest(self, shard: int | None, receipt: _Rows, found: ShardDigest) -> Iterator[Problem]:
         same = True
         for name, count in receipt.rows.items():
-            if found.rows[name] != count:
+            rows = found.rows.get(name, 0)
+            if rows != count:
                 same = False
-                what = f"it has {found.rows[name]:,} rows, but {count:,} were written"
+                what = f"it has {rows:,} rows, but {count:,} were written"
                 yield Problem(f"{self.where}, table {name}", what, shard)
         if same and found.hexdigest() != receipt.digest:
             yield Problem(self.where, "its rows were changed (their digest differs)", shard)
@@ -322,7 +343,7 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
     """Suffixes of the files that the library keeps beside the database; "" is the database itself."""
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
-        self._user_path = absolute_path(path)
+        self._user_path = None if path is None else checks.path("path", path)
         self._path = Path()
         self._db: ConnectionT | None = None
         self._own = False  # created by this job: by this store, or in the job's directory, which was empty

@@ -9,16 +9,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ...checks import optional_import
 from ...errors import ConfigError
-from ...tables import ColumnType, Row, Table, arrow_table
+from ...tables import ColumnType, Table
 from .. import crash_points
 from ..errors import StoreError
 from ..files import PRIVATE_FILE, cannot_write, rename_durably, sync_file, sync_folder
-from .answer_rows import does_not_fit
+from .answer_rows import Rows
 from .database import DatabaseFile
 from .database_schema import quoted
 from .protocol import Place
@@ -59,9 +58,14 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
         "date": "DATE",
         "instant": "TIMESTAMPTZ",
     }
-    # DuckDB needs pytz to return points in time as Python objects.
-    read_as: ClassVar[dict[ColumnType, str]] = {"instant": "epoch_us({})"}
+    read_as: ClassVar[dict[ColumnType, str]] = {
+        "amount": "CAST(replace(CAST({} AS VARCHAR), '.', '') AS HUGEINT)",  # units of 1e-18
+        "date": "CAST({} AS VARCHAR)",
+        "instant": "strftime(make_timestamp(epoch_us({})), '%Y-%m-%dT%H:%M:%S.%fZ')",
+    }
     unique: ClassVar[bool] = False
+
+    _texts = False
 
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._library = optional_import("duckdb", extra="duckdb")
@@ -88,11 +92,10 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
         rows = self.fetch(sql, *values)
         return rows[0][0] if rows and isinstance(rows[0][0], int) else 0
 
-    def _insert(self, table: Table, rows: list[Row]) -> list[Row]:
+    def _insert(self, table: Table, rows: Rows) -> Rows:
         db = self._opened
-        batch = arrow_table(table, rows, partial(does_not_fit, self._path, table))
         columns = ", ".join(quoted(table))
-        self._do(lambda: db.register(_INCOMING, batch))
+        self._do(lambda: db.register(_INCOMING, rows))
         try:
             self.run(f"INSERT INTO {table.name} (job, {columns}) SELECT {self._job}, {columns} FROM {_INCOMING}")
         finally:

@@ -15,12 +15,12 @@ from typing import Annotated, Any, Final
 
 import msgspec
 
+from ... import checks
 from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
 from ..files import (
     NOTE,
-    absolute_path,
     cannot_write,
     open_to_write,
     rename_durably,
@@ -115,7 +115,7 @@ class JSONLFile:
 
     def __init__(self, path: str | os.PathLike[str] | None = None, compression: Compression = "none") -> None:
         self.spool_compression: Compression = check_compression(compression)
-        self._user_path = absolute_path(path)
+        self._user_path = None if path is None else checks.path("path", path)
         self._file: OwnedFile | None = None
         self._end: int | None = None
         self._recognized = False

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NoReturn, get_a
 
 import msgspec
 
-from ...checks import optional_import
-from ...errors import ConfigError
+from ...checks import choice, optional_import
 from ...tables import Table, schema_of
 from .. import crash_points
 from ..compression import Compression
@@ -64,8 +63,7 @@ class ParquetStore(ShardFiles):
 
     def __init__(self, compression: Pages = "zstd") -> None:
         optional_import("pyarrow", extra="arrow")
-        if compression not in get_args(Pages):
-            raise ConfigError(f"compression must be one of {', '.join(get_args(Pages))}, not {compression!r}")
+        choice("compression", compression, get_args(Pages))
         self._compression = compression
 
     def describe(self) -> dict[str, Any]:
@@ -83,7 +81,7 @@ class ParquetStore(ShardFiles):
             for table in TABLES:
                 path = self._opened.parts / table.name / f"{commit.shard.id:06d}-{self._opened.job[:8]}.parquet"
                 files.append(_NewFile(path, table, self._opened.job, self._compression))
-            for tables in read_tables(spool, self.spool_compression, commit, self._opened.parts):
+            for tables in read_tables(spool, commit, self._opened.parts):
                 for rows, file in zip(tables, files, strict=True):
                     file.write(rows)
             for file in files:

@@ -1,7 +1,8 @@
-"""Answers as tables of a PostgreSQL database. Needs psycopg.
+"""Answers as tables of a PostgreSQL database. Needs psycopg and pyarrow.
 
 Tables and commit marks are as in SQLite, with PostgreSQL's types, in a schema of their own. One transaction replaces rows
-of the same lines, copies the rows of a shard and adds its commit mark, so a repetition has no effect. All settings are those
+of the same lines, copies the rows of a shard and adds its commit mark, so a repetition has no effect. Arrow writes the rows
+as CSV, which PostgreSQL's COPY reads. All settings are those
 of a transaction, so a pooler may give each transaction another session.
 
 PostgreSQL cannot hold some values; they are stored in another form, without loss:
@@ -25,19 +26,20 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from decimal import Decimal
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 import msgspec
 
-from ...checks import optional_import, seconds
+from ...checks import kind, optional_import, seconds
 from ...codec.parse import decode_any
 from ...errors import ConfigError
+from ...limits.notices import log_fields
 from ...tables import ColumnType, Row, Table, to_json
 from .. import crash_points
 from ..errors import StoreError, StoreMissingError
 from ..records import Commit
-from .answer_rows import FETCHES, TABLES, does_not_fit
-from .database import ROWS, DatabaseStore
+from .answer_rows import FETCHES, TABLES, Rows, does_not_fit
+from .database import ROWS, DatabaseStore, T
 from .database_schema import prepare, quoted
 from .protocol import Place
 
@@ -45,25 +47,18 @@ __all__ = ["PostgreSQLStore"]
 
 if TYPE_CHECKING:
     import psycopg
+    import pyarrow
 
 _LOCK: Final = 0x666C696E6B73
 """The advisory lock for creating or changing the tables: "flinks" as a number."""
-
-_KEYS: Final = frozenset({"scram_client_key", "scram_server_key"})
-
-_HIDDEN: Final = b"*"
-"""How libpq marks an option that must not be shown."""
 
 _QUOTING: Final = ("22", "23", "P0")
 """Error classes whose texts may quote a row: data exceptions, violated constraints, errors raised by triggers."""
 
 EXACT: Final = "flinks_async.text"
 
-RETRY_FOR: Final = 120.0
-
-_FIRST_DELAY: Final = 0.1
-
-_LAST_DELAY: Final = 5.0
+_DELAYS: Final = 0.1, 5.0
+"""The first and the longest seconds between two attempts."""
 
 _MAY_PASS: Final = frozenset(
     {
@@ -93,11 +88,12 @@ _PATIENCE: Final = {
 
 _log: Final = logging.getLogger("flinks_async.bulk")
 
-T = TypeVar("T")
-
-_INT64: Final = range(-(2**63), 2**63)
-
-_SUSPECT: Final = re.compile(r"\\u0000|[0-9][eE][+-]?[0-9]{3}|[0-9]{1000}")
+_ODD: Final[dict[ColumnType, str]] = {
+    "text": r"\x00",
+    "json": r"\\u0000|[0-9][eE][+-]?[0-9]{3}|[0-9]{1000}",
+    "amount": r"^-[0.]+$",  # `numeric` has no negative zero
+}
+"""Regular expressions that find the values that PostgreSQL may not store as they are."""
 
 _MOST_DIGITS: Final = 10_000
 """Digits before or after the point. PostgreSQL allows 131,072 and 16,383."""
@@ -114,7 +110,7 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
             server cannot be reached. It is not part of the description.
 
     Raises:
-        ConfigError: psycopg is not installed, or the connection string holds a password or is invalid.
+        ConfigError: psycopg or pyarrow is not installed, or the connection string holds a password or is invalid.
     """
 
     types: ClassVar[dict[ColumnType, str]] = {
@@ -127,11 +123,17 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
         "date": "date",
         "instant": "timestamptz",
     }
-    read_as: ClassVar[dict[ColumnType, str]] = {"json": "{}::text"}
+    read_as: ClassVar[dict[ColumnType, str]] = {
+        "json": "{}::text",
+        "amount": "{}::text",
+        "date": "{}::text",
+        "instant": """to_char({}, 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')""",
+    }
     unique: ClassVar[bool] = True
 
-    def __init__(self, conninfo: str = "", schema: str = "flinks", *, retry_for: float = RETRY_FOR) -> None:
+    def __init__(self, conninfo: str = "", schema: str = "flinks", *, retry_for: float = 120.0) -> None:
         self._library = optional_import("psycopg", extra="postgresql")
+        optional_import("pyarrow", extra="postgresql")
         self._conninfo = without_secrets(conninfo)
         if not _is_name(schema):
             raise ConfigError("schema must be a name of 1 to 63 bytes")
@@ -192,12 +194,13 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
             while rows := self._do(lambda: cursor.fetchmany(ROWS)):
                 yield rows
 
-    def _insert(self, table: Table, rows: list[Row]) -> list[Row]:
+    def _insert(self, table: Table, rows: Rows) -> Rows:
+        assert not isinstance(rows, list)  # pyarrow is installed
         if table is FETCHES:  # the first table: it has a row for each answer
-            lines = [row[0] for row in rows]
+            lines = rows["line"].to_pylist()
             for each in TABLES:
                 self.run(f"DELETE FROM {each.name} WHERE job = ? AND line = ANY(?)", self._job, lines)
-        stored = [storable(self.where, table, row) for row in rows]
+        stored = storable(table, rows)
         try:
             self._copy(table, stored)
         except self._library.Error as error:
@@ -207,30 +210,34 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
             return stored
         raise (self._find_unfit(table, stored) if unfit else None) or problem
 
-    def _copy(self, table: Table, rows: list[Row]) -> None:
-        sql = f"COPY {table.name} (job, {', '.join(quoted(table))}) FROM STDIN"
+    def _copy(self, table: Table, rows: pyarrow.Table) -> None:
+        pa, csv = optional_import("pyarrow", extra="postgresql"), optional_import("pyarrow.csv", extra="postgresql")
+        sql = f"COPY {table.name} (job, {', '.join(quoted(table))}) FROM STDIN (FORMAT csv)"
+        text = pa.BufferOutputStream()
+        job = pa.repeat(self._job, len(rows))
+        # All texts are in quotes, and null is not, so that COPY can tell null from an empty text.
+        options = csv.WriteOptions(include_header=False, quoting_style="needed")
+        csv.write_csv(rows.add_column(0, "job", job), text, options)
         with self._opened.cursor().copy(sql.encode()) as copy:
-            for row in rows:
-                copy.write_row((self._job, *row))
+            copy.write(text.getvalue())
 
-    def _find_unfit(self, table: Table, rows: list[Row]) -> StoreError | None:
+    def _find_unfit(self, table: Table, rows: pyarrow.Table) -> StoreError | None:
         """The error for the first value that the server refuses; None if it refuses none of them alone."""
         with suppress(self._library.Error):
             self._opened.execute("ROLLBACK")
         while len(rows) > 1:
-            half = rows[: len(rows) // 2]
-            rows = half if self._refuses(table, half) else rows[len(half) :]
-        for number, column in enumerate(table.columns):
-            alone = tuple(
-                value if n == number or table.columns[n].type == "position" else None for n, value in enumerate(rows[0])
-            )
-            if alone[number] is not None and self._refuses(table, [alone]):
+            half = rows.slice(0, len(rows) // 2)
+            rows = half if self._refuses(table, half) else rows.slice(len(half))
+        (row,) = rows.to_pylist()
+        for column in table.columns:
+            alone = {name: row[name] for name in (column.name, *table.identity)}
+            if row[column.name] is not None and self._refuses(table, rows.from_pylist([alone], rows.schema)):
                 encoding = self._opened.info.parameter_status("server_encoding")
                 type_ = f"{self.types[column.type]} in a database with the encoding {encoding}"
-                return does_not_fit(self.where, table, column, rows[0], type_)
+                return does_not_fit(self.where, table, column, tuple(row.values()), type_)
         return None
 
-    def _refuses(self, table: Table, rows: list[Row]) -> bool:
+    def _refuses(self, table: Table, rows: pyarrow.Table) -> bool:
         """Whether a value of these rows cannot be stored. Stores nothing."""
         self._do(lambda: self._execute(self._begin, ()))
         try:
@@ -283,7 +290,7 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
     def _patiently(self, what: str, work: Callable[[], T]) -> T:
         """Repeats work that fails for a reason that may pass."""
         end = time.monotonic() + self._retry_for
-        delay = _FIRST_DELAY
+        delay, longest = _DELAYS
         while True:
             self._may_pass = False
             try:
@@ -291,9 +298,10 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
             except StoreError as error:
                 if not self._may_pass or time.monotonic() + delay > end:
                     raise
-                _log.warning("%s failed and is repeated: %s", what, error.message)
+                fields = log_fields("StoreRetry", reason=error.message)
+                _log.warning("%s failed and is repeated: %s", what, error.message, extra=fields)
             time.sleep(random.uniform(delay / 2, delay))  # two jobs in a deadlock must not meet again
-            delay = min(2 * delay, _LAST_DELAY)
+            delay = min(2 * delay, longest)
 
     def _store_error(self, error: psycopg.Error) -> StoreError:
         lost = self._db is not None and self._db.closed
@@ -327,7 +335,7 @@ def _is_of_value(error: psycopg.Error) -> bool:
 def _is_name(schema: str) -> bool:
     """Whether it can name a schema. In a search path, `$user` would be the schema of the user."""
     try:
-        return 1 <= len(schema.encode()) <= 63 and "\0" not in schema and schema != "$user"
+        return isinstance(schema, str) and 1 <= len(schema.encode()) <= 63 and "\0" not in schema and schema != "$user"
     except UnicodeEncodeError:
         return False
 
@@ -345,6 +353,7 @@ def without_secrets(conninfo: str) -> str:
     Raises:
         ConfigError: it holds a password, or is invalid. The message does not show it.
     """
+    kind("conninfo", conninfo, str)
     pg = optional_import("psycopg", extra="postgresql")
     try:
         options = [option for option in pg.pq.Conninfo.parse(conninfo.encode()) if option.val is not None]
@@ -355,13 +364,14 @@ def without_secrets(conninfo: str) -> str:
             "the connection to PostgreSQL cannot be understood. Write postgresql://USER@HOST/DATABASE or "
             "'host=HOST dbname=DATABASE user=USER', without a password"
         )
-    secret = [name for o in options if (name := o.keyword.decode()) in _KEYS or o.dispchar == _HIDDEN]
+    given = {option.keyword.decode(): option.val.decode() for option in options}
+    hidden = {o.keyword.decode() for o in options if o.dispchar == b"*"}  # libpq shows stars instead of them
+    secret = sorted(hidden | {"scram_client_key", "scram_server_key"} & given.keys())
     if secret:
         raise ConfigError(
             f"the connection to PostgreSQL holds a secret ({', '.join(secret)}), but a job writes it to its manifest. "
             "Put the secret into PGPASSWORD, ~/.pgpass or a service file"
         )
-    given = {option.keyword.decode(): option.val.decode() for option in options}
     return str(pg.conninfo.make_conninfo(**given))
 
 
@@ -399,40 +409,35 @@ def store_error(error: psycopg.Error) -> StoreError:
 # --- values ------------------------------------------------------------------------------------------------------------
 
 
-def storable(where: str, table: Table, row: Row) -> Row:
-    """A row as PostgreSQL stores it.
-
-    Args:
-        where: name of the database, for the error.
-
-    Raises:
-        StoreError: a value does not fit its column.
-    """
-    exact: dict[str, str] = {}
-    values = list(row)
-    for number, column in enumerate(table.columns):
-        value = values[number]
-        if value is None:
-            continue
-        if column.type == "text":
-            if "\0" in value:
-                exact[column.name] = value
-                values[number] = value.replace("\0", "\ufffd")
-        elif column.type == "json":
-            values[number] = _json(value)
-        elif column.type == "integer" and value not in _INT64:
-            raise does_not_fit(where, table, column, row, "bigint")
-    if exact:
-        number = table.names.index("extra")
-        extra: dict[str, Any] = {} if row[number] is None else decode_any(row[number].encode())
-        values[number] = _json(to_json({**extra, EXACT: exact}).decode())
-    return tuple(values)
+def storable(table: Table, rows: pyarrow.Table) -> pyarrow.Table:
+    """Rows as PostgreSQL stores them."""
+    pc = optional_import("pyarrow.compute", extra="postgresql")
+    odd = (pc.match_substring_regex(rows[c.name], _ODD[c.type]) for c in table.columns if c.type in _ODD)
+    if not any(pc.any(found).as_py() for found in odd):
+        return rows
+    found: list[dict[str, Any]] = rows.to_pylist()
+    for row in found:
+        exact = {c.name: row[c.name] for c in table.columns if c.type == "text" and "\0" in (row[c.name] or "")}
+        if exact:
+            extra = {} if row["extra"] is None else decode_any(row["extra"].encode())
+            row["extra"] = to_json({**extra, EXACT: exact}).decode()
+        for column in table.columns:
+            if column.type in _STORABLE and row[column.name] is not None:
+                row[column.name] = _STORABLE[column.type](row[column.name])
+    return rows.from_pylist(found, rows.schema)
 
 
 def _json(text: str) -> str:
-    if _SUSPECT.search(text) and not _fits(decode_any(text.encode())):
+    if re.search(_ODD["json"], text) and not _fits(decode_any(text.encode())):
         return msgspec.json.encode(text).decode()
     return text
+
+
+_STORABLE: Final[dict[ColumnType, Callable[[str], str]]] = {
+    "text": lambda text: text.replace("\0", "\ufffd"),
+    "json": _json,
+    "amount": lambda text: text.removeprefix("-") if re.fullmatch(_ODD["amount"], text) else text,
+}
 
 
 def _fits(value: Any) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 from attrs import frozen
@@ -82,6 +82,7 @@ def foreign_receipt(what: str) -> LedgerError:
     return LedgerError(f"the ledger {what}: it was changed by another program, or is broken")
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where the answers of a job go. All methods block, and are called from one thread at a time.
 

@@ -1,0 +1,371 @@
+"""The job's side of several workers: hands out shards, takes their answers, and replaces what a dead worker had.
+
+    job -- rows of the input --> seat in a worker -- files of answers --> job
+
+Only the job uses store and ledger. The shards of a worker that dies are handed out again.
+
+The workers share what they learn from refusals (`PaceLearned`). The limits of requests in flight, of open shards and of the
+retry quota are divided among them. The job watches the rules that count tokens or time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from abc import ABC, abstractmethod
+from collections import deque
+from functools import partial
+
+from attrs import evolve
+
+from ...config import Settings, ShareQuota
+from ...errors import ConfigError, FlinksError
+from ..directory import empty
+from ..errors import WorkerError
+from ..files import OPEN_FILES_SHORT, SpareFiles, make_folder
+from ..inputs import InputBytes
+from ..records import Counters, Finished, RunState
+from ..rules import Rules
+from .in_process import with_concurrency, within_open_files
+from .protocol import NextTask, TakeFinished, Task, Work
+from .seat import Assigned, Broken, Next, PaceLearned, Report, Secrets, Start, StopWorker, Stored, describe
+
+
+class Worker(ABC):
+    """A worker, as the job sees it.
+
+    Attributes:
+        name: in words, for the log.
+        tasks: the shards that it has, by id.
+        counters: of its latest report.
+    """
+
+    name: str
+
+    def __init__(self) -> None:
+        self.tasks: dict[int, Task] = {}
+        self.counters = Counters()
+        self._stored = Counters()
+
+    @abstractmethod
+    def send(self, message: object) -> None:
+        """Queues a message. It is dropped if the worker is dead."""
+
+    @abstractmethod
+    async def receive(self) -> object:
+        """The next message; None once the worker is dead."""
+
+    @abstractmethod
+    def kill(self) -> None:
+        """Makes `receive` return None soon."""
+
+    @abstractmethod
+    async def end(self) -> str:
+        """Ends the worker if it still runs. Returns how it ended, in words."""
+
+    def finished(self, shard: Finished) -> None:
+        """Counts a shard that the worker has handed over."""
+        del self.tasks[shard.shard.id]
+        done, stored = shard.written.lines + len(shard.failures), self._stored
+        stored.fetched += shard.written.lines
+        stored.failed += len(shard.failures)
+        stored.failed_before += done if shard.shard.round else 0
+
+    def remains(self) -> Counters:
+        """Its counters after it has died: all its requests, but only the tokens of shards that it had handed over."""
+        stored = self._stored
+        return evolve(
+            self.counters.ended(),
+            fetched=stored.fetched,
+            failed=stored.failed,
+            failed_before=stored.failed_before,
+            limit=0,
+        )
+
+
+class WorkersExecution(ABC):
+    """An `Execution` in a fixed number of workers. Subclasses start them.
+
+    Args:
+        restarts: dead workers that are replaced, in all, before the run is given up.
+        grace: seconds beyond `Rules.drain` after which a worker that has not handed over its shards is killed.
+    """
+
+    def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, *, restarts: int, grace: float) -> None:
+        if isinstance(work.source, InputBytes):
+            raise ConfigError(
+                "worker processes read the tokens from a file, and these tokens are in memory only; "
+                "fetch in one process, or put the tokens into a file"
+            )
+        self.stopped: tuple[RunState, str] | None = None
+        self._work = work
+        self._tasks = tasks
+        self._finished = finished
+        self._restarts = restarts
+        self._grace = grace
+        self._returned: deque[Task] = deque()
+        self._loading = asyncio.Lock()
+        self._exhausted = False
+        self._workers: set[Worker] = set()
+        self._past: list[Counters] = []
+        self._paces: dict[int, PaceLearned] = {}
+        self._working: asyncio.Task[None] | None = None
+        self._broken: BaseException | None = None
+        self._late: asyncio.TimerHandle | None = None
+        self._spare = SpareFiles()
+
+    @abstractmethod
+    async def _prepare(self) -> list[Start]:
+        """Called at the beginning of `go`. Returns how each worker starts."""
+
+    @abstractmethod
+    async def _start(self, start: Start) -> Worker | None:
+        """Starts a worker; None if none is needed any more. Its files go to the folder `start.spools`."""
+
+    @abstractmethod
+    async def _clean_up(self) -> None:
+        """Called at the end of `go`."""
+
+    async def _work_all(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as places:
+                for start in await self._prepare():
+                    places.create_task(self._keep(start))
+        except BaseExceptionGroup as errors:
+            problem = errors.exceptions[0]
+        else:
+            return
+        finally:
+            await self._clean_up()
+        raise problem
+
+    async def _keep(self, start: Start) -> None:
+        """Runs a worker, and a new one if it dies, until all shards are done."""
+        try:
+            while (death := await self._run_worker(start)) is not None and not self._all_done:
+                if self._restarts == 0:
+                    raise WorkerError(
+                        f"worker processes keep crashing, the last one by {death}. The answers so far are kept: run the "
+                        "job again to resume. If memory is short, use fewer processes"
+                    )
+                self._restarts -= 1
+        except FlinksError as error:
+            self._end_with(error)
+
+    def stop(self, reason: str, state: RunState = "stopped") -> None:
+        if self.stopped is None:
+            self.stopped = (state, reason)
+            for worker in self._workers:
+                worker.send(StopWorker(reason, state))
+            self._late = asyncio.get_running_loop().call_later(self._work.rules.drain + self._grace, self._kill_workers)
+
+    def _kill_workers(self) -> None:
+        # Also those that are idle, because they do not say so. The shards that they have handed over are kept.
+        for worker in self._workers:
+            worker.kill()
+
+    def break_off(self, error: BaseException) -> None:
+        if self._broken is None:
+            self._broken = error
+        if self._working is not None and not self._working.cancelling():
+            self._working.cancel()
+
+    def _end_with(self, error: BaseException) -> None:
+        """After a problem of one worker, the others end with the answers they have."""
+        if self._broken is None:
+            self._broken = error
+        self.stop("it broke off")
+
+    def _stop_if_short(self) -> None:
+        if self._spare.needed():
+            self._spare.close()
+            self.stop(OPEN_FILES_SHORT)
+
+    def counters(self) -> Counters:
+        live = [worker.counters for worker in self._workers]
+        return Counters.sum_of([*live, *(one.without_troubles() if live else one for one in self._past)])
+
+    async def go(self) -> None:
+        if self._broken is None:
+            working = self._working = asyncio.create_task(self._work_all())
+            try:
+                await asyncio.wait({working})
+            finally:
+                if not working.cancelling():  # a second cancellation would interrupt the ends of the workers
+                    working.cancel()
+                    await asyncio.wait({working})
+                self._spare.close()
+                if self._late is not None:
+                    self._late.cancel()
+            if self._broken is None:
+                working.result()
+        if self._broken is not None:
+            raise self._broken
+
+    @property
+    def _all_done(self) -> bool:
+        """No worker is needed for shards that nobody has."""
+        return self.stopped is not None or (self._exhausted and not self._returned)
+
+    # --- one worker ---------------------------------------------------------------------------------------------------
+
+    async def _run_worker(self, start: Start) -> str | None:
+        """Runs one worker from start to end. Returns how it died; None if it ended normally."""
+        self._stop_if_short()
+        folder = self._work.spools / f"worker-{uuid.uuid4().hex[:8]}"
+        make_folder(folder)
+        try:
+            worker = await self._start(evolve(start, spools=folder))
+            return None if worker is None else await self._serve_to_the_end(worker)
+        finally:
+            empty(folder)
+
+    async def _serve_to_the_end(self, worker: Worker) -> str | None:
+        self._workers.add(worker)
+        storing: set[asyncio.Future[None]] = set()
+        over, how = False, ""
+        try:
+            over = await self._serve(worker, storing)
+        finally:
+            how = await worker.end()
+            if storing:
+                await asyncio.wait(storing)
+            self._workers.discard(worker)
+            self._past.append(worker.counters.ended() if over else worker.remains())
+            self._returned.extend(worker.tasks.values())
+        if over:
+            return None
+        self._work.log.error("%s died by %s; its %d shards are handed out again", worker.name, how, len(worker.tasks))
+        return how
+
+    async def _serve(self, worker: Worker, storing: set[asyncio.Future[None]]) -> bool:
+        """Answers the messages of a worker. Returns whether it ended normally."""
+        for pace in self._paces.values():
+            worker.send(pace)
+        if self.stopped is not None:
+            worker.send(StopWorker(self.stopped[1], self.stopped[0]))
+        while (message := await worker.receive()) is not None:
+            match message:
+                case Next():
+                    await self._assign(worker)
+                case Finished():
+                    worker.finished(message)
+                    task = asyncio.ensure_future(self._store(worker, message))
+                    storing.add(task)
+                    task.add_done_callback(storing.discard)
+                    task.add_done_callback(self._break_off_if_failed)
+                case Report(counters, stopped, over):
+                    worker.counters = counters
+                    self._obey_rules(stopped)
+                    if over:
+                        return True
+                case PaceLearned():
+                    self._paces[message.client] = message
+                    for other in self._workers - {worker}:
+                        other.send(message)
+                case Broken(error):
+                    self._end_with(error)
+                    return True
+        return False
+
+    def _break_off_if_failed(self, task: asyncio.Future[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.break_off(error)
+
+    async def _assign(self, worker: Worker) -> None:
+        task = await self._next_task()
+        if task is not None:
+            worker.tasks[task.shard.id] = task
+        worker.send(Assigned(task, self._work.secret_is_good or self.counters().fetched > 0))
+
+    async def _next_task(self) -> Task | None:
+        async with self._loading:
+            if self.stopped is not None:
+                return None
+            if self._returned:
+                return self._returned.popleft()
+            task = None if self._exhausted else await self._tasks()
+            self._exhausted = task is None
+            return task
+
+    async def _store(self, worker: Worker, finished: Finished) -> None:
+        self._stop_if_short()
+        await self._finished(finished)
+        worker.send(Stored(finished.shard.id))
+
+    def _obey_rules(self, stopped: tuple[RunState, str] | None) -> None:
+        """Stops all workers if one of them has stopped, or if their tokens together break a rule."""
+        if stopped is not None:
+            self.stop(stopped[1], stopped[0])
+        counters = self.counters()
+        broken = self._work.rules.broken_by(counters.failed, counters.fetched + counters.failed)
+        if broken is not None:
+            self.stop(broken)
+
+
+# --- the part of one worker -------------------------------------------------------------------------------------------
+
+
+def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
+    """How each of several workers starts, and the secrets of their clients.
+
+    Raises:
+        ConfigError: a client cannot be made again in a worker, or the limits are too low for so many workers.
+    """
+    clients = list(dict.fromkeys(work.clients.values()))
+    described = [describe(client) for client in clients]
+    starts = []
+    for place in range(places):
+        rules = rules_for(work.rules, place, places)
+        settings = [settings_for(one.settings, place, places) for one, _ in described]
+        limits = within_open_files([one.limits for one in settings], rules, None if place else work.log)
+        starts.append(
+            Start(
+                path=work.source.path.absolute(),
+                layout=work.source.layout,
+                key=work.key,
+                clients=tuple(
+                    evolve(one, settings=evolve(part, limits=within))
+                    for (one, _), part, within in zip(described, settings, limits, strict=True)
+                ),
+                names={name: clients.index(client) for name, client in work.clients.items()},
+                spools=work.spools,
+                compression=work.compression,
+                rules=rules,
+            )
+        )
+    return starts, [secrets for _, secrets in described]
+
+
+def share(whole: int, place: int, places: int) -> int:
+    """One worker's part of a number, at least 1. If the number is at least `places`, the parts add up to it."""
+    return max(1, whole // places + (place < whole % places))
+
+
+def settings_for(settings: Settings, place: int, places: int) -> Settings:
+    """The settings of one worker."""
+    retry, limits = settings.retry, settings.limits
+    _refuse_too_few(limits.most_at_once, places)
+    if isinstance(retry.quota, ShareQuota):
+        retry = evolve(retry, quota=evolve(retry.quota, minimum=retry.quota.minimum / places))
+    return evolve(settings, retry=retry, limits=with_concurrency(limits, partial(share, place=place, places=places)))
+
+
+def rules_for(rules: Rules, place: int, places: int) -> Rules:
+    """The rules of one worker, without those that the job watches."""
+    if rules.concurrency is not None:
+        _refuse_too_few(rules.concurrency, places)
+    return evolve(
+        rules,
+        concurrency=None if rules.concurrency is None else share(rules.concurrency, place, places),
+        open_shards=share(rules.open_shards, place, places),
+        max_failures=None,
+        max_failure_share=None,
+        max_duration=None,
+        unreachable_after=None,
+    )
+
+
+def _refuse_too_few(concurrency: int, places: int) -> None:
+    if concurrency < places:
+        raise ConfigError(f"{places} processes need a concurrency of at least {places} in all, not {concurrency}")

@@ -1,0 +1,325 @@
+"""The worker side of a run, for any engine: a seat fetches the shards that it is handed and returns files of answers.
+
+A seat knows neither ledger nor store, nor how its messages travel. No message has a token, and only `Secrets` has secrets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from attrs import evolve, field, fields, frozen
+
+from ...client import FlinksClient
+from ...client_options import ClientOptions
+from ...clock import SystemClock
+from ...codec import Codec, Transactions, WrongTypes
+from ...config import RateLimiter, Settings
+from ...errors import ConfigError, FlinksError
+from ...limits.rate import PaceState
+from ...secret import Secret
+from ..compression import Compression
+from ..errors import WorkerError
+from ..inputs import InputFile, Layout
+from ..records import Counters, Finished, RunState
+from ..rules import Rules
+from .in_process import LocalExecution
+from .protocol import Task, Work
+
+REPORT_EVERY: Final = 0.2
+"""Seconds between two reports."""
+
+_OBJECTS: Final = ("middleware", "attempt_middleware", "observers", "session", "transport")
+_NOT_SENT: Final = frozenset({*_OBJECTS, "auth_secret", "settings", "codec", "clock"})
+
+
+@frozen
+class Description:
+    """Everything about a client but its secrets, in a form that can be pickled.
+
+    Attributes:
+        arguments: of `FlinksClient`; headers may hold another secret.
+        settings: of the client, without the proxy.
+        transactions, wrong_types: of the codec.
+    """
+
+    arguments: dict[str, Any] = field(repr=False)
+    settings: Settings
+    transactions: Transactions
+    wrong_types: WrongTypes
+
+
+@frozen
+class Secrets:
+    """The secrets of one client.
+
+    Attributes:
+        auth_secret: the AuthSecret.
+        proxy: URL of the proxy, or None.
+    """
+
+    auth_secret: Secret
+    proxy: Secret | None = None
+
+    @property
+    def all(self) -> list[Secret]:
+        return [secret for secret in (self.auth_secret, self.proxy) if secret]
+
+
+def describe(client: FlinksClient) -> tuple[Description, Secrets]:
+    """Splits a client into a description and its secrets.
+
+    Raises:
+        ConfigError: a part cannot be sent to another process; the message names it.
+    """
+    options, settings = client.options, client.settings
+    secret, proxy = options.auth_secret, settings.connection.proxy
+    found = [name for name in _OBJECTS if getattr(options, name)]
+    beside = {
+        f"the class {type(client).__name__}": type(client) is not FlinksClient,
+        "auth_secret as a function": not isinstance(secret, Secret),
+        "clock": not isinstance(options.clock, SystemClock),
+        "codec": type(options.codec) is not Codec,
+        "limits.rate_limiter": settings.limits.rate_limiter is not None,
+        "connection.ssl_context": settings.connection.ssl_context is not None,
+    }
+    found += [name for name, is_used in beside.items() if is_used]
+    if found or not isinstance(secret, Secret):
+        raise ConfigError(
+            f"worker processes make their own clients and cannot use these parts of yours: {', '.join(found)}. "
+            "Leave them out, or run the job in one process"
+        )
+    # A Secret refuses to be pickled. The URL was checked and holds no password.
+    revealed = {
+        "base_url": None if options.base_url is None else options.base_url.reveal(),
+        "headers": {name: value.reveal() for name, value in (options.headers or {}).items()},
+    }
+    names = [attribute.name for attribute in fields(ClientOptions) if attribute.name not in _NOT_SENT]
+    arguments = {name: revealed[name] if name in revealed else getattr(options, name) for name in names}
+    sent = evolve(settings, connection=evolve(settings.connection, proxy=None))
+    return Description(arguments, sent, options.codec.transactions, options.codec.wrong_types), Secrets(secret, proxy)
+
+
+def make(description: Description, secrets: Secrets, rate: RateLimiter | None) -> FlinksClient:
+    """Makes the client again.
+
+    Args:
+        rate: the limiter that all workers share, if there is one; it replaces the rate of the settings.
+    """
+    settings = description.settings
+    return FlinksClient(
+        **description.arguments,
+        auth_secret=secrets.auth_secret,
+        codec=Codec(transactions=description.transactions, wrong_types=description.wrong_types),
+        settings=evolve(
+            settings,
+            limits=evolve(settings.limits, rate=None, burst=None, rate_limiter=rate),
+            connection=evolve(settings.connection, proxy=secrets.proxy),
+        ),
+    )
+
+
+# --- messages to a seat -----------------------------------------------------------------------------------------------
+
+
+@frozen
+class Start:
+    """How to work. Other attributes are as in `Work`.
+
+    Attributes:
+        path: of the file of tokens.
+        layout: of the file of tokens.
+        clients: descriptions from which the seat makes its clients. Other messages name a client by its index here.
+        names: index of the client by name of the instance.
+        spools: a folder for this seat alone.
+        rules: of this seat alone.
+    """
+
+    path: Path
+    layout: Layout
+    key: bytes = field(repr=False)
+    clients: tuple[Description, ...]
+    names: dict[str | None, int]
+    spools: Path
+    compression: Compression
+    rules: Rules
+
+
+@frozen
+class Assigned:
+    """The answer to `Next`.
+
+    Attributes:
+        task: the shard; None when there are no more.
+        secret_is_good: the AuthSecret has worked in this job.
+    """
+
+    task: Task | None
+    secret_is_good: bool
+
+
+@frozen
+class Stored:
+    """A finished shard is in the store and in the ledger."""
+
+    shard: int
+
+
+@frozen
+class StopWorker:
+    """Take no more tokens (see `Execution.stop`)."""
+
+    reason: str
+    state: RunState
+
+
+# --- messages from a seat ---------------------------------------------------------------------------------------------
+
+
+@frozen
+class Next:
+    """The seat has room for another shard. Finished shards are sent as `Finished`."""
+
+
+@frozen
+class Report:
+    """How far the seat is.
+
+    Attributes:
+        counters: of this seat.
+        stopped: how and why it stopped; None while it takes tokens.
+        over: the seat has finished; this is its last message.
+    """
+
+    counters: Counters
+    stopped: tuple[RunState, str] | None = None
+    over: bool = False
+
+
+@frozen
+class Broken:
+    """The seat cannot continue; this is its last message."""
+
+    error: Exception
+
+
+@frozen
+class PaceLearned:
+    """To and from a seat: somebody has learned something about the limit of an instance, or waits for it.
+
+    Attributes:
+        client: index of the client.
+        state: what was learned.
+    """
+
+    client: int
+    state: PaceState
+
+
+class Seat:
+    """Fetches shards. `go()` may be awaited once.
+
+    Args:
+        start: how to work.
+        secrets: of the clients.
+        send: takes a message to the job. Called in the event loop.
+        limiter: makes the limiter of a client that has a rate, from its index, rate and burst.
+        loop: the event loop of `go`.
+    """
+
+    def __init__(
+        self,
+        start: Start,
+        secrets: list[Secrets],
+        send: Callable[[object], object],
+        limiter: Callable[[int, float, int | None], RateLimiter],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        self._start = start
+        self._secrets = secrets
+        self._send = send
+        self._limiter = limiter
+        self._loop = loop
+        self._assigned: asyncio.Future[Task | None] = self._loop.create_future()
+        self._storing: dict[int, asyncio.Future[None]] = {}
+        self._clients: list[FlinksClient] = []
+        self._execution: LocalExecution
+
+    def receive(self, message: object) -> None:
+        """Takes a message from the job. May be called in any thread."""
+        self._loop.call_soon_threadsafe(self._handle, message)
+
+    async def go(self) -> None:
+        """Fetches shards until there are no more, or until it is stopped. The last message tells how it ended."""
+        try:
+            self._execution = self._begin()
+            reporting = asyncio.ensure_future(self._report())
+            try:
+                await self._execution.go()
+                last = Report(self._execution.counters(), self._execution.stopped, over=True)
+            finally:
+                reporting.cancel()
+            for client in self._clients:
+                await client.close()
+            self._send(last)
+        except Exception as error:
+            self._send(Broken(_portable(error)))
+
+    def _begin(self) -> LocalExecution:
+        start = self._start
+        for number, (description, secrets) in enumerate(zip(start.clients, self._secrets, strict=True)):
+            limits = description.settings.limits
+            shared = None if limits.rate is None else self._limiter(number, limits.rate, limits.burst)
+            client = make(description, secrets, shared)
+            client.governor.on_pace = partial(self._paced, number)
+            self._clients.append(client)
+        work = Work(
+            InputFile(start.path, start.layout), start.key,
+            {name: self._clients[number] for name, number in start.names.items()},
+            start.spools, start.compression, start.rules, secret_is_good=False, log=logging.getLogger("flinks_async.bulk"),
+        )  # fmt: skip
+        return LocalExecution(work, self._next, self._take)
+
+    def _handle(self, message: object) -> None:
+        match message:
+            case Assigned(task, secret_is_good):
+                self._execution.secret_is_good = secret_is_good
+                if not self._assigned.done():
+                    self._assigned.set_result(task)
+            case Stored(shard):
+                self._storing.pop(shard).set_result(None)
+            case StopWorker(reason, state):
+                self._execution.stop(reason, state)
+            case PaceLearned(client, state):
+                self._clients[client].governor.join(state)
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_EVERY)
+            self._send(Report(self._execution.counters(), self._execution.stopped))
+
+    def _paced(self, client: int, state: PaceState) -> None:
+        self._send(PaceLearned(client, state))
+
+    async def _next(self) -> Task | None:
+        self._assigned = self._loop.create_future()
+        self._send(Next())
+        return await self._assigned
+
+    async def _take(self, finished: Finished) -> None:
+        stored = self._storing[finished.shard.id] = self._loop.create_future()
+        self._send(finished)
+        await stored
+
+
+def _portable(error: Exception) -> Exception:
+    """An error that can be pickled. The text of a foreign error is left out, because it may hold a token."""
+    if isinstance(error, FlinksError):
+        return error
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return WorkerError(f"a worker process failed: {type(error).__name__} at {last.filename}:{last.lineno}")
