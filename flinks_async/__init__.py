@@ -71,7 +71,7 @@ from .errors import (
     TransportError,
     WrongTypeError,
 )
-from .fanout import Failed, Fetched, Outcome
+from .fanout import Failed, Fetched, Outcome, TableBatch, table_batches
 from .messages import Call, Handler, Middleware, Request, Response, Transport
 from .models import (
     Account,
@@ -179,6 +179,7 @@ __all__ = [
     "ShareQuota",
     "ShortageError",
     "StaleConnectionError",
+    "TableBatch",
     "Timeouts",
     "Timestamp",
     "TokenBucketQuota",
@@ -192,4 +193,5 @@ __all__ = [
     "errors",
     "fingerprint",
     "models",
+    "table_batches",
 ]

@@ -19,16 +19,21 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
+from contextlib import aclosing
 from copy import copy
 from typing import Any, Generic, NoReturn, TypeVar
 
 from attrs import frozen
 
+from .checks import integer, optional_import
 from .endpoint import check_token
 from .errors import ClientClosedError, FlinksError, InvalidTokenError
-from .models import PartnerAccessResponse
+from .models import PartnerAccessResponse, Tables
 from .runtime import mark_retrieved, until_done
 from .secret import Secret
+from .tables import tables_of
+
+K = TypeVar("K")
 
 K_co = TypeVar("K_co", covariant=True)
 
@@ -69,6 +74,57 @@ class Failed(Generic[K_co]):
 
 Outcome = Fetched[K_co] | Failed[K_co]
 """The outcome of one token of `partner_access_many`."""
+
+
+@frozen
+class TableBatch(Generic[K]):
+    """The outcomes of some tokens.
+
+    Attributes:
+        tables: the answers, as of `flinks_async.tables.to_arrow`. `key` is the key of the token as a text; `answer` counts
+            the answers of all batches, from 0.
+        failed: the tokens whose call failed.
+    """
+
+    tables: Tables
+    failed: tuple[Failed[K], ...]
+
+
+async def table_batches(
+    outcomes: AsyncGenerator[Outcome[K], None], *, size: int = 100
+) -> AsyncGenerator[TableBatch[K]]:
+    """The outcomes of `partner_access_many` as Arrow tables, batch by batch. Memory is that of one batch.
+
+    A thread converts a batch, so that the event loop goes on; the next tokens are taken afterwards.
+
+    Args:
+        outcomes: of `client.partner_access_many(tokens)`. It is closed at the end, or if you leave the loop early and close
+            this generator (`contextlib.aclosing`).
+        size: outcomes in a batch; the last one may have fewer.
+
+    Raises:
+        ConfigError: pyarrow is not installed, or `size` is not a positive integer.
+        WrongTypeError: as in `flinks_async.tables.to_arrow`.
+        Exception: any exception of `outcomes`. The outcomes since the last batch are lost.
+    """
+    integer("size", size, 1)
+    optional_import("pyarrow", extra="arrow")
+    count, batch = 0, list[Outcome[K]]()
+
+    async def convert() -> TableBatch[K]:
+        fetched = [(str(outcome.key), outcome.response) for outcome in batch if isinstance(outcome, Fetched)]
+        tables = await asyncio.to_thread(tables_of, fetched, True, count)
+        return TableBatch(tables, tuple(outcome for outcome in batch if isinstance(outcome, Failed)))
+
+    async with aclosing(outcomes):
+        async for outcome in outcomes:
+            batch.append(outcome)
+            if len(batch) == size:
+                yield await convert()
+                count += sum(isinstance(outcome, Fetched) for outcome in batch)
+                batch.clear()
+    if batch:
+        yield await convert()
 
 
 async def fan_out(

@@ -335,15 +335,35 @@ def to_arrow(
     first = next(iterator, None)
     if keyed is None:
         keyed = isinstance(first, tuple)
-    accounts, transactions, holders = (_Builder(_numbered(table, keyed)) for table in (ACCOUNTS, TRANSACTIONS, HOLDERS))
-    for position, item in enumerate(() if first is None else chain([first], iterator)):
+    return tables_of(() if first is None else chain([first], iterator), keyed)
+
+
+def tables_of(answers: Iterable[Any], keyed: bool, start: int = 0) -> Tables:
+    """Answers as tables; Python objects are converted to Arrow in chunks of about `CHUNK` rows.
+
+    Args:
+        start: the position of the first answer.
+    """
+    tables = [_numbered(table, keyed) for table in (ACCOUNTS, TRANSACTIONS, HOLDERS)]
+    rows: list[list[Row]] = [[], [], []]
+    chunks: list[list[pyarrow.Table]] = [[], [], []]
+
+    def convert(size: int) -> None:
+        for number, table in enumerate(tables):
+            if len(rows[number]) >= size:
+                chunks[number].append(arrow_table(table, rows[number], partial(_does_not_fit, table)))
+                rows[number] = []
+
+    for position, item in enumerate(answers, start):
         before, answer = _split(item, keyed, position)
-        for rows in flatten(answer, (*before, position), item=position):
-            accounts.extend([rows.account])
-            transactions.extend(rows.transactions)
-            if rows.holder is not None:
-                holders.extend([rows.holder])
-    return Tables(accounts.finish(), transactions.finish(), holders.finish())
+        for found in flatten(answer, (*before, position), item=position):
+            rows[0].append(found.account)
+            rows[1].extend(found.transactions)
+            rows[2].extend(() if found.holder is None else (found.holder,))
+        convert(CHUNK)
+    convert(1)
+    concat = optional_import("pyarrow", extra="arrow").concat_tables
+    return Tables(*(concat(c) if c else schema_of(t).empty_table() for c, t in zip(chunks, tables, strict=True)))
 
 
 def _numbered(table: Table, keyed: bool) -> Table:
@@ -356,31 +376,6 @@ def _split(item: Any, keyed: bool, position: int) -> tuple[Row, PartnerAccessRes
     if not isinstance(item, tuple) or len(item) != 2 or not isinstance(item[0], str):
         raise ConfigError(f"item {position} is not a pair of a text and an answer, but the first item is")
     return (item[0],), item[1]
-
-
-class _Builder:
-    """Collects rows and converts them to Arrow in chunks of about `CHUNK` rows."""
-
-    def __init__(self, table: Table) -> None:
-        self._table = table
-        self._rows: list[Row] = []
-        self._chunks: list[pyarrow.Table] = []
-
-    def extend(self, rows: Iterable[Row]) -> None:
-        self._rows.extend(rows)
-        if len(self._rows) >= CHUNK:
-            self._convert()
-
-    def finish(self) -> pyarrow.Table:
-        if self._rows:
-            self._convert()
-        if not self._chunks:
-            return schema_of(self._table).empty_table()
-        return optional_import("pyarrow", extra="arrow").concat_tables(self._chunks)
-
-    def _convert(self) -> None:
-        self._chunks.append(arrow_table(self._table, self._rows, partial(_does_not_fit, self._table)))
-        self._rows = []
 
 
 def _does_not_fit(table: Table, column: Column, row: Row, type_: str) -> WrongTypeError:

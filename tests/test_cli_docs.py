@@ -49,3 +49,12 @@ async def test_completion(shell: str, word: str) -> None:
     process = await start(env={"_FLINKS_ASYNC_COMPLETE": f"{shell}_complete", **line})
     output, _ = await process.communicate()
     assert "doctor" in output.decode()
+
+
+def test_help_is_not_cut_and_fits_the_terminal() -> None:
+    for command in (app, *app.commands.values()):
+        with click.Context(command, info_name="flinks-async", terminal_width=80) as ctx:
+            text = command.get_help(ctx)
+        assert "RANGE" not in text, "a name of click"
+        assert "..." not in text.replace("[ARGS]...", "")
+        assert max(map(len, text.splitlines())) <= 80

@@ -259,6 +259,10 @@ class TestOutput:
         assert (await cli("verify", f"{out}.job")).exit_code == Exit.OK
         again = await fetch(flinks_server, tokens, out)
         assert (again.exit_code, flinks_server.stats.requests, len(records(out))) == (Exit.OK, 1, 1)
+        assert "this run: nothing was left to fetch, so nothing was sent" in again.stderr
+        assert "so nothing was sent" not in result.stderr
+        for_programs = await fetch(flinks_server, tokens, out, "--progress", "json")
+        assert [json.loads(line)["event"] for line in for_programs.stderr.splitlines()][-1] == "end"
         flinks_server.script("two", ["session_nonexistent"])
         failed = await fetch(flinks_server, write(tokens, "two\n"), tmp_path / "other.jsonl")
         assert "delete it" not in failed.stderr
@@ -494,7 +498,27 @@ class TestUnreachable:
         host = address.partition("//")[2]
         assert re.search(rf"^Stopped: .*{host.partition(':')[0]}.*", result.stderr, re.MULTILINE), result.stderr
         assert len(re.findall(r" attempts in \d+ s", result.stderr)) == 1, "the reason is told once"
+        assert "Check --instance, --base-url and the network; 'flinks-async doctor' tests them" in result.stderr
         assert bulk.status(f"{out}.job").totals.pending == 50
+
+    async def test_a_server_without_tls_is_told_in_words(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path
+    ) -> None:
+        address = flinks_server.base_url.replace("http:", "https:")
+        result = await cli(
+            *(
+                "fetch",
+                write(tmp_path / "t.txt", "".join(f"token-{n}\n" for n in range(50))),
+                "--out",
+                out,
+                "--unreachable-after",
+                "1s",
+            ),
+            FLINKS_BASE_URL=address,
+            FLINKS_AUTH_SECRET="s",
+        )
+        assert result.exit_code == Exit.STOPPED
+        assert "(the answer is not TLS; the server may expect http://)" in result.stderr
 
 
 class TestRefusedSecret:

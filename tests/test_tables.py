@@ -6,6 +6,8 @@ import datetime as dt
 import json
 import subprocess
 import sys
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from decimal import Decimal
 from typing import Any
 
@@ -13,10 +15,12 @@ import pytest
 from attrs import evolve
 from hypothesis import given, settings
 
+from flinks_async import Failed, Fetched, Outcome, table_batches
 from flinks_async.codec import Codec
-from flinks_async.errors import ConfigError, FlinksError, WrongTypeError
+from flinks_async.errors import ConfigError, FlinksError, ServerError, WrongTypeError
 from flinks_async.models import PartnerAccessResponse
 from flinks_async.tables import CHUNK, Tables, schemas, to_arrow
+from flinks_async.testing.data import expected_body
 
 from .answers import DOCUMENTED, answers, from_bytes, payload, to_bytes
 
@@ -227,3 +231,49 @@ def test_without_pyarrow_the_error_names_the_extra(monkeypatch: pytest.MonkeyPat
 def test_importing_the_module_does_not_import_pyarrow() -> None:
     code = "import sys, flinks_async.columns, flinks_async.tables; sys.exit('pyarrow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+async def outcomes(count: int, closed: list[bool] | None = None) -> AsyncGenerator[Outcome[int], None]:
+    """Each third call failed."""
+    try:
+        for key in range(count):
+            if key % 3 == 2:
+                yield Failed(key, ServerError("x"))
+            else:
+                yield Fetched(key, Codec().decode(expected_body(f"t-{key}", size="medium")))
+    finally:
+        if closed is not None:
+            closed.append(True)
+
+
+async def test_outcomes_come_as_tables_batch_by_batch() -> None:
+    batches = [batch async for batch in table_batches(outcomes(8), size=3)]
+    assert [[failed.key for failed in batch.failed] for batch in batches] == [[2], [5], []]
+    found = [(row["key"], row["answer"]) for batch in batches for row in batch.tables.accounts.to_pylist()]
+    assert list(dict.fromkeys(found)) == [("0", 0), ("1", 1), ("3", 2), ("4", 3), ("6", 4), ("7", 5)]
+    pairs = [(str(o.key), o.response) async for o in outcomes(8) if isinstance(o, Fetched)]
+    assert pa.concat_tables([batch.tables.transactions for batch in batches]).equals(to_arrow(pairs).transactions)
+
+
+async def test_a_batch_that_is_left_closes_the_outcomes() -> None:
+    closed: list[bool] = []
+    async with aclosing(table_batches(outcomes(100, closed), size=2)) as batches:
+        async for batch in batches:
+            assert batch.tables.accounts.num_rows > 0
+            break
+    assert closed == [True]
+
+
+async def test_only_failures_are_a_batch_without_rows() -> None:
+    async def failures() -> AsyncGenerator[Outcome[str], None]:
+        yield Failed("a", ServerError("x"))
+
+    (batch,) = [batch async for batch in table_batches(failures())]
+    assert batch.tables.transactions.schema.equals(schemas(keyed=True).transactions)
+    assert batch.tables.transactions.num_rows == 0
+    assert [failed.key for failed in batch.failed] == ["a"]
+
+
+async def test_a_size_that_is_none_is_refused() -> None:
+    with pytest.raises(ConfigError, match="size must be"):
+        await anext(table_batches(outcomes(1), size=0))

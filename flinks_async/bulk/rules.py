@@ -53,6 +53,9 @@ from ..errors import (
 from ..verdict import Envelope, Kind
 from .records import Failure, FailureKind, InstanceTrouble
 
+NEVER_ANSWERED: Final = "has never answered"
+"""The end of the reason of a run that stopped because of `Rules.unreachable_after`."""
+
 FEWEST_FOR_A_SHARE: Final = 100
 """Tokens that must be done before a share of failures means anything."""
 
@@ -105,7 +108,7 @@ class Rules:
         """
         if answered or self.unreachable_after is None or trouble.seconds < self.unreachable_after:
             return None
-        return f"{trouble.without_next_try}; {trouble.host} has never answered"
+        return f"{trouble.without_next_try}; {trouble.host} {NEVER_ANSWERED}"
 
 
 def meets_every_token(error: FlinksError) -> bool:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 from enum import IntEnum
 from typing import Final, NoReturn
 
@@ -85,5 +86,8 @@ MEANING: Final[dict[Exit, str]] = {
 
 def epilog() -> str:
     """The table for `--help`."""
-    rows = "\n".join(f"  {code.value:>3}  {meaning}" for code, meaning in MEANING.items())
-    return f"\b\nExit codes:\n{rows}"
+    rows = (
+        textwrap.fill(meaning, 78, initial_indent=f"  {code.value:>3}  ", subsequent_indent=" " * 7)
+        for code, meaning in MEANING.items()
+    )
+    return "\b\nExit codes:\n" + "\n".join(rows)

@@ -52,10 +52,20 @@ _BURST: Final = 0.25
 
 @click.command(cls=Command, epilog=epilog())
 @click.option(
-    "--tokens", type=click.IntRange(1, 1_000_000), default=10_000, show_default=True, help="Number of tokens."
+    "--tokens",
+    type=click.IntRange(1, 1_000_000),
+    metavar="N",
+    default=10_000,
+    show_default=True,
+    help="Number of tokens.",
 )
 @click.option(
-    "--faults", type=click.FloatRange(0, 1), default=0.03, show_default=True, help="Share of tokens that meet faults."
+    "--faults",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    default=0.03,
+    show_default=True,
+    help="Share of tokens that meet faults.",
 )
 @click.option(
     "--rate-limit",
@@ -73,7 +83,9 @@ _BURST: Final = 0.25
     show_default=True,
     help="Median response time of the simulator (log-normal).",
 )
-@click.option("--seed", type=int, help="Seed of tokens, faults and answers [a random one, which is printed].")
+@click.option(
+    "--seed", type=int, metavar="N", help="Seed of tokens, faults and answers [a random one, which is printed]."
+)
 @concurrency_option
 @click.option("--crash", is_flag=True, help="Kill the fetch in the middle (SIGKILL), and resume it.")
 @click.option(
@@ -94,10 +106,10 @@ def demo(
     crash: bool,
     directory: str | None,
 ) -> int:
-    """Fetch made-up tokens from a simulated Flinks, and check the answers.
+    """Fetch made-up tokens from a simulated Flinks with faults.
 
     The simulator is a separate process on this machine, with a rate limit that the client is not told, and with faults. The
-    exit code is 0 only if every fetchable token has exactly one answer, and the right one.
+    answers are checked: the exit code is 0 only if every fetchable token has exactly one answer, and the right one.
     """
     from ..testing import DemoFaults, ServeOptions, ServerProcess, expected_answer
 
@@ -235,7 +247,7 @@ class DemoFetch:
         client = FlinksClient(
             auth_secret=self.auth_secret, base_url=self.base_url, settings=bulk_settings(self.concurrency)
         )
-        job_run = JobRun(self._open, Clients(client), Rules(), InProcess(), choose_display("auto"))
+        job_run = JobRun(self._open, Clients(client), Rules(), InProcess(), choose_display("auto"), resume="")
         code = run(job_run.go)
         return code, None if job_run.ended is None else job_run.ended.progress
 
@@ -335,12 +347,21 @@ def check(
 
 
 @click.command(cls=Command)
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="Port to listen on [any free one].")
-@click.option("--size", type=click.Choice(["small", "medium", "large"]), default="medium", show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the data, the faults and the latency.")
+@click.option("--port", type=click.IntRange(0, 65535), metavar="N", default=0, help="Port to listen on [any free one].")
+@click.option(
+    "--size",
+    type=click.Choice(["small", "medium", "large"]),
+    default="medium",
+    show_default=True,
+    help="Size of the answers.",
+)
+@click.option(
+    "--seed", type=int, metavar="N", default=0, show_default=True, help="Seed of the data, the faults and the latency."
+)
 @click.option(
     "--faults-share",
     type=click.FloatRange(0, 1),
+    metavar="SHARE",
     default=0.0,
     show_default=True,
     help="Share of requests that fail, with faults of all kinds.",

@@ -14,6 +14,8 @@ from attrs import frozen
 from ..bulk import Job, Progress, Scanned, Totals
 from ..bulk.files import FAILED
 from ..bulk.records import to_json
+from ..bulk.report.words import FORMATS
+from ..bulk.rules import NEVER_ANSWERED
 from ..checks import counted
 from ..endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
 from . import Exit
@@ -235,6 +237,8 @@ def summary(ended: Ended, job: Job, totals: Totals) -> str:
     lines += outcome_rows(totals, job.scanned)
     if ended.progress is not None and ended.progress.requests:
         lines.append(f"  {_wire(ended.progress)}")
+    elif ended.state == "complete" and totals.tokens:
+        lines.append("  this run: nothing was left to fetch, so nothing was sent")
     if ended.progress is not None:
         problems = [trouble.without_next_try for trouble in ended.progress.troubles]
         lines += [f"  last problem: {problem}" for problem in problems if problem not in ended.reason]
@@ -244,6 +248,8 @@ def summary(ended: Ended, job: Job, totals: Totals) -> str:
             f"{ended.reason[:1].upper()}{ended.reason[1:]}. {WHERE_SECRETS_COME_FROM}. {with_options(OTHER_HEADER_FORMS)}. "
             "If the secret is right and only these tokens have expired, a larger --refused-after continues after them."
         )
+    if ended.state == "stopped" and ended.reason.endswith(NEVER_ANSWERED):
+        lines.append("Check --instance, --base-url and the network; 'flinks-async doctor' tests them one by one.")
     if totals.pending:
         lines.append(f"{counted(totals.pending, 'token')} still to be fetched. {ended.resume}".rstrip())
     elif (exhausted := totals.failures.get("exhausted")) and ended.resume:
@@ -310,21 +316,11 @@ def _places(job: Job, totals: Totals) -> Iterator[str]:
     yield f"  job: {job.directory}"
 
 
-_FORMATS: Final = {
-    "jsonl-parts": "JSONL",
-    "jsonl": "JSONL",
-    "sqlite": "SQLite",
-    "duckdb": "DuckDB",
-    "parquet": "Parquet",
-    "postgresql": "PostgreSQL",
-}
-
-
 def answers_of(store: Mapping[str, Any], directory: Path) -> str:
     """Where the answers are, and in which format, from the description of a store."""
     kind = str(store.get("kind"))
     more = [str(value) for name, value in store.items() if name not in ("kind", "path") and value not in (None, "none")]
-    format_ = ", ".join([_FORMATS.get(kind, kind), *more])
+    format_ = ", ".join([FORMATS.get(kind, kind), *more])
     if kind in ("jsonl-parts", "parquet"):
         return f"{directory / 'parts'} ({format_})"
     if kind in ("jsonl", "sqlite", "duckdb"):

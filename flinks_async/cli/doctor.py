@@ -94,9 +94,9 @@ class CheckResult:
 def doctor(
     access: Access, directory: str | None, header_forms: bool, token_file: str | None, postgresql: bool, as_json: bool
 ) -> int:
-    """Check Python, network, certificates, clock and limits, and DIR, the directory of a job.
+    """Check Python, network, certificates, clock and limits.
 
-    Sends no secret and no token, except with --header-forms.
+    With DIR, it also checks the directory of a job. It sends no secret and no token, except with --header-forms.
     """
     findings = [*_python(), *_open_files(), *_proxies()]
     client: FlinksClient | None = None

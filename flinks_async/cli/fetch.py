@@ -153,7 +153,7 @@ def fetch(
             abandon=target.store.abandon if isinstance(target.store, StdoutStore) else lambda: None,
         )
         code = run(job_run.go)
-    if code is Exit.OK and directory is None and out != STDIN:
+    if code is Exit.OK and directory is None and out != STDIN and options.progress != "json":
         say(f"{folder} is not needed to resume any more: delete it, or keep it for status, verify and report.")
     return code
 
@@ -351,7 +351,10 @@ def _counts(scanned: Scanned) -> list[str]:
 @timeout_option
 @debug_option
 def get(access: Access, timeout: float | None, token_file: str | None, pretty: bool | None) -> int:
-    """Fetch the data behind one access token and print it as JSON, with every field and digit of the answer."""
+    """Fetch the data behind one access token and print it.
+
+    The output is JSON with every field and digit of the answer.
+    """
     if token_file == STDIN and access.secret_file == STDIN:
         raise UsageError("--token-file and --secret-file cannot both be '-'.")
     client = access.client(config.service())

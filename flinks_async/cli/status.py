@@ -117,9 +117,9 @@ def _figures(latest: dict[str, Any]) -> str:
 @directory_argument
 @debug_option
 def verify(directory: str) -> int:
-    """Read the answers of the job in DIR back and compare them with its ledger.
+    """Compare the answers of the job in DIR with its ledger.
 
-    Each problem is one line on standard output.
+    All answers are read back. Each problem is one line on standard output.
     """
     problems = bulk.verify(directory)
     if not problems:
@@ -145,10 +145,10 @@ _PIECE: Final = 256 * 1024
 @click.option("--force", is_flag=True, help="Overwrite a file that exists.")
 @debug_option
 def export(directory: str, out: str, force: bool) -> int:
-    """Write the answers of the job in DIR to one file of JSONL, if its store is JSONL.
+    """Write the answers of the job in DIR to one file of JSONL.
 
-    The file is outside of DIR, and complete or absent. Lines are in the order of the shards; within a shard in the order of
-    arrival. Answers of retried tokens come last.
+    The store of the job must be JSONL. The file is outside of DIR, and complete or absent. Lines are in the order of the
+    shards; within a shard in the order of arrival. Answers of retried tokens come last.
     """
     lines = bulk.export(directory)
     if out == STDIN:
@@ -192,7 +192,10 @@ def _pieces(lines: Iterable[bytes], compression: Compression) -> Iterator[bytes]
 )
 @debug_option
 def purge(directory: str, yes: bool, forget_answers: bool) -> int:
-    """Remove the job in DIR and all its answers, and list what was removed. The file of tokens stays."""
+    """Remove the job in DIR and all its answers.
+
+    The command lists what was removed. The file of tokens stays.
+    """
     if not yes and not _confirmed(directory):
         say("Nothing was removed.")
         return Exit.OK
@@ -220,9 +223,10 @@ def _confirmed(directory: str) -> bool:
 @click.option("--json", "as_json", is_flag=True, help="Print the current report as JSON instead.")
 @debug_option
 def report(directory: str, out: str | None, force: bool, as_json: bool) -> int:
-    """Write a page about a job: outcome, throughput, response times, throttling, checksums.
+    """Write a page about the job in DIR.
 
-    It is one HTML file that loads nothing, and holds no token, no secret and no personal data. The job may be running.
+    It shows outcome, throughput, response times, throttling and checksums. It is one HTML file that loads nothing, and
+    holds no token, no secret and no personal data. The job may be running.
     """
     from ..bulk.report import is_page_of, json_report, report_page, write_report  # not needed by the other commands
 

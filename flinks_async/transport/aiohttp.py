@@ -365,6 +365,8 @@ def _reason(error: BaseException) -> str:
     inner = getattr(error, "os_error", error)
     number = getattr(inner, "errno", None)
     if isinstance(inner, ssl.SSLError):
+        if inner.reason == "WRONG_VERSION_NUMBER":
+            return " (the answer is not TLS; the server may expect http://)"
         return f" ({inner.reason})" if inner.reason else ""
     if not isinstance(number, int) or number <= 0:
         return ""

@@ -138,7 +138,7 @@ def test_every_plot_and_every_table_is_there(night_text: str) -> None:
         "SESSION_EXPIRED",
         "interrupted",
         "complete",
-        "jsonl-parts",
+        "JSONL",
         "All 240 parts",
         "7 h 14 min",
     ):

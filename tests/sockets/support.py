@@ -45,7 +45,8 @@ async def assert_clean(client: FlinksClient) -> None:
     sessions = client._pool.sessions
     assert sessions is not None
     assert sessions.in_use == 0
-    connectors = [session.connector for session in sessions._sessions.values()]
+    connectors: list[Any] = [session.connector for session in sessions._sessions.values()]
+    pooled = 0
     # A connection that was given up is closed in the next turns of the loop.
     for _ in range(200):
         # The server may have closed some of them meanwhile; they are dropped when they are looked at.

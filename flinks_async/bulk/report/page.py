@@ -71,7 +71,9 @@ def _if_known(say: Callable[[float], str]) -> Callable[[float | None], str]:
 def store_of(facts: Facts) -> list[tuple[str, str]]:
     """(name, value) of the store's description, without folders and connection strings, which may name a person."""
     store = {name: value for name, value in facts.manifest.store.items() if value is not None and name != "conninfo"}
-    return [(name, Path(value).name if name == "path" else _plain(value)) for name, value in store.items()]
+    kind = str(store.pop("kind", words.NONE))
+    others = [(name, Path(value).name if name == "path" else _plain(value)) for name, value in store.items()]
+    return [("format", words.FORMATS.get(kind, kind)), *others]
 
 
 def _plain(value: Any) -> str:

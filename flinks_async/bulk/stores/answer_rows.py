@@ -337,7 +337,8 @@ def as_text_array(type_: ColumnType, values: pyarrow.Array) -> pyarrow.Array:
     """Values as texts, and decimals as bytes, as `ShardDigest` describes them."""
     pa, pc = optional_import("pyarrow", extra="arrow"), optional_import("pyarrow.compute", extra="arrow")
     if type_ == "json":
-        return pa.array([None if text is None else _json(text) for text in values.to_pylist()], pa.binary())
+        different = values.dictionary_encode()
+        return pa.array(map(_json, different.dictionary.to_pylist()), pa.binary()).take(different.indices)
     if pa.types.is_decimal(values.type):
         bytes_ = pa.Array.from_buffers(pa.binary(16), len(values), values.buffers(), values.null_count, values.offset)
         return bytes_.cast(pa.binary())
