@@ -10,13 +10,13 @@ What can be seen of a server from outside is four things, and each has one meani
 
 The states, and what leads from one to another:
 
-    START   --a signal-->  HOLD      the pace doubles again and again until then
-    HOLD    --a signal-->  HOLD      a new cycle around a new estimate
-    any     --a run of refusals, a long hint, a window that is spent-->  BLOCKED   single requests ask (`reopening`)
-    BLOCKED --a request is accepted-->  HOLD at the average, or START towards the quick pace of a window
-    HOLD    --a cap of requests at once explains the refusals-->  FREE
-    any     --the pace is above ENOUGH-->  FREE       nothing is paced, and this costs nothing
-    FREE    --a signal-->  HOLD
+- START to HOLD: a signal. The pace doubles again and again until then.
+- HOLD to HOLD: a signal begins a new cycle around a new estimate.
+- Any to BLOCKED: a run of refusals, a long hint, or a window that is spent. Single requests ask (`reopening`).
+- BLOCKED to HOLD at the average, or to START towards the quick pace of a window: a request is accepted.
+- HOLD to FREE: a cap of requests at once explains the refusals.
+- Any to FREE: the pace is above `ENOUGH`. Nothing is paced, and this costs nothing.
+- FREE to HOLD: a signal.
 
 Sources: delivered rate as the estimate: BBR (Cardwell et al., 2016). Growth around the last limit, slow near it and fast far
 from it: CUBIC (RFC 9438), which AWS' adaptive retry mode uses too. Slow start: Jacobson, 1988.
