@@ -1,18 +1,14 @@
 """The estimate of a rate limit: which refusals are a signal, how a cycle of the pace tests the limit, and what follows.
 
 A limit is used up at the moment of a signal. Between two such moments an instance accepts its limit times the time between,
-whatever its burst is. So the estimate needs no model of the server:
-
-    limit = accepted requests / seconds between two signals
+whatever its burst is. So the estimate needs no model of the server: accepted requests, divided by the seconds between two signals.
 
 A *cycle* of the pace begins at a signal. The pace starts a little below the estimate, reaches it half-way, and then grows ever
 faster until the next signal. If more was sent than the estimate allows and nothing was refused, then the limit has risen, and
 the pace doubles as it does at the start.
 
-How far below the estimate a cycle begins (the *cut*) depends on the server. A bucket stores what is not used in the first half
-of a cycle and gives it in the second half, so that a larger cut costs nothing. A strict interval and a window store nothing.
-Both are refused at a pace above the average. So a cycle now and then takes the pace of the refusal for the limit: a bucket, which
-is empty at that moment, refuses again at once, and the others do not.
+Other clients may use the same limit. The estimate falls then. So the client leaves half of the limit unused for some seconds, and
+goes on with additive increase and multiplicative decrease, which make the shares equal (Chiu and Jain, 1989).
 
 Pure: time is an argument.
 """
