@@ -24,7 +24,7 @@ from attrs import define, field, frozen
 from flinks_async import config
 from flinks_async.config import Adaptive
 from flinks_async.limits.concurrency import make_concurrency
-from flinks_async.limits.pace import Pace
+from flinks_async.limits.pace import AttemptRecord, Pace
 
 MOST = 200  # requests at once, of every client
 
@@ -309,6 +309,7 @@ def simulate(server: Shape, clients: Sequence[Client], seconds: float = 120.0, n
         client = clients[who]
         if what == "reply":
             reply, sent, number, in_flight = data
+            record = AttemptRecord(sent, number, in_flight, ended=now, retry_after=reply.retry_after)
             client.in_use -= 1
             if reply.ok:
                 server.left(now)
@@ -316,19 +317,11 @@ def simulate(server: Shape, clients: Sequence[Client], seconds: float = 120.0, n
                 client.ok_times.append(now)
                 client.finished = now
                 client.concurrency.answered(now - sent, now, client.in_use + 1)
-                client.pace.succeeded(number, now, sent=sent, in_flight=in_flight)
+                client.pace.succeeded(record)
             else:
                 client.refused += 1
-                client.pace.refused(
-                    number,
-                    now,
-                    sent=sent,
-                    in_flight=in_flight,
-                    retry_after=reply.retry_after,
-                    wall=now,
-                    rate=client.rate(now),
-                )
-            client.concurrency.bound(client.pace.at_once)
+                client.pace.refused(record, wall=now, rate=client.rate(now))
+            client.concurrency.bound(client.pace.cap.at_once)
         pump(who, now)
 
 

@@ -11,7 +11,7 @@ from . import config
 from .client_options import ClientOptions
 from .config import Adaptive, Settings, ShareQuota, TokenBucketQuota
 from .endpoint import Endpoint
-from .limits.pace import LearnedLimit
+from .limits.rate import LearnedLimit
 from .secret import MASK, Secret
 
 ROWS: Final = 20

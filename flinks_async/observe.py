@@ -17,7 +17,7 @@ from attrs import frozen
 from .errors import ConfigError
 from .limits.governor import Trouble
 from .limits.notices import InstanceDown, InstanceUp, LoggedEvent, Paused, Resumed, emit
-from .limits.pace import LearnedLimit
+from .limits.rate import LearnedLimit
 from .runtime import LoopState, RequestCounters
 from .secret import SecretFilter
 from .transport.session import ConnectionStats

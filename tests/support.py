@@ -9,7 +9,10 @@ from contextlib import contextmanager
 from typing import Any
 
 from flinks_async import FlinksClient
+from flinks_async.limits.governor import Governor
+from flinks_async.limits.pace import AttemptRecord
 from flinks_async.testing import FakeClock, InMemoryTransport
+from flinks_async.verdict import Verdict
 
 SECRET = "the-auth-secret"
 DOCUMENTED = {
@@ -50,3 +53,8 @@ def traced() -> Iterator[Traced]:
         result.peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
+
+
+def record(governor: Governor, verdict: Verdict, **fields: Any) -> bool:
+    """Reports an attempt that ends now to a governor; the fields are those of `AttemptRecord`."""
+    return governor.record(AttemptRecord(verdict=verdict, ended=governor._clock.now(), **fields))

@@ -62,7 +62,7 @@ from flinks_async.testing import (
     run_virtual,
 )
 
-from .support import DOCUMENTED, SECRET, client_of, turns
+from .support import DOCUMENTED, SECRET, client_of, record, turns
 
 URL = "https://toolbox-api.private.fin.ag/partneraccess/t"
 
@@ -257,7 +257,7 @@ def test_a_call_that_is_given_up_has_the_last_failure_as_its_cause(
         def take_down(event: Event) -> None:
             if end == "breaker" and isinstance(event, RetryScheduled):
                 for _ in range(20):
-                    flinks.governor.record(event.verdict, sent=clock.now(), problem="down")
+                    record(flinks.governor, event.verdict, sent=clock.now(), problem="down")
 
         options: dict[str, Any] = {
             "limits": config.Limits(rate=0.01 if end == "pause" else None, burst=1 if end == "pause" else None),

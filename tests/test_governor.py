@@ -8,11 +8,14 @@ import pytest
 
 from flinks_async import Adaptive, CircuitOpenError, DeadlineExceededError, FlinksClient, Limits, config
 from flinks_async.limits.governor import Governor, Trouble
-from flinks_async.limits.pace import LearnedLimit, Mode, PaceState
+from flinks_async.limits.pace import AttemptRecord, Mode
+from flinks_async.limits.rate import LearnedLimit, PaceState
 from flinks_async.messages import Request, Response
 from flinks_async.testing import FakeClock, VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
 from flinks_async.verdict import OK, Kind, Verdict
+
+from .support import record
 
 FAILED = Verdict(Kind.TRANSIENT, "ConnectError")
 FAILED_BUSY = Verdict(Kind.TRANSIENT, "http_503")
@@ -90,17 +93,17 @@ def test_the_rate_is_that_of_the_last_second_or_of_the_time_since_then() -> None
     governor = governor_of(clock)
     assert governor.rate_now == 0.0
     for _ in range(20):
-        governor.record(OK, sent=50.0, status=200)
+        record(governor, OK, sent=50.0, status=200)
     assert governor.rate_now == 20.0
     clock.advance(0.5)
     assert governor.rate_now == 20.0
     clock.advance(0.5)
     for _ in range(10):
-        governor.record(OK, sent=50.0, status=200)
+        record(governor, OK, sent=50.0, status=200)
     assert governor.rate_now == 21.0
     clock.advance(4.0)
     assert governor.rate_now == 21.0
-    governor.record(OK, sent=50.0, status=200)
+    record(governor, OK, sent=50.0, status=200)
     assert governor.rate_now == 2.5
     clock.advance(9.9)
     assert governor.rate_now == 2.5
@@ -141,21 +144,21 @@ def test_the_slot_just_released_counts_as_in_use() -> None:
         governor, told = governor_of(), Told()
         governor.concurrency = told  # type: ignore[assignment]
         governor.in_use = 3
-        governor.record(verdict, sent=0.0, status=status, time_to_first_byte=0.1)
+        record(governor, verdict, sent=0.0, status=status, time_to_first_byte=0.1)
         assert told.all == [(what, 4)]
 
 
 def test_every_sixteenth_answer_is_checked_for_headers_until_there_are_some() -> None:
     governor = governor_of()
     little = {"RateLimit-Remaining": "0", "RateLimit-Reset": "7"}
-    governor.record(OK, sent=0.0, status=200)
+    record(governor, OK, sent=0.0, status=200)
     for _ in range(15):
-        governor.record(OK, sent=0.0, status=200, headers=little)
+        record(governor, OK, sent=0.0, status=200, headers=little)
     assert governor.held_back == 0.0
-    governor.record(OK, sent=0.0, status=200, headers=little)
+    record(governor, OK, sent=0.0, status=200, headers=little)
     assert 0.0 < governor.held_back <= 7.0
     plenty = governor_of()
-    plenty.record(OK, sent=0.0, status=200, headers={**little, "RateLimit-Remaining": "99", "RateLimit-Limit": "100"})
+    record(plenty, OK, sent=0.0, status=200, headers={**little, "RateLimit-Remaining": "99", "RateLimit-Limit": "100"})
     assert plenty.has_room
 
 
@@ -166,14 +169,14 @@ async def test_what_is_learned_is_told_once_and_joining_it_tells_nothing() -> No
     one.on_pace = lambda state: told.append(("one", state))
     other.on_pace = lambda state: told.append(("other", state))
     now = clock.now()
-    one.record(FAILED_BUSY, sent=now, status=503, retry_after=5.0)
-    one.record(FAILED_BUSY, sent=now, status=503, retry_after=5.0)
+    record(one, FAILED_BUSY, sent=now, status=503, retry_after=5.0)
+    record(one, FAILED_BUSY, sent=now, status=503, retry_after=5.0)
     assert told == []  # a service does not wait for a 503
     one, other = governor_of(clock, waits=True), governor_of(clock, waits=True)
     one.on_pace = lambda state: told.append(("one", state))
     other.on_pace = lambda state: told.append(("other", state))
     for _ in range(3):
-        one.record(FAILED_BUSY, sent=now, status=503, retry_after=5.0)
+        record(one, FAILED_BUSY, sent=now, status=503, retry_after=5.0)
     assert told == [("one", PaceState(None, now + 5.0))]
     other.join(PaceState(None, now))
     assert other.held_back == 0.0, "that one is over"
@@ -206,7 +209,7 @@ def throttled(governor: Governor) -> None:
 
 def down(governor: Governor) -> None:
     for _ in range(10):
-        governor.record(FAILED, sent=0.0)
+        record(governor, FAILED, sent=0.0)
 
 
 WEATHER = {"fair": fair, "throttled": throttled, "down": down}
@@ -227,9 +230,9 @@ def test_cancelling_anywhere_loses_no_slot_and_blocks_nobody(
             probe = await governor.acquire()
             try:
                 await asyncio.sleep(0.01)
-                governor.record(OK, sent=0.0, status=200, time_to_first_byte=0.01, probe=probe)
+                record(governor, OK, sent=0.0, status=200, time_to_first_byte=0.01, probe=probe)
             except asyncio.CancelledError:
-                governor.abandon(probe=probe)
+                governor.abandon(AttemptRecord(0.0, probe=probe))
                 raise
             finally:
                 governor.release()
@@ -268,7 +271,7 @@ async def test_a_waiter_cancelled_before_a_release_is_skipped(raining: bool) -> 
     first, second = (asyncio.ensure_future(governor.acquire()) for _ in range(2))
     await settle()
     if raining:
-        governor.record(THROTTLED, sent=0.0, status=429, retry_after=1.0)
+        record(governor, THROTTLED, sent=0.0, status=429, retry_after=1.0)
     first.cancel()
     governor.release()  # before the first waiter has run
     await asyncio.wait([first, second])
@@ -361,7 +364,7 @@ async def test_a_probe_without_an_answer_has_failed_unless_its_connection_was_de
     down(governor)
     clock.advance(1.0)
     assert await governor.acquire()
-    governor.record(Verdict(kind, "no answer"), sent=1.0, probe=True)
+    record(governor, Verdict(kind, "no answer"), sent=1.0, probe=True)
     assert governor.held_back == held_back
 
 
@@ -370,11 +373,11 @@ async def test_a_late_answer_is_no_probe() -> None:
     governor = governor_of(clock)
     down(governor)
     held = governor.held_back
-    governor.record(FAILED, sent=0.0)
+    record(governor, FAILED, sent=0.0)
     assert governor.held_back == held > 0
     clock.advance(1.0)
     assert await governor.acquire()
-    governor.abandon(probe=False)
+    governor.abandon(AttemptRecord(0.0, probe=False))
     assert governor.held_back == float("inf"), "the probe is still under way"
 
 
@@ -391,7 +394,7 @@ async def test_any_answer_of_an_instance_that_is_up_ends_an_outage_and_resets_co
     clock.advance(1.0)
     for _ in range(2):
         assert await governor.acquire()
-        governor.record(verdict, sent=clock.now(), status=status, probe=True)
+        record(governor, verdict, sent=clock.now(), status=status, probe=True)
         governor.release()
     assert governor.breaker is not None
     assert governor.breaker.closed
@@ -401,7 +404,7 @@ async def test_any_answer_of_an_instance_that_is_up_ends_an_outage_and_resets_co
 
 def test_without_a_breaker_no_instance_is_down() -> None:
     governor = governor_of(breaker=None)
-    assert not any(governor.record(FAILED, sent=0.0) for _ in range(50))
+    assert not any(record(governor, FAILED, sent=0.0) for _ in range(50))
     assert governor.has_room
 
 
@@ -414,7 +417,7 @@ async def test_an_abandoned_probe_makes_room_for_the_next_one() -> None:
     waiting = asyncio.ensure_future(governor.acquire())
     await settle()
     assert not waiting.done()
-    governor.abandon(probe=True)
+    governor.abandon(AttemptRecord(0.0, probe=True))
     await settle()
     assert waiting.done()
     assert waiting.result() is True
@@ -424,12 +427,12 @@ async def test_after_an_outage_the_rate_rises_from_a_tenth_of_what_it_was_before
     clock = FakeClock(random=0.5)
     governor = governor_of(clock, concurrency=1000)
     for _ in range(990):
-        governor.record(OK, sent=0.0, status=200)
+        record(governor, OK, sent=0.0, status=200)
     down(governor)
     clock.advance(1.0)
     for _ in range(2):
         assert await governor.acquire()
-        governor.record(OK, sent=1.0, status=200, probe=True)
+        record(governor, OK, sent=1.0, status=200, probe=True)
         governor.release()
     started = clock.now()
     for _ in range(50):
@@ -466,7 +469,7 @@ async def test_a_limit_that_grows_lets_waiters_in() -> None:
     await settle()
     assert not waiting.done()
     for _ in range(60):
-        governor.record(OK, sent=0.0, status=200, time_to_first_byte=0.1)
+        record(governor, OK, sent=0.0, status=200, time_to_first_byte=0.1)
     await settle()
     assert waiting.done()
     assert governor.in_use == 3
@@ -475,7 +478,7 @@ async def test_a_limit_that_grows_lets_waiters_in() -> None:
 async def test_a_job_pauses_for_a_503_that_says_how_long() -> None:
     clock = FakeClock(random=0.0)
     governor = governor_of(clock, waits=True)
-    governor.record(Verdict(Kind.TRANSIENT, "http_503"), sent=0.0, status=503, retry_after=30.0)
+    record(governor, Verdict(Kind.TRANSIENT, "http_503"), sent=0.0, status=503, retry_after=30.0)
     await governor.acquire()
     assert clock.now() == 30.0
 
@@ -483,7 +486,7 @@ async def test_a_job_pauses_for_a_503_that_says_how_long() -> None:
 @pytest.mark.parametrize(("status", "waits"), [(503, False), (500, True)], ids=["a service", "another status"])
 def test_retry_after_of_other_failures_is_no_pause(status: int, waits: bool) -> None:
     governor = governor_of(waits=waits)
-    governor.record(Verdict(Kind.TRANSIENT, f"http_{status}"), sent=0.0, status=status, retry_after=30.0)
+    record(governor, Verdict(Kind.TRANSIENT, f"http_{status}"), sent=0.0, status=status, retry_after=30.0)
     assert governor.held_back == 0.0
 
 
@@ -567,22 +570,34 @@ def test_a_deadline_on_the_wire_counts_as_a_timeout() -> None:
 
 def test_trouble_counts_failures_in_a_row_and_ends_with_a_success() -> None:
     governor = governor_of()
-    governor.record(FAILED, sent=0.0, now=1.0, problem="the host is not known")
-    governor.record(THROTTLED, sent=0.0, status=429, now=3.0, problem="the host answered 429")
+    governor.record(AttemptRecord(0.0, ended=1.0, verdict=FAILED, problem="the host is not known"))
+    governor.record(AttemptRecord(verdict=THROTTLED, sent=0.0, status=429, ended=3.0, problem="the host answered 429"))
     assert (governor.trouble, governor.answered) == (Trouble("the host answered 429", 2, 1.0), True)
-    governor.record(OK, sent=0.0, status=200, now=4.0)
+    governor.record(AttemptRecord(verdict=OK, sent=0.0, status=200, ended=4.0))
     assert governor.trouble is None
-    governor.record(Verdict(Kind.STALE, "a dead connection"), sent=0.0, now=5.0, problem="the connection was closed")
+    governor.record(
+        AttemptRecord(
+            verdict=Verdict(Kind.STALE, "a dead connection"), sent=0.0, ended=5.0, problem="the connection was closed"
+        )
+    )
     assert governor.trouble is None
-    governor.record(Verdict(Kind.BROKEN, "ProtocolError"), sent=0.0, now=6.0, problem="the answer is not HTTP")
+    governor.record(
+        AttemptRecord(
+            verdict=Verdict(Kind.BROKEN, "ProtocolError"), sent=0.0, ended=6.0, problem="the answer is not HTTP"
+        )
+    )
     assert governor.trouble == Trouble("the answer is not HTTP", 1, 6.0)
-    governor.record(Verdict(Kind.FINAL, "http_404"), sent=0.0, status=404, now=7.0)
+    governor.record(AttemptRecord(verdict=Verdict(Kind.FINAL, "http_404"), sent=0.0, status=404, ended=7.0))
     assert governor.trouble is None
-    governor.record(Verdict(Kind.BROKEN, "ProtocolError"), sent=0.0, now=8.0, probe=True, problem="a failed probe")
+    governor.record(
+        AttemptRecord(
+            verdict=Verdict(Kind.BROKEN, "ProtocolError"), sent=0.0, ended=8.0, probe=True, problem="a failed probe"
+        )
+    )
     assert governor.trouble == Trouble("a failed probe", 1, 8.0)
 
 
 def test_an_instance_without_an_answer_has_not_answered() -> None:
     governor = governor_of()
-    governor.record(FAILED, sent=0.0, now=1.0, problem="no connection")
+    governor.record(AttemptRecord(0.0, ended=1.0, verdict=FAILED, problem="no connection"))
     assert (governor.trouble, governor.answered) == (Trouble("no connection", 1, 1.0), False)

@@ -32,13 +32,12 @@ from flinks_async import (
     config,
 )
 from flinks_async.limits.governor import Governor
-from flinks_async.limits.pace import PaceState
-from flinks_async.limits.rate import GCRA
+from flinks_async.limits.rate import GCRA, PaceState
 from flinks_async.testing import FakeClock, InMemoryTransport
 from flinks_async.testing.in_memory import make_response
 from flinks_async.verdict import Kind, Verdict
 
-from .support import DOCUMENTED, SECRET, client_of
+from .support import DOCUMENTED, SECRET, client_of, record
 
 HOST = "toolbox-api.private.fin.ag"
 DOWN = ConnectError(f"{HOST} cannot be looked up")
@@ -176,9 +175,9 @@ class TestObservers:
         client = Client()
         governor.notices.listeners.add(client)
         busy = Verdict(Kind.TRANSIENT, "http_503")
-        governor.record(busy, sent=0.0, status=503, retry_after=4.0, problem="busy")
+        record(governor, busy, sent=0.0, status=503, retry_after=4.0, problem="busy")
         clock.advance(1.0)
-        governor.record(busy, sent=0.0, status=503, retry_after=9.0, problem="busy")
+        record(governor, busy, sent=0.0, status=503, retry_after=9.0, problem="busy")
         governor.join(PaceState(None, 12.0))
         assert events == [Paused(HOST, "busy", 4.0)]
 

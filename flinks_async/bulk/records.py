@@ -17,7 +17,7 @@ from attrs import asdict, define, evolve, field, frozen
 from ..client import FlinksClient
 from ..limits.governor import Trouble
 from ..limits.notices import trouble_line
-from ..limits.pace import LearnedLimit
+from ..limits.rate import LearnedLimit
 
 FailureKind = Literal["invalid", "final", "exhausted"]
 """`invalid`: nothing was sent. `final`: another try will fail too. `exhausted`: another try may succeed."""

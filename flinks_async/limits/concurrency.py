@@ -32,6 +32,7 @@ Pure: time is an argument.
 
 from __future__ import annotations
 
+from collections import deque
 from math import inf
 
 from ..config import Adaptive
@@ -215,6 +216,98 @@ class AdaptiveConcurrency:
         self._level = max(float(self._settings.minimum), min(float(self._settings.maximum), float(self._bound), level))
         self.limit = int(self._level)
         self._size = max(_MIN_ROUND, self.limit)
+
+
+class AtOnceCap:
+    """Whether an instance refuses because of the requests in flight, not because of their rate.
+
+    Then requests are refused only with more in flight than those that are accepted. That is assumed after two refusals in a
+    row that left with more in flight than each of the last accepted ones: by chance the next of 61 is the largest once in 61
+    times. The number is bounded then, instead of the rate. Three refusals within the bound that this does not explain disprove
+    it, and it is not assumed again for a while.
+
+    A refused request takes no place at the instance. So those that were on their way back are not counted.
+
+    Attributes:
+        at_once: requests in flight that the instance accepts; None while that is not assumed.
+    """
+
+    def __init__(self) -> None:
+        self.at_once: int | None = None
+        self._accepted: deque[int] = deque(maxlen=60)  # in flight when accepted requests were sent
+        self._refused: deque[tuple[float, float]] = deque(maxlen=32)  # when refused requests were sent and answered
+        self._votes = 0
+        self._unexplained = 0
+        self._ok = 0  # accepted within the bound since it was changed
+        self._since = self._changed = 0.0
+        self._patience = 2.0  # seconds until one more is tried; doubles each time that it is refused
+        self._not_before = -inf
+        self._backoff = 30.0
+
+    def _working(self, in_flight: int, sent: float) -> int:
+        """The requests in flight without refusals on their way back."""
+        return in_flight - sum(left < sent < back for left, back in self._refused)
+
+    def forget(self) -> None:
+        """The rate has changed, so that older answers say nothing about the requests in flight."""
+        self._votes = 0
+        self._accepted.clear()
+
+    def accepted(self, in_flight: int, sent: float, now: float) -> None:
+        """Registers an answer that is no refusal."""
+        self._accepted.append(self._working(in_flight, sent) if self._refused else in_flight)
+        if self.at_once is None:
+            return
+        self._ok += 1
+        if self._ok >= 200 and now - self._since > self._patience and in_flight >= self.at_once:
+            self.at_once += 1
+            self._ok, self._unexplained, self._since = 0, 0, now
+
+    def refused(self, in_flight: int, sent: float, now: float, *, steady: bool) -> bool:
+        """Registers a refusal. Returns whether the requests in flight explain it.
+
+        Args:
+            steady: the pace is near its limit; while it grows, the requests in flight grow too, and prove nothing.
+        """
+        working = self._working(in_flight, sent)
+        self._refused.append((sent, now))
+        if self.at_once is not None:
+            return self._within(working, sent, now)
+        if not steady or len(self._accepted) < 20 or now < self._not_before:
+            return False
+        self._votes = self._votes + 1 if working > max(self._accepted) else 0
+        if self._votes < 2:
+            return False
+        self.assume(working - 1, now)
+        return True
+
+    def possible(self, now: float) -> bool:
+        """It was not disproved lately."""
+        return now >= self._not_before
+
+    def assume(self, at_once: int, now: float) -> None:
+        """The instance seems to accept so many."""
+        self.at_once = max(1, at_once)
+        self._votes = self._unexplained = self._ok = 0
+        self._patience = 2.0
+        self._since = self._changed = now
+
+    def _within(self, working: int, sent: float, now: float) -> bool:
+        assert self.at_once is not None
+        if sent <= self._changed or working > self.at_once:
+            return True
+        if self._ok < 200 and working > 1 and len(self._accepted) >= 20 and working > sorted(self._accepted)[-3]:
+            self.at_once = working - 1
+            self._ok, self._since, self._changed = 0, now, now
+            self._patience = min(32.0, 2.0 * self._patience)
+            return True
+        self._unexplained += 1
+        if self._unexplained < 3:
+            return True
+        self.at_once = None
+        self._not_before = now + self._backoff
+        self._backoff *= 2
+        return False
 
 
 def make_concurrency(settings: int | Adaptive) -> FixedConcurrency | AdaptiveConcurrency:

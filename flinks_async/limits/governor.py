@@ -17,19 +17,18 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from inspect import isawaitable
 from math import inf
-from types import MappingProxyType
 
 from attrs import frozen
 
 from ..clock import Clock
 from ..config import Limits, RateLimiter
 from ..errors import CircuitOpenError, ConfigError, DeadlineExceededError
-from ..verdict import Kind, Verdict
+from ..verdict import Kind
 from .breaker import BreakerState, CircuitBreaker
 from .concurrency import make_concurrency
 from .notices import Notices, trouble_line
-from .pace import LearnedLimit, Pace, PaceState
-from .rate import GCRA, read_rate_limit
+from .pace import AttemptRecord, Pace
+from .rate import GCRA, LearnedLimit, PaceState, read_rate_limit
 
 _RATE_WINDOW = 1.0  # seconds over which the rate of answers is measured
 
@@ -38,11 +37,6 @@ _CHECK_EVERY = 16
 
 # Waits from this on are told as a pause; shorter ones are part of holding a rate.
 _LONG = 1.0
-
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-
-# Codes of a 5xx that concern one login or its institution: the instance is up.
-_TOKEN_CODES = frozenset({"AGGREGATION_ERROR", "CARD_IN_USE", "CONCURRENT_SESSION"})
 
 
 @frozen
@@ -180,94 +174,56 @@ class Governor:
         if self._queue or self._has_leader:
             self._wake()
 
-    def record(
-        self,
-        verdict: Verdict,
-        *,
-        sent: float,
-        number: int = 0,
-        in_flight: int = 0,
-        status: int | None = None,
-        time_to_first_byte: float | None = None,
-        headers: Mapping[str, str] = _NO_HEADERS,
-        retry_after: float | None = None,
-        probe: bool = False,
-        now: float | None = None,
-        problem: str = "",
-    ) -> bool:
+    def record(self, record: AttemptRecord) -> bool:
         """Updates the states with the result of an attempt. Returns whether it failed as a probe: while the
         instance is down or accepts nothing.
-
-        Args:
-            verdict: the result.
-            sent: when the request was sent.
-            number: `Governor.sent` when it was sent.
-            in_flight: `in_use` when it was sent.
-            status: of the answer; None without an answer.
-            time_to_first_byte: seconds; None without an answer.
-            headers: of the answer, read for RateLimit fields.
-            retry_after: seconds that the answer asks to wait.
-            probe: the return value of `acquire`.
-            now: the current time, if the caller has just read the clock.
-            problem: what went wrong, in words.
         """
-        if now is None:
-            now = self._clock.now()
-        kind, down = verdict.kind, False
-        pace = self.pace
+        now, kind = record.ended, record.verdict.kind
         if self._sends_rate_limit or not self._answers % _CHECK_EVERY:
-            self._follow_rate_limit(headers, now)
+            self._follow_rate_limit(record.headers, now)
         self._answers += 1
-        if status is not None:
+        if record.status is not None:
             self.answered = True
+        down = False
         if kind is Kind.OK:
             self.trouble = None
-            if time_to_first_byte is not None:
-                self.concurrency.answered(time_to_first_byte, now, self.in_use + 1)
-            if not self._unrestricted or pace.at_once is not None:
-                self._accepted(now, sent, number, in_flight)
+            if record.time_to_first_byte is not None:
+                self.concurrency.answered(record.time_to_first_byte, now, self.in_use + 1)
+            if not self._unrestricted or self.pace.cap.at_once is not None:
+                self._accepted(record)
             if self.breaker is not None and not self.breaker.all_succeeded:
-                self._succeeded(now, probe)
-        elif kind is Kind.TRANSIENT and (status is None or (status >= 500 and verdict.reason not in _TOKEN_CODES)):
-            down = self._failed(problem, now, probe)
-            pace.abandoned(number, now)
-            if status == 503 and self.limits.waits and retry_after is not None:
-                pace.pause_until(now + retry_after, now)
-                self._restrict(now, "" if self.trouble is None else self.trouble.reason)
+                self._succeeded(record)
         elif kind is Kind.THROTTLED:
-            self._note(problem, now)
-            self.throttled += 1
-            down = self.limits.waits and pace.probing(number)  # a refused probe costs the token no attempt
-            pace.refused(
-                number,
-                now,
-                sent=sent,
-                in_flight=in_flight,
-                retry_after=retry_after,
-                wall=self._clock.time(),
-                rate=self.rate_now,
-            )
-            self.concurrency.bound(pace.at_once)
-            self._restrict(now, problem)
-            self._succeeded(now, probe)
-        elif status is not None:
+            down = self._throttled(record)
+        elif record.says_down or (record.status is None and record.probe and kind is not Kind.STALE):
+            down = self._failed(record)
+        elif record.status is not None:
             self.trouble = None
             self.concurrency.refused()
-            self._accepted(now, sent, number, in_flight)
-            self._succeeded(now, probe)
-        elif probe and kind is not Kind.STALE:
-            down = self._failed(problem, now, probe)
-            pace.abandoned(number, now)
+            self._accepted(record)
+            self._succeeded(record)
         else:
-            self.abandon(probe=probe, number=number)
+            self.abandon(record)
             if kind is Kind.BROKEN:
-                self._note(problem, now)
+                self._note(record.problem, now)
         if now - self._measured_from >= _RATE_WINDOW:
             self._measured_rate = self._answers / (now - self._measured_from)
             self._measured_from, self._answers = now, 0
         if self._queue or self._has_leader:
             self._wake()
         return down
+
+    def _throttled(self, record: AttemptRecord) -> bool:
+        """Returns whether it was a probe of an instance that accepts nothing, which costs the token no attempt."""
+        now, pace = record.ended, self.pace
+        self._note(record.problem, now)
+        self.throttled += 1
+        probe = self.limits.waits and pace.probing(record.number)
+        pace.refused(record, self._clock.time(), self.rate_now)
+        self.concurrency.bound(pace.cap.at_once)
+        self._restrict(now, record.problem)
+        self._succeeded(record)
+        return probe
 
     def _note(self, problem: str, now: float) -> Trouble:
         before = self.trouble
@@ -282,10 +238,10 @@ class Governor:
         if announced is not None and self.pace.announced(announced, now):
             self._restrict(now, "the instance announced that no requests are left")
 
-    def abandon(self, *, probe: bool, number: int = 0) -> None:
+    def abandon(self, record: AttemptRecord) -> None:
         """Registers that an attempt ended without a verdict, for example because it was cancelled."""
-        self.pace.abandoned(number, self._clock.now())
-        if probe and self.breaker is not None:
+        self.pace.abandoned(record.number, self._clock.now())
+        if record.probe and self.breaker is not None:
             self.breaker.abandoned(probe=True)
             self._wake()
 
@@ -295,14 +251,19 @@ class Governor:
         elapsed = self._clock.now() - self._measured_from
         return max(self._measured_rate if elapsed < 10 else 0.0, self._answers / max(elapsed, _RATE_WINDOW))
 
-    def _failed(self, problem: str, now: float, probe: bool) -> bool:
-        trouble = self._note(problem, now)
+    def _failed(self, record: AttemptRecord) -> bool:
+        now = record.ended
+        trouble = self._note(record.problem, now)
         self.concurrency.failed(self.in_use + 1)
+        self.pace.abandoned(record.number, now)
+        if record.status == 503 and self.limits.waits and record.retry_after is not None:
+            self.pace.pause_until(now + record.retry_after, now)
+            self._restrict(now, trouble.reason)
         breaker = self.breaker
         if breaker is None:
             return False
         was_closed = breaker.closed
-        opened = breaker.failed(now, self._clock.random(), probe=probe)
+        opened = breaker.failed(now, self._clock.random(), probe=record.probe)
         if breaker.closed:
             return False
         self._why_down = trouble
@@ -320,8 +281,9 @@ class Governor:
             )
         return True
 
-    def _succeeded(self, now: float, probe: bool) -> None:
-        if self.breaker is not None and self.breaker.succeeded(probe=probe):
+    def _succeeded(self, record: AttemptRecord) -> None:
+        if self.breaker is not None and self.breaker.succeeded(probe=record.probe):
+            now = record.ended
             self.concurrency.restart()
             self.pace.restart(now, self._rate_before_outage)
             self._unrestricted = False
@@ -335,10 +297,9 @@ class Governor:
         self.pace.shared(now)  # the others know
         self._restrict(now, "another process met a limit of the instance")
 
-    def _accepted(self, now: float, sent: float, number: int, in_flight: int) -> None:
-        pace = self.pace
-        pace.succeeded(number, now, sent=sent, in_flight=in_flight)
-        self.concurrency.bound(pace.at_once)
+    def _accepted(self, record: AttemptRecord) -> None:
+        self.pace.succeeded(record)
+        self.concurrency.bound(self.pace.cap.at_once)
 
     def _restrict(self, now: float, why: str) -> None:
         """Something holds requests back now. Tells other processes, and the observers of a longer pause."""

@@ -21,6 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from math import inf
 
 from attrs import frozen
 from multidict import MultiMapping
@@ -176,3 +177,60 @@ def _structured(field: str, headers: Mapping[str, str], clock: Clock) -> ServerL
         policy = headers.get("RateLimit-Policy", "")
         limit = next((int(number) for name, number in re.findall(_PARAMETER, policy) if name == "q"), None)
     return ServerLimit(found["r"], limit, _seconds_until(found["t"], headers, clock))
+
+
+@frozen
+class PaceState:
+    """What a process tells the others that share an instance.
+
+    Attributes:
+        estimate: requests per second that it found to be its share; None while unknown.
+        until: when the next request may be sent, by the monotonic clock of the machine; 0 for now.
+    """
+
+    estimate: float | None
+    until: float
+
+
+@frozen
+class LearnedLimit:
+    """What the refusals of an instance taught about its limit. `str` makes a line for people.
+
+    Attributes:
+        rate: requests per second that it allows; None if it limits the requests at once.
+        at_once: requests at once that it allows; None if it limits the rate.
+        refused_rate: requests per second at the last refusal that was a sign of the limit; None if there was none.
+        seconds: since that refusal.
+    """
+
+    rate: float | None
+    at_once: int | None = None
+    refused_rate: float | None = None
+    seconds: float = inf
+
+    def joined(self, other: LearnedLimit | None) -> LearnedLimit:
+        """The limit of an instance that several processes share: the sum of their shares."""
+        if other is None:
+            return self
+        return LearnedLimit(
+            _sum(self.rate, other.rate),
+            None if (at_once := _sum(self.at_once, other.at_once)) is None else int(at_once),
+            _sum(self.refused_rate, other.refused_rate),
+            min(self.seconds, other.seconds),
+        )
+
+    @property
+    def why(self) -> str:
+        """Such as `refused at 1,520/s 12 s ago`."""
+        if self.refused_rate is None:
+            return "as the instance has allowed so far"
+        return f"refused at {self.refused_rate:,.4g}/s {self.seconds:,.0f} s ago"
+
+    def __str__(self) -> str:
+        if self.rate is None:
+            return f"at most {self.at_once:,} at once learned: more were refused"
+        return f"{self.rate:,.4g}/s learned: {self.why}"
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return one if other is None else other if one is None else one + other

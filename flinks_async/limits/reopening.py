@@ -1,59 +1,216 @@
 """When to ask an instance again that accepts nothing: the schedule of single requests after a run of refusals.
 
-Nothing says when a limit opens again, so the gaps between two requests grow with the time that has passed: half of it, which
-costs about 13 requests a minute, 20 an hour. Limits in use are per second, minute, hour or day, so a request is moved to the
+Nothing says when a limit opens again, so the gaps between two requests grow with the time that has passed: a quarter of it and half a second, which
+costs about 14 requests a minute, 30 an hour. Limits in use are per second, minute, hour or day, so a request is moved to the
 nearest round moment: a round time after the window before opened, or a round time of the clock. If a limit has opened twice,
 the time between is its period, and only its end is asked for; if that time is not round, a request half way to the last
 refusal looks for an earlier opening.
 
 A hint (`Retry-After`, `RateLimit-Reset`) is not believed at once. Some servers send a constant, and some a time that is far
 too long. Two hints that were given some time apart and name the same moment are consistent. Until a consistent hint has been
-right once, requests are also sent before it, at doubling times. After a hint that was too long, announced limits are ignored.
+right once, requests are also sent before it, at doubling times. After a hint that was too long, announced limits are ignored
+for a while: a minute, and twice as long each time.
+
+If a limit was used up in a short part of the time between two openings, it is a *window*. Then the next one is spent as quickly,
+and the client waits for the one after it.
 
 Pure: time is an argument.
 """
 
 from __future__ import annotations
 
-from math import ceil
+from math import ceil, inf, sqrt
 from typing import Final
 
 PERIODS: Final = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400)
 """Round times in seconds."""
 
-_FIRST_GAP = 0.3  # seconds
+TOLERATED = 1 / 40  # share of refusals that may be chance
+RUN = 4  # refusals in a row: nothing is accepted; a bucket at twice its rate accepts every second request
+_FIRST_GAP = 0.5  # seconds
 _SAME_MOMENT = 1.1  # seconds: hints are whole seconds
+_GROWTH = 0.25  # of the gaps, as a share of the time that has passed
+_DISTRUST = 60.0  # seconds
+_SHORTEST_WINDOW = 2.5  # seconds; the allowance of a shorter one is spent evenly
 _ROUND = 0.02  # a measured period within this share of a round one is that one
+
+
+def signal_threshold(rate: float) -> float:
+    """Refusals that are a signal at this rate. It grows with the rate, so that false signals per second stay rare."""
+    return max(1.0, 0.6 + sqrt(rate) / 8.0)
+
+
+class Refusals:
+    """Refusals of the current pace.
+
+    They are counted with a leak of `TOLERATED` for each request, because refusals by chance mean nothing.
+
+    Attributes:
+        level: the count.
+        clump: refusals since the level was 0.
+        first: number of the first request of the clump, and when it was sent.
+        in_flight: requests on the wire with that one.
+    """
+
+    def __init__(self) -> None:
+        self.level = 0.0
+        self.clump = 0
+        self.first = (0, 0.0)
+        self.in_flight = 0
+        self._counted_at = 0  # the request up to which the level has leaked
+        self._numbers: set[int] = set()
+
+    def note(self, number: int) -> None:
+        """Remembers a refusal for `run`, also one of an older pace."""
+        self._numbers.add(number)
+        if len(self._numbers) > 1000:
+            self._numbers = {one for one in self._numbers if one > number - 500}
+
+    def add(self, number: int, sent: float, in_flight: int, last_number: int) -> None:
+        """Counts a refusal; `last_number` is that of the last request sent."""
+        self.level = max(0.0, self.level - (last_number - self._counted_at) * TOLERATED)
+        self._counted_at = last_number
+        if self.level == 0.0:
+            self.clump = 0
+        if self.clump == 0 or number < self.first[0]:
+            self.first, self.in_flight = (number, sent), in_flight
+        self.level += 1.0
+        self.clump += 1
+
+    def run(self, number: int) -> int:
+        """Refusals in a row around this one, by number."""
+        low = high = number
+        while low - 1 in self._numbers:
+            low -= 1
+        while high + 1 in self._numbers:
+            high += 1
+        return high - low + 1
+
+    def first_of_run(self) -> int:
+        """The number of the first refusal in a row that ends with the clump's first."""
+        number = self.first[0]
+        while number - 1 in self._numbers:
+            number -= 1
+        return number
+
+    def since(self, number: int) -> int:
+        """Refused requests from this number on."""
+        return sum(one >= number for one in self._numbers)
+
+
+class Window:
+    """What is known about the windows of a limit.
+
+    Attributes:
+        found: the limit seems to have windows.
+        accepted: requests of the last window that were accepted.
+        resume: the pace before the limit was used up; None while no rate was known.
+    """
+
+    def __init__(self) -> None:
+        self.found = False
+        self.accepted = 0
+        self.resume: float | None = None
+        self._allowance: int | None = None  # requests of each window; None while the period is unknown
+        self._average: float | None = None  # requests per second, in case that it is no window
+        self._opened = 0  # number of the request that found it open
+        self._refused = 0  # since then
+        self._spent = 0  # of windows whose size was not tested
+        self._more = 0  # requests beyond the allowance, as a test
+
+    def refused(self, number: int) -> None:
+        """Registers a refusal while the window is open."""
+        if number > self._opened and self._opened:
+            self._refused += 1
+
+    def used_up(self, number: int, run: int) -> None:
+        """A run of refusals began with this request."""
+        self.accepted = max(0, number - max(self._opened, 1) - max(0, self._refused - run))
+
+    def spent(self, number: int) -> bool:
+        """Whether the allowance is spent with this request. Then nothing is sent until the next window."""
+        allowance = self._allowance
+        if allowance is None or number - self._opened + 1 - self._refused < allowance + self._more:
+            return False
+        self.accepted = self._allowance = allowance + self._more
+        self._spent += self._allowance
+        self._more = 0
+        if self._spent >= 200:
+            self._spent, self._more = 0, 1 + self._allowance // 200
+        return True
+
+    def smaller(self, number: int) -> None:
+        """A request of a window that was thought to be spent was refused."""
+        if self._allowance is not None and number > self._opened and self.accepted > 1:
+            self.accepted -= 1
+            self._allowance -= 1
+
+    def no_window(self, number: int) -> float | None:
+        """The average rate, if the limit was used up long before it should be, so that it has no windows."""
+        average, self._average = self._average, None
+        if average is None or number - self._opened >= max(10, 0.25 * self.accepted):
+            return None
+        self.found, self._allowance = False, None
+        return average
+
+    def opened(self, number: int, seconds: float, *, found: bool, known: bool) -> None:
+        """A request was accepted again.
+
+        Args:
+            seconds: since the opening before.
+            found: the limit was used up in a short part of them.
+            known: also when the opening before was.
+        """
+        self.found = found
+        self._opened, self._refused = number, 0
+        self._allowance = self.accepted if found and known else None
+        self._average = max(1, self.accepted) / seconds if found else None
 
 
 class Reopening:
     """The schedule.
 
     Attributes:
-        opened: number of the request that found the limit open last, and when it was sent; 0 before the first.
         since: when the limit was used up.
         period: seconds between two openings; None while unknown.
-        low: seconds after the last opening at which a request was still refused.
         hint_at: the moment that consistent hints name; None without one.
-        lies: hints that were too long.
         lag: seconds to a refusal, smoothed.
+        window: what is known about windows.
     """
 
     def __init__(self, longest: float) -> None:
-        self.opened = (0, 0.0)
         self.since = 0.0
         self.period: float | None = None
-        self.low = 0.0
         self.hint_at: float | None = None
-        self.lies = 0
         self.lag = 0.0
+        self.window = Window()
+        self._opened: float | None = None  # when a request found the limit open last
+        self._opened_twice = False
+        self._low = 0.0  # seconds after that at which a request was still refused
+        self._wall = 0.0  # the wall clock less the time
+        self._distrusts_until = -inf
+        self._distrust = _DISTRUST
         self._longest = longest
         self._is_round = False
         self._trust = 0
         self._hint: tuple[float, float] | None = None
 
-    def refused(self, now: float, sent: float) -> None:
-        """Measures the time to a refusal."""
+    def begins(self, now: float) -> None:
+        """The first request is sent, and finds the limit open."""
+        if self._opened is None:
+            self._opened = now
+
+    def still_closed(self, sent: float) -> None:
+        """A single request that was sent then was refused."""
+        self._low = sent - (self._opened or 0.0)
+
+    def distrusts(self, now: float) -> bool:
+        """Whether hints were too long lately."""
+        return now < self._distrusts_until
+
+    def refused(self, now: float, sent: float, wall: float) -> None:
+        """Measures the time to a refusal; `wall` is the wall clock."""
+        self._wall = wall - now
         lag = now - sent
         self.lag += lag if self.lag == 0 else 0.25 * (lag - self.lag)
 
@@ -71,22 +228,18 @@ class Reopening:
         """Takes a hint for consistent that cannot be compared with another one."""
         self.hint_at = min(moment, now + self._longest)
 
-    def next_probe(self, now: float, wall: float) -> float:
-        """When to send the next request.
-
-        Args:
-            wall: the wall clock less `now`.
-        """
+    def next_probe(self, now: float) -> float:
+        """When to send the next request."""
         passed = now - self.since
-        gap = max(_FIRST_GAP, 2 * self.lag, 0.5 * passed)
+        gap = max(2 * self.lag, _FIRST_GAP + _GROWTH * passed)
         if self.hint_at is not None and self.hint_at > now:
             if self._trust > 0 or self.hint_at < now + gap:
                 return self.hint_at
             return min(self.hint_at, now + max(0.1, passed))
-        opened = self.opened[1]
+        opened = self._opened or 0.0
         if self.period is not None:
-            half = opened + 0.5 * (self.low + self.period)
-            if now < half and not self._is_round and self.low < 0.95 * self.period:
+            half = opened + 0.5 * (self._low + self.period)
+            if now < half and not self._is_round and self._low < 0.95 * self.period:
                 return half
             end = opened + self.period
             if now < end - 1e-6:
@@ -96,12 +249,12 @@ class Reopening:
             if late > 0.5 * period:
                 self.period = None
             return now + max(0.25, 2 * self.lag, 0.02 * period, 0.5 * late)
-        low, high = now + 0.3 * gap, now + 1.6 * gap
+        low, high = now + min(0.3 * gap, max(0.02, self.lag)), now + 1.6 * gap
         for period in reversed(PERIODS):
             if low <= opened + period <= high:
                 return opened + period
         for period in reversed(PERIODS):
-            at = ceil((low + wall) / period) * period - wall
+            at = ceil((low + self._wall) / period) * period - self._wall
             if at <= high:
                 return at
         return now + gap
@@ -111,17 +264,20 @@ class Reopening:
         if self.hint_at is not None:
             if abs(sent - self.hint_at) < 0.05:
                 self._trust += 1
+                self._distrust = _DISTRUST
             elif sent < self.hint_at - _SAME_MOMENT:
                 self._trust = 0
-                self.lies += 1
+                self._distrusts_until = sent + self._distrust
+                self._distrust *= 2
         self._hint = self.hint_at = None
-        cycle = max(1e-3, sent - self.opened[1])
-        self.opened = (number, sent)
+        before = self._opened or 0.0
+        seconds = max(1e-3, sent - before)
+        found = seconds >= _SHORTEST_WINDOW and self.window.accepted >= 10 and self.since - before < 0.5 * seconds
         self.period = None
-        return cycle
-
-    def learn(self, period: float) -> None:
-        """The limit opens again after this time."""
-        nearest = min(PERIODS, key=lambda one: abs(one - period))
-        self._is_round = abs(nearest - period) < _ROUND * nearest
-        self.period = float(nearest) if self._is_round else period
+        if found and self._opened_twice:
+            nearest = min(PERIODS, key=lambda one: abs(one - seconds))
+            self._is_round = abs(nearest - seconds) < _ROUND * nearest
+            self.period = float(nearest) if self._is_round else seconds
+        self.window.opened(number, seconds, found=found, known=self.period is not None)
+        self._opened, self._opened_twice = sent, True
+        return seconds

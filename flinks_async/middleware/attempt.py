@@ -23,6 +23,7 @@ from ..errors import (
     ShortageError,
 )
 from ..limits.notices import emit
+from ..limits.pace import AttemptRecord
 from ..messages import Call, Handler, Request, Response, Transport
 from ..models import Meta
 from ..observe import AttemptFinished, AttemptStarted, Observer
@@ -56,8 +57,8 @@ class Attempt:
             raise DeadlineExceededError("not sent: the caller wants no more requests")
         if not governor.try_acquire():
             probe = await self._wait_for_slot(call)
-        number, in_flight = governor.sent, governor.in_use
         sent = now = self._now()
+        record = AttemptRecord(sent, governor.sent, governor.in_use, probe)
         call.attempts += 1
         call.headers_at, call.blocked = None, False
         response: Response | None = None
@@ -101,28 +102,18 @@ class Attempt:
             meta = meta if answer is None else answer.meta
             response = Response(status, response.headers, response.body, answer, envelope, verdict, meta)
         except BaseException as error:
-            self._record_failure(request, error, sent, now, probe, number, in_flight)
+            self._record_failure(request, error, record, now)
             raise
         finally:
             if permit is not None:
                 permit.on_wire -= 1
-        retry_after, problem = None, ""
+        call.problem = ""
         if verdict is not OK:
-            retry_after, problem = response.retry_after(self._clock), outcome_line(request, response)
-        call.problem = problem
-        call.down = governor.record(
-            verdict,
-            sent=sent,
-            number=number,
-            in_flight=in_flight,
-            status=status,
-            time_to_first_byte=(call.headers_at or now) - sent,
-            headers=response.headers,
-            retry_after=retry_after,
-            probe=probe,
-            now=now,
-            problem=problem,
-        )
+            record.retry_after = response.retry_after(self._clock)
+            record.problem = call.problem = outcome_line(request, response)
+        record.verdict, record.status, record.headers, record.ended = verdict, status, response.headers, now
+        record.time_to_first_byte = (call.headers_at or now) - sent
+        call.down = governor.record(record)
         return response
 
     async def _wait_for_slot(self, call: Call) -> bool:
@@ -141,38 +132,33 @@ class Attempt:
             call.queue_time += waited
             call.local.counters.queue_time += waited
 
-    def _record_failure(
-        self, request: Request, error: BaseException, sent: float, now: float, probe: bool, number: int, in_flight: int
-    ) -> None:
+    def _record_failure(self, request: Request, error: BaseException, record: AttemptRecord, now: float) -> None:
+        """Reports an attempt that raised; its request ended at `now`."""
         call = request.call
         governor = call.local.governor
         if (
             isinstance(error, ShortageError)
-            or (isinstance(error, ConnectTimeoutError) and now - sent > self._connect_is_late)
+            or (isinstance(error, ConnectTimeoutError) and now - record.sent > self._connect_is_late)
             or (not isinstance(error, FlinksError) and call.scope is not None and call.scope.late)
         ):
             call.blocked = True
+        record.ended = self._now()
         if isinstance(error, FlinksError):
-            call.problem = error.message
+            call.problem = record.problem = error.message
         if call.blocked:  # our own process is the cause: this says nothing of the server
-            governor.abandon(probe=probe, number=number)
+            governor.abandon(record)
         elif isinstance(error, FlinksError):
-            call.down = governor.record(
-                classify_error(error),
-                sent=sent,
-                number=number,
-                in_flight=in_flight,
-                status=error.status,
-                time_to_first_byte=None if error.status is None else (call.headers_at or now) - sent,
-                probe=probe,
-                problem=error.message,
-            )
-        elif call.deadline is not None and self._now() >= call.deadline:
+            record.verdict, record.status = classify_error(error), error.status
+            if error.status is not None:
+                record.time_to_first_byte = (call.headers_at or now) - record.sent
+            call.down = governor.record(record)
+        elif call.deadline is not None and record.ended >= call.deadline:
             # A deadline that passes while the request is on the wire counts like a timeout of the attempt.
-            problem = f"{request.endpoint.host} did not answer before the deadline"
-            governor.record(_TIMED_OUT, sent=sent, number=number, probe=probe, problem=problem)
+            record.verdict = _TIMED_OUT
+            record.problem = f"{request.endpoint.host} did not answer before the deadline"
+            governor.record(record)
         else:
-            governor.abandon(probe=probe, number=number)
+            governor.abandon(record)
 
 
 def _deadline_comes_first(call: Call, now: float, timeout: float) -> bool:

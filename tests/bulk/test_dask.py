@@ -20,7 +20,7 @@ from flinks_async.bulk.executors.dask import SecretReference
 from flinks_async.bulk.executors.seat import PaceLearned, Report, Stored
 from flinks_async.bulk.records import Counters, InstanceState
 from flinks_async.limits.governor import Trouble
-from flinks_async.limits.pace import PaceState
+from flinks_async.limits.rate import PaceState
 from flinks_async.testing import Fault, Latency
 
 from .test_processes import SECRET, Desk, Watch, a_server, without_fingerprint

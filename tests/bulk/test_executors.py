@@ -20,8 +20,7 @@ from flinks_async.bulk.executors.worker import SharedRate, from_line, to_line
 from flinks_async.bulk.records import Counters, Histogram, InstanceState
 from flinks_async.bulk.rules import Rules
 from flinks_async.limits.governor import Trouble
-from flinks_async.limits.pace import LearnedLimit
-from flinks_async.limits.rate import GCRA
+from flinks_async.limits.rate import GCRA, LearnedLimit
 from flinks_async.secret import Secret
 
 SECRET = "3f2a6f0c-7b0e-4d3a-9a51-0c8d4e5b6a79"

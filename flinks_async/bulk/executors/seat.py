@@ -21,7 +21,7 @@ from ...clock import SystemClock
 from ...codec import Codec, Transactions, WrongTypes
 from ...config import RateLimiter, Settings
 from ...errors import ConfigError, FlinksError
-from ...limits.pace import PaceState
+from ...limits.rate import PaceState
 from ...secret import Secret
 from ..compression import Compression
 from ..errors import WorkerError

@@ -1,0 +1,398 @@
+"""The estimate of a rate limit: which refusals are a signal, how a cycle of the pace tests the limit, and what follows.
+
+A limit is used up at the moment of a signal. Between two such moments an instance accepts its limit times the time between,
+whatever its burst is. So the estimate needs no model of the server: accepted requests, divided by the seconds between two signals.
+
+A *cycle* of the pace begins at a signal. The pace starts a little below the estimate, reaches it half-way, and then grows ever
+faster until the next signal. If more was sent than the estimate allows and nothing was refused, then the limit has risen, and
+the pace doubles as it does at the start.
+
+Other clients may use the same limit. The estimate falls then. So the client leaves half of the limit unused for some seconds, and
+goes on with additive increase and multiplicative decrease, which make the shares equal (Chiu and Jain, 1989).
+
+Pure: time is an argument.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+from math import inf, log
+
+from attrs import frozen
+
+from .reopening import Refusals, signal_threshold
+
+LN2 = log(2.0)
+
+CYCLE, REQUESTS = 3.3, 100.0  # seconds and requests of a cycle at least; 100 requests for 1 % of refusals
+FEW = 12.0  # requests of the first cycles, while the estimate is rough
+SLOWEST = 1 / 60  # requests per second at least
+
+_MIN_CUT, _MAX_CUT = 0.02, 0.03
+_FIRST_GROWTH = 0.04  # of the pace in half a cycle, when it passes the estimate
+COUNTABLE = 8  # accepted requests that give an estimate
+_LONG_AGO = 10.0  # seconds
+_LONGEST_CYCLE = 600.0  # seconds
+_YOUNG, _ROUGH_CYCLE = (
+    60.0,
+    2.0,
+)  # seconds: a client that starts beside others tests its limit often, and is not left behind
+_AGREES = 0.04  # estimates that differ by less agree
+_RISEN = 3.0  # requests above the estimate that are accepted before the limit counts as risen
+_RISING = 0.75  # seconds in which the pace then doubles at least
+
+# The start. Overshoot is 3.5 % of what was sent if the pace doubles in 20 times the time to an answer.
+_ROUNDS, _QUICKEST_DOUBLING, _SLOWEST_DOUBLING = 20.0, 0.005, 1.0
+
+# While other clients seem to share the limit; chosen by simulation.
+_NOTICED = 0.015  # a fall of the estimate by this share is noticed
+_ROOM, _ROOM_FOR = 0.5, 5.0  # share of the limit that is left to them, and seconds
+_BACK = 0.25  # the rate falls by this share with each signal
+_WHOLE = 0.97  # a pace of this share of the estimate before shows that no other client is there
+_SETTLE = 1.0  # seconds in which more refusals say nothing
+_STEP = 0.7  # and grows by this times its square root each second
+_ALONE = 4.0  # seconds without a refusal after which it doubles
+
+
+class SlowStart:
+    """The pace before the first signal: some requests at once, and twice as many after each `doubling`, also without answers.
+
+    Time without a refusal is information too. Overshoot is the time to a refusal times ln 2 / `doubling`, as a share of what was
+    sent. So the doubling follows the time of the first answers: a limit is passed by few requests, whether answers are quick or
+    slow.
+
+    Attributes:
+        most: the pace grows no further.
+        sent: requests of this start.
+    """
+
+    def __init__(self, initial: int, doubling: float) -> None:
+        self._initial = initial
+        self._slowest = self._doubling = doubling
+        self.most = inf
+        self.sent = 0
+        self._even = False  # no requests at once
+        self._at_once: float | None = None  # requests that were accepted at once, if not all were
+        self._total = 0  # requests until the first signal
+        self.doubt = 1.0  # factor of `burst_of`, raised when that was too small
+
+    @property
+    def rate(self) -> float:
+        return min(self.most, LN2 / self._doubling * max(self.sent, self._initial))
+
+    def pace_at(self, number: int) -> float:
+        """The pace of this request, by its number."""
+        return min(self.rate, LN2 / self._doubling * max(number, self._initial))
+
+    def next_at(self, now: float, before: float) -> float:
+        """When the request after this one may be sent, if this one was due at `before`."""
+        self.sent += 1
+        gap = 1.0 / self.rate
+        return max(before, now if self._even else now - (self._initial - 1) * gap) + gap
+
+    def answered(self, seconds: float) -> None:
+        """An answer took this time."""
+        if self.most < inf:
+            return
+        if 0.75 * seconds > self._doubling:
+            doubling = min(0.75 * seconds, max(self._slowest, _SLOWEST_DOUBLING))
+            self.sent = int(self.sent * doubling / self._doubling)
+            self._doubling = doubling
+        elif _ROUNDS * seconds < self._doubling:
+            self._doubling = max(_QUICKEST_DOUBLING, _ROUNDS * seconds)
+
+    def refused(self, number: int) -> None:
+        """A refusal of one of the first requests tells how many are accepted at once."""
+        if number <= self._initial:
+            self._at_once = min(number - 1.0, inf if self._at_once is None else self._at_once)
+
+    def in_first_burst(self, number: int) -> bool:
+        return number <= self._initial
+
+    def smooth(self) -> None:
+        """Goes on one by one, because only the first requests at once were too many."""
+        self._even = True
+
+    def again(self, rate: float, most: float = inf, doubling: float = 0.0, *, even: bool = False) -> None:
+        """Starts again from a rate."""
+        self._doubling = max(self._slowest, doubling)
+        self.sent = max(2, int(rate * self._doubling / LN2))
+        self.most = most
+        self._even = self._even or even
+
+    def ended(self, requests: int) -> None:
+        """The first signal came after this many requests."""
+        self._total = self._total or max(1, requests)
+
+    @property
+    def strict(self) -> bool:
+        """The instance accepts only one request at once."""
+        return self._at_once is not None and self._at_once < 2
+
+    def burst_of(self, limit: float) -> float:
+        """Requests that an instance with this limit seems to take at once."""
+        if self._at_once is not None:
+            return max(1.0, self._at_once)
+        if not self._total:
+            return 3.0 * self.doubt
+        at, count = limit * self._slowest / LN2, self._total
+        base = max(at, float(self._initial))
+        if count <= base:
+            return self.doubt
+        return self.doubt * max(1.0, count - (at if at > self._initial else 0.0) - at * log(count / base))
+
+
+@frozen
+class UsedUp:
+    """A moment at which the limit was used up.
+
+    Attributes:
+        number: of the first request that was refused.
+        sent: when it was sent.
+        refused: refusals before it.
+    """
+
+    number: int
+    sent: float
+    refused: int
+
+
+class Growth(Enum):
+    """How the pace of a cycle grows."""
+
+    TEST = "test"  # slowly to the estimate, then ever faster
+    MAKE_ROOM = "make room"  # half of the limit for some seconds, then quickly back
+    SHARE = "share"  # with the square root of the pace
+
+
+class Cycle:
+    """The pace while a limit is known.
+
+    Attributes:
+        limit: the estimate, requests per second; infinity while unknown.
+        rate: the pace.
+        began: when the cycle began. Refusals of older requests say nothing of it.
+        evidence: requests that the estimate rests on, from `FEW` to `REQUESTS`.
+        growth: of the pace.
+        rising: more was sent than the limit allows, and nothing was refused.
+    """
+
+    def __init__(self) -> None:
+        self.limit = inf
+        self.rate = inf
+        self.began = -inf
+        self.evidence = FEW
+        self.growth = Growth.TEST
+        self._used_up: deque[UsedUp] = deque(maxlen=8)
+        self._refused = 0  # in all
+        self._paced = 0.0  # seconds of sending since the cycle began
+        self._extra = 0.0  # requests above the estimate since then
+        self._cut = _MIN_CUT
+        self._half = 1.0  # seconds until the pace reaches the estimate
+        self._step = 1.0  # seconds in which the growth doubles above the estimate
+        self._lag = 0.0
+        self._marks: deque[tuple[float, int, float]] = deque(maxlen=64)  # when, number of a request, pace
+        self._usual = self._varies = 0.0  # the estimate and its mean deviation, smoothed
+        self._fell = 0  # falls of the estimate in a row
+        self._whole = inf  # the estimate before other clients were noticed
+        self._born = inf  # when the first cycle began
+        self._young = True  # the estimate has not settled since the client began
+        self._agreed = 0  # estimates in a row that agree with the one before
+        self.rising = False
+        self._early_at = self._shared_until = self._made_room_at = -inf
+
+    @property
+    def early(self) -> bool:
+        """The pace has not reached the estimate yet."""
+        return self._paced < self._half
+
+    def begin(
+        self,
+        limit: float,
+        now: float,
+        *,
+        lag: float,
+        burst: float = 3.0,
+        evidence: float = FEW,
+        start: float | None = None,
+        growth: Growth = Growth.TEST,
+        unused: float = 0.0,
+    ) -> None:
+        """Begins a cycle around an estimate.
+
+        Args:
+            lag: seconds to a refusal.
+            burst: requests that the server takes at once.
+            evidence: requests that the estimate rests on. A cycle after few of them is short.
+            start: the pace to begin with; by default a little below the estimate.
+            growth: of the pace.
+            unused: seconds without requests before, of which the server may have stored the limit.
+        """
+        before, self.limit = self.limit, max(SLOWEST, limit)
+        limit = self.limit
+        self.evidence = min(REQUESTS, max(FEW, evidence))
+        few = self.evidence / REQUESTS
+        length = min(max(CYCLE * few, few * REQUESTS * signal_threshold(limit) / limit, 6 * lag), _LONGEST_CYCLE)
+        self._agreed = self._agreed + 1 if abs(limit - before) < _AGREES * limit else 0
+        self._young = self._young and now < self._born + _YOUNG and self._agreed < 2
+        if self._young:
+            length = max(6 * lag, min(length, max(_ROUGH_CYCLE, 5.0 / limit)))
+        self._half = length / 2
+        self._step = max(length / 12, 2 * lag)
+        self._cut = min(_MAX_CUT, max(_MIN_CUT, burst / (limit * self._half)))
+        if start is not None:
+            self._cut = 1 - start / limit
+        self.growth = growth
+        self._lag = lag
+        self._paced, self._extra = 0.0, -limit * unused
+        self.rising = False
+        self.began = now
+        self._born = min(self._born, now)
+        self.rate = limit * (1 - self._cut)
+        if growth is Growth.MAKE_ROOM:
+            self.rate = _ROOM * limit
+        elif growth is Growth.SHARE:
+            self.rate = (1 - _BACK) * limit
+            self.began = now + _SETTLE
+
+    def sent(self, now: float, number: int, *, on_time: bool) -> float:
+        """Registers a request; returns the pace after it."""
+        gap = 1.0 / self.rate
+        rate = self._grow(gap) if on_time else self.rate
+        if not self._marks or now - self._marks[-1][0] > self._half / 16:
+            self._marks.append((now, number, rate))
+        return rate
+
+    def _grow(self, seconds: float) -> float:
+        t = self._paced = self._paced + seconds
+        limit, rate = self.limit, self.rate
+        self._extra += (rate - limit) * seconds
+        if self.growth is Growth.SHARE and t >= _ALONE:
+            self.rising = True
+            rate *= 1.0 + LN2 / max(_RISING, 4 * self._lag) * seconds
+        elif self.growth is Growth.SHARE:
+            rate += min(_STEP * rate**0.5, 0.005 * rate**2) * seconds
+        elif self.growth is Growth.MAKE_ROOM and rate < limit:
+            if t > _ROOM_FOR:
+                rate *= 1.0 + LN2 / 2 * seconds
+        elif t < self._half:
+            rate = limit * (1 - self._cut + self._cut * t / self._half)
+        elif self._extra > _RISEN + max(0.0, rate - limit) * self._lag:
+            self.rising = True
+            rate *= 1.0 + LN2 / max(_RISING, 4 * self._lag) * seconds
+        else:
+            speed = (
+                min(max(self._cut, _MIN_CUT), _FIRST_GROWTH)
+                / self._half
+                * 2.0 ** min(60.0, (t - self._half) / self._step)
+            )
+            rate *= 1.0 + min(speed, LN2) * seconds
+        self.rate = rate
+        return rate
+
+    def refused(self) -> None:
+        """Registers any refusal."""
+        self._refused += 1
+
+    @property
+    def known(self) -> bool:
+        """The limit was used up before."""
+        return bool(self._used_up)
+
+    def recently(self, now: float) -> float:
+        """Requests per second over the last second or more that were sent."""
+        if not self._used_up:
+            return 0.0
+        number = self._used_up[-1].number
+        rates = [(number - count) / (now - at) for at, count, _ in self._marks if at <= now - 1.0]
+        return max(0.0, min(self.rate, max(rates, default=0.0)))
+
+    def now_used_up(self, number: int, sent: float, refused: int) -> None:
+        """The limit was used up by this request; `refused` of those from it on were refused so far."""
+        self._used_up.append(UsedUp(number, sent, self._refused - refused))
+
+    def pace_at(self, moment: float) -> float:
+        """The pace of a request that was sent then."""
+        return next((rate for at, _, rate in reversed(self._marks) if at <= moment), self.rate)
+
+    def signal(self, refusals: Refusals, now: float, pace: float, lag: float, start: SlowStart) -> None:
+        """The limit is used up: makes the next estimate from what was accepted since it was used up before."""
+        number, sent = refusals.first
+        full = self.evidence == REQUESTS
+        if not self._used_up:
+            start.ended(number - 1)
+            self.begin(0.75 * pace, now, lag=lag, burst=start.burst_of(0.75 * pace), start=0.5 * pace)
+        else:
+            accepted, seconds = self._accepted_until(number, sent, self._refused - refusals.clump)
+            limit = self._estimate(number, sent, accepted, seconds, pace, start)
+            if full and self.early and self.growth is Growth.TEST:
+                start.doubt = min(64.0, start.doubt * 2)
+            evidence = 2.0 * accepted
+            if 0.75 * self.limit < limit < 1.33 * self.limit:
+                evidence = max(evidence, 1.5 * self.evidence)
+            growth = self._judge(limit, pace, now, 2.0 * accepted)
+            if self.rising:
+                limit = max(limit, 0.75 * pace) if growth is Growth.TEST else limit
+                if pace > 3 * self.limit and self._young and self.evidence > FEW:
+                    self._shared_until = now + 60.0
+                    growth = Growth.SHARE
+            if growth is Growth.SHARE:
+                limit = pace
+            self.begin(
+                limit, now, lag=lag, burst=start.burst_of(limit), evidence=evidence, growth=growth,
+            )  # fmt: skip
+        self.now_used_up(number, sent, refusals.clump)
+
+    def _accepted_until(self, number: int, sent: float, refused: int) -> tuple[int, float]:
+        """Accepted requests since the limit was used up before, and the seconds. After few of them, since an earlier time."""
+        accepted, seconds = 0, 0.0
+        for before in reversed(self._used_up):
+            if accepted >= COUNTABLE or (accepted > 0 and sent - before.sent > _LONG_AGO):
+                break
+            accepted = number - before.number - (refused - before.refused)
+            seconds = sent - before.sent
+        return accepted, seconds
+
+    def _estimate(
+        self, number: int, sent: float, accepted: int, seconds: float, pace: float, start: SlowStart
+    ) -> float:
+        """Requests per second that were accepted since the limit was used up before."""
+        limit = 0.5 * pace
+        if accepted <= 0 or seconds <= 0:
+            return limit
+        limit = max(limit if accepted < COUNTABLE else 0.0, min(pace, (accepted + 0.5) / seconds))
+        burst = start.burst_of(limit)
+        for at, count, rate in self._marks:
+            if start.strict and accepted >= COUNTABLE and self.began < at and count <= number - 3:
+                limit = max(limit, rate)
+            if self.began < at < sent and number - count > 8:
+                limit = max(limit, min(pace, (number - count - burst) / (sent - at)))
+        return limit
+
+    def _judge(self, limit: float, pace: float, now: float, evidence: float) -> Growth:
+        """Whether other clients seem to use the same limit."""
+        shared = now < self._shared_until
+        if self.evidence == REQUESTS and evidence >= 0.75 * REQUESTS:
+            fell = self._usual - limit > max(_NOTICED * self._usual, 3.0 * self._varies)
+            early = pace < 0.97 * self.limit and self.growth is Growth.TEST
+            if self._usual == 0:
+                self._usual = limit
+                self._varies = 0.02 * limit
+            elif self.growth is Growth.TEST:
+                self._varies += 0.2 * (abs(limit - self._usual) - self._varies)
+            # It falls slowly, so that a slow fall is noticed too.
+            self._usual += (0.2 if limit > self._usual else 0.05) * (limit - self._usual)
+            self._fell = self._fell + 1 if fell else 0
+            if self._fell >= 2 or (early and now - self._early_at < 20.0):
+                self._shared_until = now + 60.0
+                if not shared:
+                    self._whole = self._usual
+                if not shared and now - self._made_room_at > 30.0:
+                    self._made_room_at = now
+                    return Growth.MAKE_ROOM
+            if early:
+                self._early_at = now
+        if self.growth is Growth.SHARE and pace >= _WHOLE * self._whole:
+            self._shared_until = -inf
+        return Growth.SHARE if now < self._shared_until else Growth.TEST
