@@ -224,8 +224,9 @@ class TestWrongUsage:
     async def test_help_tells_the_exit_codes(self, args: tuple[str, ...]) -> None:
         result = await cli(*args)
         assert result.exit_code == (Exit.OK if args else Exit.USAGE)
+        output = " ".join(result.output.split())  # long lines are wrapped
         for code, meaning in MEANING.items():
-            assert f"{code.value:>3}  {meaning}" in result.output
+            assert f" {code.value} {meaning}" in output
 
 
 class TestUnexpected:

@@ -282,7 +282,7 @@ class DaskWorker(Worker):
         self._seat = uuid.uuid4().hex
         self._inbox = asyncio.Queue[object]()
         self._outbox: list[object] = []
-        self._death = "an unknown cause"
+        self._death = ""
         self._begun = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
 
@@ -307,7 +307,7 @@ class DaskWorker(Worker):
         with suppress(Exception):
             await asyncio.wait_for(self._call(end_seat), WAIT)
         self._ended(self._address)
-        return self._death
+        return self._death or "an unknown cause"
 
     async def _begin(self, data: bytes) -> None:
         try:
@@ -338,7 +338,7 @@ class DaskWorker(Worker):
     def _done(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
         error = asyncio.CancelledError() if call.cancelled() else call.exception()
-        if error is not None:  # Dask has many errors for a lost connection
+        if error is not None and not self._death:  # the first reason: `end` cancels the other calls
             silent = isinstance(error, TimeoutError)
             self._death = f"silence for {SILENCE:g} s" if silent else f"a lost connection ({type(error).__name__})"
             self._inbox.put_nowait(None)
