@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
+import tomllib
 from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
@@ -106,6 +107,17 @@ def test_the_files_that_contributing_names_exist() -> None:
     named = set(re.findall(r"`([\w./]+(?:\.py|\.md|\.toml|/))`", CONTRIBUTING))
     assert len(named) > 30
     assert {name for name in named if not (ROOT / name).exists()} == set()
+
+
+def test_the_modules_and_tests_of_the_mutation_run_exist() -> None:
+    source = (ROOT / "tests/mutation/__main__.py").read_text(encoding="utf-8")  # its imports are those of developers
+    _, table, _ = re.split(r"^TESTS = \{$|^\}$", source, maxsplit=2, flags=re.MULTILINE)
+    modules = re.findall(r'^    "([\w/]+)":', table, re.MULTILINE)
+    assert len(modules) > 15
+    assert set(modules) >= tomllib.loads((ROOT / "tests/mutation/explained.toml").read_text()).keys()
+    tests = {name for names in re.findall(r': "([\w ]+)",$', table, re.MULTILINE) for name in names.split()}
+    files = [f"flinks_async/{module}.py" for module in modules] + [f"tests/test_{name}.py" for name in tests]
+    assert [path for path in files if not (ROOT / path).exists()] == []
 
 
 # --- public names -----------------------------------------------------------------------------------------------------
