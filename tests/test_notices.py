@@ -241,7 +241,7 @@ class TestErrors:
             (
                 make_response(DOCUMENTED, headers={"RateLimit-Remaining": "0", "RateLimit-Reset": "50"}),
                 {},
-                "as the instance has allowed so far",
+                "about 1/s, as the instance has allowed so far",
             ),
             (DOCUMENTED, {"rate": 0.01, "burst": 1}, "Limits.rate = 0.01"),
             (DOCUMENTED, {"rate_limiter": GCRA(0.01, 1)}, "Limits.rate_limiter"),

@@ -117,6 +117,7 @@ class Run:
         self._before = ledger.totals()
         self._started = self._clock.now()
         self._silent = (0, self._started)  # requests that had ended, and since when no other has
+        self._logged_troubles = dict[str, float]()  # when the trouble of a host was logged
         self._rate, self._rate_of_last_minute = Rate(), Rate(60.0)
         for rate in (self._rate, self._rate_of_last_minute):
             rate.at(self._started, 0)
@@ -236,6 +237,8 @@ class Run:
             state, reason = "complete", ""
         self._over = True
         progress = self.progress()
+        if state == "complete":  # the last troubles may have ended since the last look
+            self._log_troubles(progress.troubles, self._clock.now())
         await self._writing.do(self._write_end, state, reason, progress.to_dict())
         self._log.info("run over: %s%s", state, f" ({reason})" if reason else "")
         return Result(state, reason, totals, progress)
@@ -251,12 +254,11 @@ class Run:
     async def _watch(self) -> None:
         """Logs the troubles of instances, and stops the run for an instance that has never answered."""
         answered_before = self._before.fetched > 0 and self._one_instance
-        told = dict[str, float]()
         while True:
             await self._clock.sleep(WATCH_EVERY)
             now, counters = self._clock.now(), self._execution.counters()
             troubles = self._troubles(counters, now)
-            self._log_troubles(troubles, told, now)
+            self._log_troubles(troubles, now)
             for trouble in troubles:
                 answered = answered_before or counters.instances[trouble.host].answered
                 reason = self._rules.unreachable(trouble, answered=answered)
@@ -277,12 +279,9 @@ class Run:
             for host in counters.instances
         )
 
-    def _log_troubles(self, troubles: Sequence[InstanceTrouble], told: dict[str, float], now: float) -> None:
-        """Logs each trouble that lasts: when it is noticed, every minute, and when it is over.
-
-        Args:
-            told: when the trouble of a host was last logged; changed here.
-        """
+    def _log_troubles(self, troubles: Sequence[InstanceTrouble], now: float) -> None:
+        """Logs each trouble that lasts: when it is noticed, every minute, and when it is over."""
+        told = self._logged_troubles
         for trouble in troubles:
             if trouble.seconds >= LASTING and now - told.get(trouble.host, -math.inf) >= LOG_EVERY:
                 told[trouble.host] = now

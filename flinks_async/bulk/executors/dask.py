@@ -136,9 +136,13 @@ class DaskExecutor:
         if len(found) != 1:
             raise ConfigError("name the AuthSecret of the workers by one of secret_env, secret_file and secret_from")
         self._reference = found[0]
+        names = found[0][1]
+        for name in names.values() if isinstance(names, Mapping) else [names]:
+            checks.kind("the name of the AuthSecret", name, str)
         # An asynchronous client cannot use the cluster object itself, which has an event loop of its own.
-        self.address = scheduler if isinstance(scheduler, str) else str(scheduler.scheduler_address)
-        self.security = security if isinstance(scheduler, str) else security or scheduler.security
+        self.address = getattr(scheduler, "scheduler_address", scheduler)
+        checks.kind("scheduler", self.address, str)
+        self.security = security or getattr(scheduler, "security", None)
         self.workers = workers
         self.restarts = restarts
         self.patience = patience
