@@ -357,6 +357,7 @@ class TestOutput:
             _, stderr = await process.communicate()
         assert process.returncode == Exit.OUTPUT
         assert b"Error: standard output cannot be written: No space left on device" in stderr
+        assert b"are kept" not in stderr, "the job's directory is removed"
         assert b"Traceback" not in stderr
 
     @pytest.mark.skipif(os.name == "nt", reason="POSIX pipes")

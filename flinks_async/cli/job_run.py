@@ -123,7 +123,8 @@ class JobRun:
                     raise
                 ended = self._ended("interrupted", self._signal.name, self._signal)
             except Exception as error:
-                if self._job is not None and described(error)[1] in (Exit.OUTPUT, Exit.STOPPED):
+                resumable = self._job is not None and not self.show_rows
+                if resumable and described(error)[1] in (Exit.OUTPUT, Exit.STOPPED):
                     error.add_note(_BROKEN_OFF)
                 self._show_rows()
                 raise
