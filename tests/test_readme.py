@@ -294,7 +294,7 @@ def test_the_changelog_is_news_for_users_of_the_version_at_its_top() -> None:
     assert all(date != "unreleased" for _, date in versions[1:])
     first = text.rpartition("\n## ")[2]
     assert not re.search("^### (Fixed|Changed|Removed)", first, re.MULTILINE), "nobody had a version before the first"
-    for heading in ("What is in it", "What you can rely on", "What you have to decide", "Limits"):
+    for heading in ("Contents", "Guarantees", "Decisions for you", "Limits"):
         assert f"\n### {heading}\n" in first
 
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from decimal import Decimal
 from typing import Any
 
+from flinks_async import Codec, DecodeError
+
 from .store_contract import Summaries, Summary
 
 Record = Mapping[str, Any]
@@ -26,3 +28,12 @@ def summaries(fetches: Iterable[Record], transactions: Iterable[Record]) -> Summ
         )
     assert not moves, "transactions of no answer"
     return found
+
+
+def decodes(body: bytes) -> bool:
+    """Whether a body is an answer, perhaps with values of a wrong type."""
+    try:
+        Codec(wrong_types="extra").decode(body)
+    except DecodeError:
+        return False
+    return True

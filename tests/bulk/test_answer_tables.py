@@ -32,12 +32,11 @@ from flinks_async.bulk.stores.answer_rows import (  # noqa: E402
     does_not_fit,
 )
 from flinks_async.bulk.stores.answer_tables import read_tables  # noqa: E402
-from flinks_async.codec import Codec  # noqa: E402
-from flinks_async.errors import DecodeError  # noqa: E402
 from flinks_async.tables import arrow_table  # noqa: E402
 from flinks_async.testing.data import expected_body  # noqa: E402
 
 from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes  # noqa: E402
+from .tables_support import decodes  # noqa: E402
 
 SHARD = Shard(4, 1, 1000, 0, 1000, "d", round=2)
 
@@ -100,14 +99,6 @@ def unfit(folder: Path, body: bytes) -> str | None:
     except UnfitAnswerError as error:
         return error.message
     return None
-
-
-def decodes(body: bytes) -> bool:
-    try:
-        Codec(wrong_types="extra").decode(body)
-    except DecodeError:
-        return False
-    return True
 
 
 _KEYS = st.one_of(st.none(), st.text(st.characters(codec="utf-8"), max_size=3), st.integers(), st.just([1, "x"]))

@@ -23,7 +23,7 @@ from flinks_async.limits.governor import Trouble
 from flinks_async.limits.rate import PaceState
 from flinks_async.testing import Fault, Latency
 
-from .test_processes import SECRET, Desk, Watch, a_server, without_fingerprint
+from .test_processes import SECRET, Desk, Watch, a_server, gives_what_one_process_gives
 
 distributed = pytest.importorskip("distributed")
 
@@ -68,21 +68,7 @@ async def slow(tmp_path: Path) -> AsyncIterator[Desk]:
 
 
 async def test_a_cluster_gives_what_one_process_gives(desk: Desk, executor: DaskExecutor, tmp_path: Path) -> None:
-    with desk.path.open("a") as file:
-        file.write("u-again,token-7\nu-bad,bad\x07token\n")
-    for token, fault in {"token-20": "bad_request", "token-200": "unauthorized"}.items():
-        desk.server.script(token, [fault] * 2)
-    one = await desk.run()
-    answers, failed, requests = desk.answers, desk.failed, desk.server.stats.per_token.copy()
-    desk.directory = tmp_path / "two"
-    two = await desk.run(executor)
-    assert (two.state, two.totals.fetched, two.totals.failures) == ("complete", 198, {"final": 2, "invalid": 1})
-    assert two.totals == one.totals
-    assert desk.answers == answers
-    assert [without_fingerprint(row) for row in desk.failed] == [without_fingerprint(row) for row in failed]
-    assert verify(desk.directory) == []
-    assert desk.server.stats.per_token == {token: 2 * count for token, count in requests.items()}
-    assert (two.progress.requests, two.progress.fetched, two.progress.failed) == (200, 198, 2)
+    await gives_what_one_process_gives(desk, executor, tmp_path / "two")
 
 
 async def test_what_a_killed_worker_had_is_done_again_and_once_in_the_output(

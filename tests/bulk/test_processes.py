@@ -133,15 +133,15 @@ async def slow(tmp_path: Path) -> AsyncIterator[Desk]:
 # --- the output -------------------------------------------------------------------------------------------------------
 
 
-async def test_two_processes_give_what_one_gives(desk: Desk, tmp_path: Path) -> None:
+async def gives_what_one_process_gives(desk: Desk, executor: Executor, directory: Path) -> None:
     with desk.path.open("a") as file:
         file.write("u-again,token-7\nu-bad,bad\x07token\n")
     for token, fault in {"token-20": "bad_request", "token-200": "unauthorized"}.items():
         desk.server.script(token, [fault] * 2)
     one = await desk.run()
     answers, failed, requests = desk.answers, desk.failed, desk.server.stats.per_token.copy()
-    desk.directory = tmp_path / "two"
-    two = await desk.run(TWO)
+    desk.directory = directory
+    two = await desk.run(executor)
     assert (two.state, two.totals.fetched, two.totals.failures) == ("complete", 198, {"final": 2, "invalid": 1})
     assert two.totals == one.totals
     assert desk.answers == answers
@@ -151,6 +151,10 @@ async def test_two_processes_give_what_one_gives(desk: Desk, tmp_path: Path) -> 
     progress = two.progress
     assert (progress.requests, progress.fetched, progress.failed) == (200, 198, 2)
     assert progress.p50 is not None
+
+
+async def test_two_processes_give_what_one_gives(desk: Desk, tmp_path: Path) -> None:
+    await gives_what_one_process_gives(desk, TWO, tmp_path / "two")
 
 
 def without_fingerprint(row: dict[str, Any]) -> dict[str, Any]:

@@ -27,14 +27,13 @@ from flinks_async.bulk.stores.answer_rows import TABLES, Table  # noqa: E402
 from flinks_async.bulk.stores.duckdb import DuckDBStore  # noqa: E402
 from flinks_async.bulk.stores.parquet import ParquetStore  # noqa: E402
 from flinks_async.bulk.stores.postgresql import PostgreSQLStore  # noqa: E402
-from flinks_async.codec import Codec  # noqa: E402
-from flinks_async.errors import DecodeError  # noqa: E402
 from flinks_async.testing.data import expected_body  # noqa: E402
 
 from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes  # noqa: E402
 from .postgresql_server import Server  # noqa: E402
 from .store_contract import Bench, Bodies  # noqa: E402
 from .store_docs import PAGE, page, queries  # noqa: E402
+from .tables_support import decodes  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("closed_databases")
 
@@ -206,14 +205,6 @@ def test_columns_and_the_careful_path_store_the_same(tmp_path: Path, postgresql:
         ]
     assert found["columns"] == found["careful"]
     assert len(found["columns"][2]) > 10
-
-
-def decodes(body: bytes) -> bool:
-    try:
-        Codec(wrong_types="extra").decode(body)
-    except DecodeError:
-        return False
-    return True
 
 
 def totals() -> tuple[dict[str | None, Decimal], dict[str | None, Decimal]]:
