@@ -39,7 +39,9 @@ _YOUNG, _ROUGH_CYCLE = (
     2.0,
 )  # seconds: a client that starts beside others tests its limit often, and is not left behind
 _AGREES = 0.04  # estimates that differ by less agree
-_RISEN = 3.0  # requests above the estimate that are accepted before the limit counts as risen
+_WINDOW = 1.1  # seconds; the growth doubles no faster, so that a pace beyond a window of a second is noticed at its end
+# Requests above the estimate that are accepted before the limit counts as risen: 3, or those of 50 ms.
+_RISEN, _RISEN_FOR = 3.0, 0.05
 _RISING = 0.75  # seconds in which the pace then doubles at least
 
 # The start. Overshoot is 3.5 % of what was sent if the pace doubles in 20 times the time to an answer.
@@ -239,7 +241,7 @@ class Cycle:
         if self._young:
             length = max(6 * lag, min(length, max(_ROUGH_CYCLE, 5.0 / limit)))
         self._half = length / 2
-        self._step = max(length / 12, 2 * lag)
+        self._step = max(min(_WINDOW, length / 3), length / 12, 2 * lag)
         self._cut = min(_MAX_CUT, max(_MIN_CUT, burst / (limit * self._half)))
         if start is not None:
             self._cut = 1 - start / limit
@@ -256,13 +258,15 @@ class Cycle:
             self.rate = (1 - _BACK) * limit
             self.began = now + _SETTLE
 
-    def sent(self, now: float, number: int, *, on_time: bool) -> float:
+    def sent(self, *, on_time: bool) -> float:
         """Registers a request; returns the pace after it."""
         gap = 1.0 / self.rate
-        rate = self._grow(gap) if on_time else self.rate
+        return self._grow(gap) if on_time else self.rate
+
+    def mark(self, now: float, number: int, rate: float) -> None:
+        """Remembers the pace of this request."""
         if not self._marks or now - self._marks[-1][0] > self._half / 16:
             self._marks.append((now, number, rate))
-        return rate
 
     def _grow(self, seconds: float) -> float:
         t = self._paced = self._paced + seconds
@@ -278,7 +282,7 @@ class Cycle:
                 rate *= 1.0 + LN2 / 2 * seconds
         elif t < self._half:
             rate = limit * (1 - self._cut + self._cut * t / self._half)
-        elif self._extra > _RISEN + max(0.0, rate - limit) * self._lag:
+        elif self._extra > max(_RISEN, _RISEN_FOR * limit) + max(0.0, rate - limit) * self._lag:
             self.rising = True
             rate *= 1.0 + LN2 / max(_RISING, 4 * self._lag) * seconds
         else:
@@ -300,12 +304,18 @@ class Cycle:
         """The limit was used up before."""
         return bool(self._used_up)
 
-    def recently(self, now: float) -> float:
-        """Requests per second over the last second or more that were sent."""
-        if not self._used_up:
-            return 0.0
-        number = self._used_up[-1].number
-        rates = [(number - count) / (now - at) for at, count, _ in self._marks if at <= now - 1.0]
+    @property
+    def last_refused(self) -> int:
+        """The number of the request at which the limit was used up last."""
+        return self._used_up[-1].number if self._used_up else 0
+
+    def recently(self, now: float, number: int) -> float:
+        """Requests per second over the last second or more that were sent before this one."""
+        rates = [
+            (number - count) / (now - at)
+            for at, count, _ in self._marks
+            if at <= now - 1.0 and number - count >= 2 * COUNTABLE
+        ]
         return max(0.0, min(self.rate, max(rates, default=0.0)))
 
     def now_used_up(self, number: int, sent: float, refused: int) -> None:
@@ -316,7 +326,7 @@ class Cycle:
         """The pace of a request that was sent then."""
         return next((rate for at, _, rate in reversed(self._marks) if at <= moment), self.rate)
 
-    def signal(self, refusals: Refusals, now: float, pace: float, lag: float, start: SlowStart) -> None:
+    def signal(self, refusals: Refusals, now: float, pace: float, lag: float, start: SlowStart, *, closed: bool = False) -> None:
         """The limit is used up: makes the next estimate from what was accepted since it was used up before."""
         number, sent = refusals.first
         full = self.evidence == REQUESTS
@@ -331,9 +341,15 @@ class Cycle:
             evidence = 2.0 * accepted
             if 0.75 * self.limit < limit < 1.33 * self.limit:
                 evidence = max(evidence, 1.5 * self.evidence)
+            if closed:
+                limit = max(limit, min(pace, self.recently(now, number)))
             growth = self._judge(limit, pace, now, 2.0 * accepted)
             if self.rising:
-                limit = max(limit, 0.75 * pace) if growth is Growth.TEST else limit
+                if growth is Growth.TEST:
+                    limit = max(limit, 0.75 * pace)
+                if pace > 2 * self.limit:  # what was accepted before says nothing about the new limit
+                    evidence = FEW
+                    self._used_up.clear()
                 if pace > 3 * self.limit and self._young and self.evidence > FEW:
                     self._shared_until = now + 60.0
                     growth = Growth.SHARE

@@ -44,6 +44,7 @@ from .reopening import RUN, Refusals, Reopening, signal_threshold
 # a higher rate are noticed, and begin to pace.
 ENOUGH = 5000.0
 
+_END = 0.1  # seconds without accepted requests that do not stop the client near a known limit
 _LONG_HINT = 60.0  # seconds; a longer Retry-After ends a window of a minute or more
 _MOST_COMPLETIONS = 3  # answers during a block that may ask for one more probe at once
 _NO_HEADERS: Mapping[str, str] = MappingProxyType({})
@@ -158,7 +159,7 @@ class Pace:
         if self.mode is Mode.FREE:
             return 0.0
         if self.mode is Mode.BLOCKED and self._probe is not None:
-            return inf
+            return max(0.0, self._opening.silent_until - now)
         return max(0.0, self._next_at - now)
 
     def took(self, number: int, now: float, in_flight: int) -> None:
@@ -172,7 +173,12 @@ class Pace:
         if self.mode is Mode.FREE:
             return
         if self.mode is Mode.BLOCKED:
-            self._probe = number
+            if self._probe is None:
+                self._probe = number
+                self._opening.asks(now)
+                return
+            self._reopened(self._probe, now, self._opening.asked)
+        if self.mode is Mode.FREE:
             return
         if self.mode is Mode.START:
             self._opening.begins(now)
@@ -180,9 +186,10 @@ class Pace:
             rate = self._start.rate
         else:
             gap = 1.0 / self._cycle.rate
-            rate = self._cycle.sent(now, number, on_time=now - self._next_at < gap)
+            rate = self._cycle.sent(on_time=now - self._next_at < gap)
             gap = 1.0 / rate
             self._next_at = max(self._next_at, now - (0.01 if gap < 0.005 else 0.1 * gap)) + gap
+        self._cycle.mark(now, number, rate)
         self._open_rate = max(self._open_rate, min(rate, 1e6))
         if rate >= max(ENOUGH, 1.5 * (self._refused_rate or 0.0)):
             self.mode = Mode.FREE
@@ -298,7 +305,7 @@ class Pace:
         if sent <= cycle.began:
             return
         refusals.add(number, sent, in_flight, self._last_number)
-        run, longest = refusals.run(number), RUN
+        run, longest, near = refusals.run(number), RUN, False
         if self.mode is Mode.FREE:
             pace = rate
         elif self.mode is Mode.START:
@@ -309,15 +316,19 @@ class Pace:
             pace = cycle.pace_at(sent)
             if cycle.growth is not Growth.TEST:  # another client may take all for a moment
                 longest = 4 * RUN
+            elif near := cycle.evidence == REQUESTS and pace < 1.5 * cycle.limit:  # perhaps the end of a short window
+                longest = max(RUN, int(_END * pace))
         if run >= longest:
             self._block(now)
             return
         if 1 < run < RUN and run >= refusals.clump:
             return  # perhaps nothing is accepted any more
+        if run >= RUN and refusals.first_of_run() <= cycle.last_refused:
+            return  # the same end of a window
         if refusals.level >= signal_threshold(pace):
-            self._signal(pace, sent, now)
+            self._signal(pace, sent, now, near=near)
 
-    def _signal(self, pace: float, sent: float, now: float) -> None:
+    def _signal(self, pace: float, sent: float, now: float, *, near: bool) -> None:
         """The limit is used up at this pace."""
         self._refused_rate, self._refused_at = pace, sent
         refusals, cycle = self._refusals, self._cycle
@@ -329,7 +340,7 @@ class Pace:
             self._start.smooth()
             self._next_at = now + 1.0 / pace
         else:
-            cycle.signal(refusals, now, pace, self._opening.lag, self._start)
+            cycle.signal(refusals, now, pace, self._opening.lag, self._start, closed=near and refusals.clump >= RUN)
             self._holds(now)
         refusals.level = 0.0
 
@@ -364,9 +375,10 @@ class Pace:
         """Sends nothing but probes from now on."""
         self._opening.window.resume = self._cycle.limit if self.mode is Mode.HOLD else None
         self.mode = Mode.BLOCKED
-        self._opening.since = sent
+        self._opening.stops(sent, self._cycle.rate)
         self._blocked_with = in_flight
-        self._probe, self._completions, self._completion = None, 0, False
+        self._probe, self._completion = None, False
+        self._completions = 0 if self._cycle.evidence < REQUESTS else _MOST_COMPLETIONS
         self._cycle.began = now
         self._next_at = self._opening.next_probe(now)
 
@@ -414,7 +426,7 @@ class Pace:
         if not window.found:
             if window.accepted < COUNTABLE:  # too few to tell the rate
                 average = min(average, cycle.limit)
-            average = max(average, cycle.recently(now))
+            average = max(average, cycle.recently(now, cycle.last_refused))
             self._hold(average, now, 2.0 * window.accepted, now - self._opening.since)
         elif window.resume is not None:
             self._hold(window.resume, now, REQUESTS)

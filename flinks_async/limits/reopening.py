@@ -29,6 +29,7 @@ TOLERATED = 1 / 40  # share of refusals that may be chance
 RUN = 4  # refusals in a row: nothing is accepted; a bucket at twice its rate accepts every second request
 _FIRST_GAP = 0.5  # seconds
 _SAME_MOMENT = 1.1  # seconds: hints are whole seconds
+_BRIEF = 1.0  # seconds
 _GROWTH = 0.25  # of the gaps, as a share of the time that has passed
 _DISTRUST = 60.0  # seconds
 _SHORTEST_WINDOW = 2.5  # seconds; the allowance of a shorter one is spent evenly
@@ -194,6 +195,18 @@ class Reopening:
         self._is_round = False
         self._trust = 0
         self._hint: tuple[float, float] | None = None
+        self._first_gap = _FIRST_GAP
+        self.asked = self.silent_until = 0.0
+
+    def stops(self, since: float, rate: float) -> None:
+        """The limit was used up at this rate."""
+        self.since = since
+        self._first_gap = max(0.03, min(_FIRST_GAP, 10 / rate)) if rate < inf else _FIRST_GAP
+
+    def asks(self, now: float) -> None:
+        """A single request is sent."""
+        self.asked = now
+        self.silent_until = now + 3 * self.lag + 0.02 if self.lag and now - self.since < _BRIEF else inf
 
     def begins(self, now: float) -> None:
         """The first request is sent, and finds the limit open."""
@@ -231,7 +244,7 @@ class Reopening:
     def next_probe(self, now: float) -> float:
         """When to send the next request."""
         passed = now - self.since
-        gap = max(2 * self.lag, _FIRST_GAP + _GROWTH * passed)
+        gap = max(2 * self.lag, min(_FIRST_GAP, self._first_gap + 0.5 * passed) + _GROWTH * passed)
         if self.hint_at is not None and self.hint_at > now:
             if self._trust > 0 or self.hint_at < now + gap:
                 return self.hint_at
