@@ -38,7 +38,6 @@ _YOUNG, _ROUGH_CYCLE = (
     60.0,
     2.0,
 )  # seconds: a client that starts beside others tests its limit often, and is not left behind
-_AGREES = 0.04  # estimates that differ by less agree
 _WINDOW = 1.1  # seconds; the growth doubles no faster, so that a pace beyond a window of a second is noticed at its end
 # Requests above the estimate that are accepted before the limit counts as risen: 3, or those of 50 ms.
 _RISEN, _RISEN_FOR = 3.0, 0.05
@@ -47,14 +46,17 @@ _RISING = 0.75  # seconds in which the pace then doubles at least
 # The start. Overshoot is 3.5 % of what was sent if the pace doubles in 20 times the time to an answer.
 _ROUNDS, _QUICKEST_DOUBLING, _SLOWEST_DOUBLING = 20.0, 0.005, 1.0
 
-# While other clients seem to share the limit; chosen by simulation.
-_NOTICED = 0.015  # a fall of the estimate by this share is noticed
+# Other clients; chosen by simulation.
+_AGREES, _REQUESTS = 0.03, 3.0  # estimates that differ by this share, or by so many requests, agree
+_FELL = 0.015  # an estimate that is lower than usual by this share does not agree
+_SHORT = 32  # a start that ends before so many requests may have met another client
+_DOUBTS = 3.0  # seconds after which a client that has just begun may share
+_SHARES = 60.0  # seconds at most, without new signs of others
 _ROOM, _ROOM_FOR = 0.5, 5.0  # share of the limit that is left to them, and seconds
+_ROOM_EVERY = 30.0  # seconds
 _BACK = 0.25  # the rate falls by this share with each signal
-_WHOLE = 0.97  # a pace of this share of the estimate before shows that no other client is there
 _SETTLE = 1.0  # seconds in which more refusals say nothing
-_STEP = 0.7  # and grows by this times its square root each second
-_ALONE = 4.0  # seconds without a refusal after which it doubles
+_STEP, _LOW_STEP, _STEP_DOUBLES = 0.7, 0.2, 2.0  # and grows by the root of it, ever faster
 
 
 class SlowStart:
@@ -128,6 +130,11 @@ class SlowStart:
         self._total = self._total or max(1, requests)
 
     @property
+    def short(self) -> bool:
+        """Few requests were accepted before the first signal. Perhaps other clients use the limit."""
+        return self._total < _SHORT
+
+    @property
     def strict(self) -> bool:
         """The instance accepts only one request at once."""
         return self._at_once is not None and self._at_once < 2
@@ -195,14 +202,12 @@ class Cycle:
         self._step = 1.0  # seconds in which the growth doubles above the estimate
         self._lag = 0.0
         self._marks: deque[tuple[float, int, float]] = deque(maxlen=64)  # when, number of a request, pace
-        self._usual = self._varies = 0.0  # the estimate and its mean deviation, smoothed
-        self._fell = 0  # falls of the estimate in a row
-        self._whole = inf  # the estimate before other clients were noticed
         self._born = inf  # when the first cycle began
-        self._young = True  # the estimate has not settled since the client began
-        self._agreed = 0  # estimates in a row that agree with the one before
+        self._before = self._usual = 0.0  # the estimate of the signal before
+        self._agreed = self._differed = 0  # estimates in a row that agree with the one before, or do not
+        self._settled = False  # estimates have agreed since the client began
         self.rising = False
-        self._early_at = self._shared_until = self._made_room_at = -inf
+        self._shared_until = self._made_room_at = -inf
 
     @property
     def early(self) -> bool:
@@ -231,14 +236,12 @@ class Cycle:
             growth: of the pace.
             unused: seconds without requests before, of which the server may have stored the limit.
         """
-        before, self.limit = self.limit, max(SLOWEST, limit)
+        self.limit = max(SLOWEST, limit)
         limit = self.limit
         self.evidence = min(REQUESTS, max(FEW, evidence))
         few = self.evidence / REQUESTS
         length = min(max(CYCLE * few, few * REQUESTS * signal_threshold(limit) / limit, 6 * lag), _LONGEST_CYCLE)
-        self._agreed = self._agreed + 1 if abs(limit - before) < _AGREES * limit else 0
-        self._young = self._young and now < self._born + _YOUNG and self._agreed < 2
-        if self._young:
+        if not self._settled and now < self._born + _YOUNG:
             length = max(6 * lag, min(length, max(_ROUGH_CYCLE, 5.0 / limit)))
         self._half = length / 2
         self._step = max(min(_WINDOW, length / 3), length / 12, 2 * lag)
@@ -272,11 +275,8 @@ class Cycle:
         t = self._paced = self._paced + seconds
         limit, rate = self.limit, self.rate
         self._extra += (rate - limit) * seconds
-        if self.growth is Growth.SHARE and t >= _ALONE:
-            self.rising = True
-            rate *= 1.0 + LN2 / max(_RISING, 4 * self._lag) * seconds
-        elif self.growth is Growth.SHARE:
-            rate += min(_STEP * rate**0.5, 0.005 * rate**2) * seconds
+        if self.growth is Growth.SHARE:
+            rate += min(_STEP * rate**0.5, _LOW_STEP * rate) * 2.0 ** min(20.0, t / _STEP_DOUBLES) * seconds
         elif self.growth is Growth.MAKE_ROOM and rate < limit:
             if t > _ROOM_FOR:
                 rate *= 1.0 + LN2 / 2 * seconds
@@ -326,7 +326,9 @@ class Cycle:
         """The pace of a request that was sent then."""
         return next((rate for at, _, rate in reversed(self._marks) if at <= moment), self.rate)
 
-    def signal(self, refusals: Refusals, now: float, pace: float, lag: float, start: SlowStart, *, closed: bool = False) -> None:
+    def signal(
+        self, refusals: Refusals, now: float, pace: float, lag: float, start: SlowStart, *, closed: bool = False
+    ) -> None:
         """The limit is used up: makes the next estimate from what was accepted since it was used up before."""
         number, sent = refusals.first
         full = self.evidence == REQUESTS
@@ -343,17 +345,17 @@ class Cycle:
                 evidence = max(evidence, 1.5 * self.evidence)
             if closed:
                 limit = max(limit, min(pace, self.recently(now, number)))
-            growth = self._judge(limit, pace, now, 2.0 * accepted)
+            growth = self._judge(limit, now, accepted, start, closed=closed)
             if self.rising:
                 if growth is Growth.TEST:
                     limit = max(limit, 0.75 * pace)
                 if pace > 2 * self.limit:  # what was accepted before says nothing about the new limit
                     evidence = FEW
                     self._used_up.clear()
-                if pace > 3 * self.limit and self._young and self.evidence > FEW:
+                if pace > 3 * self.limit and not self._settled and self.evidence > FEW:
                     self._shared_until = now + 60.0
                     growth = Growth.SHARE
-            if growth is Growth.SHARE:
+            if growth is Growth.SHARE and limit > 0.5 * pace:
                 limit = pace
             self.begin(
                 limit, now, lag=lag, burst=start.burst_of(limit), evidence=evidence, growth=growth,
@@ -386,29 +388,35 @@ class Cycle:
                 limit = max(limit, min(pace, (number - count - burst) / (sent - at)))
         return limit
 
-    def _judge(self, limit: float, pace: float, now: float, evidence: float) -> Growth:
-        """Whether other clients seem to use the same limit."""
-        shared = now < self._shared_until
-        if self.evidence == REQUESTS and evidence >= 0.75 * REQUESTS:
-            fell = self._usual - limit > max(_NOTICED * self._usual, 3.0 * self._varies)
-            early = pace < 0.97 * self.limit and self.growth is Growth.TEST
-            if self._usual == 0:
-                self._usual = limit
-                self._varies = 0.02 * limit
-            elif self.growth is Growth.TEST:
-                self._varies += 0.2 * (abs(limit - self._usual) - self._varies)
+    def _judge(self, limit: float, now: float, accepted: int, start: SlowStart, *, closed: bool) -> Growth:
+        """Whether other clients seem to use the same limit. Then its estimates differ, or fall."""
+        full, tolerance = self.evidence == REQUESTS, max(_AGREES, _REQUESTS / max(1, accepted))
+        agrees = abs(limit - self._before) <= tolerance * limit
+        self._before = limit
+        if self._settled and full and not self.rising:
             # It falls slowly, so that a slow fall is noticed too.
             self._usual += (0.2 if limit > self._usual else 0.05) * (limit - self._usual)
-            self._fell = self._fell + 1 if fell else 0
-            if self._fell >= 2 or (early and now - self._early_at < 20.0):
-                self._shared_until = now + 60.0
-                if not shared:
-                    self._whole = self._usual
-                if not shared and now - self._made_room_at > 30.0:
-                    self._made_room_at = now
-                    return Growth.MAKE_ROOM
-            if early:
-                self._early_at = now
-        if self.growth is Growth.SHARE and pace >= _WHOLE * self._whole:
-            self._shared_until = -inf
+            agrees = agrees and limit > self._usual * (1 - max(_FELL, tolerance))
+        else:
+            self._usual = limit
+        self._agreed = self._agreed + 1 if agrees else 0
+        explained = agrees or closed or self.rising or (self._settled and limit > self._usual)
+        self._differed = 0 if explained else self._differed + 1
+        young = not self._settled and now > self._born + _DOUBTS
+        if now < self._shared_until:
+            if self._agreed >= 2:  # nobody else is there, or the shares are settled
+                self._settled, self._shared_until, self._usual = True, -inf, limit
+        elif young and start.short:
+            self._shared_until = now + _SHARES
+        elif full and self._agreed >= 2:
+            self._settled = True
+        elif (full or young) and self._differed >= (2 if self._settled else 1):
+            self._shared_until = now + _SHARES
+            if self._settled and now > self._made_room_at + _ROOM_EVERY:
+                self._made_room_at = now
+                return Growth.MAKE_ROOM
+        return self.shares(now)
+
+    def shares(self, now: float) -> Growth:
+        """How the pace grows: whether other clients seem to be there."""
         return Growth.SHARE if now < self._shared_until else Growth.TEST

@@ -326,9 +326,9 @@ class Pace:
         if run >= RUN and refusals.first_of_run() <= cycle.last_refused:
             return  # the same end of a window
         if refusals.level >= signal_threshold(pace):
-            self._signal(pace, sent, now, near=near)
+            self._signal(pace, sent, now, closed=near and run >= RUN)
 
-    def _signal(self, pace: float, sent: float, now: float, *, near: bool) -> None:
+    def _signal(self, pace: float, sent: float, now: float, *, closed: bool) -> None:
         """The limit is used up at this pace."""
         self._refused_rate, self._refused_at = pace, sent
         refusals, cycle = self._refusals, self._cycle
@@ -340,14 +340,16 @@ class Pace:
             self._start.smooth()
             self._next_at = now + 1.0 / pace
         else:
-            cycle.signal(refusals, now, pace, self._opening.lag, self._start, closed=near and refusals.clump >= RUN)
+            cycle.signal(refusals, now, pace, self._opening.lag, self._start, closed=closed)
             self._holds(now)
         refusals.level = 0.0
 
     def _hold(self, limit: float, now: float, evidence: float = 0.0, unused: float = 0.0) -> None:
         """Begins a cycle around an estimate that other requests gave."""
         lag, burst = self._opening.lag, self._start.burst_of(limit)
-        self._cycle.begin(limit, now, lag=lag, burst=burst, evidence=evidence, unused=unused)
+        self._cycle.begin(
+            limit, now, lag=lag, burst=burst, evidence=evidence, unused=unused, growth=self._cycle.shares(now)
+        )
         self._holds(now)
 
     def _holds(self, now: float) -> None:
