@@ -449,6 +449,9 @@ SHAPES: dict[str, Callable[[int], Shape]] = {
     "bucket 1/s, burst 5": lambda seed: Shape([Bucket(1, 5)], seed=seed),
     "strict 1/s": lambda seed: Shape([Bucket(1, 1)], seed=seed),
     "100 in each second": lambda seed: Shape([Window(100, 1.0)], seed=seed),
+    "200 in each second, other phase": lambda seed: Shape([Window(200, 1.0, -(seed * 0.37 % 1))], seed=seed),
+    "100 in each second, answers in 0.5 s": lambda seed: Shape([Window(100, 1.0)], latency=0.5, seed=seed),
+    "1,000 in each second": lambda seed: Shape([Window(1000, 1.0)], seed=seed),
     "50 in each 10 s": lambda seed: Shape([Window(50, 10.0, -(seed * 3.7 % 10))], seed=seed),
     "1,000 in each 10 s": lambda seed: Shape([Window(1000, 10.0, -(seed * 3.7 % 10))], seed=seed),
     "600 a minute": lambda seed: Shape([Window(600, 60.0)], seed=seed),
@@ -539,9 +542,9 @@ def table() -> str:
         "| two clients on one limit | share of the second, 30 s after it came | both, of the limit |",
         "|---|---|---|",
     ]
-    for rate, burst in ((100, 20), (100, 100), (20, 20), (1000, 50)):
+    for rate, burst in ((10, 10), (20, 20), (50, 10), (100, 1), (100, 20), (100, 100), (300, 30), (1000, 50)):
         for later in (0.0, 60.0):
-            found = [two_clients(rate, burst, later, seed) for seed in (1, 2, 3)]
+            found = [two_clients(rate, burst, later, seed) for seed in (1, 2, 3, 4, 5)]
             when = "together" if not later else "one a minute later"
             shares = ", ".join(f"{share:.2f}" for share, _ in found)
             lines.append(f"| {rate}/s, burst {burst}, {when} | {shares} | {min(used for _, used in found):.2f} |")
@@ -573,6 +576,13 @@ def plot() -> str:
             allowed = [0.0 if second % 60 else one for second, one in enumerate(allowed)]
         most = 1.1 * max(*counts, *allowed)
         parts.append(f'<text x="{left}" y="{top - 8}">{name}, at most {max(counts):,} answers/s</text>')
+        parts.append(
+            f'<text x="{left + width}" y="{top + height + 14}" text-anchor="end">seconds, 0 to {len(counts)}</text>'
+        )
+        middle = f"{left - 8},{top + height / 2}"
+        parts.append(
+            f'<text transform="translate({middle}) rotate(-90)" text-anchor="middle">answers/s, 0 to {most:,.0f}</text>'
+        )
         parts.append(f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="#ddd"/>')
         for values, colour in ((allowed, "#999999"), (counts, "#1f6fb2")):
             points = " ".join(

@@ -309,6 +309,11 @@ class Cycle:
         """The number of the request at which the limit was used up last."""
         return self._used_up[-1].number if self._used_up else 0
 
+    @property
+    def confirmed(self) -> float:
+        """The limit as the signals so far have confirmed it, which a single refusal hardly changes."""
+        return self._usual if self._settled else self.limit
+
     def recently(self, now: float, number: int) -> float:
         """Requests per second over the last second or more that were sent before this one."""
         rates = [

@@ -253,7 +253,7 @@ class Pace:
             return LearnedLimit(None, self.cap.at_once)
         if self.mode is not Mode.HOLD:
             return None
-        return LearnedLimit(self._cycle.limit, None, self._refused_rate, now - self._refused_at)
+        return LearnedLimit(self._cycle.confirmed, None, self._refused_rate, now - self._refused_at)
 
     # --- answers ---
 
