@@ -251,7 +251,7 @@ def test_command_lines_run(document: Path, server: ServerProcess, tmp_path: Path
     secret = f'base_url = "{server.base_url}"\nsecret_env = "FLINKS_AUTH_SECRET"\n'
     (tmp_path / "instances.toml").write_text(f"[acme]\n{secret}", encoding="utf-8")
     environ = {**os.environ, "FLINKS_AUTH_SECRET": server.auth_secret, "FLINKS_BASE_URL": server.base_url}
-    environ["FLINKS_ACCESS_TOKEN"] = TOKEN
+    environ |= {"FLINKS_ACCESS_TOKEN": TOKEN, "FLINKS_PSEUDONYM_KEY": "0123456789abcdef" * 4}
     commands = command_lines(document)
     if not any(arguments[0] == "fetch" for arguments in commands):
         commands.insert(0, ["fetch", "tokens.txt", "--job", "jobs/november"])
