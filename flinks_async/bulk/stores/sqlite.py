@@ -127,9 +127,7 @@ class SQLiteStore(DatabaseFile[sqlite3.Connection]):
         places = f"({self._job}, {', '.join('?' * width)})"
         for start in range(0, len(values), _ROWS * width):
             some = values[start : start + _ROWS * width]
-            self.run(
-                f"INSERT INTO {table.name} ({columns}) VALUES {', '.join([places] * (len(some) // width))}", *some
-            )
+            self.run(f"INSERT INTO {table.name} ({columns}) VALUES {', '.join([places] * (len(some) // width))}", *some)
         return rows
 
     def _add_mark(self, shard: int, mark: bytes) -> None:
