@@ -162,10 +162,13 @@ def test_amounts_are_exact_or_refused(tmp_path: Path, number: str) -> None:
         b'{"GetAccountsDetail":3}',
     ],
 )
-def test_values_of_a_wrong_type_are_kept_as_the_codec_keeps_them(tmp_path: Path, body: bytes) -> None:
+def test_values_of_a_wrong_type_are_kept_as_the_codec_keeps_them(
+    tmp_path: Path, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     bodies = [to_bytes(DOCUMENTED), body]
     for texts in (False, True):
         assert by_arrow(tmp_path, bodies, texts=texts) == by_rows(tmp_path, bodies, texts=texts)
+    assert caplog.messages == [], "the client has logged them"
 
 
 @pytest.mark.parametrize(
