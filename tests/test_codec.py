@@ -18,7 +18,7 @@ from cattrs.preconf.json import make_converter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flinks_async.codec import Codec
+from flinks_async.codec import DIRECT_SIZE, Codec
 from flinks_async.errors import ConfigError, DecodeError, EmptyBodyError, JSONLimitError, NotJSONError, WrongTypeError
 from flinks_async.models import Account, AccountsDetail, Balance, Meta, PartnerAccessResponse, Timestamp, Transaction
 
@@ -508,10 +508,11 @@ def test_an_odd_value_can_be_kept_in_extra(wire: str, value: Any, way: str, capl
     for _ in range(3):
         if way == "in steps":
             large = json.loads(body)
-            large["GetAccountsDetail"][0]["Accounts"][0]["Transactions"] *= 2000
+            large["GetAccountsDetail"][0]["Accounts"][0]["Transactions"] *= 1100
             body_sent = json.dumps(large).encode()
+            assert len(body_sent) > DIRECT_SIZE
             answer = run_steps(mine, body_sent)
-            assert len(answer.accounts[0].transactions) == 4000
+            assert len(answer.accounts[0].transactions) == 2200
         else:
             body_sent = body
             answer = mine.decode(body)
