@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 pa = pytest.importorskip("pyarrow")
@@ -36,6 +36,7 @@ from flinks_async.tables import arrow_table  # noqa: E402
 from flinks_async.testing.data import Size, expected_body  # noqa: E402
 
 from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes  # noqa: E402
+from ..support import examples  # noqa: E402
 from .tables_support import decodes  # noqa: E402
 
 SHARD = Shard(4, 1, 1000, 0, 1000, "d", round=2)
@@ -104,7 +105,7 @@ def unfit(folder: Path, body: bytes) -> str | None:
 _KEYS = st.one_of(st.none(), st.text(st.characters(codec="utf-8"), max_size=3), st.integers(), st.just([1, "x"]))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@examples(25)
 @given(st.lists(st.tuples(st.one_of(answers, answers_perhaps_wrong), _KEYS), min_size=1, max_size=3))
 def test_both_paths_give_the_same_values(generated: list[tuple[Any, Any]]) -> None:
     """In the same order, and with the same digest."""
