@@ -116,7 +116,7 @@ def cannot_export(where: object) -> StoreError:
 class _Codec(Codec):
     """Keeps values of a wrong type, as the client did, which has logged them."""
 
-    def _tell(self, problem: str) -> None:
+    def _tell(self, *problem: object) -> None:
         """Logs nothing."""
 
 
