@@ -115,7 +115,8 @@ def calls(desk: Desk, folder: Path) -> dict[str, tuple[Callable[..., Any], dict[
         "Layout": (Layout, defaults(Layout)),
         "Rules": (Rules, defaults(Rules)),
         "Processes": (Processes, {"count": 2, "restarts": 1}),
-        "DaskExecutor": (bulk.DaskExecutor, {**defaults(bulk.DaskExecutor), "scheduler": "tls://h:1", "secret_env": "X"}),
+        "DaskExecutor": (bulk.DaskExecutor, {**defaults(bulk.DaskExecutor), "scheduler": "tls://h:1", **CLUSTER}),
+        "RayExecutor": (bulk.RayExecutor, {**defaults(bulk.RayExecutor), **CLUSTER}),
         "JSONLParts": (JSONLParts, defaults(JSONLParts)),
         "JSONLFile": (JSONLFile, defaults(JSONLFile)),
         "SQLiteStore": (SQLiteStore, defaults(SQLiteStore)),
@@ -126,6 +127,10 @@ def calls(desk: Desk, folder: Path) -> dict[str, tuple[Callable[..., Any], dict[
         "load": (Manifest.load, {"path": desk.directory / "manifest.json"}),
     }  # fmt: skip
 
+
+CLUSTER: dict[str, Any] = {
+    "workers": None, "restarts": 10, "patience": 300.0, "secret_env": "X", "secret_file": None, "secret_from": None,
+}  # fmt: skip
 
 NAMES = (
     *("start", "resume", "retry", "run", "stop", "status", "verify", "export", "purge", "write_report", "report_page"),
@@ -139,6 +144,7 @@ NAMES = (
         "Rules",
         "Processes",
         "DaskExecutor",
+        "RayExecutor",
         "JSONLParts",
         "JSONLFile",
     ),
