@@ -15,7 +15,7 @@ import pytest
 
 from flinks_async import ConfigError
 from flinks_async.bulk import RayExecutor, WorkerError
-from flinks_async.bulk.executors.ray import Host, RayPlace
+from flinks_async.bulk.executors.ray import Host, RaySlot
 
 from .cluster_contract import *  # noqa: F403
 from .test_processes import SECRET, Desk
@@ -106,7 +106,7 @@ async def test_a_cluster_without_free_workers_is_told_of_and_given_up(desk: Desk
 
     taken = [ray.remote(num_cpus=1)(Host).remote() for _ in range(3)]
     try:
-        await asyncio.gather(*(RayPlace(ray, one).call(asyncio.sleep, 0) for one in taken))
+        await asyncio.gather(*(RaySlot(ray, one).call(asyncio.sleep, 0) for one in taken))
         with pytest.raises(WorkerError, match=r"has had no free worker for \d+ s. Start workers"):
             await desk.run(RayExecutor(cluster, secret_env="TEST_SECRET", patience=4.0))
     finally:

@@ -90,7 +90,8 @@ def calls(desk: Desk, folder: Path) -> dict[str, tuple[Callable[..., Any], dict[
     """Public functions of `flinks_async.bulk`, with right arguments."""
 
     def defaults(of: Callable[..., Any]) -> dict[str, Any]:
-        return {name: parameter.default for name, parameter in signature(of).parameters.items()}
+        parameters = signature(of).parameters.items()
+        return {name: one.default for name, one in parameters if one.kind is not one.VAR_KEYWORD}
 
     source = InputFile(desk.path, Layout(column="token"))
     return {

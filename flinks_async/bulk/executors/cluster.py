@@ -158,7 +158,7 @@ def is_loopback(address: str) -> bool:
         return False
 
 
-class Place(Protocol):
+class Slot(Protocol):
     """A worker of an engine with room for a seat.
 
     Attributes:
@@ -184,7 +184,6 @@ class ClusterExecution(WorkersExecution):
     def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, executor: ClusterExecutor) -> None:
         super().__init__(work, tasks, finished, restarts=executor.restarts, grace=GRACE)
         self._executor = executor
-        self._places = 1
         clients = list(dict.fromkeys(work.clients.values()))
         names = {client: name for name, client in work.clients.items()}
         self._references = [executor.secret_of(names[client]) for client in clients]
@@ -203,7 +202,7 @@ class ClusterExecution(WorkersExecution):
         """Connects to the cluster. Returns how many workers are free. May raise what shows that there is no connection."""
 
     @abstractmethod
-    async def _place(self) -> Place:
+    async def _free_slot(self) -> Slot:
         """Waits for a free worker. Raises WorkerError if the cluster is lost."""
 
     async def _prepare(self) -> list[Start]:
@@ -216,16 +215,15 @@ class ClusterExecution(WorkersExecution):
             problem = type(error).__name__
         if problem:
             raise WorkerError(f"there is no connection to {self._cluster} ({problem}). Is it running?")
-        self._places = self._executor.workers or free or 1
-        starts, _ = starts_of(self._work, self._places)
+        starts, _ = starts_of(self._work, self._executor.workers or free or 1)
         return starts
 
     async def _start(self, start: Start) -> Worker | None:
         """Begins a seat in a free worker. Waits until there is one."""
         since, told = time.monotonic(), False
-        placing = asyncio.ensure_future(self._place())
+        finding = asyncio.ensure_future(self._free_slot())
         try:
-            while not (await asyncio.wait({placing}, timeout=WAIT))[0]:
+            while not (await asyncio.wait({finding}, timeout=WAIT))[0]:
                 if self._all_done:
                     return None
                 waited = time.monotonic() - since
@@ -238,8 +236,8 @@ class ClusterExecution(WorkersExecution):
                     told = True
                     self._work.log.warning("waiting for a worker of %s", self._cluster)
         finally:
-            placing.cancel()
-        worker = SeatElsewhere(await placing)
+            finding.cancel()
+        worker = SeatElsewhere(await finding)
         worker.begin(start, self._references)
         return worker
 
@@ -256,10 +254,10 @@ class ClusterExecution(WorkersExecution):
 class SeatElsewhere(Worker):
     """A seat in a worker of a cluster."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, slot: Slot) -> None:
         super().__init__()
-        self.name = place.name
-        self._place = place
+        self.name = slot.name
+        self._slot = slot
         self._seat = uuid.uuid4().hex
         self._inbox = asyncio.Queue[object]()
         self._outbox: list[object] = []
@@ -287,7 +285,7 @@ class SeatElsewhere(Worker):
             call.cancel()
         with suppress(Exception):
             await asyncio.wait_for(self._call(end_seat), WAIT)
-        self._place.leave()
+        self._slot.leave()
         return self._death or "an unknown cause"
 
     async def _begin(self, data: bytes) -> None:
@@ -307,7 +305,7 @@ class SeatElsewhere(Worker):
             del self._outbox[: len(data)]
 
     async def _call(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: object) -> Any:
-        return await asyncio.wait_for(self._place.call(function, self._seat, *args), SILENCE)
+        return await asyncio.wait_for(self._slot.call(function, self._seat, *args), SILENCE)
 
     def _call_beside(self, call: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(call)

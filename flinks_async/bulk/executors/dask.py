@@ -79,13 +79,13 @@ class DaskExecution(ClusterExecution):
             )  # fmt: skip
         return len(await self._free())
 
-    async def _place(self) -> DaskPlace:
+    async def _free_slot(self) -> DaskSlot:
         while not (free := await self._free()):  # noqa: ASYNC110
             await asyncio.sleep(WAIT)
         address = min(free, key=self._begun.__getitem__)  # another one than a frozen one that was just given up
         self._begun[address] += 1
         self._taken.add(address)
-        return DaskPlace(self._client, address, self._taken)
+        return DaskSlot(self._client, address, self._taken)
 
     async def _free(self) -> list[str]:
         return [address for address in (await self._identity())["workers"] if address not in self._taken]
@@ -103,7 +103,7 @@ class DaskExecution(ClusterExecution):
                 await asyncio.wait_for(self._client.close(), SILENCE / 2)
 
 
-class DaskPlace:
+class DaskSlot:
     """A Dask worker. It is in `taken` until it is left."""
 
     def __init__(self, client: Any, address: str, taken: set[str]) -> None:

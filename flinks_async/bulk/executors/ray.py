@@ -96,23 +96,23 @@ class RayExecution(ClusterExecution):
             "~/.ray/auth_token) before the program starts"
         )
 
-    async def _place(self) -> RayPlace:
+    async def _free_slot(self) -> RaySlot:
         """An actor; Ray lets it wait for a free CPU."""
         ray = self._library
         if not ray.is_initialized():
             raise self._lost()
         actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, max_concurrency=8)(Host).remote()
-        place = RayPlace(ray, actor)
+        slot = RaySlot(ray, actor)
         try:
-            host, pid = await place.result(actor.where.remote())
+            host, pid = await slot.result(actor.where.remote())
         except BaseException as error:
-            place.leave()
+            slot.leave()
             if isinstance(error, asyncio.CancelledError):
                 raise
             problem = error
         else:
-            place.name = f"the Ray worker {pid} on {host}"
-            return place
+            slot.name = f"the Ray worker {pid} on {host}"
+            return slot
         if isinstance(getattr(problem, "cause", None) or problem, ImportError) or "No module named" in str(problem):
             raise ConfigError("a worker of the Ray cluster cannot import flinks_async. Install it on every machine")
         raise self._lost()
@@ -123,7 +123,7 @@ class RayExecution(ClusterExecution):
                 await asyncio.wait_for(asyncio.to_thread(self._library.shutdown), SILENCE)
 
 
-class RayPlace:
+class RaySlot:
     """An actor."""
 
     def __init__(self, ray: Any, actor: Any) -> None:
