@@ -149,7 +149,7 @@ async def test_a_worker_without_the_secret_ends_the_run_with_its_name(
     desk: Desk, executor: ClusterExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(executor, "_names", "NOT_THERE")
-    with pytest.raises(ConfigError, match="finds no AuthSecret in the environment variable NOT_THERE"):
+    with pytest.raises(ConfigError, match="finds no secret in the environment variable NOT_THERE"):
         await desk.run(executor)
 
 

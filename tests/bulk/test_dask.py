@@ -136,5 +136,5 @@ def test_a_reference_is_resolved_where_it_is_used(tmp_path: Path, monkeypatch: p
     for wrong in (
         SecretReference("env", "NOT_THERE"), SecretReference("file", "/nowhere/x"), SecretReference("callable", "os:nothing"),
     ):  # fmt: skip
-        with pytest.raises(ConfigError, match=r"finds no AuthSecret in the (environment variable|file|function)"):
+        with pytest.raises(ConfigError, match=r"finds no secret in the (environment variable|file|function)"):
             wrong.resolve()

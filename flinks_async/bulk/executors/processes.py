@@ -27,6 +27,7 @@ from ...runtime import fast_loop
 from ...secret import Secret
 from ..errors import WorkerError
 from ..files import allow_open_files
+from ..selection import PSEUDONYM_KEY
 from .dispatch import Worker, WorkersExecution, starts_of
 from .protocol import FILES, NextTask, TakeFinished, Work
 from .seat import Seat, Secrets, Start
@@ -52,7 +53,7 @@ if sys.platform == "win32":
 else:
     _APART = {"process_group": 0}  # Ctrl-C must not reach it while it starts, either
 
-_SECRET_VARIABLES: Final = frozenset({"FLINKS_AUTH_SECRET", "FLINKS_ACCESS_TOKEN", "PGPASSWORD"})
+_SECRET_VARIABLES: Final = frozenset({"FLINKS_AUTH_SECRET", "FLINKS_ACCESS_TOKEN", PSEUDONYM_KEY, "PGPASSWORD"})
 """Variables that a worker does not need, because it gets its secrets by pipe and does not write to the store."""
 
 _SHORTEST_LEAK: Final = 8

@@ -27,6 +27,7 @@ from ..inputs import InputFile, ShardReader, Token
 from ..outcome import JobLog
 from ..records import Counters, Finished, RunState, Shard
 from ..rules import Rules
+from ..selection import Selection
 
 
 @frozen
@@ -62,6 +63,7 @@ class Work:
         rules: how to work and when to stop; they hold for all processes together.
         secret_is_good: the AuthSecret has worked before in this job.
         log: of the job; the program's in a worker.
+        selection: what is kept of the answers; None for everything.
     """
 
     source: InputFile
@@ -72,6 +74,7 @@ class Work:
     rules: Rules
     secret_is_good: bool
     log: JobLog | Logger = field(repr=False)
+    selection: Selection | None = None
 
 
 class Execution(Protocol):
@@ -212,6 +215,7 @@ class LocalExecution(Fetcher):
         super().__init__(
             self._next_shard, finished, work.clients, work.key, work.spools, work.compression, work.rules,
             secret_is_good=work.secret_is_good, clock=clock or SystemClock(), writing=writing,
+            select=None if work.selection is None else work.selection.function(),
         )  # fmt: skip
 
     async def go(self) -> None:
