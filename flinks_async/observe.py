@@ -14,6 +14,7 @@ from functools import cache
 
 from attrs import frozen
 
+from .codec import Drift
 from .errors import ConfigError
 from .limits.governor import Trouble
 from .limits.notices import InstanceDown, InstanceUp, LoggedEvent, Paused, Resumed, emit
@@ -27,6 +28,7 @@ __all__ = [
     "AttemptFinished",
     "AttemptStarted",
     "ClientStats",
+    "Drift",
     "Event",
     "InstanceDown",
     "InstanceUp",

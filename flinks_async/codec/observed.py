@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Final, Literal
 
+import msgspec
 from attrs import evolve, frozen
 
 from ..models import MODELS, SCHEMA, Account, AccountsDetail, Model, PartnerAccessResponse, Transaction
@@ -98,20 +99,30 @@ class Drift:
 
     @property
     def share(self) -> str:
-        """The share of answers in percent. It is 0 % or 100 % only if it is exactly that."""
+        """The share of answers in percent. It is 100 % only if it is exactly that."""
         percent = 100 * self.answers / self.of
-        return f"{min(99.9, percent):.1f} %" if percent > 99 and self.answers < self.of else f"{percent:.2g} %"
+        if percent < 0.01:
+            return "under 0.01 %"
+        return f"{percent:.2g} %" if percent < 99 else f"{percent:.0f} %" if self.answers == self.of else "over 99 %"
 
 
 def joined(parts: Iterable[Iterable[Drift]]) -> tuple[Drift, ...]:
-    """The differences that several processes or clients have seen, the most frequent ones first."""
+    """The differences that several processes or clients have seen: the most frequent ones first, missing fields last."""
     found: dict[tuple[str, str], Drift] = {}
     for one in (one for part in parts for one in part):
         other = found.setdefault((one.kind, one.path), one)
         if other is not one:
             since, answers, of = min(one.since, other.since), one.answers + other.answers, one.of + other.of
             found[one.kind, one.path] = evolve(one, since=since, answers=answers, of=of)
-    return tuple(sorted(found.values(), key=lambda one: (-one.answers, one.kind, one.path)))
+    return tuple(sorted(found.values(), key=lambda one: (one.kind == "missing field", -one.answers, one.path)))
+
+
+def from_json(data: object) -> tuple[Drift, ...]:
+    """Differences from plain JSON, as in the samples of a job; empty if they are none."""
+    try:
+        return msgspec.convert(data, tuple[Drift, ...])
+    except msgspec.ValidationError:
+        return ()
 
 
 class ObservedFields:
