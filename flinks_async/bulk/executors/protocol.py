@@ -1,7 +1,7 @@
 """The interface of executors: they map shards to files of answers, in one process or in many.
 
-An executor knows neither ledger nor store. Shards reach it as rows of the input, never as tokens, and answers go back as
-files, each handed over once. A shard that is lost on the way is fetched again.
+An executor does not know the ledger. Shards reach it as rows of the input, never as tokens, and answers go back as files, or
+as receipts of a shared store; each shard is handed over once. A shard that is lost on the way is fetched again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from ..inputs import InputFile
 from ..outcome import JobLog
 from ..records import Counters, Finished, RunState, Shard
 from ..rules import Rules
+from ..stores.protocol import Place, SharedStore
 
 
 @frozen
@@ -54,6 +55,8 @@ class Work:
         rules: how to work and when to stop; they hold for all processes together.
         secret_is_good: the AuthSecret has worked before in this job.
         log: of the job; the program's in a worker.
+        shared: the open store, if those who fetch a shard also give it to the store.
+        place: where the job keeps its files, for this store.
     """
 
     source: InputFile
@@ -64,6 +67,8 @@ class Work:
     rules: Rules
     secret_is_good: bool
     log: JobLog | Logger = field(repr=False)
+    shared: SharedStore | None = None
+    place: Place | None = None
 
 
 class Execution(Protocol):

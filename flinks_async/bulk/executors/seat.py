@@ -28,6 +28,8 @@ from ..errors import WorkerError
 from ..inputs import InputFile, Layout
 from ..records import Counters, Finished, RunState
 from ..rules import Rules
+from ..stores import Place, from_description
+from ..stores.protocol import shared_store
 from .in_process import LocalExecution
 from .protocol import Task, Work
 
@@ -132,15 +134,17 @@ class Start:
     """How to work. Other attributes are as in `Work`.
 
     Attributes:
-        path: of the file of tokens.
+        path: of the file of tokens, or its URL.
         layout: of the file of tokens.
         clients: descriptions from which the seat makes its clients. Other messages name a client by its index here.
         names: index of the client by name of the instance.
         spools: a folder for this seat alone.
         rules: of this seat alone.
+        store: the description of a shared store, to which the seat gives its shards.
+        place: for this store.
     """
 
-    path: Path
+    path: str
     layout: Layout
     key: bytes = field(repr=False)
     clients: tuple[Description, ...]
@@ -148,6 +152,8 @@ class Start:
     spools: Path
     compression: Compression
     rules: Rules
+    store: dict[str, Any] | None = None
+    place: Place | None = None
 
 
 @frozen
@@ -278,10 +284,16 @@ class Seat:
             client = make(description, secrets, shared)
             client.governor.on_pace = partial(self._paced, number)
             self._clients.append(client)
+        store = None
+        if start.store is not None and start.place is not None:
+            store = shared_store(from_description(start.store))
+            assert store is not None, "the job's store is shared"
+            store.open(start.place, existing=True)
         work = Work(
             InputFile(start.path, start.layout), start.key,
             {name: self._clients[number] for name, number in start.names.items()},
             start.spools, start.compression, start.rules, secret_is_good=False, log=logging.getLogger("flinks_async.bulk"),
+            shared=store,
         )  # fmt: skip
         return LocalExecution(work, self._next, self._take)
 

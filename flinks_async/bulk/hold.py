@@ -1,0 +1,122 @@
+"""One job at a URL, and one driver at a time."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+from .errors import JobLockedError, JobMismatchError, StoreError
+from .objects import Objects
+
+MARKS: Final = "_flinks"
+"""The folder of a URL for the marks of jobs. Readers of tables ignore names that begin with an underscore."""
+
+RENEW: Final = 15.0
+"""Seconds between two renewals of a hold."""
+
+EXPIRES: Final = 60.0
+"""Seconds after the last renewal at which another driver may take over."""
+
+
+class Hold:
+    """Lets one job use a URL, and one driver work on the job. Needs no conditional requests.
+
+    A driver writes its mark and then lists all marks. So of two drivers that come together, at least one sees the other and
+    gives up. It renews its mark while it works. A mark that is not renewed for `EXPIRES` seconds, by the clock of the object
+    storage, is removed by the next driver; the old one, if it only slept, finds its mark gone and stops. Until then it may
+    write parts. They have names of their own, so they do not change the output, and are swept later.
+
+    Args:
+        objects: the place.
+        job: the job's id.
+        driver: identifies the job's directory on this machine. Its lock tells that no other process works there, so a driver
+            that was killed can be followed at once.
+        clock: for tests.
+    """
+
+    def __init__(self, objects: Objects, job: str, driver: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self._objects = objects
+        self._job = f"{MARKS}/job-{job}"
+        self._driver = f"{MARKS}/driver-{driver}"
+        self._clock = clock
+        self._renewed = 0.0
+        self._lost = False
+        self._ended = threading.Event()
+
+    def take(self) -> None:
+        """Takes the place for the job and this driver.
+
+        Raises:
+            JobMismatchError: it belongs to another job.
+            JobLockedError: another driver works on the job.
+            OSError: it cannot be reached.
+        """
+        before = self._objects.find(self._job)
+        self._objects.put(self._job, b"")
+        self._mark()
+        marks = {mark.name: mark for mark in self._objects.list(MARKS)}
+        mine = marks.pop(self._driver)
+        marks.pop(self._job)
+        job = next((name for name in marks if name.startswith(f"{MARKS}/job-")), None)
+        youngest = max((mark.modified for mark in marks.values()), default=0.0)
+        wait = EXPIRES - (mine.modified - youngest)
+        if job is not None or wait > 0:
+            self._objects.delete([self._driver] if before else [self._driver, self._job])
+        if job is not None:
+            raise JobMismatchError(
+                f"{self._objects} belongs to the job {job.rpartition('-')[2]}. Choose another URL, or purge that job first"
+            )
+        if wait > 0:
+            raise JobLockedError(
+                f"another program works on this job and writes to {self._objects}. If it was killed, run this again in "
+                f"{wait:.0f} s"
+            )
+        self._objects.delete(marks)
+
+    def is_known(self) -> bool:
+        """Whether the job has used the place."""
+        return self._objects.find(self._job) is not None
+
+    def keep(self) -> None:
+        """Renews the hold in a thread until `release`."""
+        threading.Thread(target=self._keep, name="flinks-async-hold", daemon=True).start()
+
+    def check(self) -> None:
+        """Raises JobLockedError if another driver has taken over, OSError if that cannot be found out."""
+        if not self._lost and self._clock() - self._renewed > EXPIRES / 2:
+            self.renew()
+        if self._lost:
+            raise JobLockedError(
+                f"another program has taken over {self._objects}, because this one was silent for {EXPIRES:.0f} s or more. "
+                "Its answers since then do not count"
+            )
+
+    def renew(self) -> None:
+        """Renews the hold, if no other driver has taken over."""
+        names = {mark.name for mark in self._objects.list(MARKS)}
+        self._lost = self._lost or names != {self._job, self._driver}
+        if not self._lost:
+            self._mark()
+
+    def release(self, *, purged: bool = False) -> None:
+        """Lets other drivers in.
+
+        Args:
+            purged: and other jobs.
+        """
+        self._ended.set()
+        if not self._lost:
+            self._objects.delete([self._driver, self._job] if purged else [self._driver])
+
+    def _mark(self) -> None:
+        now = self._clock()
+        self._objects.put(self._driver, b"")
+        self._renewed = now
+
+    def _keep(self) -> None:
+        while not self._ended.wait(RENEW):
+            with suppress(OSError, StoreError):  # `check` tells if it lasts
+                self.renew()
