@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from attrs import evolve
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -205,6 +206,27 @@ def test_columns_and_the_careful_path_store_the_same(tmp_path: Path, postgresql:
         ]
     assert found["columns"] == found["careful"]
     assert len(found["columns"][2]) > 10
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_tables_that_get_no_rows_stay_empty(tmp_path: Path, postgresql: Server, name: str) -> None:
+    schema = postgresql.new_schema()
+    made: dict[str, Callable[[], Store]] = {
+        "SQLite": SQLiteStore,
+        "Parquet": ParquetStore,
+        "DuckDB": DuckDBStore,
+        "PostgreSQL": lambda: PostgreSQLStore(postgresql.conninfo, schema),
+    }
+    bench = Bench(tmp_path / name, made[name])
+    bench.place = evolve(bench.place, tables=frozenset({"fetches", "transactions"}))
+    for shard, bodies in enumerate(SHARDS):
+        bench.start().put(shard, bodies)
+    assert bench.problems() == []
+    bench.store.close()
+    found = {t.name: len(rows({name: bench.folder}, postgresql, name, t, schema)) for t in TABLES}
+    assert found["accounts"] == found["holders"] == 0
+    assert found["fetches"] == 7
+    assert found["transactions"] > 100
 
 
 def totals() -> tuple[dict[str | None, Decimal], dict[str | None, Decimal]]:

@@ -88,8 +88,9 @@ class ParquetStore(ShardFiles):
                 path = spool.with_name(f"{spool.name}.{table.name}")
                 files.append(_NewFile(path, table, self._opened.job, self._compression))
             for tables in read_tables(spool, commit, str(self._objects)):
-                for rows, file in zip(tables, files, strict=True):
-                    file.write(rows)
+                for table, rows, file in zip(TABLES, tables, files, strict=True):
+                    if self._opened.gets_rows(table.name):
+                        file.write(rows)
             for file in files:
                 file.finish()
             crash_points.reach("tables synced")
