@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -34,13 +35,22 @@ class Hold:
         job: the job's id.
         driver: identifies the job's directory on this machine. Its lock tells that no other process works there, so a driver
             that was killed can be followed at once.
+        has_files: whether there are files of a job. A job without any, whose driver is gone, gives way to another.
         clock: for tests.
     """
 
-    def __init__(self, objects: Objects, job: str, driver: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        objects: Objects,
+        job: str,
+        driver: str,
+        has_files: Callable[[str], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._objects = objects
         self._job = f"{MARKS}/job-{job}"
         self._driver = f"{MARKS}/driver-{driver}"
+        self._has_files = has_files
         self._clock = clock
         self._renewed = 0.0
         self._lost = False
@@ -54,27 +64,40 @@ class Hold:
             JobLockedError: another driver works on the job.
             OSError: it cannot be reached.
         """
-        before = self._objects.find(self._job)
+        known = self.is_known()
+        mine = [self._driver] if known else [self._driver, self._job]
+        try:
+            problem = self._take()
+        except OSError:
+            with suppress(OSError):
+                self._objects.delete(mine)
+            raise
+        if problem is not None:
+            self._objects.delete(mine)
+            raise problem
+
+    def _take(self) -> JobMismatchError | JobLockedError | None:
         self._objects.put(self._job, b"")
         self._mark()
         marks = {mark.name: mark for mark in self._objects.list(MARKS)}
-        mine = marks.pop(self._driver)
-        marks.pop(self._job)
-        job = next((name for name in marks if name.startswith(f"{MARKS}/job-")), None)
-        youngest = max((mark.modified for mark in marks.values()), default=0.0)
-        wait = EXPIRES - (mine.modified - youngest)
-        if job is not None or wait > 0:
-            self._objects.delete([self._driver] if before else [self._driver, self._job])
-        if job is not None:
-            raise JobMismatchError(
-                f"{self._objects} belongs to the job {job.rpartition('-')[2]}. Choose another URL, or purge that job first"
-            )
+        mine = marks.pop(self._driver, None)
+        if mine is None or marks.pop(self._job, None) is None:  # a driver that came at the same time has removed them
+            return JobLockedError(f"another program begins to write to {self._objects}. Run this again")
+        others = (mark.modified for name, mark in marks.items() if name.startswith(f"{MARKS}/driver-"))
+        wait = EXPIRES - (mine.modified - max(others, default=-math.inf))
+        for name in marks:
+            kind, _, job = name.removeprefix(f"{MARKS}/").partition("-")
+            if kind == "job" and (wait > 0 or self._has_files(job)):
+                return JobMismatchError(
+                    f"{self._objects} belongs to the job {job}. Choose another URL, or purge that job first"
+                )
         if wait > 0:
-            raise JobLockedError(
+            return JobLockedError(
                 f"another program works on this job and writes to {self._objects}. If it was killed, run this again in "
                 f"{wait:.0f} s"
             )
         self._objects.delete(marks)
+        return None
 
     def is_known(self) -> bool:
         """Whether the job has used the place."""

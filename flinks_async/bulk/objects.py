@@ -1,7 +1,7 @@
 """Files of answers and of tokens by name, in a folder or in object storage (`s3://`, `gs://`, `az://`).
 
-    Folder   files on a disk; a name is durable when `put` returns
-    Bucket   objects below a URL, through obstore; each is written by one PUT
+`Folder` has files on a disk; a name is durable when `put` returns. `Bucket` has objects below a URL, through obstore; each is
+written by one PUT.
 
 Methods raise OSError; its `strerror` says in words what failed. Texts of obstore are never shown, because they may hold parts
 of a signed request. Credentials come from the environment of each process. They are in no attribute, repr or pickle.
@@ -182,16 +182,16 @@ class Bucket:
             return None
 
     def list(self, folder: str) -> Iterator[Found]:
-        pages = iter(_ask(_obstore().list, self._store, folder or None))
-        while page := _ask(next, pages, None):
-            for meta in page:
-                if meta["path"].rpartition("/")[0] == folder:
-                    yield _described(meta)
+        yield from map(_described, _ask(_obstore().list_with_delimiter, self._store, folder or None)["objects"])
 
     def delete(self, names: Iterable[str]) -> None:
-        for name in names:
-            with suppress(FileNotFoundError):
-                _ask(_obstore().delete, self._store, name)
+        names = [*names]
+        try:
+            _ask(_obstore().delete, self._store, names)  # S3 and Azure: many in one request
+        except FileNotFoundError:
+            for name in names:
+                with suppress(FileNotFoundError):
+                    _ask(_obstore().delete, self._store, name)
 
     def get(self, found: Found, start: int, size: int) -> bytes:
         """A range of an object.
@@ -387,7 +387,7 @@ _HINTS: Final = {
     "BadScheme": "its endpoint is not https, and AWS_ALLOW_HTTP is not true",
     "kind: Connect": "there is no connection to it",
     "kind: Timeout": "it did not answer in time",
-    "status code: 301 ": "the bucket is in another region, name it in AWS_REGION",
+    "configured region": "the bucket is in another region, which AWS_REGION must name",
     "instance metadata": "there are no credentials (environment, profile or role)",
     "169.254.169.254": "there are no credentials (environment, profile or role)",
 }

@@ -129,6 +129,9 @@ class Run:
         broke_off: tuple[str, str] | None = None
         shards = counted(before.shards - before.shards_done, "shard")
         self._log.info("run begins: %s in %s to do", counted(before.pending, "token"), shards)
+        if shared_store(self._store) is not None:
+            where = self._ledger.path.parent
+            self._log.info("what is done is recorded in %s only. To resume on another machine, copy it there", where)
         beside: set[asyncio.Future[None]] = set()
         try:
             self._run = await self._writing.do(self._ledger.begin_run, self._clock.time())
@@ -184,13 +187,18 @@ class Run:
 
     def _store_shard(self, finished: Finished) -> None:
         """Adds a shard to the output and then to the ledger. Runs in the writing thread."""
-        if self._broken is not None:  # the store may hold a shard that the ledger does not know
-            raise self._broken
         try:
+            if self._broken is not None:  # the store may hold a shard that the ledger does not know
+                raise self._broken
             if finished.receipt is None:
                 finished = put(self._store, finished)
             elif (store := shared_store(self._store)) is not None:
                 store.check()
+        except BaseException as error:
+            self._broken = error
+            self._drop(finished.receipt)
+            raise
+        try:
             crash_points.reach("stored")
             self._ledger.commit(finished.commit, run=self._run, now=self._clock.time())
         except BaseException as error:
@@ -207,6 +215,12 @@ class Run:
             "shard %d done: lines %d to %d, %d answers, %d failed, %d left",
             shard.id, shard.first, shard.last, finished.written.lines, len(finished.failures), len(finished.left),
         )  # fmt: skip
+
+    def _drop(self, receipt: dict[str, Any] | None) -> None:
+        """Removes what a worker has stored and the ledger will not know."""
+        if receipt is not None and (store := shared_store(self._store)) is not None:
+            with suppress(StoreError):
+                store.drop(receipt)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 

@@ -316,13 +316,16 @@ def _places(job: Job, totals: Totals) -> Iterator[str]:
     yield f"  job: {job.directory}"
 
 
+_PLACES: Final = ("kind", "path", "url")
+
+
 def answers_of(store: Mapping[str, Any], directory: Path) -> str:
     """Where the answers are, and in which format, from the description of a store."""
     kind = str(store.get("kind"))
-    more = [str(value) for name, value in store.items() if name not in ("kind", "path") and value not in (None, "none")]
+    more = [str(value) for name, value in store.items() if name not in _PLACES and value not in (None, "none")]
     format_ = ", ".join([FORMATS.get(kind, kind), *more])
     if kind in ("jsonl-parts", "parquet"):
-        return f"{directory / 'parts'} ({format_})"
+        return f"{store.get('url') or directory / 'parts'} ({format_})"
     if kind in ("jsonl", "sqlite", "duckdb"):
         return f"{store.get('path') or directory} ({format_})"
     return format_

@@ -28,7 +28,7 @@ from ..bulk import (
 )
 from ..bulk.files import MANIFEST
 from ..bulk.inputs import NO_KEY, STDIN, ShardReader, Token
-from ..checks import counted
+from ..checks import counted, is_url
 from ..client import FlinksClient
 from ..models import PartnerAccessResponse
 from ..secret import Secret
@@ -74,7 +74,12 @@ _LONGEST_SHAPE: Final = 40
 
 @click.command(cls=Command, help=_HELP, epilog=epilog())
 @click.argument("tokens", metavar="TOKENS", callback=path_name)
-@click.option("--out", metavar="FILE", callback=path_name, help="File for the answers, '-' for standard output.")
+@click.option(
+    "--out",
+    metavar="FILE",
+    callback=path_name,
+    help="File for the answers, '-' for standard output, or a folder in object storage: s3://bucket/folder/ (or gs, az).",
+)
 @click.option(
     "--job",
     "directory",
@@ -201,20 +206,28 @@ def _target(tokens: str, out: str | None, directory: str | None, store: str | No
             "Missing option '--out FILE' (a file for the answers, '-' for standard output) or '--job DIR' (a directory)."
         )
     name = store_of(store, out)
+    if is_url(out) and directory is None:
+        raise UsageError(
+            "With --out at a URL, name --job DIR: a directory on a disk that records what is done. Keep it until the job is "
+            "complete."
+        )
     if out is None and directory is None and name not in WITHOUT_FILE:
         out = _beside(tokens, name)
     folder = Path(directory or f"{out or tokens}.job")
-    if out is not None:
+    if out is not None and not is_url(out):
         _check_file(tokens, Path(out), folder)
+    target = make_store(name, out)
     if tokens == STDIN:
         words = (f"Answers go to {out}, the job is in {folder}. " if out else f"The job is in {folder}. ") + (
             "The tokens from standard input stay in memory, so this run cannot be resumed without the same input."
         )
         resume = "Standard input is not kept: to fetch them, run the same command with the same input."
-        return _Target(folder, make_store(name, out), words, out, resume)
+        return _Target(folder, target, words, out, resume)
     words = f"Answers go to {out}. " if out is not None else ""
     words += f"The job is in {folder}: after an interruption, run the same command again to resume."
-    return _Target(folder, make_store(name, out), words, out)
+    if is_url(out):
+        words += " To resume on another machine, copy this directory there."
+    return _Target(folder, target, words, out)
 
 
 def _beside(tokens: str, store: str) -> str:

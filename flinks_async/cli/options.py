@@ -13,6 +13,7 @@ import click
 
 from .. import config
 from ..bulk import Executor, InProcess, Layout, Processes, Rules
+from ..checks import is_url
 from ..config import Settings
 from .console import UsageError
 
@@ -52,6 +53,8 @@ def path_name(ctx: click.Context, param: click.Parameter, given: str | None, *, 
         if given is not None:
             os.stat(given)
     except (FileNotFoundError, NotADirectoryError):
+        if must_exist and is_url(given):
+            raise UsageError(f"{what} must be on a disk: copy the job's directory to this machine.") from None
         if must_exist:
             raise UsageError(f"{what}: there is nothing with this name (the value is not shown).") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name

@@ -141,14 +141,14 @@ class ShardFiles(ABC):
     def open(self, place: Place, *, existing: bool = False) -> None:
         objects = self._objects = place_at(self._url, place.parts)
         self._place = place
-        with self._naming("written"):
+        with self._naming("read" if existing else "written"):
             if self._url is None:
                 if not existing:
                     objects.prepare(self.folders)
                 elif size_of(place.parts) is None:
                     raise StoreMissingError(str(place.parts))
                 return
-            hold = Hold(objects, place.job, _driver(place.folder))
+            hold = Hold(objects, place.job, _driver(place.folder), self._has_files)
             if not existing:
                 objects.prepare((*self.folders, MARKS))
                 hold.take()
@@ -169,6 +169,10 @@ class ShardFiles(ABC):
         if self._hold is not None:
             with self._naming("read"):
                 self._hold.check()
+
+    def drop(self, receipt: Mapping[str, Any]) -> None:
+        """As `SharedStore.drop`."""
+        self._remove(self._files(receipt))
 
     def settle(self, receipts: Mapping[int, Mapping[str, Any]], *, complete: bool) -> None:
         """As `SharedStore.settle`: at a URL, `_SUCCESS` lists the files of a complete job."""
@@ -200,7 +204,7 @@ class ShardFiles(ABC):
     def purge(self) -> list[str]:
         place = self._opened
         if self._url is not None and self._hold is None:
-            self._hold = Hold(self._objects, place.job, _driver(place.folder))
+            self._hold = Hold(self._objects, place.job, _driver(place.folder), self._has_files)
             with self._naming("written"):
                 self._hold.take()
         names = self._own_files()
@@ -292,6 +296,10 @@ class ShardFiles(ABC):
                 found += sorted(name for name in names if own.fullmatch(name.rpartition("/")[2]))
         return found
 
+    def _has_files(self, job: str) -> bool:
+        """Whether the place has files of a job."""
+        return any(f"-{job[:8]}-" in one.name for folder in self.folders for one in self._objects.list(folder))
+
     def _remove(self, names: Iterable[str]) -> None:
         with self._naming("written"):
             self._objects.delete(names)
@@ -309,7 +317,7 @@ class ShardFiles(ABC):
 
 def _driver(folder: Path) -> str:
     """Identifies a job's directory on this machine. A copy of it has another identity."""
-    found = os.stat(folder / LEDGER if os.path.exists(folder / LEDGER) else folder)
+    found = os.stat(folder / LEDGER)
     return sha256(f"{socket.gethostname()} {found.st_dev} {found.st_ino}".encode()).hexdigest()[:16]
 
 

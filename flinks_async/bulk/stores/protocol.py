@@ -191,6 +191,10 @@ class SharedStore(Store, Protocol):
         """
         ...
 
+    def drop(self, receipt: Mapping[str, Any]) -> None:
+        """Removes the answers of a receipt that the ledger will not get."""
+        ...
+
     def settle(self, receipts: Mapping[int, Mapping[str, Any]], *, complete: bool) -> None:
         """Called at the end of a run. Output that the ledger does not know is removed.
 
