@@ -40,16 +40,14 @@ from flinks_async.bulk import (
     StoreMissingError,
     Written,
     export,
-    hold,
     purge,
     status,
     verify,
 )
 from flinks_async.bulk import objects as module
-from flinks_async.bulk.hold import Hold
 from flinks_async.bulk.job import place_of
 from flinks_async.bulk.objects import Bucket, Folder, Found, place_at
-from flinks_async.bulk.stores import from_description
+from flinks_async.bulk.stores import from_description, shard_files
 
 from .object_storage import KEY_ID, S3, SECRET_KEY, Asked, running
 from .test_processes import SECRET, Desk, a_server
@@ -327,11 +325,11 @@ class Memory:
     def __str__(self) -> str:
         return "s3://there"
 
-    def hold(self, job: str = "a" * 32, driver: str = "1") -> Hold:
+    def hold(self, job: str = "a" * 32, driver: str = "1") -> shard_files.Hold:
         def has_files(job: str) -> bool:
             return any(job[:8] in name for name in self.files if not name.startswith("_"))
 
-        return Hold(self, job, driver, has_files, clock=lambda: self.now)
+        return shard_files.Hold(self, job, driver, has_files, clock=lambda: self.now)
 
 
 def test_a_second_driver_is_refused_until_the_first_has_ended() -> None:
@@ -379,7 +377,7 @@ def test_two_that_begin_at_the_same_moment_do_not_both_go_on() -> None:
     """One of them is between its mark and its look when the other one begins."""
     place = Memory()
     first, second = place.hold(), place.hold(driver="2")
-    look, taken = place.list, list[Hold]()
+    look, taken = place.list, list[shard_files.Hold]()
 
     def look_late(folder: str) -> Iterator[Found]:
         place.list = look  # type: ignore[method-assign]
@@ -427,7 +425,7 @@ async def test_a_copy_of_a_directory_waits_for_the_first_driver_and_then_goes_on
     shutil.copytree(desk.directory, copy)
     with pytest.raises(JobLockedError, match="another program works on this job"):
         Job.resume(copy)
-    monkeypatch.setattr(hold, "EXPIRES", 0.0)
+    monkeypatch.setattr(shard_files, "EXPIRES", 0.0)
     async with desk.client() as client:
         with Job.resume(copy) as second:
             assert (await second.run(client)).totals.fetched == 200

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 duckdb = pytest.importorskip("duckdb")
@@ -31,6 +31,7 @@ from flinks_async.bulk.stores.postgresql import PostgreSQLStore  # noqa: E402
 from flinks_async.testing.data import expected_body  # noqa: E402
 
 from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes  # noqa: E402
+from ..support import examples  # noqa: E402
 from .postgresql_server import Server  # noqa: E402
 from .store_contract import Bench, Bodies  # noqa: E402
 from .store_docs import PAGE, page, queries  # noqa: E402
@@ -176,7 +177,7 @@ def test_columns_and_the_careful_path_store_the_same(tmp_path: Path, postgresql:
     benches = {way: Bench(folder, lambda way=way: made[name](way)).start() for way, folder in folders.items()}  # type: ignore[misc]
     shards = count()
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @examples(6)
     @given(st.lists(st.one_of(answers, answers_perhaps_wrong), min_size=1, max_size=4))
     def put(generated: list[Any]) -> None:
         shard = next(shards)

@@ -19,6 +19,7 @@ from ..inputs import InputFile
 from ..outcome import JobLog
 from ..records import Counters, Finished, RunState, Shard
 from ..rules import Rules
+from ..selection import Selection
 from ..stores.protocol import Place, SharedStore
 
 
@@ -57,6 +58,7 @@ class Work:
         log: of the job; the program's in a worker.
         shared: the open store, if those who fetch a shard also give it to the store.
         place: where the job keeps its files, for this store.
+        selection: what is kept of the answers; None for everything.
     """
 
     source: InputFile
@@ -69,6 +71,7 @@ class Work:
     log: JobLog | Logger = field(repr=False)
     shared: SharedStore | None = None
     place: Place | None = None
+    selection: Selection | None = None
 
 
 class Execution(Protocol):

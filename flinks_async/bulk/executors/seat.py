@@ -28,6 +28,7 @@ from ..errors import WorkerError
 from ..inputs import InputFile, Layout
 from ..records import Counters, Finished, RunState
 from ..rules import Rules
+from ..selection import Selection
 from ..stores import Place, from_description
 from ..stores.protocol import shared_store
 from .in_process import LocalExecution
@@ -142,6 +143,7 @@ class Start:
         rules: of this seat alone.
         store: the description of a shared store, to which the seat gives its shards.
         place: for this store.
+        selection: as in `Work`, without its key, which comes after the secrets of the clients.
     """
 
     path: str
@@ -154,6 +156,7 @@ class Start:
     rules: Rules
     store: dict[str, Any] | None = None
     place: Place | None = None
+    selection: Selection | None = None
 
 
 @frozen
@@ -278,7 +281,11 @@ class Seat:
 
     def _begin(self) -> LocalExecution:
         start = self._start
-        for number, (description, secrets) in enumerate(zip(start.clients, self._secrets, strict=True)):
+        of_clients, others = self._secrets[: len(start.clients)], self._secrets[len(start.clients) :]
+        selection = start.selection
+        if selection is not None:
+            selection = selection.with_key(others[0].auth_secret if others else None)
+        for number, (description, secrets) in enumerate(zip(start.clients, of_clients, strict=True)):
             limits = description.settings.limits
             shared = None if limits.rate is None else self._limiter(number, limits.rate, limits.burst)
             client = make(description, secrets, shared)
@@ -294,6 +301,7 @@ class Seat:
             {name: self._clients[number] for name, number in start.names.items()},
             start.spools, start.compression, start.rules, secret_is_good=False, log=logging.getLogger("flinks_async.bulk"),
             shared=store,
+            selection=selection,
         )  # fmt: skip
         return LocalExecution(work, self._next, self._take)
 

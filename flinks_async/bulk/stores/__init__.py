@@ -1,6 +1,7 @@
 """Stores: where the answers of a job go.
 
     protocol         the interface of a store; start here
+    shard_files      the base of stores with files for each shard, on a disk or at a URL
     jsonl            JSONL, one file for each shard or one file for all
     parquet          Parquet, one file for each table and shard
     sqlite, duckdb   tables in a database that is one file

@@ -7,30 +7,24 @@ afterwards. So wherever a crash falls, an existing file either was created by th
 from __future__ import annotations
 
 import os
-import re
-import secrets
-import socket
 import stat
-from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Final, Literal, get_args
+from typing import BinaryIO, Final, get_args
 
 import msgspec
 
 from ...checks import choice
 from ..compression import CompressedDataError, Compression, Decompressed, Pieces, compressor, detect
-from ..errors import StoreError, StoreMissingError
-from ..files import LEDGER, cannot_read, cannot_write, create, is_own, size_of, sync_folder, write_durably
-from ..hold import MARKS, Hold
-from ..objects import Objects, Readable, checked_url, place_at
-from ..records import Commit, Written
-from .protocol import Place, Problem, foreign_receipt, opened
+from ..errors import StoreError
+from ..files import cannot_read, cannot_write, create, is_own, sync_folder, write_durably
+from ..objects import Readable
+from ..records import Written
+from .protocol import Problem
 
 PIECE: Final = 256 * 1024
 """Bytes that are read at once."""
@@ -92,237 +86,6 @@ def compare(
     if what is not None:
         yield Problem(str(path) if size is None else f"{path}, bytes {start:,} to {start + size:,}", what, shard)
 
-
-class ShardFiles(ABC):
-    """The base of stores that write files of their own for each shard, named by shard and job: in the folder `parts` of the
-    job's directory, or at a URL.
-
-    At a URL, several workers may write the same shard. Then a name also has the id of the attempt, and the ledger alone says
-    which attempt counts.
-
-    Args:
-        url: the place; None for the folder `parts`.
-
-    Attributes:
-        folders: the folders that hold the files; "" is the place itself.
-        by_workers: as in `SharedStore`.
-    """
-
-    folders: ClassVar[tuple[str, ...]] = ("",)
-
-    _place: Place | None = None
-    _hold: Hold | None = None
-    _objects: Objects
-
-    def __init__(self, url: str | None) -> None:
-        self._url = None if url is None else checked_url(url)
-        self.by_workers = url is not None
-
-    @property
-    @abstractmethod
-    def _own(self) -> str:
-        """A regular expression for the names of this job's files, without their folder."""
-
-    @abstractmethod
-    def _files(self, receipt: Mapping[str, Any]) -> Sequence[str]:
-        """The names of the files of a shard.
-
-        Raises:
-            LedgerError: the receipt names files that are not this job's.
-        """
-
-    @abstractmethod
-    def _compare(self, commit: Commit) -> Iterator[Problem]:
-        """Reads the files of a shard and compares them with what was committed."""
-
-    def _described(self, description: dict[str, Any]) -> dict[str, Any]:
-        return description if self._url is None else {**description, "url": self._url}
-
-    def open(self, place: Place, *, existing: bool = False) -> None:
-        objects = self._objects = place_at(self._url, place.parts)
-        self._place = place
-        with self._naming("read" if existing else "written"):
-            if self._url is None:
-                if not existing:
-                    objects.prepare(self.folders)
-                elif size_of(place.parts) is None:
-                    raise StoreMissingError(str(place.parts))
-                return
-            hold = Hold(objects, place.job, _driver(place.folder), self._has_files)
-            if not existing:
-                objects.prepare((*self.folders, MARKS))
-                hold.take()
-                hold.keep()
-                self._hold = hold
-            elif not hold.is_known():
-                raise StoreMissingError(str(objects))
-
-    def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
-        known = {name for receipt in receipts.values() for name in self._files(receipt)}
-        unknown = [name for name in self._own_files() if name not in known]
-        self.check()  # after the list: so it has no file of a driver that took over meanwhile
-        self._remove(unknown)
-        return ()
-
-    def check(self) -> None:
-        """Raises JobLockedError if another driver has taken over the URL, StoreError if that cannot be found out."""
-        if self._hold is not None:
-            with self._naming("read"):
-                self._hold.check()
-
-    def drop(self, receipt: Mapping[str, Any]) -> None:
-        """As `SharedStore.drop`."""
-        self._remove(self._files(receipt))
-
-    def settle(self, receipts: Mapping[int, Mapping[str, Any]], *, complete: bool) -> None:
-        """As `SharedStore.settle`: at a URL, `_SUCCESS` lists the files of a complete job."""
-        self.recover(receipts)
-        with self._naming("written"):
-            if complete:
-                files = sorted(name for receipt in receipts.values() for name in self._files(receipt))
-                about = {"job": self._opened.job, "files": files}
-                self._objects.put(SUCCESS, msgspec.json.format(msgspec.json.encode(about), indent=1))
-            else:
-                self._objects.delete([SUCCESS])
-
-    def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
-        known = set[str]()
-        for commit in commits:
-            known.update(self._files(commit.receipt))
-            yield from self._compare(commit)
-        for name in self._own_files():
-            if name not in known:
-                where = str(self._objects.at(name))
-                yield Problem(where, "the ledger does not know it; the next run of the job removes it")
-
-    def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
-        own = set(self._own_files())
-        for commit in commits:
-            if gone := next((name for name in self._files(commit.receipt) if name not in own), None):
-                yield Problem(str(self._objects.at(gone)), "it is missing", commit.shard.id)
-
-    def purge(self) -> list[str]:
-        place = self._opened
-        if self._url is not None and self._hold is None:
-            self._hold = Hold(self._objects, place.job, _driver(place.folder), self._has_files)
-            with self._naming("written"):
-                self._hold.take()
-        names = self._own_files()
-        self._remove(names)
-        if self._hold is not None:
-            with self._naming("written"):
-                self._objects.delete([SUCCESS])
-                self._hold.release(purged=True)
-            self._hold = None
-        else:
-            for folder in dict.fromkeys((*self.folders, "")):
-                with suppress(OSError):  # it holds other files
-                    (place.parts / folder).rmdir()
-        counts = Counter(name.rpartition("/")[0] for name in names)
-        return [
-            f"{counts[folder]:,} files of answers in {self._objects.at(folder) if folder else self._objects}"
-            for folder in self.folders
-            if counts[folder]
-        ]
-
-    def close(self) -> None:
-        hold, self._hold = self._hold, None
-        self._place = None
-        if hold is not None:
-            with suppress(OSError):  # then it expires
-                hold.release()
-
-    @property
-    def _opened(self) -> Place:
-        return opened(self._place)
-
-    def _name(self, shard: str, attempt: str | None = None) -> str:
-        """The name of a file without its end.
-
-        Args:
-            shard: number of the shard, or an expression for it.
-            attempt: id of the attempt, or an expression for it (default: a new id).
-        """
-        if self._url is None:
-            return f"{shard}-{self._opened.job[:8]}"
-        return f"{shard}-{self._opened.job[:8]}-{attempt or secrets.token_hex(4)}"
-
-    def _put(self, names: Sequence[str], files: Sequence[Path]) -> None:
-        """Adds the files of a shard.
-
-        Raises:
-            StoreError: one of them cannot be written. None of them stays, as far as they can be removed.
-        """
-        for name, file in zip(names, files, strict=True):
-            try:
-                self._objects.put(name, file)
-            except OSError as error:
-                problem = cannot_write(self._objects.at(name), error)
-                break
-        else:
-            return
-        if self.by_workers:  # the answer to a PUT that worked may be lost
-            with suppress(OSError):
-                self._objects.delete(names)
-        raise problem
-
-    def _file(self, name: str, folder: str = "") -> str:
-        """The name of a file that a receipt names.
-
-        Args:
-            name: relative to the place.
-            folder: where it must be.
-
-        Raises:
-            LedgerError: the name is not one of this job's.
-        """
-        path = self._objects.at(name)
-        foreign = not re.fullmatch(f"{folder}/{self._own}".lstrip("/"), name, re.ASCII)
-        if foreign or (isinstance(path, Path) and path.is_symlink()):
-            raise foreign_receipt(f"names the file {name!a}, which is not of this job")
-        return name
-
-    def _own_files(self) -> list[str]:
-        """The names of all files with this job's id, unfinished ones too.
-
-        Raises:
-            StoreError: a folder cannot be read.
-        """
-        own = re.compile(rf"{self._own}|\.{self._own}\.tmp", re.ASCII)
-        found = list[str]()
-        with self._naming("read"):
-            for folder in self.folders:
-                names = (one.name for one in self._objects.list(folder))
-                found += sorted(name for name in names if own.fullmatch(name.rpartition("/")[2]))
-        return found
-
-    def _has_files(self, job: str) -> bool:
-        """Whether the place has files of a job."""
-        return any(f"-{job[:8]}-" in one.name for folder in self.folders for one in self._objects.list(folder))
-
-    def _remove(self, names: Iterable[str]) -> None:
-        with self._naming("written"):
-            self._objects.delete(names)
-
-    @contextmanager
-    def _naming(self, what: Literal["read", "written"]) -> Iterator[None]:
-        """Turns errors of the place into StoreErrors."""
-        try:
-            yield
-            return
-        except OSError as error:
-            problem = (cannot_read if what == "read" else cannot_write)(self._objects, error)
-        raise problem
-
-
-def _driver(folder: Path) -> str:
-    """Identifies a job's directory on this machine. A copy of it has another identity."""
-    found = os.stat(folder / LEDGER)
-    return sha256(f"{socket.gethostname()} {found.st_dev} {found.st_ino}".encode()).hexdigest()[:16]
-
-
-SUCCESS: Final = "_SUCCESS"
-"""The object that lists the files of a complete job."""
 
 _BEGIN: Final = b'{"line":'
 """The first bytes of each answer in a file."""

@@ -30,7 +30,6 @@ from ..records import Commit, Written
 from .answer_files import (
     SUFFIXES,
     OwnedFile,
-    ShardFiles,
     check_compression,
     checksum,
     compare,
@@ -38,6 +37,7 @@ from .answer_files import (
     read_answers,
 )
 from .protocol import Place, Problem, opened, receipt_as
+from .shard_files import ShardFiles
 
 _PIECE: Final = 1024 * 1024
 
