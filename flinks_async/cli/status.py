@@ -31,7 +31,7 @@ from .output import COMPRESSION, HTML, LINES, Command, split_name, to_stdout, wh
 from .secret_input import stdin_is_terminal
 
 SILENT: Final = 60.0
-"""Seconds without a sample after which a run counts as dead. A run saves a sample every ten seconds."""
+"""Seconds without a sample after which a run counts as dead. A run saves one at least every ten seconds."""
 
 
 @click.command(cls=Command, epilog=epilog())
