@@ -44,7 +44,7 @@ def status(directory: str, as_json: bool) -> int:
     text = (
         msgspec.json.format(msgspec.json.encode(_plain(directory, found)), indent=2)
         if as_json
-        else _text(directory, found)
+        else printable(*_lines(directory, found)).encode()
     )
     to_stdout(text + b"\n")
     return Exit.OK
@@ -67,7 +67,7 @@ def _plain(directory: str, found: bulk.Status) -> dict[str, Any]:
     }
 
 
-def _text(directory: str, found: bulk.Status) -> bytes:
+def _lines(directory: str, found: bulk.Status) -> list[str]:
     manifest, totals = found.manifest, found.totals
     lines = [
         f"Job {manifest.job} in {directory}, started {manifest.created}",
@@ -81,7 +81,7 @@ def _text(directory: str, found: bulk.Status) -> bytes:
             f"{counted(totals.tokens, 'token')} in {counted(totals.shards, 'shard')}, {totals.shards_done:,} done:"
         )
         lines += outcome_rows(totals, found.scanned)
-    return printable("\n".join([*lines, *_runs(found, time.time())])).encode()
+    return [*lines, *_runs(found, time.time())]
 
 
 def _runs(found: bulk.Status, now: float) -> list[str]:
