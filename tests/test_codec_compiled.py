@@ -14,7 +14,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flinks_async import codec as codec_module
@@ -26,6 +26,7 @@ from flinks_async.models import MODELS, SCHEMA, Account, Meta, Model, PartnerAcc
 from flinks_async.schema import DEFAULT_WIRE_STATE, WireState
 
 from .answers import answers, answers_perhaps_wrong, from_bytes, payload, run_steps, to_bytes
+from .support import examples
 
 META = Meta(attempts=3, queue_time=0.5)
 
@@ -85,13 +86,13 @@ def check_all_ways(body: bytes, *codecs: Codec) -> None:
 used = Codec()  # observes many fields in the course of the tests
 
 
-@settings(max_examples=150, deadline=None)
+@examples(40)
 @given(answers)
 def test_generated_answers(data: dict[str, Any]) -> None:
     check_all_ways(to_bytes(data), used, Codec())
 
 
-@settings(max_examples=250, deadline=None)
+@examples(60)
 @given(answers_perhaps_wrong)
 def test_generated_answers_with_wrong_types(data: dict[str, Any]) -> None:
     check_all_ways(to_bytes(data), used)
@@ -111,7 +112,7 @@ def _places(data: Any, path: str = "") -> Iterator[tuple[Any, Any, str]]:
 WRONG = [3, -1, Decimal("1.5"), "text", "", "2025-01-31", True, [], {}, [None], [{}], None, 10**40, Decimal("1E+400")]
 
 
-@settings(max_examples=200, deadline=None)
+@examples(60)
 @given(st.data())
 def test_any_value_in_any_place_of_a_whole_answer(draw: st.DataObject) -> None:
     data = from_bytes(payload((2, 3), unknown=draw.draw(st.booleans())))

@@ -82,8 +82,9 @@ class ParquetStore(ShardFiles):
                 path = self._opened.parts / table.name / f"{commit.shard.id:06d}-{self._opened.job[:8]}.parquet"
                 files.append(_NewFile(path, table, self._opened.job, self._compression))
             for tables in read_tables(spool, commit, self._opened.parts):
-                for rows, file in zip(tables, files, strict=True):
-                    file.write(rows)
+                for table, rows, file in zip(TABLES, tables, files, strict=True):
+                    if self._opened.gets_rows(table.name):
+                        file.write(rows)
             for file in files:
                 file.finish()
             crash_points.reach("tables synced")

@@ -25,17 +25,23 @@ class Place:
         folder: the job's directory.
         keyed: whether rows have a key of the user's.
         instances: whether rows name their instance.
+        tables: names of the tables that get rows; None for all.
     """
 
     job: str
     folder: Path
     keyed: bool = False
     instances: bool = False
+    tables: frozenset[str] | None = None
 
     @property
     def parts(self) -> Path:
         """The folder for stores that write one file for each shard."""
         return self.folder / "parts"
+
+    def gets_rows(self, table: str) -> bool:
+        """Whether a table gets rows. The others stay empty."""
+        return self.tables is None or table in self.tables
 
 
 @frozen
