@@ -86,6 +86,7 @@ async def test_what_a_killed_worker_had_is_done_again_and_once_in_the_output(
     assert (slow.directory / "job.log").read_text().count("died by a lost connection") == 1
 
 
+@pytest.mark.slow
 async def test_a_frozen_worker_is_given_up_and_does_no_harm_when_it_wakes(
     slow: Desk, cluster: Any, executor: DaskExecutor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,6 +178,7 @@ async def test_an_input_that_changed_and_a_store_that_fails_end_the_run_as_in_on
 # --- the cluster ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_scheduler_that_is_not_there_or_is_lost_is_a_clear_error(slow: Desk) -> None:
     with pytest.raises(WorkerError, match=r"no connection to the Dask scheduler at tcp://127\.0\.0\.1:1"):
         await slow.run(DaskExecutor("tcp://127.0.0.1:1", secret_env="TEST_SECRET", patience=1.0))
@@ -197,6 +199,7 @@ async def test_a_scheduler_that_is_not_there_or_is_lost_is_a_clear_error(slow: D
     assert len(slow.answers) == 200
 
 
+@pytest.mark.slow
 async def test_a_cluster_without_workers_is_told_of_and_given_up(desk: Desk) -> None:
     async with distributed.LocalCluster(
         n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=60, asynchronous=True

@@ -168,6 +168,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folders", "backend", "told"),
     [
