@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Sequence
-from importlib import import_module
 from pathlib import Path
+from sys import modules
 from types import NoneType
 from typing import Any, Final
 
@@ -183,7 +183,8 @@ def optional_import(module: str, *, extra: str) -> Any:
         ConfigError: it cannot be imported. The message names the extra.
     """
     try:
-        return import_module(module)
+        __import__(module)  # ten times faster than `import_module` for what is loaded; stores call this for each column
+        return modules[module]
     except ModuleNotFoundError as error:
         problem = f"{str(error.name or module).partition('.')[0]} is not installed"
     except ImportError:  # such as psycopg without libpq

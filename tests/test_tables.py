@@ -265,6 +265,20 @@ async def test_a_batch_that_is_left_closes_the_outcomes() -> None:
     assert closed == [True]
 
 
+async def test_outcomes_before_a_failure_of_their_source_are_handed_over() -> None:
+    async def breaking() -> AsyncGenerator[Outcome[str], None]:
+        async for outcome in outcomes(7):
+            yield outcome
+        raise OSError("tokens.csv is gone")
+
+    batches = []
+    with pytest.raises(OSError, match="gone"):
+        async for batch in table_batches(breaking(), size=3):
+            batches.append(batch)
+    assert [row["key"] for batch in batches for row in batch.tables.accounts.to_pylist()][-1] == "6"
+    assert len(batches) == 3
+
+
 async def test_only_failures_are_a_batch_without_rows() -> None:
     async def failures() -> AsyncGenerator[Outcome[str], None]:
         yield Failed("a", ServerError("x"))

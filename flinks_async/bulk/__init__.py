@@ -9,7 +9,7 @@ Requests are made at least once, and every answer is in the output exactly once.
 again to resume: it fetches the shards that are not committed.
 
 Where to find what: `job` opens and runs jobs; `run` is one run, from ledger to store; `fetching` sends the requests;
-`rules` lists the reasons for which a run stops; `records` counts; `ledger` remembers;
+`rules` lists the reasons for which a run stops; `selection` chooses what is kept; `records` counts; `ledger` remembers;
 `maintenance` has status, verify, export and purge. `inputs/`, `stores/` and `executors/` are made to be extended.
 """
 
@@ -36,6 +36,7 @@ from .maintenance import Status, export, purge, status, verify
 from .records import Commit, Failure, InstanceTrouble, Progress, Shard, Written
 from .rules import Rules
 from .run import Result
+from .selection import Selection
 from .stores import JSONLFile, JSONLParts, Place, Problem, SQLiteStore, Store
 
 __all__ = [
@@ -67,6 +68,7 @@ __all__ = [
     "Rules",
     "SQLiteStore",
     "Scanned",
+    "Selection",
     "Shard",
     "Status",
     "Store",

@@ -22,6 +22,7 @@ from ..bulk import (
     Job,
     Layout,
     Scanned,
+    Selection,
     Shard,
     Store,
     scan,
@@ -37,7 +38,7 @@ from .access import Access, access_options, make_clients
 from .console import UsageError, debug_option, duration, say
 from .display import RESUME, choose_display, count_rows, other_lines
 from .job_run import JobRun, OnScan, RunOptions, run, run_options
-from .options import layout_options, path_name, timeout_option
+from .options import layout_options, path_name, selection_options, timeout_option
 from .output import (
     STORES,
     WITHOUT_FILE,
@@ -88,6 +89,7 @@ _LONGEST_SHAPE: Final = 40
     help="Format of the answers [by the name of FILE, else jsonl]. PGHOST, PGDATABASE and so on say where PostgreSQL is.",
 )
 @layout_options
+@selection_options
 @click.option(
     "--shard-size",
     type=click.IntRange(1, 1_000_000),
@@ -109,6 +111,7 @@ def fetch(
     directory: str | None,
     store: str | None,
     layout: Layout,
+    selection: Selection | None,
     shard_size: int | None,
     dry: bool,
     assume_rate: float | None,
@@ -137,7 +140,15 @@ def fetch(
         def start(source: InputFile | None, on_scan: OnScan) -> Job:
             assert source is not None
             try:
-                return Job.start(folder, source, target.store, clients.origin, shard_size=size, on_scan=on_scan)
+                return Job.start(
+                    folder,
+                    source,
+                    target.store,
+                    clients.origin,
+                    shard_size=size,
+                    selection=selection,
+                    on_scan=on_scan,
+                )
             except InputError as error:
                 raise _named(error, tokens, layout) from None
 

@@ -12,9 +12,10 @@ from typing import Any, Final, Literal, TypeVar
 import click
 
 from .. import config
-from ..bulk import Executor, InProcess, Layout, Processes, Rules
+from ..bulk import Executor, InProcess, Layout, Processes, Rules, Selection
 from ..config import Settings
 from .console import UsageError
+from .secret_input import read_pseudonym_key
 
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -265,6 +266,58 @@ layout_options = grouped(
         callback=lambda ctx, param, given: False if given else None,
         help="The CSV file has no header row: its columns are called 1, 2 and so on.",
     ),
+)
+
+
+def _selection(
+    tables: tuple[str, ...],
+    columns: tuple[str, ...],
+    drop: tuple[str, ...],
+    pseudonyms: tuple[str, ...],
+    pseudonym_key_file: str | None,
+) -> Selection | None:
+    if not (tables or columns or drop or pseudonyms):
+        if pseudonym_key_file is not None:
+            raise UsageError("--pseudonym-key-file needs --pseudonyms, the columns whose values are replaced.")
+        return None
+    key = read_pseudonym_key(pseudonym_key_file) if pseudonyms else None
+    if pseudonyms and key is None:
+        raise UsageError(
+            "No key for --pseudonyms. Set FLINKS_PSEUDONYM_KEY, or name a file with --pseudonym-key-file ('-' is standard input)."
+        )
+    return Selection(tables=tables or None, columns=columns, drop=drop, pseudonyms=pseudonyms, pseudonym_key=key)
+
+
+def _names_option(name: str, help_: str) -> Callable[[F], F]:
+    """An option that takes names with commas between, and may be repeated."""
+    return click.option(
+        name,
+        metavar="NAMES",
+        multiple=True,
+        callback=lambda ctx, param, given: tuple(part.strip() for text in given for part in text.split(",")),
+        help=help_,
+    )
+
+
+pseudonym_key_option = click.option(
+    "--pseudonym-key-file",
+    metavar="FILE",
+    callback=path_name,
+    help="File with the key of --pseudonyms, '-' for standard input [FLINKS_PSEUDONYM_KEY].",
+)
+
+selection_options = grouped(
+    "selection",
+    _selection,
+    _names_option(
+        "--tables", "Tables to keep [all]: accounts, transactions, holders. Nothing else is written anywhere."
+    ),
+    _names_option("--columns", "Columns to keep [all], such as accounts.id."),
+    _names_option("--drop", "Tables and columns to leave out, such as holders,accounts.title."),
+    _names_option(
+        "--pseudonyms", "Columns whose values are replaced by a keyed HMAC, such as accounts.account_number."
+    ),
+    pseudonym_key_option,
 )
 
 directory_argument = click.argument("directory", metavar="DIR", callback=partial(path_name, must_exist=True))

@@ -26,9 +26,9 @@ from .access import Clients, make_clients
 from .console import UsageError, debug_option, duration, printable, say
 from .display import answers_of, choose_display, outcome_rows
 from .job_run import JobRun, OnScan, RunOptions, run, run_options
-from .options import directory_argument, path_name
+from .options import directory_argument, path_name, pseudonym_key_option
 from .output import COMPRESSION, HTML, LINES, Command, split_name, to_stdout, whole_file
-from .secret_input import stdin_is_terminal
+from .secret_input import read_pseudonym_key, stdin_is_terminal
 
 SILENT: Final = 60.0
 """Seconds without a sample after which a run counts as dead. A run saves a sample every ten seconds."""
@@ -60,6 +60,7 @@ def _plain(directory: str, found: bulk.Status) -> dict[str, Any]:
         "input": {"path": manifest.path, "size": manifest.size, "sha256": manifest.sha256, "scanned": scanned or None},
         "origin": manifest.origin,
         "store": manifest.store,
+        "selection": manifest.selection,
         "outcome": totals.to_dict(),
         "shards": {"all": totals.shards, "done": totals.shards_done, "size": totals.size},
         "runs": found.runs,
@@ -74,6 +75,10 @@ def _text(directory: str, found: bulk.Status) -> bytes:
         f"  input: {'standard input' if manifest.path == STDIN else manifest.path} ({counted(manifest.size, 'byte')})",
         f"  answers: {answers_of(manifest.store, Path(directory))}",
     ]
+    if manifest.selection is not None:
+        replaced = manifest.selection["pseudonyms"]
+        lines.append(f"  left out: {', '.join(manifest.selection['left_out'])}")
+        lines += [f"  replaced by pseudonyms: {', '.join(replaced)}"] if replaced else []
     if found.scanned is None:
         lines.append("Its input was not read to the end yet.")
     else:
@@ -263,9 +268,10 @@ _KINDS: Final[dict[str, frozenset[FailureKind]]] = {
     help="Tokens that may succeed in another run, tokens that were refused permanently, or both.",
 )
 @click.option("--tokens", metavar="FILE", callback=path_name, help="The job's file of tokens, if it was moved.")
+@pseudonym_key_option
 @run_options
 @debug_option
-def retry(directory: str, class_: str, tokens: str | None, options: RunOptions) -> int:
+def retry(directory: str, class_: str, tokens: str | None, pseudonym_key_file: str | None, options: RunOptions) -> int:
     """Fetch failed tokens of the job in DIR again.
 
     An interrupted retry first resumes with the tokens that it had started with.
@@ -274,10 +280,11 @@ def retry(directory: str, class_: str, tokens: str | None, options: RunOptions) 
     manifest = Manifest.load(Path(directory) / MANIFEST)
     clients = make_clients(options.access, options.settings, options.instances, manifest.layout.get("instance_column"))
     _refuse_other_origin(manifest, clients)
+    key = read_pseudonym_key(pseudonym_key_file)
     chosen = click.get_current_context().get_parameter_source("class_") is ParameterSource.COMMANDLINE
 
     def resume(source: InputFile | None, on_scan: OnScan) -> Job:
-        job = Job.resume(directory, path=tokens, on_scan=on_scan)
+        job = Job.resume(directory, path=tokens, pseudonym_key=key, on_scan=on_scan)
         try:
             if retrying := job.totals.retrying:
                 hint = "; --class applies to the next one" if chosen else ""

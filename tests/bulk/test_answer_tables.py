@@ -33,7 +33,7 @@ from flinks_async.bulk.stores.answer_rows import (  # noqa: E402
 )
 from flinks_async.bulk.stores.answer_tables import read_tables  # noqa: E402
 from flinks_async.tables import arrow_table  # noqa: E402
-from flinks_async.testing.data import expected_body  # noqa: E402
+from flinks_async.testing.data import Size, expected_body  # noqa: E402
 
 from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes  # noqa: E402
 from ..support import examples  # noqa: E402
@@ -163,10 +163,13 @@ def test_amounts_are_exact_or_refused(tmp_path: Path, number: str) -> None:
         b'{"GetAccountsDetail":3}',
     ],
 )
-def test_values_of_a_wrong_type_are_kept_as_the_codec_keeps_them(tmp_path: Path, body: bytes) -> None:
+def test_values_of_a_wrong_type_are_kept_as_the_codec_keeps_them(
+    tmp_path: Path, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     bodies = [to_bytes(DOCUMENTED), body]
     for texts in (False, True):
         assert by_arrow(tmp_path, bodies, texts=texts) == by_rows(tmp_path, bodies, texts=texts)
+    assert caplog.messages == [], "the client has logged them"
 
 
 @pytest.mark.parametrize(
@@ -224,10 +227,13 @@ def test_timestamps_are_read_as_the_models_read_them(tmp_path: Path, text: str) 
     assert by_arrow(tmp_path, [body]) == by_rows(tmp_path, [body])
 
 
+@pytest.mark.parametrize("size", ["small", "medium"])
 @pytest.mark.parametrize("shape", ["list", "object", "null"])
-def test_usual_answers_never_become_python_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Any) -> None:
+def test_usual_answers_never_become_python_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Any, size: Size
+) -> None:
     seen = _lines_of(monkeypatch, "decoded")
-    bodies = [expected_body(f"t-{number}", size="medium", shape=shape) for number in range(30)]
+    bodies = [expected_body(f"t-{number}", size=size, shape=shape) for number in range(30)]
     keys = [number if number % 2 else "text" for number in range(30)]
     for texts in (False, True):
         found = by_arrow(tmp_path, bodies, keys, texts=texts)

@@ -36,6 +36,7 @@ from ...limits.rate import GCRA
 from ...runtime import fast_loop
 from ...secret import Secret
 from ..errors import WorkerError
+from ..selection import PSEUDONYM_KEY
 from .dispatch import Worker, WorkersExecution, starts_of
 from .processes import GRACE
 from .protocol import NextTask, TakeFinished, Work
@@ -85,7 +86,7 @@ class SecretReference:
             problem = "it is empty, or not text"
         what = {"env": "environment variable", "file": "file", "callable": "function"}[self.source]
         raise ConfigError(
-            f"the worker on {socket.gethostname()} finds no AuthSecret in the {what} {self.name} ({problem}). Provide it on "
+            f"the worker on {socket.gethostname()} finds no secret in the {what} {self.name} ({problem}). Provide it on "
             "every machine of the cluster"
         )
 
@@ -191,6 +192,8 @@ class DaskExecution(WorkersExecution):
         clients = list(dict.fromkeys(work.clients.values()))
         names = {client: name for name, client in work.clients.items()}
         self._references = [executor.secret_of(names[client]) for client in clients]
+        if work.selection is not None and work.selection.pseudonyms:
+            self._references.append(SecretReference("env", PSEUDONYM_KEY))
         starts_of(work, 1)  # refuses clients that cannot be made again in a worker
         for client in clients:
             cannot = [name for name in ("headers",) if getattr(client.options, name)]

@@ -307,14 +307,14 @@ class WorkersExecution(ABC):
 
 
 def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
-    """How each of several workers starts, and the secrets of their clients.
+    """How each of several workers starts, and the secrets of their clients; after them the key of pseudonyms, if there is one.
 
     Raises:
         ConfigError: a client cannot be made again in a worker, or the limits are too low for so many workers.
     """
     clients = list(dict.fromkeys(work.clients.values()))
     described = [describe(client) for client in clients]
-    starts = []
+    selection, starts = work.selection, []
     for place in range(places):
         rules = rules_for(work.rules, place, places)
         settings = [settings_for(one.settings, place, places) for one, _ in described]
@@ -332,9 +332,11 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
                 spools=work.spools,
                 compression=work.compression,
                 rules=rules,
+                selection=selection and selection.without_key(),
             )
         )
-    return starts, [secrets for _, secrets in described]
+    key = selection and selection.pseudonym_key
+    return starts, [*(secrets for _, secrets in described), *([Secrets(key)] if key else [])]
 
 
 def share(whole: int, place: int, places: int) -> int:

@@ -104,6 +104,7 @@ class LocalExecution(Fetcher):
         super().__init__(
             self._next_shard, finished, work.clients, work.key, work.spools, work.compression, work.rules,
             secret_is_good=work.secret_is_good, clock=clock or SystemClock(), writing=writing,
+            select=None if work.selection is None else work.selection.function(),
         )  # fmt: skip
 
     async def go(self) -> None:

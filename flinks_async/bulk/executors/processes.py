@@ -15,6 +15,7 @@ from ...checks import integer
 from ...secret import Secret
 from ..errors import WorkerError
 from ..files import allow_open_files
+from ..selection import PSEUDONYM_KEY
 from .dispatch import Worker, WorkersExecution, starts_of
 from .in_process import FILES
 from .protocol import NextTask, TakeFinished, Work
@@ -42,7 +43,7 @@ if sys.platform == "win32":
 else:
     _APART = {"process_group": 0}  # Ctrl-C must not reach it while it starts, either
 
-_SECRET_VARIABLES: Final = frozenset({"FLINKS_AUTH_SECRET", "FLINKS_ACCESS_TOKEN", "PGPASSWORD"})
+_SECRET_VARIABLES: Final = frozenset({"FLINKS_AUTH_SECRET", "FLINKS_ACCESS_TOKEN", PSEUDONYM_KEY, "PGPASSWORD"})
 """Variables that a worker does not need, because it gets its secrets by pipe and does not write to the store."""
 
 _SHORTEST_LEAK: Final = 8

@@ -19,6 +19,7 @@ from ..inputs import InputFile
 from ..outcome import JobLog
 from ..records import Counters, Finished, RunState, Shard
 from ..rules import Rules
+from ..selection import Selection
 
 
 @frozen
@@ -54,6 +55,7 @@ class Work:
         rules: how to work and when to stop; they hold for all processes together.
         secret_is_good: the AuthSecret has worked before in this job.
         log: of the job; the program's in a worker.
+        selection: what is kept of the answers; None for everything.
     """
 
     source: InputFile
@@ -64,6 +66,7 @@ class Work:
     rules: Rules
     secret_is_good: bool
     log: JobLog | Logger = field(repr=False)
+    selection: Selection | None = None
 
 
 class Execution(Protocol):

@@ -28,6 +28,7 @@ from ..errors import WorkerError
 from ..inputs import InputFile, Layout
 from ..records import Counters, Finished, RunState
 from ..rules import Rules
+from ..selection import Selection
 from .in_process import LocalExecution
 from .protocol import Task, Work
 
@@ -138,6 +139,7 @@ class Start:
         names: index of the client by name of the instance.
         spools: a folder for this seat alone.
         rules: of this seat alone.
+        selection: as in `Work`, without its key, which comes after the secrets of the clients.
     """
 
     path: Path
@@ -148,6 +150,7 @@ class Start:
     spools: Path
     compression: Compression
     rules: Rules
+    selection: Selection | None = None
 
 
 @frozen
@@ -272,7 +275,11 @@ class Seat:
 
     def _begin(self) -> LocalExecution:
         start = self._start
-        for number, (description, secrets) in enumerate(zip(start.clients, self._secrets, strict=True)):
+        of_clients, others = self._secrets[: len(start.clients)], self._secrets[len(start.clients) :]
+        selection = start.selection
+        if selection is not None:
+            selection = selection.with_key(others[0].auth_secret if others else None)
+        for number, (description, secrets) in enumerate(zip(start.clients, of_clients, strict=True)):
             limits = description.settings.limits
             shared = None if limits.rate is None else self._limiter(number, limits.rate, limits.burst)
             client = make(description, secrets, shared)
@@ -282,6 +289,7 @@ class Seat:
             InputFile(start.path, start.layout), start.key,
             {name: self._clients[number] for name, number in start.names.items()},
             start.spools, start.compression, start.rules, secret_is_good=False, log=logging.getLogger("flinks_async.bulk"),
+            selection=selection,
         )  # fmt: skip
         return LocalExecution(work, self._next, self._take)
 
