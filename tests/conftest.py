@@ -14,7 +14,9 @@ MARKED = {
         "test_simulator_openapi", "test_storm_benchmark", "test_storm_hour", "test_structure", "test_testing_plugin",
         "torture/test_crash", "torture/test_io", "torture/test_order", "torture/test_outage",
     ),
-    "backend": ("bulk/test_dask", "bulk/test_store_duckdb", "bulk/test_store_postgresql", "bulk/test_stores_agree"),
+    "backend": (
+        "bulk/test_dask", "bulk/test_ray", "bulk/test_store_duckdb", "bulk/test_store_postgresql", "bulk/test_stores_agree",
+    ),
 }  # fmt: skip
 """Files of which all tests have a marker; pyproject.toml says what it means."""
 

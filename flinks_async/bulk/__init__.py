@@ -28,7 +28,7 @@ from .errors import (
     UnfitAnswerError,
     WorkerError,
 )
-from .executors import DaskExecutor, Executor, InProcess, Processes
+from .executors import DaskExecutor, Executor, InProcess, Processes, RayExecutor
 from .inputs import InputBytes, InputFile, Layout, Scanned, digest, scan
 from .job import SHARD_SIZE, Job
 from .ledger import Totals
@@ -64,6 +64,7 @@ __all__ = [
     "Problem",
     "Processes",
     "Progress",
+    "RayExecutor",
     "Result",
     "Rules",
     "SQLiteStore",

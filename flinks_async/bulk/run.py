@@ -44,7 +44,7 @@ from .stores.answer_files import read_lines
 from .stores.protocol import Store
 
 SAMPLE_EVERY: Final = 10.0
-"""Seconds between two samples for the report and for `status`."""
+"""Seconds between two samples for the report and for `status`, while the instances are neither in trouble nor out of it."""
 
 WATCH_EVERY: Final = 1.0
 """Seconds between two checks of the instances."""
@@ -117,6 +117,7 @@ class Run:
         self._before = ledger.totals()
         self._started = self._clock.now()
         self._silent = (0, self._started)  # requests that had ended, and since when no other has
+        self._in_trouble = set[str]()  # hosts; a trouble shorter than a second is none
         self._logged_troubles = dict[str, float]()  # when the trouble of a host was logged
         self._rate, self._rate_of_last_minute = Rate(), Rate(60.0)
         for rate in (self._rate, self._rate_of_last_minute):
@@ -258,8 +259,9 @@ class Run:
             await self._clock.sleep(WATCH_EVERY)
             now, counters = self._clock.now(), self._execution.counters()
             troubles = self._troubles(counters, now)
+            self._in_trouble = {trouble.host for trouble in troubles if trouble.seconds >= WATCH_EVERY}
             self._log_troubles(troubles, now)
-            for trouble in troubles:
+            for trouble in counters.troubles(now, self._started):  # without silence: its requests may still be answered
                 answered = answered_before or counters.instances[trouble.host].answered
                 reason = self._rules.unreachable(trouble, answered=answered)
                 if reason is not None:
@@ -291,8 +293,14 @@ class Run:
             self._log.info("%s answers again", host)
 
     async def _sample(self) -> None:
+        """Saves the progress every `SAMPLE_EVERY` seconds, and when an instance gets into trouble or out of it."""
+        passed, before = 0.0, set[str]()
         while True:
-            await self._clock.sleep(SAMPLE_EVERY)
+            await self._clock.sleep(WATCH_EVERY)
+            passed += WATCH_EVERY
+            if passed < SAMPLE_EVERY and self._in_trouble == before:
+                continue
+            passed, before = 0.0, self._in_trouble
             try:
                 sample = self.progress().to_dict()
                 await self._writing.do(self._ledger.add_sample, self._run, self._clock.time(), sample)

@@ -129,7 +129,7 @@ def demo(
             lambda token: plan.plan(token).fetchable,
             lambda token: expected_answer(token, seed=seed),
         )
-    say(result.text())
+    say(*result.lines())
     return Exit.OK if result.passed else Exit.FAILED
 
 
@@ -267,18 +267,18 @@ class Check:
     def passed(self) -> bool:
         return not (self.lost or self.wrong or self.unexpected)
 
-    def text(self) -> str:
+    def lines(self) -> list[str]:
         if self.passed:
-            return (
+            return [
                 f"Checked: all {self.tokens - self.unfetchable:,} fetchable tokens arrived, each with its own answer. "
                 f"The other {self.unfetchable:,} are always refused, and have no answer."
-            )
+            ]
         problems = (
             ("fetchable tokens were lost", self.lost),
             ("answers are not those of their tokens", self.wrong),
             ("tokens that cannot be fetched have an answer", self.unexpected),
         )
-        return "\n".join(f"WRONG: {len(lines):,} {what}: {_some(lines)}" for what, lines in problems if lines)
+        return [f"WRONG: {len(lines):,} {what}: {_some(lines)}" for what, lines in problems if lines]
 
 
 def _some(lines: Sequence[int]) -> str:

@@ -101,7 +101,7 @@ class Display:
         if ended.job is None or ended.totals is None:
             say("Interrupted before anything was fetched.")
         else:
-            say(summary(ended, ended.job, ended.totals))
+            say(*summary(ended, ended.job, ended.totals))
 
     def _show(self, share: float | None, percent: str, headline: str, details: str = "") -> None:
         if not self._quiet:
@@ -230,7 +230,7 @@ def _joined(*parts: str) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def summary(ended: Ended, job: Job, totals: Totals) -> str:
+def summary(ended: Ended, job: Job, totals: Totals) -> list[str]:
     """The numbers of the job and of the run, where the files are, and what to do next."""
     why = f": {ended.reason}" if ended.reason and ended.state != "refused" else ""
     lines = [f"{_TITLE[ended.state]}{why}. The job has {counted(totals.tokens, 'token')}."]
@@ -256,7 +256,7 @@ def summary(ended: Ended, job: Job, totals: Totals) -> str:
         lines.append(
             f"{counted(exhausted, 'failed token')} may succeed in another run: flinks-async retry {job.directory}"
         )
-    return "\n".join(lines)
+    return lines
 
 
 def outcome_rows(totals: Totals, scanned: Scanned) -> list[str]:

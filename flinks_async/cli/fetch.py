@@ -35,7 +35,7 @@ from ..models import PartnerAccessResponse
 from ..secret import Secret
 from . import Exit, epilog
 from .access import Access, access_options, make_clients
-from .console import UsageError, debug_option, duration, say
+from .console import UsageError, debug_option, duration, printable, say
 from .display import RESUME, choose_display, count_rows, other_lines
 from .job_run import JobRun, OnScan, RunOptions, run, run_options
 from .options import file_name, layout_options, path_name, positive, selection_options, timeout_option, whole
@@ -109,7 +109,7 @@ def fetch(
 ) -> int:
     if dry:
         rate = assume_rate or options.settings.limits.rate
-        to_stdout(f"{dry_run(_open_source(tokens, layout), shard_size or SHARD_SIZE, rate)}\n".encode())
+        to_stdout(printable(*dry_run(_open_source(tokens, layout), shard_size or SHARD_SIZE, rate), "").encode())
         return Exit.OK
     display = choose_display(options.progress, beside_answers=out == STDIN)
     if tokens == STDIN and options.access.secret_file == STDIN:
@@ -285,7 +285,7 @@ class _Found:
             self.bad.append(failure)
 
 
-def dry_run(source: InputFile, shard_size: int, rate: float | None) -> str:
+def dry_run(source: InputFile, shard_size: int, rate: float | None) -> list[str]:
     """Reads the input, and says what a job would do. The temporary files that find duplicates hold no tokens.
 
     Args:
@@ -311,7 +311,7 @@ def dry_run(source: InputFile, shard_size: int, rate: float | None) -> str:
         lines.append("For an estimate of the time, add --rate or --assume-rate.")
     else:
         lines.append(f"At {rate:g} tokens per second, it takes at least {duration(scanned.tokens / rate)}.")
-    return "\n".join(lines)
+    return lines
 
 
 def _masked(token: Token) -> str:

@@ -31,7 +31,7 @@ from .output import COMPRESSION, HTML, LINES, Command, split_name, to_stdout, wh
 from .secret_input import read_pseudonym_key, stdin_is_terminal
 
 SILENT: Final = 60.0
-"""Seconds without a sample after which a run counts as dead. A run saves a sample every ten seconds."""
+"""Seconds without a sample after which a run counts as dead. A run saves one at least every ten seconds."""
 
 
 @click.command(cls=Command, epilog=epilog())
@@ -44,7 +44,7 @@ def status(directory: str, as_json: bool) -> int:
     text = (
         msgspec.json.format(msgspec.json.encode(_plain(directory, found)), indent=2)
         if as_json
-        else _text(directory, found)
+        else printable(*_lines(directory, found)).encode()
     )
     to_stdout(text + b"\n")
     return Exit.OK
@@ -68,7 +68,7 @@ def _plain(directory: str, found: bulk.Status) -> dict[str, Any]:
     }
 
 
-def _text(directory: str, found: bulk.Status) -> bytes:
+def _lines(directory: str, found: bulk.Status) -> list[str]:
     manifest, totals = found.manifest, found.totals
     lines = [
         f"Job {manifest.job} in {directory}, started {manifest.created}",
@@ -86,7 +86,7 @@ def _text(directory: str, found: bulk.Status) -> bytes:
             f"{counted(totals.tokens, 'token')} in {counted(totals.shards, 'shard')}, {totals.shards_done:,} done:"
         )
         lines += outcome_rows(totals, found.scanned)
-    return printable("\n".join([*lines, *_runs(found, time.time())])).encode()
+    return [*lines, *_runs(found, time.time())]
 
 
 def _runs(found: bulk.Status, now: float) -> list[str]:

@@ -14,8 +14,8 @@ import pytest
 
 from flinks_async import ShortageError
 from flinks_async.bulk import Job, JSONLFile, JSONLParts, Rules, SQLiteStore, verify
-from flinks_async.bulk.executors import in_process
-from flinks_async.bulk.executors.in_process import within_open_files
+from flinks_async.bulk.executors import protocol
+from flinks_async.bulk.executors.protocol import within_open_files
 from flinks_async.bulk.files import allow_open_files
 from flinks_async.bulk.stores.duckdb import DuckDBStore
 from flinks_async.bulk.stores.parquet import ParquetStore
@@ -92,7 +92,7 @@ async def test_a_limit_that_is_too_low_is_refused_before_anything_is_sent(
 
 
 def test_every_client_gets_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_process, "allow_open_files", lambda count: 16 + 32 + 100)
+    monkeypatch.setattr(protocol, "allow_open_files", lambda count: 16 + 32 + 100)
     adaptive = Limits(concurrency=Adaptive(minimum=30, initial=60, maximum=150))
     small, large = within_open_files([Limits(concurrency=50), adaptive], Rules(), None)
     assert small.concurrency == 25

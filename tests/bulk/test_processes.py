@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from flinks_async import ConfigError, FlinksClient, Limits, config
+from flinks_async import ConfigError, FlinksClient, config
 from flinks_async.bulk import (
     Executor,
     InputChangedError,
@@ -34,7 +34,6 @@ from flinks_async.bulk import (
     status,
     verify,
 )
-from flinks_async.limits.rate import GCRA
 from flinks_async.testing import FakeClock, Fault, FlinksServer, InMemoryTransport, Latency
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="worker processes are found in /proc")
@@ -100,7 +99,7 @@ class Desk:
 def workers(of: int | None = None) -> list[int]:
     """The worker processes of a process."""
     of = of or os.getpid()
-    return [pid for pid, parent, command in _processes() if parent == of and b"executors.worker" in command]
+    return [pid for pid, parent, command in _processes() if parent == of and b"executors.processes" in command]
 
 
 def _processes() -> Iterator[tuple[int, int, bytes]]:
@@ -296,7 +295,7 @@ async def test_workers_end_with_their_parent_and_an_orphan_that_wakes_up_late_do
 
 
 def everybody() -> set[int]:
-    return {pid for pid, _, command in _processes() if b"executors.worker" in command}
+    return {pid for pid, _, command in _processes() if b"executors.processes" in command}
 
 
 async def gone(pid: int) -> None:
@@ -477,7 +476,6 @@ async def test_a_store_that_fails_ends_all(slow: Desk, monkeypatch: pytest.Monke
         ({"middleware": [lambda request, call_next: call_next(request)]}, "middleware"),
         ({"observers": [print], "clock": FakeClock()}, "observers, clock"),
         ({"transport": InMemoryTransport({})}, "transport"),
-        ({"limits": Limits(rate_limiter=GCRA(1.0))}, "limits.rate_limiter"),
         ({"auth_secret": asyncio.sleep}, "auth_secret as a function"),
     ],
 )

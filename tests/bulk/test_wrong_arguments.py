@@ -91,7 +91,8 @@ def calls(desk: Desk, folder: Path) -> dict[str, tuple[Callable[..., Any], dict[
     """Public functions of `flinks_async.bulk`, with right arguments."""
 
     def defaults(of: Callable[..., Any]) -> dict[str, Any]:
-        return {name: parameter.default for name, parameter in signature(of).parameters.items()}
+        parameters = signature(of).parameters.items()
+        return {name: one.default for name, one in parameters if one.kind is not one.VAR_KEYWORD}
 
     source = InputFile(desk.path, Layout(column="token"))
     return {
@@ -117,7 +118,8 @@ def calls(desk: Desk, folder: Path) -> dict[str, tuple[Callable[..., Any], dict[
         "Rules": (Rules, defaults(Rules)),
         "Selection": (Selection, {**defaults(Selection), "pseudonym_key": "k" * 32}),
         "Processes": (Processes, {"count": 2, "restarts": 1}),
-        "DaskExecutor": (bulk.DaskExecutor, {**defaults(bulk.DaskExecutor), "scheduler": "tls://h:1", "secret_env": "X"}),
+        "DaskExecutor": (bulk.DaskExecutor, {**defaults(bulk.DaskExecutor), "scheduler": "tls://h:1", **CLUSTER}),
+        "RayExecutor": (bulk.RayExecutor, {**defaults(bulk.RayExecutor), **CLUSTER}),
         "JSONLParts": (JSONLParts, defaults(JSONLParts)),
         "JSONLFile": (JSONLFile, defaults(JSONLFile)),
         "SQLiteStore": (SQLiteStore, defaults(SQLiteStore)),
@@ -128,6 +130,10 @@ def calls(desk: Desk, folder: Path) -> dict[str, tuple[Callable[..., Any], dict[
         "load": (Manifest.load, {"path": desk.directory / "manifest.json"}),
     }  # fmt: skip
 
+
+CLUSTER: dict[str, Any] = {
+    "workers": None, "restarts": 10, "patience": 300.0, "secret_env": "X", "secret_file": None, "secret_from": None,
+}  # fmt: skip
 
 NAMES = (
     *("start", "resume", "retry", "run", "stop", "status", "verify", "export", "purge", "write_report", "report_page"),
@@ -142,6 +148,7 @@ NAMES = (
         "Selection",
         "Processes",
         "DaskExecutor",
+        "RayExecutor",
         "JSONLParts",
         "JSONLFile",
     ),

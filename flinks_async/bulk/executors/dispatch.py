@@ -4,8 +4,9 @@
 
 Only the job uses store and ledger. The shards of a worker that dies are handed out again.
 
-The workers share what they learn from refusals (`PaceLearned`). The limits of requests in flight, of open shards and of the
-retry quota are divided among them. The job watches the rules that count tokens or time.
+The workers share what they learn from refusals (`PaceLearned`), and the rate: each asks the job for turns in blocks, so that
+others get what a dead or slow one does not use. The limits of requests in flight, of open shards and of the retry quota are
+divided among them. The job watches the rules that count tokens or time.
 """
 
 from __future__ import annotations
@@ -15,20 +16,40 @@ import uuid
 from abc import ABC, abstractmethod
 from collections import deque
 from functools import partial
+from inspect import isawaitable
+from math import ceil
+from typing import Final
 
 from attrs import evolve
 
-from ...config import Settings, ShareQuota
+from ...clock import SystemClock
+from ...config import Limits, RateLimiter, Settings, ShareQuota
 from ...errors import ConfigError, FlinksError
+from ...limits.rate import GCRA
 from ..directory import empty
 from ..errors import WorkerError
 from ..files import OPEN_FILES_SHORT, SpareFiles, make_folder
 from ..inputs import InputBytes
 from ..records import Counters, Finished, RunState
 from ..rules import Rules
-from .in_process import with_concurrency, within_open_files
-from .protocol import NextTask, TakeFinished, Task, Work
-from .seat import Assigned, Broken, Next, PaceLearned, Report, Secrets, Start, StopWorker, Stored, describe
+from .protocol import NextTask, TakeFinished, Task, Work, with_concurrency, within_open_files
+from .seat import (
+    Assigned,
+    Broken,
+    Next,
+    PaceLearned,
+    Report,
+    Secrets,
+    Start,
+    StopWorker,
+    Stored,
+    Turns,
+    WantTurns,
+    describe,
+)
+
+BLOCK: Final = 0.1
+"""Seconds for which a worker takes turns of a rate at once; with more than 10 workers, a hundredth for each."""
 
 
 class Worker(ABC):
@@ -113,6 +134,8 @@ class WorkersExecution(ABC):
         self._broken: BaseException | None = None
         self._late: asyncio.TimerHandle | None = None
         self._spare = SpareFiles()
+        self._limiters = [limiter_of(client.settings.limits) for client in dict.fromkeys(work.clients.values())]
+        self._granting = asyncio.Lock()
 
     @abstractmethod
     async def _prepare(self) -> list[Start]:
@@ -263,6 +286,8 @@ class WorkersExecution(ABC):
                     self._paces[message.client] = message
                     for other in self._workers - {worker}:
                         other.send(message)
+                case WantTurns(client, count):
+                    await self._grant(worker, client, count)
                 case Broken(error):
                     self._end_with(error)
                     return True
@@ -277,6 +302,16 @@ class WorkersExecution(ABC):
         if task is not None:
             worker.tasks[task.shard.id] = task
         worker.send(Assigned(task, self._work.secret_is_good or self.counters().fetched > 0))
+
+    async def _grant(self, worker: Worker, client: int, count: int) -> None:
+        limiter, now = self._limiters[client], SystemClock().now
+        waits = list[float]()
+        async with self._granting:
+            began = now()
+            for _ in range(count):
+                reserved = limiter.reserve(began)
+                waits.append(await reserved if isawaitable(reserved) else reserved)
+        worker.send(Turns(client, tuple(max(0.0, wait - (now() - began)) for wait in waits)))
 
     async def _next_task(self) -> Task | None:
         async with self._loading:
@@ -328,6 +363,7 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
                     evolve(one, settings=evolve(part, limits=within))
                     for (one, _), part, within in zip(described, settings, limits, strict=True)
                 ),
+                turns=tuple(turns_for(client.settings.limits, places) for client in clients),
                 names={name: clients.index(client) for name, client in work.clients.items()},
                 spools=work.spools,
                 compression=work.compression,
@@ -342,6 +378,18 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
 def share(whole: int, place: int, places: int) -> int:
     """One worker's part of a number, at least 1. If the number is at least `places`, the parts add up to it."""
     return max(1, whole // places + (place < whole % places))
+
+
+def limiter_of(limits: Limits) -> RateLimiter:
+    """The limiter of a client. It is not asked if the client has none."""
+    return limits.rate_limiter or GCRA(limits.rate or 1.0, limits.burst)
+
+
+def turns_for(limits: Limits, places: int) -> int:
+    """Turns that a worker takes at once; 0 if there is no limit of the rate."""
+    rate = limits.rate or getattr(limits.rate_limiter, "rate", None) or 100.0
+    limited = limits.rate is not None or limits.rate_limiter is not None
+    return ceil(rate / places * max(BLOCK, places / 100)) if limited else 0
 
 
 def settings_for(settings: Settings, place: int, places: int) -> Settings:
