@@ -14,8 +14,8 @@ from attrs import frozen
 from ..bulk import Job, Progress, Scanned, Totals
 from ..bulk.files import FAILED
 from ..bulk.records import to_json
-from ..bulk.report.words import FORMATS
 from ..bulk.rules import NEVER_ANSWERED
+from ..bulk.stores import format_of
 from ..checks import counted
 from ..endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
 from . import Exit
@@ -323,7 +323,7 @@ def answers_of(store: Mapping[str, Any], directory: Path) -> str:
     """Where the answers are, and in which format, from the description of a store."""
     kind = str(store.get("kind"))
     more = [str(value) for name, value in store.items() if name not in _PLACES and value not in (None, "none")]
-    format_ = ", ".join([FORMATS.get(kind, kind), *more])
+    format_ = ", ".join([format_of(kind), *more])
     if kind in ("jsonl-parts", "parquet"):
         return f"{store.get('url') or directory / 'parts'} ({format_})"
     if kind in ("jsonl", "sqlite", "duckdb"):

@@ -38,7 +38,7 @@ from .access import Access, access_options, make_clients
 from .console import UsageError, debug_option, duration, printable, say
 from .display import RESUME, choose_display, count_rows, other_lines
 from .job_run import JobRun, OnScan, RunOptions, run, run_options
-from .options import layout_options, path_name, selection_options, timeout_option
+from .options import file_name, layout_options, path_name, positive, selection_options, timeout_option, whole
 from .output import (
     STORES,
     WITHOUT_FILE,
@@ -75,18 +75,12 @@ _LONGEST_SHAPE: Final = 40
 
 @click.command(cls=Command, help=_HELP, epilog=epilog())
 @click.argument("tokens", metavar="TOKENS", callback=path_name)
-@click.option(
+@file_name(
     "--out",
-    metavar="FILE",
-    callback=path_name,
     help="File for the answers, '-' for standard output, or a folder in object storage: s3://bucket/folder/ (or gs, az).",
 )
-@click.option(
-    "--job",
-    "directory",
-    metavar="DIR",
-    callback=path_name,
-    help="Directory of the job [FILE.job]. Without --out, it has the answers.",
+@file_name(
+    "--job", "directory", metavar="DIR", help="Directory of the job [FILE.job]. Without --out, it has the answers."
 )
 @click.option(
     "--store",
@@ -95,19 +89,13 @@ _LONGEST_SHAPE: Final = 40
 )
 @layout_options
 @selection_options
-@click.option(
+@whole(
     "--shard-size",
-    type=click.IntRange(1, 1_000_000),
-    metavar="N",
+    most=1_000_000,
     help=f"Tokens that are committed together [{SHARD_SIZE:,}; {_STREAMED_SHARD} with --out -].",
 )
 @click.option("--dry-run", "dry", is_flag=True, help="Only report what TOKENS holds. Needs no secret and no network.")
-@click.option(
-    "--assume-rate",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="N",
-    help="Tokens per second that --dry-run expects [--rate].",
-)
+@positive("--assume-rate", help="Tokens per second that --dry-run expects [--rate].")
 @run_options
 @debug_option
 def fetch(
@@ -364,10 +352,8 @@ def _counts(scanned: Scanned) -> list[str]:
 
 
 @click.command(cls=Command, epilog=epilog())
-@click.option(
+@file_name(
     "--token-file",
-    metavar="FILE",
-    callback=path_name,
     help="File with the access token, '-' for standard input [FLINKS_ACCESS_TOKEN, else a hidden prompt].",
 )
 @click.option("--pretty/--compact", default=None, help="Indented, or on one line [indented on a terminal].")

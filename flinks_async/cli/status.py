@@ -26,7 +26,7 @@ from .access import Clients, make_clients
 from .console import UsageError, debug_option, duration, printable, say
 from .display import answers_of, choose_display, outcome_rows
 from .job_run import JobRun, OnScan, RunOptions, run, run_options
-from .options import directory_argument, path_name, pseudonym_key_option
+from .options import directory_argument, file_name, pseudonym_key_option
 from .output import COMPRESSION, HTML, LINES, Command, split_name, to_stdout, whole_file
 from .secret_input import read_pseudonym_key, stdin_is_terminal
 
@@ -140,10 +140,8 @@ _PIECE: Final = 256 * 1024
 
 @click.command(cls=Command, epilog=epilog())
 @directory_argument
-@click.option(
+@file_name(
     "--out",
-    metavar="FILE",
-    callback=path_name,
     required=True,
     help="'-' for standard output; compressed if it ends in .gz or .zst.",
 )
@@ -221,9 +219,7 @@ def _confirmed(directory: str) -> bool:
 
 @click.command(cls=Command, epilog=epilog())
 @directory_argument
-@click.option(
-    "--out", metavar="FILE", callback=path_name, help="File for the page, '-' for standard output [DIR/report.html]."
-)
+@file_name("--out", help="File for the page, '-' for standard output [DIR/report.html].")
 @click.option("--force", is_flag=True, help="Overwrite a file --out that exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the current report as JSON instead.")
 @debug_option
@@ -264,10 +260,9 @@ _KINDS: Final[dict[str, frozenset[FailureKind]]] = {
     "class_",
     type=click.Choice([*_KINDS]),
     default="exhausted",
-    show_default=True,
     help="Tokens that may succeed in another run, tokens that were refused permanently, or both.",
 )
-@click.option("--tokens", metavar="FILE", callback=path_name, help="The job's file of tokens, if it was moved.")
+@file_name("--tokens", help="The job's file of tokens, if it was moved.")
 @pseudonym_key_option
 @run_options
 @debug_option
