@@ -132,7 +132,7 @@ class Written:
 
 @frozen
 class Finished:
-    """A shard whose answers are in a synced file, but not in the store yet.
+    """A shard whose answers are in a synced file.
 
     Attributes:
         shard: the shard.
@@ -140,6 +140,7 @@ class Finished:
         written: size and checksum of the file.
         failures: rows without an answer.
         left: rows without an outcome, ascending.
+        receipt: of the store, once it has the answers.
     """
 
     shard: Shard
@@ -147,6 +148,12 @@ class Finished:
     written: Written
     failures: tuple[Failure, ...]
     left: tuple[int, ...]
+    receipt: dict[str, Any] | None = None
+
+    @property
+    def commit(self) -> Commit:
+        """As the ledger gets it."""
+        return Commit(self.shard, self.written, self.failures, self.left, self.receipt or {})
 
 
 @frozen

@@ -32,7 +32,7 @@ from ..endpoint import INSTANCE_NAME
 from ..errors import ConfigError
 from ..secret import Secret
 from .console import UsageError
-from .options import grouped, path_name
+from .options import file_name, grouped
 from .secret_input import read_line, read_secret, read_text
 
 _KEYS: Final = ("secret_env", "secret_file", "auth_scheme", "base_url")
@@ -81,18 +81,14 @@ access_options = grouped(
     ),
     click.option("--base-url", metavar="URL", help="Address to use instead of the instance's [FLINKS_BASE_URL]."),
     click.option("--allow-http", is_flag=True, help="Send the secret unencrypted, to an http:// address."),
-    click.option(
+    file_name(
         "--secret-file",
-        metavar="FILE",
-        callback=path_name,
         help="File with the AuthSecret, '-' for standard input [FLINKS_AUTH_SECRET].",
     ),
 )
 
-instances_option = click.option(
+instances_option = file_name(
     "--instances",
-    metavar="FILE",
-    callback=path_name,
     help="TOML file that says where the secret of each instance is, for --instance-column.",
 )
 

@@ -15,6 +15,7 @@ from attrs import frozen
 from .. import config
 from ..bulk import DaskExecutor, Executor, InProcess, Layout, Processes, RayExecutor, Rules, Selection
 from ..bulk.executors.cluster import ClusterExecutor, ClusterOptions
+from ..checks import is_url
 from ..config import Settings
 from ..errors import ConfigError
 from .console import UsageError
@@ -56,6 +57,8 @@ def path_name(ctx: click.Context, param: click.Parameter, given: str | None, *, 
         if given is not None:
             os.stat(given)
     except (FileNotFoundError, NotADirectoryError):
+        if must_exist and is_url(given):
+            raise UsageError(f"{what} must be on a disk: copy the job's directory to this machine.") from None
         if must_exist:
             raise UsageError(f"{what}: there is nothing with this name (the value is not shown).") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -65,6 +68,21 @@ def path_name(ctx: click.Context, param: click.Parameter, given: str | None, *, 
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def whole(*names: str, most: int | None = None, **more: Any) -> Callable[[F], F]:
+    """An option for a whole number from 1."""
+    return click.option(*names, type=click.IntRange(1, most), metavar="N", **more)
+
+
+def positive(name: str, metavar: str = "N", **more: Any) -> Callable[[F], F]:
+    """An option for a number greater than 0."""
+    return click.option(name, type=click.FloatRange(min=0, min_open=True), metavar=metavar, **more)
+
+
+def file_name(*names: str, metavar: str = "FILE", **more: Any) -> Callable[[F], F]:
+    """An option for the name of a file or directory, or '-'."""
+    return click.option(*names, metavar=metavar, callback=path_name, **more)
 
 
 def grouped(name: str, make: Callable[..., Any], *options: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -90,18 +108,10 @@ def grouped(name: str, make: Callable[..., Any], *options: Callable[[Any], Any])
     return decorate
 
 
-timeout_option = click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="Limit for one token, with all attempts and waits.",
-)
+timeout_option = positive("--timeout", "SECONDS", help="Limit for one token, with all attempts and waits.")
 
-concurrency_option = click.option(
-    "--concurrency",
-    type=click.IntRange(1, 1000),
-    metavar="N",
-    help="Fixed number of requests in flight [adaptive, as in the bulk preset].",
+concurrency_option = whole(
+    "--concurrency", most=1000, help="Fixed number of requests in flight [adaptive, as in the bulk preset]."
 )
 
 
@@ -128,13 +138,8 @@ settings_options = grouped(
     "settings",
     bulk_settings,
     concurrency_option,
-    click.option(
-        "--rate",
-        type=click.FloatRange(min=0, min_open=True),
-        metavar="N",
-        help="Maximum requests per second [no limit].",
-    ),
-    click.option("--attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts per token [6]."),
+    positive("--rate", help="Maximum requests per second [no limit]."),
+    whole("--attempts", most=100, help="Attempts per token [6]."),
     timeout_option,
 )
 
@@ -162,24 +167,19 @@ def _rules(
 stop_options = grouped(
     "rules",
     _rules,
-    click.option(
+    whole(
         "--open-shards",
-        type=click.IntRange(1, 10_000),
-        metavar="N",
+        most=10_000,
         default=Rules().open_shards,
-        show_default=True,
         help="Shards in progress at once; a kill repeats at most this many times --shard-size tokens.",
     ),
     click.option(
         "--max-failures", callback=failures, metavar="N|P%", help="Stop when more tokens than this have failed."
     ),
     click.option("--max-duration", callback=seconds, metavar="TIME", help="Stop after 90 (seconds), 45m, 2h or 1d."),
-    click.option(
+    whole(
         "--refused-after",
-        type=click.IntRange(min=1),
-        metavar="N",
         default=Rules().refused_after,
-        show_default=True,
         help="Stop when this many tokens in a row get a refusal of the AuthSecret, a redirect or an HTML page.",
     ),
     click.option(
@@ -193,7 +193,6 @@ stop_options = grouped(
         type=click.FloatRange(min=0),
         metavar="SECONDS",
         default=Rules().drain,
-        show_default=True,
         help="Time for tokens in flight to finish when the run stops; the next run fetches the others.",
     ),
 )
@@ -265,10 +264,9 @@ class Workers:
 workers_options = grouped(
     "workers",
     Workers,
-    click.option(
+    whole(
         "--processes",
-        type=click.IntRange(1, 256),
-        metavar="N",
+        most=256,
         help="Worker processes, which share the limits; at most one per processor core [1].",
     ),
     click.option(
@@ -278,9 +276,7 @@ workers_options = grouped(
         help="Fetch on a cluster: dask://HOST:PORT, dask+tls://HOST:PORT or ray://HOST:PORT [FLINKS_EXECUTOR]. Its machines "
         "find the AuthSecret as this one does, and see TOKENS and the job at the same paths.",
     ),
-    click.option(
-        "--workers", type=click.IntRange(min=1), metavar="N", help="Workers of the cluster [those that are free]."
-    ),
+    whole("--workers", help="Workers of the cluster [those that are free]."),
     click.option(
         "--wait-for-workers",
         "patience",
@@ -306,7 +302,6 @@ progress_options = grouped(
         "--progress",
         type=click.Choice(["auto", "plain", "json", "none"]),
         default="auto",
-        show_default=True,
         help="On standard error: a bar on a terminal and lines elsewhere (auto), lines, JSON for programs, or nothing.",
     ),
     click.option("--quiet", is_flag=True, help="Show no progress, only the summary."),
@@ -384,10 +379,8 @@ def _names_option(name: str, help_: str) -> Callable[[F], F]:
     )
 
 
-pseudonym_key_option = click.option(
+pseudonym_key_option = file_name(
     "--pseudonym-key-file",
-    metavar="FILE",
-    callback=path_name,
     help="File with the key of --pseudonyms, '-' for standard input [FLINKS_PSEUDONYM_KEY].",
 )
 

@@ -26,12 +26,12 @@ from .access import Clients, make_clients
 from .console import UsageError, debug_option, duration, printable, say
 from .display import answers_of, choose_display, outcome_rows
 from .job_run import JobRun, OnScan, RunOptions, run, run_options
-from .options import directory_argument, path_name, pseudonym_key_option
+from .options import directory_argument, file_name, pseudonym_key_option
 from .output import COMPRESSION, HTML, LINES, Command, split_name, to_stdout, whole_file
 from .secret_input import read_pseudonym_key, stdin_is_terminal
 
 SILENT: Final = 60.0
-"""Seconds without a sample after which a run counts as dead. A run saves a sample every ten seconds."""
+"""Seconds without a sample after which a run counts as dead. A run saves one at least every ten seconds."""
 
 
 @click.command(cls=Command, epilog=epilog())
@@ -44,7 +44,7 @@ def status(directory: str, as_json: bool) -> int:
     text = (
         msgspec.json.format(msgspec.json.encode(_plain(directory, found)), indent=2)
         if as_json
-        else _text(directory, found)
+        else printable(*_lines(directory, found)).encode()
     )
     to_stdout(text + b"\n")
     return Exit.OK
@@ -68,7 +68,7 @@ def _plain(directory: str, found: bulk.Status) -> dict[str, Any]:
     }
 
 
-def _text(directory: str, found: bulk.Status) -> bytes:
+def _lines(directory: str, found: bulk.Status) -> list[str]:
     manifest, totals = found.manifest, found.totals
     lines = [
         f"Job {manifest.job} in {directory}, started {manifest.created}",
@@ -86,7 +86,7 @@ def _text(directory: str, found: bulk.Status) -> bytes:
             f"{counted(totals.tokens, 'token')} in {counted(totals.shards, 'shard')}, {totals.shards_done:,} done:"
         )
         lines += outcome_rows(totals, found.scanned)
-    return printable("\n".join([*lines, *_runs(found, time.time())])).encode()
+    return [*lines, *_runs(found, time.time())]
 
 
 def _runs(found: bulk.Status, now: float) -> list[str]:
@@ -141,10 +141,8 @@ _PIECE: Final = 256 * 1024
 
 @click.command(cls=Command, epilog=epilog())
 @directory_argument
-@click.option(
+@file_name(
     "--out",
-    metavar="FILE",
-    callback=path_name,
     required=True,
     help="'-' for standard output; compressed if it ends in .gz or .zst.",
 )
@@ -222,9 +220,7 @@ def _confirmed(directory: str) -> bool:
 
 @click.command(cls=Command, epilog=epilog())
 @directory_argument
-@click.option(
-    "--out", metavar="FILE", callback=path_name, help="File for the page, '-' for standard output [DIR/report.html]."
-)
+@file_name("--out", help="File for the page, '-' for standard output [DIR/report.html].")
 @click.option("--force", is_flag=True, help="Overwrite a file --out that exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the current report as JSON instead.")
 @debug_option
@@ -265,10 +261,9 @@ _KINDS: Final[dict[str, frozenset[FailureKind]]] = {
     "class_",
     type=click.Choice([*_KINDS]),
     default="exhausted",
-    show_default=True,
     help="Tokens that may succeed in another run, tokens that were refused permanently, or both.",
 )
-@click.option("--tokens", metavar="FILE", callback=path_name, help="The job's file of tokens, if it was moved.")
+@file_name("--tokens", help="The job's file of tokens, if it was moved.")
 @pseudonym_key_option
 @run_options
 @debug_option

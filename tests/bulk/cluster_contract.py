@@ -56,6 +56,7 @@ async def test_what_a_killed_worker_had_is_done_again_and_once_in_the_output(
     assert (slow.directory / "job.log").read_text().count("died by a lost connection") == 1
 
 
+@pytest.mark.slow
 async def test_a_frozen_worker_is_given_up_and_does_no_harm_when_it_wakes(
     slow: Desk, executor: ClusterExecutor, pids: Callable[[], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:

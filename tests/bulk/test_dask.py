@@ -68,6 +68,7 @@ def url() -> Iterator[str]:
 # --- the cluster ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_scheduler_that_is_not_there_or_is_lost_is_a_clear_error(slow: Desk) -> None:
     with pytest.raises(WorkerError, match=r"no connection to the Dask cluster at tcp://127\.0\.0\.1:1"):
         await slow.run(DaskExecutor("tcp://127.0.0.1:1", secret_env="TEST_SECRET", patience=1.0))
@@ -88,6 +89,7 @@ async def test_a_scheduler_that_is_not_there_or_is_lost_is_a_clear_error(slow: D
     assert len(slow.answers) == 200
 
 
+@pytest.mark.slow
 async def test_a_cluster_without_workers_is_told_of_and_given_up(desk: Desk, tmp_path: Path) -> None:
     async with distributed.LocalCluster(
         n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=60, asynchronous=True

@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import shutil
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -364,6 +366,8 @@ async def begin_seat(name: str, version: str, data: bytes) -> bytes:
                 f"the worker on {where} has flinks-async {__version__}, and the job {version}. Install the same"
             )
         start, references = pickle.loads(data)
+        if start.store is not None:  # the parts go elsewhere, so the machines need not share a disk
+            start = evolve(start, spools=Path(tempfile.mkdtemp(prefix="flinks-async-")))
         if not start.spools.is_dir():
             raise ConfigError(
                 f"the worker on {where} does not see {start.spools}. The job's directory must be on a disk that all machines "
@@ -394,6 +398,7 @@ class HostedSeat:
 
     def __init__(self, name: str, start: Start, secrets: list[Secrets]) -> None:
         self._name = name
+        self._spools, self._temporary = start.spools, start.store is not None
         self._asked = time.monotonic()
         self._outbox = asyncio.Queue[bytes]()
         self._of_engine = asyncio.get_running_loop()
@@ -419,8 +424,12 @@ class HostedSeat:
         self._asked = -SILENCE
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner, suppress(asyncio.CancelledError):
-            runner.run(self._work())
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner, suppress(asyncio.CancelledError):
+                runner.run(self._work())
+        finally:
+            if self._temporary:
+                shutil.rmtree(self._spools, ignore_errors=True)
 
     async def _work(self) -> None:
         working = asyncio.create_task(self._seat.go())

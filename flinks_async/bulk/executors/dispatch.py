@@ -367,7 +367,7 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
         limits = within_open_files([one.limits for one in settings], rules, None if place else work.log)
         starts.append(
             Start(
-                path=work.source.path.absolute(),
+                path=work.source.name,
                 layout=work.source.layout,
                 key=work.key,
                 clients=tuple(
@@ -379,6 +379,8 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
                 spools=work.spools,
                 compression=work.compression,
                 rules=rules,
+                store=None if work.shared is None else work.shared.describe(),
+                place=work.place,
                 selection=selection and selection.without_key(),
             )
         )
