@@ -343,6 +343,7 @@ class Run:
             troubles=troubles,
             learned=counters.learned(),
             learned_rate=counters.learned_rate(),
+            workers=counters.workers,
             drift=counters.drift[:MOST_DRIFT],
         )
 
