@@ -122,8 +122,8 @@ def doctor(
 
 
 def _json(findings: Iterable[CheckResult]) -> bytes:
-    plain = [{name: printable(text) for name, text in asdict(finding).items()} for finding in findings]
-    return msgspec.json.format(msgspec.json.encode({"findings": plain}), indent=2) + b"\n"
+    found = msgspec.json.encode({"findings": [asdict(finding) for finding in findings]})
+    return msgspec.json.format(found, indent=2) + b"\n"
 
 
 def _text(findings: Iterable[CheckResult]) -> bytes:
@@ -132,7 +132,7 @@ def _text(findings: Iterable[CheckResult]) -> bytes:
         lines.append(f"{finding.state:<8} {finding.check:<13} {finding.text}")
         if finding.advice:
             lines.append(f"{'':<22} -> {finding.advice}")
-    return printable("\n".join(lines) + "\n").encode()
+    return printable(*lines, "").encode()
 
 
 # --- this machine -----------------------------------------------------------------------------------------------------

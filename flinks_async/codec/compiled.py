@@ -22,12 +22,11 @@ import datetime as dt
 import re
 from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal, DecimalException
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from types import CodeType
 from typing import Any, Final
 
 import msgspec
-from attrs import fields as attrs_fields
 from attrs import frozen
 from cattrs import Converter
 from msgspec import NODEFAULT, UNSET, Raw
@@ -201,8 +200,10 @@ class Compiler:
     def _compile(self, cls: type[Model], raw_classes: RawClasses) -> CompiledClass:
         unknown = self._observed.unknown(cls)
         names: dict[str, Any] = {
-            **class_names("Final", cls),
-            **class_names("State", WireState),
+            "Final": cls,
+            "Final_mutable": mutable_class(cls),
+            "State": WireState,
+            "State_mutable": mutable_class(WireState),
             "CONTAINERS": CONTAINERS,
             "DEFAULT": DEFAULT_WIRE_STATE,
             "Decimal": Decimal,
@@ -229,7 +230,7 @@ class Compiler:
             *read_members(members, usually_absent),
             *(read_unknown(unknown, state, raw=bool(raw_classes)) if unknown else [f"o._wire = {state}"]),
             *(["o.meta = meta"] if cls is PartnerAccessResponse else []),
-            freeze("Final", cls, "o"),
+            "o.__class__ = Final",
         ]
         if any(member.convert == "read_later(v)" for member in members):
             names["Final"] = OnAccessAccount
@@ -246,12 +247,7 @@ class Compiler:
     def _type(self, field: Field, bit: int, raw_classes: RawClasses, names: dict[str, Any]) -> tuple[Any, str]:
         """The type of a struct's member, and the expression that converts its value `v`."""
         cls = field.model or reference.TYPES[field.kind]
-        if (
-            cls is Transaction
-            and self._read_later is not None
-            and not raw_classes
-            and mutable_class(Account)[1] is None
-        ):
+        if cls is Transaction and self._read_later is not None and not raw_classes:
             names["read_later"] = partial(pending_or_none, self._read_later)
             return Raw, "read_later(v)"
         if cls in raw_classes and field.kind is FieldKind.ARRAY:
@@ -391,36 +387,22 @@ def read_unknown(keys: tuple[str, ...], state: str, *, raw: bool) -> Iterator[st
     yield "    e.extra = x"
     yield "    e.absent = w.absent"
     yield "    e.nulls = w.nulls"
-    yield f"    {freeze('State', WireState, 'e')}"
+    yield "    e.__class__ = State"
     yield "    o._wire = e"
 
 
-@cache
-def mutable_class(cls: Any) -> tuple[type, Callable[[Any], Any] | None]:
-    """A mutable class with the slots of `cls`, and a function that converts its instances.
+def mutable_class(cls: Any) -> type:
+    """A mutable class with the slots of `cls`. Its instances become a `cls` when that is assigned to `__class__`.
 
-    The function is None where assigning `__class__` converts them, which CPython allows for equal layouts.
+    Raises:
+        Fallback: the interpreter considers the layouts of the two classes different.
     """
-    slots = cls.__dict__["__slots__"]
-    mutable = type(f"_Mutable{cls.__name__}", cls.__bases__, {"__slots__": slots})
+    mutable = type(f"_Mutable{cls.__name__}", cls.__bases__, {"__slots__": cls.__dict__["__slots__"]})
     try:
         mutable().__class__ = cls
-    except TypeError:  # the interpreter considers the layouts different
-        return mutable, lambda full: cls(**{a.alias: getattr(full, a.name) for a in attrs_fields(cls)})
-    return mutable, None
-
-
-def freeze(name: str, cls: type, variable: str) -> str:
-    """The statement that turns the mutable object in `variable` into a `cls`, which the source knows as `name`."""
-    if mutable_class(cls)[1] is None:
-        return f"{variable}.__class__ = {name}"
-    return f"{variable} = {name}_from_mutable({variable})"
-
-
-def class_names(name: str, cls: type) -> dict[str, Any]:
-    """The names that the generated source uses for a class."""
-    mutable, convert = mutable_class(cls)
-    return {name: cls, f"{name}_mutable": mutable, f"{name}_from_mutable": convert}
+    except TypeError:
+        raise Fallback from None
+    return mutable
 
 
 def compile_builders(name: str, body: list[str], names: dict[str, Any], argument: str) -> tuple[Any, Any]:

@@ -8,11 +8,12 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flinks_async import BadRequestError, ConfigError, FlinksError, InvalidTokenError, RedirectError, Request, Secret
 from tests.raw_server import RawServer, ReadHead, Repeat, Respond
+from tests.support import examples
 
 from .support import HEALTHY, SECRET, client_for, use_sessions
 
@@ -62,7 +63,7 @@ async def test_a_token_is_percent_encoded_exactly_once(token: str, way: str, mon
         assert set(sent) <= set(UNRESERVED + "%")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(60)
 @given(token=st.text(max_size=40) | st.text(st.characters(max_codepoint=0x2FF), max_size=40))
 async def test_what_is_sent_is_what_was_given_or_nothing_is_sent(token: str) -> None:
     async with RawServer(HEALTHY) as server, client_for(server) as client:

@@ -17,6 +17,8 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from re import compile as pattern
 from typing import TYPE_CHECKING, Any, Final
@@ -225,7 +227,7 @@ class _Reader:
             "accounts": pc.subtract(pc.take(before, details.ends), pc.take(before, details.starts)),
             "shard": pa.repeat(pa.scalar(self.shard.id, pa.int64()), len(lines)),
             "round": pa.repeat(pa.scalar(self.shard.round, pa.int64()), len(lines)),
-            "without_accounts": self._without_accounts(lines, details, accounts),
+            "without_accounts": _without_accounts(lines, details, accounts),
             "extra": answer_extra,
         }
         # The columns that the rows of an account, of its transactions and of its holder share.
@@ -279,14 +281,19 @@ class _Reader:
             columns.append(values)
         return pa.Table.from_arrays(columns, schema=schema_of(_as_stored(table, self.texts)))
 
-    def _without_accounts(self, lines: Lines, details: _Items, accounts: _Items) -> Any:
-        """The column of this name. The codec makes its texts, which few answers need."""
-        pa, pc = _arrow()
-        texts: list[str | None] = [None] * len(lines)
-        empty = pc.indices_nonzero(pc.equal(accounts.starts, accounts.ends))
-        for number in pc.unique(pc.take(details.owner, empty)).to_pylist():
-            texts[number] = without_accounts(decoded(self.path, *lines[number])[1])
-        return pa.array(texts, pa.string())
+
+def _without_accounts(lines: Lines, details: _Items, accounts: _Items) -> Any:
+    """The column of this name: the JSON of the entries, as it came."""
+    pa, pc = _arrow()
+    texts: list[str | None] = [None] * len(lines)
+    empty = pc.indices_nonzero(pc.equal(accounts.starts, accounts.ends))
+    owners, positions = (pc.take(values, empty).to_pylist() for values in (details.owner, details.position))
+    try:
+        for number, entries in groupby(zip(owners, positions, strict=True), itemgetter(0)):
+            texts[number] = without_accounts(read_spool_line(lines[number][1]), [place for _, place in entries])
+    except (ValueError, RecursionError):
+        raise _Refused from None
+    return pa.array(texts, pa.string())
 
 
 @cache

@@ -99,6 +99,9 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     _there: frozenset[Row] | None = None
     """Existing columns (table, column) of a database that is opened to be looked at; None if all columns exist."""
 
+    _gets_rows: Callable[[str], bool]
+    """`Place.gets_rows`."""
+
     _bare = False
     """Whether the database is opened to be looked at and has none of the tables."""
 
@@ -137,7 +140,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         with self._transaction():
             for tables in read_tables(spool, commit, self.where, texts=self._texts):
                 for table, rows in zip(TABLES, tables, strict=True):
-                    if len(rows):
+                    if len(rows) and self._gets_rows(table.name):
                         digest.add(table, self._insert(table, rows))
             self._inserted()
             receipt = {"rows": digest.rows, "digest": digest.hexdigest()}
@@ -373,6 +376,7 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
     def open(self, place: Place, *, existing: bool = False) -> None:
         self.close()
         self._path = self._file_of(place)
+        self._gets_rows = place.gets_rows
         created = not existing and self._create_file()
         self._own = created or is_inside(self._path, place.folder)
         if existing and size_of(self._path) is None:

@@ -151,6 +151,7 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
 
     def open(self, place: Place, *, existing: bool = False) -> None:
         self._place = place
+        self._gets_rows = place.gets_rows
         self._patiently("opening the tables", lambda: self._connect(place, existing=existing))
 
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
