@@ -26,7 +26,10 @@ pytest.importorskip("redis")
 PASSWORD = "canary-password-7f3a"
 KEY = "flinks/acme"
 
-pytestmark = pytest.mark.skipif(shutil.which("redis-server") is None, reason="there is no redis-server")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("redis-server") is None, reason="there is no redis-server"),
+]
 
 
 class Redis:
