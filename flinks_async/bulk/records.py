@@ -256,6 +256,33 @@ def _joined(one: Trouble | None, other: Trouble | None) -> Trouble | None:
     return evolve(one, attempts=one.attempts + other.attempts, since=min(one.since, other.since))
 
 
+WAITED_FOR: Final = "waiting for one that is free"
+
+
+@frozen
+class WorkerState:
+    """A worker of a run with several, at one moment or when it ended.
+
+    Attributes:
+        name: in words.
+        fetched, failed, requests, in_flight, held_back: as in `Progress`.
+        note: `WAITED_FOR`, or why it died and how many of its shards were handed out again; empty while it works.
+    """
+
+    name: str
+    fetched: int = 0
+    failed: int = 0
+    requests: int = 0
+    in_flight: int = 0
+    held_back: float = 0.0
+    note: str = ""
+
+    def __str__(self) -> str:
+        figures = f"{self.fetched:,} ok, {self.failed:,} failed, {self.in_flight:,} in flight"
+        pause = f", held back for {self.held_back:,.0f} s" if self.held_back else ""
+        return f"{self.name}: {figures}{pause}" + (f"; {self.note}" if self.note else "")
+
+
 @define
 class Counters:
     """Counts of a run so far, in one process or in several. Plain data that can be pickled and added up.
@@ -267,6 +294,7 @@ class Counters:
         requests, retries, throttled, in_flight, limit, held_back: as in `ClientStats`.
         times: seconds from sending to the last byte, of the last minute or two.
         instances: by host.
+        workers: of a run with several; also those that have died.
     """
 
     fetched: int = 0
@@ -281,6 +309,7 @@ class Counters:
     held_back: float = 0.0
     times: Histogram = field(factory=Histogram)
     instances: dict[str, InstanceState] = field(factory=dict)
+    workers: tuple[WorkerState, ...] = ()
 
     def with_clients(self, clients: Iterable[FlinksClient], times: Histogram) -> Counters:
         """A copy with the counters of clients, and with recent times."""
@@ -416,6 +445,7 @@ class Progress:
         learned: the limits that refused requests have shown, one line an instance, such as
             "1,470/s learned: refused at 1,520/s 12 s ago".
         learned_rate: requests per second that the instances allow, as far as their limits are known; None while no limit is.
+        workers: of a run with several; also those that have died.
     """
 
     phase: Phase
@@ -437,6 +467,7 @@ class Progress:
     troubles: tuple[InstanceTrouble, ...] = ()
     learned: tuple[str, ...] = ()
     learned_rate: float | None = None
+    workers: tuple[WorkerState, ...] = ()
 
     @property
     def done(self) -> int:
@@ -448,6 +479,7 @@ class Progress:
         return {
             **_rounded(asdict(self, recurse=False)),
             "troubles": [_rounded(asdict(trouble)) for trouble in self.troubles],
+            "workers": [_rounded(asdict(worker)) for worker in self.workers],
             "done": self.done,
         }
 

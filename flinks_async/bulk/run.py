@@ -329,6 +329,7 @@ class Run:
             troubles=troubles,
             learned=counters.learned(),
             learned_rate=counters.learned_rate(),
+            workers=counters.workers,
         )
 
 

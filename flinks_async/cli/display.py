@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -13,7 +13,7 @@ from attrs import frozen
 
 from ..bulk import Job, Progress, Scanned, Totals
 from ..bulk.files import FAILED
-from ..bulk.records import to_json
+from ..bulk.records import WAITED_FOR, WorkerState, to_json
 from ..bulk.rules import NEVER_ANSWERED
 from ..bulk.stores import format_of
 from ..checks import counted
@@ -210,6 +210,7 @@ def _progress_lines(progress: Progress) -> tuple[str, str]:
         "stopping" if progress.phase == "draining" else left,
     ), _joined(
         *map(str, progress.troubles[:_TROUBLES_SHOWN]),
+        *worker_notes(progress.workers),
         f"{progress.fetched:,} ok",
         f"{progress.failed:,} failed",
         f"{progress.retries:,} retried",
@@ -219,6 +220,18 @@ def _progress_lines(progress: Progress) -> tuple[str, str]:
         *progress.learned[:_TROUBLES_SHOWN],
         f"paused for {duration(progress.held_back)}" if progress.held_back and not progress.troubles else "",
     )
+
+
+def worker_notes(workers: Sequence[WorkerState]) -> list[str]:
+    """Workers that are missing, and how many have died."""
+    missing = [worker.name for worker in workers if worker.note == WAITED_FOR]
+    dead = sum(bool(worker.note) for worker in workers) - len(missing)
+    notes = (
+        [f"waiting for {missing[0]}" + (f" ({len(missing)} are missing)" if len(missing) > 1 else "")]
+        if missing
+        else []
+    )
+    return notes + ([f"{counted(dead, 'worker')} died"] if dead else [])
 
 
 def _percent(share: float) -> str:

@@ -149,7 +149,7 @@ def fetch(
             start,
             clients,
             options.rules,
-            options.executor,
+            options.executor(),
             display,
             open_source=open_source,
             resume=target.resume,

@@ -10,11 +10,14 @@ from inspect import signature
 from typing import Any, Final, Literal, TypeVar
 
 import click
+from attrs import frozen
 
 from .. import config
-from ..bulk import Executor, InProcess, Layout, Processes, Rules, Selection
+from ..bulk import DaskExecutor, Executor, InProcess, Layout, Processes, RayExecutor, Rules, Selection
+from ..bulk.executors.cluster import ClusterExecutor, ClusterOptions
 from ..checks import is_url
 from ..config import Settings
+from ..errors import ConfigError
 from .console import UsageError
 from .secret_input import read_pseudonym_key
 
@@ -195,17 +198,98 @@ stop_options = grouped(
 )
 
 
-def _executor(ctx: click.Context, param: click.Parameter, given: int) -> Executor:
-    return InProcess() if given == 1 else Processes(given)
+@frozen
+class Workers:
+    """Where shards are fetched.
+
+    Attributes:
+        processes: number of processes; None if it was not given.
+        cluster: address of a cluster; None without one.
+        workers: of the cluster.
+        insecure: accept a cluster on other machines without TLS or authentication.
+        patience: seconds to wait for a worker.
+    """
+
+    processes: int | None
+    cluster: str | None
+    workers: int | None
+    insecure: bool
+    patience: float | None
+
+    def __attrs_post_init__(self) -> None:
+        if self.processes is not None and self.cluster is not None:
+            raise UsageError("--executor does not go with --processes: the machines of a cluster have their workers.")
+        if self.address is None and (self.workers or self.insecure or self.patience):
+            raise UsageError("--workers, --wait-for-workers and --insecure-cluster need --executor.")
+
+    @property
+    def address(self) -> str | None:
+        """Of the cluster, also from the environment."""
+        return self.cluster or (None if self.processes else os.environ.get("FLINKS_EXECUTOR", "").strip() or None)
+
+    def executor(self, secrets: Callable[[], ClusterOptions]) -> Executor:
+        """The executor.
+
+        Args:
+            secrets: says where the workers of a cluster find the AuthSecret.
+
+        Raises:
+            UsageError: the address is none. It is not shown, because it may hold a password.
+            ConfigError: the cluster is not secure, or its package is not installed.
+        """
+        if self.address is None:
+            return InProcess() if self.processes in (None, 1) else Processes(self.processes or 1)
+        found = re.fullmatch(r"(dask|dask\+tls|ray)://(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})", self.address)
+        if found is None:
+            raise UsageError("--executor must be dask://HOST:PORT, dask+tls://HOST:PORT or ray://HOST:PORT.")
+        options = secrets()
+        if self.workers is not None:
+            options["workers"] = self.workers
+        if self.patience is not None:
+            options["patience"] = self.patience
+        executor: ClusterExecutor
+        try:
+            if found[1] == "ray":
+                executor = RayExecutor(self.address, allow_unauthenticated=self.insecure, **options)
+            else:
+                scheme = "tls" if found[1] == "dask+tls" else "tcp"
+                address = f"{scheme}://{found[2]}:{found[3]}"
+                executor = DaskExecutor(address, allow_plaintext=self.insecure, **options)
+        except ConfigError as error:
+            raise ConfigError(re.sub(r"allow_\w+=True", "--insecure-cluster", error.message)) from None
+        executor.library()
+        return executor
 
 
-processes_option = whole(
-    "--processes",
-    "executor",
-    most=256,
-    default=1,
-    callback=_executor,
-    help="Worker processes, which share the limits; at most one per processor core.",
+workers_options = grouped(
+    "workers",
+    Workers,
+    whole(
+        "--processes",
+        most=256,
+        help="Worker processes, which share the limits; at most one per processor core [1].",
+    ),
+    click.option(
+        "--executor",
+        "cluster",
+        metavar="URL",
+        help="Fetch on a cluster: dask://HOST:PORT, dask+tls://HOST:PORT or ray://HOST:PORT [FLINKS_EXECUTOR]. Its machines "
+        "find the AuthSecret as this one does, and see TOKENS and the job at the same paths.",
+    ),
+    whole("--workers", help="Workers of the cluster [those that are free]."),
+    click.option(
+        "--wait-for-workers",
+        "patience",
+        callback=seconds,
+        metavar="TIME",
+        help="Stop when the cluster has had no free worker for this time [5m].",
+    ),
+    click.option(
+        "--insecure-cluster",
+        "insecure",
+        is_flag=True,
+        help="Accept a cluster on other machines without TLS (Dask) or token authentication (Ray).",
+    ),
 )
 
 ProgressKind = Literal["auto", "plain", "json", "none"]

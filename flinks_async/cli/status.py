@@ -19,7 +19,7 @@ from ..bulk import InputFile, Job, JobMismatchError, Manifest
 from ..bulk.compression import Compression, compressor
 from ..bulk.files import MANIFEST
 from ..bulk.inputs import STDIN
-from ..bulk.records import FailureKind, InstanceTrouble
+from ..bulk.records import FailureKind, InstanceTrouble, WorkerState
 from ..checks import counted
 from . import Exit, epilog
 from .access import Clients, make_clients
@@ -102,7 +102,8 @@ def _runs(found: bulk.Status, now: float) -> list[str]:
         return [f"{run} has no end, and was silent for {duration(silent)}: it was killed, or its machine stopped."]
     if latest is None:
         return [f"{run} is running."]
-    return [f"{run} is running. {duration(silent)} ago: {_figures(latest)}."]
+    workers = [f"  {WorkerState(**worker)}" for worker in latest.get("workers", ())]
+    return [f"{run} is running. {duration(silent)} ago: {_figures(latest)}.", *workers]
 
 
 def _figures(latest: dict[str, Any]) -> str:
@@ -291,7 +292,7 @@ def retry(directory: str, class_: str, tokens: str | None, pseudonym_key_file: s
             raise
         return job
 
-    return run(JobRun(resume, clients, options.rules, options.executor, display).go)
+    return run(JobRun(resume, clients, options.rules, options.executor(), display).go)
 
 
 def _refuse_other_origin(manifest: Manifest, clients: Clients) -> None:

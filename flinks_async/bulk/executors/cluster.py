@@ -36,6 +36,7 @@ from ...errors import ConfigError, FlinksError
 from ...runtime import fast_loop
 from ...secret import Secret
 from ..errors import WorkerError
+from ..records import WAITED_FOR, WorkerState
 from ..selection import PSEUDONYM_KEY
 from .dispatch import Worker, WorkersExecution, starts_of
 from .processes import GRACE
@@ -144,6 +145,12 @@ class ClusterExecutor:
         for name in self._names.values() if isinstance(self._names, Mapping) else [self._names]:
             checks.kind("the name of the AuthSecret", name, str)
 
+    module: ClassVar[str]
+
+    def library(self) -> Any:
+        """The package of the engine. Raises ConfigError if it is not installed."""
+        return checks.optional_import(self.module, extra="ray" if self.module == "ray" else "dask")
+
     def secret_of(self, instance: str | None) -> SecretReference:
         """The reference of the secret of an instance. Raises ConfigError if there is none."""
         name = self._names if isinstance(self._names, str) else self._names.get(instance or "")
@@ -187,6 +194,7 @@ class ClusterExecution(WorkersExecution):
     def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, executor: ClusterExecutor) -> None:
         super().__init__(work, tasks, finished, restarts=executor.restarts, grace=GRACE)
         self._executor = executor
+        self._library = executor.library()
         clients = list(dict.fromkeys(work.clients.values()))
         names = {client: name for name, client in work.clients.items()}
         self._references = [executor.secret_of(names[client]) for client in clients]
@@ -226,7 +234,9 @@ class ClusterExecution(WorkersExecution):
     async def _start(self, start: Start) -> Worker | None:
         """Begins a seat in a free worker. Waits until there is one."""
         since, told = time.monotonic(), False
+        missing = WorkerState(f"a worker of {self._cluster}", note=WAITED_FOR)
         finding = asyncio.ensure_future(self._free_slot())
+        self._missing.append(missing)
         try:
             while not (await asyncio.wait({finding}, timeout=WAIT))[0]:
                 if self._all_done:
@@ -241,6 +251,7 @@ class ClusterExecution(WorkersExecution):
                     told = True
                     self._work.log.warning("waiting for a worker of %s", self._cluster)
         finally:
+            self._missing.remove(missing)
             finding.cancel()
         worker = SeatElsewhere(await finding)
         worker.begin(start, self._references)

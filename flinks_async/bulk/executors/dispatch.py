@@ -30,7 +30,7 @@ from ..directory import empty
 from ..errors import WorkerError
 from ..files import OPEN_FILES_SHORT, SpareFiles, make_folder
 from ..inputs import InputBytes
-from ..records import Counters, Finished, RunState
+from ..records import Counters, Finished, RunState, WorkerState
 from ..rules import Rules
 from .protocol import NextTask, TakeFinished, Task, Work, with_concurrency, within_open_files
 from .seat import (
@@ -92,6 +92,11 @@ class Worker(ABC):
         stored.failed += len(shard.failures)
         stored.failed_before += done if shard.shard.round else 0
 
+    def state(self, note: str = "") -> WorkerState:
+        """What it does now, or how it ended."""
+        one = self.remains() if note else self.counters
+        return WorkerState(self.name, one.fetched, one.failed, one.requests, one.in_flight, one.held_back, note)
+
     def remains(self) -> Counters:
         """Its counters after it has died: all its requests, but only the tokens of shards that it had handed over."""
         stored = self._stored
@@ -129,6 +134,8 @@ class WorkersExecution(ABC):
         self._exhausted = False
         self._workers: set[Worker] = set()
         self._past: list[Counters] = []
+        self._dead: list[WorkerState] = []
+        self._missing: list[WorkerState] = []
         self._paces: dict[int, PaceLearned] = {}
         self._working: asyncio.Task[None] | None = None
         self._broken: BaseException | None = None
@@ -206,7 +213,9 @@ class WorkersExecution(ABC):
 
     def counters(self) -> Counters:
         live = [worker.counters for worker in self._workers]
-        return Counters.sum_of([*live, *(one.without_troubles() if live else one for one in self._past)])
+        whole = Counters.sum_of([*live, *(one.without_troubles() if live else one for one in self._past)])
+        whole.workers = (*(worker.state() for worker in self._workers), *self._missing, *self._dead)
+        return whole
 
     async def go(self) -> None:
         if self._broken is None:
@@ -258,7 +267,9 @@ class WorkersExecution(ABC):
             self._returned.extend(worker.tasks.values())
         if over:
             return None
-        self._work.log.error("%s died by %s; its %d shards are handed out again", worker.name, how, len(worker.tasks))
+        note = f"died by {how}; its {len(worker.tasks)} shards are handed out again"
+        self._work.log.error("%s %s", worker.name, note)
+        self._dead.append(worker.state(note))
         return how
 
     async def _serve(self, worker: Worker, storing: set[asyncio.Future[None]]) -> bool:
