@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import os
 import pickle
 import random
 import shutil
@@ -25,6 +26,7 @@ import pytest
 from flinks_async import ConfigError
 from flinks_async.bulk import (
     Commit,
+    DaskExecutor,
     InputBytes,
     InputChangedError,
     InputError,
@@ -37,6 +39,7 @@ from flinks_async.bulk import (
     Layout,
     Processes,
     Result,
+    Rules,
     Shard,
     SQLiteStore,
     Store,
@@ -56,7 +59,9 @@ from flinks_async.bulk.inputs import source as source_module
 from flinks_async.bulk.job import place_of
 from flinks_async.bulk.objects import Bucket, Folder, Found, place_at
 from flinks_async.bulk.stores import from_description, shard_files
+from flinks_async.testing import Latency
 
+from ..cli_support import cli
 from .object_storage import KEY_ID, S3, SECRET_KEY, Asked, running
 from .test_processes import SECRET, Desk, a_server
 
@@ -764,3 +769,92 @@ def test_inputs_that_are_refused(bucket: str, s3: S3, monkeypatch: pytest.Monkey
     with pytest.raises(InputError, match=r"is compressed or in another encoding .* store it plain, or as Parquet"):
         InputFile(packed, COLUMNS)
     InputFile(put_tokens(f"{bucket}/tokens.csv", csv_of(200)), COLUMNS)
+
+
+# --- the command line, and a cluster ----------------------------------------------------------------------------------
+
+
+async def test_fetch_from_and_to_a_url(desk: Desk, bucket: str, tmp_path: Path) -> None:
+    tokens = put_tokens(f"{bucket}/in/tokens.csv", csv_of(30))
+    directory, out = tmp_path / "job", f"{bucket}/out/"
+    fetch = ["fetch", tokens, "--column", "token", "--out", out, "--job", directory]
+    done = await cli(*fetch, server=desk.server)
+    assert done.exit_code == 0, done.stderr
+    assert f"Answers go to {out}. The job is in {directory}" in done.stderr
+    assert "To resume on another machine, copy this directory there." in done.stderr
+    assert f"answers: {bucket}/out (JSONL" in done.stderr
+    assert len(names(f"{bucket}/out")) == 2
+    assert (await cli(*fetch, server=desk.server)).exit_code == 0, "again"
+    shown = await cli("status", directory)
+    assert tokens in shown.stdout
+    assert f"{bucket}/out (JSONL" in shown.stdout
+    assert (await cli("verify", directory)).exit_code == 0
+    exported = await cli("export", directory, "--out", "-")
+    assert len(exported.stdout.splitlines()) == 30
+    purged = await cli("purge", directory, "--yes")
+    assert f"1 files of answers in {bucket}/out" in purged.stdout + purged.stderr
+    assert names(f"{bucket}/out", "", "_flinks") == []
+    assert (await cli("fetch", tokens, "--column", "token", "--dry-run")).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fetch", "t.csv", "--out", "s3://b/out/"], "With a URL, name --job DIR"),
+        (["fetch", "s3://b/t.csv"], "With a URL, name --job DIR"),
+        (["fetch", "t.csv", "--job", "j", "--out", "s3://b/answers.jsonl"], "an object cannot grow"),
+        (["fetch", "t.csv", "--job", "j", "--out", "s3://b/out/", "--store", "sqlite"], "a database needs a disk"),
+        (["fetch", "t.csv", "--job", "j", "--out", "s3://b/out/", "--store", "duckdb"], "a database needs a disk"),
+        (["fetch", "t.csv", "--job", "j", "--out", "s3://b/out/", "--store", "postgresql"], "a database needs a disk"),
+        (["fetch", "t.csv", "--job", "j", "--out", "s3://u:hunter2@b/out/"], "must hold no user"),
+        (["fetch", "t.csv", "--job", "j", "--out", "ftp://hunter2/out/"], "unknown scheme"),
+        (["fetch", "t.csv", "--job", "s3://b/j"], "must be on a disk"),
+        (["fetch", "s3://u:hunter2@b/t.csv", "--job", "j"], "must hold no user"),
+        (["status", "s3://b/j"], "DIR must be on a disk"),
+        (["export", "j", "--out", "s3://b/answers.jsonl"], "use --out - and pipe it to another tool"),
+    ],
+)
+async def test_commands_that_are_refused(
+    desk: Desk, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_bytes(csv_of(3))
+    if arguments[0] == "export":
+        desk.directory = tmp_path / "j"
+        await run(desk, JSONLParts())
+    done = await cli(*arguments, server=desk.server)
+    assert done.exit_code in (2, 5), done.stderr
+    assert words in " ".join(done.stderr.split())
+    assert "hunter2" not in done.stderr
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("s3:")]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")
+async def test_dask_workers_write_their_parts_and_one_is_killed(bucket: str, s3: S3, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    import dask
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    env = {**s3.environment, "TEST_SECRET": SECRET, "TMPDIR": str(scratch)}
+    async with a_server(latency=Latency.fixed(0.02)) as server:
+        desk = Desk(tmp_path, server)
+        desk.write(200)
+        with dask.config.set({"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}):
+            with distributed.LocalCluster(
+                n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=60, env=env,
+            ) as cluster:  # fmt: skip
+                put_tokens(f"{bucket}/tokens.csv", desk.path.read_bytes())
+                executor = DaskExecutor(cluster, workers=2, secret_env="TEST_SECRET")
+                with job_at(desk, JSONLParts(url=f"{bucket}/out"), f"{bucket}/tokens.csv") as job:
+                    async with desk.client() as client:
+                        running = asyncio.create_task(job.run(client, Rules(open_shards=4), executor=executor))
+                        await server.received(60)
+                        os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+                        result = await running
+        assert (result.state, result.totals.fetched) == ("complete", 200)
+        assert set(desk.answers) == set(range(2, 202))
+        assert verify(desk.directory) == []
+        assert len(names(f"{bucket}/out")) == 21
+        assert server.stats.requests <= 200 + 4 * 10
+    assert list((desk.directory / "spools").rglob("*.spool")) == []
