@@ -15,6 +15,7 @@ import msgspec
 from attrs import asdict, define, evolve, field, frozen
 
 from ..client import FlinksClient
+from ..codec.observed import Drift, joined
 from ..limits.governor import Trouble
 from ..limits.notices import trouble_line
 from ..limits.rate import LearnedLimit
@@ -295,6 +296,7 @@ class Counters:
         times: seconds from sending to the last byte, of the last minute or two.
         instances: by host.
         workers: of a run with several; also those that have died.
+        drift: how answers differ from their documentation.
     """
 
     fetched: int = 0
@@ -310,15 +312,16 @@ class Counters:
     times: Histogram = field(factory=Histogram)
     instances: dict[str, InstanceState] = field(factory=dict)
     workers: tuple[WorkerState, ...] = ()
+    drift: tuple[Drift, ...] = ()
 
     def with_clients(self, clients: Iterable[FlinksClient], times: Histogram) -> Counters:
         """A copy with the counters of clients, and with recent times."""
-        stats_of = [(client.host, client.stats()) for client in clients]
+        stats_of = [(client, client.stats()) for client in clients]
         stats = [one for _, one in stats_of]
         instances = dict[str, InstanceState]()
-        for host, one in stats_of:
+        for client, one in stats_of:
             state = InstanceState(one.answered, one.trouble, one.held_back, one.learned)
-            instances[host] = instances.get(host, InstanceState()).joined(state)
+            instances[client.host] = instances.get(client.host, InstanceState()).joined(state)
         return evolve(
             self,
             requests=sum(one.requests for one in stats),
@@ -329,20 +332,23 @@ class Counters:
             held_back=max((one.held_back for one in stats), default=0.0),
             times=times,
             instances=instances,
+            drift=joined({client.options.codec: one.drift for client, one in stats_of}.values()),
         )
 
     @classmethod
     def sum_of(cls, parts: Iterable[Counters]) -> Counters:
         """All of them together; `held_back` is the longest."""
-        whole, times = cls(), list[Histogram]()
+        whole, times, drift = cls(), list[Histogram](), list[tuple[Drift, ...]]()
         for part in parts:
             for name in _ADDED_UP:
                 setattr(whole, name, getattr(whole, name) + getattr(part, name))
             whole.held_back = max(whole.held_back, part.held_back)
             times.append(part.times)
+            drift.append(part.drift)
             for host, state in part.instances.items():
                 whole.instances[host] = whole.instances.get(host, InstanceState()).joined(state)
         whole.times = Histogram.sum_of(times)
+        whole.drift = joined(drift)
         return whole
 
     def ended(self) -> Counters:
@@ -446,6 +452,7 @@ class Progress:
             "1,470/s learned: refused at 1,520/s 12 s ago".
         learned_rate: requests per second that the instances allow, as far as their limits are known; None while no limit is.
         workers: of a run with several; also those that have died.
+        drift: how the answers of this run differ from their documentation; the first 50.
     """
 
     phase: Phase
@@ -468,6 +475,7 @@ class Progress:
     learned: tuple[str, ...] = ()
     learned_rate: float | None = None
     workers: tuple[WorkerState, ...] = ()
+    drift: tuple[Drift, ...] = ()
 
     @property
     def done(self) -> int:
@@ -480,6 +488,7 @@ class Progress:
             **_rounded(asdict(self, recurse=False)),
             "troubles": [_rounded(asdict(trouble)) for trouble in self.troubles],
             "workers": [_rounded(asdict(worker)) for worker in self.workers],
+            "drift": [_rounded(asdict(one)) for one in self.drift],
             "done": self.done,
         }
 

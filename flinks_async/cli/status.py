@@ -21,10 +21,11 @@ from ..bulk.files import MANIFEST
 from ..bulk.inputs import STDIN
 from ..bulk.records import FailureKind, InstanceTrouble, WorkerState
 from ..checks import counted
+from ..codec.observed import from_json
 from . import Exit, epilog
 from .access import Clients, make_clients
 from .console import UsageError, debug_option, duration, printable, say
-from .display import answers_of, choose_display, outcome_rows
+from .display import answers_of, choose_display, drift_lines, outcome_rows
 from .job_run import JobRun, OnScan, RunOptions, run, run_options
 from .options import directory_argument, file_name, pseudonym_key_option
 from .output import COMPRESSION, HTML, LINES, Command, split_name, to_stdout, whole_file
@@ -86,7 +87,8 @@ def _lines(directory: str, found: bulk.Status) -> list[str]:
             f"{counted(totals.tokens, 'token')} in {counted(totals.shards, 'shard')}, {totals.shards_done:,} done:"
         )
         lines += outcome_rows(totals, found.scanned)
-    return [*lines, *_runs(found, time.time())]
+    lines += _runs(found, time.time())
+    return [*lines, *drift_lines(from_json((found.latest or {}).get("drift")))]
 
 
 def _runs(found: bulk.Status, now: float) -> list[str]:
