@@ -180,7 +180,7 @@ class Job:
         source = _source(manifest, path)
         if digest(source, on_scan) != (manifest.size, manifest.sha256):
             raise InputChangedError(
-                f"{source.path} has changed since the job was started. "
+                f"{source.name} has changed since the job was started. "
                 "Restore the original file, or start a new job in another directory"
             )
         chosen = from_description(manifest.store) if store is None else store

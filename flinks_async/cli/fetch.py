@@ -65,7 +65,7 @@ from .output import (
 _HELP = """Fetch the data behind many access tokens.
 
 TOKENS is a text file with one token per line, a CSV file with a header row, a JSONL file or a Parquet file, plain or
-compressed with gzip or Zstandard; '-' is standard input.
+compressed with gzip or Zstandard, on a disk or in object storage (s3://bucket/tokens.csv); '-' is standard input.
 
 The answers go to FILE; without --out, to a file beside TOKENS. The progress is kept in a directory beside FILE (FILE.job,
 or DIR): after any interruption, run the same command again to resume. DIR/failed.jsonl has one line for each failed token
@@ -259,10 +259,9 @@ def _target(tokens: str, out: str | None, directory: str | None, store: str | No
             "Missing option '--out FILE' (a file for the answers, '-' for standard output) or '--job DIR' (a directory)."
         )
     name = store_of(store, out)
-    if is_url(out) and directory is None:
+    if directory is None and (is_url(out) or (out is None and is_url(tokens))):
         raise UsageError(
-            "With --out at a URL, name --job DIR: a directory on a disk that records what is done. Keep it until the job is "
-            "complete."
+            "With a URL, name --job DIR: a directory on a disk that records what is done. Keep it until the job is complete."
         )
     if out is None and directory is None and name not in WITHOUT_FILE:
         out = _beside(tokens, name)
