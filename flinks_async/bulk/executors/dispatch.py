@@ -24,7 +24,7 @@ from typing import Final
 from attrs import define, evolve
 
 from ...clock import SystemClock
-from ...config import Limits, RateLimiter, Settings, ShareQuota
+from ...config import Limits, Settings, ShareQuota
 from ...errors import ConfigError, FlinksError
 from ...limits.rate import GCRA, PaceState
 from ...limits.shared import RedisRateLimiter
@@ -151,7 +151,8 @@ class WorkersExecution(ABC):
         self._broken: BaseException | None = None
         self._late: asyncio.TimerHandle | None = None
         self._spare = SpareFiles()
-        self._limiters = [limiter_of(client.settings.limits) for client in dict.fromkeys(work.clients.values())]
+        limits = [client.settings.limits for client in dict.fromkeys(work.clients.values())]
+        self._limiters = [one.rate_limiter or GCRA(one.rate or 1.0, one.burst) for one in limits]
         self._granting = asyncio.Lock()
         self._sharers = [_Sharer(partial(self._tell_pace, number)) for number in range(len(self._limiters))]
         for limiter, sharer in zip(self._limiters, self._sharers, strict=True):
@@ -398,6 +399,7 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
                 spools=work.spools,
                 compression=work.compression,
                 rules=rules,
+                report_every=max(0.2, places / 25),  # 25 reports a second of all together
                 store=None if work.shared is None else work.shared.describe(),
                 place=work.place,
                 selection=selection and selection.without_key(),
@@ -410,11 +412,6 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
 def share(whole: int, place: int, places: int) -> int:
     """One worker's part of a number, at least 1. If the number is at least `places`, the parts add up to it."""
     return max(1, whole // places + (place < whole % places))
-
-
-def limiter_of(limits: Limits) -> RateLimiter:
-    """The limiter of a client. It is not asked if the client has none."""
-    return limits.rate_limiter or GCRA(limits.rate or 1.0, limits.burst)
 
 
 def turns_for(limits: Limits, places: int) -> int:
