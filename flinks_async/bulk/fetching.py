@@ -36,10 +36,10 @@ T = TypeVar("T")
 
 
 class Thread:
-    """One thread that runs blocking functions one after the other, in the order of the calls."""
+    """One thread that runs blocking functions one after the other, in the order of the calls; or several."""
 
-    def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    def __init__(self, name: str, count: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
 
     def do(self, function: Callable[..., T], /, *args: object) -> Awaitable[T]:
         """Returns or raises what `function(*args)` does. The function runs even if the caller is cancelled."""

@@ -298,13 +298,13 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def cannot_write(path: Path, error: OSError | ValueError) -> StoreError:
+def cannot_write(path: object, error: OSError | ValueError) -> StoreError:
     """The error for a path that cannot be written. Raise it `from None`."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a valid file name"
     return StoreError(f"{path} cannot be written: {reason}")
 
 
-def cannot_read(path: Path, error: OSError) -> StoreError:
+def cannot_read(path: object, error: OSError) -> StoreError:
     """The error for a file that cannot be read. Raise it `from None`."""
     return StoreError(f"{path} cannot be read: {error.strerror or error}")
 

@@ -37,6 +37,7 @@ from .rules import Rules
 from .run import Result, Run
 from .selection import Selection
 from .stores import Place, Store, from_description
+from .stores.protocol import shared_store
 
 SHARD_SIZE: Final = 1000
 """Default number of tokens in a shard."""
@@ -179,7 +180,7 @@ class Job:
         source = _source(manifest, path)
         if digest(source, on_scan) != (manifest.size, manifest.sha256):
             raise InputChangedError(
-                f"{source.path} has changed since the job was started. "
+                f"{source.name} has changed since the job was started. "
                 "Restore the original file, or start a new job in another directory"
             )
         chosen = from_description(manifest.store) if store is None else store
@@ -295,6 +296,7 @@ class Job:
         work = Work(
             self._source, self._ledger.get("key"), by_name, spools, self._store.spool_compression, rules or Rules(),
             secret_is_good=self.totals.fetched > 0, log=self._log, selection=self._selection,
+            shared=shared_store(self._store), place=place_of(self.directory, self.manifest),
         )  # fmt: skip
         chosen = executor or InProcess(clock=clock, threads=threads)
         writing = threads[0] if threads else Thread("flinks-async-outcome")
@@ -302,12 +304,22 @@ class Job:
         self._reconciled = False
         try:
             result = await self._running.go()
+            await writing.do(self._settle, result.state == "complete")
             self._reconciled = True
             await writing.do(self.write_outcome)
             return result
+        except FlinksError:
+            with suppress(FlinksError):  # the store may be the reason
+                await writing.do(self._settle, False)
+            raise
         finally:
             writing.close()
             self._running = None
+
+    def _settle(self, complete: bool) -> None:
+        if (store := shared_store(self._store)) is not None:
+            with closing(self._ledger.reader()) as ledger:
+                store.settle(ledger.receipts(), complete=complete)
 
     def _refuse_clients(self, clients: Mapping[str | None, FlinksClient]) -> None:
         """Raises ConfigError if a token of the job would have no client."""

@@ -15,6 +15,7 @@ import msgspec
 from attrs import asdict, define, evolve, field, frozen
 
 from ..client import FlinksClient
+from ..codec.observed import Drift, joined
 from ..limits.governor import Trouble
 from ..limits.notices import trouble_line
 from ..limits.rate import LearnedLimit
@@ -132,7 +133,7 @@ class Written:
 
 @frozen
 class Finished:
-    """A shard whose answers are in a synced file, but not in the store yet.
+    """A shard whose answers are in a synced file.
 
     Attributes:
         shard: the shard.
@@ -140,6 +141,7 @@ class Finished:
         written: size and checksum of the file.
         failures: rows without an answer.
         left: rows without an outcome, ascending.
+        receipt: of the store, once it has the answers.
     """
 
     shard: Shard
@@ -147,6 +149,12 @@ class Finished:
     written: Written
     failures: tuple[Failure, ...]
     left: tuple[int, ...]
+    receipt: dict[str, Any] | None = None
+
+    @property
+    def commit(self) -> Commit:
+        """As the ledger gets it."""
+        return Commit(self.shard, self.written, self.failures, self.left, self.receipt or {})
 
 
 @frozen
@@ -249,6 +257,33 @@ def _joined(one: Trouble | None, other: Trouble | None) -> Trouble | None:
     return evolve(one, attempts=one.attempts + other.attempts, since=min(one.since, other.since))
 
 
+WAITED_FOR: Final = "waiting for one that is free"
+
+
+@frozen
+class WorkerState:
+    """A worker of a run with several, at one moment or when it ended.
+
+    Attributes:
+        name: in words.
+        fetched, failed, requests, in_flight, held_back: as in `Progress`.
+        note: `WAITED_FOR`, or why it died and how many of its shards were handed out again; empty while it works.
+    """
+
+    name: str
+    fetched: int = 0
+    failed: int = 0
+    requests: int = 0
+    in_flight: int = 0
+    held_back: float = 0.0
+    note: str = ""
+
+    def __str__(self) -> str:
+        figures = f"{self.fetched:,} ok, {self.failed:,} failed, {self.in_flight:,} in flight"
+        pause = f", held back for {self.held_back:,.0f} s" if self.held_back else ""
+        return f"{self.name}: {figures}{pause}" + (f"; {self.note}" if self.note else "")
+
+
 @define
 class Counters:
     """Counts of a run so far, in one process or in several. Plain data that can be pickled and added up.
@@ -260,6 +295,8 @@ class Counters:
         requests, retries, throttled, in_flight, limit, held_back: as in `ClientStats`.
         times: seconds from sending to the last byte, of the last minute or two.
         instances: by host.
+        workers: of a run with several; also those that have died.
+        drift: how answers differ from their documentation.
     """
 
     fetched: int = 0
@@ -274,15 +311,17 @@ class Counters:
     held_back: float = 0.0
     times: Histogram = field(factory=Histogram)
     instances: dict[str, InstanceState] = field(factory=dict)
+    workers: tuple[WorkerState, ...] = ()
+    drift: tuple[Drift, ...] = ()
 
     def with_clients(self, clients: Iterable[FlinksClient], times: Histogram) -> Counters:
         """A copy with the counters of clients, and with recent times."""
-        stats_of = [(client.host, client.stats()) for client in clients]
+        stats_of = [(client, client.stats()) for client in clients]
         stats = [one for _, one in stats_of]
         instances = dict[str, InstanceState]()
-        for host, one in stats_of:
+        for client, one in stats_of:
             state = InstanceState(one.answered, one.trouble, one.held_back, one.learned)
-            instances[host] = instances.get(host, InstanceState()).joined(state)
+            instances[client.host] = instances.get(client.host, InstanceState()).joined(state)
         return evolve(
             self,
             requests=sum(one.requests for one in stats),
@@ -293,20 +332,23 @@ class Counters:
             held_back=max((one.held_back for one in stats), default=0.0),
             times=times,
             instances=instances,
+            drift=joined({client.options.codec: one.drift for client, one in stats_of}.values()),
         )
 
     @classmethod
     def sum_of(cls, parts: Iterable[Counters]) -> Counters:
         """All of them together; `held_back` is the longest."""
-        whole, times = cls(), list[Histogram]()
+        whole, times, drift = cls(), list[Histogram](), list[tuple[Drift, ...]]()
         for part in parts:
             for name in _ADDED_UP:
                 setattr(whole, name, getattr(whole, name) + getattr(part, name))
             whole.held_back = max(whole.held_back, part.held_back)
             times.append(part.times)
+            drift.append(part.drift)
             for host, state in part.instances.items():
                 whole.instances[host] = whole.instances.get(host, InstanceState()).joined(state)
         whole.times = Histogram.sum_of(times)
+        whole.drift = joined(drift)
         return whole
 
     def ended(self) -> Counters:
@@ -409,6 +451,8 @@ class Progress:
         learned: the limits that refused requests have shown, one line an instance, such as
             "1,470/s learned: refused at 1,520/s 12 s ago".
         learned_rate: requests per second that the instances allow, as far as their limits are known; None while no limit is.
+        workers: of a run with several; also those that have died.
+        drift: how the answers of this run differ from their documentation; the first 50.
     """
 
     phase: Phase
@@ -430,6 +474,8 @@ class Progress:
     troubles: tuple[InstanceTrouble, ...] = ()
     learned: tuple[str, ...] = ()
     learned_rate: float | None = None
+    workers: tuple[WorkerState, ...] = ()
+    drift: tuple[Drift, ...] = ()
 
     @property
     def done(self) -> int:
@@ -441,6 +487,8 @@ class Progress:
         return {
             **_rounded(asdict(self, recurse=False)),
             "troubles": [_rounded(asdict(trouble)) for trouble in self.troubles],
+            "workers": [_rounded(asdict(worker)) for worker in self.workers],
+            "drift": [_rounded(asdict(one)) for one in self.drift],
             "done": self.done,
         }
 

@@ -40,15 +40,13 @@ from ..config import AUTH_SCHEMES
 from ..errors import FlinksError
 from ..runtime import fast_loop
 from ..secret import Secret
-from ..transport.fast_path import SUPPORTED
 from ..transport.session import SessionManager
 from ..verdict import Kind
 from . import Exit, epilog
-from .access import Access, access_options
+from .access import Access, access_options, read_token
 from .console import debug_option, duration, printable, say
 from .job_run import run
 from .output import Command, to_stdout
-from .secret_input import read_token
 
 State = Literal["ok", "warning", "problem"]
 
@@ -149,9 +147,6 @@ def _python() -> Iterator[CheckResult]:
         with suppress(metadata.PackageNotFoundError):
             found.append(f"{name} {metadata.version(name)}")
     yield CheckResult("packages", "ok", ", ".join(found))
-    if not SUPPORTED:
-        advice = "Install a version of aiohttp that this version of flinks-async was tested with, or tell its authors"
-        yield CheckResult("aiohttp", "warning", "this aiohttp is unknown: requests take the slower way", advice)
     loop = "asyncio" if fast_loop() is None else "uvloop"
     yield CheckResult(
         "event loop", "ok", loop, "" if loop == "uvloop" else "pip install 'flinks-async[uvloop]' is faster"

@@ -19,16 +19,16 @@ from ..bulk import InputFile, Job, JobMismatchError, Manifest
 from ..bulk.compression import Compression, compressor
 from ..bulk.files import MANIFEST
 from ..bulk.inputs import STDIN
-from ..bulk.records import FailureKind, InstanceTrouble
+from ..bulk.records import FailureKind, InstanceTrouble, WorkerState
 from ..checks import counted
+from ..codec.observed import from_json
 from . import Exit, epilog
-from .access import Clients, make_clients
+from .access import Clients, make_clients, pseudonym_key_option, read_pseudonym_key, stdin_is_terminal
 from .console import UsageError, debug_option, duration, printable, say
-from .display import answers_of, choose_display, outcome_rows
+from .display import answers_of, choose_display, drift_lines, outcome_rows
 from .job_run import JobRun, OnScan, RunOptions, run, run_options
-from .options import directory_argument, path_name, pseudonym_key_option
+from .options import directory_argument, file_name
 from .output import COMPRESSION, HTML, LINES, Command, split_name, to_stdout, whole_file
-from .secret_input import read_pseudonym_key, stdin_is_terminal
 
 SILENT: Final = 60.0
 """Seconds without a sample after which a run counts as dead. A run saves one at least every ten seconds."""
@@ -86,7 +86,8 @@ def _lines(directory: str, found: bulk.Status) -> list[str]:
             f"{counted(totals.tokens, 'token')} in {counted(totals.shards, 'shard')}, {totals.shards_done:,} done:"
         )
         lines += outcome_rows(totals, found.scanned)
-    return [*lines, *_runs(found, time.time())]
+    lines += _runs(found, time.time())
+    return [*lines, *drift_lines(from_json((found.latest or {}).get("drift")))]
 
 
 def _runs(found: bulk.Status, now: float) -> list[str]:
@@ -102,7 +103,8 @@ def _runs(found: bulk.Status, now: float) -> list[str]:
         return [f"{run} has no end, and was silent for {duration(silent)}: it was killed, or its machine stopped."]
     if latest is None:
         return [f"{run} is running."]
-    return [f"{run} is running. {duration(silent)} ago: {_figures(latest)}."]
+    workers = [f"  {WorkerState(**worker)}" for worker in latest.get("workers", ())]
+    return [f"{run} is running. {duration(silent)} ago: {_figures(latest)}.", *workers]
 
 
 def _figures(latest: dict[str, Any]) -> str:
@@ -140,10 +142,8 @@ _PIECE: Final = 256 * 1024
 
 @click.command(cls=Command, epilog=epilog())
 @directory_argument
-@click.option(
+@file_name(
     "--out",
-    metavar="FILE",
-    callback=path_name,
     required=True,
     help="'-' for standard output; compressed if it ends in .gz or .zst.",
 )
@@ -221,9 +221,7 @@ def _confirmed(directory: str) -> bool:
 
 @click.command(cls=Command, epilog=epilog())
 @directory_argument
-@click.option(
-    "--out", metavar="FILE", callback=path_name, help="File for the page, '-' for standard output [DIR/report.html]."
-)
+@file_name("--out", help="File for the page, '-' for standard output [DIR/report.html].")
 @click.option("--force", is_flag=True, help="Overwrite a file --out that exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the current report as JSON instead.")
 @debug_option
@@ -264,10 +262,9 @@ _KINDS: Final[dict[str, frozenset[FailureKind]]] = {
     "class_",
     type=click.Choice([*_KINDS]),
     default="exhausted",
-    show_default=True,
     help="Tokens that may succeed in another run, tokens that were refused permanently, or both.",
 )
-@click.option("--tokens", metavar="FILE", callback=path_name, help="The job's file of tokens, if it was moved.")
+@file_name("--tokens", help="The job's file of tokens, if it was moved.")
 @pseudonym_key_option
 @run_options
 @debug_option
@@ -296,7 +293,7 @@ def retry(directory: str, class_: str, tokens: str | None, pseudonym_key_file: s
             raise
         return job
 
-    return run(JobRun(resume, clients, options.rules, options.executor, display).go)
+    return run(JobRun(resume, clients, options.rules, options.executor(), display).go)
 
 
 def _refuse_other_origin(manifest: Manifest, clients: Clients) -> None:

@@ -1,5 +1,6 @@
-"""What a job on any cluster must do. The tests of an engine import these, and have the fixtures `executor` and `pids`:
-an executor with two workers that find the secret in `TEST_SECRET`, and a function that lists their processes.
+"""What a job on any cluster must do. The tests of an engine import these, and have the fixtures `executor`, `pids` and `url`:
+an executor with two workers that find the secret in `TEST_SECRET`, a function that lists their processes, and `url`, the
+address of a cluster for `--executor`.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from flinks_async.bulk.executors import cluster as executor_module
 from flinks_async.bulk.executors.cluster import ClusterExecutor
 from flinks_async.testing import Fault, Latency
 
+from ..cli_support import by_line, start
 from .test_processes import SECRET, Desk, Watch, a_server, gives_what_one_process_gives
 
 
@@ -54,6 +56,7 @@ async def test_what_a_killed_worker_had_is_done_again_and_once_in_the_output(
     assert (slow.directory / "job.log").read_text().count("died by a lost connection") == 1
 
 
+@pytest.mark.slow
 async def test_a_frozen_worker_is_given_up_and_does_no_harm_when_it_wakes(
     slow: Desk, executor: ClusterExecutor, pids: Callable[[], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +143,21 @@ async def test_an_input_that_changed_and_a_store_that_fails_end_the_run_as_in_on
     )
     with pytest.raises(StoreError, match="the disk is full"):
         await slow.run(executor)
+
+
+# --- the command line ---
+
+
+async def test_the_command_line_fetches_on_a_cluster(desk: Desk, url: str, tmp_path: Path) -> None:
+    secret, out = tmp_path / "secret", tmp_path / "answers.jsonl"
+    secret.write_text(SECRET)
+    options = ("--column", "token", "--shard-size", 10, "--executor", url, "--workers", 2, "--secret-file", secret)
+    process = await start(
+        "fetch", desk.path, "--out", out, *options, server=desk.server, env={"FLINKS_AUTH_SECRET": None}
+    )
+    _, stderr = await process.communicate()
+    assert process.returncode == 0, stderr
+    assert set(by_line(out)) == set(range(2, 202))
 
 
 # --- secrets ---

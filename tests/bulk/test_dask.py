@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pickle
+import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,9 +18,11 @@ from flinks_async.bulk.executors import cluster as executor_module
 from flinks_async.bulk.executors.cluster import SecretReference
 from flinks_async.bulk.executors.seat import PaceLearned, Report, Stored
 from flinks_async.bulk.records import Counters, InstanceState
+from flinks_async.cli import Exit
 from flinks_async.limits.governor import Trouble
 from flinks_async.limits.rate import PaceState
 
+from ..cli_support import cli
 from .cluster_contract import *  # noqa: F403
 from .test_processes import SECRET, Desk
 
@@ -53,9 +57,18 @@ def executor(cluster: Any) -> DaskExecutor:
     return DaskExecutor(cluster, workers=2, secret_env="TEST_SECRET")
 
 
+@pytest.fixture
+def url() -> Iterator[str]:
+    with distributed.LocalCluster(
+        n_workers=2, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=60
+    ) as plain:
+        yield plain.scheduler_address.replace("tcp://", "dask://")
+
+
 # --- the cluster ------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_a_scheduler_that_is_not_there_or_is_lost_is_a_clear_error(slow: Desk) -> None:
     with pytest.raises(WorkerError, match=r"no connection to the Dask cluster at tcp://127\.0\.0\.1:1"):
         await slow.run(DaskExecutor("tcp://127.0.0.1:1", secret_env="TEST_SECRET", patience=1.0))
@@ -76,12 +89,22 @@ async def test_a_scheduler_that_is_not_there_or_is_lost_is_a_clear_error(slow: D
     assert len(slow.answers) == 200
 
 
-async def test_a_cluster_without_workers_is_told_of_and_given_up(desk: Desk) -> None:
+@pytest.mark.slow
+async def test_a_cluster_without_workers_is_told_of_and_given_up(desk: Desk, tmp_path: Path) -> None:
     async with distributed.LocalCluster(
         n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=60, asynchronous=True
     ) as bare:
         with pytest.raises(WorkerError, match=r"has had no free worker for \d+ s. Start workers"):
             await desk.run(DaskExecutor(bare, secret_env="TEST_SECRET", patience=4.0))
+        url = bare.scheduler_address.replace("tcp://", "dask://")
+        options = ("--column", "token", "--executor", url, "--wait-for-workers", "6s", "--progress", "json")
+        result = await cli("fetch", desk.path, "--out", tmp_path / "a.jsonl", *options, server=desk.server)
+        assert result.exit_code == Exit.STOPPED
+        events = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+        (missing,) = next(event["workers"] for event in events if event.get("workers"))
+        assert missing["name"] == f"a worker of the Dask cluster at {bare.scheduler_address}"
+        assert missing["note"] == "waiting for one that is free"
+        assert re.search(r"has had no free worker for \d+ s\. Start workers", result.stderr)
     assert "waiting for a worker of the Dask cluster" in (desk.directory / "job.log").read_text()
 
 

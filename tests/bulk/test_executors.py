@@ -15,8 +15,9 @@ from flinks_async import Adaptive, Codec, ConfigError, FlinksClient, Limits, Sha
 from flinks_async.bulk.executors.dispatch import rules_for, settings_for, share
 from flinks_async.bulk.executors.processes import ending, environment_without, from_line, to_line
 from flinks_async.bulk.executors.seat import Secrets, describe, make
-from flinks_async.bulk.records import Counters, Histogram, InstanceState
+from flinks_async.bulk.records import WAITED_FOR, Counters, Histogram, InstanceState, WorkerState
 from flinks_async.bulk.rules import Rules
+from flinks_async.cli.display import worker_notes
 from flinks_async.limits.governor import Trouble
 from flinks_async.limits.rate import GCRA, LearnedLimit
 from flinks_async.limits.shared import TurnBlocks
@@ -159,6 +160,18 @@ def test_an_instance_has_answered_if_it_has_answered_one_process() -> None:
     assert [str(trouble) for trouble in total.troubles(now=20.0, began=15.0)] == [
         "no connection, 6 attempts in 5 s, next try in 2 s"
     ] * 2
+
+
+def test_workers_that_are_missing_or_dead_are_told() -> None:
+    name = "a worker of the Dask cluster at tls://h:1"
+    died = WorkerState("worker process 7", 30, 2, 40, note="died by signal SIGKILL; its 3 shards are handed out again")
+    missing = WorkerState(name, note=WAITED_FOR)
+    assert worker_notes([WorkerState("worker process 8", 5), missing]) == [f"waiting for {name}"]
+    assert worker_notes([missing, missing, died]) == [f"waiting for {name} (2 are missing)", "1 worker died"]
+    assert str(died) == (
+        "worker process 7: 30 ok, 2 failed, 0 in flight; died by signal SIGKILL; its 3 shards are handed out again"
+    )
+    assert str(WorkerState("x", held_back=2.0)) == "x: 0 ok, 0 failed, 0 in flight, held back for 2 s"
 
 
 def test_processes_add_their_shares_of_a_learned_limit() -> None:

@@ -69,7 +69,7 @@ async def test_the_soft_limit_is_raised(slow_server: FlinksServer, tmp_path: Pat
     assert slow_server.stats.max_in_flight > 200
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 async def test_connections_stay_below_the_hard_limit(slow_server: FlinksServer, tmp_path: Path, processes: int) -> None:
     limit = 160 if processes == 1 else 90
     code, said, answers = await fetch(

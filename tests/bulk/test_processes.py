@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -205,6 +206,9 @@ async def test_what_a_killed_worker_had_under_way_is_done_again_and_once_in_the_
     assert (slow.directory / "job.log").read_text().count("died by signal SIGKILL") == 1
     assert result.progress.fetched == 200
     assert result.progress.requests <= slow.server.stats.requests
+    (dead,) = [worker for worker in result.progress.workers if worker.note]
+    assert re.fullmatch(r"died by signal SIGKILL; its \d shards are handed out again", dead.note)
+    assert status(slow.directory).latest is None or "workers" in status(slow.directory).latest
 
 
 async def test_workers_that_die_again_and_again_end_the_run_and_another_one_goes_on(slow: Desk) -> None:

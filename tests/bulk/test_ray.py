@@ -74,6 +74,11 @@ def executor(cluster: str) -> RayExecutor:
     return RayExecutor(cluster, workers=2, secret_env="TEST_SECRET")
 
 
+@pytest.fixture
+def url(cluster: str) -> str:
+    return "ray://127.0.0.1:36380"
+
+
 # --- the cluster ------------------------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,9 @@ from __future__ import annotations
 import asyncio
 import os
 import pickle
+import shutil
 import socket
+import tempfile
 import threading
 import time
 import uuid
@@ -34,6 +36,7 @@ from ...errors import ConfigError, FlinksError
 from ...runtime import fast_loop
 from ...secret import Secret
 from ..errors import WorkerError
+from ..records import WAITED_FOR, WorkerState
 from ..selection import PSEUDONYM_KEY
 from .dispatch import Worker, WorkersExecution, starts_of
 from .processes import GRACE
@@ -142,6 +145,12 @@ class ClusterExecutor:
         for name in self._names.values() if isinstance(self._names, Mapping) else [self._names]:
             checks.kind("the name of the AuthSecret", name, str)
 
+    module: ClassVar[str]
+
+    def library(self) -> Any:
+        """The package of the engine. Raises ConfigError if it is not installed."""
+        return checks.optional_import(self.module, extra="ray" if self.module == "ray" else "dask")
+
     def secret_of(self, instance: str | None) -> SecretReference:
         """The reference of the secret of an instance. Raises ConfigError if there is none."""
         name = self._names if isinstance(self._names, str) else self._names.get(instance or "")
@@ -185,6 +194,7 @@ class ClusterExecution(WorkersExecution):
     def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, executor: ClusterExecutor) -> None:
         super().__init__(work, tasks, finished, restarts=executor.restarts, grace=GRACE)
         self._executor = executor
+        self._library = executor.library()
         clients = list(dict.fromkeys(work.clients.values()))
         names = {client: name for name, client in work.clients.items()}
         self._references = [executor.secret_of(names[client]) for client in clients]
@@ -224,7 +234,9 @@ class ClusterExecution(WorkersExecution):
     async def _start(self, start: Start) -> Worker | None:
         """Begins a seat in a free worker. Waits until there is one."""
         since, told = time.monotonic(), False
+        missing = WorkerState(f"a worker of {self._cluster}", note=WAITED_FOR)
         finding = asyncio.ensure_future(self._free_slot())
+        self._missing.append(missing)
         try:
             while not (await asyncio.wait({finding}, timeout=WAIT))[0]:
                 if self._all_done:
@@ -239,6 +251,7 @@ class ClusterExecution(WorkersExecution):
                     told = True
                     self._work.log.warning("waiting for a worker of %s", self._cluster)
         finally:
+            self._missing.remove(missing)
             finding.cancel()
         worker = SeatElsewhere(await finding)
         worker.begin(start, self._references)
@@ -353,6 +366,8 @@ async def begin_seat(name: str, version: str, data: bytes) -> bytes:
                 f"the worker on {where} has flinks-async {__version__}, and the job {version}. Install the same"
             )
         start, references = pickle.loads(data)
+        if start.store is not None:  # the parts go elsewhere, so the machines need not share a disk
+            start = evolve(start, spools=Path(tempfile.mkdtemp(prefix="flinks-async-")))
         if not start.spools.is_dir():
             raise ConfigError(
                 f"the worker on {where} does not see {start.spools}. The job's directory must be on a disk that all machines "
@@ -383,6 +398,7 @@ class HostedSeat:
 
     def __init__(self, name: str, start: Start, secrets: list[Secrets]) -> None:
         self._name = name
+        self._spools, self._temporary = start.spools, start.store is not None
         self._asked = time.monotonic()
         self._outbox = asyncio.Queue[bytes]()
         self._of_engine = asyncio.get_running_loop()
@@ -408,8 +424,12 @@ class HostedSeat:
         self._asked = -SILENCE
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner, suppress(asyncio.CancelledError):
-            runner.run(self._work())
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner, suppress(asyncio.CancelledError):
+                runner.run(self._work())
+        finally:
+            if self._temporary:
+                shutil.rmtree(self._spools, ignore_errors=True)
 
     async def _work(self) -> None:
         working = asyncio.create_task(self._seat.go())

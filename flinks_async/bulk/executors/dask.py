@@ -30,6 +30,8 @@ class DaskExecutor(ClusterExecutor):
         ConfigError: an argument is wrong, or the address has no TLS.
     """
 
+    module = "distributed"
+
     def __init__(
         self,
         scheduler: str | Any,
@@ -59,7 +61,6 @@ class DaskExecution(ClusterExecution):
 
     def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, executor: DaskExecutor) -> None:
         super().__init__(work, tasks, finished, executor)
-        self._library = checks.optional_import("distributed", extra="dask")
         self._security = executor.security
         self._client: Any = None
         self._taken: set[str] = set()

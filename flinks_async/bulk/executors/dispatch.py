@@ -15,22 +15,24 @@ import asyncio
 import uuid
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from inspect import isawaitable
 from math import ceil
 from typing import Final
 
-from attrs import evolve
+from attrs import define, evolve
 
 from ...clock import SystemClock
 from ...config import Limits, RateLimiter, Settings, ShareQuota
 from ...errors import ConfigError, FlinksError
-from ...limits.rate import GCRA
+from ...limits.rate import GCRA, PaceState
+from ...limits.shared import RedisRateLimiter
 from ..directory import empty
 from ..errors import WorkerError
 from ..files import OPEN_FILES_SHORT, SpareFiles, make_folder
 from ..inputs import InputBytes
-from ..records import Counters, Finished, RunState
+from ..records import Counters, Finished, RunState, WorkerState
 from ..rules import Rules
 from .protocol import NextTask, TakeFinished, Task, Work, with_concurrency, within_open_files
 from .seat import (
@@ -92,6 +94,11 @@ class Worker(ABC):
         stored.failed += len(shard.failures)
         stored.failed_before += done if shard.shard.round else 0
 
+    def state(self, note: str = "") -> WorkerState:
+        """What it does now, or how it ended."""
+        one = self.remains() if note else self.counters
+        return WorkerState(self.name, one.fetched, one.failed, one.requests, one.in_flight, one.held_back, note)
+
     def remains(self) -> Counters:
         """Its counters after it has died: all its requests, but only the tokens of shards that it had handed over."""
         stored = self._stored
@@ -102,6 +109,14 @@ class Worker(ABC):
             failed_before=stored.failed_before,
             limit=0,
         )
+
+
+@define(eq=False)
+class _Sharer:
+    """What a limiter that other programs share hears from the workers, and tells them."""
+
+    join: Callable[[PaceState], object]
+    on_pace: Callable[[PaceState], object] | None = None
 
 
 class WorkersExecution(ABC):
@@ -129,6 +144,8 @@ class WorkersExecution(ABC):
         self._exhausted = False
         self._workers: set[Worker] = set()
         self._past: list[Counters] = []
+        self._dead: list[WorkerState] = []
+        self._missing: list[WorkerState] = []
         self._paces: dict[int, PaceLearned] = {}
         self._working: asyncio.Task[None] | None = None
         self._broken: BaseException | None = None
@@ -136,6 +153,10 @@ class WorkersExecution(ABC):
         self._spare = SpareFiles()
         self._limiters = [limiter_of(client.settings.limits) for client in dict.fromkeys(work.clients.values())]
         self._granting = asyncio.Lock()
+        self._sharers = [_Sharer(partial(self._tell_pace, number)) for number in range(len(self._limiters))]
+        for limiter, sharer in zip(self._limiters, self._sharers, strict=True):
+            if isinstance(limiter, RedisRateLimiter):
+                limiter.attach(sharer)
 
     @abstractmethod
     async def _prepare(self) -> list[Start]:
@@ -206,7 +227,9 @@ class WorkersExecution(ABC):
 
     def counters(self) -> Counters:
         live = [worker.counters for worker in self._workers]
-        return Counters.sum_of([*live, *(one.without_troubles() if live else one for one in self._past)])
+        whole = Counters.sum_of([*live, *(one.without_troubles() if live else one for one in self._past)])
+        whole.workers = (*(worker.state() for worker in self._workers), *self._missing, *self._dead)
+        return whole
 
     async def go(self) -> None:
         if self._broken is None:
@@ -258,7 +281,9 @@ class WorkersExecution(ABC):
             self._returned.extend(worker.tasks.values())
         if over:
             return None
-        self._work.log.error("%s died by %s; its %d shards are handed out again", worker.name, how, len(worker.tasks))
+        note = f"died by {how}; its {len(worker.tasks)} shards are handed out again"
+        self._work.log.error("%s %s", worker.name, note)
+        self._dead.append(worker.state(note))
         return how
 
     async def _serve(self, worker: Worker, storing: set[asyncio.Future[None]]) -> bool:
@@ -282,10 +307,10 @@ class WorkersExecution(ABC):
                     self._obey_rules(stopped)
                     if over:
                         return True
-                case PaceLearned():
-                    self._paces[message.client] = message
-                    for other in self._workers - {worker}:
-                        other.send(message)
+                case PaceLearned(client, state):
+                    self._tell_pace(client, state, worker)
+                    if (tell := self._sharers[client].on_pace) is not None:
+                        tell(state)
                 case WantTurns(client, count):
                     await self._grant(worker, client, count)
                 case Broken(error):
@@ -302,6 +327,11 @@ class WorkersExecution(ABC):
         if task is not None:
             worker.tasks[task.shard.id] = task
         worker.send(Assigned(task, self._work.secret_is_good or self.counters().fetched > 0))
+
+    def _tell_pace(self, client: int, state: PaceState, by: Worker | None = None) -> None:
+        message = self._paces[client] = PaceLearned(client, state)
+        for worker in self._workers - {by}:
+            worker.send(message)
 
     async def _grant(self, worker: Worker, client: int, count: int) -> None:
         limiter, now = self._limiters[client], SystemClock().now
@@ -356,7 +386,7 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
         limits = within_open_files([one.limits for one in settings], rules, None if place else work.log)
         starts.append(
             Start(
-                path=work.source.path.absolute(),
+                path=work.source.name,
                 layout=work.source.layout,
                 key=work.key,
                 clients=tuple(
@@ -368,6 +398,8 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
                 spools=work.spools,
                 compression=work.compression,
                 rules=rules,
+                store=None if work.shared is None else work.shared.describe(),
+                place=work.place,
                 selection=selection and selection.without_key(),
             )
         )

@@ -1,14 +1,16 @@
 """The interface of executors, which map shards to files of answers, and the executor of one process.
 
-An executor knows neither ledger nor store. Shards reach it as rows of the input, never as tokens, and answers go back as
-files, each handed over once. A shard that is lost on the way is fetched again.
+An executor does not know the ledger. Shards reach it as rows of the input, never as tokens, and answers go back as files, or
+as receipts of a shared store; each shard is handed over once. A shard that is lost on the way is fetched again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+import os
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import chain, islice
 from logging import Logger
 from pathlib import Path
 from typing import Final, Protocol, runtime_checkable
@@ -20,14 +22,17 @@ from ...clock import Clock, SystemClock
 from ...config import Adaptive, Limits
 from ...errors import ConfigError
 from ..compression import Compression
-from ..errors import InputChangedError
+from ..errors import InputChangedError, UnfitAnswerError
 from ..fetching import Fetcher, Loaded, Thread
-from ..files import allow_open_files
+from ..files import allow_open_files, cannot_write
 from ..inputs import InputFile, ShardReader, Token
 from ..outcome import JobLog
-from ..records import Counters, Finished, RunState, Shard
+from ..records import Counters, Failure, Finished, RunState, Shard, key_from_json
 from ..rules import Rules
 from ..selection import Selection
+from ..spool import Spool, SpoolLine, read_spool_line
+from ..stores.answer_files import read_lines
+from ..stores.protocol import Place, SharedStore, Store
 
 
 @frozen
@@ -63,6 +68,8 @@ class Work:
         rules: how to work and when to stop; they hold for all processes together.
         secret_is_good: the AuthSecret has worked before in this job.
         log: of the job; the program's in a worker.
+        shared: the open store, if those who fetch a shard also give it to the store.
+        place: where the job keeps its files, for this store.
         selection: what is kept of the answers; None for everything.
     """
 
@@ -74,6 +81,8 @@ class Work:
     rules: Rules
     secret_is_good: bool
     log: JobLog | Logger = field(repr=False)
+    shared: SharedStore | None = None
+    place: Place | None = None
     selection: Selection | None = None
 
 
@@ -134,6 +143,10 @@ class Executor(Protocol):
 
 FILES: Final = 32
 """Descriptors in reserve beside those of connections and spools: for the store, the ledger, the input and host names."""
+
+
+PUTS: Final = 4
+"""Shards that a process gives to a shared store at once."""
 
 
 def within_open_files(limits: Sequence[Limits], rules: Rules, log: JobLog | Logger | None) -> Sequence[Limits]:
@@ -210,10 +223,12 @@ class LocalExecution(Fetcher):
         writing, self._reading = threads or (Thread("flinks-async-spool"), Thread("flinks-async-input"))
         self._work_of_all = work
         self._tasks = tasks
+        self._take_over = finished
+        self._putting = None if work.shared is None else Thread("flinks-async-parts", PUTS)
         self._reader: ShardReader | None = None
         self._ahead: asyncio.Future[Loaded | None] | None = None
         super().__init__(
-            self._next_shard, finished, work.clients, work.key, work.spools, work.compression, work.rules,
+            self._next_shard, self._hand_over, work.clients, work.key, work.spools, work.compression, work.rules,
             secret_is_good=work.secret_is_good, clock=clock or SystemClock(), writing=writing,
             select=None if work.selection is None else work.selection.function(),
         )  # fmt: skip
@@ -228,6 +243,13 @@ class LocalExecution(Fetcher):
             if self._reader is not None:
                 self._reader.close()
             self._writing.close()
+            if self._putting is not None:
+                self._putting.close()
+
+    async def _hand_over(self, finished: Finished) -> None:
+        if self._putting is not None:
+            finished = await self._putting.do(put, self._work_of_all.shared, finished)
+        await self._take_over(finished)
 
     async def _next_shard(self) -> Loaded | None:
         loaded = await (self._ahead or self._load_shard())
@@ -255,3 +277,75 @@ class LocalExecution(Fetcher):
                 f"and had {shard.tokens} when the job was started"
             )
         return shard, tokens
+
+
+# --- into the store ---------------------------------------------------------------------------------------------------
+
+
+def put(store: Store, finished: Finished) -> Finished:
+    """Gives a shard to the store, without the answers that it cannot hold: they count as failed. Blocks.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    while True:
+        try:
+            return evolve(finished, receipt=store.put(finished.commit, finished.spool))
+        except UnfitAnswerError as error:
+            unfit = error
+        finished = _without(finished, unfit, store.spool_compression)
+
+
+_BATCH: Final = 100
+"""Lines that are copied at once."""
+
+
+def _without(finished: Finished, unfit: UnfitAnswerError, compression: Compression) -> Finished:
+    """The shard with a spool that lacks the unfit answer, and with a failure for its token.
+
+    Raises:
+        StoreError: the spool cannot be read or rewritten.
+        UnfitAnswerError: the spool has no such answer. It is the same error, and it ends the job.
+    """
+    path = finished.spool
+    found: list[SpoolLine] = []
+
+    def others() -> Iterator[bytes]:
+        for text in read_lines(path, compression):
+            head = read_spool_line(text)
+            if head.line == unfit.line:
+                found.append(head)
+            else:
+                yield text
+
+    spool = Spool(path.with_name(f"{path.name}.fit"), compression)
+    try:
+        lines = others()
+        for first in lines:
+            spool.write([first, *islice(lines, _BATCH)])
+        written = spool.finish()
+    finally:
+        spool.abandon()
+    if not found:
+        raise unfit
+    try:
+        os.replace(spool.path, path)
+    except OSError as error:
+        problem = cannot_write(path, error)
+    else:
+        failures = chain(finished.failures, [_unfit_failure(found[0], unfit)])
+        return evolve(finished, written=written, failures=tuple(sorted(failures, key=lambda failure: failure.line)))
+    raise problem
+
+
+def _unfit_failure(answer: SpoolLine, unfit: UnfitAnswerError) -> Failure:
+    return Failure(
+        unfit.line,
+        "final",
+        type(unfit).__name__,
+        unfit.message,
+        key=key_from_json(answer.key),
+        status=answer.meta.status,
+        attempts=answer.meta.attempts,
+        instance=answer.instance,
+    )

@@ -34,6 +34,8 @@ class RayExecutor(ClusterExecutor):
         ConfigError: an argument is wrong, or token authentication is off.
     """
 
+    module = "ray"
+
     def __init__(
         self, address: str = HERE, *, allow_unauthenticated: bool = False, **options: Unpack[ClusterOptions]
     ) -> None:
@@ -67,7 +69,6 @@ class RayExecution(ClusterExecution):
 
     def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, executor: RayExecutor) -> None:
         super().__init__(work, tasks, finished, executor)
-        self._library = checks.optional_import("ray", extra="ray")
         self._is_ours = False
 
     async def _connect(self) -> int:

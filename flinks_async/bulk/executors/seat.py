@@ -30,6 +30,8 @@ from ..inputs import InputFile, Layout
 from ..records import Counters, Finished, RunState
 from ..rules import Rules
 from ..selection import Selection
+from ..stores import Place, from_description
+from ..stores.protocol import shared_store
 from .protocol import LocalExecution, Task, Work
 
 REPORT_EVERY: Final = 0.2
@@ -136,17 +138,19 @@ class Start:
     """How to work. Other attributes are as in `Work`.
 
     Attributes:
-        path: of the file of tokens.
+        path: of the file of tokens, or its URL.
         layout: of the file of tokens.
         clients: descriptions from which the seat makes its clients. Other messages name a client by its index here.
         turns: for each client, how many turns of its rate the seat asks for at once; 0 for no limit of the rate.
         names: index of the client by name of the instance.
         spools: a folder for this seat alone.
         rules: of this seat alone.
+        store: the description of a shared store, to which the seat gives its shards.
+        place: for this store.
         selection: as in `Work`, without its key, which comes after the secrets of the clients.
     """
 
-    path: Path
+    path: str
     layout: Layout
     key: bytes = field(repr=False)
     clients: tuple[Description, ...]
@@ -155,6 +159,8 @@ class Start:
     spools: Path
     compression: Compression
     rules: Rules
+    store: dict[str, Any] | None = None
+    place: Place | None = None
     selection: Selection | None = None
 
 
@@ -309,10 +315,16 @@ class Seat:
             client = make(description, secrets, self._limiters.get(number))
             client.governor.on_pace = partial(self._paced, number)
             self._clients.append(client)
+        store = None
+        if start.store is not None and start.place is not None:
+            store = shared_store(from_description(start.store))
+            assert store is not None, "the job's store is shared"
+            store.open(start.place, existing=True)
         work = Work(
             InputFile(start.path, start.layout), start.key,
             {name: self._clients[number] for name, number in start.names.items()},
             start.spools, start.compression, start.rules, secret_is_good=False, log=logging.getLogger("flinks_async.bulk"),
+            shared=store,
             selection=selection,
         )  # fmt: skip
         return LocalExecution(work, self._next, self._take)

@@ -253,10 +253,6 @@ class Point:
         """Tokens fetched by its end."""
         return self.intervals[-1].fetched
 
-    @property
-    def p95(self) -> Spread | None:
-        return self.spread("p95")
-
     def spread(self, name: str) -> Spread | None:
         """Of an attribute of the intervals, weighted by their length; None if no interval has a value."""
         pairs = [(value, i.seconds) for i in self.intervals if (value := getattr(i, name)) is not None]
