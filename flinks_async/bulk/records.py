@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 import msgspec
-from attrs import asdict, define, evolve, field, frozen
+from attrs import asdict, define, evolve, field, fields, frozen
 
 from ..client import FlinksClient
 from ..limits.governor import Trouble
@@ -277,23 +277,17 @@ class Counters:
 
     def with_clients(self, clients: Iterable[FlinksClient], times: Histogram) -> Counters:
         """A copy with the counters of clients, and with recent times."""
-        stats_of = [(client.host, client.stats()) for client in clients]
-        stats = [one for _, one in stats_of]
-        instances = dict[str, InstanceState]()
-        for host, one in stats_of:
+        parts = [self]
+        for client in clients:
+            one = client.stats()
             state = InstanceState(one.answered, one.trouble, one.held_back, one.learned)
-            instances[host] = instances.get(host, InstanceState()).joined(state)
-        return evolve(
-            self,
-            requests=sum(one.requests for one in stats),
-            retries=sum(one.retries for one in stats),
-            throttled=sum(one.throttled for one in stats),
-            in_flight=sum(one.requests_in_flight for one in stats),
-            limit=sum(one.limit for one in stats),
-            held_back=max((one.held_back for one in stats), default=0.0),
-            times=times,
-            instances=instances,
-        )
+            parts.append(
+                Counters(
+                    requests=one.requests, retries=one.retries, throttled=one.throttled, in_flight=one.requests_in_flight,
+                    limit=one.limit, held_back=one.held_back, instances={client.host: state},
+                )
+            )  # fmt: skip
+        return evolve(Counters.sum_of(parts), times=times)
 
     @classmethod
     def sum_of(cls, parts: Iterable[Counters]) -> Counters:
@@ -343,17 +337,7 @@ class Counters:
         )  # fmt: skip
 
 
-_ADDED_UP: Final = [
-    "fetched",
-    "failed",
-    "failed_before",
-    "size",
-    "requests",
-    "retries",
-    "throttled",
-    "in_flight",
-    "limit",
-]
+_ADDED_UP: Final = [field.name for field in fields(Counters) if str(field.type) == "int"]
 
 Phase = Literal["fetching", "draining", "over"]
 
