@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from sys import modules
@@ -116,12 +117,25 @@ def seconds(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be a number of seconds greater than 0, up to {MOST:g}, not {shown(value)}")
 
 
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(s3|gs|az|https?|file):/")
+
+
+def is_url(value: object) -> bool:
+    """Whether a text or path is a URL; a `Path` of a URL has lost one of the slashes."""
+    return isinstance(value, (str, Path)) and _URL.match(str(value)) is not None
+
+
 def path(name: str, value: object) -> Path:
     """An argument that names a file or folder, which need not exist, as an absolute path.
 
     Raises:
-        ConfigError: nothing can have this name.
+        ConfigError: nothing can have this name, or it is a URL.
     """
+    if is_url(value):
+        raise ConfigError(
+            f"{name} must be on a disk, not at a URL: files that grow, databases and the ledger need one. At a URL, answers "
+            "can be JSONL parts or Parquet, and the file of tokens can be there"
+        )
     problem = "the path of a file or folder"
     try:
         os.lstat(found := Path(value).absolute())  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from attrs import evolve
 
 from flinks_async import bulk, cli, errors
 from flinks_async.bulk import Progress
-from flinks_async.bulk.records import Histogram, InstanceTrouble, Rate
+from flinks_async.bulk.counters import Histogram, InstanceTrouble, Rate
 from flinks_async.bulk.rules import failure_kind
 from flinks_async.cli import Exit
 from flinks_async.cli.console import OutputError, described, duration, log_to_stderr, printable, say
@@ -280,7 +280,7 @@ class TestDaemonThread:
 
 class TestConsole:
     def test_control_characters_do_not_reach_the_terminal(self) -> None:
-        assert printable("a\x1b[2Jb\x9bc\u202ed\n\té") == "a\ufffd[2Jb\ufffdc\ufffdd\n\té"
+        assert printable("a\x1b[2Jb\x9bc\u202ed\r\n\té", "e") == "a\ufffd[2Jb\ufffdc\ufffdd\ufffd\ufffd\té\ne"
 
     def test_a_closed_standard_error_does_not_end_the_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         closed = io.StringIO()

@@ -24,6 +24,9 @@ TITLE = "\x1b]0;evil\x07"
 EVIL = "\x9b\x7f\x85\u202e\u2066\u061c\u200f\u2028\U000e0041"
 """C1 controls, delete, marks of direction, a line separator and an invisible tag."""
 
+FORGED = "Error: forged"
+"""A line of its own behind the line break in the name of the folder."""
+
 ANSWER = {"GetAccountsDetail": [{"LoginId": "l", "CustomerId": f"a{TITLE}{EVIL}b"}], "RequestId": "r"}
 
 
@@ -36,7 +39,7 @@ def server(flinks_server: FlinksServer) -> FlinksServer:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / f"dir{TITLE}{EVIL}"
+    folder = tmp_path / f"dir{TITLE}{EVIL}\n{FORGED}"
     folder.mkdir()
     rows = "".join(f"token-{number},k{number}{EVIL}\n" for number in range(3))
     (folder / "t.csv").write_text(f"token,key\n{rows}token-3,\n,\n" + "bad token\x01,k\n")
@@ -74,6 +77,7 @@ def assert_harmless(text: str) -> None:
     assert [c for c in EVIL if c in text] == []
     assert TITLE not in text
     assert "\x1b]" not in text
+    assert [line for line in text.splitlines() if line.startswith(FORGED)] == []
 
 
 @pytest.mark.parametrize("options", [[], ["--progress", "json"], ["--progress", "plain"], ["--quiet"]])

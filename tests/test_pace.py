@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flinks_async import Adaptive, ClientStats, ConfigError, Failed, FlinksClient, Limits, Pause, config
+from flinks_async import Adaptive, ClientStats, Failed, FlinksClient, Limits, Pause, config
 from flinks_async.limits.pace import AttemptRecord, Mode, Pace
 from flinks_async.limits.rate import LearnedLimit, PaceState, ServerLimit
 from flinks_async.limits.reopening import Reopening
@@ -219,12 +219,6 @@ def test_a_learned_limit_is_told_in_plain_words() -> None:
     assert learned.joined(None) == learned
     both = learned.joined(LearnedLimit(530.0, refused_rate=480.0, seconds=3.0))
     assert both == LearnedLimit(2000.0, None, 2000.0, 3.0), "two processes share the limit"
-
-
-@pytest.mark.parametrize("name", ["base", "cap", "ramp", "low"])
-def test_old_settings_of_the_pause_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"Pause\.{name} has no effect any more"):
-        Pause(**{name: 1.0})
 
 
 RULES = st.one_of(

@@ -268,6 +268,7 @@ def test_command_lines_run(
         "FLINKS_AUTH_SECRET": server.auth_secret,
         "FLINKS_BASE_URL": server.base_url,
         "FLINKS_ACCESS_TOKEN": TOKEN,
+        "FLINKS_PSEUDONYM_KEY": "0123456789abcdef" * 4,
     }
     commands = command_lines(document)
     if not any(arguments[0] == "fetch" for arguments in commands):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from io import BufferedReader, FileIO
@@ -15,10 +15,9 @@ import msgspec
 from attrs import define, field
 
 from ..messages import Response
-from . import crash_points
 from .compression import Compression, compressor
 from .errors import StoreError
-from .files import cannot_read, cannot_write, create, write_all
+from .files import cannot_read, cannot_write, crash_points, create, write_all
 from .inputs import NO_KEY, Token
 from .records import Failure, Shard, Written, to_json
 
@@ -156,10 +155,16 @@ class OpenShard:
         return lines
 
 
-def spool_line(token: Token, response: Response) -> bytes:
-    """One answer as a line: `{"line":7,"key":"u-1","instance":"acme","response":{...},"meta":{...}}`."""
+def spool_line(token: Token, response: Response, select: Callable[[bytes], bytes] | None = None) -> bytes:
+    """One answer as a line: `{"line":7,"key":"u-1","instance":"acme","response":{...},"meta":{...}}`.
+
+    Args:
+        select: makes, of the JSON of the answer, the JSON that is kept.
+    """
     body = response.body
-    if b"\n" in body or b"\r" in body or not body.startswith(b"{"):
+    if select is not None:
+        body = select(body.removeprefix(_BOM))
+    elif b"\n" in body or b"\r" in body or not body.startswith(b"{"):
         body = msgspec.json.format(body.removeprefix(_BOM), indent=-1)
     key = b"" if token.key is NO_KEY else b',"key":%b' % to_json(token.key)
     instance = b"" if token.instance is None else b',"instance":%b' % to_json(token.instance)

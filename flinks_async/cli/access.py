@@ -24,13 +24,15 @@ import click
 from attrs import field, frozen
 
 from .. import config
+from ..bulk.executors.cluster import ClusterOptions
+from ..bulk.inputs import STDIN
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES, Settings
 from ..endpoint import INSTANCE_NAME
 from ..errors import ConfigError
 from ..secret import Secret
 from .console import UsageError
-from .options import grouped, path_name
+from .options import file_name, grouped
 from .secret_input import read_line, read_secret, read_text
 
 _KEYS: Final = ("secret_env", "secret_file", "auth_scheme", "base_url")
@@ -79,18 +81,14 @@ access_options = grouped(
     ),
     click.option("--base-url", metavar="URL", help="Address to use instead of the instance's [FLINKS_BASE_URL]."),
     click.option("--allow-http", is_flag=True, help="Send the secret unencrypted, to an http:// address."),
-    click.option(
+    file_name(
         "--secret-file",
-        metavar="FILE",
-        callback=path_name,
         help="File with the AuthSecret, '-' for standard input [FLINKS_AUTH_SECRET].",
     ),
 )
 
-instances_option = click.option(
+instances_option = file_name(
     "--instances",
-    metavar="FILE",
-    callback=path_name,
     help="TOML file that says where the secret of each instance is, for --instance-column.",
 )
 
@@ -155,6 +153,13 @@ def make_clients(access: Access, settings: Settings, instances: str | None, colu
 
 def _read(path: str, auth_scheme: str | None) -> dict[str, dict[str, Any]]:
     """The arguments of each client."""
+    tables = _tables(path)
+    default = auth_scheme or config.from_env().get("auth_scheme", AUTH_SCHEMES[0])
+    return {name: _options(name, table, Path(path).parent, default) for name, table in tables.items()}
+
+
+def _tables(path: str) -> dict[str, Any]:
+    """The tables of the file of instances."""
     try:
         tables, where = tomllib.loads(read_text(path, "--instances")), None
     except tomllib.TOMLDecodeError as error:
@@ -163,8 +168,28 @@ def _read(path: str, auth_scheme: str | None) -> dict[str, dict[str, Any]]:
         raise UsageError(f"--instances: {path} is not TOML {where[0] if where else ''}".rstrip() + ".")
     if not tables:
         raise UsageError(f"--instances: {path} names no instance.")
-    default = auth_scheme or config.from_env().get("auth_scheme", AUTH_SCHEMES[0])
-    return {name: _options(name, table, Path(path).parent, default) for name, table in tables.items()}
+    return tables
+
+
+def secret_references(access: Access, instances: str | None) -> ClusterOptions:
+    """Where the workers of a cluster find the secrets: at the same place as this process.
+
+    Raises:
+        UsageError: they cannot look there.
+    """
+    if instances is None:
+        if access.secret_file == STDIN:
+            raise UsageError("--executor: workers cannot read --secret-file -. Name a file that is on every machine.")
+        if access.secret_file is None:
+            return {"secret_env": "FLINKS_AUTH_SECRET"}
+        return {"secret_file": str(Path(access.secret_file).absolute())}
+    tables, folder = _tables(instances), Path(instances).absolute().parent
+    files = {name: str(folder / table["secret_file"]) for name, table in tables.items() if "secret_file" in table}
+    if files and len(files) < len(tables):
+        raise UsageError("--executor: the secrets of all instances must be in files, or all in the environment.")
+    if files:
+        return {"secret_file": files}
+    return {"secret_env": {name: table["secret_env"] for name, table in tables.items()}}
 
 
 def _options(name: str, table: object, folder: Path, auth_scheme: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ import click
 
 from ..bulk.errors import InputError
 from ..bulk.inputs import STDIN
+from ..bulk.selection import PSEUDONYM_KEY
 from ..endpoint import WHERE_SECRETS_COME_FROM
 from ..secret import Secret
 from .console import UsageError
@@ -41,6 +42,18 @@ def read_secret(secret_file: str | None) -> Secret:
         f"No AuthSecret. Set FLINKS_AUTH_SECRET, or name a file with --secret-file ('-' is standard input). "
         f"{WHERE_SECRETS_COME_FROM}."
     )
+
+
+def read_pseudonym_key(key_file: str | None) -> Secret | None:
+    """The key of pseudonyms: from --pseudonym-key-file, else from FLINKS_PSEUDONYM_KEY; None if there is none.
+
+    Raises:
+        UsageError: as for `read_secret`.
+    """
+    if key_file is not None:
+        return read_line(key_file, "--pseudonym-key-file")
+    value = os.environ.get(PSEUDONYM_KEY, "").strip()
+    return Secret(value) if value else None
 
 
 def read_token(token_file: str | None) -> Secret:

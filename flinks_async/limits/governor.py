@@ -46,7 +46,7 @@ class Trouble:
     Attributes:
         reason: of the latest failure, in words that name the host.
         attempts: failures in a row.
-        since: when the first of them ended, by the client's clock.
+        since: when the first of them ended, or was sent if the instance has never answered; by the client's clock.
     """
 
     reason: str
@@ -205,7 +205,7 @@ class Governor:
         else:
             self.abandon(record)
             if kind is Kind.BROKEN:
-                self._note(record.problem, now)
+                self._note(record)
         if now - self._measured_from >= _RATE_WINDOW:
             self._measured_rate = self._answers / (now - self._measured_from)
             self._measured_from, self._answers = now, 0
@@ -216,7 +216,7 @@ class Governor:
     def _throttled(self, record: AttemptRecord) -> bool:
         """Returns whether it was a probe of an instance that accepts nothing, which costs the token no attempt."""
         now, pace = record.ended, self.pace
-        self._note(record.problem, now)
+        self._note(record)
         self.throttled += 1
         probe = self.limits.waits and pace.probing(record.number)
         pace.refused(record, self._clock.time(), self.rate_now)
@@ -225,10 +225,11 @@ class Governor:
         self._succeeded(record)
         return probe
 
-    def _note(self, problem: str, now: float) -> Trouble:
+    def _note(self, record: AttemptRecord) -> Trouble:
         before = self.trouble
-        attempts, since = (1, now) if before is None else (before.attempts + 1, before.since)
-        self.trouble = noted = Trouble(problem, attempts, since)
+        first = record.ended if self.answered else record.sent
+        attempts, since = (1, first) if before is None else (before.attempts + 1, before.since)
+        self.trouble = noted = Trouble(record.problem, attempts, since)
         return noted
 
     def _follow_rate_limit(self, headers: Mapping[str, str], now: float) -> None:
@@ -253,7 +254,7 @@ class Governor:
 
     def _failed(self, record: AttemptRecord) -> bool:
         now = record.ended
-        trouble = self._note(record.problem, now)
+        trouble = self._note(record)
         self.concurrency.failed(self.in_use + 1)
         self.pace.abandoned(record.number, now)
         if record.status == 503 and self.limits.waits and record.retry_after is not None:

@@ -168,6 +168,7 @@ except Exception as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folders", "backend", "told"),
     [
@@ -502,7 +503,7 @@ def test_a_week_is_thinned_out(tmp_path: Path) -> None:
     facts = gather(tmp_path)
     points = thin(facts.intervals, facts.timeline, 200)
     assert len(points) == 200
-    assert max(point.p95.high for point in points if point.p95) == 9.0
+    assert max(spread.high for point in points if (spread := point.spread("p95"))) == 9.0
     assert sum(point.end - point.start for point in points) == pytest.approx(600_000)
     text = page(facts, EVENING)
     assert len(text) < 900_000

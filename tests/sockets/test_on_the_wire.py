@@ -15,7 +15,7 @@ from flinks_async import BadRequestError, ConfigError, FlinksError, InvalidToken
 from tests.raw_server import RawServer, ReadHead, Repeat, Respond
 from tests.support import examples
 
-from .support import HEALTHY, SECRET, client_for
+from .support import HEALTHY, SECRET, client_for, use_sessions
 
 SPECIAL = " !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 UNRESERVED = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
@@ -36,11 +36,7 @@ def segment(head: bytes) -> str:
     return last
 
 
-async def _with_header(request: Request, call_next: Any) -> Any:
-    return await call_next(request.evolve(headers={"X-Trace": "1"}))
-
-
-@pytest.mark.parametrize("ways", [(), (_with_header,)], ids=["short", "session"])
+@pytest.mark.parametrize("way", ["own connection", "session"])
 @pytest.mark.parametrize(
     "token",
     [
@@ -57,8 +53,10 @@ async def _with_header(request: Request, call_next: Any) -> Any:
         "a" * 1024,
     ],
 )
-async def test_a_token_is_percent_encoded_exactly_once(token: str, ways: Any) -> None:
-    async with RawServer(HEALTHY) as server, client_for(server, attempt_middleware=ways) as client:
+async def test_a_token_is_percent_encoded_exactly_once(token: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "session":
+        use_sessions(monkeypatch)
+    async with RawServer(HEALTHY) as server, client_for(server) as client:
         await client.partner_access(token)
         sent = segment(server.heads[0])
         assert unquote(sent, errors="strict") == token
@@ -221,14 +219,19 @@ async def _with_texts(request: Request, call_next: Any) -> Any:
     return await call_next(request.evolve(headers={Text("X-More"): Text("more"), Named.NAME: Named.VALUE}))
 
 
-@pytest.mark.parametrize("ways", [(), (_with_texts,)], ids=["short", "session"])
+@pytest.mark.parametrize("way", ["own connection", "session"])
+@pytest.mark.parametrize("ways", [(), (_with_texts,)], ids=["alone", "with more"])
 @pytest.mark.parametrize("scheme", ["flinks-auth-key", "flinks-auth-key-raw"])
 @pytest.mark.parametrize(
     "texts",
     [Text, Named],
     ids=["a subclass", "an enum"],
 )
-async def test_of_a_subclass_of_str_the_text_alone_is_sent(texts: Any, scheme: Any, ways: Any) -> None:
+async def test_of_a_subclass_of_str_the_text_alone_is_sent(
+    texts: Any, scheme: Any, ways: Any, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "session":
+        use_sessions(monkeypatch)
     async with RawServer(HEALTHY) as server:
         options: dict[str, Any] = {
             "auth_secret": texts("the-secret"),

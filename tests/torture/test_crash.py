@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -83,12 +82,6 @@ class Torture:
 def reaches(points: Counter[str]) -> list[tuple[str, int]]:
     """The first, a middle and the last reach of each."""
     return [(name, nth) for name, count in points.items() for nth in sorted({1, (count + 1) // 2, count})]
-
-
-@pytest.fixture
-def seed() -> int:
-    """Printed when a test fails; FLINKS_TORTURE_SEED repeats it."""
-    return int(os.environ.get("FLINKS_TORTURE_SEED") or random.SystemRandom().randrange(1_000_000))
 
 
 @pytest.mark.parametrize("output", ["jsonl", "file", "sqlite"])

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..._version import __version__
+from ..stores import format_of
 from . import words
 from .facts import MOST_FAILURES, MOST_PARTS, Facts
 from .findings import findings, headline, tiles
@@ -73,7 +74,7 @@ def store_of(facts: Facts) -> list[tuple[str, str]]:
     store = {name: value for name, value in facts.manifest.store.items() if value is not None and name != "conninfo"}
     kind = str(store.pop("kind", words.NONE))
     others = [(name, Path(value).name if name == "path" else _plain(value)) for name, value in store.items()]
-    return [("format", words.FORMATS.get(kind, kind)), *others]
+    return [("format", format_of(kind)), *others]
 
 
 def _plain(value: Any) -> str:

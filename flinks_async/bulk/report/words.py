@@ -8,16 +8,6 @@ from typing import Final
 NONE: Final = "\N{EN DASH}"
 """Shown where there is no number."""
 
-FORMATS: Final = {
-    "jsonl-parts": "JSONL",
-    "jsonl": "JSONL",
-    "sqlite": "SQLite",
-    "duckdb": "DuckDB",
-    "parquet": "Parquet",
-    "postgresql": "PostgreSQL",
-}
-"""Names of formats for people, by the kind of a store."""
-
 _UNITS: Final = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
 
 

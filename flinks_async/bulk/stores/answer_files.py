@@ -7,26 +7,24 @@ afterwards. So wherever a crash falls, an existing file either was created by th
 from __future__ import annotations
 
 import os
-import re
 import stat
-from abc import ABC, abstractmethod
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, Final, get_args
+from typing import BinaryIO, Final, get_args
 
 import msgspec
 
 from ...checks import choice
 from ..compression import CompressedDataError, Compression, Decompressed, Pieces, compressor, detect
-from ..errors import StoreError, StoreMissingError
-from ..files import cannot_read, cannot_write, create, is_own, make_folder, size_of, sync_folder, write_durably
-from ..records import Commit, Written
-from .protocol import Place, Problem, foreign_receipt, opened
+from ..errors import StoreError
+from ..files import cannot_read, cannot_write, create, is_own, sync_folder, write_durably
+from ..objects import Readable
+from ..records import Written
+from .protocol import Problem
 
 PIECE: Final = 256 * 1024
 """Bytes that are read at once."""
@@ -45,7 +43,7 @@ def check_compression(compression: Compression) -> Compression:
     return compression
 
 
-def checksum(path: Path, start: int = 0, size: int | None = None) -> tuple[int, str]:
+def checksum(path: Readable, start: int = 0, size: int | None = None) -> tuple[int, str]:
     """The number of bytes of a file or of a range of it, and their SHA-256.
 
     Raises:
@@ -63,7 +61,7 @@ def checksum(path: Path, start: int = 0, size: int | None = None) -> tuple[int, 
     return length, found.hexdigest()
 
 
-def difference(path: Path, written: Written, start: int = 0, size: int | None = None) -> str | None:
+def difference(path: Readable, written: Written, start: int = 0, size: int | None = None) -> str | None:
     """Reads a file or a range of it. Says how its bytes differ from those that were written; None if they do not."""
     try:
         length, found = checksum(path, start, size)
@@ -75,7 +73,7 @@ def difference(path: Path, written: Written, start: int = 0, size: int | None = 
 
 
 def compare(
-    path: Path, compression: Compression, written: Written, shard: int, start: int = 0, size: int | None = None
+    path: Readable, compression: Compression, written: Written, shard: int, start: int = 0, size: int | None = None
 ) -> Iterator[Problem]:
     """Reads a file or a range of it, and yields a problem if its answers differ from what was written."""
     what = difference(path, written, start, size)
@@ -87,127 +85,6 @@ def compare(
             what = error.message
     if what is not None:
         yield Problem(str(path) if size is None else f"{path}, bytes {start:,} to {start + size:,}", what, shard)
-
-
-class ShardFiles(ABC):
-    """The base of stores that write files of their own for each shard, named by shard and job, in the folder `parts`.
-
-    Attributes:
-        folders: the folders in `parts` that hold the files; "" is `parts` itself.
-    """
-
-    folders: ClassVar[tuple[str, ...]] = ("",)
-
-    _place: Place | None = None
-
-    @property
-    @abstractmethod
-    def _own(self) -> str:
-        """A regular expression for the names of this job's finished files, without their folder."""
-
-    @abstractmethod
-    def _files(self, receipt: Mapping[str, Any]) -> Sequence[Path]:
-        """The files of a shard.
-
-        Raises:
-            LedgerError: the receipt names files that are not this job's.
-        """
-
-    @abstractmethod
-    def _compare(self, commit: Commit) -> Iterator[Problem]:
-        """Reads the files of a shard and compares them with what was committed."""
-
-    def open(self, place: Place, *, existing: bool = False) -> None:
-        if not existing:
-            for folder in self.folders:
-                make_folder(place.parts / folder)
-        elif size_of(place.parts) is None:
-            raise StoreMissingError(str(place.parts))
-        self._place = place
-
-    def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
-        known = {path for receipt in receipts.values() for path in self._files(receipt)}
-        self._remove(path for path in self._own_files() if path not in known)
-        return ()
-
-    def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
-        known = set[Path]()
-        for commit in commits:
-            known.update(self._files(commit.receipt))
-            yield from self._compare(commit)
-        for path in self._own_files():
-            if path not in known:
-                yield Problem(str(path), "the ledger does not know it; the next run of the job removes it")
-
-    def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
-        own = set(self._own_files())
-        for commit in commits:
-            if gone := next((path for path in self._files(commit.receipt) if path not in own), None):
-                yield Problem(str(gone), "it is missing", commit.shard.id)
-
-    def purge(self) -> list[str]:
-        paths = self._own_files()
-        self._remove(paths)
-        folders = [self._opened.parts / folder for folder in self.folders]
-        for folder in dict.fromkeys((*folders, self._opened.parts)):
-            with suppress(OSError):  # it holds other files
-                folder.rmdir()
-        counts = Counter(path.parent for path in paths)
-        return [f"{counts[folder]:,} files of answers in {folder}" for folder in folders if counts[folder]]
-
-    def close(self) -> None:
-        self._place = None
-
-    @property
-    def _opened(self) -> Place:
-        return opened(self._place)
-
-    def _file(self, name: str, folder: str = "") -> Path:
-        """A file that a receipt names.
-
-        Args:
-            name: relative to `parts`.
-            folder: where it must be.
-
-        Raises:
-            LedgerError: the name is not one of this job's.
-        """
-        path = self._opened.parts / name
-        if not re.fullmatch(f"{folder}/{self._own}".lstrip("/"), name, re.ASCII) or path.is_symlink():
-            raise foreign_receipt(f"names the file {name!a}, which is not of this job")
-        return path
-
-    def _own_files(self) -> list[Path]:
-        """All files with this job's id in their names, unfinished ones too.
-
-        Raises:
-            StoreError: a folder cannot be read.
-        """
-        own = re.compile(rf"{self._own}|\.{self._own}\.tmp", re.ASCII)
-        found = []
-        for folder in self.folders:
-            path = self._opened.parts / folder
-            try:
-                found += sorted(entry for entry in path.iterdir() if own.fullmatch(entry.name) and entry.is_file())
-            except FileNotFoundError:
-                pass
-            except OSError as error:
-                raise cannot_read(path, error) from None
-        return found
-
-    def _remove(self, paths: Iterable[Path]) -> None:
-        folders = set()
-        for path in paths:
-            try:
-                path.unlink(missing_ok=True)
-            except OSError as error:
-                raise cannot_write(path, error) from None
-            folders.add(path.parent)
-        for folder in folders:
-            try:
-                sync_folder(folder)
-            except OSError as error:
-                raise cannot_write(folder, error) from None
 
 
 _BEGIN: Final = b'{"line":'
@@ -260,7 +137,7 @@ class Range:
         return data
 
 
-def read_lines(path: Path, compression: Compression, start: int = 0, size: int | None = None) -> Iterator[bytes]:
+def read_lines(path: Readable, compression: Compression, start: int = 0, size: int | None = None) -> Iterator[bytes]:
     """Yields each line with its line end, uncompressed. Memory is that of one line.
 
     Args:
@@ -287,7 +164,7 @@ def read_lines(path: Path, compression: Compression, start: int = 0, size: int |
     raise problem
 
 
-def read_answers(path: Path, compression: Compression, start: int = 0, size: int | None = None) -> Iterator[bytes]:
+def read_answers(path: Readable, compression: Compression, start: int = 0, size: int | None = None) -> Iterator[bytes]:
     """As `read_lines`, for files that the user may have changed.
 
     Raises:

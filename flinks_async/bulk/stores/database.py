@@ -20,10 +20,9 @@ from attrs import evolve
 
 from ... import checks
 from ...tables import Row, Table
-from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import cannot_write, is_inside, size_of
+from ..files import cannot_write, crash_points, is_inside, size_of
 from ..records import Commit
 from .answer_rows import TABLES, Rows, ShardDigest, cannot_export
 from .answer_tables import read_tables

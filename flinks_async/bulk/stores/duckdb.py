@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from ...checks import optional_import
 from ...errors import ConfigError
 from ...tables import ColumnType, Table
-from .. import crash_points
 from ..errors import StoreError
-from ..files import PRIVATE_FILE, SPOOLS, cannot_write, rename_durably, sync_file, sync_folder
+from ..files import PRIVATE_FILE, SPOOLS, cannot_write, crash_points, rename_durably, sync_file, sync_folder
 from .answer_rows import Rows
 from .database import DatabaseFile
 from .database_schema import quoted

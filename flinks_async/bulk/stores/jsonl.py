@@ -16,14 +16,13 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from ... import checks
-from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
 from ..files import (
     NOTE,
     cannot_write,
+    crash_points,
     open_to_write,
-    rename_durably,
     size_of,
     write_all,
 )
@@ -31,7 +30,6 @@ from ..records import Commit, Written
 from .answer_files import (
     SUFFIXES,
     OwnedFile,
-    ShardFiles,
     check_compression,
     checksum,
     compare,
@@ -39,54 +37,55 @@ from .answer_files import (
     read_answers,
 )
 from .protocol import Place, Problem, opened, receipt_as
+from .shard_files import ShardFiles
 
 _PIECE: Final = 1024 * 1024
 
 
 class JSONLParts(ShardFiles):
-    """Files `parts/answers-SHARD-JOB.jsonl` in the job's directory: the spools, renamed. An existing file is complete.
+    """Files `answers-SHARD-JOB.jsonl` in the folder `parts` of the job's directory, or `answers-SHARD-JOB-ATTEMPT.jsonl` at a
+    URL: the spools, moved. An existing file is complete.
 
     A receipt is `{"file": name, "size": number of bytes, "sha256": their SHA-256}`.
 
     Args:
         compression: compression of each file (default `none`).
+        url: a place in object storage, such as `s3://bucket/folder`, or a shared folder (`file:///mnt/shared/folder`).
 
     Raises:
-        ConfigError: a library for the compression is not installed.
+        ConfigError: a library for the compression or for object storage is not installed, or the URL cannot be used.
     """
 
-    def __init__(self, compression: Compression = "none") -> None:
+    def __init__(self, compression: Compression = "none", url: str | None = None) -> None:
+        super().__init__(url)
         self.spool_compression: Compression = check_compression(compression)
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "jsonl-parts", "compression": self.spool_compression}
+        return self._described({"kind": "jsonl-parts", "compression": self.spool_compression})
 
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
-        path = self._opened.parts / self._name(f"{commit.shard.id:06d}")
-        try:
-            rename_durably(spool, path)
-        except OSError as error:
-            raise cannot_write(path, error) from None
-        return {"file": path.name, "size": commit.written.size, "sha256": commit.written.sha256}
+        name = self._file_name(self._name(f"{commit.shard.id:06d}"))
+        self._put([name], [spool])
+        return {"file": name, "size": commit.written.size, "sha256": commit.written.sha256}
 
     def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
         for commit in commits:
-            (path,) = self._files(commit.receipt)
-            yield from read_answers(path, self.spool_compression)
+            (name,) = self._files(commit.receipt)
+            yield from read_answers(self._objects.at(name), self.spool_compression)
 
     @property
     def _own(self) -> str:
-        return self._name(r"\d{6,}").replace(".", r"\.")
+        return self._file_name(self._name(r"\d{6,}", "[0-9a-f]{8}")).replace(".", r"\.")
 
-    def _name(self, shard: str) -> str:
-        return f"answers-{shard}-{self._opened.job[:8]}.jsonl{SUFFIXES[self.spool_compression]}"
+    def _file_name(self, name: str) -> str:
+        return f"answers-{name}.jsonl{SUFFIXES[self.spool_compression]}"
 
-    def _files(self, receipt: Mapping[str, Any]) -> Sequence[Path]:
+    def _files(self, receipt: Mapping[str, Any]) -> Sequence[str]:
         return [self._file(receipt_as(_Part, receipt).file)]
 
     def _compare(self, commit: Commit) -> Iterator[Problem]:
-        (path,) = self._files(commit.receipt)
-        return compare(path, self.spool_compression, commit.written, commit.shard.id)
+        (name,) = self._files(commit.receipt)
+        return compare(self._objects.at(name), self.spool_compression, commit.written, commit.shard.id)
 
 
 class _Part(msgspec.Struct):

@@ -35,8 +35,8 @@ from ...codec.parse import decode_any
 from ...errors import ConfigError
 from ...limits.notices import log_fields
 from ...tables import ColumnType, Row, Table, to_json
-from .. import crash_points
 from ..errors import StoreError, StoreMissingError
+from ..files import crash_points
 from ..records import Commit
 from .answer_rows import FETCHES, TABLES, Rows, does_not_fit
 from .database import ROWS, DatabaseStore, T
