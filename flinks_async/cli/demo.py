@@ -27,8 +27,8 @@ import msgspec
 from attrs import define, field, frozen
 
 from .. import bulk
-from ..bulk import InProcess, InputFile, Job, JSONLParts, Progress, Rules, crash_points
-from ..bulk.files import MANIFEST
+from ..bulk import InProcess, InputFile, Job, JSONLParts, Progress, Rules
+from ..bulk.files import MANIFEST, crash_points
 from ..checks import counted
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES, AuthScheme

@@ -17,9 +17,10 @@ from click.core import ParameterSource
 from .. import bulk
 from ..bulk import InputFile, Job, JobMismatchError, Manifest
 from ..bulk.compression import Compression, compressor
+from ..bulk.counters import InstanceTrouble, WorkerState
 from ..bulk.files import MANIFEST
 from ..bulk.inputs import STDIN
-from ..bulk.records import FailureKind, InstanceTrouble, WorkerState
+from ..bulk.records import FailureKind
 from ..checks import counted
 from ..codec.observed import from_json
 from . import Exit, epilog
