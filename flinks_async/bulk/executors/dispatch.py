@@ -27,11 +27,12 @@ from ...config import Limits, Settings, ShareQuota
 from ...errors import ConfigError, FlinksError
 from ...limits.rate import GCRA, PaceState
 from ...limits.shared import RedisRateLimiter, TurnKeeper
+from ..counters import Counters, WorkerState
 from ..directory import empty
 from ..errors import WorkerError
 from ..files import OPEN_FILES_SHORT, SpareFiles, make_folder
 from ..inputs import InputBytes
-from ..records import Counters, Finished, RunState, WorkerState
+from ..records import Finished, RunState
 from ..rules import Rules
 from .protocol import NextTask, TakeFinished, Task, Work, with_concurrency, within_open_files
 from .seat import (
@@ -410,7 +411,7 @@ def turns_for(limits: Limits, places: int) -> int:
     """Turns that a worker takes at once; 0 if there is no limit of the rate."""
     rate = limits.rate or getattr(limits.rate_limiter, "rate", None) or 100.0
     limited = limits.rate is not None or limits.rate_limiter is not None
-    return ceil(rate / places * max(BLOCK, places / 20)) if limited else 0
+    return ceil(rate / places * min(2.5, max(BLOCK, places / 20))) if limited else 0
 
 
 def settings_for(settings: Settings, place: int, places: int) -> Settings:
