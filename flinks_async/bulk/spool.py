@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
-from io import BufferedReader
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -16,10 +16,9 @@ import msgspec
 from attrs import define, field
 
 from ..messages import Response
-from . import crash_points
 from .compression import CompressedDataError, Compression, Decompressed, Pieces, compressor
 from .errors import StoreError
-from .files import cannot_read, cannot_write, create, write_all
+from .files import cannot_read, cannot_write, crash_points, create, write_all
 from .inputs import NO_KEY, Token
 from .objects import Readable
 from .records import Failure, Shard, Written, to_json
@@ -195,6 +194,7 @@ class SpoolLine(msgspec.Struct):
 read_spool_line: Final = msgspec.json.Decoder(SpoolLine).decode
 """Reads one line of a spool. Raises `msgspec.DecodeError`, or for broken texts other `ValueError`s."""
 
+_PIECE: Final = 1024 * 1024
 _LINE: Final = re.compile(rb'\{"line":([0-9]+)')
 
 
@@ -210,7 +210,7 @@ def read_spool(path: Path, count: int, size: int) -> Iterator[list[tuple[int, by
         StoreError: the file cannot be read, ends within a line, or has another number of lines.
     """
     try:
-        with path.open("rb") as file:
+        with BufferedReader(FileIO(path), _PIECE) as file:
             places: list[tuple[int, int, int, int]] = []
             start = 0
             for number, text in enumerate(file, 1):
@@ -223,8 +223,8 @@ def read_spool(path: Path, count: int, size: int) -> Iterator[list[tuple[int, by
                 raise StoreError(f"{path} has {len(places):,} answers, not {count:,}")
             block, held = list[tuple[int, bytes]](), 0
             for _, number, start, length in sorted(places):
-                file.seek(start)
-                block.append((number, file.read(length)))
+                file.raw.seek(start)  # a buffer would be filled again for each line
+                block.append((number, file.raw.read(length) or b""))
                 held += length
                 if held >= size:
                     yield block

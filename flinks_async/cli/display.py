@@ -12,8 +12,9 @@ from typing import Any, Final, Literal
 from attrs import frozen
 
 from ..bulk import Job, Progress, Scanned, Totals
+from ..bulk.counters import WAITED_FOR, WorkerState
 from ..bulk.files import FAILED
-from ..bulk.records import WAITED_FOR, WorkerState, to_json
+from ..bulk.records import to_json
 from ..bulk.rules import NEVER_ANSWERED
 from ..bulk.stores import format_of
 from ..checks import counted

@@ -1,12 +1,12 @@
 """Decoding: bytes to models. msgspec reads the JSON, and cattrs keeps the hooks by which users change the result.
 
-parse       bytes to plain Python, within limits; every way in which a body is not JSON, as an error
+parse       bytes to plain Python, within limits; every way in which a body is not JSON, as an error; the code, message and
+            request id of an answer
 reference   plain Python to models; defines the result of decoding
 compiled    bytes to models with the same result, by generated structs and functions
 on_access   transactions that are decoded when they are first read
-observed    the fields that answers really have, for which `compiled` generates its code
+observed    the fields that answers really have, for which `compiled` generates its code, and drift
 steps       both paths in small steps
-envelope    the code, message and request id of an answer
 """
 
 from __future__ import annotations
@@ -22,9 +22,8 @@ from ..errors import ConfigError
 from ..limits.notices import log_fields
 from ..models import MODELS, NO_META, Meta, Model, PartnerAccessResponse
 from .compiled import FALLBACK_ERRORS
-from .envelope import envelope_of, read_envelope
 from .observed import PLACES, Drift
-from .parse import COUNTED_SIZE, MAX_VALUES, count_steps
+from .parse import COUNTED_SIZE, MAX_VALUES, count_steps, envelope_of, read_envelope
 from .steps import Decoder, Steps
 
 __all__ = ["DIRECT_SIZE", "Codec", "Drift", "envelope_of", "read_envelope"]

@@ -250,7 +250,8 @@ async def test_a_worker_whose_part_was_not_taken_over_leaves_an_orphan_that_the_
 DRIVER = """
 import asyncio, os, signal, sys
 from flinks_async import FlinksClient, config
-from flinks_async.bulk import InputFile, Job, JSONLParts, Layout, crash_points
+from flinks_async.bulk import InputFile, Job, JSONLParts, Layout
+from flinks_async.bulk.files import crash_points
 from flinks_async.bulk.stores import from_description
 import msgspec
 

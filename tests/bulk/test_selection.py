@@ -32,11 +32,11 @@ from flinks_async.bulk import (
     Selection,
     SQLiteStore,
     Store,
-    crash_points,
     export,
     status,
     verify,
 )
+from flinks_async.bulk.files import crash_points
 from flinks_async.bulk.selection import FIELDS
 from flinks_async.bulk.stores.answer_rows import TABLES
 from flinks_async.codec import Codec

@@ -54,9 +54,9 @@ TESTS = {
     "transport/inflate": "inflate",
     "codec/__init__": CODEC,
     "codec/reference": CODEC,
-    "codec/envelope": "codec_envelope codec",
+    "codec/observed": "drift codec_compiled",
     "codec/compiled": CODEC,
-    "codec/parse": CODEC,
+    "codec/parse": f"{CODEC} codec_envelope",
     "schema": CODEC,
     "codec/steps": CODEC,
 }

@@ -28,11 +28,12 @@ from ...config import Limits, RateLimiter, Settings, ShareQuota
 from ...errors import ConfigError, FlinksError
 from ...limits.rate import GCRA, PaceState
 from ...limits.shared import RedisRateLimiter
+from ..counters import Counters, WorkerState
 from ..directory import empty
 from ..errors import WorkerError
 from ..files import OPEN_FILES_SHORT, SpareFiles, make_folder
 from ..inputs import InputBytes
-from ..records import Counters, Finished, RunState, WorkerState
+from ..records import Finished, RunState
 from ..rules import Rules
 from .protocol import NextTask, TakeFinished, Task, Work, with_concurrency, within_open_files
 from .seat import (

@@ -17,13 +17,13 @@ from typing import Annotated, Any, BinaryIO, Final, get_args
 import msgspec
 
 from ... import checks
-from .. import crash_points
 from ..compression import CompressedDataError, Compression, Decompressed, compressor, detect
 from ..errors import StoreError, StoreMissingError
 from ..files import (
     NOTE,
     cannot_read,
     cannot_write,
+    crash_points,
     create,
     is_own,
     open_to_write,
