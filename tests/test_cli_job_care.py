@@ -48,7 +48,7 @@ class TestStatus:
     async def test_as_json(self, job: Path, tokens: Path) -> None:
         found = json.loads((await cli("status", job, "--json")).stdout)
         assert found.keys() == {
-            "directory", "job", "created", "input", "origin", "store", "outcome", "shards", "runs", "latest",
+            "directory", "job", "created", "input", "origin", "store", "selection", "outcome", "shards", "runs", "latest",
         }  # fmt: skip
         assert found["input"]["path"] == str(tokens)
         assert found["input"]["scanned"]["lines"] == 50
