@@ -40,6 +40,7 @@ from .config import (
 )
 from .errors import *  # noqa: F403
 from .fanout import Failed, Fetched, Outcome, TableBatch, table_batches
+from .limits.shared import RedisRateLimiter
 from .messages import Call, Handler, Middleware, Request, Response, Transport
 from .models import (
     Account,
@@ -108,6 +109,7 @@ __all__ = [
     "PollPending",
     "Quota",
     "RateLimiter",
+    "RedisRateLimiter",
     "Request",
     "Response",
     "Resumed",

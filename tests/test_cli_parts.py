@@ -20,14 +20,14 @@ from attrs import evolve
 
 from flinks_async import bulk, cli, errors
 from flinks_async.bulk import Progress
-from flinks_async.bulk.records import Histogram, InstanceTrouble, Rate
+from flinks_async.bulk.counters import Histogram, InstanceTrouble, Rate
 from flinks_async.bulk.rules import failure_kind
 from flinks_async.cli import Exit
+from flinks_async.cli.access import in_daemon_thread
 from flinks_async.cli.console import OutputError, described, duration, log_to_stderr, printable, say
 from flinks_async.cli.display import choose_display, repeated
 from flinks_async.cli.job_run import run
 from flinks_async.cli.output import LINES, whole_file
-from flinks_async.cli.secret_input import in_daemon_thread
 from flinks_async.cli.status import _figures
 from flinks_async.limits.notices import log_fields
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flinks_async.classify import classify_response
 from flinks_async.codec import Codec, envelope_of, read_envelope
-from flinks_async.codec.envelope import UNREADABLE
+from flinks_async.codec.parse import UNREADABLE
 from flinks_async.models import SCHEMA, AccountsDetail
 from flinks_async.schema import FieldKind
 from flinks_async.secret import Secret

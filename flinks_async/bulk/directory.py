@@ -19,7 +19,7 @@ import msgspec
 from attrs import asdict, evolve, frozen
 
 from .. import checks
-from ..checks import MOST, optional_import
+from ..checks import MOST, is_url, optional_import
 from ..errors import ConfigError, FlinksError
 from .errors import InputError, JobLockedError, JobMismatchError, LedgerError
 from .files import (
@@ -61,9 +61,9 @@ class Manifest:
     Attributes:
         job: 32 hexadecimal digits.
         created: UTC, ISO 8601.
-        path: absolute path of the input.
+        path: absolute path of the input, or its URL.
         size: bytes of the input.
-        sha256: SHA-256 of the input's bytes.
+        sha256: SHA-256 of the input's bytes; at a URL, of its ETag and version (see `digest`).
         layout: how the input is read.
         origin: the host that answers, by the name of the instance ("" for rows that name none).
         store: the description of the store. In the file, a path in the job's directory is relative, so that the directory
@@ -183,7 +183,8 @@ def _absolute(store: Mapping[str, Any], directory: Path) -> dict[str, Any]:
 def _differences(was: Manifest, now: Manifest) -> list[str]:
     found = []
     if (was.size, was.sha256) != (now.size, now.sha256):
-        found.append(f"the file of tokens has changed (from {was.size:,} to {now.size:,} bytes; compared by SHA-256)")
+        how = "ETag" if is_url(now.path) else "SHA-256"
+        found.append(f"the file of tokens has changed (from {was.size:,} to {now.size:,} bytes; compared by {how})")
     for name in ("layout", "origin", "store"):
         before, after = getattr(was, name), getattr(now, name)
         keys = sorted({*before, *after})

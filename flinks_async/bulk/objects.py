@@ -27,8 +27,7 @@ from attrs import field, frozen
 
 from ..checks import is_url, optional_import
 from ..errors import ConfigError
-from . import crash_points
-from .files import create, make_folder, rename_durably, sync_folder
+from .files import crash_points, create, make_folder, rename_durably, sync_folder
 
 T = TypeVar("T")
 
@@ -199,7 +198,9 @@ class Bucket:
         Raises:
             OSError: also if the object has another version by now.
         """
-        options = {"range": (start, start + size), "if_match": found.version.partition(" ")[0]}
+        options: dict[str, object] = {"range": (start, start + size)}
+        if '"' in found.version:  # an ETag
+            options["if_match"] = found.version.partition(" ")[0]
         answer = _ask(_obstore().get, self._store, found.name, options=options)
         if _described(answer.meta).version != found.version:  # the storage ignores conditions
             raise _changed()
@@ -217,10 +218,14 @@ class Object:
     name: str
 
     def open(self, mode: Any = "rb", /) -> BinaryIO:
+        return cast("BinaryIO", _Ranges(self.bucket, self.find()))
+
+    def find(self) -> Found:
+        """Its description. Raises FileNotFoundError."""
         found = self.bucket.find(self.name)
         if found is None:
-            raise FileNotFoundError(errno.ENOENT, "there is no such object", str(self))
-        return cast("BinaryIO", _Ranges(self.bucket, found))
+            raise FileNotFoundError(errno.ENOENT, "there is no such object")
+        return found
 
     def __str__(self) -> str:
         return f"{self.bucket.url}/{self.name}"
@@ -280,7 +285,7 @@ class _Ranges(io.RawIOBase):
 
 
 def _described(meta: Any) -> Found:
-    version = " ".join(part for part in (meta["e_tag"], meta["version"]) if part)
+    version = " ".join(part for part in (meta["e_tag"], meta["version"]) if part) or str(meta["last_modified"])
     return Found(meta["path"], meta["size"], meta["last_modified"].timestamp(), version)
 
 
@@ -292,6 +297,17 @@ def place_at(url: str | None, folder: Path) -> Objects:
     if scheme == "file":
         return Folder(Path(prefix))
     return Bucket(url, _connected(scheme, bucket, prefix))
+
+
+def object_at(url: str) -> Object | Path:
+    """The object or file of a URL. Raises ConfigError as `checked_url` does."""
+    scheme, bucket, name = _parsed(url)
+    if scheme == "file":
+        return Path(name)
+    if not name:
+        raise ConfigError("this URL names a bucket, but no object in it")
+    folder, _, last = url.rstrip("/").rpartition("/")
+    return Object(Bucket(folder, _connected(scheme, bucket, name.rpartition("/")[0])), last)
 
 
 def checked_url(url: str) -> str:

@@ -16,14 +16,16 @@ from attrs import frozen
 
 from ..checks import counted
 from ..clock import Clock, SystemClock
+from ..codec import Drift
 from ..errors import FlinksError
-from . import crash_points
+from .counters import Counters, InstanceTrouble, Phase, Progress, Rate
 from .errors import LedgerError, StoreError, UnfitAnswerError
 from .executors import Executor, Work
 from .executors.protocol import Task, put
 from .fetching import Thread
+from .files import crash_points
 from .ledger import Ledger, Totals
-from .records import Counters, Finished, InstanceTrouble, Phase, Progress, Rate, RunState
+from .records import Finished, RunState
 from .stores.protocol import Store, shared_store
 
 SAMPLE_EVERY: Final = 10.0
@@ -40,6 +42,9 @@ SILENCE: Final = 10.0
 
 LASTING_TROUBLE: Final = "%s"
 """Log line about a trouble that lasts."""
+
+MOST_DRIFT: Final = 50
+"""Differences between answers and their documentation that the progress has."""
 
 LOG_EVERY: Final = 60.0
 """Seconds between two log lines about the same trouble."""
@@ -102,6 +107,7 @@ class Run:
         self._silent = (0, self._started)  # requests that had ended, and since when no other has
         self._in_trouble = set[str]()  # hosts; a trouble shorter than a second is none
         self._logged_troubles = dict[str, float]()  # when the trouble of a host was logged
+        self._logged_drift = set[tuple[str, str]]()
         self._rate, self._rate_of_last_minute = Rate(), Rate(60.0)
         for rate in (self._rate, self._rate_of_last_minute):
             rate.at(self._started, 0)
@@ -233,6 +239,7 @@ class Run:
         progress = self.progress()
         if state == "complete":  # the last troubles may have ended since the last look
             self._log_troubles(progress.troubles, self._clock.now())
+        self._log_drift(progress.drift)
         await self._writing.do(self._write_end, state, reason, progress.to_dict())
         self._log.info("run over: %s%s", state, f" ({reason})" if reason else "")
         return Result(state, reason, totals, progress)
@@ -254,6 +261,7 @@ class Run:
             troubles = self._troubles(counters, now)
             self._in_trouble = {trouble.host for trouble in troubles if trouble.seconds >= WATCH_EVERY}
             self._log_troubles(troubles, now)
+            self._log_drift(counters.drift)
             for trouble in counters.troubles(now, self._started):  # without silence: its requests may still be answered
                 answered = answered_before or counters.instances[trouble.host].answered
                 reason = self._rules.unreachable(trouble, answered=answered)
@@ -284,6 +292,13 @@ class Run:
         for host in told.keys() - {trouble.host for trouble in troubles}:
             del told[host]
             self._log.info("%s answers again", host)
+
+    def _log_drift(self, drift: Sequence[Drift]) -> None:
+        """Logs each difference when it is first seen. Missing fields are only counted, because they are normal."""
+        for one in drift:
+            if one.kind != "missing field" and (one.kind, one.path) not in self._logged_drift:
+                self._logged_drift.add((one.kind, one.path))
+                self._log.warning("answers differ from their documentation: %s", one)
 
     async def _sample(self) -> None:
         """Saves the progress every `SAMPLE_EVERY` seconds, and when an instance gets into trouble or out of it."""
@@ -330,6 +345,7 @@ class Run:
             learned=counters.learned(),
             learned_rate=counters.learned_rate(),
             workers=counters.workers,
+            drift=counters.drift[:MOST_DRIFT],
         )
 
 

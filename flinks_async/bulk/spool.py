@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from hashlib import sha256
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,10 +15,9 @@ import msgspec
 from attrs import define, field
 
 from ..messages import Response
-from . import crash_points
 from .compression import Compression, compressor
 from .errors import StoreError
-from .files import cannot_read, cannot_write, create, write_all
+from .files import cannot_read, cannot_write, crash_points, create, write_all
 from .inputs import NO_KEY, Token
 from .records import Failure, Shard, Written, to_json
 
@@ -192,6 +192,7 @@ class SpoolLine(msgspec.Struct):
 read_spool_line: Final = msgspec.json.Decoder(SpoolLine).decode
 """Reads one line of a spool. Raises `msgspec.DecodeError`, or for broken texts other `ValueError`s."""
 
+_PIECE: Final = 1024 * 1024
 _LINE: Final = re.compile(rb'\{"line":([0-9]+)')
 
 
@@ -207,7 +208,7 @@ def read_spool(path: Path, count: int, size: int) -> Iterator[list[tuple[int, by
         StoreError: the file cannot be read, ends within a line, or has another number of lines.
     """
     try:
-        with path.open("rb") as file:
+        with BufferedReader(FileIO(path), _PIECE) as file:
             places: list[tuple[int, int, int, int]] = []
             start = 0
             for number, text in enumerate(file, 1):
@@ -220,8 +221,8 @@ def read_spool(path: Path, count: int, size: int) -> Iterator[list[tuple[int, by
                 raise StoreError(f"{path} has {len(places):,} answers, not {count:,}")
             block, held = list[tuple[int, bytes]](), 0
             for _, number, start, length in sorted(places):
-                file.seek(start)
-                block.append((number, file.read(length)))
+                file.raw.seek(start)  # a buffer would be filled again for each line
+                block.append((number, file.raw.read(length) or b""))
                 held += length
                 if held >= size:
                     yield block

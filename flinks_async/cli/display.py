@@ -12,11 +12,13 @@ from typing import Any, Final, Literal
 from attrs import frozen
 
 from ..bulk import Job, Progress, Scanned, Totals
+from ..bulk.counters import WAITED_FOR, WorkerState
 from ..bulk.files import FAILED
-from ..bulk.records import WAITED_FOR, WorkerState, to_json
+from ..bulk.records import to_json
 from ..bulk.rules import NEVER_ANSWERED
 from ..bulk.stores import format_of
 from ..checks import counted
+from ..codec import Drift
 from ..endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
 from . import Exit
 from .console import duration, escaped, event, on_terminal, printable, say, use_events, with_options
@@ -28,6 +30,7 @@ _TITLE: Final = {"complete": "Done", "stopped": "Stopped", "refused": "Refused",
 _REDRAW: Final = 0.2
 _PLAIN_EVERY: Final = 5.0
 _JSON_EVERY: Final = 1.0
+_DRIFT_SHOWN: Final = 5
 _TROUBLES_SHOWN: Final = 2
 
 RESUME: Final = "Run the same command again to fetch them."
@@ -255,6 +258,7 @@ def summary(ended: Ended, job: Job, totals: Totals) -> list[str]:
     if ended.progress is not None:
         problems = [trouble.without_next_try for trouble in ended.progress.troubles]
         lines += [f"  last problem: {problem}" for problem in problems if problem not in ended.reason]
+        lines += drift_lines(ended.progress.drift)
     lines += _places(job, totals)
     if ended.state == "refused":
         lines.append(
@@ -270,6 +274,13 @@ def summary(ended: Ended, job: Job, totals: Totals) -> list[str]:
             f"{counted(exhausted, 'failed token')} may succeed in another run: flinks-async retry {job.directory}"
         )
     return lines
+
+
+def drift_lines(drift: Sequence[Drift]) -> list[str]:
+    """How answers differ from their documentation, for people."""
+    more = [f"  and {len(drift) - _DRIFT_SHOWN} more"] if len(drift) > _DRIFT_SHOWN else []
+    lines = [f"  {one}" for one in drift[:_DRIFT_SHOWN]] + more
+    return ["Answers differ from their documentation:", *lines] if lines else []
 
 
 def outcome_rows(totals: Totals, scanned: Scanned) -> list[str]:

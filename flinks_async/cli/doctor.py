@@ -43,11 +43,10 @@ from ..secret import Secret
 from ..transport.session import SessionManager
 from ..verdict import Kind
 from . import Exit, epilog
-from .access import Access, access_options
+from .access import Access, access_options, read_token
 from .console import debug_option, duration, printable, say
 from .job_run import run
 from .output import Command, to_stdout
-from .secret_input import read_token
 
 State = Literal["ok", "warning", "problem"]
 

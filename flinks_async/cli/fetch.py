@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
@@ -34,11 +35,20 @@ from ..client import FlinksClient
 from ..models import PartnerAccessResponse
 from ..secret import Secret
 from . import Exit, epilog
-from .access import Access, access_options, make_clients
+from .access import (
+    Access,
+    access_options,
+    make_clients,
+    named,
+    pseudonym_key_option,
+    read_all_stdin,
+    read_pseudonym_key,
+    read_token,
+)
 from .console import UsageError, debug_option, duration, printable, say
 from .display import RESUME, choose_display, count_rows, other_lines
 from .job_run import JobRun, OnScan, RunOptions, run, run_options
-from .options import file_name, layout_options, path_name, positive, selection_options, timeout_option, whole
+from .options import F, file_name, grouped, layout_options, path_name, positive, timeout_option, whole
 from .output import (
     STORES,
     WITHOUT_FILE,
@@ -51,12 +61,11 @@ from .output import (
     store_of,
     to_stdout,
 )
-from .secret_input import named, read_all_stdin, read_token
 
 _HELP = """Fetch the data behind many access tokens.
 
 TOKENS is a text file with one token per line, a CSV file with a header row, a JSONL file or a Parquet file, plain or
-compressed with gzip or Zstandard; '-' is standard input.
+compressed with gzip or Zstandard, on a disk or in object storage (s3://bucket/tokens.csv); '-' is standard input.
 
 The answers go to FILE; without --out, to a file beside TOKENS. The progress is kept in a directory beside FILE (FILE.job,
 or DIR): after any interruption, run the same command again to resume. DIR/failed.jsonl has one line for each failed token
@@ -71,6 +80,51 @@ _STREAMED_SHARD: Final = 100
 _SHOWN: Final = 5
 _ROWS_SHOWN: Final = 3
 _LONGEST_SHAPE: Final = 40
+
+
+def _selection(
+    tables: tuple[str, ...],
+    columns: tuple[str, ...],
+    drop: tuple[str, ...],
+    pseudonyms: tuple[str, ...],
+    pseudonym_key_file: str | None,
+) -> Selection | None:
+    if not (tables or columns or drop or pseudonyms):
+        if pseudonym_key_file is not None:
+            raise UsageError("--pseudonym-key-file needs --pseudonyms, the columns whose values are replaced.")
+        return None
+    key = read_pseudonym_key(pseudonym_key_file) if pseudonyms else None
+    if pseudonyms and key is None:
+        raise UsageError(
+            "No key for --pseudonyms. Set FLINKS_PSEUDONYM_KEY, or name a file with --pseudonym-key-file ('-' is standard input)."
+        )
+    return Selection(tables=tables or None, columns=columns, drop=drop, pseudonyms=pseudonyms, pseudonym_key=key)
+
+
+def _names_option(name: str, help_: str) -> Callable[[F], F]:
+    """An option that takes names with commas between, and may be repeated."""
+    return click.option(
+        name,
+        metavar="NAMES",
+        multiple=True,
+        callback=lambda ctx, param, given: tuple(part.strip() for text in given for part in text.split(",")),
+        help=help_,
+    )
+
+
+selection_options = grouped(
+    "selection",
+    _selection,
+    _names_option(
+        "--tables", "Tables to keep [all]: accounts, transactions, holders. Nothing else is written anywhere."
+    ),
+    _names_option("--columns", "Columns to keep [all], such as accounts.id."),
+    _names_option("--drop", "Tables and columns to leave out, such as holders,accounts.title."),
+    _names_option(
+        "--pseudonyms", "Columns whose values are replaced by a keyed HMAC, such as accounts.account_number."
+    ),
+    pseudonym_key_option,
+)
 
 
 @click.command(cls=Command, help=_HELP, epilog=epilog())
@@ -205,10 +259,9 @@ def _target(tokens: str, out: str | None, directory: str | None, store: str | No
             "Missing option '--out FILE' (a file for the answers, '-' for standard output) or '--job DIR' (a directory)."
         )
     name = store_of(store, out)
-    if is_url(out) and directory is None:
+    if directory is None and (is_url(out) or (out is None and is_url(tokens))):
         raise UsageError(
-            "With --out at a URL, name --job DIR: a directory on a disk that records what is done. Keep it until the job is "
-            "complete."
+            "With a URL, name --job DIR: a directory on a disk that records what is done. Keep it until the job is complete."
         )
     if out is None and directory is None and name not in WITHOUT_FILE:
         out = _beside(tokens, name)

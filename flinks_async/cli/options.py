@@ -13,13 +13,12 @@ import click
 from attrs import frozen
 
 from .. import config
-from ..bulk import DaskExecutor, Executor, InProcess, Layout, Processes, RayExecutor, Rules, Selection
+from ..bulk import DaskExecutor, Executor, InProcess, Layout, Processes, RayExecutor, Rules
 from ..bulk.executors.cluster import ClusterExecutor, ClusterOptions
 from ..checks import is_url
 from ..config import Settings
 from ..errors import ConfigError
 from .console import UsageError
-from .secret_input import read_pseudonym_key
 
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -348,54 +347,5 @@ layout_options = grouped(
     ),
 )
 
-
-def _selection(
-    tables: tuple[str, ...],
-    columns: tuple[str, ...],
-    drop: tuple[str, ...],
-    pseudonyms: tuple[str, ...],
-    pseudonym_key_file: str | None,
-) -> Selection | None:
-    if not (tables or columns or drop or pseudonyms):
-        if pseudonym_key_file is not None:
-            raise UsageError("--pseudonym-key-file needs --pseudonyms, the columns whose values are replaced.")
-        return None
-    key = read_pseudonym_key(pseudonym_key_file) if pseudonyms else None
-    if pseudonyms and key is None:
-        raise UsageError(
-            "No key for --pseudonyms. Set FLINKS_PSEUDONYM_KEY, or name a file with --pseudonym-key-file ('-' is standard input)."
-        )
-    return Selection(tables=tables or None, columns=columns, drop=drop, pseudonyms=pseudonyms, pseudonym_key=key)
-
-
-def _names_option(name: str, help_: str) -> Callable[[F], F]:
-    """An option that takes names with commas between, and may be repeated."""
-    return click.option(
-        name,
-        metavar="NAMES",
-        multiple=True,
-        callback=lambda ctx, param, given: tuple(part.strip() for text in given for part in text.split(",")),
-        help=help_,
-    )
-
-
-pseudonym_key_option = file_name(
-    "--pseudonym-key-file",
-    help="File with the key of --pseudonyms, '-' for standard input [FLINKS_PSEUDONYM_KEY].",
-)
-
-selection_options = grouped(
-    "selection",
-    _selection,
-    _names_option(
-        "--tables", "Tables to keep [all]: accounts, transactions, holders. Nothing else is written anywhere."
-    ),
-    _names_option("--columns", "Columns to keep [all], such as accounts.id."),
-    _names_option("--drop", "Tables and columns to leave out, such as holders,accounts.title."),
-    _names_option(
-        "--pseudonyms", "Columns whose values are replaced by a keyed HMAC, such as accounts.account_number."
-    ),
-    pseudonym_key_option,
-)
 
 directory_argument = click.argument("directory", metavar="DIR", callback=partial(path_name, must_exist=True))

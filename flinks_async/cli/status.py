@@ -17,18 +17,19 @@ from click.core import ParameterSource
 from .. import bulk
 from ..bulk import InputFile, Job, JobMismatchError, Manifest
 from ..bulk.compression import Compression, compressor
+from ..bulk.counters import InstanceTrouble, WorkerState
 from ..bulk.files import MANIFEST
 from ..bulk.inputs import STDIN
-from ..bulk.records import FailureKind, InstanceTrouble, WorkerState
+from ..bulk.records import FailureKind
 from ..checks import counted
+from ..codec.observed import from_json
 from . import Exit, epilog
-from .access import Clients, make_clients
+from .access import Clients, make_clients, pseudonym_key_option, read_pseudonym_key, stdin_is_terminal
 from .console import UsageError, debug_option, duration, printable, say
-from .display import answers_of, choose_display, outcome_rows
+from .display import answers_of, choose_display, drift_lines, outcome_rows
 from .job_run import JobRun, OnScan, RunOptions, run, run_options
-from .options import directory_argument, file_name, pseudonym_key_option
+from .options import directory_argument, file_name
 from .output import COMPRESSION, HTML, LINES, Command, split_name, to_stdout, whole_file
-from .secret_input import read_pseudonym_key, stdin_is_terminal
 
 SILENT: Final = 60.0
 """Seconds without a sample after which a run counts as dead. A run saves one at least every ten seconds."""
@@ -86,7 +87,8 @@ def _lines(directory: str, found: bulk.Status) -> list[str]:
             f"{counted(totals.tokens, 'token')} in {counted(totals.shards, 'shard')}, {totals.shards_done:,} done:"
         )
         lines += outcome_rows(totals, found.scanned)
-    return [*lines, *_runs(found, time.time())]
+    lines += _runs(found, time.time())
+    return [*lines, *drift_lines(from_json((found.latest or {}).get("drift")))]
 
 
 def _runs(found: bulk.Status, now: float) -> list[str]:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal, DecimalException
 from functools import lru_cache, partial
 from types import CodeType
@@ -31,70 +31,12 @@ from attrs import frozen
 from cattrs import Converter
 from msgspec import NODEFAULT, UNSET, Raw
 
-from ..models import MODELS, SCHEMA, Account, AccountsDetail, Model, PartnerAccessResponse, Timestamp, Transaction
+from ..models import SCHEMA, Model, PartnerAccessResponse, Timestamp, Transaction
 from ..schema import AMOUNT, DEFAULT_WIRE_STATE, Field, FieldKind, WireState
 from . import reference
+from .observed import OPEN_SETS, ObservedFields, usually_absent
 from .on_access import OnAccessAccount, ReadArray, pending_or_none
 from .parse import CONTAINERS, PARSE_ERRORS, check_limits, decode_any, decode_unknown
-
-MAX_UNKNOWN_KEYS: Final = 16
-"""Unknown keys that are learned for one class. Answers with others stay on the reference path."""
-
-_LEARNABLE_KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .:/-]{0,63}")
-
-USUALLY_ABSENT: Final[dict[type[Model], frozenset[str]]] = {
-    # The documented example of PartnerAccess has no other fields.
-    AccountsDetail: frozenset(field.wire for field in SCHEMA[AccountsDetail]) - {"LoginId", "CustomerId"},
-    # Documented for another endpoint only.
-    Account: frozenset({"EftEligibleRatio", "ETransferEligibleRatio"}),
-}
-"""Fields that the compiled path checks with one condition, because most objects have none of them."""
-
-REQUIRED_AT_FIRST: Final[dict[type[Model], frozenset[str]]] = {
-    PartnerAccessResponse: frozenset({"GetAccountsDetail", "RequestId"}),
-    AccountsDetail: frozenset({"LoginId", "CustomerId"}),
-    Transaction: frozenset(field.wire for field in SCHEMA[Transaction]),
-}
-"""Fields that the compiled path expects in every object, until an object lacks one."""
-
-_NONE: Final[frozenset[str]] = frozenset()
-
-
-class ObservedFields:
-    """The fields observed so far.
-
-    Attributes:
-        version: changes whenever something new is recorded.
-    """
-
-    __slots__ = ("_optional", "_unknown", "version")
-
-    def __init__(self) -> None:
-        self.version = 0
-        self._optional = {
-            cls: frozenset(field.wire for field in SCHEMA[cls]) - REQUIRED_AT_FIRST.get(cls, _NONE) for cls in MODELS
-        }
-        self._unknown: dict[type[Model], tuple[str, ...]] = dict.fromkeys(MODELS, ())
-
-    def optional(self, cls: type[Model]) -> frozenset[str]:
-        """Wire names of the documented fields that may be missing."""
-        return self._optional[cls]
-
-    def unknown(self, cls: type[Model]) -> tuple[str, ...]:
-        """The undocumented keys, in the order in which they were first seen."""
-        return self._unknown[cls]
-
-    def record(self, cls: type[Model], unknown: Iterable[str], absent: Iterable[str]) -> None:
-        """Records one object: its unknown keys and its absent fields."""
-        optional = self._optional[cls]
-        if not optional.issuperset(absent):
-            self._optional[cls] = optional.union(absent)
-            self.version += 1
-        for key in unknown:
-            seen = self._unknown[cls]
-            if key not in seen and len(seen) < MAX_UNKNOWN_KEYS and _LEARNABLE_KEY.fullmatch(key):
-                self._unknown[cls] = (*seen, key)
-                self.version += 1
 
 
 class Fallback(Exception):
@@ -204,6 +146,7 @@ class Compiler:
             "Final_mutable": mutable_class(cls),
             "State": WireState,
             "State_mutable": mutable_class(WireState),
+            "Class": cls,
             "CONTAINERS": CONTAINERS,
             "DEFAULT": DEFAULT_WIRE_STATE,
             "Decimal": Decimal,
@@ -217,17 +160,19 @@ class Compiler:
             "timestamp": Timestamp.parse,
             "len": len,
             "list": list,
+            "odd": self._observed.odd.add,
             "int": int,
             "type": type,
         }
         members = [self._member(cls, field, bit, raw_classes, names) for bit, field in enumerate(SCHEMA[cls])]
-        usually_absent = USUALLY_ABSENT.get(cls, frozenset())
-        usual = mask_of([member for member in members if member.field.wire in usually_absent])
+        often_absent = usually_absent(cls)
+        usual = mask_of([member for member in members if member.field.wire in often_absent])
         names["usual"] = names["states"][usual]
         state = f"DEFAULT if not m else usual if m == {usual} else states[m]" if needs_mask(members) else "DEFAULT"
         body = [
             "o = Final_mutable()",
-            *read_members(members, usually_absent),
+            *read_members(members, often_absent),
+            *self._find_odd(cls, members, names),
             *(read_unknown(unknown, state, raw=bool(raw_classes)) if unknown else [f"o._wire = {state}"]),
             *(["o.meta = meta"] if cls is PartnerAccessResponse else []),
             "o.__class__ = Final",
@@ -237,6 +182,18 @@ class Compiler:
         argument = "meta" if cls is PartnerAccessResponse else ""
         build, build_list = compile_builders(cls.__name__, body, names, argument)
         return CompiledClass(_struct(cls, members, unknown, Raw if raw_classes else Any), build, build_list)
+
+    def _find_odd(self, cls: type[Model], members: list[Member], names: dict[str, Any]) -> Iterator[str]:
+        """Statements that note documented fields that are missing, and new values of open sets."""
+        if expected := mask_of([m for m in members if m.optional and m.field.wire not in usually_absent(cls)]):
+            yield f"if m & {expected}: odd((Class, m & {expected}))"
+        names |= {
+            f"unknown{n}": self._observed.unknown_field(cls, key) for n, key in enumerate(self._observed.unknown(cls))
+        }
+        if reference.has_default_hook(self._converter, str):  # a value of a hook may be anything
+            for name in OPEN_SETS.get(cls, ()):
+                names[f"known_{name}"], names[f"new_{name}"] = self._observed.known_values(cls, name)
+                yield f"if o.{name} not in known_{name}: new_{name}(o.{name})"
 
     def _member(
         self, cls: type[Model], field: Field, bit: int, raw_classes: RawClasses, names: dict[str, Any]
@@ -372,13 +329,11 @@ def read_unknown(keys: tuple[str, ...], state: str, *, raw: bool) -> Iterator[st
     """
     check = ["if v is not UNSET: v = decode_unknown(v)"] if raw else []
     check.append("if type(v) in CONTAINERS: check_limits(v)")
-    yield "v = s.x0"
-    yield from check
-    yield f"x = {{{keys[0]!r}: v}} if v is not UNSET else {{}}"
-    for number, key in enumerate(keys[1:], 1):
+    yield "x = {}"
+    for number, key in enumerate(keys):
         yield f"v = s.x{number}"
         yield from check
-        yield f"if v is not UNSET: x[{key!r}] = v"
+        yield f"if v is not UNSET: x[{key!r}] = v; odd(unknown{number})"
     yield f"w = {state}"
     yield "if not x: o._wire = w"
     yield "elif w is DEFAULT: o._wire = x"

@@ -29,6 +29,7 @@ from .concurrency import make_concurrency
 from .notices import Notices, trouble_line
 from .pace import AttemptRecord, Pace
 from .rate import GCRA, LearnedLimit, PaceState, read_rate_limit
+from .shared import RedisRateLimiter
 
 _RATE_WINDOW = 1.0  # seconds over which the rate of answers is measured
 
@@ -83,6 +84,8 @@ class Governor:
         self._why_paused = ""  # also after another request on the wire has succeeded
         self.answered = False
         self.on_pace: Callable[[PaceState], object] | None = None
+        if isinstance(self.limiter, RedisRateLimiter):
+            self.limiter.attach(self)
         self._clock = clock
         self._unrestricted = self.limiter is None and self.pace.free(
             clock.now()
@@ -348,6 +351,8 @@ class Governor:
         if not pace.free(now) and not (pace.starting and self.limiter is not None):
             return pace.reason(now)
         if self.limiter is not None:
+            if isinstance(self.limiter, RedisRateLimiter):
+                return f"Limits.rate_limiter: {self.limiter.state}"
             return f"Limits.rate = {rate:g}" if (rate := self.limits.rate) else "Limits.rate_limiter"
         return ""
 

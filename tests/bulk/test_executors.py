@@ -12,10 +12,10 @@ from collections.abc import Coroutine
 import pytest
 
 from flinks_async import Adaptive, Codec, ConfigError, FlinksClient, Limits, ShareQuota, config
+from flinks_async.bulk.counters import WAITED_FOR, Counters, Histogram, InstanceState, WorkerState
 from flinks_async.bulk.executors.dispatch import rules_for, settings_for, share
 from flinks_async.bulk.executors.processes import ending, environment_without, from_line, to_line
 from flinks_async.bulk.executors.seat import Secrets, describe, make
-from flinks_async.bulk.records import WAITED_FOR, Counters, Histogram, InstanceState, WorkerState
 from flinks_async.bulk.rules import Rules
 from flinks_async.cli.display import worker_notes
 from flinks_async.limits.governor import Trouble

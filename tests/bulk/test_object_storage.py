@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
+import os
 import pickle
+import random
 import shutil
 import signal
 import sys
@@ -23,7 +26,10 @@ import pytest
 from flinks_async import ConfigError
 from flinks_async.bulk import (
     Commit,
+    DaskExecutor,
     InputBytes,
+    InputChangedError,
+    InputError,
     InputFile,
     Job,
     JobLockedError,
@@ -33,6 +39,7 @@ from flinks_async.bulk import (
     Layout,
     Processes,
     Result,
+    Rules,
     Shard,
     SQLiteStore,
     Store,
@@ -41,14 +48,20 @@ from flinks_async.bulk import (
     Written,
     export,
     purge,
+    scan,
     status,
     verify,
 )
 from flinks_async.bulk import objects as module
+from flinks_async.bulk.inputs import ShardReader
+from flinks_async.bulk.inputs import parquet as parquet_input
+from flinks_async.bulk.inputs import source as source_module
 from flinks_async.bulk.job import place_of
 from flinks_async.bulk.objects import Bucket, Folder, Found, place_at
 from flinks_async.bulk.stores import from_description, shard_files
+from flinks_async.testing import Latency
 
+from ..cli_support import cli
 from .object_storage import KEY_ID, S3, SECRET_KEY, Asked, running
 from .test_processes import SECRET, Desk, a_server
 
@@ -236,7 +249,8 @@ async def test_a_worker_whose_part_was_not_taken_over_leaves_an_orphan_that_the_
 DRIVER = """
 import asyncio, os, signal, sys
 from flinks_async import FlinksClient, config
-from flinks_async.bulk import InputFile, Job, JSONLParts, Layout, crash_points
+from flinks_async.bulk import InputFile, Job, JSONLParts, Layout
+from flinks_async.bulk.files import crash_points
 from flinks_async.bulk.stores import from_description
 import msgspec
 
@@ -574,3 +588,274 @@ def test_an_object_that_changes_while_it_is_read(s3: S3, bucket: str, conditions
         assert file.read(10) == b"x" * 10, "already there"
         with pytest.raises(OSError, match="the object was changed"):
             file.read(100_000)
+
+
+# --- tokens -----------------------------------------------------------------------------------------------------------
+
+
+def put_tokens(url: str, data: bytes) -> str:
+    place_at(url.rpartition("/")[0], Path()).put(url.rpartition("/")[2], data)
+    return url
+
+
+def csv_of(count: int, name: str = "token") -> bytes:
+    return b"user,token\n" + b"".join(b"u-%07d,%s-%07d-%s\n" % (n, name.encode(), n, b"x" * 20) for n in range(count))
+
+
+def parquet_of(tmp_path: Path, count: int, rows: int = 10_000) -> bytes:
+    pa = pytest.importorskip("pyarrow")
+    from pyarrow import parquet as pq
+
+    columns = {"user": [f"u-{n}" for n in range(count)], "token": [f"{uuid.UUID(int=n * 7919)}" for n in range(count)]}
+    pq.write_table(pa.table({**columns, "other": ["y" * 50] * count}), tmp_path / "t.parquet", row_group_size=rows)
+    return (tmp_path / "t.parquet").read_bytes()
+
+
+COLUMNS = Layout(column="token", key_column="user")
+
+
+class Plan:
+    """A `PlanSink` that keeps the shards."""
+
+    def __init__(self, source: InputFile, tmp_path: Path, size: int = 1000) -> None:
+        self.shards: list[Shard] = []
+        scan(source, key=b"k", shard_size=size, scratch=tmp_path / "scratch", sink=self)
+
+    def shard(self, shard: Shard) -> None:
+        self.shards.append(shard)
+
+    def invalid(self, failure: Any) -> None:
+        raise AssertionError(failure)
+
+    def duplicate(self, line: int, first: int) -> None:
+        raise AssertionError(line)
+
+
+@pytest.mark.parametrize("format_", ["csv", "parquet", "csv.gz"])
+@pytest.mark.parametrize("executor", [None, Processes(2)], ids=["here", "processes"])
+async def test_tokens_at_a_url(
+    desk: Desk, bucket: str, tmp_path: Path, format_: str, executor: Processes | None
+) -> None:
+    data = parquet_of(tmp_path, 200, 30) if format_ == "parquet" else csv_of(200)
+    url = put_tokens(f"{bucket}/in/my tokens.{format_}", gzip.compress(data) if format_ == "csv.gz" else data)
+    result = await run(desk, JSONLParts(url=f"{bucket}/out"), url, executor=executor)
+    assert (result.state, result.totals.fetched) == ("complete", 200)
+    assert status(desk.directory).manifest.path == url
+    assert len(desk.answers) == 200
+    assert len(desk.server.stats.per_token) == 200
+
+
+@pytest.mark.parametrize("format_", ["csv", "parquet"])
+def test_a_shard_reads_about_what_it_needs(bucket: str, s3: S3, tmp_path: Path, format_: str) -> None:
+    count = 100_000
+    data = parquet_of(tmp_path, count) if format_ == "parquet" else csv_of(count)
+    source = InputFile(put_tokens(f"{bucket}/tokens.{format_}", data), COLUMNS)
+    shards = Plan(source, tmp_path).shards
+    assert len(shards) == 100
+    reader = ShardReader(source, b"k")
+    reader.read(shards[3])  # the footer of Parquet
+    for number, most in ((70, 1), (20, 1), (99, 1)):
+        s3.asked.clear()
+        assert [token.line for token in reader.read(shards[number])] == list(
+            range(shards[number].first, shards[number].last + 1)
+        )
+        read = sum(
+            int(b) - int(a) + 1
+            for a, b in (one.range.removeprefix("bytes=").split("-") for one in s3.asked if one.range)
+        )
+        assert len(s3.asked) <= (most if format_ == "csv" else 6)
+        assert read <= (65_536 if format_ == "csv" else 800_000), f"of {len(data):,}"
+    reader.close()
+
+
+def test_going_through_all_shards_reads_each_byte_about_once(bucket: str, s3: S3, tmp_path: Path) -> None:
+    data = csv_of(100_000)
+    source = InputFile(put_tokens(f"{bucket}/tokens.csv", data), COLUMNS)
+    shards = Plan(source, tmp_path).shards
+    s3.asked.clear()
+    reader = ShardReader(source, b"k")
+    assert sum(len(reader.read(shard)) for shard in shards) == 100_000
+    assert sum(one.range is not None for one in s3.asked) <= 2 * len(data) // 65_536
+
+
+@pytest.mark.parametrize("rows", [1, 7, 100, 1000, 5000])
+def test_shards_of_parquet_in_any_order(tmp_path: Path, rows: int) -> None:
+    """The same on a disk: no shard begins at the beginning of the file."""
+    path = tmp_path / "tokens.parquet"
+    path.write_bytes(parquet_of(tmp_path, 2500, rows))
+    source = InputFile(path, COLUMNS)
+    shards = Plan(source, tmp_path, 100).shards
+    order = random.Random(rows).sample(shards, len(shards)) + shards + shards[::-1]
+    reader = ShardReader(source, b"k")
+    for shard in order:
+        tokens = reader.read(shard)  # which compares a digest
+        assert [token.line for token in tokens] == list(range(shard.first, shard.last + 1))
+        assert tokens[0].key == f"u-{shard.first - 1}"
+    reader.close()
+
+
+def test_a_shard_of_parquet_on_a_disk_does_not_read_what_is_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "tokens.parquet"
+    path.write_bytes(parquet_of(tmp_path, 50_000, 5000))
+    source = InputFile(path, COLUMNS)
+    shards = Plan(source, tmp_path).shards
+    decoded: list[int] = []
+    plain = parquet_input._plain
+    monkeypatch.setattr(parquet_input, "_plain", lambda batch: decoded.append(batch.num_rows) or plain(batch))
+    reader = ShardReader(source, b"k")
+    reader.read(shards[42])
+    reader.close()
+    assert sum(decoded) <= 3000
+
+
+async def test_an_object_that_was_changed_is_refused(desk: Desk, bucket: str) -> None:
+    url = put_tokens(f"{bucket}/tokens.csv", csv_of(200))
+    with job_at(desk, JSONLParts(), url):
+        pass
+    put_tokens(url, csv_of(200, "other"))
+    with pytest.raises(InputChangedError, match=f"{url} has changed since the job was started"):
+        Job.resume(desk.directory)
+    with pytest.raises(JobMismatchError, match="compared by ETag"):
+        job_at(desk, JSONLParts(), url)
+    put_tokens(url, csv_of(200))
+    with Job.resume(desk.directory) as job:
+        put_tokens(url, csv_of(200, "other"))
+        async with desk.client() as client:
+            with pytest.raises(InputChangedError):
+                await job.run(client)
+    assert desk.server.stats.requests == 0
+
+
+@pytest.mark.parametrize("format_", ["csv", "parquet"])
+async def test_a_storage_that_fails_while_tokens_are_read(
+    desk: Desk, bucket: str, s3: S3, tmp_path: Path, format_: str
+) -> None:
+    """No failure is taken for a change, and the next run goes on."""
+    data = parquet_of(tmp_path, 200, 30) if format_ == "parquet" else csv_of(200)
+    url = put_tokens(f"{bucket}/tokens.{format_}", data)
+    for number in range(100):
+        desk.directory = tmp_path / f"job-{number}"
+        seen = iter(range(number))
+
+        def broken(asked: Asked, seen: Iterator[int] = seen) -> int | None:
+            return 403 if next(seen, None) is None else None
+
+        s3.fault, failed = broken, False
+        try:
+            await run(desk, JSONLParts(), url)
+        except InputError as error:
+            failed = True
+            assert type(error) is InputError  # noqa: PT017
+            assert "permission is denied" in error.message  # noqa: PT017
+        finally:
+            s3.fault = lambda asked: None
+        if not failed:
+            break
+        assert (await run(desk, JSONLParts(), url)).state == "complete"
+        assert len(desk.answers) == 200
+    assert number > 3
+
+
+def test_inputs_that_are_refused(bucket: str, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="there is no such object"):
+        InputFile(f"{bucket}/nothing.csv")
+    with pytest.raises(ConfigError, match="names a bucket, but no object"):
+        InputFile(bucket)
+    with pytest.raises(ConfigError, match="must hold no user"):
+        InputFile("s3://user:hunter2@bucket/tokens.csv")
+    monkeypatch.setattr(source_module, "MOST_READ_WHOLE", 100)
+    packed = put_tokens(f"{bucket}/tokens.csv.gz", gzip.compress(csv_of(200)))
+    with pytest.raises(InputError, match=r"is compressed or in another encoding .* store it plain, or as Parquet"):
+        InputFile(packed, COLUMNS)
+    InputFile(put_tokens(f"{bucket}/tokens.csv", csv_of(200)), COLUMNS)
+
+
+# --- the command line, and a cluster ----------------------------------------------------------------------------------
+
+
+async def test_fetch_from_and_to_a_url(desk: Desk, bucket: str, tmp_path: Path) -> None:
+    tokens = put_tokens(f"{bucket}/in/tokens.csv", csv_of(30))
+    directory, out = tmp_path / "job", f"{bucket}/out/"
+    fetch = ["fetch", tokens, "--column", "token", "--out", out, "--job", directory]
+    done = await cli(*fetch, server=desk.server)
+    assert done.exit_code == 0, done.stderr
+    assert f"Answers go to {out}. The job is in {directory}" in done.stderr
+    assert "To resume on another machine, copy this directory there." in done.stderr
+    assert f"answers: {bucket}/out (JSONL" in done.stderr
+    assert len(names(f"{bucket}/out")) == 2
+    assert (await cli(*fetch, server=desk.server)).exit_code == 0, "again"
+    shown = await cli("status", directory)
+    assert tokens in shown.stdout
+    assert f"{bucket}/out (JSONL" in shown.stdout
+    assert (await cli("verify", directory)).exit_code == 0
+    exported = await cli("export", directory, "--out", "-")
+    assert len(exported.stdout.splitlines()) == 30
+    purged = await cli("purge", directory, "--yes")
+    assert f"1 files of answers in {bucket}/out" in purged.stdout + purged.stderr
+    assert names(f"{bucket}/out", "", "_flinks") == []
+    assert (await cli("fetch", tokens, "--column", "token", "--dry-run")).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["fetch", "t.csv", "--out", "s3://b/out/"], "With a URL, name --job DIR"),
+        (["fetch", "s3://b/t.csv"], "With a URL, name --job DIR"),
+        (["fetch", "t.csv", "--job", "j", "--out", "s3://b/answers.jsonl"], "an object cannot grow"),
+        (["fetch", "t.csv", "--job", "j", "--out", "s3://b/out/", "--store", "sqlite"], "a database needs a disk"),
+        (["fetch", "t.csv", "--job", "j", "--out", "s3://b/out/", "--store", "duckdb"], "a database needs a disk"),
+        (["fetch", "t.csv", "--job", "j", "--out", "s3://b/out/", "--store", "postgresql"], "a database needs a disk"),
+        (["fetch", "t.csv", "--job", "j", "--out", "s3://u:hunter2@b/out/"], "must hold no user"),
+        (["fetch", "t.csv", "--job", "j", "--out", "ftp://hunter2/out/"], "unknown scheme"),
+        (["fetch", "t.csv", "--job", "s3://b/j"], "must be on a disk"),
+        (["fetch", "s3://u:hunter2@b/t.csv", "--job", "j"], "must hold no user"),
+        (["status", "s3://b/j"], "DIR must be on a disk"),
+        (["export", "j", "--out", "s3://b/answers.jsonl"], "use --out - and pipe it to another tool"),
+    ],
+)
+async def test_commands_that_are_refused(
+    desk: Desk, s3: S3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("t.csv").write_bytes(csv_of(3))
+    if arguments[0] == "export":
+        desk.directory = tmp_path / "j"
+        await run(desk, JSONLParts())
+    done = await cli(*arguments, server=desk.server)
+    assert done.exit_code in (2, 5), done.stderr
+    assert words in " ".join(done.stderr.split())
+    assert "hunter2" not in done.stderr
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith("s3:")]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning")
+async def test_dask_workers_write_their_parts_and_one_is_killed(bucket: str, s3: S3, tmp_path: Path) -> None:
+    distributed = pytest.importorskip("distributed")
+    import dask
+
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    env = {**s3.environment, "TEST_SECRET": SECRET, "TMPDIR": str(scratch)}
+    async with a_server(latency=Latency.fixed(0.02)) as server:
+        desk = Desk(tmp_path, server)
+        desk.write(200)
+        with dask.config.set({"distributed.scheduler.http.routes": [], "distributed.worker.http.routes": []}):
+            with distributed.LocalCluster(
+                n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=60, env=env,
+            ) as cluster:  # fmt: skip
+                put_tokens(f"{bucket}/tokens.csv", desk.path.read_bytes())
+                executor = DaskExecutor(cluster, workers=2, secret_env="TEST_SECRET")
+                with job_at(desk, JSONLParts(url=f"{bucket}/out"), f"{bucket}/tokens.csv") as job:
+                    async with desk.client() as client:
+                        running = asyncio.create_task(job.run(client, Rules(open_shards=4), executor=executor))
+                        await server.received(60)
+                        os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL)
+                        result = await running
+        assert (result.state, result.totals.fetched) == ("complete", 200)
+        assert set(desk.answers) == set(range(2, 202))
+        assert verify(desk.directory) == []
+        assert len(names(f"{bucket}/out")) == 21
+        assert server.stats.requests <= 200 + 4 * 10
+    assert list((desk.directory / "spools").rglob("*.spool")) == []

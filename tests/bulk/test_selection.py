@@ -32,11 +32,11 @@ from flinks_async.bulk import (
     Selection,
     SQLiteStore,
     Store,
-    crash_points,
     export,
     status,
     verify,
 )
+from flinks_async.bulk.files import crash_points
 from flinks_async.bulk.selection import FIELDS
 from flinks_async.bulk.stores.answer_rows import TABLES
 from flinks_async.codec import Codec
@@ -71,7 +71,7 @@ ANSWER: dict[str, Any] = {
                     "Title": "Chequing",
                     "AccountNumber": ACCOUNT,
                     "Currency": "CAD",
-                    "Balance": {"Current": Decimal("12.30"), "CanaryBalance": NAME},
+                    "Balance": {"Current": Decimal("12.30"), "OddBalance": NAME},
                     "Holder": {"Name": NAME, "Email": EMAIL, "PhoneNumber": PHONE, "Address": {"CivicAddress": STREET}},
                     "Transactions": [
                         {"Date": "2025-01-31", "Description": "PAYROLL", "Credit": Decimal("1500.250"), "New": EMAIL}
@@ -84,7 +84,7 @@ ANSWER: dict[str, Any] = {
         }
     ],
     "RequestId": "request-1",
-    "Canary": EMAIL,
+    "Opaque": EMAIL,
 }
 
 
@@ -105,8 +105,8 @@ def test_holders_are_dropped_and_unknown_fields_with_them() -> None:
     expected = deepcopy(ANSWER)
     (detail,) = expected["GetAccountsDetail"]
     (account,) = detail["Accounts"]
-    del account["Holder"], account["OwnerName"], account["Balance"]["CanaryBalance"], account["Transactions"][0]["New"]
-    del detail["Links"], detail["Contact"], detail["Login"]["Username"], expected["Canary"]
+    del account["Holder"], account["OwnerName"], account["Balance"]["OddBalance"], account["Transactions"][0]["New"]
+    del detail["Links"], detail["Contact"], detail["Login"]["Username"], expected["Opaque"]
     assert kept(Selection(drop="holders")) == expected
 
 
@@ -158,8 +158,8 @@ def test_a_table_and_its_columns() -> None:
 def test_unknown_fields_are_kept_where_their_column_is_named() -> None:
     found = kept(Selection(columns=["accounts.extra", "fetches.extra"]))
     assert found == {
-        "GetAccountsDetail": [{"Accounts": [{"Balance": {"CanaryBalance": NAME}, "OwnerName": NAME}]}],
-        "Canary": EMAIL,
+        "GetAccountsDetail": [{"Accounts": [{"Balance": {"OddBalance": NAME}, "OwnerName": NAME}]}],
+        "Opaque": EMAIL,
     }
 
 

@@ -15,22 +15,25 @@ import asyncio
 import uuid
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from functools import partial
 from inspect import isawaitable
 from math import ceil
 from typing import Final
 
-from attrs import evolve
+from attrs import define, evolve
 
 from ...clock import SystemClock
 from ...config import Limits, RateLimiter, Settings, ShareQuota
 from ...errors import ConfigError, FlinksError
-from ...limits.rate import GCRA
+from ...limits.rate import GCRA, PaceState
+from ...limits.shared import RedisRateLimiter
+from ..counters import Counters, WorkerState
 from ..directory import empty
 from ..errors import WorkerError
 from ..files import OPEN_FILES_SHORT, SpareFiles, make_folder
 from ..inputs import InputBytes
-from ..records import Counters, Finished, RunState, WorkerState
+from ..records import Finished, RunState
 from ..rules import Rules
 from .protocol import NextTask, TakeFinished, Task, Work, with_concurrency, within_open_files
 from .seat import (
@@ -109,6 +112,14 @@ class Worker(ABC):
         )
 
 
+@define(eq=False)
+class _Sharer:
+    """What a limiter that other programs share hears from the workers, and tells them."""
+
+    join: Callable[[PaceState], object]
+    on_pace: Callable[[PaceState], object] | None = None
+
+
 class WorkersExecution(ABC):
     """An `Execution` in a fixed number of workers. Subclasses start them.
 
@@ -143,6 +154,10 @@ class WorkersExecution(ABC):
         self._spare = SpareFiles()
         self._limiters = [limiter_of(client.settings.limits) for client in dict.fromkeys(work.clients.values())]
         self._granting = asyncio.Lock()
+        self._sharers = [_Sharer(partial(self._tell_pace, number)) for number in range(len(self._limiters))]
+        for limiter, sharer in zip(self._limiters, self._sharers, strict=True):
+            if isinstance(limiter, RedisRateLimiter):
+                limiter.attach(sharer)
 
     @abstractmethod
     async def _prepare(self) -> list[Start]:
@@ -293,10 +308,10 @@ class WorkersExecution(ABC):
                     self._obey_rules(stopped)
                     if over:
                         return True
-                case PaceLearned():
-                    self._paces[message.client] = message
-                    for other in self._workers - {worker}:
-                        other.send(message)
+                case PaceLearned(client, state):
+                    self._tell_pace(client, state, worker)
+                    if (tell := self._sharers[client].on_pace) is not None:
+                        tell(state)
                 case WantTurns(client, count):
                     await self._grant(worker, client, count)
                 case Broken(error):
@@ -313,6 +328,11 @@ class WorkersExecution(ABC):
         if task is not None:
             worker.tasks[task.shard.id] = task
         worker.send(Assigned(task, self._work.secret_is_good or self.counters().fetched > 0))
+
+    def _tell_pace(self, client: int, state: PaceState, by: Worker | None = None) -> None:
+        message = self._paces[client] = PaceLearned(client, state)
+        for worker in self._workers - {by}:
+            worker.send(message)
 
     async def _grant(self, worker: Worker, client: int, count: int) -> None:
         limiter, now = self._limiters[client], SystemClock().now

@@ -25,9 +25,10 @@ from ...limits.rate import PaceState
 from ...limits.shared import TurnBlocks
 from ...secret import Secret
 from ..compression import Compression
+from ..counters import Counters
 from ..errors import WorkerError
 from ..inputs import InputFile, Layout
-from ..records import Counters, Finished, RunState
+from ..records import Finished, RunState
 from ..rules import Rules
 from ..selection import Selection
 from ..stores import Place, from_description

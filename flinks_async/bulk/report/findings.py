@@ -10,8 +10,8 @@ from typing import Final, Literal
 from attrs import frozen
 
 from ...checks import counted
+from ..counters import InstanceTrouble
 from ..ledger import Totals
-from ..records import InstanceTrouble
 from . import words
 from .facts import Facts
 from .timeline import Interval

@@ -29,7 +29,7 @@ from ...checks import optional_import
 from ...codec import Codec
 from ...codec.parse import EXACT, decode_any
 from ...errors import DecodeError
-from ...models import SCHEMA, PartnerAccessResponse
+from ...models import SCHEMA, Model, PartnerAccessResponse
 from ...tables import Column, ColumnType, Row, Table, extra_of, flatten, to_json
 from ..errors import StoreError, UnfitAnswerError
 from ..records import Shard
@@ -116,7 +116,7 @@ def cannot_export(where: object) -> StoreError:
 class _Codec(Codec):
     """Keeps values of a wrong type, as the client did, which has logged them."""
 
-    def _tell(self, problem: str) -> None:
+    def _tell(self, cls: type[Model], wire: str, problem: str) -> None:
         """Logs nothing."""
 
 

@@ -16,12 +16,12 @@ from typing import Annotated, Any, Final
 import msgspec
 
 from ... import checks
-from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
 from ..files import (
     NOTE,
     cannot_write,
+    crash_points,
     open_to_write,
     size_of,
     write_all,

@@ -17,10 +17,9 @@ import msgspec
 
 from ...checks import choice, optional_import
 from ...tables import Table, schema_of
-from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError
-from ..files import cannot_write, create, newer_version, write_all
+from ..files import cannot_write, crash_points, create, newer_version, write_all
 from ..objects import Readable
 from ..records import Commit, Written
 from .answer_files import difference
