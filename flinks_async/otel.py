@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from opentelemetry import context, metrics, trace
     from opentelemetry.trace.propagation import tracecontext
 
+    from .bulk.counters import Counters
     from .bulk.executors.protocol import Execution, Executor, NextTask, TakeFinished, Task, Work
-    from .bulk.records import Counters, Finished, RunState
+    from .bulk.records import Finished, RunState
 else:
     context, metrics, trace, tracecontext = (
         checks.optional_import(f"opentelemetry.{name}", extra="otel")

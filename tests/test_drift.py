@@ -12,7 +12,7 @@ import pytest
 
 from flinks_async import FlinksClient, WrongTypeError
 from flinks_async.bulk import InputFile, Job, JSONLParts, Layout, Processes, Rules, Selection, status
-from flinks_async.bulk.records import Counters, Histogram
+from flinks_async.bulk.counters import Counters, Histogram
 from flinks_async.bulk.report import json_report, report_page
 from flinks_async.codec import Codec
 from flinks_async.codec.observed import Drift, ObservedFields, from_json, joined

@@ -15,6 +15,7 @@ Where to find what: `job` opens and runs jobs; `run` is one run, from ledger to 
 
 from __future__ import annotations
 
+from .counters import InstanceTrouble, Progress
 from .directory import Manifest
 from .errors import (
     InputChangedError,
@@ -33,7 +34,7 @@ from .inputs import InputBytes, InputFile, Layout, Scanned, digest, scan
 from .job import SHARD_SIZE, Job
 from .ledger import Totals
 from .maintenance import Status, export, purge, status, verify
-from .records import Commit, Failure, InstanceTrouble, Progress, Shard, Written
+from .records import Commit, Failure, Shard, Written
 from .rules import Rules
 from .run import Result
 from .selection import Selection

@@ -23,10 +23,11 @@ from ..errors import ClientClosedError, ConfigError, FlinksError
 from ..messages import Response, SendPermit
 from ..secret import fingerprint
 from .compression import Compression
+from .counters import Counters, RecentTimes
 from .errors import StoreError
 from .files import OPEN_FILES_SHORT, SpareFiles
 from .inputs import Token
-from .records import Counters, Failure, Finished, RecentTimes, RunState, Shard
+from .records import Failure, Finished, RunState, Shard
 from .rules import DoubtfulTokens, Rules, doubt_about, failure_of, meets_every_token, reason_for_all
 from .spool import OpenShard, Spool, key_of, spool_line
 

@@ -24,6 +24,7 @@ from ..client import FlinksClient
 from ..clock import Clock
 from ..errors import ConfigError, FlinksError
 from ..secret import Secret, wrap_secret
+from .counters import Progress
 from .directory import VERSION, Manifest, empty, enter, new_ledger, refuse_own_name, take_back
 from .errors import InputChangedError, InputError, JobError, JobMismatchError
 from .executors import Executor, InProcess, Work
@@ -32,7 +33,7 @@ from .files import LEDGER, LOG, MANIFEST, SCRATCH, SPOOLS, make_folder
 from .inputs import STDIN, InputFile, Layout, Scanned, digest, scan
 from .ledger import PURGING, Ledger, Totals
 from .outcome import JobLog, write_outcome
-from .records import FailureKind, Progress
+from .records import FailureKind
 from .rules import Rules
 from .run import Result, Run
 from .selection import Selection

@@ -27,8 +27,7 @@ from attrs import field, frozen
 
 from ..checks import is_url, optional_import
 from ..errors import ConfigError
-from . import crash_points
-from .files import create, make_folder, rename_durably, sync_folder
+from .files import crash_points, create, make_folder, rename_durably, sync_folder
 
 T = TypeVar("T")
 

@@ -51,7 +51,8 @@ from ..errors import (
     ShortageError,
 )
 from ..verdict import Envelope, Kind
-from .records import Failure, FailureKind, InstanceTrouble
+from .counters import InstanceTrouble
+from .records import Failure, FailureKind
 
 NEVER_ANSWERED: Final = "has never answered"
 """The end of the reason of a run that stopped because of `Rules.unreachable_after`."""

@@ -18,13 +18,14 @@ from ..checks import counted
 from ..clock import Clock, SystemClock
 from ..codec import Drift
 from ..errors import FlinksError
-from . import crash_points
+from .counters import Counters, InstanceTrouble, Phase, Progress, Rate
 from .errors import LedgerError, StoreError, UnfitAnswerError
 from .executors import Executor, Work
 from .executors.protocol import Task, put
 from .fetching import Thread
+from .files import crash_points
 from .ledger import Ledger, Totals
-from .records import Counters, Finished, InstanceTrouble, Phase, Progress, Rate, RunState
+from .records import Finished, RunState
 from .stores.protocol import Store, shared_store
 
 SAMPLE_EVERY: Final = 10.0

@@ -14,10 +14,10 @@ import pytest
 
 from flinks_async import ConfigError
 from flinks_async.bulk import DaskExecutor, Job, WorkerError
+from flinks_async.bulk.counters import Counters, InstanceState
 from flinks_async.bulk.executors import cluster as executor_module
 from flinks_async.bulk.executors.cluster import SecretReference
 from flinks_async.bulk.executors.seat import PaceLearned, Report, Stored
-from flinks_async.bulk.records import Counters, InstanceState
 from flinks_async.cli import Exit
 from flinks_async.limits.governor import Trouble
 from flinks_async.limits.rate import PaceState

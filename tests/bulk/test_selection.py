@@ -32,13 +32,13 @@ from flinks_async.bulk import (
     Selection,
     SQLiteStore,
     Store,
-    crash_points,
     export,
     status,
     verify,
 )
 from flinks_async.bulk.executors.processes import environment_without
 from flinks_async.bulk.executors.seat import Secrets
+from flinks_async.bulk.files import crash_points
 from flinks_async.bulk.selection import FIELDS
 from flinks_async.bulk.stores.answer_rows import TABLES
 from flinks_async.codec import Codec

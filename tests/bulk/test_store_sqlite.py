@@ -16,8 +16,8 @@ import pytest
 from attrs import evolve
 
 from flinks_async import tables as flat
-from flinks_async.bulk import crash_points
 from flinks_async.bulk.errors import StoreError
+from flinks_async.bulk.files import crash_points
 from flinks_async.bulk.stores import SQLiteStore, Store, database_schema
 from flinks_async.bulk.stores import sqlite as sqlite_store
 from flinks_async.bulk.stores.answer_rows import TABLES

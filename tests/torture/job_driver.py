@@ -29,8 +29,9 @@ from typing import Any
 
 import flinks_async
 from flinks_async import FlinksClient, FlinksError, config
-from flinks_async.bulk import InputFile, Job, Layout, Rules, crash_points
+from flinks_async.bulk import InputFile, Job, Layout, Rules
 from flinks_async.bulk import run as job_run
+from flinks_async.bulk.files import crash_points
 from flinks_async.messages import Request
 from flinks_async.testing import InMemoryTransport
 from flinks_async.testing.data import Size, expected_body

@@ -35,8 +35,8 @@ from ..._version import __version__
 from ...errors import ConfigError, FlinksError
 from ...runtime import fast_loop
 from ...secret import Secret
+from ..counters import WAITED_FOR, WorkerState
 from ..errors import WorkerError
-from ..records import WAITED_FOR, WorkerState
 from ..selection import PSEUDONYM_KEY
 from .dispatch import Worker, WorkersExecution, starts_of
 from .processes import GRACE

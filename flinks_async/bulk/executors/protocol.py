@@ -22,16 +22,16 @@ from ...clock import Clock, SystemClock
 from ...config import Adaptive, Limits
 from ...errors import ConfigError
 from ..compression import Compression
+from ..counters import Counters
 from ..errors import InputChangedError, UnfitAnswerError
 from ..fetching import Fetcher, Loaded, Thread
 from ..files import allow_open_files, cannot_write
 from ..inputs import InputFile, ShardReader, Token
 from ..outcome import JobLog
-from ..records import Counters, Failure, Finished, RunState, Shard, key_from_json
+from ..records import Failure, Finished, RunState, Shard, key_from_json
 from ..rules import Rules
 from ..selection import Selection
-from ..spool import Spool, SpoolLine, read_spool_line
-from ..stores.answer_files import read_lines
+from ..spool import Spool, SpoolLine, read_lines, read_spool_line
 from ..stores.protocol import Place, SharedStore, Store
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from ..records import InstanceTrouble
+from ..counters import InstanceTrouble
 from .words import utc
 
 _GAP: Final = 0.04

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -20,10 +20,9 @@ from attrs import evolve
 
 from ... import checks
 from ...tables import Row, Table
-from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import cannot_write, is_inside, size_of
+from ..files import cannot_write, crash_points, is_inside, size_of
 from ..records import Commit
 from .answer_rows import TABLES, Rows, ShardDigest, cannot_export
 from .answer_tables import read_tables
@@ -186,11 +185,13 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         self._job, self._there, self._bare = 0, None, False
 
     def run(self, sql: str, *values: Any) -> int:
-        rowcount: int = self._do(lambda: self._execute(sql, values).rowcount)
+        with self._some_transaction():
+            rowcount: int = self._do(lambda: self._execute(sql, values).rowcount)
         return rowcount
 
     def fetch(self, sql: str, *values: Any) -> list[Row]:
-        rows: list[Row] = self._do(lambda: self._execute(sql, values).fetchall())
+        with self._some_transaction():
+            rows: list[Row] = self._do(lambda: self._execute(sql, values).fetchall())
         return rows
 
     # --- the database -------------------------------------------------------------------------------------------------
@@ -202,6 +203,10 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     def _execute(self, sql: str, values: tuple[Any, ...]) -> Any:
         """Returns a cursor, or an object with its methods. Raises the library's errors."""
         return self._opened.execute(sql, values)
+
+    def _some_transaction(self) -> AbstractContextManager[None]:
+        """The transaction of a statement. By default each commits itself, unless a transaction was begun."""
+        return nullcontext()
 
     def _do(self, work: Callable[[], T]) -> T:
         """Turns the library's errors into ours. A context manager would not do: the library's error, which may quote a

@@ -17,13 +17,12 @@ import msgspec
 
 from ...checks import choice, optional_import
 from ...tables import Table, schema_of
-from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError
-from ..files import cannot_write, create, newer_version, write_all
+from ..files import cannot_write, crash_points, create, newer_version, write_all
 from ..objects import Readable
 from ..records import Commit, Written
-from .answer_files import difference
+from ..spool import difference
 from .answer_rows import FETCHES, TABLES, cannot_export
 from .answer_tables import read_tables
 from .protocol import Problem, foreign_receipt, receipt_as
