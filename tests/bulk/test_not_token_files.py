@@ -71,6 +71,7 @@ TABLE = "If it is a table, set `format` to csv."
 OBJECTS = "Write one object a line, as `jq -c '.[]'` does, and set `format` to jsonl."
 BESIDE = "holds a GUID with something before or after it"
 SEEMS = "The file of tokens seems to hold {}. If these are the tokens, write the line `access_token` above them, and set `format` to csv."
+ONLY = "The only column of the CSV file seems to hold {}. If these are the tokens, name it with `column`."
 HEADERLESS = (
     "The first row of the CSV file looks like data, not like a header row. If there is no header row, use "
     "`header=False`; if this is the name of the column, give it as `column`."
@@ -153,6 +154,8 @@ WRONG = {
     "pairs of secret and token": Wrong("t.txt", f"{PAIR}\n", f"Line 1 of the file of tokens is Base64 of two GUIDs, such as an AuthSecret and an access token. {TEXT}"),
     "account numbers": Wrong("t.txt", "DE89370400440532013000\nGB29NWBK60161331926819\n", SEEMS.format("account numbers (IBAN)")),
     "one account number": Wrong("t.txt", "fr1420041010050500013m02606\n", SEEMS.format("account numbers (IBAN)")),
+    "a CSV column of account numbers": Wrong("t.csv", "iban\nDE89370400440532013000\n", ONLY.format("account numbers (IBAN)"), "column"),
+    "a CSV column of customer numbers": Wrong("t.csv", "customer_id\n1001\n1002\n", ONLY.format("numbers, dates, IP addresses or phone numbers"), "column"),
     "account numbers with a header": Wrong("t.txt", "iban\nDE89370400440532013000\nGB29NWBK60161331926819\n", SEEMS.format("account numbers (IBAN)")),
     "numbers with a header": Wrong("t.txt", "customer_id\n1001\n1002\n", SEEMS.format("numbers, dates, IP addresses or phone numbers")),
     "numbers in JSON Lines": Wrong("t.jsonl", "1\n2\n", "Line 1 of the file of tokens is neither a JSON object nor a JSON string. Set `format` to text or csv, if it is one of these."),
@@ -351,6 +354,10 @@ def test_one_column_of_csv_is_as_strict_as_text(tmp_path: Path) -> None:
     assert [failure.line for failure in sink.failures] == [4, 5]
 
 
-def test_words_and_numbers_can_be_tokens_below_a_header(tmp_path: Path) -> None:
-    content = "access_token\nalpha\nbeta\n4111111111111111\n"
-    assert scanned(InputFile(write(tmp_path / "t.csv", content)), tmp_path)[0].tokens == 3
+@pytest.mark.parametrize(
+    ("header", "layout"), [("access_token", Layout()), ("customer_id", Layout(column="customer_id"))]
+)
+def test_words_and_numbers_can_be_tokens_below_a_header(tmp_path: Path, header: str, layout: Layout) -> None:
+    for content in ("alpha\nbeta\n4111111111111111\n", "1001\n1002\n1003\n"):
+        source = InputFile(write(tmp_path / "t.csv", f"{header}\n{content}"), layout)
+        assert scanned(source, tmp_path)[0].tokens == 3

@@ -17,7 +17,7 @@ from .expected import Tokens, check, make_tokens
 from .order import Order
 from .outputs import OUTPUTS
 
-MANY = 20_000
+MANY, SHARD = 8_000, 100
 RANDOM_KILLS = 50
 NewRoot = Callable[[], Path]
 
@@ -101,7 +101,7 @@ def test_a_job_survives_a_kill_at_every_crash_point(
 def test_every_reach_that_matters_of_every_crash_point(
     order: Order, driver: Driver, server: ServerProcess, new_root: NewRoot, tmp_path: Path
 ) -> None:
-    torture = Torture(driver, server, make_tokens(tmp_path / "tokens.csv", MANY), evolve(order, shard_size=250))
+    torture = Torture(driver, server, make_tokens(tmp_path / "tokens.csv", MANY), evolve(order, shard_size=SHARD))
     points = torture.points(new_root())
     for case in reaches(points):
         torture.kill_at(new_root(), case)
@@ -119,10 +119,10 @@ def test_random_moments(
 ) -> None:
     print(f"\n{order.output}: FLINKS_TORTURE_SEED={seed}")
     rng = random.Random(f"{seed} {order.output}")
-    torture = Torture(driver, server, make_tokens(tmp_path / "tokens.csv", MANY), evolve(order, shard_size=250))
+    torture = Torture(driver, server, make_tokens(tmp_path / "tokens.csv", MANY), evolve(order, shard_size=SHARD))
     jobs = 0
     while torture.kills < RANDOM_KILLS:
         # Some jobs are killed while they begin, the others anywhere.
-        torture.kill_after(new_root(), rng, RANDOM_KILLS - torture.kills, 0.3 if jobs % 3 == 2 else 4.0)
+        torture.kill_after(new_root(), rng, RANDOM_KILLS - torture.kills, 0.3 if jobs % 3 == 2 else 2.0)
         jobs += 1
     print(f"{torture.kills} kills of {jobs} jobs")

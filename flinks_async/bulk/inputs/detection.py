@@ -395,6 +395,12 @@ def refuse_other_than_csv(
     values = [(number, field) for number, line in lines[1:] if (field := "".join(fields_of(line, delimiter)))]
     if found := values and _worst_line(values):
         raise InputError(f"Line {found[0]} of the CSV file {found[1]}, so it is not a token.")
+    unnamed = has_header is not False and not _has_column(names, column)
+    if unnamed and values and (other := _other_column([value for _, value in values])):
+        raise InputError(
+            f"The only column of the CSV file seems to hold {other}. If these are the tokens, name it with `column`.",
+            field="column",
+        )
 
 
 def _refuse_data(name: str, values: Sequence[str]) -> None:
