@@ -357,8 +357,13 @@ def test_loops_in_threads_do_not_mix_their_answers() -> None:
             outcomes = [outcome async for outcome in client.partner_access_many(["t"] * 100, concurrency=4)]
             return {outcome.unwrap().request_id for outcome in outcomes}
 
-    with ThreadPoolExecutor(4) as threads:
-        found = list(threads.map(lambda name: asyncio.run(main(name)), "abcd"))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)  # a thread is interrupted wherever it can be
+    try:
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(lambda name: asyncio.run(main(name)), "abcd"))
+    finally:
+        sys.setswitchinterval(before)
     assert found == [{"a"}, {"b"}, {"c"}, {"d"}]
 
 
