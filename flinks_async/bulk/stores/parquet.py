@@ -22,7 +22,7 @@ from ..errors import StoreError
 from ..files import cannot_write, crash_points, create, newer_version, write_all
 from ..objects import Readable
 from ..records import Commit, Written
-from .answer_files import difference
+from ..spool import difference
 from .answer_rows import FETCHES, TABLES, cannot_export
 from .answer_tables import read_tables
 from .protocol import Problem, foreign_receipt, receipt_as
