@@ -111,9 +111,9 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session(python=OTHERS)
 def tests(session: nox.Session) -> None:
-    """The tests on the other supported Pythons of this machine, without those marked `slow` or `once`."""
+    """On the other supported Pythons of this machine, the tests that depend on Python."""
     session.install(*TEST)
-    session.run("pytest", "-m", "not torture and not slow and not once", *session.posargs)
+    session.run("pytest", "-m", "not torture and not slow and not once and not backend", *session.posargs)
 
 
 @nox.session(python=SUPPORTED[0])

@@ -20,7 +20,7 @@ from figures import machine, spread, versions
 
 # 40 ms was the aim where the dependencies take 170 ms; the rest is for what differs from process to process.
 LIMIT = 0.26
-DEPENDENCIES = ("aiohttp", "attrs", "cattrs", "msgspec", "multidict", "yarl")
+DEPENDENCIES = ("aiohappyeyeballs", "aiohttp", "attrs", "cattrs", "httptools", "msgspec", "multidict", "yarl")
 # Everything that an extra, a test or a comparison may bring, and the parts of the package that need it.
 OPTIONAL = (
     "click", "rich", "uvloop", "pyarrow", "pandas", "polars", "opentelemetry", "redis", "duckdb", "dask", "pytest",

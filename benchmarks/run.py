@@ -28,7 +28,7 @@ BENCHMARKS = {
     "processes": "Several processes",
 }
 COMPARED = (
-    "flinks-async", "aiohttp", "attrs", "cattrs", "msgspec", "multidict", "yarl", "uvloop", "aiohttp-retry", "httpx",
+    "flinks-async", "aiohttp", "attrs", "cattrs", "httptools", "msgspec", "multidict", "yarl", "uvloop", "aiohttp-retry", "httpx",
     "niquests", "orjson", "pydantic", "pyreqwest", "pyarrow", "duckdb", "psycopg", "backports.zstd",
 )  # fmt: skip
 

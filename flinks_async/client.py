@@ -378,7 +378,7 @@ class FlinksClient:
 
     def stats(self) -> ClientStats:
         """The current counters."""
-        return ClientStats.of(self._states.open_values(), self._counters, self._pool.stats())
+        return ClientStats.of(self._states.open_values(), self._counters, self._pool.stats(), self._codec.drift())
 
     def explain(self) -> str:
         """Describes the effective settings and the retry schedule as text; secrets are masked."""

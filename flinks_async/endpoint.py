@@ -145,7 +145,8 @@ def _read_base_url(base_url: str, allow_http: bool) -> tuple[str, str]:
         host = host.encode("idna").decode("ascii")  # for an ASCII name, it checks the lengths of the labels
     except UnicodeError:
         raise ConfigError("the host of base_url is not a valid (international) domain name") from None
-    if not _HOST_NAME.fullmatch(host) and _address(host) is None:
+    # The operating system takes 127.1 and 2130706433 for addresses; an address must not look like another one.
+    if _address(host) is None and (not _HOST_NAME.fullmatch(host) or host.replace(".", "").isdigit()):
         raise ConfigError("the host of base_url is neither a domain name nor an address")
     place = f"[{host}]" if ":" in host else host
     place = place if port is None else f"{place}:{port}"

@@ -12,6 +12,7 @@ from .client_options import ClientOptions
 from .config import Adaptive, Settings, ShareQuota, TokenBucketQuota
 from .endpoint import Endpoint
 from .limits.rate import LearnedLimit
+from .limits.shared import RedisRateLimiter
 from .secret import MASK, Secret
 
 ROWS: Final = 20
@@ -98,6 +99,8 @@ def _bounds(settings: Settings, learned: LearnedLimit | None) -> Iterator[str]:
     else:
         yield f"requests at once: {limits.concurrency}"
     ceiling = "" if limits.rate is None else f", at most {limits.rate:g}"
+    if isinstance(limits.rate_limiter, RedisRateLimiter):
+        ceiling = f", {limits.rate_limiter.state}"
     yield f"requests per second: {learned or 'no limit learned so far'}{ceiling}"
 
 

@@ -104,7 +104,7 @@ async def table_batches(
     Raises:
         ConfigError: pyarrow is not installed, or `size` is not a positive integer.
         WrongTypeError: as in `flinks_async.tables.to_arrow`.
-        Exception: any exception of `outcomes`. The outcomes since the last batch are lost.
+        Exception: any exception of `outcomes`, after a batch of the outcomes before it.
     """
     integer("size", size, 1)
     optional_import("pyarrow", extra="arrow")
@@ -117,15 +117,19 @@ async def table_batches(
         tables = await asyncio.to_thread(tables_of, fetched, True, count)
         return TableBatch(tables, tuple(outcome for outcome in batch if isinstance(outcome, Failed)))
 
+    end: Exception | None = None
     async with aclosing(outcomes):
-        async for outcome in outcomes:
-            batch.append(outcome)
-            if len(batch) == size:
+        while end is None:
+            try:
+                batch.append(await anext(outcomes))
+            except Exception as error:
+                end = error
+            if len(batch) == size or (batch and end is not None):
                 yield await convert()
                 count += sum(isinstance(outcome, Fetched) for outcome in batch)
                 batch.clear()
-    if batch:
-        yield await convert()
+    if not isinstance(end, StopAsyncIteration):
+        raise end
 
 
 async def fan_out(

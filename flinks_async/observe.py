@@ -14,6 +14,7 @@ from functools import cache
 
 from attrs import frozen
 
+from .codec import Drift
 from .errors import ConfigError
 from .limits.governor import Trouble
 from .limits.notices import InstanceDown, InstanceUp, LoggedEvent, Paused, Resumed, emit
@@ -27,6 +28,7 @@ __all__ = [
     "AttemptFinished",
     "AttemptStarted",
     "ClientStats",
+    "Drift",
     "Event",
     "InstanceDown",
     "InstanceUp",
@@ -165,6 +167,9 @@ class ClientStats:
         learned: the limit of the instance, learned from refused requests; None while unknown. As text, such as
             "1,470/s learned: refused at 1,520/s 12 s ago".
         learned_rate: its requests per second; None while unknown.
+        drift: how answers differ from their documentation, by path and never with values; the most frequent differences
+            first. As text, such as "GetAccountsDetail[].Accounts[].Foo: unknown field in 98 % of answers since ...". Clients
+            with one codec share it.
         why_held: what holds requests back now, in words, such as "refused at 104/s 12 s ago"; empty if nothing does.
     """
 
@@ -183,9 +188,16 @@ class ClientStats:
     learned: LearnedLimit | None = None
     learned_rate: float | None = None
     why_held: str = ""
+    drift: tuple[Drift, ...] = ()
 
     @classmethod
-    def of(cls, states: Sequence[LoopState], counters: RequestCounters, connections: ConnectionStats) -> ClientStats:
+    def of(
+        cls,
+        states: Sequence[LoopState],
+        counters: RequestCounters,
+        connections: ConnectionStats,
+        drift: tuple[Drift, ...],
+    ) -> ClientStats:
         """Adds up the states of a client in its event loops."""
         governors = [state.governor for state in states]
         learned = next((limit for governor in governors if (limit := governor.learned) is not None), None)
@@ -205,4 +217,5 @@ class ClientStats:
             learned=learned,
             learned_rate=None if learned is None else learned.rate,
             why_held=next((why for state in states if (why := state.governor.why_held(state.now()))), ""),
+            drift=drift,
         )

@@ -21,6 +21,8 @@ from . import checks
 from ._version import __version__
 from .classify import verdict_of
 from .client import FlinksClient
+from .codec import Codec, Drift
+from .codec.observed import joined
 from .messages import Handler, Request, Response
 from .observe import ClientStats
 from .secret import fingerprint
@@ -30,8 +32,9 @@ if TYPE_CHECKING:
     from opentelemetry import context, metrics, trace
     from opentelemetry.trace.propagation import tracecontext
 
+    from .bulk.counters import Counters
     from .bulk.executors.protocol import Execution, Executor, NextTask, TakeFinished, Task, Work
-    from .bulk.records import Counters, Finished, RunState
+    from .bulk.records import Finished, RunState
 else:
     context, metrics, trace, tracecontext = (
         checks.optional_import(f"opentelemetry.{name}", extra="otel")
@@ -136,6 +139,8 @@ class _Meters:
         self._clients: list[tuple[ref[FlinksClient], Attributes]] = []
         for name, unit, description, read, combine in _GAUGES:
             meter.create_observable_gauge(name, [partial(self._observe, read, combine)], unit, description)
+        drift = "Answers that differ from their documentation."
+        meter.create_observable_counter("flinks.client.drift", [self._observe_drift], "{answer}", drift)
 
     def watch(self, client: FlinksClient, attributes: Attributes) -> None:
         # A new list, because the thread that exports metrics may be reading the old one.
@@ -149,6 +154,14 @@ class _Meters:
             if client is not None and not client.closed and (value := read(client.stats())) is not None:
                 values.setdefault(tuple(attributes.items()), []).append(value)
         return [metrics.Observation(combine(several), dict(key)) for key, several in values.items()]
+
+    def _observe_drift(self, _: object) -> Iterable[metrics.Observation]:
+        by_codec: dict[Codec, tuple[Drift, ...]] = {}  # clients with one codec share what it counts
+        for reference, _attributes in self._clients:
+            if (client := reference()) is not None:
+                by_codec[client.options.codec] = client.stats().drift
+        for one in joined(by_codec.values()):
+            yield metrics.Observation(one.answers, {"flinks.drift.kind": one.kind, "flinks.drift.path": one.path})
 
 
 class _Tracing:

@@ -5,9 +5,9 @@ pauses, rate limiters, hedges, polls. `flinks_async.config` has the records that
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
-from attrs import Attribute, field, frozen
+from attrs import field, frozen
 
 from . import checks
 from .errors import ConfigError
@@ -125,28 +125,15 @@ class Breaker:
             raise ConfigError(f"Breaker.volume ({self.volume}) must not be greater than Breaker.window ({self.window})")
 
 
-def _no_longer(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    if value is not None:
-        raise ConfigError(
-            f"Pause.{attribute.name} has no effect any more, because the client learns the rate that the instance allows. "
-            f"Leave it out; Limits.rate sets a ceiling"
-        )
-
-
 @frozen(kw_only=True)
 class Pause:
     """The pause that a server can ask for.
 
     Attributes:
         longest: the longest pause that a server can ask for in seconds. 60; bulk: 3600.
-        base, cap, ramp, low: no longer used; a value raises `ConfigError`.
     """
 
     longest: float = field(default=60.0, validator=checks.positive)
-    base: float | None = field(default=None, validator=_no_longer, repr=False)
-    cap: float | None = field(default=None, validator=_no_longer, repr=False)
-    ramp: float | None = field(default=None, validator=_no_longer, repr=False)
-    low: float | None = field(default=None, validator=_no_longer, repr=False)
 
 
 class RateLimiter(Protocol):

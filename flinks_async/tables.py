@@ -389,10 +389,11 @@ def arrow_table(
     """Rows as Arrow.
 
     Args:
-        rows: at least one.
         does_not_fit: makes the error for a value that its column cannot hold, of the column, the row and the Arrow type.
     """
     schema = schema_of(table)
+    if not rows:
+        return schema.empty_table()
     arrays = []
     for number, values in enumerate(zip(*rows, strict=True)):
         type_ = schema[number].type

@@ -1,4 +1,4 @@
-"""Shared by all tests: how many run at once, and which run on one Python only."""
+"""Shared by all tests: how many run at once, and which run only once."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
-ONCE = {
-    TESTS / f"{name}.py"
-    for name in (
-        "bulk/test_report_browser", "test_benchmarks", "test_readme", "test_simulator_openapi", "test_storm_benchmark",
-        "test_storm_hour", "test_testing_plugin", "torture/test_crash", "torture/test_io", "torture/test_order",
-        "torture/test_outage",
-    )
+MARKED = {
+    "once": (
+        "bulk/test_report", "bulk/test_report_browser", "test_benchmarks", "test_cli_docs", "test_pace", "test_readme",
+        "test_simulator_openapi", "test_storm_benchmark", "test_storm_hour", "test_structure", "test_testing_plugin",
+        "torture/test_crash", "torture/test_io", "torture/test_order", "torture/test_outage",
+    ),
+    "backend": (
+        "bulk/test_dask", "bulk/test_ray", "bulk/test_store_duckdb", "bulk/test_store_postgresql", "bulk/test_stores_agree",
+    ),
 }  # fmt: skip
-"""Takes long and does not depend on the version of Python: browsers, simulated hours, documents, disks."""
+"""Files of which all tests have a marker; pyproject.toml says what it means."""
 
-CPU_MINUTES = 4
+CPU_MINUTES = 5
 """Duration of all tests that run by default, on one core."""
 
 
@@ -28,19 +30,22 @@ def cores() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process for single files, which end before workers have started; otherwise a worker for each core."""
+    """One process for single files, which end before workers have started; otherwise a worker for each core, and one more."""
     files = all(Path(argument.partition("::")[0]).is_file() for argument in config.args)
-    return 0 if files else min(cores(), 8)
+    return 0 if files else min(cores() + 1, 8)  # one more, because some tests wait
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     if config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.collectonly:
         return None
-    workers = config.option.numprocesses or 1
-    return f"takes about {CPU_MINUTES / workers:.0f} minutes on {workers} core{'s' if workers > 1 else ''}"
+    used = min(config.option.numprocesses or 1, cores())
+    return (
+        f"takes about {CPU_MINUTES / used:.1f} minutes on {used} core{'s' if used > 1 else ''}, if they do nothing else"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    markers = {TESTS / f"{name}.py": marker for marker, names in MARKED.items() for name in names}
     for item in items:
-        if item.path in ONCE:
-            item.add_marker("once")
+        if item.path in markers:
+            item.add_marker(markers[item.path])

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from hypothesis import HealthCheck, settings
 
 from flinks_async import FlinksClient
 from flinks_async.limits.governor import Governor
@@ -19,6 +22,14 @@ DOCUMENTED = {
     "GetAccountsDetail": [{"LoginId": "5e115eac-1209-4f19-641c-08d6d484e2fe", "CustomerId": "c-1"}],
     "RequestId": "r-1",
 }
+
+
+TIMES = int(os.environ.get("FLINKS_EXAMPLES", "1"))
+
+
+def examples(number: int, **options: Any) -> settings:
+    """Settings of hypothesis for a test with this many examples; .ci/torture tries `FLINKS_EXAMPLES` times as many."""
+    return settings(max_examples=number * TIMES, deadline=None, suppress_health_check=list(HealthCheck), **options)
 
 
 def client_of(transport: InMemoryTransport, **options: Any) -> FlinksClient:

@@ -21,6 +21,7 @@ from flinks_async.models import Holder
 from flinks_async.testing import KINDS, FakeClock, FlinksServer, InMemoryTransport
 from tests.raw_server import Hang, RawServer, ReadHead, Send
 
+from .sockets.support import use_sessions
 from .support import turns
 
 TOKEN = "canary-token-77e1/x"
@@ -332,15 +333,15 @@ async def test_a_redirect_to_a_host_named_after_a_secret_is_masked() -> None:
         shows_nothing(caught.value, own_frames(caught.value))
 
 
-async def _own_header(request: Any, call_next: Any) -> Any:
-    return await call_next(request.evolve(headers={"X-Trace": "1"}))
-
-
-@pytest.mark.parametrize("way", [(), (_own_header,)], ids=["short", "session"])
-async def test_a_call_cancelled_in_a_body_leaves_no_url_in_our_frames(way: Any) -> None:
+@pytest.mark.parametrize("way", ["own connection", "session"])
+async def test_a_call_cancelled_in_a_body_leaves_no_url_in_our_frames(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "session":
+        use_sessions(monkeypatch)
     begun = Send(b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n{")
     async with RawServer([ReadHead(), begun, Hang()]) as server:
-        async with FlinksClient(auth_secret=SECRET, base_url=server.base_url, attempt_middleware=way) as flinks:
+        async with FlinksClient(auth_secret=SECRET, base_url=server.base_url) as flinks:
             with pytest.raises(TimeoutError) as caught:
                 async with asyncio.timeout(0.1):
                     await flinks.partner_access(TOKEN)
@@ -399,7 +400,9 @@ async def test_what_a_signal_handler_raises_carries_no_secret_and_no_data(
     detail: dict[str, Any] = PERSONAL["GetAccountsDetail"][0]  # type: ignore[assignment]
     large = {"GetAccountsDetail": [{**detail, "Accounts": detail["Accounts"] * (1000 if place == "large body" else 1)}]}
     server.script(TOKEN, [large])
-    options: dict[str, Any] = {"attempt_middleware": [_own_header]} if place == "session" else {}
+    options: dict[str, Any] = {}
+    if place == "session":
+        use_sessions(monkeypatch)
 
     def stop(*_: Any, **__: Any) -> Any:
         raise kind
@@ -413,9 +416,9 @@ async def test_what_a_signal_handler_raises_carries_no_secret_and_no_data(
         options["middleware"] = [middleware]
     async with FlinksClient(auth_secret=SECRET, base_url=server.base_url, **options) as flinks:
         target = {
-            "connecting": "flinks_async.transport.fast_path.Connector.connect",
+            "connecting": "flinks_async.transport.http1.ConnectionPool.connect",
             "session": "aiohttp.client_reqrep.ClientRequest.send",
-            "body": "flinks_async.transport.aiohttp.AiohttpTransport._body_at_once",
+            "body": "flinks_async.transport.http1.HTTPConnection.check",
             "decoding": "flinks_async.codec.compiled.AMOUNT",
             "large body": "flinks_async.codec.steps.count_steps",
         }.get(place)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+import sys
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -564,3 +565,42 @@ class TestRefusedSecret:
         result = await fetch(flinks_server, tokens, out, "--concurrency", 1, "--refused-after", 9)
         assert result.exit_code == Exit.FAILED
         assert len(records(out)) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--executor", "dask://scheduler:8786"], "has no TLS.*--insecure-cluster"),
+        (["--executor", "ray://head:10001"], "without token authentication.*--insecure-cluster"),
+        (
+            ["--executor", "http://scheduler:8786"],
+            "must be dask://HOST:PORT, dask\\+tls://HOST:PORT or ray://HOST:PORT",
+        ),
+        (["--executor", "dask://user:canary-word@scheduler:8786"], "must be dask://HOST:PORT"),
+        (["--executor", "dask://127.0.0.1:8786", "--processes", "2"], "does not go with --processes"),
+        (["--workers", "2"], "need --executor"),
+        (["--executor", "dask://127.0.0.1:8786", "--secret-file", "-"], "workers cannot read --secret-file -"),
+    ],
+)
+async def test_a_cluster_that_cannot_be_used_is_refused_before_anything_is_read(
+    flinks_server: FlinksServer, tmp_path: Path, out: Path, options: list[str], message: str
+) -> None:
+    result = await fetch(
+        flinks_server, write(tmp_path / "t.txt", "token-1\n"), out, *options, stdin="s", RAY_AUTH_MODE=None
+    )
+    assert result.exit_code == Exit.USAGE
+    assert re.search(message, result.stderr.replace("\n", " ")), result.stderr
+    assert "canary-word" not in result.output
+    assert not out.with_name(f"{out.name}.job").exists()
+
+
+async def test_the_cluster_can_be_named_by_the_environment_and_an_extra_that_is_missing_is_named(
+    flinks_server: FlinksServer, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    tokens = write(tmp_path / "t.txt", "token-1\n")
+    result = await fetch(flinks_server, tokens, out, FLINKS_EXECUTOR="dask://127.0.0.1:8786")
+    assert result.exit_code == Exit.USAGE
+    assert "pip install 'flinks-async[dask]'" in result.stderr
+    result = await fetch(flinks_server, tokens, out, "--processes", 1, FLINKS_EXECUTOR="dask://127.0.0.1:8786")
+    assert result.exit_code == Exit.OK, "an option counts more"

@@ -43,7 +43,7 @@ class TestGet:
     async def test_a_hidden_prompt_on_a_terminal(
         self, flinks_server: FlinksServer, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("flinks_async.cli.secret_input.stdin_is_terminal", lambda: True)
+        monkeypatch.setattr("flinks_async.cli.access.stdin_is_terminal", lambda: True)
         result = await cli("get", server=flinks_server, stdin=TOKEN + "\n")
         assert json.loads(result.stdout, parse_float=Decimal) == flinks_server.expected(TOKEN)
         assert result.stderr.startswith("Access token:")

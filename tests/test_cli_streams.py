@@ -44,9 +44,16 @@ async def test_a_fetch_into_a_file_needs_no_streams(flinks_server: FlinksServer,
     assert len(records(folder / "a.jsonl")) == 20, "and nothing but answers in it"
 
 
-@pytest.mark.parametrize("closed", [">&-", ">&- <&-", pytest.param(">/dev/full", marks=FULL)])
 @pytest.mark.parametrize(
-    "arguments", ["fetch t.txt --out -", "fetch t.txt --dry-run", "--version", "--help", "fetch --help"]
+    ("arguments", "closed"),
+    [
+        *(("fetch t.txt --out -", closed) for closed in (">&-", ">&- <&-")),
+        *(("--version", closed) for closed in (">&-", ">&- <&-")),
+        *(
+            pytest.param(arguments, ">/dev/full", marks=FULL)
+            for arguments in ("fetch t.txt --out -", "fetch t.txt --dry-run", "--help", "fetch --help")
+        ),
+    ],
 )
 async def test_output_that_cannot_be_written_is_told(
     flinks_server: FlinksServer, folder: Path, arguments: str, closed: str

@@ -7,11 +7,12 @@ import json
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
+from flinks_async.cli.app import app
 from flinks_async.testing import FlinksServer
 
 from .cli_support import cli, environment
@@ -22,6 +23,9 @@ pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pseudo-terminal
 TITLE = "\x1b]0;evil\x07"
 EVIL = "\x9b\x7f\x85\u202e\u2066\u061c\u200f\u2028\U000e0041"
 """C1 controls, delete, marks of direction, a line separator and an invisible tag."""
+
+FORGED = "Error: forged"
+"""A line of its own behind the line break in the name of the folder."""
 
 ANSWER = {"GetAccountsDetail": [{"LoginId": "l", "CustomerId": f"a{TITLE}{EVIL}b"}], "RequestId": "r"}
 
@@ -35,28 +39,32 @@ def server(flinks_server: FlinksServer) -> FlinksServer:
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    folder = tmp_path / f"dir{TITLE}{EVIL}"
+    folder = tmp_path / f"dir{TITLE}{EVIL}\n{FORGED}"
     folder.mkdir()
     rows = "".join(f"token-{number},k{number}{EVIL}\n" for number in range(3))
     (folder / "t.csv").write_text(f"token,key\n{rows}token-3,\n,\n" + "bad token\x01,k\n")
     return folder
 
 
-async def on_terminal(*args: object, server: FlinksServer | None = None, columns: int = 400) -> str:
-    """What a terminal gets from a command, on both streams."""
+async def on_terminal(*args: object, server: FlinksServer | None = None, **env: str) -> str:
+    """What a terminal gets from a command in this process, on both streams."""
     master, slave = pty.openpty()
-    env = {name: value for name, value in environment(server, TERM="xterm", COLUMNS=str(columns)).items() if value}
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "flinks_async.cli", *map(str, args),
-        stdin=asyncio.subprocess.DEVNULL, stdout=slave, stderr=slave, env={**os.environ, **env},
-    )  # fmt: skip
-    os.close(slave)
-    try:
-        pieces = await asyncio.to_thread(lambda: list(read_all(master)))
-        await process.wait()
-    finally:
-        os.close(master)
-    return b"".join(pieces).decode("utf-8", "backslashreplace")
+    reading = asyncio.ensure_future(asyncio.to_thread(lambda: b"".join(read_all(master))))
+    with ExitStack() as stack:
+        stack.callback(os.close, master)
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        for name, value in environment(server, TERM="xterm", COLUMNS="400", **env).items():
+            patch.delenv(name, raising=False) if value is None else patch.setenv(name, value)
+        with open(slave, "w", encoding="utf-8") as terminal, open(os.devnull, encoding="utf-8") as nothing:
+            for name, stream in (("stdin", nothing), ("stdout", terminal), ("stderr", terminal)):
+                patch.setattr(sys, name, stream)
+            await asyncio.to_thread(run, [str(arg) for arg in args])
+        return (await reading).decode("utf-8", "backslashreplace")
+
+
+def run(args: list[str]) -> None:
+    with suppress(SystemExit):
+        app.main(args, prog_name="flinks-async")
 
 
 def read_all(file: int) -> Iterator[bytes]:
@@ -69,6 +77,7 @@ def assert_harmless(text: str) -> None:
     assert [c for c in EVIL if c in text] == []
     assert TITLE not in text
     assert "\x1b]" not in text
+    assert [line for line in text.splitlines() if line.startswith(FORGED)] == []
 
 
 @pytest.mark.parametrize("options", [[], ["--progress", "json"], ["--progress", "plain"], ["--quiet"]])
@@ -103,9 +112,8 @@ async def test_answers_that_are_printed(server: FlinksServer, folder: Path) -> N
 
 
 @pytest.mark.parametrize("option", ["--pretty", "--compact"])
-async def test_one_answer(server: FlinksServer, option: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLINKS_ACCESS_TOKEN", "token-0")
-    said = await on_terminal("get", option, server=server)
+async def test_one_answer(server: FlinksServer, option: str) -> None:
+    said = await on_terminal("get", option, server=server, FLINKS_ACCESS_TOKEN="token-0")
     assert_harmless(said)
     assert json.loads(said)["GetAccountsDetail"] == ANSWER["GetAccountsDetail"]
 

@@ -15,14 +15,15 @@ import cattrs
 import pytest
 from attrs import evolve
 from cattrs.preconf.json import make_converter
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from flinks_async.codec import Codec
+from flinks_async.codec import DIRECT_SIZE, Codec
 from flinks_async.errors import ConfigError, DecodeError, EmptyBodyError, JSONLimitError, NotJSONError, WrongTypeError
 from flinks_async.models import Account, AccountsDetail, Balance, Meta, PartnerAccessResponse, Timestamp, Transaction
 
 from .answers import DOCUMENTED, answers, from_bytes, payload, to_bytes
+from .support import examples
 
 codec = Codec()
 
@@ -68,7 +69,7 @@ def test_payloads_survive(size: Any) -> None:
     assert from_bytes(codec.decode(body).to_json()) == from_bytes(body)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(40)
 @given(answers)
 def test_what_comes_goes_back(data: dict[str, Any]) -> None:
     body = to_bytes(data)
@@ -78,7 +79,7 @@ def test_what_comes_goes_back(data: dict[str, Any]) -> None:
     assert codec.converter.unstructure(answer) == answer.to_dict()
 
 
-@settings(max_examples=40, deadline=None)
+@examples(20)
 @given(answers)
 def test_answers_are_plain_data(data: dict[str, Any]) -> None:
     answer = codec.decode(to_bytes(data))
@@ -290,7 +291,7 @@ def test_the_last_of_two_equal_keys_counts() -> None:
     assert codec.decode(b'{"RequestId":1,"RequestId":"b"}').request_id == "b"
 
 
-@settings(max_examples=200, deadline=None)
+@examples(60)
 @given(st.binary(max_size=40) | st.text(alphabet='{}[]",:0123456789.eE-ntrufalse \\', max_size=40).map(str.encode))
 def test_any_bytes_end_in_an_answer_or_a_decode_error(body: bytes) -> None:
     try:
@@ -300,7 +301,7 @@ def test_any_bytes_end_in_an_answer_or_a_decode_error(body: bytes) -> None:
     assert from_bytes(answer.to_json()) == from_bytes(body)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(25)
 @given(answers, st.data())
 def test_a_body_cut_anywhere_is_an_error(data: dict[str, Any], draw: st.DataObject) -> None:
     body = to_bytes(data)
@@ -508,10 +509,11 @@ def test_an_odd_value_can_be_kept_in_extra(wire: str, value: Any, way: str, capl
     for _ in range(3):
         if way == "in steps":
             large = json.loads(body)
-            large["GetAccountsDetail"][0]["Accounts"][0]["Transactions"] *= 2000
+            large["GetAccountsDetail"][0]["Accounts"][0]["Transactions"] *= 1100
             body_sent = json.dumps(large).encode()
+            assert len(body_sent) > DIRECT_SIZE
             answer = run_steps(mine, body_sent)
-            assert len(answer.accounts[0].transactions) == 4000
+            assert len(answer.accounts[0].transactions) == 2200
         else:
             body_sent = body
             answer = mine.decode(body)

@@ -14,18 +14,19 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flinks_async import codec as codec_module
 from flinks_async.codec import Codec, steps
-from flinks_async.codec.compiled import mutable_class
+from flinks_async.codec.compiled import Fallback, mutable_class
 from flinks_async.codec.reference import WireStates
 from flinks_async.errors import DecodeError, EmptyBodyError, NotJSONError, WrongTypeError
 from flinks_async.models import MODELS, SCHEMA, Account, Meta, Model, PartnerAccessResponse, Transaction
 from flinks_async.schema import DEFAULT_WIRE_STATE, WireState
 
 from .answers import answers, answers_perhaps_wrong, from_bytes, payload, run_steps, to_bytes
+from .support import examples
 
 META = Meta(attempts=3, queue_time=0.5)
 
@@ -85,13 +86,13 @@ def check_all_ways(body: bytes, *codecs: Codec) -> None:
 used = Codec()  # observes many fields in the course of the tests
 
 
-@settings(max_examples=150, deadline=None)
+@examples(40)
 @given(answers)
 def test_generated_answers(data: dict[str, Any]) -> None:
     check_all_ways(to_bytes(data), used, Codec())
 
 
-@settings(max_examples=250, deadline=None)
+@examples(60)
 @given(answers_perhaps_wrong)
 def test_generated_answers_with_wrong_types(data: dict[str, Any]) -> None:
     check_all_ways(to_bytes(data), used)
@@ -111,7 +112,7 @@ def _places(data: Any, path: str = "") -> Iterator[tuple[Any, Any, str]]:
 WRONG = [3, -1, Decimal("1.5"), "text", "", "2025-01-31", True, [], {}, [None], [{}], None, 10**40, Decimal("1E+400")]
 
 
-@settings(max_examples=200, deadline=None)
+@examples(60)
 @given(st.data())
 def test_any_value_in_any_place_of_a_whole_answer(draw: st.DataObject) -> None:
     data = from_bytes(payload((2, 3), unknown=draw.draw(st.booleans())))
@@ -285,9 +286,7 @@ def test_not_more_than_4096_states_are_kept() -> None:
 @pytest.mark.parametrize("cls", [*MODELS, WireState])
 def test_a_mutable_object_becomes_a_model_by_assignment(cls: type) -> None:
     """Where an interpreter considers the layouts different, decoding is slower, and this test fails to say so."""
-    made, convert = mutable_class(cls)
-    assert convert is None
-    assert made.__slots__ == cls.__slots__
+    assert mutable_class(cls).__slots__ == cls.__slots__  # type: ignore[attr-defined]
 
 
 @attrs.frozen
@@ -301,32 +300,18 @@ class Odd(Model):
 Odd.__slots__ = (*Odd.__slots__, "more")
 
 
-def test_a_mutable_object_of_another_layout_is_converted() -> None:
-    made, convert = mutable_class(Odd)
-    full: Any = made()
-    full.name, full._wire = "a", DEFAULT_WIRE_STATE
-    assert convert is not None
-    assert convert(full) == Odd("a", DEFAULT_WIRE_STATE)
-
-
-def convert_by_init(cls: Any) -> Any:
-    return lambda full: cls(**{a.alias: getattr(full, a.name) for a in attrs.fields(cls)})
-
-
-def test_decoding_also_works_without_assignment_of_the_class(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_class_cannot_be_assigned_the_reference_path_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(Fallback):
+        mutable_class(Odd)
     body = payload((2, 3), unknown=True)
     expected = by_reference(body)
-    real_mutable_class = mutable_class
-
-    def slow_mutable_class(cls: Any) -> Any:
-        made, _ = real_mutable_class(cls)
-        return made, convert_by_init(cls)
-
-    monkeypatch.setattr("flinks_async.codec.compiled.mutable_class", slow_mutable_class)
-    codec = Codec()
-    codec.decode(body)
-    assert outcome(lambda: codec.decode(body, META)) == expected
-    assert codec._decoder.compiled(body, META) is not None
+    monkeypatch.setattr("flinks_async.codec.compiled.mutable_class", lambda cls: mutable_class(Odd))
+    for transactions in ("with the answer", "on access"):
+        codec = Codec(transactions=transactions)
+        for _ in range(2):
+            assert outcome(lambda codec=codec: codec.decode(body, META)) == expected
+        assert codec._decoder.compiled(body, META) is None
+        assert run_steps(codec.decode_steps(body))[0] == codec.decode(body)
 
 
 # --- hooks ---------------------------------------------------------------------------------------------------------

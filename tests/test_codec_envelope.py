@@ -8,18 +8,19 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flinks_async.classify import classify_response
 from flinks_async.codec import Codec, envelope_of, read_envelope
-from flinks_async.codec.envelope import UNREADABLE
+from flinks_async.codec.parse import UNREADABLE
 from flinks_async.models import SCHEMA, AccountsDetail
 from flinks_async.schema import FieldKind
 from flinks_async.secret import Secret
 from flinks_async.verdict import EMPTY_ENVELOPE, Envelope, Kind
 
 from .answers import DOCUMENTED, payload, to_bytes
+from .support import examples
 
 GUID = "d9b2d63d-a233-4123-847a-7090d5c0f4a1"
 codec = Codec()
@@ -48,7 +49,7 @@ def test_anything_else_is_an_empty_envelope(body: bytes) -> None:
     assert read_envelope(body) == EMPTY_ENVELOPE
 
 
-@settings(max_examples=100)
+@examples(50)
 @given(st.binary(max_size=30))
 def test_reading_never_raises(body: bytes) -> None:
     assert isinstance(read_envelope(body), Envelope)

@@ -10,7 +10,7 @@ from typing import Any
 
 import attrs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flinks_async import Codec, ConfigError, FlinksClient
@@ -23,6 +23,7 @@ from flinks_async.tables import to_arrow
 from flinks_async.testing import InMemoryTransport
 
 from .answers import answers, from_bytes, payload, run_steps, to_bytes
+from .support import examples
 from .test_codec_compiled import BROKEN, META, WRONG, _places, by_reference, outcome
 from .test_codec_compiled import used as eager
 
@@ -49,14 +50,14 @@ def read(answer: PartnerAccessResponse) -> PartnerAccessResponse:
 on_access = codec_for()
 
 
-@settings(max_examples=150, deadline=None)
+@examples(40)
 @given(answers)
 def test_generated_answers(data: dict[str, Any]) -> None:
     body = to_bytes(data)
     assert outcome(lambda: read(on_access.decode(body, META))) == by_reference(body)
 
 
-@settings(max_examples=250, deadline=None)
+@examples(60)
 @given(st.data())
 def test_a_wrong_value_in_any_place_has_the_same_error_at_the_latest_when_it_is_read(draw: st.DataObject) -> None:
     data = from_bytes(payload((2, 3), unknown=draw.draw(st.booleans())))

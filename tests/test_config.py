@@ -117,6 +117,8 @@ def test_a_base_url_may_have_a_port_and_a_path(base_url: str, url: str, host: st
         (f"https://{'a' * 64}.example", "domain name"),
         ('https://api"example', "neither a domain name nor an address"),
         ("https://%61pi.example", "neither a domain name nor an address"),
+        ("https://127.1", "neither a domain name nor an address"),
+        ("https://2130706433", "neither a domain name nor an address"),
         ("https://api.example/\ud800", "Unicode"),
     ],
 )

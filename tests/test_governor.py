@@ -572,7 +572,7 @@ def test_trouble_counts_failures_in_a_row_and_ends_with_a_success() -> None:
     governor = governor_of()
     governor.record(AttemptRecord(0.0, ended=1.0, verdict=FAILED, problem="the host is not known"))
     governor.record(AttemptRecord(verdict=THROTTLED, sent=0.0, status=429, ended=3.0, problem="the host answered 429"))
-    assert (governor.trouble, governor.answered) == (Trouble("the host answered 429", 2, 1.0), True)
+    assert (governor.trouble, governor.answered) == (Trouble("the host answered 429", 2, 0.0), True)
     governor.record(AttemptRecord(verdict=OK, sent=0.0, status=200, ended=4.0))
     assert governor.trouble is None
     governor.record(
@@ -597,7 +597,7 @@ def test_trouble_counts_failures_in_a_row_and_ends_with_a_success() -> None:
     assert governor.trouble == Trouble("a failed probe", 1, 8.0)
 
 
-def test_an_instance_without_an_answer_has_not_answered() -> None:
+def test_the_trouble_of_an_instance_that_has_never_answered_begins_when_its_first_request_was_sent() -> None:
     governor = governor_of()
     governor.record(AttemptRecord(0.0, ended=1.0, verdict=FAILED, problem="no connection"))
-    assert (governor.trouble, governor.answered) == (Trouble("no connection", 1, 1.0), False)
+    assert (governor.trouble, governor.answered) == (Trouble("no connection", 1, 0.0), False)

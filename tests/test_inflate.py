@@ -8,13 +8,13 @@ import zlib
 from contextlib import nullcontext, suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flinks_async.errors import FlinksError, ProtocolError, ReadError, ResponseTooLargeError
 from flinks_async.transport.inflate import MAX_MEMBERS, STEP, TURN, Inflater
 
-from .support import traced
+from .support import examples, traced
 
 MIB = 1024 * 1024
 TEXT = b'{"GetAccountsDetail":null}' * 9000
@@ -167,7 +167,7 @@ def test_an_empty_body_is_empty(encoding: str) -> None:
     assert inflate(encoding, b"") == b""
 
 
-@settings(max_examples=60, deadline=None)
+@examples(25)
 @given(st.binary(max_size=3000), st.sampled_from(["gzip", "zlib", "raw"]), st.integers(1, 500), st.data())
 def test_any_cut_is_detected(data: bytes, how: str, size: int, draw: st.DataObject) -> None:
     body = {"gzip": gzip.compress, "zlib": zlib.compress, "raw": _raw}[how](data)
@@ -252,7 +252,7 @@ def test_plain_chunks_are_passed_through_unchanged() -> None:
         inflater.feed(b"x")
 
 
-@settings(max_examples=60, deadline=None)
+@examples(25)
 @given(st.binary(min_size=1, max_size=200), st.sampled_from(["gzip", "deflate"]))
 def test_random_input_gives_data_or_one_of_our_errors(body: bytes, encoding: str) -> None:
     with suppress(FlinksError):

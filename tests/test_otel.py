@@ -315,6 +315,23 @@ async def test_the_learned_rate_is_missing_while_it_is_unknown(
         assert [point.value for point in telemetry.metric("flinks.client.learned_rate")] == [12.5]
 
 
+async def test_drift_is_counted_by_kind_and_path_and_once_for_clients_that_share_a_codec(telemetry: Telemetry) -> None:
+    odd = {"GetAccountsDetail": [{"LoginId": "l", "CustomerId": "c", "Foo": "canary"}], "RequestId": "r"}
+    async with FlinksClient(auth_secret="s", transport=InMemoryTransport(default=odd)) as client:
+        flinks = telemetry.instrument(client)
+        other = telemetry.instrument(client.with_options(app_name="other"))
+        assert telemetry.metric("flinks.client.drift") == []
+        for _ in range(3):
+            await flinks.partner_access("token-1")
+        (point,) = telemetry.metric("flinks.client.drift")
+        assert point.value == 3
+        assert dict(point.attributes) == {
+            "flinks.drift.kind": "unknown field",
+            "flinks.drift.path": "GetAccountsDetail[].Foo",
+        }
+        assert other.stats().drift == flinks.stats().drift
+
+
 # --- beside others ----------------------------------------------------------------------------------------------------
 
 

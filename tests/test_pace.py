@@ -12,16 +12,18 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from flinks_async import Adaptive, ClientStats, ConfigError, Failed, FlinksClient, Limits, Pause, config
+from flinks_async import Adaptive, ClientStats, Failed, FlinksClient, Limits, Pause, config
 from flinks_async.limits.pace import AttemptRecord, Mode, Pace
 from flinks_async.limits.rate import LearnedLimit, PaceState, ServerLimit
 from flinks_async.limits.reopening import Reopening
 from flinks_async.messages import Request, Response
 from flinks_async.testing import VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
+
+from .support import examples
 
 FILE = Path(__file__).resolve().parent.parent / "benchmarks" / "congestion.py"
 
@@ -221,12 +223,6 @@ def test_a_learned_limit_is_told_in_plain_words() -> None:
     assert both == LearnedLimit(2000.0, None, 2000.0, 3.0), "two processes share the limit"
 
 
-@pytest.mark.parametrize("name", ["base", "cap", "ramp", "low"])
-def test_old_settings_of_the_pause_are_refused(name: str) -> None:
-    with pytest.raises(ConfigError, match=rf"Pause\.{name} has no effect any more"):
-        Pause(**{name: 1.0})
-
-
 RULES = st.one_of(
     st.builds(lambda rate, burst: lambda: bench.Bucket(rate, burst), st.floats(1, 300), st.integers(1, 100)),
     st.builds(
@@ -240,7 +236,7 @@ RULES = st.one_of(
 )
 
 
-@settings(max_examples=30, deadline=None)
+@examples(8)
 @given(
     st.lists(RULES, min_size=1, max_size=2),
     st.floats(0.005, 2.0),
@@ -256,7 +252,7 @@ def test_no_server_stops_it_for_good(rules: list[Any], latency: float, refusal: 
     assert client.done >= 0.15 * shape.best(0.0, 60.0, 60)
 
 
-@settings(max_examples=50, deadline=None)
+@examples(25)
 @given(st.lists(st.tuples(st.floats(0, 5), st.booleans(), st.sampled_from([None, 0.0, 5.0, 1e9])), max_size=200))
 def test_any_order_of_answers_leaves_a_finite_wait(steps: list[tuple[float, bool, float | None]]) -> None:
     pace, now, chance = Pace(Adaptive(initial=2)), 0.0, random.Random(1)

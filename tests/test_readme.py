@@ -12,7 +12,6 @@ import ast
 import asyncio
 import doctest
 import importlib
-import os
 import re
 import shlex
 import shutil
@@ -29,12 +28,14 @@ from typing import Any
 import attrs
 import pytest
 from aiohttp.test_utils import TestClient, TestServer
+from click.testing import CliRunner
 
 import flinks_async
 from flinks_async import FlinksClient, Kind, bulk, client_options, config, errors, models, testing
 from flinks_async._version import __version__
 from flinks_async.bulk.stores.parquet import ParquetStore
 from flinks_async.classify import classify_response
+from flinks_async.cli.app import app
 from flinks_async.endpoint import Endpoint
 from flinks_async.testing import ServeOptions, ServerProcess
 from flinks_async.verdict import Envelope
@@ -43,6 +44,8 @@ ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 SECURITY = ROOT / "SECURITY.md"
 DOCUMENTS = [README, *sorted((ROOT / "docs").glob("*.md"))]
+NEEDED = {"data-frames.md": ("duckdb", "pandas", "polars")}
+"""What examples of a document need beside the extra `test`; they are skipped without it."""
 TOKEN = "f3f4f5f6-0000-4000-8000-000000000001"
 
 
@@ -91,20 +94,28 @@ def simulated(server: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> ServerP
     return server
 
 
-@pytest.fixture
-def folder(tmp_path: Path, simulated: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder where the blocks run, with a file of tokens and the Parquet files of a job."""
-    tokens = tmp_path / "tokens.csv"
+@pytest.fixture(scope="module")
+def parquet_job(server: ServerProcess, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a file of tokens and the Parquet files of a job."""
+    folder = tmp_path_factory.mktemp("parquet")
+    tokens = folder / "tokens.csv"
     tokens.write_text("token,user\none,u-1\ntwo,u-2\n", encoding="utf-8")
 
     async def fetch() -> None:
         source = bulk.InputFile(tokens, bulk.Layout(column="token"))
-        with bulk.Job.start(tmp_path / "of-parquet", source, ParquetStore(), {"": "simulator"}) as job:
-            async with FlinksClient(auth_secret=simulated.auth_secret) as flinks:
+        with bulk.Job.start(folder / "of-parquet", source, ParquetStore(), {"": "simulator"}) as job:
+            async with FlinksClient(auth_secret=server.auth_secret, base_url=server.base_url) as flinks:
                 await job.run(flinks)
 
     asyncio.run(fetch())
-    (tmp_path / "of-parquet" / "parts").rename(tmp_path / "parts")
+    (folder / "of-parquet" / "parts").rename(folder / "parts")
+    return folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path, parquet_job: Path, simulated: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder where the blocks run: a copy of `parquet_job`."""
+    shutil.copytree(parquet_job, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -113,6 +124,8 @@ def folder(tmp_path: Path, simulated: ServerProcess, monkeypatch: pytest.MonkeyP
 def test_python_blocks_run(
     document: Path, simulated: ServerProcess, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for package in NEEDED.get(document.name, ()):
+        pytest.importorskip(package)
     printed = outputs(document)
     module = ModuleType("document")
     sys.modules["document"] = module  # FastAPI and attrs look up annotations there
@@ -167,13 +180,15 @@ async def serve(app: Any) -> None:
     assert re.fullmatch(rb'\{("[^"]+":"-?[0-9.]+",?){2}\}', sent[1]["body"])
 
 
-@pytest.mark.parametrize(
-    "document", [d for d in DOCUMENTS if any(is_test(b) for _, b in blocks(d, "python"))], ids=name_of
-)
-def test_example_tests_pass(document: Path, tmp_path: Path) -> None:
-    examples = [block for _, block in blocks(document, "python") if is_test(block)]
-    for number, block in enumerate(examples):
-        (tmp_path / f"test_{number}.py").write_text(block, encoding="utf-8")
+def test_example_tests_pass(tmp_path: Path) -> None:
+    examples = [
+        (document.stem, number, block)
+        for document in DOCUMENTS
+        for number, (_, block) in enumerate(blocks(document, "python"))
+        if is_test(block)
+    ]
+    for stem, number, block in examples:
+        (tmp_path / f"test_{stem}_{number}.py".replace("-", "_")).write_text(block, encoding="utf-8")
     shutil.copy(ROOT / "tests" / "conftest.py", tmp_path)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path), f"--rootdir={tmp_path}"]
     done = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=100)
@@ -242,7 +257,10 @@ def command_lines(document: Path) -> list[list[str]]:
 
 
 @pytest.mark.parametrize("document", [d for d in DOCUMENTS if command_lines(d)], ids=name_of)
-def test_command_lines_run(document: Path, server: ServerProcess, tmp_path: Path) -> None:
+def test_command_lines_run(
+    document: Path, server: ServerProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "token.txt").write_text(TOKEN, encoding="utf-8")
     (tmp_path / "tokens.txt").write_text("a\nb\n", encoding="utf-8")
     header, row = "access_token,user_id,instance\n", "token-{0},u-{0},acme\n"
@@ -250,19 +268,20 @@ def test_command_lines_run(document: Path, server: ServerProcess, tmp_path: Path
     (tmp_path / "users.csv").write_text(header + row.format(3), encoding="utf-8")
     secret = f'base_url = "{server.base_url}"\nsecret_env = "FLINKS_AUTH_SECRET"\n'
     (tmp_path / "instances.toml").write_text(f"[acme]\n{secret}", encoding="utf-8")
-    environ = {**os.environ, "FLINKS_AUTH_SECRET": server.auth_secret, "FLINKS_BASE_URL": server.base_url}
-    environ["FLINKS_ACCESS_TOKEN"] = TOKEN
+    environ = {
+        "FLINKS_AUTH_SECRET": server.auth_secret,
+        "FLINKS_BASE_URL": server.base_url,
+        "FLINKS_ACCESS_TOKEN": TOKEN,
+        "FLINKS_PSEUDONYM_KEY": "0123456789abcdef" * 4,
+    }
     commands = command_lines(document)
     if not any(arguments[0] == "fetch" for arguments in commands):
         commands.insert(0, ["fetch", "tokens.txt", "--job", "jobs/november"])
     for arguments in commands:
         if arguments[0] == "purge":
             arguments.append("--yes")  # there is no terminal to ask on
-        command = [sys.executable, "-m", "flinks_async.cli", *arguments]
-        done = subprocess.run(
-            command, check=False, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=100
-        )
-        assert done.returncode == 0, f"{arguments}: {done.stderr}"
+        done = CliRunner().invoke(app, arguments, env=environ)
+        assert done.exit_code == 0, f"{arguments}: {done.stderr}"
 
 
 def headings_of(document: Path) -> set[str]:

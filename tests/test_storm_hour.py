@@ -41,10 +41,10 @@ def flapping(now: float) -> bool:
 JOBS = [
     # when it is up, requests per second, seconds to an answer, how it fails
     pytest.param(an_hour, 4.0, 0.2, "503", id="the hour, at 4 per second"),
-    pytest.param(an_hour, 6.0, 2.0, "refused", id="the hour, slow answers"),
-    pytest.param(flapping, None, 0.2, "503", id="flapping, as fast as it goes"),
-    pytest.param(flapping, 20.0, 0.2, "refused", id="flapping, at 20 per second"),
-    pytest.param(flapping, None, 2.0, "503", id="flapping, slow answers"),
+    pytest.param(an_hour, 6.0, 2.0, "refused", id="the hour, slow answers", marks=pytest.mark.slow),
+    pytest.param(flapping, None, 0.2, "503", id="flapping, as fast as it goes", marks=pytest.mark.slow),
+    pytest.param(flapping, 20.0, 0.2, "refused", id="flapping, at 20 per second", marks=pytest.mark.slow),
+    pytest.param(flapping, None, 2.0, "503", id="flapping, slow answers", marks=pytest.mark.slow),
 ]
 
 
@@ -103,6 +103,7 @@ def test_a_service_names_each_failure_and_does_not_add_to_the_trouble(failure: s
     assert instance.sent_between(310, 1200) < 160
 
 
+@pytest.mark.slow
 def test_the_quota_alone_bounds_the_amplification() -> None:
     instance = Instance(lambda now: now < 60)
     service = config.service()

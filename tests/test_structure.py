@@ -7,6 +7,7 @@ import inspect
 import re
 import tomllib
 from collections import Counter
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from importlib import import_module
 from itertools import pairwise
@@ -39,10 +40,16 @@ def module_name(path: Path) -> str:
 MODULES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
+@cache
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
 def imports_of(name: str, *, inside_functions: bool) -> set[str]:
     """The modules of the package that a module imports, for type checking too."""
     path = MODULES[name]
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = tree_of(path)
     later = {
         node
         for function in ast.walk(tree)
@@ -115,8 +122,10 @@ def test_the_modules_and_tests_of_the_mutation_run_exist() -> None:
     modules = re.findall(r'^    "([\w/]+)":', table, re.MULTILINE)
     assert len(modules) > 15
     assert set(modules) >= tomllib.loads((ROOT / "tests/mutation/explained.toml").read_text()).keys()
-    tests = {name for names in re.findall(r': "([\w ]+)",$', table, re.MULTILINE) for name in names.split()}
-    files = [f"flinks_async/{module}.py" for module in modules] + [f"tests/test_{name}.py" for name in tests]
+    tests = {name for names in re.findall(r': "([\w/ ]+)",$', table, re.MULTILINE) for name in names.split()}
+    files = [f"flinks_async/{module}.py" for module in modules] + [
+        re.sub(r"(\w+)$", r"test_\1.py", f"tests/{name}") for name in tests
+    ]
     assert [path for path in files if not (ROOT / path).exists()] == []
 
 
@@ -125,11 +134,12 @@ def test_the_modules_and_tests_of_the_mutation_run_exist() -> None:
 PUBLIC = re.findall(r"^    (flinks_async[\w.]*)", flinks_async.__doc__ or "", re.MULTILINE)
 
 
+@cache
 def documented_assignments() -> set[str]:
     """Names of the package that are assigned and then described by a string, as constants and type aliases are."""
     found = set()
     for path in MODULES.values():
-        for first, second in pairwise(ast.parse(path.read_text(encoding="utf-8")).body):
+        for first, second in pairwise(tree_of(path).body):
             if isinstance(second, ast.Expr) and isinstance(second.value, ast.Constant):
                 target = first.targets[0] if isinstance(first, ast.Assign) else getattr(first, "target", None)
                 found |= {target.id} if isinstance(target, ast.Name) else set()
@@ -177,7 +187,7 @@ def test_no_two_classes_of_the_package_share_a_name() -> None:
     classes = Counter(
         node.name
         for path in MODULES.values()
-        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        for node in tree_of(path).body
         if isinstance(node, ast.ClassDef) and not node.name.startswith("_")
     )
     assert {name for name, count in classes.items() if count > 1} == set()

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from hypothesis import given, settings
+from hypothesis import given
 
 from flinks_async import Failed, Fetched, Outcome, table_batches
 from flinks_async.codec import Codec
@@ -23,6 +23,7 @@ from flinks_async.tables import CHUNK, Tables, schemas, to_arrow
 from flinks_async.testing.data import expected_body
 
 from .answers import DOCUMENTED, answers, from_bytes, payload, to_bytes
+from .support import examples
 
 pa = pytest.importorskip("pyarrow")
 
@@ -199,7 +200,7 @@ def test_many_rows_come_in_chunks() -> None:
     assert table.column("answer").to_pylist() == [position for position in range(count) for _ in range(1000)]
 
 
-@settings(max_examples=60, deadline=None)
+@examples(25)
 @given(answers)
 def test_generated_answers_fit_or_are_refused_with_a_path(data: dict[str, Any]) -> None:
     answer = codec.decode(to_bytes(data))
@@ -262,6 +263,20 @@ async def test_a_batch_that_is_left_closes_the_outcomes() -> None:
             assert batch.tables.accounts.num_rows > 0
             break
     assert closed == [True]
+
+
+async def test_outcomes_before_a_failure_of_their_source_are_handed_over() -> None:
+    async def breaking() -> AsyncGenerator[Outcome[str], None]:
+        async for outcome in outcomes(7):
+            yield outcome
+        raise OSError("tokens.csv is gone")
+
+    batches = []
+    with pytest.raises(OSError, match="gone"):
+        async for batch in table_batches(breaking(), size=3):
+            batches.append(batch)
+    assert [row["key"] for batch in batches for row in batch.tables.accounts.to_pylist()][-1] == "6"
+    assert len(batches) == 3
 
 
 async def test_only_failures_are_a_batch_without_rows() -> None:

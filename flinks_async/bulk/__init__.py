@@ -9,12 +9,13 @@ Requests are made at least once, and every answer is in the output exactly once.
 again to resume: it fetches the shards that are not committed.
 
 Where to find what: `job` opens and runs jobs; `run` is one run, from ledger to store; `fetching` sends the requests;
-`rules` lists the reasons for which a run stops; `records` counts; `ledger` remembers;
+`rules` lists the reasons for which a run stops; `selection` chooses what is kept; `records` counts; `ledger` remembers;
 `maintenance` has status, verify, export and purge. `inputs/`, `stores/` and `executors/` are made to be extended.
 """
 
 from __future__ import annotations
 
+from .counters import InstanceTrouble, Progress
 from .directory import Manifest
 from .errors import (
     InputChangedError,
@@ -28,14 +29,15 @@ from .errors import (
     UnfitAnswerError,
     WorkerError,
 )
-from .executors import DaskExecutor, Executor, InProcess, Processes
+from .executors import DaskExecutor, Executor, InProcess, Processes, RayExecutor
 from .inputs import InputBytes, InputFile, Layout, Scanned, digest, scan
 from .job import SHARD_SIZE, Job
 from .ledger import Totals
 from .maintenance import Status, export, purge, status, verify
-from .records import Commit, Failure, InstanceTrouble, Progress, Shard, Written
+from .records import Commit, Failure, Shard, Written
 from .rules import Rules
 from .run import Result
+from .selection import Selection
 from .stores import JSONLFile, JSONLParts, Place, Problem, SQLiteStore, Store
 
 __all__ = [
@@ -63,10 +65,12 @@ __all__ = [
     "Problem",
     "Processes",
     "Progress",
+    "RayExecutor",
     "Result",
     "Rules",
     "SQLiteStore",
     "Scanned",
+    "Selection",
     "Shard",
     "Status",
     "Store",

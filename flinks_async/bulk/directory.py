@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 import msgspec
-from attrs import asdict, evolve, field, frozen
+from attrs import asdict, evolve, frozen
 
 from .. import checks
-from ..checks import MOST, optional_import
+from ..checks import MOST, is_url, optional_import
 from ..errors import ConfigError, FlinksError
 from .errors import InputError, JobLockedError, JobMismatchError, LedgerError
 from .files import (
@@ -39,8 +39,19 @@ from .files import (
 )
 from .inputs import Layout
 from .ledger import Ledger
+from .selection import Selection
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""Version of the manifest. Only one with a selection has 2, so that an older version refuses to resume it without."""
+
+_CHOICES: Final = {
+    "tables": "`tables`",
+    "columns": "`columns`",
+    "drop": "`drop`",
+    "pseudonyms": "`pseudonyms`",
+    "key_fingerprint": "the fingerprint of the key of pseudonyms",
+}
+"""The parts of a selection that must stay, in words."""
 
 
 @frozen
@@ -50,14 +61,15 @@ class Manifest:
     Attributes:
         job: 32 hexadecimal digits.
         created: UTC, ISO 8601.
-        path: absolute path of the input.
+        path: absolute path of the input, or its URL.
         size: bytes of the input.
-        sha256: SHA-256 of the input's bytes.
+        sha256: SHA-256 of the input's bytes; at a URL, of its ETag and version (see `digest`).
         layout: how the input is read.
         origin: the host that answers, by the name of the instance ("" for rows that name none).
         store: the description of the store. In the file, a path in the job's directory is relative, so that the directory
             may be moved.
         shard_size: tokens in a shard.
+        selection: what is kept of the answers (`Selection.describe`); None for everything.
         version: format of this file.
     """
 
@@ -70,7 +82,8 @@ class Manifest:
     origin: dict[str, str]
     store: dict[str, Any]
     shard_size: Annotated[int, msgspec.Meta(ge=1, le=int(MOST))]
-    version: Annotated[int, msgspec.Meta(ge=1)] = field(default=VERSION)
+    selection: dict[str, Any] | None = None
+    version: Annotated[int, msgspec.Meta(ge=1)] = 1
 
     def to_json(self) -> bytes:
         """The content of the file.
@@ -120,7 +133,11 @@ class Manifest:
             manifest = msgspec.convert(values, cls)
             msgspec.convert(manifest.layout, Layout)
             msgspec.convert(manifest.store.get("path"), str | None)
-            return evolve(manifest, store=_absolute(manifest.store, path.parent))
+            chosen = manifest.selection
+            if chosen is not None:
+                chosen = Selection.from_description(chosen).describe()
+            if version == (1 if chosen is None else VERSION):
+                return evolve(manifest, store=_absolute(manifest.store, path.parent), selection=chosen)
         except (msgspec.DecodeError, TypeError, KeyError, ConfigError):
             pass
         raise LedgerError(f"{path} is broken")
@@ -166,7 +183,8 @@ def _absolute(store: Mapping[str, Any], directory: Path) -> dict[str, Any]:
 def _differences(was: Manifest, now: Manifest) -> list[str]:
     found = []
     if (was.size, was.sha256) != (now.size, now.sha256):
-        found.append(f"the file of tokens has changed (from {was.size:,} to {now.size:,} bytes; compared by SHA-256)")
+        how = "ETag" if is_url(now.path) else "SHA-256"
+        found.append(f"the file of tokens has changed (from {was.size:,} to {now.size:,} bytes; compared by {how})")
     for name in ("layout", "origin", "store"):
         before, after = getattr(was, name), getattr(now, name)
         keys = sorted({*before, *after})
@@ -177,6 +195,11 @@ def _differences(was: Manifest, now: Manifest) -> list[str]:
                 continue  # a new or missing instance does not affect the answers of the others
             if before.get(key) != after.get(key):
                 found.append(f"{_subject(name, key)} was {_shown(before.get(key))} and is now {_shown(after.get(key))}")
+    chosen, now_chosen = was.selection or {}, now.selection or {}
+    for choice, words in _CHOICES.items():
+        before, after = chosen.get(choice) or None, now_chosen.get(choice) or None
+        if before != after:
+            found.append(f"{words} was {_shown(before)} and is now {_shown(after)}")
     return found
 
 
@@ -190,6 +213,8 @@ def _subject(name: str, key: str) -> str:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     names = {None: "not set", "jsonl-parts": "one JSONL file per shard", "jsonl": "one JSONL file"}
     return names.get(value, str(value)) if isinstance(value, str | None) else str(value)
 

@@ -23,10 +23,11 @@ from ..errors import ClientClosedError, ConfigError, FlinksError
 from ..messages import Response, SendPermit
 from ..secret import fingerprint
 from .compression import Compression
+from .counters import Counters, RecentTimes
 from .errors import StoreError
 from .files import OPEN_FILES_SHORT, SpareFiles
 from .inputs import Token
-from .records import Counters, Failure, Finished, RecentTimes, RunState, Shard
+from .records import Failure, Finished, RunState, Shard
 from .rules import DoubtfulTokens, Rules, doubt_about, failure_of, meets_every_token, reason_for_all
 from .spool import OpenShard, Spool, key_of, spool_line
 
@@ -36,10 +37,10 @@ T = TypeVar("T")
 
 
 class Thread:
-    """One thread that runs blocking functions one after the other, in the order of the calls."""
+    """One thread that runs blocking functions one after the other, in the order of the calls; or several."""
 
-    def __init__(self, name: str) -> None:
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix=name)
+    def __init__(self, name: str, count: int = 1) -> None:
+        self._pool = ThreadPoolExecutor(count, thread_name_prefix=name)
 
     def do(self, function: Callable[..., T], /, *args: object) -> Awaitable[T]:
         """Returns or raises what `function(*args)` does. The function runs even if the caller is cancelled."""
@@ -84,6 +85,7 @@ class Fetcher:
         secret_is_good: the AuthSecret has worked before in this job.
         clock: tells the time.
         writing: the thread for blocking work.
+        select: makes, of the JSON of an answer, the JSON that is kept; None keeps everything.
 
     Attributes:
         stopped: how and why no more tokens are taken; None while they are.
@@ -100,6 +102,7 @@ class Fetcher:
     secret_is_good: bool = field(kw_only=True)
     _clock: Clock = field(kw_only=True, alias="clock")
     _writing: Thread = field(kw_only=True, alias="writing")
+    _select: Callable[[bytes], bytes] | None = field(kw_only=True, alias="select", default=None)
     stopped: tuple[RunState, str] | None = field(default=None, init=False)
     _counters: Counters = field(factory=Counters, init=False)
     _times: RecentTimes = field(init=False)
@@ -235,7 +238,7 @@ class Fetcher:
 
     def _note_answer(self, opened: OpenShard, token: Token, response: Response, doubtful_before: int) -> None:
         self._settle(self._doubtful[token.instance].succeeded(doubtful_before))
-        opened.answered(token.line, spool_line(token, response))
+        opened.answered(token.line, spool_line(token, response, self._select))
         counters = self._counters
         counters.fetched += 1
         counters.failed_before += opened.shard.round > 0

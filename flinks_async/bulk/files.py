@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Final
 
 from ..errors import ConfigError
-from . import crash_points
 from .errors import StoreError
 
 PRIVATE_FILE: Final = 0o600
@@ -32,7 +31,7 @@ DUPLICATES: Final = "duplicates.jsonl"
 REPORT: Final = "report.json"
 PAGE: Final = "report.html"
 NOTE: Final = "out.json"
-"""Names the output file that belongs to the job (see `stores.answer_files`)."""
+"""Names the output file that belongs to the job (see `OwnedFile` in `stores.jsonl`)."""
 SPOOLS: Final = "spools"
 SCRATCH: Final = "scratch"
 
@@ -47,6 +46,24 @@ BEFORE_MANIFEST: Final = frozenset({LOCK, LOG, SPOOLS, SCRATCH, *LEDGER_FILES, *
 
 OWN: Final = BEFORE_MANIFEST | {MANIFEST, FAILED, DUPLICATES, REPORT, PAGE, NOTE}
 """Names in the directory that the job uses itself; an output must not have one of them."""
+
+
+class CrashPoints:
+    """Named places where tests kill the process, to prove that a job survives it. Outside of tests they do nothing.
+
+    Attributes:
+        hook: called with the name of each point that is reached. For tests and the demo's crash only.
+    """
+
+    hook: Callable[[str], object] | None = None
+
+    def reach(self, name: str) -> None:
+        """Marks the point with this name."""
+        if self.hook is not None:
+            self.hook(name)
+
+
+crash_points: Final = CrashPoints()
 
 
 def make_folder(path: Path) -> None:
@@ -298,13 +315,13 @@ def sync_folder(path: Path) -> None:
         os.close(folder)
 
 
-def cannot_write(path: Path, error: OSError | ValueError) -> StoreError:
+def cannot_write(path: object, error: OSError | ValueError) -> StoreError:
     """The error for a path that cannot be written. Raise it `from None`."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a valid file name"
     return StoreError(f"{path} cannot be written: {reason}")
 
 
-def cannot_read(path: Path, error: OSError) -> StoreError:
+def cannot_read(path: object, error: OSError) -> StoreError:
     """The error for a file that cannot be read. Raise it `from None`."""
     return StoreError(f"{path} cannot be read: {error.strerror or error}")
 

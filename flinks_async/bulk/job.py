@@ -23,7 +23,9 @@ from .. import checks
 from ..client import FlinksClient
 from ..clock import Clock
 from ..errors import ConfigError, FlinksError
-from .directory import Manifest, empty, enter, new_ledger, refuse_own_name, take_back
+from ..secret import Secret, wrap_secret
+from .counters import Progress
+from .directory import VERSION, Manifest, empty, enter, new_ledger, refuse_own_name, take_back
 from .errors import InputChangedError, InputError, JobError, JobMismatchError
 from .executors import Executor, InProcess, Work
 from .fetching import Thread
@@ -31,10 +33,12 @@ from .files import LEDGER, LOG, MANIFEST, SCRATCH, SPOOLS, make_folder
 from .inputs import STDIN, InputFile, Layout, Scanned, digest, scan
 from .ledger import PURGING, Ledger, Totals
 from .outcome import JobLog, write_outcome
-from .records import FailureKind, Progress
+from .records import FailureKind
 from .rules import Rules
 from .run import Result, Run
+from .selection import Selection
 from .stores import Place, Store, from_description
+from .stores.protocol import shared_store
 
 SHARD_SIZE: Final = 1000
 """Default number of tokens in a shard."""
@@ -61,6 +65,7 @@ class Job:
     _store: Store
     _source: InputFile
     _log: JobLog
+    _selection: Selection | None
     _resources: ExitStack
     _running: Run | None = field(default=None, init=False)
     _reconciled: bool = field(default=True, init=False)
@@ -74,6 +79,7 @@ class Job:
         origin: Mapping[str, str] | None = None,
         *,
         shard_size: int = SHARD_SIZE,
+        selection: Selection | None = None,
         on_scan: OnScan | None = None,
     ) -> Job:
         """Starts a job in a new directory, or opens the same job if the directory holds it.
@@ -85,6 +91,7 @@ class Job:
             origin: where the answers come from: host by name of the instance ("" for rows that name none). Used only to
                 refuse a directory whose answers come from other hosts.
             shard_size: tokens that are committed together (default 1,000). An existing job keeps its own.
+            selection: what is kept of the answers (default: everything). Nothing else is written to a file.
             on_scan: called repeatedly with the bytes read and the total, while the input is scanned.
 
         Raises:
@@ -102,6 +109,7 @@ class Job:
             checks.kind("origin: each name and host", text, str)
         checks.function_or_none("on_scan", on_scan)
         checks.integer("shard_size", shard_size, 1)
+        checks.kind("selection", selection, Selection, NoneType)
         described = store.describe()
         refuse_own_name(folder, described.get("path"))
         size, sha256 = digest(source, on_scan)
@@ -115,6 +123,8 @@ class Job:
             origin=dict(origin or {}),
             store=described,
             shard_size=shard_size,
+            selection=None if selection is None else selection.with_key(selection.pseudonym_key).describe(),
+            version=1 if selection is None else VERSION,
         )
         asked.to_json()  # raises if it is invalid, before anything is created
         with ExitStack() as resources:
@@ -129,7 +139,8 @@ class Job:
                 ledger = new_ledger(folder, manifest.job)
                 manifest.save(found)
             try:
-                return cls._open(folder, manifest, ledger, store, source, resources, on_scan, new=manifest is asked)
+                new = manifest is asked
+                return cls._open(folder, manifest, ledger, store, source, selection, resources, on_scan, new=new)
             except FlinksError:
                 if manifest is asked:
                     take_back(folder)
@@ -142,6 +153,7 @@ class Job:
         *,
         path: str | os.PathLike[str] | None = None,
         store: Store | None = None,
+        pseudonym_key: Secret | str | None = None,
         on_scan: OnScan | None = None,
     ) -> Job:
         """Opens an existing job.
@@ -150,20 +162,26 @@ class Job:
             directory: of the job.
             path: of its input, if the file was moved.
             store: if it needs settings that the manifest does not hold.
+            pseudonym_key: the same key as before, if the job replaces values by pseudonyms.
             on_scan: as for `start`.
 
         Raises:
+            ConfigError: `pseudonym_key` is missing or another one.
             InputChangedError: the content of the input has changed.
             FlinksError: as for `start`.
         """
+        pseudonym_key = wrap_secret(pseudonym_key)  # bound to the same name, so that a traceback does not show it
         folder = checks.path("directory", directory)
         checks.kind("store", store, Store, NoneType)
         checks.function_or_none("on_scan", on_scan)
         manifest = Manifest.load(folder / MANIFEST)
+        selection = None
+        if manifest.selection is not None:
+            selection = Selection.from_description(manifest.selection).with_key(pseudonym_key)
         source = _source(manifest, path)
         if digest(source, on_scan) != (manifest.size, manifest.sha256):
             raise InputChangedError(
-                f"{source.path} has changed since the job was started. "
+                f"{source.name} has changed since the job was started. "
                 "Restore the original file, or start a new job in another directory"
             )
         chosen = from_description(manifest.store) if store is None else store
@@ -172,7 +190,7 @@ class Job:
         with ExitStack() as resources:
             enter(folder, resources)
             ledger = Ledger(folder / LEDGER)
-            return cls._open(folder, manifest, ledger, chosen, source, resources, on_scan)
+            return cls._open(folder, manifest, ledger, chosen, source, selection, resources, on_scan)
 
     @classmethod
     def _open(
@@ -182,6 +200,7 @@ class Job:
         ledger: Ledger,
         store: Store,
         source: InputFile,
+        selection: Selection | None,
         resources: ExitStack,
         on_scan: OnScan | None,
         *,
@@ -207,7 +226,7 @@ class Job:
                 with suppress(FlinksError):
                     store.purge()
             raise
-        return cls(folder, manifest, scanned, ledger, store, source, log, resources.pop_all())
+        return cls(folder, manifest, scanned, ledger, store, source, log, selection, resources.pop_all())
 
     @property
     def totals(self) -> Totals:
@@ -277,7 +296,8 @@ class Job:
         make_folder(spools)
         work = Work(
             self._source, self._ledger.get("key"), by_name, spools, self._store.spool_compression, rules or Rules(),
-            secret_is_good=self.totals.fetched > 0, log=self._log,
+            secret_is_good=self.totals.fetched > 0, log=self._log, selection=self._selection,
+            shared=shared_store(self._store), place=place_of(self.directory, self.manifest),
         )  # fmt: skip
         chosen = executor or InProcess(clock=clock, threads=threads)
         writing = threads[0] if threads else Thread("flinks-async-outcome")
@@ -285,12 +305,22 @@ class Job:
         self._reconciled = False
         try:
             result = await self._running.go()
+            await writing.do(self._settle, result.state == "complete")
             self._reconciled = True
             await writing.do(self.write_outcome)
             return result
+        except FlinksError:
+            with suppress(FlinksError):  # the store may be the reason
+                await writing.do(self._settle, False)
+            raise
         finally:
             writing.close()
             self._running = None
+
+    def _settle(self, complete: bool) -> None:
+        if (store := shared_store(self._store)) is not None:
+            with closing(self._ledger.reader()) as ledger:
+                store.settle(ledger.receipts(), complete=complete)
 
     def _refuse_clients(self, clients: Mapping[str | None, FlinksClient]) -> None:
         """Raises ConfigError if a token of the job would have no client."""
@@ -365,7 +395,8 @@ def place_of(folder: Path, manifest: Manifest) -> Place:
     """The facts of a job that its store needs."""
     layout = manifest.layout
     keyed, instances = (layout.get(name) is not None for name in ("key_column", "instance_column"))
-    return Place(manifest.job, folder, keyed=keyed, instances=instances)
+    chosen = None if manifest.selection is None else Selection.from_description(manifest.selection).kept_tables
+    return Place(manifest.job, folder, keyed=keyed, instances=instances, tables=chosen)
 
 
 def _reconcile(store: Store, ledger: Ledger) -> None:

@@ -17,10 +17,9 @@ from typing import Any, Final, TypeVar
 import msgspec
 from attrs import frozen
 
-from . import crash_points
 from . import ledger_tables as tables
 from .errors import LedgerError, StoreError
-from .files import cannot_write, connect_to_look, create, newer_version, sync_every_commit
+from .files import cannot_write, connect_to_look, crash_points, create, newer_version, sync_every_commit
 from .inputs import Scanned
 from .records import Commit, Failure, FailureKind, Shard
 

@@ -1,23 +1,12 @@
-"""Plain records of shards, failures, commits and progress. None holds a token.
-
-There are two kinds of counts in a job. `Counters` are those of a run: live, sent by worker processes, added up, and gone when
-it ends. `ledger.Totals` are those of the job, as far as it is committed. `Progress` is a snapshot for users made of both.
-"""
+"""Plain records of shards, failures and commits. None holds a token."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
 import msgspec
-from attrs import asdict, define, evolve, field, frozen
-
-from ..client import FlinksClient
-from ..limits.governor import Trouble
-from ..limits.notices import trouble_line
-from ..limits.rate import LearnedLimit
+from attrs import field, frozen
 
 FailureKind = Literal["invalid", "final", "exhausted"]
 """`invalid`: nothing was sent. `final`: another try will fail too. `exhausted`: another try may succeed."""
@@ -132,7 +121,7 @@ class Written:
 
 @frozen
 class Finished:
-    """A shard whose answers are in a synced file, but not in the store yet.
+    """A shard whose answers are in a synced file.
 
     Attributes:
         shard: the shard.
@@ -140,6 +129,7 @@ class Finished:
         written: size and checksum of the file.
         failures: rows without an answer.
         left: rows without an outcome, ascending.
+        receipt: of the store, once it has the answers.
     """
 
     shard: Shard
@@ -147,6 +137,12 @@ class Finished:
     written: Written
     failures: tuple[Failure, ...]
     left: tuple[int, ...]
+    receipt: dict[str, Any] | None = None
+
+    @property
+    def commit(self) -> Commit:
+        """As the ledger gets it."""
+        return Commit(self.shard, self.written, self.failures, self.left, self.receipt or {})
 
 
 @frozen
@@ -166,300 +162,3 @@ class Commit:
     failures: tuple[Failure, ...] = ()
     left: tuple[int, ...] = ()
     receipt: dict[str, Any] = field(factory=dict)
-
-
-_SMALLEST: Final = 1e-4
-_GROWTH: Final = math.log(1.05)
-_PER_BUCKET: Final = 1 / _GROWTH
-_log = math.log
-
-
-class Histogram:
-    """Times in buckets that are 5 % apart, so that a million of them take little memory."""
-
-    def __init__(self) -> None:
-        self._buckets: dict[int, int] = {}
-
-    def add(self, seconds: float) -> None:
-        bucket = int(_log(seconds / _SMALLEST) * _PER_BUCKET) + 1 if seconds > _SMALLEST else 0
-        self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
-
-    @classmethod
-    def sum_of(cls, parts: Iterable[Histogram]) -> Self:
-        """One histogram with the times of all."""
-        whole = cls()
-        for part in parts:
-            for bucket, count in part._buckets.items():
-                whole._buckets[bucket] = whole._buckets.get(bucket, 0) + count
-        return whole
-
-    def percentile(self, share: float) -> float | None:
-        """The time below which this share of all lies: the upper end of its bucket. None if the histogram is empty."""
-        rank = math.ceil(share * sum(self._buckets.values()))
-        for bucket in sorted(self._buckets):
-            rank -= self._buckets[bucket]
-            if rank <= 0:
-                return _SMALLEST * math.exp(bucket * _GROWTH)
-        return None
-
-
-class RecentTimes:
-    """Times of one to two minutes: those of the current minute and of the one before."""
-
-    def __init__(self, now: float) -> None:
-        self._since = now
-        self._before, self._current = Histogram(), Histogram()
-        self.add = self._current.add
-
-    def histogram(self, now: float) -> Histogram:
-        """The times of the current minute, or those of the one before if there is none yet."""
-        if now - self._since > 60.0:
-            self._since = now
-            self._before, self._current = self._current, Histogram()
-            self.add = self._current.add
-        return self._current if self._current.percentile(0.5) is not None else self._before
-
-
-@frozen
-class InstanceState:
-    """An instance as a run sees it.
-
-    Attributes:
-        answered: it has answered a request of this run, with any status.
-        trouble: the problem of its latest requests; None while they succeed.
-        held_back: seconds until it gets the next request; 0 while nothing holds requests back.
-        learned: its limit, learned from refused requests; None while unknown.
-    """
-
-    answered: bool = False
-    trouble: Trouble | None = None
-    held_back: float = 0.0
-    learned: LearnedLimit | None = None
-
-    def joined(self, other: InstanceState) -> InstanceState:
-        """The same instance as two processes see it."""
-        trouble = _joined(self.trouble, other.trouble)
-        learned = other.learned if self.learned is None else self.learned.joined(other.learned)
-        return InstanceState(self.answered or other.answered, trouble, max(self.held_back, other.held_back), learned)
-
-
-def _joined(one: Trouble | None, other: Trouble | None) -> Trouble | None:
-    if one is None or other is None:
-        return one or other
-    return evolve(one, attempts=one.attempts + other.attempts, since=min(one.since, other.since))
-
-
-@define
-class Counters:
-    """Counts of a run so far, in one process or in several. Plain data that can be pickled and added up.
-
-    Attributes:
-        fetched, failed: tokens.
-        failed_before: those of them that had already failed in an earlier run, and count as failed in the ledger.
-        size: bytes of answers, as they came.
-        requests, retries, throttled, in_flight, limit, held_back: as in `ClientStats`.
-        times: seconds from sending to the last byte, of the last minute or two.
-        instances: by host.
-    """
-
-    fetched: int = 0
-    failed: int = 0
-    failed_before: int = 0
-    size: int = 0
-    requests: int = 0
-    retries: int = 0
-    throttled: int = 0
-    in_flight: int = 0
-    limit: int = 0
-    held_back: float = 0.0
-    times: Histogram = field(factory=Histogram)
-    instances: dict[str, InstanceState] = field(factory=dict)
-
-    def with_clients(self, clients: Iterable[FlinksClient], times: Histogram) -> Counters:
-        """A copy with the counters of clients, and with recent times."""
-        stats_of = [(client.host, client.stats()) for client in clients]
-        stats = [one for _, one in stats_of]
-        instances = dict[str, InstanceState]()
-        for host, one in stats_of:
-            state = InstanceState(one.answered, one.trouble, one.held_back, one.learned)
-            instances[host] = instances.get(host, InstanceState()).joined(state)
-        return evolve(
-            self,
-            requests=sum(one.requests for one in stats),
-            retries=sum(one.retries for one in stats),
-            throttled=sum(one.throttled for one in stats),
-            in_flight=sum(one.requests_in_flight for one in stats),
-            limit=sum(one.limit for one in stats),
-            held_back=max((one.held_back for one in stats), default=0.0),
-            times=times,
-            instances=instances,
-        )
-
-    @classmethod
-    def sum_of(cls, parts: Iterable[Counters]) -> Counters:
-        """All of them together; `held_back` is the longest."""
-        whole, times = cls(), list[Histogram]()
-        for part in parts:
-            for name in _ADDED_UP:
-                setattr(whole, name, getattr(whole, name) + getattr(part, name))
-            whole.held_back = max(whole.held_back, part.held_back)
-            times.append(part.times)
-            for host, state in part.instances.items():
-                whole.instances[host] = whole.instances.get(host, InstanceState()).joined(state)
-        whole.times = Histogram.sum_of(times)
-        return whole
-
-    def ended(self) -> Counters:
-        """The counters without requests in flight, for a process that has ended."""
-        return evolve(self, in_flight=0, held_back=0.0)
-
-    def without_troubles(self) -> Counters:
-        """The counters of a process that has ended, while others know more about the instances."""
-        return evolve(self, instances={host: InstanceState(one.answered) for host, one in self.instances.items()})
-
-    def learned(self) -> tuple[str, ...]:
-        """The limits that were learned, one line an instance."""
-        hosts = len(self.instances) > 1
-        return tuple(
-            f"{host}: {one.learned}" if hosts else str(one.learned)
-            for host, one in self.instances.items()
-            if one.learned is not None
-        )
-
-    def learned_rate(self) -> float | None:
-        """Requests per second that the instances allow together; None while no limit of a rate is known."""
-        rates = [one.learned.rate for one in self.instances.values() if one.learned is not None and one.learned.rate]
-        return sum(rates) if rates else None
-
-    def troubles(self, now: float, began: float) -> tuple[InstanceTrouble, ...]:
-        """The instances that have a problem now, in a run that `began` then."""
-        return tuple(
-            InstanceTrouble(
-                host, trouble.reason, trouble.attempts, now - max(trouble.since, began),
-                state.held_back if math.isfinite(state.held_back) else 0.0,
-            )
-            for host, state in self.instances.items()
-            if (trouble := state.trouble) is not None
-        )  # fmt: skip
-
-
-_ADDED_UP: Final = [
-    "fetched",
-    "failed",
-    "failed_before",
-    "size",
-    "requests",
-    "retries",
-    "throttled",
-    "in_flight",
-    "limit",
-]
-
-Phase = Literal["fetching", "draining", "over"]
-
-
-@frozen
-class InstanceTrouble:
-    """An instance whose latest requests failed or were throttled. `str` makes one line for people.
-
-    Attributes:
-        host: of the instance.
-        reason: of the latest failure, in words.
-        attempts: that failed, with no success between.
-        seconds: since the first of them.
-        next_try: seconds until the next request may be sent; 0 if it is not held back.
-    """
-
-    host: str
-    reason: str
-    attempts: int
-    seconds: float
-    next_try: float = 0.0
-
-    @property
-    def without_next_try(self) -> str:
-        """The line without the time of the next try, for a run that makes none."""
-        return trouble_line(self.reason, self.attempts, self.seconds)
-
-    def __str__(self) -> str:
-        return trouble_line(self.reason, self.attempts, self.seconds, self.next_try if self.next_try >= 1 else 0.0)
-
-
-@frozen
-class Progress:
-    """A run at one moment. `total`, `fetched` and `failed` count tokens of the job, everything else is of this run.
-
-    Attributes:
-        phase: `draining` once no more tokens are taken.
-        total: tokens of the job, retries not counted twice.
-        fetched: tokens with an answer.
-        failed: tokens that were tried and have none.
-        requests, retries, throttled: requests that have ended, of these repeated ones, and of these answered with "slow
-            down".
-        in_flight: requests on the wire.
-        limit: requests that may be on the wire at once.
-        held_back: seconds for which nothing is sent, because the instance is down or asked for a pause.
-        p50, p95: seconds from sending to the last byte, of the answers since the last minute began; None without any.
-        rate: tokens per second, over the last 10 seconds.
-        eta: seconds until the end, at the rate of the last minute; None if that is 0, or if an instance has had a problem for
-            some seconds.
-        seconds: since this run began.
-        size: bytes of answers in this run, as they came.
-        troubles: the instances that have a problem now.
-        learned: the limits that refused requests have shown, one line an instance, such as
-            "1,470/s learned: refused at 1,520/s 12 s ago".
-        learned_rate: requests per second that the instances allow, as far as their limits are known; None while no limit is.
-    """
-
-    phase: Phase
-    total: int
-    fetched: int
-    failed: int
-    requests: int
-    retries: int
-    throttled: int
-    in_flight: int
-    limit: int
-    held_back: float
-    p50: float | None
-    p95: float | None
-    rate: float
-    eta: float | None
-    seconds: float
-    size: int
-    troubles: tuple[InstanceTrouble, ...] = ()
-    learned: tuple[str, ...] = ()
-    learned_rate: float | None = None
-
-    @property
-    def done(self) -> int:
-        """Tokens with an outcome."""
-        return self.fetched + self.failed
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields and `done` as plain JSON, times rounded to milliseconds."""
-        return {
-            **_rounded(asdict(self, recurse=False)),
-            "troubles": [_rounded(asdict(trouble)) for trouble in self.troubles],
-            "done": self.done,
-        }
-
-
-def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: round(value, 3) if isinstance(value, float) else value for name, value in fields.items()}
-
-
-class Rate:
-    """Tokens per second over the last seconds."""
-
-    def __init__(self, over: float = 10.0) -> None:
-        self._over = over
-        self._points: list[tuple[float, int]] = []
-
-    def at(self, now: float, done: int) -> float:
-        points = self._points
-        points.append((now, done))
-        while len(points) > 2 and points[1][0] <= now - self._over:
-            del points[0]
-        then, before = points[0]
-        return (done - before) / (now - then) if now > then else 0.0

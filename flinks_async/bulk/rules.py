@@ -51,7 +51,8 @@ from ..errors import (
     ShortageError,
 )
 from ..verdict import Envelope, Kind
-from .records import Failure, FailureKind, InstanceTrouble
+from .counters import InstanceTrouble
+from .records import Failure, FailureKind
 
 NEVER_ANSWERED: Final = "has never answered"
 """The end of the reason of a run that stopped because of `Rules.unreachable_after`."""
@@ -76,8 +77,9 @@ class Rules:
         max_failure_share: stop when a larger share than this (0 to 1) of this run's tokens has failed; looked at after
             100 tokens.
         max_duration: seconds after which no more tokens are taken.
-        unreachable_after: seconds after which a run stops if an instance has failed all that time and has never answered
-            (default 120). Jobs with one instance remember that it has answered an earlier run.
+        unreachable_after: seconds after which a run stops if an instance has never answered, and its requests have failed
+            (default 120). A request that waits for its answer has not failed before its timeout (230 s with
+            `config.bulk()`). Jobs with one instance remember that it has answered an earlier run.
         drain: seconds that requests on the wire have to end once a run stops (default 20); what has not ended then is
             fetched by the next run. The default fits into the 30 s that Kubernetes gives a terminated container.
     """

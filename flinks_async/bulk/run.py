@@ -8,43 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import math
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
-from itertools import chain, islice
 from typing import Any, Final
 
-from attrs import evolve, frozen
+from attrs import frozen
 
 from ..checks import counted
 from ..clock import Clock, SystemClock
+from ..codec import Drift
 from ..errors import FlinksError
-from . import crash_points
-from .compression import Compression
+from .counters import Counters, InstanceTrouble, Phase, Progress, Rate
 from .errors import LedgerError, StoreError, UnfitAnswerError
 from .executors import Executor, Work
-from .executors.protocol import Task
+from .executors.protocol import Task, put
 from .fetching import Thread
-from .files import cannot_write
+from .files import crash_points
 from .ledger import Ledger, Totals
-from .records import (
-    Commit,
-    Counters,
-    Failure,
-    Finished,
-    InstanceTrouble,
-    Phase,
-    Progress,
-    Rate,
-    RunState,
-    key_from_json,
-)
-from .spool import Spool, SpoolLine, read_spool_line
-from .stores.answer_files import read_lines
-from .stores.protocol import Store
+from .records import Finished, RunState
+from .stores.protocol import Store, shared_store
 
 SAMPLE_EVERY: Final = 10.0
-"""Seconds between two samples for the report and for `status`."""
+"""Seconds between two samples for the report and for `status`, while the instances are neither in trouble nor out of it."""
 
 WATCH_EVERY: Final = 1.0
 """Seconds between two checks of the instances."""
@@ -57,6 +42,9 @@ SILENCE: Final = 10.0
 
 LASTING_TROUBLE: Final = "%s"
 """Log line about a trouble that lasts."""
+
+MOST_DRIFT: Final = 50
+"""Differences between answers and their documentation that the progress has."""
 
 LOG_EVERY: Final = 60.0
 """Seconds between two log lines about the same trouble."""
@@ -117,7 +105,9 @@ class Run:
         self._before = ledger.totals()
         self._started = self._clock.now()
         self._silent = (0, self._started)  # requests that had ended, and since when no other has
+        self._in_trouble = set[str]()  # hosts; a trouble shorter than a second is none
         self._logged_troubles = dict[str, float]()  # when the trouble of a host was logged
+        self._logged_drift = set[tuple[str, str]]()
         self._rate, self._rate_of_last_minute = Rate(), Rate(60.0)
         for rate in (self._rate, self._rate_of_last_minute):
             rate.at(self._started, 0)
@@ -145,6 +135,9 @@ class Run:
         broke_off: tuple[str, str] | None = None
         shards = counted(before.shards - before.shards_done, "shard")
         self._log.info("run begins: %s in %s to do", counted(before.pending, "token"), shards)
+        if shared_store(self._store) is not None:
+            where = self._ledger.path.parent
+            self._log.info("what is done is recorded in %s only. To resume on another machine, copy it there", where)
         beside: set[asyncio.Future[None]] = set()
         try:
             self._run = await self._writing.do(self._ledger.begin_run, self._clock.time())
@@ -200,33 +193,40 @@ class Run:
 
     def _store_shard(self, finished: Finished) -> None:
         """Adds a shard to the output and then to the ledger. Runs in the writing thread."""
-        if self._broken is not None:  # the store may hold a shard that the ledger does not know
-            raise self._broken
         try:
-            receipt, finished = self._put(finished)
+            if self._broken is not None:  # the store may hold a shard that the ledger does not know
+                raise self._broken
+            if finished.receipt is None:
+                finished = put(self._store, finished)
+            elif (store := shared_store(self._store)) is not None:
+                store.check()
+        except BaseException as error:
+            self._broken = error
+            self._drop(finished.receipt)
+            raise
+        try:
             crash_points.reach("stored")
-            self._ledger.commit(_commit_of(finished, receipt), run=self._run, now=self._clock.time())
+            self._ledger.commit(finished.commit, run=self._run, now=self._clock.time())
         except BaseException as error:
             self._broken = error
             raise
         with suppress(OSError):
             finished.spool.unlink(missing_ok=True)
+        for failure in finished.failures:
+            if failure.error == UnfitAnswerError.__name__:
+                self._unfit += 1
+                self._log.info("line %d counts as failed: %s", failure.line, failure.message)
         shard = finished.shard
         self._log.info(
             "shard %d done: lines %d to %d, %d answers, %d failed, %d left",
             shard.id, shard.first, shard.last, finished.written.lines, len(finished.failures), len(finished.left),
         )  # fmt: skip
 
-    def _put(self, finished: Finished) -> tuple[dict[str, Any], Finished]:
-        """Gives a shard to the store, without the answers that it cannot hold: they count as failed."""
-        while True:
-            try:
-                return self._store.put(_commit_of(finished), finished.spool), finished
-            except UnfitAnswerError as error:
-                unfit = error
-            finished = _without(finished, unfit, self._store.spool_compression)
-            self._unfit += 1
-            self._log.info("line %d counts as failed: %s", unfit.line, unfit.message)
+    def _drop(self, receipt: dict[str, Any] | None) -> None:
+        """Removes what a worker has stored and the ledger will not know."""
+        if receipt is not None and (store := shared_store(self._store)) is not None:
+            with suppress(StoreError):
+                store.drop(receipt)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -239,6 +239,7 @@ class Run:
         progress = self.progress()
         if state == "complete":  # the last troubles may have ended since the last look
             self._log_troubles(progress.troubles, self._clock.now())
+        self._log_drift(progress.drift)
         await self._writing.do(self._write_end, state, reason, progress.to_dict())
         self._log.info("run over: %s%s", state, f" ({reason})" if reason else "")
         return Result(state, reason, totals, progress)
@@ -258,8 +259,10 @@ class Run:
             await self._clock.sleep(WATCH_EVERY)
             now, counters = self._clock.now(), self._execution.counters()
             troubles = self._troubles(counters, now)
+            self._in_trouble = {trouble.host for trouble in troubles if trouble.seconds >= WATCH_EVERY}
             self._log_troubles(troubles, now)
-            for trouble in troubles:
+            self._log_drift(counters.drift)
+            for trouble in counters.troubles(now, self._started):  # without silence: its requests may still be answered
                 answered = answered_before or counters.instances[trouble.host].answered
                 reason = self._rules.unreachable(trouble, answered=answered)
                 if reason is not None:
@@ -290,9 +293,22 @@ class Run:
             del told[host]
             self._log.info("%s answers again", host)
 
+    def _log_drift(self, drift: Sequence[Drift]) -> None:
+        """Logs each difference when it is first seen. Missing fields are only counted, because they are normal."""
+        for one in drift:
+            if one.kind != "missing field" and (one.kind, one.path) not in self._logged_drift:
+                self._logged_drift.add((one.kind, one.path))
+                self._log.warning("answers differ from their documentation: %s", one)
+
     async def _sample(self) -> None:
+        """Saves the progress every `SAMPLE_EVERY` seconds, and when an instance gets into trouble or out of it."""
+        passed, before = 0.0, set[str]()
         while True:
-            await self._clock.sleep(SAMPLE_EVERY)
+            await self._clock.sleep(WATCH_EVERY)
+            passed += WATCH_EVERY
+            if passed < SAMPLE_EVERY and self._in_trouble == before:
+                continue
+            passed, before = 0.0, self._in_trouble
             try:
                 sample = self.progress().to_dict()
                 await self._writing.do(self._ledger.add_sample, self._run, self._clock.time(), sample)
@@ -328,6 +344,8 @@ class Run:
             troubles=troubles,
             learned=counters.learned(),
             learned_rate=counters.learned_rate(),
+            workers=counters.workers,
+            drift=counters.drift[:MOST_DRIFT],
         )
 
 
@@ -337,62 +355,3 @@ def _broke_off(error: BaseException) -> tuple[str, str]:
         return "failed", error.message
     stopped = isinstance(error, (asyncio.CancelledError, KeyboardInterrupt))
     return ("interrupted", "it was cancelled") if stopped else ("failed", type(error).__name__)
-
-
-def _commit_of(finished: Finished, receipt: dict[str, Any] | None = None) -> Commit:
-    return Commit(finished.shard, finished.written, finished.failures, finished.left, receipt or {})
-
-
-_BATCH: Final = 100
-"""Lines that are copied at once."""
-
-
-def _without(finished: Finished, unfit: UnfitAnswerError, compression: Compression) -> Finished:
-    """The shard with a spool that lacks the unfit answer, and with a failure for its token.
-
-    Raises:
-        StoreError: the spool cannot be read or rewritten.
-        UnfitAnswerError: the spool has no such answer. It is the same error, and it ends the job.
-    """
-    path = finished.spool
-    found: list[SpoolLine] = []
-
-    def others() -> Iterator[bytes]:
-        for text in read_lines(path, compression):
-            head = read_spool_line(text)
-            if head.line == unfit.line:
-                found.append(head)
-            else:
-                yield text
-
-    spool = Spool(path.with_name(f"{path.name}.fit"), compression)
-    try:
-        lines = others()
-        for first in lines:
-            spool.write([first, *islice(lines, _BATCH)])
-        written = spool.finish()
-    finally:
-        spool.abandon()
-    if not found:
-        raise unfit
-    try:
-        os.replace(spool.path, path)
-    except OSError as error:
-        problem = cannot_write(path, error)
-    else:
-        failures = chain(finished.failures, [_unfit_failure(found[0], unfit)])
-        return evolve(finished, written=written, failures=tuple(sorted(failures, key=lambda failure: failure.line)))
-    raise problem
-
-
-def _unfit_failure(answer: SpoolLine, unfit: UnfitAnswerError) -> Failure:
-    return Failure(
-        unfit.line,
-        "final",
-        type(unfit).__name__,
-        unfit.message,
-        key=key_from_json(answer.key),
-        status=answer.meta.status,
-        attempts=answer.meta.attempts,
-        instance=answer.instance,
-    )

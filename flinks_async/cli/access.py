@@ -1,4 +1,4 @@
-"""The options that say where to ask and with which secret, and the clients made of them.
+"""The options that say where to ask and with which secret, how secrets are read, and the clients made of them.
 
 A job has one client, or one for each instance that its input names.
 
@@ -13,25 +13,42 @@ A file of instances is TOML with one table for each instance. It holds no secret
 
 from __future__ import annotations
 
+import asyncio
+import errno
 import os
 import re
+import sys
+import threading
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, BinaryIO, Final, NoReturn, TypeVar
 
 import click
 from attrs import field, frozen
 
 from .. import config
+from ..bulk.compression import BY_SUFFIX
+from ..bulk.errors import InputError
+from ..bulk.executors.cluster import ClusterOptions
+from ..bulk.inputs import STDIN
+from ..bulk.inputs.formats import FORMATS
+from ..bulk.selection import PSEUDONYM_KEY
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES, Settings
-from ..endpoint import INSTANCE_NAME
+from ..endpoint import INSTANCE_NAME, WHERE_SECRETS_COME_FROM
 from ..errors import ConfigError
 from ..secret import Secret
 from .console import UsageError
-from .options import grouped, path_name
-from .secret_input import read_line, read_secret, read_text
+from .options import file_name, grouped
+
+T = TypeVar("T")
+
+_MAX_FILE: Final = 64 * 1024
+_PIECE: Final = 1024 * 1024
+_BOM: Final = b"\xef\xbb\xbf"
 
 _KEYS: Final = ("secret_env", "secret_file", "auth_scheme", "base_url")
 
@@ -79,18 +96,14 @@ access_options = grouped(
     ),
     click.option("--base-url", metavar="URL", help="Address to use instead of the instance's [FLINKS_BASE_URL]."),
     click.option("--allow-http", is_flag=True, help="Send the secret unencrypted, to an http:// address."),
-    click.option(
+    file_name(
         "--secret-file",
-        metavar="FILE",
-        callback=path_name,
         help="File with the AuthSecret, '-' for standard input [FLINKS_AUTH_SECRET].",
     ),
 )
 
-instances_option = click.option(
+instances_option = file_name(
     "--instances",
-    metavar="FILE",
-    callback=path_name,
     help="TOML file that says where the secret of each instance is, for --instance-column.",
 )
 
@@ -155,6 +168,13 @@ def make_clients(access: Access, settings: Settings, instances: str | None, colu
 
 def _read(path: str, auth_scheme: str | None) -> dict[str, dict[str, Any]]:
     """The arguments of each client."""
+    tables = _tables(path)
+    default = auth_scheme or config.from_env().get("auth_scheme", AUTH_SCHEMES[0])
+    return {name: _options(name, table, Path(path).parent, default) for name, table in tables.items()}
+
+
+def _tables(path: str) -> dict[str, Any]:
+    """The tables of the file of instances."""
     try:
         tables, where = tomllib.loads(read_text(path, "--instances")), None
     except tomllib.TOMLDecodeError as error:
@@ -163,8 +183,28 @@ def _read(path: str, auth_scheme: str | None) -> dict[str, dict[str, Any]]:
         raise UsageError(f"--instances: {path} is not TOML {where[0] if where else ''}".rstrip() + ".")
     if not tables:
         raise UsageError(f"--instances: {path} names no instance.")
-    default = auth_scheme or config.from_env().get("auth_scheme", AUTH_SCHEMES[0])
-    return {name: _options(name, table, Path(path).parent, default) for name, table in tables.items()}
+    return tables
+
+
+def secret_references(access: Access, instances: str | None) -> ClusterOptions:
+    """Where the workers of a cluster find the secrets: at the same place as this process.
+
+    Raises:
+        UsageError: they cannot look there.
+    """
+    if instances is None:
+        if access.secret_file == STDIN:
+            raise UsageError("--executor: workers cannot read --secret-file -. Name a file that is on every machine.")
+        if access.secret_file is None:
+            return {"secret_env": "FLINKS_AUTH_SECRET"}
+        return {"secret_file": str(Path(access.secret_file).absolute())}
+    tables, folder = _tables(instances), Path(instances).absolute().parent
+    files = {name: str(folder / table["secret_file"]) for name, table in tables.items() if "secret_file" in table}
+    if files and len(files) < len(tables):
+        raise UsageError("--executor: the secrets of all instances must be in files, or all in the environment.")
+    if files:
+        return {"secret_file": files}
+    return {"secret_env": {name: table["secret_env"] for name, table in tables.items()}}
 
 
 def _options(name: str, table: object, folder: Path, auth_scheme: str) -> dict[str, Any]:
@@ -193,3 +233,160 @@ def _options(name: str, table: object, folder: Path, auth_scheme: str) -> dict[s
     if not secret:  # the variable's name is not shown, because it may be a secret in the wrong place
         refuse("names an environment variable in secret_env that is not set or is empty")
     return {"instance": name, "auth_secret": secret, "auth_scheme": scheme, "base_url": table.get("base_url")}
+
+
+# --- secrets and tokens: from a file, standard input, the environment or a hidden prompt, never from an argument -----------
+
+pseudonym_key_option = file_name(
+    "--pseudonym-key-file",
+    help="File with the key of --pseudonyms, '-' for standard input [FLINKS_PSEUDONYM_KEY].",
+)
+
+
+def read_secret(secret_file: str | None) -> Secret:
+    """The AuthSecret: from --secret-file, else from FLINKS_AUTH_SECRET.
+
+    Raises:
+        UsageError: there is none, or the file cannot be read. The message shows no value.
+    """
+    if secret_file is not None:
+        return read_line(secret_file, "--secret-file")
+    if value := os.environ.get("FLINKS_AUTH_SECRET", "").strip():
+        return Secret(value)
+    raise UsageError(
+        f"No AuthSecret. Set FLINKS_AUTH_SECRET, or name a file with --secret-file ('-' is standard input). "
+        f"{WHERE_SECRETS_COME_FROM}."
+    )
+
+
+def read_pseudonym_key(key_file: str | None) -> Secret | None:
+    """The key of pseudonyms: from --pseudonym-key-file, else from FLINKS_PSEUDONYM_KEY; None if there is none.
+
+    Raises:
+        UsageError: as for `read_secret`.
+    """
+    if key_file is not None:
+        return read_line(key_file, "--pseudonym-key-file")
+    value = os.environ.get(PSEUDONYM_KEY, "").strip()
+    return Secret(value) if value else None
+
+
+def read_token(token_file: str | None) -> Secret:
+    """The access token: from --token-file, else from FLINKS_ACCESS_TOKEN, else from a hidden prompt on a terminal.
+
+    Raises:
+        UsageError: as for `read_secret`.
+    """
+    if token_file is not None:
+        return read_line(token_file, "--token-file", "For many tokens there is 'fetch'.")
+    if value := os.environ.get("FLINKS_ACCESS_TOKEN", "").strip(" \t\r\n"):
+        return Secret(value)
+    if stdin_is_terminal():
+        return Secret(click.prompt("Access token", hide_input=True, err=True).strip(" \t\r\n"))
+    raise UsageError(
+        "No access token. Name a file with --token-file ('-' is standard input), or set FLINKS_ACCESS_TOKEN; "
+        "on a terminal you are asked for it."
+    )
+
+
+def read_line(path: str, option: str, hint: str = "") -> Secret:
+    """The only line of a file.
+
+    Args:
+        option: how the file was given.
+        hint: what to do if there are more lines.
+
+    Raises:
+        UsageError: as for `read_secret`.
+    """
+    lines = [line for line in (line.strip(" \t\r") for line in read_text(path, option).split("\n")) if line]
+    if not lines:
+        raise UsageError(f"The input for {option}{named(path)} is empty.")
+    if len(lines) > 1:
+        raise UsageError(f"The input for {option}{named(path)} has {len(lines):,} lines instead of one. {hint}".strip())
+    return Secret(lines[0])
+
+
+def read_text(path: str, option: str) -> str:
+    """A small file, '-' for standard input.
+
+    Raises:
+        UsageError: as for `read_secret`.
+    """
+    try:
+        text = _read_bytes(path, option).removeprefix(_BOM).decode("utf-8")
+    except UnicodeDecodeError:
+        text = None
+    if text is None:  # raised here, since the error above holds the text
+        raise UsageError(f"The input for {option}{named(path)} is not UTF-8 text.")
+    return text
+
+
+def _read_bytes(path: str, option: str) -> bytes:
+    try:
+        if path == STDIN:
+            data = _stdin().read(_MAX_FILE + 1)
+        else:
+            with open(path, "rb") as file:
+                data = file.read(_MAX_FILE + 1)
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a file"
+        raise UsageError(f"The file given with {option}{named(path)} cannot be read: {reason}.") from None
+    if len(data) > _MAX_FILE:
+        raise UsageError(f"The file given with {option}{named(path)} is larger than {_MAX_FILE:,} bytes.")
+    return data
+
+
+_FILE_ENDS: Final = (*FORMATS, *BY_SUFFIX, ".json", ".toml")
+
+
+def named(path: str) -> str:
+    """The name of a file for a message, in brackets. Empty for a name without such a file and without a usual end: it may be
+    a secret in the wrong place.
+    """
+    return f" ({path})" if path != STDIN and (os.path.exists(path) or path.lower().endswith(_FILE_ENDS)) else ""
+
+
+def read_all_stdin() -> bytes:
+    """Standard input to its end. Without a buffer, since a daemon thread that waits in one would hold its lock at exit.
+
+    Raises:
+        InputError: it is closed, or cannot be read.
+    """
+    try:
+        try:
+            number = _stdin().fileno()
+        except ValueError:  # replaced by a test
+            return _stdin().read()
+        return b"".join(iter(partial(os.read, number, _PIECE), b""))
+    except OSError as error:
+        raise InputError(f"Standard input cannot be read: {error.strerror}.") from None
+
+
+async def in_daemon_thread(function: Callable[[], T]) -> T:
+    """Calls `function()` in a thread. If the function blocks forever, the process can still end."""
+    future = Future[T]()
+    future.set_running_or_notify_cancel()  # so that whoever waits can give up, but not cancel it
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, name="flinks-async-input", daemon=True).start()
+    return await asyncio.wrap_future(future)
+
+
+def _stdin() -> BinaryIO:
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "it is closed")
+    return sys.stdin.buffer
+
+
+def stdin_is_terminal() -> bool:
+    """Whether the user can be asked."""
+    try:
+        return sys.stdin is not None and sys.stdin.isatty()
+    except ValueError:  # closed
+        return False

@@ -36,7 +36,7 @@ class App(Command, click.Group):
         try:
             result = super().main(args, *more, **extra)
         except click.exceptions.NoArgsIsHelpError as no_arguments:
-            say(no_arguments.format_message())
+            say(*no_arguments.format_message().split("\n"))
             return Exit.USAGE
         except click.Abort:
             say("Interrupted.")
@@ -55,7 +55,7 @@ def _report(error: Exception) -> Exit:
         for note in getattr(error, "__notes__", ()):
             say(note)
     if isinstance(error, click.UsageError) and error.ctx is not None:
-        say(f"{error.ctx.get_usage()}\nTry '{error.ctx.command_path} --help' for help.\n")
+        say(*error.ctx.get_usage().split("\n"), f"Try '{error.ctx.command_path} --help' for help.", "")
     say(f"Error: {text}" + (". Run the same command with --debug for details." if code is Exit.UNEXPECTED else ""))
     if not isinstance(error, click.UsageError):  # its traceback would hold what was typed
         trace(error)
@@ -106,7 +106,7 @@ def _show_version(ctx: click.Context, parameter: click.Parameter, value: bool) -
 @click.group(
     cls=App,
     epilog=epilog(),
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True},
 )
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."

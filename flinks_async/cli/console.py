@@ -18,7 +18,7 @@ from ..bulk.errors import JobError, JobLockedError, LedgerError, StoreError, Wor
 from ..bulk.inputs.scan import NO_TOKENS
 from ..bulk.records import to_json
 from ..bulk.run import LASTING_TROUBLE
-from ..checks import counted
+from ..checks import counted, duration
 from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidTokenError
 from ..limits.notices import is_no_notice
 from ..secret import SecretFilter, redact, redact_request
@@ -57,34 +57,27 @@ class ReaderGone(OutputError):
     """The program that read standard output has closed it."""
 
 
-def say(message: str) -> None:
+def say(*lines: str) -> None:
     """Writes a message to standard error. A closed standard error does not end the run."""
     with suppress(OSError, ValueError, AttributeError):
-        print(printable(message), file=sys.stderr, flush=True)
+        print(printable(*lines), file=sys.stderr, flush=True)
 
 
-def printable(text: str) -> str:
-    """The text without control characters and marks of direction, which could steer a terminal or a reader."""
-    return _without_controls(text, lambda c: "\N{REPLACEMENT CHARACTER}")
+def printable(*lines: str) -> str:
+    """The lines without control characters and marks of direction, which could steer a terminal or a reader.
+
+    A line break inside of a line is one of them: in the name of a file, it could pretend a message of ours.
+    """
+    return "\n".join(_without_controls(line, "\t", lambda c: "\N{REPLACEMENT CHARACTER}") for line in lines)
 
 
 def escaped(text: str) -> str:
     """The same for JSON, without loss: in JSON, these characters occur only inside strings, and become escapes."""
-    return _without_controls(text, lambda c: json.dumps(c)[1:-1])
+    return _without_controls(text, "\n\t", lambda c: json.dumps(c)[1:-1])
 
 
-def _without_controls(text: str, replace: Callable[[str], str]) -> str:
-    return "".join(c if c.isprintable() or c in "\n\t" else replace(c) for c in text)
-
-
-def duration(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = int(seconds) // 60
-    return f"{minutes} min {int(seconds) % 60} s" if minutes < 120 else f"{minutes // 60:,} h {minutes % 60} min"
+def _without_controls(text: str, kept: str, replace: Callable[[str], str]) -> str:
+    return "".join(c if c.isprintable() or c in kept else replace(c) for c in text)
 
 
 _OPTION_OF: Final = {
@@ -198,7 +191,14 @@ class _ConsoleHandler(logging.Handler):
         text = self.format(record)
         fields = {name: value for name, value in vars(record).items() if name.startswith("flinks_")}
         if not event("log", text=text, **fields):
-            say(text)
+            say(*text.split("\n"))
+
+
+class _Formatter(logging.Formatter):
+    """One line and perhaps a traceback."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
 
 
 def _is_news(record: logging.LogRecord) -> bool:
@@ -216,7 +216,7 @@ def log_to_stderr() -> Iterator[None]:
     handler = _ConsoleHandler()
     handler.addFilter(_is_news)
     handler.addFilter(SecretFilter())
-    handler.setFormatter(logging.Formatter("%(levelname)s: %(name)s: %(message)s"))
+    handler.setFormatter(_Formatter("%(levelname)s: %(name)s: %(message)s"))
     root, package = logging.getLogger(), logging.getLogger("flinks_async")
     level = package.level
     root.addHandler(handler)

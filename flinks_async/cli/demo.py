@@ -18,6 +18,7 @@ import uuid
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -26,19 +27,18 @@ import msgspec
 from attrs import define, field, frozen
 
 from .. import bulk
-from ..bulk import InProcess, InputFile, Job, JSONLParts, Progress, Rules, crash_points
-from ..bulk.files import MANIFEST
-from ..checks import counted
+from ..bulk import InProcess, InputFile, Job, JSONLParts, Progress, Rules
+from ..bulk.files import MANIFEST, crash_points
+from ..checks import counted, duration
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES, AuthScheme
 from . import Exit, epilog
-from .access import Clients
-from .console import OutputError, UsageError, debug_option, duration, say
+from .access import Clients, read_secret
+from .console import OutputError, UsageError, debug_option, say
 from .display import choose_display
 from .job_run import JobRun, OnScan, run
-from .options import bulk_settings, concurrency_option, path_name
+from .options import bulk_settings, concurrency_option, file_name, positive, whole
 from .output import Command, to_stdout
-from .secret_input import read_secret
 
 if TYPE_CHECKING:
     from ..testing import FlinksServer
@@ -50,51 +50,26 @@ _BURST: Final = 0.25
 """Seconds of the rate limit that the simulator accepts at once."""
 
 
+_share: Final = partial(click.option, type=click.FloatRange(0, 1), metavar="SHARE")
+
+
 @click.command(cls=Command, epilog=epilog())
-@click.option(
-    "--tokens",
-    type=click.IntRange(1, 1_000_000),
-    metavar="N",
-    default=10_000,
-    show_default=True,
-    help="Number of tokens.",
-)
-@click.option(
-    "--faults",
-    type=click.FloatRange(0, 1),
-    metavar="SHARE",
-    default=0.03,
-    show_default=True,
-    help="Share of tokens that meet faults.",
-)
+@whole("--tokens", most=1_000_000, default=10_000, help="Number of tokens.")
+@_share("--faults", default=0.03, help="Share of tokens that meet faults.")
 @click.option(
     "--rate-limit",
     type=click.FloatRange(min=1),
     metavar="N",
     default=1500,
-    show_default=True,
     help="Requests per second that the simulator accepts. The client has to find this out.",
 )
-@click.option(
-    "--latency",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    default=0.05,
-    show_default=True,
-    help="Median response time of the simulator (log-normal).",
-)
+@positive("--latency", "SECONDS", default=0.05, help="Median response time of the simulator (log-normal).")
 @click.option(
     "--seed", type=int, metavar="N", help="Seed of tokens, faults and answers [a random one, which is printed]."
 )
 @concurrency_option
 @click.option("--crash", is_flag=True, help="Kill the fetch in the middle (SIGKILL), and resume it.")
-@click.option(
-    "--dir",
-    "directory",
-    metavar="DIR",
-    callback=path_name,
-    help="Folder for the files, which are kept [a temporary folder].",
-)
+@file_name("--dir", "directory", metavar="DIR", help="Folder for the files, which are kept [a temporary folder].")
 @debug_option
 def demo(
     tokens: int,
@@ -153,7 +128,7 @@ def demo(
             lambda token: plan.plan(token).fetchable,
             lambda token: expected_answer(token, seed=seed),
         )
-    say(result.text())
+    say(*result.lines())
     return Exit.OK if result.passed else Exit.FAILED
 
 
@@ -291,18 +266,18 @@ class Check:
     def passed(self) -> bool:
         return not (self.lost or self.wrong or self.unexpected)
 
-    def text(self) -> str:
+    def lines(self) -> list[str]:
         if self.passed:
-            return (
+            return [
                 f"Checked: all {self.tokens - self.unfetchable:,} fetchable tokens arrived, each with its own answer. "
                 f"The other {self.unfetchable:,} are always refused, and have no answer."
-            )
+            ]
         problems = (
             ("fetchable tokens were lost", self.lost),
             ("answers are not those of their tokens", self.wrong),
             ("tokens that cannot be fetched have an answer", self.unexpected),
         )
-        return "\n".join(f"WRONG: {len(lines):,} {what}: {_some(lines)}" for what, lines in problems if lines)
+        return [f"WRONG: {len(lines):,} {what}: {_some(lines)}" for what, lines in problems if lines]
 
 
 def _some(lines: Sequence[int]) -> str:
@@ -347,36 +322,21 @@ def check(
 
 
 @click.command(cls=Command)
-@click.option("--port", type=click.IntRange(0, 65535), metavar="N", default=0, help="Port to listen on [any free one].")
 @click.option(
-    "--size",
-    type=click.Choice(["small", "medium", "large"]),
-    default="medium",
-    show_default=True,
-    help="Size of the answers.",
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="N",
+    default=0,
+    show_default=False,
+    help="Port to listen on [any free one].",
 )
-@click.option(
-    "--seed", type=int, metavar="N", default=0, show_default=True, help="Seed of the data, the faults and the latency."
-)
-@click.option(
-    "--faults-share",
-    type=click.FloatRange(0, 1),
-    metavar="SHARE",
-    default=0.0,
-    show_default=True,
-    help="Share of requests that fail, with faults of all kinds.",
-)
-@click.option(
-    "--rate-limit", type=click.FloatRange(min=0, min_open=True), metavar="N", help="Maximum requests per second."
-)
+@click.option("--size", type=click.Choice(["small", "medium", "large"]), default="medium", help="Size of the answers.")
+@click.option("--seed", type=int, metavar="N", default=0, help="Seed of the data, the faults and the latency.")
+@_share("--faults-share", default=0.0, help="Share of requests that fail, with faults of all kinds.")
+@positive("--rate-limit", help="Maximum requests per second.")
 @click.option("--latency", type=click.FloatRange(min=0), metavar="SECONDS", help="Median response time (log-normal).")
 @click.option("--auth-scheme", type=click.Choice(AUTH_SCHEMES), help="Only form of the header to accept [any].")
-@click.option(
-    "--secret-file",
-    metavar="FILE",
-    callback=path_name,
-    help="File with the AuthSecret to accept, '-' for standard input.",
-)
+@file_name("--secret-file", help="File with the AuthSecret to accept, '-' for standard input.")
 @debug_option
 def simulate(
     port: int,

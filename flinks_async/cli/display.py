@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -12,14 +12,16 @@ from typing import Any, Final, Literal
 from attrs import frozen
 
 from ..bulk import Job, Progress, Scanned, Totals
+from ..bulk.counters import WAITED_FOR, WorkerState
 from ..bulk.files import FAILED
 from ..bulk.records import to_json
-from ..bulk.report.words import FORMATS
 from ..bulk.rules import NEVER_ANSWERED
-from ..checks import counted
+from ..bulk.stores import format_of
+from ..checks import counted, duration
+from ..codec import Drift
 from ..endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
 from . import Exit
-from .console import duration, escaped, event, on_terminal, printable, say, use_events, with_options
+from .console import escaped, event, on_terminal, printable, say, use_events, with_options
 from .options import ProgressKind
 
 DisplayState = Literal["complete", "stopped", "refused", "interrupted"]
@@ -28,6 +30,7 @@ _TITLE: Final = {"complete": "Done", "stopped": "Stopped", "refused": "Refused",
 _REDRAW: Final = 0.2
 _PLAIN_EVERY: Final = 5.0
 _JSON_EVERY: Final = 1.0
+_DRIFT_SHOWN: Final = 5
 _TROUBLES_SHOWN: Final = 2
 
 RESUME: Final = "Run the same command again to fetch them."
@@ -101,7 +104,7 @@ class Display:
         if ended.job is None or ended.totals is None:
             say("Interrupted before anything was fetched.")
         else:
-            say(summary(ended, ended.job, ended.totals))
+            say(*summary(ended, ended.job, ended.totals))
 
     def _show(self, share: float | None, percent: str, headline: str, details: str = "") -> None:
         if not self._quiet:
@@ -210,6 +213,7 @@ def _progress_lines(progress: Progress) -> tuple[str, str]:
         "stopping" if progress.phase == "draining" else left,
     ), _joined(
         *map(str, progress.troubles[:_TROUBLES_SHOWN]),
+        *worker_notes(progress.workers),
         f"{progress.fetched:,} ok",
         f"{progress.failed:,} failed",
         f"{progress.retries:,} retried",
@@ -221,6 +225,18 @@ def _progress_lines(progress: Progress) -> tuple[str, str]:
     )
 
 
+def worker_notes(workers: Sequence[WorkerState]) -> list[str]:
+    """Workers that are missing, and how many have died."""
+    missing = [worker.name for worker in workers if worker.note == WAITED_FOR]
+    dead = sum(bool(worker.note) for worker in workers) - len(missing)
+    notes = (
+        [f"waiting for {missing[0]}" + (f" ({len(missing)} are missing)" if len(missing) > 1 else "")]
+        if missing
+        else []
+    )
+    return notes + ([f"{counted(dead, 'worker')} died"] if dead else [])
+
+
 def _percent(share: float) -> str:
     return f"{min(share, 1.0):.0%}"
 
@@ -230,7 +246,7 @@ def _joined(*parts: str) -> str:
     return " · ".join(part for part in parts if part)
 
 
-def summary(ended: Ended, job: Job, totals: Totals) -> str:
+def summary(ended: Ended, job: Job, totals: Totals) -> list[str]:
     """The numbers of the job and of the run, where the files are, and what to do next."""
     why = f": {ended.reason}" if ended.reason and ended.state != "refused" else ""
     lines = [f"{_TITLE[ended.state]}{why}. The job has {counted(totals.tokens, 'token')}."]
@@ -242,6 +258,7 @@ def summary(ended: Ended, job: Job, totals: Totals) -> str:
     if ended.progress is not None:
         problems = [trouble.without_next_try for trouble in ended.progress.troubles]
         lines += [f"  last problem: {problem}" for problem in problems if problem not in ended.reason]
+        lines += drift_lines(ended.progress.drift)
     lines += _places(job, totals)
     if ended.state == "refused":
         lines.append(
@@ -256,7 +273,14 @@ def summary(ended: Ended, job: Job, totals: Totals) -> str:
         lines.append(
             f"{counted(exhausted, 'failed token')} may succeed in another run: flinks-async retry {job.directory}"
         )
-    return "\n".join(lines)
+    return lines
+
+
+def drift_lines(drift: Sequence[Drift]) -> list[str]:
+    """How answers differ from their documentation, for people."""
+    more = [f"  and {len(drift) - _DRIFT_SHOWN} more"] if len(drift) > _DRIFT_SHOWN else []
+    lines = [f"  {one}" for one in drift[:_DRIFT_SHOWN]] + more
+    return ["Answers differ from their documentation:", *lines] if lines else []
 
 
 def outcome_rows(totals: Totals, scanned: Scanned) -> list[str]:
@@ -316,13 +340,16 @@ def _places(job: Job, totals: Totals) -> Iterator[str]:
     yield f"  job: {job.directory}"
 
 
+_PLACES: Final = ("kind", "path", "url")
+
+
 def answers_of(store: Mapping[str, Any], directory: Path) -> str:
     """Where the answers are, and in which format, from the description of a store."""
     kind = str(store.get("kind"))
-    more = [str(value) for name, value in store.items() if name not in ("kind", "path") and value not in (None, "none")]
-    format_ = ", ".join([FORMATS.get(kind, kind), *more])
+    more = [str(value) for name, value in store.items() if name not in _PLACES and value not in (None, "none")]
+    format_ = ", ".join([format_of(kind), *more])
     if kind in ("jsonl-parts", "parquet"):
-        return f"{directory / 'parts'} ({format_})"
+        return f"{store.get('url') or directory / 'parts'} ({format_})"
     if kind in ("jsonl", "sqlite", "duckdb"):
         return f"{store.get('path') or directory} ({format_})"
     return format_

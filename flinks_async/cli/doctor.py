@@ -33,22 +33,20 @@ from .._version import __version__
 from ..bulk.directory import Manifest, enter, refuse_network
 from ..bulk.errors import JobLockedError
 from ..bulk.files import MANIFEST
-from ..checks import counted, optional_import
+from ..checks import counted, duration, optional_import
 from ..classify import verdict_of
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES
 from ..errors import FlinksError
 from ..runtime import fast_loop
 from ..secret import Secret
-from ..transport.fast_path import SUPPORTED
 from ..transport.session import SessionManager
 from ..verdict import Kind
 from . import Exit, epilog
-from .access import Access, access_options
-from .console import debug_option, duration, printable, say
+from .access import Access, access_options, read_token
+from .console import debug_option, printable, say
 from .job_run import run
 from .output import Command, to_stdout
-from .secret_input import read_token
 
 State = Literal["ok", "warning", "problem"]
 
@@ -123,8 +121,8 @@ def doctor(
 
 
 def _json(findings: Iterable[CheckResult]) -> bytes:
-    plain = [{name: printable(text) for name, text in asdict(finding).items()} for finding in findings]
-    return msgspec.json.format(msgspec.json.encode({"findings": plain}), indent=2) + b"\n"
+    found = msgspec.json.encode({"findings": [asdict(finding) for finding in findings]})
+    return msgspec.json.format(found, indent=2) + b"\n"
 
 
 def _text(findings: Iterable[CheckResult]) -> bytes:
@@ -133,7 +131,7 @@ def _text(findings: Iterable[CheckResult]) -> bytes:
         lines.append(f"{finding.state:<8} {finding.check:<13} {finding.text}")
         if finding.advice:
             lines.append(f"{'':<22} -> {finding.advice}")
-    return printable("\n".join(lines) + "\n").encode()
+    return printable(*lines, "").encode()
 
 
 # --- this machine -----------------------------------------------------------------------------------------------------
@@ -149,9 +147,6 @@ def _python() -> Iterator[CheckResult]:
         with suppress(metadata.PackageNotFoundError):
             found.append(f"{name} {metadata.version(name)}")
     yield CheckResult("packages", "ok", ", ".join(found))
-    if not SUPPORTED:
-        advice = "Install a version of aiohttp that this version of flinks-async was tested with, or tell its authors"
-        yield CheckResult("aiohttp", "warning", "this aiohttp is unknown: requests take the slower way", advice)
     loop = "asyncio" if fast_loop() is None else "uvloop"
     yield CheckResult(
         "event loop", "ok", loop, "" if loop == "uvloop" else "pip install 'flinks-async[uvloop]' is faster"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import tempfile
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
@@ -22,22 +23,33 @@ from ..bulk import (
     Job,
     Layout,
     Scanned,
+    Selection,
     Shard,
     Store,
     scan,
 )
+from ..bulk.compression import split_name
 from ..bulk.files import MANIFEST
 from ..bulk.inputs import NO_KEY, STDIN, ShardReader, Token
-from ..checks import counted
+from ..checks import counted, duration, is_url
 from ..client import FlinksClient
 from ..models import PartnerAccessResponse
 from ..secret import Secret
 from . import Exit, epilog
-from .access import Access, access_options, make_clients
-from .console import UsageError, debug_option, duration, say
+from .access import (
+    Access,
+    access_options,
+    make_clients,
+    named,
+    pseudonym_key_option,
+    read_all_stdin,
+    read_pseudonym_key,
+    read_token,
+)
+from .console import UsageError, debug_option, printable, say
 from .display import RESUME, choose_display, count_rows, other_lines
 from .job_run import JobRun, OnScan, RunOptions, run, run_options
-from .options import layout_options, path_name, timeout_option
+from .options import F, file_name, grouped, layout_options, path_name, positive, timeout_option, whole
 from .output import (
     STORES,
     WITHOUT_FILE,
@@ -45,17 +57,15 @@ from .output import (
     StdoutStore,
     check_output,
     make_store,
-    split_name,
     stdout_is_terminal,
     store_of,
     to_stdout,
 )
-from .secret_input import named, read_all_stdin, read_token
 
 _HELP = """Fetch the data behind many access tokens.
 
 TOKENS is a text file with one token per line, a CSV file with a header row, a JSONL file or a Parquet file, plain or
-compressed with gzip or Zstandard; '-' is standard input.
+compressed with gzip or Zstandard, on a disk or in object storage (s3://bucket/tokens.csv); '-' is standard input.
 
 The answers go to FILE; without --out, to a file beside TOKENS. The progress is kept in a directory beside FILE (FILE.job,
 or DIR): after any interruption, run the same command again to resume. DIR/failed.jsonl has one line for each failed token
@@ -72,15 +82,59 @@ _ROWS_SHOWN: Final = 3
 _LONGEST_SHAPE: Final = 40
 
 
+def _selection(
+    tables: tuple[str, ...],
+    columns: tuple[str, ...],
+    drop: tuple[str, ...],
+    pseudonyms: tuple[str, ...],
+    pseudonym_key_file: str | None,
+) -> Selection | None:
+    if not (tables or columns or drop or pseudonyms):
+        if pseudonym_key_file is not None:
+            raise UsageError("--pseudonym-key-file needs --pseudonyms, the columns whose values are replaced.")
+        return None
+    key = read_pseudonym_key(pseudonym_key_file) if pseudonyms else None
+    if pseudonyms and key is None:
+        raise UsageError(
+            "No key for --pseudonyms. Set FLINKS_PSEUDONYM_KEY, or name a file with --pseudonym-key-file ('-' is standard input)."
+        )
+    return Selection(tables=tables or None, columns=columns, drop=drop, pseudonyms=pseudonyms, pseudonym_key=key)
+
+
+def _names_option(name: str, help_: str) -> Callable[[F], F]:
+    """An option that takes names with commas between, and may be repeated."""
+    return click.option(
+        name,
+        metavar="NAMES",
+        multiple=True,
+        callback=lambda ctx, param, given: tuple(part.strip() for text in given for part in text.split(",")),
+        help=help_,
+    )
+
+
+selection_options = grouped(
+    "selection",
+    _selection,
+    _names_option(
+        "--tables", "Tables to keep [all]: accounts, transactions, holders. Nothing else is written anywhere."
+    ),
+    _names_option("--columns", "Columns to keep [all], such as accounts.id."),
+    _names_option("--drop", "Tables and columns to leave out, such as holders,accounts.title."),
+    _names_option(
+        "--pseudonyms", "Columns whose values are replaced by a keyed HMAC, such as accounts.account_number."
+    ),
+    pseudonym_key_option,
+)
+
+
 @click.command(cls=Command, help=_HELP, epilog=epilog())
 @click.argument("tokens", metavar="TOKENS", callback=path_name)
-@click.option("--out", metavar="FILE", callback=path_name, help="File for the answers, '-' for standard output.")
-@click.option(
-    "--job",
-    "directory",
-    metavar="DIR",
-    callback=path_name,
-    help="Directory of the job [FILE.job]. Without --out, it has the answers.",
+@file_name(
+    "--out",
+    help="File for the answers, '-' for standard output, or a folder in object storage: s3://bucket/folder/ (or gs, az).",
+)
+@file_name(
+    "--job", "directory", metavar="DIR", help="Directory of the job [FILE.job]. Without --out, it has the answers."
 )
 @click.option(
     "--store",
@@ -88,19 +142,14 @@ _LONGEST_SHAPE: Final = 40
     help="Format of the answers [by the name of FILE, else jsonl]. PGHOST, PGDATABASE and so on say where PostgreSQL is.",
 )
 @layout_options
-@click.option(
+@selection_options
+@whole(
     "--shard-size",
-    type=click.IntRange(1, 1_000_000),
-    metavar="N",
+    most=1_000_000,
     help=f"Tokens that are committed together [{SHARD_SIZE:,}; {_STREAMED_SHARD} with --out -].",
 )
 @click.option("--dry-run", "dry", is_flag=True, help="Only report what TOKENS holds. Needs no secret and no network.")
-@click.option(
-    "--assume-rate",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="N",
-    help="Tokens per second that --dry-run expects [--rate].",
-)
+@positive("--assume-rate", help="Tokens per second that --dry-run expects [--rate].")
 @run_options
 @debug_option
 def fetch(
@@ -109,6 +158,7 @@ def fetch(
     directory: str | None,
     store: str | None,
     layout: Layout,
+    selection: Selection | None,
     shard_size: int | None,
     dry: bool,
     assume_rate: float | None,
@@ -116,7 +166,7 @@ def fetch(
 ) -> int:
     if dry:
         rate = assume_rate or options.settings.limits.rate
-        to_stdout(f"{dry_run(_open_source(tokens, layout), shard_size or SHARD_SIZE, rate)}\n".encode())
+        to_stdout(printable(*dry_run(_open_source(tokens, layout), shard_size or SHARD_SIZE, rate), "").encode())
         return Exit.OK
     display = choose_display(options.progress, beside_answers=out == STDIN)
     if tokens == STDIN and options.access.secret_file == STDIN:
@@ -137,7 +187,15 @@ def fetch(
         def start(source: InputFile | None, on_scan: OnScan) -> Job:
             assert source is not None
             try:
-                return Job.start(folder, source, target.store, clients.origin, shard_size=size, on_scan=on_scan)
+                return Job.start(
+                    folder,
+                    source,
+                    target.store,
+                    clients.origin,
+                    shard_size=size,
+                    selection=selection,
+                    on_scan=on_scan,
+                )
             except InputError as error:
                 raise _named(error, tokens, layout) from None
 
@@ -145,7 +203,7 @@ def fetch(
             start,
             clients,
             options.rules,
-            options.executor,
+            options.executor(),
             display,
             open_source=open_source,
             resume=target.resume,
@@ -201,20 +259,27 @@ def _target(tokens: str, out: str | None, directory: str | None, store: str | No
             "Missing option '--out FILE' (a file for the answers, '-' for standard output) or '--job DIR' (a directory)."
         )
     name = store_of(store, out)
+    if directory is None and (is_url(out) or (out is None and is_url(tokens))):
+        raise UsageError(
+            "With a URL, name --job DIR: a directory on a disk that records what is done. Keep it until the job is complete."
+        )
     if out is None and directory is None and name not in WITHOUT_FILE:
         out = _beside(tokens, name)
     folder = Path(directory or f"{out or tokens}.job")
-    if out is not None:
+    if out is not None and not is_url(out):
         _check_file(tokens, Path(out), folder)
+    target = make_store(name, out)
     if tokens == STDIN:
         words = (f"Answers go to {out}, the job is in {folder}. " if out else f"The job is in {folder}. ") + (
             "The tokens from standard input stay in memory, so this run cannot be resumed without the same input."
         )
         resume = "Standard input is not kept: to fetch them, run the same command with the same input."
-        return _Target(folder, make_store(name, out), words, out, resume)
+        return _Target(folder, target, words, out, resume)
     words = f"Answers go to {out}. " if out is not None else ""
     words += f"The job is in {folder}: after an interruption, run the same command again to resume."
-    return _Target(folder, make_store(name, out), words, out)
+    if is_url(out):
+        words += " To resume on another machine, copy this directory there."
+    return _Target(folder, target, words, out)
 
 
 def _beside(tokens: str, store: str) -> str:
@@ -284,7 +349,7 @@ class _Found:
             self.bad.append(failure)
 
 
-def dry_run(source: InputFile, shard_size: int, rate: float | None) -> str:
+def dry_run(source: InputFile, shard_size: int, rate: float | None) -> list[str]:
     """Reads the input, and says what a job would do. The temporary files that find duplicates hold no tokens.
 
     Args:
@@ -310,7 +375,7 @@ def dry_run(source: InputFile, shard_size: int, rate: float | None) -> str:
         lines.append("For an estimate of the time, add --rate or --assume-rate.")
     else:
         lines.append(f"At {rate:g} tokens per second, it takes at least {duration(scanned.tokens / rate)}.")
-    return "\n".join(lines)
+    return lines
 
 
 def _masked(token: Token) -> str:
@@ -340,10 +405,8 @@ def _counts(scanned: Scanned) -> list[str]:
 
 
 @click.command(cls=Command, epilog=epilog())
-@click.option(
+@file_name(
     "--token-file",
-    metavar="FILE",
-    callback=path_name,
     help="File with the access token, '-' for standard input [FLINKS_ACCESS_TOKEN, else a hidden prompt].",
 )
 @click.option("--pretty/--compact", default=None, help="Indented, or on one line [indented on a terminal].")

@@ -17,11 +17,10 @@ from ..checks import counted
 from ..config import Settings
 from ..runtime import fast_loop, handled_signals
 from . import Exit
-from .access import Access, Clients, access_options, instances_option
+from .access import Access, Clients, access_options, in_daemon_thread, instances_option, secret_references
 from .console import OutputError, ReaderGone, described, text_of
 from .display import RESUME, Display, DisplayState, Ended, repeated
-from .options import ProgressKind, grouped, processes_option, progress_options, settings_options, stop_options
-from .secret_input import in_daemon_thread
+from .options import ProgressKind, Workers, grouped, progress_options, settings_options, stop_options, workers_options
 
 T = TypeVar("T")
 
@@ -47,18 +46,22 @@ class RunOptions:
     """The options of every command that runs a job."""
 
     rules: Rules
-    executor: Executor
+    workers: Workers
     instances: str | None
     settings: Settings
     progress: ProgressKind
     access: Access
+
+    def executor(self) -> Executor:
+        """Where to fetch. Raises UsageError or ConfigError if the options do not allow it."""
+        return self.workers.executor(lambda: secret_references(self.access, self.instances))
 
 
 run_options = grouped(
     "options",
     RunOptions,
     stop_options,
-    processes_option,
+    workers_options,
     instances_option,
     settings_options,
     progress_options,

@@ -7,13 +7,18 @@ import re
 from collections.abc import Callable
 from functools import partial, wraps
 from inspect import signature
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import click
+from attrs import frozen
 
 from .. import config
-from ..bulk import Executor, InProcess, Layout, Processes, Rules
+from ..bulk import DaskExecutor, Executor, InProcess, Layout, Processes, RayExecutor, Rules
+from ..bulk.executors.cluster import ClusterExecutor, ClusterOptions
+from ..bulk.inputs import Format
+from ..checks import is_url
 from ..config import Settings
+from ..errors import ConfigError
 from .console import UsageError
 
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
@@ -52,6 +57,8 @@ def path_name(ctx: click.Context, param: click.Parameter, given: str | None, *, 
         if given is not None:
             os.stat(given)
     except (FileNotFoundError, NotADirectoryError):
+        if must_exist and is_url(given):
+            raise UsageError(f"{what} must be on a disk: copy the job's directory to this machine.") from None
         if must_exist:
             raise UsageError(f"{what}: there is nothing with this name (the value is not shown).") from None
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -61,6 +68,21 @@ def path_name(ctx: click.Context, param: click.Parameter, given: str | None, *, 
 
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+def whole(*names: str, most: int | None = None, **more: Any) -> Callable[[F], F]:
+    """An option for a whole number from 1."""
+    return click.option(*names, type=click.IntRange(1, most), metavar="N", **more)
+
+
+def positive(name: str, metavar: str = "N", **more: Any) -> Callable[[F], F]:
+    """An option for a number greater than 0."""
+    return click.option(name, type=click.FloatRange(min=0, min_open=True), metavar=metavar, **more)
+
+
+def file_name(*names: str, metavar: str = "FILE", **more: Any) -> Callable[[F], F]:
+    """An option for the name of a file or directory, or '-'."""
+    return click.option(*names, metavar=metavar, callback=path_name, **more)
 
 
 def grouped(name: str, make: Callable[..., Any], *options: Callable[[Any], Any]) -> Callable[[F], F]:
@@ -86,18 +108,10 @@ def grouped(name: str, make: Callable[..., Any], *options: Callable[[Any], Any])
     return decorate
 
 
-timeout_option = click.option(
-    "--timeout",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    help="Limit for one token, with all attempts and waits.",
-)
+timeout_option = positive("--timeout", "SECONDS", help="Limit for one token, with all attempts and waits.")
 
-concurrency_option = click.option(
-    "--concurrency",
-    type=click.IntRange(1, 1000),
-    metavar="N",
-    help="Fixed number of requests in flight [adaptive, as in the bulk preset].",
+concurrency_option = whole(
+    "--concurrency", most=1000, help="Fixed number of requests in flight [adaptive, as in the bulk preset]."
 )
 
 
@@ -124,13 +138,8 @@ settings_options = grouped(
     "settings",
     bulk_settings,
     concurrency_option,
-    click.option(
-        "--rate",
-        type=click.FloatRange(min=0, min_open=True),
-        metavar="N",
-        help="Maximum requests per second [no limit].",
-    ),
-    click.option("--attempts", type=click.IntRange(1, 100), metavar="N", help="Attempts per token [6]."),
+    positive("--rate", help="Maximum requests per second [no limit]."),
+    whole("--attempts", most=100, help="Attempts per token [6]."),
     timeout_option,
 )
 
@@ -158,24 +167,19 @@ def _rules(
 stop_options = grouped(
     "rules",
     _rules,
-    click.option(
+    whole(
         "--open-shards",
-        type=click.IntRange(1, 10_000),
-        metavar="N",
+        most=10_000,
         default=Rules().open_shards,
-        show_default=True,
         help="Shards in progress at once; a kill repeats at most this many times --shard-size tokens.",
     ),
     click.option(
         "--max-failures", callback=failures, metavar="N|P%", help="Stop when more tokens than this have failed."
     ),
     click.option("--max-duration", callback=seconds, metavar="TIME", help="Stop after 90 (seconds), 45m, 2h or 1d."),
-    click.option(
+    whole(
         "--refused-after",
-        type=click.IntRange(min=1),
-        metavar="N",
         default=Rules().refused_after,
-        show_default=True,
         help="Stop when this many tokens in a row get a refusal of the AuthSecret, a redirect or an HTML page.",
     ),
     click.option(
@@ -189,25 +193,103 @@ stop_options = grouped(
         type=click.FloatRange(min=0),
         metavar="SECONDS",
         default=Rules().drain,
-        show_default=True,
         help="Time for tokens in flight to finish when the run stops; the next run fetches the others.",
     ),
 )
 
 
-def _executor(ctx: click.Context, param: click.Parameter, given: int) -> Executor:
-    return InProcess() if given == 1 else Processes(given)
+@frozen
+class Workers:
+    """Where shards are fetched.
+
+    Attributes:
+        processes: number of processes; None if it was not given.
+        cluster: address of a cluster; None without one.
+        workers: of the cluster.
+        insecure: accept a cluster on other machines without TLS or authentication.
+        patience: seconds to wait for a worker.
+    """
+
+    processes: int | None
+    cluster: str | None
+    workers: int | None
+    insecure: bool
+    patience: float | None
+
+    def __attrs_post_init__(self) -> None:
+        if self.processes is not None and self.cluster is not None:
+            raise UsageError("--executor does not go with --processes: the machines of a cluster have their workers.")
+        if self.address is None and (self.workers or self.insecure or self.patience):
+            raise UsageError("--workers, --wait-for-workers and --insecure-cluster need --executor.")
+
+    @property
+    def address(self) -> str | None:
+        """Of the cluster, also from the environment."""
+        return self.cluster or (None if self.processes else os.environ.get("FLINKS_EXECUTOR", "").strip() or None)
+
+    def executor(self, secrets: Callable[[], ClusterOptions]) -> Executor:
+        """The executor.
+
+        Args:
+            secrets: says where the workers of a cluster find the AuthSecret.
+
+        Raises:
+            UsageError: the address is none. It is not shown, because it may hold a password.
+            ConfigError: the cluster is not secure, or its package is not installed.
+        """
+        if self.address is None:
+            return InProcess() if self.processes in (None, 1) else Processes(self.processes or 1)
+        found = re.fullmatch(r"(dask|dask\+tls|ray)://(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})", self.address)
+        if found is None:
+            raise UsageError("--executor must be dask://HOST:PORT, dask+tls://HOST:PORT or ray://HOST:PORT.")
+        options = secrets()
+        if self.workers is not None:
+            options["workers"] = self.workers
+        if self.patience is not None:
+            options["patience"] = self.patience
+        executor: ClusterExecutor
+        try:
+            if found[1] == "ray":
+                executor = RayExecutor(self.address, allow_unauthenticated=self.insecure, **options)
+            else:
+                scheme = "tls" if found[1] == "dask+tls" else "tcp"
+                address = f"{scheme}://{found[2]}:{found[3]}"
+                executor = DaskExecutor(address, allow_plaintext=self.insecure, **options)
+        except ConfigError as error:
+            raise ConfigError(re.sub(r"allow_\w+=True", "--insecure-cluster", error.message)) from None
+        executor.library()
+        return executor
 
 
-processes_option = click.option(
-    "--processes",
-    "executor",
-    type=click.IntRange(1, 256),
-    metavar="N",
-    default=1,
-    show_default=True,
-    callback=_executor,
-    help="Worker processes, which share the limits; at most one per processor core.",
+workers_options = grouped(
+    "workers",
+    Workers,
+    whole(
+        "--processes",
+        most=256,
+        help="Worker processes, which share the limits; at most one per processor core [1].",
+    ),
+    click.option(
+        "--executor",
+        "cluster",
+        metavar="URL",
+        help="Fetch on a cluster: dask://HOST:PORT, dask+tls://HOST:PORT or ray://HOST:PORT [FLINKS_EXECUTOR]. Its machines "
+        "find the AuthSecret as this one does, and see TOKENS and the job at the same paths.",
+    ),
+    whole("--workers", help="Workers of the cluster [those that are free]."),
+    click.option(
+        "--wait-for-workers",
+        "patience",
+        callback=seconds,
+        metavar="TIME",
+        help="Stop when the cluster has had no free worker for this time [5m].",
+    ),
+    click.option(
+        "--insecure-cluster",
+        "insecure",
+        is_flag=True,
+        help="Accept a cluster on other machines without TLS (Dask) or token authentication (Ray).",
+    ),
 )
 
 ProgressKind = Literal["auto", "plain", "json", "none"]
@@ -218,9 +300,8 @@ progress_options = grouped(
     lambda progress, quiet: "none" if quiet else progress,
     click.option(
         "--progress",
-        type=click.Choice(["auto", "plain", "json", "none"]),
+        type=click.Choice(get_args(ProgressKind)),
         default="auto",
-        show_default=True,
         help="On standard error: a bar on a terminal and lines elsewhere (auto), lines, JSON for programs, or nothing.",
     ),
     click.option("--quiet", is_flag=True, help="Show no progress, only the summary."),
@@ -241,7 +322,7 @@ layout_options = grouped(
     Layout,
     click.option(
         "--format",
-        type=click.Choice(["auto", "text", "csv", "jsonl", "parquet"]),
+        type=click.Choice(get_args(Format)),
         default="auto",
         help="Format of TOKENS.",
     ),
@@ -266,5 +347,6 @@ layout_options = grouped(
         help="The CSV file has no header row: its columns are called 1, 2 and so on.",
     ),
 )
+
 
 directory_argument = click.argument("directory", metavar="DIR", callback=partial(path_name, must_exist=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import sys
 import threading
@@ -15,28 +14,20 @@ import click
 from attrs import frozen
 
 from ..bulk import Commit, Place, Problem, Store
-from ..bulk.compression import Compression
+from ..bulk.compression import BY_SUFFIX, Compression, split_name
 from ..bulk.directory import Manifest, refuse_own_files
 from ..bulk.files import MANIFEST, replaced, write_all
 from ..bulk.inputs import STDIN
 from ..bulk.stores import from_description
+from ..checks import is_url
 from .console import OutputError, ReaderGone, UsageError, escaped
 
 _JSONL: Final[dict[str, Compression]] = {"jsonl": "none", "jsonl.gz": "gzip", "jsonl.zst": "zstd"}
 WITHOUT_FILE: Final = ("parquet", "postgresql")
 STORES: Final = (*_JSONL, "sqlite", "duckdb", *WITHOUT_FILE)
 
-COMPRESSION: Final[dict[str, Compression]] = {"": "none", ".gz": "gzip", ".zst": "zstd"}
-"""Compression by the end of a file's name."""
-
 _ATOMIC: Final[int] = getattr(select, "PIPE_BUF", 512)  # bytes that a writable pipe takes without blocking
 _POLL: Final = 0.2
-
-
-def split_name(path: str) -> tuple[str, str]:
-    """The ends of a file's name that tell format and compression, in lower case: `a.JSONL.gz` has `.jsonl` and `.gz`."""
-    stem, suffix = os.path.splitext(path.lower())
-    return (os.path.splitext(stem)[1], suffix) if suffix in COMPRESSION and suffix else (suffix, "")
 
 
 @frozen
@@ -79,7 +70,7 @@ def store_of(name: str | None, out: str | None) -> str:
     Raises:
         UsageError: the name of the file promises another format than that of the store.
     """
-    if out is None or out == STDIN:
+    if out is None or out == STDIN or is_url(out):
         return name or "jsonl"
     suffix, compressed = split_name(out)
     if name is None:
@@ -88,7 +79,7 @@ def store_of(name: str | None, out: str | None) -> str:
     file = LINES if name in _JSONL else _DATABASES.get(name)
     if file is not None:
         file.refuse_other_name(out)
-    if compressed and _JSONL.get(name) != COMPRESSION[compressed]:
+    if compressed and _JSONL.get(name) != BY_SUFFIX[compressed]:
         raise UsageError(f"--out: the name of the file ends in {compressed}, which --store {name} does not write.")
     return name
 
@@ -104,13 +95,27 @@ def make_store(name: str, out: str | None) -> Store:
         UsageError: this store has no such file.
         ConfigError: a library for it is missing.
     """
-    if out is not None and name in WITHOUT_FILE:
+    if out is not None and name in WITHOUT_FILE and not is_url(out):
         where = "PGHOST, PGDATABASE and so on say where it is" if name == "postgresql" else "its files are in DIR/parts"
         raise UsageError(f"--store {name} does not take --out: {where}.")
+    if is_url(out):
+        return _store_at(name, str(out))
     description: dict[str, Any] = {"kind": name} if out is None else {"kind": name, "path": out}
     if name in _JSONL:
         description |= {"kind": "jsonl-parts" if out is None else "jsonl", "compression": _JSONL[name]}
     return from_description(description)
+
+
+def _store_at(name: str, url: str) -> Store:
+    if name not in (*_JSONL, "parquet"):
+        raise UsageError(
+            f"--store {name} cannot write to a URL, because a database needs a disk or a server. Use --store jsonl or parquet "
+            "there, or name a file."
+        )
+    if split_name(url.rpartition("/")[2])[0]:
+        raise UsageError("--out: an object cannot grow, so a URL names a folder for many: s3://bucket/folder/.")
+    kind = {"kind": "parquet"} if name == "parquet" else {"kind": "jsonl-parts", "compression": _JSONL[name]}
+    return from_description({**kind, "url": url})
 
 
 class StdoutStore:
@@ -264,6 +269,10 @@ def check_output(path: Path) -> None:
     Raises:
         OutputError: there is no folder, or something that is not a file.
     """
+    if is_url(path):
+        raise OutputError(
+            "this output must be a file on a disk. For object storage, use --out - and pipe it to another tool"
+        )
     try:
         if not path.parent.is_dir():
             raise OutputError(f"{path} cannot be written: there is no folder {path.parent}")

@@ -16,22 +16,23 @@ from click.core import ParameterSource
 
 from .. import bulk
 from ..bulk import InputFile, Job, JobMismatchError, Manifest
-from ..bulk.compression import Compression, compressor
+from ..bulk.compression import BY_SUFFIX, Compression, compressor, split_name
+from ..bulk.counters import InstanceTrouble, WorkerState
 from ..bulk.files import MANIFEST
 from ..bulk.inputs import STDIN
-from ..bulk.records import FailureKind, InstanceTrouble
-from ..checks import counted
+from ..bulk.records import FailureKind
+from ..checks import counted, duration
+from ..codec.observed import from_json
 from . import Exit, epilog
-from .access import Clients, make_clients
-from .console import UsageError, debug_option, duration, printable, say
-from .display import answers_of, choose_display, outcome_rows
+from .access import Clients, make_clients, pseudonym_key_option, read_pseudonym_key, stdin_is_terminal
+from .console import UsageError, debug_option, printable, say
+from .display import answers_of, choose_display, drift_lines, outcome_rows
 from .job_run import JobRun, OnScan, RunOptions, run, run_options
-from .options import directory_argument, path_name
-from .output import COMPRESSION, HTML, LINES, Command, split_name, to_stdout, whole_file
-from .secret_input import stdin_is_terminal
+from .options import directory_argument, file_name
+from .output import HTML, LINES, Command, to_stdout, whole_file
 
 SILENT: Final = 60.0
-"""Seconds without a sample after which a run counts as dead. A run saves a sample every ten seconds."""
+"""Seconds without a sample after which a run counts as dead. A run saves one at least every ten seconds."""
 
 
 @click.command(cls=Command, epilog=epilog())
@@ -44,7 +45,7 @@ def status(directory: str, as_json: bool) -> int:
     text = (
         msgspec.json.format(msgspec.json.encode(_plain(directory, found)), indent=2)
         if as_json
-        else _text(directory, found)
+        else printable(*_lines(directory, found)).encode()
     )
     to_stdout(text + b"\n")
     return Exit.OK
@@ -60,6 +61,7 @@ def _plain(directory: str, found: bulk.Status) -> dict[str, Any]:
         "input": {"path": manifest.path, "size": manifest.size, "sha256": manifest.sha256, "scanned": scanned or None},
         "origin": manifest.origin,
         "store": manifest.store,
+        "selection": manifest.selection,
         "outcome": totals.to_dict(),
         "shards": {"all": totals.shards, "done": totals.shards_done, "size": totals.size},
         "runs": found.runs,
@@ -67,13 +69,17 @@ def _plain(directory: str, found: bulk.Status) -> dict[str, Any]:
     }
 
 
-def _text(directory: str, found: bulk.Status) -> bytes:
+def _lines(directory: str, found: bulk.Status) -> list[str]:
     manifest, totals = found.manifest, found.totals
     lines = [
         f"Job {manifest.job} in {directory}, started {manifest.created}",
         f"  input: {'standard input' if manifest.path == STDIN else manifest.path} ({counted(manifest.size, 'byte')})",
         f"  answers: {answers_of(manifest.store, Path(directory))}",
     ]
+    if manifest.selection is not None:
+        replaced = manifest.selection["pseudonyms"]
+        lines.append(f"  left out: {', '.join(manifest.selection['left_out'])}")
+        lines += [f"  replaced by pseudonyms: {', '.join(replaced)}"] if replaced else []
     if found.scanned is None:
         lines.append("Its input was not read to the end yet.")
     else:
@@ -81,7 +87,8 @@ def _text(directory: str, found: bulk.Status) -> bytes:
             f"{counted(totals.tokens, 'token')} in {counted(totals.shards, 'shard')}, {totals.shards_done:,} done:"
         )
         lines += outcome_rows(totals, found.scanned)
-    return printable("\n".join([*lines, *_runs(found, time.time())])).encode()
+    lines += _runs(found, time.time())
+    return [*lines, *drift_lines(from_json((found.latest or {}).get("drift")))]
 
 
 def _runs(found: bulk.Status, now: float) -> list[str]:
@@ -97,7 +104,8 @@ def _runs(found: bulk.Status, now: float) -> list[str]:
         return [f"{run} has no end, and was silent for {duration(silent)}: it was killed, or its machine stopped."]
     if latest is None:
         return [f"{run} is running."]
-    return [f"{run} is running. {duration(silent)} ago: {_figures(latest)}."]
+    workers = [f"  {WorkerState(**worker)}" for worker in latest.get("workers", ())]
+    return [f"{run} is running. {duration(silent)} ago: {_figures(latest)}.", *workers]
 
 
 def _figures(latest: dict[str, Any]) -> str:
@@ -135,10 +143,8 @@ _PIECE: Final = 256 * 1024
 
 @click.command(cls=Command, epilog=epilog())
 @directory_argument
-@click.option(
+@file_name(
     "--out",
-    metavar="FILE",
-    callback=path_name,
     required=True,
     help="'-' for standard output; compressed if it ends in .gz or .zst.",
 )
@@ -156,7 +162,7 @@ def export(directory: str, out: str, force: bool) -> int:
             to_stdout(piece)
     else:
         with whole_file(out, directory, LINES, force=force) as write:
-            for piece in _pieces(lines, COMPRESSION[split_name(out)[1]]):
+            for piece in _pieces(lines, BY_SUFFIX.get(split_name(out)[1], "none")):
                 write(piece)
         say(f"Written: {out}")
     left = bulk.status(directory).totals.pending
@@ -216,9 +222,7 @@ def _confirmed(directory: str) -> bool:
 
 @click.command(cls=Command, epilog=epilog())
 @directory_argument
-@click.option(
-    "--out", metavar="FILE", callback=path_name, help="File for the page, '-' for standard output [DIR/report.html]."
-)
+@file_name("--out", help="File for the page, '-' for standard output [DIR/report.html].")
 @click.option("--force", is_flag=True, help="Overwrite a file --out that exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print the current report as JSON instead.")
 @debug_option
@@ -259,13 +263,13 @@ _KINDS: Final[dict[str, frozenset[FailureKind]]] = {
     "class_",
     type=click.Choice([*_KINDS]),
     default="exhausted",
-    show_default=True,
     help="Tokens that may succeed in another run, tokens that were refused permanently, or both.",
 )
-@click.option("--tokens", metavar="FILE", callback=path_name, help="The job's file of tokens, if it was moved.")
+@file_name("--tokens", help="The job's file of tokens, if it was moved.")
+@pseudonym_key_option
 @run_options
 @debug_option
-def retry(directory: str, class_: str, tokens: str | None, options: RunOptions) -> int:
+def retry(directory: str, class_: str, tokens: str | None, pseudonym_key_file: str | None, options: RunOptions) -> int:
     """Fetch failed tokens of the job in DIR again.
 
     An interrupted retry first resumes with the tokens that it had started with.
@@ -274,10 +278,11 @@ def retry(directory: str, class_: str, tokens: str | None, options: RunOptions) 
     manifest = Manifest.load(Path(directory) / MANIFEST)
     clients = make_clients(options.access, options.settings, options.instances, manifest.layout.get("instance_column"))
     _refuse_other_origin(manifest, clients)
+    key = read_pseudonym_key(pseudonym_key_file)
     chosen = click.get_current_context().get_parameter_source("class_") is ParameterSource.COMMANDLINE
 
     def resume(source: InputFile | None, on_scan: OnScan) -> Job:
-        job = Job.resume(directory, path=tokens, on_scan=on_scan)
+        job = Job.resume(directory, path=tokens, pseudonym_key=key, on_scan=on_scan)
         try:
             if retrying := job.totals.retrying:
                 hint = "; --class applies to the next one" if chosen else ""
@@ -289,7 +294,7 @@ def retry(directory: str, class_: str, tokens: str | None, options: RunOptions) 
             raise
         return job
 
-    return run(JobRun(resume, clients, options.rules, options.executor, display).go)
+    return run(JobRun(resume, clients, options.rules, options.executor(), display).go)
 
 
 def _refuse_other_origin(manifest: Manifest, clients: Clients) -> None:

@@ -1,12 +1,12 @@
 """Decoding: bytes to models. msgspec reads the JSON, and cattrs keeps the hooks by which users change the result.
 
-parse       bytes to plain Python, within limits; every way in which a body is not JSON, as an error
+parse       bytes to plain Python, within limits; every way in which a body is not JSON, as an error; the code, message and
+            request id of an answer
 reference   plain Python to models; defines the result of decoding
 compiled    bytes to models with the same result, by generated structs and functions
 on_access   transactions that are decoded when they are first read
-observed    the fields that answers really have, for which `compiled` generates its code
+observed    the fields that answers really have, for which `compiled` generates its code, and drift
 steps       both paths in small steps
-envelope    the code, message and request id of an answer
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from cattrs import Converter
 
 from ..errors import ConfigError
 from ..limits.notices import log_fields
-from ..models import NO_META, Meta, PartnerAccessResponse
+from ..models import MODELS, NO_META, Meta, Model, PartnerAccessResponse
 from .compiled import FALLBACK_ERRORS
-from .envelope import envelope_of, read_envelope
-from .parse import COUNTED_SIZE, MAX_VALUES, count_steps
+from .observed import PLACES, Drift
+from .parse import COUNTED_SIZE, MAX_VALUES, count_steps, envelope_of, read_envelope
 from .steps import Decoder, Steps
 
-__all__ = ["DIRECT_SIZE", "Codec", "envelope_of", "read_envelope"]
+__all__ = ["DIRECT_SIZE", "Codec", "Drift", "envelope_of", "read_envelope"]
 
 DIRECT_SIZE: Final = 64 * 1024
 """A body of up to this many bytes is decoded in one step, with its transactions."""
@@ -85,7 +85,9 @@ class Codec:
         tell = None if wrong_types == "error" else self._tell
         self._decoder = Decoder(self.converter, on_access=transactions == "on access", tell=tell)
 
-    def _tell(self, problem: str) -> None:
+    def _tell(self, cls: type[Model], wire: str, problem: str) -> None:
+        self._decoder.observed.wrong_type(PLACES[cls] + wire)
+        problem = f"{cls.__name__}.{problem}"
         field = problem.partition(":")[0]
         if field not in self._told and len(self._told) < MAX_TOLD:
             self._told.add(field)
@@ -95,7 +97,14 @@ class Codec:
     @property
     def unknown_keys(self) -> frozenset[str]:
         """Undocumented keys that answers have had: at most 16 for each class."""
-        return self._decoder.unknown_keys
+        observed = self._decoder.observed
+        return frozenset(key for cls in MODELS for key in observed.unknown(cls))
+
+    def drift(self) -> tuple[Drift, ...]:
+        """How the answers so far differ from the documentation, the most frequent differences first. Transactions that are
+        decoded when they are first read count with the answer that is decoded next.
+        """
+        return self._decoder.observed.drift()
 
     def decode(self, body: bytes, meta: Meta = NO_META) -> PartnerAccessResponse:
         """The answer in a body.
@@ -105,24 +114,34 @@ class Codec:
             NotJSONError: the body is not JSON. The subclass JSONLimitError: it exceeds a limit for account data.
             WrongTypeError: a value has the wrong type. `path` is its place.
         """
-        whole = self._decoder.whole
+        decoder = self._decoder
+        whole = decoder.whole
         try:
             if len(body) > COUNTED_SIZE and _run(count_steps(body)) > MAX_VALUES:
-                found = _run(self._decoder.compiled_steps(body, meta, counted=True))
-                return _run(self._decoder.reference_steps(body, meta)) if found is None else found
+                return _run(decoder.counted(self._large_steps(body, meta, counted=True)))
             read, build = whole
             answer: PartnerAccessResponse = build(read(body), meta)
-            return answer
         except FALLBACK_ERRORS:
             pass
-        return _run(self._decoder.fallback_steps(body, meta, whole))
+        else:
+            decoder.ended()
+            return answer
+        return _run(decoder.counted(decoder.fallback_steps(body, meta, whole)))
 
     def decode_steps(self, body: bytes, meta: Meta = NO_META) -> Steps:
         """`decode` as a generator of small steps, which returns the answer."""
-        if len(body) <= (COUNTED_SIZE if self._decoder.on_access else DIRECT_SIZE):
-            answer = self._decoder.compiled(body, meta)
+        decoder = self._decoder
+        if len(body) > (COUNTED_SIZE if decoder.on_access else DIRECT_SIZE):
+            steps = self._large_steps(body, meta)
+        elif (answer := decoder.compiled(body, meta)) is not None:
+            return answer
         else:
-            answer = yield from self._decoder.compiled_steps(body, meta)
+            steps = decoder.reference_steps(body, meta)
+        body = b""  # an error passes this frame, which must not hold the data
+        return (yield from decoder.counted(steps))
+
+    def _large_steps(self, body: bytes, meta: Meta, *, counted: bool = False) -> Steps:
+        answer = yield from self._decoder.compiled_steps(body, meta, counted=counted)
         if answer is not None:
             return answer
         steps = self._decoder.reference_steps(body, meta)
@@ -139,7 +158,7 @@ class Codec:
             found = self._decoder.compiled(body, meta)
             if found is not None:
                 return found
-            steps = self._decoder.reference_steps(body, meta)
+            steps = self._decoder.counted(self._decoder.reference_steps(body, meta))
         else:
             steps = self.decode_steps(body, meta)
         body = b""  # a cancellation passes this frame, which must not hold the data

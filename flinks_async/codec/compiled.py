@@ -20,82 +20,23 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal, DecimalException
-from functools import cache, lru_cache, partial
+from functools import lru_cache, partial
 from types import CodeType
 from typing import Any, Final
 
 import msgspec
-from attrs import fields as attrs_fields
 from attrs import frozen
 from cattrs import Converter
 from msgspec import NODEFAULT, UNSET, Raw
 
-from ..models import MODELS, SCHEMA, Account, AccountsDetail, Model, PartnerAccessResponse, Timestamp, Transaction
+from ..models import SCHEMA, Model, PartnerAccessResponse, Timestamp, Transaction
 from ..schema import AMOUNT, DEFAULT_WIRE_STATE, Field, FieldKind, WireState
 from . import reference
+from .observed import OPEN_SETS, ObservedFields, usually_absent
 from .on_access import OnAccessAccount, ReadArray, pending_or_none
 from .parse import CONTAINERS, PARSE_ERRORS, check_limits, decode_any, decode_unknown
-
-MAX_UNKNOWN_KEYS: Final = 16
-"""Unknown keys that are learned for one class. Answers with others stay on the reference path."""
-
-_LEARNABLE_KEY: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_ .:/-]{0,63}")
-
-USUALLY_ABSENT: Final[dict[type[Model], frozenset[str]]] = {
-    # The documented example of PartnerAccess has no other fields.
-    AccountsDetail: frozenset(field.wire for field in SCHEMA[AccountsDetail]) - {"LoginId", "CustomerId"},
-    # Documented for another endpoint only.
-    Account: frozenset({"EftEligibleRatio", "ETransferEligibleRatio"}),
-}
-"""Fields that the compiled path checks with one condition, because most objects have none of them."""
-
-REQUIRED_AT_FIRST: Final[dict[type[Model], frozenset[str]]] = {
-    PartnerAccessResponse: frozenset({"GetAccountsDetail", "RequestId"}),
-    AccountsDetail: frozenset({"LoginId", "CustomerId"}),
-    Transaction: frozenset(field.wire for field in SCHEMA[Transaction]),
-}
-"""Fields that the compiled path expects in every object, until an object lacks one."""
-
-_NONE: Final[frozenset[str]] = frozenset()
-
-
-class ObservedFields:
-    """The fields observed so far.
-
-    Attributes:
-        version: changes whenever something new is recorded.
-    """
-
-    __slots__ = ("_optional", "_unknown", "version")
-
-    def __init__(self) -> None:
-        self.version = 0
-        self._optional = {
-            cls: frozenset(field.wire for field in SCHEMA[cls]) - REQUIRED_AT_FIRST.get(cls, _NONE) for cls in MODELS
-        }
-        self._unknown: dict[type[Model], tuple[str, ...]] = dict.fromkeys(MODELS, ())
-
-    def optional(self, cls: type[Model]) -> frozenset[str]:
-        """Wire names of the documented fields that may be missing."""
-        return self._optional[cls]
-
-    def unknown(self, cls: type[Model]) -> tuple[str, ...]:
-        """The undocumented keys, in the order in which they were first seen."""
-        return self._unknown[cls]
-
-    def record(self, cls: type[Model], unknown: Iterable[str], absent: Iterable[str]) -> None:
-        """Records one object: its unknown keys and its absent fields."""
-        optional = self._optional[cls]
-        if not optional.issuperset(absent):
-            self._optional[cls] = optional.union(absent)
-            self.version += 1
-        for key in unknown:
-            seen = self._unknown[cls]
-            if key not in seen and len(seen) < MAX_UNKNOWN_KEYS and _LEARNABLE_KEY.fullmatch(key):
-                self._unknown[cls] = (*seen, key)
-                self.version += 1
 
 
 class Fallback(Exception):
@@ -201,8 +142,11 @@ class Compiler:
     def _compile(self, cls: type[Model], raw_classes: RawClasses) -> CompiledClass:
         unknown = self._observed.unknown(cls)
         names: dict[str, Any] = {
-            **class_names("Final", cls),
-            **class_names("State", WireState),
+            "Final": cls,
+            "Final_mutable": mutable_class(cls),
+            "State": WireState,
+            "State_mutable": mutable_class(WireState),
+            "Class": cls,
             "CONTAINERS": CONTAINERS,
             "DEFAULT": DEFAULT_WIRE_STATE,
             "Decimal": Decimal,
@@ -216,26 +160,40 @@ class Compiler:
             "timestamp": Timestamp.parse,
             "len": len,
             "list": list,
+            "odd": self._observed.odd.add,
             "int": int,
             "type": type,
         }
         members = [self._member(cls, field, bit, raw_classes, names) for bit, field in enumerate(SCHEMA[cls])]
-        usually_absent = USUALLY_ABSENT.get(cls, frozenset())
-        usual = mask_of([member for member in members if member.field.wire in usually_absent])
+        often_absent = usually_absent(cls)
+        usual = mask_of([member for member in members if member.field.wire in often_absent])
         names["usual"] = names["states"][usual]
         state = f"DEFAULT if not m else usual if m == {usual} else states[m]" if needs_mask(members) else "DEFAULT"
         body = [
             "o = Final_mutable()",
-            *read_members(members, usually_absent),
+            *read_members(members, often_absent),
+            *self._find_odd(cls, members, names),
             *(read_unknown(unknown, state, raw=bool(raw_classes)) if unknown else [f"o._wire = {state}"]),
             *(["o.meta = meta"] if cls is PartnerAccessResponse else []),
-            freeze("Final", cls, "o"),
+            "o.__class__ = Final",
         ]
         if any(member.convert == "read_later(v)" for member in members):
             names["Final"] = OnAccessAccount
         argument = "meta" if cls is PartnerAccessResponse else ""
         build, build_list = compile_builders(cls.__name__, body, names, argument)
         return CompiledClass(_struct(cls, members, unknown, Raw if raw_classes else Any), build, build_list)
+
+    def _find_odd(self, cls: type[Model], members: list[Member], names: dict[str, Any]) -> Iterator[str]:
+        """Statements that note documented fields that are missing, and new values of open sets."""
+        if expected := mask_of([m for m in members if m.optional and m.field.wire not in usually_absent(cls)]):
+            yield f"if m & {expected} != last: last = m & {expected}; odd((Class, last))"
+        names |= {
+            f"unknown{n}": self._observed.unknown_field(cls, key) for n, key in enumerate(self._observed.unknown(cls))
+        }
+        if reference.has_default_hook(self._converter, str):  # a value of a hook may be anything
+            for name in OPEN_SETS.get(cls, ()):
+                names[f"known_{name}"], names[f"new_{name}"] = self._observed.known_values(cls, name)
+                yield f"if o.{name} not in known_{name}: new_{name}(o.{name})"
 
     def _member(
         self, cls: type[Model], field: Field, bit: int, raw_classes: RawClasses, names: dict[str, Any]
@@ -246,12 +204,7 @@ class Compiler:
     def _type(self, field: Field, bit: int, raw_classes: RawClasses, names: dict[str, Any]) -> tuple[Any, str]:
         """The type of a struct's member, and the expression that converts its value `v`."""
         cls = field.model or reference.TYPES[field.kind]
-        if (
-            cls is Transaction
-            and self._read_later is not None
-            and not raw_classes
-            and mutable_class(Account)[1] is None
-        ):
+        if cls is Transaction and self._read_later is not None and not raw_classes:
             names["read_later"] = partial(pending_or_none, self._read_later)
             return Raw, "read_later(v)"
         if cls in raw_classes and field.kind is FieldKind.ARRAY:
@@ -376,13 +329,11 @@ def read_unknown(keys: tuple[str, ...], state: str, *, raw: bool) -> Iterator[st
     """
     check = ["if v is not UNSET: v = decode_unknown(v)"] if raw else []
     check.append("if type(v) in CONTAINERS: check_limits(v)")
-    yield "v = s.x0"
-    yield from check
-    yield f"x = {{{keys[0]!r}: v}} if v is not UNSET else {{}}"
-    for number, key in enumerate(keys[1:], 1):
+    yield "x = {}"
+    for number, key in enumerate(keys):
         yield f"v = s.x{number}"
         yield from check
-        yield f"if v is not UNSET: x[{key!r}] = v"
+        yield f"if v is not UNSET: x[{key!r}] = v; odd(unknown{number})"
     yield f"w = {state}"
     yield "if not x: o._wire = w"
     yield "elif w is DEFAULT: o._wire = x"
@@ -391,36 +342,22 @@ def read_unknown(keys: tuple[str, ...], state: str, *, raw: bool) -> Iterator[st
     yield "    e.extra = x"
     yield "    e.absent = w.absent"
     yield "    e.nulls = w.nulls"
-    yield f"    {freeze('State', WireState, 'e')}"
+    yield "    e.__class__ = State"
     yield "    o._wire = e"
 
 
-@cache
-def mutable_class(cls: Any) -> tuple[type, Callable[[Any], Any] | None]:
-    """A mutable class with the slots of `cls`, and a function that converts its instances.
+def mutable_class(cls: Any) -> type:
+    """A mutable class with the slots of `cls`. Its instances become a `cls` when that is assigned to `__class__`.
 
-    The function is None where assigning `__class__` converts them, which CPython allows for equal layouts.
+    Raises:
+        Fallback: the interpreter considers the layouts of the two classes different.
     """
-    slots = cls.__dict__["__slots__"]
-    mutable = type(f"_Mutable{cls.__name__}", cls.__bases__, {"__slots__": slots})
+    mutable = type(f"_Mutable{cls.__name__}", cls.__bases__, {"__slots__": cls.__dict__["__slots__"]})
     try:
         mutable().__class__ = cls
-    except TypeError:  # the interpreter considers the layouts different
-        return mutable, lambda full: cls(**{a.alias: getattr(full, a.name) for a in attrs_fields(cls)})
-    return mutable, None
-
-
-def freeze(name: str, cls: type, variable: str) -> str:
-    """The statement that turns the mutable object in `variable` into a `cls`, which the source knows as `name`."""
-    if mutable_class(cls)[1] is None:
-        return f"{variable}.__class__ = {name}"
-    return f"{variable} = {name}_from_mutable({variable})"
-
-
-def class_names(name: str, cls: type) -> dict[str, Any]:
-    """The names that the generated source uses for a class."""
-    mutable, convert = mutable_class(cls)
-    return {name: cls, f"{name}_mutable": mutable, f"{name}_from_mutable": convert}
+    except TypeError:
+        raise Fallback from None
+    return mutable
 
 
 def compile_builders(name: str, body: list[str], names: dict[str, Any], argument: str) -> tuple[Any, Any]:
@@ -429,11 +366,12 @@ def compile_builders(name: str, body: list[str], names: dict[str, Any], argument
     parameter = f", {argument}" if argument else ""
     # In the loop, default arguments make the names local, which is faster. For a single struct, globals are cheaper.
     locals_ = ", ".join(f"{key}={key}" for key in names if re.search(rf"\b{key}\b", source))
-    build = [f"def build(s{parameter}):", *(f"    {line}" for line in body), "    return o"]
+    build = [f"def build(s{parameter}):", "    last = 0", *(f"    {line}" for line in body), "    return o"]
     build_list = [
         f"def build_list(structs{parameter}, {locals_}):",
         "    models = []",
         "    append = models.append",
+        "    last = 0",
         "    for s in structs:",
         *(f"        {line}" for line in body),
         "        append(o)",

@@ -25,8 +25,8 @@ from .parse import CONTAINERS, MAX_KEYS, TooDeep, TooMany, check_limits, json_er
 Reader = Callable[[Any], Any]
 """Converts one JSON value. Raises StructureError."""
 
-Tell = Callable[[str], None]
-"""Takes the description of a value of the wrong type that was kept in `extra`."""
+Tell = Callable[[type[Model], str, str], None]
+"""Takes the class and the field of a value of the wrong type that was kept in `extra`, and its description."""
 
 Record = Callable[[type[Model], Iterable[str], Iterable[str]], None]
 """Takes a class, and the unknown keys and the absent fields of one object."""
@@ -180,7 +180,7 @@ def _structure_hook(cls: type[Model], converter: Converter, record: Record, tell
                 error.prepend(field.wire)
                 if tell is None:
                     raise
-                tell(f"{cls.__name__}.{error.message if error.path is None else f'{error.path}: {error.message}'}")
+                tell(cls, field.wire, f"{error.path}: {error.message}")
                 wrong[field.wire] = item.as_json() if type(item) is PartlyRead else item
         extra = {wire: item for wire, item in value.items() if wire not in known}
         for item in (*extra.values(), *wrong.values()):

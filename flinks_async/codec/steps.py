@@ -7,16 +7,17 @@ without cutting.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from typing import Any, Final
 
 import msgspec
 from cattrs import Converter
 
-from ..errors import DecodeError, EmptyBodyError
+from ..errors import DecodeError, EmptyBodyError, WrongTypeError
 from ..models import SCHEMA, Account, AccountsDetail, Link, Meta, Model, PartnerAccessResponse, Transaction
 from . import reference
-from .compiled import FALLBACK_ERRORS, Compiler, DecoderPair, Fallback, ObservedFields, RawClasses
+from .compiled import FALLBACK_ERRORS, Compiler, DecoderPair, Fallback, RawClasses
+from .observed import Difference, ObservedFields
 from .on_access import whole_on_access
 from .parse import (
     PARSE_ERRORS,
@@ -74,24 +75,45 @@ class Decoder:
     Attributes:
         whole: the compiled path for a whole body: bytes to structs, and (structs, meta) to an answer.
         on_access: whether transactions are decoded when they are first read, if the compiled path knows the answer's fields.
+        observed: what the answers have.
     """
 
-    def __init__(
-        self, converter: Converter, on_access: bool = False, tell: Callable[[str], None] | None = None
-    ) -> None:
+    def __init__(self, converter: Converter, on_access: bool = False, tell: reference.Tell | None = None) -> None:
         self.on_access = on_access
+        self.observed = ObservedFields()
         self._converter = converter
-        self._observed = ObservedFields()
         self._compiler: Compiler | None = None  # until the first answer, so that users can register hooks until then
         self.whole: DecoderPair = (_not_compiled, _not_compiled)
-        reference.register(converter, self._observed.record, tell)
+        reference.register(converter, self.observed.record, tell)
 
-    @property
-    def unknown_keys(self) -> frozenset[str]:
-        return frozenset(key for cls in SCHEMA for key in self._observed.unknown(cls))
+    def counted(self, steps: Steps) -> Steps:
+        """The steps of one answer, which is counted at their end. Others may be decoded between the steps."""
+        found: set[Difference] = set()
+        try:
+            while True:
+                next(steps)
+                found |= self.observed.take()
+                yield
+        except StopIteration as finished:
+            answer: PartnerAccessResponse = finished.value
+        except WrongTypeError as error:
+            self.observed.wrong_type(error.path or "")
+            self.observed.end(found | self.observed.take())
+            raise
+        except DecodeError:
+            self.observed.take()
+            raise
+        self.observed.end(found | self.observed.take())
+        return answer
 
     def compiled(self, body: bytes, meta: Meta) -> PartnerAccessResponse | None:
-        """The answer by the compiled path, in one step. None means that the reference path must decide."""
+        """The answer by the compiled path, in one step, counted. None means that the reference path must decide."""
+        answer = self._compiled(body, meta)
+        if answer is not None:
+            self.ended()
+        return answer
+
+    def _compiled(self, body: bytes, meta: Meta) -> PartnerAccessResponse | None:
         self._current()
         try:
             decode, build = self.whole
@@ -99,6 +121,14 @@ class Decoder:
         except FALLBACK_ERRORS:
             return None
         return answer
+
+    def ended(self) -> None:
+        """Counts an answer that was decoded in one step."""
+        observed = self.observed
+        if observed.odd:
+            observed.end(observed.take())
+        else:
+            observed.answers += 1
 
     def compiled_steps(
         self, body: bytes, meta: Meta, *, counted: bool = False
@@ -118,7 +148,7 @@ class Decoder:
     def fallback_steps(self, body: bytes, meta: Meta, tried: DecoderPair) -> Steps:
         """The answer after the compiled path `tried` has failed: by a newer compiled path if there is one, or by reference."""
         self._current()
-        answer = None if self.whole is tried else self.compiled(body, meta)
+        answer = None if self.whole is tried else self._compiled(body, meta)
         return (yield from self.reference_steps(body, meta)) if answer is None else answer
 
     def reference_steps(self, body: bytes, meta: Meta) -> Steps:
@@ -146,11 +176,11 @@ class Decoder:
 
     def _current(self) -> Compiler:
         compiler = self._compiler
-        if compiler is None or compiler.version != self._observed.version:
-            compiler = self._compiler = Compiler(self._converter, self._observed)
+        if compiler is None or compiler.version != self.observed.version:
+            compiler = self._compiler = Compiler(self._converter, self.observed)
             try:
                 if self.on_access:
-                    later = Compiler(self._converter, self._observed, self._read_transactions)
+                    later = Compiler(self._converter, self.observed, self._read_transactions)
                     self.whole = whole_on_access(*later.pair(PartnerAccessResponse))
                 else:
                     self.whole = compiler.pair(PartnerAccessResponse)

@@ -29,6 +29,7 @@ from .concurrency import make_concurrency
 from .notices import Notices, trouble_line
 from .pace import AttemptRecord, Pace
 from .rate import GCRA, LearnedLimit, PaceState, read_rate_limit
+from .shared import RedisRateLimiter
 
 _RATE_WINDOW = 1.0  # seconds over which the rate of answers is measured
 
@@ -46,7 +47,7 @@ class Trouble:
     Attributes:
         reason: of the latest failure, in words that name the host.
         attempts: failures in a row.
-        since: when the first of them ended, by the client's clock.
+        since: when the first of them ended, or was sent if the instance has never answered; by the client's clock.
     """
 
     reason: str
@@ -83,6 +84,8 @@ class Governor:
         self._why_paused = ""  # also after another request on the wire has succeeded
         self.answered = False
         self.on_pace: Callable[[PaceState], object] | None = None
+        if isinstance(self.limiter, RedisRateLimiter):
+            self.limiter.attach(self)
         self._clock = clock
         self._unrestricted = self.limiter is None and self.pace.free(
             clock.now()
@@ -205,7 +208,7 @@ class Governor:
         else:
             self.abandon(record)
             if kind is Kind.BROKEN:
-                self._note(record.problem, now)
+                self._note(record)
         if now - self._measured_from >= _RATE_WINDOW:
             self._measured_rate = self._answers / (now - self._measured_from)
             self._measured_from, self._answers = now, 0
@@ -216,7 +219,7 @@ class Governor:
     def _throttled(self, record: AttemptRecord) -> bool:
         """Returns whether it was a probe of an instance that accepts nothing, which costs the token no attempt."""
         now, pace = record.ended, self.pace
-        self._note(record.problem, now)
+        self._note(record)
         self.throttled += 1
         probe = self.limits.waits and pace.probing(record.number)
         pace.refused(record, self._clock.time(), self.rate_now)
@@ -225,10 +228,11 @@ class Governor:
         self._succeeded(record)
         return probe
 
-    def _note(self, problem: str, now: float) -> Trouble:
+    def _note(self, record: AttemptRecord) -> Trouble:
         before = self.trouble
-        attempts, since = (1, now) if before is None else (before.attempts + 1, before.since)
-        self.trouble = noted = Trouble(problem, attempts, since)
+        first = record.ended if self.answered else record.sent
+        attempts, since = (1, first) if before is None else (before.attempts + 1, before.since)
+        self.trouble = noted = Trouble(record.problem, attempts, since)
         return noted
 
     def _follow_rate_limit(self, headers: Mapping[str, str], now: float) -> None:
@@ -253,7 +257,7 @@ class Governor:
 
     def _failed(self, record: AttemptRecord) -> bool:
         now = record.ended
-        trouble = self._note(record.problem, now)
+        trouble = self._note(record)
         self.concurrency.failed(self.in_use + 1)
         self.pace.abandoned(record.number, now)
         if record.status == 503 and self.limits.waits and record.retry_after is not None:
@@ -347,6 +351,8 @@ class Governor:
         if not pace.free(now) and not (pace.starting and self.limiter is not None):
             return pace.reason(now)
         if self.limiter is not None:
+            if isinstance(self.limiter, RedisRateLimiter):
+                return f"Limits.rate_limiter: {self.limiter.state}"
             return f"Limits.rate = {rate:g}" if (rate := self.limits.rate) else "Limits.rate_limiter"
         return ""
 

@@ -1,8 +1,8 @@
 """The transport over aiohttp. No other package of the SDK's client imports aiohttp.
 
 - `aiohttp`: `AiohttpTransport` makes one attempt and turns aiohttp's errors into ours;
-- `fast_path`: most requests, without `ClientSession`'s work per request;
-- `session`: one session per event loop, its connector, TLS and proxies;
+- `http1`: connections of our own, with a parser for answers, and their pool;
+- `session`: what each event loop has: a pool, an aiohttp session where one is needed, TLS and proxies;
 - `inflate`: decompression with a cap;
 - `pool`: what derived clients share.
 

@@ -1,14 +1,16 @@
 """`AiohttpTransport` makes one attempt with aiohttp: one request on the wire, no retry, no redirect.
 
-It uses the short path of `fast_path` where possible and `ClientSession` otherwise, reads and inflates the body under a
-cap, and translates aiohttp's errors into those of `flinks_async.errors`.
+It uses connections of its own (see `http1`) where possible, and aiohttp's `ClientSession` for borrowed sessions, proxies, and
+while a mock such as aioresponses replaces methods of `ClientSession`. It reads and inflates the body under a cap, and
+translates errors into those of `flinks_async.errors`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 
@@ -36,22 +38,14 @@ from ..errors import (
     ShortageError,
     StaleConnectionError,
     TransportError,
+    os_reason,
 )
-from ..messages import Request, Response
-from ..runtime import mark_retrieved
+from ..messages import Headers, Request, Response
+from ..runtime import CancelScope, mark_retrieved
 from ..secret import Secret, plain
-from .fast_path import (
-    SUPPORTED,
-    Connector,
-    Protocol,
-    Template,
-    Wire,
-    is_untouched,
-    session_is_untouched,
-    wire_of_attempt,
-)
+from .http1 import Origin
 from .inflate import Inflater
-from .session import SessionManager, shortage
+from .session import SessionManager, Wire, is_untouched, session_is_untouched, shortage, wire_of_attempt
 
 
 class _ConnectionBroken(Exception):
@@ -89,10 +83,18 @@ async def _one_request(
 
 @define(eq=False)
 class _Prepared:
-    """The parts that all requests to one endpoint share."""
+    """The parts that all requests to one endpoint share.
+
+    Attributes:
+        origin: of a connection of our own; None for requests that go through an aiohttp session.
+        before: the start of a request, up to its token.
+        lines: the rest of its head.
+    """
 
     endpoint: Endpoint
-    template: Template | None
+    origin: Origin | None
+    before: bytes
+    lines: bytes = field(repr=False)
     base: URL
     path: str
     headers: CIMultiDict[str] = field(repr=False)
@@ -103,10 +105,11 @@ class _Prepared:
 
 
 class AiohttpTransport:
-    """Sends through the aiohttp session of the running event loop."""
+    """Sends on a connection of the running event loop."""
 
     def __init__(self, sessions: SessionManager, timeouts: Timeouts, max_body: int) -> None:
         self._sessions = sessions
+        self._connect_timeout = timeouts.connect
         # aiohttp times only `connect`, which costs nothing on open connections. The other timers are ours and cheaper.
         self._timeout = aiohttp.ClientTimeout(total=None, connect=timeouts.connect)
         self._max_body = max_body
@@ -117,16 +120,14 @@ class AiohttpTransport:
         prepared = self._prepared
         if prepared is None or prepared.endpoint is not request.endpoint or prepared.secret is not request.call.secret:
             prepared = self._prepared = await self._prepare(request)
-        session = sessions.current() or await sessions.open()
-        wire = Wire(fresh=request.call.fresh)
-        token = wire_of_attempt.set(wire)
         sessions.in_use += 1
+        wire: Wire | None = None
         stopped: BaseException | None = None
         try:
-            template = prepared.template
-            if template is not None and not request.headers and session_is_untouched():
-                return await self._send_fast(session, template, request)
-            return await self._send_by_session(session, prepared, request)
+            if prepared.origin is not None and session_is_untouched():
+                return await self._send(prepared, prepared.origin, request)
+            wire = Wire(fresh=request.call.fresh)
+            return await self._send_by_session(prepared, request, wire)
         except asyncio.CancelledError as cancelled:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -142,51 +143,85 @@ class AiohttpTransport:
         except BaseException as error:  # such as the SystemExit of a signal handler
             stopped = error
         finally:
-            if stopped is not None and wire.transport is not None:
-                wire.transport.abort()  # of a borrowed session; the connections of our own are aborted when closed
+            if stopped is not None and wire is not None and wire.transport is not None:
+                wire.transport.abort()
             sessions.in_use -= 1
-            sessions.reused += wire.sockets == 0
-            try:  # noqa: SIM105 - faster than `suppress`
-                wire_of_attempt.reset(token)
-            except ValueError:  # a coroutine was closed from another context
-                pass
         assert stopped is not None
         # Raised here, without the frames and errors of aiohttp, because their variables hold the URL and the headers.
         stopped.__traceback__ = stopped.__context__ = stopped.__cause__ = None
         raise stopped
 
-    async def _send_fast(self, session: aiohttp.ClientSession, template: Template, request: Request) -> Response:
-        connector = session.connector
-        assert isinstance(connector, Connector)
-        connection = None if request.call.fresh else connector.take(template.key)
+    async def _send(self, prepared: _Prepared, origin: Origin, request: Request) -> Response:
+        """Sends on a connection of our own."""
+        call, sessions = request.call, self._sessions
+        pool = sessions.pools.get(call.local.loop) or await sessions.pool()
+        connection = None if call.fresh else pool.take(origin)
         if connection is None:
-            with suppress(TimeoutError):
-                connection = await connector.connect(template.request, [], self._timeout)
+            scope = CancelScope(call.local.loop)
+            if self._connect_timeout is not None:
+                call.local.timer.arm(scope, self._connect_timeout)
+            with scope:
+                tls = prepared.tls if isinstance(prepared.tls, ssl.SSLContext) else None
+                connection = await pool.connect(origin, request.endpoint.host, tls)
             if connection is None:
-                raise aiohttp.ConnectionTimeoutError
+                raise self._not_connected(request.endpoint.host)
+            sessions.created += 1
+        else:
+            sessions.reused += 1
         try:
-            protocol = connection.protocol
-            if not isinstance(protocol, Protocol) or protocol.transport is None:
-                raise aiohttp.ServerDisconnectedError  # it broke before this task ran again
-            protocol.expect_answer()
+            lines = prepared.lines
+            if request.headers:
+                lines = _lines(prepared.base, _with_extra(prepared.headers, request))
             segment = encode_token(request.token).reveal().encode("ascii")
-            protocol.transport.write(b"".join((template.before, segment, template.after)))
-            message, content = await protocol.read()
-            while 100 <= message.code < 200 and message.code != 101:
-                message, content = await protocol.read()
-            request.call.headers_came()
-            body = self._body_at_once(message.headers, content)
-            if body is None:
-                body = await self._read(message.code, message.headers, content, connection)
+            await connection.ask(b"".join((prepared.before, segment, lines)), self._max_body, call.headers_came)
+            connection.check()
+            status, headers = connection.status, connection.headers
+            if connection.encoded:
+                body = await self._inflated(status, headers, connection.read)
+            else:
+                chunks = connection.chunks
+                body = chunks[0] if len(chunks) == 1 else b"".join(chunks)
         except BaseException:
-            connection.close()  # the answer was not read to its end
+            connection.abort()  # the answer was not read to its end
             raise
-        connector.keep(template.key, connection)
-        return Response(message.code, message.headers, body)
+        pool.keep(origin, connection)
+        return Response(status, headers, body)
 
-    async def _send_by_session(self, session: aiohttp.ClientSession, prepared: _Prepared, request: Request) -> Response:
-        if isinstance(session.connector, Connector):
-            session.connector.release_idle()
+    async def _inflated(
+        self, status: int, headers: Headers | CIMultiDictProxy[str], read: Callable[[], Awaitable[bytes]]
+    ) -> bytes:
+        """The plain body, read up to an empty chunk."""
+        chunk = await read()
+        if not chunk:
+            return b""
+        # A list may be spread over several lines (RFC 9110, section 5.3).
+        encoding = ", ".join(headers.getall("Content-Encoding", ()))
+        inflater = Inflater(encoding, self._max_body, lenient=status >= 400)
+        pieces: list[bytes] = []
+        while chunk:
+            for piece in inflater.steps(chunk):
+                if piece:
+                    pieces.append(piece)
+                else:  # even a small body can take long to inflate: let timers and other tasks run
+                    await asyncio.sleep(0)
+            chunk = await read()
+        pieces.append(inflater.finish())
+        return b"".join(pieces)
+
+    async def _send_by_session(self, prepared: _Prepared, request: Request, wire: Wire) -> Response:
+        session = await self._sessions.session()
+        token = wire_of_attempt.set(wire)
+        try:
+            response = await self._request(session, prepared, request)
+            if wire.transport is not None and wire.transport.is_closing():
+                wire.transport.abort()  # see `HTTPConnection.abort`
+            return response
+        finally:
+            self._sessions.reused += wire.sockets == 0
+            with suppress(ValueError):  # a coroutine was closed from another context
+                wire_of_attempt.reset(token)
+
+    async def _request(self, session: aiohttp.ClientSession, prepared: _Prepared, request: Request) -> Response:
         # A test may have replaced either method.
         get = session.get if is_untouched(aiohttp.ClientSession.request) else partial(session.request, "GET")
         response = await get(
@@ -203,43 +238,18 @@ class AiohttpTransport:
         )
         request.call.headers_came()
         try:
-            body = self._body_at_once(response.headers, response.content)
-            if body is None:
-                body = await self._read(response.status, response.headers, response.content, response.connection)
+            length = response.headers.get("Content-Length", "")
+            if length.isdecimal() and int(length[:20]) > self._max_body and not response.content.is_eof():
+                raise ResponseTooLargeError(
+                    f"the body has {length} bytes, more than Limits.max_body = {self._max_body}"
+                )
+            with _end_with_connection(response.content, response.connection):
+                body = await self._inflated(response.status, response.headers, response.content.readany)
         except BaseException:
             response.close()
             raise
         response.release()  # after a 101 it is still open, and aiohttp would warn with the URL
         return Response(response.status, response.headers, body)
-
-    def _body_at_once(self, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader) -> bytes | None:
-        """The body, if it has arrived complete with its head, as a small one usually does."""
-        size = content.total_bytes
-        if not content.is_eof() or content.exception() is not None or size > self._max_body:
-            return None
-        return None if size and "Content-Encoding" in headers else content.read_nowait()
-
-    async def _read(
-        self, status: int, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader, connection: Connection | None
-    ) -> bytes:
-        limit = self._max_body
-        length = headers.get("Content-Length", "")
-        if length.isdecimal() and int(length[:20]) > limit:
-            raise ResponseTooLargeError(f"the body has {length} bytes, more than Limits.max_body = {limit}")
-        # A list may be spread over several lines (RFC 9110, section 5.3).
-        encoding = ", ".join(headers.getall("Content-Encoding", ()))
-        inflater = Inflater(encoding, limit, lenient=status >= 400)
-        read = content.readany
-        chunks: list[bytes] = []
-        with _end_with_connection(content, connection):
-            while chunk := await read():
-                for piece in inflater.steps(chunk):
-                    if piece:
-                        chunks.append(piece)
-                    else:  # even a small body can take long to inflate: let timers and other tasks run
-                        await asyncio.sleep(0)
-        chunks.append(inflater.finish())
-        return b"".join(chunks)
 
     async def _prepare(self, request: Request) -> _Prepared:
         endpoint, secret = request.endpoint, request.call.secret
@@ -255,12 +265,16 @@ class AiohttpTransport:
             target = headers if base.scheme == "http" else (proxy_headers := CIMultiDict())
             target["Proxy-Authorization"] = proxy.authorization.reveal()
         path = base.raw_path.rstrip("/") + "/partneraccess/"
-        template = None
-        if SUPPORTED and not self._sessions.borrowed and proxy is None:
-            template = Template.make(base, path, headers, tls, asyncio.get_running_loop())
+        origin = None
+        if not self._sessions.borrowed and proxy is None:
+            assert base.raw_host is not None
+            assert base.port is not None
+            origin = base.raw_host, base.port, base.scheme == "https"
         return _Prepared(
             endpoint,
-            template,
+            origin,
+            f"GET {path}".encode("ascii"),
+            _lines(base, headers),
             base,
             path,
             headers,
@@ -270,33 +284,40 @@ class AiohttpTransport:
             tls,
         )
 
-    def _translate(self, error: Exception, host: str, wire: Wire) -> FlinksError:
-        """Our error for one of aiohttp's. Their texts are not used, because they contain URLs and text of the server."""
+    def _not_connected(self, host: str) -> ConnectTimeoutError:
+        return ConnectTimeoutError(f"no connection to {host} within {self._connect_timeout:g} s")
+
+    def _translate(self, error: Exception, host: str, wire: Wire | None) -> FlinksError:
+        """Our error for another one. Texts of aiohttp's are not used, because they contain URLs and text of the server."""
         if isinstance(error, _ConnectionBroken):
             return self._broken(error.error, host, wire)
-        if reason := shortage(error):
-            return ShortageError(f"no connection to {host}, because of a shortage: {reason}")
+        if cause := shortage(error):
+            return ShortageError(f"no connection to {host}, because of a shortage: {cause}")
         match error:
             case aiohttp.ClientProxyConnectionError():
-                return ProxyError(f"the proxy on the way to {host} cannot be reached{_reason(error)}")
+                return ProxyError(f"the proxy on the way to {host} cannot be reached{os_reason(error)}")
             case aiohttp.ClientHttpProxyError():
                 return ProxyError(f"the proxy on the way to {host} answered {error.status}", status=error.status)
-            case aiohttp.ClientConnectorCertificateError() | aiohttp.ServerFingerprintMismatch():
+            case (
+                aiohttp.ClientConnectorCertificateError()
+                | aiohttp.ServerFingerprintMismatch()
+                | ssl.SSLCertVerificationError()
+            ):
                 return CertificateError(f"the certificate of {host} is not valid{_verify_reason(error)}")
-            case aiohttp.ClientSSLError():
-                return ConnectError(f"no TLS connection to {host}{_reason(error)}")
-            case aiohttp.ClientConnectorDNSError():
+            case aiohttp.ClientSSLError() | ssl.SSLError():
+                return ConnectError(f"no TLS connection to {host}{os_reason(error)}")
+            case aiohttp.ClientConnectorDNSError() | socket.gaierror():
                 return ConnectError(f"the host name {host} cannot be resolved")
             case aiohttp.ClientConnectorError():
-                return ConnectError(f"no connection to {host}{_reason(error)}")
+                return ConnectError(f"no connection to {host}{os_reason(error)}")
             case aiohttp.ConnectionTimeoutError():
-                return ConnectTimeoutError(f"no connection to {host} within {self._timeout.connect:g} s")
+                return self._not_connected(host)
             case TimeoutError():
                 return AttemptTimeoutError(f"{host} did not answer in time")
             case aiohttp.ClientPayloadError():
                 # aiohttp raises this for a lost connection and for a body that is not HTTP; the cause tells them apart.
-                cause = error.__cause__
-                if isinstance(cause, HttpProcessingError) and "Not enough data" not in str(cause):
+                why = error.__cause__
+                if isinstance(why, HttpProcessingError) and "Not enough data" not in str(why):
                     return ProtocolError(f"the body from {host} is not valid HTTP")
                 return ReadError(f"the connection to {host} broke before the body was complete")
             case aiohttp.ClientResponseError() | HttpProcessingError():
@@ -305,18 +326,18 @@ class AiohttpTransport:
             case aiohttp.ClientOSError() | aiohttp.ServerDisconnectedError():
                 return self._broken(error, host, wire)
             case OSError():
-                return ConnectError(f"no connection to {host}{_reason(error)}")
+                return ConnectError(f"no connection to {host}{os_reason(error)}")
             case RuntimeError() | aiohttp.ClientConnectionError() if "is closed" in str(error):
                 return ClientClosedError("the session was closed while the request was under way")
             case aiohttp.InvalidURL():
                 return ConfigError("base_url is not a URL that aiohttp accepts")
         return TransportError(f"the request to {host} failed ({type(error).__name__})")
 
-    def _broken(self, error: aiohttp.ClientError, host: str, wire: Wire) -> FlinksError:
+    def _broken(self, error: aiohttp.ClientError, host: str, wire: Wire | None) -> FlinksError:
         silent = not isinstance(error, aiohttp.ServerDisconnectedError) or error.message == "Server disconnected"
-        if wire.sockets == 0 and silent and not self._sessions.borrowed:
+        if wire is not None and wire.sockets == 0 and silent and not self._sessions.borrowed:
             return StaleConnectionError(f"a kept-alive connection to {host} was closed by the server")
-        return ReadError(f"the connection to {host} broke before an answer arrived{_reason(error)}")
+        return ReadError(f"the connection to {host} broke before an answer arrived{os_reason(error)}")
 
     async def close(self) -> None:
         await self._sessions.close()
@@ -360,22 +381,15 @@ def _with_extra(headers: CIMultiDict[str], request: Request) -> CIMultiDict[str]
     return merged
 
 
-def _reason(error: BaseException) -> str:
-    """The operating system's text for an error number, in brackets; it contains no data of the request."""
-    inner = getattr(error, "os_error", error)
-    number = getattr(inner, "errno", None)
-    if isinstance(inner, ssl.SSLError):
-        if inner.reason == "WRONG_VERSION_NUMBER":
-            return " (the answer is not TLS; the server may expect http://)"
-        return f" ({inner.reason})" if inner.reason else ""
-    if not isinstance(number, int) or number <= 0:
-        return ""
-    import os
-
-    return f" ({os.strerror(number)})"
+def _lines(base: URL, headers: CIMultiDict[str]) -> bytes:
+    """The head of a request after its token."""
+    text = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    if text.count("\r") + text.count("\n") != 2 * len(headers) or "\0" in text:
+        raise ConfigError("a middleware has added a header with a line break or NUL")
+    host = "" if "Host" in headers else f"Host: {base.host_port_subcomponent}\r\n"
+    return f" HTTP/1.1\r\n{host}{text}\r\n".encode()
 
 
 def _verify_reason(error: BaseException) -> str:
-    inner = getattr(error, "certificate_error", None)
-    text = getattr(inner, "verify_message", None)
+    text = getattr(getattr(error, "certificate_error", error), "verify_message", None)
     return f" ({text})" if isinstance(text, str) else ""

@@ -1,4 +1,5 @@
-"""Sessions and connections: one aiohttp session per event loop, made at first use; TLS contexts and proxies.
+"""What an event loop connects with, made at first use: its connection pool, an aiohttp session where one is needed; TLS
+contexts and proxies.
 
 `ConnectionStats` counts connections by their sockets, which costs nothing per request. aiohttp's own way, a TraceConfig,
 costs 14 % of a request.
@@ -9,25 +10,126 @@ from __future__ import annotations
 import asyncio
 import copy
 import errno
+import logging
 import os
 import socket
 import ssl
 import threading
 import weakref
+from contextvars import ContextVar
+from types import FunctionType
 from typing import Any, Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
-from attrs import frozen
+import aiohttp.client
+from aiohttp.connector import Connection as AiohttpConnection
+from aiohttp.tracing import Trace
+from attrs import define, frozen
 
 from ..checks import shown
 from ..config import Connection
 from ..endpoint import Endpoint, Proxy, is_exempt, make_proxy
 from ..errors import ClientClosedError, ConfigError, FlinksError, ShortageError
+from ..limits.notices import log_fields
 from ..runtime import PerLoop
 from ..secret import Secret
-from .fast_path import Connector, warn_of_onlookers, wire_of_attempt
+from .http1 import ConnectionPool, is_readable
+
+_AIOHTTP: Final = vars(aiohttp.client)
+
+
+def is_untouched(method: object) -> bool:
+    """Whether a method of `ClientSession` is aiohttp's own.
+
+    A mock may copy its name and module, and may be in place when this module is imported, so neither tells.
+    """
+    return type(method) is FunctionType and method.__globals__ is _AIOHTTP
+
+
+def session_is_untouched() -> bool:
+    """Whether requests of a `ClientSession` would be sent by aiohttp's own functions."""
+    global _own
+    cls = aiohttp.ClientSession
+    # By identity, because a wrapper may be equal to what it wraps.
+    if cls._request is _own[0] and cls.get is _own[1] and cls.request is _own[2]:
+        return True
+    methods = cls._request, cls.get, cls.request
+    if not all(map(is_untouched, methods)):
+        return False
+    _own = methods
+    return True
+
+
+_own: tuple[object, object, object] = (None, None, None)  # the methods that were found to be aiohttp's own
+
+_log = logging.getLogger("flinks_async")
+_reported: set[str] = set()
+
+
+def _warn_of_onlookers(session: aiohttp.ClientSession) -> None:
+    """Logs once which other packages see the requests of a session: its trace configs, and wrappers of its methods."""
+    watching = {
+        getattr(handler, "__module__", type(handler).__module__)
+        for trace in session.trace_configs
+        for name in dir(trace)
+        if name.startswith("on_")
+        for handler in getattr(trace, name)
+    }
+    for method in (aiohttp.ClientSession._request, aiohttp.ClientSession.get, aiohttp.ClientSession.request):
+        if hasattr(method, "__wrapped__"):  # it passes requests on, unlike a mock
+            wrapper = getattr(method, "_self_wrapper", method)  # of wrapt
+            watching.add(getattr(wrapper, "__globals__", {}).get("__name__", type(method).__module__))
+    if new := sorted(watching - _reported):
+        _reported.update(new)
+        _log.warning(
+            "the aiohttp session is watched by %s, which sees access tokens (in URLs), the AuthSecret (in a header) and "
+            "answers, and may add headers to requests; make sure that it records and sends none of them",
+            ", ".join(new),
+            extra=log_fields("SessionWatched", watchers=new),
+        )
+
+
+@define(eq=False)
+class Wire:
+    """The use of sockets by one attempt through an aiohttp session.
+
+    Attributes:
+        sockets: sockets that the connector opened for it; 0 if it reused a kept-alive connection.
+        transport: the connection, to be aborted if the attempt fails.
+        fresh: the attempt must not use a kept-alive connection.
+    """
+
+    sockets: int = 0
+    transport: asyncio.Transport | None = None
+    fresh: bool = False
+
+
+wire_of_attempt: ContextVar[Wire | None] = ContextVar("flinks_async_wire", default=None)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """aiohttp's connector, which drops kept-alive connections as `ConnectionPool` does."""
+
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> AiohttpConnection:
+        wire = wire_of_attempt.get()
+        passed_over: list[AiohttpConnection] = []
+        try:
+            while True:
+                connection = await super().connect(req, traces, timeout)
+                if wire is None or wire.sockets > 0:
+                    return connection
+                if is_readable(connection.transport):
+                    connection.close()
+                elif wire.fresh:
+                    passed_over.append(connection)
+                else:
+                    return connection
+        finally:
+            for connection in passed_over:
+                connection.release()
 
 
 @frozen
@@ -48,19 +150,22 @@ class ConnectionStats:
 
 
 class SessionManager:
-    """Makes, provides and closes the sessions of each event loop.
+    """Makes, provides and closes the connection pools and sessions of each event loop.
 
     A borrowed session is used as it is and never closed. Requests through it follow no redirects, run no aiohttp client
     middlewares, and are not counted in `ConnectionStats`. Its cookies, default headers, trace configs and proxy settings
     apply. Trace configs see tokens and secrets; a warning names them. Sessions of our own have none, not even those that
     tracing tools add to every new session.
+
+    Attributes:
+        borrowed: the session given as `session=`; None if the sessions are our own.
     """
 
     def __init__(self, connection: Connection, borrowed: aiohttp.ClientSession | None = None) -> None:
         if borrowed is not None and not isinstance(borrowed, aiohttp.ClientSession):
             raise ConfigError(f"session must be an aiohttp.ClientSession, not {type(borrowed).__name__}")
         if borrowed is not None:
-            warn_of_onlookers(borrowed)
+            _warn_of_onlookers(borrowed)
         for name in ("ca_file", "client_cert", "client_key"):
             path = getattr(connection, name)
             if path is not None and not os.path.isfile(path):
@@ -70,7 +175,8 @@ class SessionManager:
                     f"Connection.{name}: there is no file {repr(text) if looks_like_path else shown(text)}"
                 )
         self._connection = connection
-        self._borrowed = borrowed
+        self.borrowed = borrowed
+        self.pools: PerLoop[ConnectionPool] = PerLoop()  # those made so far, to be looked up fast
         self._sessions: PerLoop[aiohttp.ClientSession] = PerLoop()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
         self._tls: ssl.SSLContext | None = connection.ssl_context
@@ -79,45 +185,50 @@ class SessionManager:
         self._proxies = {scheme: Secret(url) for scheme, url in proxies.items()}  # they may contain passwords
         self._closed_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._shut = False
-        self._created = 0
-        self.reused = 0
-        self.in_use = 0
+        self.created = self.reused = self.in_use = 0
         _managers.add(self)
 
-    @property
-    def borrowed(self) -> aiohttp.ClientSession | None:
-        """The session given as `session=`; None if the sessions are our own."""
-        return self._borrowed
+    async def pool(self) -> ConnectionPool:
+        """The connection pool of the running loop; makes it at first use.
 
-    def current(self) -> aiohttp.ClientSession | None:
-        """The session of the running loop; None if there is none yet."""
-        if self._borrowed is not None:
-            if self._borrowed.closed:
-                raise ClientClosedError("the aiohttp session given as session= is closed")
-            if self._borrowed._loop is not asyncio.get_running_loop():
-                raise ConfigError("the aiohttp session given as session= belongs to another event loop")
-            return self._borrowed
-        return self._sessions.get(asyncio.get_running_loop())
+        Raises:
+            ClientClosedError: the pools were closed.
+        """
+        loop = await self._open_loop()
+        pool = self.pools.get(loop)
+        if pool is None:
+            pool = self.pools[loop] = ConnectionPool(self._connection, self._make_socket)
+        return pool
 
-    async def open(self) -> aiohttp.ClientSession:
-        """The session of the running loop; makes it at first use.
+    async def session(self) -> aiohttp.ClientSession:
+        """The session of the running loop; makes one at first use if none is borrowed.
 
         Raises:
             ClientClosedError: the sessions were closed.
         """
-        loop = asyncio.get_running_loop()
-        await self._close_unused()
-        if self._shut or loop in self._closed_loops:
-            raise ClientClosedError("the client is closed")
+        if self.borrowed is not None:
+            if self.borrowed.closed:
+                raise ClientClosedError("the aiohttp session given as session= is closed")
+            if self.borrowed._loop is not asyncio.get_running_loop():
+                raise ConfigError("the aiohttp session given as session= belongs to another event loop")
+            return self.borrowed
+        loop = await self._open_loop()
         session = self._sessions.get(loop)
         if session is None:
             session = self._sessions[loop] = self._make_session()
         return session
 
+    async def _open_loop(self) -> asyncio.AbstractEventLoop:
+        loop = asyncio.get_running_loop()
+        await self._close_unused()
+        if self._shut or loop in self._closed_loops:
+            raise ClientClosedError("the client is closed")
+        return loop
+
     def _make_session(self) -> aiohttp.ClientSession:
         settings = self._connection
-        connector = Connector(
-            settings.keepalive,
+        connector = _Connector(
+            keepalive_timeout=settings.keepalive,
             limit=0,  # the governor is the only place that waits
             use_dns_cache=settings.dns_cache > 0,
             ttl_dns_cache=int(settings.dns_cache),
@@ -131,7 +242,7 @@ class SessionManager:
             auto_decompress=False,
         )
         session.trace_configs.clear()  # OpenTelemetry, Sentry and others add theirs to each new session
-        warn_of_onlookers(session)
+        _warn_of_onlookers(session)
         return session
 
     def _make_socket(self, address: tuple[Any, ...]) -> socket.socket:
@@ -141,7 +252,7 @@ class SessionManager:
         wire = wire_of_attempt.get()
         if wire is not None:
             if wire.sockets == 0:  # happy eyeballs may try several sockets for one connection
-                self._created += 1
+                self.created += 1
             wire.sockets += 1
         return made
 
@@ -191,44 +302,41 @@ class SessionManager:
 
     def stats(self) -> ConnectionStats:
         opened = sum(made.fileno() != -1 for made in tuple(self._sockets))
-        return ConnectionStats(opened, max(0, opened - self.in_use), self._created, self.reused)
+        return ConnectionStats(opened, max(0, opened - self.in_use), self.created, self.reused)
 
     async def close(self) -> None:
-        """Closes the sessions of the running loop for good. A borrowed session stays open."""
+        """Closes the connections of the running loop for good. A borrowed session stays open."""
         loop = asyncio.get_running_loop()
         self._closed_loops.add(loop)
         await self._close_unused()
-        session = self._sessions.pop(loop, None)
-        if session is not None:
-            await _close(session)
+        for kept in (self.pools.pop(loop, None), self._sessions.pop(loop, None)):
+            if kept is not None:
+                await kept.close()
 
     def shut(self) -> None:
         """Refuses new sessions in all loops."""
         self._shut = True
 
     async def _close_unused(self) -> None:
-        """Closes sessions of closed loops: of an earlier `asyncio.run()` that ended without `close()`."""
-        for session in self._sessions.take_closed():
-            await _close(session)
+        """Closes what belongs to closed loops: of an earlier `asyncio.run()` that ended without `close()`."""
+        unused: list[ConnectionPool | aiohttp.ClientSession] = [
+            *self.pools.take_closed(),
+            *self._sessions.take_closed(),
+        ]
+        for kept in unused:
+            await kept.close()
 
     def _after_fork(self) -> None:
         # The connections belong to the parent process. Closing them here would end its TLS sessions.
-        _kept_for_parent.extend(self._sessions.values())
-        self._sessions = PerLoop()
+        _kept_for_parent.extend((*self.pools.values(), *self._sessions.values()))
+        self.pools, self._sessions = PerLoop(), PerLoop()
         self._sockets = weakref.WeakSet()
         self.in_use = 0
 
 
-async def _close(session: aiohttp.ClientSession) -> None:
-    connector = session.connector
-    await session.close()
-    if isinstance(connector, Connector):
-        connector.release_idle()
-
-
 _managers: weakref.WeakSet[SessionManager] = weakref.WeakSet()
 
-_kept_for_parent: list[aiohttp.ClientSession] = []
+_kept_for_parent: list[ConnectionPool | aiohttp.ClientSession] = []
 
 
 def _after_fork_in_child() -> None:

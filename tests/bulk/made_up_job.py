@@ -11,11 +11,12 @@ from typing import Any, Final
 from attrs import asdict
 
 from flinks_async.bulk import JSONLParts
+from flinks_async.bulk.counters import Progress
 from flinks_async.bulk.directory import Manifest
 from flinks_async.bulk.files import LEDGER, MANIFEST
 from flinks_async.bulk.inputs import Scanned
 from flinks_async.bulk.ledger import Ledger
-from flinks_async.bulk.records import Commit, Failure, Progress, Shard, Written
+from flinks_async.bulk.records import Commit, Failure, Shard, Written
 
 EVENING = 1_795_473_000.0
 """2026-11-23 22:30 UTC."""

@@ -19,8 +19,8 @@ import msgspec
 import pytest
 from attrs import evolve
 
-from flinks_async.bulk import crash_points
 from flinks_async.bulk.errors import StoreError, StoreMissingError
+from flinks_async.bulk.files import crash_points
 from flinks_async.bulk.records import Commit, Failure, Shard
 from flinks_async.bulk.spool import Spool
 from flinks_async.bulk.stores import Place, Problem, Store, from_description

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 pa = pytest.importorskip("pyarrow")
@@ -33,9 +33,10 @@ from flinks_async.bulk.stores.answer_rows import (  # noqa: E402
 )
 from flinks_async.bulk.stores.answer_tables import read_tables  # noqa: E402
 from flinks_async.tables import arrow_table  # noqa: E402
-from flinks_async.testing.data import expected_body  # noqa: E402
+from flinks_async.testing.data import Size, expected_body  # noqa: E402
 
 from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes  # noqa: E402
+from ..support import examples  # noqa: E402
 from .tables_support import decodes  # noqa: E402
 
 SHARD = Shard(4, 1, 1000, 0, 1000, "d", round=2)
@@ -104,7 +105,7 @@ def unfit(folder: Path, body: bytes) -> str | None:
 _KEYS = st.one_of(st.none(), st.text(st.characters(codec="utf-8"), max_size=3), st.integers(), st.just([1, "x"]))
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@examples(25)
 @given(st.lists(st.tuples(st.one_of(answers, answers_perhaps_wrong), _KEYS), min_size=1, max_size=3))
 def test_both_paths_give_the_same_values(generated: list[tuple[Any, Any]]) -> None:
     """In the same order, and with the same digest."""
@@ -162,10 +163,13 @@ def test_amounts_are_exact_or_refused(tmp_path: Path, number: str) -> None:
         b'{"GetAccountsDetail":3}',
     ],
 )
-def test_values_of_a_wrong_type_are_kept_as_the_codec_keeps_them(tmp_path: Path, body: bytes) -> None:
+def test_values_of_a_wrong_type_are_kept_as_the_codec_keeps_them(
+    tmp_path: Path, body: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     bodies = [to_bytes(DOCUMENTED), body]
     for texts in (False, True):
         assert by_arrow(tmp_path, bodies, texts=texts) == by_rows(tmp_path, bodies, texts=texts)
+    assert caplog.messages == [], "the client has logged them"
 
 
 @pytest.mark.parametrize(
@@ -223,10 +227,13 @@ def test_timestamps_are_read_as_the_models_read_them(tmp_path: Path, text: str) 
     assert by_arrow(tmp_path, [body]) == by_rows(tmp_path, [body])
 
 
+@pytest.mark.parametrize("size", ["small", "medium"])
 @pytest.mark.parametrize("shape", ["list", "object", "null"])
-def test_usual_answers_never_become_python_objects(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Any) -> None:
+def test_usual_answers_never_become_python_objects(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: Any, size: Size
+) -> None:
     seen = _lines_of(monkeypatch, "decoded")
-    bodies = [expected_body(f"t-{number}", size="medium", shape=shape) for number in range(30)]
+    bodies = [expected_body(f"t-{number}", size=size, shape=shape) for number in range(30)]
     keys = [number if number % 2 else "text" for number in range(30)]
     for texts in (False, True):
         found = by_arrow(tmp_path, bodies, keys, texts=texts)

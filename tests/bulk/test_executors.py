@@ -2,26 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import os
 import pickle
 import sys
-import threading
-from itertools import pairwise
-from pathlib import Path
+from collections.abc import Coroutine
 
 import pytest
 
 from flinks_async import Adaptive, Codec, ConfigError, FlinksClient, Limits, ShareQuota, config
+from flinks_async.bulk.counters import WAITED_FOR, Counters, Histogram, InstanceState, WorkerState
 from flinks_async.bulk.executors.dispatch import rules_for, settings_for, share
-from flinks_async.bulk.executors.processes import ending, environment_without
+from flinks_async.bulk.executors.processes import ending, environment_without, from_line, to_line
 from flinks_async.bulk.executors.seat import Secrets, describe, make
-from flinks_async.bulk.executors.worker import SharedRate, from_line, to_line
-from flinks_async.bulk.records import Counters, Histogram, InstanceState
 from flinks_async.bulk.rules import Rules
+from flinks_async.cli.display import worker_notes
 from flinks_async.limits.governor import Trouble
 from flinks_async.limits.rate import GCRA, LearnedLimit
+from flinks_async.limits.shared import TurnBlocks, TurnKeeper
 from flinks_async.secret import Secret
+from flinks_async.testing import run_virtual
 
 SECRET = "3f2a6f0c-7b0e-4d3a-9a51-0c8d4e5b6a79"
 
@@ -29,38 +30,93 @@ SECRET = "3f2a6f0c-7b0e-4d3a-9a51-0c8d4e5b6a79"
 # --- the rate ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def rate_file(tmp_path: Path) -> Path:
-    SharedRate.make(tmp_path / "rate")
-    return tmp_path / "rate"
+class Sharers:
+    """Processes that take turns of one rate, in virtual time.
+
+    Args:
+        latency: seconds until an answer of the keeper of the rate arrives.
+    """
+
+    def __init__(self, rate: float, *, burst: int | None = None, latency: float = 0.0) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.keeper = TurnKeeper(GCRA(rate, burst), self.loop.time, 1.0)
+        self.answers: list[asyncio.Task[None]] = []
+        self.latency = latency
+        self.sent: list[float] = []
+
+    def join(self, block: int, every: float = 0.0) -> asyncio.Task[None]:
+        """One more, which sends as soon as it may, or at most once in `every` seconds."""
+
+        async def answer(count: int) -> None:
+            waits = await self.keeper.take(turns, count)
+            await asyncio.sleep(self.latency)
+            turns.grant(waits)
+
+        def ask(count: int) -> None:
+            self.answers.append(asyncio.create_task(answer(count)))
+
+        async def send() -> None:
+            while True:
+                now = self.loop.time()
+                turn = turns.reserve(now)
+                wait = turn if isinstance(turn, float) else await turn
+                await asyncio.sleep(now + wait - self.loop.time())
+                self.sent.append(self.loop.time())
+                await asyncio.sleep(every)
+
+        turns = TurnBlocks(ask, block, self.loop.time)
+        return asyncio.create_task(send())
+
+    async def sent_in(self, seconds: float) -> list[float]:
+        self.sent = []
+        await asyncio.sleep(seconds)
+        return self.sent
 
 
-@pytest.mark.parametrize("burst", [1, 5, None])
-def test_two_that_take_turns_get_what_one_would(rate_file: Path, burst: int | None) -> None:
-    one, both = GCRA(100.0, burst), [SharedRate(rate_file, 100.0, burst) for _ in range(2)]
-    for turn, now in enumerate([0.0] * 20 + [0.1, 0.1, 5.0, 5.0, 5.0, 5.001]):
-        assert both[turn % 2].reserve(now) == one.reserve(now)
-    for shared in both:
-        shared.close()
+def test_turns_in_blocks_keep_the_rate_of_all_and_who_dies_costs_less_than_a_percent() -> None:
+    async def main() -> None:
+        sharers = Sharers(100.0, latency=0.005)
+        first, *_ = [sharers.join(4) for _ in range(3)]
+        assert len(await sharers.sent_in(20.0)) == pytest.approx(2000, rel=0.01)
+        first.cancel()
+        assert len(await sharers.sent_in(20.0)) == pytest.approx(2000, rel=0.01), "others use the rate of the dead one"
+        sharers.join(4)
+        sent = await sharers.sent_in(20.0)
+        assert len(sent) == pytest.approx(2000, rel=0.01), "and another one may come"
+        assert max(sum(start <= at < start + 1 for at in sent) for start in sent) <= 115
+
+    run_virtual(main())
 
 
-def test_turns_that_are_taken_at_the_same_time_are_all_different(rate_file: Path) -> None:
-    taken: list[float] = []
+def test_turns_that_a_pause_made_late_are_dropped() -> None:
+    async def main() -> None:
+        asked: list[int] = []
+        turns = TurnBlocks(asked.append, 10, asyncio.get_running_loop().time)
+        turns.grant([number / 10 for number in range(10)])
+        assert turns.reserve(0.0) == 0.0
+        await asyncio.sleep(0.75)
+        assert turns.reserve(0.75) == 0.0, "the turn of 0.6 s is late, but can be used"
+        assert turns.reserve(0.75) == 0.0
+        assert turns.reserve(0.75) == pytest.approx(0.05)
+        turns.grant([0.0])
+        await asyncio.sleep(60.0)
+        late = turns.reserve(60.75)
+        assert isinstance(late, Coroutine), "it waits for new ones"
+        late.close()
+        assert asked == [5, 2], "and asks for fewer, because it did not use those that it had"
 
-    def take() -> None:
-        shared = SharedRate(rate_file, 1000.0, 1)
-        taken.extend([shared.reserve(0.0) for _ in range(500)])
-        shared.close()
+    run_virtual(main())
 
-    threads = [threading.Thread(target=take) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    gaps = [after - before for before, after in pairwise(sorted(taken))]
-    assert len(taken) == 2000
-    assert min(gaps) == pytest.approx(0.001)
-    assert max(gaps) == pytest.approx(0.001)
+
+def test_who_sends_slowly_leaves_its_turns_to_others() -> None:
+    async def main() -> None:
+        sharers = Sharers(100.0, latency=0.002)
+        sharers.join(16)
+        sharers.join(16, every=0.5)
+        await asyncio.sleep(10.0)
+        assert len(await sharers.sent_in(60.0)) > 0.95 * 6000
+
+    run_virtual(main())
 
 
 # --- the shares -------------------------------------------------------------------------------------------------------
@@ -108,6 +164,18 @@ def test_an_instance_has_answered_if_it_has_answered_one_process() -> None:
     assert [str(trouble) for trouble in total.troubles(now=20.0, began=15.0)] == [
         "no connection, 6 attempts in 5 s, next try in 2 s"
     ] * 2
+
+
+def test_workers_that_are_missing_or_dead_are_told() -> None:
+    name = "a worker of the Dask cluster at tls://h:1"
+    died = WorkerState("worker process 7", 30, 2, 40, note="died by signal SIGKILL; its 3 shards are handed out again")
+    missing = WorkerState(name, note=WAITED_FOR)
+    assert worker_notes([WorkerState("worker process 8", 5), missing]) == [f"waiting for {name}"]
+    assert worker_notes([missing, missing, died]) == [f"waiting for {name} (2 are missing)", "1 worker died"]
+    assert str(died) == (
+        "worker process 7: 30 ok, 2 failed, 0 in flight; died by signal SIGKILL; its 3 shards are handed out again"
+    )
+    assert str(WorkerState("x", held_back=2.0)) == "x: 0 ok, 0 failed, 0 in flight, held back for 2 s"
 
 
 def test_processes_add_their_shares_of_a_learned_limit() -> None:

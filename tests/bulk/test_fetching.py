@@ -14,10 +14,11 @@ import pytest
 
 from flinks_async import CertificateError, FlinksClient, ProxyError, config
 from flinks_async.bulk import spool
+from flinks_async.bulk.counters import Counters
 from flinks_async.bulk.errors import StoreError
 from flinks_async.bulk.fetching import Fetcher, NoThread
 from flinks_async.bulk.inputs import Token
-from flinks_async.bulk.records import Counters, Finished, Shard
+from flinks_async.bulk.records import Finished, Shard
 from flinks_async.bulk.rules import Rules
 from flinks_async.secret import Secret
 from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from flinks_async.bulk import crash_points
 from flinks_async.bulk.errors import LedgerError, StoreError
+from flinks_async.bulk.files import crash_points
 from flinks_async.bulk.ledger import Ledger
 from flinks_async.bulk.records import Commit, Failure, Shard, Written
 

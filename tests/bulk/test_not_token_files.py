@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import bz2
 import io
 import lzma
@@ -64,10 +65,13 @@ class Wrong:
     layout: Layout = field(factory=Layout)
 
 
+MIXED = "mixes Latin letters or digits with letters of another alphabet, which may look the same"
+PAIR = base64.b64encode(f"{OTHER}:{TOKEN}".encode()).decode()
 TABLE = "If it is a table, set `format` to csv."
 OBJECTS = "Write one object a line, as `jq -c '.[]'` does, and set `format` to jsonl."
 BESIDE = "holds a GUID with something before or after it"
 SEEMS = "The file of tokens seems to hold {}. If these are the tokens, write the line `access_token` above them, and set `format` to csv."
+ONLY = "The only column of the CSV file seems to hold {}. If these are the tokens, name it with `column`."
 HEADERLESS = (
     "The first row of the CSV file looks like data, not like a header row. If there is no header row, use "
     "`header=False`; if this is the name of the column, give it as `column`."
@@ -144,6 +148,16 @@ WRONG = {
     "an invisible character": Wrong("t.txt", f"\u200b{TOKEN}\n", f"Line 1 of the file of tokens holds an invisible character. {TEXT}"),
     "line separators of Unicode": Wrong("t.txt", f"{TOKEN}\u2028{OTHER}", f"Line 1 of the file of tokens holds a line break other than LF and CR LF. {TEXT}"),
     "an old pickle": Wrong("t.pkl", pickle.dumps([TOKEN], 0), f"Line 1 of the file of tokens holds a bracket or a brace, as in JSON or a program. {TEXT}"),
+    "letters of another alphabet": Wrong("t.txt", TOKEN.replace("a", "\u0430"), f"Line 1 of the file of tokens {MIXED}. {TEXT}"),
+    "a capital letter of another alphabet": Wrong("t.txt", "tokenA-\u0391\n", f"Line 1 of the file of tokens {MIXED}. {TEXT}"),
+    "one CSV column with mathematical letters": Wrong("t.csv", f"token\n{TOKEN.replace('d', chr(0x1D41D))}\n", f"Line 2 of the CSV file {MIXED}, so it is not a token.", None),
+    "pairs of secret and token": Wrong("t.txt", f"{PAIR}\n", f"Line 1 of the file of tokens is Base64 of two GUIDs, such as an AuthSecret and an access token. {TEXT}"),
+    "account numbers": Wrong("t.txt", "DE89370400440532013000\nGB29NWBK60161331926819\n", SEEMS.format("account numbers (IBAN)")),
+    "one account number": Wrong("t.txt", "fr1420041010050500013m02606\n", SEEMS.format("account numbers (IBAN)")),
+    "a CSV column of account numbers": Wrong("t.csv", "iban\nDE89370400440532013000\n", ONLY.format("account numbers (IBAN)"), "column"),
+    "a CSV column of customer numbers": Wrong("t.csv", "customer_id\n1001\n1002\n", ONLY.format("numbers, dates, IP addresses or phone numbers"), "column"),
+    "account numbers with a header": Wrong("t.txt", "iban\nDE89370400440532013000\nGB29NWBK60161331926819\n", SEEMS.format("account numbers (IBAN)")),
+    "numbers with a header": Wrong("t.txt", "customer_id\n1001\n1002\n", SEEMS.format("numbers, dates, IP addresses or phone numbers")),
     "numbers in JSON Lines": Wrong("t.jsonl", "1\n2\n", "Line 1 of the file of tokens is neither a JSON object nor a JSON string. Set `format` to text or csv, if it is one of these."),
     "age": Wrong("t.age", "age-encryption.org/v1\n-> X25519 abc\n", "The file of tokens is encrypted; decrypt it.", None),
     # other encodings
@@ -228,6 +242,8 @@ def test_what_was_right_or_was_put_right(
         "nan",
         "1.5E+15",
         f"ann^{OTHER}",
+        OTHER.replace("c", "\u0441"),
+        PAIR,
         "name,email",
         "a;b",
         "a\tb",
@@ -261,6 +277,10 @@ def test_a_single_line_that_is_no_token_is_invalid_and_says_why(tmp_path: Path, 
         "100%",
         "%41",
         "ünïcode",
+        "токен",
+        "DE89370400440532013001",
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        base64.b64encode(f"user:{TOKEN}".encode()).decode(),
         "ORCA",
         "FEA1",
         "BZhello",
@@ -300,7 +320,21 @@ def test_an_empty_file_says_so(tmp_path: Path, content: str, caplog: pytest.LogC
     assert [record.getMessage() for record in caplog.records] == ["The file of tokens holds no tokens."]
 
 
-@pytest.mark.parametrize("value", ["null", "NaN", "None", "undefined", "#N/A", r"\N", "1.5E+15", f"a@b.ca^{OTHER}"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        "null",
+        "NaN",
+        "None",
+        "undefined",
+        "#N/A",
+        r"\N",
+        "1.5E+15",
+        f"a@b.ca^{OTHER}",
+        OTHER.replace("e", "\u0435"),
+        PAIR,
+    ],
+)
 @pytest.mark.parametrize(
     ("name", "form"), [("t.csv", "x,token\n1,{}\n1,{}\n"), ("t.jsonl", '{{"token":"{}"}}\n{{"token":"{}"}}\n')]
 )
@@ -320,6 +354,10 @@ def test_one_column_of_csv_is_as_strict_as_text(tmp_path: Path) -> None:
     assert [failure.line for failure in sink.failures] == [4, 5]
 
 
-def test_words_and_numbers_can_be_tokens_below_a_header(tmp_path: Path) -> None:
-    content = "access_token\nalpha\nbeta\n4111111111111111\n"
-    assert scanned(InputFile(write(tmp_path / "t.csv", content)), tmp_path)[0].tokens == 3
+@pytest.mark.parametrize(
+    ("header", "layout"), [("access_token", Layout()), ("customer_id", Layout(column="customer_id"))]
+)
+def test_words_and_numbers_can_be_tokens_below_a_header(tmp_path: Path, header: str, layout: Layout) -> None:
+    for content in ("alpha\nbeta\n4111111111111111\n", "1001\n1002\n1003\n"):
+        source = InputFile(write(tmp_path / "t.csv", f"{header}\n{content}"), layout)
+        assert scanned(source, tmp_path)[0].tokens == 3

@@ -14,8 +14,8 @@ import pytest
 
 from flinks_async import ShortageError
 from flinks_async.bulk import Job, JSONLFile, JSONLParts, Rules, SQLiteStore, verify
-from flinks_async.bulk.executors import in_process
-from flinks_async.bulk.executors.in_process import within_open_files
+from flinks_async.bulk.executors import protocol
+from flinks_async.bulk.executors.protocol import within_open_files
 from flinks_async.bulk.files import allow_open_files
 from flinks_async.bulk.stores.duckdb import DuckDBStore
 from flinks_async.bulk.stores.parquet import ParquetStore
@@ -69,7 +69,7 @@ async def test_the_soft_limit_is_raised(slow_server: FlinksServer, tmp_path: Pat
     assert slow_server.stats.max_in_flight > 200
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
 async def test_connections_stay_below_the_hard_limit(slow_server: FlinksServer, tmp_path: Path, processes: int) -> None:
     limit = 160 if processes == 1 else 90
     code, said, answers = await fetch(
@@ -92,7 +92,7 @@ async def test_a_limit_that_is_too_low_is_refused_before_anything_is_sent(
 
 
 def test_every_client_gets_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(in_process, "allow_open_files", lambda count: 16 + 32 + 100)
+    monkeypatch.setattr(protocol, "allow_open_files", lambda count: 16 + 32 + 100)
     adaptive = Limits(concurrency=Adaptive(minimum=30, initial=60, maximum=150))
     small, large = within_open_files([Limits(concurrency=50), adaptive], Rules(), None)
     assert small.concurrency == 25

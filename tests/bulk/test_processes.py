@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from flinks_async import ConfigError, FlinksClient, Limits, config
+from flinks_async import ConfigError, FlinksClient, config
 from flinks_async.bulk import (
     Executor,
     InputChangedError,
@@ -34,7 +35,6 @@ from flinks_async.bulk import (
     status,
     verify,
 )
-from flinks_async.limits.rate import GCRA
 from flinks_async.testing import FakeClock, Fault, FlinksServer, InMemoryTransport, Latency
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="worker processes are found in /proc")
@@ -100,7 +100,7 @@ class Desk:
 def workers(of: int | None = None) -> list[int]:
     """The worker processes of a process."""
     of = of or os.getpid()
-    return [pid for pid, parent, command in _processes() if parent == of and b"executors.worker" in command]
+    return [pid for pid, parent, command in _processes() if parent == of and b"executors.processes" in command]
 
 
 def _processes() -> Iterator[tuple[int, int, bytes]]:
@@ -206,6 +206,9 @@ async def test_what_a_killed_worker_had_under_way_is_done_again_and_once_in_the_
     assert (slow.directory / "job.log").read_text().count("died by signal SIGKILL") == 1
     assert result.progress.fetched == 200
     assert result.progress.requests <= slow.server.stats.requests
+    (dead,) = [worker for worker in result.progress.workers if worker.note]
+    assert re.fullmatch(r"died by signal SIGKILL; its \d shards are handed out again", dead.note)
+    assert status(slow.directory).latest is None or "workers" in status(slow.directory).latest
 
 
 async def test_workers_that_die_again_and_again_end_the_run_and_another_one_goes_on(slow: Desk) -> None:
@@ -296,7 +299,7 @@ async def test_workers_end_with_their_parent_and_an_orphan_that_wakes_up_late_do
 
 
 def everybody() -> set[int]:
-    return {pid for pid, _, command in _processes() if b"executors.worker" in command}
+    return {pid for pid, _, command in _processes() if b"executors.processes" in command}
 
 
 async def gone(pid: int) -> None:
@@ -477,7 +480,6 @@ async def test_a_store_that_fails_ends_all(slow: Desk, monkeypatch: pytest.Monke
         ({"middleware": [lambda request, call_next: call_next(request)]}, "middleware"),
         ({"observers": [print], "clock": FakeClock()}, "observers, clock"),
         ({"transport": InMemoryTransport({})}, "transport"),
-        ({"limits": Limits(rate_limiter=GCRA(1.0))}, "limits.rate_limiter"),
         ({"auth_secret": asyncio.sleep}, "auth_secret as a function"),
     ],
 )

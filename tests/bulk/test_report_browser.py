@@ -30,6 +30,7 @@ HOSTILE = "</style></title></text></svg><script>alert(1)</script><img src='https
 pytestmark = [
     pytest.mark.skipif(PROGRAM is None, reason="there is no Chromium; CHROMIUM may name one"),
     pytest.mark.usefixtures("closed_databases"),
+    pytest.mark.slow,
 ]
 
 
@@ -115,7 +116,6 @@ def test_the_page_fits_and_shows_its_plots(
     assert (tmp_path / "page.png").stat().st_size > 50_000
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("width", SIZES)
 def test_short_and_many_runs_fit_too(browser: Browser, tmp_path: Path, width: int) -> None:
     ledger = make_job(tmp_path, tokens=50_000)
@@ -131,7 +131,6 @@ def test_short_and_many_runs_fit_too(browser: Browser, tmp_path: Path, width: in
     ledger.close()
 
 
-@pytest.mark.slow
 def test_more_runs_than_are_shown_fit_a_phone(browser: Browser, tmp_path: Path) -> None:
     ledger = make_job(tmp_path, tokens=50_000)
     for number in range(101):

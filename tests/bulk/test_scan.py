@@ -18,7 +18,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flinks_async.bulk.compression import Compression, detect
@@ -30,7 +30,7 @@ from flinks_async.bulk.records import Failure, Shard
 from flinks_async.errors import ConfigError
 from flinks_async.secret import fingerprint
 
-from ..support import traced
+from ..support import examples, traced
 from .input_support import COLUMNS, KEY, Sink, compressed, plain, read_all, scanned, write
 
 scan_module = importlib.import_module("flinks_async.bulk.inputs.scan")  # the package has a function of this name
@@ -182,7 +182,7 @@ class TestAnyBytes:
 
     @pytest.mark.parametrize("kind", KINDS)
     @pytest.mark.parametrize("form", NAMES)
-    @settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    @examples(15)
     @given(body=_CONTENT, shard_size=st.integers(1, 5), chunk=st.sampled_from([1, 5, 64, 65536]))
     @example(body=b"PAR1", shard_size=1, chunk=64)
     def test_scan_and_reader(self, form: str, kind: Compression, body: bytes, shard_size: int, chunk: int) -> None:
@@ -247,7 +247,7 @@ class TestWellFormedFiles:
     """Files that other tools write."""
 
     @pytest.mark.parametrize("kind", KINDS)
-    @settings(max_examples=40, deadline=None)
+    @examples(20)
     @given(
         rows=st.lists(st.tuples(_TOKENS, st.text(max_size=8), st.sampled_from(["acme", "toolbox"])), max_size=20),
         shard_size=st.integers(1, 7),
@@ -264,7 +264,7 @@ class TestWellFormedFiles:
             assert [(t.token.reveal(), t.key, t.instance) for t in read_all(file, sink)] == rows
             assert (result.tokens, result.header) == (len({(t, i) for t, _, i in rows}), 1)
 
-    @settings(max_examples=40, deadline=None)
+    @examples(20)
     @given(rows=st.lists(st.tuples(_TOKENS, st.integers()), max_size=20), shard_size=st.integers(1, 7))
     def test_jsonl(self, rows: list[tuple[str, int]], shard_size: int) -> None:
         rows = [row for row in rows if row[0].strip(".") and "%" not in row[0] and row[0] not in str(row[1])]

@@ -16,9 +16,11 @@ duckdb = pytest.importorskip("duckdb")
 pytest.importorskip("pyarrow")
 
 from flinks_async.bulk.errors import StoreError  # noqa: E402
+from flinks_async.bulk.files import SPOOLS, make_folder  # noqa: E402
 from flinks_async.bulk.stores import Store  # noqa: E402
 from flinks_async.bulk.stores.duckdb import DuckDBStore  # noqa: E402
 
+from ..answers import payload  # noqa: E402
 from .database_contract import DatabaseContract, body  # noqa: E402
 from .store_contract import Bench, at_points, expected  # noqa: E402
 
@@ -80,6 +82,20 @@ class TestDuckDB(DatabaseContract):
         bench.start().put(0)
         assert self.read(bench) == expected(0)
         assert {entry.name.removeprefix("answers.duckdb") for entry in path.parent.glob("answers*")} <= {"", ".wal"}
+
+    def test_memory_is_limited_and_the_rest_of_a_large_shard_goes_to_the_folder_of_spools(
+        self, bench: Bench, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("flinks_async.bulk.stores.duckdb._MEMORY", "24MB")
+        make_folder(bench.folder / SPOOLS)
+        bodies = {line: payload((2, 100), seed=line) for line in range(1, 601)}
+        spilled: list[str] = []
+        with at_points(lambda _: spilled.extend(path.name for path in bench.folder.glob("spools/duckdb_temp*"))):
+            bench.start().put(0, bodies)
+        assert spilled
+        assert bench.problems() == []
+        bench.store.close()
+        assert [*bench.folder.glob("spools/*"), *bench.folder.glob("*.tmp")] == []
 
     def test_files_are_the_owners_alone(self, bench: Bench) -> None:
         bench.start().put_missing(0)

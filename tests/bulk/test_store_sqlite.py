@@ -16,8 +16,8 @@ import pytest
 from attrs import evolve
 
 from flinks_async import tables as flat
-from flinks_async.bulk import crash_points
 from flinks_async.bulk.errors import StoreError
+from flinks_async.bulk.files import crash_points
 from flinks_async.bulk.stores import SQLiteStore, Store, database_schema
 from flinks_async.bulk.stores import sqlite as sqlite_store
 from flinks_async.bulk.stores.answer_rows import TABLES
@@ -492,11 +492,11 @@ def test_columns_of_a_newer_version_are_added(shared: Path, monkeypatch: pytest.
 
     old = bench_at(shared)
     with monkeypatch.context() as past:
-        past.setattr(database_schema, "TABLES", without("code"))
+        past.setattr(database_schema, "TABLES", without("description"))
         past.setattr(database_schema, "VERSION", 0)
         old.start()
         assert query(shared, "SELECT value FROM flinks_meta") == [(0,)]
-        with pytest.raises(StoreError, match="has no column named code"):
+        with pytest.raises(StoreError, match="has no column named description"):
             old.put(0)
         old.store.close()
     old.start().put_missing(0)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from attrs import evolve
+from hypothesis import given
 from hypothesis import strategies as st
 
 duckdb = pytest.importorskip("duckdb")
@@ -30,6 +31,7 @@ from flinks_async.bulk.stores.postgresql import PostgreSQLStore  # noqa: E402
 from flinks_async.testing.data import expected_body  # noqa: E402
 
 from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes  # noqa: E402
+from ..support import examples  # noqa: E402
 from .postgresql_server import Server  # noqa: E402
 from .store_contract import Bench, Bodies  # noqa: E402
 from .store_docs import PAGE, page, queries  # noqa: E402
@@ -175,7 +177,7 @@ def test_columns_and_the_careful_path_store_the_same(tmp_path: Path, postgresql:
     benches = {way: Bench(folder, lambda way=way: made[name](way)).start() for way, folder in folders.items()}  # type: ignore[misc]
     shards = count()
 
-    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+    @examples(6)
     @given(st.lists(st.one_of(answers, answers_perhaps_wrong), min_size=1, max_size=4))
     def put(generated: list[Any]) -> None:
         shard = next(shards)
@@ -205,6 +207,27 @@ def test_columns_and_the_careful_path_store_the_same(tmp_path: Path, postgresql:
         ]
     assert found["columns"] == found["careful"]
     assert len(found["columns"][2]) > 10
+
+
+@pytest.mark.parametrize("name", STORES)
+def test_tables_that_get_no_rows_stay_empty(tmp_path: Path, postgresql: Server, name: str) -> None:
+    schema = postgresql.new_schema()
+    made: dict[str, Callable[[], Store]] = {
+        "SQLite": SQLiteStore,
+        "Parquet": ParquetStore,
+        "DuckDB": DuckDBStore,
+        "PostgreSQL": lambda: PostgreSQLStore(postgresql.conninfo, schema),
+    }
+    bench = Bench(tmp_path / name, made[name])
+    bench.place = evolve(bench.place, tables=frozenset({"fetches", "transactions"}))
+    for shard, bodies in enumerate(SHARDS):
+        bench.start().put(shard, bodies)
+    assert bench.problems() == []
+    bench.store.close()
+    found = {t.name: len(rows({name: bench.folder}, postgresql, name, t, schema)) for t in TABLES}
+    assert found["accounts"] == found["holders"] == 0
+    assert found["fetches"] == 7
+    assert found["transactions"] > 100
 
 
 def totals() -> tuple[dict[str | None, Decimal], dict[str | None, Decimal]]:

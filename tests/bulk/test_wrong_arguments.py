@@ -26,6 +26,7 @@ from flinks_async.bulk import (
     Manifest,
     Processes,
     Rules,
+    Selection,
     SQLiteStore,
     digest,
     export,
@@ -90,12 +91,13 @@ def calls(desk: Desk, folder: Path) -> dict[str, tuple[Callable[..., Any], dict[
     """Public functions of `flinks_async.bulk`, with right arguments."""
 
     def defaults(of: Callable[..., Any]) -> dict[str, Any]:
-        return {name: parameter.default for name, parameter in signature(of).parameters.items()}
+        parameters = signature(of).parameters.items()
+        return {name: one.default for name, one in parameters if one.kind is not one.VAR_KEYWORD}
 
     source = InputFile(desk.path, Layout(column="token"))
     return {
         "start": (start, {"directory": folder / "new", "source": desk.source(), "store": JSONLParts(), "origin": ORIGIN,
-                          "shard_size": 10, "on_scan": None}),
+                          "shard_size": 10, "selection": None, "on_scan": None}),
         "resume": (resume, {"directory": desk.directory, "path": None, "store": None, "on_scan": None}),
         "retry": (lambda **arguments: with_job(desk, lambda job: job.retry(**arguments)), {"kinds": {"exhausted"}}),
         "run": (lambda **arguments: with_job(desk, lambda job: run(job, **arguments)),
@@ -114,8 +116,10 @@ def calls(desk: Desk, folder: Path) -> dict[str, tuple[Callable[..., Any], dict[
         "scan": (scan, {"file": source, "key": b"k", "shard_size": 10, "scratch": folder, "sink": SINK, "progress": None}),
         "Layout": (Layout, defaults(Layout)),
         "Rules": (Rules, defaults(Rules)),
+        "Selection": (Selection, {**defaults(Selection), "pseudonym_key": "k" * 32}),
         "Processes": (Processes, {"count": 2, "restarts": 1}),
-        "DaskExecutor": (bulk.DaskExecutor, {**defaults(bulk.DaskExecutor), "scheduler": "tls://h:1", "secret_env": "X"}),
+        "DaskExecutor": (bulk.DaskExecutor, {**defaults(bulk.DaskExecutor), "scheduler": "tls://h:1", **CLUSTER}),
+        "RayExecutor": (bulk.RayExecutor, {**defaults(bulk.RayExecutor), **CLUSTER}),
         "JSONLParts": (JSONLParts, defaults(JSONLParts)),
         "JSONLFile": (JSONLFile, defaults(JSONLFile)),
         "SQLiteStore": (SQLiteStore, defaults(SQLiteStore)),
@@ -127,6 +131,10 @@ def calls(desk: Desk, folder: Path) -> dict[str, tuple[Callable[..., Any], dict[
     }  # fmt: skip
 
 
+CLUSTER: dict[str, Any] = {
+    "workers": None, "restarts": 10, "patience": 300.0, "secret_env": "X", "secret_file": None, "secret_from": None,
+}  # fmt: skip
+
 NAMES = (
     *("start", "resume", "retry", "run", "stop", "status", "verify", "export", "purge", "write_report", "report_page"),
     *(
@@ -137,8 +145,10 @@ NAMES = (
         "scan",
         "Layout",
         "Rules",
+        "Selection",
         "Processes",
         "DaskExecutor",
+        "RayExecutor",
         "JSONLParts",
         "JSONLFile",
     ),
@@ -217,17 +227,18 @@ def changed(manifest: dict[str, Any], way: tuple[str, ...], value: object) -> An
     return manifest
 
 
-@pytest.mark.parametrize("store", [JSONLParts, JSONLFile, SQLiteStore])
+@pytest.mark.parametrize("store", [pytest.param(JSONLParts, marks=pytest.mark.slow), JSONLFile, SQLiteStore])
 def test_an_edited_manifest_is_an_error_of_this_package(tmp_path: Path, store: Any) -> None:
     desk = Desk(tmp_path)
+    selection = Selection(drop="holders") if store is JSONLParts else None
 
     def begin() -> None:
-        Job.start(desk.directory, desk.source(), store(), ORIGIN, shard_size=10).close()
+        Job.start(desk.directory, desk.source(), store(), ORIGIN, shard_size=10, selection=selection).close()
 
     def report_as_json() -> None:
         json_report(desk.directory)
 
-    with Job.start(desk.directory, desk.source(), store(), ORIGIN, shard_size=10) as job:
+    with Job.start(desk.directory, desk.source(), store(), ORIGIN, shard_size=10, selection=selection) as job:
         desk.run(job)
     path = desk.directory / "manifest.json"
     manifest = json.loads(path.read_bytes())

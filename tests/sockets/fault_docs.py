@@ -22,7 +22,7 @@ TITLES = {
 HEADER = """# Faults
 
 This page lists how the client reacts to each fault of a server or network. It is written by `python -m tests.sockets.fault_docs` from the
-table that `tests/sockets/test_faults.py` runs; do not edit it. Each row is a test on real sockets. Most run twice: with the fast path
+table that `tests/sockets/test_faults.py` runs; do not edit it. Each row is a test on real sockets. Most run twice: on a connection
 of this package, and with `aiohttp.ClientSession`.
 
 Each test checks the exact class of the outcome, its status, the number of requests that reached the server, and that the client counted

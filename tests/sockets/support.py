@@ -6,6 +6,7 @@ import asyncio
 import socket
 from typing import Any
 
+import pytest
 import trustme
 
 from flinks_async import FlinksClient, Retry, Timeouts
@@ -32,6 +33,11 @@ def client_for(server: RawServer | str, **options: Any) -> FlinksClient:
     return FlinksClient(base_url=options.pop("base_url", getattr(server, "base_url", server)), **options)
 
 
+def use_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sends all requests through aiohttp's `ClientSession`, as those through a proxy."""
+    monkeypatch.setattr("flinks_async.transport.aiohttp.session_is_untouched", lambda: False)
+
+
 async def turns(number: int = 20) -> None:
     """Lets other tasks and ready sockets run."""
     for _ in range(number):
@@ -50,13 +56,13 @@ async def assert_clean(client: FlinksClient) -> None:
     # A connection that was given up is closed in the next turns of the loop.
     for _ in range(200):
         # The server may have closed some of them meanwhile; they are dropped when they are looked at.
-        kept = [connection.protocol for connector in connectors for connection in connector.idle]
-        kept += [idle[0] for connector in connectors for several in connector._conns.values() for idle in several]
-        pooled = sum(protocol is not None and protocol.is_connected() for protocol in kept)
+        pooled = sum(connection.is_open for pool in sessions.pools.values() for connection in pool.idle)
+        kept = [idle[0] for connector in connectors for several in connector._conns.values() for idle in several]
+        pooled += sum(protocol.is_connected() for protocol in kept)
         if client.stats().connections.open <= pooled:
             break
         await asyncio.sleep(0.005)
-    assert all(len(connector._acquired) == len(connector.idle) for connector in connectors)
+    assert not any(connector._acquired for connector in connectors)
     connections = client.stats().connections
     assert connections.open == connections.idle == pooled
 

@@ -27,7 +27,7 @@ from flinks_async import (
 )
 from flinks_async.messages import Handler, Request, Response
 
-from .support import BODY, SECRET, Authority
+from .support import BODY, SECRET, Authority, use_sessions
 
 MOST_BYTES = 24 * 1024 * 1024
 """More than the buffers of both kernels hold, and far less than a flood sends in a second."""
@@ -108,16 +108,12 @@ class DeafServer:
         self._listener.close()
 
 
-async def add_header(request: Request, call_next: Handler) -> Response:
-    return await call_next(request.evolve(headers={"X-Trace": "1"}))
-
-
 async def fresh(request: Request, call_next: Handler) -> Response:
     request.call.fresh = True
     return await call_next(request)
 
 
-WAYS = {"fast": (), "session": (add_header,), "fresh": (fresh,), "borrowed": ()}
+WAYS = {"fast": (), "session": (), "fresh": (fresh,), "borrowed": ()}
 
 
 class Case:
@@ -127,8 +123,11 @@ class Case:
         self.server = DeafServer(authority.context() if tls else None, head, flood=flood)
         self._authority, self._way, self._options = authority, way, options
         self._session: aiohttp.ClientSession | None = None
+        self._monkeypatch = pytest.MonkeyPatch()
 
     async def __aenter__(self) -> tuple[DeafServer, FlinksClient]:
+        if self._way == "session":
+            use_sessions(self._monkeypatch)
         options: dict[str, Any] = {
             "timeouts": Timeouts(attempt=60, deadline=None),
             "retry": Retry(attempts=1),
@@ -145,6 +144,7 @@ class Case:
         return self.server, self.client
 
     async def __aexit__(self, *_: object) -> None:
+        self._monkeypatch.undo()
         await self.client.close(grace=0)
         if self._session is not None:
             await self._session.close()

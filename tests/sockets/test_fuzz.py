@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flinks_async import (
@@ -31,6 +31,7 @@ from flinks_async import (
 from flinks_async.testing import FakeClock, InMemoryTransport
 from flinks_async.transport.inflate import Inflater
 from tests.raw_server import Close, RawConnection, RawServer, ReadHead, Respond, Send
+from tests.support import examples
 
 from .fault_table import chunked, head
 from .support import BODY, OK, SECRET, assert_clean, client_for
@@ -63,7 +64,7 @@ MESSAGES = {
 }
 CODEC = Codec()
 INTERESTING = b'\x00\xff\r\n :;,+-0169aAz{}[]"\\/%'
-relaxed = settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+relaxed = examples(100, derandomize=True)
 
 
 async def outcome_of(call: Any) -> Any:

@@ -10,7 +10,7 @@ import pytest
 from flinks_async import FlinksClient, ReadError, Retry
 from tests.raw_server import Close, RawServer, ReadHead, Repeat, Reset
 
-from .support import HEALTHY, OK, assert_clean, client_for
+from .support import HEALTHY, OK, assert_clean, client_for, use_sessions
 
 ONCE = (ReadHead(), OK, ReadHead(), Close())
 """Answers the first request of each connection; reads the second one and closes."""
@@ -22,7 +22,7 @@ async def _no_guard(request: Any, handler: Any) -> Any:
 
 def _without_guard(monkeypatch: pytest.MonkeyPatch) -> None:
     # Requests through aiohttp's ClientSession, as with a borrowed session; ours by itself repeats nothing.
-    monkeypatch.setattr("flinks_async.transport.aiohttp.session_is_untouched", lambda: False)
+    use_sessions(monkeypatch)
     monkeypatch.setattr("flinks_async.transport.aiohttp._one_request", _no_guard)
 
 

@@ -8,13 +8,14 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flinks_async import BadRequestError, ConfigError, FlinksError, InvalidTokenError, RedirectError, Request, Secret
 from tests.raw_server import RawServer, ReadHead, Repeat, Respond
+from tests.support import examples
 
-from .support import HEALTHY, SECRET, client_for
+from .support import HEALTHY, SECRET, client_for, use_sessions
 
 SPECIAL = " !\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 UNRESERVED = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~"
@@ -35,11 +36,7 @@ def segment(head: bytes) -> str:
     return last
 
 
-async def _with_header(request: Request, call_next: Any) -> Any:
-    return await call_next(request.evolve(headers={"X-Trace": "1"}))
-
-
-@pytest.mark.parametrize("ways", [(), (_with_header,)], ids=["short", "session"])
+@pytest.mark.parametrize("way", ["own connection", "session"])
 @pytest.mark.parametrize(
     "token",
     [
@@ -56,15 +53,17 @@ async def _with_header(request: Request, call_next: Any) -> Any:
         "a" * 1024,
     ],
 )
-async def test_a_token_is_percent_encoded_exactly_once(token: str, ways: Any) -> None:
-    async with RawServer(HEALTHY) as server, client_for(server, attempt_middleware=ways) as client:
+async def test_a_token_is_percent_encoded_exactly_once(token: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if way == "session":
+        use_sessions(monkeypatch)
+    async with RawServer(HEALTHY) as server, client_for(server) as client:
         await client.partner_access(token)
         sent = segment(server.heads[0])
         assert unquote(sent, errors="strict") == token
         assert set(sent) <= set(UNRESERVED + "%")
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@examples(60)
 @given(token=st.text(max_size=40) | st.text(st.characters(max_codepoint=0x2FF), max_size=40))
 async def test_what_is_sent_is_what_was_given_or_nothing_is_sent(token: str) -> None:
     async with RawServer(HEALTHY) as server, client_for(server) as client:
@@ -220,14 +219,19 @@ async def _with_texts(request: Request, call_next: Any) -> Any:
     return await call_next(request.evolve(headers={Text("X-More"): Text("more"), Named.NAME: Named.VALUE}))
 
 
-@pytest.mark.parametrize("ways", [(), (_with_texts,)], ids=["short", "session"])
+@pytest.mark.parametrize("way", ["own connection", "session"])
+@pytest.mark.parametrize("ways", [(), (_with_texts,)], ids=["alone", "with more"])
 @pytest.mark.parametrize("scheme", ["flinks-auth-key", "flinks-auth-key-raw"])
 @pytest.mark.parametrize(
     "texts",
     [Text, Named],
     ids=["a subclass", "an enum"],
 )
-async def test_of_a_subclass_of_str_the_text_alone_is_sent(texts: Any, scheme: Any, ways: Any) -> None:
+async def test_of_a_subclass_of_str_the_text_alone_is_sent(
+    texts: Any, scheme: Any, ways: Any, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "session":
+        use_sessions(monkeypatch)
     async with RawServer(HEALTHY) as server:
         options: dict[str, Any] = {
             "auth_secret": texts("the-secret"),

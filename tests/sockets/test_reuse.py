@@ -15,7 +15,7 @@ from flinks_async.messages import Handler, Request, Response
 from flinks_async.testing import FakeClock
 from tests.raw_server import Close, RawConnection, RawServer, ReadHead, Repeat, Respond, Send
 
-from .support import HEALTHY, OK, Authority, assert_clean, client_for
+from .support import HEALTHY, OK, Authority, assert_clean, client_for, use_sessions
 
 FOREIGN = Respond(200, b'{"GetAccountsDetail":[],"RequestId":"of-somebody-else"}').message
 UNASKED = {
@@ -164,32 +164,36 @@ async def test_the_connection_that_was_used_last_is_used_first() -> None:
         assert (server.connections, len(set(used))) == (2, 1)
 
 
-async def test_both_ways_share_their_connections() -> None:
+async def test_requests_with_headers_of_their_own_share_the_connections() -> None:
     async with RawServer(HEALTHY) as server, client_for(server) as client:
-        await client.partner_access("fast")
-        await client.partner_access("session", headers={"X-Own": "1"})
-        await client.partner_access("fast again")
-        await client.partner_access("session again", headers={"X-Own": "1"})
+        await client.partner_access("without")
+        await client.partner_access("with", headers={"X-Own": "1"})
+        await client.partner_access("without again")
+        await client.partner_access("with again", headers={"X-Own": "1"})
         assert (server.connections, client.stats().connections.created) == (1, 1)
         await assert_clean(client)
 
 
-@pytest.mark.parametrize("headers", [None, {"X-Own": "1"}], ids=["fast", "session"])
-async def test_an_attempt_on_a_fresh_connection_leaves_the_idle_ones_alone(headers: dict[str, str] | None) -> None:
+@pytest.mark.parametrize("way", ["own connection", "session"])
+async def test_an_attempt_on_a_fresh_connection_leaves_the_idle_ones_alone(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted = []
+    if way == "session":
+        use_sessions(monkeypatch)
 
     async def fresh(request: Request, call_next: Handler) -> Response:
         request.call.fresh = bool(wanted)
         return await call_next(request)
 
     async with RawServer(*[HEALTHY] * 3) as server, client_for(server, attempt_middleware=[fresh]) as client:
-        await asyncio.gather(*(client.partner_access(token, headers=headers) for token in ("one", "other")))
+        await asyncio.gather(*(client.partner_access(token) for token in ("one", "other")))
         assert server.connections == 2
         wanted.append(1)
-        await client.partner_access("on a new one", headers=headers)
+        await client.partner_access("on a new one")
         assert (server.connections, client.stats().connections.idle) == (3, 3)
         wanted.clear()
-        await client.partner_access("on an idle one", headers=headers)
+        await client.partner_access("on an idle one")
         assert server.connections == 3
         await assert_clean(client)
 

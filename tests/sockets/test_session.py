@@ -7,6 +7,7 @@ import contextlib
 import contextvars
 import gc
 import os
+import socket
 import sys
 import threading
 import time
@@ -17,10 +18,23 @@ from typing import Any
 import aiohttp
 import pytest
 
-from flinks_async import ClientClosedError, ConfigError, FlinksClient, Handler, Request, Response, Retry, Timeouts
+from flinks_async import (
+    ClientClosedError,
+    ConfigError,
+    ConnectError,
+    Connection,
+    FlinksClient,
+    Handler,
+    Request,
+    Response,
+    Retry,
+    Timeouts,
+)
+from flinks_async.transport import http1
+from flinks_async.transport.http1 import ConnectionPool
 from tests.raw_server import Hang, RawServer, ReadHead, Respond, Send
 
-from .support import BODY, HEALTHY, OK, assert_clean, client_for, turns
+from .support import BODY, HEALTHY, OK, assert_clean, client_for, turns, use_sessions
 
 
 @contextlib.asynccontextmanager
@@ -187,7 +201,7 @@ async def test_a_middleware_that_goes_on_after_closing_gets_no_new_connection() 
         with contextlib.suppress(asyncio.CancelledError):
             return await call_next(request)
         assert client._pool.sessions is not None
-        while client._pool.sessions._sessions:
+        while client._pool.sessions.pools:
             await asyncio.sleep(0)
         return await call_next(request)
 
@@ -251,18 +265,42 @@ async def test_a_derived_client_closes_only_itself() -> None:
         assert parent.stats().connections.open == 0
 
 
-async def test_first_calls_together_make_one_session(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("way", ["pool", "session"])
+async def test_first_calls_together_make_one_pool_or_session(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[Any] = []
-    real = aiohttp.ClientSession.__init__
+    cls: Any = ConnectionPool
+    if way == "session":
+        cls = aiohttp.ClientSession
+        use_sessions(monkeypatch)
+    real = cls.__init__
 
     def counted(self: Any, *args: Any, **kwargs: Any) -> None:
         made.append(self)
         real(self, *args, **kwargs)
 
-    monkeypatch.setattr(aiohttp.ClientSession, "__init__", counted)
+    monkeypatch.setattr(cls, "__init__", counted)
     async with healthy() as server, client_for(server) as client:
         await asyncio.gather(*(client.partner_access(f"t{n}") for n in range(10)))
         assert len(made) == 1
+
+
+async def test_connections_are_spread_over_the_addresses_of_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = Names(monkeypatch, "127.0.0.1", "127.0.0.2", "127.0.0.3")
+    names.answer.set()
+    tried: list[str] = []
+
+    async def refuse(addresses: list[Any], **_: Any) -> Any:
+        tried.append(addresses[0][4][0])
+        raise ConnectionRefusedError
+
+    monkeypatch.setattr(http1, "start_connection", refuse)
+    options: dict[str, Any] = {"allow_http": True, "retry": Retry(attempts=1)}
+    async with client_for("http://flinks.test", **options) as client:
+        for _ in range(2):
+            with pytest.raises(ConnectError):
+                await client.partner_access("t")
+    assert tried[:3] == ["127.0.0.1", "127.0.0.2", "127.0.0.3"]  # after a failure, the next one
+    assert tried[3] == "127.0.0.2"
 
 
 async def test_the_numbers_of_the_pool() -> None:
@@ -309,6 +347,53 @@ def test_a_thread_with_a_loop_of_its_own_has_connections_of_its_own() -> None:
             await assert_clean(client)
 
     asyncio.run(main())
+
+
+def test_loops_do_not_read_into_the_same_buffer() -> None:
+    """Loops of several threads read at the same time."""
+
+    async def main() -> Any:
+        async with healthy() as server, client_for(server) as client:
+            await client.partner_access("t")
+            assert client._pool.sessions is not None
+            ((connection,),) = [pool.idle for pool in client._pool.sessions.pools.values()]
+            return connection.get_buffer(-1).obj
+
+    assert asyncio.run(main()) is not asyncio.run(main())
+
+
+class Names:
+    """Replaces the running loop's `getaddrinfo` by one that answers when it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *addresses: str) -> None:
+        self.asked = 0
+        self.answer = asyncio.Event()
+        self._addresses = addresses or ("127.0.0.1",)
+        monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", self.look_up)
+
+    async def look_up(self, host: Any, port: int, **_: Any) -> list[Any]:
+        self.asked += 1
+        await self.answer.wait()
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, port)) for address in self._addresses]
+
+
+@pytest.mark.parametrize(("dns_cache", "lookups"), [(60.0, 1), (0.0, 2)])
+async def test_a_name_is_looked_up_once_for_all_who_wait(
+    dns_cache: float, lookups: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = Names(monkeypatch)
+    async with healthy() as server:
+        options: dict[str, Any] = {"base_url": f"http://flinks.test:{server.port}", "allow_http": True}
+        async with client_for(server, connection=Connection(dns_cache=dns_cache), **options) as client:
+            first, *others = (asyncio.create_task(client.partner_access(f"t{n}")) for n in range(4))
+            await turns()
+            first.cancel()  # the others still wait for the lookup that it began
+            await turns()
+            names.answer.set()
+            await asyncio.gather(*others)
+            assert names.asked == 1
+            await asyncio.gather(*(client.partner_access(f"t{n}") for n in range(4)))
+            assert names.asked == lookups
 
 
 @pytest.mark.parametrize(

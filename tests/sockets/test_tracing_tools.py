@@ -1,5 +1,5 @@
-"""OpenTelemetry and Sentry, set up as their documentation says, on every way to the wire. Each runs in a process of its own,
-because both patch aiohttp for good.
+"""OpenTelemetry and Sentry, set up as their documentation says, on every way to the wire. Each has a process of its own, because
+both patch aiohttp for good.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import pytest
@@ -21,8 +22,10 @@ SECRET = "canary-secret"
 ADDED = (b"traceparent", b"tracestate", b"sentry-trace", b"baggage")
 
 
-def seen_by(tool: str, way: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "tests.sockets.test_tracing_tools", tool, way]
+@cache
+def seen_by(tool: str) -> dict[str, Any]:
+    """By way."""
+    command = [sys.executable, "-m", "tests.sockets.test_tracing_tools", tool]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert run.returncode == 0, run.stderr
     seen: dict[str, Any] = json.loads(run.stdout)
@@ -33,7 +36,7 @@ def seen_by(tool: str, way: str) -> dict[str, Any]:
 @pytest.mark.parametrize("tool", TOOLS)
 def test_a_tool_sees_no_request_of_our_own_sessions(tool: str, way: str) -> None:
     pytest.importorskip(TOOLS[tool])
-    seen = seen_by(tool, way)
+    seen = seen_by(tool)[way]
     assert seen["requests"] == (3 if way == "fresh" else 2)  # one more meets the closed connection
     assert TOKEN not in seen["told"]
     assert SECRET not in seen["told"]
@@ -45,7 +48,7 @@ def test_a_tool_sees_no_request_of_our_own_sessions(tool: str, way: str) -> None
 @pytest.mark.parametrize("tool", TOOLS)
 def test_on_a_borrowed_session_it_goes_on_and_one_warning_says_what_it_shows(tool: str) -> None:
     pytest.importorskip(TOOLS[tool])
-    seen = seen_by(tool, "borrowed")
+    seen = seen_by(tool)["borrowed"]
     assert "partneraccess" in seen["told"]
     (warning,) = seen["warnings"]
     assert TOOLS[tool] in warning
@@ -66,7 +69,13 @@ def watch_opentelemetry() -> Callable[[], str]:
     provider.add_span_processor(SimpleSpanProcessor(spans))
     trace.set_tracer_provider(provider)
     AioHttpClientInstrumentor().instrument()
-    return lambda: "".join(span.to_json() for span in spans.get_finished_spans())
+
+    def report() -> str:
+        told = "".join(span.to_json() for span in spans.get_finished_spans())
+        spans.clear()
+        return told
+
+    return report
 
 
 def watch_sentry() -> Callable[[], str]:
@@ -83,13 +92,19 @@ def watch_sentry() -> Callable[[], str]:
     def report() -> str:
         sentry_sdk.capture_message("done")
         sentry_sdk.flush()
-        return b"".join(told).decode()
+        text = b"".join(told).decode()
+        told.clear()
+        return text
 
     return report
 
 
-async def run(tool: str, way: str) -> dict[str, Any]:
+async def run(tool: str) -> dict[str, Any]:
     report = {"opentelemetry": watch_opentelemetry, "sentry": watch_sentry}[tool]()
+    return {way: await seen_on(way, report) for way in WAYS}
+
+
+async def seen_on(way: str, report: Callable[[], str]) -> dict[str, Any]:
     import aiohttp
 
     from flinks_async import FlinksClient, FlinksError
@@ -122,8 +137,9 @@ async def run(tool: str, way: str) -> dict[str, Any]:
                 except FlinksError:  # Sentry reports it, with the variables of all frames
                     logging.getLogger("application").exception("failed")
         added = [name.decode() for name in ADDED for head in server.heads if name in head.lower()]
+        logging.getLogger("flinks_async").removeHandler(handler)
         return {"told": report(), "added": added, "warnings": warnings, "requests": server.requests}
 
 
 if __name__ == "__main__":
-    print(json.dumps(asyncio.run(run(*sys.argv[1:]))))
+    print(json.dumps(asyncio.run(run(sys.argv[1]))))

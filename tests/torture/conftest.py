@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -79,6 +80,12 @@ def new_root() -> Iterator[Callable[[], Path]]:
             return made[0]
 
         yield root
+
+
+@pytest.fixture
+def seed() -> int:
+    """A test prints it; FLINKS_TORTURE_SEED repeats it."""
+    return int(os.environ.get("FLINKS_TORTURE_SEED") or random.SystemRandom().randrange(1_000_000))
 
 
 @pytest.fixture(scope="session")

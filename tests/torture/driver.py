@@ -77,7 +77,7 @@ class Driver:
         assert line["code"] in (0, 5) or line["code"] < 0, f"it ended with a traceback\n{self.errors()}"
         if result is None:
             return Ended(line["code"], None)
-        return Ended(line["code"], result, result.pop("calls", 0), result.pop("met", False))
+        return Ended(line["code"], result, result.pop("places", {}), result.pop("met", False))
 
     def errors(self) -> str:
         """The end of its standard error."""

@@ -1,9 +1,9 @@
 /* Breaks the disk below one folder, for the tests of bulk jobs: LD_PRELOAD, Linux.
  *
- * It stands between the program (Python, SQLite, any C library) and the system calls that change files, counts those
- * that concern the folder, and at the N-th one
+ * It stands between the program (Python, SQLite, any C library) and the system calls that change files. For each one
+ * that concerns the folder, it asks the program (`choose`), and where the answer is yes it
  *
- *     FAIL    lets it fail with an errno, this once or from then on
+ *     FAIL    lets it fail with an errno
  *     SHORT   writes only half of what it was given
  *     KILL    kills the process before it is made
  *     CUT     cuts the power before it is made: all that was not synced is undone, then the process is killed
@@ -30,7 +30,7 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-enum action { NOTHING, FAIL, SHORT, KILL, CUT, LOSE };
+enum action { FAIL = 1, SHORT, KILL, CUT, LOSE };
 enum kind { CREATE = 1, WRITE = 2, SYNC = 4, RENAME = 8, TRUNCATE = 16, UNLINK = 32, MKDIR = 64, RMDIR = 128 };
 
 typedef struct change {
@@ -47,27 +47,26 @@ typedef struct change {
     char *saved;             /* a link to what had the name before */
 } Change;
 
+typedef int Choose(int kind, const char *path);
+
 static struct {
     enum action action;
-    int error, forever, mask;
-    unsigned long at, seed;
+    int error;
+    unsigned long seed;
+    Choose *choose;
     char folder[PATH_MAX], grave[PATH_MAX];
 } plan;
 
 static pthread_mutex_t turn = PTHREAD_MUTEX_INITIALIZER;
-static unsigned long calls, fired, buried;
+static unsigned long buried;
 static Change *newest;
 
-void io_shim_arm(const char *folder, const char *grave, int action, unsigned long at, int mask, int error, int forever,
-                 unsigned long seed) {
-    plan.action = action, plan.at = at, plan.mask = mask, plan.error = error, plan.forever = forever, plan.seed = seed;
+void io_shim_arm(const char *folder, const char *grave, int action, int error, unsigned long seed, Choose *choose) {
+    plan.action = action, plan.error = error, plan.seed = seed, plan.choose = choose;
     snprintf(plan.grave, sizeof plan.grave, "%s", grave);
-    calls = fired = buried = 0, newest = NULL;
+    buried = 0, newest = NULL;
     snprintf(plan.folder, sizeof plan.folder, "%s", folder);
 }
-
-unsigned long io_shim_calls(void) { return calls; }
-unsigned long io_shim_fired(void) { return fired; }
 
 /* --- paths ------------------------------------------------------------------------------------------------------- */
 
@@ -235,24 +234,21 @@ static void cut_the_power(void) {
 
 /* --- the moment -------------------------------------------------------------------------------------------------- */
 
-/* Whether a call is to fail; errno is set. */
-static int meets(enum kind kind, int file) {
-    if (!(kind & plan.mask)) return 0;
-    calls++;
-    if (calls != plan.at && !(plan.forever && calls > plan.at)) return 0;
-    if (plan.action == NOTHING || plan.action == SHORT) return 0;
-    fired++;
+/* Called without the lock, because the answer comes from Python: its thread may have to wait for the GIL. */
+static int chosen(enum kind kind, const char *path) {
+    int before = errno, yes = plan.choose(kind, path);
+    errno = before;
+    return yes;
+}
+
+/* Whether a chosen call is to fail; errno is set. */
+static int fails(int yes, int file) {
+    if (!yes || plan.action == SHORT) return 0;
     if (plan.action == KILL) kill(getpid(), SIGKILL);
     if (plan.action == CUT) cut_the_power();
     if (plan.action == LOSE) settle(file, 1);
     errno = plan.error;
     return 1;
-}
-
-static size_t shortened(size_t length) {
-    if (plan.action != SHORT || calls != plan.at) return length;
-    fired++;
-    return length / 2;
 }
 
 #define TURN pthread_mutex_lock(&turn)
@@ -265,9 +261,9 @@ static long open_at(int folder, const char *name, int flags, mode_t mode) {
     int changes = flags & (O_CREAT | O_TRUNC);
     if (!*plan.folder || !changes || (flags & O_TMPFILE) == O_TMPFILE || (resolve(folder, name, path), !ours(path)))
         return syscall(SYS_openat, folder, name, flags, mode);
+    int there = exists(path), yes = (!there || flags & O_TRUNC) && chosen(CREATE, path);
     TURN;
-    int there = exists(path);
-    if ((!there || flags & O_TRUNC) && meets(CREATE, -1)) DONE(-1);
+    if (fails(yes, -1)) DONE(-1);
     if (keeps_track() && there && flags & O_TRUNC) {
         int file = syscall(SYS_openat, AT_FDCWD, path, O_RDWR | O_CLOEXEC, 0);
         if (file >= 0) note_data(TRUNCATE, file, 0, 0), close(file);
@@ -286,8 +282,7 @@ int openat(int folder, const char *name, int flags, ...) { return (int)open_at(f
 int openat64(int folder, const char *name, int flags, ...) { return (int)open_at(folder, name, flags, MODE); }
 int creat(const char *name, mode_t mode) { return (int)open_at(AT_FDCWD, name, O_CREAT | O_WRONLY | O_TRUNC, mode); }
 
-static int file_is_ours(int file) {
-    char path[PATH_MAX];
+static int file_is_ours(int file, char *path) {
     int before = errno, found = *plan.folder && path_of(file, path) && ours(path);
     errno = before;
     return found;
@@ -295,11 +290,13 @@ static int file_is_ours(int file) {
 
 /* `at` of -1: where the file stands. */
 static ssize_t write_at(int file, const void *bytes, size_t length, off_t at) {
+    char path[PATH_MAX];
     off_t place = at;
-    if (file_is_ours(file)) {
+    if (file_is_ours(file, path)) {
+        int yes = (plan.action != SHORT || length > 1) && chosen(WRITE, path);
         TURN;
-        if ((plan.action != SHORT || length > 1) && meets(WRITE, file)) DONE(-1);
-        length = shortened(length);
+        if (fails(yes, file)) DONE(-1);
+        if (yes && plan.action == SHORT) length /= 2;
         if (at < 0) {
             struct stat about;
             int appends = fcntl(file, F_GETFL) & O_APPEND;
@@ -317,7 +314,8 @@ ssize_t pwrite64(int file, const void *bytes, size_t length, off64_t at) { retur
 
 /* A vector is written piece by piece: callers must handle a partial write. */
 static ssize_t write_vector(int file, const struct iovec *pieces, int count, off_t at) {
-    if (!file_is_ours(file))
+    char path[PATH_MAX];
+    if (!file_is_ours(file, path))
         return at < 0 ? syscall(SYS_writev, file, pieces, count)
                       : syscall(SYS_pwritev, file, pieces, count, at, (long)((unsigned long)at >> 32 >> 32));
     while (count > 1 && !pieces->iov_len) pieces++, count--;
@@ -329,10 +327,12 @@ ssize_t pwritev(int file, const struct iovec *p, int count, off_t at) { return w
 ssize_t pwritev64(int file, const struct iovec *p, int count, off64_t at) { return write_vector(file, p, count, at); }
 
 static int sync_file(int file, int data_only) {
+    char path[PATH_MAX];
     long call = data_only ? SYS_fdatasync : SYS_fsync;
-    if (!file_is_ours(file)) return (int)syscall(call, file);
+    if (!file_is_ours(file, path)) return (int)syscall(call, file);
+    int yes = chosen(SYNC, path);
     TURN;
-    if (meets(SYNC, file)) DONE(-1);
+    if (fails(yes, file)) DONE(-1);
     long made = syscall(call, file);
     if (!made && keeps_track()) settle(file, 0);
     DONE(made);
@@ -342,9 +342,11 @@ int fsync(int file) { return sync_file(file, 0); }
 int fdatasync(int file) { return sync_file(file, 1); }
 
 static int cut_to(int file, off_t size) {
-    if (!file_is_ours(file)) return (int)syscall(SYS_ftruncate, file, size);
+    char path[PATH_MAX];
+    if (!file_is_ours(file, path)) return (int)syscall(SYS_ftruncate, file, size);
+    int yes = chosen(TRUNCATE, path);
     TURN;
-    if (meets(TRUNCATE, file)) DONE(-1);
+    if (fails(yes, file)) DONE(-1);
     if (keeps_track()) note_data(TRUNCATE, file, size, 0);
     DONE(syscall(SYS_ftruncate, file, size));
 }
@@ -356,8 +358,9 @@ static int rename_at(int folder, const char *name, int to_folder, const char *to
     char path[PATH_MAX], to[PATH_MAX];
     if (!*plan.folder || (resolve(folder, name, path), resolve(to_folder, to_name, to), !ours(to) && !ours(path)))
         return (int)syscall(SYS_renameat2, folder, name, to_folder, to_name, flags);
+    int yes = chosen(RENAME, to);
     TURN;
-    if (meets(RENAME, -1)) DONE(-1);
+    if (fails(yes, -1)) DONE(-1);
     if (keeps_track() && exists(path)) note_name(RENAME, path, to);
     DONE(syscall(SYS_renameat2, folder, name, to_folder, to_name, flags));
 }
@@ -375,8 +378,9 @@ static int remove_at(int folder, const char *name, int flags) {
     enum kind kind = flags & AT_REMOVEDIR ? RMDIR : UNLINK;
     if (!*plan.folder || (resolve(folder, name, path), !ours(path)))
         return (int)syscall(SYS_unlinkat, folder, name, flags);
+    int yes = chosen(kind, path);
     TURN;
-    if (meets(kind, -1)) DONE(-1);
+    if (fails(yes, -1)) DONE(-1);
     if (keeps_track() && exists(path) && kind == UNLINK) note_name(kind, path, NULL);
     long made = syscall(SYS_unlinkat, folder, name, flags);
     if (keeps_track() && !made && kind == RMDIR) note_name(kind, path, NULL);
@@ -391,8 +395,9 @@ static int make_folder(int folder, const char *name, mode_t mode) {
     char path[PATH_MAX];
     if (!*plan.folder || (resolve(folder, name, path), !ours(path)) || exists(path))
         return (int)syscall(SYS_mkdirat, folder, name, mode);
+    int yes = chosen(MKDIR, path);
     TURN;
-    if (meets(MKDIR, -1)) DONE(-1);
+    if (fails(yes, -1)) DONE(-1);
     long made = syscall(SYS_mkdirat, folder, name, mode);
     if (keeps_track() && !made) note_name(MKDIR, path, NULL);
     DONE(made);

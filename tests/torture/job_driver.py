@@ -1,5 +1,7 @@
 """Runs jobs on order, each in a forked child, so that a test may kill a thousand of them without a thousand starts.
 
+Imports everything before the first fork: with pyarrow, the imports take several times as long as a small job.
+
 Reads an `Order` a line from standard input, and answers each with lines of JSON: `{"pid": 7}` when the child begins,
 what became of the job (unless it was killed), and at last `{"code": 0}`.
 
@@ -9,31 +11,52 @@ what became of the job (unless it was killed), and at last `{"code": 0}`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
+import gc
+import importlib
 import json
 import os
+import re
 import signal
 import sys
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
 from typing import Any
 
+import flinks_async
 from flinks_async import FlinksClient, FlinksError, config
-from flinks_async.bulk import InputFile, Job, Layout, Rules, crash_points
+from flinks_async.bulk import InputFile, Job, Layout, Rules
 from flinks_async.bulk import run as job_run
+from flinks_async.bulk.files import crash_points
 from flinks_async.messages import Request
 from flinks_async.testing import InMemoryTransport
 from flinks_async.testing.data import Size, expected_body
 from flinks_async.testing.faults import KINDS
 
-from .order import Fault, Order
+from .order import KINDS_OF_CALLS, Fault, Order
 from .outputs import OUTPUTS
 
 LAYOUT = Layout(column="token", key_column="user")
 FINAL, EXHAUSTED = "final-", "exhausted-"
 """How tokens begin that the transport in memory lets fail."""
 NEVER = 1e6
+LIBRARIES = [
+    "backports.zstd",
+    "dateutil.relativedelta",
+    "duckdb",
+    "filelock",
+    "psycopg",
+    "pyarrow.compute",
+    "pyarrow.csv",
+    "pyarrow.json",
+]
+STORES = ["parquet", "duckdb", "postgresql"]
+PACKAGE = f"{Path(flinks_async.__file__).parent}/"
+NUMBER = re.compile("[0-9a-f]*[0-9][0-9a-f]*")
 
 
 def say(line: dict[str, Any]) -> None:
@@ -41,6 +64,7 @@ def say(line: dict[str, Any]) -> None:
 
 
 def main() -> None:
+    warm_up()
     for line in sys.stdin:
         order = Order.from_json(line)
         told, tell = os.pipe()
@@ -63,19 +87,34 @@ def main() -> None:
         say({"code": os.waitstatus_to_exitcode(status)})
 
 
+def warm_up() -> None:
+    """Imports, and compiles the decoder, so that no child need do it."""
+    for name in (*LIBRARIES, "pyarrow.parquet", *(f"flinks_async.bulk.stores.{store}" for store in STORES)):
+        with contextlib.suppress(ImportError):  # the tests of what is missing are skipped
+            importlib.import_module(name)
+
+    async def fetch() -> None:
+        async with client_of(Order(output="jsonl")) as client:
+            await client.partner_access("token")
+
+    asyncio.run(fetch())
+    gc.collect()
+    gc.freeze()  # a collection in a child would copy all pages
+
+
 def obey(order: Order) -> int:
     if order.points is not None or order.kill_at is not None:
         crash_points.hook = hook(order)
         job_run.SAMPLE_EVERY = NEVER  # samples come by the clock, and would make the count vary
-    shim = None if order.fault is None else arm(order, order.fault)
+    disk = None if order.fault is None else BadDisk(order, order.fault)
     result: dict[str, Any]
     try:
         state, totals = asyncio.run(run(order))
         result, code = {"state": state, "totals": totals}, 0
     except FlinksError as error:
         result, code = {"error": type(error).__name__, "message": error.message}, 5
-    if shim is not None:
-        result |= {"calls": shim.io_shim_calls(), "met": bool(shim.io_shim_fired())}
+    if disk is not None:
+        result |= {"places": disk.reached, "met": disk.met}
     say(result)
     return code
 
@@ -94,15 +133,47 @@ def hook(order: Order) -> Any:
     return reach
 
 
-def arm(order: Order, fault: Fault) -> ctypes.CDLL:
-    shim = ctypes.CDLL(None)
-    text, number, whole = ctypes.c_char_p, ctypes.c_ulong, ctypes.c_int
-    shim.io_shim_arm.argtypes = [text, text, whole, number, whole, whole, whole, number]
-    shim.io_shim_arm(
-        order.root.encode(), order.grave.encode(), fault.action, fault.at, fault.calls, fault.error, fault.forever,
-        fault.seed,
-    )  # fmt: skip
-    return shim
+class BadDisk:
+    """Tells the shim which of the calls on files below the job's root meets the fault.
+
+    Attributes:
+        reached: the places that made such calls, and how often.
+        met: the fault was met.
+    """
+
+    def __init__(self, order: Order, fault: Fault) -> None:
+        self.reached: Counter[str] = Counter()
+        self.met = False
+        self._fault = fault
+        self._root = order.root
+        whole, text, number = ctypes.c_int, ctypes.c_char_p, ctypes.c_ulong
+        choose = ctypes.CFUNCTYPE(whole, whole, text)
+        self._choose = choose(self._meets)  # a reference, since C has none
+        arm = ctypes.CDLL(None).io_shim_arm
+        arm.argtypes = [text, text, whole, whole, number, choose]
+        arm(order.root.encode(), order.grave.encode(), fault.action, fault.error, fault.seed, self._choose)
+
+    def _meets(self, kind: int, path: bytes) -> bool:
+        """Called by the shim, in the thread that makes the call."""
+        if not kind & self._fault.calls:
+            return False
+        place = place_of(kind, path.decode().removeprefix(self._root))
+        self.reached[place] += 1
+        if (place, self.reached[place]) == self._fault.at:
+            self.met = True
+            return True
+        return self.met and self._fault.forever
+
+
+def place_of(kind: int, path: str) -> str:
+    """Names a place of the code: the kind of the call, its file (without numbers), and the lines of our code that led to it."""
+    lines = []
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(PACKAGE):
+            lines.append(f"{frame.f_code.co_filename.removeprefix(PACKAGE)}:{frame.f_lineno}")
+        frame = frame.f_back
+    return f"{KINDS_OF_CALLS[kind]} {NUMBER.sub('N', path)} by {' < '.join(lines)}"
 
 
 async def run(order: Order) -> tuple[str, dict[str, Any]]:

@@ -12,8 +12,12 @@ from attrs import asdict, field, frozen
 from flinks_async.testing.data import Size
 
 # As in io_shim.c.
-NOTHING, FAIL, SHORT, KILL, CUT, LOSE = range(6)
+FAIL, SHORT, KILL, CUT, LOSE = range(1, 6)
 CREATE, WRITE, SYNC, RENAME, TRUNCATE, UNLINK, MKDIR, RMDIR = (1 << bit for bit in range(8))
+KINDS_OF_CALLS: Final = {
+    CREATE: "create", WRITE: "write", SYNC: "sync", RENAME: "rename", TRUNCATE: "truncate", UNLINK: "unlink",
+    MKDIR: "mkdir", RMDIR: "rmdir",
+}  # fmt: skip
 TAKES_ROOM: Final = CREATE | WRITE | MKDIR
 EVERYTHING: Final = 255
 
@@ -23,8 +27,8 @@ class Fault:
     """A fault of the disk.
 
     Attributes:
-        action: NOTHING (calls are counted), FAIL, SHORT, KILL, CUT or LOSE.
-        at: which call it meets, from 1.
+        action: FAIL, SHORT, KILL, CUT or LOSE.
+        at: the place (see `job_driver.place_of`), and at which reach of it, from 1. None: calls are only counted.
         calls: the kinds of calls that count.
         error: with FAIL and LOSE.
         forever: it meets all later ones too.
@@ -32,7 +36,7 @@ class Fault:
     """
 
     action: int
-    at: int = 0
+    at: tuple[str, int] | None = None
     calls: int = EVERYTHING
     error: int = errno.EIO
     forever: bool = False
@@ -90,10 +94,11 @@ class Order:
     @classmethod
     def from_json(cls, data: bytes | str) -> Order:
         values = msgspec.json.decode(data)
-        fault, kill_at = values.pop("fault"), values.pop("kill_at")
-        return cls(
-            **values, fault=None if fault is None else Fault(**fault), kill_at=None if kill_at is None else (*kill_at,)
-        )
+        if fault := values.pop("fault"):
+            fault["at"] = fault["at"] and tuple(fault["at"])
+            values["fault"] = Fault(**fault)
+        kill_at = values.pop("kill_at")
+        return cls(**values, kill_at=kill_at and tuple(kill_at))
 
 
 @frozen
@@ -103,13 +108,13 @@ class Ended:
     Attributes:
         code: exit code; negative: killed by that signal.
         result: `{"state": ..., "totals": ...}`, or `{"error": name of its class, "message": ...}`; None if killed.
-        calls: calls that the shim counted.
+        places: with a fault, the places that were reached, and how often.
         met: the fault was met.
     """
 
     code: int
     result: dict[str, Any] | None
-    calls: int = 0
+    places: dict[str, int] = field(factory=dict)
     met: bool = False
 
     @property

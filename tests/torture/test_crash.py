@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +17,7 @@ from .expected import Tokens, check, make_tokens
 from .order import Order
 from .outputs import OUTPUTS
 
-MANY = 20_000
+MANY, SHARD = 8_000, 100
 RANDOM_KILLS = 50
 NewRoot = Callable[[], Path]
 
@@ -85,12 +84,6 @@ def reaches(points: Counter[str]) -> list[tuple[str, int]]:
     return [(name, nth) for name, count in points.items() for nth in sorted({1, (count + 1) // 2, count})]
 
 
-@pytest.fixture
-def seed() -> int:
-    """Printed when a test fails; FLINKS_TORTURE_SEED repeats it."""
-    return int(os.environ.get("FLINKS_TORTURE_SEED") or random.SystemRandom().randrange(1_000_000))
-
-
 @pytest.mark.parametrize("output", ["jsonl", "file", "sqlite"])
 def test_a_job_survives_a_kill_at_every_crash_point(
     order: Order, driver: Driver, server: ServerProcess, new_root: NewRoot, tmp_path: Path
@@ -108,7 +101,7 @@ def test_a_job_survives_a_kill_at_every_crash_point(
 def test_every_reach_that_matters_of_every_crash_point(
     order: Order, driver: Driver, server: ServerProcess, new_root: NewRoot, tmp_path: Path
 ) -> None:
-    torture = Torture(driver, server, make_tokens(tmp_path / "tokens.csv", MANY), evolve(order, shard_size=250))
+    torture = Torture(driver, server, make_tokens(tmp_path / "tokens.csv", MANY), evolve(order, shard_size=SHARD))
     points = torture.points(new_root())
     for case in reaches(points):
         torture.kill_at(new_root(), case)
@@ -126,10 +119,10 @@ def test_random_moments(
 ) -> None:
     print(f"\n{order.output}: FLINKS_TORTURE_SEED={seed}")
     rng = random.Random(f"{seed} {order.output}")
-    torture = Torture(driver, server, make_tokens(tmp_path / "tokens.csv", MANY), evolve(order, shard_size=250))
+    torture = Torture(driver, server, make_tokens(tmp_path / "tokens.csv", MANY), evolve(order, shard_size=SHARD))
     jobs = 0
     while torture.kills < RANDOM_KILLS:
         # Some jobs are killed while they begin, the others anywhere.
-        torture.kill_after(new_root(), rng, RANDOM_KILLS - torture.kills, 0.3 if jobs % 3 == 2 else 4.0)
+        torture.kill_after(new_root(), rng, RANDOM_KILLS - torture.kills, 0.3 if jobs % 3 == 2 else 2.0)
         jobs += 1
     print(f"{torture.kills} kills of {jobs} jobs")

@@ -1,10 +1,9 @@
-"""Where shards are fetched: in this process, or in several."""
+"""Where shards are fetched: in this process, in several, or on a cluster."""
 
 from __future__ import annotations
 
-from .dask import DaskExecutor
-from .in_process import InProcess
+from .engines import DaskExecutor, RayExecutor
 from .processes import Processes
-from .protocol import Execution, Executor, Work
+from .protocol import Execution, Executor, InProcess, Work
 
-__all__ = ["DaskExecutor", "Execution", "Executor", "InProcess", "Processes", "Work"]
+__all__ = ["DaskExecutor", "Execution", "Executor", "InProcess", "Processes", "RayExecutor", "Work"]

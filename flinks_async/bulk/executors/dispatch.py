@@ -4,8 +4,9 @@
 
 Only the job uses store and ledger. The shards of a worker that dies are handed out again.
 
-The workers share what they learn from refusals (`PaceLearned`). The limits of requests in flight, of open shards and of the
-retry quota are divided among them. The job watches the rules that count tokens or time.
+The workers share what they learn from refusals (`PaceLearned`), and the rate: each asks the job for turns in blocks, so that
+others get what a dead or slow one does not use. The limits of requests in flight, of open shards and of the retry quota are
+divided among them. The job watches the rules that count tokens or time.
 """
 
 from __future__ import annotations
@@ -14,21 +15,46 @@ import asyncio
 import uuid
 from abc import ABC, abstractmethod
 from collections import deque
+from collections.abc import Callable
 from functools import partial
+from math import ceil
+from typing import Final
 
-from attrs import evolve
+from attrs import define, evolve
 
-from ...config import Settings, ShareQuota
+from ...clock import SystemClock
+from ...config import Limits, Settings, ShareQuota
 from ...errors import ConfigError, FlinksError
+from ...limits.rate import GCRA, PaceState
+from ...limits.shared import RedisRateLimiter, TurnKeeper
+from ..counters import Counters, WorkerState
 from ..directory import empty
 from ..errors import WorkerError
 from ..files import OPEN_FILES_SHORT, SpareFiles, make_folder
 from ..inputs import InputBytes
-from ..records import Counters, Finished, RunState
+from ..records import Finished, RunState
 from ..rules import Rules
-from .in_process import with_concurrency, within_open_files
-from .protocol import NextTask, TakeFinished, Task, Work
-from .seat import Assigned, Broken, Next, PaceLearned, Report, Secrets, Start, StopWorker, Stored, describe
+from .protocol import NextTask, TakeFinished, Task, Work, with_concurrency, within_open_files
+from .seat import (
+    Assigned,
+    Broken,
+    Next,
+    PaceLearned,
+    Report,
+    Secrets,
+    Start,
+    StopWorker,
+    Stored,
+    Turns,
+    WantTurns,
+    describe,
+)
+
+RECENT: Final = 3.0
+"""Seconds after which a worker that has asked for no turns leaves the rate to the others."""
+
+BLOCK: Final = 0.1
+"""Seconds for which a worker takes turns of a rate at once; with more than two, 0.05 for each, so that 20 a second ask."""
 
 
 class Worker(ABC):
@@ -71,6 +97,11 @@ class Worker(ABC):
         stored.failed += len(shard.failures)
         stored.failed_before += done if shard.shard.round else 0
 
+    def state(self, note: str = "") -> WorkerState:
+        """What it does now, or how it ended."""
+        one = self.remains() if note else self.counters
+        return WorkerState(self.name, one.fetched, one.failed, one.requests, one.in_flight, one.held_back, note)
+
     def remains(self) -> Counters:
         """Its counters after it has died: all its requests, but only the tokens of shards that it had handed over."""
         stored = self._stored
@@ -81,6 +112,14 @@ class Worker(ABC):
             failed_before=stored.failed_before,
             limit=0,
         )
+
+
+@define(eq=False)
+class _Sharer:
+    """What a limiter that other programs share hears from the workers, and tells them."""
+
+    join: Callable[[PaceState], object]
+    on_pace: Callable[[PaceState], object] | None = None
 
 
 class WorkersExecution(ABC):
@@ -108,11 +147,20 @@ class WorkersExecution(ABC):
         self._exhausted = False
         self._workers: set[Worker] = set()
         self._past: list[Counters] = []
+        self._dead: list[WorkerState] = []
+        self._missing: list[WorkerState] = []
         self._paces: dict[int, PaceLearned] = {}
         self._working: asyncio.Task[None] | None = None
         self._broken: BaseException | None = None
         self._late: asyncio.TimerHandle | None = None
         self._spare = SpareFiles()
+        limits = [client.settings.limits for client in dict.fromkeys(work.clients.values())]
+        limiters = [one.rate_limiter or GCRA(one.rate or 1.0, one.burst) for one in limits]
+        self._turns = [TurnKeeper(limiter, SystemClock().now, RECENT) for limiter in limiters]
+        self._sharers = [_Sharer(partial(self._tell_pace, number)) for number in range(len(limiters))]
+        for limiter, sharer in zip(limiters, self._sharers, strict=True):
+            if isinstance(limiter, RedisRateLimiter):
+                limiter.attach(sharer)
 
     @abstractmethod
     async def _prepare(self) -> list[Start]:
@@ -183,7 +231,9 @@ class WorkersExecution(ABC):
 
     def counters(self) -> Counters:
         live = [worker.counters for worker in self._workers]
-        return Counters.sum_of([*live, *(one.without_troubles() if live else one for one in self._past)])
+        whole = Counters.sum_of([*live, *(one.without_troubles() if live else one for one in self._past)])
+        whole.workers = (*(worker.state() for worker in self._workers), *self._missing, *self._dead)
+        return whole
 
     async def go(self) -> None:
         if self._broken is None:
@@ -235,7 +285,9 @@ class WorkersExecution(ABC):
             self._returned.extend(worker.tasks.values())
         if over:
             return None
-        self._work.log.error("%s died by %s; its %d shards are handed out again", worker.name, how, len(worker.tasks))
+        note = f"died by {how}; its {len(worker.tasks)} shards are handed out again"
+        self._work.log.error("%s %s", worker.name, note)
+        self._dead.append(worker.state(note))
         return how
 
     async def _serve(self, worker: Worker, storing: set[asyncio.Future[None]]) -> bool:
@@ -259,10 +311,12 @@ class WorkersExecution(ABC):
                     self._obey_rules(stopped)
                     if over:
                         return True
-                case PaceLearned():
-                    self._paces[message.client] = message
-                    for other in self._workers - {worker}:
-                        other.send(message)
+                case PaceLearned(client, state):
+                    self._tell_pace(client, state, worker)
+                    if (tell := self._sharers[client].on_pace) is not None:
+                        tell(state)
+                case WantTurns(client, count):
+                    worker.send(Turns(client, tuple(await self._turns[client].take(worker, count))))
                 case Broken(error):
                     self._end_with(error)
                     return True
@@ -277,6 +331,11 @@ class WorkersExecution(ABC):
         if task is not None:
             worker.tasks[task.shard.id] = task
         worker.send(Assigned(task, self._work.secret_is_good or self.counters().fetched > 0))
+
+    def _tell_pace(self, client: int, state: PaceState, by: Worker | None = None) -> None:
+        message = self._paces[client] = PaceLearned(client, state)
+        for worker in self._workers - {by}:
+            worker.send(message)
 
     async def _next_task(self) -> Task | None:
         async with self._loading:
@@ -307,39 +366,52 @@ class WorkersExecution(ABC):
 
 
 def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
-    """How each of several workers starts, and the secrets of their clients.
+    """How each of several workers starts, and the secrets of their clients; after them the key of pseudonyms, if there is one.
 
     Raises:
         ConfigError: a client cannot be made again in a worker, or the limits are too low for so many workers.
     """
     clients = list(dict.fromkeys(work.clients.values()))
     described = [describe(client) for client in clients]
-    starts = []
+    selection, starts = work.selection, []
     for place in range(places):
         rules = rules_for(work.rules, place, places)
         settings = [settings_for(one.settings, place, places) for one, _ in described]
         limits = within_open_files([one.limits for one in settings], rules, None if place else work.log)
         starts.append(
             Start(
-                path=work.source.path.absolute(),
+                path=work.source.name,
                 layout=work.source.layout,
                 key=work.key,
                 clients=tuple(
                     evolve(one, settings=evolve(part, limits=within))
                     for (one, _), part, within in zip(described, settings, limits, strict=True)
                 ),
+                turns=tuple(turns_for(client.settings.limits, places) for client in clients),
                 names={name: clients.index(client) for name, client in work.clients.items()},
                 spools=work.spools,
                 compression=work.compression,
                 rules=rules,
+                report_every=max(0.2, places / 25),  # 25 reports a second of all together
+                store=None if work.shared is None else work.shared.describe(),
+                place=work.place,
+                selection=selection and selection.without_key(),
             )
         )
-    return starts, [secrets for _, secrets in described]
+    key = selection and selection.pseudonym_key
+    return starts, [*(secrets for _, secrets in described), *([Secrets(key)] if key else [])]
 
 
 def share(whole: int, place: int, places: int) -> int:
     """One worker's part of a number, at least 1. If the number is at least `places`, the parts add up to it."""
     return max(1, whole // places + (place < whole % places))
+
+
+def turns_for(limits: Limits, places: int) -> int:
+    """Turns that a worker takes at once; 0 if there is no limit of the rate."""
+    rate = limits.rate or getattr(limits.rate_limiter, "rate", None) or 100.0
+    limited = limits.rate is not None or limits.rate_limiter is not None
+    return ceil(rate / places * min(2.5, max(BLOCK, places / 20))) if limited else 0
 
 
 def settings_for(settings: Settings, place: int, places: int) -> Settings:

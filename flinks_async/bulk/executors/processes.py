@@ -1,25 +1,36 @@
-"""The executor of several processes on this machine, and its worker processes."""
+"""The executor of several processes on this machine, and the program of a worker process: a seat at the end of a pair of pipes.
+
+A worker process ends with the job: when the pipe closes, it exits at once and writes nothing more.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
+import pickle
 import subprocess
 import sys
+import threading
+from collections.abc import Callable, Iterable
 from contextlib import suppress
+from queue import SimpleQueue
 from signal import Signals
 from typing import Any, BinaryIO, Final
 
+import msgspec
+
 from ...checks import integer
+from ...limits.notices import is_no_notice
+from ...runtime import fast_loop
 from ...secret import Secret
 from ..errors import WorkerError
 from ..files import allow_open_files
+from ..selection import PSEUDONYM_KEY
 from .dispatch import Worker, WorkersExecution, starts_of
-from .in_process import FILES
-from .protocol import NextTask, TakeFinished, Work
-from .seat import Secrets, Start
-from .worker import Channel, SharedRate, to_line
+from .protocol import FILES, NextTask, TakeFinished, Work
+from .seat import Seat, Secrets, Start
 
 MOST_PROCESSES: Final = 1024
 
@@ -33,7 +44,7 @@ for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK"):
     if hasattr(signal, name):
         signal.signal(getattr(signal, name), signal.SIG_IGN)
 sys.path[:] = json.loads(sys.stdin.buffer.readline())
-from flinks_async.bulk.executors.worker import main
+from flinks_async.bulk.executors.processes import main
 main()
 """
 _APART: dict[str, Any]
@@ -42,7 +53,7 @@ if sys.platform == "win32":
 else:
     _APART = {"process_group": 0}  # Ctrl-C must not reach it while it starts, either
 
-_SECRET_VARIABLES: Final = frozenset({"FLINKS_AUTH_SECRET", "FLINKS_ACCESS_TOKEN", "PGPASSWORD"})
+_SECRET_VARIABLES: Final = frozenset({"FLINKS_AUTH_SECRET", "FLINKS_ACCESS_TOKEN", PSEUDONYM_KEY, "PGPASSWORD"})
 """Variables that a worker does not need, because it gets its secrets by pipe and does not write to the store."""
 
 _SHORTEST_LEAK: Final = 8
@@ -80,23 +91,15 @@ class ProcessesExecution(WorkersExecution):
         super().__init__(work, tasks, finished, restarts=restarts, grace=GRACE)
         allow_open_files(count * FILES)  # pipes and spools; workers inherit the limit
         self._starts, self._secrets = starts_of(work, count)
-        self._rates = [
-            SharedRate.path(work.spools, number)
-            for number, client in enumerate(self._starts[0].clients)
-            if client.settings.limits.rate is not None
-        ]
 
     async def _prepare(self) -> list[Start]:
-        for path in self._rates:
-            SharedRate.make(path)
         return self._starts
 
     async def _start(self, start: Start) -> WorkerProcess:
         return WorkerProcess(start, self._secrets)
 
     async def _clean_up(self) -> None:
-        for path in self._rates:
-            path.unlink(missing_ok=True)
+        pass
 
 
 class WorkerProcess(Worker):
@@ -186,3 +189,88 @@ def environment_without(secrets: list[Secrets]) -> dict[str, str]:
 
 def _holds(value: str, secret: Secret) -> bool:
     return value.strip() == secret.reveal() or (len(secret) >= _SHORTEST_LEAK and secret.reveal() in value)
+
+
+# --- in the worker process --------------------------------------------------------------------------------------------
+
+
+def main() -> None:
+    """The program of the process. Standard input: the secrets as a line of JSON, then messages. Standard output:
+    messages.
+    """
+    source = sys.stdin.buffer
+    sink = os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # output of print must not mix with the messages
+    logging.getLogger("flinks_async").addFilter(is_no_notice)  # the job tells of an outage once, for all workers
+    try:
+        secrets = from_line(source.readline())
+        start: Start = pickle.load(source)
+    except (EOFError, msgspec.DecodeError, pickle.UnpicklingError):  # the job has ended already
+        os._exit(1)
+    with asyncio.Runner(loop_factory=fast_loop()) as runner:
+        runner.run(_run(start, secrets, source, sink))
+    os._exit(0)  # without waiting for the reading thread
+
+
+async def _run(start: Start, secrets: list[Secrets], source: BinaryIO, sink: BinaryIO) -> None:
+    channel = Channel(source, sink)
+    seat = Seat(start, secrets, channel.send, asyncio.get_running_loop())
+    channel.listen(lambda message: os._exit(1) if message is None else seat.receive(message))
+    await seat.go()
+    channel.close()
+
+
+def to_line(secrets: Iterable[Secrets]) -> bytes:
+    """One line of plain text, to be written to a private pipe and nowhere else."""
+    return msgspec.json.encode([[secret.reveal() for secret in one.all] for one in secrets]) + b"\n"
+
+
+def from_line(line: bytes) -> list[Secrets]:
+    """Reads the output of `to_line`."""
+    rows = msgspec.json.decode(line, type=list[list[str]])
+    return [Secrets(Secret(first), Secret(rest[0]) if rest else None) for first, *rest in rows]
+
+
+class Channel:
+    """One end of a pair of pipes.
+
+    Two threads read and write, because asyncio's pipes do not work with every event loop and system; there are only a few
+    messages per second.
+
+    Args:
+        source, sink: the pipes; the sink is closed with this object.
+    """
+
+    def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
+        self._source = source
+        self._sink = sink
+        self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="flinks-async-send", daemon=True)
+        self._writer.start()
+
+    def listen(self, receive: Callable[[object], object]) -> None:
+        """Calls `receive` in a thread with each message, and with None when the other end is closed."""
+        threading.Thread(target=self._read, args=[receive], name="flinks-async-receive", daemon=True).start()
+
+    def send(self, message: object) -> None:
+        """Queues a message to be sent. It is dropped if the other end is closed."""
+        self._outbox.put(pickle.dumps(message))
+
+    def close(self) -> None:
+        """Sends the queued messages and closes the sink. Blocks until then."""
+        self._outbox.put(None)
+        self._writer.join()
+
+    def _read(self, receive: Callable[[object], object]) -> None:
+        with suppress(Exception):  # the other end is closed, perhaps in the middle of a message
+            while True:
+                receive(pickle.load(self._source))
+        receive(None)
+
+    def _write(self) -> None:
+        with suppress(OSError, ValueError):
+            while (data := self._outbox.get()) is not None:
+                self._sink.write(data)
+                self._sink.flush()
+        with suppress(OSError, ValueError):
+            self._sink.close()

@@ -1,24 +1,38 @@
-"""The interface of executors: they map shards to files of answers, in one process or in many.
+"""The interface of executors, which map shards to files of answers, and the executor of one process.
 
-An executor knows neither ledger nor store. Shards reach it as rows of the input, never as tokens, and answers go back as
-files, each handed over once. A shard that is lost on the way is fetched again.
+An executor does not know the ledger. Shards reach it as rows of the input, never as tokens, and answers go back as files, or
+as receipts of a shared store; each shard is handed over once. A shard that is lost on the way is fetched again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+import asyncio
+import os
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import chain, islice
 from logging import Logger
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from ...client import FlinksClient
+from ...clock import Clock, SystemClock
+from ...config import Adaptive, Limits
+from ...errors import ConfigError
 from ..compression import Compression
-from ..inputs import InputFile
+from ..counters import Counters
+from ..errors import InputChangedError, UnfitAnswerError
+from ..fetching import Fetcher, Loaded, Thread
+from ..files import allow_open_files, cannot_write
+from ..inputs import InputFile, ShardReader, Token
 from ..outcome import JobLog
-from ..records import Counters, Finished, RunState, Shard
+from ..records import Failure, Finished, RunState, Shard, key_from_json
 from ..rules import Rules
+from ..selection import Selection
+from ..spool import Spool, SpoolLine, read_lines, read_spool_line
+from ..stores.protocol import Place, SharedStore, Store
 
 
 @frozen
@@ -54,6 +68,9 @@ class Work:
         rules: how to work and when to stop; they hold for all processes together.
         secret_is_good: the AuthSecret has worked before in this job.
         log: of the job; the program's in a worker.
+        shared: the open store, if those who fetch a shard also give it to the store.
+        place: where the job keeps its files, for this store.
+        selection: what is kept of the answers; None for everything.
     """
 
     source: InputFile
@@ -64,6 +81,9 @@ class Work:
     rules: Rules
     secret_is_good: bool
     log: JobLog | Logger = field(repr=False)
+    shared: SharedStore | None = None
+    place: Place | None = None
+    selection: Selection | None = None
 
 
 class Execution(Protocol):
@@ -117,3 +137,215 @@ class Executor(Protocol):
             ConfigError: the executor cannot work with these clients.
         """
         ...
+
+
+# --- one process: here, or in a worker (see `seat`) ---
+
+FILES: Final = 32
+"""Descriptors in reserve beside those of connections and spools: for the store, the ledger, the input and host names."""
+
+
+PUTS: Final = 4
+"""Shards that a process gives to a shared store at once."""
+
+
+def within_open_files(limits: Sequence[Limits], rules: Rules, log: JobLog | Logger | None) -> Sequence[Limits]:
+    """The limits of a process's clients, lowered where connections and spools would exceed its limit of open files.
+
+    Each client gets its share of the connections, because idle ones stay open for a while. The log tells of it.
+
+    Raises:
+        ConfigError: the process may not even open one connection for each client.
+    """
+    most = [min(one.most_at_once, rules.concurrency or one.most_at_once) for one in limits]
+    wanted, beside = sum(most), rules.open_shards + FILES
+    allowed = allow_open_files(wanted + beside)
+    room = allowed - beside
+    if room >= wanted:
+        return limits
+    advice = "Raise the limit of open files (ulimit -n), or lower concurrency and open_shards"
+    if room < len(limits):
+        raise ConfigError(
+            f"a run needs at least {beside + len(limits):,} more open files ({rules.open_shards:,} for shards under way), and "
+            f"this process may open {allowed:,} more. {advice}"
+        )
+    if log is not None:
+        log.warning(
+            "at most %d requests are sent at once, not %d, because this process may open only %d more files. %s",
+            room, wanted, allowed, advice,
+        )  # fmt: skip
+    lowered = [max(1, room * count // wanted) for count in most]
+    return [with_concurrency(one, partial(min, most)) for one, most in zip(limits, lowered, strict=True)]
+
+
+def with_concurrency(limits: Limits, change: Callable[[int], int]) -> Limits:
+    """The limits with another number of requests at once."""
+    before = limits.concurrency
+    if not isinstance(before, Adaptive):
+        return evolve(limits, concurrency=change(before))
+    bounds = {name: change(getattr(before, name)) for name in ("minimum", "initial", "maximum")}
+    return evolve(limits, concurrency=evolve(before, **bounds))
+
+
+class InProcess:
+    """Fetches in the running event loop, with the clients of the job.
+
+    Args:
+        clock: for tests.
+        threads: for tests; for writing and for reading.
+    """
+
+    def __init__(self, *, clock: Clock | None = None, threads: tuple[Thread, Thread] | None = None) -> None:
+        self._clock = clock
+        self._threads = threads
+
+    def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> LocalExecution:
+        before = list(dict.fromkeys(work.clients.values()))
+        limits = [client.settings.limits for client in before]
+        within = within_open_files(limits, work.rules, work.log)
+        if within is not limits:
+            changed = {c: c.with_options(limits=one) for c, one in zip(before, within, strict=True)}
+            work = evolve(work, clients={name: changed[client] for name, client in work.clients.items()})
+        return LocalExecution(work, tasks, finished, self._clock, self._threads)
+
+
+class LocalExecution(Fetcher):
+    """An `Execution` in the running event loop. It reads the next shard while it fetches the current one."""
+
+    def __init__(
+        self,
+        work: Work,
+        tasks: NextTask,
+        finished: TakeFinished,
+        clock: Clock | None = None,
+        threads: tuple[Thread, Thread] | None = None,
+    ) -> None:
+        writing, self._reading = threads or (Thread("flinks-async-spool"), Thread("flinks-async-input"))
+        self._work_of_all = work
+        self._tasks = tasks
+        self._take_over = finished
+        self._putting = None if work.shared is None else Thread("flinks-async-parts", PUTS)
+        self._reader: ShardReader | None = None
+        self._ahead: asyncio.Future[Loaded | None] | None = None
+        super().__init__(
+            self._next_shard, self._hand_over, work.clients, work.key, work.spools, work.compression, work.rules,
+            secret_is_good=work.secret_is_good, clock=clock or SystemClock(), writing=writing,
+            select=None if work.selection is None else work.selection.function(),
+        )  # fmt: skip
+
+    async def go(self) -> None:
+        try:
+            await super().go()
+        finally:
+            if self._ahead is not None and not self._ahead.cancel() and not self._ahead.cancelled():
+                self._ahead.exception()  # retrieved, so that asyncio does not warn
+            self._reading.close()
+            if self._reader is not None:
+                self._reader.close()
+            self._writing.close()
+            if self._putting is not None:
+                self._putting.close()
+
+    async def _hand_over(self, finished: Finished) -> None:
+        if self._putting is not None:
+            finished = await self._putting.do(put, self._work_of_all.shared, finished)
+        await self._take_over(finished)
+
+    async def _next_shard(self) -> Loaded | None:
+        loaded = await (self._ahead or self._load_shard())
+        self._ahead = None if loaded is None else asyncio.ensure_future(self._load_shard())
+        return loaded
+
+    async def _load_shard(self) -> Loaded | None:
+        task = await self._tasks()
+        return None if task is None else await self._reading.do(self._read, task)
+
+    def _read(self, task: Task) -> Loaded:
+        """Runs in the reading thread. Raises InputError if the file of tokens is gone, or has changed."""
+        if self._reader is None:
+            self._reader = ShardReader(self._work_of_all.source, self._work_of_all.key)
+        shard, tokens = task.shard, list[Token]()
+        only = None if shard.only is None else set(shard.only)
+        for cut in task.cuts:
+            for token in self._reader.read(cut):
+                line = token.line
+                if shard.first <= line <= shard.last and line not in task.duplicates and (only is None or line in only):
+                    tokens.append(token)
+        if len(tokens) != shard.tokens:
+            raise InputChangedError(
+                f"lines {shard.first} to {shard.last} of the file of tokens have {len(tokens)} tokens, "
+                f"and had {shard.tokens} when the job was started"
+            )
+        return shard, tokens
+
+
+# --- into the store ---------------------------------------------------------------------------------------------------
+
+
+def put(store: Store, finished: Finished) -> Finished:
+    """Gives a shard to the store, without the answers that it cannot hold: they count as failed. Blocks.
+
+    Raises:
+        StoreError: the store cannot be written.
+    """
+    while True:
+        try:
+            return evolve(finished, receipt=store.put(finished.commit, finished.spool))
+        except UnfitAnswerError as error:
+            unfit = error
+        finished = _without(finished, unfit, store.spool_compression)
+
+
+_BATCH: Final = 100
+"""Lines that are copied at once."""
+
+
+def _without(finished: Finished, unfit: UnfitAnswerError, compression: Compression) -> Finished:
+    """The shard with a spool that lacks the unfit answer, and with a failure for its token.
+
+    Raises:
+        StoreError: the spool cannot be read or rewritten.
+        UnfitAnswerError: the spool has no such answer. It is the same error, and it ends the job.
+    """
+    path = finished.spool
+    found: list[SpoolLine] = []
+
+    def others() -> Iterator[bytes]:
+        for text in read_lines(path, compression):
+            head = read_spool_line(text)
+            if head.line == unfit.line:
+                found.append(head)
+            else:
+                yield text
+
+    spool = Spool(path.with_name(f"{path.name}.fit"), compression)
+    try:
+        lines = others()
+        for first in lines:
+            spool.write([first, *islice(lines, _BATCH)])
+        written = spool.finish()
+    finally:
+        spool.abandon()
+    if not found:
+        raise unfit
+    try:
+        os.replace(spool.path, path)
+    except OSError as error:
+        problem = cannot_write(path, error)
+    else:
+        failures = chain(finished.failures, [_unfit_failure(found[0], unfit)])
+        return evolve(finished, written=written, failures=tuple(sorted(failures, key=lambda failure: failure.line)))
+    raise problem
+
+
+def _unfit_failure(answer: SpoolLine, unfit: UnfitAnswerError) -> Failure:
+    return Failure(
+        unfit.line,
+        "final",
+        type(unfit).__name__,
+        unfit.message,
+        key=key_from_json(answer.key),
+        status=answer.meta.status,
+        attempts=answer.meta.attempts,
+        instance=answer.instance,
+    )

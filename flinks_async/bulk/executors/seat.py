@@ -22,17 +22,18 @@ from ...codec import Codec, Transactions, WrongTypes
 from ...config import RateLimiter, Settings
 from ...errors import ConfigError, FlinksError
 from ...limits.rate import PaceState
+from ...limits.shared import TurnBlocks
 from ...secret import Secret
 from ..compression import Compression
+from ..counters import Counters
 from ..errors import WorkerError
 from ..inputs import InputFile, Layout
-from ..records import Counters, Finished, RunState
+from ..records import Finished, RunState
 from ..rules import Rules
-from .in_process import LocalExecution
-from .protocol import Task, Work
-
-REPORT_EVERY: Final = 0.2
-"""Seconds between two reports."""
+from ..selection import Selection
+from ..stores import Place, from_description
+from ..stores.protocol import shared_store
+from .protocol import LocalExecution, Task, Work
 
 _OBJECTS: Final = ("middleware", "attempt_middleware", "observers", "session", "transport")
 _NOT_SENT: Final = frozenset({*_OBJECTS, "auth_secret", "settings", "codec", "clock"})
@@ -44,7 +45,7 @@ class Description:
 
     Attributes:
         arguments: of `FlinksClient`; headers may hold another secret.
-        settings: of the client, without the proxy.
+        settings: of the client, without the proxy and the rate.
         transactions, wrong_types: of the codec.
     """
 
@@ -85,7 +86,6 @@ def describe(client: FlinksClient) -> tuple[Description, Secrets]:
         "auth_secret as a function": not isinstance(secret, Secret),
         "clock": not isinstance(options.clock, SystemClock),
         "codec": type(options.codec) is not Codec,
-        "limits.rate_limiter": settings.limits.rate_limiter is not None,
         "connection.ssl_context": settings.connection.ssl_context is not None,
     }
     found += [name for name, is_used in beside.items() if is_used]
@@ -101,7 +101,11 @@ def describe(client: FlinksClient) -> tuple[Description, Secrets]:
     }
     names = [attribute.name for attribute in fields(ClientOptions) if attribute.name not in _NOT_SENT]
     arguments = {name: revealed[name] if name in revealed else getattr(options, name) for name in names}
-    sent = evolve(settings, connection=evolve(settings.connection, proxy=None))
+    sent = evolve(
+        settings,
+        connection=evolve(settings.connection, proxy=None),
+        limits=evolve(settings.limits, rate=None, burst=None, rate_limiter=None),
+    )
     return Description(arguments, sent, options.codec.transactions, options.codec.wrong_types), Secrets(secret, proxy)
 
 
@@ -109,7 +113,7 @@ def make(description: Description, secrets: Secrets, rate: RateLimiter | None) -
     """Makes the client again.
 
     Args:
-        rate: the limiter that all workers share, if there is one; it replaces the rate of the settings.
+        rate: the limiter, if the client has one.
     """
     settings = description.settings
     return FlinksClient(
@@ -118,7 +122,7 @@ def make(description: Description, secrets: Secrets, rate: RateLimiter | None) -
         codec=Codec(transactions=description.transactions, wrong_types=description.wrong_types),
         settings=evolve(
             settings,
-            limits=evolve(settings.limits, rate=None, burst=None, rate_limiter=rate),
+            limits=evolve(settings.limits, rate_limiter=rate),
             connection=evolve(settings.connection, proxy=secrets.proxy),
         ),
     )
@@ -132,22 +136,31 @@ class Start:
     """How to work. Other attributes are as in `Work`.
 
     Attributes:
-        path: of the file of tokens.
+        path: of the file of tokens, or its URL.
         layout: of the file of tokens.
         clients: descriptions from which the seat makes its clients. Other messages name a client by its index here.
+        turns: for each client, how many turns of its rate the seat asks for at once; 0 for no limit of the rate.
         names: index of the client by name of the instance.
         spools: a folder for this seat alone.
         rules: of this seat alone.
+        store: the description of a shared store, to which the seat gives its shards.
+        place: for this store.
+        selection: as in `Work`, without its key, which comes after the secrets of the clients.
     """
 
-    path: Path
+    path: str
     layout: Layout
     key: bytes = field(repr=False)
     clients: tuple[Description, ...]
+    turns: tuple[int, ...]
     names: dict[str | None, int]
     spools: Path
     compression: Compression
     rules: Rules
+    report_every: float
+    store: dict[str, Any] | None = None
+    place: Place | None = None
+    selection: Selection | None = None
 
 
 @frozen
@@ -178,12 +191,33 @@ class StopWorker:
     state: RunState
 
 
+@frozen
+class Turns:
+    """The answer to `WantTurns`.
+
+    Attributes:
+        client: index of the client.
+        waits: seconds from now until each turn.
+    """
+
+    client: int
+    waits: tuple[float, ...]
+
+
 # --- messages from a seat ---------------------------------------------------------------------------------------------
 
 
 @frozen
 class Next:
     """The seat has room for another shard. Finished shards are sent as `Finished`."""
+
+
+@frozen
+class WantTurns:
+    """The seat needs turns of the rate of a client."""
+
+    client: int
+    count: int
 
 
 @frozen
@@ -228,7 +262,6 @@ class Seat:
         start: how to work.
         secrets: of the clients.
         send: takes a message to the job. Called in the event loop.
-        limiter: makes the limiter of a client that has a rate, from its index, rate and burst.
         loop: the event loop of `go`.
     """
 
@@ -237,13 +270,12 @@ class Seat:
         start: Start,
         secrets: list[Secrets],
         send: Callable[[object], object],
-        limiter: Callable[[int, float, int | None], RateLimiter],
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._start = start
         self._secrets = secrets
         self._send = send
-        self._limiter = limiter
+        self._limiters: dict[int, TurnBlocks] = {}
         self._loop = loop
         self._assigned: asyncio.Future[Task | None] = self._loop.create_future()
         self._storing: dict[int, asyncio.Future[None]] = {}
@@ -272,16 +304,27 @@ class Seat:
 
     def _begin(self) -> LocalExecution:
         start = self._start
-        for number, (description, secrets) in enumerate(zip(start.clients, self._secrets, strict=True)):
-            limits = description.settings.limits
-            shared = None if limits.rate is None else self._limiter(number, limits.rate, limits.burst)
-            client = make(description, secrets, shared)
+        of_clients, others = self._secrets[: len(start.clients)], self._secrets[len(start.clients) :]
+        selection = start.selection
+        if selection is not None:
+            selection = selection.with_key(others[0].auth_secret if others else None)
+        for number, (description, secrets) in enumerate(zip(start.clients, of_clients, strict=True)):
+            if start.turns[number]:
+                self._limiters[number] = TurnBlocks(partial(self._want, number), start.turns[number], SystemClock().now)
+            client = make(description, secrets, self._limiters.get(number))
             client.governor.on_pace = partial(self._paced, number)
             self._clients.append(client)
+        store = None
+        if start.store is not None and start.place is not None:
+            store = shared_store(from_description(start.store))
+            assert store is not None, "the job's store is shared"
+            store.open(start.place, existing=True)
         work = Work(
             InputFile(start.path, start.layout), start.key,
             {name: self._clients[number] for name, number in start.names.items()},
             start.spools, start.compression, start.rules, secret_is_good=False, log=logging.getLogger("flinks_async.bulk"),
+            shared=store,
+            selection=selection,
         )  # fmt: skip
         return LocalExecution(work, self._next, self._take)
 
@@ -297,11 +340,16 @@ class Seat:
                 self._execution.stop(reason, state)
             case PaceLearned(client, state):
                 self._clients[client].governor.join(state)
+            case Turns(client, waits):
+                self._limiters[client].grant(waits)
 
     async def _report(self) -> None:
         while True:
-            await asyncio.sleep(REPORT_EVERY)
+            await asyncio.sleep(self._start.report_every)
             self._send(Report(self._execution.counters(), self._execution.stopped))
+
+    def _want(self, client: int, count: int) -> None:
+        self._send(WantTurns(client, count))
 
     def _paced(self, client: int, state: PaceState) -> None:
         self._send(PaceLearned(client, state))

@@ -7,9 +7,11 @@ its format is refused before anything is sent: an InputError says what was seen,
 
 from __future__ import annotations
 
+import base64
+import binascii
 import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import msgspec
@@ -131,13 +133,23 @@ _plain: Final = re.compile(
 
 _GUID: Final = "[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 _is_guid: Final = re.compile(_GUID).fullmatch
+_is_pair: Final = re.compile(f"{_GUID}:{_GUID}").fullmatch
 _EMAIL: Final = "looks like an e-mail address"
+_OTHER_LETTERS: Final = (
+    "\u0370-\u058f\u13a0-\u13ff\u1f00-\u1fff\u2100-\u214f\u2160-\u2188\u2460-\u24ff\u2c80-\u2cff\ua4d0-\ua4ff\ua640-\ua69f"
+    "\uab70-\uabbf\uff10-\uff5a\U0001d400-\U0001d7ff"
+)
+"""Greek, Cyrillic and others whose letters look like Latin ones; letters in circles, fullwidth and mathematical ones."""
 _PROBLEMS_OF_VALUES: Final = (
     (re.compile(rf"(?i:{_MISSING}|#?n/a|#ref!|\\n)"), "stands for a missing value"),
     (re.compile(_ROUNDED), "is a number that a spreadsheet rounded"),
     (
         re.compile(rf"(?:.*[^\w-]|-|.*%[0-9A-Fa-f]{{2}}){_GUID}.*|.*{_GUID}[^\w-].*"),
         "holds a GUID with something before or after it",
+    ),
+    (
+        re.compile(rf".*(?:[A-Za-z0-9].*[{_OTHER_LETTERS}]|[{_OTHER_LETTERS}].*[A-Za-z0-9]).*"),
+        "mixes Latin letters or digits with letters of another alphabet, which may look the same",
     ),
 )
 """What is no token even in a column or a field that is said to hold tokens."""
@@ -166,11 +178,26 @@ _PROBLEMS: Final = (
     (re.compile(r"[^\w.%]+"), "holds neither letters nor digits"),
 )
 
+
+def _is_iban(text: str) -> bool:
+    """Whether this is an account number of ISO 13616, whose check digits are right."""
+    if not re.fullmatch(r"[A-Za-z]{2}[0-9]{2}[A-Za-z0-9]{11,30}", text):
+        return False
+    return int("".join(str(int(character, 36)) for character in text[4:] + text[:4])) % 97 == 1
+
+
 # What a whole file can hold, while a single line like this may be an opaque token.
-_OTHER_COLUMNS: Final = (
-    (re.compile(r"[+(]?[0-9][0-9.,:()+/-]{0,30}(?:T[0-9:.]+)?Z?"), "numbers, dates, IP addresses or phone numbers"),
-    (re.compile(r"[^/\\]+\.(?:txt|csv|tsv|jsonl?|md|xml|xlsx?|ods|pdf|zip|gz|zst|log|parquet)"), "names of files"),
-    (re.compile(r"[xX0]+(?:-[xX0]+)+"), "placeholders"),
+_OTHER_COLUMNS: Final[tuple[tuple[Callable[[str], object], str], ...]] = (
+    (
+        re.compile(r"[+(]?[0-9][0-9.,:()+/-]{0,30}(?:T[0-9:.]+)?Z?").fullmatch,
+        "numbers, dates, IP addresses or phone numbers",
+    ),
+    (
+        re.compile(r"[^/\\]+\.(?:txt|csv|tsv|jsonl?|md|xml|xlsx?|ods|pdf|zip|gz|zst|log|parquet)").fullmatch,
+        "names of files",
+    ),
+    (re.compile(r"[xX0]+(?:-[xX0]+)+").fullmatch, "placeholders"),
+    (_is_iban, "account numbers (IBAN)"),
 )
 _WORD: Final = re.compile(r"[^\W\d_]{2,20}(?:[-.][^\W\d_]{2,20})*")
 _WRAPPED: Final = (64, 76)
@@ -179,16 +206,27 @@ _WRAPPED: Final = (64, 76)
 
 def problem_of_text(line: str) -> str | None:
     """Why a line of a text file cannot be a token; None if it can. The line has no blanks around it."""
-    return None if _plain(line) else _first_problem(line, _PROBLEMS)
+    return _problem_of_pair(line) if _plain(line) else _first_problem(line, _PROBLEMS)
 
 
 def problem_of_value(value: str) -> str | None:
     """Why the value of a column or field of tokens cannot be a token; None if it can. Nearly any opaque text can."""
-    return None if _plain(value) else _first_problem(value, _PROBLEMS_OF_VALUES)
+    return _problem_of_pair(value) if _plain(value) else _first_problem(value, _PROBLEMS_OF_VALUES)
 
 
 def _first_problem(text: str, problems: Sequence[tuple[re.Pattern[str], str]]) -> str | None:
-    return next((problem for pattern, problem in problems if pattern.fullmatch(text)), None)
+    return next((problem for pattern, problem in problems if pattern.fullmatch(text)), _problem_of_pair(text))
+
+
+def _problem_of_pair(text: str) -> str | None:
+    """Why this is no token if it is Base64 of two GUIDs with a colon between, as some partners write a secret and a token."""
+    if not 98 <= len(text) <= 100:
+        return None
+    try:
+        decoded = base64.b64decode(text.rstrip("=") + "==", validate=True).decode("latin-1")
+    except (binascii.Error, ValueError):
+        return None
+    return "is Base64 of two GUIDs, such as an AuthSecret and an access token" if _is_pair(decoded) else None
 
 
 def refuse_other_than_text(lines: Sequence[tuple[int, str]]) -> None:
@@ -234,8 +272,8 @@ def _worst_line(lines: Sequence[tuple[int, str]]) -> tuple[int, str] | None:
 
 def _other_column(texts: Sequence[str]) -> str | None:
     """What the texts are if all of them are the same kind of thing, which is not a token."""
-    for pattern, what in _OTHER_COLUMNS:
-        if all(map(pattern.fullmatch, texts)):
+    for is_other, what in _OTHER_COLUMNS:
+        if all(map(is_other, texts)) or (len(texts) > 2 and all(map(is_other, texts[1:]))):  # the first may be a header
             return what
     if len(set(texts)) > 2 and all(map(_WORD.fullmatch, texts)):
         return "words or names"
@@ -357,6 +395,12 @@ def refuse_other_than_csv(
     values = [(number, field) for number, line in lines[1:] if (field := "".join(fields_of(line, delimiter)))]
     if found := values and _worst_line(values):
         raise InputError(f"Line {found[0]} of the CSV file {found[1]}, so it is not a token.")
+    unnamed = has_header is not False and not _has_column(names, column)
+    if unnamed and values and (other := _other_column([value for _, value in values])):
+        raise InputError(
+            f"The only column of the CSV file seems to hold {other}. If these are the tokens, name it with `column`.",
+            field="column",
+        )
 
 
 def _refuse_data(name: str, values: Sequence[str]) -> None:

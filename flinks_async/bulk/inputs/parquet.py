@@ -5,7 +5,9 @@ So lines, offsets, shards and checks work as for other files. Needs pyarrow.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal
 
 import msgspec
@@ -50,6 +52,7 @@ class ParquetContent:
     Attributes:
         position: bytes of lines before the next `read`.
         raw_position: about how many bytes of the file were read.
+        group_end: number of rows up to the end of the row group where reading began.
     """
 
     compression: Compression = "none"
@@ -57,20 +60,39 @@ class ParquetContent:
     def __init__(self, raw: BinaryIO, layout: Layout) -> None:
         self.position = 0
         self.raw_position = 0
-        file = _open(raw)
+        file = self._file = _open(raw)
         self._rows_in_all = max(1, file.metadata.num_rows)
         self._size = raw.seek(0, 2)
-        self._rows = 0
-        columns = [name for name in layout.columns.values() if name is not None]
-        self._batches: Iterator[Any] = file.iter_batches(_ROWS, columns=columns)
+        self._columns = [name for name in layout.columns.values() if name is not None]
+        groups = range(file.num_row_groups)
+        self._ends = [*accumulate(file.metadata.row_group(group).num_rows for group in groups)]
+        self.go_to(0)
+
+    def go_to(self, row: int) -> None:
+        """The next `read` begins with this row, from 0. Reads nothing before its row group."""
+        group = min(bisect_right(self._ends, row), max(0, len(self._ends) - 1))
+        self._rows = self._ends[group - 1] if group else 0
+        self._skip = row - self._rows
+        self.group_end = self._ends[group] if self._ends else 0
+        groups = range(group, len(self._ends))
+        self._batches: Iterator[Any] = self._file.iter_batches(_ROWS, row_groups=groups, columns=self._columns)
 
     def read(self) -> bytes:
         """The next lines; empty at the end."""
         batch: Any = None
         try:
             batch = next(self._batches, None)
+            while batch is not None and self._skip >= batch.num_rows:
+                self._skip -= batch.num_rows
+                self._rows += batch.num_rows
+                batch = next(self._batches, None)
+            if batch is not None and self._skip:
+                self._rows += self._skip
+                batch, self._skip = batch.slice(self._skip), 0
             lines = b"" if batch is None else _encode(_plain(batch).to_pylist())
-        except (optional_import("pyarrow", extra="arrow").ArrowException, OSError, ValueError):
+        except (optional_import("pyarrow", extra="arrow").ArrowException, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the file; Arrow's own have no number
+                raise
             lines = None
         if lines is None:
             raise Corrupt("the Parquet data is damaged, encrypted, or not valid UTF-8")
@@ -87,8 +109,9 @@ def _open(raw: BinaryIO) -> Any:
 
     try:
         return ParquetFile(raw, buffer_size=_BUFFER, pre_buffer=False)  # with it, a row group is read as a whole
-    except (pa.ArrowException, OSError, ValueError):
-        pass
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
     raise InputError("The file of tokens cannot be read: it is not a Parquet file, or was cut short.")
 
 

@@ -7,6 +7,7 @@ because somebody may have typed a token in its place.
 from __future__ import annotations
 
 import codecs
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -18,8 +19,10 @@ from types import NoneType
 from typing import BinaryIO, Final
 
 from ... import checks
+from ...checks import is_url
 from ..compression import ByteSource, CompressedDataError, Compression, Corrupt, Decompressed, detect
 from ..errors import InputChangedError, InputError
+from ..objects import Object, object_at
 from ..records import Shard
 from .detection import SAMPLE, refuse_magic
 from .formats import Layout
@@ -28,6 +31,9 @@ from .rows import Lines, RowParser, Token, check
 
 STDIN: Final = "-"
 CHUNK: Final = 64 * 1024
+MOST_READ_WHOLE: Final = 64 * 1024 * 1024
+"""Bytes of the largest object that is read from its beginning, because it is compressed or not UTF-8."""
+
 _DIGEST_CHUNK: Final = 1024 * 1024
 _HEAD: Final = 4
 _BOM: Final = b"\xef\xbb\xbf"
@@ -37,24 +43,29 @@ _PURPOSE: Final = b"flinks shard"
 class InputFile:
     """A file of tokens: Parquet; or text, CSV or JSONL, plain or compressed with gzip or Zstandard.
 
-    It is opened for each reading. The constructor reads until the columns are known.
+    It is opened for each reading. The constructor reads until the columns are known. In object storage, a shard of a plain
+    file is read as a range of bytes, and a shard of a Parquet file by its row groups.
 
     Args:
-        path: of the file.
+        path: of the file, or its URL (`s3://`, `gs://`, `az://`, `file://`).
         layout: how to read it.
 
     Attributes:
-        name: its absolute path; `-` for tokens in memory.
+        name: its absolute path or its URL; `-` for tokens in memory.
         layout: as given, with what the file's name decides filled in.
         size: of the file in bytes, compressed.
         compression: of the file.
         seekable: whether it can be read from the offset of any line.
+        remote: the object, if it is in object storage.
         columns: a parser that knows the columns.
 
     Raises:
         InputError: it cannot be read (missing, a folder, a pipe, cut short), is not a file of tokens, or does not agree
             with the layout. The message says what to do.
+        ConfigError: the URL cannot be used.
     """
+
+    remote: Object | None = None
 
     def __init__(self, path: str | os.PathLike[str], layout: Layout | None = None) -> None:
         checks.kind("path", os.fspath(path) if isinstance(path, os.PathLike) else path, str)
@@ -65,6 +76,12 @@ class InputFile:
             )
         self.path = Path(path)
         self.name = str(self.path.absolute())
+        if is_url(path):
+            found = object_at(os.fspath(path))
+            if isinstance(found, Path):  # of a file URL
+                self.path, self.name = found, str(found)
+            else:
+                self.remote, self.name = found, str(found)
         self._read_beginning((layout or Layout()).for_file(os.fspath(path)))
 
     def _read_beginning(self, layout: Layout) -> None:
@@ -72,10 +89,13 @@ class InputFile:
         self._parquet: Layout | None = None  # names all columns
         self.columns = self.parser()
         self._seen = self._look()
-        self.size = self._seen[0]
+        self.size = int(self._seen[0])
         if self.layout.format == "parquet":
-            with self.raw() as raw:
-                self._parquet = find_columns(raw, self.layout)
+            try:
+                with self.raw() as raw:
+                    self._parquet = find_columns(raw, self.layout)
+            except OSError as error:
+                raise cannot_read(error) from None
             self.columns = self.parser()
         with self.content() as content:
             self.compression = content.compression
@@ -85,6 +105,11 @@ class InputFile:
         with self.content() as content:
             self._find_columns(content)
         self.seekable = self.compression == "none" and self._parquet is None and self.layout.encoding is None
+        if self.remote is not None and not self.seekable and self._parquet is None and self.size > MOST_READ_WHOLE:
+            raise InputError(
+                f"The file of tokens has {self.size:,} bytes and is compressed or in another encoding than UTF-8, so each worker "
+                f"would read all of it before its rows. Above {MOST_READ_WHOLE:,} bytes, store it plain, or as Parquet."
+            )
 
     def parser(self) -> RowParser:
         """A parser for the file from its beginning."""
@@ -93,6 +118,8 @@ class InputFile:
     def raw(self) -> BinaryIO:
         """The file, compressed. The caller closes it."""
         try:
+            if self.remote is not None:
+                return self.remote.open("rb")
             return open(self.path, "rb", buffering=0)
         except (OSError, ValueError) as error:
             raise cannot_read(error) from None
@@ -117,8 +144,12 @@ class InputFile:
                 "The file of tokens was changed while it was read. Try again when nothing writes to it."
             )
 
-    def _look(self) -> tuple[int, ...]:
+    def _look(self) -> tuple[int | str, ...]:
+        """What changes with the file; its size first."""
         try:
+            if self.remote is not None:
+                described = self.remote.find()
+                return described.size, described.version
             found = os.stat(self.path)
         except (OSError, ValueError) as error:
             raise cannot_read(error) from None
@@ -136,7 +167,7 @@ class InputFile:
                     break
 
     def __repr__(self) -> str:
-        return f"InputFile({str(self.path)!r}, {self.layout!r})"
+        return f"InputFile({str(self.remote or self.path)!r}, {self.layout!r})"
 
 
 class InputBytes(InputFile):
@@ -160,7 +191,7 @@ class InputBytes(InputFile):
     def raw(self) -> BinaryIO:
         return BytesIO(self._data)
 
-    def _look(self) -> tuple[int, ...]:
+    def _look(self) -> tuple[int | str, ...]:
         return (len(self._data),)
 
     def __repr__(self) -> str:
@@ -285,10 +316,11 @@ def _sample(content: Content | ParquetContent) -> bytes:
 
 
 def digest(file: InputFile, progress: Callable[[int, int], object] | None = None) -> tuple[int, str]:
-    """Size in bytes and SHA-256 (hexadecimal) of the file, by which a job recognizes it.
+    """Size in bytes and SHA-256 (hexadecimal) of the file, by which a job recognizes it. For an object in object storage, it
+    is the SHA-256 of its ETag and version.
 
     Args:
-        file: is read once, from beginning to end.
+        file: is read once, from beginning to end; an object is not read.
         progress: called repeatedly with the bytes read and the total.
 
     Raises:
@@ -297,6 +329,9 @@ def digest(file: InputFile, progress: Callable[[int, int], object] | None = None
     """
     checks.kind("file", file, InputFile)
     checks.function_or_none("progress", progress)
+    if file.remote is not None:
+        size, version = file._look()
+        return int(size), sha256(str(version).encode()).hexdigest()
     hashed, size = sha256(), 0
     with file.raw() as raw:
         while True:
@@ -315,7 +350,7 @@ def digest(file: InputFile, progress: Callable[[int, int], object] | None = None
 
 
 class ShardReader:
-    """Reads shards in any order. Going back in a compressed or a Parquet file starts from its beginning.
+    """Reads shards in any order. Going back in a compressed file starts from its beginning.
 
     Args:
         file: holds the tokens.
@@ -326,13 +361,15 @@ class ShardReader:
         self._file = file
         self._key = key
         self._raw = file.raw()
-        self._lines = None if file.seekable else self._from_the_beginning()
+        self._content: Content | ParquetContent | None = None
+        self._lines: Lines
 
     def read(self, shard: Shard) -> list[Token]:
         """The sendable tokens of a shard, in order, including duplicates."""
         tokens = []
+        failed = False
         try:
-            for row in self._file.columns.rows(self._lines_from(shard.offset), shard.first):
+            for row in self._file.columns.rows(self._lines_from(shard), shard.first):
                 if row.line > shard.last:
                     break
                 checked = check(row)
@@ -344,6 +381,9 @@ class ShardReader:
             reason = "they hold other tokens"
         except (OSError, CompressedDataError) as error:
             same, reason = False, reason_of(error)
+            failed = self._file.remote is not None and isinstance(error, OSError) and error.errno == errno.EIO
+        if failed:
+            raise InputError(f"The file of tokens cannot be read: {reason}. Run the job again to resume.")
         if not same:
             raise InputChangedError(
                 f"Lines {shard.first:,} to {shard.last:,} of the file of tokens cannot be read as they were when the job "
@@ -355,21 +395,28 @@ class ShardReader:
         """Closes the file. May be called more than once."""
         self._raw.close()
 
-    def _lines_from(self, offset: int) -> Lines:
-        if self._lines is None:
-            self._raw.seek(offset)
-            return Lines(lambda: self._raw.read(CHUNK), offset)
-        if offset < self._lines.position:
-            self._raw.close()
-            self._raw = self._file.raw()
-            self._lines = self._from_the_beginning()
+    def _lines_from(self, shard: Shard) -> Lines:
+        if self._file.seekable:
+            self._raw.seek(shard.offset)
+            return Lines(lambda: self._raw.read(CHUNK), shard.offset)
+        content, row = self._content, shard.first - 1
+        if (
+            content is None
+            or shard.offset < self._lines.position
+            or (isinstance(content, ParquetContent) and row >= content.group_end)
+        ):
+            if content is not None and not isinstance(content, ParquetContent):
+                self._raw.close()
+                self._raw = self._file.raw()
+                content = None
+            self._content = content = content or self._file.content_of(self._raw)
+            if isinstance(content, ParquetContent):  # a line is a row
+                content.go_to(row)
+                content.position = shard.offset
+            self._lines = Lines(content.read, content.position)
         self._lines.starts.clear()
-        self._lines.skip_to(offset)
+        self._lines.skip_to(shard.offset)
         return self._lines
-
-    def _from_the_beginning(self) -> Lines:
-        content = self._file.content_of(self._raw)
-        return Lines(content.read, content.position)
 
 
 def identity(token: Token) -> bytes:

@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from ...codec.observed import Drift, from_json
 from ..directory import Manifest
 from ..errors import JobError
 from ..files import LEDGER, MANIFEST
@@ -57,6 +58,7 @@ class Facts:
         runs: the latest `MOST_RUNS` rows of `Ledger.runs`.
         earlier: number of older runs, which the report leaves out.
         failures: the most frequent groups, in descending order.
+        drift: how the answers of the last run differ from their documentation.
     """
 
     json: dict[str, Any]
@@ -69,6 +71,7 @@ class Facts:
     timeline: Timeline
     intervals: tuple[Interval, ...]
     parts: Parts
+    drift: tuple[Drift, ...]
 
     def sum(self, name: str, run: int | None = None) -> float:
         """Of an attribute of the intervals: of all, or of a run."""
@@ -105,6 +108,7 @@ def gather(folder: Path) -> Facts:
             timeline(runs, {interval.run: interval.end for interval in found}),
             found,
             _parts(ledger.commits()),
+            from_json((ledger.latest_sample() or {}).get("drift")),
         )
 
 

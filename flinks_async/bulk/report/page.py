@@ -10,6 +10,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..._version import __version__
+from ...checks import duration
+from ..stores import format_of
 from . import words
 from .facts import MOST_FAILURES, MOST_PARTS, Facts
 from .findings import findings, headline, tiles
@@ -38,7 +40,7 @@ def page(facts: Facts, made: float) -> str:
     )
     environment.filters |= {
         "count": _if_known("{:,.0f}".format),
-        "duration": _if_known(words.duration),
+        "duration": _if_known(duration),
         "moment": words.moment,
         "percent": words.percent,
         "rate": _if_known(words.rate),
@@ -73,7 +75,7 @@ def store_of(facts: Facts) -> list[tuple[str, str]]:
     store = {name: value for name, value in facts.manifest.store.items() if value is not None and name != "conninfo"}
     kind = str(store.pop("kind", words.NONE))
     others = [(name, Path(value).name if name == "path" else _plain(value)) for name, value in store.items()]
-    return [("format", words.FORMATS.get(kind, kind)), *others]
+    return [("format", format_of(kind)), *others]
 
 
 def _plain(value: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from attrs import field, frozen
 
-from ..records import InstanceTrouble
+from ..counters import InstanceTrouble
 from .words import utc
 
 _GAP: Final = 0.04
@@ -252,10 +252,6 @@ class Point:
     def fetched(self) -> float:
         """Tokens fetched by its end."""
         return self.intervals[-1].fetched
-
-    @property
-    def p95(self) -> Spread | None:
-        return self.spread("p95")
 
     def spread(self, name: str) -> Spread | None:
         """Of an attribute of the intervals, weighted by their length; None if no interval has a value."""

@@ -1,6 +1,7 @@
 """Stores: where the answers of a job go.
 
     protocol         the interface of a store; start here
+    shard_files      the base of stores with files for each shard, on a disk or at a URL
     jsonl            JSONL, one file for each shard or one file for all
     parquet          Parquet, one file for each table and shard
     sqlite, duckdb   tables in a database that is one file
@@ -8,15 +9,14 @@
     database         the bases of all databases; database_schema creates their tables
     answer_tables    answers as Arrow tables, for all stores with tables
     answer_rows      the columns of these tables, the rows of answers that Arrow cannot read, the checksum for `verify`
-    answer_files     files of answers: read, checked, and proved to belong to the job
 
 Where do I add a store?
 
 1. `stores/NAME.py`: a class with the methods of `protocol.Store`. For files, follow `JSONLParts` in `jsonl.py`. For tables,
    read spools with `answer_tables.read_tables`. For a database, subclass `DatabaseStore` or `DatabaseFile`. `put` must return only when the answers survive a power cut; call
    `crash_points.reach("...")` after each step, because the tests crash there.
-2. `_CLASSES` below: the kind that `describe` returns, with the module and the class.
-3. `cli/output.py`: the name for `--store`; `cli/display.py`: its label in the summary.
+2. `_CLASSES` below: the kind that `describe` returns, with the module, the class and the name for people.
+3. `cli/output.py`: the name for `--store`; `answers_of` in `cli/display.py`: where its answers are.
 4. `pyproject.toml`: an extra, if the store needs a library; import it with `checks.optional_import`.
 5. `tests/bulk/test_store_NAME.py`: inherit `StoreContract` (`store_contract.py`) or `DatabaseContract`
    (`database_contract.py`); stores with tables also go into `test_stores_agree.py`. `tests/torture/outputs.py`: one line, so
@@ -39,14 +39,19 @@ from .sqlite import SQLiteStore
 __all__ = ["JSONLFile", "JSONLParts", "Place", "Problem", "SQLiteStore", "Store", "from_description"]
 
 _CLASSES: Final = {
-    "jsonl-parts": ("jsonl", "JSONLParts"),
-    "jsonl": ("jsonl", "JSONLFile"),
-    "sqlite": ("sqlite", "SQLiteStore"),
-    "parquet": ("parquet", "ParquetStore"),
-    "duckdb": ("duckdb", "DuckDBStore"),
-    "postgresql": ("postgresql", "PostgreSQLStore"),
+    "jsonl-parts": ("jsonl", "JSONLParts", "JSONL"),
+    "jsonl": ("jsonl", "JSONLFile", "JSONL"),
+    "sqlite": ("sqlite", "SQLiteStore", "SQLite"),
+    "parquet": ("parquet", "ParquetStore", "Parquet"),
+    "duckdb": ("duckdb", "DuckDBStore", "DuckDB"),
+    "postgresql": ("postgresql", "PostgreSQLStore", "PostgreSQL"),
 }
-"""Module and class by kind. A module is imported when its store is used."""
+"""Module, class and name for people, by kind. A module is imported when its store is used."""
+
+
+def format_of(kind: str) -> str:
+    """The name of a store's format for people; the kind itself if this version has no such store."""
+    return _CLASSES[kind][2] if kind in _CLASSES else kind
 
 
 def from_description(description: Mapping[str, Any]) -> Store:
@@ -60,7 +65,7 @@ def from_description(description: Mapping[str, Any]) -> Store:
     arguments = dict(description)
     kind = arguments.pop("kind", None)
     if isinstance(kind, str) and kind in _CLASSES:
-        module, name = _CLASSES[kind]
+        module, name, _ = _CLASSES[kind]
         make = getattr(import_module(f".{module}", __name__), name)
         try:
             store: Store = make(**arguments)

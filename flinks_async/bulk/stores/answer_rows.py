@@ -19,7 +19,7 @@ from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from sys import byteorder
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 from attrs import define, field, frozen
@@ -29,7 +29,7 @@ from ...checks import optional_import
 from ...codec import Codec
 from ...codec.parse import EXACT, decode_any
 from ...errors import DecodeError
-from ...models import SCHEMA, PartnerAccessResponse
+from ...models import SCHEMA, Model, PartnerAccessResponse
 from ...tables import Column, ColumnType, Row, Table, extra_of, flatten, to_json
 from ..errors import StoreError, UnfitAnswerError
 from ..records import Shard
@@ -113,9 +113,16 @@ def cannot_export(where: object) -> StoreError:
     )
 
 
+class _Codec(Codec):
+    """Keeps values of a wrong type, as the client did, which has logged them."""
+
+    def _tell(self, cls: type[Model], wire: str, problem: str) -> None:
+        """Logs nothing."""
+
+
 @cache
 def _codec() -> Codec:
-    return Codec(wrong_types="extra")  # the client has accepted it
+    return _Codec(wrong_types="extra")
 
 
 _DOCUMENTED: Final = frozenset(field.wire for fields in SCHEMA.values() for field in fields)
@@ -150,6 +157,7 @@ def decoded(path: Path, number: int, text: bytes) -> tuple[SpoolLine, PartnerAcc
 def add_rows(rows: RowBatch, read: SpoolLine, answer: PartnerAccessResponse, shard: Shard) -> None:
     """Adds the rows of an answer."""
     place = (read.line, _key(read.key))
+    empty = [number for number, detail in enumerate(answer.details) if not detail.accounts]
     accounts = 0
     for account in flatten(answer, place):
         accounts += 1
@@ -167,7 +175,7 @@ def add_rows(rows: RowBatch, read: SpoolLine, answer: PartnerAccessResponse, sha
             accounts,
             shard.id,
             shard.round,
-            without_accounts(answer),
+            without_accounts(read, empty) if empty else None,
             extra_of(answer),
         )
     )
@@ -184,10 +192,26 @@ def _request_id(answer: PartnerAccessResponse) -> str | None:
     return answer.details[0].request_id
 
 
-def without_accounts(answer: PartnerAccessResponse) -> str | None:
-    """The column of this name."""
-    bare = [detail.to_dict() for detail in answer.details if not detail.accounts]
-    return to_json(bare).decode() if bare else None
+class _Response(msgspec.Struct):
+    GetAccountsDetail: msgspec.Raw
+
+
+_read_response: Final = msgspec.json.Decoder(_Response).decode
+_read_items: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+
+def without_accounts(read: SpoolLine, entries: Iterable[int]) -> str:
+    """The column of this name.
+
+    Args:
+        entries: the positions of the entries without accounts; at least one.
+
+    Raises:
+        ValueError: the answer is not JSON.
+    """
+    details = bytes(_read_response(read.response).GetAccountsDetail)
+    items = _read_items(details) if details.startswith(b"[") else [msgspec.Raw(details)]
+    return (b"[%b]" % b",".join([items[number] for number in entries])).decode()
 
 
 @frozen
@@ -255,12 +279,13 @@ _AS_TEXT: Final[dict[ColumnType, Callable[[Any], Any]]] = {
 class ShardDigest:
     """A checksum of the rows of a shard. It does not depend on the order of answers, nor on versions of libraries.
 
-    The rows of a table come in the order of their positions. Each value counts as bytes: of its text in UTF-8, with integers
-    in decimal digits, dates as `YYYY-MM-DD`, points in time as `YYYY-MM-DDTHH:MM:SS.ffffffZ`, and JSON with sorted keys;
-    amounts with the digits that the database keeps, or, if it keeps decimals of a fixed size, as 128-bit integers that count
-    units of 1e-18. Each column has two BLAKE2b digests of 16 bytes: of the lengths of its values (32-bit integers, -1 for
-    null), and of its values, one after another. The checksum is the digest of the names and the two digests of all columns.
-    A column without a value does not count, so that columns may be added later. Integers are in the machine's byte order.
+    The rows of a table come in the order of their positions. Each value counts as bytes: a position as a 64-bit integer;
+    other values as text in UTF-8, with integers in decimal digits, dates as `YYYY-MM-DD`, points in time as
+    `YYYY-MM-DDTHH:MM:SS.ffffffZ`, and JSON with sorted keys; amounts with the digits that the database keeps, or, if it keeps
+    decimals of a fixed size, as 128-bit integers that count units of 1e-18. Each column has two BLAKE2b digests of 16 bytes:
+    of the lengths of its values (32-bit integers, -1 for null; none for positions), and of its values, one after another.
+    The checksum is the digest of the names and the two digests of all columns. A column without a value does not count, so
+    that columns may be added later. Integers are in the machine's byte order.
 
     Attributes:
         rows: number of rows by table.
@@ -306,31 +331,36 @@ class _ColumnDigest:
 
 def _read_list(type_: ColumnType, values: Sequence[Any]) -> Iterator[tuple[array[int], bytes | None]]:
     """The lengths of values, and the values one after another, or None if all are null."""
+    if type_ == "position" and None not in values:  # it may be missing in a database that somebody has changed
+        yield array("i"), array("q", values).tobytes()
+        return
     convert = _AS_BYTES.get(type_, str.encode)
     converted = [None if value is None else convert(value) for value in values]
     there = [value for value in converted if value is not None]
     yield array("i", [-1 if value is None else len(value) for value in converted]), b"".join(there) if there else None
 
 
-def _read_array(type_: ColumnType, values: pyarrow.ChunkedArray) -> Iterator[tuple[memoryview, memoryview | None]]:
+def _read_array(
+    type_: ColumnType, values: pyarrow.ChunkedArray
+) -> Iterator[tuple[array[int] | memoryview, memoryview | None]]:
     """As `_read_list`, chunk by chunk, without Python objects."""
     pc = optional_import("pyarrow.compute", extra="arrow")
     for chunk in values.chunks:
-        converted = as_text_array(type_, chunk)
-        lengths = pc.fill_null(pc.binary_length(converted), -1)
-        there = converted.drop_null()
-        yield _integers(lengths.buffers()[1], lengths.offset, len(lengths)), _bytes(there) if len(there) else None
+        if chunk.null_count == len(chunk):  # perhaps 0
+            yield array("i", [-1]) * len(chunk), None
+        elif type_ == "position":
+            yield array("i"), _integers(chunk, "q", len(chunk))
+        else:
+            texts = as_text_array(type_, chunk)
+            there = texts.drop_null()
+            ends = _integers(there, "i", len(there) + 1)
+            lengths = pc.fill_null(pc.binary_length(texts), -1)
+            yield _integers(lengths, "i", len(texts)), memoryview(there.buffers()[2])[ends[0] : ends[-1]]
 
 
-def _integers(buffer: pyarrow.Buffer, start: int, count: int) -> memoryview:
-    return memoryview(buffer).cast("B").cast("i")[start : start + count]
-
-
-def _bytes(values: pyarrow.Array) -> memoryview:
-    """Texts or bytes without nulls, one after another."""
-    _, offsets, data = values.buffers()
-    ends = _integers(offsets, values.offset, len(values) + 1)
-    return memoryview(data)[ends[0] : ends[-1]]
+def _integers(values: pyarrow.Array, size: Literal["i", "q"], count: int) -> memoryview:
+    """The integers of an array; of texts or bytes, their ends, one more than there are texts."""
+    return memoryview(values.buffers()[1]).cast("B").cast(size)[values.offset : values.offset + count]
 
 
 def as_text_array(type_: ColumnType, values: pyarrow.Array) -> pyarrow.Array:

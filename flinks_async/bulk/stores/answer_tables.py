@@ -17,6 +17,8 @@ from __future__ import annotations
 import datetime as dt
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from re import compile as pattern
 from typing import TYPE_CHECKING, Any, Final
@@ -77,7 +79,10 @@ def read_tables(path: Path, commit: Commit, where: Path | str, *, texts: bool = 
             says.
     """
     reader = _Reader(path, commit.shard, where, texts)
-    return map(reader.read, read_spool(path, commit.written.lines, BLOCK))
+    for block in read_spool(path, commit.written.lines, BLOCK):
+        yield reader.read(block)
+        if _has_arrow():  # Arrow keeps free memory, which the commit of a database needs as well
+            _arrow()[0].default_memory_pool().release_unused()
 
 
 _SHAPE: Final = pattern(rb'"GetAccountsDetail"\s*:\s*(.)')
@@ -147,7 +152,10 @@ class _Reader:
         if found is not None:
             yield found
         elif len(lines) == 1:
-            yield tuple(map(self._arrow_table, TABLES, self._rows(lines)))
+            yield tuple(
+                arrow_table(_as_stored(table, self.texts), rows, partial(does_not_fit, self.where, table))
+                for table, rows in zip(TABLES, self._rows(lines), strict=True)
+            )
         else:
             half = len(lines) // 2
             yield from self._read(lines[:half], is_object, unknown)
@@ -161,14 +169,6 @@ class _Reader:
         found = tuple(map(rows.of, TABLES))
         return tuple(map(partial(as_texts, self.where), TABLES, found)) if self.texts else found
 
-    def _arrow_table(self, table: Table, rows: list[Row]) -> pyarrow.Table:
-        types = _as_stored(table, self.texts)
-        return (
-            arrow_table(types, rows, partial(does_not_fit, self.where, table))
-            if rows
-            else schema_of(types).empty_table()
-        )
-
     def _columns(self, lines: Lines, is_object: bool, extras: Extras | None) -> tuple[Rows, ...] | None:
         """Answers by Arrow; None if it refuses one of them. Its own error is dropped, because it shows the value.
 
@@ -180,13 +180,7 @@ class _Reader:
         """
         pa = optional_import("pyarrow", extra="arrow")
         try:
-            text = b"".join([line for _, line in lines])
-            if _has_text_as_amount(text):
-                return None
-            read = _read_json(_quoted(text) if self.texts else text, is_object, self.texts, unknown=extras is not None)
-            if len(read["line"]) != len(lines):
-                return None
-            return self._flat(read, lines, extras)
+            return self._flat(_read_json(lines, is_object, self.texts, unknown=extras is not None), lines, extras)
         except MemoryError:
             raise
         except (pa.ArrowException, _Refused):
@@ -225,7 +219,7 @@ class _Reader:
             "accounts": pc.subtract(pc.take(before, details.ends), pc.take(before, details.starts)),
             "shard": pa.repeat(pa.scalar(self.shard.id, pa.int64()), len(lines)),
             "round": pa.repeat(pa.scalar(self.shard.round, pa.int64()), len(lines)),
-            "without_accounts": self._without_accounts(lines, details, accounts),
+            "without_accounts": _without_accounts(lines, details, accounts),
             "extra": answer_extra,
         }
         # The columns that the rows of an account, of its transactions and of its holder share.
@@ -279,14 +273,19 @@ class _Reader:
             columns.append(values)
         return pa.Table.from_arrays(columns, schema=schema_of(_as_stored(table, self.texts)))
 
-    def _without_accounts(self, lines: Lines, details: _Items, accounts: _Items) -> Any:
-        """The column of this name. The codec makes its texts, which few answers need."""
-        pa, pc = _arrow()
-        texts: list[str | None] = [None] * len(lines)
-        empty = pc.indices_nonzero(pc.equal(accounts.starts, accounts.ends))
-        for number in pc.unique(pc.take(details.owner, empty)).to_pylist():
-            texts[number] = without_accounts(decoded(self.path, *lines[number])[1])
-        return pa.array(texts, pa.string())
+
+def _without_accounts(lines: Lines, details: _Items, accounts: _Items) -> Any:
+    """The column of this name: the JSON of the entries, as it came."""
+    pa, pc = _arrow()
+    texts: list[str | None] = [None] * len(lines)
+    empty = pc.indices_nonzero(pc.equal(accounts.starts, accounts.ends))
+    owners, positions = (pc.take(values, empty).to_pylist() for values in (details.owner, details.position))
+    try:
+        for number, entries in groupby(zip(owners, positions, strict=True), itemgetter(0)):
+            texts[number] = without_accounts(read_spool_line(lines[number][1]), [place for _, place in entries])
+    except (ValueError, RecursionError):
+        raise _Refused from None
+    return pa.array(texts, pa.string())
 
 
 @cache
@@ -302,23 +301,20 @@ _DIGITS: Final = 28
 """The longest text of an amount that is certainly in the range of `schema.AMOUNT`."""
 
 
-def _quoted(text: bytes) -> pyarrow.Buffer:
-    """The JSON with amounts as texts, digit by digit. One with an exponent becomes an error of syntax."""
+def _json_of(lines: Lines, texts: bool) -> pyarrow.Buffer:
+    """The JSON of lines; with `texts` it has amounts in quotes, digit by digit. One with an exponent becomes an error of
+    syntax.
+
+    Raises:
+        _Refused: an amount may be a text, which Arrow reads as a number and the codec does not.
+    """
     pa, pc = _arrow()
-    return pc.replace_substring_regex(
-        pa.scalar(text, pa.binary()), rf'"({_AMOUNTS})"\s*:\s*(-?[0-9][0-9.]*)', r'"\1":"\2"'
-    ).as_buffer()
-
-
-_TEXT_AS_AMOUNT: Final = rf'"(?:{_AMOUNTS})"\s*:\s*"'
-
-
-def _has_text_as_amount(text: bytes) -> bool:
-    """Whether an amount may be a text, which Arrow reads as a number and the codec does not. Texts that only look like it
-    count too."""
-    pa, pc = _arrow()
-    found: bool = pc.match_substring_regex(pa.scalar(text, pa.binary()), _TEXT_AS_AMOUNT).as_py()
-    return found
+    text = pa.scalar(b"".join([line for _, line in lines]), pa.binary())
+    if pc.match_substring_regex(text, rf'"(?:{_AMOUNTS})"\s*:\s*"').as_py():
+        raise _Refused
+    if texts:
+        text = pc.replace_substring_regex(text, rf'"({_AMOUNTS})"\s*:\s*(-?[0-9][0-9.]*)', r'"\1":"\2"')
+    return text.as_buffer()
 
 
 class _Refused(Exception):
@@ -392,14 +388,18 @@ def _instants(timestamps: Any, texts: bool) -> Any:
     return as_text_array("instant", found) if texts else found
 
 
-def _read_json(data: bytes | pyarrow.Buffer, is_object: bool, texts: bool, *, unknown: bool) -> Mapping[str, Any]:
-    """Lines of a spool as columns.
+def _read_json(lines: Lines, is_object: bool, texts: bool, *, unknown: bool) -> Mapping[str, Any]:
+    """Lines of a spool as columns, which do not refer to their text.
 
     Args:
         is_object: whether `GetAccountsDetail` is an object, not an array.
         texts: whether amounts are texts.
         unknown: whether unknown fields are ignored; otherwise they are errors.
+
+    Raises:
+        _Refused, ArrowException: Arrow would not read them as the codec does.
     """
+    data = _json_of(lines, texts)
     pa, json = optional_import("pyarrow", extra="arrow"), optional_import("pyarrow.json", extra="arrow")
     read = json.read_json(
         pa.BufferReader(data),
@@ -411,7 +411,7 @@ def _read_json(data: bytes | pyarrow.Buffer, is_object: bool, texts: bool, *, un
     )
     read.validate(full=True)  # broken UTF-8, and numbers of 39 digits, which read_json lets pass
     columns = {name: read[name].combine_chunks() for name in read.column_names}
-    if any(columns[name].null_count for name in ("line", "response", "meta")):
+    if len(read) != len(lines) or any(columns[name].null_count for name in ("line", "response", "meta")):
         raise _Refused
     return columns
 

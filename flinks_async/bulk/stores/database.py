@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -20,10 +20,9 @@ from attrs import evolve
 
 from ... import checks
 from ...tables import Row, Table
-from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError, StoreMissingError
-from ..files import cannot_write, is_inside, size_of
+from ..files import cannot_write, crash_points, is_inside, size_of
 from ..records import Commit
 from .answer_rows import TABLES, Rows, ShardDigest, cannot_export
 from .answer_tables import read_tables
@@ -99,6 +98,9 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     _there: frozenset[Row] | None = None
     """Existing columns (table, column) of a database that is opened to be looked at; None if all columns exist."""
 
+    _gets_rows: Callable[[str], bool]
+    """`Place.gets_rows`."""
+
     _bare = False
     """Whether the database is opened to be looked at and has none of the tables."""
 
@@ -137,7 +139,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         with self._transaction():
             for tables in read_tables(spool, commit, self.where, texts=self._texts):
                 for table, rows in zip(TABLES, tables, strict=True):
-                    if len(rows):
+                    if len(rows) and self._gets_rows(table.name):
                         digest.add(table, self._insert(table, rows))
             self._inserted()
             receipt = {"rows": digest.rows, "digest": digest.hexdigest()}
@@ -183,11 +185,13 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         self._job, self._there, self._bare = 0, None, False
 
     def run(self, sql: str, *values: Any) -> int:
-        rowcount: int = self._do(lambda: self._execute(sql, values).rowcount)
+        with self._some_transaction():
+            rowcount: int = self._do(lambda: self._execute(sql, values).rowcount)
         return rowcount
 
     def fetch(self, sql: str, *values: Any) -> list[Row]:
-        rows: list[Row] = self._do(lambda: self._execute(sql, values).fetchall())
+        with self._some_transaction():
+            rows: list[Row] = self._do(lambda: self._execute(sql, values).fetchall())
         return rows
 
     # --- the database -------------------------------------------------------------------------------------------------
@@ -199,6 +203,10 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     def _execute(self, sql: str, values: tuple[Any, ...]) -> Any:
         """Returns a cursor, or an object with its methods. Raises the library's errors."""
         return self._opened.execute(sql, values)
+
+    def _some_transaction(self) -> AbstractContextManager[None]:
+        """The transaction of a statement. By default each commits itself, unless a transaction was begun."""
+        return nullcontext()
 
     def _do(self, work: Callable[[], T]) -> T:
         """Turns the library's errors into ours. A context manager would not do: the library's error, which may quote a
@@ -373,6 +381,7 @@ class DatabaseFile(DatabaseStore[ConnectionT]):
     def open(self, place: Place, *, existing: bool = False) -> None:
         self.close()
         self._path = self._file_of(place)
+        self._gets_rows = place.gets_rows
         created = not existing and self._create_file()
         self._own = created or is_inside(self._path, place.folder)
         if existing and size_of(self._path) is None:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from ...checks import optional_import
 from ...errors import ConfigError
 from ...tables import ColumnType, Table
-from .. import crash_points
 from ..errors import StoreError
-from ..files import PRIVATE_FILE, cannot_write, rename_durably, sync_file, sync_folder
+from ..files import PRIVATE_FILE, SPOOLS, cannot_write, crash_points, rename_durably, sync_file, sync_folder
 from .answer_rows import Rows
 from .database import DatabaseFile
 from .database_schema import quoted
@@ -31,6 +30,9 @@ _CONFIG: Final = {
     "threads": 1,  # shards are small, and fetching needs the other cores
     "autoinstall_known_extensions": False,  # otherwise an SQLite file makes it load code from the network
 }
+
+_MEMORY: Final = "64MB"
+"""DuckDB's own memory while it writes. By default it would keep the database in four fifths of the machine's memory."""
 
 _INCOMING: Final = "flinks_incoming"
 
@@ -78,15 +80,20 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
         Raises:
             ConfigError: DuckDB would open another path, or put its log elsewhere, readable for everybody.
         """
-        path = str(self._file_of(place))
-        if not existing and (
-            "?" in path or (os.sep == "/" and "\\" in path) or path.encode(errors="ignore") != os.fsencode(path)
-        ):
-            raise ConfigError(
-                f"path must be one that DuckDB can open, without ?, \\ and bytes that are not UTF-8, not {path!a}. "
-                "Choose another file or job directory"
-            )
+        self._spilled = str(place.folder / SPOOLS)
+        for path in () if existing else (str(self._file_of(place)), self._spilled):
+            if "?" in path or (os.sep == "/" and "\\" in path) or path.encode(errors="ignore") != os.fsencode(path):
+                raise ConfigError(
+                    f"path must be one that DuckDB can open, without ?, \\ and bytes that are not UTF-8, not {path!a}. "
+                    "Choose another file or job directory"
+                )
         super().open(place, existing=existing)
+
+    def _prepared(self) -> None:
+        """Limits the memory. A larger shard is written in part to the folder of spools, which is private and temporary."""
+        spilled = self._spilled.replace("'", "''")
+        self.run(f"SET memory_limit = '{_MEMORY}'")
+        self.run(f"SET temp_directory = '{spilled}'")
 
     def run(self, sql: str, *values: Any) -> int:
         rows = self.fetch(sql, *values)

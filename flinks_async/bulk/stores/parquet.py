@@ -1,7 +1,7 @@
-"""Answers as Parquet files: one for each table and shard, `parts/{table}/{shard}-{job}.parquet`. Needs pyarrow.
+"""Answers as Parquet files: one for each table and shard, `{table}/{shard}-{job}.parquet`. Needs pyarrow.
 
-The files of a shard are written under temporary names, synced and renamed, and their folders are synced, before the
-ledger marks the shard as done. The next start removes files that a crash has left.
+The files of a shard are written beside its spool, synced, and moved to their place, before the ledger marks the shard as
+done. The next start removes files that a crash has left.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ import msgspec
 
 from ...checks import choice, optional_import
 from ...tables import Table, schema_of
-from .. import crash_points
 from ..compression import Compression
 from ..errors import StoreError
-from ..files import cannot_write, create, newer_version, rename_durably, write_all
+from ..files import cannot_write, crash_points, create, newer_version, write_all
+from ..objects import Readable
 from ..records import Commit, Written
-from .answer_files import ShardFiles, difference
+from ..spool import difference
 from .answer_rows import FETCHES, TABLES, cannot_export
 from .answer_tables import read_tables
 from .protocol import Problem, foreign_receipt, receipt_as
+from .shard_files import ShardFiles
 
 __all__ = ["ParquetStore"]
 
@@ -53,48 +54,53 @@ class ParquetStore(ShardFiles):
 
     Args:
         compression: compression of the pages (default `zstd`).
+        url: as for `JSONLParts` (default: the folder `parts` of the job's directory).
 
     Raises:
-        ConfigError: pyarrow is not installed, or the compression is unknown.
+        ConfigError: pyarrow or the library for object storage is not installed, the compression is unknown, or the URL
+            cannot be used.
     """
 
     spool_compression: Compression = "none"
     folders: ClassVar[tuple[str, ...]] = tuple(table.name for table in TABLES)
 
-    def __init__(self, compression: Pages = "zstd") -> None:
+    def __init__(self, compression: Pages = "zstd", url: str | None = None) -> None:
+        super().__init__(url)
         optional_import("pyarrow", extra="arrow")
         choice("compression", compression, get_args(Pages))
         self._compression = compression
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "parquet", "compression": self._compression}
+        return self._described({"kind": "parquet", "compression": self._compression})
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
         newest = max((receipt_as(_Files, receipt).version for receipt in receipts.values()), default=VERSION)
         if newest > VERSION:
-            raise StoreError(newer_version(self._opened.parts, newest))
+            raise StoreError(newer_version(self._objects, newest))
         return super().recover(receipts)
 
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
+        name = f"{self._name(f'{commit.shard.id:06d}')}.parquet"
+        names = [f"{table.name}/{name}" for table in TABLES]
         files: list[_NewFile] = []
         try:
             for table in TABLES:
-                path = self._opened.parts / table.name / f"{commit.shard.id:06d}-{self._opened.job[:8]}.parquet"
+                path = spool.with_name(f"{spool.name}.{table.name}")
                 files.append(_NewFile(path, table, self._opened.job, self._compression))
-            for tables in read_tables(spool, commit, self._opened.parts):
-                for rows, file in zip(tables, files, strict=True):
-                    file.write(rows)
+            for tables in read_tables(spool, commit, str(self._objects)):
+                for table, rows, file in zip(TABLES, tables, files, strict=True):
+                    if self._opened.gets_rows(table.name):
+                        file.write(rows)
             for file in files:
                 file.finish()
             crash_points.reach("tables synced")
-            for file in files:
-                file.rename()
+            self._put(names, [file.path for file in files])
         except OSError as error:
-            problem = cannot_write(self._opened.parts, error)
+            problem = cannot_write(spool.parent, error)
         else:
             return {
                 "version": VERSION,
-                "files": [{"name": f.path.relative_to(self._opened.parts).as_posix(), **f.receipt()} for f in files],
+                "files": [{"name": name, **file.receipt()} for name, file in zip(names, files, strict=True)],
             }
         finally:
             for file in files:
@@ -102,13 +108,13 @@ class ParquetStore(ShardFiles):
         raise problem
 
     def lines(self, commits: Iterable[Commit]) -> NoReturn:
-        raise cannot_export(self._opened.parts)
+        raise cannot_export(self._objects)
 
     @property
     def _own(self) -> str:
-        return rf"\d{{6,}}-{self._opened.job[:8]}\.parquet"
+        return self._name(r"\d{6,}", "[0-9a-f]{8}") + r"\.parquet"
 
-    def _files(self, receipt: Mapping[str, Any]) -> Sequence[Path]:
+    def _files(self, receipt: Mapping[str, Any]) -> Sequence[str]:
         """In the order of the tables."""
         files = receipt_as(_Files, receipt).files
         if len(files) != len(TABLES):
@@ -117,13 +123,14 @@ class ParquetStore(ShardFiles):
 
     def _compare(self, commit: Commit) -> Iterator[Problem]:
         files = receipt_as(_Files, commit.receipt).files
-        for table, path, file in zip(TABLES, self._files(commit.receipt), files, strict=True):
+        for table, name, file in zip(TABLES, self._files(commit.receipt), files, strict=True):
+            path = self._objects.at(name)
             rows = commit.written.lines if table is FETCHES else file.rows
             what = difference(path, Written(file.rows, file.size, file.sha256)) or self._difference_in_rows(path, rows)
             if what is not None:
                 yield Problem(str(path), what, commit.shard.id)
 
-    def _difference_in_rows(self, path: Path, rows: int) -> str | None:
+    def _difference_in_rows(self, path: Readable, rows: int) -> str | None:
         from pyarrow.parquet import read_metadata
 
         try:
@@ -151,11 +158,10 @@ class _Files(msgspec.Struct):
 
 
 class _NewFile:
-    """A file of one table that is being written. Until it is complete, its name begins with a dot, so that readers of the
-    folder ignore it.
+    """A file of one table that is being written.
 
     Args:
-        path: the final path.
+        path: the file.
         table: the table whose rows it holds.
         job: the job's id, for the file's metadata.
         compression: compression of the pages.
@@ -170,8 +176,7 @@ class _NewFile:
         self.path = path
         self._rows = 0
         self._group: list[pyarrow.Table] = []
-        self._beside = path.with_name(f".{path.name}.tmp")
-        self._sink = _Sink(self._beside)
+        self._sink = _Sink(path)
         about = {_JOB: job.encode(), _VERSION: b"%d" % VERSION}
         self._writer = ParquetWriter(self._sink, schema_of(table).with_metadata(about), compression=compression)
 
@@ -194,21 +199,17 @@ class _NewFile:
             self._writer.write_table(rows, row_group_size=rows.num_rows)
         self._group = []
 
-    def rename(self) -> None:
-        """Renames the file to its final path."""
-        rename_durably(self._beside, self.path)
-
     def receipt(self) -> dict[str, Any]:
         """The facts that `verify` compares with the file."""
         return {"rows": self._rows, "size": self._sink.size, "sha256": self._sink.sha256}
 
     def abandon(self) -> None:
-        """Removes the file, unless it was renamed."""
+        """Removes the file, unless it was moved."""
         self._sink.abandon()
         with suppress(Exception):
             self._writer.close()
         with suppress(OSError):
-            self._beside.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
 
 
 class _Sink:

@@ -2,8 +2,8 @@
 
 Tables and commit marks are as in SQLite, with PostgreSQL's types, in a schema of their own. One transaction replaces rows
 of the same lines, copies the rows of a shard and adds its commit mark, so a repetition has no effect. Arrow writes the rows
-as CSV, which PostgreSQL's COPY reads. All settings are those
-of a transaction, so a pooler may give each transaction another session.
+as CSV, which PostgreSQL's COPY reads. All settings are those of a transaction, so a pooler may give each transaction another
+session.
 
 PostgreSQL cannot hold some values; they are stored in another form, without loss:
 
@@ -35,8 +35,8 @@ from ...codec.parse import decode_any
 from ...errors import ConfigError
 from ...limits.notices import log_fields
 from ...tables import ColumnType, Row, Table, to_json
-from .. import crash_points
 from ..errors import StoreError, StoreMissingError
+from ..files import crash_points
 from ..records import Commit
 from .answer_rows import FETCHES, TABLES, Rows, does_not_fit
 from .database import ROWS, DatabaseStore, T
@@ -151,6 +151,7 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
 
     def open(self, place: Place, *, existing: bool = False) -> None:
         self._place = place
+        self._gets_rows = place.gets_rows
         self._patiently("opening the tables", lambda: self._connect(place, existing=existing))
 
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
@@ -176,14 +177,6 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
             "WHERE n.nspname = ? AND c.relkind IN ('r', 'p', 'v', 'm', 'f') AND a.attnum > 0 AND NOT a.attisdropped",
             self._schema,
         )
-
-    def run(self, sql: str, *values: Any) -> int:
-        with self._some_transaction():
-            return super().run(sql, *values)
-
-    def fetch(self, sql: str, *values: Any) -> list[Row]:
-        with self._some_transaction():
-            return super().fetch(sql, *values)
 
     def _execute(self, sql: str, values: tuple[Any, ...]) -> psycopg.Cursor[Any]:
         return self._opened.execute(_native(sql, values), values or None)

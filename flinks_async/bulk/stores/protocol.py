@@ -25,17 +25,23 @@ class Place:
         folder: the job's directory.
         keyed: whether rows have a key of the user's.
         instances: whether rows name their instance.
+        tables: names of the tables that get rows; None for all.
     """
 
     job: str
     folder: Path
     keyed: bool = False
     instances: bool = False
+    tables: frozenset[str] | None = None
 
     @property
     def parts(self) -> Path:
         """The folder for stores that write one file for each shard."""
         return self.folder / "parts"
+
+    def gets_rows(self, table: str) -> bool:
+        """Whether a table gets rows. The others stay empty."""
+        return self.tables is None or table in self.tables
 
 
 @frozen
@@ -164,3 +170,41 @@ class Store(Protocol):
     def close(self) -> None:
         """Closes files and connections. It may be called more than once."""
         ...
+
+
+@runtime_checkable
+class SharedStore(Store, Protocol):
+    """A store whose `put` may be called in several threads and processes at once, and for one shard more than once: the
+    ledger says which receipt counts. A worker opens it with `existing` and its description.
+    """
+
+    @property
+    def by_workers(self) -> bool:
+        """Whether this one is so."""
+        ...
+
+    def check(self) -> None:
+        """Called by the job before the ledger is told of a shard.
+
+        Raises:
+            JobLockedError: another process has taken over the output.
+        """
+        ...
+
+    def drop(self, receipt: Mapping[str, Any]) -> None:
+        """Removes the answers of a receipt that the ledger will not get."""
+        ...
+
+    def settle(self, receipts: Mapping[int, Mapping[str, Any]], *, complete: bool) -> None:
+        """Called at the end of a run. Output that the ledger does not know is removed.
+
+        Args:
+            receipts: as for `recover`.
+            complete: every token has an outcome: readers are told that the output is complete.
+        """
+        ...
+
+
+def shared_store(store: Store) -> SharedStore | None:
+    """The store, if workers write to it."""
+    return store if isinstance(store, SharedStore) and store.by_workers else None

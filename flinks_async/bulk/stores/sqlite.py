@@ -16,8 +16,8 @@ from __future__ import annotations
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator
-from itertools import chain
-from typing import ClassVar, Final
+from math import nan
+from typing import Any, ClassVar, Final
 
 from ...tables import ColumnType, Row, Table
 from ..errors import StoreError
@@ -113,13 +113,21 @@ class SQLiteStore(DatabaseFile[sqlite3.Connection]):
         return {name for (name,) in self.fetch("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")}
 
     def _insert(self, table: Table, rows: Rows) -> Rows:
-        columns = ", ".join(("job", *quoted(table)))
-        places = f"({self._job}, {', '.join('?' * len(table.columns))})"
-        values = rows if isinstance(rows, list) else list(zip(*(c.to_pylist() for c in rows.columns), strict=True))
-        for start in range(0, len(values), _ROWS):
-            some = values[start : start + _ROWS]
-            statement = f"INSERT INTO {table.name} ({columns}) VALUES {', '.join([places] * len(some))}"
-            self.run(statement, *chain.from_iterable(some))
+        if isinstance(rows, list):
+            found = [(values, sum(value is None for value in values)) for values in zip(*rows, strict=True)]
+        else:
+            found = [(column.to_pylist(), column.null_count) for column in rows.columns]
+        used = [(name, *one) for name, one in zip(quoted(table), found, strict=True) if one[1] < len(rows)]
+        width = len(used)
+        values: list[Any] = [None] * (width * len(rows))
+        for number, (_, column, nulls) in enumerate(used):
+            # NaN becomes NULL in SQLite, while sqlite3 takes longer for a None, for which it looks for an adapter.
+            values[number::width] = [nan if value is None else value for value in column] if nulls else column
+        columns = ", ".join(("job", *(name for name, *_ in used)))
+        places = f"({self._job}, {', '.join('?' * width)})"
+        for start in range(0, len(values), _ROWS * width):
+            some = values[start : start + _ROWS * width]
+            self.run(f"INSERT INTO {table.name} ({columns}) VALUES {', '.join([places] * (len(some) // width))}", *some)
         return rows
 
     def _add_mark(self, shard: int, mark: bytes) -> None:

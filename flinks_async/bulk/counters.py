@@ -1,0 +1,339 @@
+"""Counts of a run, and its progress for users.
+
+There are two kinds of counts in a job. `Counters` are those of a run: live, sent by worker processes, added up, and gone when
+it ends. `ledger.Totals` are those of the job, as far as it is committed. `Progress` is a snapshot for users made of both.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any, Final, Literal, Self
+
+from attrs import asdict, define, evolve, field, fields, frozen
+
+from ..client import FlinksClient
+from ..codec.observed import Drift, joined
+from ..limits.governor import Trouble
+from ..limits.notices import trouble_line
+from ..limits.rate import LearnedLimit
+
+_SMALLEST: Final = 1e-4
+_GROWTH: Final = math.log(1.05)
+_PER_BUCKET: Final = 1 / _GROWTH
+_log = math.log
+
+
+class Histogram:
+    """Times in buckets that are 5 % apart, so that a million of them take little memory."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, int] = {}
+
+    def add(self, seconds: float) -> None:
+        bucket = int(_log(seconds / _SMALLEST) * _PER_BUCKET) + 1 if seconds > _SMALLEST else 0
+        self._buckets[bucket] = self._buckets.get(bucket, 0) + 1
+
+    @classmethod
+    def sum_of(cls, parts: Iterable[Histogram]) -> Self:
+        """One histogram with the times of all."""
+        whole = cls()
+        for part in parts:
+            for bucket, count in part._buckets.items():
+                whole._buckets[bucket] = whole._buckets.get(bucket, 0) + count
+        return whole
+
+    def percentile(self, share: float) -> float | None:
+        """The time below which this share of all lies: the upper end of its bucket. None if the histogram is empty."""
+        rank = math.ceil(share * sum(self._buckets.values()))
+        for bucket in sorted(self._buckets):
+            rank -= self._buckets[bucket]
+            if rank <= 0:
+                return _SMALLEST * math.exp(bucket * _GROWTH)
+        return None
+
+
+class RecentTimes:
+    """Times of one to two minutes: those of the current minute and of the one before."""
+
+    def __init__(self, now: float) -> None:
+        self._since = now
+        self._before, self._current = Histogram(), Histogram()
+        self.add = self._current.add
+
+    def histogram(self, now: float) -> Histogram:
+        """The times of the current minute, or those of the one before if there is none yet."""
+        if now - self._since > 60.0:
+            self._since = now
+            self._before, self._current = self._current, Histogram()
+            self.add = self._current.add
+        return self._current if self._current.percentile(0.5) is not None else self._before
+
+
+@frozen
+class InstanceState:
+    """An instance as a run sees it.
+
+    Attributes:
+        answered: it has answered a request of this run, with any status.
+        trouble: the problem of its latest requests; None while they succeed.
+        held_back: seconds until it gets the next request; 0 while nothing holds requests back.
+        learned: its limit, learned from refused requests; None while unknown.
+    """
+
+    answered: bool = False
+    trouble: Trouble | None = None
+    held_back: float = 0.0
+    learned: LearnedLimit | None = None
+
+    def joined(self, other: InstanceState) -> InstanceState:
+        """The same instance as two processes see it."""
+        trouble = _joined(self.trouble, other.trouble)
+        learned = other.learned if self.learned is None else self.learned.joined(other.learned)
+        return InstanceState(self.answered or other.answered, trouble, max(self.held_back, other.held_back), learned)
+
+
+def _joined(one: Trouble | None, other: Trouble | None) -> Trouble | None:
+    if one is None or other is None:
+        return one or other
+    return evolve(one, attempts=one.attempts + other.attempts, since=min(one.since, other.since))
+
+
+WAITED_FOR: Final = "waiting for one that is free"
+
+
+@frozen
+class WorkerState:
+    """A worker of a run with several, at one moment or when it ended.
+
+    Attributes:
+        name: in words.
+        fetched, failed, requests, in_flight, held_back: as in `Progress`.
+        note: `WAITED_FOR`, or why it died and how many of its shards were handed out again; empty while it works.
+    """
+
+    name: str
+    fetched: int = 0
+    failed: int = 0
+    requests: int = 0
+    in_flight: int = 0
+    held_back: float = 0.0
+    note: str = ""
+
+    def __str__(self) -> str:
+        figures = f"{self.fetched:,} ok, {self.failed:,} failed, {self.in_flight:,} in flight"
+        pause = f", held back for {self.held_back:,.0f} s" if self.held_back else ""
+        return f"{self.name}: {figures}{pause}" + (f"; {self.note}" if self.note else "")
+
+
+@define
+class Counters:
+    """Counts of a run so far, in one process or in several. Plain data that can be pickled and added up.
+
+    Attributes:
+        fetched, failed: tokens.
+        failed_before: those of them that had already failed in an earlier run, and count as failed in the ledger.
+        size: bytes of answers, as they came.
+        requests, retries, throttled, in_flight, limit, held_back: as in `ClientStats`.
+        times: seconds from sending to the last byte, of the last minute or two.
+        instances: by host.
+        workers: of a run with several; also those that have died.
+        drift: how answers differ from their documentation.
+    """
+
+    fetched: int = 0
+    failed: int = 0
+    failed_before: int = 0
+    size: int = 0
+    requests: int = 0
+    retries: int = 0
+    throttled: int = 0
+    in_flight: int = 0
+    limit: int = 0
+    held_back: float = 0.0
+    times: Histogram = field(factory=Histogram)
+    instances: dict[str, InstanceState] = field(factory=dict)
+    workers: tuple[WorkerState, ...] = ()
+    drift: tuple[Drift, ...] = ()
+
+    def with_clients(self, clients: Iterable[FlinksClient], times: Histogram) -> Counters:
+        """A copy with the counters of clients, and with recent times."""
+        parts, drift = [self], {}
+        for client in clients:
+            one = client.stats()
+            state = InstanceState(one.answered, one.trouble, one.held_back, one.learned)
+            parts.append(
+                Counters(
+                    requests=one.requests, retries=one.retries, throttled=one.throttled, in_flight=one.requests_in_flight,
+                    limit=one.limit, held_back=one.held_back, instances={client.host: state},
+                )
+            )  # fmt: skip
+            drift[client.options.codec] = one.drift  # clients may share a codec
+        return evolve(Counters.sum_of(parts), times=times, workers=self.workers, drift=joined(drift.values()))
+
+    @classmethod
+    def sum_of(cls, parts: Iterable[Counters]) -> Counters:
+        """All of them together; `held_back` is the longest."""
+        whole, times, drift = cls(), list[Histogram](), list[tuple[Drift, ...]]()
+        for part in parts:
+            for name in _ADDED_UP:
+                setattr(whole, name, getattr(whole, name) + getattr(part, name))
+            whole.held_back = max(whole.held_back, part.held_back)
+            times.append(part.times)
+            drift.append(part.drift)
+            for host, state in part.instances.items():
+                whole.instances[host] = whole.instances.get(host, InstanceState()).joined(state)
+        whole.times = Histogram.sum_of(times)
+        whole.drift = joined(drift)
+        return whole
+
+    def ended(self) -> Counters:
+        """The counters without requests in flight, for a process that has ended."""
+        return evolve(self, in_flight=0, held_back=0.0)
+
+    def without_troubles(self) -> Counters:
+        """The counters of a process that has ended, while others know more about the instances."""
+        return evolve(self, instances={host: InstanceState(one.answered) for host, one in self.instances.items()})
+
+    def learned(self) -> tuple[str, ...]:
+        """The limits that were learned, one line an instance."""
+        hosts = len(self.instances) > 1
+        return tuple(
+            f"{host}: {one.learned}" if hosts else str(one.learned)
+            for host, one in self.instances.items()
+            if one.learned is not None
+        )
+
+    def learned_rate(self) -> float | None:
+        """Requests per second that the instances allow together; None while no limit of a rate is known."""
+        rates = [one.learned.rate for one in self.instances.values() if one.learned is not None and one.learned.rate]
+        return sum(rates) if rates else None
+
+    def troubles(self, now: float, began: float) -> tuple[InstanceTrouble, ...]:
+        """The instances that have a problem now, in a run that `began` then."""
+        return tuple(
+            InstanceTrouble(
+                host, trouble.reason, trouble.attempts, now - max(trouble.since, began),
+                state.held_back if math.isfinite(state.held_back) else 0.0,
+            )
+            for host, state in self.instances.items()
+            if (trouble := state.trouble) is not None
+        )  # fmt: skip
+
+
+_ADDED_UP: Final = [field.name for field in fields(Counters) if str(field.type) == "int"]
+
+Phase = Literal["fetching", "draining", "over"]
+
+
+@frozen
+class InstanceTrouble:
+    """An instance whose latest requests failed or were throttled. `str` makes one line for people.
+
+    Attributes:
+        host: of the instance.
+        reason: of the latest failure, in words.
+        attempts: that failed, with no success between.
+        seconds: since the first of them.
+        next_try: seconds until the next request may be sent; 0 if it is not held back.
+    """
+
+    host: str
+    reason: str
+    attempts: int
+    seconds: float
+    next_try: float = 0.0
+
+    @property
+    def without_next_try(self) -> str:
+        """The line without the time of the next try, for a run that makes none."""
+        return trouble_line(self.reason, self.attempts, self.seconds)
+
+    def __str__(self) -> str:
+        return trouble_line(self.reason, self.attempts, self.seconds, self.next_try if self.next_try >= 1 else 0.0)
+
+
+@frozen
+class Progress:
+    """A run at one moment. `total`, `fetched` and `failed` count tokens of the job, everything else is of this run.
+
+    Attributes:
+        phase: `draining` once no more tokens are taken.
+        total: tokens of the job, retries not counted twice.
+        fetched: tokens with an answer.
+        failed: tokens that were tried and have none.
+        requests, retries, throttled: requests that have ended, of these repeated ones, and of these answered with "slow
+            down".
+        in_flight: requests on the wire.
+        limit: requests that may be on the wire at once.
+        held_back: seconds for which nothing is sent, because the instance is down or asked for a pause.
+        p50, p95: seconds from sending to the last byte, of the answers since the last minute began; None without any.
+        rate: tokens per second, over the last 10 seconds.
+        eta: seconds until the end, at the rate of the last minute; None if that is 0, or if an instance has had a problem for
+            some seconds.
+        seconds: since this run began.
+        size: bytes of answers in this run, as they came.
+        troubles: the instances that have a problem now.
+        learned: the limits that refused requests have shown, one line an instance, such as
+            "1,470/s learned: refused at 1,520/s 12 s ago".
+        learned_rate: requests per second that the instances allow, as far as their limits are known; None while no limit is.
+        workers: of a run with several; also those that have died.
+        drift: how the answers of this run differ from their documentation; the first 50.
+    """
+
+    phase: Phase
+    total: int
+    fetched: int
+    failed: int
+    requests: int
+    retries: int
+    throttled: int
+    in_flight: int
+    limit: int
+    held_back: float
+    p50: float | None
+    p95: float | None
+    rate: float
+    eta: float | None
+    seconds: float
+    size: int
+    troubles: tuple[InstanceTrouble, ...] = ()
+    learned: tuple[str, ...] = ()
+    learned_rate: float | None = None
+    workers: tuple[WorkerState, ...] = ()
+    drift: tuple[Drift, ...] = ()
+
+    @property
+    def done(self) -> int:
+        """Tokens with an outcome."""
+        return self.fetched + self.failed
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and `done` as plain JSON, times rounded to milliseconds."""
+        return {
+            **_rounded(asdict(self, recurse=False)),
+            "troubles": [_rounded(asdict(trouble)) for trouble in self.troubles],
+            "workers": [_rounded(asdict(worker)) for worker in self.workers],
+            "drift": [_rounded(asdict(one)) for one in self.drift],
+            "done": self.done,
+        }
+
+
+def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: round(value, 3) if isinstance(value, float) else value for name, value in fields.items()}
+
+
+class Rate:
+    """Tokens per second over the last seconds."""
+
+    def __init__(self, over: float = 10.0) -> None:
+        self._over = over
+        self._points: list[tuple[float, int]] = []
+
+    def at(self, now: float, done: int) -> float:
+        points = self._points
+        points.append((now, done))
+        while len(points) > 2 and points[1][0] <= now - self._over:
+            del points[0]
+        then, before = points[0]
+        return (done - before) / (now - then) if now > then else 0.0

@@ -1,0 +1,445 @@
+"""What the executors on clusters share: a seat in each of several workers of an engine, such as Dask or Ray.
+
+The engine starts workers, notices their deaths and carries calls; it gets no tasks, so that there are no results that it could
+lose and compute again. The job asks each seat for its messages, and each request waits up to a second for one. A seat that
+does not answer for `SILENCE` seconds is given up (a frozen machine, a lost network) and its shards are handed out again; a
+seat that is not asked for as long ends by itself. What a seat that was given up still writes is removed with its folder.
+
+Clocks of machines differ, so messages carry times as seconds from now.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import shutil
+import socket
+import tempfile
+import threading
+import time
+import uuid
+from abc import abstractmethod
+from collections.abc import Callable, Coroutine, Mapping
+from contextlib import suppress
+from importlib import import_module
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal, Protocol, TypedDict, Unpack
+from urllib.parse import urlsplit
+
+from attrs import evolve, frozen
+
+from ... import checks
+from ..._version import __version__
+from ...errors import ConfigError, FlinksError
+from ...runtime import fast_loop
+from ...secret import Secret
+from ..counters import WAITED_FOR, WorkerState
+from ..errors import WorkerError
+from ..selection import PSEUDONYM_KEY
+from .dispatch import Worker, WorkersExecution, starts_of
+from .processes import GRACE
+from .protocol import NextTask, TakeFinished, Work
+from .seat import Broken, PaceLearned, Report, Seat, Secrets, Start
+
+SILENCE: Final = 10.0
+"""Seconds without an answer after which the other side is given up."""
+
+WAIT: Final = 1.0
+"""Seconds that a request for messages waits for one."""
+
+Source = Literal["env", "file", "callable"]
+
+
+@frozen
+class SecretReference:
+    """Where a worker finds an AuthSecret. Only this is sent to the cluster.
+
+    Attributes:
+        source: the kind of the place.
+        name: of the environment variable, of the file, or of the function as `package.module:function`.
+    """
+
+    source: Source
+    name: str
+
+    def resolve(self) -> Secret:
+        """The secret. Called in the worker. Raises ConfigError if it is not there."""
+        try:
+            if self.source == "env":
+                value: object = os.environ[self.name]
+            elif self.source == "file":
+                value = Path(self.name).read_text(encoding="utf-8")
+            else:
+                module, _, function = self.name.partition(":")
+                value = getattr(import_module(module), function)()
+        except Exception as error:  # whatever a user's function raises
+            problem = type(error).__name__
+        else:
+            if isinstance(value, Secret):
+                return value
+            if isinstance(value, str) and value.strip():
+                return Secret(value.strip())
+            problem = "it is empty, or not text"
+        what = {"env": "environment variable", "file": "file", "callable": "function"}[self.source]
+        raise ConfigError(
+            f"the worker on {socket.gethostname()} finds no secret in the {what} {self.name} ({problem}). Provide it on "
+            "every machine of the cluster"
+        )
+
+
+class ClusterOptions(TypedDict, total=False):
+    """Arguments of every executor on a cluster.
+
+    The AuthSecret is never sent: each worker finds it itself, by exactly one of the arguments `secret_...`. For several
+    instances, each of them may be a mapping with a name for each instance.
+
+    Attributes:
+        workers: workers to use; the limits are divided by this number (default: those that are free when the run begins).
+            Further ones replace workers that are lost.
+        secret_env: the environment variable with the AuthSecret.
+        secret_file: the file with the AuthSecret.
+        secret_from: the function that returns the AuthSecret, as `package.module:function`.
+        restarts: lost workers that are replaced, in all, before the run is given up (default 10).
+        patience: seconds to wait for the cluster, and for a worker (default 300).
+    """
+
+    workers: int | None
+    secret_env: str | Mapping[str, str] | None
+    secret_file: str | Mapping[str, str] | None
+    secret_from: str | Mapping[str, str] | None
+    restarts: int
+    patience: float
+
+
+class ClusterExecutor:
+    """An executor on a cluster: what its run needs.
+
+    Args:
+        address: of the cluster.
+        options: as in `ClusterOptions`.
+
+    Raises:
+        ConfigError: an argument is wrong.
+    """
+
+    def __init__(self, address: object, **options: Unpack[ClusterOptions]) -> None:
+        if unknown := options.keys() - ClusterOptions.__annotations__.keys():
+            raise ConfigError(f"{type(self).__name__} has no argument {', '.join(sorted(unknown))}")
+        checks.kind("the address of the cluster", address, str)
+        self.address = str(address)
+        self.workers = options.get("workers")
+        self.restarts = options.get("restarts", 10)
+        self.patience = options.get("patience", 300.0)
+        checks.integer("workers", 1 if self.workers is None else self.workers, 1)
+        checks.integer("restarts", self.restarts, 0)
+        checks.seconds("patience", self.patience)
+        given: dict[Source, str | Mapping[str, str] | None] = {
+            "env": options.get("secret_env"), "file": options.get("secret_file"), "callable": options.get("secret_from"),
+        }  # fmt: skip
+        found = [(source, names) for source, names in given.items() if names is not None]
+        if len(found) != 1:
+            raise ConfigError("name the AuthSecret of the workers by one of secret_env, secret_file and secret_from")
+        self._source, self._names = found[0]
+        for name in self._names.values() if isinstance(self._names, Mapping) else [self._names]:
+            checks.kind("the name of the AuthSecret", name, str)
+
+    module: ClassVar[str]
+
+    def library(self) -> Any:
+        """The package of the engine. Raises ConfigError if it is not installed."""
+        return checks.optional_import(self.module, extra="ray" if self.module == "ray" else "dask")
+
+    def secret_of(self, instance: str | None) -> SecretReference:
+        """The reference of the secret of an instance. Raises ConfigError if there is none."""
+        name = self._names if isinstance(self._names, str) else self._names.get(instance or "")
+        if not name:
+            raise ConfigError(f"there is no reference to the AuthSecret of the instance {instance!r}")
+        return SecretReference(self._source, name)
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address such as `tcp://127.0.0.1:8786` is on this machine."""
+    host = urlsplit(address if "://" in address else f"tcp://{address}").hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+class Slot(Protocol):
+    """A worker of an engine with room for a seat.
+
+    Attributes:
+        name: in words, for the log.
+    """
+
+    name: str
+
+    async def call(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: object) -> Any:
+        """Calls a function of this module there. Any exception means that the worker is lost."""
+        ...
+
+    def leave(self) -> None:
+        """Gives the worker back."""
+        ...
+
+
+class ClusterExecution(WorkersExecution):
+    """An `Execution` on a cluster. Subclasses know its engine."""
+
+    engine: ClassVar[str]
+
+    def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, executor: ClusterExecutor) -> None:
+        super().__init__(work, tasks, finished, restarts=executor.restarts, grace=GRACE)
+        self._executor = executor
+        self._library = executor.library()
+        clients = list(dict.fromkeys(work.clients.values()))
+        names = {client: name for name, client in work.clients.items()}
+        self._references = [executor.secret_of(names[client]) for client in clients]
+        if work.selection is not None and work.selection.pseudonyms:
+            self._references.append(SecretReference("env", PSEUDONYM_KEY))
+        starts_of(work, 1)  # refuses clients that cannot be made again in a worker
+        for client in clients:
+            cannot = ["headers"] if client.options.headers else []
+            cannot += ["connection.proxy"] if client.settings.connection.proxy else []
+            if cannot:
+                raise ConfigError(
+                    f"these parts of a client may hold secrets, which are never sent to a cluster: {', '.join(cannot)}. "
+                    "Leave them out, or use Processes"
+                )
+
+    @abstractmethod
+    async def _connect(self) -> int:
+        """Connects to the cluster. Returns how many workers are free. May raise what shows that there is no connection."""
+
+    @abstractmethod
+    async def _free_slot(self) -> Slot:
+        """Waits for a free worker. Raises WorkerError if the cluster is lost."""
+
+    async def _prepare(self) -> list[Start]:
+        free, problem = 0, ""
+        try:
+            free = await self._connect()
+        except FlinksError:
+            raise
+        except Exception as error:  # engines raise of all kinds
+            problem = type(error).__name__
+        if problem:
+            raise WorkerError(f"there is no connection to {self._cluster} ({problem}). Is it running?")
+        starts, _ = starts_of(self._work, self._executor.workers or free or 1)
+        return starts
+
+    async def _start(self, start: Start) -> Worker | None:
+        """Begins a seat in a free worker. Waits until there is one."""
+        since, told = time.monotonic(), False
+        missing = WorkerState(f"a worker of {self._cluster}", note=WAITED_FOR)
+        finding = asyncio.ensure_future(self._free_slot())
+        self._missing.append(missing)
+        try:
+            while not (await asyncio.wait({finding}, timeout=WAIT))[0]:
+                if self._all_done:
+                    return None
+                waited = time.monotonic() - since
+                if waited > self._executor.patience:
+                    raise WorkerError(
+                        f"{self._cluster} has had no free worker for {waited:.0f} s. Start workers and run the job again to "
+                        "resume"
+                    )
+                if waited > 3 * WAIT and not told:
+                    told = True
+                    self._work.log.warning("waiting for a worker of %s", self._cluster)
+        finally:
+            self._missing.remove(missing)
+            finding.cancel()
+        worker = SeatElsewhere(await finding)
+        worker.begin(start, self._references)
+        return worker
+
+    @property
+    def _cluster(self) -> str:
+        return f"the {self.engine} cluster at {self._executor.address}"
+
+    def _lost(self) -> WorkerError:
+        return WorkerError(
+            f"the connection to {self._cluster} is lost. The answers so far are kept: run the job again to resume"
+        )
+
+
+class SeatElsewhere(Worker):
+    """A seat in a worker of a cluster."""
+
+    def __init__(self, slot: Slot) -> None:
+        super().__init__()
+        self.name = slot.name
+        self._slot = slot
+        self._seat = uuid.uuid4().hex
+        self._inbox = asyncio.Queue[object]()
+        self._outbox: list[object] = []
+        self._death = ""
+        self._begun = asyncio.Event()
+        self._calls: set[asyncio.Task[None]] = set()
+
+    def begin(self, start: Start, references: list[SecretReference]) -> None:
+        """Begins the seat. If that fails, the next message says so."""
+        self._call_beside(self._begin(pickle.dumps((start, references))))
+
+    def send(self, message: object) -> None:
+        self._outbox.append(message)
+        if len(self._outbox) == 1:
+            self._call_beside(self._tell())
+
+    async def receive(self) -> object:
+        return await self._inbox.get()
+
+    def kill(self) -> None:
+        self._inbox.put_nowait(None)
+
+    async def end(self) -> str:
+        for call in self._calls:
+            call.cancel()
+        with suppress(Exception):
+            await asyncio.wait_for(self._call(end_seat), WAIT)
+        self._slot.leave()
+        return self._death or "an unknown cause"
+
+    async def _begin(self, data: bytes) -> None:
+        if refusal := await self._call(begin_seat, __version__, data):
+            self._inbox.put_nowait(Broken(pickle.loads(refusal)))
+            return
+        self._begun.set()
+        while True:
+            for one in await self._call(messages_of_seat):
+                self._inbox.put_nowait(moved(pickle.loads(one), time.monotonic()))
+
+    async def _tell(self) -> None:
+        await self._begun.wait()
+        while self._outbox:  # one call at a time, so that messages stay in order
+            data = [pickle.dumps(moved(one, -time.monotonic())) for one in self._outbox]
+            await self._call(tell_seat, data)
+            del self._outbox[: len(data)]
+
+    async def _call(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: object) -> Any:
+        return await asyncio.wait_for(self._slot.call(function, self._seat, *args), SILENCE)
+
+    def _call_beside(self, call: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(call)
+        self._calls.add(task)
+        task.add_done_callback(self._done)
+
+    def _done(self, call: asyncio.Task[None]) -> None:
+        self._calls.discard(call)
+        error = asyncio.CancelledError() if call.cancelled() else call.exception()
+        if error is not None and not self._death:  # the first reason: `end` cancels the other calls
+            silent = isinstance(error, TimeoutError)
+            self._death = f"silence for {SILENCE:g} s" if silent else f"a lost connection ({type(error).__name__})"
+            self._inbox.put_nowait(None)
+
+
+def moved(message: object, seconds: float) -> object:
+    """A message whose moments are moved: into seconds from now, or back into moments of this machine's clock."""
+    if isinstance(message, PaceLearned) and message.state.until:
+        return evolve(message, state=evolve(message.state, until=max(message.state.until + seconds, 1e-9)))
+    if isinstance(message, Report):
+        instances = {
+            host: one
+            if one.trouble is None
+            else evolve(one, trouble=evolve(one.trouble, since=one.trouble.since + seconds))
+            for host, one in message.counters.instances.items()
+        }
+        return evolve(message, counters=evolve(message.counters, instances=instances))
+    return message
+
+
+# --- in the worker of the engine --------------------------------------------------------------------------------------
+
+_seats: Final[dict[str, HostedSeat]] = {}
+
+
+async def begin_seat(name: str, version: str, data: bytes) -> bytes:
+    """Begins a seat. If this worker cannot do the work, returns a pickled ConfigError, since engines change exceptions."""
+    where = socket.gethostname()
+    try:
+        if version != __version__:
+            raise ConfigError(
+                f"the worker on {where} has flinks-async {__version__}, and the job {version}. Install the same"
+            )
+        start, references = pickle.loads(data)
+        if start.store is not None:  # the parts go elsewhere, so the machines need not share a disk
+            start = evolve(start, spools=Path(tempfile.mkdtemp(prefix="flinks-async-")))
+        if not start.spools.is_dir():
+            raise ConfigError(
+                f"the worker on {where} does not see {start.spools}. The job's directory must be on a disk that all machines "
+                "of the cluster mount at the same path"
+            )
+        _seats[name] = HostedSeat(name, start, [Secrets(one.resolve()) for one in references])
+    except ConfigError as error:
+        return pickle.dumps(error)
+    return b""
+
+
+async def messages_of_seat(name: str) -> list[bytes]:
+    return await _seats[name].messages()
+
+
+async def tell_seat(name: str, messages: list[bytes]) -> None:
+    for data in messages:
+        _seats[name].receive(moved(pickle.loads(data), time.monotonic()))
+
+
+async def end_seat(name: str) -> None:
+    if (seat := _seats.pop(name, None)) is not None:
+        seat.end()
+
+
+class HostedSeat:
+    """A seat in a thread and an event loop of its own. It ends if nobody asks for its messages."""
+
+    def __init__(self, name: str, start: Start, secrets: list[Secrets]) -> None:
+        self._name = name
+        self._spools, self._temporary = start.spools, start.store is not None
+        self._asked = time.monotonic()
+        self._outbox = asyncio.Queue[bytes]()
+        self._of_engine = asyncio.get_running_loop()
+        self._loop = asyncio.new_event_loop() if (new := fast_loop()) is None else new()
+        self._seat = Seat(start, secrets, self._send, self._loop)
+        threading.Thread(target=self._run, name="flinks-async-seat", daemon=True).start()
+
+    async def messages(self) -> list[bytes]:
+        """Called in the engine's event loop, as everything but `_run` and what it calls."""
+        self._asked = time.monotonic()
+        messages = list[bytes]()
+        with suppress(TimeoutError):
+            messages.append(await asyncio.wait_for(self._outbox.get(), WAIT))
+        while not self._outbox.empty():
+            messages.append(self._outbox.get_nowait())
+        return messages
+
+    def receive(self, message: object) -> None:
+        with suppress(RuntimeError):  # its loop is closed
+            self._seat.receive(message)
+
+    def end(self) -> None:
+        self._asked = -SILENCE
+
+    def _run(self) -> None:
+        try:
+            with asyncio.Runner(loop_factory=lambda: self._loop) as runner, suppress(asyncio.CancelledError):
+                runner.run(self._work())
+        finally:
+            if self._temporary:
+                shutil.rmtree(self._spools, ignore_errors=True)
+
+    async def _work(self) -> None:
+        working = asyncio.create_task(self._seat.go())
+        while not working.done():
+            await asyncio.wait({working}, timeout=WAIT / 10)
+            if time.monotonic() - self._asked > SILENCE:
+                working.cancel()
+                _seats.pop(self._name, None)
+
+    def _send(self, message: object) -> None:
+        data = pickle.dumps(moved(message, -time.monotonic()))
+        with suppress(RuntimeError):  # the worker ends
+            self._of_engine.call_soon_threadsafe(self._outbox.put_nowait, data)

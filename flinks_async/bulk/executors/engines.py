@@ -1,0 +1,267 @@
+"""The executors on a Dask cluster (extra `dask`) and on a Ray cluster (extra `ray`)."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections import Counter
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Unpack
+from urllib.parse import urlsplit
+
+from ... import checks
+from ...errors import ConfigError
+from ..errors import WorkerError
+from .cluster import SILENCE, WAIT, ClusterExecution, ClusterExecutor, ClusterOptions, is_loopback
+from .protocol import NextTask, TakeFinished, Work
+
+if TYPE_CHECKING:
+    import distributed
+
+HERE: Final = "auto"
+
+
+class DaskExecutor(ClusterExecutor):
+    """Fetches on a Dask cluster. Job and workers must see the job's directory and the file of tokens at the same paths.
+
+    Args:
+        scheduler: the address of the scheduler, such as `tls://scheduler:8786`, or a cluster object such as a `LocalCluster`.
+        security: a `distributed.Security`, for TLS (default: Dask's configuration).
+        allow_plaintext: accept an address without TLS that is not on this machine. Whoever reaches it can run code.
+        options: as in `ClusterOptions`; one of `secret_env`, `secret_file` and `secret_from` is needed.
+
+    Raises:
+        ConfigError: an argument is wrong, or the address has no TLS.
+    """
+
+    module = "distributed"
+
+    def __init__(
+        self,
+        scheduler: str | Any,
+        *,
+        security: distributed.Security | None = None,
+        allow_plaintext: bool = False,
+        **options: Unpack[ClusterOptions],
+    ) -> None:
+        checks.flag("allow_plaintext", allow_plaintext)
+        # An asynchronous client cannot use the cluster object itself, which has an event loop of its own.
+        super().__init__(getattr(scheduler, "scheduler_address", scheduler), **options)
+        self.security = security or getattr(scheduler, "security", None)
+        if not (allow_plaintext or self.address.startswith(("tls://", "inproc://")) or is_loopback(self.address)):
+            raise ConfigError(
+                f"{self.address} has no TLS, so whoever reaches it could run code there and read answers. Use a tls:// address "
+                "with `security`, or accept it with allow_plaintext=True"
+            )
+
+    def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> DaskExecution:
+        return DaskExecution(work, tasks, finished, self)
+
+
+class DaskExecution(ClusterExecution):
+    """An `Execution` on a Dask cluster."""
+
+    engine = "Dask"
+
+    def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, executor: DaskExecutor) -> None:
+        super().__init__(work, tasks, finished, executor)
+        self._security = executor.security
+        self._client: Any = None
+        self._taken: set[str] = set()
+        self._begun = Counter[str]()  # seats so far, by address
+
+    async def _connect(self) -> int:
+        address = self._executor.address
+        self._client = await self._library.Client(
+            address, security=self._security, asynchronous=True, set_as_default=False,
+            timeout=min(self._executor.patience, 30.0),
+        )  # fmt: skip
+        port = (await self._identity())["services"].get("dashboard")
+        if port is not None and not is_loopback(address):
+            self._work.log.warning(
+                "the web page of the Dask scheduler listens on port %s without TLS. It shows addresses, but neither tokens "
+                "nor answers; let nobody else reach it", port,
+            )  # fmt: skip
+        return len(await self._free())
+
+    async def _free_slot(self) -> DaskSlot:
+        while not (free := await self._free()):  # noqa: ASYNC110
+            await asyncio.sleep(WAIT)
+        address = min(free, key=self._begun.__getitem__)  # another one than a frozen one that was just given up
+        self._begun[address] += 1
+        self._taken.add(address)
+        return DaskSlot(self._client, address, self._taken)
+
+    async def _free(self) -> list[str]:
+        return [address for address in (await self._identity())["workers"] if address not in self._taken]
+
+    async def _identity(self) -> Any:
+        """What the scheduler knows. Raises WorkerError if the connection to it is lost."""
+        with suppress(OSError, TimeoutError, RuntimeError):
+            if self._client.status == "running":
+                return await asyncio.wait_for(self._client.scheduler.identity(), SILENCE)
+        raise self._lost()
+
+    async def _clean_up(self) -> None:
+        if self._client is not None:
+            with suppress(OSError, TimeoutError, RuntimeError):
+                await asyncio.wait_for(self._client.close(), SILENCE / 2)
+
+
+class DaskSlot:
+    """A Dask worker. It is in `taken` until it is left."""
+
+    def __init__(self, client: Any, address: str, taken: set[str]) -> None:
+        self.name = f"the Dask worker {address}"
+        self._client = client
+        self._address = address
+        self._taken = taken
+
+    async def call(self, function: Callable[..., Any], *args: object) -> Any:
+        return (await self._client.run(function, *args, workers=[self._address]))[self._address]
+
+    def leave(self) -> None:
+        self._taken.discard(self._address)
+
+
+class RayExecutor(ClusterExecutor):
+    """Fetches on a Ray cluster, in an actor for each worker. Job and workers must see the job's directory and the file of
+    tokens at the same paths.
+
+    Args:
+        address: `ray://head:10001` from anywhere, `head:6379` from a machine of the cluster, or `auto` for the cluster that
+            runs on this machine. A program that has called `ray.init` keeps its connection.
+        allow_unauthenticated: accept a cluster on other machines without token authentication (`RAY_AUTH_MODE=token`). Whoever
+            reaches it can run code.
+        options: as in `ClusterOptions`; one of `secret_env`, `secret_file` and `secret_from` is needed. Each worker takes one
+            CPU of Ray.
+
+    Raises:
+        ConfigError: an argument is wrong, or token authentication is off.
+    """
+
+    module = "ray"
+
+    def __init__(
+        self, address: str = HERE, *, allow_unauthenticated: bool = False, **options: Unpack[ClusterOptions]
+    ) -> None:
+        checks.flag("allow_unauthenticated", allow_unauthenticated)
+        super().__init__(address, **options)
+        authenticated = os.environ.get("RAY_AUTH_MODE", "").strip().lower() == "token"
+        if not (allow_unauthenticated or authenticated or self.address == HERE or is_loopback(self.address)):
+            raise ConfigError(
+                f"{self.address} is used without token authentication, so whoever reaches it could run code there and read "
+                "answers. Set RAY_AUTH_MODE=token on all machines, or accept it with allow_unauthenticated=True"
+            )
+
+    def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> RayExecution:
+        return RayExecution(work, tasks, finished, self)
+
+
+class Host:
+    """The actor: calls functions of `cluster` in its process."""
+
+    async def call(self, function: Callable[..., Any], *args: object) -> Any:
+        return await function(*args)
+
+    async def where(self) -> tuple[str, int]:
+        return os.uname().nodename, os.getpid()
+
+
+class RayExecution(ClusterExecution):
+    """An `Execution` on a Ray cluster."""
+
+    engine = "Ray"
+
+    def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, executor: RayExecutor) -> None:
+        super().__init__(work, tasks, finished, executor)
+        self._is_ours = False
+
+    async def _connect(self) -> int:
+        ray, address = self._library, self._executor.address
+        if not ray.is_initialized():
+            if address != HERE:  # Ray itself tries for minutes, in code that cannot be cancelled
+                parts = urlsplit(address if "://" in address else f"//{address}")
+                _, writer = await asyncio.wait_for(
+                    asyncio.open_connection(parts.hostname, parts.port), min(self._executor.patience, SILENCE)
+                )
+                writer.close()
+            await asyncio.to_thread(self._open, address)
+            self._is_ours = True
+        return int((await asyncio.to_thread(ray.available_resources)).get("CPU", 0))
+
+    def _open(self, address: str) -> None:
+        try:
+            self._library.init(address, namespace="flinks-async", log_to_driver=False, configure_logging=False)
+        except ConnectionError as error:
+            if "AuthenticationError" not in f"{error} {error.__cause__}":
+                raise
+        else:
+            return
+        raise WorkerError(
+            f"{self._cluster} refuses this process's token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or the file "
+            "~/.ray/auth_token) before the program starts"
+        )
+
+    async def _free_slot(self) -> RaySlot:
+        """An actor; Ray lets it wait for a free CPU."""
+        ray = self._library
+        if not ray.is_initialized():
+            raise self._lost()
+        actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, max_concurrency=8)(Host).remote()
+        slot = RaySlot(ray, actor)
+        try:
+            host, pid = await slot.result(actor.where.remote())
+        except BaseException as error:
+            slot.leave()
+            if isinstance(error, asyncio.CancelledError):
+                raise
+            problem = error
+        else:
+            slot.name = f"the Ray worker {pid} on {host}"
+            return slot
+        if isinstance(getattr(problem, "cause", None) or problem, ImportError) or "No module named" in str(problem):
+            raise ConfigError("a worker of the Ray cluster cannot import flinks_async. Install it on every machine")
+        raise self._lost()
+
+    async def _clean_up(self) -> None:
+        if self._is_ours:
+            with suppress(Exception):
+                await asyncio.wait_for(asyncio.to_thread(self._library.shutdown), SILENCE)
+
+
+class RaySlot:
+    """An actor."""
+
+    def __init__(self, ray: Any, actor: Any) -> None:
+        self.name = "a Ray worker"
+        self._ray = ray
+        self._actor = actor
+
+    async def call(self, function: Callable[..., Any], *args: object) -> Any:
+        return await self.result(self._actor.call.remote(function, *args))
+
+    async def result(self, reference: Any) -> Any:
+        """What a call returns. Cancelling does not reach Ray's own future, because Ray would fail to set it later."""
+        loop = asyncio.get_running_loop()
+        done = loop.create_future()
+
+        def come(theirs: Any) -> None:
+            with suppress(RuntimeError):  # the loop is closed
+                loop.call_soon_threadsafe(settle, theirs)
+
+        def settle(theirs: Any) -> None:
+            if done.done():
+                return
+            if (error := theirs.exception()) is not None:
+                done.set_exception(error)
+            else:
+                done.set_result(theirs.result())
+
+        reference.future().add_done_callback(come)
+        return await done
+
+    def leave(self) -> None:
+        with suppress(Exception):  # the cluster is lost
+            self._ray.kill(self._actor)

@@ -1,0 +1,436 @@
+"""Files of answers and of tokens by name, in a folder or in object storage (`s3://`, `gs://`, `az://`).
+
+`Folder` has files on a disk; a name is durable when `put` returns. `Bucket` has objects below a URL, through obstore; each is
+written by one PUT.
+
+Methods raise OSError; its `strerror` says in words what failed. Texts of obstore are never shown, because they may hold parts
+of a signed request. Credentials come from the environment of each process. They are in no attribute, repr or pickle.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from datetime import timedelta
+from importlib import import_module
+from pathlib import Path
+from typing import Any, BinaryIO, Final, Protocol, TypeVar, cast
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from attrs import field, frozen
+
+from ..checks import is_url, optional_import
+from ..errors import ConfigError
+from .files import crash_points, create, make_folder, rename_durably, sync_folder
+
+T = TypeVar("T")
+
+READ_AT_ONCE: Final = 64 * 1024
+"""Bytes of the first request after a seek. Each further one is twice as long, up to `_MOST_AT_ONCE`."""
+
+_MOST_AT_ONCE: Final = 4 * 1024 * 1024
+_RETRY: Final = {"max_retries": 10, "retry_timeout": timedelta(seconds=180)}
+_CLIENT: Final = {"connect_timeout": "5s", "timeout": "120s"}
+"""So a request fails after at most 300 seconds: the last try begins within 180 s and takes at most 120 s."""
+
+
+@frozen
+class Found:
+    """A file or an object.
+
+    Attributes:
+        name: relative to the folder or URL.
+        size: in bytes.
+        modified: seconds since 1970, by the clock of the disk or of the object storage.
+        version: changes with the content: ETag and version of an object; times and inode of a file.
+    """
+
+    name: str
+    size: int
+    modified: float
+    version: str
+
+
+class Readable(Protocol):
+    """A file or an object to be read. `str` names it."""
+
+    def open(self, mode: Any, /) -> Any:
+        """Opens it for reading, as `Path.open("rb")`."""
+        ...
+
+
+class Objects(Protocol):
+    """Files in one folder, or objects below one URL. `str` names the place."""
+
+    def prepare(self, folders: Iterable[str]) -> None:
+        """Creates folders, where there are such things."""
+        ...
+
+    def put(self, name: str, source: Path | bytes) -> None:
+        """Adds or replaces a file as a whole. A finished file may be moved."""
+        ...
+
+    def at(self, name: str) -> Readable:
+        """A file, which need not exist."""
+        ...
+
+    def find(self, name: str) -> Found | None:
+        """A file; None if it does not exist."""
+        ...
+
+    def list(self, folder: str) -> Iterator[Found]:
+        """Everything directly in a folder; "" is the place itself."""
+        ...
+
+    def delete(self, names: Iterable[str]) -> None:
+        """Removes files. It is no error if one is missing."""
+        ...
+
+
+@frozen
+class Folder:
+    """Files in a folder. They survive a power cut, and belong to their owner only."""
+
+    path: Path
+
+    def prepare(self, folders: Iterable[str]) -> None:
+        for folder in folders:
+            make_folder(self.path / folder)
+
+    def put(self, name: str, source: Path | bytes) -> None:
+        target = self.path / name
+        if isinstance(source, Path):
+            try:
+                rename_durably(source, target)
+                return
+            except OSError as error:
+                if error.errno != errno.EXDEV:  # a folder on another disk, such as a shared one
+                    raise
+        beside = target.with_name(f".{target.name}.tmp")
+        with source.open("rb") if isinstance(source, Path) else io.BytesIO(source) as data:
+            with open(create(beside), "wb") as copy:
+                shutil.copyfileobj(data, copy)
+                copy.flush()
+                os.fsync(copy.fileno())
+        rename_durably(beside, target)
+
+    def at(self, name: str) -> Path:
+        return self.path / name
+
+    def find(self, name: str) -> Found | None:
+        try:
+            return _found(name, os.stat(self.path / name))
+        except FileNotFoundError:
+            return None
+
+    def list(self, folder: str) -> Iterator[Found]:
+        with suppress(FileNotFoundError), os.scandir(self.path / folder) as entries:
+            for entry in entries:
+                if entry.is_file():
+                    yield _found(f"{folder}/{entry.name}".lstrip("/"), entry.stat())
+
+    def delete(self, names: Iterable[str]) -> None:
+        paths = [self.path / name for name in names]
+        for path in paths:
+            path.unlink(missing_ok=True)
+        for folder in {path.parent for path in paths}:
+            sync_folder(folder)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+
+def _found(name: str, stat: os.stat_result) -> Found:
+    version = f"{stat.st_mtime_ns}-{stat.st_ino}-{stat.st_dev}"
+    return Found(name, stat.st_size, stat.st_mtime, version)
+
+
+@frozen
+class Bucket:
+    """Objects below a URL.
+
+    Args:
+        url: with the scheme `s3`, `gs` or `az`, the bucket or container, and a prefix of names.
+        store: for tests: a store of obstore.
+    """
+
+    url: str
+    _store: Any = field(repr=False)
+
+    def prepare(self, folders: Iterable[str]) -> None:
+        pass
+
+    def put(self, name: str, source: Path | bytes) -> None:
+        # One PUT is all or nothing. An interrupted multipart upload would leave parts that obstore cannot remove.
+        _ask(_obstore().put, self._store, name, source, use_multipart=False)
+        crash_points.reach("part written")
+
+    def at(self, name: str) -> Object:
+        return Object(self, name)
+
+    def find(self, name: str) -> Found | None:
+        try:
+            return _described(_ask(_obstore().head, self._store, name))
+        except FileNotFoundError:
+            return None
+
+    def list(self, folder: str) -> Iterator[Found]:
+        yield from map(_described, _ask(_obstore().list_with_delimiter, self._store, folder or None)["objects"])
+
+    def delete(self, names: Iterable[str]) -> None:
+        names = [*names]
+        try:
+            _ask(_obstore().delete, self._store, names)  # S3 and Azure: many in one request
+        except FileNotFoundError:
+            for name in names:
+                with suppress(FileNotFoundError):
+                    _ask(_obstore().delete, self._store, name)
+
+    def get(self, found: Found, start: int, size: int) -> bytes:
+        """A range of an object.
+
+        Raises:
+            OSError: also if the object has another version by now.
+        """
+        options: dict[str, object] = {"range": (start, start + size)}
+        if '"' in found.version:  # an ETag
+            options["if_match"] = found.version.partition(" ")[0]
+        answer = _ask(_obstore().get, self._store, found.name, options=options)
+        if _described(answer.meta).version != found.version:  # the storage ignores conditions
+            raise _changed()
+        return bytes(_ask(answer.bytes))
+
+    def __str__(self) -> str:
+        return self.url
+
+
+@frozen
+class Object:
+    """One object. `str` is its URL."""
+
+    bucket: Bucket
+    name: str
+
+    def open(self, mode: Any = "rb", /) -> BinaryIO:
+        return cast("BinaryIO", _Ranges(self.bucket, self.find()))
+
+    def find(self) -> Found:
+        """Its description. Raises FileNotFoundError."""
+        found = self.bucket.find(self.name)
+        if found is None:
+            raise FileNotFoundError(errno.ENOENT, "there is no such object")
+        return found
+
+    def __str__(self) -> str:
+        return f"{self.bucket.url}/{self.name}"
+
+
+class _Ranges(io.RawIOBase):
+    """Reads an object by ranges, ahead while it is read from front to back. A version that changes is refused."""
+
+    def __init__(self, bucket: Bucket, found: Found) -> None:
+        self._bucket = bucket
+        self._found = found
+        self._at = 0
+        self._start, self._data = 0, b""
+        self._ahead = READ_AT_ONCE
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        self._at = max(0, offset + (0, self._at, self._found.size)[whence])
+        return self._at
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = self._found.size - self._at
+        size = left if size is None or size < 0 else min(size, left)
+        if size <= 0:
+            return b""
+        offset = self._at - self._start
+        if not 0 <= offset < len(self._data):
+            self._fetch(size)
+            offset = 0
+        elif offset + size > len(self._data):
+            rest = self._data[offset:]
+            self._at += len(rest)
+            return rest + self.read(size - len(rest))
+        self._at += size
+        return self._data[offset : offset + size]
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def _fetch(self, size: int) -> None:
+        forward = self._data and self._at == self._start + len(self._data)
+        self._ahead = min(2 * self._ahead, _MOST_AT_ONCE) if forward else READ_AT_ONCE
+        size = min(max(size, self._ahead), self._found.size - self._at)
+        self._start, self._data = self._at, self._bucket.get(self._found, self._at, size)
+        if len(self._data) != size:
+            raise OSError(errno.EIO, "the object storage returned fewer bytes than the object has")
+
+
+def _described(meta: Any) -> Found:
+    version = " ".join(part for part in (meta["e_tag"], meta["version"]) if part) or str(meta["last_modified"])
+    return Found(meta["path"], meta["size"], meta["last_modified"].timestamp(), version)
+
+
+def place_at(url: str | None, folder: Path) -> Objects:
+    """The place of a URL, or a folder without one. Raises ConfigError as `checked_url` does."""
+    if url is None:
+        return Folder(folder)
+    scheme, bucket, prefix = _parsed(url)
+    if scheme == "file":
+        return Folder(Path(prefix))
+    return Bucket(url, _connected(scheme, bucket, prefix))
+
+
+def object_at(url: str) -> Object | Path:
+    """The object or file of a URL. Raises ConfigError as `checked_url` does."""
+    scheme, bucket, name = _parsed(url)
+    if scheme == "file":
+        return Path(name)
+    if not name:
+        raise ConfigError("this URL names a bucket, but no object in it")
+    folder, _, last = url.rstrip("/").rpartition("/")
+    return Object(Bucket(folder, _connected(scheme, bucket, name.rpartition("/")[0])), last)
+
+
+def checked_url(url: str) -> str:
+    """A URL without a slash at its end.
+
+    Raises:
+        ConfigError: it cannot be used. The message does not repeat it, because it may hold a password.
+    """
+    if not isinstance(url, str) or not is_url(url):
+        raise ConfigError(f"url must be such as {_EXAMPLES}")
+    _parsed(url)
+    return url.rstrip("/")
+
+
+_EXAMPLES: Final = "s3://bucket/folder, gs://bucket/folder, az://container/folder or file:///mnt/shared/folder"
+
+
+def _parsed(url: str) -> tuple[str, str, str]:
+    """Scheme, bucket, and prefix of the names."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    prefix = prefix.rstrip("/")
+    if scheme not in ("s3", "gs", "az", "file"):
+        raise ConfigError(f"this URL has an unknown scheme. Use {_EXAMPLES}")
+    if "@" in bucket or "?" in rest:
+        raise ConfigError(
+            "a URL must hold no user, password, key or other parameter ('@' or '?'). Object storage takes its credentials "
+            "from the environment, from profiles and from roles"
+        )
+    if scheme == "file":
+        if bucket or not prefix:
+            raise ConfigError("a file URL names an absolute path, such as file:///mnt/shared/folder")
+        return scheme, "", url2pathname(urlsplit(url).path)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
+        raise ConfigError(f"this URL names no bucket, or one that cannot exist. Use {_EXAMPLES}")
+    if any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
+        raise ConfigError("a part of this URL is empty, '.' or '..'")
+    return scheme, bucket, prefix
+
+
+def _connected(scheme: str, bucket: str, prefix: str) -> Any:
+    """A store of obstore, with the credentials of the environment."""
+    stores = optional_import("obstore.store", extra="cloud")
+    http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
+    options: dict[str, Any] = {"client_options": {**_CLIENT, "allow_http": http}, "retry_config": _RETRY}
+    if scheme == "s3" and (provider := _profile()) is not None:
+        options["credential_provider"] = provider
+    make = {"s3": stores.S3Store, "gs": stores.GCSStore, "az": stores.AzureStore}[scheme]
+    try:
+        return _ask(make, bucket, prefix=prefix or None, **options)
+    except OSError as error:
+        problem = error.strerror
+    account = " Is AZURE_STORAGE_ACCOUNT_NAME set?" if scheme == "az" else ""
+    raise ConfigError(f"object storage ({scheme}://) cannot be used: {problem}.{account}")
+
+
+def _profile() -> Any:
+    """The credentials of a profile in ~/.aws, which obstore does not read itself; None if the environment has others."""
+    home = Path.home() / ".aws"
+    named = os.environ.get("AWS_PROFILE")
+    files = any((home / name).exists() for name in ("credentials", "config"))
+    if os.environ.get("AWS_ACCESS_KEY_ID") or not (named or files):
+        return None
+    try:
+        session = import_module("boto3").Session()
+        return import_module("obstore.auth.boto3").Boto3CredentialProvider(session)
+    except ImportError:
+        problem = "profiles in ~/.aws need boto3: pip install boto3"
+    except Exception as error:  # of boto3: no such profile, no credentials in it
+        if not named:
+            return None
+        problem = f"the profile of AWS_PROFILE cannot be used ({type(error).__name__})"
+    raise ConfigError(problem)
+
+
+def _obstore() -> Any:
+    return optional_import("obstore", extra="cloud")
+
+
+# --- errors of object storage -----------------------------------------------------------------------------------------
+
+_CODE: Final = re.compile(r"<Code>([A-Za-z]{3,40})</Code>")
+_STATUS: Final = re.compile(r"status code: (\d{3}) ")
+_WORDS: Final = {
+    "PermissionDeniedError": "permission is denied",
+    "UnauthenticatedError": "the credentials are refused",
+    "InvalidPathError": "no object can have this name",
+}
+_HINTS: Final = {
+    "NoSuchBucket": "the bucket does not exist",
+    "InvalidAccessKeyId": "the access key is unknown",
+    "SignatureDoesNotMatch": "the secret access key is wrong",
+    "BadScheme": "its endpoint is not https, and AWS_ALLOW_HTTP is not true",
+    "kind: Connect": "there is no connection to it",
+    "kind: Timeout": "it did not answer in time",
+    "configured region": "the bucket is in another region, which AWS_REGION must name",
+    "instance metadata": "there are no credentials (environment, profile or role)",
+    "169.254.169.254": "there are no credentials (environment, profile or role)",
+}
+
+
+def _ask(function: Callable[..., T], *args: object, **options: object) -> T:
+    """Calls obstore. Raises OSError without the texts of obstore."""
+    try:
+        return function(*args, **options)
+    except Exception as error:
+        problem = _problem(error)
+    raise problem
+
+
+def _problem(error: Exception) -> OSError:
+    text, name = str(error), type(error).__name__
+    hint = next((words for sign, words in _HINTS.items() if sign in text), None)
+    if name == "PreconditionError":
+        return _changed()
+    if isinstance(error, FileNotFoundError) and hint is None:
+        return FileNotFoundError(errno.ENOENT, "there is no such object")
+    status, code = _STATUS.search(text), _CODE.search(text)
+    parts = [hint or _WORDS.get(name) or "the object storage failed"]
+    parts += [f"status {status[1]}"] if status else []
+    parts += [code[1]] if code else []
+    return OSError(errno.EIO, ", ".join(parts) if status or code or hint or name in _WORDS else f"{parts[0]} ({name})")
+
+
+def _changed() -> OSError:
+    return OSError(errno.ESTALE, "the object was changed")

@@ -1,0 +1,428 @@
+"""Stores with files of their own for each shard, on a disk or at a URL; and how drivers keep off each other's URL."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import secrets
+import socket
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, ClassVar, Final, Literal
+
+import msgspec
+
+from ..compression import Compression
+from ..errors import JobLockedError, JobMismatchError, StoreError, StoreMissingError
+from ..files import LEDGER, cannot_read, cannot_write, size_of
+from ..objects import Objects, Readable, checked_url, place_at
+from ..records import Commit, Written
+from ..spool import difference, read_answers
+from .protocol import Place, Problem, foreign_receipt, opened
+
+
+class ShardFiles(ABC):
+    """The base of stores that write files of their own for each shard, named by shard and job: in the folder `parts` of the
+    job's directory, or at a URL.
+
+    At a URL, several workers may write the same shard. Then a name also has the id of the attempt, and the ledger alone says
+    which attempt counts.
+
+    Args:
+        url: the place; None for the folder `parts`.
+
+    Attributes:
+        folders: the folders that hold the files; "" is the place itself.
+        by_workers: as in `SharedStore`.
+    """
+
+    folders: ClassVar[tuple[str, ...]] = ("",)
+
+    _place: Place | None = None
+    _hold: Hold | None = None
+    _objects: Objects
+
+    def __init__(self, url: str | None) -> None:
+        self._url = None if url is None else checked_url(url)
+        self.by_workers = url is not None
+
+    @property
+    @abstractmethod
+    def _own(self) -> str:
+        """A regular expression for the names of this job's files, without their folder."""
+
+    @abstractmethod
+    def _files(self, receipt: Mapping[str, Any]) -> Sequence[str]:
+        """The names of the files of a shard.
+
+        Raises:
+            LedgerError: the receipt names files that are not this job's.
+        """
+
+    @abstractmethod
+    def _compare(self, commit: Commit) -> Iterator[Problem]:
+        """Reads the files of a shard and compares them with what was committed."""
+
+    def _described(self, description: dict[str, Any]) -> dict[str, Any]:
+        return description if self._url is None else {**description, "url": self._url}
+
+    def open(self, place: Place, *, existing: bool = False) -> None:
+        objects = self._objects = place_at(self._url, place.parts)
+        self._place = place
+        with self._naming("read" if existing else "written"):
+            if self._url is None:
+                if not existing:
+                    objects.prepare(self.folders)
+                elif size_of(place.parts) is None:
+                    raise StoreMissingError(str(place.parts))
+                return
+            hold = Hold(objects, place.job, _driver(place.folder), self._has_files)
+            if not existing:
+                objects.prepare((*self.folders, MARKS))
+                hold.take()
+                hold.keep()
+                self._hold = hold
+            elif not hold.is_known():
+                raise StoreMissingError(str(objects))
+
+    def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
+        known = {name for receipt in receipts.values() for name in self._files(receipt)}
+        unknown = [name for name in self._own_files() if name not in known]
+        self.check()  # after the list: so it has no file of a driver that took over meanwhile
+        self._remove(unknown)
+        return ()
+
+    def check(self) -> None:
+        """Raises JobLockedError if another driver has taken over the URL, StoreError if that cannot be found out."""
+        if self._hold is not None:
+            with self._naming("read"):
+                self._hold.check()
+
+    def drop(self, receipt: Mapping[str, Any]) -> None:
+        """As `SharedStore.drop`."""
+        self._remove(self._files(receipt))
+
+    def settle(self, receipts: Mapping[int, Mapping[str, Any]], *, complete: bool) -> None:
+        """As `SharedStore.settle`: at a URL, `_SUCCESS` lists the files of a complete job."""
+        self.recover(receipts)
+        with self._naming("written"):
+            if complete:
+                files = sorted(name for receipt in receipts.values() for name in self._files(receipt))
+                about = {"job": self._opened.job, "files": files}
+                self._objects.put(SUCCESS, msgspec.json.format(msgspec.json.encode(about), indent=1))
+            else:
+                self._objects.delete([SUCCESS])
+
+    def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        known = set[str]()
+        for commit in commits:
+            known.update(self._files(commit.receipt))
+            yield from self._compare(commit)
+        for name in self._own_files():
+            if name not in known:
+                where = str(self._objects.at(name))
+                yield Problem(where, "the ledger does not know it; the next run of the job removes it")
+
+    def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
+        own = set(self._own_files())
+        for commit in commits:
+            if gone := next((name for name in self._files(commit.receipt) if name not in own), None):
+                yield Problem(str(self._objects.at(gone)), "it is missing", commit.shard.id)
+
+    def purge(self) -> list[str]:
+        place = self._opened
+        if self._url is not None and self._hold is None:
+            self._hold = Hold(self._objects, place.job, _driver(place.folder), self._has_files)
+            with self._naming("written"):
+                self._hold.take()
+        names = self._own_files()
+        self._remove(names)
+        if self._hold is not None:
+            with self._naming("written"):
+                self._objects.delete([SUCCESS])
+                self._hold.release(purged=True)
+            self._hold = None
+        else:
+            for folder in dict.fromkeys((*self.folders, "")):
+                with suppress(OSError):  # it holds other files
+                    (place.parts / folder).rmdir()
+        counts = Counter(name.rpartition("/")[0] for name in names)
+        return [
+            f"{counts[folder]:,} files of answers in {self._objects.at(folder) if folder else self._objects}"
+            for folder in self.folders
+            if counts[folder]
+        ]
+
+    def close(self) -> None:
+        hold, self._hold = self._hold, None
+        self._place = None
+        if hold is not None:
+            hold.let_go()
+
+    @property
+    def _opened(self) -> Place:
+        return opened(self._place)
+
+    def _name(self, shard: str, attempt: str | None = None) -> str:
+        """The name of a file without its end.
+
+        Args:
+            shard: number of the shard, or an expression for it.
+            attempt: id of the attempt, or an expression for it (default: a new id).
+        """
+        if self._url is None:
+            return f"{shard}-{self._opened.job[:8]}"
+        return f"{shard}-{self._opened.job[:8]}-{attempt or secrets.token_hex(4)}"
+
+    def _put(self, names: Sequence[str], files: Sequence[Path]) -> None:
+        """Adds the files of a shard.
+
+        Raises:
+            StoreError: one of them cannot be written. None of them stays, as far as they can be removed.
+        """
+        for name, file in zip(names, files, strict=True):
+            try:
+                self._objects.put(name, file)
+            except OSError as error:
+                problem = cannot_write(self._objects.at(name), error)
+                break
+        else:
+            return
+        if self.by_workers:  # the answer to a PUT that worked may be lost
+            with suppress(OSError):
+                self._objects.delete(names)
+        raise problem
+
+    def _file(self, name: str, folder: str = "") -> str:
+        """The name of a file that a receipt names.
+
+        Args:
+            name: relative to the place.
+            folder: where it must be.
+
+        Raises:
+            LedgerError: the name is not one of this job's.
+        """
+        path = self._objects.at(name)
+        foreign = not re.fullmatch(f"{folder}/{self._own}".lstrip("/"), name, re.ASCII)
+        if foreign or (isinstance(path, Path) and path.is_symlink()):
+            raise foreign_receipt(f"names the file {name!a}, which is not of this job")
+        return name
+
+    def _own_files(self) -> list[str]:
+        """The names of all files with this job's id, unfinished ones too.
+
+        Raises:
+            StoreError: a folder cannot be read.
+        """
+        own = re.compile(rf"{self._own}|\.{self._own}\.tmp", re.ASCII)
+        found = list[str]()
+        with self._naming("read"):
+            for folder in self.folders:
+                names = (one.name for one in self._objects.list(folder))
+                found += sorted(name for name in names if own.fullmatch(name.rpartition("/")[2]))
+        return found
+
+    def _has_files(self, job: str) -> bool:
+        """Whether the place has files of a job."""
+        return any(f"-{job[:8]}-" in one.name for folder in self.folders for one in self._objects.list(folder))
+
+    def _remove(self, names: Iterable[str]) -> None:
+        with self._naming("written"):
+            self._objects.delete(names)
+
+    @contextmanager
+    def _naming(self, what: Literal["read", "written"]) -> Iterator[None]:
+        """Turns errors of the place into StoreErrors."""
+        try:
+            yield
+            return
+        except OSError as error:
+            problem = (cannot_read if what == "read" else cannot_write)(self._objects, error)
+        raise problem
+
+
+def compare(
+    path: Readable, compression: Compression, written: Written, shard: int, start: int = 0, size: int | None = None
+) -> Iterator[Problem]:
+    """Reads a file or a range of it, and yields a problem if its answers differ from what was written."""
+    what = difference(path, written, start, size)
+    if what is None:
+        try:
+            lines = sum(1 for _ in read_answers(path, compression, start, size))
+            what = None if lines == written.lines else f"it has {lines:,} answers, but {written.lines:,} were written"
+        except StoreError as error:
+            what = error.message
+    if what is not None:
+        yield Problem(str(path) if size is None else f"{path}, bytes {start:,} to {start + size:,}", what, shard)
+
+
+def _driver(folder: Path) -> str:
+    """Identifies a job's directory on this machine. A copy of it has another identity."""
+    found = os.stat(folder / LEDGER)
+    return sha256(f"{socket.gethostname()} {found.st_dev} {found.st_ino}".encode()).hexdigest()[:16]
+
+
+SUCCESS: Final = "_SUCCESS"
+"""The object that lists the files of a complete job."""
+
+
+# --- one driver at a URL ----------------------------------------------------------------------------------------------
+
+MARKS: Final = "_flinks"
+"""The folder of a URL for the marks of jobs. Readers of tables ignore names that begin with an underscore."""
+
+RENEW: Final = 15.0
+"""Seconds between two renewals of a hold."""
+
+RELEASE: Final = 5.0
+"""Seconds that the end of a job waits for the object storage to remove its mark."""
+
+EXPIRES: Final = 60.0
+"""Seconds after the last renewal at which another driver may take over."""
+
+
+class Hold:
+    """Lets one job use a URL, and one driver work on the job. Needs no conditional requests.
+
+    A driver writes its mark and then lists all marks. So of two drivers that come together, at least one sees the other and
+    gives up. It renews its mark while it works. A mark that is not renewed for `EXPIRES` seconds, by the clock of the object
+    storage, is removed by the next driver; the old one, if it only slept, finds its mark gone and stops. Until then it may
+    write parts. They have names of their own, so they do not change the output, and are swept later.
+
+    Args:
+        objects: the place.
+        job: the job's id.
+        driver: identifies the job's directory on this machine. Its lock tells that no other process works there, so a driver
+            that was killed can be followed at once.
+        has_files: whether there are files of a job. A job without any, whose driver is gone, gives way to another.
+        clock: for tests.
+    """
+
+    def __init__(
+        self,
+        objects: Objects,
+        job: str,
+        driver: str,
+        has_files: Callable[[str], bool],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._objects = objects
+        self._job = f"{MARKS}/job-{job}"
+        self._driver = f"{MARKS}/driver-{driver}"
+        self._has_files = has_files
+        self._clock = clock
+        self._renewed = 0.0
+        self._lost = False
+        self._ended = threading.Event()
+        self._renewing = threading.Lock()
+
+    def take(self) -> None:
+        """Takes the place for the job and this driver.
+
+        Raises:
+            JobMismatchError: it belongs to another job.
+            JobLockedError: another driver works on the job.
+            OSError: it cannot be reached.
+        """
+        known = self.is_known()
+        mine = [self._driver] if known else [self._driver, self._job]
+        try:
+            problem = self._take()
+        except OSError:
+            with suppress(OSError):
+                self._objects.delete(mine)
+            raise
+        if problem is not None:
+            self._objects.delete(mine)
+            raise problem
+
+    def _take(self) -> JobMismatchError | JobLockedError | None:
+        self._objects.put(self._job, b"")
+        self._mark()
+        marks = {mark.name: mark for mark in self._objects.list(MARKS)}
+        mine = marks.pop(self._driver, None)
+        if mine is None or marks.pop(self._job, None) is None:  # a driver that came at the same time has removed them
+            return JobLockedError(f"another program begins to write to {self._objects}. Run this again")
+        others = (mark.modified for name, mark in marks.items() if name.startswith(f"{MARKS}/driver-"))
+        wait = EXPIRES - (mine.modified - max(others, default=-math.inf))
+        for name in marks:
+            kind, _, job = name.removeprefix(f"{MARKS}/").partition("-")
+            if kind == "job" and (wait > 0 or self._has_files(job)):
+                return JobMismatchError(
+                    f"{self._objects} belongs to the job {job}. Choose another URL, or purge that job first"
+                )
+        if wait > 0:
+            return JobLockedError(
+                f"another program works on this job and writes to {self._objects}. If it was killed, run this again in "
+                f"{wait:.0f} s"
+            )
+        self._objects.delete(marks)
+        return None
+
+    def is_known(self) -> bool:
+        """Whether the job has used the place."""
+        return self._objects.find(self._job) is not None
+
+    def keep(self) -> None:
+        """Renews the hold in a thread until `release`."""
+        threading.Thread(target=self._keep, name="flinks-async-hold", daemon=True).start()
+
+    def check(self) -> None:
+        """Raises JobLockedError if another driver has taken over, OSError if that cannot be found out."""
+        if not self._lost and self._clock() - self._renewed > EXPIRES / 2:
+            self.renew()
+        if self._lost:
+            raise JobLockedError(
+                f"another program has taken over {self._objects}, because this one was silent for {EXPIRES:.0f} s or more. "
+                "Its answers since then do not count"
+            )
+
+    def renew(self) -> None:
+        """Renews the hold, if no other driver has taken over."""
+        with self._renewing:
+            if self._ended.is_set():
+                return
+            names = {mark.name for mark in self._objects.list(MARKS)}
+            self._lost = self._lost or names != {self._job, self._driver}
+            if not self._lost:
+                self._mark()
+
+    def release(self, *, purged: bool = False) -> None:
+        """Lets other drivers in.
+
+        Args:
+            purged: and other jobs.
+        """
+        self._ended.set()
+        with self._renewing:
+            if not self._lost:
+                self._objects.delete([self._driver, self._job] if purged else [self._driver])
+
+    def let_go(self) -> None:
+        """Lets other drivers in, at the latest when the hold expires."""
+
+        def release() -> None:
+            with suppress(OSError):
+                self.release()
+
+        releasing = threading.Thread(target=release, name="flinks-async-release", daemon=True)
+        releasing.start()
+        releasing.join(RELEASE)
+
+    def _mark(self) -> None:
+        now = self._clock()
+        self._objects.put(self._driver, b"")
+        self._renewed = now
+
+    def _keep(self) -> None:
+        while not self._ended.wait(RENEW):
+            with suppress(OSError, StoreError):  # `check` tells if it lasts
+                self.renew()

@@ -1,0 +1,218 @@
+"""What a job on any cluster must do. The tests of an engine import these, and have the fixtures `executor`, `pids` and `url`:
+an executor with two workers that find the secret in `TEST_SECRET`, a function that lists their processes, and `url`, the
+address of a cluster for `--executor`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import signal
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flinks_async import ConfigError, __version__
+from flinks_async.bulk import InputChangedError, Job, Rules, StoreError, status, verify
+from flinks_async.bulk.executors import cluster as executor_module
+from flinks_async.bulk.executors.cluster import ClusterExecutor
+from flinks_async.testing import Fault, Latency
+
+from ..cli_support import by_line, start
+from .test_processes import SECRET, Desk, Watch, a_server, gives_what_one_process_gives
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with a_server() as server:
+        yield Desk(tmp_path, server)
+
+
+@pytest.fixture
+async def slow(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with a_server(latency=Latency.fixed(0.02)) as server:
+        yield Desk(tmp_path, server)
+
+
+async def test_a_cluster_gives_what_one_process_gives(desk: Desk, executor: ClusterExecutor, tmp_path: Path) -> None:
+    await gives_what_one_process_gives(desk, executor, tmp_path / "two")
+
+
+async def test_what_a_killed_worker_had_is_done_again_and_once_in_the_output(
+    slow: Desk, executor: ClusterExecutor, pids: Callable[[], list[int]]
+) -> None:
+    async def kill(job: Job) -> None:
+        await slow.server.received(60)
+        os.kill(pids()[0], signal.SIGKILL)
+
+    result = await slow.run(executor, Rules(open_shards=4), kill)
+    assert (result.state, result.totals.fetched) == ("complete", 200)
+    assert set(slow.answers) == set(range(2, 202))
+    assert verify(slow.directory) == []
+    assert 200 <= slow.server.stats.requests <= 200 + 4 * 10
+    assert (slow.directory / "job.log").read_text().count("died by a lost connection") == 1
+
+
+@pytest.mark.slow
+async def test_a_frozen_worker_is_given_up_and_does_no_harm_when_it_wakes(
+    slow: Desk, executor: ClusterExecutor, pids: Callable[[], list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "SILENCE", 1.5)
+    frozen: list[int] = []
+
+    async def freeze(job: Job) -> None:
+        await slow.server.received(60)
+        frozen.append(pids()[0])
+        os.kill(frozen[0], signal.SIGSTOP)
+
+    try:
+        result = await slow.run(executor, Rules(open_shards=4), freeze)
+        before = {path: path.stat().st_size for path in slow.directory.rglob("*")}
+    finally:
+        os.kill(frozen[0], signal.SIGCONT)
+    assert (result.state, len(slow.answers)) == ("complete", 200)
+    await asyncio.sleep(0.5)
+    assert {path: path.stat().st_size for path in slow.directory.rglob("*")} == before
+    assert verify(slow.directory) == []
+    assert "died by silence for 1.5 s" in (slow.directory / "job.log").read_text()
+
+
+async def test_a_stop_drains_and_no_request_is_repeated_by_the_next_run(slow: Desk, executor: ClusterExecutor) -> None:
+    async def stop(job: Job) -> None:
+        await slow.server.received(60)
+        job.stop()
+
+    assert (await slow.run(executor, during=stop)).state == "stopped"
+    assert 60 <= status(slow.directory).totals.fetched < 200
+    assert (await slow.run()).state == "complete"
+    assert set(slow.server.stats.per_token.values()) == {1}
+
+
+async def test_a_refused_secret_in_one_stops_all(slow: Desk, executor: ClusterExecutor) -> None:
+    slow.server.auth_secret = "another"
+    result = await slow.run(executor)
+    assert (result.state, result.totals.pending) == ("refused", 200)
+    assert "the AuthSecret is refused" in result.reason
+
+
+async def test_the_rules_hold_for_all_together(slow: Desk, executor: ClusterExecutor) -> None:
+    slow.server.script_all(["bad_request"] * 200)
+    result = await slow.run(executor, Rules(max_failures=20))
+    assert result.state == "stopped"
+    assert "tokens failed, more than the 20 allowed" in result.reason
+    assert 20 < result.totals.failed < 200
+
+
+async def test_the_rate_is_one_for_all(tmp_path: Path, executor: ClusterExecutor) -> None:
+    watch = Watch()
+    async with a_server(faults=watch) as server:
+        desk = Desk(tmp_path, server)
+        desk.write(100)
+        await desk.run(executor, limits={"rate": 50.0, "burst": 1, "concurrency": 8})
+    times = watch.times
+    assert len(times) == 100
+    assert times[-1] - times[0] > 0.9 * 99 / 50
+    assert max(sum(start <= at < start + 0.5 for at in times) for start in times) <= 0.5 * 50 * 1.2 + 2
+
+
+async def test_a_pause_for_one_is_a_pause_for_all(tmp_path: Path, executor: ClusterExecutor) -> None:
+    watch = Watch({40: Fault.reply(503, {}, retry_after=1.0)})
+    async with a_server(faults=watch, latency=Latency.fixed(0.02)) as server:
+        desk = Desk(tmp_path, server)
+        desk.write(300)
+        await desk.run(executor, limits={"concurrency": 8})
+    paused = watch.times[39]
+    assert [at for at in watch.times if paused + 0.3 < at < paused + 0.98] == []
+    assert len(watch.times) == 301
+
+
+async def test_an_input_that_changed_and_a_store_that_fails_end_the_run_as_in_one_process(
+    slow: Desk, executor: ClusterExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def change(job: Job) -> None:
+        slow.write(200, "other")
+
+    with pytest.raises(InputChangedError, match="file of tokens"):
+        await slow.run(executor, during=change)
+    slow.write(200)
+    monkeypatch.setattr(
+        "flinks_async.bulk.JSONLParts.put", lambda *_: (_ for _ in ()).throw(StoreError("the disk is full"))
+    )
+    with pytest.raises(StoreError, match="the disk is full"):
+        await slow.run(executor)
+
+
+# --- the command line ---
+
+
+async def test_the_command_line_fetches_on_a_cluster(desk: Desk, url: str, tmp_path: Path) -> None:
+    secret, out = tmp_path / "secret", tmp_path / "answers.jsonl"
+    secret.write_text(SECRET)
+    options = ("--column", "token", "--shard-size", 10, "--executor", url, "--workers", 2, "--secret-file", secret)
+    process = await start(
+        "fetch", desk.path, "--out", out, *options, server=desk.server, env={"FLINKS_AUTH_SECRET": None}
+    )
+    _, stderr = await process.communicate()
+    assert process.returncode == 0, stderr.decode()[-2000:]
+    assert set(by_line(out)) == set(range(2, 202))
+
+
+# --- secrets ---
+
+
+async def test_a_worker_without_the_secret_ends_the_run_with_its_name(
+    desk: Desk, executor: ClusterExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor, "_names", "NOT_THERE")
+    with pytest.raises(ConfigError, match="finds no secret in the environment variable NOT_THERE"):
+        await desk.run(executor)
+
+
+async def test_a_worker_with_another_version_ends_the_run_with_both_versions(
+    desk: Desk, executor: ClusterExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executor_module, "__version__", "0.0.1")
+    with pytest.raises(ConfigError, match=rf"has flinks-async {__version__}, and the job 0\.0\.1\. Install the same"):
+        await desk.run(executor)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"headers": {"X-Gateway-Key": "k"}}, "headers"),
+        ({"connection": {"proxy": "http://user:word@proxy.example:3128"}}, "connection.proxy"),
+        ({"middleware": [lambda request, call_next: call_next(request)]}, "middleware"),
+    ],
+)
+async def test_what_cannot_be_sent_to_a_cluster_is_named(
+    desk: Desk, executor: ClusterExecutor, options: dict[str, Any], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        await desk.run(executor, **options)
+
+
+async def test_neither_secret_nor_tokens_are_in_what_is_sent(
+    desk: Desk, executor: ClusterExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[bytes] = []
+
+    class Pickle:
+        @staticmethod
+        def dumps(value: object) -> bytes:
+            sent.append(pickle.dumps(value))
+            return sent[-1]
+
+        @staticmethod
+        def loads(data: bytes) -> Any:
+            sent.append(data)
+            return pickle.loads(data)
+
+    monkeypatch.setattr(executor_module, "pickle", Pickle)
+    await desk.run(executor)
+    assert len(sent) > 10
+    for data in sent:
+        assert SECRET.encode() not in data
+        assert b"token-" not in data

@@ -1,0 +1,102 @@
+"""A real S3 server on the loopback interface, with faults between it and its clients."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from attrs import define, field
+
+SECRET_KEY = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYCANARYKEY"
+KEY_ID = "AKIACANARY7EXAMPLE"
+
+
+@define
+class Asked:
+    """A request. `range` is its header."""
+
+    method: str
+    path: str
+    range: str | None
+    size: int
+
+
+@define
+class S3:
+    """The server, and what it was asked.
+
+    Attributes:
+        fault: gets each request; may return a status to refuse it, "lost" to do what it asks and lose the answer, "cut" to send
+            half of the answer, or None.
+        conditions: whether `If-Match` and `If-None-Match` are obeyed.
+    """
+
+    port: int
+    asked: list[Asked] = field(factory=list)
+    fault: Callable[[Asked], int | str | None] = lambda asked: None
+    conditions: bool = True
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "AWS_ACCESS_KEY_ID": KEY_ID,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_REGION": "us-east-1",
+            "AWS_ALLOW_HTTP": "true",
+        }
+
+    def count(self, method: str) -> int:
+        return sum(one.method == method for one in self.asked)
+
+
+@contextmanager
+def running() -> Iterator[S3]:
+    """Starts the server in threads of this process."""
+    pytest.importorskip("obstore")
+    moto_server = pytest.importorskip("moto.server")
+    serving = pytest.importorskip("werkzeug.serving")
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    app = moto_server.DomainDispatcherApplication(moto_server.create_backend_app)
+    one_at_a_time = threading.Lock()  # moto is not safe in threads
+
+    def gate(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        size = int(environ.get("CONTENT_LENGTH") or 0)
+        path = unquote(environ.get("REQUEST_URI", environ["PATH_INFO"]))
+        asked = Asked(environ["REQUEST_METHOD"], path, environ.get("HTTP_RANGE"), size)
+        s3.asked.append(asked)
+        if not s3.conditions:
+            for name in ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"):
+                environ.pop(name, None)
+        fault = s3.fault(asked)
+        if isinstance(fault, int):
+            environ["wsgi.input"].read(size)
+            start_response(f"{fault} Fault", [("Content-Length", "0")])
+            return [b""]
+        with one_at_a_time:
+            if fault is None:
+                return list(app(environ, start_response))
+            if fault == "cut":
+                body = b"".join(app(environ, start_response))
+                return cut(body[: len(body) // 2])
+            list(app(environ, lambda *args: None))
+        start_response("500 Lost", [("Content-Length", "0")])
+        return [b""]
+
+    def cut(data: bytes) -> Iterator[bytes]:
+        yield data
+        raise ConnectionAbortedError
+
+    server = serving.make_server("127.0.0.1", 0, gate, threaded=True)
+    s3 = S3(server.port)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    try:
+        yield s3
+    finally:
+        server.shutdown()
+        server.server_close()

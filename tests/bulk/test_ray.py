@@ -1,0 +1,130 @@
+"""A job on a Ray cluster has the same output as in one process; no secret is sent, and nobody waits forever."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from flinks_async import ConfigError
+from flinks_async.bulk import RayExecutor, WorkerError
+from flinks_async.bulk.executors.engines import Host, RaySlot
+
+from .cluster_contract import *  # noqa: F403
+from .test_processes import SECRET, Desk
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.once,
+    pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"),
+]
+
+ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
+PORT = 36379
+
+
+@contextmanager
+def a_ray_cluster() -> Iterator[str]:
+    """The address of a cluster on this machine with token authentication. Only its workers have the secret."""
+    with tempfile.TemporaryDirectory() as folder:
+        program = [sys.executable, "-m", "ray.scripts.scripts"]
+        options = [
+            "--num-cpus=3",
+            "--include-dashboard=false",
+            "--object-store-memory=80000000",
+            f"--temp-dir={folder}",
+        ]
+        started = subprocess.run(
+            [*program, "start", "--head", f"--port={PORT}", "--ray-client-server-port=36380", *options],
+            env={**os.environ, **ENVIRONMENT, "TEST_SECRET": SECRET}, capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        try:
+            assert started.returncode == 0, started.stderr
+            yield f"127.0.0.1:{PORT}"
+        finally:
+            subprocess.run([*program, "stop", "--force"], capture_output=True, timeout=100, check=False)
+
+
+def ray_workers() -> list[int]:
+    """The processes of the seats."""
+    commands = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+    return [pid for pid, command in commands.items() if command.startswith(b"ray::Host")]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch, a_ray_cluster() as address:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        import ray  # it reads the environment when it is imported
+
+        ray.init(address, namespace="tests", log_to_driver=False, configure_logging=False)
+        try:
+            yield address
+        finally:
+            ray.shutdown()
+
+
+@pytest.fixture
+def pids(cluster: str) -> Callable[[], list[int]]:
+    return ray_workers
+
+
+@pytest.fixture
+def executor(cluster: str) -> RayExecutor:
+    return RayExecutor(cluster, workers=2, secret_env="TEST_SECRET")
+
+
+@pytest.fixture
+def url(cluster: str) -> str:
+    return "ray://127.0.0.1:36380"
+
+
+# --- the cluster ------------------------------------------------------------------------------------------------------
+
+
+def test_a_cluster_without_token_authentication_is_refused_unless_it_is_here_or_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    for address in ("ray://10.0.0.7:10001", "head:6379", "ray://head.example:10001"):
+        with pytest.raises(ConfigError, match="without token authentication"):
+            RayExecutor(address, secret_env="X")
+        RayExecutor(address, secret_env="X", allow_unauthenticated=True)
+    for address in ("ray://127.0.0.1:10001", "localhost:6379", "auto"):
+        RayExecutor(address, secret_env="X")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    RayExecutor("ray://10.0.0.7:10001", secret_env="X")
+
+
+async def test_a_cluster_that_cannot_be_reached_is_a_clear_error_at_once(
+    desk: Desk, cluster: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(WorkerError, match=r"no connection to the Ray cluster at ray://127\.0\.0\.1:1 \(Connection"):
+        await desk.run(RayExecutor("ray://127.0.0.1:1", secret_env="X"))
+
+
+async def test_a_cluster_without_free_workers_is_told_of_and_given_up(desk: Desk, cluster: str) -> None:
+    import ray
+
+    taken = [ray.remote(num_cpus=1)(Host).remote() for _ in range(3)]
+    try:
+        await asyncio.gather(*(RaySlot(ray, one).call(asyncio.sleep, 0) for one in taken))
+        with pytest.raises(WorkerError, match=r"has had no free worker for \d+ s. Start workers"):
+            await desk.run(RayExecutor(cluster, secret_env="TEST_SECRET", patience=4.0))
+    finally:
+        for one in taken:
+            ray.kill(one)
+    assert "waiting for a worker of the Ray cluster" in (desk.directory / "job.log").read_text()

@@ -1,0 +1,186 @@
+"""A rate, a pause and a learned limit for processes that share nothing but a Redis server: a real one."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from flinks_async import ConfigError, FlinksClient, Limits, RedisRateLimiter, config
+from flinks_async.clock import SystemClock
+from flinks_async.limits.governor import Governor
+from flinks_async.limits.rate import PaceState
+from flinks_async.testing import Fault, FlinksServer
+
+pytest.importorskip("redis")
+
+PASSWORD = "canary-password-7f3a"
+KEY = "flinks/acme"
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("redis-server") is None, reason="there is no redis-server"),
+]
+
+
+class Redis:
+    """A server that can be stopped and started again."""
+
+    def __init__(self, folder: Path) -> None:
+        with closing(socket.socket()) as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.folder = folder
+        self.url = f"redis://:{PASSWORD}@127.0.0.1:{self.port}/0"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        options = {"port": self.port, "bind": "127.0.0.1", "requirepass": PASSWORD, "save": "", "dir": self.folder}
+        arguments = [str(part) for name, value in options.items() for part in (f"--{name}", value)]
+        self.process = subprocess.Popen(["redis-server", *arguments], stdout=subprocess.DEVNULL)
+        until = time.monotonic() + 10
+        while time.monotonic() < until:
+            with closing(socket.socket()) as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            time.sleep(0.02)
+        raise TimeoutError
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+            self.process = None
+
+
+@pytest.fixture
+def redis(tmp_path: Path) -> Iterator[Redis]:
+    server = Redis(tmp_path)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+async def turns(limiter: RedisRateLimiter, seconds: float) -> list[float]:
+    """When a process that sends as soon as it may has sent."""
+    sent, clock = [], SystemClock()
+    end = clock.now() + seconds
+    while (now := clock.now()) < end:
+        reserved = limiter.reserve(now)
+        wait = reserved if isinstance(reserved, float) else await reserved
+        if now + wait >= end:
+            break
+        await asyncio.sleep(now + wait - clock.now())
+        sent.append(clock.now())
+    return sent
+
+
+async def test_three_that_share_a_key_keep_one_rate_and_another_key_is_another_rate(redis: Redis) -> None:
+    three = [RedisRateLimiter(redis.url, KEY, rate=200.0, burst=1) for _ in range(3)]
+    other = RedisRateLimiter(redis.url, "another", rate=50.0, burst=1)
+    *shared, alone = await asyncio.gather(*(turns(one, 3.0) for one in three), turns(other, 3.0))
+    everything = sorted(at for sent in shared for at in sent)
+    assert 0.93 * 600 <= len(everything) <= 601
+    assert all(len(sent) > 60 for sent in shared), "nobody gets all"
+    assert max(sum(start <= at < start + 1 for at in everything) for start in everything) <= 200 * 1.2
+    assert 0.93 * 150 <= len(alone) <= 151
+    assert three[0].state == "200/s by Redis, shared by 3"
+    for limiter in (*three, other):
+        await limiter.close()
+
+
+async def test_a_pause_and_a_learned_limit_reach_all_at_once(redis: Redis) -> None:
+    limiters = [RedisRateLimiter(redis.url, KEY) for _ in range(2)]
+    governors = [Governor(Limits(rate_limiter=one), SystemClock(), "host") for one in limiters]
+    for governor in governors:
+        await governor.acquire()
+    await asyncio.sleep(0.3)  # both listen
+    began = time.monotonic()
+    assert governors[0].on_pace is not None
+    governors[0].on_pace(PaceState(120.0, began + 30.0))
+    while governors[1].held_back == 0 and time.monotonic() < began + 5:
+        await asyncio.sleep(0.001)
+    assert time.monotonic() - began < 1.0
+    assert 28 < governors[1].held_back <= 30
+    assert governors[1].pace.limit == 120.0
+    late = RedisRateLimiter(redis.url, KEY)
+    governor = Governor(Limits(rate_limiter=late), SystemClock(), "host")
+    await governor.acquire()
+    while governor.held_back == 0 and time.monotonic() < began + 5:
+        await asyncio.sleep(0.01)
+    assert governor.held_back > 24, "who comes later hears of it too"
+    for limiter in (*limiters, late):
+        await limiter.close()
+
+
+async def test_without_redis_each_keeps_its_part_and_says_so_until_it_is_back(
+    redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "flinks_async")
+    two = [RedisRateLimiter(redis.url, KEY, rate=100.0, burst=1) for _ in range(2)]
+    await asyncio.gather(*(turns(one, 0.5) for one in two))
+    redis.stop()
+    alone = await asyncio.gather(*(turns(one, 3.0) for one in two))
+    for sent in alone:
+        assert 0.8 * 150 <= len(sent) <= 160
+    assert "without Redis for" in two[0].state
+    assert "50/s, this process's part of 100/s" in two[0].state
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len([line for line in warnings if "Each of the 2 processes" in line]) == 2, "once a process"
+    redis.start()
+    began = time.monotonic()
+    while "without" in two[0].state and time.monotonic() < began + 10:
+        await turns(two[0], 0.2)
+    assert two[0].state.startswith("100/s by Redis")
+    assert any("Redis answers again" in record.getMessage() for record in caplog.records)
+    assert PASSWORD not in caplog.text
+    for limiter in two:
+        await limiter.close()
+
+
+async def test_a_client_uses_it_and_tells_how_it_stands(redis: Redis) -> None:
+    async with FlinksServer() as server:
+        server.script("token-3", [Fault.reply(429, {}, retry_after=0.5)])
+        limiter = RedisRateLimiter(redis.url, KEY, rate=100.0, burst=1)
+        limits = {"rate_limiter": limiter}
+        async with FlinksClient(
+            auth_secret=server.auth_secret, base_url=server.base_url, settings=config.bulk(), limits=limits
+        ) as client:
+            began = time.monotonic()
+            outcomes = [one async for one in client.partner_access_many([f"token-{n}" for n in range(50)])]
+            assert len(outcomes) == 50
+            assert time.monotonic() - began > 0.49
+            assert "100/s by Redis, shared by 1" in client.explain()
+            assert "100/s by Redis" in client.stats().why_held
+            for text in (client.explain(), repr(limiter), str(client), repr(client.stats())):
+                assert PASSWORD not in text
+        await limiter.close()
+
+
+def test_the_url_is_in_no_repr_and_no_pickle_and_wrong_arguments_are_named() -> None:
+    limiter = RedisRateLimiter(f"rediss://user:{PASSWORD}@redis.example:6379", KEY, rate=10.0)
+    assert repr(limiter) == "RedisRateLimiter(key='flinks/acme', rate=10.0)"
+    assert PASSWORD not in repr(Limits(rate_limiter=limiter)) + repr(vars(limiter))
+    with pytest.raises(TypeError, match="cannot be pickled"):
+        pickle.dumps(limiter)
+    for wrong, message in (
+        ({"url": f"http://{PASSWORD}"}, "must begin with redis://"),
+        ({"rate": 0}, "rate must be"),
+        ({"rate": float("nan")}, "rate must be"),
+        ({"burst": 0}, "burst"),
+        ({"key": 3}, "key"),
+    ):
+        with pytest.raises(ConfigError, match=message) as error:
+            RedisRateLimiter(**{"url": "redis://h", "key": KEY, **wrong})  # type: ignore[arg-type]
+        assert PASSWORD not in str(error.value)
