@@ -177,9 +177,10 @@ class Pace:
                 self._probe = number
                 self._opening.asks(now)
                 return
+            # A refusal would have come by now.
             self._reopened(self._probe, now, self._opening.asked)
-        if self.mode is Mode.FREE:
-            return
+            if self.free(now):
+                return
         if self.mode is Mode.START:
             self._opening.begins(now)
             self._next_at = self._start.next_at(now, self._next_at)
