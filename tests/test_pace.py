@@ -48,6 +48,9 @@ DEMANDS = {
     "bucket 2,000/s, burst 20": (0.95, 1.03),
     "bucket 20/s, burst 20, answers in 1 s": (0.97, 1.03),
     "bucket 5/s, burst 5": (0.97, 1.03),
+    "100 in each second": (0.95, 1.03),
+    "200 in each second, other phase": (0.94, 1.03),
+    "100 in each second, answers in 0.5 s": (0.95, 1.04),
     "600 a minute": (0.97, 1.05),
     "2,000 a day": (0.97, 1.06),
     "30 at once, answers in 0.2 s": (0.95, 1.03),
@@ -68,11 +71,26 @@ def test_the_limit_is_found_and_held(name: str, seed: int) -> None:
     assert result.requests <= requests
 
 
+@pytest.mark.parametrize("later", [0.0, 60.0])
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_a_client_that_comes_later_gets_its_share(seed: int) -> None:
-    second, both = bench.two_clients(100.0, 20.0, 60.0, seed)
+def test_two_clients_share_a_limit(later: float, seed: int) -> None:
+    second, both = bench.two_clients(100.0, 20.0, later, seed)
     assert 0.4 <= second <= 0.6
     assert both >= 0.93
+
+
+def test_a_client_that_comes_later_to_a_low_limit_is_not_left_out() -> None:
+    shares = [bench.two_clients(20.0, 20.0, 60.0, seed)[0] for seed in (1, 2, 3)]
+    assert 0.3 <= sorted(shares)[1] <= 0.7
+
+
+def test_wrong_rate_limit_headers_are_ignored_for_a_while_only() -> None:
+    pace = Pace(20)
+    assert pace.announced(ServerLimit(0, 100, 50.0), 1.0)
+    pace.took(2, 2.0, 1)
+    pace.succeeded(AttemptRecord(2.0, 2, 1, ended=2.1))
+    assert not pace.announced(ServerLimit(0, 100, 50.0), 61.0)
+    assert pace.announced(ServerLimit(0, 100, 50.0), 63.0)
 
 
 @pytest.mark.parametrize(("latency", "tokens", "share"), [(1.0, 4_000, 0.85), (5.0, 400, 0.7)])

@@ -53,6 +53,7 @@ _SHORT = 32  # a start that ends before so many requests may have met another cl
 _DOUBTS = 3.0  # seconds after which a client that has just begun may share
 _SHARES = 60.0  # seconds at most, without new signs of others
 _ROOM, _ROOM_FOR = 0.5, 5.0  # share of the limit that is left to them, and seconds
+_SLOW = 0.5  # seconds to a refusal
 _ROOM_EVERY = 30.0  # seconds
 _BACK = 0.25  # the rate falls by this share with each signal
 _SETTLE = 1.0  # seconds in which more refusals say nothing
@@ -424,4 +425,5 @@ class Cycle:
 
     def shares(self, now: float) -> Growth:
         """How the pace grows: whether other clients seem to be there."""
-        return Growth.SHARE if now < self._shared_until else Growth.TEST
+        slow = self._lag > _SLOW  # a pace that reacts so late to a refusal would swing
+        return Growth.SHARE if now < self._shared_until and not slow else Growth.TEST
