@@ -50,10 +50,15 @@ def _value_type(field: Field, money: type, day: type, make: Callable[[type[Model
     return types.get(field.kind, str) | None
 
 
-def msgspec_structs(money: type) -> Decode:
+def msgspec_structs(money: type, *, raw_transactions: bool = False) -> Decode:
     def make(cls: type[Model]) -> Any:
         members = [
-            (f.name, _value_type(f, money, str, make), msgspec.field(name=f.wire, default=None)) for f in SCHEMA[cls]
+            (
+                f.name,
+                msgspec.Raw if raw_transactions and f.wire == "Transactions" else _value_type(f, money, str, make),
+                msgspec.field(name=f.wire, default=None),
+            )
+            for f in SCHEMA[cls]
         ]
         return msgspec.defstruct(cls.__name__, members)
 

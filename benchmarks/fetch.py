@@ -26,7 +26,22 @@ from pathlib import Path
 from typing import Any
 
 from attrs import asdict, frozen
-from clients import BARE, CATTRS, CLIENTS, OURS, PYDANTIC, USUAL, Target, WrongAnswer, summary
+from clients import (
+    BARE,
+    CATTRS,
+    CLIENTS,
+    OURS,
+    OURS_MANY,
+    OURS_ON_ACCESS,
+    PYDANTIC,
+    PYREQWEST,
+    STRUCTS,
+    STRUCTS_ON_ACCESS,
+    USUAL,
+    Target,
+    WrongAnswer,
+    summary,
+)
 from figures import Ratio, machine, ratio, spread, table, versions
 from servers import SECRET, TOKEN, Server, Unavailable, cores, pinned, plain, tls
 
@@ -223,13 +238,15 @@ COLUMNS = ("client", "gives", "requests/s", "ratio to aiohttp", "client CPU µs"
 
 def comparison(found: dict[Case, Results], versus: Callable[[Sequence[Run], Sequence[Run]], Ratio]) -> str:
     """A table of what ours is to the others, by case; empty where ours did not run."""
-    others = [name for name in (BARE, USUAL, CATTRS, PYDANTIC) if all(name in results for results in found.values())]
+    compared = (BARE, USUAL, CATTRS, PYDANTIC, PYREQWEST, STRUCTS, STRUCTS_ON_ACCESS, OURS)
+    others = [name for name in compared if all(name in results for results in found.values())]
     lines = [
-        [str(case), *(str(versus(results[OURS], results[other])) for other in others)]
+        [str(case), ours, *(str(versus(results[ours], results[other])) for other in others)]
         for case, results in found.items()
-        if OURS in results
+        for ours in (OURS, OURS_ON_ACCESS, OURS_MANY)
+        if ours in results
     ]
-    return table([f"{OURS} to", *others], lines) if lines else ""
+    return table(["case", "row", *(f"to {other}" for other in others)], lines) if lines else ""
 
 
 def installed(names: Sequence[str]) -> list[str]:
@@ -345,7 +362,9 @@ def main() -> None:
     rounds = options.rounds or (3 if short else 9)
     seconds = options.seconds or (0.1 if short else 0.3)
     names = installed(list(dict.fromkeys([BARE, *options.clients])))
-    packages = sorted({package for name in names for package in CLIENTS[name].packages} | {"uvloop", "msgspec"})
+    packages = sorted(
+        {package for name in names for package in CLIENTS[name].packages} | {"uvloop", "msgspec", "httptools"}
+    )
     place = "client and server on a core each" if cores() else "processes not kept on cores"
     print(f"{machine()}; {place}; {rounds} rounds of {seconds:g} s.\n{versions(packages)}.", flush=True)
     found = run_cases(possible(cases_of(options, found_loops)), names, rounds, seconds, not short)

@@ -187,6 +187,25 @@ def counted(count: int, noun: str) -> str:
     return f"{count:,} {noun}" + ("" if count == 1 else "s")
 
 
+_UNITS: Final = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
+
+
+def duration(seconds: float) -> str:
+    """`85 ms`, `1.25 s`, `45 s`, `3 min 20 s`, `6 h 12 min`, `2 d 3 h`."""
+    if seconds == 0:
+        return "0 s"
+    if seconds < 0.9995:
+        return f"{max(seconds * 1000, 0.01):.3g} ms"
+    if seconds < 9.995:
+        return f"{seconds:.3g} s"
+    whole = round(seconds)
+    for unit, name, part, part_name in _UNITS:
+        if whole >= unit:
+            rest = whole % unit // part
+            return f"{whole // unit} {name} {rest} {part_name}" if rest else f"{whole // unit} {name}"
+    return f"{whole} s"
+
+
 def optional_import(module: str, *, extra: str) -> Any:
     """Imports an optional package. Call it where the package is used, so that others need not install it.
 

@@ -38,6 +38,8 @@ URL, and no unmasked text from the server.
 
 from __future__ import annotations
 
+import os
+import ssl
 from types import TracebackType
 from typing import Any
 
@@ -364,3 +366,14 @@ class RateLimitedError(APIStatusError):
 
 class ServerError(APIStatusError):
     """5xx, and FlinksCodes that mean "try again later"."""
+
+
+def os_reason(error: BaseException | None) -> str:
+    """The operating system's text for an error number, in brackets; it contains no data of the request."""
+    inner = getattr(error, "os_error", error)
+    number = getattr(inner, "errno", None)
+    if isinstance(inner, ssl.SSLError):
+        if inner.reason == "WRONG_VERSION_NUMBER":
+            return " (the answer is not TLS; the server may expect http://)"
+        return f" ({inner.reason})" if inner.reason else ""
+    return f" ({os.strerror(number)})" if isinstance(number, int) and number > 0 else ""

@@ -8,7 +8,7 @@ middleware never holds a connection, and a truncated body reaches it as an error
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
 from inspect import isawaitable
 from types import MappingProxyType
 from typing import Any, Final, Protocol
@@ -26,6 +26,46 @@ from .secret import Secret
 from .verdict import EMPTY_ENVELOPE, Envelope, Verdict
 
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+
+class Headers(Mapping[str, str]):
+    """The headers of a response, decoded when they are first asked for, which is seldom. Names are compared without regard
+    to case. A name that was sent more than once has its first value; `getall` returns all of them.
+
+    Args:
+        fields: names and values in turn, as they were sent.
+    """
+
+    __slots__ = ("_decoded", "_fields")
+
+    def __init__(self, fields: Sequence[bytes]) -> None:
+        self._fields = fields
+        self._decoded: CIMultiDict[str] | None = None
+
+    def _all(self) -> CIMultiDict[str]:
+        if self._decoded is None:
+            texts = iter([field.decode("utf-8", "surrogateescape") for field in self._fields])
+            self._decoded = CIMultiDict(zip(texts, texts, strict=True))
+        return self._decoded
+
+    def __getitem__(self, name: str) -> str:
+        return self._all()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._all())
+
+    def __len__(self) -> int:
+        return len(self._fields) // 2
+
+    def __repr__(self) -> str:
+        return f"<Headers: {len(self)}>"  # values may be personal
+
+    def items(self) -> ItemsView[str, str]:
+        return self._all().items()
+
+    def getall(self, name: str, default: Sequence[str] = ()) -> Sequence[str]:
+        """All values of a name, or the default."""
+        return self._all().getall(name, default)
 
 
 def _names(headers: Mapping[str, str]) -> str:
@@ -215,8 +255,7 @@ class Response:
         return evolve(self, **changes)
 
     def __reduce__(self) -> tuple[Any, ...]:  # aiohttp's header mapping does not pickle
-
-        headers = CIMultiDict(self.headers)
+        headers = CIMultiDict(self.headers.items())
         return Response, (self.status, headers, self.body, self.answer, self.envelope, self.verdict, self.meta)
 
 

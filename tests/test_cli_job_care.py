@@ -48,7 +48,7 @@ class TestStatus:
     async def test_as_json(self, job: Path, tokens: Path) -> None:
         found = json.loads((await cli("status", job, "--json")).stdout)
         assert found.keys() == {
-            "directory", "job", "created", "input", "origin", "store", "outcome", "shards", "runs", "latest",
+            "directory", "job", "created", "input", "origin", "store", "selection", "outcome", "shards", "runs", "latest",
         }  # fmt: skip
         assert found["input"]["path"] == str(tokens)
         assert found["input"]["scanned"]["lines"] == 50
@@ -61,10 +61,10 @@ class TestStatus:
         [
             (
                 4.0,
-                "is running. 4.0 s ago: 812 tokens/s, 60 of 64 in flight, p50 20 ms, about 3 min 0 s left.",
+                "is running. 4 s ago: 812 tokens/s, 60 of 64 in flight, p50 20 ms, about 3 min left.",
             ),
             (59.0, "is running."),
-            (61.0, "has no end, and was silent for 61.0 s: it was killed, or its machine stopped."),
+            (61.0, "has no end, and was silent for 1 min 1 s: it was killed, or its machine stopped."),
         ],
     )
     async def test_of_a_run_without_an_end(
@@ -89,7 +89,7 @@ class TestStatus:
     async def test_of_a_run_that_has_noted_nothing_yet(self, job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with closing(Ledger(job / "ledger.sqlite")) as ledger:
             ledger.begin_run(1000.0)
-        for now, said in ((1001.0, "is running."), (1061.0, "was silent for 61.0 s")):
+        for now, said in ((1001.0, "is running."), (1061.0, "was silent for 1 min 1 s")):
             monkeypatch.setattr(status_module, "time", SimpleNamespace(time=lambda now=now: now))
             assert said in (await cli("status", job)).stdout
 

@@ -22,9 +22,10 @@ from flinks_async import bulk, cli, errors
 from flinks_async.bulk import Progress
 from flinks_async.bulk.counters import Histogram, InstanceTrouble, Rate
 from flinks_async.bulk.rules import failure_kind
+from flinks_async.checks import duration
 from flinks_async.cli import Exit
 from flinks_async.cli.access import in_daemon_thread
-from flinks_async.cli.console import OutputError, described, duration, log_to_stderr, printable, say
+from flinks_async.cli.console import OutputError, described, log_to_stderr, printable, say
 from flinks_async.cli.display import choose_display, repeated
 from flinks_async.cli.job_run import run
 from flinks_async.cli.output import LINES, whole_file
@@ -170,8 +171,8 @@ class TestTimes:
         assert histogram.percentile(0.99) is not None
 
     def test_durations(self) -> None:
-        assert [duration(s) for s in (0.0123, 1.25, 119, 3725)] == ["12.3 ms", "1.2 s", "119.0 s", "62 min 5 s"]
-        assert duration(100_000) == "27 h 46 min"
+        assert [duration(s) for s in (0.0123, 1.25, 119, 3725)] == ["12.3 ms", "1.25 s", "1 min 59 s", "1 h 2 min"]
+        assert duration(100_000) == "1 d 3 h"
 
 
 @pytest.fixture
@@ -183,7 +184,7 @@ def progress() -> Progress:
 
 
 LINE = (
-    "25% · 1,000 of 4,000 done · 500/s · 6.0 s left · 990 ok · 10 failed · 30 retried · p50 10.2 ms, p95 20.4 ms"
+    "25% · 1,000 of 4,000 done · 500/s · 6 s left · 990 ok · 10 failed · 30 retried · p50 10.2 ms, p95 20.4 ms"
     " · 3 of 20 in flight"
 )
 

@@ -132,13 +132,14 @@ class TestCheck:
     def test_all_well(self) -> None:
         result = self.check((4, {"of": "c"}), (1, {"of": "a"}), (2, {"of": "b"}))
         assert result.passed
-        assert result.text().startswith("Checked: all 3 fetchable tokens arrived")
+        (line,) = result.lines()
+        assert line.startswith("Checked: all 3 fetchable tokens arrived")
 
     def test_lost_wrong_twice_and_unexpected(self) -> None:
         result = self.check((1, {"of": "b"}), (2, {"of": "b"}), (2, {"of": "b"}), (3, {"of": "never"}))
         assert (result.lost, result.wrong, result.unexpected) == ([4], [1, 2], [3])
         assert not result.passed
-        assert "WRONG: 2 answers are not those of their tokens: line 1, 2" in result.text()
+        assert "WRONG: 2 answers are not those of their tokens: line 1, 2" in result.lines()
 
     def test_no_answers_at_all(self) -> None:
         assert self.check().lost == [1, 2, 4]

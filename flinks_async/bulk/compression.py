@@ -7,6 +7,7 @@ that was cut short is never mistaken for a whole one. Whatever needs Zstandard r
 
 from __future__ import annotations
 
+import os
 import sys
 import zlib
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from ..checks import optional_import
 
 Compression = Literal["none", "gzip", "zstd"]
 
+BY_SUFFIX: Final[dict[str, Compression]] = {".gz": "gzip", ".zst": "zstd"}
+
 MAX_WINDOW: Final = 128 * 1024 * 1024
 """Bytes of memory that a Zstandard file may demand from its reader; `zlib` needs 32 KB. `zstd --long` demands this."""
 
@@ -25,6 +28,12 @@ _GZIP: Final = 16 + zlib.MAX_WBITS
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZSTD_MAGIC: Final = 0xFD2FB528
 _ZSTD_SKIPPABLE: Final = 0x184D2A5  # without the last 4 bits, which are free (RFC 8878, section 3.1.2)
+
+
+def split_name(path: str) -> tuple[str, str]:
+    """The ends of a file's name that tell format and compression, in lower case: `a.JSONL.gz` has `.jsonl` and `.gz`."""
+    stem, suffix = os.path.splitext(path.lower())
+    return (os.path.splitext(stem)[1], suffix) if suffix in BY_SUFFIX else (suffix, "")
 
 
 class Compressor(Protocol):

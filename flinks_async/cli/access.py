@@ -30,9 +30,11 @@ import click
 from attrs import field, frozen
 
 from .. import config
+from ..bulk.compression import BY_SUFFIX
 from ..bulk.errors import InputError
 from ..bulk.executors.cluster import ClusterOptions
 from ..bulk.inputs import STDIN
+from ..bulk.inputs.formats import FORMATS
 from ..bulk.selection import PSEUDONYM_KEY
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES, Settings
@@ -335,7 +337,7 @@ def _read_bytes(path: str, option: str) -> bytes:
     return data
 
 
-_FILE_ENDS: Final = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".gz", ".zst", ".toml")
+_FILE_ENDS: Final = (*FORMATS, *BY_SUFFIX, ".json", ".toml")
 
 
 def named(path: str) -> str:

@@ -18,7 +18,7 @@ from ..bulk.errors import JobError, JobLockedError, LedgerError, StoreError, Wor
 from ..bulk.inputs.scan import NO_TOKENS
 from ..bulk.records import to_json
 from ..bulk.run import LASTING_TROUBLE
-from ..checks import counted
+from ..checks import counted, duration
 from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidTokenError
 from ..limits.notices import is_no_notice
 from ..secret import SecretFilter, redact, redact_request
@@ -78,16 +78,6 @@ def escaped(text: str) -> str:
 
 def _without_controls(text: str, kept: str, replace: Callable[[str], str]) -> str:
     return "".join(c if c.isprintable() or c in kept else replace(c) for c in text)
-
-
-def duration(seconds: float) -> str:
-    """A time for people."""
-    if seconds < 1:
-        return f"{seconds * 1000:.3g} ms"
-    if seconds < 120:
-        return f"{seconds:.1f} s"
-    minutes = int(seconds) // 60
-    return f"{minutes} min {int(seconds) % 60} s" if minutes < 120 else f"{minutes // 60:,} h {minutes % 60} min"
 
 
 _OPTION_OF: Final = {

@@ -29,12 +29,12 @@ from attrs import define, field, frozen
 from .. import bulk
 from ..bulk import InProcess, InputFile, Job, JSONLParts, Progress, Rules
 from ..bulk.files import MANIFEST, crash_points
-from ..checks import counted
+from ..checks import counted, duration
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES, AuthScheme
 from . import Exit, epilog
 from .access import Clients, read_secret
-from .console import OutputError, UsageError, debug_option, duration, say
+from .console import OutputError, UsageError, debug_option, say
 from .display import choose_display
 from .job_run import JobRun, OnScan, run
 from .options import bulk_settings, concurrency_option, file_name, positive, whole

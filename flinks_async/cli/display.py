@@ -17,11 +17,11 @@ from ..bulk.files import FAILED
 from ..bulk.records import to_json
 from ..bulk.rules import NEVER_ANSWERED
 from ..bulk.stores import format_of
-from ..checks import counted
+from ..checks import counted, duration
 from ..codec import Drift
 from ..endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM
 from . import Exit
-from .console import duration, escaped, event, on_terminal, printable, say, use_events, with_options
+from .console import escaped, event, on_terminal, printable, say, use_events, with_options
 from .options import ProgressKind
 
 DisplayState = Literal["complete", "stopped", "refused", "interrupted"]

@@ -33,7 +33,7 @@ from .._version import __version__
 from ..bulk.directory import Manifest, enter, refuse_network
 from ..bulk.errors import JobLockedError
 from ..bulk.files import MANIFEST
-from ..checks import counted, optional_import
+from ..checks import counted, duration, optional_import
 from ..classify import verdict_of
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES
@@ -44,7 +44,7 @@ from ..transport.session import SessionManager
 from ..verdict import Kind
 from . import Exit, epilog
 from .access import Access, access_options, read_token
-from .console import debug_option, duration, printable, say
+from .console import debug_option, printable, say
 from .job_run import run
 from .output import Command, to_stdout
 

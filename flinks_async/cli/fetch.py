@@ -28,9 +28,10 @@ from ..bulk import (
     Store,
     scan,
 )
+from ..bulk.compression import split_name
 from ..bulk.files import MANIFEST
 from ..bulk.inputs import NO_KEY, STDIN, ShardReader, Token
-from ..checks import counted, is_url
+from ..checks import counted, duration, is_url
 from ..client import FlinksClient
 from ..models import PartnerAccessResponse
 from ..secret import Secret
@@ -45,7 +46,7 @@ from .access import (
     read_pseudonym_key,
     read_token,
 )
-from .console import UsageError, debug_option, duration, printable, say
+from .console import UsageError, debug_option, printable, say
 from .display import RESUME, choose_display, count_rows, other_lines
 from .job_run import JobRun, OnScan, RunOptions, run, run_options
 from .options import F, file_name, grouped, layout_options, path_name, positive, timeout_option, whole
@@ -56,7 +57,6 @@ from .output import (
     StdoutStore,
     check_output,
     make_store,
-    split_name,
     stdout_is_terminal,
     store_of,
     to_stdout,

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from functools import partial, wraps
 from inspect import signature
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import click
 from attrs import frozen
@@ -15,6 +15,7 @@ from attrs import frozen
 from .. import config
 from ..bulk import DaskExecutor, Executor, InProcess, Layout, Processes, RayExecutor, Rules
 from ..bulk.executors.cluster import ClusterExecutor, ClusterOptions
+from ..bulk.inputs import Format
 from ..checks import is_url
 from ..config import Settings
 from ..errors import ConfigError
@@ -299,7 +300,7 @@ progress_options = grouped(
     lambda progress, quiet: "none" if quiet else progress,
     click.option(
         "--progress",
-        type=click.Choice(["auto", "plain", "json", "none"]),
+        type=click.Choice(get_args(ProgressKind)),
         default="auto",
         help="On standard error: a bar on a terminal and lines elsewhere (auto), lines, JSON for programs, or nothing.",
     ),
@@ -321,7 +322,7 @@ layout_options = grouped(
     Layout,
     click.option(
         "--format",
-        type=click.Choice(["auto", "text", "csv", "jsonl", "parquet"]),
+        type=click.Choice(get_args(Format)),
         default="auto",
         help="Format of TOKENS.",
     ),

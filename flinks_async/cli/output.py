@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import select
 import sys
 import threading
@@ -15,7 +14,7 @@ import click
 from attrs import frozen
 
 from ..bulk import Commit, Place, Problem, Store
-from ..bulk.compression import Compression
+from ..bulk.compression import BY_SUFFIX, Compression, split_name
 from ..bulk.directory import Manifest, refuse_own_files
 from ..bulk.files import MANIFEST, replaced, write_all
 from ..bulk.inputs import STDIN
@@ -27,17 +26,8 @@ _JSONL: Final[dict[str, Compression]] = {"jsonl": "none", "jsonl.gz": "gzip", "j
 WITHOUT_FILE: Final = ("parquet", "postgresql")
 STORES: Final = (*_JSONL, "sqlite", "duckdb", *WITHOUT_FILE)
 
-COMPRESSION: Final[dict[str, Compression]] = {"": "none", ".gz": "gzip", ".zst": "zstd"}
-"""Compression by the end of a file's name."""
-
 _ATOMIC: Final[int] = getattr(select, "PIPE_BUF", 512)  # bytes that a writable pipe takes without blocking
 _POLL: Final = 0.2
-
-
-def split_name(path: str) -> tuple[str, str]:
-    """The ends of a file's name that tell format and compression, in lower case: `a.JSONL.gz` has `.jsonl` and `.gz`."""
-    stem, suffix = os.path.splitext(path.lower())
-    return (os.path.splitext(stem)[1], suffix) if suffix in COMPRESSION and suffix else (suffix, "")
 
 
 @frozen
@@ -89,7 +79,7 @@ def store_of(name: str | None, out: str | None) -> str:
     file = LINES if name in _JSONL else _DATABASES.get(name)
     if file is not None:
         file.refuse_other_name(out)
-    if compressed and _JSONL.get(name) != COMPRESSION[compressed]:
+    if compressed and _JSONL.get(name) != BY_SUFFIX[compressed]:
         raise UsageError(f"--out: the name of the file ends in {compressed}, which --store {name} does not write.")
     return name
 

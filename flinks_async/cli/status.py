@@ -16,20 +16,20 @@ from click.core import ParameterSource
 
 from .. import bulk
 from ..bulk import InputFile, Job, JobMismatchError, Manifest
-from ..bulk.compression import Compression, compressor
+from ..bulk.compression import BY_SUFFIX, Compression, compressor, split_name
 from ..bulk.counters import InstanceTrouble, WorkerState
 from ..bulk.files import MANIFEST
 from ..bulk.inputs import STDIN
 from ..bulk.records import FailureKind
-from ..checks import counted
+from ..checks import counted, duration
 from ..codec.observed import from_json
 from . import Exit, epilog
 from .access import Clients, make_clients, pseudonym_key_option, read_pseudonym_key, stdin_is_terminal
-from .console import UsageError, debug_option, duration, printable, say
+from .console import UsageError, debug_option, printable, say
 from .display import answers_of, choose_display, drift_lines, outcome_rows
 from .job_run import JobRun, OnScan, RunOptions, run, run_options
 from .options import directory_argument, file_name
-from .output import COMPRESSION, HTML, LINES, Command, split_name, to_stdout, whole_file
+from .output import HTML, LINES, Command, to_stdout, whole_file
 
 SILENT: Final = 60.0
 """Seconds without a sample after which a run counts as dead. A run saves one at least every ten seconds."""
@@ -162,7 +162,7 @@ def export(directory: str, out: str, force: bool) -> int:
             to_stdout(piece)
     else:
         with whole_file(out, directory, LINES, force=force) as write:
-            for piece in _pieces(lines, COMPRESSION[split_name(out)[1]]):
+            for piece in _pieces(lines, BY_SUFFIX.get(split_name(out)[1], "none")):
                 write(piece)
         say(f"Written: {out}")
     left = bulk.status(directory).totals.pending

@@ -38,11 +38,12 @@ from ..errors import (
     ShortageError,
     StaleConnectionError,
     TransportError,
+    os_reason,
 )
-from ..messages import Request, Response
+from ..messages import Headers, Request, Response
 from ..runtime import CancelScope, mark_retrieved
 from ..secret import Secret, plain
-from .http1 import Origin, reason
+from .http1 import Origin
 from .inflate import Inflater
 from .session import SessionManager, Wire, is_untouched, session_is_untouched, shortage, wire_of_attempt
 
@@ -174,8 +175,8 @@ class AiohttpTransport:
             segment = encode_token(request.token).reveal().encode("ascii")
             await connection.ask(b"".join((prepared.before, segment, lines)), self._max_body, call.headers_came)
             connection.check()
-            status, headers = connection.status, CIMultiDictProxy(connection.headers)
-            if "Content-Encoding" in headers:
+            status, headers = connection.status, connection.headers
+            if connection.encoded:
                 body = await self._inflated(status, headers, connection.read)
             else:
                 chunks = connection.chunks
@@ -187,7 +188,7 @@ class AiohttpTransport:
         return Response(status, headers, body)
 
     async def _inflated(
-        self, status: int, headers: CIMultiDictProxy[str], read: Callable[[], Awaitable[bytes]]
+        self, status: int, headers: Headers | CIMultiDictProxy[str], read: Callable[[], Awaitable[bytes]]
     ) -> bytes:
         """The plain body, read up to an empty chunk."""
         chunk = await read()
@@ -294,7 +295,7 @@ class AiohttpTransport:
             return ShortageError(f"no connection to {host}, because of a shortage: {cause}")
         match error:
             case aiohttp.ClientProxyConnectionError():
-                return ProxyError(f"the proxy on the way to {host} cannot be reached{reason(error)}")
+                return ProxyError(f"the proxy on the way to {host} cannot be reached{os_reason(error)}")
             case aiohttp.ClientHttpProxyError():
                 return ProxyError(f"the proxy on the way to {host} answered {error.status}", status=error.status)
             case (
@@ -304,11 +305,11 @@ class AiohttpTransport:
             ):
                 return CertificateError(f"the certificate of {host} is not valid{_verify_reason(error)}")
             case aiohttp.ClientSSLError() | ssl.SSLError():
-                return ConnectError(f"no TLS connection to {host}{reason(error)}")
+                return ConnectError(f"no TLS connection to {host}{os_reason(error)}")
             case aiohttp.ClientConnectorDNSError() | socket.gaierror():
                 return ConnectError(f"the host name {host} cannot be resolved")
             case aiohttp.ClientConnectorError():
-                return ConnectError(f"no connection to {host}{reason(error)}")
+                return ConnectError(f"no connection to {host}{os_reason(error)}")
             case aiohttp.ConnectionTimeoutError():
                 return self._not_connected(host)
             case TimeoutError():
@@ -325,7 +326,7 @@ class AiohttpTransport:
             case aiohttp.ClientOSError() | aiohttp.ServerDisconnectedError():
                 return self._broken(error, host, wire)
             case OSError():
-                return ConnectError(f"no connection to {host}{reason(error)}")
+                return ConnectError(f"no connection to {host}{os_reason(error)}")
             case RuntimeError() | aiohttp.ClientConnectionError() if "is closed" in str(error):
                 return ClientClosedError("the session was closed while the request was under way")
             case aiohttp.InvalidURL():
@@ -336,7 +337,7 @@ class AiohttpTransport:
         silent = not isinstance(error, aiohttp.ServerDisconnectedError) or error.message == "Server disconnected"
         if wire is not None and wire.sockets == 0 and silent and not self._sessions.borrowed:
             return StaleConnectionError(f"a kept-alive connection to {host} was closed by the server")
-        return ReadError(f"the connection to {host} broke before an answer arrived{reason(error)}")
+        return ReadError(f"the connection to {host} broke before an answer arrived{os_reason(error)}")
 
     async def close(self) -> None:
         await self._sessions.close()

@@ -2,32 +2,29 @@
 
 `HTTPConnection` writes a request and reads its answer: `httptools` parses what arrives straight into status, headers and
 body, and one future wakes the caller. `ConnectionPool` opens the connections of one event loop and keeps the idle ones.
-A request by aiohttp's `ClientSession` takes about six times the processor time, most of it for objects that a plain GET
-does not need: URL, timers, a writer, a response and a stream for each request.
+aiohttp's `ClientSession` makes a URL, timers, a writer, a response and a stream for each request.
 """
 
 from __future__ import annotations
 
 import asyncio
-import ipaddress
-import os
 import select
 import socket
 import ssl
 import time
 import warnings
 import weakref
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from typing import Any, Final, cast
 
 import aiohttp
 from aiohappyeyeballs import AddrInfoType, pop_addr_infos_interleave, start_connection
-from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpResponseParser
-from multidict import CIMultiDict
+from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from ..config import Connection
-from ..errors import FlinksError, ProtocolError, ReadError, ResponseTooLargeError, StaleConnectionError
+from ..errors import FlinksError, ProtocolError, ReadError, ResponseTooLargeError, StaleConnectionError, os_reason
+from ..messages import Headers
 from ..runtime import mark_retrieved
 from .inflate import STEP
 
@@ -38,18 +35,17 @@ Origin = tuple[str, int, bool]
 # allocate 256 KiB for each read, which takes half of the time of a small request.
 _READ_SIZE: Final = 256 * 1024
 
-# As aiohttp's parser: the longest header in bytes, and the most headers of an answer.
-_MAX_HEADER: Final = 8190
+_MAX_HEADER: Final = 8190  # bytes of one, as in aiohttp's parser
 _MAX_HEADERS: Final = 128
 
 # Bytes of a head or of trailers that may arrive while none of their lines ends.
 _MAX_UNPARSED: Final = 64 * 1024
 
+# Seconds; a connection that was used since is not polled before its next request.
 _POLL_AFTER: Final = 0.001
-"""Seconds; a connection that was used since is not polled before its next request."""
 
+# Seconds after which the next address is tried as well (RFC 8305, section 8).
 _HAPPY_EYEBALLS: Final = 0.25
-"""Seconds after which the next address is tried as well (RFC 8305 recommends 0.25)."""
 
 
 class HTTPConnection(asyncio.BufferedProtocol):
@@ -58,6 +54,7 @@ class HTTPConnection(asyncio.BufferedProtocol):
     Attributes:
         transport: None when the connection is closed.
         status, headers: of the current answer.
+        encoded: it has a Content-Encoding.
         chunks: parts of its body, as they were sent.
         complete: the answer has arrived.
         used: answers that have arrived completely.
@@ -74,10 +71,11 @@ class HTTPConnection(asyncio.BufferedProtocol):
             lenient_headers=True, lenient_optional_cr_before_lf=True, lenient_spaces_after_chunk_size=True
         )
         self.transport: asyncio.Transport | None = None
-        self.headers: CIMultiDict[str] = CIMultiDict()
+        self.headers = Headers(())
         self.chunks: list[bytes] = []
         self.status = self.used = self._size = self._max_body = 0
-        self.complete = self._streams = self._keep = self._sent_more = False
+        self.complete = self.encoded = self._keep = self._sent_more = False
+        self._fields: list[bytes] = []  # names and values of headers, as they came
         self.idle_since = 0.0
         self._waiter: asyncio.Future[None] | None = None
         self._problem: FlinksError | None = None
@@ -90,9 +88,9 @@ class HTTPConnection(asyncio.BufferedProtocol):
             max_body: bytes; an encoded body may have `STEP` more.
             on_head: called when status and headers have arrived.
         """
-        self.status = self._size = self._head_size = self._trailers = self._received = 0
+        self.status = self._size = self._head_size = self._received = 0
         self.chunks = []
-        self.complete = self._streams = self._keep = False
+        self.complete = self.encoded = self._keep = False
         self._max_body = max_body
         self._on_head = on_head
         self._waiter = waiter = self._loop.create_future()
@@ -153,7 +151,7 @@ class HTTPConnection(asyncio.BufferedProtocol):
 
     def _refused(self) -> FlinksError:
         """Why what has arrived is not accepted."""
-        if self._size > self._max_body:
+        if self._is_too_large():
             return ResponseTooLargeError(f"the body is larger than Limits.max_body = {self._max_body} bytes")
         part = "body from" if self.status else "answer of"
         return ProtocolError(f"the {part} {self._host} is not valid HTTP")
@@ -163,7 +161,7 @@ class HTTPConnection(asyncio.BufferedProtocol):
             return ReadError(f"the connection to {self._host} broke before the body was complete")
         if self.used and not self._received:
             return StaleConnectionError(f"a kept-alive connection to {self._host} was closed by the server")
-        return ReadError(f"the connection to {self._host} broke before an answer arrived{reason(error)}")
+        return ReadError(f"the connection to {self._host} broke before an answer arrived{os_reason(error)}")
 
     # --- called by the event loop
 
@@ -174,7 +172,7 @@ class HTTPConnection(asyncio.BufferedProtocol):
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._waiter is None and not self._streams:  # nobody has asked
+        if self._waiter is None and (self.complete or not self.encoded):  # nobody has asked
             self._fail(self._refused())
             return
         self._received += nbytes
@@ -182,18 +180,17 @@ class HTTPConnection(asyncio.BufferedProtocol):
             self._parser.feed_data(self._buffer[:nbytes])
         except HttpParserUpgrade:  # after a 101, which ends the answer
             pass
-        except HttpParserCallbackError as error:
+        except HttpParserError as error:
             self._fail(self._refused())
             cause = error.__context__
             if cause is not None and not isinstance(cause, Exception):  # such as the SystemExit of a signal handler
                 raise cause from None
             return
-        except HttpParserError:
+        if self.complete and self._size <= self._max_body:
+            self._wake()
+        elif self._is_too_large():
             self._fail(self._refused())
-            return
-        if self._size > self._max_body:
-            self._fail(self._refused())
-        elif self.complete or (self._streams and self.chunks):
+        elif self.encoded and self.chunks:
             self._wake()
         elif self._head_size >= 0:  # still in the head or in the trailers
             self._head_size += nbytes if self._head_size else 1
@@ -203,7 +200,7 @@ class HTTPConnection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
         del self._parser  # it holds methods of this object
-        if self._waiter is None and not self._streams:
+        if self._waiter is None and (self.complete or not self.encoded):
             return
         if self._problem is None:
             if exc is None and self.status and self._ends_with_connection():
@@ -214,10 +211,15 @@ class HTTPConnection(asyncio.BufferedProtocol):
 
     def _ends_with_connection(self) -> bool:
         """Whether the body has neither a length nor chunks."""
-        return "Content-Length" not in self.headers and not any(
-            value.lower().rpartition(",")[2].strip() == "chunked"
-            for value in self.headers.getall("Transfer-Encoding", ())
-        )
+        coding = ",".join(self.headers.getall("Transfer-Encoding")).lower().rpartition(",")[2].strip()
+        return "Content-Length" not in self.headers and coding != "chunked"
+
+    def _is_too_large(self) -> bool:
+        """Whether the body is too large, or will be."""
+        if self._size > self._max_body:
+            return True
+        no_body = self.status < 200 or self.status in (204, 304)
+        return not no_body and int(self.headers.get("Content-Length", "0")) > self._max_body
 
     # --- called by the parser
 
@@ -226,39 +228,34 @@ class HTTPConnection(asyncio.BufferedProtocol):
             self._sent_more = True
             return
         self.status = self._head_size = 0
-        self.headers = CIMultiDict()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self.complete:
-            return
-        if len(name) + len(value) > _MAX_HEADER or b"\0" in value or b"\r" in value:
-            raise HttpParserError("a header that is too long or not valid")
-        if not self.status:
-            if len(self.headers) >= _MAX_HEADERS:
-                raise HttpParserError("too many headers")
-            self.headers.add(name.decode("ascii"), value.decode("utf-8", "surrogateescape"))
-        else:
-            self._trailers += 1
-            if self._trailers > _MAX_HEADERS:
-                raise HttpParserError("too many trailers")
+        self._fields = []
 
     def on_status(self, status: bytes) -> None:
         if len(status) > _MAX_HEADER:
             raise HttpParserError("the reason phrase is too long")
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        fields = self._fields
+        fields.append(name)
+        fields.append(value)
+
     def on_headers_complete(self) -> None:
         if self.complete:
             return
-        self._head_size = -1
+        fields, self._fields = self._fields, []  # what follows are trailers
+        text = b"\n".join(fields)
+        if len(fields) > 2 * _MAX_HEADERS or b"\0" in text or b"\r" in text:
+            raise HttpParserError("too many headers, or a control character in one")
+        if len(text) > _MAX_HEADER and max(map(len, fields)) > _MAX_HEADER:
+            raise HttpParserError("a header is too long")
+        self.headers = Headers(fields)
         self.status = status = self._parser.get_status_code()
+        self._head_size = -1
         if status >= 200 or status == 101:
             self._on_head()
-            if "Content-Encoding" in self.headers:
-                self._streams = True
-                self._max_body += STEP  # incompressible data grows a little
-            if int(self.headers.get("Content-Length", 0)) > self._max_body and status not in (204, 304):
-                self._size = self._max_body + 1
-                raise HttpParserError("the body will be too large")
+        if b"content-encoding" in text.lower() and "Content-Encoding" in self.headers:
+            self.encoded = True
+            self._max_body += STEP  # incompressible data grows a little
 
     def on_body(self, body: bytes) -> None:
         if not self.complete:
@@ -275,7 +272,7 @@ class HTTPConnection(asyncio.BufferedProtocol):
     def on_message_complete(self) -> None:
         status = self.status
         if not self.complete and (status >= 200 or status == 101):  # another 1xx comes before the answer
-            self.complete, self._streams = True, False
+            self.complete = True
             self._keep = status != 101 and self._parser.should_keep_alive()
             self.used += 1
 
@@ -296,12 +293,11 @@ class ConnectionPool:
         self._buffer = memoryview(bytearray(_READ_SIZE))
         self._resolver = aiohttp.DefaultResolver()
         self._lookups: dict[tuple[str, int], asyncio.Future[deque[AddrInfoType]]] = {}
-        self._idle: dict[Origin, deque[HTTPConnection]] = {}
+        self._idle: defaultdict[Origin, deque[HTTPConnection]] = defaultdict(deque)
         self._sweep: asyncio.TimerHandle | None = None
 
     @property
     def idle(self) -> list[HTTPConnection]:
-        """The idle connections, those that were used last at the end."""
         return [connection for idle in self._idle.values() for connection in idle]
 
     def take(self, origin: Origin) -> HTTPConnection | None:
@@ -320,10 +316,7 @@ class ConnectionPool:
             connection.abort()
             return
         connection.idle_since = time.monotonic()
-        idle = self._idle.get(origin)
-        if idle is None:
-            idle = self._idle[origin] = deque()
-        idle.append(connection)
+        self._idle[origin].append(connection)
         if self._sweep is None:
             self._sweep_later()
 
@@ -360,12 +353,8 @@ class ConnectionPool:
 
     async def _addresses(self, host: str, port: int) -> list[AddrInfoType]:
         """The addresses of a host, each time with another one first."""
-        try:
-            version = ipaddress.ip_address(host).version
-        except ValueError:
-            pass
-        else:
-            family = socket.AF_INET6 if version == 6 else socket.AF_INET
+        if ":" in host or host.replace(".", "").isdigit():  # an address, as `make_endpoint` has checked
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
             return [_address(family, socket.IPPROTO_TCP, host, port)]
         lookup = self._lookups.get((host, port))
         if lookup is None:  # one for all who wait: cancelling one of them does not end it
@@ -396,7 +385,7 @@ class ConnectionPool:
             del self._lookups[host, port]
 
     def _is_usable(self, connection: HTTPConnection) -> bool:
-        if connection.transport is None or connection.transport.is_closing():
+        if not connection.is_open:
             return False
         idle = time.monotonic() - connection.idle_since
         # A poll is a system call and costs a tenth of a small request.
@@ -420,7 +409,8 @@ class ConnectionPool:
     async def close(self) -> None:
         """Closes the idle connections. The others are closed when their answers have arrived."""
         self.closed = True
-        idle, self._idle = self.idle, {}
+        idle = self.idle
+        self._idle.clear()
         if self._loop.is_closed():  # an earlier `asyncio.run()` that ended without `close()`
             return
         if self._sweep is not None:
@@ -451,24 +441,10 @@ def _close_idle_of(pool: weakref.ref[ConnectionPool]) -> None:
 
 def is_readable(transport: asyncio.BaseTransport | None) -> bool:
     """Whether the operating system has data, or the end of the connection, that the event loop has not read yet."""
-    connected = None if transport is None else transport.get_extra_info("socket")
-    if connected is None:
+    if transport is None or (connected := transport.get_extra_info("socket")) is None:
         return False
     if not hasattr(select, "poll"):
         return bool(select.select([connected.fileno()], [], [], 0)[0])
     poll = select.poll()  # unlike select(), it accepts any file descriptor
     poll.register(connected.fileno(), select.POLLIN)
     return bool(poll.poll(0))
-
-
-def reason(error: BaseException | None) -> str:
-    """The operating system's text for an error number, in brackets; it contains no data of the request."""
-    inner = getattr(error, "os_error", error)
-    number = getattr(inner, "errno", None)
-    if isinstance(inner, ssl.SSLError):
-        if inner.reason == "WRONG_VERSION_NUMBER":
-            return " (the answer is not TLS; the server may expect http://)"
-        return f" ({inner.reason})" if inner.reason else ""
-    if not isinstance(number, int) or number <= 0:
-        return ""
-    return f" ({os.strerror(number)})"

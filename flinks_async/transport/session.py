@@ -22,7 +22,6 @@ from typing import Any, Final
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-import aiohttp
 import aiohttp.client
 from aiohttp.connector import Connection as AiohttpConnection
 from aiohttp.tracing import Trace
@@ -62,11 +61,9 @@ def session_is_untouched() -> bool:
     return True
 
 
-_own: tuple[object, object, object] = (None, None, None)
-"""The methods that were found to be aiohttp's own."""
+_own: tuple[object, object, object] = (None, None, None)  # the methods that were found to be aiohttp's own
 
 _log = logging.getLogger("flinks_async")
-
 _reported: set[str] = set()
 
 
@@ -159,6 +156,9 @@ class SessionManager:
     middlewares, and are not counted in `ConnectionStats`. Its cookies, default headers, trace configs and proxy settings
     apply. Trace configs see tokens and secrets; a warning names them. Sessions of our own have none, not even those that
     tracing tools add to every new session.
+
+    Attributes:
+        borrowed: the session given as `session=`; None if the sessions are our own.
     """
 
     def __init__(self, connection: Connection, borrowed: aiohttp.ClientSession | None = None) -> None:
@@ -175,7 +175,7 @@ class SessionManager:
                     f"Connection.{name}: there is no file {repr(text) if looks_like_path else shown(text)}"
                 )
         self._connection = connection
-        self._borrowed = borrowed
+        self.borrowed = borrowed
         self.pools: PerLoop[ConnectionPool] = PerLoop()  # those made so far, to be looked up fast
         self._sessions: PerLoop[aiohttp.ClientSession] = PerLoop()
         self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
@@ -185,15 +185,8 @@ class SessionManager:
         self._proxies = {scheme: Secret(url) for scheme, url in proxies.items()}  # they may contain passwords
         self._closed_loops: weakref.WeakSet[asyncio.AbstractEventLoop] = weakref.WeakSet()
         self._shut = False
-        self.created = 0
-        self.reused = 0
-        self.in_use = 0
+        self.created = self.reused = self.in_use = 0
         _managers.add(self)
-
-    @property
-    def borrowed(self) -> aiohttp.ClientSession | None:
-        """The session given as `session=`; None if the sessions are our own."""
-        return self._borrowed
 
     async def pool(self) -> ConnectionPool:
         """The connection pool of the running loop; makes it at first use.
@@ -213,12 +206,12 @@ class SessionManager:
         Raises:
             ClientClosedError: the sessions were closed.
         """
-        if self._borrowed is not None:
-            if self._borrowed.closed:
+        if self.borrowed is not None:
+            if self.borrowed.closed:
                 raise ClientClosedError("the aiohttp session given as session= is closed")
-            if self._borrowed._loop is not asyncio.get_running_loop():
+            if self.borrowed._loop is not asyncio.get_running_loop():
                 raise ConfigError("the aiohttp session given as session= belongs to another event loop")
-            return self._borrowed
+            return self.borrowed
         loop = await self._open_loop()
         session = self._sessions.get(loop)
         if session is None:

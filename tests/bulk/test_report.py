@@ -28,6 +28,7 @@ from flinks_async.bulk.report.facts import gather
 from flinks_async.bulk.report.findings import findings, headline, tiles
 from flinks_async.bulk.report.page import page
 from flinks_async.bulk.report.timeline import Timeline, intervals, thin, time_ticks, timeline
+from flinks_async.checks import duration
 
 from ..cli_support import cli
 from .made_up_job import EVENING, FINGERPRINT, KEY, MESSAGE, PATH, a_night, commit, failure, make_job, progress
@@ -565,7 +566,7 @@ def test_percent(part: int, whole: int, said: str) -> None:
      (22_320, "6 h 12 min"), (183_600, "2 d 3 h")],
 )  # fmt: skip
 def test_duration(seconds: float, said: str) -> None:
-    assert words.duration(seconds) == said
+    assert duration(seconds) == said
 
 
 def test_times_that_no_calendar_has() -> None:

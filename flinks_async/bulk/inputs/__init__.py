@@ -2,12 +2,11 @@
 
 To add an input format:
 
-1. `formats.py`: add its name to `Format`, its suffix to `_SUFFIXES`, and write its parser (a `RowParser`, see `rows.py`);
+1. `formats.py`: add its name to `Format`, its suffix to `FORMATS`, and write its parser (a `RowParser`, see `rows.py`);
    `Layout.parser` chooses it. A binary format becomes lines of JSON, as in `parquet.py`.
 2. `detection.py`: recognize its first bytes; for a binary format, `InputFile.content_of` in `source.py` returns its content.
-3. `../../cli/options.py`: add it to `--format`.
-4. Tests: `tests/bulk/test_rows.py` (the parser) and the `NAMES` of `tests/bulk/test_scan.py` (scan and shards).
-5. `docs/command-line.md`: the formats of TOKENS.
+3. Tests: `tests/bulk/test_rows.py` (the parser) and the `NAMES` of `tests/bulk/test_scan.py` (scan and shards).
+4. `docs/command-line.md`: the formats of TOKENS.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import codecs
 import csv
-import os
 from collections.abc import Iterable, Iterator
 from io import BytesIO, TextIOWrapper
 from types import NoneType
@@ -15,6 +14,7 @@ from attrs import Attribute, evolve, field, frozen
 
 from ...checks import choice, name, one_of
 from ...secret import Secret
+from ..compression import split_name
 from ..errors import InputError
 from ..records import from_json, key_from_json
 from .detection import (
@@ -40,15 +40,15 @@ from .rows import (
 
 Format = Literal["auto", "text", "csv", "jsonl", "parquet"]
 
-_COMPRESSED: Final = frozenset({".gz", ".zst"})
-
-_SUFFIXES: Final[dict[str, Format]] = {
+FORMATS: Final[dict[str, Format]] = {
+    ".txt": "text",
     ".csv": "csv",
     ".tsv": "csv",
     ".jsonl": "jsonl",
     ".ndjson": "jsonl",
     ".parquet": "parquet",
 }
+"""Formats by the end of a file's name."""
 
 _fields: Final = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
@@ -90,7 +90,7 @@ class Layout:
 
     def format_of(self, path: str) -> Format:
         """The format of a file of that name; never `auto`."""
-        return _SUFFIXES.get(_suffix(path), "text") if self.format == "auto" else self.format
+        return FORMATS.get(split_name(path)[0], "text") if self.format == "auto" else self.format
 
     def for_file(self, path: str) -> Layout:
         """The same layout with what the file's name decides filled in, so that the file may be renamed later."""
@@ -108,7 +108,7 @@ class Layout:
         layout = self.for_file(path)
         lines = [] if layout.format == "parquet" else first_lines(sample)
         if layout.format == "csv":
-            default = "\t" if _suffix(path) == ".tsv" else ","
+            default = "\t" if split_name(path)[0] == ".tsv" else ","
             delimiter = self.delimiter or (delimiter_of(lines, self.column, default) if lines else default)
             layout = evolve(layout, delimiter=delimiter)
             if lines:
@@ -169,12 +169,6 @@ def _known_encoding(name: str | None) -> str | None:
             "`encoding` is not a text encoding that Python knows, such as utf-16 or cp1252.", field="encoding"
         )
     return None if known in ("utf-8", "utf-8-sig") else known
-
-
-def _suffix(path: str) -> str:
-    """The suffix that tells the format, without that of a compression."""
-    stem, suffix = os.path.splitext(path.lower())
-    return os.path.splitext(stem)[1] if suffix in _COMPRESSED else suffix
 
 
 @frozen

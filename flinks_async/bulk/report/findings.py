@@ -9,7 +9,7 @@ from typing import Final, Literal
 
 from attrs import frozen
 
-from ...checks import counted
+from ...checks import counted, duration
 from ..counters import InstanceTrouble
 from ..ledger import Totals
 from . import words
@@ -131,7 +131,7 @@ def tiles(facts: Facts) -> list[Finding]:
             Finding(_RESULTS[state], f"{number:,}", words.percent(number, facts.totals.tokens), state)
             for state, number in outcomes(facts.totals).items()
         ),
-        Finding("Running time", words.duration(facts.timeline.running), f"in {runs}"),
+        Finding("Running time", duration(facts.timeline.running), f"in {runs}"),
         Finding("Requests", f"{requests:,.0f}", throttled),
     ]
 
@@ -173,8 +173,8 @@ def _response_time(facts: Facts) -> Finding:
     _, worst, interval = max(answered, key=lambda times: times[1])
     return Finding(
         "Response time",
-        words.duration(typical),
-        f"median p50; median p95 {words.duration(slow)}, worst p95 {words.duration(worst)}, {_when(facts, interval)}",
+        duration(typical),
+        f"median p50; median p95 {duration(slow)}, worst p95 {duration(worst)}, {_when(facts, interval)}",
     )
 
 
@@ -205,9 +205,9 @@ def _paused(facts: Facts, running: float) -> Finding:
     seconds = longest[-1].end - longest[0].start
     return Finding(
         "Pauses",
-        f"about {words.duration(paused)}",
+        f"about {duration(paused)}",
         f"{words.percent(paused, running)} of the time, because the instance was down or asked for a pause; "
-        f"the longest about {words.duration(seconds)}, {_when(facts, longest[0])}",
+        f"the longest about {duration(seconds)}, {_when(facts, longest[0])}",
     )
 
 
@@ -237,7 +237,7 @@ def _problems(facts: Facts) -> Iterator[Finding]:
     worst = sorted(longest.values(), key=lambda found: found[0].seconds, reverse=True)
     for trouble, interval in worst[:_MOST_PROBLEMS]:
         note = f"{trouble.reason}; {counted(trouble.attempts, 'attempt')} in a row, {_when(facts, interval)}"
-        yield Finding("Longest problem", words.duration(trouble.seconds), note.rstrip(", "))
+        yield Finding("Longest problem", duration(trouble.seconds), note.rstrip(", "))
 
 
 def _between_runs(facts: Facts) -> Finding:
@@ -246,7 +246,7 @@ def _between_runs(facts: Facts) -> Finding:
     note = f"between {len(timeline.segments)} runs"
     if broken_off:
         note += f"; {counted(broken_off, 'run')} interrupted or still running"
-    return Finding("Time between runs", words.duration(timeline.between), note)
+    return Finding("Time between runs", duration(timeline.between), note)
 
 
 def _when(facts: Facts, interval: Interval) -> str:

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from ..._version import __version__
+from ...checks import duration
 from ..stores import format_of
 from . import words
 from .facts import MOST_FAILURES, MOST_PARTS, Facts
@@ -39,7 +40,7 @@ def page(facts: Facts, made: float) -> str:
     )
     environment.filters |= {
         "count": _if_known("{:,.0f}".format),
-        "duration": _if_known(words.duration),
+        "duration": _if_known(duration),
         "moment": words.moment,
         "percent": words.percent,
         "rate": _if_known(words.rate),

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
+from ...checks import duration
 from . import words
 from .facts import Facts
 from .plots import NARROW, WIDE, Plot, Variant, colour, framed, from_zero, plot
@@ -136,7 +137,7 @@ def _gaps(axes: Axes, timeline: Timeline) -> None:
         axes.axvspan(gap.at, gap.at + gap.width, facecolor=colour("gap"), linewidth=0)
         if gap.width / timeline.length * axes.bbox.width >= _NAMED_GAP:
             axes.text(
-                gap.at + gap.width / 2, 0.5, words.duration(gap.seconds), rotation=90, ha="center", va="center",
+                gap.at + gap.width / 2, 0.5, duration(gap.seconds), rotation=90, ha="center", va="center",
                 fontsize=11, color=colour("ink"), transform=axes.get_xaxis_transform(),
             )  # fmt: skip
 
@@ -166,9 +167,9 @@ def _times(axes: Axes, facts: Facts) -> None:
         axes.set_yscale("log", subs=[1])
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(known) < 500 * min(known) else (1,)))
         axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: words.duration(value)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: duration(value)))
     else:
-        from_zero(axes, words.duration)
+        from_zero(axes, duration)
 
 
 def _mean(name: str, label: str, say: Callable[[float], str], *looks: str) -> Line:
@@ -200,8 +201,8 @@ _KINDS: Final = (
         "Response time, from sending to the last byte",
         "Half of the answers came faster than p50, 95 % faster than p95. Band: range of p95.",
         (
-            _mean("p50", "p50", lambda v: f"p50 {words.duration(v)}", "one"),
-            _mean("p95", "p95", lambda v: f"p95 {words.duration(v)}", "two", "--"),
+            _mean("p50", "p50", lambda v: f"p50 {duration(v)}", "one"),
+            _mean("p95", "p95", lambda v: f"p95 {duration(v)}", "two", "--"),
         ),
         _times,
         band=("p95", "two"),

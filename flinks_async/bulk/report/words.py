@@ -8,8 +8,6 @@ from typing import Final
 NONE: Final = "\N{EN DASH}"
 """Shown where there is no number."""
 
-_UNITS: Final = ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s"))
-
 
 def short(number: float) -> str:
     """For an axis: `0`, `0.5`, `950`, `12k`, `1.5M`."""
@@ -36,22 +34,6 @@ def percent(part: float, whole: float) -> str:
     if share > 99.99:
         return "> 99.99 %"
     return f"{share:.2f} %" if share < 1 or share > 99 else f"{share:.1f} %"
-
-
-def duration(seconds: float) -> str:
-    """`85 ms`, `1.25 s`, `45 s`, `3 min 20 s`, `6 h 12 min`, `2 d 3 h`."""
-    if seconds == 0:
-        return "0 s"
-    if seconds < 0.9995:
-        return f"{max(seconds * 1000, 0.01):.3g} ms"
-    if seconds < 9.995:
-        return f"{seconds:.3g} s"
-    whole = round(seconds)
-    for unit, name, part, part_name in _UNITS:
-        if whole >= unit:
-            rest = whole % unit // part
-            return f"{whole // unit} {name} {rest} {part_name}" if rest else f"{whole // unit} {name}"
-    return f"{whole} s"
 
 
 def size(octets: float) -> str:
