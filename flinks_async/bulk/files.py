@@ -31,7 +31,7 @@ DUPLICATES: Final = "duplicates.jsonl"
 REPORT: Final = "report.json"
 PAGE: Final = "report.html"
 NOTE: Final = "out.json"
-"""Names the output file that belongs to the job (see `stores.answer_files`)."""
+"""Names the output file that belongs to the job (see `OwnedFile` in `stores.jsonl`)."""
 SPOOLS: Final = "spools"
 SCRATCH: Final = "scratch"
 

@@ -1,4 +1,4 @@
-"""Spools: the files of answers of the shards that are being fetched. All methods of `Spool` block."""
+"""Files of answers: spools, which grow while a shard is fetched, and finished files. All methods of `Spool` block."""
 
 from __future__ import annotations
 
@@ -6,19 +6,21 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from hashlib import sha256
 from io import BufferedReader, FileIO
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import msgspec
 from attrs import define, field
 
 from ..messages import Response
-from .compression import Compression, compressor
+from .compression import CompressedDataError, Compression, Decompressed, Pieces, compressor
 from .errors import StoreError
 from .files import cannot_read, cannot_write, crash_points, create, write_all
 from .inputs import NO_KEY, Token
+from .objects import Readable
 from .records import Failure, Shard, Written, to_json
 
 _FULL: Final = 256 * 1024
@@ -237,3 +239,102 @@ def read_spool(path: Path, count: int, size: int) -> Iterator[list[tuple[int, by
 
 def key_of(token: Token) -> Any:
     return None if token.key is NO_KEY else token.key
+
+
+# --- finished files ---------------------------------------------------------------------------------------------------
+
+PIECE: Final = 256 * 1024
+"""Bytes that are read at once."""
+
+
+def checksum(path: Readable, start: int = 0, size: int | None = None) -> tuple[int, str]:
+    """The number of bytes of a file or of a range of it, and their SHA-256.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    found, length = sha256(), 0
+    try:
+        with path.open("rb") as file:
+            source = Range(file, start, size)
+            while piece := source.read():
+                found.update(piece)
+                length += len(piece)
+    except OSError as error:
+        raise cannot_read(path, error) from None
+    return length, found.hexdigest()
+
+
+def difference(path: Readable, written: Written, start: int = 0, size: int | None = None) -> str | None:
+    """Reads a file or a range of it. Says how its bytes differ from those that were written; None if they do not."""
+    try:
+        length, found = checksum(path, start, size)
+    except StoreError as error:
+        return error.message
+    if length != written.size:
+        return f"it has {length:,} bytes, but {written.size:,} were written"
+    return None if found == written.sha256 else "its content was changed (its SHA-256 differs)"
+
+
+BEGIN: Final = b'{"line":'
+"""The first bytes of each answer in a file."""
+
+
+class Range:
+    """A range of an open file.
+
+    Args:
+        file: an open file; it is not closed.
+        start: offset of the first byte.
+        size: maximum number of bytes; None reads to the end.
+    """
+
+    def __init__(self, file: BinaryIO, start: int = 0, size: int | None = None) -> None:
+        self._file = file
+        self._left = size
+        file.seek(start)
+
+    def read(self, size: int = PIECE, /) -> bytes:
+        data = self._file.read(size if self._left is None else min(size, self._left))
+        if self._left is not None:
+            self._left -= len(data)
+        return data
+
+
+def read_lines(path: Readable, compression: Compression, start: int = 0, size: int | None = None) -> Iterator[bytes]:
+    """Yields each line with its line end, uncompressed. Memory is that of one line.
+
+    Args:
+        start, size: a range of the (compressed) file; the whole file by default.
+
+    Raises:
+        StoreError: the file cannot be read, is damaged, or ends within a line.
+    """
+    ended = True
+    try:
+        with path.open("rb") as file:
+            source = Decompressed(Range(file, start, size), compression)
+            for line in BufferedReader(Pieces(partial(source.read, PIECE)), PIECE):
+                if not (ended := line.endswith(b"\n")):
+                    break
+                yield line
+        if ended:
+            return
+        problem = StoreError(f"{path} cannot be read: it ends within a line")
+    except OSError as error:
+        problem = cannot_read(path, error)
+    except CompressedDataError as error:
+        problem = StoreError(f"{path} cannot be read: {error}")
+    raise problem
+
+
+def read_answers(path: Readable, compression: Compression, start: int = 0, size: int | None = None) -> Iterator[bytes]:
+    """As `read_lines`, for files that the user may have changed.
+
+    Raises:
+        StoreError: also if it holds something else than answers.
+    """
+    for line in read_lines(path, compression, start, size):
+        if not line.startswith(BEGIN):
+            raise StoreError(f"{path} cannot be read: it holds lines that are not answers")
+        yield line

@@ -31,7 +31,8 @@ class S3:
     """The server, and what it was asked.
 
     Attributes:
-        fault: gets each request; may return a status to refuse it, "lost" to do what it asks and lose the answer, or None.
+        fault: gets each request; may return a status to refuse it, "lost" to do what it asks and lose the answer, "cut" to send
+            half of the answer, or None.
         conditions: whether `If-Match` and `If-None-Match` are obeyed.
     """
 
@@ -80,9 +81,16 @@ def running() -> Iterator[S3]:
         with one_at_a_time:
             if fault is None:
                 return list(app(environ, start_response))
+            if fault == "cut":
+                body = b"".join(app(environ, start_response))
+                return cut(body[: len(body) // 2])
             list(app(environ, lambda *args: None))
         start_response("500 Lost", [("Content-Length", "0")])
         return [b""]
+
+    def cut(data: bytes) -> Iterator[bytes]:
+        yield data
+        raise ConnectionAbortedError
 
     server = serving.make_server("127.0.0.1", 0, gate, threaded=True)
     s3 = S3(server.port)

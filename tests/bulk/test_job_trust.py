@@ -31,7 +31,7 @@ from flinks_async.bulk import (
     verify,
 )
 from flinks_async.bulk.files import create, write_durably
-from flinks_async.bulk.stores.answer_files import OwnedFile
+from flinks_async.bulk.stores.jsonl import OwnedFile
 
 from .test_job import Desk
 

@@ -11,6 +11,7 @@ import random
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 import urllib.request
@@ -371,6 +372,30 @@ def test_a_driver_that_was_killed_is_followed_at_once_in_the_same_directory_and_
     place.now += 61
     place.hold(driver="2").take()
     assert "_flinks/driver-1" not in place.files
+
+
+def test_a_renewal_that_comes_with_the_end_leaves_no_mark() -> None:
+    place = Memory()
+    hold = place.hold()
+    hold.take()
+    hold.release()
+    hold.renew()
+    assert set(place.files) == {"_flinks/job-" + "a" * 32}
+
+
+async def test_the_end_does_not_wait_for_a_storage_that_is_silent(
+    desk: Desk, bucket: str, s3: S3, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shard_files, "RELEASE", 0.05)
+    job = job_at(desk, JSONLParts(url=bucket))
+    silent = threading.Event()
+    s3.fault = lambda asked: silent.wait(30) and None
+    try:
+        began = time.monotonic()
+        job.close()
+        assert time.monotonic() - began < 5
+    finally:
+        silent.set()
 
 
 def test_a_driver_that_slept_finds_that_another_one_has_taken_over() -> None:
@@ -756,6 +781,20 @@ async def test_a_storage_that_fails_while_tokens_are_read(
         assert (await run(desk, JSONLParts(), url)).state == "complete"
         assert len(desk.answers) == 200
     assert number > 3
+
+
+@pytest.mark.parametrize("times", [1, 1000])
+def test_an_answer_that_breaks_off(bucket: str, s3: S3, times: int) -> None:
+    """Once, it is asked for again. For good, it is an error, and never half of the data."""
+    put_tokens(f"{bucket}/a", bytes(100_000))
+    left = iter(range(times))
+    s3.fault = lambda asked: "cut" if asked.method == "GET" and next(left, None) is not None else None
+    with place_at(bucket, Path()).at("a").open("rb") as file:
+        if times == 1:
+            assert len(file.read()) == 100_000
+        else:
+            with pytest.raises(OSError, match=r"object storage|no connection"):
+                file.read()
 
 
 def test_inputs_that_are_refused(bucket: str, s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,7 @@ from flinks_async import tables
 from flinks_async import tables as flat
 from flinks_async.bulk.errors import StoreError
 from flinks_async.bulk.records import Commit, Failure, Shard, Written
-from flinks_async.bulk.spool import read_spool
-from flinks_async.bulk.stores.answer_files import PIECE, read_lines
+from flinks_async.bulk.spool import PIECE, read_lines, read_spool
 from flinks_async.bulk.stores.answer_rows import (
     ACCOUNTS,
     FETCHES,

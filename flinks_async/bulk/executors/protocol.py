@@ -31,8 +31,7 @@ from ..outcome import JobLog
 from ..records import Failure, Finished, RunState, Shard, key_from_json
 from ..rules import Rules
 from ..selection import Selection
-from ..spool import Spool, SpoolLine, read_spool_line
-from ..stores.answer_files import read_lines
+from ..spool import Spool, SpoolLine, read_lines, read_spool_line
 from ..stores.protocol import Place, SharedStore, Store
 
 

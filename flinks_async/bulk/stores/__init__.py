@@ -9,7 +9,6 @@
     database         the bases of all databases; database_schema creates their tables
     answer_tables    answers as Arrow tables, for all stores with tables
     answer_rows      the columns of these tables, the rows of answers that Arrow cannot read, the checksum for `verify`
-    answer_files     files of answers: read, checked, and proved to belong to the job
 
 Where do I add a store?
 

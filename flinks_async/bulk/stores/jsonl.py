@@ -7,39 +7,50 @@ frames in a row are one valid file, so compressed spools are appended as they ar
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, BinaryIO, Final, get_args
 
 import msgspec
 
 from ... import checks
-from ..compression import Compression
+from ..compression import CompressedDataError, Compression, Decompressed, compressor, detect
 from ..errors import StoreError, StoreMissingError
 from ..files import (
     NOTE,
+    cannot_read,
     cannot_write,
     crash_points,
+    create,
+    is_own,
     open_to_write,
     size_of,
+    sync_folder,
     write_all,
+    write_durably,
 )
 from ..records import Commit, Written
-from .answer_files import (
-    SUFFIXES,
-    OwnedFile,
-    check_compression,
-    checksum,
-    compare,
-    may_be_answers,
-    read_answers,
-)
+from ..spool import BEGIN, PIECE, checksum, read_answers
 from .protocol import Place, Problem, opened, receipt_as
-from .shard_files import ShardFiles
+from .shard_files import ShardFiles, compare
 
 _PIECE: Final = 1024 * 1024
+
+SUFFIXES: Final[dict[Compression, str]] = {"none": "", "gzip": ".gz", "zstd": ".zst"}
+
+
+def check_compression(compression: Compression) -> Compression:
+    """Returns a compression that can be written.
+
+    Raises:
+        ConfigError: its name is unknown, or its library is not installed.
+    """
+    checks.choice("compression", compression, get_args(Compression))
+    compressor(compression)
+    return compression
 
 
 class JSONLParts(ShardFiles):
@@ -290,3 +301,144 @@ def _cut(path: Path, end: int) -> None:
             os.close(file)
     except OSError as error:
         raise cannot_write(path, error) from None
+
+
+# --- one file that is the job's ---
+
+
+def may_be_answers(path: Path, compression: Compression) -> bool:
+    """Whether a file begins as the file of answers that a crash has left: empty, within the first line, or with zeros only.
+    Files of others do not, so a job that somebody edited never cuts or removes them.
+    """
+    try:
+        with path.open("rb") as file:
+            found = b""
+            with suppress(CompressedDataError):
+                source = Decompressed(file, compression)
+                while len(found) < len(BEGIN) and (piece := source.read(len(BEGIN))):
+                    found += piece
+            if found:
+                return found.startswith(BEGIN) or BEGIN.startswith(found) or not (found.strip(b"\0") or _rest(file))
+            file.seek(0)
+            head = file.read(PIECE)
+            return not head or detect(head) == compression or not (head.strip(b"\0") or _rest(file))
+    except OSError as error:
+        raise cannot_read(path, error) from None
+
+
+def _rest(file: BinaryIO) -> bool:
+    """Whether more than zeros follows in a file."""
+    return any(piece.strip(b"\0") for piece in iter(lambda: file.read(PIECE), b""))
+
+
+class OwnedFile:
+    """An output file that belongs to one job. A note beside the ledger records the file's device and inode. It is written
+    before the file is created, and again afterwards. So wherever a crash falls, an existing file either was created by the
+    job or is refused.
+
+    Args:
+        path: the output file.
+        note: the file that records its identity.
+    """
+
+    def __init__(self, path: Path, note: Path) -> None:
+        self.path = path
+        self._note = note
+
+    def create(self) -> None:
+        """Creates the file, unless the job has done so before.
+
+        Raises:
+            StoreError: another file is there, or it cannot be created.
+        """
+        noted = self._noted()
+        if noted is None:
+            if os.path.lexists(self.path):
+                raise self._not_ours()
+            self._write(None)
+        if noted is None or noted.file is None:
+            self._create()
+
+    def create_again(self) -> None:
+        """Creates the file after it was removed."""
+        self._write(None)
+        self._create()
+
+    def adopt(self) -> None:
+        """Records that the file, which was copied or moved, is the job's."""
+        self._write(self._identity())
+
+    def is_ours(self) -> bool:
+        """Whether the file exists and is the one that the job created."""
+        noted = self._noted()
+        return noted is not None and noted.file is not None and noted.file == self._identity()
+
+    def forget(self) -> None:
+        """Removes the note."""
+        try:
+            for path in (self._note, self._note.with_name(f"{self._note.name}.tmp")):
+                path.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_write(self._note, error) from None
+
+    def _create(self) -> None:
+        try:
+            self._open()
+        except StoreError:  # without a file there must be no note, so that the job may write elsewhere
+            with suppress(StoreError):
+                self.forget()
+            raise
+        try:
+            sync_folder(self.path.parent)
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+        self._write(self._identity())
+
+    def _open(self) -> None:
+        try:
+            try:  # what is there was created just before a crash; a file of somebody else is not empty
+                found = os.lstat(self.path)
+            except FileNotFoundError:
+                pass
+            else:
+                if not stat.S_ISREG(found.st_mode) or found.st_size or not is_own(found):
+                    raise self._not_ours()
+            os.close(create(self.path))
+        except OSError as error:
+            raise cannot_write(self.path, error) from None
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.lstat(self.path)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise cannot_read(self.path, error) from None
+        return (found.st_dev, found.st_ino) if stat.S_ISREG(found.st_mode) else None
+
+    def _noted(self) -> _Note | None:
+        try:
+            return msgspec.json.decode(self._note.read_bytes(), type=_Note)
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise cannot_read(self._note, error) from None
+        except msgspec.DecodeError:
+            pass
+        raise StoreError(f"{self._note} is broken; it records which file is the job's output")
+
+    def _write(self, file: tuple[int, int] | None) -> None:
+        path = os.fsencode(self.path).decode(errors="replace")  # only for people who read the note
+        write_durably(self._note, msgspec.json.encode(_Note(path, file)) + b"\n")
+
+    def _not_ours(self) -> StoreError:
+        return StoreError(
+            f"{self.path} exists already and is not this job's. Move it away, or let the job write elsewhere"
+        )
+
+
+class _Note(msgspec.Struct):
+    """`file` is device and inode; None until the file is created."""
+
+    path: str
+    file: tuple[int, int] | None

@@ -15,14 +15,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
+from ..compression import Compression
 from ..errors import JobLockedError, JobMismatchError, StoreError, StoreMissingError
 from ..files import LEDGER, cannot_read, cannot_write, size_of
-from ..objects import Objects, checked_url, place_at
-from ..records import Commit
+from ..objects import Objects, Readable, checked_url, place_at
+from ..records import Commit, Written
+from ..spool import difference, read_answers
 from .protocol import Place, Problem, foreign_receipt, opened
 
 
@@ -41,7 +43,7 @@ class ShardFiles(ABC):
         by_workers: as in `SharedStore`.
     """
 
-    folders: ClassVar[tuple[str, ...]] = ("",)
+    folders: tuple[str, ...] = ("",)
 
     _place: Place | None = None
     _hold: Hold | None = None
@@ -148,7 +150,8 @@ class ShardFiles(ABC):
                 self._hold.release(purged=True)
             self._hold = None
         else:
-            for folder in dict.fromkeys((*self.folders, "")):
+            above = (folder.rpartition("/")[0] for folder in self.folders)
+            for folder in dict.fromkeys((*self.folders, *above, "")):
                 with suppress(OSError):  # it holds other files
                     (place.parts / folder).rmdir()
         counts = Counter(name.rpartition("/")[0] for name in names)
@@ -162,8 +165,7 @@ class ShardFiles(ABC):
         hold, self._hold = self._hold, None
         self._place = None
         if hold is not None:
-            with suppress(OSError):  # then it expires
-                hold.release()
+            hold.let_go()
 
     @property
     def _opened(self) -> Place:
@@ -248,6 +250,21 @@ class ShardFiles(ABC):
         raise problem
 
 
+def compare(
+    path: Readable, compression: Compression, written: Written, shard: int, start: int = 0, size: int | None = None
+) -> Iterator[Problem]:
+    """Reads a file or a range of it, and yields a problem if its answers differ from what was written."""
+    what = difference(path, written, start, size)
+    if what is None:
+        try:
+            lines = sum(1 for _ in read_answers(path, compression, start, size))
+            what = None if lines == written.lines else f"it has {lines:,} answers, but {written.lines:,} were written"
+        except StoreError as error:
+            what = error.message
+    if what is not None:
+        yield Problem(str(path) if size is None else f"{path}, bytes {start:,} to {start + size:,}", what, shard)
+
+
 def _driver(folder: Path) -> str:
     """Identifies a job's directory on this machine. A copy of it has another identity."""
     found = os.stat(folder / LEDGER)
@@ -265,6 +282,9 @@ MARKS: Final = "_flinks"
 
 RENEW: Final = 15.0
 """Seconds between two renewals of a hold."""
+
+RELEASE: Final = 5.0
+"""Seconds that the end of a job waits for the object storage to remove its mark."""
 
 EXPIRES: Final = 60.0
 """Seconds after the last renewal at which another driver may take over."""
@@ -303,6 +323,7 @@ class Hold:
         self._renewed = 0.0
         self._lost = False
         self._ended = threading.Event()
+        self._renewing = threading.Lock()
 
     def take(self) -> None:
         """Takes the place for the job and this driver.
@@ -367,10 +388,13 @@ class Hold:
 
     def renew(self) -> None:
         """Renews the hold, if no other driver has taken over."""
-        names = {mark.name for mark in self._objects.list(MARKS)}
-        self._lost = self._lost or names != {self._job, self._driver}
-        if not self._lost:
-            self._mark()
+        with self._renewing:
+            if self._ended.is_set():
+                return
+            names = {mark.name for mark in self._objects.list(MARKS)}
+            self._lost = self._lost or names != {self._job, self._driver}
+            if not self._lost:
+                self._mark()
 
     def release(self, *, purged: bool = False) -> None:
         """Lets other drivers in.
@@ -379,8 +403,20 @@ class Hold:
             purged: and other jobs.
         """
         self._ended.set()
-        if not self._lost:
-            self._objects.delete([self._driver, self._job] if purged else [self._driver])
+        with self._renewing:
+            if not self._lost:
+                self._objects.delete([self._driver, self._job] if purged else [self._driver])
+
+    def let_go(self) -> None:
+        """Lets other drivers in, at the latest when the hold expires."""
+
+        def release() -> None:
+            with suppress(OSError):
+                self.release()
+
+        releasing = threading.Thread(target=release, name="flinks-async-release", daemon=True)
+        releasing.start()
+        releasing.join(RELEASE)
 
     def _mark(self) -> None:
         now = self._clock()
