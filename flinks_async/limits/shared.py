@@ -13,11 +13,13 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import suppress
+from inspect import isawaitable
 from math import ceil
 from typing import Any, Final, NoReturn, Protocol
 from weakref import WeakKeyDictionary, WeakSet
 
 from .. import checks
+from ..config import RateLimiter
 from ..errors import ConfigError
 from ..secret import Secret
 from .rate import GCRA, PaceState
@@ -60,7 +62,7 @@ class TurnBlocks:
     def grant(self, waits: Sequence[float]) -> None:
         """Takes turns, as seconds from now."""
         now = self._now()
-        self._turns.extend(now + wait for wait in waits)
+        self._turns = deque(sorted([*self._turns, *(now + wait for wait in waits)]))
         self._asked = False
         if self._granted is not None and not self._granted.done():
             self._granted.set_result(None)
@@ -76,6 +78,40 @@ class TurnBlocks:
         if not self._asked:
             self._asked = True
             self._ask(self._block)
+
+
+class TurnKeeper:
+    """Gives the turns of a limiter in blocks to several that use `TurnBlocks`.
+
+    Args:
+        limiter: whose turns they are.
+        now: the clock.
+        recent: seconds after which one that has not asked again counts as gone.
+    """
+
+    def __init__(self, limiter: RateLimiter, now: Callable[[], float], recent: float) -> None:
+        self._limiter = limiter
+        self._now = now
+        self._recent = recent
+        self._asked: dict[object, float] = {}
+        self._lock = asyncio.Lock()
+
+    async def take(self, who: object, count: int) -> list[float]:
+        """The next turns, as seconds from now."""
+        began = self._now()
+        self._asked = {one: at for one, at in self._asked.items() if at > began - self._recent} | {who: began}
+        waits = list[float]()
+        async with self._lock:
+            began = self._now()
+            for _ in range(count):
+                reserved = self._limiter.reserve(began)
+                waits.append(await reserved if isawaitable(reserved) else reserved)
+        return [wait - (self._now() - began) for wait in spread(waits, len(self._asked))]
+
+
+def spread(waits: Sequence[float], among: int) -> list[float]:
+    """A block of turns, moved apart for one of several that take them at the same time, so that each sends evenly."""
+    return [waits[0] + (wait - waits[0]) * among for wait in waits]
 
 
 # --- Redis ------------------------------------------------------------------------------------------------------------
@@ -252,7 +288,7 @@ class _Link:
         if (first := await self._ask(count)) is None:
             self._take_locally(count)
         else:
-            self.turns.grant([max(0.0, first + number / self._rate) for number in range(count)])
+            self.turns.grant(spread([max(0.0, first + number / self._rate) for number in range(count)], self.members))
 
     def _take_locally(self, count: int) -> None:
         now = time.monotonic()

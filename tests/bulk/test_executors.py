@@ -20,7 +20,7 @@ from flinks_async.bulk.rules import Rules
 from flinks_async.cli.display import worker_notes
 from flinks_async.limits.governor import Trouble
 from flinks_async.limits.rate import GCRA, LearnedLimit
-from flinks_async.limits.shared import TurnBlocks
+from flinks_async.limits.shared import TurnBlocks, TurnKeeper
 from flinks_async.secret import Secret
 from flinks_async.testing import run_virtual
 
@@ -39,17 +39,21 @@ class Sharers:
 
     def __init__(self, rate: float, *, burst: int | None = None, latency: float = 0.0) -> None:
         self.loop = asyncio.get_running_loop()
-        self.rate = GCRA(rate, burst)
+        self.keeper = TurnKeeper(GCRA(rate, burst), self.loop.time, 1.0)
+        self.answers: list[asyncio.Task[None]] = []
         self.latency = latency
         self.sent: list[float] = []
 
     def join(self, block: int, every: float = 0.0) -> asyncio.Task[None]:
         """One more, which sends as soon as it may, or at most once in `every` seconds."""
 
+        async def answer(count: int) -> None:
+            waits = await self.keeper.take(turns, count)
+            await asyncio.sleep(self.latency)
+            turns.grant(waits)
+
         def ask(count: int) -> None:
-            now = self.loop.time()
-            waits = [self.rate.reserve(now) for _ in range(count)]
-            self.loop.call_later(self.latency, turns.grant, waits)
+            self.answers.append(asyncio.create_task(answer(count)))
 
         async def send() -> None:
             while True:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,7 +16,7 @@ import pytest
 
 from flinks_async import ConfigError
 from flinks_async.bulk import RayExecutor, WorkerError
-from flinks_async.bulk.executors.ray import Host, RaySlot
+from flinks_async.bulk.executors.engines import Host, RaySlot
 
 from .cluster_contract import *  # noqa: F403
 from .test_processes import SECRET, Desk
@@ -31,14 +32,10 @@ ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_
 PORT = 36379
 
 
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[str]:
+@contextmanager
+def a_ray_cluster() -> Iterator[str]:
     """The address of a cluster on this machine with token authentication. Only its workers have the secret."""
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        for name, value in ENVIRONMENT.items():
-            patch.setenv(name, value)
-        import ray  # it reads the environment when it is imported
-
+    with tempfile.TemporaryDirectory() as folder:
         program = [sys.executable, "-m", "ray.scripts.scripts"]
         options = [
             "--num-cpus=3",
@@ -48,25 +45,38 @@ def cluster() -> Iterator[str]:
         ]
         started = subprocess.run(
             [*program, "start", "--head", f"--port={PORT}", "--ray-client-server-port=36380", *options],
-            env={**os.environ, "TEST_SECRET": SECRET}, capture_output=True, text=True, timeout=100, check=False,
+            env={**os.environ, **ENVIRONMENT, "TEST_SECRET": SECRET}, capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
         try:
             assert started.returncode == 0, started.stderr
-            address = f"127.0.0.1:{PORT}"
-            ray.init(address, namespace="tests", log_to_driver=False, configure_logging=False)
+            yield f"127.0.0.1:{PORT}"
+        finally:
+            subprocess.run([*program, "stop", "--force"], capture_output=True, timeout=100, check=False)
+
+
+def ray_workers() -> list[int]:
+    """The processes of the seats."""
+    commands = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+    return [pid for pid, command in commands.items() if command.startswith(b"ray::Host")]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    with pytest.MonkeyPatch.context() as patch, a_ray_cluster() as address:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        import ray  # it reads the environment when it is imported
+
+        ray.init(address, namespace="tests", log_to_driver=False, configure_logging=False)
+        try:
             yield address
         finally:
             ray.shutdown()
-            subprocess.run([*program, "stop", "--force"], capture_output=True, timeout=100, check=False)
 
 
 @pytest.fixture
 def pids(cluster: str) -> Callable[[], list[int]]:
-    def found() -> list[int]:
-        parents = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
-        return [pid for pid, command in parents.items() if command.startswith(b"ray::Host")]
-
-    return found
+    return ray_workers
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flinks_async import ConfigError, FlinksError
+from flinks_async import ConfigError, FlinksError, Secret
 from flinks_async.bulk import (
     DaskExecutor,
     InputFile,
@@ -36,7 +36,10 @@ from flinks_async.bulk import (
     status,
     verify,
 )
+from flinks_async.bulk.executors.processes import environment_without
+from flinks_async.bulk.executors.seat import Secrets
 from flinks_async.bulk.files import crash_points
+from flinks_async.bulk.report import report_page
 from flinks_async.bulk.selection import FIELDS
 from flinks_async.bulk.stores.answer_rows import TABLES
 from flinks_async.codec import Codec
@@ -333,6 +336,7 @@ def test_what_is_left_out_is_in_no_file_at_any_moment(desk: Desk, seen: list[byt
     for hidden in (*HIDDEN, ACCOUNT, KEY):
         assert hidden.encode().lower() not in everything.lower(), hidden
     assert pseudonym(ACCOUNT).encode() in everything
+    assert b"<dt>pseudonyms</dt><dd>accounts.account_number</dd>" in report_page(desk.directory)
     manifest = json.loads((desk.directory / "manifest.json").read_bytes())
     assert manifest["version"] == 2
     assert "holders" in manifest["selection"]["left_out"]
@@ -483,7 +487,10 @@ async def kept_by_workers(desk: ServerDesk, executor: Any) -> None:
 
 
 async def test_worker_processes_keep_the_same(processes: ServerDesk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLINKS_PSEUDONYM_KEY", "f" * 32)  # not the job's; workers do not see it
+    monkeypatch.setenv("FLINKS_PSEUDONYM_KEY", "f" * 32)  # not the job's
+    monkeypatch.setenv("OTHER", f"x{KEY}")
+    environment = environment_without([Secrets(Secret(SECRET)), Secrets(Secret(KEY))])
+    assert not {"FLINKS_PSEUDONYM_KEY", "OTHER"} & environment.keys()
     await kept_by_workers(processes, Processes(2))
 
 

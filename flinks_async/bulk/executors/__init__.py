@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from .dask import DaskExecutor
+from .engines import DaskExecutor, RayExecutor
 from .processes import Processes
 from .protocol import Execution, Executor, InProcess, Work
-from .ray import RayExecutor
 
 __all__ = ["DaskExecutor", "Execution", "Executor", "InProcess", "Processes", "RayExecutor", "Work"]

@@ -17,17 +17,16 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from inspect import isawaitable
 from math import ceil
 from typing import Final
 
 from attrs import define, evolve
 
 from ...clock import SystemClock
-from ...config import Limits, RateLimiter, Settings, ShareQuota
+from ...config import Limits, Settings, ShareQuota
 from ...errors import ConfigError, FlinksError
 from ...limits.rate import GCRA, PaceState
-from ...limits.shared import RedisRateLimiter
+from ...limits.shared import RedisRateLimiter, TurnKeeper
 from ..counters import Counters, WorkerState
 from ..directory import empty
 from ..errors import WorkerError
@@ -51,8 +50,11 @@ from .seat import (
     describe,
 )
 
+RECENT: Final = 3.0
+"""Seconds after which a worker that has asked for no turns leaves the rate to the others."""
+
 BLOCK: Final = 0.1
-"""Seconds for which a worker takes turns of a rate at once; with more than 10 workers, a hundredth for each."""
+"""Seconds for which a worker takes turns of a rate at once; with more than two, 0.05 for each, so that 20 a second ask."""
 
 
 class Worker(ABC):
@@ -152,10 +154,11 @@ class WorkersExecution(ABC):
         self._broken: BaseException | None = None
         self._late: asyncio.TimerHandle | None = None
         self._spare = SpareFiles()
-        self._limiters = [limiter_of(client.settings.limits) for client in dict.fromkeys(work.clients.values())]
-        self._granting = asyncio.Lock()
-        self._sharers = [_Sharer(partial(self._tell_pace, number)) for number in range(len(self._limiters))]
-        for limiter, sharer in zip(self._limiters, self._sharers, strict=True):
+        limits = [client.settings.limits for client in dict.fromkeys(work.clients.values())]
+        limiters = [one.rate_limiter or GCRA(one.rate or 1.0, one.burst) for one in limits]
+        self._turns = [TurnKeeper(limiter, SystemClock().now, RECENT) for limiter in limiters]
+        self._sharers = [_Sharer(partial(self._tell_pace, number)) for number in range(len(limiters))]
+        for limiter, sharer in zip(limiters, self._sharers, strict=True):
             if isinstance(limiter, RedisRateLimiter):
                 limiter.attach(sharer)
 
@@ -313,7 +316,7 @@ class WorkersExecution(ABC):
                     if (tell := self._sharers[client].on_pace) is not None:
                         tell(state)
                 case WantTurns(client, count):
-                    await self._grant(worker, client, count)
+                    worker.send(Turns(client, tuple(await self._turns[client].take(worker, count))))
                 case Broken(error):
                     self._end_with(error)
                     return True
@@ -333,16 +336,6 @@ class WorkersExecution(ABC):
         message = self._paces[client] = PaceLearned(client, state)
         for worker in self._workers - {by}:
             worker.send(message)
-
-    async def _grant(self, worker: Worker, client: int, count: int) -> None:
-        limiter, now = self._limiters[client], SystemClock().now
-        waits = list[float]()
-        async with self._granting:
-            began = now()
-            for _ in range(count):
-                reserved = limiter.reserve(began)
-                waits.append(await reserved if isawaitable(reserved) else reserved)
-        worker.send(Turns(client, tuple(max(0.0, wait - (now() - began)) for wait in waits)))
 
     async def _next_task(self) -> Task | None:
         async with self._loading:
@@ -399,6 +392,7 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
                 spools=work.spools,
                 compression=work.compression,
                 rules=rules,
+                report_every=max(0.2, places / 25),  # 25 reports a second of all together
                 store=None if work.shared is None else work.shared.describe(),
                 place=work.place,
                 selection=selection and selection.without_key(),
@@ -413,16 +407,11 @@ def share(whole: int, place: int, places: int) -> int:
     return max(1, whole // places + (place < whole % places))
 
 
-def limiter_of(limits: Limits) -> RateLimiter:
-    """The limiter of a client. It is not asked if the client has none."""
-    return limits.rate_limiter or GCRA(limits.rate or 1.0, limits.burst)
-
-
 def turns_for(limits: Limits, places: int) -> int:
     """Turns that a worker takes at once; 0 if there is no limit of the rate."""
     rate = limits.rate or getattr(limits.rate_limiter, "rate", None) or 100.0
     limited = limits.rate is not None or limits.rate_limiter is not None
-    return ceil(rate / places * max(BLOCK, places / 100)) if limited else 0
+    return ceil(rate / places * min(2.5, max(BLOCK, places / 20))) if limited else 0
 
 
 def settings_for(settings: Settings, place: int, places: int) -> Settings:

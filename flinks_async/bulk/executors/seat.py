@@ -35,9 +35,6 @@ from ..stores import Place, from_description
 from ..stores.protocol import shared_store
 from .protocol import LocalExecution, Task, Work
 
-REPORT_EVERY: Final = 0.2
-"""Seconds between two reports."""
-
 _OBJECTS: Final = ("middleware", "attempt_middleware", "observers", "session", "transport")
 _NOT_SENT: Final = frozenset({*_OBJECTS, "auth_secret", "settings", "codec", "clock"})
 
@@ -160,6 +157,7 @@ class Start:
     spools: Path
     compression: Compression
     rules: Rules
+    report_every: float
     store: dict[str, Any] | None = None
     place: Place | None = None
     selection: Selection | None = None
@@ -347,7 +345,7 @@ class Seat:
 
     async def _report(self) -> None:
         while True:
-            await asyncio.sleep(REPORT_EVERY)
+            await asyncio.sleep(self._start.report_every)
             self._send(Report(self._execution.counters(), self._execution.stopped))
 
     def _want(self, client: int, count: int) -> None:

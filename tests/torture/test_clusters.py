@@ -1,0 +1,156 @@
+"""kill -9 at random moments of a job on a cluster: of workers, of the program that runs the job, and of the head of Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from attrs import frozen
+
+from flinks_async.bulk import verify
+from flinks_async.testing import FlinksServer, Latency
+
+from ..bulk.test_processes import SECRET, Desk, a_server
+from ..bulk.test_ray import ENVIRONMENT, a_ray_cluster, ray_workers
+
+pytestmark = [
+    pytest.mark.torture,
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning"),
+]
+
+TOKENS, SHARD, OPEN = 1000, 20, 4
+
+DRIVER = f"""
+import asyncio, sys
+from flinks_async import FlinksClient, config
+from flinks_async.bulk import *
+
+async def main(engine, directory, path, base_url, address):
+    kind = {{"dask": DaskExecutor, "ray": RayExecutor}}[engine]
+    executor = kind(address, workers=2, secret_env="TEST_SECRET", patience=60.0)
+    with Job.start(directory, InputFile(path, Layout(column="token", key_column="user")), JSONLParts(), {{"": "here"}},
+                   shard_size={SHARD}) as job:
+        async with FlinksClient(auth_secret=sys.stdin.readline().strip(), base_url=base_url, settings=config.bulk(),
+                                limits={{"concurrency": 8}}) as client:
+            await job.run(client, Rules(open_shards={OPEN}), executor=executor)
+
+asyncio.run(main(*sys.argv[1:]))
+"""
+
+
+@frozen
+class Cluster:
+    engine: str
+    address: str
+    pids: Callable[[], list[int]]
+
+    async def drive(self, desk: Desk) -> asyncio.subprocess.Process:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", DRIVER, self.engine, str(desk.directory), str(desk.path), desk.server.base_url, self.address,
+            stdin=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE, env={**os.environ, **ENVIRONMENT},
+        )  # fmt: skip
+        assert process.stdin is not None
+        process.stdin.write(SECRET.encode() + b"\n")
+        await process.stdin.drain()
+        return process
+
+
+@pytest.fixture(params=["dask", "ray"])
+async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
+    if request.param == "ray":
+        if find_spec("ray") is None:
+            pytest.skip("Ray is not installed")
+        with a_ray_cluster() as address:
+            yield Cluster("ray", address, ray_workers)
+        return
+    distributed = pytest.importorskip("distributed")
+    async with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=60,
+        asynchronous=True, env={"TEST_SECRET": SECRET},
+    ) as running:  # fmt: skip
+        yield Cluster(
+            "dask", running.scheduler_address, lambda: [one.pid for one in running.workers.values() if one.pid]
+        )
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    async with a_server(latency=Latency.fixed(0.01)) as server:
+        desk = Desk(tmp_path, server)
+        desk.write(TOKENS)
+        yield desk
+
+
+def is_whole(desk: Desk, most: int) -> None:
+    assert set(desk.answers) == set(range(2, TOKENS + 2))
+    assert verify(desk.directory) == []
+    assert list((desk.directory / "spools").iterdir()) == []
+    assert TOKENS <= desk.server.stats.requests <= most
+
+
+async def until_it_sends(server: FlinksServer, process: asyncio.subprocess.Process) -> None:
+    begun = server.stats.requests
+    while server.stats.requests == begun and process.returncode is None:
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_workers_are_killed_at_random_moments(cluster: Cluster, desk: Desk, seed: int) -> None:
+    rng, kills = random.Random(seed), 0
+    process = await cluster.drive(desk)
+    await until_it_sends(desk.server, process)
+    while process.returncode is None and kills < 5:
+        await asyncio.sleep(rng.uniform(0.05, 1.0))
+        with suppress(ProcessLookupError, IndexError):
+            os.kill(rng.choice(cluster.pids()), signal.SIGKILL)
+            kills += 1
+    _, stderr = await asyncio.wait_for(process.communicate(), 90)
+    assert process.returncode == 0, stderr.decode()[-2000:]
+    assert kills
+    is_whole(desk, TOKENS + kills * OPEN * SHARD)
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_the_program_of_the_job_is_killed_at_random_moments(cluster: Cluster, desk: Desk, seed: int) -> None:
+    rng, kills = random.Random(seed), 0
+    while True:
+        process = await cluster.drive(desk)
+        if kills < 4:
+            await until_it_sends(desk.server, process)
+        ending = asyncio.ensure_future(process.communicate())
+        await asyncio.wait({ending}, timeout=rng.uniform(0.0, 1.5) if kills < 4 else 90.0)
+        if process.returncode is None:
+            process.kill()
+            kills += 1
+        _, stderr = await ending
+        if process.returncode != -signal.SIGKILL:
+            break
+    assert process.returncode == 0, stderr.decode()[-2000:]
+    assert kills
+    is_whole(desk, TOKENS + kills * 2 * OPEN * SHARD)
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+async def test_the_head_of_ray_is_lost_and_the_job_goes_on_with_another(desk: Desk) -> None:
+    with a_ray_cluster() as address:
+        process = await Cluster("ray", address, ray_workers).drive(desk)
+        await until_it_sends(desk.server, process)
+        found = subprocess.run(["pgrep", "-f", f"gcs_server.*{address.split(':')[1]}"], capture_output=True, check=True)
+        os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+        _, stderr = await asyncio.wait_for(process.communicate(), 150)
+        assert process.returncode not in (0, None), "Ray ends a program that has lost it"
+        print(process.returncode, stderr.decode()[-1500:])
+    with a_ray_cluster() as address:
+        process = await Cluster("ray", address, ray_workers).drive(desk)
+        _, stderr = await asyncio.wait_for(process.communicate(), 90)
+        assert process.returncode == 0, stderr.decode()[-2000:]
+    is_whole(desk, TOKENS + 2 * OPEN * SHARD)
