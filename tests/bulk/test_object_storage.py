@@ -155,6 +155,17 @@ async def test_parquet_at_a_url(desk: Desk, bucket: str, executor: Processes | N
     assert names(bucket, "", "_flinks", "fetches", "accounts") == []
 
 
+async def test_partitions_at_a_url(desk: Desk, bucket: str) -> None:
+    pytest.importorskip("pyarrow")
+    from flinks_async.bulk.stores.parquet import ParquetStore
+
+    await run(desk, ParquetStore(url=bucket, fetched_on="2026-11-28"))
+    assert verify(desk.directory) == []
+    assert len(names(bucket, "fetches/fetched_on=2026-11-28")) == 20
+    purge(desk.directory)
+    assert names(bucket, "", "_flinks", "fetches/fetched_on=2026-11-28") == []
+
+
 async def test_a_shared_folder(desk: Desk, tmp_path: Path) -> None:
     url = (tmp_path / "shared with blank").as_uri()
     await run(desk, JSONLParts(url=url), executor=Processes(2))
