@@ -1,12 +1,17 @@
 """Jobs side by side: `python benchmarks/job.py [--short]` prints Markdown tables.
 
 The rate of a whole job (read the file of tokens, fetch, store every answer durably) is divided by that of
-`partner_access_many` with the same tokens, which stores nothing. Each measurement runs in a process of its own on one core;
-the server has the other one. A round is one run of each in random order; the ratio is the median over the rounds, with a
-bootstrap 95 % interval. The number of stored answers is checked.
+`partner_access_many` with the same tokens, which stores nothing. Each measurement runs in a process of its own, which may use
+all cores, because a store works in a thread of its own; with --one-core it has one core, and the server another one. A round
+is one run of each in random order; the ratio is the median over the rounds, with a bootstrap 95 % interval. The number of
+stored answers is checked.
 
-PostgreSQL is skipped unless PGHOST names a server; the benchmark uses the schema `flinks_benchmark` and empties it. The
-server may use both cores, and the size of its files is not measured.
+There are small answers, medium answers, and medium answers with one unknown field in every transaction. A last table compares
+each store, without fetching, with the fastest way in which its engine takes the same rows: SQLite and DuckDB copy them from
+another database (INSERT ... SELECT), PostgreSQL gets prepared bytes (COPY), pyarrow writes Arrow tables to Parquet.
+
+PostgreSQL is skipped unless PGHOST names a server; the benchmark uses the schemas `flinks_benchmark` and
+`flinks_benchmark_copy` and removes them. The server may use all cores; its CPU time and the size of its files are not measured.
 
 With --profile STORE, Python's profiler looks at both threads of one job.
 """
@@ -21,6 +26,7 @@ import json
 import os
 import pstats
 import random
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -30,7 +36,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from fanout import peak
 from figures import machine, ratio, spread, table, versions
@@ -38,10 +44,13 @@ from servers import SECRET, Server, cores, pinned, plain
 
 from flinks_async import FlinksClient, FlinksError, config
 from flinks_async.bulk import InputFile, Job, JSONLFile, JSONLParts, Rules, SQLiteStore, Store, purge
+from flinks_async.bulk.files import make_folder
+from flinks_async.bulk.records import Commit, Shard, Written
+from flinks_async.bulk.stores import Place, answer_rows
 from flinks_async.bulk.stores.duckdb import DuckDBStore
 from flinks_async.bulk.stores.parquet import ParquetStore
 from flinks_async.bulk.stores.postgresql import PostgreSQLStore
-from flinks_async.testing.data import Size
+from flinks_async.testing.data import Size, expected_body
 
 CONCURRENCY = 64
 ALONE = "partner_access_many, no job"
@@ -56,8 +65,19 @@ STORES: dict[str, Callable[[Path], Store]] = {
     "DuckDB": lambda folder: DuckDBStore(folder / "answers.duckdb"),
     POSTGRESQL: lambda folder: PostgreSQLStore(schema="flinks_benchmark"),
 }
-TOKENS: dict[Size, int] = {"small": 40_000, "medium": 4_000, "large": 100}
-SHARD_SIZE: dict[Size, int] = {"small": 1000, "medium": 1000, "large": 10}
+TABLES = ("SQLite", "Parquet", "DuckDB", POSTGRESQL)
+Kind = Literal["small", "medium", "medium, unknown fields", "large"]
+UNKNOWN: Kind = "medium, unknown fields"
+TOKENS: dict[Kind, int] = {"small": 40_000, "medium": 6_000, UNKNOWN: 6_000, "large": 100}
+SHARD_SIZE: dict[Kind, int] = {"small": 1000, "medium": 1000, UNKNOWN: 1000, "large": 10}
+
+
+def size_of(kind: Kind) -> Size:
+    return "medium" if kind == UNKNOWN else kind
+
+
+def body_of(kind: Kind, body: bytes) -> bytes:
+    return body.replace(b'"Debit":', b'"Unknown":"x","Debit":') if kind == UNKNOWN else body
 
 
 # --- one measurement, in a process of its own -------------------------------------------------------------------------
@@ -120,7 +140,7 @@ def fastest_loop() -> Callable[[], asyncio.AbstractEventLoop]:
 # --- the rounds -------------------------------------------------------------------------------------------------------
 
 
-def run(name: str, server: Server, source: Path, count: int, size: Size, *extra: str) -> dict[str, Any]:
+def run(name: str, server: Server, source: Path, count: int, kind: Kind, *extra: str) -> dict[str, Any]:
     """One measurement.
 
     Raises:
@@ -129,17 +149,27 @@ def run(name: str, server: Server, source: Path, count: int, size: Size, *extra:
     with tempfile.TemporaryDirectory() as folder:
         order = {
             "name": name, "base_url": server.base_url, "source": str(source), "folder": folder,
-            "shard_size": SHARD_SIZE[size],
+            "shard_size": SHARD_SIZE[kind],
         }  # fmt: skip
-        core = (cores() or (None,))[0]
-        command = [*pinned(core), sys.executable, __file__, "--child", json.dumps(order), *extra]
-        ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    *printed, last = ran.stdout.splitlines()
-    print("\n".join(printed))
-    found: dict[str, Any] = json.loads(last)
+        found = child(order, *extra)
     if found["answers"] != count:
         raise AssertionError(f"{name}: {count} tokens and {found['answers']} answers")
     return found
+
+
+def child(order: dict[str, Any], *extra: str) -> dict[str, Any]:
+    """What a process of its own has measured."""
+    core = CORES[0] if CORES else None
+    command = [*pinned(core), sys.executable, __file__, "--child", json.dumps(order), *extra]
+    ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    *printed, last = ran.stdout.splitlines()
+    print("\n".join(printed), end="\n" if printed else "")
+    found: dict[str, Any] = json.loads(last)
+    return found
+
+
+CORES: list[int] = []
+"""Cores of client and server; empty if they may use all."""
 
 
 def write_tokens(path: Path, count: int) -> Path:
@@ -147,22 +177,29 @@ def write_tokens(path: Path, count: int) -> Path:
     return path
 
 
-def compare(size: Size, names: list[str], count: int, rounds: int) -> str:
-    """A table."""
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+Runs = dict[str, list[dict[str, Any]]]
+
+
+def compare(kind: Kind, names: list[str], count: int, rounds: int) -> Runs:
+    """Prints a table."""
+    found: Runs = {name: [] for name in names}
     with ExitStack() as stack:
-        server = stack.enter_context(plain(size, (cores() or (None, None))[1]))
+        core = CORES[1] if CORES else None
+        server = stack.enter_context(plain(size_of(kind), core, lambda body: body_of(kind, body)))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         source = write_tokens(folder / "tokens.txt", count)
         for number in range(rounds):
             for name in random.sample(names, len(names)):
-                found[name].append(run(name, server, source, count, size))
-            print(f"{size}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
-        head = f"\n### {size} ({len(server.body) / 1000:.2f} KB), {count:,} tokens, {server.kind}\n\n"
-    return head + table(COLUMNS, [row(name, runs, found[ALONE], count) for name, runs in found.items()])
+                found[name].append(run(name, server, source, count, kind))
+            print(f"{kind}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+        print(f"\n### {kind} ({len(server.body) / 1000:.2f} KB), {count:,} tokens, {server.kind}\n")
+    print(table(COLUMNS, [row(name, runs, found[ALONE], count) for name, runs in found.items()]), flush=True)
+    return found
 
 
-COLUMNS = ("", "tokens/s", "ratio to no job", "CPU µs a token", "fetching alone, tokens/s", "MB of memory", "MB stored")
+COLUMNS = (
+    "", "tokens/s", "ratio to no job", "CPU µs a token", "fetching alone, tokens/s", "MB of memory", "over no job", "MB stored",
+)  # fmt: skip
 
 
 def row(name: str, runs: list[dict[str, Any]], base: list[dict[str, Any]], count: int) -> list[str]:
@@ -175,6 +212,7 @@ def row(name: str, runs: list[dict[str, Any]], base: list[dict[str, Any]], count
         f"{statistics.median(one['cpu'] for one in runs) / count * 1e6:.0f}",
         f"{statistics.median(running):,.0f}" if running else "",
         f"{statistics.median(one['mb'] for one in runs):.0f}",
+        f"{statistics.median(one['mb'] for one in runs) - statistics.median(one['mb'] for one in base):.0f}",
         f"{statistics.median(one['size'] for one in runs) / 1e6:.1f}",
     ]
 
@@ -199,40 +237,197 @@ def profiled(order: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+# --- stores and their engines, without fetching -----------------------------------------------------------------------
+
+
+def by_engine(order: dict[str, Any]) -> dict[str, Any]:
+    """CPU and wall time of a store, and of its engine with the same rows."""
+    name, count = order["name"], SHARD_SIZE["medium"]
+    folder = Path(order["folder"])
+    spool = folder / "spool"
+    body = expected_body("t", size="medium")
+    line = b'{"line":%d,"response":%b,"meta":{"status":200,"attempts":1}}\n'
+    stores = []
+    for number, schema in enumerate(("flinks_benchmark", "flinks_benchmark_copy")):
+        place = Place(f"{number}" * 32, folder / schema)
+        make_folder(place.folder)
+        stores.append(PostgreSQLStore(schema=schema) if name == POSTGRESQL else STORES[name](place.folder))
+        stores[-1].open(place)
+        list(stores[-1].recover({}))
+    filled, copied = stores
+    times = []
+    for shard in range(4):  # the first one pays for what is loaded once
+        first = shard * count + 1
+        spool.write_bytes(b"".join(line % (number, body) for number in range(first, first + count)))
+        commit = Commit(Shard(shard, first, first + count - 1, 0, count, ""), Written(count, 0, ""))
+        times.append(clocked(lambda commit=commit: filled.put(commit, spool)))  # type: ignore[misc]
+    engine = clocked(ENGINES[name](filled, copied, folder))
+    for store in stores:
+        if name == POSTGRESQL:
+            store.run(f"DROP SCHEMA {store._schema} CASCADE")
+        store.close()
+    cpu, wall = (sum(time[n] for time in times[1:]) / 3 / count for n in (0, 1))
+    return {"cpu": cpu, "wall": wall, "engine cpu": engine[0] / 4 / count, "engine wall": engine[1] / 4 / count}
+
+
+def clocked(work: Callable[[], object]) -> tuple[float, float]:
+    cpu, wall = time.process_time(), time.perf_counter()
+    work()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def insert_select(filled: Any, copied: Any, folder: Path) -> Callable[[], None]:
+    source = folder / "flinks_benchmark" / Path(filled.where).name
+    filled.close()
+
+    def work() -> None:
+        copied.run(f"ATTACH '{source}' AS source")
+        with copied._transaction():
+            for each in answer_rows.TABLES:
+                copied.run(f"INSERT INTO {each.name} SELECT * FROM source.{each.name}")
+
+    return work
+
+
+def copy(filled: Any, copied: Any, folder: Path) -> Callable[[], None]:
+    data = {}
+    for each in answer_rows.TABLES:
+        with (
+            filled._some_transaction(),
+            filled._opened.cursor().copy(f"COPY flinks_benchmark.{each.name} TO STDOUT (FORMAT binary)") as out,
+        ):
+            data[each.name] = b"".join(out)
+
+    def work() -> None:
+        with copied._transaction():
+            for name, rows in data.items():
+                with copied._opened.cursor().copy(
+                    f"COPY flinks_benchmark_copy.{name} FROM STDIN (FORMAT binary)"
+                ) as into:
+                    into.write(rows)
+
+    return work
+
+
+def write_parquet(filled: Any, copied: Any, folder: Path) -> Callable[[], None]:
+    from pyarrow import parquet
+
+    tables = [parquet.read_table(folder / "flinks_benchmark" / "parts" / each.name) for each in answer_rows.TABLES]
+
+    def work() -> None:
+        for number, rows in enumerate(tables):
+            parquet.write_table(rows, folder / f"{number}.parquet", compression="zstd")
+
+    return work
+
+
+ENGINES = {"SQLite": insert_select, "DuckDB": insert_select, POSTGRESQL: copy, "Parquet": write_parquet}
+
+
+def compare_engines(names: list[str], rounds: int) -> dict[str, dict[str, float]]:
+    """Prints a table; gives its medians."""
+    found: dict[str, dict[str, float]] = {}
+    for name in names:
+        runs = []
+        for _ in range(rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                runs.append(child({"name": name, "folder": folder, "engine": True}))
+        found[name] = {key: statistics.median(one[key] for one in runs) * 1e6 for key in runs[0]}
+    print("\n### Stores alone, medium answers, µs a token\n")
+    columns = (
+        "",
+        "store, CPU",
+        "store, wall",
+        "engine, CPU",
+        "engine, wall",
+        "engine's share of the store's wall time",
+    )
+    rows = [
+        [name, *(f"{time:.0f}" for time in times.values()), f"{times['engine wall'] / times['wall']:.0%}"]
+        for name, times in found.items()
+    ]
+    print(table(columns, rows), flush=True)
+    return found
+
+
+def summary(found: dict[Kind, Runs]) -> str:
+    """The figures that are demanded of the stores."""
+    columns = (
+        "",
+        "of no job",
+        "CPU µs a token",
+        "one unknown field a transaction, of its own",
+        "small, of no job",
+        "MB over no job",
+    )
+
+    def rates(kind: Kind, name: str) -> list[float]:
+        return [one["answers"] / one["wall"] for one in found[kind][name]]
+
+    def median(name: str, key: str) -> float:
+        return statistics.median(one[key] for one in found["medium"][name])
+
+    rows = [
+        [
+            name,
+            str(ratio(rates("medium", name), rates("medium", ALONE))),
+            f"{median(name, 'cpu') / median(name, 'answers') * 1e6:.0f}",
+            str(ratio(rates(UNKNOWN, name), rates("medium", name))),
+            str(ratio(rates("small", name), rates("small", ALONE))),
+            f"{median(name, 'mb') - median(ALONE, 'mb'):.0f}",
+        ]
+        for name in TABLES
+        if name in found["medium"]
+    ]
+    return "\n### Stores with tables\n\n" + table(columns, rows)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--short", action="store_true", help="JSONL and SQLite, few tokens: half a minute")
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument(
-        "--short", action="store_true", help="small answers, JSONL and SQLite, few tokens: a few seconds"
+        "--kinds", nargs="*", default=["small", "medium", UNKNOWN], choices=list(TOKENS), metavar="KIND"
     )
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--sizes", nargs="*", default=["small", "medium"], choices=list(TOKENS))
-    parser.add_argument("--stores", nargs="*", default=list(STORES), choices=list(STORES), metavar="STORE")
-    parser.add_argument("--tokens", type=int, help="default: by the size")
+    parser.add_argument("--stores", nargs="*", default=["JSONL", *TABLES], choices=list(STORES), metavar="STORE")
+    parser.add_argument("--tokens", type=int, help="default: by the kind")
+    parser.add_argument("--one-core", action="store_true", help="client and server on a core each")
     parser.add_argument("--profile", metavar="STORE", choices=[ALONE, *STORES], help="instead of measuring")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.child is not None:
-        print(json.dumps((profiled if options.watch else measure)(json.loads(options.child))))
+        order = json.loads(options.child)
+        print(json.dumps((by_engine if "engine" in order else profiled if options.watch else measure)(order)))
         return
-    sizes, stores, rounds = options.sizes, options.stores, options.rounds
+    kinds, stores, rounds = options.kinds, options.stores, options.rounds
     if options.short:
-        sizes, stores, rounds = ["small"], ["JSONL", "SQLite"], 2
+        stores, rounds = ["JSONL", "SQLite"], 1
     if not os.environ.get("PGHOST"):
         stores = [store for store in stores if store != POSTGRESQL]
-    place = "client and server on a core each" if cores() else "processes not kept on cores"
+    if options.one_core:
+        CORES.extend(cores() or ())
+    place = "client and server on a core each" if CORES else "client and server may use all cores"
     print(f"{machine()}; {place}; {rounds} rounds, {CONCURRENCY} at the same time.", flush=True)
     print(
-        f"{versions(['aiohttp', 'uvloop', 'msgspec', 'backports.zstd', 'pyarrow', 'duckdb', 'psycopg'])}.", flush=True
+        f"{versions(['aiohttp', 'uvloop', 'msgspec', 'backports.zstd', 'pyarrow', 'duckdb', 'psycopg'])}, "
+        f"SQLite {sqlite3.sqlite_version}.",
+        flush=True,
     )
-    for size in sizes:
-        count = options.tokens or (2000 if options.short else TOKENS[size])
+    found: dict[Kind, Runs] = {}
+    for kind in kinds:
+        count = options.tokens or (1000 if options.short else TOKENS[kind])
         if options.profile is not None:
-            with plain(size) as server, tempfile.TemporaryDirectory() as folder:
+            with plain(size_of(kind)) as server, tempfile.TemporaryDirectory() as folder:
                 source = write_tokens(Path(folder, "tokens.txt"), count)
-                run(options.profile, server, source, count, size, "--watch")
+                run(options.profile, server, source, count, kind, "--watch")
             continue
-        print(compare(size, [ALONE, *stores], count, rounds), flush=True)
+        named = [ALONE, *(store for store in stores if kind != UNKNOWN or store in TABLES)]
+        found[kind] = compare(kind, named, count, rounds)
+    if options.profile is None:
+        compare_engines([store for store in stores if store in ENGINES], rounds)
+    if {"small", "medium", UNKNOWN} <= found.keys():
+        print(summary(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -92,12 +92,15 @@ def note(problem: str) -> None:
 
 
 @contextmanager
-def plain(size: Size, core: int | None = None) -> Iterator[Server]:
+def plain(
+    size: Size, core: int | None = None, changed: Callable[[bytes], bytes] = lambda body: body
+) -> Iterator[Server]:
     """A server of plain HTTP: compiled, or else the simulator.
 
     Args:
         size: of the body.
         core: the processor core to keep it on.
+        changed: makes the body that is sent; the simulator sends the one that it gets.
     """
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -107,7 +110,7 @@ def plain(size: Size, core: int | None = None) -> Iterator[Server]:
             with simulator(size) as server:
                 yield server
             return
-        body = expected_body(TOKEN, size=size)
+        body = changed(expected_body(TOKEN, size=size))
         Path(folder, "body.json").write_bytes(body)
         with subprocess.Popen(
             [*pinned(core), program, Path(folder, "body.json")],

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from flinks_async import FlinksClient, WrongTypeError
-from flinks_async.bulk import InputFile, Job, JSONLParts, Layout, Processes, Selection, status
-from flinks_async.bulk.counters import Counters
+from flinks_async.bulk import InputFile, Job, JSONLParts, Layout, Processes, Rules, Selection, status
+from flinks_async.bulk.counters import Counters, Histogram
 from flinks_async.bulk.report import json_report, report_page
 from flinks_async.codec import Codec
 from flinks_async.codec.observed import Drift, ObservedFields, from_json, joined
@@ -98,6 +98,8 @@ def test_fields_that_are_usually_absent_are_no_drift() -> None:
     for _ in range(2):
         codec.decode(b'{"GetAccountsDetail":[{"LoginId":"l","CustomerId":"c"}],"RequestId":"r"}')
     assert codec.drift() == ()
+    codec.decode(b'{"GetAccountsDetail":[{"LoginId":"l","CustomerId":"c"}],"RequestId":"r","New":1}')
+    assert told(codec) == {("unknown field", "New"): (1, 1)}
 
 
 @pytest.mark.parametrize("shape", ["array", "object"])
@@ -203,20 +205,20 @@ def test_samples_that_somebody_edited_have_no_drift(data: object) -> None:
 
 async def test_answers_that_are_decoded_in_steps_and_between_them_are_counted_apart() -> None:
     """A large answer with a new field is decoded while small ones without it come and go."""
-    whole = json.loads(answer({"Foo": 1}))
+    odd, small = answer(None, {"Foo": 1}), answer()
+    whole = json.loads(odd)
     (account,) = whole["GetAccountsDetail"][0]["Accounts"]
     account["Transactions"] = account["Transactions"] * 2000
-    large, small = to_bytes(whole), answer()
     codec, lock = Codec(), asyncio.Lock()
-    codec.decode(answer({"Foo": 1}))
-    done = asyncio.ensure_future(codec.decode_async(large, Meta(), lock))
+    codec.decode(odd)
+    done = asyncio.ensure_future(codec.decode_async(to_bytes(whole), Meta(), lock))
     others = 0
     while not done.done():
         codec.decode(small)
         others += 1
         await asyncio.sleep(0)
     assert others > 10
-    assert told(codec) == {("unknown field", f"{ACCOUNTS}Foo"): (2, 2 + others)}
+    assert told(codec) == {("unknown field", f"{ACCOUNTS}Transactions[].Foo"): (2, 2 + others)}
 
 
 def test_threads_may_share_a_codec() -> None:
@@ -257,15 +259,22 @@ async def test_the_statistics_of_a_client_have_it() -> None:
         await flinks.partner_access("token-1")
         (drift,) = flinks.stats().drift
         assert (drift.kind, drift.path, drift.answers, drift.of) == ("unknown field", f"{ACCOUNTS}Foo", 1, 1)
-        assert flinks.with_options(app_name="x").stats().drift == (drift,)
+        derived = flinks.with_options(app_name="x")
+        assert derived.stats().drift == (drift,)
+        assert Counters().with_clients([flinks, derived], Histogram()).drift == (drift,), "they share a codec"
 
 
 @pytest.mark.parametrize("selection", [None, Selection(drop="holders")])
 def test_a_job_tells_it_in_log_status_and_report(tmp_path: Path, selection: Selection | None) -> None:
     desk = Desk(tmp_path, tokens=12)
-    desk.transport.default = answer({"Foo": "canary", "7641238": "canary"})
+
+    async def slow(request: Any) -> bytes:
+        await asyncio.sleep(2)
+        return answer({"Foo": "canary", "7641238": "canary"})
+
+    desk.transport.default = slow
     with desk.job(selection=selection) as job:
-        result = desk.run(job)
+        result = desk.run(job, Rules(concurrency=2))
     assert [(one.path, one.answers, one.of) for one in result.progress.drift] == [
         (f"{ACCOUNTS}*", 12, 12),
         (f"{ACCOUNTS}Foo", 12, 12),

@@ -319,7 +319,7 @@ async def test_drift_is_counted_by_kind_and_path_and_once_for_clients_that_share
     odd = {"GetAccountsDetail": [{"LoginId": "l", "CustomerId": "c", "Foo": "canary"}], "RequestId": "r"}
     async with FlinksClient(auth_secret="s", transport=InMemoryTransport(default=odd)) as client:
         flinks = telemetry.instrument(client)
-        telemetry.instrument(client.with_options(app_name="other"))
+        other = telemetry.instrument(client.with_options(app_name="other"))
         assert telemetry.metric("flinks.client.drift") == []
         for _ in range(3):
             await flinks.partner_access("token-1")
@@ -329,6 +329,7 @@ async def test_drift_is_counted_by_kind_and_path_and_once_for_clients_that_share
             "flinks.drift.kind": "unknown field",
             "flinks.drift.path": "GetAccountsDetail[].Foo",
         }
+        assert other.stats().drift == flinks.stats().drift
 
 
 # --- beside others ----------------------------------------------------------------------------------------------------

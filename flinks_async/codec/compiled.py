@@ -186,7 +186,7 @@ class Compiler:
     def _find_odd(self, cls: type[Model], members: list[Member], names: dict[str, Any]) -> Iterator[str]:
         """Statements that note documented fields that are missing, and new values of open sets."""
         if expected := mask_of([m for m in members if m.optional and m.field.wire not in usually_absent(cls)]):
-            yield f"if m & {expected}: odd((Class, m & {expected}))"
+            yield f"if m & {expected} != last: last = m & {expected}; odd((Class, last))"
         names |= {
             f"unknown{n}": self._observed.unknown_field(cls, key) for n, key in enumerate(self._observed.unknown(cls))
         }
@@ -366,11 +366,12 @@ def compile_builders(name: str, body: list[str], names: dict[str, Any], argument
     parameter = f", {argument}" if argument else ""
     # In the loop, default arguments make the names local, which is faster. For a single struct, globals are cheaper.
     locals_ = ", ".join(f"{key}={key}" for key in names if re.search(rf"\b{key}\b", source))
-    build = [f"def build(s{parameter}):", *(f"    {line}" for line in body), "    return o"]
+    build = [f"def build(s{parameter}):", "    last = 0", *(f"    {line}" for line in body), "    return o"]
     build_list = [
         f"def build_list(structs{parameter}, {locals_}):",
         "    models = []",
         "    append = models.append",
+        "    last = 0",
         "    for s in structs:",
         *(f"        {line}" for line in body),
         "        append(o)",

@@ -17,7 +17,7 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flinks_async import ConfigError, FlinksError
+from flinks_async import ConfigError, FlinksError, Secret
 from flinks_async.bulk import (
     DaskExecutor,
     InputFile,
@@ -36,6 +36,8 @@ from flinks_async.bulk import (
     status,
     verify,
 )
+from flinks_async.bulk.executors.processes import environment_without
+from flinks_async.bulk.executors.seat import Secrets
 from flinks_async.bulk.files import crash_points
 from flinks_async.bulk.selection import FIELDS
 from flinks_async.bulk.stores.answer_rows import TABLES
@@ -483,7 +485,10 @@ async def kept_by_workers(desk: ServerDesk, executor: Any) -> None:
 
 
 async def test_worker_processes_keep_the_same(processes: ServerDesk, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLINKS_PSEUDONYM_KEY", "f" * 32)  # not the job's; workers do not see it
+    monkeypatch.setenv("FLINKS_PSEUDONYM_KEY", "f" * 32)  # not the job's
+    monkeypatch.setenv("OTHER", f"x{KEY}")
+    environment = environment_without([Secrets(Secret(SECRET)), Secrets(Secret(KEY))])
+    assert not {"FLINKS_PSEUDONYM_KEY", "OTHER"} & environment.keys()
     await kept_by_workers(processes, Processes(2))
 
 
