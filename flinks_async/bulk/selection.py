@@ -10,13 +10,13 @@ A column stands for the field of the answer that it is read from. Columns of the
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from types import NoneType
 from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
-from attrs import evolve, field, frozen
+from attrs import converters, evolve, field, frozen
 
 from .. import checks
 from ..errors import ConfigError
@@ -85,10 +85,6 @@ def _names(given: Any) -> tuple[str, ...]:
     return tuple(sorted(set(names)))
 
 
-def _names_or_none(given: Any) -> tuple[str, ...] | None:
-    return None if given is None else _names(given)
-
-
 @frozen(kw_only=True)
 class Selection:
     """What a job keeps of its answers. `docs/stores.md` lists the tables and columns; a column is `table.column`.
@@ -109,7 +105,7 @@ class Selection:
         ConfigError: there is no such table or column, or the key is missing, too short, or another one.
     """
 
-    tables: tuple[str, ...] | None = field(default=None, converter=_names_or_none)
+    tables: tuple[str, ...] | None = field(default=None, converter=converters.optional(_names))
     columns: tuple[str, ...] = field(default=(), converter=_names)
     drop: tuple[str, ...] = field(default=(), converter=_names)
     pseudonyms: tuple[str, ...] = field(default=(), converter=_names)
@@ -181,18 +177,13 @@ class Selection:
     @property
     def left_out(self) -> tuple[str, ...]:
         """The tables and columns that stay empty, for people."""
-        return tuple(self._left_out())
-
-    def _left_out(self) -> Iterator[str]:
         kept, tables = self.fields, self.kept_tables
-        for table in TABLES:
-            if table.name not in tables:
-                yield table.name
-                continue
-            for name in (f"{table.name}.{column}" for column in table.names):
-                if FIELDS[name] and kept.isdisjoint(FIELDS[name]):
-                    yield name
-        yield "fields without a column"
+        columns = [name for name, fields in FIELDS.items() if fields and kept.isdisjoint(fields)]
+        return (
+            *(table.name for table in TABLES if table.name not in tables),
+            *(name for name in columns if name.partition(".")[0] in tables),
+            "fields without a column",
+        )
 
     def describe(self) -> dict[str, Any]:
         """The selection as plain JSON, without its key."""

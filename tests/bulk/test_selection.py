@@ -39,6 +39,7 @@ from flinks_async.bulk import (
 from flinks_async.bulk.executors.processes import environment_without
 from flinks_async.bulk.executors.seat import Secrets
 from flinks_async.bulk.files import crash_points
+from flinks_async.bulk.report import report_page
 from flinks_async.bulk.selection import FIELDS
 from flinks_async.bulk.stores.answer_rows import TABLES
 from flinks_async.codec import Codec
@@ -335,6 +336,7 @@ def test_what_is_left_out_is_in_no_file_at_any_moment(desk: Desk, seen: list[byt
     for hidden in (*HIDDEN, ACCOUNT, KEY):
         assert hidden.encode().lower() not in everything.lower(), hidden
     assert pseudonym(ACCOUNT).encode() in everything
+    assert b"<dt>pseudonyms</dt><dd>accounts.account_number</dd>" in report_page(desk.directory)
     manifest = json.loads((desk.directory / "manifest.json").read_bytes())
     assert manifest["version"] == 2
     assert "holders" in manifest["selection"]["left_out"]

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -43,7 +43,7 @@ class ShardFiles(ABC):
         by_workers: as in `SharedStore`.
     """
 
-    folders: ClassVar[tuple[str, ...]] = ("",)
+    folders: tuple[str, ...] = ("",)
 
     _place: Place | None = None
     _hold: Hold | None = None
@@ -150,7 +150,8 @@ class ShardFiles(ABC):
                 self._hold.release(purged=True)
             self._hold = None
         else:
-            for folder in dict.fromkeys((*self.folders, "")):
+            above = (folder.rpartition("/")[0] for folder in self.folders)
+            for folder in dict.fromkeys((*self.folders, *above, "")):
                 with suppress(OSError):  # it holds other files
                     (place.parts / folder).rmdir()
         counts = Counter(name.rpartition("/")[0] for name in names)
