@@ -49,29 +49,30 @@ class TurnBlocks:
         self._granted: asyncio.Future[None] | None = None
 
     def reserve(self, now: float, /) -> float | Awaitable[float]:
-        turns = self._turns
-        if turns and turns[0] < now - LATE:
+        if self._turns and self._turns[0] < now - LATE:
             self._block = max(1, self._block // 2)
-            while turns and turns[0] < now - LATE:
-                turns.popleft()
-        elif not turns:
+            while self._turns and self._turns[0] < now - LATE:
+                self._turns.popleft()
+        elif not self._turns:
             self._block = min(self.most, 2 * self._block)
-        if len(turns) <= self._block // 2:
+        if len(self._turns) <= self._block // 2:
             self._want()
-        return max(0.0, turns.popleft() - now) if turns else self._wait(now)
+        return max(0.0, self._turns.popleft() - now) if self._turns else self._wait(now)
 
     def grant(self, waits: Sequence[float]) -> None:
         """Takes turns, as seconds from now."""
         now = self._now()
-        self._turns = deque(sorted([*self._turns, *(now + wait for wait in waits)]))
+        self._turns.extend(now + wait for wait in waits)
+        if len(self._turns) > len(waits):  # a block may begin before the last one ends
+            self._turns = deque(sorted(self._turns))
         self._asked = False
         if self._granted is not None and not self._granted.done():
             self._granted.set_result(None)
 
     async def _wait(self, now: float) -> float:
         while not self._turns:
-            self._want()
             self._granted = asyncio.get_running_loop().create_future()
+            self._want()
             await self._granted
         return self._turns.popleft() - now
 
