@@ -13,6 +13,7 @@ import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
@@ -23,6 +24,7 @@ import pytest
 import yaml
 
 from flinks_async.cli import Exit
+from flinks_async.cli.app import app
 from flinks_async.testing import ServeOptions, ServerProcess
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -203,6 +205,34 @@ def test_the_cron_job_fits_the_schema_and_is_restricted() -> None:
     assert f"--uid {uid}" in (CRON_JOB.parent / "Dockerfile").read_text()
     codes = manifest["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"][0]["onExitCodes"]["values"]
     assert codes == [Exit.USAGE, Exit.REFUSED]
+
+
+def test_the_dask_cluster_fits_the_schema_and_its_commands_and_settings_exist() -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    config = pytest.importorskip("dask.config")
+    manifests = list(yaml.safe_load_all((EXAMPLES / "kubernetes" / "dask.yaml").read_text()))
+    containers = {}
+    for manifest in manifests:
+        validator.validate(manifest, "1.30", strict=True)
+        if "template" in manifest.get("spec", {}):
+            pod = manifest["spec"]["template"]["spec"]
+            assert pod["securityContext"]["runAsNonRoot"]
+            (container,) = pod["containers"]
+            assert container["securityContext"]["readOnlyRootFilesystem"]
+            containers[container["name"]] = container
+    for name in ("scheduler", "worker"):
+        program, command, *arguments = containers[name]["command"]
+        assert program == "dask"
+        main = import_module(f"distributed.cli.dask_{command}").main
+        main.make_context(command, arguments)  # parses them
+    arguments = containers["fetch"]["args"]
+    app.commands[arguments[0]].make_context("fetch", arguments[1:])
+    (known,) = config.collect_yaml([str(Path(import_module("distributed").__file__ or "").parent / "distributed.yaml")])
+    for variable in manifests[0]["data"]:
+        names = (
+            variable.removeprefix("DASK_").lower().replace("_file", "-file").replace("require_", "require-").split("__")
+        )
+        assert config.get(".".join(names), default="missing", config=known) != "missing", variable
 
 
 @pytest.mark.skipif(

@@ -22,6 +22,7 @@ from .. import checks
 from ..config import RateLimiter
 from ..errors import ConfigError
 from ..secret import Secret
+from .notices import log_fields
 from .rate import GCRA, PaceState
 
 LATE: Final = 0.2
@@ -48,29 +49,30 @@ class TurnBlocks:
         self._granted: asyncio.Future[None] | None = None
 
     def reserve(self, now: float, /) -> float | Awaitable[float]:
-        turns = self._turns
-        if turns and turns[0] < now - LATE:
+        if self._turns and self._turns[0] < now - LATE:
             self._block = max(1, self._block // 2)
-            while turns and turns[0] < now - LATE:
-                turns.popleft()
-        elif not turns:
+            while self._turns and self._turns[0] < now - LATE:
+                self._turns.popleft()
+        elif not self._turns:
             self._block = min(self.most, 2 * self._block)
-        if len(turns) <= self._block // 2:
+        if len(self._turns) <= self._block // 2:
             self._want()
-        return max(0.0, turns.popleft() - now) if turns else self._wait(now)
+        return max(0.0, self._turns.popleft() - now) if self._turns else self._wait(now)
 
     def grant(self, waits: Sequence[float]) -> None:
         """Takes turns, as seconds from now."""
         now = self._now()
-        self._turns = deque(sorted([*self._turns, *(now + wait for wait in waits)]))
+        self._turns.extend(now + wait for wait in waits)
+        if len(self._turns) > len(waits):  # a block may begin before the last one ends
+            self._turns = deque(sorted(self._turns))
         self._asked = False
         if self._granted is not None and not self._granted.done():
             self._granted.set_result(None)
 
     async def _wait(self, now: float) -> float:
         while not self._turns:
-            self._want()
             self._granted = asyncio.get_running_loop().create_future()
+            self._want()
             await self._granted
         return self._turns.popleft() - now
 
@@ -307,7 +309,8 @@ class _Link:
         first, paused, members, learned = float(reply[0]), float(reply[1]), int(reply[2]), reply[3]
         if self.down_since is not None:
             self.down_since = None
-            _log.warning("Redis answers again: %d processes share the rate", members)
+            fields = log_fields("RedisBack", processes=members)
+            _log.warning("Redis answers again: %d processes share the rate", members, extra=fields)
         self.members = members
         self.turns.most = ceil(self._rate / members * BLOCK)
         self._hear(paused, None if self._has_learned or not learned else float(learned))
@@ -321,6 +324,7 @@ class _Link:
             _log.warning(
                 "Redis does not answer (%s). Each of the %d processes that shared the rate keeps its part of it, and pauses "
                 "are not shared until Redis answers again", problem, self.members,
+                extra=log_fields("RedisDown", reason=problem, processes=self.members),
             )  # fmt: skip
 
     def _hear(self, pause: float, estimate: float | None) -> None:

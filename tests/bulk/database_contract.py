@@ -58,7 +58,7 @@ def put_two_nights(folder: Path, make: Callable[[Path], Store]) -> None:
 
 def check_two_nights(query: Callable[[str], list[tuple[Any, ...]]]) -> None:
     """Runs the queries of docs/nightly.md."""
-    latest, changed, transactions, _ = nightly_queries()
+    latest, changed, transactions, *_ = nightly_queries()
     found = [(key, Decimal(balance), job) for key, _, balance, job in query(latest)]
     assert sorted(found) == [("a", 10, 2), ("b", 2, 1), ("b", 3, 1), ("c", 40, 2), ("d", 5, 2), ("e", 5, 2)]
     moves = [(key, what, *(n and int(Decimal(n)) for n in numbers)) for key, _, what, *numbers in query(changed)]

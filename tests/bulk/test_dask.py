@@ -58,11 +58,18 @@ def executor(cluster: Any) -> DaskExecutor:
 
 
 @pytest.fixture
-def url() -> Iterator[str]:
-    with distributed.LocalCluster(
-        n_workers=2, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=60
-    ) as plain:
-        yield plain.scheduler_address.replace("tcp://", "dask://")
+def url(cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The certificates come from Dask's configuration."""
+    security = cluster.security
+    parts = {
+        "ca_file": security.tls_ca_file,
+        "client__cert": security.tls_client_cert,
+        "client__key": security.tls_client_key,
+    }
+    for name, content in parts.items():
+        (tmp_path / name).write_text(content)
+        monkeypatch.setenv(f"DASK_DISTRIBUTED__COMM__TLS__{name.upper()}", str(tmp_path / name))
+    return str(cluster.scheduler_address.replace("tls://", "dask+tls://"))
 
 
 # --- the cluster ------------------------------------------------------------------------------------------------------

@@ -108,6 +108,12 @@ def test_turns_that_a_pause_made_late_are_dropped() -> None:
     run_virtual(main())
 
 
+def test_turns_that_are_granted_at_once_are_used_in_order() -> None:
+    rate = GCRA(100.0, 1)
+    turns = TurnBlocks(lambda count: turns.grant([rate.reserve(0.0) for _ in range(count)]), 10, lambda: 0.0)
+    assert [turns.reserve(0.0) for _ in range(25)] == pytest.approx([number / 100 for number in range(25)])
+
+
 def test_who_sends_slowly_leaves_its_turns_to_others() -> None:
     async def main() -> None:
         sharers = Sharers(100.0, latency=0.002)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,24 @@ def test_a_plan_is_pending_in_the_order_of_the_input(ledger: Ledger) -> None:
     assert (totals.tokens, totals.pending, totals.fetched, totals.failed) == (28, 28, 0, 0)
     assert totals.failures == {"invalid": 1}
     assert totals.classes == {}
+
+
+def test_a_shard_of_some_rows_has_the_pieces_of_the_plan_that_hold_them(ledger: Ledger) -> None:
+    rows = (9, 10, 21)
+    assert [cut.first for cut in ledger.cuts(Shard(7, 9, 21, 0, 3, "", 1, rows))] == [1, 21]
+    assert [cut.first for cut in ledger.cuts(Shard(7, 9, 21, 0, 13, ""))] == [1, 11, 21]
+
+
+def test_an_empty_plan_has_no_invalid_lines(tmp_path: Path) -> None:
+    assert Ledger(tmp_path / "ledger.sqlite", new=True).totals().invalid == 0
+
+
+def test_a_ledger_that_is_opened_again_can_be_written_by_another_thread(ledger: Ledger) -> None:
+    ledger.close()
+    again = Ledger(ledger.path)
+    with ThreadPoolExecutor() as pool:
+        pool.submit(again.put, "name", "value").result()
+    assert again.get("name") == "value"
 
 
 def test_a_plan_that_breaks_off_leaves_nothing(tmp_path: Path) -> None:
@@ -274,6 +293,29 @@ def test_a_value_that_no_job_writes_means_a_broken_ledger(ledger: Ledger, change
     ledger._db.execute(change)
     with pytest.raises(LedgerError, match=r"ledger\.sqlite is broken"):
         list(getattr(ledger, read)())
+
+
+def test_the_problems_that_sqlite_finds_are_told(ledger: Ledger) -> None:
+    assert ledger.problems() == []
+    ledger._db.execute("INSERT INTO failures VALUES (1, 'final', 'E', 'm', x'7b7d', NULL, NULL, NULL, 1, NULL)")
+    ledger.close()
+    with sqlite3.connect(ledger.path) as db:  # a column that must have a value has none
+        db.execute("PRAGMA writable_schema = ON")
+        db.execute(
+            "UPDATE sqlite_master SET sql = replace(sql, 'instance TEXT', 'instance TEXT NOT NULL') WHERE name = 'failures'"
+        )
+    db.close()
+    assert Ledger(ledger.path).problems() != []
+
+
+@pytest.mark.parametrize("change", ["PRAGMA user_version = 0", "DROP TABLE shards"])
+def test_another_database_is_no_ledger(ledger: Ledger, change: str) -> None:
+    ledger.close()
+    with sqlite3.connect(ledger.path) as db:
+        db.execute(change)
+    db.close()
+    with pytest.raises(LedgerError, match="not a ledger"):
+        Ledger(ledger.path)
 
 
 def test_a_newer_ledger_is_refused(ledger: Ledger) -> None:

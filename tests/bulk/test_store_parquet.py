@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -77,14 +78,46 @@ class TestParquet(StoreContract):
 
     def damages(self, bench: Bench) -> Mapping[str, Callable[[], object]]:
         damages: dict[str, Callable[[], object]] = {}
-        for path in sorted(bench.place.parts.glob("*/000001-*.parquet")):
-            name = path.parent.name
+        for path in sorted(bench.place.parts.glob("**/000001-*.parquet")):
+            name = path.relative_to(bench.place.parts).parts[0]
             damages[f"a bit of {name}"] = partial(flip, path)
             damages[f"no {name}"] = path.unlink
         damages["a cut"] = partial(truncate, path)
         damages["an addition"] = partial(append, path)
         damages["a file too many"] = partial(shutil.copy, path, path.with_name(path.name.replace("000001", "000007")))
         return damages
+
+
+class TestPartitions(TestParquet):
+    """Hive partitions by the day of the job."""
+
+    def make(self, folder: Path) -> Store:
+        return ParquetStore(fetched_on="2026-11-28")
+
+    def test_the_day_is_a_column_for_readers(self, bench: Bench) -> None:
+        bench.start().put_missing(0)
+        files = [path.relative_to(bench.place.parts).as_posix() for path in bench.place.parts.glob("**/*.parquet")]
+        name = f"000000-{JOB[:8]}.parquet"
+        assert sorted(files) == sorted(f"{table.name}/fetched_on=2026-11-28/{name}" for table in TABLES)
+        assert set(pq.read_table(bench.place.parts / "accounts")["fetched_on"].to_pylist()) == {"2026-11-28"}
+        duckdb = pytest.importorskip("duckdb")
+        with closing(duckdb.connect()) as db:
+            sql = f"SELECT DISTINCT fetched_on FROM '{bench.place.parts}/accounts/*/*.parquet'"
+            assert db.execute(sql).fetchall() == [(dt.date(2026, 11, 28),)]
+
+    def test_nothing_is_left_of_it(self, bench: Bench) -> None:
+        bench.start().put_missing(0)
+        bench.store.purge()
+        assert not bench.place.parts.exists()
+
+    @pytest.mark.parametrize("day", ["", "today", "2026-13-01", "../x", dt.datetime(2026, 11, 28, 10), 20261128])
+    def test_a_day_that_is_none_is_refused(self, day: Any) -> None:
+        with pytest.raises(ConfigError, match="fetched_on must be"):
+            ParquetStore(fetched_on=day)
+
+    def test_a_date_is_a_day_too(self) -> None:
+        assert ParquetStore(fetched_on=dt.date(2026, 11, 28)).describe()["fetched_on"] == "2026-11-28"
+        assert "fetched_on" not in ParquetStore().describe(), "jobs of earlier versions have none"
 
 
 @pytest.fixture
@@ -200,12 +233,21 @@ def test_a_compression_that_there_is_not() -> None:
 def test_the_latest_answers_of_each_key(tmp_path: Path) -> None:
     duckdb = pytest.importorskip("duckdb")
     put_two_nights(tmp_path, lambda _: ParquetStore())
-    *_, latest = nightly_queries()
+    *_, latest, _ = nightly_queries()
     with closing(duckdb.connect()) as db:
         found = db.execute(latest.replace("'nights/*", f"'{tmp_path}/nights/*")).fetchall()
     assert sorted((key, int(balance), night[-2:]) for key, _, balance, night in found) == [
         ("a", 10, "28"), ("b", 2, "27"), ("b", 3, "27"), ("c", 40, "28"), ("d", 5, "28"), ("e", 5, "28"),
     ]  # fmt: skip
+
+
+def test_nights_as_partitions(tmp_path: Path) -> None:
+    duckdb = pytest.importorskip("duckdb")
+    put_two_nights(tmp_path, lambda place: ParquetStore(fetched_on=place.name))
+    *_, by_night = nightly_queries()
+    with closing(duckdb.connect()) as db:
+        found = db.execute(by_night.replace("'nights/*", f"'{tmp_path}/nights/*")).fetchall()
+    assert found == [(dt.date(2026, 11, 27), 4, 15), (dt.date(2026, 11, 28), 4, 60)]
 
 
 def test_files_are_the_owners_alone(bench: Bench) -> None:

@@ -140,17 +140,17 @@ async def test_the_program_of_the_job_is_killed_at_random_moments(cluster: Clust
 
 
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
-async def test_the_head_of_ray_is_lost_and_the_job_goes_on_with_another(desk: Desk) -> None:
+async def test_the_head_of_ray_is_lost_and_the_job_ends_or_goes_on_with_another(desk: Desk) -> None:
     with a_ray_cluster() as address:
         process = await Cluster("ray", address, ray_workers).drive(desk)
         await until_it_sends(desk.server, process)
         found = subprocess.run(["pgrep", "-f", f"gcs_server.*{address.split(':')[1]}"], capture_output=True, check=True)
         os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
         _, stderr = await asyncio.wait_for(process.communicate(), 150)
-        assert process.returncode not in (0, None), "Ray ends a program that has lost it"
-        print(process.returncode, stderr.decode()[-1500:])
-    with a_ray_cluster() as address:
-        process = await Cluster("ray", address, ray_workers).drive(desk)
-        _, stderr = await asyncio.wait_for(process.communicate(), 90)
-        assert process.returncode == 0, stderr.decode()[-2000:]
+        assert process.returncode is not None
+    if process.returncode != 0:  # Ray ends a program that misses its head for long; a short job is done before
+        with a_ray_cluster() as address:
+            process = await Cluster("ray", address, ray_workers).drive(desk)
+            _, stderr = await asyncio.wait_for(process.communicate(), 90)
+            assert process.returncode == 0, stderr.decode()[-2000:]
     is_whole(desk, TOKENS + 2 * OPEN * SHARD)

@@ -205,24 +205,26 @@ class RayExecution(ClusterExecution):
         )
 
     async def _free_slot(self) -> RaySlot:
-        """An actor; Ray lets it wait for a free CPU."""
+        """An actor; Ray lets it wait for a free CPU. Another one if it dies while it starts."""
         ray = self._library
-        if not ray.is_initialized():
-            raise self._lost()
-        actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, max_concurrency=8)(Host).remote()
-        slot = RaySlot(ray, actor)
-        try:
-            host, pid = await slot.result(actor.where.remote())
-        except BaseException as error:
-            slot.leave()
-            if isinstance(error, asyncio.CancelledError):
+        while ray.is_initialized():
+            actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, max_concurrency=8)(Host).remote()
+            slot = RaySlot(ray, actor)
+            try:
+                host, pid = await slot.result(actor.where.remote())
+            except asyncio.CancelledError:
+                slot.leave()
                 raise
-            problem = error
-        else:
-            slot.name = f"the Ray worker {pid} on {host}"
-            return slot
-        if isinstance(getattr(problem, "cause", None) or problem, ImportError) or "No module named" in str(problem):
-            raise ConfigError("a worker of the Ray cluster cannot import flinks_async. Install it on every machine")
+            except Exception as error:  # Ray raises of many kinds
+                slot.leave()
+                problem = error
+            else:
+                slot.name = f"the Ray worker {pid} on {host}"
+                return slot
+            if isinstance(getattr(problem, "cause", None), ImportError) or "No module named" in str(problem):
+                raise ConfigError("a worker of the Ray cluster cannot import flinks_async. Install it on every machine")
+            self._work.log.warning("a Ray worker died while it started (%s)", type(problem).__name__)
+            await asyncio.sleep(WAIT)
         raise self._lost()
 
     async def _clean_up(self) -> None:

@@ -6,16 +6,18 @@ done. The next start removes files that a crash has left.
 
 from __future__ import annotations
 
+import datetime as dt
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NoReturn, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 
 import msgspec
 
-from ...checks import choice, optional_import
+from ...checks import choice, kind, optional_import
+from ...errors import ConfigError
 from ...tables import Table, schema_of
 from ..compression import Compression
 from ..errors import StoreError
@@ -55,23 +57,28 @@ class ParquetStore(ShardFiles):
     Args:
         compression: compression of the pages (default `zstd`).
         url: as for `JSONLParts` (default: the folder `parts` of the job's directory).
+        fetched_on: the day of the job, `YYYY-MM-DD`. Files are then in `{table}/fetched_on={day}/`, a Hive partition, which
+            readers of several jobs show as a column.
 
     Raises:
-        ConfigError: pyarrow or the library for object storage is not installed, the compression is unknown, or the URL
-            cannot be used.
+        ConfigError: pyarrow or the library for object storage is not installed, the compression is unknown, the URL cannot
+            be used, or the day is none.
     """
 
     spool_compression: Compression = "none"
-    folders: ClassVar[tuple[str, ...]] = tuple(table.name for table in TABLES)
 
-    def __init__(self, compression: Pages = "zstd", url: str | None = None) -> None:
+    def __init__(
+        self, compression: Pages = "zstd", url: str | None = None, *, fetched_on: str | dt.date | None = None
+    ) -> None:
         super().__init__(url)
         optional_import("pyarrow", extra="arrow")
         choice("compression", compression, get_args(Pages))
         self._compression = compression
+        self._partition = {} if fetched_on is None else {"fetched_on": _day(fetched_on)}
+        self.folders = tuple("/".join([t.name, *map("=".join, self._partition.items())]) for t in TABLES)
 
     def describe(self) -> dict[str, Any]:
-        return self._described({"kind": "parquet", "compression": self._compression})
+        return self._described({"kind": "parquet", "compression": self._compression, **self._partition})
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
         newest = max((receipt_as(_Files, receipt).version for receipt in receipts.values()), default=VERSION)
@@ -81,7 +88,7 @@ class ParquetStore(ShardFiles):
 
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
         name = f"{self._name(f'{commit.shard.id:06d}')}.parquet"
-        names = [f"{table.name}/{name}" for table in TABLES]
+        names = [f"{folder}/{name}" for folder in self.folders]
         files: list[_NewFile] = []
         try:
             for table in TABLES:
@@ -141,6 +148,15 @@ class ParquetStore(ShardFiles):
         if found.num_rows != rows:
             return f"it has {found.num_rows:,} rows, but {rows:,} were written"
         return None if found.metadata.get(_JOB) == self._opened.job.encode() else "it belongs to another job"
+
+
+def _day(value: str | dt.date) -> str:
+    kind("fetched_on", value, str, dt.date)
+    try:
+        return dt.date.fromisoformat(str(value)).isoformat()
+    except ValueError:
+        pass
+    raise ConfigError(f"fetched_on must be a day such as 2026-11-28, not {str(value)!r}")
 
 
 class _File(msgspec.Struct):

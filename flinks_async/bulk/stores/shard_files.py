@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -43,7 +43,7 @@ class ShardFiles(ABC):
         by_workers: as in `SharedStore`.
     """
 
-    folders: ClassVar[tuple[str, ...]] = ("",)
+    folders: tuple[str, ...] = ("",)
 
     _place: Place | None = None
     _hold: Hold | None = None
@@ -150,7 +150,8 @@ class ShardFiles(ABC):
                 self._hold.release(purged=True)
             self._hold = None
         else:
-            for folder in dict.fromkeys((*self.folders, "")):
+            above = (folder.rpartition("/")[0] for folder in self.folders)
+            for folder in dict.fromkeys((*self.folders, *above, "")):
                 with suppress(OSError):  # it holds other files
                     (place.parts / folder).rmdir()
         counts = Counter(name.rpartition("/")[0] for name in names)
@@ -185,20 +186,13 @@ class ShardFiles(ABC):
         """Adds the files of a shard.
 
         Raises:
-            StoreError: one of them cannot be written. None of them stays, as far as they can be removed.
+            StoreError: one of them cannot be written. The next sweep removes the others.
         """
         for name, file in zip(names, files, strict=True):
             try:
                 self._objects.put(name, file)
             except OSError as error:
-                problem = cannot_write(self._objects.at(name), error)
-                break
-        else:
-            return
-        if self.by_workers:  # the answer to a PUT that worked may be lost
-            with suppress(OSError):
-                self._objects.delete(names)
-        raise problem
+                raise cannot_write(self._objects.at(name), error) from None
 
     def _file(self, name: str, folder: str = "") -> str:
         """The name of a file that a receipt names.
