@@ -17,7 +17,7 @@ from flinks_async.bulk.report import json_report, report_page
 from flinks_async.codec import Codec
 from flinks_async.codec.observed import Drift, ObservedFields, from_json, joined
 from flinks_async.models import Account, Meta, Transaction
-from flinks_async.testing import InMemoryTransport
+from flinks_async.testing import FlinksServer, InMemoryTransport
 from flinks_async.testing.data import expected_body
 
 from .answers import to_bytes
@@ -321,3 +321,16 @@ async def test_worker_processes_add_up(tmp_path: Path) -> None:
     foo = next(one for one in result.progress.drift if one.path == f"{ACCOUNTS}Foo")
     assert (foo.kind, foo.answers) == ("unknown field", 40)
     assert 40 <= foo.of <= 60
+
+
+async def test_the_summary_of_a_run_tells_unknown_fields_and_no_missing_ones(tmp_path: Path) -> None:
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text("token-1\ntoken-2\n")
+    async with FlinksServer(auth_secret="s-1") as server:
+        server.set_answer("token-1", answer({"Foo": "canary"}))
+        server.set_answer("token-2", without("AccountNumber"))
+        result = await cli("fetch", tokens, "--job", tmp_path / "job", "--concurrency", "1", server=server)
+    assert result.exit_code == 0
+    assert f"  {ACCOUNTS}Foo: unknown field in 50 % of answers since " in result.output
+    assert "missing field" not in result.output
+    assert "canary" not in result.output

@@ -158,7 +158,7 @@ class Counters:
 
     def with_clients(self, clients: Iterable[FlinksClient], times: Histogram) -> Counters:
         """A copy with the counters of clients, and with recent times."""
-        parts, drift = [self], {}
+        parts, drift = list[Counters]([self]), {}
         for client in clients:
             one = client.stats()
             state = InstanceState(one.answered, one.trouble, one.held_back, one.learned)

@@ -198,12 +198,9 @@ class Bucket:
         Raises:
             OSError: also if the object has another version by now.
         """
-        options: dict[str, object] = {"range": (start, start + size)}
-        if '"' in found.version:  # an ETag
-            options["if_match"] = found.version.partition(" ")[0]
-        answer = _ask(_obstore().get, self._store, found.name, options=options)
-        if _described(answer.meta).version != found.version:  # the storage ignores conditions
-            raise _changed()
+        answer = _ask(_obstore().get, self._store, found.name, options={"range": (start, start + size)})
+        if _described(answer.meta).version != found.version:  # not by a condition, which some storages ignore
+            raise OSError(errno.ESTALE, "the object was changed")
         return bytes(_ask(answer.bytes))
 
     def __str__(self) -> str:
@@ -421,8 +418,6 @@ def _ask(function: Callable[..., T], *args: object, **options: object) -> T:
 def _problem(error: Exception) -> OSError:
     text, name = str(error), type(error).__name__
     hint = next((words for sign, words in _HINTS.items() if sign in text), None)
-    if name == "PreconditionError":
-        return _changed()
     if isinstance(error, FileNotFoundError) and hint is None:
         return FileNotFoundError(errno.ENOENT, "there is no such object")
     status, code = _STATUS.search(text), _CODE.search(text)
@@ -430,7 +425,3 @@ def _problem(error: Exception) -> OSError:
     parts += [f"status {status[1]}"] if status else []
     parts += [code[1]] if code else []
     return OSError(errno.EIO, ", ".join(parts) if status or code or hint or name in _WORDS else f"{parts[0]} ({name})")
-
-
-def _changed() -> OSError:
-    return OSError(errno.ESTALE, "the object was changed")

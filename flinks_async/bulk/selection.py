@@ -210,7 +210,10 @@ class Selection:
             ConfigError: the key is missing, or another one.
         """
         if self.pseudonyms and key is None:
-            raise ConfigError("the job replaces values by pseudonyms: give its pseudonym_key")
+            raise ConfigError(
+                "the job replaces values by pseudonyms: give its pseudonym_key; on the command line, FLINKS_PSEUDONYM_KEY or "
+                "--pseudonym-key-file"
+            )
         return evolve(self, pseudonym_key=key if self.pseudonyms else None)
 
     def without_key(self) -> Selection:

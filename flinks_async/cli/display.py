@@ -258,7 +258,7 @@ def summary(ended: Ended, job: Job, totals: Totals) -> list[str]:
     if ended.progress is not None:
         problems = [trouble.without_next_try for trouble in ended.progress.troubles]
         lines += [f"  last problem: {problem}" for problem in problems if problem not in ended.reason]
-        lines += drift_lines(ended.progress.drift)
+        lines += drift_lines([one for one in ended.progress.drift if one.kind != "missing field"])  # which is normal
     lines += _places(job, totals)
     if ended.state == "refused":
         lines.append(

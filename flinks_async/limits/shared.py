@@ -22,6 +22,7 @@ from .. import checks
 from ..config import RateLimiter
 from ..errors import ConfigError
 from ..secret import Secret
+from .notices import log_fields
 from .rate import GCRA, PaceState
 
 LATE: Final = 0.2
@@ -308,7 +309,8 @@ class _Link:
         first, paused, members, learned = float(reply[0]), float(reply[1]), int(reply[2]), reply[3]
         if self.down_since is not None:
             self.down_since = None
-            _log.warning("Redis answers again: %d processes share the rate", members)
+            fields = log_fields("RedisBack", processes=members)
+            _log.warning("Redis answers again: %d processes share the rate", members, extra=fields)
         self.members = members
         self.turns.most = ceil(self._rate / members * BLOCK)
         self._hear(paused, None if self._has_learned or not learned else float(learned))
@@ -322,6 +324,7 @@ class _Link:
             _log.warning(
                 "Redis does not answer (%s). Each of the %d processes that shared the rate keeps its part of it, and pauses "
                 "are not shared until Redis answers again", problem, self.members,
+                extra=log_fields("RedisDown", reason=problem, processes=self.members),
             )  # fmt: skip
 
     def _hear(self, pause: float, estimate: float | None) -> None:

@@ -22,8 +22,8 @@ import aiohttp
 from aiohappyeyeballs import AddrInfoType, pop_addr_infos_interleave, start_connection
 from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
+from .. import errors as e
 from ..config import Connection
-from ..errors import FlinksError, ProtocolError, ReadError, ResponseTooLargeError, StaleConnectionError, os_reason
 from ..messages import Headers
 from ..runtime import mark_retrieved
 from .inflate import STEP
@@ -78,7 +78,7 @@ class HTTPConnection(asyncio.BufferedProtocol):
         self._fields: list[bytes] = []  # names and values of headers, as they came
         self.idle_since = 0.0
         self._waiter: asyncio.Future[None] | None = None
-        self._problem: FlinksError | None = None
+        self._problem: e.FlinksError | None = None
 
     def ask(self, request: bytes, max_body: int, on_head: Callable[[], object]) -> asyncio.Future[None]:
         """Sends a request. The future is done when the answer is complete, when a part of an encoded body has arrived,
@@ -95,7 +95,7 @@ class HTTPConnection(asyncio.BufferedProtocol):
         self._on_head = on_head
         self._waiter = waiter = self._loop.create_future()
         if self.transport is None:
-            self._fail(self._broken(None))
+            self.fail(self._broken(None))
         else:
             self.transport.write(request)
         return waiter
@@ -138,7 +138,8 @@ class HTTPConnection(asyncio.BufferedProtocol):
     def is_open(self) -> bool:
         return self.transport is not None and not self.transport.is_closing()
 
-    def _fail(self, problem: FlinksError) -> None:
+    def fail(self, problem: e.FlinksError) -> None:
+        """Closes the connection; `check` will raise the problem, if it is the first."""
         if self._problem is None:
             self._problem = problem
         self.abort()
@@ -149,19 +150,19 @@ class HTTPConnection(asyncio.BufferedProtocol):
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
-    def _refused(self) -> FlinksError:
+    def _refused(self) -> e.FlinksError:
         """Why what has arrived is not accepted."""
         if self._is_too_large():
-            return ResponseTooLargeError(f"the body is larger than Limits.max_body = {self._max_body} bytes")
+            return e.ResponseTooLargeError(f"the body is larger than Limits.max_body = {self._max_body} bytes")
         part = "body from" if self.status else "answer of"
-        return ProtocolError(f"the {part} {self._host} is not valid HTTP")
+        return e.ProtocolError(f"the {part} {self._host} is not valid HTTP")
 
-    def _broken(self, error: Exception | None) -> FlinksError:
+    def _broken(self, error: Exception | None) -> e.FlinksError:
         if self.status:
-            return ReadError(f"the connection to {self._host} broke before the body was complete")
+            return e.ReadError(f"the connection to {self._host} broke before the body was complete")
         if self.used and not self._received:
-            return StaleConnectionError(f"a kept-alive connection to {self._host} was closed by the server")
-        return ReadError(f"the connection to {self._host} broke before an answer arrived{os_reason(error)}")
+            return e.StaleConnectionError(f"a kept-alive connection to {self._host} was closed by the server")
+        return e.ReadError(f"the connection to {self._host} broke before an answer arrived{e.os_reason(error)}")
 
     # --- called by the event loop
 
@@ -173,7 +174,7 @@ class HTTPConnection(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._waiter is None and (self.complete or not self.encoded):  # nobody has asked
-            self._fail(self._refused())
+            self.fail(self._refused())
             return
         self._received += nbytes
         try:
@@ -181,7 +182,7 @@ class HTTPConnection(asyncio.BufferedProtocol):
         except HttpParserUpgrade:  # after a 101, which ends the answer
             pass
         except HttpParserError as error:
-            self._fail(self._refused())
+            self.fail(self._refused())
             cause = error.__context__
             if cause is not None and not isinstance(cause, Exception):  # such as the SystemExit of a signal handler
                 raise cause from None
@@ -189,13 +190,13 @@ class HTTPConnection(asyncio.BufferedProtocol):
         if self.complete and self._size <= self._max_body:
             self._wake()
         elif self._is_too_large():
-            self._fail(self._refused())
+            self.fail(self._refused())
         elif self.encoded and self.chunks:
             self._wake()
         elif self._head_size >= 0:  # still in the head or in the trailers
             self._head_size += nbytes if self._head_size else 1
             if self._head_size > _MAX_UNPARSED:
-                self._fail(self._refused())
+                self.fail(self._refused())
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
@@ -294,6 +295,7 @@ class ConnectionPool:
         self._resolver = aiohttp.DefaultResolver()
         self._lookups: dict[tuple[str, int], asyncio.Future[deque[AddrInfoType]]] = {}
         self._idle: defaultdict[Origin, deque[HTTPConnection]] = defaultdict(deque)
+        self._open: weakref.WeakSet[HTTPConnection] = weakref.WeakSet()
         self._sweep: asyncio.TimerHandle | None = None
 
     @property
@@ -321,10 +323,7 @@ class ConnectionPool:
             self._sweep_later()
 
     async def connect(self, origin: Origin, host: str, tls: ssl.SSLContext | None) -> HTTPConnection:
-        """A new connection.
-
-        Args:
-            host: how error messages call the server.
+        """A new connection to what error messages call `host`.
 
         Raises:
             OSError: there is no connection: `socket.gaierror`, `ssl.SSLError` or another one.
@@ -345,6 +344,7 @@ class ConnectionPool:
                     ssl=tls,
                     server_hostname=None if tls is None else name.rstrip("."),
                 )
+                self._open.add(connection)
                 return connection
             except OSError:
                 pop_addr_infos_interleave(addresses)
@@ -407,16 +407,15 @@ class ConnectionPool:
             self._sweep_later()
 
     async def close(self) -> None:
-        """Closes the idle connections. The others are closed when their answers have arrived."""
+        """Closes all connections."""
         self.closed = True
-        idle = self.idle
         self._idle.clear()
         if self._loop.is_closed():  # an earlier `asyncio.run()` that ended without `close()`
             return
         if self._sweep is not None:
             self._sweep.cancel()
-        for connection in idle:
-            connection.abort()
+        for connection in tuple(self._open):
+            connection.fail(e.ClientClosedError("the client was closed while the request was under way"))
         await self._resolver.close()
         await asyncio.sleep(0)  # an event loop closes an aborted socket in its next turn
 

@@ -16,6 +16,10 @@ SECRET_KEY = "wJalrXUtnFEMI-K7MDENG-bPxRfiCYCANARYKEY"
 KEY_ID = "AKIACANARY7EXAMPLE"
 
 
+LEAK = f"<Error><Code>Odd</Code><AWSAccessKeyId>{KEY_ID}</AWSAccessKeyId><StringToSign>{SECRET_KEY}</StringToSign></Error>".encode()
+"""The answer to a request that is refused: a real storage repeats what was signed."""
+
+
 @define
 class Asked:
     """A request. `range` is its header."""
@@ -33,13 +37,11 @@ class S3:
     Attributes:
         fault: gets each request; may return a status to refuse it, "lost" to do what it asks and lose the answer, "cut" to send
             half of the answer, or None.
-        conditions: whether `If-Match` and `If-None-Match` are obeyed.
     """
 
     port: int
     asked: list[Asked] = field(factory=list)
     fault: Callable[[Asked], int | str | None] = lambda asked: None
-    conditions: bool = True
 
     @property
     def environment(self) -> dict[str, str]:
@@ -70,14 +72,11 @@ def running() -> Iterator[S3]:
         path = unquote(environ.get("REQUEST_URI", environ["PATH_INFO"]))
         asked = Asked(environ["REQUEST_METHOD"], path, environ.get("HTTP_RANGE"), size)
         s3.asked.append(asked)
-        if not s3.conditions:
-            for name in ("HTTP_IF_MATCH", "HTTP_IF_NONE_MATCH"):
-                environ.pop(name, None)
         fault = s3.fault(asked)
         if isinstance(fault, int):
             environ["wsgi.input"].read(size)
-            start_response(f"{fault} Fault", [("Content-Length", "0")])
-            return [b""]
+            start_response(f"{fault} Fault", [("Content-Type", "application/xml")])
+            return [LEAK]
         with one_at_a_time:
             if fault is None:
                 return list(app(environ, start_response))

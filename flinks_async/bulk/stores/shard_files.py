@@ -186,20 +186,13 @@ class ShardFiles(ABC):
         """Adds the files of a shard.
 
         Raises:
-            StoreError: one of them cannot be written. None of them stays, as far as they can be removed.
+            StoreError: one of them cannot be written. The next sweep removes the others.
         """
         for name, file in zip(names, files, strict=True):
             try:
                 self._objects.put(name, file)
             except OSError as error:
-                problem = cannot_write(self._objects.at(name), error)
-                break
-        else:
-            return
-        if self.by_workers:  # the answer to a PUT that worked may be lost
-            with suppress(OSError):
-                self._objects.delete(names)
-        raise problem
+                raise cannot_write(self._objects.at(name), error) from None
 
     def _file(self, name: str, folder: str = "") -> str:
         """The name of a file that a receipt names.
