@@ -108,6 +108,18 @@ def test_turns_that_a_pause_made_late_are_dropped() -> None:
     run_virtual(main())
 
 
+def test_the_turns_of_one_of_several_lie_apart_until_the_others_are_gone() -> None:
+    async def main() -> None:
+        now = asyncio.get_running_loop().time
+        keeper = TurnKeeper(GCRA(100.0, 1), now, 1.0)
+        assert await keeper.take("a", 3) == pytest.approx([0.0, 0.01, 0.02])
+        assert await keeper.take("b", 3) == pytest.approx([0.03, 0.05, 0.07])
+        await asyncio.sleep(2.0)
+        assert await keeper.take("b", 3) == pytest.approx([0.0, 0.01, 0.02])
+
+    run_virtual(main())
+
+
 def test_turns_that_are_granted_at_once_are_used_in_order() -> None:
     rate = GCRA(100.0, 1)
     turns = TurnBlocks(lambda count: turns.grant([rate.reserve(0.0) for _ in range(count)]), 10, lambda: 0.0)
