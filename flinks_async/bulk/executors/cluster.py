@@ -141,7 +141,8 @@ class ClusterExecutor:
         found = [(source, names) for source, names in given.items() if names is not None]
         if len(found) != 1:
             raise ConfigError("name the AuthSecret of the workers by one of secret_env, secret_file and secret_from")
-        self._source, self._names = found[0]
+        self._source: Source = found[0][0]
+        self._names = found[0][1]
         for name in self._names.values() if isinstance(self._names, Mapping) else [self._names]:
             checks.kind("the name of the AuthSecret", name, str)
 
