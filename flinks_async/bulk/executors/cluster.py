@@ -135,14 +135,16 @@ class ClusterExecutor:
         checks.integer("workers", 1 if self.workers is None else self.workers, 1)
         checks.integer("restarts", self.restarts, 0)
         checks.seconds("patience", self.patience)
-        given: dict[Source, str | Mapping[str, str] | None] = {
-            "env": options.get("secret_env"), "file": options.get("secret_file"), "callable": options.get("secret_from"),
-        }  # fmt: skip
-        found = [(source, names) for source, names in given.items() if names is not None]
+        given: list[tuple[Source, str | Mapping[str, str] | None]] = [
+            ("env", options.get("secret_env")), ("file", options.get("secret_file")), ("callable", options.get("secret_from")),
+        ]  # fmt: skip
+        found: list[tuple[Source, str | Mapping[str, str]]] = [
+            (source, names) for source, names in given if names is not None
+        ]
         if len(found) != 1:
             raise ConfigError("name the AuthSecret of the workers by one of secret_env, secret_file and secret_from")
-        self._source: Source = found[0][0]
-        self._names = found[0][1]
+        self._source: Source
+        self._source, self._names = found[0]
         for name in self._names.values() if isinstance(self._names, Mapping) else [self._names]:
             checks.kind("the name of the AuthSecret", name, str)
 
