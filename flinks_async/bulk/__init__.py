@@ -9,7 +9,7 @@ Requests are made at least once, and every answer is in the output exactly once.
 again to resume: it fetches the shards that are not committed.
 
 Where to find what: `job` opens and runs jobs; `run` is one run, from ledger to store; `fetching` sends the requests;
-`rules` lists the reasons for which a run stops; `selection` chooses what is kept; `records` counts; `ledger` remembers;
+`rules` lists the reasons for which a run stops; `selection` chooses what is kept; `counters` counts; `ledger` remembers;
 `maintenance` has status, verify, export and purge. `inputs/`, `stores/` and `executors/` are made to be extended.
 """
 

@@ -268,7 +268,8 @@ class Job:
         Args:
             clients: the client; for an input with a column of instances, a client for each name in it.
             rules: when to stop.
-            executor: where to fetch: `InProcess()` (default), or `Processes(4)` for four worker processes.
+            executor: where to fetch: `InProcess()` (default), `Processes(4)` for four worker processes, or a `DaskExecutor` or
+                `RayExecutor` for a cluster.
             clock, threads: for tests.
 
         Raises:

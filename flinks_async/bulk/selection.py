@@ -1,4 +1,4 @@
-"""What a job keeps of each answer: the tables and columns that are chosen, and values that are replaced by pseudonyms.
+"""The part of each answer that a job keeps: chosen tables and columns, and pseudonyms in place of values.
 
 A selection becomes one function on the JSON of an answer. The process that fetched the answer calls it before it writes
 anything, so what is left out never touches a disk.
@@ -87,7 +87,7 @@ def _names(given: Any) -> tuple[str, ...]:
 
 @frozen(kw_only=True)
 class Selection:
-    """What a job keeps of its answers. `docs/stores.md` lists the tables and columns; a column is `table.column`.
+    """The part of its answers that a job keeps. `docs/stores.md` lists the tables and columns; a column is `table.column`.
 
     Everything that no table has is left out: unknown fields, unless you name the columns `extra`, and documented fields
     without a column. The rows of `fetches` are always kept, and so are positions, keys and counts.

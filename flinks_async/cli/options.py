@@ -274,7 +274,8 @@ workers_options = grouped(
         "cluster",
         metavar="URL",
         help="Fetch on a cluster: dask://HOST:PORT, dask+tls://HOST:PORT or ray://HOST:PORT [FLINKS_EXECUTOR]. Its machines "
-        "find the AuthSecret as this one does, and see TOKENS and the job at the same paths.",
+        "find the AuthSecret as this one does, and see TOKENS and the job at the same paths, unless tokens and answers are "
+        "in object storage.",
     ),
     whole("--workers", help="Workers of the cluster [those that are free]."),
     click.option(

@@ -1,4 +1,4 @@
-"""What answers really have: the fields for which `compiled` generates its code, and how answers differ from the documentation.
+"""Fields as they occur in answers: `compiled` generates its code for them; and differences from the documentation.
 
 Differences (drift) are counted by path, never with values. What the generated code meets while it decodes an answer goes into
 one set, so that an answer without a difference costs nothing but a look at that set.
@@ -144,9 +144,8 @@ class ObservedFields:
         self.answers = 0
         self.odd: set[Difference] = set()
         self._time = time
-        self._drift: dict[
-            tuple[DriftKind, str], tuple[int, int, float]
-        ] = {}  # answers with it, without it before, since
+        # Answers with it, answers before it, and since when.
+        self._drift: dict[tuple[DriftKind, str], tuple[int, int, float]] = {}
         self._known: dict[str, set[object]] = {}
         self._optional = {
             cls: frozenset(field.wire for field in SCHEMA[cls]) - REQUIRED_AT_FIRST.get(cls, _NONE) for cls in MODELS

@@ -34,10 +34,8 @@ _FIRST_GROWTH = 0.04  # of the pace in half a cycle, when it passes the estimate
 COUNTABLE = 8  # accepted requests that give an estimate
 _LONG_AGO = 10.0  # seconds
 _LONGEST_CYCLE = 600.0  # seconds
-_YOUNG, _ROUGH_CYCLE = (
-    60.0,
-    2.0,
-)  # seconds: a client that starts beside others tests its limit often, and is not left behind
+# Seconds: a client that starts beside others tests its limit often, and is not left behind.
+_YOUNG, _ROUGH_CYCLE = 60.0, 2.0
 _WINDOW = 1.1  # seconds; the growth doubles no faster, so that a pace beyond a window of a second is noticed at its end
 # Requests above the estimate that are accepted before the limit counts as risen: 3, or those of 50 ms.
 _RISEN, _RISEN_FOR = 3.0, 0.05

@@ -1,10 +1,10 @@
 """When to ask an instance again that accepts nothing: the schedule of single requests after a run of refusals.
 
-Nothing says when a limit opens again, so the gaps between two requests grow with the time that has passed: a quarter of it and half a second, which
-costs about 14 requests a minute, 30 an hour. Limits in use are per second, minute, hour or day, so a request is moved to the
-nearest round moment: a round time after the window before opened, or a round time of the clock. If a limit has opened twice,
-the time between is its period, and only its end is asked for; if that time is not round, a request half way to the last
-refusal looks for an earlier opening.
+Nothing says when a limit opens again, so the gaps between two requests grow with the time that has passed: a quarter of it and
+half a second, which costs about 14 requests a minute, 30 an hour. Limits in use are per second, minute, hour or day, so a
+request is moved to the nearest round moment: a round time after the window before opened, or a round time of the clock. If a
+limit has opened twice, the time between is its period, and only its end is asked for; if that time is not round, a request half
+way to the last refusal looks for an earlier opening.
 
 A hint (`Retry-After`, `RateLimit-Reset`) is not believed at once. Some servers send a constant, and some a time that is far
 too long. Two hints that were given some time apart and name the same moment are consistent. Until a consistent hint has been

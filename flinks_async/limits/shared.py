@@ -160,7 +160,7 @@ return {tostring((first - now - ARGV[3]) / 1000000), tostring(math.max(0, pause 
 
 
 class SharesPace(Protocol):
-    """What tells and hears about pauses and limits: a `Governor`, or a job with workers."""
+    """Tells and hears about pauses and limits: a `Governor`, or a job with workers."""
 
     on_pace: Callable[[PaceState], object] | None
 
@@ -170,8 +170,9 @@ class SharesPace(Protocol):
 class RedisRateLimiter:
     """A `RateLimiter` for all processes with the same key. They also share pauses and what they learn from refusals.
 
-    While Redis cannot be reached, each process keeps its part of the rate, as many as there were at last; the log warns, and
-    `stats().why_held` and `explain()` say so. The URL is never shown, and the limiter refuses to be pickled.
+    While Redis cannot be reached, each process keeps its part: the rate divided by the number of processes that shared it at
+    last. The log warns, and `stats().why_held` and `explain()` say so. The URL is never shown, and the limiter refuses to be
+    pickled.
 
     Args:
         url: `redis://`, `rediss://` (TLS) or `unix://`, perhaps with user and password.

@@ -1,4 +1,4 @@
-"""What the executors on clusters share: a seat in each of several workers of an engine, such as Dask or Ray.
+"""The base of executors on clusters: a seat in each of several workers of an engine, such as Dask or Ray.
 
 The engine starts workers, notices their deaths and carries calls; it gets no tasks, so that there are no results that it could
 lose and compute again. The job asks each seat for its messages, and each request waits up to a second for one. A seat that

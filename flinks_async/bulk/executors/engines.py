@@ -23,7 +23,8 @@ HERE: Final = "auto"
 
 
 class DaskExecutor(ClusterExecutor):
-    """Fetches on a Dask cluster. Job and workers must see the job's directory and the file of tokens at the same paths.
+    """Fetches on a Dask cluster. Job and workers must see the job's directory and the file of tokens at the same paths, unless
+    tokens and answers are in object storage.
 
     Args:
         scheduler: the address of the scheduler, such as `tls://scheduler:8786`, or a cluster object such as a `LocalCluster`.
@@ -97,7 +98,7 @@ class DaskExecution(ClusterExecution):
         return [address for address in (await self._identity())["workers"] if address not in self._taken]
 
     async def _identity(self) -> Any:
-        """What the scheduler knows. Raises WorkerError if the connection to it is lost."""
+        """The state of the scheduler. Raises WorkerError if the connection to it is lost."""
         with suppress(OSError, TimeoutError, RuntimeError):
             if self._client.status == "running":
                 return await asyncio.wait_for(self._client.scheduler.identity(), SILENCE)
@@ -127,7 +128,7 @@ class DaskSlot:
 
 class RayExecutor(ClusterExecutor):
     """Fetches on a Ray cluster, in an actor for each worker. Job and workers must see the job's directory and the file of
-    tokens at the same paths.
+    tokens at the same paths, unless tokens and answers are in object storage.
 
     Args:
         address: `ray://head:10001` from anywhere, `head:6379` from a machine of the cluster, or `auto` for the cluster that

@@ -13,8 +13,8 @@
 Where do I add a store?
 
 1. `stores/NAME.py`: a class with the methods of `protocol.Store`. For files, follow `JSONLParts` in `jsonl.py`. For tables,
-   read spools with `answer_tables.read_tables`. For a database, subclass `DatabaseStore` or `DatabaseFile`. `put` must return only when the answers survive a power cut; call
-   `crash_points.reach("...")` after each step, because the tests crash there.
+   read spools with `answer_tables.read_tables`. For a database, subclass `DatabaseStore` or `DatabaseFile`. `put` must return only
+   when the answers survive a power cut; call `crash_points.reach("...")` after each step, because the tests crash there.
 2. `_CLASSES` below: the kind that `describe` returns, with the module, the class and the name for people.
 3. `cli/output.py`: the name for `--store`; `answers_of` in `cli/display.py`: where its answers are.
 4. `pyproject.toml`: an extra, if the store needs a library; import it with `checks.optional_import`.

@@ -180,7 +180,7 @@ class SharedStore(Store, Protocol):
 
     @property
     def by_workers(self) -> bool:
-        """Whether this one is so."""
+        """Whether workers write to this store."""
         ...
 
     def check(self) -> None:

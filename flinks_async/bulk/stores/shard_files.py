@@ -1,4 +1,4 @@
-"""Stores with files of their own for each shard, on a disk or at a URL; and how drivers keep off each other's URL."""
+"""Stores with files of their own for each shard, on a disk or at a URL; and the marks that reserve a URL for one job."""
 
 from __future__ import annotations
 
