@@ -23,8 +23,9 @@ LIMIT = 0.26
 DEPENDENCIES = ("aiohappyeyeballs", "aiohttp", "attrs", "cattrs", "httptools", "msgspec", "multidict", "yarl")
 # Everything that an extra, a test or a comparison may bring, and the parts of the package that need it.
 OPTIONAL = (
-    "click", "rich", "uvloop", "pyarrow", "pandas", "polars", "opentelemetry", "redis", "duckdb", "dask", "pytest",
-    "orjson", "pydantic", "httpx", "requests", "flinks_async.testing", "flinks_async.cli", "flinks_async.tables",
+    "click", "rich", "uvloop", "pyarrow", "pandas", "polars", "opentelemetry", "redis", "duckdb", "dask", "distributed", "ray",
+    "obstore", "psycopg", "filelock", "jinja2", "matplotlib", "pytest", "orjson", "pydantic", "httpx", "requests",
+    "flinks_async.testing", "flinks_async.cli", "flinks_async.tables",
 )  # fmt: skip
 
 # The dependencies' own optional imports (cattrs and aiohttp try a few) are not ours: they are subtracted.

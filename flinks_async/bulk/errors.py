@@ -10,7 +10,7 @@ FlinksError
         ├── StoreError            answers, ledger or report cannot be written
         │   ├── StoreMissingError     a job's answers are not where it put them
         │   └── UnfitAnswerError      one answer has a value that the store cannot hold
-        └── WorkerError           worker processes cannot be started, or keep crashing
+        └── WorkerError           workers cannot be started or keep crashing, or a cluster is lost
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class JobMismatchError(JobError):
 
 
 class JobLockedError(JobError):
-    """Another process works on the job."""
+    """Another process works on the job, or has taken over its URL in object storage."""
 
 
 @attrs.define(slots=False, eq=False, repr=False, auto_exc=False)
@@ -81,4 +81,4 @@ class UnfitAnswerError(StoreError):
 
 
 class WorkerError(JobError):
-    """Worker processes cannot be started, or keep crashing."""
+    """Workers cannot be started or keep crashing, or a cluster is lost or has no free worker."""

@@ -47,7 +47,7 @@ class Status:
         totals: counts of the tokens that are committed.
         runs: the runs so far (see `Ledger.runs`).
         latest: the latest sample of the last run: `Progress.to_dict()`, with `run` and `at` (seconds since 1970). A run
-            takes a sample every ten seconds. None before the first one.
+            takes a sample at least every ten seconds. None before the first one.
     """
 
     manifest: Manifest

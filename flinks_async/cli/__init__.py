@@ -75,7 +75,7 @@ MEANING: Final[dict[Exit, str]] = {
     Exit.OK: "all tokens were fetched; nothing is wrong",
     Exit.FAILED: "some tokens failed or could not be sent (see the file of failed tokens), or verify or doctor found a problem",
     Exit.USAGE: "wrong usage: an option, a missing secret, a file of tokens that cannot be used, the directory of another job",
-    Exit.STOPPED: "stopped early: a limit was reached, a problem affects every token (a certificate, a redirect), worker processes keep crashing, or memory is short; the same command resumes",
+    Exit.STOPPED: "stopped early: a limit was reached, a problem affects every token (a certificate, a redirect), workers keep crashing, a cluster is lost or has no worker, or memory is short; the same command resumes",
     Exit.REFUSED: "the AuthSecret, or the form of its header, is refused",
     Exit.OUTPUT: "output, store or ledger cannot be written, or the input changed or was cut short (no message if the reader of the output went away)",
     Exit.LOCKED: "another process works on the job; nothing was done, so run the same command again when it has ended",

@@ -1,5 +1,5 @@
-"""What an event loop connects with, made at first use: its connection pool, an aiohttp session where one is needed; TLS
-contexts and proxies.
+"""The connections of an event loop, made at first use: its connection pool, an aiohttp session where one is needed; TLS contexts
+and proxies.
 
 `ConnectionStats` counts connections by their sockets, which costs nothing per request. aiohttp's own way, a TraceConfig,
 costs 14 % of a request.

@@ -193,8 +193,8 @@ class WorkersExecution(ABC):
             while (death := await self._run_worker(start)) is not None and not self._all_done:
                 if self._restarts == 0:
                     raise WorkerError(
-                        f"worker processes keep crashing, the last one by {death}. The answers so far are kept: run the "
-                        "job again to resume. If memory is short, use fewer processes"
+                        f"workers keep crashing, the last one by {death}. The answers so far are kept: run the job again to "
+                        "resume. If memory is short, use fewer workers"
                     )
                 self._restarts -= 1
         except FlinksError as error:
