@@ -9,7 +9,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from flinks_async.limits.governor import Governor
 from flinks_async.limits.rate import PaceState
 from flinks_async.testing import Fault, FlinksServer
 
-pytest.importorskip("redis")
+from_url = pytest.importorskip("redis.asyncio").from_url
 
 PASSWORD = "canary-password-7f3a"
 KEY = "flinks/acme"
@@ -176,6 +176,7 @@ def test_the_url_is_in_no_repr_and_no_pickle_and_wrong_arguments_are_named() -> 
         pickle.dumps(limiter)
     for wrong, message in (
         ({"url": f"http://{PASSWORD}"}, "must begin with redis://"),
+        ({"url": f"redis://:{PASSWORD}/x@redis.example:6379"}, "cannot be read"),
         ({"rate": 0}, "rate must be"),
         ({"rate": float("nan")}, "rate must be"),
         ({"burst": 0}, "burst"),
@@ -184,3 +185,27 @@ def test_the_url_is_in_no_repr_and_no_pickle_and_wrong_arguments_are_named() -> 
         with pytest.raises(ConfigError, match=message) as error:
             RedisRateLimiter(**{"url": "redis://h", "key": KEY, **wrong})  # type: ignore[arg-type]
         assert PASSWORD not in str(error.value)
+
+
+async def test_a_request_that_waits_for_its_turn_gets_it_although_the_limiter_is_closed() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        limiter = RedisRateLimiter(f"redis://127.0.0.1:{silent.getsockname()[1]}", KEY, rate=10.0)
+        reserved = limiter.reserve(time.monotonic())
+        assert isinstance(reserved, Awaitable)
+        waiting = asyncio.ensure_future(reserved)
+        await asyncio.sleep(0.1)
+        await limiter.close()
+        assert await asyncio.wait_for(waiting, 5) < 0.2
+
+
+async def test_an_answer_of_redis_that_makes_no_sense_counts_as_none(
+    redis: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with from_url(redis.url) as client:
+        await client.set(f"{{{KEY}}}:learned", "much")
+    limiter = RedisRateLimiter(redis.url, KEY, rate=10.0)
+    reserved = limiter.reserve(time.monotonic())
+    assert isinstance(reserved, Awaitable)
+    assert await asyncio.wait_for(reserved, 5) < 0.2
+    assert "Redis does not answer (ValueError)" in caplog.text
+    await limiter.close()

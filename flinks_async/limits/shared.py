@@ -46,7 +46,7 @@ class TurnBlocks:
         self._now = now
         self._turns = deque[float]()
         self._asked = False
-        self._granted: asyncio.Future[None] | None = None
+        self._granted = asyncio.Event()
 
     def reserve(self, now: float, /) -> float | Awaitable[float]:
         if self._turns and self._turns[0] < now - LATE:
@@ -66,14 +66,13 @@ class TurnBlocks:
         if len(self._turns) > len(waits):  # a block may begin before the last one ends
             self._turns = deque(sorted(self._turns))
         self._asked = False
-        if self._granted is not None and not self._granted.done():
-            self._granted.set_result(None)
+        self._granted.set()
 
     async def _wait(self, now: float) -> float:
         while not self._turns:
-            self._granted = asyncio.get_running_loop().create_future()
+            self._granted.clear()
             self._want()
-            await self._granted
+            await self._granted.wait()
         return self._turns.popleft() - now
 
     def _want(self) -> None:
@@ -192,10 +191,11 @@ class RedisRateLimiter:
         if rate is not None and not (checks.is_number(rate) and 0 < rate < 1e9):
             raise ConfigError("rate must be a number of requests per second above 0, or None")
         checks.integer("burst", 1 if burst is None else burst, 1)
+        self._library = checks.optional_import("redis.asyncio", extra="redis")
+        self._check_url()
         self.key = key
         self.rate = rate
         self.burst = burst
-        self._library = checks.optional_import("redis.asyncio", extra="redis")
         self._links: WeakKeyDictionary[asyncio.AbstractEventLoop, _Link] = WeakKeyDictionary()
         self._sharers: WeakSet[SharesPace] = WeakSet()
 
@@ -204,6 +204,14 @@ class RedisRateLimiter:
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a RedisRateLimiter holds a URL that may have a password, so it cannot be pickled")
+
+    def _check_url(self) -> None:
+        with suppress(ValueError):  # its text may hold a part of the password
+            self._library.ConnectionPool.from_url(self._url.reveal())
+            return
+        raise ConfigError(
+            "the URL of Redis cannot be read (it is not shown). Percent-encode the special characters of its password"
+        )
 
     def attach(self, sharer: SharesPace) -> None:
         """Shares pauses and limits with it."""
@@ -272,9 +280,11 @@ class _Link:
         self._call(self._ask(0, f"{pause:.6f}", "" if state.estimate is None else repr(state.estimate)))
 
     async def close(self) -> None:
+        self.down_since, self._local = time.monotonic(), GCRA(self._rate / self.members)
         for call in self._calls:
             call.cancel()
-        await asyncio.wait(self._calls)
+        await asyncio.gather(*self._calls, return_exceptions=True)
+        self._take_locally(self.turns.most)  # for requests that wait for a cancelled call
 
     def _call(self, call: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(call)
@@ -304,17 +314,18 @@ class _Link:
         numbers = (count, f"{1e6 / self._rate:.3f}", f"{1e6 / self._rate * (burst - 1):.3f}")
         try:
             reply = await self._script(keys=self._keys[:4], args=[*numbers, self._name, self._keys[4], pause, estimate])
+            first, paused, members = float(reply[0]), float(reply[1]), int(reply[2])
+            learned = float(reply[3]) if reply[3] else None
         except Exception as error:  # redis-py raises of many kinds, and a socket too
             self._failed(type(error).__name__)
             return None
-        first, paused, members, learned = float(reply[0]), float(reply[1]), int(reply[2]), reply[3]
         if self.down_since is not None:
             self.down_since = None
             fields = log_fields("RedisBack", processes=members)
             _log.warning("Redis answers again: %d processes share the rate", members, extra=fields)
         self.members = members
         self.turns.most = ceil(self._rate / members * BLOCK)
-        self._hear(paused, None if self._has_learned or not learned else float(learned))
+        self._hear(paused, None if self._has_learned else learned)
         self._has_learned = True
         return first
 

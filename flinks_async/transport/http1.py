@@ -89,7 +89,6 @@ class HTTPConnection(asyncio.BufferedProtocol):
             on_head: called when status and headers have arrived.
         """
         self.status = self._size = self._head_size = self._received = 0
-        self.chunks = []
         self.complete = self.encoded = self._keep = False
         self._max_body = max_body
         self._on_head = on_head
@@ -228,17 +227,15 @@ class HTTPConnection(asyncio.BufferedProtocol):
         if self.complete:  # data after the end of the answer
             self._sent_more = True
             return
-        self.status = self._head_size = 0
-        self._fields = []
+        self.status = self._size = self._head_size = 0  # a 1xx may have come before
+        self._fields, self.chunks = [], []
 
     def on_status(self, status: bytes) -> None:
         if len(status) > _MAX_HEADER:
             raise HttpParserError("the reason phrase is too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        fields = self._fields
-        fields.append(name)
-        fields.append(value)
+        self._fields += name, value
 
     def on_headers_complete(self) -> None:
         if self.complete:
@@ -249,14 +246,16 @@ class HTTPConnection(asyncio.BufferedProtocol):
             raise HttpParserError("too many headers, or a control character in one")
         if len(text) > _MAX_HEADER and max(map(len, fields)) > _MAX_HEADER:
             raise HttpParserError("a header is too long")
+        if b" \n" in text:  # the parser accepts blanks before a colon, and leaves them in the name
+            fields = [field.strip() for field in fields]
         self.headers = Headers(fields)
         self.status = status = self._parser.get_status_code()
         self._head_size = -1
         if status >= 200 or status == 101:
             self._on_head()
-        if b"content-encoding" in text.lower() and "Content-Encoding" in self.headers:
-            self.encoded = True
-            self._max_body += STEP  # incompressible data grows a little
+            if b"content-encoding" in text.lower() and "Content-Encoding" in self.headers:
+                self.encoded = True
+                self._max_body += STEP  # incompressible data grows a little
 
     def on_body(self, body: bytes) -> None:
         if not self.complete:
@@ -272,7 +271,9 @@ class HTTPConnection(asyncio.BufferedProtocol):
 
     def on_message_complete(self) -> None:
         status = self.status
-        if not self.complete and (status >= 200 or status == 101):  # another 1xx comes before the answer
+        if status < 200 and status != 101:  # the answer comes after it
+            self.status = 0
+        elif not self.complete:
             self.complete = True
             self._keep = status != 101 and self._parser.should_keep_alive()
             self.used += 1

@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 
-from flinks_async import ConfigError
+from flinks_async import ConfigError, __version__
 from flinks_async.bulk import DaskExecutor, Job, WorkerError
 from flinks_async.bulk.counters import Counters, InstanceState
 from flinks_async.bulk.executors import cluster as executor_module
 from flinks_async.bulk.executors.cluster import SecretReference
-from flinks_async.bulk.executors.seat import PaceLearned, Report, Stored
+from flinks_async.bulk.executors.seat import PaceLearned, Report, Start, Stored
+from flinks_async.bulk.inputs import Layout
+from flinks_async.bulk.rules import Rules
 from flinks_async.cli import Exit
 from flinks_async.limits.governor import Trouble
 from flinks_async.limits.rate import PaceState
@@ -168,3 +170,14 @@ def test_a_reference_is_resolved_where_it_is_used(tmp_path: Path, monkeypatch: p
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=r"finds no secret in the (environment variable|file|function)"):
             wrong.resolve()
+
+
+async def test_a_worker_without_its_secret_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    start = Start(
+        path="tokens", layout=Layout("text"), key=b"", clients=(), turns=(), names={}, spools=tmp_path / "spools",
+        compression="none", rules=Rules(), report_every=1.0, store={},
+    )  # fmt: skip
+    data = pickle.dumps((start, [SecretReference("env", "NOT_THERE")]))
+    assert isinstance(pickle.loads(await executor_module.begin_seat("seat", __version__, data)), ConfigError)
+    assert not list(tmp_path.iterdir())

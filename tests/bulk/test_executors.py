@@ -108,6 +108,22 @@ def test_turns_that_a_pause_made_late_are_dropped() -> None:
     run_virtual(main())
 
 
+def test_two_that_wait_for_turns_both_get_theirs() -> None:
+    async def main() -> None:
+        asked: list[int] = []
+        turns = TurnBlocks(asked.append, 10, asyncio.get_running_loop().time)
+        waiting = [turns.reserve(0.0) for _ in range(2)]
+        async with asyncio.timeout(10.0), asyncio.TaskGroup() as both:
+            for one in waiting:
+                assert isinstance(one, Coroutine)
+                both.create_task(one)
+            await asyncio.sleep(0)
+            turns.grant([0.0, 0.1])
+        assert asked == [10]
+
+    run_virtual(main())
+
+
 def test_the_turns_of_one_of_several_lie_apart_until_the_others_are_gone() -> None:
     async def main() -> None:
         now = asyncio.get_running_loop().time

@@ -104,6 +104,11 @@ ROWS = [
         "102 and 103 first",
         head(status="HTTP/1.1 102 P") + head("Link: </x>", status="HTTP/1.1 103 H") + OK.message,
     ),
+    fine(
+        "19d",
+        "a 1xx with a body and an encoding first",
+        head("Content-Length: 5", "Content-Encoding: gzip", status="HTTP/1.1 104 X") + b"hello" + OK.message,
+    ),
     broken("35", "200 headers", head(*(f"X-{n}: 1" for n in range(200)), LENGTH) + BODY),
     broken("35a", "a header of 20 KB", head("X-Long: " + "a" * 20_000, LENGTH) + BODY),
     broken("35b", "NUL in a header", head("X-Nul: a\x00b", LENGTH) + BODY),

@@ -369,6 +369,7 @@ async def begin_seat(name: str, version: str, data: bytes) -> bytes:
                 f"the worker on {where} has flinks-async {__version__}, and the job {version}. Install the same"
             )
         start, references = pickle.loads(data)
+        secrets = [Secrets(one.resolve()) for one in references]  # first, because nobody would remove the folder
         if start.store is not None:  # the parts go elsewhere, so the machines need not share a disk
             start = evolve(start, spools=Path(tempfile.mkdtemp(prefix="flinks-async-")))
         if not start.spools.is_dir():
@@ -376,7 +377,7 @@ async def begin_seat(name: str, version: str, data: bytes) -> bytes:
                 f"the worker on {where} does not see {start.spools}. The job's directory must be on a disk that all machines "
                 "of the cluster mount at the same path"
             )
-        _seats[name] = HostedSeat(name, start, [Secrets(one.resolve()) for one in references])
+        _seats[name] = HostedSeat(name, start, secrets)
     except ConfigError as error:
         return pickle.dumps(error)
     return b""
