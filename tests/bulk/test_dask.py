@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
-from flinks_async import ConfigError
-from flinks_async.bulk import DaskExecutor, Job, WorkerError
+from flinks_async import ConfigError, FlinksClient
+from flinks_async.bulk import DaskExecutor, Job, Rules, WorkerError
 from flinks_async.bulk.counters import Counters, InstanceState
+from flinks_async.bulk.executors import Work
 from flinks_async.bulk.executors import cluster as executor_module
 from flinks_async.bulk.executors.cluster import SecretReference
 from flinks_async.bulk.executors.seat import PaceLearned, Report, Stored
@@ -147,6 +150,18 @@ def test_exactly_one_reference_is_needed() -> None:
             DaskExecutor("tls://x:1", **wrong)
     with pytest.raises(ConfigError, match="the instance 'b'"):
         DaskExecutor("tls://x:1", secret_env={"a": "A"}).secret_of("b")
+
+
+async def test_instances_with_different_secrets_are_never_given_the_same_one(desk: Desk, executor: DaskExecutor) -> None:
+    other = FlinksClient(auth_secret="the-secret-of-another-instance", base_url=desk.server.base_url)
+    with desk.job() as job:
+        work = Work(
+            job._source, b"key", {"acme": desk.client(), "beta": other}, desk.directory, "none", Rules(),
+            secret_is_good=False, log=logging.getLogger("test"),
+        )  # fmt: skip
+        for names in ("TEST_SECRET", {"acme": "TEST_SECRET", "beta": "TEST_SECRET"}):
+            with pytest.raises(ConfigError, match="different AuthSecrets need a name for each"):
+                DaskExecutor(executor.address, secret_env=names).map_shards(work, AsyncMock(), AsyncMock())
 
 
 def my_secret() -> str:

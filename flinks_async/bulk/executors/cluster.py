@@ -135,16 +135,13 @@ class ClusterExecutor:
         checks.integer("workers", 1 if self.workers is None else self.workers, 1)
         checks.integer("restarts", self.restarts, 0)
         checks.seconds("patience", self.patience)
-        given: list[tuple[Source, str | Mapping[str, str] | None]] = [
-            ("env", options.get("secret_env")), ("file", options.get("secret_file")), ("callable", options.get("secret_from")),
-        ]  # fmt: skip
-        found: list[tuple[Source, str | Mapping[str, str]]] = [
-            (source, names) for source, names in given if names is not None
-        ]
+        given: dict[Source, str | Mapping[str, str] | None] = {
+            "env": options.get("secret_env"), "file": options.get("secret_file"), "callable": options.get("secret_from"),
+        }  # fmt: skip
+        found = {source: names for source, names in given.items() if names is not None}
         if len(found) != 1:
             raise ConfigError("name the AuthSecret of the workers by one of secret_env, secret_file and secret_from")
-        self._source: Source
-        self._source, self._names = found[0]
+        ((self._source, self._names),) = found.items()
         for name in self._names.values() if isinstance(self._names, Mapping) else [self._names]:
             checks.kind("the name of the AuthSecret", name, str)
 
@@ -201,9 +198,13 @@ class ClusterExecution(WorkersExecution):
         clients = list(dict.fromkeys(work.clients.values()))
         names = {client: name for name, client in work.clients.items()}
         self._references = [executor.secret_of(names[client]) for client in clients]
+        _, secrets = starts_of(work, 1)  # refuses clients that cannot be made again in a worker
+        if len(set(self._references)) < len({one.auth_secret for one in secrets[: len(clients)]}):
+            raise ConfigError(
+                "instances with different AuthSecrets need a name for each, such as secret_env={'acme': 'ACME_SECRET'}"
+            )
         if work.selection is not None and work.selection.pseudonyms:
             self._references.append(SecretReference("env", PSEUDONYM_KEY))
-        starts_of(work, 1)  # refuses clients that cannot be made again in a worker
         for client in clients:
             cannot = ["headers"] if client.options.headers else []
             cannot += ["connection.proxy"] if client.settings.connection.proxy else []
@@ -369,14 +370,15 @@ async def begin_seat(name: str, version: str, data: bytes) -> bytes:
                 f"the worker on {where} has flinks-async {__version__}, and the job {version}. Install the same"
             )
         start, references = pickle.loads(data)
+        secrets = [Secrets(one.resolve()) for one in references]
         if start.store is not None:  # the parts go elsewhere, so the machines need not share a disk
             start = evolve(start, spools=Path(tempfile.mkdtemp(prefix="flinks-async-")))
-        if not start.spools.is_dir():
+        elif not start.spools.is_dir():
             raise ConfigError(
                 f"the worker on {where} does not see {start.spools}. The job's directory must be on a disk that all machines "
                 "of the cluster mount at the same path"
             )
-        _seats[name] = HostedSeat(name, start, [Secrets(one.resolve()) for one in references])
+        _seats[name] = HostedSeat(name, start, secrets)
     except ConfigError as error:
         return pickle.dumps(error)
     return b""

@@ -89,7 +89,7 @@ class ShardFiles(ABC):
                 hold.take()
                 hold.keep()
                 self._hold = hold
-            elif not hold.is_known():
+            elif not (hold.is_known() or self._has_files(place.job)):
                 raise StoreMissingError(str(objects))
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
