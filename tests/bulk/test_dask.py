@@ -152,7 +152,9 @@ def test_exactly_one_reference_is_needed() -> None:
         DaskExecutor("tls://x:1", secret_env={"a": "A"}).secret_of("b")
 
 
-async def test_instances_with_different_secrets_are_never_given_the_same_one(desk: Desk, executor: DaskExecutor) -> None:
+async def test_instances_with_different_secrets_are_never_given_the_same_one(
+    desk: Desk, executor: DaskExecutor
+) -> None:
     other = FlinksClient(auth_secret="the-secret-of-another-instance", base_url=desk.server.base_url)
     with desk.job() as job:
         work = Work(

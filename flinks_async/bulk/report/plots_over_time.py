@@ -77,9 +77,7 @@ def plots_over_time(facts: Facts) -> Iterator[Plot]:
     if len(facts.intervals) >= _FEWEST:
         thinned = {variant: thin(facts.intervals, facts.timeline, variant.points) for variant in (WIDE, NARROW)}
         for kind in _KINDS:
-            lines = tuple(
-                line for line in kind.lines if any(line.value(point) is not None for point in thinned[WIDE])
-            )
+            lines = tuple(line for line in kind.lines if any(line.value(point) is not None for point in thinned[WIDE]))
             if lines:
                 shown = evolve(kind, lines=lines)
                 yield plot(kind.name, kind.title, kind.about, partial(_over_time, facts, thinned, shown))
