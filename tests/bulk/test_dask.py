@@ -162,7 +162,7 @@ async def test_instances_with_different_secrets_are_never_given_the_same_one(
             secret_is_good=False, log=logging.getLogger("test"),
         )  # fmt: skip
         for names in ("TEST_SECRET", {"acme": "TEST_SECRET", "beta": "TEST_SECRET"}):
-            with pytest.raises(ConfigError, match="different AuthSecrets need a name for each"):
+            with pytest.raises(ConfigError, match="the AuthSecrets differ: name one for each"):
                 DaskExecutor(executor.address, secret_env=names).map_shards(work, AsyncMock(), AsyncMock())
 
 

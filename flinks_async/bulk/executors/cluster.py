@@ -141,6 +141,7 @@ class ClusterExecutor:
         found = {source: names for source, names in given.items() if names is not None}
         if len(found) != 1:
             raise ConfigError("name the AuthSecret of the workers by one of secret_env, secret_file and secret_from")
+        self._source: Source
         ((self._source, self._names),) = found.items()
         for name in self._names.values() if isinstance(self._names, Mapping) else [self._names]:
             checks.kind("the name of the AuthSecret", name, str)
@@ -200,9 +201,7 @@ class ClusterExecution(WorkersExecution):
         self._references = [executor.secret_of(names[client]) for client in clients]
         _, secrets = starts_of(work, 1)  # refuses clients that cannot be made again in a worker
         if len(set(self._references)) < len({one.auth_secret for one in secrets[: len(clients)]}):
-            raise ConfigError(
-                "instances with different AuthSecrets need a name for each, such as secret_env={'acme': 'ACME_SECRET'}"
-            )
+            raise ConfigError("the AuthSecrets differ: name one for each instance, as in secret_env={'acme': 'A'}")
         if work.selection is not None and work.selection.pseudonyms:
             self._references.append(SecretReference("env", PSEUDONYM_KEY))
         for client in clients:
