@@ -50,6 +50,7 @@ WAIT: Final = 1.0
 """Seconds that a request for messages waits for one."""
 
 Source = Literal["env", "file", "callable"]
+Names = str | Mapping[str, str]
 
 
 @frozen
@@ -135,10 +136,10 @@ class ClusterExecutor:
         checks.integer("workers", 1 if self.workers is None else self.workers, 1)
         checks.integer("restarts", self.restarts, 0)
         checks.seconds("patience", self.patience)
-        given: dict[Source, str | Mapping[str, str] | None] = {
+        given: dict[Source, Names | None] = {
             "env": options.get("secret_env"), "file": options.get("secret_file"), "callable": options.get("secret_from"),
         }  # fmt: skip
-        found = {source: names for source, names in given.items() if names is not None}
+        found: dict[Source, Names] = {source: names for source, names in given.items() if names is not None}
         if len(found) != 1:
             raise ConfigError("name the AuthSecret of the workers by one of secret_env, secret_file and secret_from")
         self._source: Source
