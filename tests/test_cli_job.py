@@ -538,6 +538,11 @@ class TestDryRun:
         result = await cli("fetch", write(tmp_path / "t.txt", ""), "--dry-run")
         assert (result.exit_code, "There are no tokens to fetch." in result.stdout) == (Exit.OK, True)
 
+    async def test_only_a_dry_run_assumes_a_rate(self, tokens: Path, job: Path) -> None:
+        result = await cli("fetch", tokens, "--job", job, "--assume-rate", 2)
+        assert (result.exit_code, job.exists()) == (Exit.USAGE, False)
+        assert "--assume-rate needs --dry-run" in result.stderr
+
     async def test_with_a_job_it_leaves_the_directory_alone(self, tokens: Path, job: Path) -> None:
         result = await cli("fetch", tokens, "--job", job, "--dry-run")
         assert result.exit_code == Exit.OK

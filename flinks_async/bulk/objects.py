@@ -132,8 +132,9 @@ class Folder:
     def list(self, folder: str) -> Iterator[Found]:
         with suppress(FileNotFoundError), os.scandir(self.path / folder) as entries:
             for entry in entries:
-                if entry.is_file():
-                    yield _found(f"{folder}/{entry.name}".lstrip("/"), entry.stat())
+                with suppress(FileNotFoundError):  # it was removed meanwhile
+                    if entry.is_file():
+                        yield _found(f"{folder}/{entry.name}".lstrip("/"), entry.stat())
 
     def delete(self, names: Iterable[str]) -> None:
         paths = [self.path / name for name in names]

@@ -210,8 +210,6 @@ class Run:
         except BaseException as error:
             self._broken = error
             raise
-        with suppress(OSError):
-            finished.spool.unlink(missing_ok=True)
         for failure in finished.failures:
             if failure.error == UnfitAnswerError.__name__:
                 self._unfit += 1

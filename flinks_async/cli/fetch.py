@@ -168,6 +168,8 @@ def fetch(
         rate = assume_rate or options.settings.limits.rate
         to_stdout(printable(*dry_run(_open_source(tokens, layout), shard_size or SHARD_SIZE, rate), "").encode())
         return Exit.OK
+    if assume_rate is not None:
+        raise UsageError("--assume-rate needs --dry-run. To limit the rate of a run, use --rate.")
     display = choose_display(options.progress, beside_answers=out == STDIN)
     if tokens == STDIN and options.access.secret_file == STDIN:
         raise UsageError("TOKENS and --secret-file cannot both be '-'.")

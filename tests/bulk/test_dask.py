@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import pickle
 import re
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 
-from flinks_async import ConfigError, __version__
-from flinks_async.bulk import DaskExecutor, Job, WorkerError
+from flinks_async import ConfigError, FlinksClient, __version__
+from flinks_async.bulk import DaskExecutor, Job, Rules, WorkerError
 from flinks_async.bulk.counters import Counters, InstanceState
+from flinks_async.bulk.executors import Work
 from flinks_async.bulk.executors import cluster as executor_module
 from flinks_async.bulk.executors.cluster import SecretReference
 from flinks_async.bulk.executors.seat import PaceLearned, Report, Start, Stored
 from flinks_async.bulk.inputs import Layout
-from flinks_async.bulk.rules import Rules
 from flinks_async.cli import Exit
 from flinks_async.limits.governor import Trouble
 from flinks_async.limits.rate import PaceState
@@ -149,6 +151,20 @@ def test_exactly_one_reference_is_needed() -> None:
             DaskExecutor("tls://x:1", **wrong)
     with pytest.raises(ConfigError, match="the instance 'b'"):
         DaskExecutor("tls://x:1", secret_env={"a": "A"}).secret_of("b")
+
+
+async def test_instances_with_different_secrets_are_never_given_the_same_one(
+    desk: Desk, executor: DaskExecutor
+) -> None:
+    other = FlinksClient(auth_secret="the-secret-of-another-instance", base_url=desk.server.base_url)
+    with desk.job() as job:
+        work = Work(
+            job._source, b"key", {"acme": desk.client(), "beta": other}, desk.directory, "none", Rules(),
+            secret_is_good=False, log=logging.getLogger("test"),
+        )  # fmt: skip
+        for names in ("TEST_SECRET", {"acme": "TEST_SECRET", "beta": "TEST_SECRET"}):
+            with pytest.raises(ConfigError, match="the AuthSecrets differ: name one for each"):
+                DaskExecutor(executor.address, secret_env=names).map_shards(work, AsyncMock(), AsyncMock())
 
 
 def my_secret() -> str:

@@ -8,14 +8,18 @@ import os
 import pickle
 import sys
 from collections.abc import Coroutine
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from flinks_async import Adaptive, Codec, ConfigError, FlinksClient, Limits, ShareQuota, config
 from flinks_async.bulk.counters import WAITED_FOR, Counters, Histogram, InstanceState, WorkerState
-from flinks_async.bulk.executors.dispatch import rules_for, settings_for, share
+from flinks_async.bulk.executors.dispatch import Worker, rules_for, settings_for, share
 from flinks_async.bulk.executors.processes import ending, environment_without, from_line, to_line
+from flinks_async.bulk.executors.protocol import put
 from flinks_async.bulk.executors.seat import Secrets, describe, make
+from flinks_async.bulk.records import Finished, Shard, Written
 from flinks_async.bulk.rules import Rules
 from flinks_async.cli.display import worker_notes
 from flinks_async.limits.governor import Trouble
@@ -224,6 +228,37 @@ def test_processes_add_their_shares_of_a_learned_limit() -> None:
         "b: at most 29 at once learned: more were refused",
     )
     assert apart.learned_rate() == 500.0
+
+
+class Silent(Worker):
+    def send(self, message: object) -> None: ...
+
+    async def receive(self) -> object: ...
+
+    def kill(self) -> None: ...
+
+    async def end(self) -> str:
+        return ""
+
+
+def test_the_share_of_a_dead_worker_is_not_added_to_that_of_its_successor() -> None:
+    dead = Silent()
+    trouble = Trouble("no connection", 3, 10.0)
+    dead.counters = Counters(instances={"a": InstanceState(trouble=trouble, learned=LearnedLimit(500.0))})
+    successor = Counters(instances={"a": InstanceState(learned=LearnedLimit(480.0))})
+    total = Counters.sum_of([dead.remains(), successor])
+    assert total.learned_rate() == 480.0
+    assert total.instances["a"].trouble == trouble
+
+
+def test_a_spool_is_removed_once_a_store_has_it(tmp_path: Path) -> None:
+    """Also in a worker on another machine, where the job cannot remove it."""
+    spool = tmp_path / "000000.spool"
+    spool.write_bytes(b"")
+    finished = Finished(Shard(0, 2, 2, 0, 0, ""), spool, Written(0, 0, ""), (), ())
+    store = SimpleNamespace(put=lambda commit, path: {"size": path.stat().st_size})
+    assert put(store, finished).receipt == {"size": 0}  # type: ignore[arg-type]
+    assert not spool.exists()
 
 
 def test_figures_of_all_are_added_up() -> None:

@@ -166,6 +166,16 @@ async def test_partitions_at_a_url(desk: Desk, bucket: str) -> None:
     assert names(bucket, "", "_flinks", "fetches/fetched_on=2026-11-28") == []
 
 
+def test_a_file_that_vanishes_while_a_folder_is_listed_hides_no_other(tmp_path: Path) -> None:
+    for number in range(5):
+        (tmp_path / f"{number}").write_bytes(b"")
+    order = [entry.name for entry in os.scandir(tmp_path)]
+    listing = Folder(tmp_path).list("")
+    assert next(listing).name == order[0]
+    (tmp_path / order[1]).unlink()
+    assert [found.name for found in listing] == order[2:]
+
+
 async def test_a_shared_folder(desk: Desk, tmp_path: Path) -> None:
     url = (tmp_path / "shared with blank").as_uri()
     await run(desk, JSONLParts(url=url), executor=Processes(2))
@@ -506,6 +516,21 @@ async def test_a_job_at_a_place_of_another_job(desk: Desk, bucket: str, tmp_path
         await run(desk, JSONLParts(url=bucket))
     assert names(bucket, "", "_flinks") == before
     assert not (desk.directory / "manifest.json").exists()
+
+
+async def test_a_job_is_found_after_another_one_with_files_of_other_names_came_to_its_place(
+    desk: Desk, bucket: str, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    from flinks_async.bulk.stores.parquet import ParquetStore
+
+    first, second = desk.directory, tmp_path / "second"
+    await run(desk, JSONLParts(url=bucket))
+    desk.directory = second
+    await run(desk, ParquetStore(url=bucket))
+    assert verify(first) == verify(second) == []
+    assert any(line.startswith("20 files of answers") for line in purge(first))
+    assert verify(second) == []
 
 
 async def test_a_copy_of_a_directory_waits_for_the_first_driver_and_then_goes_on(

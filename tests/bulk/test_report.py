@@ -358,6 +358,32 @@ def test_the_worst_problems_of_many_instances_are_told_and_hostile_ones_do_nothi
     assert "script" not in {tag for tag, _ in Page(page_of(tmp_path)).tags}
 
 
+def test_the_learned_limit_and_its_reason_are_told_and_drawn(tmp_path: Path) -> None:
+    why = "1,480/s learned: refused at 1,507/s 12 s ago"
+    found = found_in(tmp_path, {}, {"learned": [why], "learned_rate": 1480.0}, {"rate": 900.0})
+    told = f"about 1,480 requests/s: {why} (sample at 2026-11-23 22:30)"
+    assert found["Limit of the instance"] == told
+    text = page_of(tmp_path)
+    assert f"{why} (sample" in Page(text).text
+    plot = text.partition('id="plot-throughput"')[2].partition("</figure>")[0]
+    wide, narrow = plot.split("</svg>")[:2]
+    assert "1,480 requests/s allowed" in wide  # the tooltip
+    for image in (wide, narrow):
+        assert ">requests/s allowed<" in image  # the legend
+
+
+def test_no_limit_is_told_or_drawn_that_was_not_learned(tmp_path: Path) -> None:
+    found = found_in(tmp_path, {"learned": 5, "learned_rate": "x"}, {"learned": [None]}, {})
+    assert "Limit of the instance" not in found
+    assert "requests/s allowed" not in page_of(tmp_path)
+
+
+def test_a_learned_limit_of_requests_at_once_has_no_rate(tmp_path: Path) -> None:
+    why = "at most 50 at once learned: more were refused"
+    found = found_in(tmp_path, {"learned": [why], "learned_rate": None})
+    assert found["Limit of the instance"] == f"requests at once: {why} (sample at 2026-11-23 22:30)"
+
+
 # --- jobs of all kinds ------------------------------------------------------------------------------------------------
 
 

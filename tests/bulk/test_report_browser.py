@@ -122,7 +122,10 @@ def test_short_and_many_runs_fit_too(browser: Browser, tmp_path: Path, width: in
     for number in range(9):
         run = ledger.begin_run(EVENING + 3600 * number)
         for second in (10, 20, 30, 40):
-            figures = progress(seconds=float(second), rate=40.0, p50=0.2, p95=0.31, fetched=40 * second)
+            figures = progress(
+                seconds=float(second), rate=40.0, p50=0.2, p95=0.31, fetched=40 * second, learned_rate=1480.0,
+                learned=("1,480/s learned: refused at 1,507/s 12 s ago",),
+            )  # fmt: skip
             ledger.add_sample(run, EVENING + 3600 * number + second, figures)
         if number in (0, 8):
             with shown(browser, write_report(tmp_path), width) as page:

@@ -50,6 +50,7 @@ WAIT: Final = 1.0
 """Seconds that a request for messages waits for one."""
 
 Source = Literal["env", "file", "callable"]
+Names = str | Mapping[str, str]
 
 
 @frozen
@@ -135,16 +136,14 @@ class ClusterExecutor:
         checks.integer("workers", 1 if self.workers is None else self.workers, 1)
         checks.integer("restarts", self.restarts, 0)
         checks.seconds("patience", self.patience)
-        given: list[tuple[Source, str | Mapping[str, str] | None]] = [
-            ("env", options.get("secret_env")), ("file", options.get("secret_file")), ("callable", options.get("secret_from")),
-        ]  # fmt: skip
-        found: list[tuple[Source, str | Mapping[str, str]]] = [
-            (source, names) for source, names in given if names is not None
-        ]
+        given: dict[Source, Names | None] = {
+            "env": options.get("secret_env"), "file": options.get("secret_file"), "callable": options.get("secret_from"),
+        }  # fmt: skip
+        found: dict[Source, Names] = {source: names for source, names in given.items() if names is not None}
         if len(found) != 1:
             raise ConfigError("name the AuthSecret of the workers by one of secret_env, secret_file and secret_from")
         self._source: Source
-        self._source, self._names = found[0]
+        ((self._source, self._names),) = found.items()
         for name in self._names.values() if isinstance(self._names, Mapping) else [self._names]:
             checks.kind("the name of the AuthSecret", name, str)
 
@@ -201,9 +200,11 @@ class ClusterExecution(WorkersExecution):
         clients = list(dict.fromkeys(work.clients.values()))
         names = {client: name for name, client in work.clients.items()}
         self._references = [executor.secret_of(names[client]) for client in clients]
+        _, secrets = starts_of(work, 1)  # refuses clients that cannot be made again in a worker
+        if len(set(self._references)) < len({one.auth_secret for one in secrets[: len(clients)]}):
+            raise ConfigError("the AuthSecrets differ: name one for each instance, as in secret_env={'acme': 'A'}")
         if work.selection is not None and work.selection.pseudonyms:
             self._references.append(SecretReference("env", PSEUDONYM_KEY))
-        starts_of(work, 1)  # refuses clients that cannot be made again in a worker
         for client in clients:
             cannot = ["headers"] if client.options.headers else []
             cannot += ["connection.proxy"] if client.settings.connection.proxy else []
@@ -372,7 +373,7 @@ async def begin_seat(name: str, version: str, data: bytes) -> bytes:
         secrets = [Secrets(one.resolve()) for one in references]  # first, because nobody would remove the folder
         if start.store is not None:  # the parts go elsewhere, so the machines need not share a disk
             start = evolve(start, spools=Path(tempfile.mkdtemp(prefix="flinks-async-")))
-        if not start.spools.is_dir():
+        elif not start.spools.is_dir():
             raise ConfigError(
                 f"the worker on {where} does not see {start.spools}. The job's directory must be on a disk that all machines "
                 "of the cluster mount at the same path"

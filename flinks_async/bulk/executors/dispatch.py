@@ -103,10 +103,13 @@ class Worker(ABC):
         return WorkerState(self.name, one.fetched, one.failed, one.requests, one.in_flight, one.held_back, note)
 
     def remains(self) -> Counters:
-        """Its counters after it has died: all its requests, but only the tokens of shards that it had handed over."""
-        stored = self._stored
+        """Its counters after it has died: all its requests, but only the tokens of shards that it had handed over. Others get
+        its share of a learned limit.
+        """
+        stored, instances = self._stored, self.counters.instances
         return evolve(
             self.counters.ended(),
+            instances={host: evolve(one, learned=None) for host, one in instances.items()},
             fetched=stored.fetched,
             failed=stored.failed,
             failed_before=stored.failed_before,

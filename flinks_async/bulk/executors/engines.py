@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
@@ -167,7 +168,7 @@ class Host:
         return await function(*args)
 
     async def where(self) -> tuple[str, int]:
-        return os.uname().nodename, os.getpid()
+        return socket.gethostname(), os.getpid()
 
 
 class RayExecution(ClusterExecution):

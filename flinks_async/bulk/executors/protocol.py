@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import chain, islice
 from logging import Logger
@@ -283,16 +284,20 @@ class LocalExecution(Fetcher):
 
 
 def put(store: Store, finished: Finished) -> Finished:
-    """Gives a shard to the store, without the answers that it cannot hold: they count as failed. Blocks.
+    """Gives a shard to the store, without the answers that it cannot hold: they count as failed. Removes the spool. Blocks.
 
     Raises:
         StoreError: the store cannot be written.
     """
     while True:
         try:
-            return evolve(finished, receipt=store.put(finished.commit, finished.spool))
+            finished = evolve(finished, receipt=store.put(finished.commit, finished.spool))
         except UnfitAnswerError as error:
             unfit = error
+        else:
+            with suppress(OSError):  # on a machine of its own, nobody else can remove it
+                finished.spool.unlink(missing_ok=True)
+            return finished
         finished = _without(finished, unfit, store.spool_compression)
 
 

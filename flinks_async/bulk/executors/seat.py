@@ -296,8 +296,8 @@ class Seat:
                 last = Report(self._execution.counters(), self._execution.stopped, over=True)
             finally:
                 reporting.cancel()
-            for client in self._clients:
-                await client.close()
+                for client in self._clients:  # also if it is given up: the process of a cluster goes on
+                    await client.close()
             self._send(last)
         except Exception as error:
             self._send(Broken(_portable(error)))

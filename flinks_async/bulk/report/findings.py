@@ -7,7 +7,7 @@ from itertools import groupby
 from statistics import median_high
 from typing import Final, Literal
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from ...checks import counted, duration
 from ..counters import InstanceTrouble
@@ -149,6 +149,7 @@ def findings(facts: Facts) -> list[Finding]:
         _retried(facts),
         _paused(facts, running),
         _limit(found, running),
+        *_learned(facts),
         *_problems(facts),
         *([_between_runs(facts)] if len(facts.runs) > 1 else []),
     ]
@@ -225,6 +226,15 @@ def _limit(found: Iterable[Interval], running: float) -> Finding:
         f"{words.percent(full, running)} of the time",
         f"at the limit of {limit} (pauses excluded)",
     )
+
+
+def _learned(facts: Facts) -> Iterator[Finding]:
+    """What refused requests have taught about the instances, from the last sample that knew it."""
+    last = next((interval for interval in reversed(facts.intervals) if interval.learned), None)
+    if last is not None:
+        value = "requests at once" if last.allowed is None else f"about {words.rate(last.allowed)} requests/s"
+        when = _when(facts, evolve(last, start=last.end))
+        yield Finding("Limit of the instance", value, f"{'; '.join(last.learned)} (sample {when})")
 
 
 def _problems(facts: Facts) -> Iterator[Finding]:

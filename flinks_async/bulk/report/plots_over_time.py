@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Final
 
-from attrs import frozen
+from attrs import evolve, frozen
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -55,10 +55,9 @@ class PlotKind:
 
     Attributes:
         name, title, about: as in `Plot`.
-        lines: in the order in which they are drawn.
+        lines: in the order in which they are drawn. Those without a value are left out, and a plot without lines.
         axis: makes the vertical axis, and what else belongs to it.
         band: attribute of the intervals whose range is drawn behind the lines, and its colour.
-        known: attribute of the intervals without which there is no plot.
     """
 
     name: str
@@ -67,7 +66,6 @@ class PlotKind:
     lines: tuple[Line, ...]
     axis: Callable[[Axes, Facts], None]
     band: tuple[str, str] | None = None
-    known: str = "run"
 
     @property
     def has_legend(self) -> bool:
@@ -79,8 +77,10 @@ def plots_over_time(facts: Facts) -> Iterator[Plot]:
     if len(facts.intervals) >= _FEWEST:
         thinned = {variant: thin(facts.intervals, facts.timeline, variant.points) for variant in (WIDE, NARROW)}
         for kind in _KINDS:
-            if any(getattr(interval, kind.known) is not None for interval in facts.intervals):
-                yield plot(kind.name, kind.title, kind.about, partial(_over_time, facts, thinned, kind))
+            lines = tuple(line for line in kind.lines if any(line.value(point) is not None for point in thinned[WIDE]))
+            if lines:
+                shown = evolve(kind, lines=lines)
+                yield plot(kind.name, kind.title, kind.about, partial(_over_time, facts, thinned, shown))
 
 
 def _over_time(
@@ -191,8 +191,12 @@ _KINDS: Final = (
     PlotKind(
         "throughput",
         "Throughput, tokens per second",
-        "Line: mean. Band: from the lowest to the highest.",
-        (_mean("rate", "tokens per second", lambda v: f"{words.rate(v)} tokens/s", "one"),),
+        "Line: mean. Band: from the lowest to the highest. "
+        "Dashed: what the instance allows, learned from refused requests.",
+        (
+            _mean("rate", "tokens/s", lambda v: f"{words.rate(v)} tokens/s", "one"),
+            _mean("allowed", "requests/s allowed", lambda v: f"{words.rate(v)} requests/s allowed", "two", "--"),
+        ),
         lambda axes, _: from_zero(axes, words.short),
         band=("rate", "one"),
     ),
@@ -206,7 +210,6 @@ _KINDS: Final = (
         ),
         _times,
         band=("p95", "two"),
-        known="p50",
     ),
     PlotKind(
         "concurrency",

@@ -131,6 +131,8 @@ class Interval:
         fetched: tokens fetched by its end.
         failed: tokens that failed in it.
         troubles: the instances that had a problem at its end.
+        learned, allowed: what refused requests had taught about the instances by its end, one line each, and the requests per
+            second that they allow; None while unknown.
     """
 
     run: int
@@ -148,6 +150,8 @@ class Interval:
     fetched: float
     failed: float
     troubles: tuple[InstanceTrouble, ...] = ()
+    learned: tuple[str, ...] = ()
+    allowed: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -180,6 +184,8 @@ def intervals(samples: Iterable[Mapping[str, Any]]) -> Iterator[Interval]:
             fetched=_number(sample, "fetched"),
             failed=_grown(before, sample, "failed") if before else 0.0,
             troubles=tuple(_troubles(sample)),
+            learned=tuple(one for one in _list(sample, "learned") if isinstance(one, str)),
+            allowed=_number(sample, "learned_rate") or None,
         )
         before = sample
 
@@ -189,10 +195,15 @@ def _number(sample: Mapping[str, Any], name: str) -> float:
     return max(0.0, value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
 
 
+def _list(sample: Mapping[str, Any], name: str) -> list[Any]:
+    """A list of a sample; empty if it has none, as samples of older versions."""
+    found = sample.get(name)
+    return found if isinstance(found, list) else []
+
+
 def _troubles(sample: Mapping[str, Any]) -> Iterator[InstanceTrouble]:
-    """Those of a sample; entries that have no host or no reason are skipped, and samples of older versions have none."""
-    found = sample.get("troubles")
-    for one in found if isinstance(found, list) else ():
+    """Those of a sample; entries that have no host or no reason are skipped."""
+    for one in _list(sample, "troubles"):
         if isinstance(one, dict) and isinstance(one.get("host"), str) and isinstance(one.get("reason"), str):
             yield InstanceTrouble(one["host"], one["reason"], int(_number(one, "attempts")), _number(one, "seconds"))
 
