@@ -161,7 +161,8 @@ class ClientStats:
         retries: those of them that repeated a failed one.
         limit: requests that may be on the wire at once now, of the governor.
         throttled: responses that asked to slow down, of the governor.
-        held_back: seconds until requests are sent again, because the instance is down or asked for a pause.
+        held_back: seconds until requests are sent again, because the instance is down or asked for a pause; infinity
+            while one request finds out whether it is up.
         answered: the instance has answered a request, with any status.
         trouble: the problem that the latest requests met; None while they succeed.
         learned: the limit of the instance, learned from refused requests; None while unknown. As text, such as

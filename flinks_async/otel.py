@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
+from math import isfinite
 from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary, ref
@@ -57,13 +58,19 @@ _BOUNDARIES: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1, 
 _Read = Callable[[ClientStats], float | None]
 _Combine = Callable[[Iterable[float]], float]
 
+
+def _finite(value: float) -> float | None:
+    return value if isfinite(value) else None
+
+
 _GAUGES: Final[tuple[tuple[str, str, str, _Read, _Combine], ...]] = (
     ("flinks.client.active_calls", "{call}", "Calls in flight.", lambda s: s.calls_in_flight, sum),
     # Clients with the same instance and secret share these, so they are not added up.
     ("http.client.active_requests", "{request}", "Requests on the wire.", lambda s: s.requests_in_flight, max),
     ("flinks.client.queued_requests", "{request}", "Requests that wait for a free place.", lambda s: s.queued, max),
     ("flinks.client.concurrency_limit", "{request}", "Requests that may be on the wire.", lambda s: s.limit, max),
-    ("flinks.client.held_back", "s", "Time until requests are sent again.", lambda s: s.held_back, max),
+    # Infinite while one request finds out whether the instance is up again: then there is no value.
+    ("flinks.client.held_back", "s", "Time until requests are sent again.", lambda s: _finite(s.held_back), max),
     ("flinks.client.learned_rate", "{request}/s", "What the instance allows.", lambda s: s.learned_rate, max),
 )
 

@@ -6,8 +6,10 @@ import asyncio
 import base64
 import json
 import re
+import shutil
 import subprocess
 import sys
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -304,15 +306,22 @@ async def test_spans_are_below_the_span_of_the_caller_also_in_a_fan_out_and_with
     }
 
 
-async def test_the_learned_rate_is_missing_while_it_is_unknown(
-    telemetry: Telemetry, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("field", "unknown"), [("learned_rate", None), ("held_back", inf)])
+async def test_a_gauge_is_missing_while_its_value_is_unknown(
+    telemetry: Telemetry,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    field: str,
+    unknown: float | None,
 ) -> None:
     async with FlinksClient(auth_secret="s", transport=InMemoryTransport(default=ANSWER)) as client:
         flinks = telemetry.instrument(client)
-        assert telemetry.metric("flinks.client.learned_rate") == []
-        known = evolve(flinks.stats(), learned_rate=12.5)
-        monkeypatch.setattr(FlinksClient, "stats", lambda self: known)
-        assert [point.value for point in telemetry.metric("flinks.client.learned_rate")] == [12.5]
+        stats = flinks.stats()
+        for value, exported in ((unknown, []), (12.5, [12.5])):
+            told = evolve(stats, **{field: value})
+            monkeypatch.setattr(FlinksClient, "stats", lambda self, told=told: told)
+            assert [point.value for point in telemetry.metric(f"flinks.client.{field}")] == exported
+    assert not caplog.records  # some versions of the SDK export infinity, others warn
 
 
 async def test_drift_is_counted_by_kind_and_path_and_once_for_clients_that_share_a_codec(telemetry: Telemetry) -> None:
@@ -515,6 +524,38 @@ async def test_the_page_lists_every_metric_and_dashboard_and_alerts_use_no_other
     for rule in rules:
         assert {re.sub("_(bucket|count)$", "", name) for name in used.findall(rule["expr"])} <= set(names.values())
         assert rule["expr"].count("(") == rule["expr"].count(")")
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
+def test_the_alerts_on_a_refused_secret_and_on_an_outage_fire(tmp_path: Path) -> None:
+    calls = 'flinks_client_call_duration_seconds_count{server_address="h", error_type="AuthenticationError"}'
+    held = 'flinks_client_held_back_seconds{server_address="h"}'
+
+    def case(series: str, values: str, alert: str, minutes: dict[int, int]) -> dict[str, Any]:
+        """The alert has so many instances at these minutes."""
+        samples = {0: [], 1: [{"labels": '{server_address="h"}', "value": 1}]}
+        count = f'count by (server_address) (ALERTS{{alertname="{alert}", alertstate="firing"}})'
+        tests = [{"expr": count, "eval_time": f"{at}m", "exp_samples": samples[n]} for at, n in minutes.items()]
+        return {"interval": "1m", "input_series": [{"series": series, "values": values}], "promql_expr_test": tests}
+
+    (tmp_path / "test.yml").write_text(
+        yaml.safe_dump(
+            {
+                "rule_files": [str(ROOT / "examples" / "prometheus_alerts.yml")],
+                "evaluation_interval": "1m",
+                "tests": [
+                    case(calls, "_x2 9x20", "FlinksAuthSecretRefused", {1: 0, 3: 1, 12: 0}),  # a job that stopped
+                    case(calls, "0+2x20", "FlinksAuthSecretRefused", {1: 0, 9: 1}),
+                    case(held, "0 5 0 7 0 9 0 9 0 9 0x9", "FlinksHeldBack", {5: 0, 8: 1, 14: 0}),  # 0: a probe is due
+                    case(held, "0 9 _x20", "FlinksHeldBack", {5: 0, 6: 0, 7: 0}),  # a process that ended
+                ],
+            }
+        )
+    )
+    done = subprocess.run(
+        ["promtool", "test", "rules", str(tmp_path / "test.yml")], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 async def test_the_page_lists_every_span_and_attribute(telemetry: Telemetry, tmp_path: Path) -> None:
