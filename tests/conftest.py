@@ -22,7 +22,7 @@ MARKED = {
 }  # fmt: skip
 """Files of which all tests have a marker; pyproject.toml says what it means."""
 
-CPU_MINUTES = 5
+CPU_MINUTES = 5.5
 """Duration of all tests that run by default, on one core."""
 
 

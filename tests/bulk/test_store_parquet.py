@@ -88,6 +88,7 @@ class TestParquet(StoreContract):
         return damages
 
 
+@pytest.mark.slow
 class TestPartitions(TestParquet):
     """Hive partitions by the day of the job."""
 
