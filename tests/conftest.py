@@ -15,6 +15,7 @@ MARKED = {
         "test_storm_hour", "test_structure", "test_testing_plugin", "torture/test_crash", "torture/test_io",
         "torture/test_order", "torture/test_outage",
     ),
+    "slow": ("bulk/test_dask", "bulk/test_object_storage"),
     "backend": (
         "bulk/test_dask", "bulk/test_object_storage", "bulk/test_ray", "bulk/test_selection", "bulk/test_store_duckdb",
         "bulk/test_store_postgresql", "bulk/test_stores_agree", "test_redis",

@@ -33,7 +33,6 @@ from .test_processes import SECRET, Desk
 distributed = pytest.importorskip("distributed")
 
 pytestmark = [
-    pytest.mark.slow,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning"),
 ]
 

@@ -84,7 +84,9 @@ def reaches(points: Counter[str]) -> list[tuple[str, int]]:
     return [(name, nth) for name, count in points.items() for nth in sorted({1, (count + 1) // 2, count})]
 
 
-@pytest.mark.parametrize("output", ["jsonl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("file", "sqlite"))])
+@pytest.mark.parametrize(
+    "output", ["jsonl", *(pytest.param(name, marks=pytest.mark.slow) for name in ("file", "sqlite"))]
+)
 def test_a_job_survives_a_kill_at_every_crash_point(
     order: Order, driver: Driver, server: ServerProcess, new_root: NewRoot, tmp_path: Path
 ) -> None:
