@@ -48,7 +48,8 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    markers = {TESTS / f"{name}.py": marker for marker, names in MARKED.items() for name in names}
-    for item in items:
-        if item.path in markers:
-            item.add_marker(markers[item.path])
+    for marker, names in MARKED.items():
+        paths = {TESTS / f"{name}.py" for name in names}
+        for item in items:
+            if item.path in paths:
+                item.add_marker(marker)
