@@ -158,7 +158,7 @@ def run(name: str, server: Server, source: Path, count: int, kind: Kind, *extra:
 
 
 def child(order: dict[str, Any], *extra: str) -> dict[str, Any]:
-    """What a process of its own has measured."""
+    """Figures that a separate process measured."""
     core = CORES[0] if CORES else None
     command = [*pinned(core), sys.executable, __file__, "--child", json.dumps(order), *extra]
     ran = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)

@@ -257,7 +257,7 @@ class Workers:
                 executor = DaskExecutor(address, allow_plaintext=self.insecure, **options)
         except ConfigError as error:
             raise ConfigError(re.sub(r"allow_\w+=True", "--insecure-cluster", error.message)) from None
-        executor.library()
+        executor.import_engine()
         return executor
 
 

@@ -188,6 +188,12 @@ def test_a_reference_is_resolved_where_it_is_used(tmp_path: Path, monkeypatch: p
             wrong.resolve()
 
 
+def test_a_secret_in_place_of_its_name_is_refused_and_not_shown() -> None:
+    with pytest.raises(ConfigError, match="not the AuthSecret itself") as refused:
+        DaskExecutor("tcp://127.0.0.1:8786", secret_env={"acme": "3f2b-canary-9c"})
+    assert "canary" not in str(refused.value)
+
+
 async def test_a_worker_without_its_secret_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     start = Start(

@@ -143,13 +143,15 @@ class ClusterExecutor:
         if len(found) != 1:
             raise ConfigError("name the AuthSecret of the workers by one of secret_env, secret_file and secret_from")
         self._source: Source
-        ((self._source, self._names),) = found.items()
+        self._source, self._names = found.popitem()
         for name in self._names.values() if isinstance(self._names, Mapping) else [self._names]:
             checks.kind("the name of the AuthSecret", name, str)
+            if self._source == "env" and not name.isidentifier():  # not shown, because it may be the secret
+                raise ConfigError("secret_env is the name of an environment variable, not the AuthSecret itself")
 
     module: ClassVar[str]
 
-    def library(self) -> Any:
+    def import_engine(self) -> Any:
         """The package of the engine. Raises ConfigError if it is not installed."""
         return checks.optional_import(self.module, extra="ray" if self.module == "ray" else "dask")
 
@@ -196,7 +198,7 @@ class ClusterExecution(WorkersExecution):
     def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, executor: ClusterExecutor) -> None:
         super().__init__(work, tasks, finished, restarts=executor.restarts, grace=GRACE)
         self._executor = executor
-        self._library = executor.library()
+        self._engine = executor.import_engine()
         clients = list(dict.fromkeys(work.clients.values()))
         names = {client: name for name, client in work.clients.items()}
         self._references = [executor.secret_of(names[client]) for client in clients]

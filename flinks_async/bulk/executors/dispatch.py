@@ -98,7 +98,7 @@ class Worker(ABC):
         stored.failed_before += done if shard.shard.round else 0
 
     def state(self, note: str = "") -> WorkerState:
-        """What it does now, or how it ended."""
+        """The counts of the worker now, or with a note those that remain after its end."""
         one = self.remains() if note else self.counters
         return WorkerState(self.name, one.fetched, one.failed, one.requests, one.in_flight, one.held_back, note)
 
@@ -119,7 +119,7 @@ class Worker(ABC):
 
 @define(eq=False)
 class _Sharer:
-    """What a limiter that other programs share hears from the workers, and tells them."""
+    """Connects a limiter that other programs share with the workers of this run."""
 
     join: Callable[[PaceState], object]
     on_pace: Callable[[PaceState], object] | None = None

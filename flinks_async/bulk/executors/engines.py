@@ -30,7 +30,7 @@ class DaskExecutor(ClusterExecutor):
     Args:
         scheduler: the address of the scheduler, such as `tls://scheduler:8786`, or a cluster object such as a `LocalCluster`.
         security: a `distributed.Security`, for TLS (default: Dask's configuration).
-        allow_plaintext: accept an address without TLS that is not on this machine. Whoever reaches it can run code.
+        allow_plaintext: accept an address without TLS that is not on this machine. Everybody who reaches the address can then run code.
         options: as in `ClusterOptions`; one of `secret_env`, `secret_file` and `secret_from` is needed.
 
     Raises:
@@ -75,7 +75,7 @@ class DaskExecution(ClusterExecution):
 
     async def _connect(self) -> int:
         address = self._executor.address
-        self._client = await self._library.Client(
+        self._client = await self._engine.Client(
             address, security=self._security, asynchronous=True, set_as_default=False,
             timeout=min(self._executor.patience, 30.0),
         )  # fmt: skip
@@ -181,7 +181,7 @@ class RayExecution(ClusterExecution):
         self._is_ours = False
 
     async def _connect(self) -> int:
-        ray, address = self._library, self._executor.address
+        ray, address = self._engine, self._executor.address
         if not ray.is_initialized():
             if address != HERE:  # Ray itself tries for minutes, in code that cannot be cancelled
                 parts = urlsplit(address if "://" in address else f"//{address}")
@@ -195,7 +195,7 @@ class RayExecution(ClusterExecution):
 
     def _open(self, address: str) -> None:
         try:
-            self._library.init(address, namespace="flinks-async", log_to_driver=False, configure_logging=False)
+            self._engine.init(address, namespace="flinks-async", log_to_driver=False, configure_logging=False)
         except ConnectionError as error:
             if "AuthenticationError" not in f"{error} {error.__cause__}":
                 raise
@@ -208,7 +208,7 @@ class RayExecution(ClusterExecution):
 
     async def _free_slot(self) -> RaySlot:
         """An actor; Ray lets it wait for a free CPU. Another one if it dies while it starts."""
-        ray = self._library
+        ray = self._engine
         while ray.is_initialized():
             actor = ray.remote(num_cpus=1, max_restarts=0, max_task_retries=0, max_concurrency=8)(Host).remote()
             slot = RaySlot(ray, actor)
@@ -232,7 +232,7 @@ class RayExecution(ClusterExecution):
     async def _clean_up(self) -> None:
         if self._is_ours:
             with suppress(Exception):
-                await asyncio.wait_for(asyncio.to_thread(self._library.shutdown), SILENCE)
+                await asyncio.wait_for(asyncio.to_thread(self._engine.shutdown), SILENCE)
 
 
 class RaySlot:
@@ -247,7 +247,7 @@ class RaySlot:
         return await self.result(self._actor.call.remote(function, *args))
 
     async def result(self, reference: Any) -> Any:
-        """What a call returns. Cancelling does not reach Ray's own future, because Ray would fail to set it later."""
+        """The result of a call. Cancelling leaves Ray's own future alone, because Ray would fail to set it later."""
         loop = asyncio.get_running_loop()
         done = loop.create_future()
 

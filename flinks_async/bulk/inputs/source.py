@@ -145,7 +145,7 @@ class InputFile:
             )
 
     def _look(self) -> tuple[int | str, ...]:
-        """What changes with the file; its size first."""
+        """Size and version of the file. They change whenever the file does."""
         try:
             if self.remote is not None:
                 described = self.remote.find()
