@@ -203,6 +203,7 @@ class Cycle:
         self._marks: deque[tuple[float, int, float]] = deque(maxlen=64)  # when, number of a request, pace
         self._born = inf  # when the first cycle began
         self._before = self._usual = 0.0  # the estimate of the signal before
+        self._rose_from = inf  # the estimate before it, if that signal ended a rise, so that its estimate is a guess
         self._agreed = self._differed = 0  # estimates in a row that agree with the one before, or do not
         self._settled = False  # estimates have agreed since the client began
         self.rising = False
@@ -404,7 +405,8 @@ class Cycle:
         else:
             self._usual = limit
         self._agreed = self._agreed + 1 if agrees else 0
-        explained = agrees or closed or self.rising or (self._settled and limit > self._usual)
+        explained = agrees or closed or self.rising or limit > self._rose_from or (self._settled and limit > self._usual)
+        self._rose_from = self.limit if self.rising else inf
         self._differed = 0 if explained else self._differed + 1
         young = not self._settled and now > self._born + _DOUBTS
         if now < self._shared_until:
