@@ -109,10 +109,13 @@ def test_a_fresh_service_sends_200_calls_within_a_third_of_a_second(slots: int |
 class Server:
     """A transport in front of a simulated server."""
 
-    def __init__(self, shape: Any) -> None:
+    def __init__(self, shape: Any, down: tuple[float, float] = (0.0, 0.0)) -> None:
         self.shape, self.ok, self.refused = shape, 0, 0
+        self.down = down
 
     async def send(self, request: Request, /) -> Response:
+        if self.down[0] < asyncio.get_running_loop().time() < self.down[1]:
+            return make_response({}, status=503)
         reply = self.shape.arrive(asyncio.get_running_loop().time())
         await asyncio.sleep(reply.delay)
         if reply.ok:
@@ -155,6 +158,34 @@ def test_a_client_does_the_same_and_loses_nothing(name: str, tokens: int, second
         assert stats.learned_rate == pytest.approx(100.0, rel=0.1)
         assert f"requests per second: {stats.learned}" in explained
         assert "/s learned: refused at 1" in explained
+
+
+@pytest.mark.parametrize("after", [50.0, 200.0])
+def test_a_limit_is_still_known_after_an_outage(after: float) -> None:
+    async def main() -> list[tuple[float, int, ClientStats]]:
+        server, seen = Server(servers.Server([servers.Bucket([(0, 50), (30, after)], 20)]), (20.0, 40.0)), []
+        async with FlinksClient(
+            auth_secret="s", transport=server, settings=config.bulk(), clock=VirtualClock()
+        ) as client:
+            async for _ in client.partner_access_many(f"t{number}" for number in range(5_000 if after > 50 else 2_600)):
+                seen.append((asyncio.get_running_loop().time(), server.ok, client.stats()))
+        return seen
+
+    seen = [one for one in run_virtual(main()) if one[0] > 40.0]
+    back = seen[0][0]
+    assert all(stats.learned_rate for _, _, stats in seen)
+    assert any("the rate grows back to 50" in stats.why_held for _, _, stats in seen)
+    assert all(stats.learned_rate == pytest.approx(50.0, rel=0.02) for at, _, stats in seen if at < back + 5.0)
+    settled = [ok for at, ok, _ in seen if back + 15.0 <= at <= back + 20.0]
+    assert settled[-1] - settled[0] >= 0.9 * 5.0 * after, "also if it has risen meanwhile"
+
+
+def test_the_average_of_windows_is_the_learned_rate() -> None:
+    client = bench.Client(bench.BULK)
+    bench.simulate(servers.SHAPES["600 a minute"].seeded(1), [client], 130.0)
+    learned = client.pace.learned(130.0)
+    assert learned is not None
+    assert learned.rate == pytest.approx(10.0, rel=0.05)
 
 
 def test_one_refusal_among_many_answers_stops_nobody() -> None:
