@@ -93,6 +93,7 @@ class Run:
         self._store = store
         self._rules = work.rules
         self._log = work.log
+        self._selection = work.selection
         self._one_instance = None in work.clients
         self._clock = clock or SystemClock()
         self._execution = executor.map_shards(work, self._next, self._take)
@@ -186,7 +187,7 @@ class Run:
     async def _take(self, finished: Finished) -> None:
         await self._writing.do(self._store_shard, finished)
         if self._unfit:
-            counters = self._execution.counters()
+            counters = self._counters()
             broken = self._rules.broken_by(counters.failed + self._unfit, counters.failed + counters.fetched)
             if broken is not None:
                 self.stop(broken)
@@ -261,7 +262,7 @@ class Run:
         answered_before = self._before.fetched > 0 and self._one_instance
         while True:
             await self._clock.sleep(WATCH_EVERY)
-            now, counters = self._clock.now(), self._execution.counters()
+            now, counters = self._clock.now(), self._counters()
             troubles = self._troubles(counters, now)
             lasting = [one for one in (*troubles, *waits.troubles()) if one.seconds >= WATCH_EVERY]
             self._in_trouble = {trouble.host for trouble in lasting}
@@ -324,9 +325,15 @@ class Run:
                 self._execution.break_off(error)
                 return
 
+    def _counters(self) -> Counters:
+        counters = self._execution.counters()
+        if self._selection is not None and counters.drift:
+            counters.drift = self._selection.drift(counters.drift)
+        return counters
+
     def progress(self) -> Progress:
         """The counters as they stand."""
-        now, before, counters = self._clock.now(), self._before, self._execution.counters()
+        now, before, counters = self._clock.now(), self._before, self._counters()
         done = counters.fetched + counters.failed
         lately = self._rate_of_last_minute.at(now, done)
         troubles = joined_waits((*self._troubles(counters, now), *waits.troubles()))
