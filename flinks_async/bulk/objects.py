@@ -17,7 +17,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
@@ -34,6 +36,9 @@ T = TypeVar("T")
 
 READ_AT_ONCE: Final = 64 * 1024
 """Bytes of the first request after a seek. Each further one is twice as long, up to `_MOST_AT_ONCE`."""
+
+_PAGE: Final = 1000
+"""Objects that a list returns at once: the most of S3."""
 
 _MOST_AT_ONCE: Final = 4 * 1024 * 1024
 _RETRY: Final = {"max_retries": 10, "retry_timeout": timedelta(seconds=180)}
@@ -184,7 +189,18 @@ class Bucket:
             return None
 
     def list(self, folder: str) -> Iterator[Found]:
-        yield from map(_described, self._ask(_obstore().list_with_delimiter, self._store, folder or None)["objects"])
+        # By pages: with the delimiter, obstore returns everything at once. Folders inside are skipped.
+        inside, after = f"{folder}/" if folder else "", None
+        while True:
+            pages = self._ask(_obstore().list, self._store, folder or None, offset=after, chunk_size=_PAGE)
+            for meta in chain.from_iterable(iter(partial(self._ask, next, pages, ()), ())):
+                name, slash, _ = meta["path"].removeprefix(inside).partition("/")
+                if slash:
+                    after = f"{inside}{name}0"  # the character after a slash
+                    break
+                yield _described(meta)
+            else:
+                return
 
     def delete(self, names: Iterable[str]) -> None:
         names = [*names]

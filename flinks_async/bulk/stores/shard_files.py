@@ -89,15 +89,20 @@ class ShardFiles(ABC):
                 hold.take()
                 hold.keep()
                 self._hold = hold
-            elif not hold.is_known() and not self._own_files():  # somebody may have removed the marks
+            elif not hold.is_known() and not any(self._own_files()):  # somebody may have removed the marks
                 raise StoreMissingError(str(objects))
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
-        known = {name for receipt in receipts.values() for name in self._files(receipt)}
-        unknown = [name for name in self._own_files() if name not in known]
+        unknown = [name for name in self._own_files() if not self._is_known(name, receipts)]
         self.check()  # after the list: so it has no file of a driver that took over meanwhile
         self._remove(unknown)
         return ()
+
+    def _is_known(self, name: str, receipts: Mapping[int, Mapping[str, Any]]) -> bool:
+        """Whether a receipt names a file. Receipts are asked for one by one, because there may be 100,000."""
+        shard = _SHARD.search(name.rpartition("/")[2])
+        receipt = None if shard is None else receipts.get(int(shard[0]))
+        return receipt is not None and name in self._files(receipt)
 
     def check(self) -> None:
         """Raises JobLockedError if another driver has taken over the URL, StoreError if that cannot be found out."""
@@ -142,7 +147,7 @@ class ShardFiles(ABC):
             self._hold = Hold(self._objects, place.job, _driver(place.folder), self.folders)
             with self._naming("written"):
                 self._hold.take()
-        names = self._own_files()
+        names = [*self._own_files()]
         self._remove(names)
         if self._hold is not None:
             with self._naming("written"):
@@ -210,19 +215,18 @@ class ShardFiles(ABC):
             raise foreign_receipt(f"names the file {name!a}, which is not of this job")
         return name
 
-    def _own_files(self) -> list[str]:
+    def _own_files(self) -> Iterator[str]:
         """The names of all files with this job's id, unfinished ones too.
 
         Raises:
             StoreError: a folder cannot be read.
         """
         own = re.compile(rf"{self._own}|\.{self._own}\.tmp", re.ASCII)
-        found = list[str]()
         with self._naming("read"):
             for folder in self.folders:
-                names = (one.name for one in self._objects.list(folder))
-                found += sorted(name for name in names if own.fullmatch(name.rpartition("/")[2]))
-        return found
+                for one in self._objects.list(folder):
+                    if own.fullmatch(one.name.rpartition("/")[2]):
+                        yield one.name
 
     def _remove(self, names: Iterable[str]) -> None:
         with self._naming("written"):
@@ -259,6 +263,8 @@ def _driver(folder: Path) -> str:
     found = os.stat(folder / LEDGER)
     return sha256(f"{socket.gethostname()} {found.st_dev} {found.st_ino}".encode()).hexdigest()[:16]
 
+
+_SHARD: Final = re.compile(r"\d{6,}")
 
 SUCCESS: Final = "_SUCCESS"
 """The object that lists the files of a complete job."""
