@@ -22,13 +22,7 @@ from flinks_async.bulk.executors.cluster import ClusterExecutor
 from flinks_async.testing import Fault, Latency
 
 from ..cli_support import by_line, start
-from .test_processes import SECRET, Desk, Watch, a_server, gives_what_one_process_gives
-
-
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with a_server() as server:
-        yield Desk(tmp_path, server)
+from .server_desk import SECRET, Desk, Watch, a_server, gives_what_one_process_gives
 
 
 @pytest.fixture
