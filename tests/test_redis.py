@@ -72,7 +72,7 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
         server.stop()
 
 
-async def turns(limiter: RedisRateLimiter, seconds: float) -> list[float]:
+async def permits(limiter: RedisRateLimiter, seconds: float) -> list[float]:
     """When a process that sends as soon as it may has sent."""
     sent, clock = [], SystemClock()
     end = clock.now() + seconds
@@ -89,7 +89,7 @@ async def turns(limiter: RedisRateLimiter, seconds: float) -> list[float]:
 async def test_three_that_share_a_key_keep_one_rate_and_another_key_is_another_rate(redis: Redis) -> None:
     three = [RedisRateLimiter(redis.url, KEY, rate=200.0, burst=1) for _ in range(3)]
     other = RedisRateLimiter(redis.url, "another", rate=50.0, burst=1)
-    *shared, alone = await asyncio.gather(*(turns(one, 3.0) for one in three), turns(other, 3.0))
+    *shared, alone = await asyncio.gather(*(permits(one, 3.0) for one in three), permits(other, 3.0))
     everything = sorted(at for sent in shared for at in sent)
     assert 0.93 * 600 <= len(everything) <= 601
     assert all(len(sent) > 60 for sent in shared), "nobody gets all"
@@ -129,9 +129,9 @@ async def test_without_redis_each_keeps_its_part_and_says_so_until_it_is_back(
 ) -> None:
     caplog.set_level(logging.WARNING, "flinks_async")
     two = [RedisRateLimiter(redis.url, KEY, rate=100.0, burst=1) for _ in range(2)]
-    await asyncio.gather(*(turns(one, 0.5) for one in two))
+    await asyncio.gather(*(permits(one, 0.5) for one in two))
     redis.stop()
-    alone = await asyncio.gather(*(turns(one, 3.0) for one in two))
+    alone = await asyncio.gather(*(permits(one, 3.0) for one in two))
     for sent in alone:
         assert 0.8 * 150 <= len(sent) <= 160
     assert "without Redis for" in two[0].state
@@ -141,7 +141,7 @@ async def test_without_redis_each_keeps_its_part_and_says_so_until_it_is_back(
     redis.start()
     began = time.monotonic()
     while "without" in two[0].state and time.monotonic() < began + 10:
-        await turns(two[0], 0.2)
+        await permits(two[0], 0.2)
     assert two[0].state.startswith("100/s by Redis")
     assert any("Redis answers again" in record.getMessage() for record in caplog.records)
     assert PASSWORD not in caplog.text

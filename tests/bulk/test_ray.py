@@ -56,7 +56,7 @@ def a_ray_cluster() -> Iterator[str]:
 
 
 def ray_workers() -> list[int]:
-    """The processes of the seats."""
+    """The processes of the workers."""
     commands = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
     return [pid for pid, command in commands.items() if command.startswith(b"ray::Host")]
 

@@ -37,7 +37,7 @@ from flinks_async.bulk import (
     verify,
 )
 from flinks_async.bulk.executors.processes import environment_without
-from flinks_async.bulk.executors.seat import Secrets
+from flinks_async.bulk.executors.worker import Secrets
 from flinks_async.bulk.files import crash_points
 from flinks_async.bulk.report import report_page
 from flinks_async.bulk.selection import FIELDS

@@ -71,7 +71,7 @@ class DaskExecution(ClusterExecution):
         self._security = executor.security
         self._client: Any = None
         self._taken: set[str] = set()
-        self._begun = Counter[str]()  # seats so far, by address
+        self._begun = Counter[str]()  # workers so far, by address
 
     async def _connect(self) -> int:
         address = self._executor.address

@@ -140,7 +140,7 @@ class Executor(Protocol):
         ...
 
 
-# --- one process: here, or in a worker (see `seat`) ---
+# --- one process: here, or in a worker (see `worker`) ---
 
 FILES: Final = 32
 """Descriptors in reserve beside those of connections and spools: for the store, the ledger, the input and host names."""
