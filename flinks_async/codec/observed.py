@@ -50,7 +50,9 @@ LEARNED_FROM: Final = 1000
 MAX_VALUES_KNOWN: Final = 256
 """Values of an open set that are remembered. Others count as new whenever they come."""
 
-ERROR_FIELDS: Final = frozenset({"flinkscode", "httpstatuscode", "message", "institution", "links", "validationdetails"})
+ERROR_FIELDS: Final = frozenset(
+    {"flinkscode", "httpstatuscode", "message", "institution", "links", "validationdetails"}
+)
 """Documented fields of an error, in lower case. A body with status 200 may be an error, so they are no drift."""
 
 _NONE: Final[frozenset[str]] = frozenset()
