@@ -348,7 +348,7 @@ class Governor:
             return f"the instance counts as down{line}"
         if now < pace.until or pace.blocked:
             return f"requests are paused: {self._why_paused}"
-        if not pace.free(now) and not (pace.starting and self.limiter is not None):
+        if not pace.free(now) and not (pace.starting and pace.wait(now) <= 0):
             return pace.reason(now)
         if self.limiter is not None:
             if isinstance(self.limiter, RedisRateLimiter):
