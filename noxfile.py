@@ -73,8 +73,9 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def examples(session: nox.Session) -> None:
-    """Everything in `examples`, run."""
-    session.run(PYTHON, "-m", "pytest", "-m", "slow", "tests/test_examples.py", *session.posargs)
+    """Everything in `examples`, the tutorials, and the page whose examples need packages of the group `examples`, run."""
+    page = "tests/test_readme.py::test_python_blocks_run[data-frames.md]"
+    session.run(PYTHON, "-m", "pytest", "-m", "not torture", "tests/test_examples.py", page, *session.posargs)
 
 
 @nox.session(venv_backend="none")
