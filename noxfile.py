@@ -74,7 +74,7 @@ def docs(session: nox.Session) -> None:
 
 @nox.session(venv_backend="none")
 def slow(session: nox.Session) -> None:
-    """All tests but torture: also those that take seconds, build the documentation or run `examples`."""
+    """All tests but torture: also those that take seconds, build the documentation, or run `examples` and the tutorials."""
     session.run(PYTHON, "-m", "pytest", "-m", "not torture", *session.posargs)
 
 
