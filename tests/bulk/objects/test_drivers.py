@@ -28,7 +28,7 @@ from flinks_async.bulk import (
 from flinks_async.bulk.objects import Found, place_at
 from flinks_async.bulk.stores import shard_files
 
-from ..test_processes import Desk
+from ..server_desk import Desk
 from .s3 import S3
 from .support import job_at, names, run
 

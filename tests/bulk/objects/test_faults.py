@@ -26,7 +26,7 @@ from flinks_async.bulk.job import place_of
 from flinks_async.bulk.stores import from_description
 from flinks_async.testing import Latency
 
-from ..test_processes import Desk, a_server
+from ..server_desk import Desk, a_server
 from .s3 import KEY_ID, S3, Asked
 from .support import csv_of, names, put_tokens, run, start_driver
 
