@@ -15,7 +15,10 @@ The client has accepted every answer of a spool, perhaps with values of a wrong 
 from __future__ import annotations
 
 import datetime as dt
+from array import array
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
 from itertools import groupby
 from operator import itemgetter
@@ -65,7 +68,7 @@ Lines = Sequence[tuple[int, bytes]]
 
 def read_tables(path: Path, commit: Commit, where: Path | str, *, texts: bool = False) -> Iterator[tuple[Rows, ...]]:
     """The tables of a spool, block by block, in the order of `answer_rows.TABLES`. Their rows are in the order of their
-    positions. Memory is that of one block and one answer.
+    positions. A thread reads the next block while the store writes one, so memory is that of two blocks.
 
     Args:
         where: the name of the store, for the error.
@@ -79,8 +82,17 @@ def read_tables(path: Path, commit: Commit, where: Path | str, *, texts: bool = 
             says.
     """
     reader = _Reader(path, commit.shard, where, texts)
-    for block in read_spool(path, commit.written.lines, BLOCK):
-        yield reader.read(block)
+    thread = ThreadPoolExecutor(1, thread_name_prefix="flinks-async-tables")
+    ahead = deque[Future[tuple[Rows, ...]]]()
+    try:
+        for block in read_spool(path, commit.written.lines, BLOCK):
+            ahead.append(thread.submit(reader.read, block))
+            if len(ahead) == 2:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        thread.shutdown(cancel_futures=True)
         if _has_arrow():  # Arrow keeps free memory, which the commit of a database needs as well
             _arrow()[0].default_memory_pool().release_unused()
 
@@ -309,12 +321,14 @@ def _json_of(lines: Lines, texts: bool) -> pyarrow.Buffer:
         _Refused: an amount may be a text, which Arrow reads as a number and the codec does not.
     """
     pa, pc = _arrow()
-    text = pa.scalar(b"".join([line for _, line in lines]), pa.binary())
-    if pc.match_substring_regex(text, rf'"(?:{_AMOUNTS})"\s*:\s*"').as_py():
+    data = b"".join([line for _, line in lines])
+    ends = array("i", [0, len(data)])
+    text = pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(data)])  # without a copy
+    if pc.match_substring_regex(text, rf'"(?:{_AMOUNTS})"\s*:\s*"')[0].as_py():
         raise _Refused
     if texts:
         text = pc.replace_substring_regex(text, rf'"({_AMOUNTS})"\s*:\s*(-?[0-9][0-9.]*)', r'"\1":"\2"')
-    return text.as_buffer()
+    return text[0].as_buffer()
 
 
 class _Refused(Exception):

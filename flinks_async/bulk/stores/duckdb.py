@@ -6,16 +6,29 @@ indexes, because DuckDB keeps indexes in memory and scans fast without them.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ...checks import optional_import
 from ...errors import ConfigError
+from ...limits.notices import log_fields
 from ...tables import ColumnType, Table
 from ..errors import StoreError
-from ..files import PRIVATE_FILE, SPOOLS, cannot_write, crash_points, rename_durably, sync_file, sync_folder
+from ..files import (
+    PRIVATE_FILE,
+    SPOOLS,
+    cannot_write,
+    crash_points,
+    create,
+    rename_durably,
+    sync_file,
+    sync_folder,
+    write_all,
+)
 from .answer_rows import Rows
 from .database import DatabaseFile
 from .database_schema import quoted
@@ -36,6 +49,11 @@ _MEMORY: Final = "64MB"
 
 _INCOMING: Final = "flinks_incoming"
 
+_TORN: Final = re.compile(r"Corrupt WAL file: entry at byte position ([0-9]+)")
+"""DuckDB's error for a log in which the bytes of an entry are not those that it wrote, and where that entry is."""
+
+_log: Final = logging.getLogger("flinks_async.bulk")
+
 
 class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
     """A database of this job alone, or of several that run one after the other: DuckDB allows one process.
@@ -49,7 +67,7 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
     """
 
     kind: ClassVar[str] = "duckdb"
-    suffixes: ClassVar[tuple[str, ...]] = ("", ".wal")
+    suffixes: ClassVar[tuple[str, ...]] = ("", ".wal", ".wal.torn")
     types: ClassVar[dict[ColumnType, str]] = {
         "text": "VARCHAR",
         "json": "JSON",
@@ -112,7 +130,7 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
 
     def _inserted(self) -> None:
         """Creates the log with private permissions, before DuckDB creates it with others and a commit writes rows to it."""
-        _, log = self._files()
+        log = self._files()[1]
         try:
             os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
         except FileExistsError:
@@ -148,6 +166,38 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
         return True
 
     def _connect(self, *, look: bool) -> duckdb.DuckDBPyConnection:
+        try:
+            return self._connected(look)
+        except self._library.Error as error:
+            torn = None if look else _TORN.search(str(error))
+            if torn is None:
+                raise
+        self._cut_log(int(torn[1]))
+        return self._connected(look)
+
+    def _cut_log(self, size: int) -> None:
+        """Keeps a copy of the log, and cuts it where DuckDB refuses it.
+
+        A power cut tears only what was not synced: a commit that the ledger does not know. If a disk has changed older
+        bytes, `recover` misses their shards.
+        """
+        _, log, torn = self._files()
+        try:
+            file = create(torn)
+            try:
+                write_all(file, log.read_bytes())
+                os.fsync(file)
+            finally:
+                os.close(file)
+            sync_folder(torn.parent)
+            os.truncate(log, size)
+            sync_file(log)
+        except OSError as error:
+            raise cannot_write(log, error) from None
+        text = f"{log} is torn after {size:,} bytes, probably by a power cut. The rest is cut off; {torn} is a copy of the log"
+        _log.warning("%s", text, extra=log_fields("LogCut", reason=text))
+
+    def _connected(self, look: bool) -> duckdb.DuckDBPyConnection:
         connection: duckdb.DuckDBPyConnection = self._library.connect(str(self._path), read_only=look, config=_CONFIG)
         return connection
 
@@ -178,4 +228,6 @@ def _reason(error: Exception) -> str:
     kind = type(error).__name__
     if kind in ("ConversionException", "ConstraintException", "OutOfRangeException", "InvalidInputException"):
         return f"the data is refused ({kind})"
+    if _TORN.search(str(error)):
+        return "its log is torn, probably by a power cut. Run the job again: this cuts the torn part off"
     return str(error).partition("\n")[0]
