@@ -256,7 +256,7 @@ class TestUsage:
         assert file.parent.name == "fetched_on=2026-11-28"
         other = await fetch(flinks_server, tokens, job, "--store", "parquet", "--fetched-on", "2026-11-29")
         assert other.exit_code == Exit.USAGE
-        assert "another job: the store" in other.stderr
+        assert "fetched_on of the store was 2026-11-28 and is now 2026-11-29" in other.stderr
 
     async def test_only_jsonl_is_printed(self, flinks_server: FlinksServer, tokens: Path) -> None:
         result = await cli("fetch", tokens, "--out", "-", "--store", "sqlite", server=flinks_server)

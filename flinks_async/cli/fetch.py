@@ -246,9 +246,7 @@ class _Target:
     resume: str = RESUME
 
 
-def _target(
-    tokens: str, out: str | None, directory: str | None, store: str | None, fetched_on: str | None
-) -> _Target:
+def _target(tokens: str, out: str | None, directory: str | None, store: str | None, fetched_on: str | None) -> _Target:
     """Decides it by the options.
 
     Raises:

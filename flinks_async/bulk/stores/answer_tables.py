@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import datetime as dt
 from array import array
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
@@ -32,7 +31,7 @@ from ...checks import optional_import
 from ...errors import ConfigError
 from ...models import SCHEMA, Model, PartnerAccessResponse, Timestamp
 from ...schema import FieldKind
-from ...tables import COLUMN_TYPES, Row, Table, arrow_table, arrow_types, schema_of, to_json
+from ...tables import COLUMN_TYPES, Row, Table, arrow_table, arrow_types, schema_of
 from ..records import Commit, Shard
 from ..spool import read_spool, read_spool_line
 from .answer_rows import (
@@ -50,6 +49,7 @@ from .answer_rows import (
     decoded,
     does_not_fit,
     unknown_keys,
+    with_text_as_key,
     without_accounts,
 )
 
@@ -82,35 +82,19 @@ def read_tables(path: Path, commit: Commit, where: Path | str, *, texts: bool = 
             says.
     """
     reader = _Reader(path, commit.shard, where, texts)
-    thread = ThreadPoolExecutor(1, thread_name_prefix="flinks-async-tables")
-    ahead = deque[Future[tuple[Rows, ...]]]()
-    try:
+    ahead: Future[tuple[Rows, ...]] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="flinks-async-tables") as thread:
         for block in read_spool(path, commit.written.lines, BLOCK):
-            ahead.append(thread.submit(reader.read, block))
-            if len(ahead) == 2:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        thread.shutdown(cancel_futures=True)
-        if _has_arrow():  # Arrow keeps free memory, which the commit of a database needs as well
-            _arrow()[0].default_memory_pool().release_unused()
+            before, ahead = ahead, thread.submit(reader.read, block)
+            if before is not None:
+                yield before.result()
+        if ahead is not None:
+            yield ahead.result()
+    if _has_arrow():  # Arrow keeps free memory, which the commit of a database needs as well
+        _arrow()[0].default_memory_pool().release_unused()
 
 
 _SHAPE: Final = pattern(rb'"GetAccountsDetail"\s*:\s*(.)')
-_OTHER_KEY: Final = pattern(rb'\{"line":[0-9]+,"key":(?=[^"n\s])')
-
-
-def _with_text_as_key(line: bytes) -> bytes:
-    """A line whose key is a text or null: another value becomes its JSON, because a column has one type."""
-    found = _OTHER_KEY.match(line)
-    if found is None:
-        return line
-    try:
-        key = bytes(read_spool_line(line).key)
-        return b"".join((found[0], to_json(key.decode()), line[found.end() + len(key) :]))
-    except ValueError:  # `decoded` names what is wrong
-        return line
 
 
 @define
@@ -135,7 +119,7 @@ class _Reader:
             return self._rows(block)
         groups: dict[tuple[bool, bool], list[tuple[int, bytes]]] = {}
         for number, text in block:
-            line = _with_text_as_key(text)
+            line = with_text_as_key(text)
             shape = _SHAPE.search(line)
             is_object = shape is not None and shape[1] == b"{"
             groups.setdefault((is_object, any(key in line for key in self._unknown)), []).append((number, line))
