@@ -21,9 +21,9 @@ from flinks_async.testing import FlinksServer, InMemoryTransport
 from flinks_async.testing.data import expected_body
 
 from .answers import to_bytes
-from .bulk.test_job import Desk
-from .bulk.test_processes import Desk as ServerDesk
-from .bulk.test_processes import a_server
+from .bulk.memory_desk import Desk
+from .bulk.server_desk import Desk as ServerDesk
+from .bulk.server_desk import a_server
 from .cli_support import cli
 
 ACCOUNTS = "GetAccountsDetail[].Accounts[]."
@@ -69,6 +69,14 @@ def test_an_unknown_field_is_counted_once_in_each_answer() -> None:
         ("unknown field", f"{ACCOUNTS}Transactions[].Bar"): (10, 11),
     }
     assert "secret" not in repr(codec.drift())
+
+
+@pytest.mark.parametrize("data", [b"", b'"GetAccountsDetail": null, "RequestId": "r", '])
+def test_the_documented_fields_of_an_error_are_no_drift(data: bytes) -> None:
+    codec = Codec()
+    for name in (b"FlinksCode", b"flinksCode"):
+        codec.decode(b'{%s"%s": "RETRY_LATER", "HttpStatusCode": 200, "Message": "m", "Foo": 1}' % (data, name))
+    assert [one.path for one in codec.drift() if one.kind == "unknown field"] == ["Foo"]
 
 
 def test_a_missing_field_is_counted() -> None:

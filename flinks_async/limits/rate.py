@@ -97,7 +97,7 @@ class GCRA:
         self._next = float("-inf")
 
     def reserve(self, now: float, /) -> float:
-        """Takes the next turn. Returns the seconds from `now` until it comes."""
+        """Takes the next permit. Returns the seconds from `now` until it can be used."""
         arrival = max(now, self._next)
         self._next = arrival + self._interval
         return max(0.0, arrival - self._early - now)

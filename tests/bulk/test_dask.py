@@ -20,7 +20,7 @@ from flinks_async.bulk.counters import Counters, InstanceState
 from flinks_async.bulk.executors import Work
 from flinks_async.bulk.executors import cluster as executor_module
 from flinks_async.bulk.executors.cluster import SecretReference
-from flinks_async.bulk.executors.seat import PaceLearned, Report, Start, Stored
+from flinks_async.bulk.executors.worker import PaceLearned, Report, Start, Stored
 from flinks_async.bulk.inputs import Layout
 from flinks_async.cli import Exit
 from flinks_async.limits.governor import Trouble
@@ -28,7 +28,7 @@ from flinks_async.limits.rate import PaceState
 
 from ..cli_support import cli
 from .cluster_contract import *  # noqa: F403
-from .test_processes import SECRET, Desk
+from .server_desk import SECRET, Desk
 
 distributed = pytest.importorskip("distributed")
 
@@ -197,9 +197,9 @@ def test_a_secret_in_place_of_its_name_is_refused_and_not_shown() -> None:
 async def test_a_worker_without_its_secret_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     start = Start(
-        path="tokens", layout=Layout("text"), key=b"", clients=(), turns=(), names={}, spools=tmp_path / "spools",
+        path="tokens", layout=Layout("text"), key=b"", clients=(), permits=(), names={}, spools=tmp_path / "spools",
         compression="none", rules=Rules(), report_every=1.0, store={},
     )  # fmt: skip
     data = pickle.dumps((start, [SecretReference("env", "NOT_THERE")]))
-    assert isinstance(pickle.loads(await executor_module.begin_seat("seat", __version__, data)), ConfigError)
+    assert isinstance(pickle.loads(await executor_module.begin_worker("worker", __version__, data)), ConfigError)
     assert not list(tmp_path.iterdir())

@@ -19,7 +19,7 @@ from flinks_async.bulk import RayExecutor, WorkerError
 from flinks_async.bulk.executors.engines import Host, RaySlot
 
 from .cluster_contract import *  # noqa: F403
-from .test_processes import SECRET, Desk
+from .server_desk import SECRET, Desk
 
 pytestmark = [
     pytest.mark.slow,
@@ -56,7 +56,7 @@ def a_ray_cluster() -> Iterator[str]:
 
 
 def ray_workers() -> list[int]:
-    """The processes of the seats."""
+    """The processes of the workers."""
     commands = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
     return [pid for pid, command in commands.items() if command.startswith(b"ray::Host")]
 

@@ -1,9 +1,9 @@
-"""The base of executors on clusters: a seat in each of several workers of an engine, such as Dask or Ray.
+"""The base of executors on clusters: a worker in each of several processes of an engine, such as Dask or Ray.
 
-The engine starts workers, notices their deaths and carries calls; it gets no tasks, so that there are no results that it could
-lose and compute again. The job asks each seat for its messages, and each request waits up to a second for one. A seat that
+The engine starts processes, notices their deaths and carries calls. It gets no tasks, so that there are no results that it
+could lose and compute again. The job asks each worker for its messages, and each request waits up to a second for one. A worker that
 does not answer for `SILENCE` seconds is given up (a frozen machine, a lost network) and its shards are handed out again; a
-seat that is not asked for as long ends by itself. What a seat that was given up still writes is removed with its folder.
+worker that is not asked for as long ends by itself. What a worker that was given up still writes is removed with its folder.
 
 Clocks of machines differ, so messages carry times as seconds from now.
 """
@@ -38,10 +38,10 @@ from ...secret import Secret
 from ..counters import WAITED_FOR, WorkerState
 from ..errors import WorkerError
 from ..selection import PSEUDONYM_KEY
-from .dispatch import Worker, WorkersExecution, starts_of
+from .dispatch import WorkerHandle, WorkersExecution, starts_of
 from .processes import GRACE
 from .protocol import NextTask, TakeFinished, Work
-from .seat import Broken, PaceLearned, Report, Seat, Secrets, Start
+from .worker import Broken, PaceLearned, Report, Secrets, Start, Worker
 
 SILENCE: Final = 10.0
 """Seconds without an answer after which the other side is given up."""
@@ -155,6 +155,10 @@ class ClusterExecutor:
         """The package of the engine. Raises ConfigError if it is not installed."""
         return checks.optional_import(self.module, extra="ray" if self.module == "ray" else "dask")
 
+    async def look(self) -> dict[str, str]:
+        """Connects to the cluster. Returns why each worker cannot fetch, empty if it can. Raises whatever the engine does."""
+        raise NotImplementedError
+
     def secret_of(self, instance: str | None) -> SecretReference:
         """The reference of the secret of an instance. Raises ConfigError if there is none."""
         name = self._names if isinstance(self._names, str) else self._names.get(instance or "")
@@ -173,7 +177,7 @@ def is_loopback(address: str) -> bool:
 
 
 class Slot(Protocol):
-    """A worker of an engine with room for a seat.
+    """A process of an engine that can run a worker.
 
     Attributes:
         name: in words, for the log.
@@ -182,11 +186,11 @@ class Slot(Protocol):
     name: str
 
     async def call(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: object) -> Any:
-        """Calls a function of this module there. Any exception means that the worker is lost."""
+        """Calls a function of this module there. Any exception means that the process is lost."""
         ...
 
     def leave(self) -> None:
-        """Gives the worker back."""
+        """Gives the process back."""
         ...
 
 
@@ -237,8 +241,8 @@ class ClusterExecution(WorkersExecution):
         starts, _ = starts_of(self._work, self._executor.workers or free or 1)
         return starts
 
-    async def _start(self, start: Start) -> Worker | None:
-        """Begins a seat in a free worker. Waits until there is one."""
+    async def _start(self, start: Start) -> WorkerHandle | None:
+        """Begins a worker in a free process of the cluster. Waits until there is one."""
         since, told = time.monotonic(), False
         missing = WorkerState(f"a worker of {self._cluster}", note=WAITED_FOR)
         finding = asyncio.ensure_future(self._free_slot())
@@ -259,7 +263,7 @@ class ClusterExecution(WorkersExecution):
         finally:
             self._missing.remove(missing)
             finding.cancel()
-        worker = SeatElsewhere(await finding)
+        worker = ClusterWorker(await finding)
         worker.begin(start, self._references)
         return worker
 
@@ -273,14 +277,14 @@ class ClusterExecution(WorkersExecution):
         )
 
 
-class SeatElsewhere(Worker):
-    """A seat in a worker of a cluster."""
+class ClusterWorker(WorkerHandle):
+    """The handle of a worker on a cluster."""
 
     def __init__(self, slot: Slot) -> None:
         super().__init__()
         self.name = slot.name
         self._slot = slot
-        self._seat = uuid.uuid4().hex
+        self._worker = uuid.uuid4().hex
         self._inbox = asyncio.Queue[object]()
         self._outbox: list[object] = []
         self._death = ""
@@ -288,7 +292,7 @@ class SeatElsewhere(Worker):
         self._calls: set[asyncio.Task[None]] = set()
 
     def begin(self, start: Start, references: list[SecretReference]) -> None:
-        """Begins the seat. If that fails, the next message says so."""
+        """Begins the worker. If that fails, the next message says so."""
         self._call_beside(self._begin(pickle.dumps((start, references))))
 
     def send(self, message: object) -> None:
@@ -306,28 +310,28 @@ class SeatElsewhere(Worker):
         for call in self._calls:
             call.cancel()
         with suppress(Exception):
-            await asyncio.wait_for(self._call(end_seat), WAIT)
+            await asyncio.wait_for(self._call(end_worker), WAIT)
         self._slot.leave()
         return self._death or "an unknown cause"
 
     async def _begin(self, data: bytes) -> None:
-        if refusal := await self._call(begin_seat, __version__, data):
+        if refusal := await self._call(begin_worker, __version__, data):
             self._inbox.put_nowait(Broken(pickle.loads(refusal)))
             return
         self._begun.set()
         while True:
-            for one in await self._call(messages_of_seat):
+            for one in await self._call(messages_of_worker):
                 self._inbox.put_nowait(moved(pickle.loads(one), time.monotonic()))
 
     async def _tell(self) -> None:
         await self._begun.wait()
         while self._outbox:  # one call at a time, so that messages stay in order
             data = [pickle.dumps(moved(one, -time.monotonic())) for one in self._outbox]
-            await self._call(tell_seat, data)
+            await self._call(tell_worker, data)
             del self._outbox[: len(data)]
 
     async def _call(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: object) -> Any:
-        return await asyncio.wait_for(self._slot.call(function, self._seat, *args), SILENCE)
+        return await asyncio.wait_for(self._slot.call(function, self._worker, *args), SILENCE)
 
     def _call_beside(self, call: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(call)
@@ -360,58 +364,72 @@ def moved(message: object, seconds: float) -> object:
 
 # --- in the worker of the engine --------------------------------------------------------------------------------------
 
-_seats: Final[dict[str, HostedSeat]] = {}
+_threads: Final[dict[str, WorkerThread]] = {}
 
 
-async def begin_seat(name: str, version: str, data: bytes) -> bytes:
-    """Begins a seat. If this worker cannot do the work, returns a pickled ConfigError, since engines change exceptions."""
+def _refuse_other(version: str) -> None:
+    if version != __version__:
+        raise ConfigError(
+            f"the worker on {socket.gethostname()} has flinks-async {__version__}, and the job {version}. Install the same"
+        )
+
+
+async def obstacle(version: str, reference: SecretReference) -> str:
+    """Why this machine cannot fetch with this secret; empty if it can."""
+    try:
+        _refuse_other(version)
+        reference.resolve()
+    except ConfigError as error:
+        return error.message
+    return ""
+
+
+async def begin_worker(name: str, version: str, data: bytes) -> bytes:
+    """Begins a worker. If this machine cannot do the work, returns a pickled ConfigError, since engines change exceptions."""
     where = socket.gethostname()
     try:
-        if version != __version__:
-            raise ConfigError(
-                f"the worker on {where} has flinks-async {__version__}, and the job {version}. Install the same"
-            )
+        _refuse_other(version)
         start, references = pickle.loads(data)
         secrets = [Secrets(one.resolve()) for one in references]  # first, because nobody would remove the folder
-        if start.store is not None:  # the parts go elsewhere, so the machines need not share a disk
+        if start.on_own_disk:
             start = evolve(start, spools=Path(tempfile.mkdtemp(prefix="flinks-async-")))
         elif not start.spools.is_dir():
             raise ConfigError(
                 f"the worker on {where} does not see {start.spools}. The job's directory must be on a disk that all machines "
                 "of the cluster mount at the same path"
             )
-        _seats[name] = HostedSeat(name, start, secrets)
+        _threads[name] = WorkerThread(name, start, secrets)
     except ConfigError as error:
         return pickle.dumps(error)
     return b""
 
 
-async def messages_of_seat(name: str) -> list[bytes]:
-    return await _seats[name].messages()
+async def messages_of_worker(name: str) -> list[bytes]:
+    return await _threads[name].messages()
 
 
-async def tell_seat(name: str, messages: list[bytes]) -> None:
+async def tell_worker(name: str, messages: list[bytes]) -> None:
     for data in messages:
-        _seats[name].receive(moved(pickle.loads(data), time.monotonic()))
+        _threads[name].receive(moved(pickle.loads(data), time.monotonic()))
 
 
-async def end_seat(name: str) -> None:
-    if (seat := _seats.pop(name, None)) is not None:
-        seat.end()
+async def end_worker(name: str) -> None:
+    if (worker := _threads.pop(name, None)) is not None:
+        worker.end()
 
 
-class HostedSeat:
-    """A seat in a thread and an event loop of its own. It ends if nobody asks for its messages."""
+class WorkerThread:
+    """A worker in a thread and an event loop of its own. It ends if nobody asks for its messages."""
 
     def __init__(self, name: str, start: Start, secrets: list[Secrets]) -> None:
         self._name = name
-        self._spools, self._temporary = start.spools, start.store is not None
+        self._spools, self._temporary = start.spools, start.on_own_disk
         self._asked = time.monotonic()
         self._outbox = asyncio.Queue[bytes]()
         self._of_engine = asyncio.get_running_loop()
         self._loop = asyncio.new_event_loop() if (new := fast_loop()) is None else new()
-        self._seat = Seat(start, secrets, self._send, self._loop)
-        threading.Thread(target=self._run, name="flinks-async-seat", daemon=True).start()
+        self._worker = Worker(start, secrets, self._send, self._loop)
+        threading.Thread(target=self._run, name="flinks-async-worker", daemon=True).start()
 
     async def messages(self) -> list[bytes]:
         """Called in the engine's event loop, as everything but `_run` and what it calls."""
@@ -425,7 +443,7 @@ class HostedSeat:
 
     def receive(self, message: object) -> None:
         with suppress(RuntimeError):  # its loop is closed
-            self._seat.receive(message)
+            self._worker.receive(message)
 
     def end(self) -> None:
         self._asked = -SILENCE
@@ -439,12 +457,12 @@ class HostedSeat:
                 shutil.rmtree(self._spools, ignore_errors=True)
 
     async def _work(self) -> None:
-        working = asyncio.create_task(self._seat.go())
+        working = asyncio.create_task(self._worker.go())
         while not working.done():
             await asyncio.wait({working}, timeout=WAIT / 10)
             if time.monotonic() - self._asked > SILENCE:
                 working.cancel()
-                _seats.pop(self._name, None)
+                _threads.pop(self._name, None)
 
     def _send(self, message: object) -> None:
         data = pickle.dumps(moved(message, -time.monotonic()))

@@ -1,10 +1,10 @@
 """The job's side of several workers: hands out shards, takes their answers, and replaces what a dead worker had.
 
-    job -- rows of the input --> seat in a worker -- files of answers --> job
+    job -- rows of the input --> worker -- files of answers --> job
 
 Only the job uses store and ledger. The shards of a worker that dies are handed out again.
 
-The workers share what they learn from refusals (`PaceLearned`), and the rate: each asks the job for turns in blocks, so that
+The workers share what they learn from refusals (`PaceLearned`), and the rate: each asks the job for permits in blocks, so that
 others get what a dead or slow one does not use. The limits of requests in flight, of open shards and of the retry quota are
 divided among them. The job watches the rules that count tokens or time.
 """
@@ -26,7 +26,7 @@ from ...clock import SystemClock
 from ...config import Limits, Settings, ShareQuota
 from ...errors import ConfigError, FlinksError
 from ...limits.rate import GCRA, PaceState
-from ...limits.shared import RedisRateLimiter, TurnKeeper
+from ...limits.shared import PermitSource, RedisRateLimiter
 from ..counters import Counters, WorkerState
 from ..directory import empty
 from ..errors import WorkerError
@@ -35,29 +35,29 @@ from ..inputs import InputBytes
 from ..records import Finished, RunState
 from ..rules import Rules
 from .protocol import NextTask, TakeFinished, Task, Work, with_concurrency, within_open_files
-from .seat import (
+from .worker import (
     Assigned,
     Broken,
     Next,
     PaceLearned,
+    Permits,
     Report,
     Secrets,
     Start,
     StopWorker,
     Stored,
-    Turns,
-    WantTurns,
+    WantPermits,
     describe,
 )
 
 RECENT: Final = 3.0
-"""Seconds after which a worker that has asked for no turns leaves the rate to the others."""
+"""Seconds after which a worker that has asked for no permits leaves the rate to the others."""
 
 BLOCK: Final = 0.1
-"""Seconds for which a worker takes turns of a rate at once; with more than two, 0.05 for each, so that 20 a second ask."""
+"""Seconds for which a worker takes permits of a rate at once; with more than two, 0.05 for each, so that 20 a second ask."""
 
 
-class Worker(ABC):
+class WorkerHandle(ABC):
     """A worker, as the job sees it.
 
     Attributes:
@@ -148,7 +148,7 @@ class WorkersExecution(ABC):
         self._returned: deque[Task] = deque()
         self._loading = asyncio.Lock()
         self._exhausted = False
-        self._workers: set[Worker] = set()
+        self._workers: set[WorkerHandle] = set()
         self._past: list[Counters] = []
         self._dead: list[WorkerState] = []
         self._missing: list[WorkerState] = []
@@ -159,7 +159,7 @@ class WorkersExecution(ABC):
         self._spare = SpareFiles()
         limits = [client.settings.limits for client in dict.fromkeys(work.clients.values())]
         limiters = [one.rate_limiter or GCRA(one.rate or 1.0, one.burst) for one in limits]
-        self._turns = [TurnKeeper(limiter, SystemClock().now, RECENT) for limiter in limiters]
+        self._permits = [PermitSource(limiter, SystemClock().now, RECENT) for limiter in limiters]
         self._sharers = [_Sharer(partial(self._tell_pace, number)) for number in range(len(limiters))]
         for limiter, sharer in zip(limiters, self._sharers, strict=True):
             if isinstance(limiter, RedisRateLimiter):
@@ -170,7 +170,7 @@ class WorkersExecution(ABC):
         """Called at the beginning of `go`. Returns how each worker starts."""
 
     @abstractmethod
-    async def _start(self, start: Start) -> Worker | None:
+    async def _start(self, start: Start) -> WorkerHandle | None:
         """Starts a worker; None if none is needed any more. Its files go to the folder `start.spools`."""
 
     @abstractmethod
@@ -273,7 +273,7 @@ class WorkersExecution(ABC):
         finally:
             empty(folder)
 
-    async def _serve_to_the_end(self, worker: Worker) -> str | None:
+    async def _serve_to_the_end(self, worker: WorkerHandle) -> str | None:
         self._workers.add(worker)
         storing: set[asyncio.Future[None]] = set()
         over, how = False, ""
@@ -293,7 +293,7 @@ class WorkersExecution(ABC):
         self._dead.append(worker.state(note))
         return how
 
-    async def _serve(self, worker: Worker, storing: set[asyncio.Future[None]]) -> bool:
+    async def _serve(self, worker: WorkerHandle, storing: set[asyncio.Future[None]]) -> bool:
         """Answers the messages of a worker. Returns whether it ended normally."""
         for pace in self._paces.values():
             worker.send(pace)
@@ -318,8 +318,8 @@ class WorkersExecution(ABC):
                     self._tell_pace(client, state, worker)
                     if (tell := self._sharers[client].on_pace) is not None:
                         tell(state)
-                case WantTurns(client, count):
-                    worker.send(Turns(client, tuple(await self._turns[client].take(worker, count))))
+                case WantPermits(client, count):
+                    worker.send(Permits(client, tuple(await self._permits[client].take(worker, count))))
                 case Broken(error):
                     self._end_with(error)
                     return True
@@ -329,13 +329,13 @@ class WorkersExecution(ABC):
         if not task.cancelled() and (error := task.exception()) is not None:
             self.break_off(error)
 
-    async def _assign(self, worker: Worker) -> None:
+    async def _assign(self, worker: WorkerHandle) -> None:
         task = await self._next_task()
         if task is not None:
             worker.tasks[task.shard.id] = task
         worker.send(Assigned(task, self._work.secret_is_good or self.counters().fetched > 0))
 
-    def _tell_pace(self, client: int, state: PaceState, by: Worker | None = None) -> None:
+    def _tell_pace(self, client: int, state: PaceState, by: WorkerHandle | None = None) -> None:
         message = self._paces[client] = PaceLearned(client, state)
         for worker in self._workers - {by}:
             worker.send(message)
@@ -350,7 +350,7 @@ class WorkersExecution(ABC):
             self._exhausted = task is None
             return task
 
-    async def _store(self, worker: Worker, finished: Finished) -> None:
+    async def _store(self, worker: WorkerHandle, finished: Finished) -> None:
         self._stop_if_short()
         await self._finished(finished)
         worker.send(Stored(finished.shard.id))
@@ -383,14 +383,14 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
         limits = within_open_files([one.limits for one in settings], rules, None if place else work.log)
         starts.append(
             Start(
-                path=work.source.name,
-                layout=work.source.layout,
+                path="" if work.source is None else work.source.name,
+                layout=None if work.source is None else work.source.layout,
                 key=work.key,
                 clients=tuple(
                     evolve(one, settings=evolve(part, limits=within))
                     for (one, _), part, within in zip(described, settings, limits, strict=True)
                 ),
-                turns=tuple(turns_for(client.settings.limits, places) for client in clients),
+                permits=tuple(permits_for(client.settings.limits, places) for client in clients),
                 names={name: clients.index(client) for name, client in work.clients.items()},
                 spools=work.spools,
                 compression=work.compression,
@@ -399,6 +399,7 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
                 store=None if work.shared is None else work.shared.describe(),
                 place=work.place,
                 selection=selection and selection.without_key(),
+                function=work.function,
             )
         )
     key = selection and selection.pseudonym_key
@@ -410,8 +411,8 @@ def share(whole: int, place: int, places: int) -> int:
     return max(1, whole // places + (place < whole % places))
 
 
-def turns_for(limits: Limits, places: int) -> int:
-    """Turns that a worker takes at once; 0 if there is no limit of the rate."""
+def permits_for(limits: Limits, places: int) -> int:
+    """Permits that a worker takes at once; 0 if there is no limit of the rate."""
     rate = limits.rate or getattr(limits.rate_limiter, "rate", None) or 100.0
     limited = limits.rate is not None or limits.rate_limiter is not None
     return ceil(rate / places * min(2.5, max(BLOCK, places / 20))) if limited else 0

@@ -1,4 +1,4 @@
-"""The executor of several processes on this machine, and the program of a worker process: a seat at the end of a pair of pipes.
+"""The executor of several processes on this machine, and the program of a worker process: a `Worker` at the end of two pipes.
 
 A worker process ends with the job: when the pipe closes, it exits at once and writes nothing more.
 """
@@ -28,9 +28,9 @@ from ...secret import Secret
 from ..errors import WorkerError
 from ..files import allow_open_files
 from ..selection import PSEUDONYM_KEY
-from .dispatch import Worker, WorkersExecution, starts_of
+from .dispatch import WorkerHandle, WorkersExecution, starts_of
 from .protocol import FILES, NextTask, TakeFinished, Work
-from .seat import Seat, Secrets, Start
+from .worker import Secrets, Start, Worker
 
 MOST_PROCESSES: Final = 1024
 
@@ -102,7 +102,7 @@ class ProcessesExecution(WorkersExecution):
         pass
 
 
-class WorkerProcess(Worker):
+class WorkerProcess(WorkerHandle):
     """Starts a worker process. Its first message asks for a shard.
 
     The secrets go through its standard input, never through arguments or environment, which other users can read.
@@ -214,9 +214,9 @@ def main() -> None:
 
 async def _run(start: Start, secrets: list[Secrets], source: BinaryIO, sink: BinaryIO) -> None:
     channel = Channel(source, sink)
-    seat = Seat(start, secrets, channel.send, asyncio.get_running_loop())
-    channel.listen(lambda message: os._exit(1) if message is None else seat.receive(message))
-    await seat.go()
+    worker = Worker(start, secrets, channel.send, asyncio.get_running_loop())
+    channel.listen(lambda message: os._exit(1) if message is None else worker.receive(message))
+    await worker.go()
     channel.close()
 
 

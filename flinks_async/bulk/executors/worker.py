@@ -1,6 +1,6 @@
-"""The worker side of a run, for any engine: a seat fetches the shards that it is handed and returns files of answers.
+"""The worker side of a run, for any engine: a worker fetches the shards that it is handed and returns files of answers.
 
-A seat knows neither ledger nor store, nor how its messages travel. No message has a token, and only `Secrets` has secrets.
+It knows neither ledger nor store, nor how its messages travel. No message has a token, and only `Secrets` has secrets.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...codec import Codec, Transactions, WrongTypes
 from ...config import RateLimiter, Settings
 from ...errors import ConfigError, FlinksError
 from ...limits.rate import PaceState
-from ...limits.shared import TurnBlocks
+from ...limits.shared import PermitBuffer
 from ...secret import Secret
 from ..compression import Compression
 from ..counters import Counters
@@ -33,7 +33,9 @@ from ..rules import Rules
 from ..selection import Selection
 from ..stores import Place, from_description
 from ..stores.protocol import shared_store
-from .protocol import LocalExecution, Task, Work
+from .protocol import FunctionExecution, LocalExecution, Task, Work
+
+_log = logging.getLogger("flinks_async.bulk")
 
 _OBJECTS: Final = ("middleware", "attempt_middleware", "observers", "session", "transport")
 _NOT_SENT: Final = frozenset({*_OBJECTS, "auth_secret", "settings", "codec", "clock"})
@@ -128,7 +130,7 @@ def make(description: Description, secrets: Secrets, rate: RateLimiter | None) -
     )
 
 
-# --- messages to a seat -----------------------------------------------------------------------------------------------
+# --- messages to a worker ---------------------------------------------------------------------------------------------
 
 
 @frozen
@@ -136,23 +138,23 @@ class Start:
     """How to work. Other attributes are as in `Work`.
 
     Attributes:
-        path: of the file of tokens, or its URL.
+        path: of the file of tokens, or its URL; empty for a function.
         layout: of the file of tokens.
-        clients: descriptions from which the seat makes its clients. Other messages name a client by its index here.
-        turns: for each client, how many turns of its rate the seat asks for at once; 0 for no limit of the rate.
+        clients: descriptions from which the worker makes its clients. Other messages name a client by its index here.
+        permits: for each client, how many permits of its rate the worker asks for at once; 0 for no limit of the rate.
         names: index of the client by name of the instance.
-        spools: a folder for this seat alone.
-        rules: of this seat alone.
-        store: the description of a shared store, to which the seat gives its shards.
+        spools: a folder for this worker alone.
+        rules: of this worker alone.
+        store: the description of a shared store, to which the worker gives its shards.
         place: for this store.
         selection: as in `Work`, without its key, which comes after the secrets of the clients.
     """
 
     path: str
-    layout: Layout
+    layout: Layout | None
     key: bytes = field(repr=False)
     clients: tuple[Description, ...]
-    turns: tuple[int, ...]
+    permits: tuple[int, ...]
     names: dict[str | None, int]
     spools: Path
     compression: Compression
@@ -161,6 +163,12 @@ class Start:
     store: dict[str, Any] | None = None
     place: Place | None = None
     selection: Selection | None = None
+    function: Callable[[Task], Finished] | None = None
+
+    @property
+    def on_own_disk(self) -> bool:
+        """Whether the job reads none of the spools, so that the machines need not share a disk."""
+        return self.store is not None or self.function is not None
 
 
 @frozen
@@ -192,29 +200,29 @@ class StopWorker:
 
 
 @frozen
-class Turns:
-    """The answer to `WantTurns`.
+class Permits:
+    """The answer to `WantPermits`.
 
     Attributes:
         client: index of the client.
-        waits: seconds from now until each turn.
+        waits: seconds from now until each permit.
     """
 
     client: int
     waits: tuple[float, ...]
 
 
-# --- messages from a seat ---------------------------------------------------------------------------------------------
+# --- messages from a worker -------------------------------------------------------------------------------------------
 
 
 @frozen
 class Next:
-    """The seat has room for another shard. Finished shards are sent as `Finished`."""
+    """The worker has room for another shard. Finished shards are sent as `Finished`."""
 
 
 @frozen
-class WantTurns:
-    """The seat needs turns of the rate of a client."""
+class WantPermits:
+    """The worker needs permits of the rate of a client."""
 
     client: int
     count: int
@@ -222,12 +230,12 @@ class WantTurns:
 
 @frozen
 class Report:
-    """How far the seat is.
+    """How far the worker is.
 
     Attributes:
-        counters: of this seat.
+        counters: of this worker.
         stopped: how and why it stopped; None while it takes tokens.
-        over: the seat has finished; this is its last message.
+        over: the worker has finished; this is its last message.
     """
 
     counters: Counters
@@ -237,14 +245,14 @@ class Report:
 
 @frozen
 class Broken:
-    """The seat cannot continue; this is its last message."""
+    """The worker cannot continue; this is its last message."""
 
     error: Exception
 
 
 @frozen
 class PaceLearned:
-    """To and from a seat: somebody has learned something about the limit of an instance, or waits for it.
+    """To and from a worker: somebody has learned something about the limit of an instance, or waits for it.
 
     Attributes:
         client: index of the client.
@@ -255,7 +263,7 @@ class PaceLearned:
     state: PaceState
 
 
-class Seat:
+class Worker:
     """Fetches shards. `go()` may be awaited once.
 
     Args:
@@ -275,12 +283,12 @@ class Seat:
         self._start = start
         self._secrets = secrets
         self._send = send
-        self._limiters: dict[int, TurnBlocks] = {}
+        self._limiters: dict[int, PermitBuffer] = {}
         self._loop = loop
         self._assigned: asyncio.Future[Task | None] = self._loop.create_future()
         self._storing: dict[int, asyncio.Future[None]] = {}
         self._clients: list[FlinksClient] = []
-        self._execution: LocalExecution
+        self._execution: LocalExecution | FunctionExecution
 
     def receive(self, message: object) -> None:
         """Takes a message from the job. May be called in any thread."""
@@ -302,15 +310,21 @@ class Seat:
         except Exception as error:
             self._send(Broken(_portable(error)))
 
-    def _begin(self) -> LocalExecution:
+    def _begin(self) -> LocalExecution | FunctionExecution:
         start = self._start
+        if start.function is not None:
+            work = Work.of_function(start.function, start.spools, _log, start.rules.open_shards)
+            return FunctionExecution(work, self._next, self._take)
+        assert start.layout is not None
         of_clients, others = self._secrets[: len(start.clients)], self._secrets[len(start.clients) :]
         selection = start.selection
         if selection is not None:
             selection = selection.with_key(others[0].auth_secret if others else None)
         for number, (description, secrets) in enumerate(zip(start.clients, of_clients, strict=True)):
-            if start.turns[number]:
-                self._limiters[number] = TurnBlocks(partial(self._want, number), start.turns[number], SystemClock().now)
+            if start.permits[number]:
+                self._limiters[number] = PermitBuffer(
+                    partial(self._want, number), start.permits[number], SystemClock().now
+                )
             client = make(description, secrets, self._limiters.get(number))
             client.governor.on_pace = partial(self._paced, number)
             self._clients.append(client)
@@ -322,7 +336,7 @@ class Seat:
         work = Work(
             InputFile(start.path, start.layout), start.key,
             {name: self._clients[number] for name, number in start.names.items()},
-            start.spools, start.compression, start.rules, secret_is_good=False, log=logging.getLogger("flinks_async.bulk"),
+            start.spools, start.compression, start.rules, secret_is_good=False, log=_log,
             shared=store,
             selection=selection,
         )  # fmt: skip
@@ -340,7 +354,7 @@ class Seat:
                 self._execution.stop(reason, state)
             case PaceLearned(client, state):
                 self._clients[client].governor.join(state)
-            case Turns(client, waits):
+            case Permits(client, waits):
                 self._limiters[client].grant(waits)
 
     async def _report(self) -> None:
@@ -349,7 +363,7 @@ class Seat:
             self._send(Report(self._execution.counters(), self._execution.stopped))
 
     def _want(self, client: int, count: int) -> None:
-        self._send(WantTurns(client, count))
+        self._send(WantPermits(client, count))
 
     def _paced(self, client: int, state: PaceState) -> None:
         self._send(PaceLearned(client, state))
