@@ -155,6 +155,10 @@ class ClusterExecutor:
         """The package of the engine. Raises ConfigError if it is not installed."""
         return checks.optional_import(self.module, extra="ray" if self.module == "ray" else "dask")
 
+    async def look(self) -> dict[str, str]:
+        """Connects to the cluster. Returns why each worker cannot fetch, empty if it can. Raises whatever the engine does."""
+        raise NotImplementedError
+
     def secret_of(self, instance: str | None) -> SecretReference:
         """The reference of the secret of an instance. Raises ConfigError if there is none."""
         name = self._names if isinstance(self._names, str) else self._names.get(instance or "")
@@ -363,17 +367,31 @@ def moved(message: object, seconds: float) -> object:
 _threads: Final[dict[str, WorkerThread]] = {}
 
 
+def _refuse_other(version: str) -> None:
+    if version != __version__:
+        raise ConfigError(
+            f"the worker on {socket.gethostname()} has flinks-async {__version__}, and the job {version}. Install the same"
+        )
+
+
+async def obstacle(version: str, reference: SecretReference) -> str:
+    """Why this machine cannot fetch with this secret; empty if it can."""
+    try:
+        _refuse_other(version)
+        reference.resolve()
+    except ConfigError as error:
+        return error.message
+    return ""
+
+
 async def begin_worker(name: str, version: str, data: bytes) -> bytes:
     """Begins a worker. If this machine cannot do the work, returns a pickled ConfigError, since engines change exceptions."""
     where = socket.gethostname()
     try:
-        if version != __version__:
-            raise ConfigError(
-                f"the worker on {where} has flinks-async {__version__}, and the job {version}. Install the same"
-            )
+        _refuse_other(version)
         start, references = pickle.loads(data)
         secrets = [Secrets(one.resolve()) for one in references]  # first, because nobody would remove the folder
-        if start.store is not None:  # the parts go elsewhere, so the machines need not share a disk
+        if start.on_own_disk:
             start = evolve(start, spools=Path(tempfile.mkdtemp(prefix="flinks-async-")))
         elif not start.spools.is_dir():
             raise ConfigError(
@@ -405,7 +423,7 @@ class WorkerThread:
 
     def __init__(self, name: str, start: Start, secrets: list[Secrets]) -> None:
         self._name = name
-        self._spools, self._temporary = start.spools, start.store is not None
+        self._spools, self._temporary = start.spools, start.on_own_disk
         self._asked = time.monotonic()
         self._outbox = asyncio.Queue[bytes]()
         self._of_engine = asyncio.get_running_loop()
