@@ -12,14 +12,13 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
-import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flinks_async import codec as codec_module
-from flinks_async.codec import Codec, steps
-from flinks_async.codec.compiled import Fallback, mutable_class
+from flinks_async.codec import Codec, compiled, steps
+from flinks_async.codec.compiled import Fallback, _check_layout
 from flinks_async.codec.reference import WireStates
 from flinks_async.errors import DecodeError, EmptyBodyError, NotJSONError, WrongTypeError
 from flinks_async.models import MODELS, SCHEMA, Account, Meta, Model, PartnerAccessResponse, Transaction
@@ -283,35 +282,52 @@ def test_not_more_than_4096_states_are_kept() -> None:
     assert len(states) == 4096
 
 
-@pytest.mark.parametrize("cls", [*MODELS, WireState])
-def test_a_mutable_object_becomes_a_model_by_assignment(cls: type) -> None:
+def _structs(codec: Codec) -> Iterator[tuple[type[Model], Any]]:
+    compiler = codec._decoder._current()
+    for cls in MODELS:
+        yield cls, compiler._class(cls, compiled.NO_RAW_CLASSES).struct
+
+
+def test_the_structs_become_models_by_assignment() -> None:
     """Where an interpreter considers the layouts different, decoding is slower, and this test fails to say so."""
-    assert mutable_class(cls).__slots__ == cls.__slots__  # type: ignore[attr-defined]
-
-
-@attrs.frozen
-class Odd(Model):
-    """A model whose slots are not those of its layout."""
-
-    name: str
-    _wire: WireState
-
-
-Odd.__slots__ = (*Odd.__slots__, "more")
+    for cls, struct in _structs(Codec()):
+        decoded = object.__new__(struct)
+        assert type(decoded) is not cls
+        decoded.__class__ = cls
+        assert type(decoded) is cls
+    _check_layout(struct, cls)
 
 
 def test_where_the_class_cannot_be_assigned_the_reference_path_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Wider(Transaction):
+        more: int
+
     with pytest.raises(Fallback):
-        mutable_class(Odd)
-    body = payload((2, 3), unknown=True)
+        _check_layout(Wider, Transaction)
+    body = payload((2, 3))
     expected = by_reference(body)
-    monkeypatch.setattr("flinks_async.codec.compiled.mutable_class", lambda cls: mutable_class(Odd))
+    monkeypatch.setattr(compiled, "_check_layout", lambda *_: _check_layout(Wider, Transaction))
     for transactions in ("with the answer", "on access"):
         codec = Codec(transactions=transactions)
         for _ in range(2):
             assert outcome(lambda codec=codec: codec.decode(body, META)) == expected
         assert codec._decoder.compiled(body, META) is None
         assert run_steps(codec.decode_steps(body))[0] == codec.decode(body)
+
+
+@pytest.mark.parametrize("name", ["wire_state", "meta", "-internal-wire_state", "-internal-meta", "_wire", "date", "x0"])
+@pytest.mark.parametrize("value", [None, {}, 1, "a", [], {"extra": {}, "absent": [], "nulls": []}])
+def test_a_field_named_like_a_member_is_unknown(name: str, value: Any) -> None:
+    codec, data = Codec(), from_bytes(payload((1, 2)))
+    (detail,) = data["GetAccountsDetail"]
+    codec.decode(payload((1, 2), unknown=True))  # now `x0` is a member
+    for owner in (data, detail, detail["Accounts"][0], detail["Accounts"][0]["Transactions"][1]):
+        owner[name] = value
+    for _ in range(2):
+        check_all_ways(to_bytes(data), codec)
+        answer = codec.decode(to_bytes(data), META)
+        assert answer.meta is META
+        assert answer.extra == answer.accounts[0].transactions[1].extra == {name: value}
 
 
 # --- hooks ---------------------------------------------------------------------------------------------------------

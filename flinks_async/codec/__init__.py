@@ -114,7 +114,7 @@ class Codec:
             NotJSONError: the body is not JSON. The subclass JSONLimitError: it exceeds a limit for account data.
             WrongTypeError: a value has the wrong type. `path` is its place.
         """
-        decoder = self._decoder
+        decoder, observed = self._decoder, self._decoder.observed
         whole = decoder.whole
         try:
             if len(body) > COUNTED_SIZE and _run(count_steps(body)) > MAX_VALUES:
@@ -124,7 +124,10 @@ class Codec:
         except FALLBACK_ERRORS:
             pass
         else:
-            decoder.ended()
+            if observed.odd:
+                decoder.ended()
+            else:
+                observed.answers += 1
             return answer
         return _run(decoder.counted(decoder.fallback_steps(body, meta, whole)))
 
