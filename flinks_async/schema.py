@@ -164,19 +164,16 @@ class Model:
         raise AttributeError  # a struct's own would show what `repr` masks
 
 
-def model(cls: type) -> type:
+def model(cls: type) -> Any:
     """Makes a model: a frozen attrs class that is also an msgspec struct, so that msgspec can fill its objects.
 
-    The garbage collector does not look at the objects, because they cannot be part of a cycle.
+    The garbage collector does not track the objects: they hold plain values and other models, so they form no cycle.
     """
     define(cls, slots=False, init=False, repr=False, eq=False, kw_only=True)  # for `attrs.fields` only
     members = [(a.alias, a.type, a.default) for a in fields(cls)]
     space = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
     bases = (*cls.__bases__, msgspec.Struct)
-    made: Any = msgspec.defstruct(
-        cls.__name__, members, bases=bases, namespace=space, kw_only=True, eq=False, gc=False
-    )
-    made.__annotations__ = cls.__annotations__
+    made: Any = msgspec.defstruct(cls.__name__, members, bases=bases, namespace=space, kw_only=True, eq=False, gc=False)
     made._wire = made.__dict__["wire_state"]
     made.wire_state = Model.wire_state
     return made

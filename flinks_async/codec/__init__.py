@@ -52,8 +52,8 @@ class Codec:
             steps of the event loop short. JSON errors are still found at once. A value of a wrong type, a number out of
             range or deep nesting inside a transaction is found when you read the transactions: as a `DecodeError` whose
             `path` is the place in the whole answer. `==`, `to_dict()`, `to_json()` and pickling read them; `repr` only
-            counts them. An answer with fields that were not seen before, and in a client one larger than 2 MiB, is decoded with
-            its transactions.
+            counts them. An answer is decoded with its transactions if it has other fields than the answers before, and in a
+            client if it is larger than 2 MiB.
         wrong_types: what to do with a value of the wrong type, such as a date that is none: "error" raises a `WrongTypeError`;
             "extra" keeps the answer: the field has its default (None, or no items), the value is in the object's `extra`,
             and the log `flinks_async` has one warning for each field.

@@ -28,7 +28,7 @@ from types import CodeType
 from typing import Any, Final
 
 import msgspec
-from attrs import fields_dict, frozen
+from attrs import frozen
 from cattrs import Converter
 from msgspec import NODEFAULT, UNSET, Raw
 
@@ -190,8 +190,8 @@ class Compiler:
         state = f"usual if m == {usual} else states[m]" if needs_mask(members) else "usual"
         if unknown:
             body += read_unknown(unknown, state, raw=bool(raw_classes))
-            values = [f"{name}=s.{name}" for name in fields_dict(cls) if name != "_wire"]
-            made = f"Final(wire_state=w, {', '.join(values)})"
+            values = [field.name for field in SCHEMA[cls]] + ["meta"] * meta
+            made = f"Final(wire_state=w, {', '.join(f'{name}=s.{name}' for name in values)})"
         else:
             _check_layout(struct, names["Final"])
             body += [f"if m != {usual}: s._wire = states[m]"] if needs_mask(members) else []

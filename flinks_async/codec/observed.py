@@ -15,7 +15,7 @@ from typing import Final, Literal
 import msgspec
 from attrs import evolve, frozen
 
-from ..models import MODELS, SCHEMA, Account, AccountsDetail, Model, PartnerAccessResponse, Transaction
+from ..models import MODELS, SCHEMA, Account, AccountsDetail, Model, PartnerAccessResponse
 from ..schema import FieldKind
 
 MAX_UNKNOWN_KEYS: Final = 16
