@@ -34,7 +34,7 @@ from ..files import OPEN_FILES_SHORT, SpareFiles, make_folder
 from ..inputs import InputBytes
 from ..records import Finished, RunState
 from ..rules import Rules
-from .protocol import NextTask, TakeFinished, Task, Work, with_concurrency, within_open_files
+from .protocol import NextTask, TakeFinished, Task, Work, with_concurrency
 from .worker import (
     Assigned,
     Broken,
@@ -47,6 +47,7 @@ from .worker import (
     StopWorker,
     Stored,
     WantPermits,
+    Warned,
     describe,
 )
 
@@ -320,6 +321,8 @@ class WorkersExecution(ABC):
                         tell(state)
                 case WantPermits(client, count):
                     worker.send(Permits(client, tuple(await self._permits[client].take(worker, count))))
+                case Warned(text):
+                    self._work.log.warning("%s: %s", worker.name, text)
                 case Broken(error):
                     self._end_with(error)
                     return True
@@ -380,16 +383,12 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
     for place in range(places):
         rules = rules_for(work.rules, place, places)
         settings = [settings_for(one.settings, place, places) for one, _ in described]
-        limits = within_open_files([one.limits for one in settings], rules, None if place else work.log)
         starts.append(
             Start(
                 path="" if work.source is None else work.source.name,
                 layout=None if work.source is None else work.source.layout,
                 key=work.key,
-                clients=tuple(
-                    evolve(one, settings=evolve(part, limits=within))
-                    for (one, _), part, within in zip(described, settings, limits, strict=True)
-                ),
+                clients=tuple(evolve(one, settings=part) for (one, _), part in zip(described, settings, strict=True)),
                 permits=tuple(permits_for(client.settings.limits, places) for client in clients),
                 names={name: clients.index(client) for name, client in work.clients.items()},
                 spools=work.spools,

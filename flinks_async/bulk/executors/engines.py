@@ -8,19 +8,29 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Unpack
 from urllib.parse import urlsplit
 
 from ... import checks
 from ...errors import ConfigError
 from ..errors import WorkerError
-from .cluster import SILENCE, WAIT, ClusterExecution, ClusterExecutor, ClusterOptions, is_loopback
+from .cluster import SILENCE, WAIT, ClusterExecution, ClusterExecutor, ClusterOptions
 from .protocol import NextTask, TakeFinished, Work
 
 if TYPE_CHECKING:
     import distributed
 
 HERE: Final = "auto"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address such as `tcp://127.0.0.1:8786` is on this machine."""
+    host = urlsplit(address if "://" in address else f"tcp://{address}").hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class DaskExecutor(ClusterExecutor):
