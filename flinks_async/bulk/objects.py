@@ -27,6 +27,7 @@ from attrs import field, frozen
 
 from ..checks import is_url, optional_import
 from ..errors import ConfigError
+from .counters import waits
 from .files import crash_points, create, make_folder, rename_durably, sync_folder
 
 T = TypeVar("T")
@@ -37,6 +38,7 @@ READ_AT_ONCE: Final = 64 * 1024
 _MOST_AT_ONCE: Final = 4 * 1024 * 1024
 _RETRY: Final = {"max_retries": 10, "retry_timeout": timedelta(seconds=180)}
 _CLIENT: Final = {"connect_timeout": "5s", "timeout": "120s"}
+_MOST_WAIT: Final = 300.0
 """So a request fails after at most 300 seconds: the last try begins within 180 s and takes at most 120 s."""
 
 
@@ -169,7 +171,7 @@ class Bucket:
 
     def put(self, name: str, source: Path | bytes) -> None:
         # One PUT is all or nothing. An interrupted multipart upload would leave parts that obstore cannot remove.
-        _ask(_obstore().put, self._store, name, source, use_multipart=False)
+        self._ask(_obstore().put, self._store, name, source, use_multipart=False)
         crash_points.reach("part written")
 
     def at(self, name: str) -> Object:
@@ -177,21 +179,21 @@ class Bucket:
 
     def find(self, name: str) -> Found | None:
         try:
-            return _described(_ask(_obstore().head, self._store, name))
+            return _described(self._ask(_obstore().head, self._store, name))
         except FileNotFoundError:
             return None
 
     def list(self, folder: str) -> Iterator[Found]:
-        yield from map(_described, _ask(_obstore().list_with_delimiter, self._store, folder or None)["objects"])
+        yield from map(_described, self._ask(_obstore().list_with_delimiter, self._store, folder or None)["objects"])
 
     def delete(self, names: Iterable[str]) -> None:
         names = [*names]
         try:
-            _ask(_obstore().delete, self._store, names)  # S3 and Azure: many in one request
+            self._ask(_obstore().delete, self._store, names)  # S3 and Azure: many in one request
         except FileNotFoundError:
             for name in names:
                 with suppress(FileNotFoundError):
-                    _ask(_obstore().delete, self._store, name)
+                    self._ask(_obstore().delete, self._store, name)
 
     def get(self, found: Found, start: int, size: int) -> bytes:
         """A range of an object.
@@ -199,10 +201,14 @@ class Bucket:
         Raises:
             OSError: also if the object has another version by now.
         """
-        answer = _ask(_obstore().get, self._store, found.name, options={"range": (start, start + size)})
+        answer = self._ask(_obstore().get, self._store, found.name, options={"range": (start, start + size)})
         if _described(answer.meta).version != found.version:  # not by a condition, which some storages ignore
             raise OSError(errno.ESTALE, "the object was changed")
-        return bytes(_ask(answer.bytes))
+        return bytes(self._ask(answer.bytes))
+
+    def _ask(self, function: Callable[..., T], *args: object, **options: object) -> T:
+        with waits.call(self.url, _MOST_WAIT):
+            return _ask(function, *args, **options)
 
     def __str__(self) -> str:
         return self.url
