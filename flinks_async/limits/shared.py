@@ -248,16 +248,20 @@ class RedisRateLimiter:
             await link.close()
 
     @property
+    def without_redis(self) -> float:
+        """Seconds for which Redis has not answered; 0 if it does."""
+        down = [link.down_since for link in self._links.values() if link.down_since is not None]
+        return time.monotonic() - min(down) if down else 0.0
+
+    @property
     def state(self) -> str:
         """How it works now, in words."""
-        links = list(self._links.values())
-        members = max((link.members for link in links), default=1)
+        members = max((link.members for link in self._links.values()), default=1)
         whole = "pauses and limits" if self.rate is None else f"{self.rate:g}/s"
-        down = [link.down_since for link in links if link.down_since is not None]
-        if not down:
+        if not (seconds := self.without_redis):
             return f"{whole} by Redis, shared by {members}"
         part = "" if self.rate is None else f": {self.rate / members:.4g}/s, this process's part of {whole}"
-        return f"without Redis for {time.monotonic() - min(down):.0f} s{part}"
+        return f"without Redis for {seconds:.0f} s{part}"
 
     @property
     def _link(self) -> _Link:

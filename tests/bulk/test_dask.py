@@ -8,6 +8,7 @@ import json
 import logging
 import pickle
 import re
+import socket
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,8 +19,8 @@ from unittest.mock import AsyncMock
 import pytest
 
 from flinks_async import ConfigError, FlinksClient, __version__
-from flinks_async.bulk import DaskExecutor, Job, Rules, WorkerError
-from flinks_async.bulk.counters import Counters, InstanceState
+from flinks_async.bulk import DaskExecutor, Job, Rules, WorkerError, status
+from flinks_async.bulk.counters import Counters, InstanceState, InstanceTrouble
 from flinks_async.bulk.executors import Work
 from flinks_async.bulk.executors import cluster as executor_module
 from flinks_async.bulk.executors.worker import (
@@ -117,17 +118,48 @@ async def test_a_cluster_without_workers_is_told_of_and_given_up(desk: Desk, tmp
         n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=60, asynchronous=True
     ) as bare:
         with pytest.raises(WorkerError, match=r"has had no free worker for \d+ s. Start workers"):
-            await desk.run(DaskExecutor(bare, secret_env="TEST_SECRET", patience=4.0))
+            await desk.run(DaskExecutor(bare, secret_env="TEST_SECRET", patience=8.0), during=sees_the_wait)
         url = bare.scheduler_address.replace("tcp://", "dask://")
         options = ("--column", "token", "--executor", url, "--wait-for-workers", "6s", "--progress", "json")
         result = await cli("fetch", desk.path, "--out", tmp_path / "a.jsonl", *options, server=desk.server)
         assert result.exit_code == Exit.STOPPED
         events = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+        (wait,) = next(event["troubles"] for event in events if event.get("troubles"))
+        assert wait["reason"] == f"waiting for a worker of the Dask cluster at {bare.scheduler_address}"
+        assert wait["seconds"] >= 1
+        assert wait["seconds"] + wait["gives_up"] == pytest.approx(6.0, abs=0.1)
         (missing,) = next(event["workers"] for event in events if event.get("workers"))
         assert missing["name"] == f"a worker of the Dask cluster at {bare.scheduler_address}"
         assert missing["note"] == "waiting for one that is free"
         assert re.search(r"has had no free worker for \d+ s\. Start workers", result.stderr)
-    assert "waiting for a worker of the Dask cluster" in (desk.directory / "job.log").read_text()
+    assert re.search(r"waiting for a worker of .* for \d s, gives up in \d s", (desk.directory / "job.log").read_text())
+
+
+async def sees_the_wait(job: Job) -> None:
+    """In the progress, and then in what `status` shows from the ledger."""
+    async with asyncio.timeout(30):
+        while (progress := job.progress()) is None or not progress.troubles:
+            await asyncio.sleep(0.1)
+        while not ((latest := status(job.directory).latest) and latest["troubles"]):
+            await asyncio.sleep(0.2)
+    for told in (str(progress.troubles[0]), str(InstanceTrouble(**latest["troubles"][0]))):
+        assert re.fullmatch(r"waiting for a worker of the Dask cluster at tcp://\S+ for \d s, gives up in \d s", told)
+
+
+@pytest.mark.slow
+async def test_a_scheduler_that_accepts_and_never_answers_is_told_of_and_given_up(desk: Desk) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+
+        async def look(job: Job) -> None:
+            async with asyncio.timeout(30):
+                while (progress := job.progress()) is None or not progress.troubles:
+                    await asyncio.sleep(0.05)
+            (wait,) = progress.troubles
+            assert re.fullmatch(rf"connecting to the Dask cluster at {address} for 1 s, gives up in [123] s", str(wait))
+
+        with pytest.raises(WorkerError, match=f"no connection to the Dask cluster at {address}"):
+            await desk.run(DaskExecutor(address, secret_env="TEST_SECRET", patience=3.0), during=look)
 
 
 def test_an_address_without_tls_is_refused_unless_it_is_on_this_machine_or_asked_for() -> None:

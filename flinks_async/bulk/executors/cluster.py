@@ -35,7 +35,7 @@ from ...runtime import fast_loop
 from ..counters import WAITED_FOR, WorkerState
 from ..errors import WorkerError, portable
 from ..selection import PSEUDONYM_KEY
-from .dispatch import WorkerHandle, WorkersExecution, starts_of
+from .dispatch import SILENCE, WorkerHandle, WorkersExecution, starts_of
 from .processes import GRACE
 from .protocol import NextTask, TakeFinished, Work
 from .worker import (
@@ -49,9 +49,6 @@ from .worker import (
     Start,
     Worker,
 )
-
-SILENCE: Final = 10.0
-"""Seconds without an answer after which the other side is given up."""
 
 WAIT: Final = 1.0
 """Seconds that a request for messages waits for one."""
@@ -205,23 +202,21 @@ class ClusterExecution(WorkersExecution):
 
     async def _start(self, start: Start) -> WorkerHandle | None:
         """Begins a worker in a free process of the cluster. Waits until there is one."""
-        since, told = time.monotonic(), False
+        since, patience = time.monotonic(), self._executor.patience
         missing = WorkerState(f"a worker of {self._cluster}", note=WAITED_FOR)
         finding = asyncio.ensure_future(self._free_slot())
         self._missing.append(missing)
         try:
-            while not (await asyncio.wait({finding}, timeout=WAIT))[0]:
-                if self._all_done:
-                    return None
-                waited = time.monotonic() - since
-                if waited > self._executor.patience:
-                    raise WorkerError(
-                        f"{self._cluster} has had no free worker for {waited:.0f} s. Start workers and run the job again to "
-                        "resume"
-                    )
-                if waited > 3 * WAIT and not told:
-                    told = True
-                    self._work.log.warning("waiting for a worker of %s", self._cluster)
+            with self._waiting(missing.name, f"waiting for {missing.name}", patience):
+                while not (await asyncio.wait({finding}, timeout=WAIT))[0]:
+                    if self._all_done:
+                        return None
+                    waited = time.monotonic() - since
+                    if waited > patience:
+                        raise WorkerError(
+                            f"{self._cluster} has had no free worker for {waited:.0f} s. Start workers and run the job again "
+                            "to resume"
+                        )
         finally:
             self._missing.remove(missing)
             finding.cancel()
@@ -245,6 +240,7 @@ class ClusterWorker(WorkerHandle):
     def __init__(self, slot: Slot) -> None:
         super().__init__()
         self.name = slot.name
+        self.heard = time.monotonic()
         self._slot = slot
         self._worker = uuid.uuid4().hex
         self._inbox = asyncio.Queue[object]()
@@ -286,6 +282,7 @@ class ClusterWorker(WorkerHandle):
             return
         self._begun.set()
         while (messages := await self._call(messages_of_worker)) is not None:
+            self.heard = time.monotonic()
             for one in messages:
                 self._inbox.put_nowait(moved(pickle.loads(one), time.monotonic()))
         self._lost("a restart of its process")

@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 from ... import checks
 from ...errors import ConfigError
 from ..errors import WorkerError
-from .cluster import SILENCE, WAIT, ClusterExecution, ClusterExecutor, ClusterOptions
+from .cluster import WAIT, ClusterExecution, ClusterExecutor, ClusterOptions
+from .dispatch import SILENCE
 from .protocol import NextTask, TakeFinished, Work
 
 if TYPE_CHECKING:
@@ -85,10 +86,13 @@ class DaskExecution(ClusterExecution):
 
     async def _connect(self) -> int:
         address = self._executor.address
-        self._client = await self._engine.Client(
-            address, security=self._security, asynchronous=True, set_as_default=False,
-            timeout=min(self._executor.patience, 30.0),
-        )  # fmt: skip
+        patience = min(self._executor.patience, 30.0)
+        with self._waiting(self._cluster, f"connecting to {self._cluster}", patience):
+            self._client = self._engine.Client(
+                address, security=self._security, asynchronous=True, set_as_default=False, timeout=patience
+            )
+            async with asyncio.timeout(patience):  # a scheduler that accepts and never answers would keep Dask waiting
+                await self._client
         port = (await self._identity())["services"].get("dashboard")
         if port is not None and not is_loopback(address):
             self._work.log.warning(
@@ -110,7 +114,10 @@ class DaskExecution(ClusterExecution):
 
     async def _identity(self) -> Any:
         """The state of the scheduler. Raises WorkerError if the connection to it is lost."""
-        with suppress(OSError, TimeoutError, RuntimeError):
+        with (
+            self._waiting(self._cluster, f"no answer from {self._cluster}", SILENCE),
+            suppress(OSError, TimeoutError, RuntimeError),
+        ):
             if self._client.status == "running":
                 return await asyncio.wait_for(self._client.scheduler.identity(), SILENCE)
         raise self._lost()
@@ -195,11 +202,12 @@ class RayExecution(ClusterExecution):
         if not ray.is_initialized():
             if address != HERE:  # Ray itself tries for minutes, in code that cannot be cancelled
                 parts = urlsplit(address if "://" in address else f"//{address}")
-                _, writer = await asyncio.wait_for(
-                    asyncio.open_connection(parts.hostname, parts.port), min(self._executor.patience, SILENCE)
-                )
+                patience = min(self._executor.patience, SILENCE)
+                with self._waiting(self._cluster, f"connecting to {self._cluster}", patience):
+                    _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port), patience)
                 writer.close()
-            await asyncio.to_thread(self._open, address)
+            with self._waiting(self._cluster, f"joining {self._cluster}"):
+                await asyncio.to_thread(self._open, address)
             self._is_ours = True
         return int((await asyncio.to_thread(ray.available_resources)).get("CPU", 0))
 
