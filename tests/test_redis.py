@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import pickle
 import shutil
@@ -20,6 +21,7 @@ from flinks_async.clock import SystemClock
 from flinks_async.limits.governor import Governor
 from flinks_async.limits.rate import PaceState
 from flinks_async.testing import Fault, FlinksServer
+from tests.cli_support import cli
 
 from_url = pytest.importorskip("redis.asyncio").from_url
 
@@ -230,3 +232,20 @@ async def test_a_timeout_in_the_url_does_not_keep_requests_waiting() -> None:
         assert isinstance(reserved, Awaitable)
         assert await asyncio.wait_for(reserved, 30) < 10.0
         await limiter.close()
+
+
+async def test_the_doctor_does_what_the_limiter_does(redis: Redis) -> None:
+    async def redis_of(url: str) -> dict[str, str]:
+        result = await cli("doctor", "--json", "--redis", REDIS_URL=url)
+        assert PASSWORD not in result.output
+        (found,) = [one for one in json.loads(result.stdout)["findings"] if one["check"] == "redis"]
+        return {name: str(text) for name, text in found.items()}
+
+    assert (await redis_of(redis.url))["state"] == "ok"
+    user = from_url(redis.url)
+    await user.execute_command("ACL", "SETUSER", "narrow", "on", f">{PASSWORD}", "~*", "+eval", "+zadd", "+pexpire")
+    await user.aclose()
+    for url in (redis.url.replace(f":{PASSWORD}", f"narrow:{PASSWORD}"), redis.url.replace(PASSWORD, "wrong")):
+        found = await redis_of(url)
+        assert found["state"] == "problem"
+        assert "PUBLISH" in found["advice"]

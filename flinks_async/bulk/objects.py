@@ -17,7 +17,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
@@ -35,8 +37,11 @@ T = TypeVar("T")
 READ_AT_ONCE: Final = 64 * 1024
 """Bytes of the first request after a seek. Each further one is twice as long, up to `_MOST_AT_ONCE`."""
 
+_PAGE: Final = 1000
+"""Objects that a list returns at once: the most of S3."""
+
 _MOST_AT_ONCE: Final = 4 * 1024 * 1024
-_RETRY: Final = {"max_retries": 10, "retry_timeout": timedelta(seconds=180)}
+_PATIENCE: Final = 180.0
 _CLIENT: Final = {"connect_timeout": "5s", "timeout": "120s"}
 _MOST_WAIT: Final = 300.0
 """So a request fails after at most 300 seconds: the last try begins within 180 s and takes at most 120 s."""
@@ -184,7 +189,18 @@ class Bucket:
             return None
 
     def list(self, folder: str) -> Iterator[Found]:
-        yield from map(_described, self._ask(_obstore().list_with_delimiter, self._store, folder or None)["objects"])
+        # By pages: with the delimiter, obstore returns everything at once. Folders inside are skipped.
+        inside, after = f"{folder}/" if folder else "", None
+        while True:
+            pages = self._ask(_obstore().list, self._store, folder or None, offset=after, chunk_size=_PAGE)
+            for meta in chain.from_iterable(iter(partial(self._ask, next, pages, ()), ())):
+                name, slash, _ = meta["path"].removeprefix(inside).partition("/")
+                if slash:
+                    after = f"{inside}{name}0"  # the character after a slash
+                    break
+                yield _described(meta)
+            else:
+                return
 
     def delete(self, names: Iterable[str]) -> None:
         names = [*names]
@@ -293,14 +309,18 @@ def _described(meta: Any) -> Found:
     return Found(meta["path"], meta["size"], meta["last_modified"].timestamp(), version)
 
 
-def place_at(url: str | None, folder: Path) -> Objects:
-    """The place of a URL, or a folder without one. Raises ConfigError as `checked_url` does."""
+def place_at(url: str | None, folder: Path, *, patience: float = _PATIENCE) -> Objects:
+    """The place of a URL, or a folder without one. Raises ConfigError as `checked_url` does.
+
+    Args:
+        patience: seconds for which a request is repeated.
+    """
     if url is None:
         return Folder(folder)
     scheme, bucket, prefix = _parsed(url)
     if scheme == "file":
         return Folder(Path(prefix))
-    return Bucket(url, _connected(scheme, bucket, prefix))
+    return Bucket(url, _connected(scheme, bucket, prefix, patience))
 
 
 def object_at(url: str) -> Object | Path:
@@ -352,11 +372,12 @@ def _parsed(url: str) -> tuple[str, str, str]:
     return scheme, bucket, prefix
 
 
-def _connected(scheme: str, bucket: str, prefix: str) -> Any:
+def _connected(scheme: str, bucket: str, prefix: str, patience: float = _PATIENCE) -> Any:
     """A store of obstore, with the credentials of the environment."""
     stores = optional_import("obstore.store", extra="cloud")
     http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
-    options: dict[str, Any] = {"client_options": {**_CLIENT, "allow_http": http}, "retry_config": _RETRY}
+    retry = {"max_retries": 10, "retry_timeout": timedelta(seconds=patience)}
+    options: dict[str, Any] = {"client_options": {**_CLIENT, "allow_http": http}, "retry_config": retry}
     if scheme == "s3" and (provider := _profile()) is not None:
         options["credential_provider"] = provider
     make = {"s3": stores.S3Store, "gs": stores.GCSStore, "az": stores.AzureStore}[scheme]

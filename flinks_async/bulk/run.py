@@ -94,6 +94,7 @@ class Run:
         self._store = store
         self._rules = work.rules
         self._log = work.log
+        self._selection = work.selection
         self._one_instance = None in work.clients
         limiters = {client.settings.limits.rate_limiter for client in work.clients.values()}
         self._limiters = [one for one in limiters if isinstance(one, RedisRateLimiter)]
@@ -189,7 +190,7 @@ class Run:
     async def _take(self, finished: Finished) -> None:
         await self._writing.do(self._store_shard, finished)
         if self._unfit:
-            counters = self._execution.counters()
+            counters = self._counters()
             broken = self._rules.broken_by(counters.failed + self._unfit, counters.failed + counters.fetched)
             if broken is not None:
                 self.stop(broken)
@@ -264,7 +265,7 @@ class Run:
         answered_before = self._before.fetched > 0 and self._one_instance
         while True:
             await self._clock.sleep(WATCH_EVERY)
-            now, counters = self._clock.now(), self._execution.counters()
+            now, counters = self._clock.now(), self._counters()
             troubles = self._troubles(counters, now)
             lasting = [one for one in (*troubles, *waits.troubles()) if one.seconds >= WATCH_EVERY]
             self._in_trouble = {trouble.host for trouble in lasting}
@@ -331,9 +332,15 @@ class Run:
                 self._execution.break_off(error)
                 return
 
+    def _counters(self) -> Counters:
+        counters = self._execution.counters()
+        if self._selection is not None and counters.drift:
+            counters.drift = self._selection.drift(counters.drift)
+        return counters
+
     def progress(self) -> Progress:
         """The counters as they stand."""
-        now, before, counters = self._clock.now(), self._before, self._execution.counters()
+        now, before, counters = self._clock.now(), self._before, self._counters()
         done = counters.fetched + counters.failed
         lately = self._rate_of_last_minute.at(now, done)
         troubles = joined_waits((*self._troubles(counters, now), *waits.troubles()))

@@ -141,6 +141,11 @@ class Pace:
         return self.mode is Mode.START
 
     @property
+    def _grows_back(self) -> bool:
+        """It starts again after an outage, and knew a limit before."""
+        return self.mode is Mode.START and self._start.most < inf and not self._opening.window.found
+
+    @property
     def blocked(self) -> bool:
         return self.mode is Mode.BLOCKED
 
@@ -194,6 +199,8 @@ class Pace:
         self._open_rate = max(self._open_rate, min(rate, 1e6))
         if rate >= max(ENOUGH, 1.5 * (self._refused_rate or 0.0)):
             self.mode = Mode.FREE
+        elif self._grows_back and rate >= self._start.most:
+            self._hold(self._start.most, now, REQUESTS)
         elif self._opening.window.spent(number):
             self._stop(now, now, in_flight)
             self._completions = _MOST_COMPLETIONS
@@ -209,12 +216,13 @@ class Pace:
         self.until = max(self.until, min(until, now + self._longest))
 
     def restart(self, now: float, rate: float) -> None:
-        """Begins again after an outage, with a tenth of the rate before it."""
-        most = self._cycle.limit if self.mode is Mode.HOLD else self._start.most
+        """Begins again after an outage, with a tenth of the rate before it, and grows to the limit that was known."""
+        most = inf if self.mode is Mode.FREE else self._cycle.limit
         self._start.again(rate / 10, most, 1.0, even=True)
         self.mode = Mode.START
         self._next_at = now
-        self._refusals.level, self._cycle.began = 0.0, now
+        self._refusals.level = 0.0
+        self._cycle.interrupted(now)
 
     # --- what is learned ---
 
@@ -242,6 +250,8 @@ class Pace:
 
     def reason(self, now: float) -> str:
         """Why requests are paced, in words; empty if they are not."""
+        if self._grows_back:
+            return f"an outage: the rate grows back to {self._cycle.confirmed:,.4g}/s"
         if self.mode is Mode.START:
             return "the start: the rate doubles until the instance refuses a request"
         if self.mode is not Mode.HOLD or (learned := self.learned(now)) is None:
@@ -252,9 +262,12 @@ class Pace:
         """The limit, as far as is known."""
         if self.cap.at_once is not None:
             return LearnedLimit(None, self.cap.at_once)
-        if self.mode is not Mode.HOLD:
+        window = self._opening.window
+        if self.mode is Mode.FREE or not (window.found or self._cycle.limit < inf):
             return None
-        return LearnedLimit(self._cycle.confirmed, None, self._refused_rate, now - self._refused_at)
+        return LearnedLimit(
+            window.rate if window.found else self._cycle.confirmed, None, self._refused_rate, now - self._refused_at
+        )
 
     # --- answers ---
 

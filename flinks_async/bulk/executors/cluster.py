@@ -116,6 +116,10 @@ class ClusterExecutor:
         """The package of the engine. Raises ConfigError if it is not installed."""
         return checks.optional_import(self.module, extra="ray" if self.module == "ray" else "dask")
 
+    async def look(self) -> dict[str, str]:
+        """Connects to the cluster. Returns why each worker cannot fetch, empty if it can. Raises whatever the engine does."""
+        raise NotImplementedError
+
     def secret_of(self, instance: str | None) -> SecretReference:
         """The reference of the secret of an instance. Raises ConfigError if there is none."""
         name = self._names if isinstance(self._names, str) else self._names.get(instance or "")
@@ -335,16 +339,30 @@ def moved(message: object, seconds: float) -> object:
 _threads: Final[dict[str, WorkerThread]] = {}
 
 
+def _refuse_other(version: str) -> None:
+    if version != __version__:
+        raise ConfigError(
+            f"the worker on {socket.gethostname()} has flinks-async {__version__}, and the job {version}. Install the same"
+        )
+
+
+async def obstacle(version: str, reference: SecretReference) -> str:
+    """Why this machine cannot fetch with this secret; empty if it can."""
+    try:
+        _refuse_other(version)
+        reference.resolve()
+    except ConfigError as error:
+        return error.message
+    return ""
+
+
 async def begin_worker(name: str, version: str, data: bytes) -> bytes:
     """Begins a worker. If this fails, returns the pickled error: engines change exceptions, and Dask logs the arguments of a
     call that raises. A ConfigError is about every machine, others may be about this one.
     """
     where = socket.gethostname()
     try:
-        if version != __version__:
-            raise ConfigError(
-                f"the worker on {where} has flinks-async {__version__}, and the job {version}. Install the same"
-            )
+        _refuse_other(version)
         start, references = pickle.loads(data)
         secrets = [  # first, because nobody would remove the folder; in a thread, because a function may ask a vault
             Secrets(await asyncio.to_thread(one.resolve)) for one in references

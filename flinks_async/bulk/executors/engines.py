@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Final, Unpack
 from urllib.parse import urlsplit
 
 from ... import checks
+from ..._version import __version__
 from ...errors import ConfigError
 from ..errors import WorkerError
-from .cluster import WAIT, ClusterExecution, ClusterExecutor, ClusterOptions
+from .cluster import WAIT, ClusterExecution, ClusterExecutor, ClusterOptions, obstacle
 from .dispatch import SILENCE
 from .protocol import NextTask, TakeFinished, Work
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import distributed
 
 HERE: Final = "auto"
+CANNOT_IMPORT: Final = "it cannot import flinks_async. Install it on every machine"
 
 
 def is_loopback(address: str) -> bool:
@@ -67,6 +69,14 @@ class DaskExecutor(ClusterExecutor):
                 f"{self.address} has no TLS, so whoever reaches it could run code there and read answers. Use a tls:// address "
                 "with `security`, or accept it with allow_plaintext=True"
             )
+
+    async def look(self) -> dict[str, str]:
+        client = self.import_engine().Client(
+            self.address, security=self.security, asynchronous=True, set_as_default=False, timeout=SILENCE
+        )
+        async with client:
+            found = await client.run(obstacle, __version__, self.secret_of(None), on_error="return")
+        return {name: one if isinstance(one, str) else CANNOT_IMPORT for name, one in found.items()}
 
     def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> DaskExecution:
         return DaskExecution(work, tasks, finished, self)
@@ -174,6 +184,36 @@ class RayExecutor(ClusterExecutor):
                 "answers. Set RAY_AUTH_MODE=token on all machines, or accept it with allow_unauthenticated=True"
             )
 
+    def connect(self) -> None:
+        """Connects this process. Raises WorkerError if the cluster refuses its token, and ConnectionError."""
+        try:
+            self.import_engine().init(
+                self.address, namespace="flinks-async", log_to_driver=False, configure_logging=False
+            )
+        except ConnectionError as error:
+            if "AuthenticationError" not in f"{error} {error.__cause__}":
+                raise
+        else:
+            return
+        raise WorkerError(
+            f"the Ray cluster at {self.address} refuses this process's token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
+            "the file ~/.ray/auth_token) before the program starts"
+        )
+
+    async def look(self) -> dict[str, str]:
+        ray = self.import_engine()
+        await asyncio.to_thread(self.connect)
+        try:
+            slot = RaySlot(ray, ray.remote(num_cpus=1, max_restarts=0)(Host).remote())
+            try:
+                return {"a Ray worker": await slot.call(obstacle, __version__, self.secret_of(None))}
+            except ray.exceptions.RayError:  # it cannot unpickle `Host`
+                return {"a Ray worker": CANNOT_IMPORT}
+            finally:
+                slot.leave()
+        finally:
+            await asyncio.to_thread(ray.shutdown)
+
     def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> RayExecution:
         return RayExecution(work, tasks, finished, self)
 
@@ -195,6 +235,7 @@ class RayExecution(ClusterExecution):
 
     def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, executor: RayExecutor) -> None:
         super().__init__(work, tasks, finished, executor)
+        self._open = executor.connect
         self._is_ours = False
 
     async def _connect(self) -> int:
@@ -207,22 +248,9 @@ class RayExecution(ClusterExecution):
                     _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port), patience)
                 writer.close()
             with self._waiting(self._cluster, f"joining {self._cluster}"):
-                await asyncio.to_thread(self._open, address)
+                await asyncio.to_thread(self._open)
             self._is_ours = True
         return int((await asyncio.to_thread(ray.available_resources)).get("CPU", 0))
-
-    def _open(self, address: str) -> None:
-        try:
-            self._engine.init(address, namespace="flinks-async", log_to_driver=False, configure_logging=False)
-        except ConnectionError as error:
-            if "AuthenticationError" not in f"{error} {error.__cause__}":
-                raise
-        else:
-            return
-        raise WorkerError(
-            f"{self._cluster} refuses this process's token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or the file "
-            "~/.ray/auth_token) before the program starts"
-        )
 
     async def _free_slot(self) -> RaySlot:
         """An actor; Ray lets it wait for a free CPU. Another one if it dies while it starts."""

@@ -1,18 +1,16 @@
-"""A real S3 server, and a desk with tokens."""
+"""A real S3 server."""
 
 from __future__ import annotations
 
 import urllib.request
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
 from flinks_async.bulk import objects as module
 
-from ..test_processes import Desk, a_server
 from .s3 import S3, running
 
 
@@ -39,9 +37,3 @@ def bucket(s3: S3) -> str:
     urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{s3.port}/{name}", method="PUT")).close()
     s3.asked.clear()
     return f"s3://{name}"
-
-
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with a_server() as server:
-        yield Desk(tmp_path, server)

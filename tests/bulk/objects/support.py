@@ -20,7 +20,7 @@ from flinks_async.bulk import (
 )
 from flinks_async.bulk.objects import place_at
 
-from ..test_processes import SECRET, Desk
+from ..server_desk import SECRET, Desk
 
 
 def names(url: str, *folders: str) -> list[str]:

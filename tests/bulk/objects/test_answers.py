@@ -25,7 +25,7 @@ from flinks_async.bulk.objects import Folder, place_at
 from flinks_async.testing import Latency
 
 from ...cli_support import cli
-from ..test_processes import SECRET, Desk, a_server
+from ..server_desk import SECRET, Desk, a_server
 from .s3 import S3
 from .support import csv_of, job_at, names, put_tokens, run
 

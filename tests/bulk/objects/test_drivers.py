@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
+from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,7 +28,7 @@ from flinks_async.bulk import (
 from flinks_async.bulk.objects import Found, place_at
 from flinks_async.bulk.stores import shard_files
 
-from ..test_processes import Desk
+from ..server_desk import Desk
 from .s3 import S3
 from .support import job_at, names, run
 
@@ -39,15 +41,17 @@ class Memory:
     def __init__(self) -> None:
         self.now = 1000.0
         self.files: dict[str, float] = {}
+        self.data: dict[str, bytes] = {}
 
     def prepare(self, folders: Iterable[str]) -> None:
         pass
 
     def put(self, name: str, source: Path | bytes) -> None:
-        self.files[name] = self.now
+        assert isinstance(source, bytes)
+        self.files[name], self.data[name] = self.now, source
 
     def at(self, name: str) -> Any:
-        raise NotImplementedError
+        return SimpleNamespace(open=lambda mode: BytesIO(self.data[name]))
 
     def find(self, name: str) -> Found | None:
         return Found(name, 0, self.files[name], "") if name in self.files else None
@@ -64,11 +68,8 @@ class Memory:
     def __str__(self) -> str:
         return "s3://there"
 
-    def hold(self, job: str = "a" * 32, driver: str = "1") -> shard_files.Hold:
-        def has_files(job: str) -> bool:
-            return any(job[:8] in name for name in self.files if not name.startswith("_"))
-
-        return shard_files.Hold(self, job, driver, has_files, clock=lambda: self.now)
+    def hold(self, job: str = "a" * 32, driver: str = "1", folders: tuple[str, ...] = ("",)) -> shard_files.Hold:
+        return shard_files.Hold(self, job, driver, folders, clock=lambda: self.now)
 
 
 def test_a_second_driver_is_refused_until_the_first_has_ended() -> None:
@@ -136,6 +137,75 @@ def test_a_driver_that_slept_finds_that_another_one_has_taken_over() -> None:
     assert "_flinks/driver-2" in place.files
 
 
+@pytest.mark.parametrize("job", ["a" * 32, "b" * 32], ids=["same job", "other job"])
+@pytest.mark.parametrize("step", ["put", "list", "delete"])
+def test_a_driver_that_is_refused_does_not_end_the_first_one(
+    job: str, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first one renews its mark before each step of the second."""
+    place = Memory()
+    first, second = place.hold(), place.hold(job, "2")
+    first.take()
+    place.now += 14
+    seen: list[set[str]] = []
+
+    def late(do: Any, *arguments: Any) -> Any:
+        with monkeypatch.context() as undone:
+            undone.setattr(place, step, do)
+            seen.append(set(place.files))
+            first.renew()
+        return do(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, step, partial(late, getattr(place, step)))
+        with pytest.raises((JobLockedError, JobMismatchError)):
+            second.take()
+    assert any("_flinks/driver-2" in names for names in seen) or step == "put"
+    place.now += 31
+    first.check()
+    assert set(place.files) == {"_flinks/job-" + "a" * 32, "_flinks/driver-1"}
+
+
+def test_a_mark_of_a_driver_that_was_killed_while_it_was_refused_ends_nobody() -> None:
+    place = Memory()
+    first = place.hold()
+    first.take()
+    place.now += 14
+    place.put("_flinks/driver-2", b"")
+    place.put("_flinks/job-" + "b" * 32, b"[]")
+    for _ in range(100):
+        place.now += 15
+        first.renew()
+        first.check()
+
+
+@pytest.mark.parametrize("step", ["list", "put"])
+def test_a_driver_that_slept_and_one_that_takes_over_do_not_both_go_on(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second one finds the mark expired before a step of the renewal, and removes it at the end of the renewal."""
+    place = Memory()
+    first, second = place.hold(), place.hold(driver="2")
+    first.take()
+    place.now += 61
+    deleted: list[Any] = []
+
+    def come(do: Any, *arguments: Any) -> Any:
+        monkeypatch.undo()
+        with monkeypatch.context() as patched:
+            patched.setattr(place, "delete", lambda marks: deleted.append([*marks]))
+            second.take()
+        return do(*arguments)
+
+    monkeypatch.setattr(place, step, partial(come, getattr(place, step)))
+    with suppress(JobLockedError):
+        first.check()
+    assert deleted == [["_flinks/driver-1"]]
+    with pytest.raises(JobLockedError, match="taken over"):
+        first.check()
+    second.check()
+
+
 @pytest.mark.parametrize("step", range(5))
 def test_two_that_begin_at_the_same_moment_do_not_both_go_on(step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second one begins before each step of the first."""
@@ -183,19 +253,34 @@ async def test_a_job_at_a_place_of_another_job(desk: Desk, bucket: str, tmp_path
     assert not (desk.directory / "manifest.json").exists()
 
 
-async def test_a_job_is_found_after_another_one_with_files_of_other_names_came_to_its_place(
-    desk: Desk, bucket: str, tmp_path: Path
+@pytest.mark.parametrize("day", [None, "2026-11-28"])
+async def test_a_place_belongs_to_one_job_also_if_another_one_would_have_files_of_other_names(
+    desk: Desk, bucket: str, tmp_path: Path, day: str | None
 ) -> None:
+    """They would share `_SUCCESS`."""
     pytest.importorskip("pyarrow")
     from flinks_async.bulk.stores.parquet import ParquetStore
 
-    first, second = desk.directory, tmp_path / "second"
+    first = desk.directory
     await run(desk, JSONLParts(url=bucket))
-    desk.directory = second
-    await run(desk, ParquetStore(url=bucket))
-    assert verify(first) == verify(second) == []
+    before = names(bucket, "", "_flinks")
+    desk.directory = tmp_path / "second"
+    with pytest.raises(JobMismatchError, match=f"{bucket} belongs to the job"):
+        await run(desk, ParquetStore(url=bucket, fetched_on=day))
+    assert names(bucket, "", "_flinks") == before
+    assert verify(first) == []
     assert any(line.startswith("20 files of answers") for line in purge(first))
-    assert verify(second) == []
+    await run(desk, ParquetStore(url=bucket, fetched_on=day))
+    assert verify(desk.directory) == []
+    desk.directory = tmp_path / "third"
+    with pytest.raises(JobMismatchError, match=f"{bucket} belongs to the job"):
+        await run(desk, ParquetStore(url=bucket, fetched_on="2026-11-29"))
+
+
+async def test_a_job_is_found_without_its_marks(desk: Desk, bucket: str) -> None:
+    await run(desk, JSONLParts(url=bucket))
+    place_at(bucket, Path()).delete(names(bucket, "_flinks"))
+    assert verify(desk.directory) == []
 
 
 async def test_a_copy_of_a_directory_waits_for_the_first_driver_and_then_goes_on(

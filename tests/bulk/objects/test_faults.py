@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,6 +18,7 @@ from flinks_async.bulk import (
     Shard,
     StoreError,
     Written,
+    purge,
     status,
     verify,
 )
@@ -25,57 +26,95 @@ from flinks_async.bulk.job import place_of
 from flinks_async.bulk.stores import from_description
 from flinks_async.testing import Latency
 
-from ..test_processes import Desk, a_server
+from ..server_desk import Desk, a_server
 from .s3 import KEY_ID, S3, Asked
-from .support import names, run, start_driver
+from .support import csv_of, names, put_tokens, run, start_driver
 
 pytest.importorskip("obstore")
 
 
-FAULTS = {
-    "refused": 403,
-    "broken": 500,
-    "lost": "lost",
-}
+Sweep = tuple[str, int | str, bool]
+
+SWEEPS: dict[str, Sweep] = {
+    **{f"{method} {name}": (method, fault, False) for method in ("PUT", "GET", "POST", "HEAD")
+       for name, fault in (("refused", 403), ("broken", 500), ("lost", "lost"))},
+    **{f"{method} {name} once": (method, fault, True) for method in ("PUT", "GET", "POST")
+       for name, fault in (("refused", 403), ("lost", "lost"), ("dropped", "dropped"))},
+}  # fmt: skip
+"""A kind of requests, what happens to one of them, and whether that is all. GET lists, POST deletes."""
+
+TEMPORARY = ("lost", "dropped")
+"""Faults that the next attempt of the same request mends, if they come once."""
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
-@pytest.mark.parametrize("method", ["PUT", "GET", "POST", "HEAD"])
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("sweep", SWEEPS.values(), ids=SWEEPS)
 async def test_a_store_that_fails_at_any_request_ends_the_run_and_the_next_one_goes_on(
-    desk: Desk, bucket: str, s3: S3, method: str, fault: int | str
+    desk: Desk, bucket: str, s3: S3, sweep: Sweep
 ) -> None:
-    """From the nth request of a kind on, each one fails."""
+    """The nth request of a kind fails, and perhaps all after it."""
+    await every_request_fails(desk, bucket, s3, {"kind": "jsonl-parts", "compression": "none"}, sweep)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("name", ["PUT refused", "PUT lost", "PUT dropped once"])
+async def test_files_of_one_shard_are_never_from_two_attempts(desk: Desk, bucket: str, s3: S3, name: str) -> None:
+    pytest.importorskip("pyarrow")
+    await every_request_fails(desk, bucket, s3, {"kind": "parquet", "compression": "zstd"}, SWEEPS[name])
+
+
+async def every_request_fails(desk: Desk, bucket: str, s3: S3, store: dict[str, Any], sweep: Sweep) -> None:
+    method, fault, once = sweep
     desk.write(40)
     for number in range(200):
         desk.directory = desk.directory.with_name(f"job-{number}")
-        url = f"{bucket}/{number}"
-        seen = iter(range(number))
+        store["url"] = url = f"{bucket}/{number}"
+        asked_before = 0
 
-        def broken(asked: Asked, seen: Iterator[int] = seen) -> int | str | None:
-            return fault if asked.method == method and next(seen, None) is None else None
+        def broken(asked: Asked, number: int = number) -> int | str | None:
+            nonlocal asked_before
+            if asked.method != method:
+                return None
+            asked_before += 1
+            return fault if asked_before - 1 == number or (asked_before > number and not once) else None
 
         s3.fault = broken
         failed = False
         try:
-            result = await run(desk, JSONLParts(url=url), shard_size=10)
+            result = await run(desk, from_description(store), shard_size=10)
         except StoreError as error:
             failed = True
             assert url in error.message  # noqa: PT017
+            assert not (once and fault in TEMPORARY), "the next attempt would have done it"
             if method == "PUT" and (desk.directory / "manifest.json").exists():
                 assert verify(desk.directory) == [], "no orphan at rest, although the answer was lost"
             assert KEY_ID not in str(error) and "<" not in str(error)  # noqa: PT017, PT018
         finally:
             s3.fault = lambda asked: None
-        if not failed and next(seen, None) is not None:
-            break  # no request was left to fail
-        result = await run(desk, JSONLParts(url=url), shard_size=10)
+        if asked_before <= number:
+            assert not failed
+            return  # no request was left to fail
+        result = await run(desk, from_description(store), shard_size=10)
         assert result.state == "complete"
-        assert set(desk.answers) == set(range(2, 42))
+        if store["kind"] == "jsonl-parts":
+            assert set(desk.answers) == set(range(2, 42))
         assert verify(desk.directory) == [], "no orphan"
-        assert len(names(url)) == 5
-    else:
-        pytest.fail("it never ended")
+        folders = from_description(store).folders  # type: ignore[attr-defined]
+        files = [name for name in names(url, *folders) if name != "_SUCCESS"]
+        assert len(files) == 4 * len(folders)
+    pytest.fail("it never ended")
+
+
+async def test_no_request_has_a_condition_so_a_storage_may_ignore_them(desk: Desk, bucket: str, s3: S3) -> None:
+    """Two products that speak S3 overwrite in spite of `If-None-Match`."""
+    tokens = put_tokens(f"{bucket}/in/tokens.csv", csv_of(40))
+    await run(desk, JSONLParts(url=f"{bucket}/out"), tokens)
+    assert verify(desk.directory) == []
+    purge(desk.directory)
+    assert {asked.method for asked in s3.asked} >= {"PUT", "GET", "HEAD", "POST"}
+    assert [asked for asked in s3.asked if asked.conditions] == []
 
 
 async def test_a_worker_whose_part_was_not_taken_over_leaves_an_orphan_that_the_next_start_sweeps(

@@ -26,7 +26,7 @@ from flinks_async.bulk import (
 )
 from flinks_async.bulk.objects import Bucket, Folder, place_at
 
-from ..test_processes import Desk
+from ..server_desk import Desk
 from .s3 import KEY_ID, S3, SECRET_KEY
 from .support import run
 

@@ -28,7 +28,7 @@ from flinks_async.bulk.inputs import parquet as parquet_input
 from flinks_async.bulk.inputs import source as source_module
 from flinks_async.bulk.objects import place_at
 
-from ..test_processes import Desk
+from ..server_desk import Desk
 from .s3 import S3, Asked
 from .support import COLUMNS, csv_of, job_at, parquet_of, put_tokens, run
 

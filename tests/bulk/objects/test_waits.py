@@ -26,7 +26,7 @@ from flinks_async.bulk import counters as module
 from flinks_async.bulk.counters import Counters, Waits, waits
 
 from ...cli_support import cli
-from ..test_processes import Desk
+from ..server_desk import Desk
 from .s3 import S3, Asked
 from .support import csv_of, job_at, put_tokens
 
