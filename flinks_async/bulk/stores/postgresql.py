@@ -192,7 +192,9 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
         assert not isinstance(rows, list)  # pyarrow is installed
         if table is FETCHES:  # the first table: it has a row for each answer
             lines = rows["line"].to_pylist()
-            for each in TABLES:
+            there = (f"(SELECT 1 FROM {each.name} WHERE job = ? AND line BETWEEN ? AND ? LIMIT 1)" for each in TABLES)
+            found = self.fetch(" UNION ALL ".join(there), *(self._job, min(lines), max(lines)) * len(TABLES))
+            for each in TABLES if found else ():
                 self.run(f"DELETE FROM {each.name} WHERE job = ? AND line = ANY(?)", self._job, lines)
         stored = storable(table, rows)
         try:
