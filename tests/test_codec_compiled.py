@@ -8,7 +8,7 @@ import datetime as dt
 import pickle
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
@@ -19,11 +19,20 @@ from hypothesis import strategies as st
 
 from flinks_async import codec as codec_module
 from flinks_async.codec import Codec, steps
-from flinks_async.codec.compiled import Fallback, mutable_class
 from flinks_async.codec.reference import WireStates
 from flinks_async.errors import DecodeError, EmptyBodyError, NotJSONError, WrongTypeError
-from flinks_async.models import MODELS, SCHEMA, Account, Meta, Model, PartnerAccessResponse, Transaction
-from flinks_async.schema import DEFAULT_WIRE_STATE, WireState
+from flinks_async.messages import Request, Response, new_request, new_response
+from flinks_async.models import (
+    MODELS,
+    SCHEMA,
+    Account,
+    Meta,
+    Model,
+    PartnerAccessResponse,
+    Transaction,
+    new_meta,
+)
+from flinks_async.schema import DEFAULT_WIRE_STATE, WireState, mutable_class
 
 from .answers import answers, answers_perhaps_wrong, from_bytes, payload, run_steps, to_bytes
 from .support import examples
@@ -283,10 +292,25 @@ def test_not_more_than_4096_states_are_kept() -> None:
     assert len(states) == 4096
 
 
-@pytest.mark.parametrize("cls", [*MODELS, WireState])
+@pytest.mark.parametrize("cls", [*MODELS, WireState, Meta, Request, Response])
 def test_a_mutable_object_becomes_a_model_by_assignment(cls: type) -> None:
     """Where an interpreter considers the layouts different, decoding is slower, and this test fails to say so."""
     assert mutable_class(cls).__slots__ == cls.__slots__  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("cls", "make"), [(Meta, new_meta), (Request, new_request), (Response, new_response)])
+def test_a_maker_makes_what_the_class_makes(cls: type[Any], make: Callable[..., Any]) -> None:
+    required = [a.name for a in attrs.fields(cls) if a.init and a.default is attrs.NOTHING]
+    every = [a.name for a in attrs.fields(cls) if a.init]
+    for names in (required, every, every[:-1]):
+        values = [object() for _ in names]
+        made, usual = make(*values), cls(*values)
+        assert type(made) is cls
+        assert [getattr(made, a.name) for a in attrs.fields(cls)] == [getattr(usual, a.name) for a in attrs.fields(cls)]
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(made, every[0], 1)
+    with pytest.raises(TypeError):
+        make(*every, "one too many")
 
 
 @attrs.frozen
@@ -301,7 +325,7 @@ Odd.__slots__ = (*Odd.__slots__, "more")
 
 
 def test_where_the_class_cannot_be_assigned_the_reference_path_decodes(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(Fallback):
+    with pytest.raises(TypeError):
         mutable_class(Odd)
     body = payload((2, 3), unknown=True)
     expected = by_reference(body)

@@ -21,9 +21,9 @@ from flinks_async.testing import FlinksServer, InMemoryTransport
 from flinks_async.testing.data import expected_body
 
 from .answers import to_bytes
+from .bulk.server_desk import Desk as ServerDesk
+from .bulk.server_desk import a_server
 from .bulk.test_job import Desk
-from .bulk.test_processes import Desk as ServerDesk
-from .bulk.test_processes import a_server
 from .cli_support import cli
 
 ACCOUNTS = "GetAccountsDetail[].Accounts[]."

@@ -8,8 +8,8 @@ Three things make it fast:
 - A struct requires the fields that no object of its class has lacked so far (see `ObservedFields`), so that nothing has to look
   for them.
 - Amounts are made by a method of a decimal context that traps values out of range, so that they need no second check.
-- A frozen class can only be filled through `object.__setattr__`, at five times the price of an assignment. A model
-  therefore begins as an instance of a mutable class with the same slots, and gets its own class when it is filled.
+- A model begins as an instance of a mutable class with the same slots, and gets its own frozen class when it is filled (see
+  `mutable_class`).
 
 `ObservedFields` records the fields that answers really have: unknown keys and missing fields, by class. The structs are
 generated for them. The reference path decodes an answer with other fields and records them; then the structs are generated
@@ -32,7 +32,7 @@ from cattrs import Converter
 from msgspec import NODEFAULT, UNSET, Raw
 
 from ..models import SCHEMA, Model, PartnerAccessResponse, Timestamp, Transaction
-from ..schema import AMOUNT, DEFAULT_WIRE_STATE, Field, FieldKind, WireState
+from ..schema import AMOUNT, DEFAULT_WIRE_STATE, Field, FieldKind, WireState, mutable_class
 from . import reference
 from .observed import OPEN_SETS, ObservedFields, usually_absent
 from .on_access import OnAccessAccount, ReadArray, pending_or_none
@@ -141,11 +141,15 @@ class Compiler:
 
     def _compile(self, cls: type[Model], raw_classes: RawClasses) -> CompiledClass:
         unknown = self._observed.unknown(cls)
+        try:
+            mutable, mutable_state = mutable_class(cls), mutable_class(WireState)
+        except TypeError:
+            raise Fallback from None
         names: dict[str, Any] = {
             "Final": cls,
-            "Final_mutable": mutable_class(cls),
+            "Final_mutable": mutable,
             "State": WireState,
-            "State_mutable": mutable_class(WireState),
+            "State_mutable": mutable_state,
             "Class": cls,
             "CONTAINERS": CONTAINERS,
             "DEFAULT": DEFAULT_WIRE_STATE,
@@ -344,20 +348,6 @@ def read_unknown(keys: tuple[str, ...], state: str, *, raw: bool) -> Iterator[st
     yield "    e.nulls = w.nulls"
     yield "    e.__class__ = State"
     yield "    o._wire = e"
-
-
-def mutable_class(cls: Any) -> type:
-    """A mutable class with the slots of `cls`. Its instances become a `cls` when that is assigned to `__class__`.
-
-    Raises:
-        Fallback: the interpreter considers the layouts of the two classes different.
-    """
-    mutable = type(f"_Mutable{cls.__name__}", cls.__bases__, {"__slots__": cls.__dict__["__slots__"]})
-    try:
-        mutable().__class__ = cls
-    except TypeError:
-        raise Fallback from None
-    return mutable
 
 
 def compile_builders(name: str, body: list[str], names: dict[str, Any], argument: str) -> tuple[Any, Any]:

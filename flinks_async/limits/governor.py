@@ -23,7 +23,7 @@ from attrs import frozen
 from ..clock import Clock
 from ..config import Limits, RateLimiter
 from ..errors import CircuitOpenError, ConfigError, DeadlineExceededError
-from ..verdict import Kind
+from ..verdict import OK, Kind
 from .breaker import BreakerState, CircuitBreaker
 from .concurrency import make_concurrency
 from .notices import Notices, trouble_line
@@ -188,7 +188,7 @@ class Governor:
         if record.status is not None:
             self.answered = True
         down = False
-        if kind is Kind.OK:
+        if record.verdict is OK or kind is Kind.OK:
             self.trouble = None
             if record.time_to_first_byte is not None:
                 self.concurrency.answered(record.time_to_first_byte, now, self.in_use + 1)

@@ -40,8 +40,8 @@ from ..errors import (
     TransportError,
     os_reason,
 )
-from ..messages import Headers, Request, Response
-from ..runtime import CancelScope, mark_retrieved
+from ..messages import Headers, Request, Response, new_response
+from ..runtime import mark_retrieved
 from ..secret import Secret, plain
 from .http1 import Origin
 from .inflate import Inflater
@@ -157,10 +157,7 @@ class AiohttpTransport:
         pool = sessions.pools.get(call.local.loop) or await sessions.pool()
         connection = None if call.fresh else pool.take(origin)
         if connection is None:
-            scope = CancelScope(call.local.loop)
-            if self._connect_timeout is not None:
-                call.local.timer.arm(scope, self._connect_timeout)
-            with scope:
+            with call.local.timer.scope(self._connect_timeout):
                 tls = prepared.tls if isinstance(prepared.tls, ssl.SSLContext) else None
                 connection = await pool.connect(origin, request.endpoint.host, tls)
             if connection is None:
@@ -185,7 +182,7 @@ class AiohttpTransport:
             connection.abort()  # the answer was not read to its end
             raise
         pool.keep(origin, connection)
-        return Response(status, headers, body)
+        return new_response(status, headers, body)
 
     async def _inflated(
         self, status: int, headers: Headers | CIMultiDictProxy[str], read: Callable[[], Awaitable[bytes]]
@@ -249,7 +246,7 @@ class AiohttpTransport:
             response.close()
             raise
         response.release()  # after a 101 it is still open, and aiohttp would warn with the URL
-        return Response(response.status, response.headers, body)
+        return new_response(response.status, response.headers, body)
 
     async def _prepare(self, request: Request) -> _Prepared:
         endpoint, secret = request.endpoint, request.call.secret

@@ -23,13 +23,8 @@ from flinks_async.bulk.executors.cluster import ClusterExecutor
 from flinks_async.testing import Fault, Latency
 
 from ..cli_support import by_line, start
-from .test_processes import SECRET, Desk, Watch, a_server, gives_what_one_process_gives
-
-
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with a_server() as server:
-        yield Desk(tmp_path, server)
+from .server_desk import SECRET, Desk, Watch, a_server, gives_what_one_process_gives
+from .test_executors import calls_for_each_task
 
 
 @pytest.fixture
@@ -144,6 +139,15 @@ async def test_an_input_that_changed_and_a_store_that_fails_end_the_run_as_in_on
     )
     with pytest.raises(StoreError, match="the disk is full"):
         await slow.run(executor)
+
+
+# --- a function ---
+
+
+async def test_a_function_is_called_for_each_task_and_again_if_its_worker_is_killed(
+    tmp_path: Path, executor: ClusterExecutor, pids: Callable[[], list[int]]
+) -> None:
+    await calls_for_each_task(executor, tmp_path, lambda: os.kill(pids()[0], signal.SIGKILL))
 
 
 # --- the command line ---

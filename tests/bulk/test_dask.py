@@ -28,7 +28,7 @@ from flinks_async.limits.rate import PaceState
 
 from ..cli_support import cli
 from .cluster_contract import *  # noqa: F403
-from .test_processes import SECRET, Desk
+from .server_desk import SECRET, Desk
 
 distributed = pytest.importorskip("distributed")
 

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import os
 import pickle
+import signal
 import sys
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from flinks_async import Adaptive, Codec, ConfigError, FlinksClient, Limits, ShareQuota, config
+from flinks_async.bulk import Executor, Processes, WorkerError
 from flinks_async.bulk.counters import WAITED_FOR, Counters, Histogram, InstanceState, WorkerState
+from flinks_async.bulk.executors import InProcess, Work
 from flinks_async.bulk.executors.dispatch import WorkerHandle, rules_for, settings_for, share
 from flinks_async.bulk.executors.processes import ending, environment_without, from_line, to_line
-from flinks_async.bulk.executors.protocol import put
+from flinks_async.bulk.executors.protocol import Task, put
 from flinks_async.bulk.executors.worker import Secrets, describe, make
 from flinks_async.bulk.records import Finished, Shard, Written
 from flinks_async.bulk.rules import Rules
@@ -27,6 +32,8 @@ from flinks_async.limits.rate import GCRA, LearnedLimit
 from flinks_async.limits.shared import PermitBuffer, PermitSource
 from flinks_async.secret import Secret
 from flinks_async.testing import run_virtual
+
+from .test_processes import workers
 
 SECRET = "3f2a6f0c-7b0e-4d3a-9a51-0c8d4e5b6a79"
 
@@ -326,3 +333,66 @@ def test_how_a_worker_ended_in_words() -> None:
     assert ending(3) == "exit code 3"
     assert ending(-9) == "signal SIGKILL"
     assert ending(-40) == "signal 40"  # for real time, without a name
+
+
+# --- a function -------------------------------------------------------------------------------------------------------
+
+
+def called(task: Task) -> Finished:
+    """The function that is called in the workers."""
+    if task.about == "fails":
+        raise ValueError("a text that may hold a token")
+    with Path(task.about, str(task.shard.id)).open("a") as calls:
+        calls.write(f"{os.getpid()}\n")
+    time.sleep(0.05)
+    return Finished(task.shard, Path(), Written(1, 0, ""), (), (), {"pid": os.getpid()})
+
+
+async def calls_for_each_task(executor: Executor, folder: Path, kill: Callable[[], object] | None) -> None:
+    calls, spools = folder / "calls", folder / "spools"
+    calls.mkdir()
+    spools.mkdir()
+    tasks = iter([Task(Shard(number, 0, 0, 0, 1, ""), about=str(calls)) for number in range(40)])
+    finished: list[Finished] = []
+
+    async def next_task() -> Task | None:
+        return next(tasks, None)
+
+    async def take(one: Finished) -> None:
+        finished.append(one)
+        if kill is not None and len(finished) == 10:
+            kill()
+
+    execution = executor.map_shards(Work.of_function(called, spools, logging.getLogger("test"), 4), next_task, take)
+    await execution.go()
+    assert sorted(one.shard.id for one in finished) == list(range(40)), "each result is taken once"
+    assert execution.counters().fetched == 40
+    again = sum(len(path.read_text().splitlines()) - 1 for path in calls.iterdir())
+    assert again <= (0 if kill is None else 4)
+    assert list(spools.iterdir()) == []
+
+
+@pytest.mark.parametrize("executor", [InProcess(), Processes(2)])
+async def test_a_function_is_called_for_each_task(executor: Executor, tmp_path: Path) -> None:
+    await calls_for_each_task(executor, tmp_path, None)
+
+
+async def test_the_calls_of_a_killed_worker_are_made_again(tmp_path: Path) -> None:
+    await calls_for_each_task(Processes(2), tmp_path, lambda: os.kill(workers()[0], signal.SIGKILL))
+
+
+@pytest.mark.parametrize(("executor", "raised"), [(InProcess(), ValueError), (Processes(2), WorkerError)])
+async def test_an_error_of_the_function_ends_the_run(
+    executor: Executor, raised: type[Exception], tmp_path: Path
+) -> None:
+    tasks = iter([Task(Shard(0, 0, 0, 0, 1, ""), about="fails")])
+
+    async def next_task() -> Task | None:
+        return next(tasks, None)
+
+    async def take(one: Finished) -> None:
+        raise AssertionError
+
+    work = Work.of_function(called, tmp_path, logging.getLogger("test"), 4)
+    with pytest.raises(raised):
+        await executor.map_shards(work, next_task, take).go()

@@ -16,7 +16,7 @@ import time
 import traceback
 import urllib.request
 import uuid
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
 from functools import partial
@@ -65,7 +65,7 @@ from flinks_async.testing import Latency
 
 from ..cli_support import cli
 from .object_storage import KEY_ID, S3, SECRET_KEY, Asked, running
-from .test_processes import SECRET, Desk, a_server
+from .server_desk import SECRET, Desk, a_server
 
 pytest.importorskip("obstore")
 
@@ -93,12 +93,6 @@ def bucket(s3: S3) -> str:
     urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{s3.port}/{name}", method="PUT")).close()
     s3.asked.clear()
     return f"s3://{name}"
-
-
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with a_server() as server:
-        yield Desk(tmp_path, server)
 
 
 def names(url: str, *folders: str) -> list[str]:

@@ -19,7 +19,7 @@ from flinks_async.bulk import RayExecutor, WorkerError
 from flinks_async.bulk.executors.engines import Host, RaySlot
 
 from .cluster_contract import *  # noqa: F403
-from .test_processes import SECRET, Desk
+from .server_desk import SECRET, Desk
 
 pytestmark = [
     pytest.mark.slow,

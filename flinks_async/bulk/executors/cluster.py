@@ -391,7 +391,7 @@ async def begin_worker(name: str, version: str, data: bytes) -> bytes:
         _refuse_other(version)
         start, references = pickle.loads(data)
         secrets = [Secrets(one.resolve()) for one in references]  # first, because nobody would remove the folder
-        if start.store is not None:  # the parts go elsewhere, so the machines need not share a disk
+        if start.on_own_disk:
             start = evolve(start, spools=Path(tempfile.mkdtemp(prefix="flinks-async-")))
         elif not start.spools.is_dir():
             raise ConfigError(
@@ -423,7 +423,7 @@ class WorkerThread:
 
     def __init__(self, name: str, start: Start, secrets: list[Secrets]) -> None:
         self._name = name
-        self._spools, self._temporary = start.spools, start.store is not None
+        self._spools, self._temporary = start.spools, start.on_own_disk
         self._asked = time.monotonic()
         self._outbox = asyncio.Queue[bytes]()
         self._of_engine = asyncio.get_running_loop()

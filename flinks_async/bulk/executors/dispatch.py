@@ -383,8 +383,8 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
         limits = within_open_files([one.limits for one in settings], rules, None if place else work.log)
         starts.append(
             Start(
-                path=work.source.name,
-                layout=work.source.layout,
+                path="" if work.source is None else work.source.name,
+                layout=None if work.source is None else work.source.layout,
                 key=work.key,
                 clients=tuple(
                     evolve(one, settings=evolve(part, limits=within))
@@ -399,6 +399,7 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
                 store=None if work.shared is None else work.shared.describe(),
                 place=work.place,
                 selection=selection and selection.without_key(),
+                function=work.function,
             )
         )
     key = selection and selection.pseudonym_key

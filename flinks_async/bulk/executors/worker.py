@@ -33,7 +33,9 @@ from ..rules import Rules
 from ..selection import Selection
 from ..stores import Place, from_description
 from ..stores.protocol import shared_store
-from .protocol import LocalExecution, Task, Work
+from .protocol import FunctionExecution, LocalExecution, Task, Work
+
+_log = logging.getLogger("flinks_async.bulk")
 
 _OBJECTS: Final = ("middleware", "attempt_middleware", "observers", "session", "transport")
 _NOT_SENT: Final = frozenset({*_OBJECTS, "auth_secret", "settings", "codec", "clock"})
@@ -136,7 +138,7 @@ class Start:
     """How to work. Other attributes are as in `Work`.
 
     Attributes:
-        path: of the file of tokens, or its URL.
+        path: of the file of tokens, or its URL; empty for a function.
         layout: of the file of tokens.
         clients: descriptions from which the worker makes its clients. Other messages name a client by its index here.
         permits: for each client, how many permits of its rate the worker asks for at once; 0 for no limit of the rate.
@@ -149,7 +151,7 @@ class Start:
     """
 
     path: str
-    layout: Layout
+    layout: Layout | None
     key: bytes = field(repr=False)
     clients: tuple[Description, ...]
     permits: tuple[int, ...]
@@ -161,6 +163,12 @@ class Start:
     store: dict[str, Any] | None = None
     place: Place | None = None
     selection: Selection | None = None
+    function: Callable[[Task], Finished] | None = None
+
+    @property
+    def on_own_disk(self) -> bool:
+        """Whether the job reads none of the spools, so that the machines need not share a disk."""
+        return self.store is not None or self.function is not None
 
 
 @frozen
@@ -280,7 +288,7 @@ class Worker:
         self._assigned: asyncio.Future[Task | None] = self._loop.create_future()
         self._storing: dict[int, asyncio.Future[None]] = {}
         self._clients: list[FlinksClient] = []
-        self._execution: LocalExecution
+        self._execution: LocalExecution | FunctionExecution
 
     def receive(self, message: object) -> None:
         """Takes a message from the job. May be called in any thread."""
@@ -302,8 +310,12 @@ class Worker:
         except Exception as error:
             self._send(Broken(_portable(error)))
 
-    def _begin(self) -> LocalExecution:
+    def _begin(self) -> LocalExecution | FunctionExecution:
         start = self._start
+        if start.function is not None:
+            work = Work.of_function(start.function, start.spools, _log, start.rules.open_shards)
+            return FunctionExecution(work, self._next, self._take)
+        assert start.layout is not None
         of_clients, others = self._secrets[: len(start.clients)], self._secrets[len(start.clients) :]
         selection = start.selection
         if selection is not None:
@@ -324,7 +336,7 @@ class Worker:
         work = Work(
             InputFile(start.path, start.layout), start.key,
             {name: self._clients[number] for name, number in start.names.items()},
-            start.spools, start.compression, start.rules, secret_is_good=False, log=logging.getLogger("flinks_async.bulk"),
+            start.spools, start.compression, start.rules, secret_is_good=False, log=_log,
             shared=store,
             selection=selection,
         )  # fmt: skip
