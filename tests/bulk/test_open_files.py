@@ -25,7 +25,7 @@ from flinks_async.testing import FlinksServer, Latency
 
 from ..cli_support import environment, records
 from ..sockets.test_shortage import no_descriptor_left
-from .test_job import OK, ORIGIN, Desk
+from .memory_desk import OK, ORIGIN, Desk
 
 PROGRAM = """
 import resource, sys

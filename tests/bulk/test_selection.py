@@ -50,9 +50,9 @@ from flinks_async.testing.faults import KINDS
 
 from ..answers import answers, to_bytes
 from ..cli_support import cli
+from .memory_desk import ORIGIN, Desk
 from .server_desk import SECRET, a_server
 from .server_desk import Desk as ServerDesk
-from .test_job import ORIGIN, Desk
 
 KEY = "0123456789abcdef0123456789abcdef"
 ACCOUNT = "7641238990017"

@@ -25,6 +25,7 @@ from ...checks import integer
 from ...limits.notices import is_no_notice
 from ...runtime import fast_loop
 from ...secret import Secret
+from ..counters import waits
 from ..errors import WorkerError
 from ..files import allow_open_files
 from ..selection import PSEUDONYM_KEY
@@ -202,6 +203,7 @@ def main() -> None:
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # output of print must not mix with the messages
     logging.getLogger("flinks_async").addFilter(is_no_notice)  # the job tells of an outage once, for all workers
+    waits.log = False
     try:
         secrets = from_line(source.readline())
         start: Start = pickle.load(source)

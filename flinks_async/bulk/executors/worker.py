@@ -25,7 +25,7 @@ from ...limits.rate import PaceState
 from ...limits.shared import PermitBuffer
 from ...secret import Secret
 from ..compression import Compression
-from ..counters import Counters
+from ..counters import Counters, waits
 from ..errors import WorkerError
 from ..inputs import InputFile, Layout
 from ..records import Finished, RunState
@@ -298,10 +298,10 @@ class Worker:
         """Fetches shards until there are no more, or until it is stopped. The last message tells how it ended."""
         try:
             self._execution = self._begin()
-            reporting = asyncio.ensure_future(self._report())
+            reporting = asyncio.ensure_future(self._report_often())
             try:
                 await self._execution.go()
-                last = Report(self._execution.counters(), self._execution.stopped, over=True)
+                last = self._report(over=True)
             finally:
                 reporting.cancel()
                 for client in self._clients:  # also if it is given up: the process of a cluster goes on
@@ -357,10 +357,14 @@ class Worker:
             case Permits(client, waits):
                 self._limiters[client].grant(waits)
 
-    async def _report(self) -> None:
+    def _report(self, *, over: bool = False) -> Report:
+        counters = evolve(self._execution.counters(), waits=waits.troubles())
+        return Report(counters, self._execution.stopped, over=over)
+
+    async def _report_often(self) -> None:
         while True:
             await asyncio.sleep(self._start.report_every)
-            self._send(Report(self._execution.counters(), self._execution.stopped))
+            self._send(self._report())
 
     def _want(self, client: int, count: int) -> None:
         self._send(WantPermits(client, count))
