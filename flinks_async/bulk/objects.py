@@ -37,13 +37,10 @@ T = TypeVar("T")
 READ_AT_ONCE: Final = 64 * 1024
 """Bytes of the first request after a seek. Each further one is twice as long, up to `_MOST_AT_ONCE`."""
 
-_PAGE: Final = 1000
-"""Objects that a list returns at once: the most of S3."""
-
 _MOST_AT_ONCE: Final = 4 * 1024 * 1024
+_RETRY: Final = {"max_retries": 10}
 _PATIENCE: Final = 180.0
 _CLIENT: Final = {"connect_timeout": "5s", "timeout": "120s"}
-_MOST_WAIT: Final = 300.0
 """So a request fails after at most 300 seconds: the last try begins within 180 s and takes at most 120 s."""
 
 
@@ -166,10 +163,12 @@ class Bucket:
     Args:
         url: with the scheme `s3`, `gs` or `az`, the bucket or container, and a prefix of names.
         store: for tests: a store of obstore.
+        patience: as for `place_at`.
     """
 
     url: str
     _store: Any = field(repr=False)
+    _patience: float = _PATIENCE
 
     def prepare(self, folders: Iterable[str]) -> None:
         pass
@@ -189,18 +188,16 @@ class Bucket:
             return None
 
     def list(self, folder: str) -> Iterator[Found]:
-        # By pages: with the delimiter, obstore returns everything at once. Folders inside are skipped.
-        inside, after = f"{folder}/" if folder else "", None
-        while True:
-            pages = self._ask(_obstore().list, self._store, folder or None, offset=after, chunk_size=_PAGE)
+        # By pages: with a delimiter, obstore returns everything at once. Folders inside are skipped.
+        inside, starts = f"{folder}/" if folder else "", list[str | None]([None])
+        for after in starts:
+            pages = self._ask(_obstore().list, self._store, folder or None, offset=after, chunk_size=1000)
             for meta in chain.from_iterable(iter(partial(self._ask, next, pages, ()), ())):
                 name, slash, _ = meta["path"].removeprefix(inside).partition("/")
                 if slash:
-                    after = f"{inside}{name}0"  # the character after a slash
+                    starts.append(f"{inside}{name}0")  # the character after a slash
                     break
                 yield _described(meta)
-            else:
-                return
 
     def delete(self, names: Iterable[str]) -> None:
         names = [*names]
@@ -223,7 +220,7 @@ class Bucket:
         return bytes(self._ask(answer.bytes))
 
     def _ask(self, function: Callable[..., T], *args: object, **options: object) -> T:
-        with waits.call(self.url, _MOST_WAIT):
+        with waits.call(self.url, self._patience + 120.0):  # as in _CLIENT
             return _ask(function, *args, **options)
 
     def __str__(self) -> str:
@@ -320,7 +317,7 @@ def place_at(url: str | None, folder: Path, *, patience: float = _PATIENCE) -> O
     scheme, bucket, prefix = _parsed(url)
     if scheme == "file":
         return Folder(Path(prefix))
-    return Bucket(url, _connected(scheme, bucket, prefix, patience))
+    return Bucket(url, _connected(scheme, bucket, prefix, patience), patience)
 
 
 def object_at(url: str) -> Object | Path:
@@ -376,7 +373,7 @@ def _connected(scheme: str, bucket: str, prefix: str, patience: float = _PATIENC
     """A store of obstore, with the credentials of the environment."""
     stores = optional_import("obstore.store", extra="cloud")
     http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
-    retry = {"max_retries": 10, "retry_timeout": timedelta(seconds=patience)}
+    retry = {**_RETRY, "retry_timeout": timedelta(seconds=patience)}
     options: dict[str, Any] = {"client_options": {**_CLIENT, "allow_http": http}, "retry_config": retry}
     if scheme == "s3" and (provider := _profile()) is not None:
         options["credential_provider"] = provider
@@ -416,12 +413,7 @@ def _obstore() -> Any:
 
 _CODE: Final = re.compile(r"<Code>([A-Za-z]{3,40})</Code>")
 _STATUS: Final = re.compile(r"status code: (\d{3}) ")
-_WORDS: Final = {
-    "PermissionDeniedError": "permission is denied",
-    "UnauthenticatedError": "the credentials are refused",
-    "InvalidPathError": "no object can have this name",
-}
-_HINTS: Final = {
+_HINTS: Final = {  # by a part of the text, or by the class of the error
     "NoSuchBucket": "the bucket does not exist",
     "InvalidAccessKeyId": "the access key is unknown",
     "SignatureDoesNotMatch": "the secret access key is wrong",
@@ -431,6 +423,9 @@ _HINTS: Final = {
     "configured region": "the bucket is in another region, which AWS_REGION must name",
     "instance metadata": "there are no credentials (environment, profile or role)",
     "169.254.169.254": "there are no credentials (environment, profile or role)",
+    "PermissionDeniedError": "permission is denied",
+    "UnauthenticatedError": "the credentials are refused",
+    "InvalidPathError": "no object can have this name",
 }
 
 
@@ -445,11 +440,11 @@ def _ask(function: Callable[..., T], *args: object, **options: object) -> T:
 
 def _problem(error: Exception) -> OSError:
     text, name = str(error), type(error).__name__
-    hint = next((words for sign, words in _HINTS.items() if sign in text), None)
+    hint = next((words for sign, words in _HINTS.items() if sign in text or sign == name), None)
     if isinstance(error, FileNotFoundError) and hint is None:
         return FileNotFoundError(errno.ENOENT, "there is no such object")
     status, code = _STATUS.search(text), _CODE.search(text)
-    parts = [hint or _WORDS.get(name) or "the object storage failed"]
+    parts = [hint or "the object storage failed"]
     parts += [f"status {status[1]}"] if status else []
     parts += [code[1]] if code else []
-    return OSError(errno.EIO, ", ".join(parts) if status or code or hint or name in _WORDS else f"{parts[0]} ({name})")
+    return OSError(errno.EIO, ", ".join(parts) if status or code or hint else f"{parts[0]} ({name})")

@@ -89,7 +89,10 @@ class ShardFiles(ABC):
                 hold.take()
                 hold.keep()
                 self._hold = hold
-            elif not hold.is_known() and not any(self._own_files()):  # somebody may have removed the marks
+            elif not hold.is_known():
+                with suppress(StoreError):  # somebody may have removed the marks
+                    if any(self._own_files()):
+                        return
                 raise StoreMissingError(str(objects))
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
