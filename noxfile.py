@@ -1,7 +1,7 @@
-"""Checks that need other tools or other Pythons. `python3 dev.py nox` runs the first six, as .ci/run does.
+"""Checks that need other tools or other Pythons. `python3 dev.py nox` runs the first five, as .ci/run does.
 
 Sessions for one Python use the environment of nox itself: `.venv`, which dev.py fills. Sessions for other Pythons or
-other versions have environments of their own in `.nox`; `-R` uses them without asking pip again.
+other versions have environments of their own in `.nox`, which uv makes in seconds; `-R` uses them as they are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ TEST = ["-e", f".[{','.join(EXTRAS)}]", *nox.project.dependency_groups(PYPROJECT
 PYTHON = sys.executable
 
 nox.needs_version = ">=2025.2"
-nox.options.sessions = ["lint", "types", "build", "docs", "examples", "tests"]
+nox.options.sessions = ["lint", "types", "build", "slow", "tests"]
+nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
 
@@ -57,7 +58,7 @@ def types(session: nox.Session) -> None:
 def build(session: nox.Session) -> None:
     """The sdist, and a wheel that has the types and nothing but the package."""
     with TemporaryDirectory() as folder:
-        session.run(PYTHON, "-m", "build", "--outdir", folder)
+        session.run(PYTHON, "-m", "build", "--installer", "uv", "--outdir", folder)
         (wheel,), (_sdist,) = Path(folder).glob("*.whl"), Path(folder).glob("*.tar.gz")
         names = zipfile.ZipFile(wheel).namelist()
     foreign = {name.partition("/")[0] for name in names if ".dist-info/" not in name} - {"flinks_async"}
@@ -72,9 +73,9 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session(venv_backend="none")
-def examples(session: nox.Session) -> None:
-    """Everything in `examples`, run."""
-    session.run(PYTHON, "-m", "pytest", "-m", "slow", "tests/test_examples.py", *session.posargs)
+def slow(session: nox.Session) -> None:
+    """All tests but torture: also those that take seconds, build the documentation, or run `examples` and the tutorials."""
+    session.run(PYTHON, "-m", "pytest", "-m", "not torture", *session.posargs)
 
 
 @nox.session(venv_backend="none")

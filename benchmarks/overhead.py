@@ -1,5 +1,7 @@
 """The cost of each protection for a call that succeeds: `python benchmarks/overhead.py [--short]`.
 
+    python benchmarks/overhead.py --before FOLDER    # beside the package in FOLDER, for example a worktree of an older commit
+
 A transport that responds at once replaces the network, so only the chain and decoding are measured. Each row switches one
 protection on. No call fails, so all of them pay for a protection that they do not need.
 """
@@ -8,14 +10,18 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
+import random
 import statistics
+import subprocess
 import sys
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 from clients import in_workers
-from figures import machine, spread, table, versions
+from figures import machine, ratio, spread, table, versions
 from multidict import CIMultiDict
 from profile_request import AtOnce, Work, measure, tokens
 from servers import SECRET, cores
@@ -87,13 +93,47 @@ def rows(times: dict[str, list[float]]) -> list[list[str]]:
     ]
 
 
+def beside(folder: Path, rounds: int) -> str:
+    """This package and the one in the folder, each round in processes of their own."""
+    here, found = Path(__file__).resolve().parent.parent, list[dict[str, list[float]]]()
+    for number in range(rounds):
+        both: dict[Path, dict[str, float]] = {}
+        for root in random.sample([here, folder.resolve()], 2):
+            text = subprocess.run(
+                [sys.executable, __file__, "--json"],
+                env={**os.environ, "PYTHONPATH": str(root)},
+                stdout=subprocess.PIPE,
+                check=True,
+            ).stdout
+            both[root] = json.loads(text)
+        found.append({name: [both[here][name], both[folder.resolve()][name]] for name in PROTECTIONS})
+        print(f"round {number + 1} of {rounds}", file=sys.stderr, flush=True)
+    lines = []
+    for name in PROTECTIONS:
+        now, before = ([one[name][index] for one in found] for index in (0, 1))
+        lines.append(
+            [name, f"{statistics.median(now):.2f}", f"{statistics.median(before):.2f}", str(ratio(now, before))]
+        )
+    return table(["part", "client CPU µs per call", "before", "ratio"], lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="few rounds")
+    parser.add_argument("--before", type=Path, metavar="FOLDER", help="compare with the package in this folder")
+    parser.add_argument("--json", action="store_true", help="the median of each part, for --before")
     options = parser.parse_args()
-    rounds, seconds = (5, 0.05) if options.short else (41, 0.1)
+    rounds, seconds = (5, 0.05) if options.short or options.json else (41, 0.1)
+    if options.before is not None:
+        print(beside(options.before, 3 if options.short else 15))
+        return
     if (place := cores()) is not None:
         os.sched_setaffinity(0, {place[0]})
+    if options.json:
+        with asyncio.Runner() as runner:
+            times = runner.run(measured(rounds, seconds))
+        print(json.dumps({name: statistics.median(own) for name, own in times.items()}))
+        return
     print(f"{machine()}.\n{versions(['flinks-async', 'uvloop'])}.")
     print(
         f"Small answers, {CONCURRENCY} in flight, median of {rounds} rounds ± half the distance between the quartiles.\n"

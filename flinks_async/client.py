@@ -27,11 +27,11 @@ from .endpoint import OTHER_HEADER_FORMS, WHERE_SECRETS_COME_FROM, check_headers
 from .errors import ClientClosedError, ConfigError, FlinksError, keep_users_frames
 from .fanout import Outcome, TokenSource, fan_out
 from .limits.governor import Governor
-from .messages import NO_HEADERS, Call, Middleware, Request, Response, SendPermit, Transport
+from .messages import NO_HEADERS, Call, Middleware, Response, SendPermit, Transport, new_request
 from .middleware.auth import SecretSource
 from .models import PartnerAccessResponse
 from .observe import ClientStats, Observer
-from .runtime import CancelScope, LoopState, PerLoop, RequestCounters
+from .runtime import LoopState, PerLoop, RequestCounters
 from .secret import Secret, wrap_header_values, wrap_secret, wraps_token
 from .transport import pool
 from .transport.pool import Lineage, Pool
@@ -319,16 +319,17 @@ class FlinksClient:
             timeout = self._settings.timeouts.deadline
         else:
             checks.seconds("timeout", timeout)
-        state = self._enter()
-        now, scope = self._clock.now(), CancelScope(state.loop)
-        deadline = None if timeout is None else now + timeout
-        call = Call(now, state, deadline, secret=self._secret, permit=permit, scope=scope)
+        state = self._state
+        if state is None or state.loop is not asyncio.get_running_loop():
+            state = self._enter()
+        now, scope = state.now(), state.timer.scope(timeout)
+        call = Call(now, state, None if timeout is None else now + timeout, scope, self._secret, permit)
         # Not bound to a name, because a traceback shows the names of this frame.
-        request = Request(self._endpoint, token, call, NO_HEADERS if headers is None else check_headers(headers), raw)
+        request = new_request(
+            self._endpoint, token, call, NO_HEADERS if headers is None else check_headers(headers), raw
+        )
         problem: FlinksError
         state.calls.add(scope)
-        if timeout is not None:
-            state.timer.arm(scope, timeout)
         response: Response | None = None
         try:
             with scope:
@@ -352,7 +353,9 @@ class FlinksClient:
                 keep_users_frames(error)
             raise
         finally:
-            state.end(scope)
+            state.calls.discard(scope)
+            if state.drained is not None:
+                state.call_ended()
         complete(problem, request, self._clock.now())
         try:
             raise problem
@@ -364,16 +367,14 @@ class FlinksClient:
         if self._closed:
             raise ClientClosedError("the client is closed")
         loop = asyncio.get_running_loop()
-        state = self._state
-        if state is None or state.loop is not loop:
-            state = self._states.get(loop)
-            if state is None:
-                self._states.take_closed()
-                state = self._states[loop] = self._pool.loop_state(
-                    loop, self._endpoint, self._options.auth_secret, self._settings, self._clock, self._counters,
-                    self._options.observers,
-                )  # fmt: skip
-            self._state = state
+        state = self._states.get(loop)
+        if state is None:
+            self._states.take_closed()
+            state = self._states[loop] = self._pool.loop_state(
+                loop, self._endpoint, self._options.auth_secret, self._settings, self._clock, self._counters,
+                self._options.observers,
+            )  # fmt: skip
+        self._state = state
         return state
 
     def stats(self) -> ClientStats:

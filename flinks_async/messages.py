@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Awaitable, Callable, ItemsView, Iterable, Iterator, Mapping, Sequence
-from inspect import isawaitable
+from inspect import isawaitable, isfunction
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -22,6 +22,7 @@ from .errors import ConfigError, FlinksError
 from .limits.rate import read_retry_after
 from .models import NO_META, Meta, PartnerAccessResponse
 from .runtime import CancelScope, LoopState
+from .schema import maker
 from .secret import Secret
 from .verdict import EMPTY_ENVELOPE, Envelope, Verdict
 
@@ -66,6 +67,30 @@ class Headers(Mapping[str, str]):
     def getall(self, name: str, default: Sequence[str] = ()) -> Sequence[str]:
         """All values of a name, or the default."""
         return self._all().getall(name, default)
+
+
+MAX_HEADER: Final = 8190
+MAX_HEADERS: Final = 128
+
+
+def check_fields(fields: Sequence[bytes]) -> bytes:
+    """Checks headers as they were sent, and returns the names and values joined by line feeds. The limits are those of
+    aiohttp's parser.
+
+    Raises:
+        ValueError: they are too many or too long, or have a control character.
+    """
+    text = b"\n".join(fields)
+    if len(fields) > 2 * MAX_HEADERS or b"\0" in text or b"\r" in text:
+        raise ValueError("too many headers, or a control character in one")
+    if len(text) > MAX_HEADER and max(map(len, fields)) > MAX_HEADER:
+        raise ValueError("a header is too long")
+    return text
+
+
+def has_wrong_length(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether a 204 announces a body. It would arrive after the answer, when another request may be on its way."""
+    return status == 204 and (headers.get("Content-Length", "0").strip("0") != "" or "Transfer-Encoding" in headers)
 
 
 def _names(headers: Mapping[str, str]) -> str:
@@ -142,10 +167,12 @@ class Call:
     started: float
     local: LoopState = field(repr=False)
     _deadline: float | None = None
+    scope: CancelScope | None = None
+    secret: Secret | None = None
+    permit: SendPermit | None = None
     attempts: int = 0
     queue_time: float = 0.0
     wire_time: float = 0.0
-    secret: Secret | None = None
     fresh: bool = False
     headers_at: float | None = None
     problem: str = ""
@@ -153,8 +180,6 @@ class Call:
     down: bool = False
     retrying: bool = False
     shared: SharedDeadline | None = None
-    permit: SendPermit | None = None
-    scope: CancelScope | None = None
     blocked: bool = False
     _id: str = ""
 
@@ -189,7 +214,7 @@ class Call:
         self.headers_at = self.local.now()
 
 
-@frozen(eq=False)
+@frozen(eq=False, weakref_slot=False)
 class Request:
     """A call for one token. To change it, pass `request.evolve(...)` on.
 
@@ -212,10 +237,13 @@ class Request:
         return evolve(self, **changes)
 
 
+new_request = maker(Request)
+
+
 _NOT_READ: Final = -1.0
 
 
-@frozen(eq=False)
+@frozen(eq=False, weakref_slot=False)
 class Response:
     """An HTTP response with its whole body. Its headers are looked up case-insensitively.
 
@@ -259,6 +287,9 @@ class Response:
         return Response, (self.status, headers, self.body, self.answer, self.envelope, self.verdict, self.meta)
 
 
+new_response = maker(Response)
+
+
 Handler = Callable[[Request], Awaitable[Response]]
 """The rest of the chain, as a middleware calls it; its contract is at the top of this module."""
 
@@ -281,7 +312,8 @@ def compose(middlewares: Iterable[Middleware], handler: Handler) -> Handler:
 
 
 def _bind(middleware: Middleware, call_next: Handler) -> Handler:
-    return lambda request: middleware(request, call_next)
+    link = middleware if isfunction(middleware) else middleware.__call__  # a method is called faster than an object
+    return lambda request: link(request, call_next)
 
 
 def name_of(part: object) -> str:

@@ -24,6 +24,7 @@ from .schema import (
     Wire,
     fields_of,
     item_count,
+    maker,
     masked,
     named,
     unknown_count,
@@ -194,6 +195,8 @@ class Meta:
     queue_time: float = 0.0
     wire_time: float = 0.0
 
+
+new_meta = maker(Meta)
 
 NO_META = Meta()
 

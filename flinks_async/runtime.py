@@ -14,6 +14,7 @@ import asyncio
 import logging
 import os
 import signal
+from asyncio import current_task
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from heapq import heappop, heappush
@@ -54,12 +55,11 @@ class CancelScope:
     def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         self._loop = loop
         self._task: asyncio.Task[object] | None = None
-        self._before = 0
         self._bucket: set[CancelScope] | None = None
         self.interrupted = self.late = False
 
     def __enter__(self) -> CancelScope:
-        task = asyncio.current_task(self._loop)
+        task = current_task(self._loop)
         if task is None:
             raise RuntimeError("flinks_async must be called from an asyncio task")
         self._task = task
@@ -103,11 +103,13 @@ class DeadlineTimer:
         self._due: list[int] = []
         self._handle: asyncio.Handle | None = None
 
-    def arm(self, scope: CancelScope, seconds: float) -> None:
-        """Interrupts the scope after this many seconds, unless it is left before."""
+    def scope(self, seconds: float | None) -> CancelScope:
+        """A scope that is interrupted after this many seconds, unless it is left before; never for None."""
+        scope = CancelScope(self._loop)
+        if seconds is None:
+            return scope
         tick = 10 if seconds < 1 else 50 if seconds < 10 else 500
-        now = self._loop.time() * 1000.0
-        due = (int(now + seconds * 1000.0) // tick + 1) * tick
+        due = (int((self._loop.time() + seconds) * 1000.0) // tick + 1) * tick
         bucket = self._buckets.get(due)
         if bucket is None:
             bucket = self._buckets[due] = set()
@@ -116,6 +118,7 @@ class DeadlineTimer:
                 self._schedule()
         bucket.add(scope)
         scope._bucket = bucket
+        return scope
 
     def _schedule(self) -> None:
         if self._handle is not None:
@@ -251,9 +254,8 @@ class LoopState:
     drained: asyncio.Event | None = None
     pid: int = field(factory=os.getpid)
 
-    def end(self, scope: CancelScope) -> None:
-        """Removes a call that has ended."""
-        self.calls.discard(scope)
+    def call_ended(self) -> None:
+        """Wakes those who wait for the last call, if it has ended."""
         if self.drained is not None and not self.calls:
             self.drained.set()
             self.drained = None

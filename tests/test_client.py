@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import copy
 import gc
-import inspect
 import pickle
 import traceback
 import weakref
@@ -16,7 +15,6 @@ from unittest.mock import MagicMock, create_autospec
 
 import aiohttp
 import pytest
-from attrs import fields
 
 from flinks_async import (
     AttemptTimeoutError,
@@ -41,7 +39,6 @@ from flinks_async import (
     Response,
     Retry,
     RetryScheduled,
-    Secret,
     ServerError,
     Timeouts,
     TransportError,
@@ -49,7 +46,6 @@ from flinks_async import (
     config,
     errors,
 )
-from flinks_async.client_options import ClientArguments, ClientOptions, DerivedArguments
 from flinks_async.clock import SystemClock
 from flinks_async.messages import Handler
 from flinks_async.testing import (
@@ -62,7 +58,7 @@ from flinks_async.testing import (
     run_virtual,
 )
 
-from .support import DOCUMENTED, SECRET, client_of, record, turns
+from .support import DOCUMENTED, SECRET, client_of, record
 
 URL = "https://toolbox-api.private.fin.ag/partneraccess/t"
 
@@ -357,356 +353,6 @@ async def test_the_raw_response_is_given_whatever_its_status() -> None:
         assert pickle.loads(pickle.dumps(other)).body == b"not json"
 
 
-async def test_middleware_sees_calls_and_attempt_middleware_sees_attempts() -> None:
-    seen: list[str] = []
-
-    async def per_call(request: Request, call_next: Handler) -> Response:
-        seen.append("call")
-        response = await call_next(request.evolve(headers={"X-Trace": "1"}))
-        seen.append(f"answered {response.meta.attempts}")
-        return response
-
-    class PerAttempt:
-        async def __call__(self, request: Request, call_next: Handler, /) -> Response:
-            response = await call_next(request)
-            seen.append(f"attempt {response.status}")
-            return response
-
-    transport = InMemoryTransport({"t": [KINDS["http_503"], DOCUMENTED]})
-    async with client_of(transport, middleware=[per_call], attempt_middleware=[PerAttempt()]) as flinks:
-        await flinks.partner_access("t")
-    assert seen == ["call", "attempt 503", "attempt 200", "answered 2"]
-    assert transport.requests[0].headers["x-trace"] == "1"
-
-
-async def test_a_middleware_sees_the_headers_of_a_call_and_adds_to_them() -> None:
-    async def trace(request: Request, call_next: Handler) -> Response:
-        return await call_next(request.evolve(headers={**request.headers, "X-Trace": "1"}))
-
-    transport = InMemoryTransport(default=DOCUMENTED)
-    async with client_of(transport, middleware=[trace]) as flinks:
-        await flinks.partner_access("t", headers={"X-Own": "2"})
-        await flinks.partner_access("t")
-    assert [(each.headers.get("x-own"), each.headers["x-trace"]) for each in transport.requests] == [
-        ("2", "1"),
-        (None, "1"),
-    ]
-
-
-async def test_all_attempts_of_a_call_have_one_id_which_its_events_and_its_error_name() -> None:
-    events: list[Any] = []
-
-    async def send_id(request: Request, call_next: Handler) -> Response:
-        return await call_next(request.evolve(headers={**request.headers, "X-Request-Id": request.call.id}))
-
-    transport = InMemoryTransport(
-        {"t": [KINDS["http_503"], ReadError("broken"), KINDS["bad_request"]]}, default=DOCUMENTED
-    )
-    async with client_of(transport, observers=[events.append], attempt_middleware=[send_id]) as flinks:
-        with pytest.raises(BadRequestError) as caught:
-            await flinks.partner_access("t")
-        await flinks.partner_access("u")
-    first, second = caught.value.call_id, events[-1].call_id
-    assert isinstance(first, str)
-    assert len(first) == 32
-    assert first != second
-    assert [event.call_id for event in events] == [first] * 8 + [second] * 2
-    assert [request.headers["X-Request-Id"] for request in transport.requests] == [first] * 3 + [second]
-
-
-async def test_a_call_without_events_and_errors_makes_no_id_and_sends_none(wire: aioresponses) -> None:
-    made: list[str] = []
-
-    async def look(request: Request, call_next: Handler) -> Response:
-        response = await call_next(request)
-        made.append(request.call._id)
-        return response
-
-    wire.get(URL, payload=DOCUMENTED, repeat=True)
-    async with FlinksClient(auth_secret=SECRET, middleware=[look]) as flinks:
-        await flinks.partner_access("t")
-    ((call,),) = wire.requests.values()
-    assert made == [""]
-    assert sorted(call.kwargs["headers"]) == [
-        "Accept",
-        "Accept-Encoding",
-        "Content-Type",
-        "User-Agent",
-        "flinks-auth-key",
-    ]
-
-
-def test_both_attempts_of_a_hedged_call_have_its_id() -> None:
-    ids: list[str] = []
-
-    class SlowOnce:
-        async def send(self, request: Request, /) -> Response:
-            ids.append(request.call.id)
-            await asyncio.sleep(1.0 if len(ids) == 21 else 0.01)
-            return Response(200, {}, b'{"RequestId": "r"}')
-
-        async def close(self) -> None:
-            pass
-
-    async def calls() -> None:
-        async with FlinksClient(
-            auth_secret=SECRET, transport=SlowOnce(), clock=VirtualClock(), hedge=config.Hedge(samples=20)
-        ) as flinks:
-            for _ in range(21):
-                await flinks.partner_access("t")
-
-    run_virtual(calls())
-    assert len(ids) == 22
-    assert len(set(ids)) == 21
-    assert ids[20] == ids[21]
-
-
-async def test_a_middleware_may_answer_by_itself() -> None:
-    async def cached(request: Request, call_next: Handler) -> Response:
-        return Response(200, {}, b'{"RequestId": "cached"}')
-
-    transport = InMemoryTransport()
-    async with client_of(transport, middleware=[cached]) as flinks:
-        assert (await flinks.partner_access("t")).request_id == "cached"
-    assert transport.requests == []
-
-
-async def test_observers_see_attempts_and_retries_but_no_token() -> None:
-    events: list[Any] = []
-
-    def broken(event: object) -> None:
-        raise asyncio.CancelledError("a bug in a hook")
-
-    transport = InMemoryTransport({"canary": [KINDS["http_503"], DOCUMENTED]})
-    async with client_of(transport, observers=[broken, events.append]) as flinks:
-        await flinks.partner_access("canary")
-    assert [type(event).__name__ for event in events] == [
-        "AttemptStarted",
-        "AttemptFinished",
-        "RetryScheduled",
-        "AttemptStarted",
-        "AttemptFinished",
-    ]
-    assert [event.attempt for event in events] == [1, 1, 1, 2, 2]
-    assert (events[1].status, events[1].verdict.reason) == (503, "http_503")
-    assert events[4].body_size > 0
-    assert "canary" not in repr(events)
-    assert len({event.token_fingerprint for event in events}) == 1
-
-
-async def test_an_attempt_that_is_cancelled_is_told_to_observers_without_a_verdict() -> None:
-    events: list[Any] = []
-
-    async def never(request: Request) -> Any:
-        await asyncio.Event().wait()
-
-    async with client_of(InMemoryTransport(default=never), observers=[events.append]) as flinks:
-        task = asyncio.ensure_future(flinks.partner_access("t"))
-        await turns()
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-    assert events[-1].verdict is None
-
-
-async def test_a_call_in_flight_has_some_grace_and_then_ends_with_an_error_of_ours() -> None:
-    async def never(request: Request) -> Any:
-        await asyncio.Event().wait()
-
-    flinks = client_of(InMemoryTransport(default=never))
-    task = asyncio.ensure_future(flinks.partner_access("t"))
-    await turns()
-    await flinks.close(grace=0.01)
-    with pytest.raises(ClientClosedError, match="in flight"):
-        await task
-    assert not task.cancelled()
-    with pytest.raises(ClientClosedError, match="is closed"):
-        await flinks.partner_access("t")
-    await flinks.close()
-
-
-@pytest.mark.parametrize("grace", ["5", None, True, float("nan"), float("inf"), pytest.param(10**5000, id="huge"), [5]])
-async def test_a_grace_that_is_no_number_closes_nothing(grace: Any) -> None:
-    async with client_of(InMemoryTransport(default=DOCUMENTED)) as flinks:
-        with pytest.raises(ConfigError, match="grace must be a number of seconds"):
-            await flinks.close(grace=grace)
-        assert not flinks.closed
-        assert (await flinks.partner_access("t")).request_id == "r-1"
-
-
-async def test_no_time_at_all_is_a_grace_too() -> None:
-    for grace in (0, -1.5):
-        flinks = client_of(InMemoryTransport(default=DOCUMENTED))
-        await flinks.partner_access("t")
-        await flinks.close(grace=grace)
-        assert flinks.closed
-
-
-async def test_a_call_that_ends_within_the_grace_is_answered() -> None:
-    gate = asyncio.Event()
-
-    async def when_open(request: Request) -> Any:
-        await gate.wait()
-        return DOCUMENTED
-
-    flinks = client_of(InMemoryTransport(default=when_open))
-    task = asyncio.ensure_future(flinks.partner_access("t"))
-    await turns()
-    closing = asyncio.ensure_future(flinks.close(grace=30))
-    await turns()
-    assert not closing.done()
-    with pytest.raises(ClientClosedError):
-        await flinks.partner_access("u")
-    gate.set()
-    await closing
-    assert (await task).request_id == "r-1"
-
-
-async def test_a_derived_client_shares_the_pool_and_closing_it_leaves_the_other_alone() -> None:
-    transport = InMemoryTransport(default=DOCUMENTED)
-    async with client_of(transport) as flinks:
-        other = flinks.with_options(instance="acme-ca", auth_secret="another", retry=Retry(attempts=1))
-        await other.partner_access("t")
-        assert transport.requests[-1].host == "acme-ca-api.private.fin.ag"
-        assert transport.requests[-1].secret == Secret("another")
-        await other.close()
-        assert other.closed
-        assert not transport.closed
-        await flinks.partner_access("t")
-        third = flinks.with_options(app_name="x")
-    assert transport.closed
-    with pytest.raises(ClientClosedError):
-        await third.partner_access("t")
-    with pytest.raises(ClientClosedError):
-        flinks.with_options()
-
-
-class Tenant(FlinksClient):
-    """A subclass with a constructor, attributes and a slot of its own."""
-
-    __slots__ = ("region",)
-
-    def __init__(self, tenant: str, transport: InMemoryTransport) -> None:
-        super().__init__(auth_secret=f"secret of {tenant}", transport=transport)
-        self.tenant = tenant
-        self.region = "ca"
-
-
-async def test_closing_reaches_a_client_whose_parent_was_collected() -> None:
-    async with client_of(InMemoryTransport()) as root:
-        last = root.with_options(app_name="between").with_options(app_name="last")
-        gc.collect()
-    assert last.closed
-
-
-async def test_closing_a_derived_client_closes_those_derived_from_it_and_no_others() -> None:
-    async with client_of(InMemoryTransport()) as root:
-        middle, sibling = root.with_options(app_name="middle"), root.with_options(app_name="sibling")
-        last = middle.with_options(app_name="between").with_options(app_name="last")
-        gc.collect()
-        await middle.close()
-        assert (middle.closed, last.closed, sibling.closed, root.closed) == (True, True, False, False)
-
-
-@pytest.mark.parametrize("kept", [True, False])
-async def test_a_long_chain_of_derived_clients_is_closed(kept: bool) -> None:
-    clients = [client_of(InMemoryTransport())]
-    for _ in range(1200):
-        clients.append(clients[-1].with_options(app_name="x"))
-    chain = clients if kept else [clients[0], clients[600], clients[-1]]
-    del clients
-    gc.collect()
-    await chain[0].close()
-    assert all(client.closed for client in chain)
-
-
-async def test_clients_that_are_derived_one_after_the_other_are_not_kept() -> None:
-    async with client_of(InMemoryTransport()) as root:
-        client = root
-        for _ in range(100):
-            client = client.with_options(app_name="x")
-        gc.collect()
-        client = client.with_options(app_name="last")
-        steps, lineage = 0, client._lineage.ancestor()
-        while lineage is not None:
-            steps, lineage = steps + 1, lineage.parent
-        assert steps <= 2
-
-
-async def test_a_subclass_keeps_its_own_state_in_a_derived_client() -> None:
-    transport = InMemoryTransport(default=DOCUMENTED)
-    async with Tenant("acme", transport) as tenant:
-        await tenant.partner_access("t")
-        derived = tenant.with_options(app_name="x", retry={"attempts": 8})
-        assert (type(derived), derived.tenant, derived.region) == (Tenant, "acme", "ca")
-        assert derived.settings.retry.attempts == 8
-        derived.tenant = "other"
-        await derived.partner_access("t")
-        await derived.partner_access("t")
-        assert transport.requests[-1].secret == Secret("secret of acme")
-        assert (tenant.tenant, tenant.stats().requests, derived.stats().requests) == ("acme", 1, 2)
-        await derived.close()
-        assert not tenant.closed
-
-
-def test_the_constructor_the_typed_arguments_and_the_record_of_options_have_the_same_names() -> None:
-    arguments = set(inspect.signature(FlinksClient).parameters)
-    assert set(ClientArguments.__optional_keys__) == arguments
-    assert set(DerivedArguments.__optional_keys__) == arguments - {"connection", "session", "transport"}
-    merged = {"retry", "timeouts", "limits", "connection"}  # into `settings`
-    assert {attribute.name for attribute in fields(ClientOptions)} == arguments - merged
-
-
-@pytest.mark.parametrize("name", ["session", "transport", "connection", "nonsense"])
-async def test_what_belongs_to_the_pool_cannot_be_derived(name: str) -> None:
-    async with client_of(InMemoryTransport()) as flinks:
-        with pytest.raises(ConfigError, match=name):
-            flinks.with_options(**{name: None})
-
-
-@pytest.mark.parametrize(
-    ("option", "value"),
-    [
-        ("settings", "bulk"),
-        ("observers", 5),
-        ("observers", [5]),
-        ("middleware", None),
-        ("attempt_middleware", 5),
-        ("codec", 5),
-        ("clock", 5),
-        ("headers", [("a", "b")]),
-        ("retry", {"throttle_statuses": 403}),
-        ("retry", {"throttle_statuses": ["403"]}),
-    ],
-)
-async def test_an_option_that_is_nonsense_is_named_when_it_is_set(option: str, value: Any) -> None:
-    async with client_of(InMemoryTransport()) as flinks:
-        with pytest.raises(ConfigError, match=next(iter(value)) if isinstance(value, dict) else option):
-            flinks.with_options(**{option: value})
-
-
-async def test_none_means_the_default_for_codec_and_clock_of_a_derived_client_too() -> None:
-    async with client_of(InMemoryTransport(default=DOCUMENTED)) as flinks:
-        derived = flinks.with_options(codec=None, clock=None)
-        assert (await derived.partner_access("t")).request_id == "r-1"
-
-
-async def test_a_client_refuses_to_be_pickled() -> None:
-    async with client_of(InMemoryTransport()) as flinks:
-        with pytest.raises(TypeError, match="refuses to be pickled"):
-            pickle.dumps(flinks)
-        with pytest.raises(TypeError, match="refuses to be pickled"):
-            copy.copy(flinks)
-
-
-def test_a_client_is_made_outside_a_loop_and_used_in_several() -> None:
-    transport = InMemoryTransport(default=DOCUMENTED)
-    flinks = client_of(transport)
-    for _ in range(2):
-        assert asyncio.run(flinks.partner_access("t")).request_id == "r-1"
-    asyncio.run(flinks.close())
-
-
 async def test_outcomes_pickle_with_answers_and_errors() -> None:
     async with client_of(InMemoryTransport({"a": DOCUMENTED})) as flinks:
         outcomes = [outcome async for outcome in flinks.partner_access_many(["a", "b"], ordered=True)]
@@ -772,3 +418,25 @@ def test_a_mock_can_be_made_from_a_client_outside_an_event_loop() -> None:
         create_autospec(FlinksClient),
     ):
         assert callable(mock.partner_access)
+
+
+async def test_a_call_without_events_and_errors_makes_no_id_and_sends_none(wire: aioresponses) -> None:
+    made: list[str] = []
+
+    async def look(request: Request, call_next: Handler) -> Response:
+        response = await call_next(request)
+        made.append(request.call._id)
+        return response
+
+    wire.get(URL, payload=DOCUMENTED, repeat=True)
+    async with FlinksClient(auth_secret=SECRET, middleware=[look]) as flinks:
+        await flinks.partner_access("t")
+    ((call,),) = wire.requests.values()
+    assert made == [""]
+    assert sorted(call.kwargs["headers"]) == [
+        "Accept",
+        "Accept-Encoding",
+        "Content-Type",
+        "User-Agent",
+        "flinks-auth-key",
+    ]

@@ -8,10 +8,11 @@ import datetime as dt
 import pickle
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,8 +22,18 @@ from flinks_async.codec import Codec, compiled, steps
 from flinks_async.codec.compiled import Fallback, _check_layout
 from flinks_async.codec.reference import WireStates
 from flinks_async.errors import DecodeError, EmptyBodyError, NotJSONError, WrongTypeError
-from flinks_async.models import MODELS, SCHEMA, Account, Meta, Model, PartnerAccessResponse, Transaction
-from flinks_async.schema import DEFAULT_WIRE_STATE, WireState
+from flinks_async.messages import Request, Response, new_request, new_response
+from flinks_async.models import (
+    MODELS,
+    SCHEMA,
+    Account,
+    Meta,
+    Model,
+    PartnerAccessResponse,
+    Transaction,
+    new_meta,
+)
+from flinks_async.schema import DEFAULT_WIRE_STATE, WireState, mutable_class
 
 from .answers import answers, answers_perhaps_wrong, from_bytes, payload, run_steps, to_bytes
 from .support import examples
@@ -280,6 +291,42 @@ def test_not_more_than_4096_states_are_kept() -> None:
         assert states[mask] == WireState(absent=frozenset(absent))
     assert states[0] is DEFAULT_WIRE_STATE
     assert len(states) == 4096
+
+
+@pytest.mark.parametrize("cls", [Meta, Request, Response])
+def test_a_mutable_object_becomes_a_frozen_one_by_assignment(cls: type) -> None:
+    """Where an interpreter considers the layouts different, making them is slower, and this test fails to say so."""
+    assert mutable_class(cls).__slots__ == cls.__slots__  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("cls", "make"), [(Meta, new_meta), (Request, new_request), (Response, new_response)])
+def test_a_maker_makes_what_the_class_makes(cls: type[Any], make: Callable[..., Any]) -> None:
+    required = [a.name for a in attrs.fields(cls) if a.init and a.default is attrs.NOTHING]
+    every = [a.name for a in attrs.fields(cls) if a.init]
+    for names in (required, every, every[:-1]):
+        values = [object() for _ in names]
+        made, usual = make(*values), cls(*values)
+        assert type(made) is cls
+        assert [getattr(made, a.name) for a in attrs.fields(cls)] == [getattr(usual, a.name) for a in attrs.fields(cls)]
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(made, every[0], 1)
+    with pytest.raises(TypeError):
+        make(*every, "one too many")
+
+
+@attrs.frozen
+class Odd:
+    """A class whose slots are not those of its layout."""
+
+    name: str
+
+
+Odd.__slots__ = (*Odd.__slots__, "more")
+
+
+def test_a_class_of_another_layout_is_no_mutable_one() -> None:
+    with pytest.raises(TypeError):
+        mutable_class(Odd)
 
 
 def _structs(codec: Codec) -> Iterator[tuple[type[Model], Any]]:

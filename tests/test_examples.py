@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -11,8 +12,8 @@ import subprocess
 import sys
 import sysconfig
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -184,6 +185,105 @@ def test_the_notebook_runs(server: ServerProcess, monkeypatch: pytest.MonkeyPatc
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "user-4" in done.stdout
+
+
+# --- the tutorials, as they are written ------------------------------------------------------------------------------------
+
+
+def commands(document: str, folder: Path, port: int) -> list[str]:
+    """The shell blocks of a tutorial, with a free port for the simulator and without the commands that install packages.
+    Writes its Python block into the file that it names.
+    """
+    text = (ROOT / "docs" / document).read_text(encoding="utf-8").replace("8085", str(port))
+    named, program = (
+        re.search(r"`(\w+\.py)`", text),
+        re.search(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL),
+    )
+    assert named
+    assert program
+    (folder / named[1]).write_text(program[1], encoding="utf-8")
+    installs = re.compile(r"^(python3 -m venv|\. \.venv|pip install).*\n", re.MULTILINE)
+    blocks = re.findall(r"^```bash\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    return [left for block in blocks if (left := installs.sub("", block))]
+
+
+@contextmanager
+def shell(command: str, folder: Path, **given: str) -> Iterator[subprocess.Popen[str]]:
+    """A command in the background, in a process group of its own."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FLINKS_")}
+    process = subprocess.Popen(
+        ["bash", "-ec", command], cwd=folder, env={**clean, "PATH": programs, **given}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def until(condition: Callable[[], object]) -> None:
+    for _ in range(300):
+        if condition():
+            return
+        time.sleep(0.1)
+    raise AssertionError("it did not come to pass within 30 s")
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_the_first_service_works_as_its_tutorial_says(tmp_path: Path) -> None:
+    pytest.importorskip("uvicorn")
+    simulator, port = free_port(), free_port()
+    simulate, serve, faults, serve_again = commands("tutorial-service.md", tmp_path, simulator)
+    moved = f" --port {port}"
+    export = serve.splitlines()[0]
+    promised = re.search(r"`(\{.*\})`", (ROOT / "docs" / "tutorial-service.md").read_text(encoding="utf-8"))
+    url = f"http://127.0.0.1:{port}/balance/u1"
+    with shell(simulate, tmp_path), shell(serve.strip() + moved, tmp_path):
+        until(lambda: answers(simulator) and answers(port))
+        assert promised is not None
+        assert get(url) == (200, json.loads(promised[1]))
+        assert get(url.replace("u1", "u2"))[0] == 404
+    with shell(f"{export}\n{serve_again.strip()}{moved}", tmp_path) as service_:
+        with shell(faults, tmp_path):
+            until(lambda: answers(simulator) and answers(port))
+            found = [get(url)[0] for _ in range(20)]
+            assert found.count(200) > 10
+        assert get(url) == (502, {"detail": "ConnectError"})
+        with shell(simulate, tmp_path):
+            until(lambda: answers(simulator) and get(url)[0] == 200)
+        os.killpg(service_.pid, signal.SIGTERM)
+        assert "the next one in" in service_.communicate(timeout=30)[0]
+
+
+def test_the_first_job_works_as_its_tutorial_says(tmp_path: Path) -> None:
+    simulator = free_port()
+    simulate, fetch, again, check, query = commands("tutorial-job.md", tmp_path, simulator)
+    export, *_ = fetch.splitlines()
+    subprocess.run([sys.executable, "people.py"], cwd=tmp_path, check=True)
+
+    def done(command: str) -> tuple[int, str]:
+        with shell(f"{export}\n{command}", tmp_path) as process:
+            said = process.communicate(timeout=100)[0]
+            return process.returncode, said
+
+    with shell(simulate, tmp_path):
+        until(lambda: answers(simulator))
+        with shell(fetch, tmp_path):
+            until(lambda: re.search(r"shards, [1-9]\d* done", done("flinks-async status jobs/first")[1]))
+        code, said = done(again)
+        assert re.search(r"^  fetched +5,000$", said, re.MULTILINE), said
+        assert (code, "Answers differ" in said) == (1, False)  # one line of the file is no token
+        assert len((tmp_path / "jobs/first/duplicates.jsonl").read_text().splitlines()) == 1
+        code, said = done(f"set +e\n{check}")
+        assert (code, "No problem found." in said) == (0, True)
+        assert done(query) == (0, "[('CAD', 10000)]\n")
 
 
 # --- Kubernetes -------------------------------------------------------------------------------------------------------

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
+import importlib
 import random
 import sys
 from math import inf
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,20 +24,14 @@ from flinks_async.testing.in_memory import make_response
 
 from .support import examples
 
-FILE = Path(__file__).resolve().parent.parent / "benchmarks" / "congestion.py"
+BENCHMARKS = str(Path(__file__).resolve().parent.parent / "benchmarks")
 
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("congestion", FILE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["congestion"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-bench = _load()
+sys.path.insert(0, BENCHMARKS)
+try:
+    bench: Any = importlib.import_module("congestion")
+    servers: Any = importlib.import_module("limited_servers")
+finally:
+    sys.path.remove(BENCHMARKS)
 
 DEMANDS = {
     # share of the best possible, requests for each answer
@@ -52,6 +45,8 @@ DEMANDS = {
     "200 in each second, other phase": (0.94, 1.03),
     "100 in each second, answers in 0.5 s": (0.95, 1.04),
     "600 a minute": (0.97, 1.05),
+    "600 a minute, Retry-After: 3600": (0.97, 1.05),
+    "the same, Retry-After: 3600": (0.95, 1.03),
     "2,000 a day": (0.97, 1.06),
     "30 at once, answers in 0.2 s": (0.95, 1.03),
     "200/s, after 1 min 50/s, after 3 min 400/s": (0.95, 1.03),
@@ -69,6 +64,12 @@ def test_the_limit_is_found_and_held(name: str, seed: int) -> None:
     result, (share, requests) = bench.ours(name, seed), DEMANDS[name]
     assert result.share >= share
     assert result.requests <= requests
+
+
+def test_an_estimate_after_a_rise_does_not_look_like_another_client() -> None:
+    client = bench.Client(bench.BULK)
+    bench.simulate(servers.Server([servers.Bucket(4500, 100)], latency=0.005), [client], 16.0)
+    assert sum(at > 10.0 for at in client.ok_times) >= 0.97 * 6.0 * 4500
 
 
 @pytest.mark.parametrize("later", [0.0, 60.0])
@@ -96,24 +97,27 @@ def test_wrong_rate_limit_headers_are_ignored_for_a_while_only() -> None:
 @pytest.mark.parametrize(("latency", "tokens", "share"), [(1.0, 4_000, 0.85), (5.0, 400, 0.7)])
 def test_the_start_does_not_wait_for_answers(latency: float, tokens: int, share: float) -> None:
     client = bench.Client(bench.BULK, tokens=tokens)
-    bench.simulate(bench.Shape(latency=latency, spread=0.0), [client], 1000.0)
+    bench.simulate(servers.Server(latency=latency, spread=0.0), [client], 1000.0)
     assert tokens / bench.MOST * latency / client.finished >= share
 
 
 @pytest.mark.parametrize(("slots", "longest"), [(None, 1.3), (20, 10.3)])
 def test_a_fresh_service_sends_200_calls_within_a_third_of_a_second(slots: int | None, longest: float) -> None:
     client = bench.Client(config.service().limits.concurrency, tokens=200)
-    bench.simulate(bench.Shape(latency=1.0, spread=0.0, slots=slots), [client], 1000.0)
+    bench.simulate(servers.Server(latency=1.0, spread=0.0, slots=slots), [client], 1000.0)
     assert sorted(client.ok_times)[197] <= longest
 
 
 class Server:
     """A transport in front of a simulated server."""
 
-    def __init__(self, shape: Any) -> None:
+    def __init__(self, shape: Any, down: tuple[float, float] = (0.0, 0.0)) -> None:
         self.shape, self.ok, self.refused = shape, 0, 0
+        self.down = down
 
     async def send(self, request: Request, /) -> Response:
+        if self.down[0] < asyncio.get_running_loop().time() < self.down[1]:
+            return make_response({}, status=503)
         reply = self.shape.arrive(asyncio.get_running_loop().time())
         await asyncio.sleep(reply.delay)
         if reply.ok:
@@ -137,7 +141,7 @@ class Server:
 )
 def test_a_client_does_the_same_and_loses_nothing(name: str, tokens: int, seconds: float) -> None:
     async def main() -> tuple[Server, int, float, ClientStats, str]:
-        server, failed, times = Server(bench.SHAPES[name](1)), 0, []
+        server, failed, times = Server(servers.SHAPES[name].seeded(1)), 0, []
         async with FlinksClient(
             auth_secret="s", transport=server, settings=config.bulk(), clock=VirtualClock()
         ) as client:
@@ -156,6 +160,34 @@ def test_a_client_does_the_same_and_loses_nothing(name: str, tokens: int, second
         assert stats.learned_rate == pytest.approx(100.0, rel=0.1)
         assert f"requests per second: {stats.learned}" in explained
         assert "/s learned: refused at 1" in explained
+
+
+@pytest.mark.parametrize("after", [50.0, 200.0])
+def test_a_limit_is_still_known_after_an_outage(after: float) -> None:
+    async def main() -> list[tuple[float, int, ClientStats]]:
+        server, seen = Server(servers.Server([servers.Bucket([(0, 50), (30, after)], 20)]), (20.0, 40.0)), []
+        async with FlinksClient(
+            auth_secret="s", transport=server, settings=config.bulk(), clock=VirtualClock()
+        ) as client:
+            async for _ in client.partner_access_many(f"t{number}" for number in range(5_000 if after > 50 else 2_600)):
+                seen.append((asyncio.get_running_loop().time(), server.ok, client.stats()))
+        return seen
+
+    seen = [one for one in run_virtual(main()) if one[0] > 40.0]
+    back = seen[0][0]
+    assert all(stats.learned_rate for _, _, stats in seen)
+    assert any("the rate grows back to 50" in stats.why_held for _, _, stats in seen)
+    assert all(stats.learned_rate == pytest.approx(50.0, rel=0.02) for at, _, stats in seen if at < back + 5.0)
+    settled = [ok for at, ok, _ in seen if back + 15.0 <= at <= back + 20.0]
+    assert settled[-1] - settled[0] >= 0.9 * 5.0 * after, "also if it has risen meanwhile"
+
+
+def test_the_average_of_windows_is_the_learned_rate() -> None:
+    client = bench.Client(bench.BULK)
+    bench.simulate(servers.SHAPES["600 a minute"].seeded(1), [client], 130.0)
+    learned = client.pace.learned(130.0)
+    assert learned is not None
+    assert learned.rate == pytest.approx(10.0, rel=0.05)
 
 
 def test_one_refusal_among_many_answers_stops_nobody() -> None:
@@ -242,15 +274,15 @@ def test_a_learned_limit_is_told_in_plain_words() -> None:
 
 
 RULES = st.one_of(
-    st.builds(lambda rate, burst: lambda: bench.Bucket(rate, burst), st.floats(1, 300), st.integers(1, 100)),
+    st.builds(lambda rate, burst: lambda: servers.Bucket(rate, burst), st.floats(1, 300), st.integers(1, 100)),
     st.builds(
-        lambda count, period: lambda: bench.Window(count, period),
+        lambda count, period: lambda: servers.Window(count, period),
         st.integers(20, 500),
         st.sampled_from([1.0, 5.0, 7.0]),
     ),
-    st.builds(lambda count: lambda: bench.Sliding(count, 5.0), st.integers(20, 300)),
-    st.builds(lambda most: lambda: bench.Cap(most), st.integers(1, 60)),
-    st.builds(lambda share: lambda: bench.Chance(share), st.floats(0.0, 0.02)),
+    st.builds(lambda count: lambda: servers.Sliding(count, 5.0), st.integers(20, 300)),
+    st.builds(lambda most: lambda: servers.Cap(most), st.integers(1, 60)),
+    st.builds(lambda share: lambda: servers.Chance(share), st.floats(0.0, 0.02)),
 )
 
 
@@ -262,7 +294,7 @@ RULES = st.one_of(
     st.sampled_from([None, "right", 1.0, 60.0, 0.0]),
 )
 def test_no_server_stops_it_for_good(rules: list[Any], latency: float, refusal: float | None, hint: Any) -> None:
-    shape = bench.Shape([rule() for rule in rules], latency=latency, refusal=refusal, hint=hint)
+    shape = servers.Server([rule() for rule in rules], latency=latency, refusal=refusal, hint=hint)
     client = bench.Client(Adaptive(initial=4, doubling=0.5, maximum=60))
     bench.simulate(shape, [client], 60.0)
     assert client.in_use <= 60

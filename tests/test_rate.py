@@ -20,7 +20,7 @@ from flinks_async.testing.in_memory import make_response
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 
 
-def test_turns_are_evenly_spread() -> None:
+def test_permits_are_evenly_spread() -> None:
     limit = GCRA(rate=10, burst=1)
     assert [limit.reserve(0.0) for _ in range(4)] == pytest.approx([0.0, 0.1, 0.2, 0.3])
 
@@ -64,7 +64,7 @@ def test_many_calls_keep_to_the_rate() -> None:
 
 
 class SharedLimiter:
-    """A limiter like one that asks a store: async, with turns a second apart."""
+    """A limiter like one that asks a store: async, with permits a second apart."""
 
     def __init__(self) -> None:
         self.asked: list[float] = []

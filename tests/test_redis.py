@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import pickle
 import shutil
@@ -20,6 +21,7 @@ from flinks_async.clock import SystemClock
 from flinks_async.limits.governor import Governor
 from flinks_async.limits.rate import PaceState
 from flinks_async.testing import Fault, FlinksServer
+from tests.cli_support import cli
 
 from_url = pytest.importorskip("redis.asyncio").from_url
 
@@ -72,7 +74,7 @@ def redis(tmp_path: Path) -> Iterator[Redis]:
         server.stop()
 
 
-async def turns(limiter: RedisRateLimiter, seconds: float) -> list[float]:
+async def permits(limiter: RedisRateLimiter, seconds: float) -> list[float]:
     """When a process that sends as soon as it may has sent."""
     sent, clock = [], SystemClock()
     end = clock.now() + seconds
@@ -89,7 +91,7 @@ async def turns(limiter: RedisRateLimiter, seconds: float) -> list[float]:
 async def test_three_that_share_a_key_keep_one_rate_and_another_key_is_another_rate(redis: Redis) -> None:
     three = [RedisRateLimiter(redis.url, KEY, rate=200.0, burst=1) for _ in range(3)]
     other = RedisRateLimiter(redis.url, "another", rate=50.0, burst=1)
-    *shared, alone = await asyncio.gather(*(turns(one, 3.0) for one in three), turns(other, 3.0))
+    *shared, alone = await asyncio.gather(*(permits(one, 3.0) for one in three), permits(other, 3.0))
     everything = sorted(at for sent in shared for at in sent)
     assert 0.93 * 600 <= len(everything) <= 601
     assert all(len(sent) > 60 for sent in shared), "nobody gets all"
@@ -129,9 +131,9 @@ async def test_without_redis_each_keeps_its_part_and_says_so_until_it_is_back(
 ) -> None:
     caplog.set_level(logging.WARNING, "flinks_async")
     two = [RedisRateLimiter(redis.url, KEY, rate=100.0, burst=1) for _ in range(2)]
-    await asyncio.gather(*(turns(one, 0.5) for one in two))
+    await asyncio.gather(*(permits(one, 0.5) for one in two))
     redis.stop()
-    alone = await asyncio.gather(*(turns(one, 3.0) for one in two))
+    alone = await asyncio.gather(*(permits(one, 3.0) for one in two))
     for sent in alone:
         assert 0.8 * 150 <= len(sent) <= 160
     assert "without Redis for" in two[0].state
@@ -141,7 +143,7 @@ async def test_without_redis_each_keeps_its_part_and_says_so_until_it_is_back(
     redis.start()
     began = time.monotonic()
     while "without" in two[0].state and time.monotonic() < began + 10:
-        await turns(two[0], 0.2)
+        await permits(two[0], 0.2)
     assert two[0].state.startswith("100/s by Redis")
     assert any("Redis answers again" in record.getMessage() for record in caplog.records)
     assert PASSWORD not in caplog.text
@@ -176,7 +178,8 @@ def test_the_url_is_in_no_repr_and_no_pickle_and_wrong_arguments_are_named() -> 
         pickle.dumps(limiter)
     for wrong, message in (
         ({"url": f"http://{PASSWORD}"}, "must begin with redis://"),
-        ({"url": f"redis://:{PASSWORD}/x@redis.example:6379"}, "cannot be read"),
+        ({"url": f"redis://:{PASSWORD}/x@redis.example:6379"}, "cannot be used"),
+        ({"url": "redis://h?no_such_option=1"}, "only options that redis-py knows"),
         ({"rate": 0}, "rate must be"),
         ({"rate": float("nan")}, "rate must be"),
         ({"burst": 0}, "burst"),
@@ -209,3 +212,40 @@ async def test_an_answer_of_redis_that_makes_no_sense_counts_as_none(
     assert await asyncio.wait_for(reserved, 5) < 0.2
     assert "Redis does not answer (ValueError)" in caplog.text
     await limiter.close()
+
+
+@pytest.mark.parametrize("option", ["max_connections=1", "decode_responses=no", "protocol=3", "encoding=utf-16"])
+async def test_options_of_the_url_change_nothing_on_which_the_limiter_relies(redis: Redis, option: str) -> None:
+    limiter = RedisRateLimiter(f"{redis.url}?{option}&client_name=a%2Bb", KEY, rate=100.0, burst=1)
+    await permits(limiter, 0.5)
+    assert limiter.state == "100/s by Redis, shared by 1"
+    async with from_url(redis.url) as client:
+        assert "a+b" in {one["name"] for one in await client.client_list()}
+    await limiter.close()
+
+
+async def test_a_timeout_in_the_url_does_not_keep_requests_waiting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}?socket_timeout=60&socket_connect_timeout=60"
+        limiter = RedisRateLimiter(url, KEY, rate=10.0)
+        reserved = limiter.reserve(time.monotonic())
+        assert isinstance(reserved, Awaitable)
+        assert await asyncio.wait_for(reserved, 30) < 10.0
+        await limiter.close()
+
+
+async def test_the_doctor_does_what_the_limiter_does(redis: Redis) -> None:
+    async def redis_of(url: str) -> dict[str, str]:
+        result = await cli("doctor", "--json", "--redis", REDIS_URL=url)
+        assert PASSWORD not in result.output
+        (found,) = [one for one in json.loads(result.stdout)["findings"] if one["check"] == "redis"]
+        return {name: str(text) for name, text in found.items()}
+
+    assert (await redis_of(redis.url))["state"] == "ok"
+    user = from_url(redis.url)
+    await user.execute_command("ACL", "SETUSER", "narrow", "on", f">{PASSWORD}", "~*", "+eval", "+zadd", "+pexpire")
+    await user.aclose()
+    for url in (redis.url.replace(f":{PASSWORD}", f"narrow:{PASSWORD}"), redis.url.replace(PASSWORD, "wrong")):
+        found = await redis_of(url)
+        assert found["state"] == "problem"
+        assert "PUBLISH" in found["advice"]

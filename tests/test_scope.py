@@ -105,8 +105,7 @@ async def test_another_error_of_the_block_comes_through() -> None:
 def test_a_sweeper_is_never_early_and_hardly_late(seconds: float, latest: float) -> None:
     async def main() -> tuple[float, bool]:
         loop = asyncio.get_running_loop()
-        scope, begun = CancelScope(), loop.time()
-        DeadlineTimer(loop).arm(scope, seconds)
+        scope, begun = DeadlineTimer(loop).scope(seconds), loop.time()
         with scope:
             await asyncio.Event().wait()
         return loop.time() - begun, scope.interrupted
@@ -123,9 +122,8 @@ def test_many_scopes_share_few_timers_and_each_ends_at_its_time() -> None:
         sweeper, ends = DeadlineTimer(loop), {}
 
         async def run(number: int) -> None:
-            scope, seconds = CancelScope(), 1 + (number * 7919 % 1000) / 100
-            sweeper.arm(scope, seconds)
-            begun = loop.time()
+            seconds = 1 + (number * 7919 % 1000) / 100
+            scope, begun = sweeper.scope(seconds), loop.time()
             with scope:
                 if number % 3 == 0:
                     return  # left in time

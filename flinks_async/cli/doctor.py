@@ -10,30 +10,25 @@ import http.client
 import os
 import platform
 import re
-import shutil
 import socket
 import ssl
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import closing, suppress
 from email.utils import parsedate_to_datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import click
 import msgspec
-from attrs import asdict, frozen
+from attrs import asdict
 
 from .. import config
 from .._version import __version__
-from ..bulk.directory import Manifest, enter, refuse_network
-from ..bulk.errors import JobLockedError
-from ..bulk.files import MANIFEST
-from ..checks import counted, duration, optional_import
+from ..checks import counted, duration
 from ..classify import verdict_of
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES
@@ -45,34 +40,26 @@ from ..verdict import Kind
 from . import Exit, epilog
 from .access import Access, access_options, read_token
 from .console import debug_option, printable, say
+from .doctor_jobs import (
+    TIMEOUT,
+    CheckResult,
+    check_cluster,
+    check_directory,
+    check_postgresql,
+    check_redis,
+    check_storage,
+)
 from .job_run import run
+from .options import Workers
 from .output import Command, to_stdout
 
-State = Literal["ok", "warning", "problem"]
-
-TIMEOUT: Final = 10.0
 SKEW: Final = 5.0  # seconds; `Date` has whole seconds, and the answer takes a moment
 EXPIRES_SOON: Final = 14 * 86400.0
-LITTLE_SPACE: Final = 1 << 30
 
-_TABLES_NEED: Final = ("SELECT", "INSERT", "DELETE")
-
-
-@frozen
-class CheckResult:
-    """The result of a check.
-
-    Attributes:
-        check: what was looked at.
-        state: `warning`: it works, but may not for long, or not well.
-        text: what was found.
-        advice: what to do; empty if there is nothing to do.
-    """
-
-    check: str
-    state: State
-    text: str
-    advice: str = ""
+# Reasons of OpenSSL to refuse a certificate (X509_V_ERR_...).
+_NOT_YET_VALID: Final = 9
+_EXPIRED: Final = 10
+_OTHER_HOST: Final = 62
 
 
 @click.command(cls=Command, epilog=epilog())
@@ -86,15 +73,29 @@ class CheckResult:
     "--token-file", metavar="FILE", help="For --header-forms: as for get [FLINKS_ACCESS_TOKEN, else a hidden prompt]."
 )
 @click.option("--postgresql", is_flag=True, help="Check the database that PGHOST, PGDATABASE and so on name.")
+@click.option("--out", metavar="URL", help="Check object storage or a folder for answers, such as s3://bucket/folder.")
+@click.option("--redis", is_flag=True, help="Check the Redis that REDIS_URL names.")
 @click.option("--json", "as_json", is_flag=True, help="As one JSON object.")
+@click.option("--executor", metavar="URL", help="Check a cluster, as for fetch [FLINKS_EXECUTOR].")
+@click.option("--insecure-cluster", is_flag=True, help="As for fetch.")
 @access_options
 @debug_option
 def doctor(
-    access: Access, directory: str | None, header_forms: bool, token_file: str | None, postgresql: bool, as_json: bool
+    access: Access,
+    directory: str | None,
+    header_forms: bool,
+    token_file: str | None,
+    postgresql: bool,
+    out: str | None,
+    redis: bool,
+    executor: str | None,
+    insecure_cluster: bool,
+    as_json: bool,
 ) -> int:
     """Check Python, network, certificates, clock and limits.
 
-    With DIR, it also checks the directory of a job. It sends no secret and no token, except with --header-forms.
+    With DIR, it also checks the directory of a job, its file of tokens and its store. It sends no secret and no token,
+    except with --header-forms.
     """
     findings = [*_python(), *_open_files(), *_proxies()]
     client: FlinksClient | None = None
@@ -111,9 +112,16 @@ def doctor(
         if header_forms and not any(finding.state == "problem" for finding in network):
             findings += run(lambda: _header_forms(client, read_token(token_file)))
     if directory is not None:
-        findings += _directory(Path(directory))
+        findings += check_directory(Path(directory))
     if postgresql:
-        findings += _postgresql({"conninfo": "", "schema": "flinks"})
+        findings += check_postgresql({"conninfo": "", "schema": "flinks"})
+    if out is not None:
+        findings += check_storage(out)
+    address = executor or os.environ.get("FLINKS_EXECUTOR", "").strip()
+    if address:
+        findings += check_cluster(Workers(None, address, None, insecure_cluster, None), access)
+    if redis:
+        findings += check_redis()
     states = Counter(finding.state for finding in findings)
     to_stdout(_json(findings) if as_json else _text(findings))
     say(f"{counted(states['problem'], 'problem')}, {counted(states['warning'], 'warning')}.")
@@ -218,9 +226,15 @@ def _network(url: str, connection: config.Connection) -> Iterator[CheckResult]:
 
 def _tls_problem(host: str, error: OSError | FlinksError) -> CheckResult:
     if isinstance(error, ssl.SSLCertVerificationError):
-        advice = (
+        now = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+        advice = {
+            _NOT_YET_VALID: f"Check the clock of this machine, where it is {now}",
+            _EXPIRED: f"If it is not {now}, set the clock of this machine; otherwise, tell the operator of {host}",
+            _OTHER_HOST: "Another server answers: check --base-url, the name servers, and whether a network wants a login",
+        }.get(
+            error.verify_code,
             "If a proxy of your company reads the traffic, its certificate authority must be trusted here (SSL_CERT_FILE); "
-            "otherwise, check the clock and the CA certificates of this machine"
+            "otherwise, check the CA certificates of this machine",
         )
         return CheckResult(
             "tls", "problem", f"the certificate of {host} is not trusted: {error.verify_message}", advice
@@ -250,10 +264,17 @@ def _clock(wire: socket.socket, host: str) -> Iterator[CheckResult]:
         connection.request("HEAD", "/", headers={"User-Agent": f"flinks-async/{__version__}"})
         answer = connection.getresponse()
         date = answer.getheader("Date")
-        via = answer.getheader("Via")
-        yield CheckResult(
-            "http", "ok", f"status {answer.status} for HEAD /" + (", through a proxy (Via)" if via else "")
-        )
+        text = f"status {answer.status} for HEAD /" + (", through a proxy (Via)" if answer.getheader("Via") else "")
+        elsewhere = urlsplit(answer.getheader("Location") or "").hostname
+        if answer.status in (407, 511):
+            yield CheckResult(
+                "http", "problem", text, "A proxy or network on the way wants a login: log in there first"
+            )
+        elif 300 <= answer.status < 400 and elsewhere not in (None, host):
+            advice = "If this is the login page of a network or proxy, log in there first"
+            yield CheckResult("http", "warning", f"{text}, a redirect to {elsewhere}", advice)
+        else:
+            yield CheckResult("http", "ok", text)
         skew = time.time() - parsedate_to_datetime(date).timestamp() if date else None
     except (OSError, http.client.HTTPException) as error:
         advice = "Something on the way cuts HTTP off: a firewall, or a proxy"
@@ -301,83 +322,3 @@ async def _header_forms(client: FlinksClient, token: Secret) -> list[CheckResult
         advice = f"Use --auth-scheme {accepted[0]}, or FLINKS_AUTH_SCHEME={accepted[0]}"
         findings.append(CheckResult("header form", "problem", f"the instance refuses {chosen}, which is set", advice))
     return findings
-
-
-# --- jobs -------------------------------------------------------------------------------------------------------------
-
-
-def _directory(folder: Path) -> Iterator[CheckResult]:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    manifest: Manifest | None = None
-    try:
-        if (folder / MANIFEST).exists():
-            with ExitStack() as resources:
-                enter(folder, resources)
-                manifest = Manifest.load(folder / MANIFEST)
-            yield CheckResult("directory", "ok", f"{folder} holds a job that is not running; it can be locked")
-        else:
-            refuse_network(folder)
-            with (
-                tempfile.TemporaryDirectory(dir=existing) as probe,
-                optional_import("filelock", extra="bulk").FileLock(Path(probe, "lock")),
-            ):
-                pass
-            yield CheckResult(
-                "directory", "ok", f"{folder} is no job yet; files in {existing} can be written and locked"
-            )
-    except JobLockedError:
-        manifest = Manifest.load(folder / MANIFEST)
-        yield CheckResult("directory", "ok", f"{folder} holds a job that is running")
-    except FlinksError as error:
-        yield CheckResult("directory", "problem", *error.message.partition(". ")[::2])
-    except OSError as error:
-        advice = "Choose another directory, or change its owner"
-        yield CheckResult("directory", "problem", f"{existing} cannot be written: {error.strerror or error}", advice)
-    free = shutil.disk_usage(existing).free
-    state: State = "warning" if free < LITTLE_SPACE else "ok"
-    advice = "" if state == "ok" else "Make room: a full disk stops a job, which can be resumed"
-    yield CheckResult("disk", state, f"{free / (1 << 30):,.1f} GiB free", advice)
-    if manifest is not None and manifest.store["kind"] == "postgresql":
-        yield from _postgresql(manifest.store)
-
-
-def _postgresql(store: dict[str, Any]) -> Iterator[CheckResult]:
-    schema = store["schema"]
-    try:
-        psycopg = optional_import("psycopg", extra="postgresql")
-    except FlinksError as error:
-        yield CheckResult("database", "problem", error.message)
-        return
-    try:
-        with psycopg.connect(store["conninfo"], connect_timeout=int(TIMEOUT)) as db:
-            user, name, may_create = db.execute(
-                "SELECT current_user, current_database(), has_database_privilege(current_database(), 'CREATE')"
-            ).fetchone()
-            found = db.execute(
-                "SELECT has_schema_privilege(oid, 'USAGE'), has_schema_privilege(oid, 'CREATE') FROM pg_namespace WHERE nspname = %s",
-                (schema,),
-            ).fetchone()
-            tables = db.execute(
-                "SELECT c.relname, r, has_table_privilege(c.oid, r) "
-                "FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace, unnest(%s::text[]) r "
-                "WHERE n.nspname = %s AND c.relkind IN ('r', 'p') ORDER BY 1, 2",
-                (list(_TABLES_NEED), schema),
-            ).fetchall()
-    except psycopg.Error as error:
-        text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        advice = "Check PGHOST, PGPORT, PGDATABASE, PGUSER and the password (PGPASSWORD or ~/.pgpass)"
-        yield CheckResult("database", "problem", f"PostgreSQL cannot be used: {text}", advice)
-        return
-    where = f"database {name} as {user}, schema {schema}"
-    missing = [f"{right} on {table}" for table, right, granted in tables if not granted]
-    if found is None and not may_create:
-        advice = f"An administrator runs: CREATE SCHEMA {schema} AUTHORIZATION {user}"
-        yield CheckResult("database", "problem", f"{where}: the schema is missing and may not be created", advice)
-    elif found is not None and not (found[0] and (tables or found[1])):
-        advice = f"An administrator runs: GRANT USAGE, CREATE ON SCHEMA {schema} TO {user}"
-        yield CheckResult("database", "problem", f"{where}: the schema may not be used", advice)
-    elif missing:
-        advice = f"An administrator runs: GRANT {', '.join(_TABLES_NEED)} ON ALL TABLES IN SCHEMA {schema} TO {user}"
-        yield CheckResult("database", "problem", f"{where}: rights are missing: {', '.join(missing[:5])}", advice)
-    else:
-        yield CheckResult("database", "ok", f"{where}: reachable, and the rights suffice")

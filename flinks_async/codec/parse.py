@@ -301,7 +301,7 @@ _CODE: Final = re.compile(r"(?!.*[A-Za-z0-9]{24})[A-Za-z0-9_.-]{1,64}")
 _ID: Final = re.compile(r"(?!.*[A-Za-z0-9]{33})[A-Za-z0-9_.-]{1,64}")  # 32: a GUID without hyphens
 
 
-def read_envelope(body: bytes, *hidden: Secret) -> Envelope:
+def read_envelope(body: bytes, *hidden: Secret | None) -> Envelope:
     """The envelope of a body that is not a success. Never raises; unreadable values are None.
 
     Args:
@@ -316,7 +316,7 @@ def read_envelope(body: bytes, *hidden: Secret) -> Envelope:
     return _envelope(data, hidden) if isinstance(data, dict) else EMPTY_ENVELOPE
 
 
-def envelope_of(answer: PartnerAccessResponse, *hidden: Secret) -> Envelope:
+def envelope_of(answer: PartnerAccessResponse, *hidden: Secret | None) -> Envelope:
     """The envelope of an answer with status 200. It is empty, unless the body contains an error.
 
     An error is a code, status or message beside `GetAccountsDetail`, or a `FlinksCode` or a status of 400 or more in each
@@ -367,7 +367,7 @@ def _without_case(data: Mapping[str, Any]) -> dict[str, Any]:
     return {key.lower(): value for key, value in data.items() if value is not None}
 
 
-def _envelope(data: Mapping[str, Any], hidden: tuple[Secret, ...], *, unreadable: str | None = None) -> Envelope:
+def _envelope(data: Mapping[str, Any], hidden: tuple[Secret | None, ...], *, unreadable: str | None = None) -> Envelope:
     values = _without_case(data)
     code, request_id = values.get("flinkscode"), values.get("requestid")
     message = values.get("message")
@@ -387,12 +387,12 @@ def _status(value: object) -> int | None:
     return int(found[1]) if found else None
 
 
-def _request_id(value: object, hidden: tuple[Secret, ...]) -> str | None:
+def _request_id(value: object, hidden: tuple[Secret | None, ...]) -> str | None:
     # A request id is usually a GUID, which `redact` would mask. Users need it for the support of Flinks.
     if _is_id(value, hidden):
         return str(value)
     return redact(value, *hidden, coded=True) if isinstance(value, str) and value else None
 
 
-def _is_id(value: object, hidden: tuple[Secret, ...], form: re.Pattern[str] = _ID) -> bool:
+def _is_id(value: object, hidden: tuple[Secret | None, ...], form: re.Pattern[str] = _ID) -> bool:
     return isinstance(value, str) and form.fullmatch(value) is not None and not repeats(value, *hidden)

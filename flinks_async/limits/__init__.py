@@ -9,5 +9,5 @@ own, one file each:
 - `rate`: the ceiling that a user sets;
 - `breaker`: whether the instance is down, and when to probe it.
 
-`shared` takes turns of a rate that several processes share, also by Redis. `quota` bounds the retries of all calls together. `rate` also reads what a server says: its limit, and how long to wait.
+`shared` takes permits of a rate that several processes share, also by Redis. `quota` bounds the retries of all calls together. `rate` also reads what a server says: its limit, and how long to wait.
 """

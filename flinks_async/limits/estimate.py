@@ -203,6 +203,8 @@ class Cycle:
         self._marks: deque[tuple[float, int, float]] = deque(maxlen=64)  # when, number of a request, pace
         self._born = inf  # when the first cycle began
         self._before = self._usual = 0.0  # the estimate of the signal before
+        self._rose_from = inf  # the estimate before it, if that signal ended a rise, so that its estimate is a guess
+        self._firm = False  # that estimate rests on enough requests
         self._agreed = self._differed = 0  # estimates in a row that agree with the one before, or do not
         self._settled = False  # estimates have agreed since the client began
         self.rising = False
@@ -311,7 +313,7 @@ class Cycle:
     @property
     def confirmed(self) -> float:
         """The limit as the signals so far have confirmed it, which a single refusal hardly changes."""
-        return self._usual if self._settled else self.limit
+        return self._usual if self._settled or self.growth is Growth.SHARE else self.limit
 
     def recently(self, now: float, number: int) -> float:
         """Requests per second over the last second or more that were sent before this one."""
@@ -321,6 +323,12 @@ class Cycle:
             if at <= now - 1.0 and number - count >= 2 * COUNTABLE
         ]
         return max(0.0, min(self.rate, max(rates, default=0.0)))
+
+    def interrupted(self, now: float) -> None:
+        """Nothing was sent for a while, so that the next estimate cannot rest on what was accepted before."""
+        self._used_up.clear()
+        self._firm = False
+        self.began = now
 
     def now_used_up(self, number: int, sent: float, refused: int) -> None:
         """The limit was used up by this request; `refused` of those from it on were refused so far."""
@@ -336,7 +344,9 @@ class Cycle:
         """The limit is used up: makes the next estimate from what was accepted since it was used up before."""
         number, sent = refusals.first
         full = self.evidence == REQUESTS
-        if not self._used_up:
+        if not self._used_up and self.limit < inf and not self.rising:  # after an outage, or known from another process
+            self.begin(min(pace, self.limit), now, lag=lag, burst=start.burst_of(self.limit), evidence=self.evidence)
+        elif not self._used_up:
             start.ended(number - 1)
             self.begin(0.75 * pace, now, lag=lag, burst=start.burst_of(0.75 * pace), start=0.5 * pace)
         else:
@@ -397,14 +407,18 @@ class Cycle:
         full, tolerance = self.evidence == REQUESTS, max(_AGREES, _REQUESTS / max(1, accepted))
         agrees = abs(limit - self._before) <= tolerance * limit
         self._before = limit
-        if self._settled and full and not self.rising:
+        before, self._firm = self._firm, full and not self.rising
+        if self._settled and before and self._firm:
             # It falls slowly, so that a slow fall is noticed too.
             self._usual += (0.2 if limit > self._usual else 0.05) * (limit - self._usual)
             agrees = agrees and limit > self._usual * (1 - max(_FELL, tolerance))
         else:
             self._usual = limit
         self._agreed = self._agreed + 1 if agrees else 0
-        explained = agrees or closed or self.rising or (self._settled and limit > self._usual)
+        explained = (
+            agrees or closed or self.rising or limit > self._rose_from or (self._settled and limit > self._usual)
+        )
+        self._rose_from = self.limit if self.rising else inf
         self._differed = 0 if explained else self._differed + 1
         young = not self._settled and now > self._born + _DOUBTS
         if now < self._shared_until:

@@ -23,7 +23,7 @@ from attrs import frozen
 from ..clock import Clock
 from ..config import Limits, RateLimiter
 from ..errors import CircuitOpenError, ConfigError, DeadlineExceededError
-from ..verdict import Kind
+from ..verdict import OK, Kind
 from .breaker import BreakerState, CircuitBreaker
 from .concurrency import make_concurrency
 from .notices import Notices, trouble_line
@@ -94,7 +94,7 @@ class Governor:
         self._queue: deque[asyncio.Future[bool]] = deque()
         self._has_leader = False
         self._leader_wakeup: asyncio.Future[None] | None = None
-        self._turn_at: float | None = None  # the limiter's next turn; a leader that is cancelled leaves it to the next
+        self._permit_at: float | None = None  # the limiter's next permit; a cancelled leader leaves it to the next
         self._answers = 0
         self._measured_from = clock.now()
         self._measured_rate = 0.0
@@ -188,7 +188,7 @@ class Governor:
         if record.status is not None:
             self.answered = True
         down = False
-        if kind is Kind.OK:
+        if record.verdict is OK or kind is Kind.OK:
             self.trouble = None
             if record.time_to_first_byte is not None:
                 self.concurrency.answered(record.time_to_first_byte, now, self.in_use + 1)
@@ -348,7 +348,7 @@ class Governor:
             return f"the instance counts as down{line}"
         if now < pace.until or pace.blocked:
             return f"requests are paused: {self._why_paused}"
-        if not pace.free(now) and not (pace.starting and self.limiter is not None):
+        if not pace.free(now) and not (pace.starting and pace.wait(now) <= 0):
             return pace.reason(now)
         if self.limiter is not None:
             if isinstance(self.limiter, RedisRateLimiter):
@@ -370,7 +370,7 @@ class Governor:
                 await self._leader_wakeup
             elif held > 0:
                 await self._sleep(held, now, deadline)
-            elif self.limiter is not None and (wait := await self._until_turn(self.limiter, now)) > 0:
+            elif self.limiter is not None and (wait := await self._until_permit(self.limiter, now)) > 0:
                 await self._sleep(wait, now, deadline)
             else:
                 break
@@ -378,7 +378,7 @@ class Governor:
             self.notices.resume(now)
         self.in_use += 1
         self.sent += 1
-        self._turn_at = None
+        self._permit_at = None
         self.pace.took(self.sent, now, self.in_use)
         probe = self.breaker is not None and self.breaker.take()
         self._unrestricted = (
@@ -386,9 +386,9 @@ class Governor:
         )
         return probe
 
-    async def _until_turn(self, limiter: RateLimiter, now: float) -> float:
-        """Seconds until the limiter's turn. A cancelled call leaves its turn to the next one, so that none is lost."""
-        if self._turn_at is None:
+    async def _until_permit(self, limiter: RateLimiter, now: float) -> float:
+        """Seconds until the limiter's permit. A cancelled call leaves its permit to the next one, so that none is lost."""
+        if self._permit_at is None:
             reserved: object = limiter.reserve(now)
             wait = await reserved if isawaitable(reserved) else reserved
             if not isinstance(wait, (int, float)) or isinstance(wait, bool) or wait != wait:
@@ -396,8 +396,8 @@ class Governor:
                 raise ConfigError(
                     f"Limits.rate_limiter: {name}.reserve must return seconds, and returned {type(wait).__name__}"
                 )
-            self._turn_at = now + wait
-        return self._turn_at - now
+            self._permit_at = now + wait
+        return self._permit_at - now
 
     async def _sleep(self, seconds: float, now: float, deadline: float | None) -> None:
         if deadline is not None and now + seconds >= deadline:

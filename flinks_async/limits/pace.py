@@ -141,6 +141,11 @@ class Pace:
         return self.mode is Mode.START
 
     @property
+    def _grows_back(self) -> bool:
+        """It starts again after an outage, and knew a limit before."""
+        return self.mode is Mode.START and self._start.most < inf and not self._opening.window.found
+
+    @property
     def blocked(self) -> bool:
         return self.mode is Mode.BLOCKED
 
@@ -194,6 +199,8 @@ class Pace:
         self._open_rate = max(self._open_rate, min(rate, 1e6))
         if rate >= max(ENOUGH, 1.5 * (self._refused_rate or 0.0)):
             self.mode = Mode.FREE
+        elif self._grows_back and rate >= self._start.most:
+            self._hold(self._start.most, now, REQUESTS)
         elif self._opening.window.spent(number):
             self._stop(now, now, in_flight)
             self._completions = _MOST_COMPLETIONS
@@ -209,12 +216,13 @@ class Pace:
         self.until = max(self.until, min(until, now + self._longest))
 
     def restart(self, now: float, rate: float) -> None:
-        """Begins again after an outage, with a tenth of the rate before it."""
-        most = self._cycle.limit if self.mode is Mode.HOLD else self._start.most
+        """Begins again after an outage, with a tenth of the rate before it, and grows to the limit that was known."""
+        most = inf if self.mode is Mode.FREE else self._cycle.limit
         self._start.again(rate / 10, most, 1.0, even=True)
         self.mode = Mode.START
         self._next_at = now
-        self._refusals.level, self._cycle.began = 0.0, now
+        self._refusals.level = 0.0
+        self._cycle.interrupted(now)
 
     # --- what is learned ---
 
@@ -242,6 +250,8 @@ class Pace:
 
     def reason(self, now: float) -> str:
         """Why requests are paced, in words; empty if they are not."""
+        if self._grows_back:
+            return f"an outage: the rate grows back to {self._cycle.confirmed:,.4g}/s"
         if self.mode is Mode.START:
             return "the start: the rate doubles until the instance refuses a request"
         if self.mode is not Mode.HOLD or (learned := self.learned(now)) is None:
@@ -252,9 +262,12 @@ class Pace:
         """The limit, as far as is known."""
         if self.cap.at_once is not None:
             return LearnedLimit(None, self.cap.at_once)
-        if self.mode is not Mode.HOLD:
+        window = self._opening.window
+        if self.mode is Mode.FREE or not (window.found or self._cycle.limit < inf):
             return None
-        return LearnedLimit(self._cycle.confirmed, None, self._refused_rate, now - self._refused_at)
+        return LearnedLimit(
+            window.rate if window.found else self._cycle.confirmed, None, self._refused_rate, now - self._refused_at
+        )
 
     # --- answers ---
 
@@ -295,7 +308,7 @@ class Pace:
             self._hold(cycle.limit if cycle.limit < inf else 0.5 * rate, now)
             return
         refusals.note(number)
-        self._note_hint(now, record.retry_after)
+        self._note_hint(number, now, record.retry_after)
         if self.mode is Mode.BLOCKED:
             self._still_blocked(number, sent, now)
             return
@@ -362,17 +375,20 @@ class Pace:
 
     def _block(self, now: float) -> None:
         """Nothing is accepted any more, from the first refusal of the run on."""
-        refusals, cycle, window = self._refusals, self._cycle, self._opening.window
+        refusals, window = self._refusals, self._opening.window
         number, sent = refusals.first_of_run(), refusals.first[1]
-        if not cycle.known:
-            self._start.ended(number - 1)
-        cycle.now_used_up(number, sent, refusals.clump)
+        self._now_used_up(number, sent, refusals.clump)
         refusals.level = 0.0
         if (average := window.no_window(number)) is not None:
             self._hold(average, now, 2.0 * window.accepted)
             return
         window.used_up(number, refusals.since(number))
         self._stop(now, sent, refusals.in_flight)
+
+    def _now_used_up(self, number: int, sent: float, refused: int) -> None:
+        if not self._cycle.known:
+            self._start.ended(number - 1)
+        self._cycle.now_used_up(number, sent, refused)
 
     def _stop(self, now: float, sent: float, in_flight: int) -> None:
         """Sends nothing but probes from now on."""
@@ -397,18 +413,20 @@ class Pace:
         """A header says how much is left of a window. Returns whether nothing is sent until the next one."""
         if limit.remaining or limit.reset <= 0 or self._opening.distrusts(now) or self.mode is Mode.BLOCKED:
             return False
-        self._expect(now + limit.reset, now)
+        self._expect(now + limit.reset, now, self._last_number + 1)
         return True
 
-    def _note_hint(self, now: float, retry_after: float | None) -> None:
+    def _note_hint(self, number: int, now: float, retry_after: float | None) -> None:
         if retry_after is None:
             return
         if retry_after > _LONG_HINT and self.mode is not Mode.BLOCKED and not self._opening.distrusts(now):
-            self._expect(now + retry_after, now)
+            self._expect(now + retry_after, now, number)
         self._opening.hinted(now, retry_after)
 
-    def _expect(self, moment: float, now: float) -> None:
-        """Stops, because the instance says that it accepts nothing until then."""
+    def _expect(self, moment: float, now: float, number: int) -> None:
+        """Stops, because the instance says that it accepts nothing until then, from this request on."""
+        self._now_used_up(number, now, 0)
+        self._opening.window.used_up(number, self._refusals.since(number))
         self._stop(now, now, 0)
         self._completions = _MOST_COMPLETIONS
         self._opening.trust(moment, now)

@@ -68,7 +68,8 @@ class TokenBucket:
 
     def succeeded(self, cost: int | None, /) -> None:
         settings = self._settings
-        self._tokens = min(settings.capacity, self._tokens + (settings.clean_success if cost is None else cost))
+        if self._tokens < settings.capacity:
+            self._tokens = min(settings.capacity, self._tokens + (settings.clean_success if cost is None else cost))
 
     def wait(self, now: float, /) -> float | None:
         return None

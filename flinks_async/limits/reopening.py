@@ -106,12 +106,14 @@ class Window:
         found: the limit seems to have windows.
         accepted: requests of the last window that were accepted.
         resume: the pace before the limit was used up; None while no rate was known.
+        rate: accepted requests per second between the last two openings.
     """
 
     def __init__(self) -> None:
         self.found = False
         self.accepted = 0
         self.resume: float | None = None
+        self.rate = 0.0
         self._allowance: int | None = None  # requests of each window; None while the period is unknown
         self._average: float | None = None  # requests per second, in case that it is no window
         self._opened = 0  # number of the request that found it open
@@ -165,7 +167,8 @@ class Window:
         self.found = found
         self._opened, self._refused = number, 0
         self._allowance = self.accepted if found and known else None
-        self._average = max(1, self.accepted) / seconds if found else None
+        self.rate = max(1, self.accepted) / seconds
+        self._average = self.rate if found else None
 
 
 class Reopening:

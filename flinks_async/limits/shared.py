@@ -1,4 +1,6 @@
-"""A rate that several processes share: each takes turns in blocks from whoever keeps the rate.
+"""A rate that several processes share: each takes permits in blocks from whoever keeps the rate.
+
+A permit allows one request, at a time of its own.
 
 In a job with workers, the job's program keeps it. Processes that know nothing of each other share it by Redis, with
 `Limits(rate_limiter=RedisRateLimiter(url, key, rate=1000))`: services on several machines, or several jobs with one AuthSecret.
@@ -16,6 +18,7 @@ from contextlib import suppress
 from inspect import isawaitable
 from math import ceil
 from typing import Any, Final, NoReturn, Protocol
+from urllib.parse import parse_qsl, urlencode, urlsplit
 from weakref import WeakKeyDictionary, WeakSet
 
 from .. import checks
@@ -26,17 +29,17 @@ from .notices import log_fields
 from .rate import GCRA, PaceState
 
 LATE: Final = 0.2
-"""Seconds for which a turn can be used after its time. Turns that a pause made later are dropped, so none come in a burst."""
+"""Seconds for which a permit can be used after its time. Older ones, as after a pause, are dropped, so that none come in a burst."""
 
 
-class TurnBlocks:
-    """A `RateLimiter` that asks for turns in blocks, and for the next block when half of one is used.
+class PermitBuffer:
+    """A `RateLimiter` that asks for permits in blocks, and for the next block when half of one is used.
 
-    A process that cannot use its turns in time asks for fewer, so that others get them.
+    A process that cannot use its permits in time asks for fewer, so that others get them.
 
     Args:
-        ask: asks for that many turns. `grant` takes the answer.
-        most: turns in a block; may be changed.
+        ask: asks for that many permits. `grant` takes the answer.
+        most: permits in a block; may be changed.
         now: the clock of `reserve`.
     """
 
@@ -44,36 +47,36 @@ class TurnBlocks:
         self._ask = ask
         self.most = self._block = most
         self._now = now
-        self._turns = deque[float]()
+        self._permits = deque[float]()
         self._asked = False
         self._granted = asyncio.Event()
 
     def reserve(self, now: float, /) -> float | Awaitable[float]:
-        if self._turns and self._turns[0] < now - LATE:
+        if self._permits and self._permits[0] < now - LATE:
             self._block = max(1, self._block // 2)
-            while self._turns and self._turns[0] < now - LATE:
-                self._turns.popleft()
-        elif not self._turns:
+            while self._permits and self._permits[0] < now - LATE:
+                self._permits.popleft()
+        elif not self._permits:
             self._block = min(self.most, 2 * self._block)
-        if len(self._turns) <= self._block // 2:
+        if len(self._permits) <= self._block // 2:
             self._want()
-        return max(0.0, self._turns.popleft() - now) if self._turns else self._wait(now)
+        return max(0.0, self._permits.popleft() - now) if self._permits else self._wait(now)
 
     def grant(self, waits: Sequence[float]) -> None:
-        """Takes turns, as seconds from now."""
+        """Takes permits, as seconds from now."""
         now = self._now()
-        self._turns.extend(now + wait for wait in waits)
-        if len(self._turns) > len(waits):  # a block may begin before the last one ends
-            self._turns = deque(sorted(self._turns))
+        self._permits.extend(now + wait for wait in waits)
+        if len(self._permits) > len(waits):  # a block may begin before the last one ends
+            self._permits = deque(sorted(self._permits))
         self._asked = False
         self._granted.set()
 
     async def _wait(self, now: float) -> float:
-        while not self._turns:
+        while not self._permits:
             self._granted.clear()
             self._want()
             await self._granted.wait()
-        return self._turns.popleft() - now
+        return self._permits.popleft() - now
 
     def _want(self) -> None:
         if not self._asked:
@@ -81,11 +84,11 @@ class TurnBlocks:
             self._ask(self._block)
 
 
-class TurnKeeper:
-    """Gives the turns of a limiter in blocks to several that use `TurnBlocks`.
+class PermitSource:
+    """Gives the permits of a limiter in blocks to several that use `PermitBuffer`.
 
     Args:
-        limiter: whose turns they are.
+        limiter: whose permits they are.
         now: the clock.
         recent: seconds after which one that has not asked again counts as gone.
     """
@@ -98,7 +101,7 @@ class TurnKeeper:
         self._lock = asyncio.Lock()
 
     async def take(self, who: object, count: int) -> list[float]:
-        """The next turns, as seconds from now."""
+        """The next permits, as seconds from now."""
         began = self._now()
         self._asked = {one: at for one, at in self._asked.items() if at > began - self._recent} | {who: began}
         waits = list[float]()
@@ -111,14 +114,14 @@ class TurnKeeper:
 
 
 def spread(waits: Sequence[float], among: int) -> list[float]:
-    """A block of turns, moved apart for one of several that take them at the same time, so that each sends evenly."""
+    """A block of permits, moved apart for one of several that take them at the same time, so that each sends evenly."""
     return [waits[0] + (wait - waits[0]) * among for wait in waits]
 
 
 # --- Redis ------------------------------------------------------------------------------------------------------------
 
 BLOCK: Final = 0.1
-"""Seconds for which a process takes turns at once."""
+"""Seconds for which a process takes permits at once."""
 
 TIMEOUT: Final = 1.0
 """Seconds after which Redis counts as failed, and between two looks whether it is back."""
@@ -126,11 +129,17 @@ TIMEOUT: Final = 1.0
 MEMBER: Final = 10.0
 """Seconds for which a process that was not heard of counts as one that shares the rate."""
 
+_OPTIONS: Final = {
+    "socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "retry": None, "retry_on_timeout": False,
+    "decode_responses": True, "encoding": "utf-8", "protocol": 2, "max_connections": 16,
+}  # fmt: skip
+"""Options of redis-py on which the limiter relies."""
+
 _log = logging.getLogger("flinks_async")
 
 # GCRA (see `rate`), the pause, and what was learned, by the clock of Redis in microseconds. KEYS: the next arrival, the end of
-# the pause, what was learned, the members. ARGV: turns, interval, burst tolerance, this member, the channel, and what this
-# member tells (as it is published): seconds of a pause, and its estimate or nothing. Returns the first turn and the pause as
+# the pause, what was learned, the members. ARGV: permits, interval, burst tolerance, this member, the channel, and what this
+# member tells (as it is published): seconds of a pause, and its estimate or nothing. Returns the first permit and the pause as
 # seconds from now, the number of members, and the latest estimate.
 _SCRIPT: Final = """
 local time = redis.call('TIME')
@@ -174,7 +183,8 @@ class RedisRateLimiter:
     pickled.
 
     Args:
-        url: `redis://`, `rediss://` (TLS) or `unix://`, perhaps with user and password.
+        url: `redis://`, `rediss://` (TLS) or `unix://`, perhaps with user, password and options of redis-py such as
+            `?ssl_ca_certs=/etc/ca.pem`. Its options for timeouts, retries and encoding are ignored.
         key: begins the names of four keys, which all processes with one AuthSecret share.
         rate: requests per second of all together, the same in all processes; None to share only pauses and what is learned.
         burst: requests at once; None for a tenth of `rate`, at least 1.
@@ -206,12 +216,19 @@ class RedisRateLimiter:
         raise TypeError("a RedisRateLimiter holds a URL that may have a password, so it cannot be pickled")
 
     def _check_url(self) -> None:
-        with suppress(ValueError):  # its text may hold a part of the password
-            self._library.ConnectionPool.from_url(self._url.reveal())
+        with suppress(Exception):  # its text may hold a part of the password
+            self._pool().make_connection()
             return
         raise ConfigError(
-            "the URL of Redis cannot be read (it is not shown). Percent-encode the special characters of its password"
+            "the URL of Redis cannot be used (it is not shown). Percent-encode the special characters of its password, and "
+            "give only options that redis-py knows"
         )
+
+    def _pool(self) -> Any:
+        """Connections, with our options in the place of those of the URL, which would win."""
+        parts = urlsplit(self._url.reveal())
+        others = [(name, value) for name, value in parse_qsl(parts.query) if name not in _OPTIONS]
+        return self._library.ConnectionPool.from_url(parts._replace(query=urlencode(others)).geturl(), **_OPTIONS)
 
     def attach(self, sharer: SharesPace) -> None:
         """Shares pauses and limits with it."""
@@ -220,7 +237,7 @@ class RedisRateLimiter:
 
     def reserve(self, now: float, /) -> float | Awaitable[float]:
         link = self._link
-        return 0.0 if self.rate is None else link.turns.reserve(now)
+        return 0.0 if self.rate is None else link.permits.reserve(now)
 
     def _tell(self, state: PaceState) -> None:
         self._link.tell(state)
@@ -231,26 +248,26 @@ class RedisRateLimiter:
             await link.close()
 
     @property
+    def without_redis(self) -> float:
+        """Seconds for which Redis has not answered; 0 if it does."""
+        down = [link.down_since for link in self._links.values() if link.down_since is not None]
+        return time.monotonic() - min(down) if down else 0.0
+
+    @property
     def state(self) -> str:
         """How it works now, in words."""
-        links = list(self._links.values())
-        members = max((link.members for link in links), default=1)
+        members = max((link.members for link in self._links.values()), default=1)
         whole = "pauses and limits" if self.rate is None else f"{self.rate:g}/s"
-        down = [link.down_since for link in links if link.down_since is not None]
-        if not down:
+        if not (seconds := self.without_redis):
             return f"{whole} by Redis, shared by {members}"
         part = "" if self.rate is None else f": {self.rate / members:.4g}/s, this process's part of {whole}"
-        return f"without Redis for {time.monotonic() - min(down):.0f} s{part}"
+        return f"without Redis for {seconds:.0f} s{part}"
 
     @property
     def _link(self) -> _Link:
         loop = asyncio.get_running_loop()
         if (link := self._links.get(loop)) is None:
-            client = self._library.from_url(
-                self._url.reveal(), socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, decode_responses=True,
-                retry=None, protocol=2,
-            )  # fmt: skip
-            link = self._links[loop] = _Link(self, client, self._sharers)
+            link = self._links[loop] = _Link(self, self._library.Redis.from_pool(self._pool()), self._sharers)
         return link
 
 
@@ -260,7 +277,7 @@ class _Link:
     def __init__(self, limiter: RedisRateLimiter, client: Any, sharers: WeakSet[SharesPace]) -> None:
         self.members = 1
         self.down_since: float | None = None
-        self.turns = TurnBlocks(self._want, 1, time.monotonic)
+        self.permits = PermitBuffer(self._want, 1, time.monotonic)
         self._client = client
         self._script = client.register_script(_SCRIPT)
         self._keys = [f"{{{limiter.key}}}:{name}" for name in ("next", "pause", "learned", "members", "told")]
@@ -284,7 +301,7 @@ class _Link:
         for call in self._calls:
             call.cancel()
         await asyncio.gather(*self._calls, return_exceptions=True)
-        self._take_locally(self.turns.most)  # for requests that wait for a cancelled call
+        self._take_locally(self.permits.most)  # for requests that wait for a cancelled call
 
     def _call(self, call: Coroutine[Any, Any, object]) -> None:
         task = asyncio.create_task(call)
@@ -301,14 +318,14 @@ class _Link:
         if (first := await self._ask(count)) is None:
             self._take_locally(count)
         else:
-            self.turns.grant(spread([max(0.0, first + number / self._rate) for number in range(count)], self.members))
+            self.permits.grant(spread([max(0.0, first + number / self._rate) for number in range(count)], self.members))
 
     def _take_locally(self, count: int) -> None:
         now = time.monotonic()
-        self.turns.grant([self._local.reserve(now) for _ in range(count)])
+        self.permits.grant([self._local.reserve(now) for _ in range(count)])
 
     async def _ask(self, count: int, pause: str = "", estimate: str = "") -> float | None:
-        """Runs the script. Returns the seconds to the first turn, before it for a burst; None while Redis fails."""
+        """Runs the script. Returns the seconds to the first permit, before it for a burst; None while Redis fails."""
         self._asked = time.monotonic()
         burst = self._burst or max(1, int(self._rate / 10))
         numbers = (count, f"{1e6 / self._rate:.3f}", f"{1e6 / self._rate * (burst - 1):.3f}")
@@ -324,7 +341,7 @@ class _Link:
             fields = log_fields("RedisBack", processes=members)
             _log.warning("Redis answers again: %d processes share the rate", members, extra=fields)
         self.members = members
-        self.turns.most = ceil(self._rate / members * BLOCK)
+        self.permits.most = ceil(self._rate / members * BLOCK)
         self._hear(paused, None if self._has_learned else learned)
         self._has_learned = True
         return first

@@ -24,12 +24,12 @@ from ..errors import (
 )
 from ..limits.notices import emit
 from ..limits.pace import AttemptRecord
-from ..messages import Call, Handler, Request, Response, Transport
-from ..models import Meta
+from ..messages import Call, Handler, Request, Response, Transport, new_response
+from ..models import new_meta
 from ..observe import AttemptFinished, AttemptStarted, Observer
-from ..runtime import LATE, CancelScope
+from ..runtime import LATE
 from ..secret import fingerprint
-from ..verdict import OK, Kind, Verdict
+from ..verdict import EMPTY_ENVELOPE, OK, Kind, Verdict
 
 _TIMED_OUT = Verdict(Kind.TRANSIENT, "DeadlineExceededError", DeadlineExceededError)
 
@@ -48,31 +48,31 @@ class Attempt:
         self._timeout = timeouts.attempt
         self._connect_is_late = inf if timeouts.connect is None else timeouts.connect + _LATE_CONNECT
         self._throttle_statuses = retry.throttle_statuses
+        self._verdict_on_data = classify_response(200, throttle_statuses=retry.throttle_statuses)
 
     async def __call__(self, request: Request, /) -> Response:
         call, timeout, probe = request.call, self._timeout, False
         local, permit = call.local, call.permit
-        governor, counters = local.governor, local.counters
+        governor = local.governor
         if permit is not None and permit.revoked:
             raise DeadlineExceededError("not sent: the caller wants no more requests")
         if not governor.try_acquire():
             probe = await self._wait_for_slot(call)
         sent = now = self._now()
-        record = AttemptRecord(sent, governor.sent, governor.in_use, probe)
+        number, in_flight = governor.sent, governor.in_use
         call.attempts += 1
         call.headers_at, call.blocked = None, False
         response: Response | None = None
-        retrying, call.retrying = call.retrying, False
         if permit is not None:
             permit.on_wire += 1
         try:
             try:
-                if timeout is None or _deadline_comes_first(call, sent, timeout):
+                deadline = call.deadline
+                if timeout is None or (deadline is not None and deadline - sent <= timeout and call.shared is None):
+                    # The deadline's timer comes first. A shared deadline may still move, so it never counts.
                     response = await self._transport.send(request)
                 else:
-                    scope = CancelScope(local.loop)
-                    local.timer.arm(scope, timeout)
-                    with scope:
+                    with local.timer.scope(timeout) as scope:
                         response = await self._transport.send(request)
                     if response is None:
                         call.blocked = scope.late
@@ -83,10 +83,14 @@ class Attempt:
                 governor.release()
                 now = self._now()
                 call.wire_time += now - sent
+                counters = local.counters
                 counters.requests += 1
-                counters.retries += retrying
+                if call.retrying:
+                    call.retrying = False
+                    counters.retries += 1
+            # The body is not bound to a name, because a traceback shows the names of this frame.
             status, answer = response.status, None
-            meta = Meta(status, call.attempts, call.queue_time, call.wire_time)
+            meta = new_meta(status, call.attempts, call.queue_time, call.wire_time)
             if status == 200 and not request.raw:
                 try:
                     if len(response.body) <= DIRECT_SIZE:
@@ -96,24 +100,32 @@ class Attempt:
                 except DecodeError as error:
                     error.status = status
                     raise
-            hidden = (request.token,) if call.secret is None else (request.token, call.secret)
-            envelope = read_envelope(response.body, *hidden) if answer is None else envelope_of(answer, *hidden)
-            verdict = classify_response(status, envelope, self._throttle_statuses)
-            meta = meta if answer is None else answer.meta
-            response = Response(status, response.headers, response.body, answer, envelope, verdict, meta)
+            if answer is None:
+                envelope = read_envelope(response.body, request.token, call.secret)
+                verdict = classify_response(status, envelope, self._throttle_statuses)
+            else:
+                envelope, meta = envelope_of(answer, request.token, call.secret), answer.meta
+                if envelope is EMPTY_ENVELOPE:
+                    verdict = self._verdict_on_data
+                else:
+                    verdict = classify_response(status, envelope, self._throttle_statuses)
+            response = new_response(status, response.headers, response.body, answer, envelope, verdict, meta)
         except BaseException as error:
-            self._record_failure(request, error, record, now)
+            self._record_failure(request, error, AttemptRecord(sent, number, in_flight, probe), now)
             raise
         finally:
             if permit is not None:
                 permit.on_wire -= 1
-        call.problem = ""
+        retry_after, problem = None, ""
         if verdict is not OK:
-            record.retry_after = response.retry_after(self._clock)
-            record.problem = call.problem = outcome_line(request, response)
-        record.verdict, record.status, record.headers, record.ended = verdict, status, response.headers, now
-        record.time_to_first_byte = (call.headers_at or now) - sent
-        call.down = governor.record(record)
+            retry_after, problem = response.retry_after(self._clock), outcome_line(request, response)
+        call.problem = problem
+        first_byte = (call.headers_at or now) - sent
+        call.down = governor.record(
+            AttemptRecord(
+                sent, number, in_flight, probe, now, verdict, status, first_byte, response.headers, retry_after, problem
+            )
+        )
         return response
 
     async def _wait_for_slot(self, call: Call) -> bool:
@@ -159,12 +171,6 @@ class Attempt:
             governor.record(record)
         else:
             governor.abandon(record)
-
-
-def _deadline_comes_first(call: Call, now: float, timeout: float) -> bool:
-    """Whether the deadline's timer ends the attempt first. A shared deadline may still move, so it never counts."""
-    deadline = call.deadline
-    return deadline is not None and deadline - now <= timeout and call.shared is None
 
 
 class Observed:

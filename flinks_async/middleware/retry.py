@@ -26,7 +26,7 @@ from ..limits.quota import RetryQuota
 from ..messages import Call, Handler, Request, Response
 from ..observe import Observer, RetryScheduled
 from ..secret import fingerprint
-from ..verdict import Kind, Verdict
+from ..verdict import OK, Kind, Verdict
 
 # Beyond `Retry.attempts`: an answer that is not HTTP, or not JSON, seldom improves.
 _MAX_RETRIES = {Kind.BROKEN: 2, Kind.MALFORMED: 1}
@@ -164,13 +164,14 @@ class RetryMiddleware:
     def __init__(self, settings: config.Retry, clock: Clock, observers: Sequence[Observer] = ()) -> None:
         self._settings = settings
         self._clock = clock
+        self._now = clock.now
         self._observers = observers
 
     async def __call__(self, request: Request, call_next: Handler, /) -> Response:
         call = request.call
         quota, state = call.local.quota, None
         if quota is not None:
-            quota.request(self._clock.now())
+            quota.request(self._now())
         while True:
             response: Response | None = None
             error: FlinksError | None = None
@@ -180,8 +181,8 @@ class RetryMiddleware:
                 error = raised
                 verdict = classify_error(error)
             else:
-                verdict = verdict_of(response, self._settings.throttle_statuses)
-                if verdict.kind is Kind.OK:
+                verdict = response.verdict or verdict_of(response, self._settings.throttle_statuses)
+                if verdict is OK or verdict.kind is Kind.OK:
                     if quota is not None:
                         quota.succeeded(None if state is None else state.cost)
                     return response

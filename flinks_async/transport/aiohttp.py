@@ -40,8 +40,8 @@ from ..errors import (
     TransportError,
     os_reason,
 )
-from ..messages import Headers, Request, Response
-from ..runtime import CancelScope, mark_retrieved
+from ..messages import Headers, Request, Response, has_wrong_length, new_response
+from ..runtime import mark_retrieved
 from ..secret import Secret, plain
 from .http1 import Origin
 from .inflate import Inflater
@@ -157,10 +157,7 @@ class AiohttpTransport:
         pool = sessions.pools.get(call.local.loop) or await sessions.pool()
         connection = None if call.fresh else pool.take(origin)
         if connection is None:
-            scope = CancelScope(call.local.loop)
-            if self._connect_timeout is not None:
-                call.local.timer.arm(scope, self._connect_timeout)
-            with scope:
+            with call.local.timer.scope(self._connect_timeout):
                 tls = prepared.tls if isinstance(prepared.tls, ssl.SSLContext) else None
                 connection = await pool.connect(origin, request.endpoint.host, tls)
             if connection is None:
@@ -185,7 +182,7 @@ class AiohttpTransport:
             connection.abort()  # the answer was not read to its end
             raise
         pool.keep(origin, connection)
-        return Response(status, headers, body)
+        return new_response(status, headers, body)
 
     async def _inflated(
         self, status: int, headers: Headers | CIMultiDictProxy[str], read: Callable[[], Awaitable[bytes]]
@@ -213,7 +210,9 @@ class AiohttpTransport:
         token = wire_of_attempt.set(wire)
         try:
             response = await self._request(session, prepared, request)
-            if wire.transport is not None and wire.transport.is_closing():
+            if wire.transport is not None and (
+                wire.transport.is_closing() or has_wrong_length(response.status, response.headers)
+            ):
                 wire.transport.abort()  # see `HTTPConnection.abort`
             return response
         finally:
@@ -238,6 +237,8 @@ class AiohttpTransport:
         )
         request.call.headers_came()
         try:
+            if response.status < 100:
+                raise ProtocolError(f"the answer of {request.endpoint.host} is not valid HTTP")
             length = response.headers.get("Content-Length", "")
             if length.isdecimal() and int(length[:20]) > self._max_body and not response.content.is_eof():
                 raise ResponseTooLargeError(
@@ -249,7 +250,7 @@ class AiohttpTransport:
             response.close()
             raise
         response.release()  # after a 101 it is still open, and aiohttp would warn with the URL
-        return Response(response.status, response.headers, body)
+        return new_response(response.status, response.headers, body)
 
     async def _prepare(self, request: Request) -> _Prepared:
         endpoint, secret = request.endpoint, request.call.secret

@@ -6,8 +6,10 @@ address of a cluster for `--executor`.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pickle
+import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -22,13 +24,8 @@ from flinks_async.bulk.executors.cluster import ClusterExecutor
 from flinks_async.testing import Fault, Latency
 
 from ..cli_support import by_line, start
-from .test_processes import SECRET, Desk, Watch, a_server, gives_what_one_process_gives
-
-
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with a_server() as server:
-        yield Desk(tmp_path, server)
+from .server_desk import SECRET, Desk, Watch, a_server, gives_what_one_process_gives
+from .test_executors import calls_for_each_task
 
 
 @pytest.fixture
@@ -60,13 +57,18 @@ async def test_what_a_killed_worker_had_is_done_again_and_once_in_the_output(
 async def test_a_frozen_worker_is_given_up_and_does_no_harm_when_it_wakes(
     slow: Desk, executor: ClusterExecutor, pids: Callable[[], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor_module, "SILENCE", 1.5)
+    for name in ("cluster", "dispatch"):
+        monkeypatch.setattr(f"flinks_async.bulk.executors.{name}.SILENCE", 4.0)
     frozen: list[int] = []
 
     async def freeze(job: Job) -> None:
         await slow.server.received(60)
         frozen.append(pids()[0])
         os.kill(frozen[0], signal.SIGSTOP)
+        async with asyncio.timeout(30):
+            while not (told := [str(one) for one in job.progress().troubles if "no answer from the" in one.reason]):
+                await asyncio.sleep(0.1)
+        assert re.fullmatch(r"no answer from the (Dask|Ray) worker .* for [34] s, gives up in 1 s", told[0])
 
     try:
         result = await slow.run(executor, Rules(open_shards=4), freeze)
@@ -77,7 +79,7 @@ async def test_a_frozen_worker_is_given_up_and_does_no_harm_when_it_wakes(
     await asyncio.sleep(0.5)
     assert {path: path.stat().st_size for path in slow.directory.rglob("*")} == before
     assert verify(slow.directory) == []
-    assert "died by silence for 1.5 s" in (slow.directory / "job.log").read_text()
+    assert "died by silence for 4 s" in (slow.directory / "job.log").read_text()
 
 
 async def test_a_stop_drains_and_no_request_is_repeated_by_the_next_run(slow: Desk, executor: ClusterExecutor) -> None:
@@ -145,6 +147,15 @@ async def test_an_input_that_changed_and_a_store_that_fails_end_the_run_as_in_on
         await slow.run(executor)
 
 
+# --- a function ---
+
+
+async def test_a_function_is_called_for_each_task_and_again_if_its_worker_is_killed(
+    tmp_path: Path, executor: ClusterExecutor, pids: Callable[[], list[int]]
+) -> None:
+    await calls_for_each_task(executor, tmp_path, lambda: os.kill(pids()[0], signal.SIGKILL))
+
+
 # --- the command line ---
 
 
@@ -158,6 +169,23 @@ async def test_the_command_line_fetches_on_a_cluster(desk: Desk, url: str, tmp_p
     _, stderr = await process.communicate()
     assert process.returncode == 0, stderr.decode()[-2000:]
     assert set(by_line(out)) == set(range(2, 202))
+
+
+async def test_the_doctor_asks_the_workers_whether_they_could_fetch(desk: Desk, url: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(desk.server.auth_secret)
+    found = []
+    for more in (("--secret-file", secret), ()):
+        process = await start("doctor", "--json", "--executor", url, *more, server=desk.server)
+        stdout, stderr = await process.communicate()
+        assert desk.server.auth_secret not in stdout.decode() + stderr.decode()
+        found.append([one for one in json.loads(stdout)["findings"] if one["check"] == "cluster"])
+    ((works,), broken) = found
+    assert works["state"] == "ok"
+    assert "can fetch: same version" in works["text"]
+    for one in broken:
+        assert "finds no secret in the environment variable FLINKS_AUTH_SECRET" in one["text"]
+        assert one["advice"].startswith("Provide it on every machine")
 
 
 # --- secrets ---

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from .postgresql_server import Missing, Server, running
+from .server_desk import Desk, a_server
 
 MEMORY = Path("/dev/shm")
 
@@ -24,6 +25,13 @@ def memory_path(tmp_path: Path) -> Iterator[Path]:
         return
     with TemporaryDirectory(dir=MEMORY) as folder:
         yield Path(folder)
+
+
+@pytest.fixture
+async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
+    """A job against a server; some files have a desk of their own, without sockets."""
+    async with a_server() as server:
+        yield Desk(tmp_path, server)
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,9 @@ import resource
 import shutil
 import socket
 import ssl
+import subprocess
+import sys
+import urllib.request
 from collections.abc import Awaitable, Callable
 from email.utils import format_datetime
 from pathlib import Path
@@ -17,7 +20,8 @@ import pytest
 import trustme
 
 from flinks_async import AuthenticationError, FlinksClient, FlinksError
-from flinks_async.bulk import InputFile, Job, JSONLFile, directory
+from flinks_async.bulk import InputFile, Job, JSONLFile, SQLiteStore, directory
+from flinks_async.bulk.stores.duckdb import DuckDBStore
 from flinks_async.bulk.stores.postgresql import PostgreSQLStore
 from flinks_async.cli import Exit
 from flinks_async.testing import FlinksServer, InMemoryTransport
@@ -101,6 +105,47 @@ async def test_a_certificate_is_named_with_its_signer_and_its_end(
         assert "not trusted" in tls["text"]
         assert "SSL_CERT_FILE" in tls["advice"]
         assert "http" not in findings
+
+
+@pytest.mark.parametrize(
+    ("host", "days", "text", "advice"),
+    [
+        ("localhost", (-9, -1), "expired", "set the clock of this machine"),
+        ("localhost", (1, 9), "not yet valid", "Check the clock"),
+        ("another.example", (-1, 9), "mismatch", "Another server answers"),
+    ],
+)
+async def test_what_is_wrong_with_a_certificate_leads_to_other_advice(
+    tmp_path: Path, host: str, days: tuple[int, int], text: str, advice: str
+) -> None:
+    authority = trustme.CA()
+    begin, end = (dt.datetime.now(dt.UTC) + dt.timedelta(days=one) for one in days)
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert(host, not_before=begin, not_after=end).configure_cert(context)
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    async with FlinksServer(auth_secret=SECRET, ssl_context=context) as server:
+        url = server.base_url.replace("127.0.0.1", "localhost")
+        more = {"FLINKS_AUTH_SECRET": SECRET, "SSL_CERT_FILE": str(tmp_path / "ca.pem")}
+        (tls,) = (await doctor("--base-url", url, code=Exit.FAILED, **more))["tls"]
+    assert text in tls["text"]
+    assert advice in tls["advice"]
+
+
+@pytest.mark.parametrize(
+    ("head", "state"),
+    [
+        ("302 Found\r\nLocation: http://login.wifi.example/?from=x", "warning"),
+        ("302 Found\r\nLocation: /docs", "ok"),
+        ("511 Network Authentication Required", "problem"),
+    ],
+)
+async def test_a_network_that_wants_a_login_is_told(head: str, state: str) -> None:
+    answer = f"HTTP/1.1 {head}\r\nContent-Length: 0\r\n\r\n".encode()
+    async with RawServer([ReadHead(), Send(answer), Close()]) as server:
+        code = Exit.FAILED if state == "problem" else Exit.OK
+        (http,) = (await doctor("--base-url", server.base_url, code=code, FLINKS_AUTH_SECRET=SECRET))["http"]
+    assert http["state"] == state
+    assert state == "ok" or "log in there first" in http["advice"]
 
 
 async def test_something_that_is_not_http_is_a_problem() -> None:
@@ -220,9 +265,10 @@ Doctor = Callable[..., Awaitable[dict[str, list[dict[str, str]]]]]
 
 
 async def test_a_job_that_runs_and_one_that_does_not(tmp_path: Path, at: Doctor) -> None:
-    with start(tmp_path):
+    with start(tmp_path, SQLiteStore()):
         findings = await at()
-        assert findings["directory"][0]["text"].endswith("holds a job that is running")
+        assert findings["directory"][0]["text"].endswith("holds a job that is running; 0 of 1 shard done")
+        assert "database" not in findings  # the job itself holds a lock now and then
     findings = await at()
     assert "not running" in findings["directory"][0]["text"]
     assert states(findings, "directory", "disk") == ["ok", "ok"]
@@ -278,3 +324,92 @@ async def test_a_database_that_cannot_be_reached(at: Doctor, tmp_path: Path) -> 
     findings = await at(Exit.FAILED, "--postgresql", PGHOST=str(tmp_path), PGPASSWORD=SECRET)
     assert states(findings, "database") == ["problem"]
     assert "PGHOST" in findings["database"][0]["advice"]
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "duckdb"])
+async def test_answers_that_another_program_has_locked(tmp_path: Path, at: Doctor, kind: str) -> None:
+    if kind == "duckdb":
+        pytest.importorskip("duckdb")
+    path = tmp_path / "job" / f"answers.{kind}"
+    start(tmp_path, SQLiteStore() if kind == "sqlite" else DuckDBStore()).close()
+    findings = await at()
+    assert states(findings, "database", "tokens") == ["ok", "ok"]
+    hold = {
+        "sqlite": "import sqlite3; db = sqlite3.connect(sys.argv[1]); db.execute('BEGIN EXCLUSIVE')",
+        "duckdb": "import duckdb; db = duckdb.connect(sys.argv[1])",
+    }[kind]
+    program = f"import sys; {hold}; print('locked', flush=True); sys.stdin.read()"
+    with subprocess.Popen(
+        [sys.executable, "-c", program, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "locked\n"
+        findings = await at(Exit.FAILED)
+        holder.kill()
+    assert states(findings, "database") == ["problem"]
+    assert "lock" in findings["database"][0]["text"].lower()
+
+
+async def test_tokens_that_are_gone_or_changed_and_a_broken_ledger(tmp_path: Path, at: Doctor) -> None:
+    start(tmp_path).close()
+    (tmp_path / "tokens.txt").write_text("a\nb\n")
+    findings = await at(Exit.FAILED)
+    assert "4 bytes instead of 2" in findings["tokens"][0]["text"]
+    (tmp_path / "tokens.txt").unlink()
+    findings = await at(Exit.FAILED)
+    assert "--tokens" in findings["tokens"][0]["advice"]
+    (tmp_path / "job" / "ledger.sqlite").write_bytes(b"not a database")
+    findings = await at(Exit.FAILED)
+    assert "ledger.sqlite" in findings["directory"][0]["text"]
+
+
+# --- object storage and clusters --------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.backend
+async def test_object_storage_is_written_listed_read_and_cleaned(tmp_path: Path, at: Doctor) -> None:
+    from .object_storage import running
+
+    with running() as s3:
+        environment = s3.environment
+        findings = await at(Exit.FAILED, "--out", "s3://bucket/folder", **environment)
+        assert "the bucket does not exist" in findings["storage"][0]["text"]
+        urllib.request.urlopen(urllib.request.Request(f"http://127.0.0.1:{s3.port}/bucket", method="PUT")).close()
+        findings = await at(Exit.OK, "--out", "s3://bucket/folder", **environment)
+        assert findings["storage"][0]["text"].endswith("can be written, listed, read and deleted")
+        assert s3.count("PUT") >= 2
+        assert s3.count("POST") == 1  # the object is deleted
+        s3.fault = lambda asked: 403 if asked.method == "GET" else None
+        findings = await at(Exit.FAILED, "--out", "s3://bucket/folder", **environment)
+        assert "cannot be listed: the object storage failed, status 403" in findings["storage"][0]["text"]
+        assert "credentials" in findings["storage"][0]["advice"]
+    findings = await at(Exit.FAILED, "--out", "s3://bucket/folder", **environment)
+    assert "there is no connection" in findings["storage"][0]["text"]
+
+
+async def test_a_folder_for_answers_and_a_url_with_a_password(tmp_path: Path, at: Doctor) -> None:
+    findings = await at(Exit.OK, "--out", f"file://{tmp_path}/new/folder")
+    assert states(findings, "storage") == ["ok"]
+    assert [*tmp_path.iterdir()] == []
+    findings = await at(Exit.FAILED, "--out", f"s3://{SECRET}:canary@bucket/x")
+    assert "must hold no user, password" in findings["storage"][0]["text"]
+
+
+@pytest.mark.parametrize("scheme", ["dask", "ray"])
+async def test_a_cluster_that_is_not_there(at: Doctor, scheme: str) -> None:
+    pytest.importorskip({"dask": "distributed"}.get(scheme, scheme))
+    findings = await at(Exit.FAILED, "--executor", f"{scheme}://127.0.0.1:1")
+    assert "cannot be used: Connection refused" in findings["cluster"][0]["text"]
+    findings = await at(Exit.FAILED, FLINKS_EXECUTOR=f"{scheme}://cluster.invalid:8786")
+    assert "--insecure-cluster" in findings["cluster"][0]["text"] + findings["cluster"][0]["advice"]
+    findings = await at(Exit.FAILED, FLINKS_EXECUTOR=f"{scheme}://user:{SECRET}@cluster.invalid:8786")
+    assert "must be dask://HOST:PORT" in findings["cluster"][0]["text"]
+
+
+async def test_a_redis_that_is_not_there(at: Doctor) -> None:
+    pytest.importorskip("redis")
+    findings = await at(Exit.FAILED, "--redis", REDIS_URL=f"redis://:{SECRET}@127.0.0.1:1/0")
+    assert findings["redis"][0]["text"].endswith("ConnectionError")
+    findings = await at(Exit.FAILED, "--redis", REDIS_URL=None)
+    assert findings["redis"][0]["text"] == "REDIS_URL is not set"

@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import io
+import logging
 import os
 import pickle
+import signal
 import sys
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from flinks_async import Adaptive, Codec, ConfigError, FlinksClient, Limits, ShareQuota, config
+from flinks_async.bulk import Executor, Processes, WorkerError
 from flinks_async.bulk.counters import WAITED_FOR, Counters, Histogram, InstanceState, WorkerState
-from flinks_async.bulk.executors.dispatch import Worker, rules_for, settings_for, share
+from flinks_async.bulk.executors import InProcess, Work
+from flinks_async.bulk.executors.dispatch import WorkerHandle, settings_for
 from flinks_async.bulk.executors.processes import ending, environment_without, from_line, to_line
-from flinks_async.bulk.executors.protocol import put
-from flinks_async.bulk.executors.seat import Secrets, describe, make
+from flinks_async.bulk.executors.protocol import Task, put
+from flinks_async.bulk.executors.worker import Secrets, describe, make
 from flinks_async.bulk.records import Finished, Shard, Written
-from flinks_async.bulk.rules import Rules
+from flinks_async.bulk.rules import Rules, part
 from flinks_async.cli.display import worker_notes
 from flinks_async.limits.governor import Trouble
 from flinks_async.limits.rate import GCRA, LearnedLimit
-from flinks_async.limits.shared import TurnBlocks, TurnKeeper
+from flinks_async.limits.shared import PermitBuffer, PermitSource
 from flinks_async.secret import Secret
 from flinks_async.testing import run_virtual
+
+from .test_processes import workers
 
 SECRET = "3f2a6f0c-7b0e-4d3a-9a51-0c8d4e5b6a79"
 
@@ -35,15 +42,15 @@ SECRET = "3f2a6f0c-7b0e-4d3a-9a51-0c8d4e5b6a79"
 
 
 class Sharers:
-    """Processes that take turns of one rate, in virtual time.
+    """Processes that take permits of one rate, in virtual time.
 
     Args:
-        latency: seconds until an answer of the keeper of the rate arrives.
+        latency: seconds until an answer of the source of the rate arrives.
     """
 
     def __init__(self, rate: float, *, burst: int | None = None, latency: float = 0.0) -> None:
         self.loop = asyncio.get_running_loop()
-        self.keeper = TurnKeeper(GCRA(rate, burst), self.loop.time, 1.0)
+        self.source = PermitSource(GCRA(rate, burst), self.loop.time, 1.0)
         self.answers: list[asyncio.Task[None]] = []
         self.latency = latency
         self.sent: list[float] = []
@@ -52,9 +59,9 @@ class Sharers:
         """One more, which sends as soon as it may, or at most once in `every` seconds."""
 
         async def answer(count: int) -> None:
-            waits = await self.keeper.take(turns, count)
+            waits = await self.source.take(permits, count)
             await asyncio.sleep(self.latency)
-            turns.grant(waits)
+            permits.grant(waits)
 
         def ask(count: int) -> None:
             self.answers.append(asyncio.create_task(answer(count)))
@@ -62,13 +69,13 @@ class Sharers:
         async def send() -> None:
             while True:
                 now = self.loop.time()
-                turn = turns.reserve(now)
-                wait = turn if isinstance(turn, float) else await turn
+                permit = permits.reserve(now)
+                wait = permit if isinstance(permit, float) else await permit
                 await asyncio.sleep(now + wait - self.loop.time())
                 self.sent.append(self.loop.time())
                 await asyncio.sleep(every)
 
-        turns = TurnBlocks(ask, block, self.loop.time)
+        permits = PermitBuffer(ask, block, self.loop.time)
         return asyncio.create_task(send())
 
     async def sent_in(self, seconds: float) -> list[float]:
@@ -77,7 +84,7 @@ class Sharers:
         return self.sent
 
 
-def test_turns_in_blocks_keep_the_rate_of_all_and_who_dies_costs_less_than_a_percent() -> None:
+def test_permits_in_blocks_keep_the_rate_of_all_and_who_dies_costs_less_than_a_percent() -> None:
     async def main() -> None:
         sharers = Sharers(100.0, latency=0.005)
         first, *_ = [sharers.join(4) for _ in range(3)]
@@ -92,19 +99,19 @@ def test_turns_in_blocks_keep_the_rate_of_all_and_who_dies_costs_less_than_a_per
     run_virtual(main())
 
 
-def test_turns_that_a_pause_made_late_are_dropped() -> None:
+def test_permits_that_a_pause_made_late_are_dropped() -> None:
     async def main() -> None:
         asked: list[int] = []
-        turns = TurnBlocks(asked.append, 10, asyncio.get_running_loop().time)
-        turns.grant([number / 10 for number in range(10)])
-        assert turns.reserve(0.0) == 0.0
+        permits = PermitBuffer(asked.append, 10, asyncio.get_running_loop().time)
+        permits.grant([number / 10 for number in range(10)])
+        assert permits.reserve(0.0) == 0.0
         await asyncio.sleep(0.75)
-        assert turns.reserve(0.75) == 0.0, "the turn of 0.6 s is late, but can be used"
-        assert turns.reserve(0.75) == 0.0
-        assert turns.reserve(0.75) == pytest.approx(0.05)
-        turns.grant([0.0])
+        assert permits.reserve(0.75) == 0.0, "the permit of 0.6 s is late, but can be used"
+        assert permits.reserve(0.75) == 0.0
+        assert permits.reserve(0.75) == pytest.approx(0.05)
+        permits.grant([0.0])
         await asyncio.sleep(60.0)
-        late = turns.reserve(60.75)
+        late = permits.reserve(60.75)
         assert isinstance(late, Coroutine), "it waits for new ones"
         late.close()
         assert asked == [5, 2], "and asks for fewer, because it did not use those that it had"
@@ -112,41 +119,41 @@ def test_turns_that_a_pause_made_late_are_dropped() -> None:
     run_virtual(main())
 
 
-def test_two_that_wait_for_turns_both_get_theirs() -> None:
+def test_two_that_wait_for_permits_both_get_theirs() -> None:
     async def main() -> None:
         asked: list[int] = []
-        turns = TurnBlocks(asked.append, 10, asyncio.get_running_loop().time)
-        waiting = [turns.reserve(0.0) for _ in range(2)]
+        permits = PermitBuffer(asked.append, 10, asyncio.get_running_loop().time)
+        waiting = [permits.reserve(0.0) for _ in range(2)]
         async with asyncio.timeout(10.0), asyncio.TaskGroup() as both:
             for one in waiting:
                 assert isinstance(one, Coroutine)
                 both.create_task(one)
             await asyncio.sleep(0)
-            turns.grant([0.0, 0.1])
+            permits.grant([0.0, 0.1])
         assert asked == [10]
 
     run_virtual(main())
 
 
-def test_the_turns_of_one_of_several_lie_apart_until_the_others_are_gone() -> None:
+def test_the_permits_of_one_of_several_lie_apart_until_the_others_are_gone() -> None:
     async def main() -> None:
         now = asyncio.get_running_loop().time
-        keeper = TurnKeeper(GCRA(100.0, 1), now, 1.0)
-        assert await keeper.take("a", 3) == pytest.approx([0.0, 0.01, 0.02])
-        assert await keeper.take("b", 3) == pytest.approx([0.03, 0.05, 0.07])
+        source = PermitSource(GCRA(100.0, 1), now, 1.0)
+        assert await source.take("a", 3) == pytest.approx([0.0, 0.01, 0.02])
+        assert await source.take("b", 3) == pytest.approx([0.03, 0.05, 0.07])
         await asyncio.sleep(2.0)
-        assert await keeper.take("b", 3) == pytest.approx([0.0, 0.01, 0.02])
+        assert await source.take("b", 3) == pytest.approx([0.0, 0.01, 0.02])
 
     run_virtual(main())
 
 
-def test_turns_that_are_granted_at_once_are_used_in_order() -> None:
+def test_permits_that_are_granted_at_once_are_used_in_order() -> None:
     rate = GCRA(100.0, 1)
-    turns = TurnBlocks(lambda count: turns.grant([rate.reserve(0.0) for _ in range(count)]), 10, lambda: 0.0)
-    assert [turns.reserve(0.0) for _ in range(25)] == pytest.approx([number / 100 for number in range(25)])
+    permits = PermitBuffer(lambda count: permits.grant([rate.reserve(0.0) for _ in range(count)]), 10, lambda: 0.0)
+    assert [permits.reserve(0.0) for _ in range(25)] == pytest.approx([number / 100 for number in range(25)])
 
 
-def test_who_sends_slowly_leaves_its_turns_to_others() -> None:
+def test_who_sends_slowly_leaves_its_permits_to_others() -> None:
     async def main() -> None:
         sharers = Sharers(100.0, latency=0.002)
         sharers.join(16)
@@ -162,7 +169,7 @@ def test_who_sends_slowly_leaves_its_turns_to_others() -> None:
 
 @pytest.mark.parametrize(("whole", "places"), [(200, 3), (16, 5), (7, 7), (1000, 1)])
 def test_the_shares_of_all_places_add_up(whole: int, places: int) -> None:
-    shares = [share(whole, place, places) for place in range(places)]
+    shares = [part(whole, place, places) for place in range(places)]
     assert sum(shares) == whole
     assert max(shares) - min(shares) <= 1
 
@@ -178,7 +185,7 @@ def test_requests_at_once_are_divided(concurrency: int | Adaptive, places: int) 
 def test_what_a_process_gets_of_the_rest() -> None:
     settings = settings_for(config.bulk(), 0, 4)
     assert settings.retry.quota == ShareQuota(minimum=2.5)
-    rules = rules_for(Rules(concurrency=9, max_failures=3, max_failure_share=0.1, max_duration=60.0, drain=7.0), 0, 4)
+    rules = Rules(concurrency=9, max_failures=3, max_failure_share=0.1, max_duration=60.0, drain=7.0).part(0, 4)
     assert rules == Rules(concurrency=3, open_shards=4, unreachable_after=None, drain=7.0)
 
 
@@ -187,7 +194,7 @@ def test_a_process_that_could_send_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="4 processes need a concurrency of at least 4 in all, not 3"):
         settings_for(few, 0, 4)
     with pytest.raises(ConfigError, match="not 2"):
-        rules_for(Rules(concurrency=2), 0, 3)
+        Rules(concurrency=2).part(0, 3)
 
 
 def test_an_instance_has_answered_if_it_has_answered_one_process() -> None:
@@ -205,11 +212,10 @@ def test_an_instance_has_answered_if_it_has_answered_one_process() -> None:
 
 
 def test_workers_that_are_missing_or_dead_are_told() -> None:
-    name = "a worker of the Dask cluster at tls://h:1"
     died = WorkerState("worker process 7", 30, 2, 40, note="died by signal SIGKILL; its 3 shards are handed out again")
-    missing = WorkerState(name, note=WAITED_FOR)
-    assert worker_notes([WorkerState("worker process 8", 5), missing]) == [f"waiting for {name}"]
-    assert worker_notes([missing, missing, died]) == [f"waiting for {name} (2 are missing)", "1 worker died"]
+    missing = WorkerState("a worker of the Dask cluster at tls://h:1", note=WAITED_FOR)
+    assert worker_notes([WorkerState("worker process 8", 5), missing]) == ["1 worker missing"]
+    assert worker_notes([missing, missing, died]) == ["2 workers missing", "1 worker died"]
     assert str(died) == (
         "worker process 7: 30 ok, 2 failed, 0 in flight; died by signal SIGKILL; its 3 shards are handed out again"
     )
@@ -230,7 +236,7 @@ def test_processes_add_their_shares_of_a_learned_limit() -> None:
     assert apart.learned_rate() == 500.0
 
 
-class Silent(Worker):
+class Silent(WorkerHandle):
     def send(self, message: object) -> None: ...
 
     async def receive(self) -> object: ...
@@ -326,3 +332,66 @@ def test_how_a_worker_ended_in_words() -> None:
     assert ending(3) == "exit code 3"
     assert ending(-9) == "signal SIGKILL"
     assert ending(-40) == "signal 40"  # for real time, without a name
+
+
+# --- a function -------------------------------------------------------------------------------------------------------
+
+
+def called(task: Task) -> Finished:
+    """The function that is called in the workers."""
+    if task.about == "fails":
+        raise ValueError("a text that may hold a token")
+    with Path(task.about, str(task.shard.id)).open("a") as calls:
+        calls.write(f"{os.getpid()}\n")
+    time.sleep(0.05)
+    return Finished(task.shard, Path(), Written(1, 0, ""), (), (), {"pid": os.getpid()})
+
+
+async def calls_for_each_task(executor: Executor, folder: Path, kill: Callable[[], object] | None) -> None:
+    calls, spools = folder / "calls", folder / "spools"
+    calls.mkdir()
+    spools.mkdir()
+    tasks = iter([Task(Shard(number, 0, 0, 0, 1, ""), about=str(calls)) for number in range(40)])
+    finished: list[Finished] = []
+
+    async def next_task() -> Task | None:
+        return next(tasks, None)
+
+    async def take(one: Finished) -> None:
+        finished.append(one)
+        if kill is not None and len(finished) == 10:
+            kill()
+
+    execution = executor.map_shards(Work.of_function(called, spools, logging.getLogger("test"), 4), next_task, take)
+    await execution.go()
+    assert sorted(one.shard.id for one in finished) == list(range(40)), "each result is taken once"
+    assert execution.counters().fetched == 40
+    again = sum(len(path.read_text().splitlines()) - 1 for path in calls.iterdir())
+    assert again <= (0 if kill is None else 4)
+    assert list(spools.iterdir()) == []
+
+
+@pytest.mark.parametrize("executor", [InProcess(), Processes(2)])
+async def test_a_function_is_called_for_each_task(executor: Executor, tmp_path: Path) -> None:
+    await calls_for_each_task(executor, tmp_path, None)
+
+
+async def test_the_calls_of_a_killed_worker_are_made_again(tmp_path: Path) -> None:
+    await calls_for_each_task(Processes(2), tmp_path, lambda: os.kill(workers()[0], signal.SIGKILL))
+
+
+@pytest.mark.parametrize(("executor", "raised"), [(InProcess(), ValueError), (Processes(2), WorkerError)])
+async def test_an_error_of_the_function_ends_the_run(
+    executor: Executor, raised: type[Exception], tmp_path: Path
+) -> None:
+    tasks = iter([Task(Shard(0, 0, 0, 0, 1, ""), about="fails")])
+
+    async def next_task() -> Task | None:
+        return next(tasks, None)
+
+    async def take(one: Finished) -> None:
+        raise AssertionError
+
+    work = Work.of_function(called, tmp_path, logging.getLogger("test"), 4)
+    with pytest.raises(raised):
+        await executor.map_shards(work, next_task, take).go()

@@ -4,27 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import re
-import stat
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flinks_async import ClientClosedError, ConfigError, ConnectError, FlinksClient, config
+from flinks_async import ClientClosedError, ConfigError, FlinksClient
 from flinks_async.bulk import (
     Commit,
     InputBytes,
-    InputChangedError,
     InputError,
     InputFile,
     Job,
     JobError,
-    JobLockedError,
     JobMismatchError,
     JSONLFile,
     JSONLParts,
@@ -38,72 +31,14 @@ from flinks_async.bulk import (
     StoreError,
     UnfitAnswerError,
     export,
-    purge,
     status,
     verify,
 )
-from flinks_async.bulk.fetching import NoThread
 from flinks_async.bulk.ledger import Ledger
 from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.faults import KINDS
 
-OK = {"GetAccountsDetail": [], "RequestId": "r"}
-ORIGIN = {"": "toolbox-api.private.fin.ag"}
-NO_THREADS = (NoThread(), NoThread())
-
-
-class Desk:
-    """A folder with a file of tokens `token-1`, ... in a CSV, and what answers them."""
-
-    def __init__(self, folder: Path, tokens: int = 25) -> None:
-        self.path = folder / "tokens.csv"
-        self.directory = folder / "job"
-        self.transport = InMemoryTransport({}, default=OK)
-        self.write([f"token-{number}" for number in range(1, tokens + 1)])
-
-    def write(self, tokens: list[str]) -> None:
-        self.path.write_text("user,token\n" + "".join(f"u-{n},{token}\n" for n, token in enumerate(tokens, 2)))
-
-    def source(self, **layout: Any) -> InputFile:
-        return InputFile(self.path, Layout(**{"column": "token", "key_column": "user", **layout}))
-
-    def job(self, **options: Any) -> Job:
-        return Job.start(self.directory, self.source(), JSONLParts(), ORIGIN, shard_size=10, **options)
-
-    def client(self) -> FlinksClient:
-        clock = VirtualClock()
-        self.transport.closed = False  # by the client of the run before
-        return FlinksClient(
-            auth_secret="s", transport=self.transport, settings=config.bulk(), retry={"attempts": 2}, clock=clock
-        )
-
-    def run(self, job: Job, rules: Rules | None = None, during: Callable[[Job], Any] | None = None) -> Result:
-        async def main() -> Result:
-            async with self.client() as client:
-                running = asyncio.ensure_future(job.run(client, rules, clock=VirtualClock(), threads=NO_THREADS))
-                if during is not None:
-                    await during(job)
-                return await running
-
-        return run_virtual(main())
-
-    def complete(self) -> Result:
-        with self.job() as job:
-            return self.run(job)
-
-    @property
-    def answers(self) -> dict[int, dict[str, Any]]:
-        lines = [json.loads(line) for line in export(self.directory)]
-        assert len({line["line"] for line in lines}) == len(lines), "an answer is there twice"
-        return {line["line"]: line for line in lines}
-
-    @property
-    def failed(self) -> dict[int, dict[str, Any]]:
-        return {record["line"]: record for record in map(json.loads, self.failed_lines)}
-
-    @property
-    def failed_lines(self) -> list[str]:
-        return (self.directory / "failed.jsonl").read_text().splitlines()
+from .memory_desk import NO_THREADS, OK, ORIGIN, Desk
 
 
 @pytest.fixture
@@ -364,232 +299,6 @@ def test_a_run_that_is_cancelled_or_cannot_even_note_its_end(desk: Desk, monkeyp
     assert (second["state"], second["ended"]) == (None, None)
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
-
-
-def test_another_job_in_the_same_directory_is_refused_and_told_what_differs(desk: Desk) -> None:
-    desk.job().close()
-    before = (desk.directory / "manifest.json").read_bytes()
-    with pytest.raises(JobMismatchError, match="`key_column` was user and is now not set"):
-        Job.start(desk.directory, desk.source(key_column=None), JSONLParts(), ORIGIN)
-    with pytest.raises(JobMismatchError, match="store"):
-        Job.start(desk.directory, desk.source(), JSONLParts("gzip"), ORIGIN)
-    with pytest.raises(JobMismatchError, match=r"the host was toolbox-api\.private\.fin\.ag and is now evil"):
-        Job.start(desk.directory, desk.source(), JSONLParts(), {"": "evil"})
-    desk.write(["another"])
-    with pytest.raises(JobMismatchError, match="the file of tokens has changed"):
-        desk.job()
-    with pytest.raises(InputChangedError, match="has changed since the job was started"):
-        Job.resume(desk.directory)
-    assert (desk.directory / "manifest.json").read_bytes() == before
-
-
-def test_a_file_of_tokens_that_moved_is_found_by_its_content(desk: Desk) -> None:
-    desk.job().close()
-    moved = desk.path.rename(desk.path.with_name("moved.csv"))
-    with Job.resume(desk.directory, path=moved) as job:
-        assert desk.run(job).state == "complete"
-
-
-def test_a_file_of_tokens_may_have_another_name_later(desk: Desk) -> None:
-    desk.job().close()
-    moved = desk.path.rename(desk.path.with_name("moved.bak"))
-    with Job.resume(desk.directory, path=moved) as job:
-        assert desk.run(job).state == "complete"
-    assert len(desk.answers) == 25
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="names that are not UTF-8")
-def test_a_name_that_is_not_text_is_refused_before_anything_is_made(desk: Desk) -> None:
-    name = os.fsdecode(b"\xff.csv")
-    with pytest.raises(InputError, match="is not UTF-8"):
-        Job.start(desk.directory, desk.source(), JSONLFile(desk.path.with_name(name)), ORIGIN)
-    desk.path = desk.path.rename(desk.path.with_name(name))
-    with pytest.raises(InputError, match="is not UTF-8"):
-        desk.job()
-    assert not desk.directory.exists()
-
-
-def test_a_file_of_tokens_that_is_gone_is_named(desk: Desk) -> None:
-    desk.job().close()
-    desk.path.unlink()
-    with pytest.raises(
-        InputError, match=r"was started with .*tokens\.csv; if that file was moved, give its new `path`"
-    ):
-        Job.resume(desk.directory)
-
-
-@pytest.mark.parametrize("instance_column", [None, "user"])
-def test_clients_that_do_not_fit_the_input_are_refused_before_every_token_fails(
-    desk: Desk, instance_column: str | None
-) -> None:
-    source = desk.source(key_column=None, instance_column=instance_column)
-    wrong: Any = desk.client() if instance_column else {"u-2": desk.client()}
-    with Job.start(desk.directory, source, JSONLParts(), ORIGIN) as job:
-        for clients in (wrong, {}):
-            with pytest.raises(ConfigError, match="run the job with"):
-                asyncio.run(job.run(clients))
-        assert job.totals.pending == 25
-
-
-def test_a_folder_of_other_things_is_not_touched(desk: Desk) -> None:
-    desk.directory.mkdir()
-    (desk.directory / "holiday.jpg").write_text("x")
-    with pytest.raises(JobMismatchError, match=r"not empty: it holds holiday.jpg"):
-        desk.job()
-    assert os.listdir(desk.directory) == ["holiday.jpg"]
-    for look in (status, verify, purge, Job.resume):
-        with pytest.raises(JobMismatchError, match=r"has no manifest.json"):
-            look(desk.directory)
-
-
-@pytest.mark.parametrize("name", ["failed.jsonl", "report.json", "ledger.sqlite", "duplicates.jsonl", "spools/answers"])
-def test_answers_cannot_go_where_the_job_writes_something_else(desk: Desk, name: str) -> None:
-    path = desk.directory / name
-    with pytest.raises(ConfigError, match="is a name that the job uses itself"):
-        Job.start(desk.directory, desk.source(), JSONLFile(path), ORIGIN)
-    assert not desk.directory.exists()
-    with Job.start(desk.directory, desk.source(), JSONLFile(desk.directory / "mine.jsonl"), ORIGIN) as job:
-        assert desk.run(job).state == "complete"
-
-
-def test_two_processes_cannot_have_the_same_job(desk: Desk) -> None:
-    program = (
-        "import sys; from flinks_async.bulk import *\n"
-        "try: Job.resume(sys.argv[1])\n"
-        "except JobLockedError as error: print(error)"
-    )
-    with desk.job():
-        with pytest.raises(JobLockedError):
-            desk.job()
-        ran = subprocess.run(
-            [sys.executable, "-c", program, desk.directory], capture_output=True, encoding="utf-8", check=True
-        )
-    assert "another process works on the job" in ran.stdout
-    desk.job().close()
-
-
-def test_a_job_without_its_ledger_is_never_begun_anew(desk: Desk) -> None:
-    desk.complete()
-    for file in desk.directory.glob("ledger*"):
-        file.unlink()
-    for again in (desk.job, lambda: Job.resume(desk.directory), lambda: verify(desk.directory)):
-        with pytest.raises(LedgerError, match="missing"):
-            again()
-    assert list((desk.directory / "parts").iterdir())
-
-
-def test_a_ledger_of_another_job_is_refused(desk: Desk, tmp_path: Path) -> None:
-    desk.job().close()
-    other = Desk(tmp_path / "other") if (tmp_path / "other").mkdir() is None else desk
-    other.job().close()
-    (other.directory / "ledger.sqlite").replace(desk.directory / "ledger.sqlite")
-    with pytest.raises(JobMismatchError, match="is not the ledger of"):
-        desk.job()
-
-
-def test_a_broken_manifest_is_refused(desk: Desk) -> None:
-    desk.job().close()
-    (desk.directory / "manifest.json").write_text("{")
-    with pytest.raises(LedgerError, match="broken"):
-        desk.job()
-    (desk.directory / "manifest.json").write_text('{"version": 99}')
-    with pytest.raises(LedgerError, match="newer version"):
-        desk.job()
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"layout": []}, {"layout": {"column": 5}}, {"store": 5}, {"origin": []}, {"size": "1"}, {"job": "../../x"},
-        {"path": None}, {"shard_size": "x"}, {"created": 5},
-    ],
-    ids=str,
-)  # fmt: skip
-def test_a_manifest_that_somebody_edited_is_refused(desk: Desk, change: dict[str, Any]) -> None:
-    desk.job().close()
-    path = desk.directory / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    for use in (desk.job, lambda: Job.resume(desk.directory), lambda: status(desk.directory)):
-        with pytest.raises(LedgerError, match=r"manifest\.json is broken"):
-            use()
-
-
-def test_a_file_is_no_directory_of_a_job(desk: Desk) -> None:
-    desk.directory.write_text("mine")
-    with pytest.raises(JobMismatchError, match="is a file, but a job needs a directory"):
-        desk.job()
-    with pytest.raises(JobMismatchError, match="is not the directory of a job"):
-        status(desk.directory)
-
-
-def test_an_input_that_changes_while_it_is_fetched_ends_the_run(desk: Desk) -> None:
-    with desk.job() as job:
-        desk.write([f"other-{number}" for number in range(25)])
-        with pytest.raises(InputChangedError, match="Lines 2 to 11"):
-            desk.run(job)
-    assert desk.transport.requests == []
-
-
-# --- maintenance ------------------------------------------------------------------------------------------------------
-
-
-def test_verify_finds_a_flipped_bit_and_a_part_that_was_cut_short(desk: Desk) -> None:
-    desk.complete()
-    first, second, third = sorted((desk.directory / "parts").iterdir())
-    data = bytearray(first.read_bytes())
-    data[100] ^= 1
-    first.write_bytes(data)
-    second.write_bytes(second.read_bytes()[:-20])
-    third.unlink()
-    problems = verify(desk.directory)
-    assert [problem.shard for problem in problems] == [0, 1, 2]
-
-
-def test_purge_removes_the_job_and_nothing_else(desk: Desk) -> None:
-    desk.complete()
-    (desk.directory / "notes.txt").write_text("mine")
-    (desk.directory / "parts" / "mine.jsonl").write_text("mine")
-    told = purge(desk.directory)
-    assert any("notes.txt" in line for line in told)
-    assert sorted(str(path.relative_to(desk.directory)) for path in desk.directory.rglob("*")) == [
-        "notes.txt", "parts", "parts/mine.jsonl",
-    ]  # fmt: skip
-    assert desk.path.exists()
-
-
-def test_purge_needs_no_ledger_so_one_that_was_interrupted_can_be_repeated(desk: Desk) -> None:
-    desk.complete()
-    (desk.directory / "ledger.sqlite").unlink()
-    assert any("3 files of answers" in line for line in purge(desk.directory))
-    assert not desk.directory.exists()
-
-
-@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
-def test_everything_is_for_the_owner_only(desk: Desk) -> None:
-    before = os.umask(0)
-    try:
-        desk.transport.answers["token-3"] = KINDS["bad_request"]
-        desk.complete()
-    finally:
-        os.umask(before)
-    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (desk.directory, *desk.directory.rglob("*"))}
-    assert {path.name for path, mode in modes.items() if mode != (0o700 if path.is_dir() else 0o600)} == set()
-
-
-def test_no_token_and_no_secret_is_in_any_file(desk: Desk) -> None:
-    for number in (3, 20):
-        desk.transport.answers[f"token-{number}"] = KINDS["unauthorized"]
-    desk.transport.answers["token-5"] = KINDS["http_503"]
-    desk.write([f"token-{number}" for number in range(1, 26)] + ["token-bad\x07", "token-3"])
-    with desk.job() as job:
-        desk.run(job)
-        for path in desk.directory.rglob("*"):
-            if path.is_file():
-                assert b"token-" not in path.read_bytes().replace(b"token-bearing", b""), path.name
-        assert "token-" not in repr((job, job.manifest, job.totals, job.scanned)).replace(str(desk.path), "")
-
-
 class Picky(JSONLParts):
     """A store that cannot hold the answers of some lines."""
 
@@ -652,130 +361,6 @@ def test_a_job_that_began_and_cannot_be_opened_now_keeps_its_directory(desk: Des
     with pytest.raises(LedgerError):
         desk.job()
     assert (desk.directory / "manifest.json").exists()
-
-
-UNKNOWN_HOST = ConnectError("the host toolbxx.example cannot be looked up")
-
-
-def test_an_instance_that_never_answers_ends_the_run_with_the_reason_and_fails_no_token(desk: Desk) -> None:
-    desk.transport.default = UNKNOWN_HOST
-    with desk.job() as job:
-        result = desk.run(job)
-        assert (result.state, result.totals.failed, result.totals.pending) == ("stopped", 0, 25)
-        assert re.fullmatch(
-            r"the host toolbxx.example cannot be looked up, \d+ attempts in 12\d s; \S+ has never answered",
-            result.reason,
-        )
-        assert 120 <= result.progress.seconds < 125
-        assert desk.run(job, Rules(unreachable_after=10)).progress.seconds < 15
-    log = (desk.directory / "job.log").read_text()
-    assert log.count("WARNING the host toolbxx.example cannot be looked up") == 3, "twice in 120 s, once in 10 s"
-
-
-async def wait_for_ever(request: Any) -> Any:
-    await asyncio.Event().wait()
-
-
-def test_an_instance_that_accepts_requests_and_never_answers_ends_the_run_with_the_reason(desk: Desk) -> None:
-    desk.transport.default = wait_for_ever
-    seen: list[Any] = []
-
-    async def watch(job: Job) -> None:
-        for seconds in (9, 21, 180):
-            await asyncio.sleep(seconds)
-            found = job.progress()
-            assert found is not None
-            seen.append([str(trouble) for trouble in found.troubles])
-            assert found.eta is None
-
-    with desk.job() as job:
-        result = desk.run(job, None, watch)
-    silent = "still no answer from toolbox-api.private.fin.ag, 25 attempts in {} s"
-    assert seen == [[], [silent.format(30)], [silent.format(210)]]
-    assert (result.state, result.totals.failed, result.totals.pending) == ("stopped", 0, 25)
-    assert re.fullmatch(
-        r"no complete answer from (\S+) within 230 s, \d+ attempts in 23\d s; \1 has never answered", result.reason
-    )
-    log = (desk.directory / "job.log").read_text()
-    assert log.count("WARNING still no answer from toolbox-api.private.fin.ag") == 4, "every minute"
-
-
-def test_an_instance_whose_first_answers_take_minutes_is_not_unreachable(desk: Desk) -> None:
-    async def answer(request: Any) -> Any:
-        await asyncio.sleep(210)  # documented for a sibling endpoint
-        return OK
-
-    desk.transport.default = answer
-    with desk.job() as job:
-        result = desk.run(job)
-    assert (result.state, result.totals.fetched) == ("complete", 25)
-
-
-def test_a_silence_ends_with_the_first_answer_and_an_instance_that_has_answered_is_waited_for(desk: Desk) -> None:
-    seen: list[Any] = []
-
-    async def watch(job: Job) -> None:
-        for seconds in (30, 150, 30):
-            await asyncio.sleep(seconds)
-            found = job.progress()
-            assert found is not None
-            seen.append([trouble.reason for trouble in found.troubles])
-        job.stop("enough")
-
-    async def answer(request: Any) -> Any:
-        await asyncio.sleep(1 if len(desk.transport.requests) <= 3 else 200)
-        return OK
-
-    desk.transport.default = answer
-    with desk.job() as job:
-        result = desk.run(job, Rules(concurrency=3), watch)
-    silent = ["still no answer from toolbox-api.private.fin.ag"]
-    assert seen == [silent, silent, []]
-    assert result.reason == "enough"
-
-
-def test_an_instance_that_has_answered_is_waited_for_also_by_a_later_run(desk: Desk) -> None:
-    async def stop_after_an_hour(job: Job) -> None:
-        await asyncio.sleep(3600)
-        job.stop("enough")
-
-    def answer(request: Any) -> Any:
-        return OK if len(desk.transport.requests) <= 14 else UNKNOWN_HOST
-
-    desk.transport.default = answer
-    with desk.job() as job:
-        assert desk.run(job, None, stop_after_an_hour).reason == "enough"
-        assert (job.totals.fetched, job.totals.failed) == (14, 0)
-        desk.transport.default = UNKNOWN_HOST
-        assert desk.run(job, None, stop_after_an_hour).reason == "enough"
-
-
-def test_the_trouble_of_an_instance_is_in_progress_and_status_until_it_answers(desk: Desk) -> None:
-    seen: list[Any] = []
-
-    async def watch(job: Job) -> None:
-        await asyncio.sleep(2)
-        (early,) = (status(desk.directory).latest or {"troubles": []})["troubles"]
-        assert (early["reason"], early["seconds"]) == (UNKNOWN_HOST.message, 1.0), "it is shown at once"
-        await asyncio.sleep(23)
-        found = job.progress()
-        assert found is not None
-        seen.extend(found.troubles)
-        seen.append((status(desk.directory).latest or {})["troubles"][0])
-        desk.transport.default = OK
-
-    desk.transport.default = UNKNOWN_HOST
-    with desk.job() as job:
-        result = desk.run(job, None, watch)
-    trouble, sampled = seen
-    assert (trouble.host, trouble.reason) == ("toolbox-api.private.fin.ag", UNKNOWN_HOST.message)
-    assert trouble.attempts >= 10
-    assert 24 < trouble.seconds <= 25
-    assert str(trouble).startswith(f"{UNKNOWN_HOST.message}, {trouble.attempts} attempts in 25 s")
-    assert sampled["reason"] == UNKNOWN_HOST.message
-    assert 20 < sampled["seconds"] <= 21
-    assert (result.state, result.progress.troubles) == ("complete", ())
-    assert "toolbox-api.private.fin.ag answers again" in (desk.directory / "job.log").read_text()
 
 
 class TestTokensInMemory:

@@ -1,10 +1,11 @@
-"""Jobs whose answers, directory or output lie somewhere else than they did: looked at and purged."""
+"""Jobs that are verified, looked at and purged, also if their answers, directory or output are somewhere else now."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable
 from contextlib import closing, nullcontext
 from pathlib import Path
@@ -31,9 +32,10 @@ from flinks_async.bulk import job as job_module
 from flinks_async.bulk import maintenance as care_module
 from flinks_async.bulk.ledger import Ledger
 from flinks_async.bulk.report.facts import gather
+from flinks_async.testing.faults import KINDS
 
+from .memory_desk import ORIGIN, Desk
 from .store_contract import read_only, snapshot
-from .test_job import ORIGIN, Desk
 
 Make = Callable[[Path], Store]
 
@@ -375,3 +377,59 @@ def test_a_look_at_a_job_that_a_crash_has_ended_changes_nothing(desk: Desk, tmp_
             assert gather(crashed) is not None
         assert snapshot(crashed) == before
     assert purge(crashed)
+
+
+def test_verify_finds_a_flipped_bit_and_a_part_that_was_cut_short(desk: Desk) -> None:
+    desk.complete()
+    first, second, third = sorted((desk.directory / "parts").iterdir())
+    data = bytearray(first.read_bytes())
+    data[100] ^= 1
+    first.write_bytes(data)
+    second.write_bytes(second.read_bytes()[:-20])
+    third.unlink()
+    problems = verify(desk.directory)
+    assert [problem.shard for problem in problems] == [0, 1, 2]
+
+
+def test_purge_removes_the_job_and_nothing_else(desk: Desk) -> None:
+    desk.complete()
+    (desk.directory / "notes.txt").write_text("mine")
+    (desk.directory / "parts" / "mine.jsonl").write_text("mine")
+    told = purge(desk.directory)
+    assert any("notes.txt" in line for line in told)
+    assert sorted(str(path.relative_to(desk.directory)) for path in desk.directory.rglob("*")) == [
+        "notes.txt", "parts", "parts/mine.jsonl",
+    ]  # fmt: skip
+    assert desk.path.exists()
+
+
+def test_purge_needs_no_ledger_so_one_that_was_interrupted_can_be_repeated(desk: Desk) -> None:
+    desk.complete()
+    (desk.directory / "ledger.sqlite").unlink()
+    assert any("3 files of answers" in line for line in purge(desk.directory))
+    assert not desk.directory.exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="modes are POSIX")
+def test_everything_is_for_the_owner_only(desk: Desk) -> None:
+    before = os.umask(0)
+    try:
+        desk.transport.answers["token-3"] = KINDS["bad_request"]
+        desk.complete()
+    finally:
+        os.umask(before)
+    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in (desk.directory, *desk.directory.rglob("*"))}
+    assert {path.name for path, mode in modes.items() if mode != (0o700 if path.is_dir() else 0o600)} == set()
+
+
+def test_no_token_and_no_secret_is_in_any_file(desk: Desk) -> None:
+    for number in (3, 20):
+        desk.transport.answers[f"token-{number}"] = KINDS["unauthorized"]
+    desk.transport.answers["token-5"] = KINDS["http_503"]
+    desk.write([f"token-{number}" for number in range(1, 26)] + ["token-bad\x07", "token-3"])
+    with desk.job() as job:
+        desk.run(job)
+        for path in desk.directory.rglob("*"):
+            if path.is_file():
+                assert b"token-" not in path.read_bytes().replace(b"token-bearing", b""), path.name
+        assert "token-" not in repr((job, job.manifest, job.totals, job.scanned)).replace(str(desk.path), "")

@@ -33,7 +33,7 @@ from flinks_async.bulk import (
 from flinks_async.bulk.files import create, write_durably
 from flinks_async.bulk.stores.jsonl import OwnedFile
 
-from .test_job import Desk
+from .memory_desk import Desk
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX")
 

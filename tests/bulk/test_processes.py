@@ -3,124 +3,40 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flinks_async import ConfigError, FlinksClient, config
+from flinks_async import ConfigError, FlinksClient
 from flinks_async.bulk import (
-    Executor,
     InputChangedError,
     InputFile,
     Job,
     JSONLParts,
     Layout,
     Processes,
-    Result,
     Rules,
     StoreError,
     WorkerError,
-    export,
     status,
     verify,
 )
 from flinks_async.testing import FakeClock, Fault, FlinksServer, InMemoryTransport, Latency
 
+from .server_desk import SECRET, Desk, Watch, a_server, gives_what_one_process_gives, processes, workers
+
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="worker processes are found in /proc")
 
-SECRET = "3f2a6f0c-7b0e-4d3a-9a51-0c8d4e5b6a79"
 ONE, TWO = Processes(1), Processes(2)
-
-
-class Desk:
-    """A folder with a file of tokens `token-1`, ... in a CSV, and a server that answers them."""
-
-    def __init__(self, folder: Path, server: FlinksServer) -> None:
-        self.path = folder / "tokens.csv"
-        self.directory = folder / "job"
-        self.server = server
-        self.write(200)
-
-    def write(self, tokens: int, name: str = "token") -> None:
-        self.path.write_text("user,token\n" + "".join(f"u-{n},{name}-{n}\n" for n in range(1, tokens + 1)))
-
-    def job(self, shard_size: int = 10) -> Job:
-        source = InputFile(self.path, Layout(column="token", key_column="user"))
-        return Job.start(self.directory, source, JSONLParts(), {"": "here"}, shard_size=shard_size)
-
-    def client(self, **options: Any) -> FlinksClient:
-        options = {"settings": config.bulk(), "limits": {"concurrency": 8}, **options}
-        return FlinksClient(auth_secret=SECRET, base_url=self.server.base_url, **options)
-
-    async def run(
-        self,
-        executor: Executor | None = None,
-        rules: Rules | None = None,
-        during: Callable[[Job], Any] | None = None,
-        **options: Any,
-    ) -> Result:
-        with self.job() as job:
-            async with self.client(**options) as client:
-                running = asyncio.ensure_future(job.run(client, rules, executor=executor))
-                try:
-                    while job.progress() is None and not running.done():
-                        await asyncio.sleep(0)
-                    if during is not None:
-                        await during(job)
-                    return await running
-                finally:
-                    running.cancel()
-                    with suppress(BaseException):
-                        await running
-                    assert workers() == [], "a worker was left behind"
-                    assert list((self.directory / "spools").iterdir()) == [], "a spool was left behind"
-
-    @property
-    def answers(self) -> dict[int, dict[str, Any]]:
-        lines = [json.loads(line) for line in export(self.directory)]
-        assert len({line["line"] for line in lines}) == len(lines), "an answer is there twice"
-        return {line["line"]: line for line in lines}
-
-    @property
-    def failed(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.directory / "failed.jsonl").read_text().splitlines()]
-
-
-def workers(of: int | None = None) -> list[int]:
-    """The worker processes of a process."""
-    of = of or os.getpid()
-    return [pid for pid, parent, command in _processes() if parent == of and b"executors.processes" in command]
-
-
-def _processes() -> Iterator[tuple[int, int, bytes]]:
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            state, parent = (folder / "stat").read_text().rsplit(")", 1)[1].split()[:2]
-            if state != "Z":
-                yield int(folder.name), int(parent), (folder / "cmdline").read_bytes()
-
-
-@asynccontextmanager
-async def a_server(**options: Any) -> AsyncIterator[FlinksServer]:
-    async with FlinksServer(auth_secret=SECRET, **options) as server:
-        yield server
-
-
-@pytest.fixture
-async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with a_server() as server:
-        yield Desk(tmp_path, server)
 
 
 @pytest.fixture
@@ -133,33 +49,8 @@ async def slow(tmp_path: Path) -> AsyncIterator[Desk]:
 # --- the output -------------------------------------------------------------------------------------------------------
 
 
-async def gives_what_one_process_gives(desk: Desk, executor: Executor, directory: Path) -> None:
-    with desk.path.open("a") as file:
-        file.write("u-again,token-7\nu-bad,bad\x07token\n")
-    for token, fault in {"token-20": "bad_request", "token-200": "unauthorized"}.items():
-        desk.server.script(token, [fault] * 2)
-    one = await desk.run()
-    answers, failed, requests = desk.answers, desk.failed, desk.server.stats.per_token.copy()
-    desk.directory = directory
-    two = await desk.run(executor)
-    assert (two.state, two.totals.fetched, two.totals.failures) == ("complete", 198, {"final": 2, "invalid": 1})
-    assert two.totals == one.totals
-    assert desk.answers == answers
-    assert [without_fingerprint(row) for row in desk.failed] == [without_fingerprint(row) for row in failed]
-    assert verify(desk.directory) == []
-    assert desk.server.stats.per_token == {token: 2 * count for token, count in requests.items()}
-    progress = two.progress
-    assert (progress.requests, progress.fetched, progress.failed) == (200, 198, 2)
-    assert progress.p50 is not None
-
-
 async def test_two_processes_give_what_one_gives(desk: Desk, tmp_path: Path) -> None:
     await gives_what_one_process_gives(desk, TWO, tmp_path / "two")
-
-
-def without_fingerprint(row: dict[str, Any]) -> dict[str, Any]:
-    """It is keyed by job."""
-    return {name: value for name, value in row.items() if name != "token_fingerprint"}
 
 
 async def test_failed_tokens_are_retried_in_processes(desk: Desk) -> None:
@@ -299,7 +190,7 @@ async def test_workers_end_with_their_parent_and_an_orphan_that_wakes_up_late_do
 
 
 def everybody() -> set[int]:
-    return {pid for pid, _, command in _processes() if b"executors.processes" in command}
+    return {pid for pid, _, command in processes() if b"executors.processes" in command}
 
 
 async def gone(pid: int) -> None:
@@ -499,18 +390,6 @@ async def test_more_processes_than_requests_at_once_are_refused(desk: Desk) -> N
 
 
 # --- what they share --------------------------------------------------------------------------------------------------
-
-
-class Watch:
-    """When requests came, and what to answer."""
-
-    def __init__(self, faults: dict[int, Fault] | None = None) -> None:
-        self.times: list[float] = []
-        self.faults = faults or {}
-
-    def for_request(self, token: str, number: int) -> Fault | None:
-        self.times.append(time.monotonic())
-        return self.faults.get(len(self.times))
 
 
 async def test_the_rate_is_one_for_all(tmp_path: Path) -> None:

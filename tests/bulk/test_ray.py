@@ -19,7 +19,7 @@ from flinks_async.bulk import RayExecutor, WorkerError
 from flinks_async.bulk.executors.engines import Host, RaySlot
 
 from .cluster_contract import *  # noqa: F403
-from .test_processes import SECRET, Desk
+from .server_desk import SECRET, Desk
 
 pytestmark = [
     pytest.mark.slow,
@@ -56,7 +56,7 @@ def a_ray_cluster() -> Iterator[str]:
 
 
 def ray_workers() -> list[int]:
-    """The processes of the seats."""
+    """The processes of the workers."""
     commands = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
     return [pid for pid, command in commands.items() if command.startswith(b"ray::Host")]
 
@@ -124,7 +124,7 @@ async def test_a_cluster_without_free_workers_is_told_of_and_given_up(desk: Desk
     try:
         await asyncio.gather(*(RaySlot(ray, one).call(asyncio.sleep, 0) for one in taken))
         with pytest.raises(WorkerError, match=r"has had no free worker for \d+ s. Start workers"):
-            await desk.run(RayExecutor(cluster, secret_env="TEST_SECRET", patience=4.0))
+            await desk.run(RayExecutor(cluster, secret_env="TEST_SECRET", patience=8.0))
     finally:
         for one in taken:
             ray.kill(one)

@@ -37,7 +37,7 @@ from flinks_async.bulk import (
     verify,
 )
 from flinks_async.bulk.executors.processes import environment_without
-from flinks_async.bulk.executors.seat import Secrets
+from flinks_async.bulk.executors.worker import Secrets
 from flinks_async.bulk.files import crash_points
 from flinks_async.bulk.report import report_page
 from flinks_async.bulk.selection import FIELDS
@@ -50,9 +50,9 @@ from flinks_async.testing.faults import KINDS
 
 from ..answers import answers, to_bytes
 from ..cli_support import cli
-from .test_job import ORIGIN, Desk
-from .test_processes import SECRET, a_server
-from .test_processes import Desk as ServerDesk
+from .memory_desk import ORIGIN, Desk
+from .server_desk import SECRET, a_server
+from .server_desk import Desk as ServerDesk
 
 KEY = "0123456789abcdef0123456789abcdef"
 ACCOUNT = "7641238990017"

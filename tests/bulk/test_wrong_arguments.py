@@ -43,7 +43,7 @@ from flinks_async.bulk.stores.postgresql import PostgreSQLStore
 from flinks_async.cli import Exit
 from flinks_async.cli.app import app
 
-from .test_job import ORIGIN, Desk
+from .memory_desk import ORIGIN, Desk
 
 
 class Odd:

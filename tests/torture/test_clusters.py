@@ -19,7 +19,7 @@ from attrs import frozen
 from flinks_async.bulk import verify
 from flinks_async.testing import FlinksServer, Latency
 
-from ..bulk.test_processes import SECRET, Desk, a_server
+from ..bulk.server_desk import SECRET, Desk, a_server
 from ..bulk.test_ray import ENVIRONMENT, a_ray_cluster, ray_workers
 
 pytestmark = [

@@ -21,7 +21,7 @@ import pytest
 from flinks_async.bulk import DaskExecutor, Job, Processes, Rules
 from flinks_async.testing import Fault
 
-from ..bulk.test_processes import SECRET, Desk, Watch, a_server, workers
+from ..bulk.server_desk import SECRET, Desk, Watch, a_server, workers
 from ..test_redis import Redis
 
 pytestmark = [

@@ -8,19 +8,32 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Unpack
 from urllib.parse import urlsplit
 
 from ... import checks
+from ..._version import __version__
 from ...errors import ConfigError
 from ..errors import WorkerError
-from .cluster import SILENCE, WAIT, ClusterExecution, ClusterExecutor, ClusterOptions, is_loopback
+from .cluster import WAIT, ClusterExecution, ClusterExecutor, ClusterOptions, obstacle
+from .dispatch import SILENCE
 from .protocol import NextTask, TakeFinished, Work
 
 if TYPE_CHECKING:
     import distributed
 
 HERE: Final = "auto"
+CANNOT_IMPORT: Final = "it cannot import flinks_async. Install it on every machine"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address such as `tcp://127.0.0.1:8786` is on this machine."""
+    host = urlsplit(address if "://" in address else f"tcp://{address}").hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class DaskExecutor(ClusterExecutor):
@@ -57,6 +70,14 @@ class DaskExecutor(ClusterExecutor):
                 "with `security`, or accept it with allow_plaintext=True"
             )
 
+    async def look(self) -> dict[str, str]:
+        client = self.import_engine().Client(
+            self.address, security=self.security, asynchronous=True, set_as_default=False, timeout=SILENCE
+        )
+        async with client:
+            found = await client.run(obstacle, __version__, self.secret_of(None), on_error="return")
+        return {name: one if isinstance(one, str) else CANNOT_IMPORT for name, one in found.items()}
+
     def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> DaskExecution:
         return DaskExecution(work, tasks, finished, self)
 
@@ -71,14 +92,17 @@ class DaskExecution(ClusterExecution):
         self._security = executor.security
         self._client: Any = None
         self._taken: set[str] = set()
-        self._begun = Counter[str]()  # seats so far, by address
+        self._begun = Counter[str]()  # workers so far, by address
 
     async def _connect(self) -> int:
         address = self._executor.address
-        self._client = await self._engine.Client(
-            address, security=self._security, asynchronous=True, set_as_default=False,
-            timeout=min(self._executor.patience, 30.0),
-        )  # fmt: skip
+        patience = min(self._executor.patience, 30.0)
+        with self._waiting(self._cluster, f"connecting to {self._cluster}", patience):
+            self._client = self._engine.Client(
+                address, security=self._security, asynchronous=True, set_as_default=False, timeout=patience
+            )
+            async with asyncio.timeout(patience):  # a scheduler that accepts and never answers would keep Dask waiting
+                await self._client
         port = (await self._identity())["services"].get("dashboard")
         if port is not None and not is_loopback(address):
             self._work.log.warning(
@@ -100,7 +124,10 @@ class DaskExecution(ClusterExecution):
 
     async def _identity(self) -> Any:
         """The state of the scheduler. Raises WorkerError if the connection to it is lost."""
-        with suppress(OSError, TimeoutError, RuntimeError):
+        with (
+            self._waiting(self._cluster, f"no answer from {self._cluster}", SILENCE),
+            suppress(OSError, TimeoutError, RuntimeError),
+        ):
             if self._client.status == "running":
                 return await asyncio.wait_for(self._client.scheduler.identity(), SILENCE)
         raise self._lost()
@@ -157,6 +184,36 @@ class RayExecutor(ClusterExecutor):
                 "answers. Set RAY_AUTH_MODE=token on all machines, or accept it with allow_unauthenticated=True"
             )
 
+    def connect(self) -> None:
+        """Connects this process. Raises WorkerError if the cluster refuses its token, and ConnectionError."""
+        try:
+            self.import_engine().init(
+                self.address, namespace="flinks-async", log_to_driver=False, configure_logging=False
+            )
+        except ConnectionError as error:
+            if "AuthenticationError" not in f"{error} {error.__cause__}":
+                raise
+        else:
+            return
+        raise WorkerError(
+            f"the Ray cluster at {self.address} refuses this process's token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
+            "the file ~/.ray/auth_token) before the program starts"
+        )
+
+    async def look(self) -> dict[str, str]:
+        ray = self.import_engine()
+        await asyncio.to_thread(self.connect)
+        try:
+            slot = RaySlot(ray, ray.remote(num_cpus=1, max_restarts=0)(Host).remote())
+            try:
+                return {"a Ray worker": await slot.call(obstacle, __version__, self.secret_of(None))}
+            except ray.exceptions.RayError:  # it cannot unpickle `Host`
+                return {"a Ray worker": CANNOT_IMPORT}
+            finally:
+                slot.leave()
+        finally:
+            await asyncio.to_thread(ray.shutdown)
+
     def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> RayExecution:
         return RayExecution(work, tasks, finished, self)
 
@@ -178,6 +235,7 @@ class RayExecution(ClusterExecution):
 
     def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, executor: RayExecutor) -> None:
         super().__init__(work, tasks, finished, executor)
+        self._open = executor.connect
         self._is_ours = False
 
     async def _connect(self) -> int:
@@ -185,26 +243,14 @@ class RayExecution(ClusterExecution):
         if not ray.is_initialized():
             if address != HERE:  # Ray itself tries for minutes, in code that cannot be cancelled
                 parts = urlsplit(address if "://" in address else f"//{address}")
-                _, writer = await asyncio.wait_for(
-                    asyncio.open_connection(parts.hostname, parts.port), min(self._executor.patience, SILENCE)
-                )
+                patience = min(self._executor.patience, SILENCE)
+                with self._waiting(self._cluster, f"connecting to {self._cluster}", patience):
+                    _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port), patience)
                 writer.close()
-            await asyncio.to_thread(self._open, address)
+            with self._waiting(self._cluster, f"joining {self._cluster}"):
+                await asyncio.to_thread(self._open)
             self._is_ours = True
         return int((await asyncio.to_thread(ray.available_resources)).get("CPU", 0))
-
-    def _open(self, address: str) -> None:
-        try:
-            self._engine.init(address, namespace="flinks-async", log_to_driver=False, configure_logging=False)
-        except ConnectionError as error:
-            if "AuthenticationError" not in f"{error} {error.__cause__}":
-                raise
-        else:
-            return
-        raise WorkerError(
-            f"{self._cluster} refuses this process's token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or the file "
-            "~/.ray/auth_token) before the program starts"
-        )
 
     async def _free_slot(self) -> RaySlot:
         """An actor; Ray lets it wait for a free CPU. Another one if it dies while it starts."""

@@ -1,4 +1,4 @@
-"""The executor of several processes on this machine, and the program of a worker process: a seat at the end of a pair of pipes.
+"""The executor of several processes on this machine, and the program of a worker process: a `Worker` at the end of two pipes.
 
 A worker process ends with the job: when the pipe closes, it exits at once and writes nothing more.
 """
@@ -25,12 +25,13 @@ from ...checks import integer
 from ...limits.notices import is_no_notice
 from ...runtime import fast_loop
 from ...secret import Secret
+from ..counters import waits
 from ..errors import WorkerError
 from ..files import allow_open_files
 from ..selection import PSEUDONYM_KEY
-from .dispatch import Worker, WorkersExecution, starts_of
+from .dispatch import WorkerHandle, WorkersExecution, starts_of
 from .protocol import FILES, NextTask, TakeFinished, Work
-from .seat import Seat, Secrets, Start
+from .worker import Secrets, Start, Worker, within_limits
 
 MOST_PROCESSES: Final = 1024
 
@@ -90,7 +91,12 @@ class ProcessesExecution(WorkersExecution):
     def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, count: int, restarts: int) -> None:
         super().__init__(work, tasks, finished, restarts=restarts, grace=GRACE)
         allow_open_files(count * FILES)  # pipes and spools; workers inherit the limit
-        self._starts, self._secrets = starts_of(work, count)
+        starts, self._secrets = starts_of(work, count)
+        # Here too, to refuse a limit of open files that is too low before anything starts: workers inherit it.
+        self._starts = [
+            within_limits(starts[0], work.log.warning),
+            *(within_limits(one, _ignore) for one in starts[1:]),
+        ]
 
     async def _prepare(self) -> list[Start]:
         return self._starts
@@ -102,7 +108,11 @@ class ProcessesExecution(WorkersExecution):
         pass
 
 
-class WorkerProcess(Worker):
+def _ignore(*_: object) -> None:
+    """The first worker's warning is enough."""
+
+
+class WorkerProcess(WorkerHandle):
     """Starts a worker process. Its first message asks for a shard.
 
     The secrets go through its standard input, never through arguments or environment, which other users can read.
@@ -202,6 +212,7 @@ def main() -> None:
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # output of print must not mix with the messages
     logging.getLogger("flinks_async").addFilter(is_no_notice)  # the job tells of an outage once, for all workers
+    waits.log = False
     try:
         secrets = from_line(source.readline())
         start: Start = pickle.load(source)
@@ -214,9 +225,9 @@ def main() -> None:
 
 async def _run(start: Start, secrets: list[Secrets], source: BinaryIO, sink: BinaryIO) -> None:
     channel = Channel(source, sink)
-    seat = Seat(start, secrets, channel.send, asyncio.get_running_loop())
-    channel.listen(lambda message: os._exit(1) if message is None else seat.receive(message))
-    await seat.go()
+    worker = Worker(start, secrets, channel.send, asyncio.get_running_loop())
+    channel.listen(lambda message: os._exit(1) if message is None else worker.receive(message))
+    await worker.go()
     channel.close()
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from itertools import chain, islice
 from logging import Logger
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from attrs import evolve, field, frozen
 
@@ -44,11 +44,13 @@ class Task:
         shard: the shard.
         cuts: the pieces of the plan that hold its rows.
         duplicates: lines among them whose token occurs on an earlier line.
+        about: for `Work.function`: the rest that it needs to know.
     """
 
     shard: Shard
-    cuts: tuple[Shard, ...]
+    cuts: tuple[Shard, ...] = ()
     duplicates: frozenset[int] = frozenset()
+    about: Any = None
 
 
 NextTask = Callable[[], Awaitable[Task | None]]
@@ -72,9 +74,11 @@ class Work:
         shared: the open store, if those who fetch a shard also give it to the store.
         place: where the job keeps its files, for this store.
         selection: what is kept of the answers; None for everything.
+        function: called with each task in place of fetching it, in a thread where the executor fetches. It must be possible to
+            pickle it, and each worker has one copy. Its errors end the run. Source, key, clients and store are not used.
     """
 
-    source: InputFile
+    source: InputFile | None
     key: bytes = field(repr=False)
     clients: Mapping[str | None, FlinksClient]
     spools: Path
@@ -85,6 +89,19 @@ class Work:
     shared: SharedStore | None = None
     place: Place | None = None
     selection: Selection | None = None
+    function: Callable[[Task], Finished] | None = None
+
+    @classmethod
+    def of_function(
+        cls, function: Callable[[Task], Finished], spools: Path, log: JobLog | Logger, at_once: int
+    ) -> Work:
+        """The work of calling a function with each task.
+
+        Args:
+            at_once: calls at once, in all processes together.
+        """
+        rules = Rules(open_shards=at_once)
+        return cls(None, b"", {}, spools, "none", rules, secret_is_good=True, log=log, function=function)
 
 
 class Execution(Protocol):
@@ -140,7 +157,7 @@ class Executor(Protocol):
         ...
 
 
-# --- one process: here, or in a worker (see `seat`) ---
+# --- one process: here, or in a worker (see `worker`) ---
 
 FILES: Final = 32
 """Descriptors in reserve beside those of connections and spools: for the store, the ledger, the input and host names."""
@@ -150,10 +167,13 @@ PUTS: Final = 4
 """Shards that a process gives to a shared store at once."""
 
 
-def within_open_files(limits: Sequence[Limits], rules: Rules, log: JobLog | Logger | None) -> Sequence[Limits]:
+def within_open_files(limits: Sequence[Limits], rules: Rules, warn: Callable[..., object]) -> Sequence[Limits]:
     """The limits of a process's clients, lowered where connections and spools would exceed its limit of open files.
 
-    Each client gets its share of the connections, because idle ones stay open for a while. The log tells of it.
+    Each client gets its share of the connections, because idle ones stay open for a while.
+
+    Args:
+        warn: logs that they were lowered, as `Logger.warning`.
 
     Raises:
         ConfigError: the process may not even open one connection for each client.
@@ -170,11 +190,10 @@ def within_open_files(limits: Sequence[Limits], rules: Rules, log: JobLog | Logg
             f"a run needs at least {beside + len(limits):,} more open files ({rules.open_shards:,} for shards under way), and "
             f"this process may open {allowed:,} more. {advice}"
         )
-    if log is not None:
-        log.warning(
-            "at most %d requests are sent at once, not %d, because this process may open only %d more files. %s",
-            room, wanted, allowed, advice,
-        )  # fmt: skip
+    warn(
+        "at most %d requests are sent at once, not %d, because this process may open only %d more files. %s",
+        room, wanted, allowed, advice,
+    )  # fmt: skip
     lowered = [max(1, room * count // wanted) for count in most]
     return [with_concurrency(one, partial(min, most)) for one, most in zip(limits, lowered, strict=True)]
 
@@ -200,10 +219,12 @@ class InProcess:
         self._clock = clock
         self._threads = threads
 
-    def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> LocalExecution:
+    def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> Execution:
+        if work.function is not None:
+            return FunctionExecution(work, tasks, finished)
         before = list(dict.fromkeys(work.clients.values()))
         limits = [client.settings.limits for client in before]
-        within = within_open_files(limits, work.rules, work.log)
+        within = within_open_files(limits, work.rules, work.log.warning)
         if within is not limits:
             changed = {c: c.with_options(limits=one) for c, one in zip(before, within, strict=True)}
             work = evolve(work, clients={name: changed[client] for name, client in work.clients.items()})
@@ -264,6 +285,7 @@ class LocalExecution(Fetcher):
     def _read(self, task: Task) -> Loaded:
         """Runs in the reading thread. Raises InputError if the file of tokens is gone, or has changed."""
         if self._reader is None:
+            assert self._work_of_all.source is not None, "only a function works without tokens"
             self._reader = ShardReader(self._work_of_all.source, self._work_of_all.key)
         shard, tokens = task.shard, list[Token]()
         only = None if shard.only is None else set(shard.only)
@@ -278,6 +300,54 @@ class LocalExecution(Fetcher):
                 f"and had {shard.tokens} when the job was started"
             )
         return shard, tokens
+
+
+class FunctionExecution:
+    """An `Execution` that calls `Work.function` with each task, in threads of this process."""
+
+    def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished) -> None:
+        self.stopped: tuple[RunState, str] | None = None
+        self.secret_is_good = True
+        self._work = work
+        self._tasks = tasks
+        self._finished = finished
+        self._threads = Thread("flinks-async-function", work.rules.open_shards)
+        self._next = asyncio.Lock()
+        self._counters = Counters()
+        self._broken: BaseException | None = None
+
+    async def go(self) -> None:
+        try:
+            async with asyncio.TaskGroup() as calls:
+                for _ in range(self._work.rules.open_shards):
+                    calls.create_task(self._call_each())
+        except BaseExceptionGroup as errors:
+            self.break_off(errors.exceptions[0])
+        finally:
+            self._threads.close()
+        if self._broken is not None:
+            raise self._broken
+
+    async def _call_each(self) -> None:
+        assert self._work.function is not None
+        while True:
+            async with self._next:
+                task = None if self.stopped is not None else await self._tasks()
+            if task is None:
+                return
+            finished = await self._threads.do(self._work.function, task)
+            self._counters.fetched += finished.written.lines
+            await self._finished(finished)
+
+    def stop(self, reason: str, state: RunState = "stopped") -> None:
+        self.stopped = self.stopped or (state, reason)
+
+    def break_off(self, error: BaseException) -> None:
+        self._broken = self._broken or error
+        self.stop("it broke off")
+
+    def counters(self) -> Counters:
+        return self._counters
 
 
 # --- into the store ---------------------------------------------------------------------------------------------------

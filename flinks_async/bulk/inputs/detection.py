@@ -29,11 +29,13 @@ _NAMES: Final = {",": "a comma", ";": "a semicolon", "\t": "a tab", "|": "a vert
 _ONE_A_LINE: Final = "A text file holds one token a line, and nothing else."
 _AS_TABLE: Final = "If it is a table, set `format` to csv."
 
+_EXPORT: Final = "export the tokens as CSV or text"
+
 _MAGIC: Final = {
     b"PAR1": "a Parquet file; set `format` to parquet",
     b"PK\x03\x04": "a ZIP archive or a spreadsheet; export it as CSV",
     b"\xd0\xcf\x11\xe0": "an old Excel or Word document; export it as CSV",
-    b"%PDF": "a PDF document; export the tokens as CSV or text",
+    b"%PDF": f"a PDF document; {_EXPORT}",
     b"{\\rtf": "an RTF document; save it as plain text",
     b"SQLite format 3": "an SQLite database; export the tokens as CSV",
     b"Obj\x01": "an Avro file; convert it to Parquet, CSV or JSON Lines",
@@ -44,12 +46,14 @@ _MAGIC: Final = {
     b"\xfd7zXZ": "compressed with xz; compress it with gzip or Zstandard, or not at all",
     b"\x04\x22\x4d\x18": "compressed with LZ4; compress it with gzip or Zstandard, or not at all",
     b"\x1f\x9d": "compressed with compress; compress it with gzip or Zstandard, or not at all",
+    b"\x89HDF": "an HDF5 file; convert it to Parquet, CSV or JSON Lines",
+    b"%!PS": f"a PostScript document; {_EXPORT}",
     b"7z\xbc\xaf": "a 7-Zip archive; unpack it",
     b"Rar!": "a RAR archive; unpack it",
-    b"\x89PNG": "an image",
-    b"\xff\xd8\xff": "an image",
-    b"GIF8": "an image",
-    b"\x7fELF": "a program",
+    b"\x89PNG": f"an image; {_EXPORT}",
+    b"\xff\xd8\xff": f"an image; {_EXPORT}",
+    b"GIF8": f"an image; {_EXPORT}",
+    b"\x7fELF": f"a program; {_EXPORT}",
     b"Salted__": "encrypted; decrypt it",
     b"age-encryption.org": "encrypted; decrypt it",
     b"-----BEGIN": "an encrypted message, a certificate or a key, not tokens",
@@ -89,8 +93,16 @@ def first_lines(sample: bytes) -> list[tuple[int, str]]:
     lines = (whole if len(sample) >= SAMPLE and whole else sample).decode("utf-8", "replace").split("\n")
     found = [(number, line.removesuffix("\r")) for number, line in enumerate(lines, 1) if line.strip(" \t\r")]
     if found:
+        _refuse_ebcdic(sample)
         _refuse_binary(*found[0])
     return found
+
+
+def _refuse_ebcdic(sample: bytes) -> None:
+    """Refuses text of a mainframe, of which neither letters nor digits are ASCII bytes."""
+    text = "".join(sample.decode("cp037").splitlines())
+    if max(sample) > 0x80 and text.isascii() and text.isprintable():
+        raise InputError("The file of tokens is EBCDIC text. Convert it to UTF-8.", field="encoding")
 
 
 def _refuse_binary(number: int, line: str) -> None:
@@ -102,7 +114,9 @@ def _refuse_binary(number: int, line: str) -> None:
                 field="encoding",
             )
     if any(c < " " and c not in "\t\r" for c in line):
-        raise InputError(f"The file of tokens is binary: line {number} holds control characters.")
+        raise InputError(
+            f"The file of tokens is binary: line {number} holds control characters. Export the tokens as CSV or text."
+        )
     if "\ufffd" in line:
         raise InputError(
             f"Line {number} of the file of tokens is not valid UTF-8. Set `encoding`, such as cp1252, or save it as UTF-8.",
@@ -135,6 +149,7 @@ _GUID: Final = "[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}"
 _is_guid: Final = re.compile(_GUID).fullmatch
 _is_pair: Final = re.compile(f"{_GUID}:{_GUID}").fullmatch
 _EMAIL: Final = "looks like an e-mail address"
+_PATH: Final = "looks like the path of a file"
 _OTHER_LETTERS: Final = (
     "\u0370-\u058f\u13a0-\u13ff\u1f00-\u1fff\u2100-\u214f\u2160-\u2188\u2460-\u24ff\u2c80-\u2cff\ua4d0-\ua4ff\ua640-\ua69f"
     "\uab70-\uabbf\uff10-\uff5a\U0001d400-\U0001d7ff"
@@ -162,7 +177,7 @@ _PROBLEMS: Final = (
     (re.compile(r".*(?:://|partneraccess/).*|\?.*=.*"), "looks like a URL"),
     (re.compile(r".*[\"'`\u2018-\u201f\u00ab\u00bb].*"), "holds a quotation mark"),
     (re.compile(r".*[{}\[\]()].*"), "holds a bracket or a brace, as in JSON or a program"),
-    (re.compile(r".*[\x0b\x0c\x85\u2028\u2029].*"), "holds a line break other than LF and CR LF"),
+    (re.compile(r".*[\r\x0b\x0c\x85\u2028\u2029].*"), "holds a line break other than LF and CR LF"),
     (re.compile(r".*(?:\.\.\.|\u2026|\*\*).*"), "holds an ellipsis or asterisks, as a shortened or masked value does"),
     (re.compile(r".*[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufeff].*"), "holds an invisible character"),
     (re.compile(r".*[\u2010-\u2015\u2022\u2212\uff01-\uff5e].*"), "holds a typographic character, such as a long dash"),
@@ -171,10 +186,12 @@ _PROBLEMS: Final = (
     (re.compile(r".*;.*"), "holds a semicolon, as in a table"),
     (re.compile(r".*\|.*"), "holds a vertical bar, as in a table"),
     (re.compile(r"[^@\s]+@[^@\s]+\.[A-Za-z]{2,}"), _EMAIL),
-    (re.compile(r"[A-Za-z_][\w.-]*[ \t]*(?::|=[^=]).*"), "looks like a name with a value, as in settings"),
+    (re.compile(r"[A-Za-z]:[/\\].*|\\\\.*"), _PATH),
+    (re.compile(r"[A-Za-z_][\w.-]*[ \t]*(?::|={1,2}[^=]).*"), "looks like a name with a value, as in settings"),
     (re.compile(r".*\s.*"), "holds a blank"),
-    (re.compile(r"(?:\.{0,2}|[A-Za-z]:)[/\\].*\.[A-Za-z0-9]{1,5}"), "looks like the path of a file"),
+    (re.compile(r"\.{0,2}[/\\].*\.[A-Za-z0-9]{1,5}"), _PATH),
     *_PROBLEMS_OF_VALUES[2:],
+    (re.compile(r"[:$@^\\!&*?].*"), "begins with a punctuation mark"),
     (re.compile(r"[^\w.%]+"), "holds neither letters nor digits"),
 )
 
@@ -189,9 +206,14 @@ def _is_iban(text: str) -> bool:
 # What a whole file can hold, while a single line like this may be an opaque token.
 _OTHER_COLUMNS: Final[tuple[tuple[Callable[[str], object], str], ...]] = (
     (
-        re.compile(r"[+(]?[0-9][0-9.,:()+/-]{0,30}(?:T[0-9:.]+)?Z?").fullmatch,
+        re.compile(
+            r"[-+(v]?[0-9][0-9.,:()+/-]{0,30}(?:T[0-9:.]+)?Z?(?:e[+-]?[0-9]+)?[%$\u00a3\u00a5\u20ac]?"
+            r"|0x[0-9A-Fa-f]+|[0-9]{1,2}[-./][A-Za-z]{3,9}[-./][0-9]{2,4}|[0-9A-Fa-f]{0,4}(?::[0-9A-Fa-f]{0,4}){2,7}"
+        ).fullmatch,
         "numbers, dates, IP addresses or phone numbers",
     ),
+    (re.compile(r"(?:[A-Z][0-9]){3}").fullmatch, "postal codes"),
+    (re.compile(r"(?i:true|false|yes|no|on|off)").fullmatch, "the words true and false, or yes and no"),
     (
         re.compile(r"[^/\\]+\.(?:txt|csv|tsv|jsonl?|md|xml|xlsx?|ods|pdf|zip|gz|zst|log|parquet)").fullmatch,
         "names of files",
@@ -200,6 +222,7 @@ _OTHER_COLUMNS: Final[tuple[tuple[Callable[[str], object], str], ...]] = (
     (_is_iban, "account numbers (IBAN)"),
 )
 _WORD: Final = re.compile(r"[^\W\d_]{2,20}(?:[-.][^\W\d_]{2,20})*")
+_FOLDER: Final = re.compile(r"(?:/[\w. -]+)+/?")
 _WRAPPED: Final = (64, 76)
 """Characters in a full line of Base64 in PEM and in e-mail."""
 
@@ -219,7 +242,9 @@ def _first_problem(text: str, problems: Sequence[tuple[re.Pattern[str], str]]) -
 
 
 def _problem_of_pair(text: str) -> str | None:
-    """Why this is no token if it is Base64 of two GUIDs with a colon between, as some partners write a secret and a token."""
+    """Why this is no token if it is two GUIDs: joined, or as some partners write a secret and a token, in Base64."""
+    if len(text) == 72 and _is_guid(text[:36]) and _is_guid(text[36:]):
+        return "is two GUIDs without anything between them"
     if not 98 <= len(text) <= 100:
         return None
     try:
@@ -277,7 +302,10 @@ def _other_column(texts: Sequence[str]) -> str | None:
             return what
     if len(set(texts)) > 2 and all(map(_WORD.fullmatch, texts)):
         return "words or names"
-    if len(texts) > 2 and {len(text) for text in texts[:-1]} < {*_WRAPPED} and len(texts[-1]) not in _WRAPPED:
+    if len(texts) > 1 and all(map(_FOLDER.fullmatch, texts)):
+        return "paths of files or folders"
+    wrapped = _WRAPPED if len(texts) > 2 else _WRAPPED[1:]  # a token may have 64 characters
+    if len(texts) > 1 and {len(text) for text in texts[:-1]} <= {*wrapped} and len(texts[-1]) not in _WRAPPED:
         return "Base64 data on several lines"
     return None
 
@@ -394,7 +422,7 @@ def refuse_other_than_csv(
         _refuse_data(names[0], [line for _, line in lines[1:]])
     values = [(number, field) for number, line in lines[1:] if (field := "".join(fields_of(line, delimiter)))]
     if found := values and _worst_line(values):
-        raise InputError(f"Line {found[0]} of the CSV file {found[1]}, so it is not a token.")
+        raise InputError(f"Line {found[0]} of the CSV file {found[1]}, so it is not a token. Correct or delete it.")
     unnamed = has_header is not False and not _has_column(names, column)
     if unnamed and values and (other := _other_column([value for _, value in values])):
         raise InputError(

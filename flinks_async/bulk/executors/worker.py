@@ -1,17 +1,20 @@
-"""The worker side of a run, for any engine: a seat fetches the shards that it is handed and returns files of answers.
+"""The worker side of a run, for any engine: a worker fetches the shards that it is handed and returns files of answers.
 
-A seat knows neither ledger nor store, nor how its messages travel. No message has a token, and only `Secrets` has secrets.
+It knows neither ledger nor store, nor how its messages travel. No message has a token, and only `Secrets` has secrets.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
+import os
+import re
+import socket
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from attrs import evolve, field, fields, frozen
 
@@ -20,20 +23,22 @@ from ...client_options import ClientOptions
 from ...clock import SystemClock
 from ...codec import Codec, Transactions, WrongTypes
 from ...config import RateLimiter, Settings
-from ...errors import ConfigError, FlinksError
+from ...errors import ConfigError
 from ...limits.rate import PaceState
-from ...limits.shared import TurnBlocks
+from ...limits.shared import PermitBuffer
 from ...secret import Secret
 from ..compression import Compression
-from ..counters import Counters
-from ..errors import WorkerError
+from ..counters import Counters, waits
+from ..errors import portable
 from ..inputs import InputFile, Layout
 from ..records import Finished, RunState
 from ..rules import Rules
 from ..selection import Selection
 from ..stores import Place, from_description
 from ..stores.protocol import shared_store
-from .protocol import LocalExecution, Task, Work
+from .protocol import FunctionExecution, LocalExecution, Task, Work, within_open_files
+
+_log = logging.getLogger("flinks_async.bulk")
 
 _OBJECTS: Final = ("middleware", "attempt_middleware", "observers", "session", "transport")
 _NOT_SENT: Final = frozenset({*_OBJECTS, "auth_secret", "settings", "codec", "clock"})
@@ -70,6 +75,54 @@ class Secrets:
     @property
     def all(self) -> list[Secret]:
         return [secret for secret in (self.auth_secret, self.proxy) if secret]
+
+
+Source = Literal["secret_env", "secret_file", "secret_from"]
+
+REFERENCES: Final[dict[Source, tuple[str, str, str]]] = {
+    "secret_env": ("environment variable", r"[^\W\d]\w*", "[A-Z][A-Z0-9_]*"),
+    "secret_file": ("file", ".+", r".*[/\\].*"),
+    "secret_from": ("function", r"[\w.]+:\w+", r"[\w.]+:\w+"),
+}
+"""What a reference names, its form, and the form that errors show: others may be the secret itself in place of its name."""
+
+
+@frozen
+class SecretReference:
+    """Where a worker finds an AuthSecret. Only this is sent to the cluster.
+
+    Attributes:
+        source: the kind of the place.
+        name: of the environment variable, of the file, or of the function as `package.module:function`.
+    """
+
+    source: Source
+    name: str
+
+    def resolve(self) -> Secret:
+        """The secret. Called in the worker. Raises ConfigError if it is not there."""
+        try:
+            if self.source == "secret_env":
+                value: object = os.environ[self.name]
+            elif self.source == "secret_file":
+                value = Path(self.name).read_text(encoding="utf-8")
+            else:
+                module, _, function = self.name.partition(":")
+                value = getattr(import_module(module), function)()
+        except Exception as error:  # whatever a user's function raises
+            problem = type(error).__name__
+        else:
+            if isinstance(value, Secret):
+                return value
+            if isinstance(value, str) and value.strip():
+                return Secret(value.strip())
+            problem = "it is empty, or not text"
+        what, _, shown = REFERENCES[self.source]
+        name = self.name if re.fullmatch(shown, self.name) else f"that {self.source} names"
+        raise ConfigError(
+            f"the worker on {socket.gethostname()} finds no secret in the {what} {name} ({problem}). Provide it on "
+            "every machine of the cluster"
+        )
 
 
 def describe(client: FlinksClient) -> tuple[Description, Secrets]:
@@ -128,7 +181,7 @@ def make(description: Description, secrets: Secrets, rate: RateLimiter | None) -
     )
 
 
-# --- messages to a seat -----------------------------------------------------------------------------------------------
+# --- messages to a worker ---------------------------------------------------------------------------------------------
 
 
 @frozen
@@ -136,23 +189,23 @@ class Start:
     """How to work. Other attributes are as in `Work`.
 
     Attributes:
-        path: of the file of tokens, or its URL.
+        path: of the file of tokens, or its URL; empty for a function.
         layout: of the file of tokens.
-        clients: descriptions from which the seat makes its clients. Other messages name a client by its index here.
-        turns: for each client, how many turns of its rate the seat asks for at once; 0 for no limit of the rate.
+        clients: descriptions from which the worker makes its clients. Other messages name a client by its index here.
+        permits: for each client, how many permits of its rate the worker asks for at once; 0 for no limit of the rate.
         names: index of the client by name of the instance.
-        spools: a folder for this seat alone.
-        rules: of this seat alone.
-        store: the description of a shared store, to which the seat gives its shards.
+        spools: a folder for this worker alone.
+        rules: of this worker alone.
+        store: the description of a shared store, to which the worker gives its shards.
         place: for this store.
         selection: as in `Work`, without its key, which comes after the secrets of the clients.
     """
 
     path: str
-    layout: Layout
+    layout: Layout | None
     key: bytes = field(repr=False)
     clients: tuple[Description, ...]
-    turns: tuple[int, ...]
+    permits: tuple[int, ...]
     names: dict[str | None, int]
     spools: Path
     compression: Compression
@@ -161,6 +214,12 @@ class Start:
     store: dict[str, Any] | None = None
     place: Place | None = None
     selection: Selection | None = None
+    function: Callable[[Task], Finished] | None = None
+
+    @property
+    def on_own_disk(self) -> bool:
+        """Whether the job reads none of the spools, so that the machines need not share a disk."""
+        return self.store is not None or self.function is not None
 
 
 @frozen
@@ -192,29 +251,29 @@ class StopWorker:
 
 
 @frozen
-class Turns:
-    """The answer to `WantTurns`.
+class Permits:
+    """The answer to `WantPermits`.
 
     Attributes:
         client: index of the client.
-        waits: seconds from now until each turn.
+        waits: seconds from now until each permit.
     """
 
     client: int
     waits: tuple[float, ...]
 
 
-# --- messages from a seat ---------------------------------------------------------------------------------------------
+# --- messages from a worker -------------------------------------------------------------------------------------------
 
 
 @frozen
 class Next:
-    """The seat has room for another shard. Finished shards are sent as `Finished`."""
+    """The worker has room for another shard. Finished shards are sent as `Finished`."""
 
 
 @frozen
-class WantTurns:
-    """The seat needs turns of the rate of a client."""
+class WantPermits:
+    """The worker needs permits of the rate of a client."""
 
     client: int
     count: int
@@ -222,12 +281,12 @@ class WantTurns:
 
 @frozen
 class Report:
-    """How far the seat is.
+    """How far the worker is.
 
     Attributes:
-        counters: of this seat.
+        counters: of this worker.
         stopped: how and why it stopped; None while it takes tokens.
-        over: the seat has finished; this is its last message.
+        over: the worker has finished; this is its last message.
     """
 
     counters: Counters
@@ -236,15 +295,22 @@ class Report:
 
 
 @frozen
+class Warned:
+    """For the log of the job."""
+
+    text: str
+
+
+@frozen
 class Broken:
-    """The seat cannot continue; this is its last message."""
+    """The worker cannot continue; this is its last message."""
 
     error: Exception
 
 
 @frozen
 class PaceLearned:
-    """To and from a seat: somebody has learned something about the limit of an instance, or waits for it.
+    """To and from a worker: somebody has learned something about the limit of an instance, or waits for it.
 
     Attributes:
         client: index of the client.
@@ -255,7 +321,14 @@ class PaceLearned:
     state: PaceState
 
 
-class Seat:
+def within_limits(start: Start, warn: Callable[..., object]) -> Start:
+    """A start that this process can follow: see `within_open_files`."""
+    limits = within_open_files([one.settings.limits for one in start.clients], start.rules, warn)
+    clients = zip(start.clients, limits, strict=True)
+    return evolve(start, clients=tuple(evolve(one, settings=evolve(one.settings, limits=few)) for one, few in clients))
+
+
+class Worker:
     """Fetches shards. `go()` may be awaited once.
 
     Args:
@@ -273,14 +346,14 @@ class Seat:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._start = start
-        self._secrets = secrets
+        self._secrets = secrets  # until the clients are made
         self._send = send
-        self._limiters: dict[int, TurnBlocks] = {}
+        self._limiters: dict[int, PermitBuffer] = {}
         self._loop = loop
         self._assigned: asyncio.Future[Task | None] = self._loop.create_future()
         self._storing: dict[int, asyncio.Future[None]] = {}
         self._clients: list[FlinksClient] = []
-        self._execution: LocalExecution
+        self._execution: LocalExecution | FunctionExecution
 
     def receive(self, message: object) -> None:
         """Takes a message from the job. May be called in any thread."""
@@ -290,27 +363,35 @@ class Seat:
         """Fetches shards until there are no more, or until it is stopped. The last message tells how it ended."""
         try:
             self._execution = self._begin()
-            reporting = asyncio.ensure_future(self._report())
+            reporting = asyncio.ensure_future(self._report_often())
             try:
                 await self._execution.go()
-                last = Report(self._execution.counters(), self._execution.stopped, over=True)
+                last = self._report(over=True)
             finally:
                 reporting.cancel()
                 for client in self._clients:  # also if it is given up: the process of a cluster goes on
                     await client.close()
             self._send(last)
         except Exception as error:
-            self._send(Broken(_portable(error)))
+            self._send(Broken(portable(error)))
 
-    def _begin(self) -> LocalExecution:
+    def _begin(self) -> LocalExecution | FunctionExecution:
         start = self._start
+        if start.function is not None:
+            work = Work.of_function(start.function, start.spools, _log, start.rules.open_shards)
+            return FunctionExecution(work, self._next, self._take)
+        assert start.layout is not None
+        start = within_limits(start, lambda text, *numbers: self._send(Warned(text % numbers)))
         of_clients, others = self._secrets[: len(start.clients)], self._secrets[len(start.clients) :]
+        self._secrets = []
         selection = start.selection
         if selection is not None:
             selection = selection.with_key(others[0].auth_secret if others else None)
         for number, (description, secrets) in enumerate(zip(start.clients, of_clients, strict=True)):
-            if start.turns[number]:
-                self._limiters[number] = TurnBlocks(partial(self._want, number), start.turns[number], SystemClock().now)
+            if start.permits[number]:
+                self._limiters[number] = PermitBuffer(
+                    partial(self._want, number), start.permits[number], SystemClock().now
+                )
             client = make(description, secrets, self._limiters.get(number))
             client.governor.on_pace = partial(self._paced, number)
             self._clients.append(client)
@@ -322,7 +403,7 @@ class Seat:
         work = Work(
             InputFile(start.path, start.layout), start.key,
             {name: self._clients[number] for name, number in start.names.items()},
-            start.spools, start.compression, start.rules, secret_is_good=False, log=logging.getLogger("flinks_async.bulk"),
+            start.spools, start.compression, start.rules, secret_is_good=False, log=_log,
             shared=store,
             selection=selection,
         )  # fmt: skip
@@ -340,16 +421,20 @@ class Seat:
                 self._execution.stop(reason, state)
             case PaceLearned(client, state):
                 self._clients[client].governor.join(state)
-            case Turns(client, waits):
-                self._limiters[client].grant(waits)
+            case Permits(client, times):
+                self._limiters[client].grant(times)
 
-    async def _report(self) -> None:
+    def _report(self, *, over: bool = False) -> Report:
+        counters = evolve(self._execution.counters(), waits=waits.troubles())
+        return Report(counters, self._execution.stopped, over=over)
+
+    async def _report_often(self) -> None:
         while True:
             await asyncio.sleep(self._start.report_every)
-            self._send(Report(self._execution.counters(), self._execution.stopped))
+            self._send(self._report())
 
     def _want(self, client: int, count: int) -> None:
-        self._send(WantTurns(client, count))
+        self._send(WantPermits(client, count))
 
     def _paced(self, client: int, state: PaceState) -> None:
         self._send(PaceLearned(client, state))
@@ -363,11 +448,3 @@ class Seat:
         stored = self._storing[finished.shard.id] = self._loop.create_future()
         self._send(finished)
         await stored
-
-
-def _portable(error: Exception) -> Exception:
-    """An error that can be pickled. The text of a foreign error is left out, because it may hold a token."""
-    if isinstance(error, FlinksError):
-        return error
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return WorkerError(f"a worker process failed: {type(error).__name__} at {last.filename}:{last.lineno}")
