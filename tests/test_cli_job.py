@@ -205,6 +205,8 @@ class TestUsage:
             (("--store", "sqlite", "--out", "-"), "flinks-async export"),
             (("--store", "parquet", "--out", "x"), "its files are in DIR/parts"),
             (("--store", "postgresql", "--out", "x"), "PGDATABASE"),
+            (("--fetched-on", "2026-11-28"), "--fetched-on needs --store parquet"),
+            (("--store", "parquet", "--fetched-on", "28.11.2026"), "must be a day such as 2026-11-28"),
             (("--instances", "i.toml"), "--instance-column"),
             (("--format", "jsonl", "--instance-column", "i"), "--instances FILE"),
         ],
@@ -238,6 +240,19 @@ class TestUsage:
         result = await fetch(flinks_server, tokens, job, "--processes", 3, "--concurrency", 2)
         assert result.exit_code == Exit.USAGE
         assert "3 processes need a concurrency of at least 3 in all, not 2" in result.stderr
+
+    async def test_parquet_files_of_a_day_are_a_hive_partition(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path
+    ) -> None:
+        pytest.importorskip("pyarrow")
+        for _ in range(2):  # the second time, the same command resumes the job
+            result = await fetch(flinks_server, tokens, job, "--store", "parquet", "--fetched-on", "2026-11-28")
+            assert result.exit_code == Exit.OK
+        (file,) = (job / "parts" / "accounts").rglob("*.parquet")
+        assert file.parent.name == "fetched_on=2026-11-28"
+        other = await fetch(flinks_server, tokens, job, "--store", "parquet", "--fetched-on", "2026-11-29")
+        assert other.exit_code == Exit.USAGE
+        assert "fetched_on of the store was 2026-11-28 and is now 2026-11-29" in other.stderr
 
     async def test_only_jsonl_is_printed(self, flinks_server: FlinksServer, tokens: Path) -> None:
         result = await cli("fetch", tokens, "--out", "-", "--store", "sqlite", server=flinks_server)

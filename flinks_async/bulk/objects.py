@@ -17,7 +17,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, TypeVar, cast
 from urllib.parse import urlsplit
@@ -27,6 +29,7 @@ from attrs import field, frozen
 
 from ..checks import is_url, optional_import
 from ..errors import ConfigError
+from .counters import waits
 from .files import crash_points, create, make_folder, rename_durably, sync_folder
 
 T = TypeVar("T")
@@ -35,6 +38,7 @@ READ_AT_ONCE: Final = 64 * 1024
 """Bytes of the first request after a seek. Each further one is twice as long, up to `_MOST_AT_ONCE`."""
 
 _MOST_AT_ONCE: Final = 4 * 1024 * 1024
+_RETRY: Final = {"max_retries": 10}
 _PATIENCE: Final = 180.0
 _CLIENT: Final = {"connect_timeout": "5s", "timeout": "120s"}
 """So a request fails after at most 300 seconds: the last try begins within 180 s and takes at most 120 s."""
@@ -159,17 +163,19 @@ class Bucket:
     Args:
         url: with the scheme `s3`, `gs` or `az`, the bucket or container, and a prefix of names.
         store: for tests: a store of obstore.
+        patience: as for `place_at`.
     """
 
     url: str
     _store: Any = field(repr=False)
+    _patience: float = _PATIENCE
 
     def prepare(self, folders: Iterable[str]) -> None:
         pass
 
     def put(self, name: str, source: Path | bytes) -> None:
         # One PUT is all or nothing. An interrupted multipart upload would leave parts that obstore cannot remove.
-        _ask(_obstore().put, self._store, name, source, use_multipart=False)
+        self._ask(_obstore().put, self._store, name, source, use_multipart=False)
         crash_points.reach("part written")
 
     def at(self, name: str) -> Object:
@@ -177,21 +183,30 @@ class Bucket:
 
     def find(self, name: str) -> Found | None:
         try:
-            return _described(_ask(_obstore().head, self._store, name))
+            return _described(self._ask(_obstore().head, self._store, name))
         except FileNotFoundError:
             return None
 
     def list(self, folder: str) -> Iterator[Found]:
-        yield from map(_described, _ask(_obstore().list_with_delimiter, self._store, folder or None)["objects"])
+        # By pages: with a delimiter, obstore returns everything at once. Folders inside are skipped.
+        inside, starts = f"{folder}/" if folder else "", list[str | None]([None])
+        for after in starts:
+            pages = self._ask(_obstore().list, self._store, folder or None, offset=after, chunk_size=1000)
+            for meta in chain.from_iterable(iter(partial(self._ask, next, pages, ()), ())):
+                name, slash, _ = meta["path"].removeprefix(inside).partition("/")
+                if slash:
+                    starts.append(f"{inside}{name}0")  # the character after a slash
+                    break
+                yield _described(meta)
 
     def delete(self, names: Iterable[str]) -> None:
         names = [*names]
         try:
-            _ask(_obstore().delete, self._store, names)  # S3 and Azure: many in one request
+            self._ask(_obstore().delete, self._store, names)  # S3 and Azure: many in one request
         except FileNotFoundError:
             for name in names:
                 with suppress(FileNotFoundError):
-                    _ask(_obstore().delete, self._store, name)
+                    self._ask(_obstore().delete, self._store, name)
 
     def get(self, found: Found, start: int, size: int) -> bytes:
         """A range of an object.
@@ -199,10 +214,14 @@ class Bucket:
         Raises:
             OSError: also if the object has another version by now.
         """
-        answer = _ask(_obstore().get, self._store, found.name, options={"range": (start, start + size)})
+        answer = self._ask(_obstore().get, self._store, found.name, options={"range": (start, start + size)})
         if _described(answer.meta).version != found.version:  # not by a condition, which some storages ignore
             raise OSError(errno.ESTALE, "the object was changed")
-        return bytes(_ask(answer.bytes))
+        return bytes(self._ask(answer.bytes))
+
+    def _ask(self, function: Callable[..., T], *args: object, **options: object) -> T:
+        with waits.call(self.url, self._patience + 120.0):  # as in _CLIENT
+            return _ask(function, *args, **options)
 
     def __str__(self) -> str:
         return self.url
@@ -298,7 +317,7 @@ def place_at(url: str | None, folder: Path, *, patience: float = _PATIENCE) -> O
     scheme, bucket, prefix = _parsed(url)
     if scheme == "file":
         return Folder(Path(prefix))
-    return Bucket(url, _connected(scheme, bucket, prefix, patience))
+    return Bucket(url, _connected(scheme, bucket, prefix, patience), patience)
 
 
 def object_at(url: str) -> Object | Path:
@@ -354,7 +373,7 @@ def _connected(scheme: str, bucket: str, prefix: str, patience: float = _PATIENC
     """A store of obstore, with the credentials of the environment."""
     stores = optional_import("obstore.store", extra="cloud")
     http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
-    retry = {"max_retries": 10, "retry_timeout": timedelta(seconds=patience)}
+    retry = {**_RETRY, "retry_timeout": timedelta(seconds=patience)}
     options: dict[str, Any] = {"client_options": {**_CLIENT, "allow_http": http}, "retry_config": retry}
     if scheme == "s3" and (provider := _profile()) is not None:
         options["credential_provider"] = provider
@@ -394,12 +413,7 @@ def _obstore() -> Any:
 
 _CODE: Final = re.compile(r"<Code>([A-Za-z]{3,40})</Code>")
 _STATUS: Final = re.compile(r"status code: (\d{3}) ")
-_WORDS: Final = {
-    "PermissionDeniedError": "permission is denied",
-    "UnauthenticatedError": "the credentials are refused",
-    "InvalidPathError": "no object can have this name",
-}
-_HINTS: Final = {
+_HINTS: Final = {  # by a part of the text, or by the class of the error
     "NoSuchBucket": "the bucket does not exist",
     "InvalidAccessKeyId": "the access key is unknown",
     "SignatureDoesNotMatch": "the secret access key is wrong",
@@ -409,6 +423,9 @@ _HINTS: Final = {
     "configured region": "the bucket is in another region, which AWS_REGION must name",
     "instance metadata": "there are no credentials (environment, profile or role)",
     "169.254.169.254": "there are no credentials (environment, profile or role)",
+    "PermissionDeniedError": "permission is denied",
+    "UnauthenticatedError": "the credentials are refused",
+    "InvalidPathError": "no object can have this name",
 }
 
 
@@ -423,11 +440,11 @@ def _ask(function: Callable[..., T], *args: object, **options: object) -> T:
 
 def _problem(error: Exception) -> OSError:
     text, name = str(error), type(error).__name__
-    hint = next((words for sign, words in _HINTS.items() if sign in text), None)
+    hint = next((words for sign, words in _HINTS.items() if sign in text or sign == name), None)
     if isinstance(error, FileNotFoundError) and hint is None:
         return FileNotFoundError(errno.ENOENT, "there is no such object")
     status, code = _STATUS.search(text), _CODE.search(text)
-    parts = [hint or _WORDS.get(name) or "the object storage failed"]
+    parts = [hint or "the object storage failed"]
     parts += [f"status {status[1]}"] if status else []
     parts += [code[1]] if code else []
-    return OSError(errno.EIO, ", ".join(parts) if status or code or hint or name in _WORDS else f"{parts[0]} ({name})")
+    return OSError(errno.EIO, ", ".join(parts) if status or code or hint else f"{parts[0]} ({name})")

@@ -141,6 +141,11 @@ selection_options = grouped(
     type=click.Choice(STORES),
     help="Format of the answers [by the name of FILE, else jsonl]. PGHOST, PGDATABASE and so on say where PostgreSQL is.",
 )
+@click.option(
+    "--fetched-on",
+    metavar="DAY",
+    help="Day of the job, such as 2026-11-28: Parquet files go into a Hive partition fetched_on=DAY.",
+)
 @layout_options
 @selection_options
 @whole(
@@ -157,6 +162,7 @@ def fetch(
     out: str | None,
     directory: str | None,
     store: str | None,
+    fetched_on: str | None,
     layout: Layout,
     selection: Selection | None,
     shard_size: int | None,
@@ -171,9 +177,7 @@ def fetch(
     if assume_rate is not None:
         raise UsageError("--assume-rate needs --dry-run. To limit the rate of a run, use --rate.")
     display = choose_display(options.progress, beside_answers=out == STDIN)
-    if tokens == STDIN and options.access.secret_file == STDIN:
-        raise UsageError("TOKENS and --secret-file cannot both be '-'.")
-    target = _target(tokens, out, directory, store)
+    target = _target(tokens, out, directory, store, fetched_on)
     clients = make_clients(options.access, options.settings, options.instances, layout.instance_column)
 
     def open_source() -> InputFile:
@@ -240,7 +244,7 @@ class _Target:
     resume: str = RESUME
 
 
-def _target(tokens: str, out: str | None, directory: str | None, store: str | None) -> _Target:
+def _target(tokens: str, out: str | None, directory: str | None, store: str | None, fetched_on: str | None) -> _Target:
     """Decides it by the options.
 
     Raises:
@@ -254,6 +258,8 @@ def _target(tokens: str, out: str | None, directory: str | None, store: str | No
             )
         if store not in (None, "jsonl"):
             raise UsageError("--out - prints JSONL. For another --store, name a file.")
+        if fetched_on is not None:
+            raise UsageError("--fetched-on needs --store parquet, which does not go with --out -.")
         words = "Answers go to standard output. This run cannot be resumed; for that, name a file with --out FILE."
         return _Target(None, StdoutStore(), words, STDIN, "A run with --out - cannot be resumed.")
     if tokens == STDIN and out is None and directory is None:
@@ -270,7 +276,7 @@ def _target(tokens: str, out: str | None, directory: str | None, store: str | No
     folder = Path(directory or f"{out or tokens}.job")
     if out is not None and not is_url(out):
         _check_file(tokens, Path(out), folder)
-    target = make_store(name, out)
+    target = make_store(name, out, fetched_on)
     if tokens == STDIN:
         words = (f"Answers go to {out}, the job is in {folder}. " if out else f"The job is in {folder}. ") + (
             "The tokens from standard input stay in memory, so this run cannot be resumed without the same input."
@@ -420,8 +426,6 @@ def get(access: Access, timeout: float | None, token_file: str | None, pretty: b
 
     The output is JSON with every field and digit of the answer.
     """
-    if token_file == STDIN and access.secret_file == STDIN:
-        raise UsageError("--token-file and --secret-file cannot both be '-'.")
     client = access.client(config.service())
     token = read_token(token_file)
     answer = run(lambda: _ask(client, token, timeout)).to_json()

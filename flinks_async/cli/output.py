@@ -84,29 +84,34 @@ def store_of(name: str | None, out: str | None) -> str:
     return name
 
 
-def make_store(name: str, out: str | None) -> Store:
+def make_store(name: str, out: str | None, fetched_on: str | None = None) -> Store:
     """A store.
 
     Args:
         name: one of `STORES`.
         out: its file; None for one or many files in the job's directory.
+        fetched_on: as for `ParquetStore`.
 
     Raises:
-        UsageError: this store has no such file.
-        ConfigError: a library for it is missing.
+        UsageError: this store has no such file, or no days.
+        ConfigError: a library for it is missing, or the day is none.
     """
+    if fetched_on is not None and name != "parquet":
+        raise UsageError("--fetched-on needs --store parquet, whose files it puts into a folder for that day.")
     if out is not None and name in WITHOUT_FILE and not is_url(out):
         where = "PGHOST, PGDATABASE and so on say where it is" if name == "postgresql" else "its files are in DIR/parts"
         raise UsageError(f"--store {name} does not take --out: {where}.")
     if is_url(out):
-        return _store_at(name, str(out))
+        return _store_at(name, str(out), fetched_on)
     description: dict[str, Any] = {"kind": name} if out is None else {"kind": name, "path": out}
+    if fetched_on is not None:
+        description["fetched_on"] = fetched_on
     if name in _JSONL:
         description |= {"kind": "jsonl-parts" if out is None else "jsonl", "compression": _JSONL[name]}
     return from_description(description)
 
 
-def _store_at(name: str, url: str) -> Store:
+def _store_at(name: str, url: str, fetched_on: str | None) -> Store:
     if name not in (*_JSONL, "parquet"):
         raise UsageError(
             f"--store {name} cannot write to a URL, because a database needs a disk or a server. Use --store jsonl or parquet "
@@ -114,8 +119,9 @@ def _store_at(name: str, url: str) -> Store:
         )
     if split_name(url.rpartition("/")[2])[0]:
         raise UsageError("--out: an object cannot grow, so a URL names a folder for many: s3://bucket/folder/.")
-    kind = {"kind": "parquet"} if name == "parquet" else {"kind": "jsonl-parts", "compression": _JSONL[name]}
-    return from_description({**kind, "url": url})
+    if name == "parquet":
+        return from_description({"kind": "parquet", "url": url, "fetched_on": fetched_on})
+    return from_description({"kind": "jsonl-parts", "compression": _JSONL[name], "url": url})
 
 
 class StdoutStore:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-from contextlib import closing
+from contextlib import closing, nullcontext
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -131,6 +131,37 @@ class TestDuckDB(DatabaseContract):
         bench.start().put_missing(1)
         assert sorted(bench.commits) == [0, 1]
         assert self.read(bench) == expected(0, 1)
+
+    @pytest.mark.parametrize("ledger_has_it", [False, True])
+    def test_a_log_that_a_power_cut_has_torn_is_cut_and_a_copy_is_kept(
+        self, bench: Bench, ledger_has_it: bool, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        database, log, copy = (bench.folder / f"answers.duckdb{suffix}" for suffix in ("", ".wal", ".wal.torn"))
+        bench.start().put(0)
+        synced = log.stat().st_size
+        bench.put(1)
+        before, torn = database.read_bytes(), bytearray(log.read_bytes())
+        torn[synced + (len(torn) - synced) // 2] ^= 1
+        bench.store.close()
+        database.write_bytes(before)
+        log.write_bytes(torn)
+        if not ledger_has_it:
+            del bench.commits[1]
+
+        with pytest.raises(StoreError, match=r"its log is torn, probably by a power cut\. Run the job again"):
+            bench.look()
+        assert log.read_bytes() == torn
+        with pytest.raises(StoreError, match="lacks 1 shards") if ledger_has_it else nullcontext():
+            bench.start()
+        assert copy.read_bytes() == torn
+        assert copy.stat().st_mode & 0o777 == 0o600
+        assert f"{copy} is a copy" in caplog.text
+        if not ledger_has_it:
+            bench.put(1)
+            assert self.read(bench) == expected(0, 1)
+            assert bench.problems() == []
+            bench.store.purge()
+            assert not copy.exists()
 
     def test_something_else_than_a_database(self, bench: Bench) -> None:
         (bench.folder / "answers.duckdb").write_bytes(b"something else" * 1000)

@@ -11,6 +11,7 @@ the result, and are made for answers that Arrow cannot read, or if pyarrow is no
 from __future__ import annotations
 
 import datetime as dt
+import re
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
@@ -152,6 +153,21 @@ def decoded(path: Path, number: int, text: bytes) -> tuple[SpoolLine, PartnerAcc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         problem = "it is not a line of a spool"
     raise StoreError(f"{path}, line {number}: {problem}")
+
+
+_OTHER_KEY: Final = re.compile(rb'\{"line":[0-9]+,"key":(?=[^"n\s])')
+
+
+def with_text_as_key(line: bytes) -> bytes:
+    """A line whose key is a text or null: another value becomes its JSON, because a column has one type."""
+    found = _OTHER_KEY.match(line)
+    if found is None:
+        return line
+    try:
+        key = bytes(read_spool_line(line).key)
+        return b"".join((found[0], to_json(key.decode()), line[found.end() + len(key) :]))
+    except ValueError:  # `decoded` names what is wrong
+        return line
 
 
 def add_rows(rows: RowBatch, read: SpoolLine, answer: PartnerAccessResponse, shard: Shard) -> None:

@@ -15,7 +15,9 @@ The client has accepted every answer of a spool, perhaps with values of a wrong 
 from __future__ import annotations
 
 import datetime as dt
+from array import array
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
 from itertools import groupby
 from operator import itemgetter
@@ -29,7 +31,7 @@ from ...checks import optional_import
 from ...errors import ConfigError
 from ...models import SCHEMA, Model, PartnerAccessResponse, Timestamp
 from ...schema import FieldKind
-from ...tables import COLUMN_TYPES, Row, Table, arrow_table, arrow_types, schema_of, to_json
+from ...tables import COLUMN_TYPES, Row, Table, arrow_table, arrow_types, schema_of
 from ..records import Commit, Shard
 from ..spool import read_spool, read_spool_line
 from .answer_rows import (
@@ -47,6 +49,7 @@ from .answer_rows import (
     decoded,
     does_not_fit,
     unknown_keys,
+    with_text_as_key,
     without_accounts,
 )
 
@@ -65,7 +68,7 @@ Lines = Sequence[tuple[int, bytes]]
 
 def read_tables(path: Path, commit: Commit, where: Path | str, *, texts: bool = False) -> Iterator[tuple[Rows, ...]]:
     """The tables of a spool, block by block, in the order of `answer_rows.TABLES`. Their rows are in the order of their
-    positions. Memory is that of one block and one answer.
+    positions. A thread reads the next block while the store writes one, so memory is that of two blocks.
 
     Args:
         where: the name of the store, for the error.
@@ -79,26 +82,19 @@ def read_tables(path: Path, commit: Commit, where: Path | str, *, texts: bool = 
             says.
     """
     reader = _Reader(path, commit.shard, where, texts)
-    for block in read_spool(path, commit.written.lines, BLOCK):
-        yield reader.read(block)
-        if _has_arrow():  # Arrow keeps free memory, which the commit of a database needs as well
-            _arrow()[0].default_memory_pool().release_unused()
+    ahead: Future[tuple[Rows, ...]] | None = None
+    with ThreadPoolExecutor(1, thread_name_prefix="flinks-async-tables") as thread:
+        for block in read_spool(path, commit.written.lines, BLOCK):
+            before, ahead = ahead, thread.submit(reader.read, block)
+            if before is not None:
+                yield before.result()
+        if ahead is not None:
+            yield ahead.result()
+    if _has_arrow():  # Arrow keeps free memory, which the commit of a database needs as well
+        _arrow()[0].default_memory_pool().release_unused()
 
 
 _SHAPE: Final = pattern(rb'"GetAccountsDetail"\s*:\s*(.)')
-_OTHER_KEY: Final = pattern(rb'\{"line":[0-9]+,"key":(?=[^"n\s])')
-
-
-def _with_text_as_key(line: bytes) -> bytes:
-    """A line whose key is a text or null: another value becomes its JSON, because a column has one type."""
-    found = _OTHER_KEY.match(line)
-    if found is None:
-        return line
-    try:
-        key = bytes(read_spool_line(line).key)
-        return b"".join((found[0], to_json(key.decode()), line[found.end() + len(key) :]))
-    except ValueError:  # `decoded` names what is wrong
-        return line
 
 
 @define
@@ -123,7 +119,7 @@ class _Reader:
             return self._rows(block)
         groups: dict[tuple[bool, bool], list[tuple[int, bytes]]] = {}
         for number, text in block:
-            line = _with_text_as_key(text)
+            line = with_text_as_key(text)
             shape = _SHAPE.search(line)
             is_object = shape is not None and shape[1] == b"{"
             groups.setdefault((is_object, any(key in line for key in self._unknown)), []).append((number, line))
@@ -309,12 +305,14 @@ def _json_of(lines: Lines, texts: bool) -> pyarrow.Buffer:
         _Refused: an amount may be a text, which Arrow reads as a number and the codec does not.
     """
     pa, pc = _arrow()
-    text = pa.scalar(b"".join([line for _, line in lines]), pa.binary())
-    if pc.match_substring_regex(text, rf'"(?:{_AMOUNTS})"\s*:\s*"').as_py():
+    data = b"".join([line for _, line in lines])
+    ends = array("i", [0, len(data)])
+    text = pa.Array.from_buffers(pa.binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(data)])  # without a copy
+    if pc.match_substring_regex(text, rf'"(?:{_AMOUNTS})"\s*:\s*"')[0].as_py():
         raise _Refused
     if texts:
         text = pc.replace_substring_regex(text, rf'"({_AMOUNTS})"\s*:\s*(-?[0-9][0-9.]*)', r'"\1":"\2"')
-    return text.as_buffer()
+    return text[0].as_buffer()
 
 
 class _Refused(Exception):

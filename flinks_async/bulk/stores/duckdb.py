@@ -6,16 +6,29 @@ indexes, because DuckDB keeps indexes in memory and scans fast without them.
 
 from __future__ import annotations
 
+import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ...checks import optional_import
 from ...errors import ConfigError
+from ...limits.notices import log_fields
 from ...tables import ColumnType, Table
 from ..errors import StoreError
-from ..files import PRIVATE_FILE, SPOOLS, cannot_write, crash_points, rename_durably, sync_file, sync_folder
+from ..files import (
+    PRIVATE_FILE,
+    SPOOLS,
+    cannot_write,
+    crash_points,
+    create,
+    rename_durably,
+    sync_file,
+    sync_folder,
+    write_all,
+)
 from .answer_rows import Rows
 from .database import DatabaseFile
 from .database_schema import quoted
@@ -36,6 +49,14 @@ _MEMORY: Final = "64MB"
 
 _INCOMING: Final = "flinks_incoming"
 
+_ROWS: Final = 40_000
+"""Rows of a table that are inserted at once, unless the shard ends before: each INSERT costs a millisecond."""
+
+_TORN: Final = re.compile(r"Corrupt WAL file: entry at byte position ([0-9]+)")
+"""DuckDB's error for a log in which the bytes of an entry are not those that it wrote, and where that entry is."""
+
+_log: Final = logging.getLogger("flinks_async.bulk")
+
 
 class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
     """A database of this job alone, or of several that run one after the other: DuckDB allows one process.
@@ -49,7 +70,7 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
     """
 
     kind: ClassVar[str] = "duckdb"
-    suffixes: ClassVar[tuple[str, ...]] = ("", ".wal")
+    suffixes: ClassVar[tuple[str, ...]] = ("", ".wal", ".wal.torn")
     types: ClassVar[dict[ColumnType, str]] = {
         "text": "VARCHAR",
         "json": "JSON",
@@ -72,6 +93,7 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
     def __init__(self, path: str | os.PathLike[str] | None = None) -> None:
         self._library = optional_import("duckdb", extra="duckdb")
         optional_import("pyarrow", extra="duckdb")
+        self._held = dict[Table, list[Rows]]()
         super().__init__(path)
 
     def open(self, place: Place, *, existing: bool = False) -> None:
@@ -100,7 +122,14 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
         return rows[0][0] if rows and isinstance(rows[0][0], int) else 0
 
     def _insert(self, table: Table, rows: Rows) -> Rows:
-        db = self._opened
+        held = self._held.setdefault(table, [])
+        held.append(rows)
+        if sum(map(len, held)) >= _ROWS:
+            self._insert_held(table)
+        return rows
+
+    def _insert_held(self, table: Table) -> None:
+        db, rows = self._opened, optional_import("pyarrow", extra="duckdb").concat_tables(self._held.pop(table))
         columns = ", ".join(quoted(table))
         self._do(lambda: db.register(_INCOMING, rows))
         try:
@@ -108,11 +137,14 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
         finally:
             with suppress(self._library.Error):
                 db.unregister(_INCOMING)
-        return rows
 
     def _inserted(self) -> None:
-        """Creates the log with private permissions, before DuckDB creates it with others and a commit writes rows to it."""
-        _, log = self._files()
+        """Inserts the last rows. Creates the log with private permissions, before DuckDB creates it with others and a commit
+        writes rows to it.
+        """
+        for table in list(self._held):
+            self._insert_held(table)
+        log = self._files()[1]
         try:
             os.close(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE))
         except FileExistsError:
@@ -122,6 +154,7 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
 
     @contextmanager
     def _transaction(self) -> Iterator[None]:
+        self._held.clear()  # of a shard that failed
         with super()._transaction():
             yield
         crash_points.reach("database committed")
@@ -148,6 +181,38 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
         return True
 
     def _connect(self, *, look: bool) -> duckdb.DuckDBPyConnection:
+        try:
+            return self._connected(look)
+        except self._library.Error as error:
+            torn = None if look else _TORN.search(str(error))
+            if torn is None:
+                raise
+        self._cut_log(int(torn[1]))
+        return self._connected(look)
+
+    def _cut_log(self, size: int) -> None:
+        """Keeps a copy of the log, and cuts it where DuckDB refuses it.
+
+        A power cut tears only what was not synced: a commit that the ledger does not know. If a disk has changed older
+        bytes, `recover` misses their shards.
+        """
+        _, log, torn = self._files()
+        try:
+            file = create(torn)
+            try:
+                write_all(file, log.read_bytes())
+                os.fsync(file)
+            finally:
+                os.close(file)
+            sync_folder(torn.parent)
+            os.truncate(log, size)
+            sync_file(log)
+        except OSError as error:
+            raise cannot_write(log, error) from None
+        text = f"{log} is torn after {size:,} bytes, probably by a power cut. The rest is cut off; {torn} is a copy of the log"
+        _log.warning("%s", text, extra=log_fields("LogCut", reason=text))
+
+    def _connected(self, look: bool) -> duckdb.DuckDBPyConnection:
         connection: duckdb.DuckDBPyConnection = self._library.connect(str(self._path), read_only=look, config=_CONFIG)
         return connection
 
@@ -178,4 +243,6 @@ def _reason(error: Exception) -> str:
     kind = type(error).__name__
     if kind in ("ConversionException", "ConstraintException", "OutOfRangeException", "InvalidInputException"):
         return f"the data is refused ({kind})"
+    if _TORN.search(str(error)):
+        return "its log is torn, probably by a power cut. Run the job again: this cuts the torn part off"
     return str(error).partition("\n")[0]
