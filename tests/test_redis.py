@@ -178,7 +178,8 @@ def test_the_url_is_in_no_repr_and_no_pickle_and_wrong_arguments_are_named() -> 
         pickle.dumps(limiter)
     for wrong, message in (
         ({"url": f"http://{PASSWORD}"}, "must begin with redis://"),
-        ({"url": f"redis://:{PASSWORD}/x@redis.example:6379"}, "cannot be read"),
+        ({"url": f"redis://:{PASSWORD}/x@redis.example:6379"}, "cannot be used"),
+        ({"url": "redis://h?no_such_option=1"}, "only options that redis-py knows"),
         ({"rate": 0}, "rate must be"),
         ({"rate": float("nan")}, "rate must be"),
         ({"burst": 0}, "burst"),
@@ -211,6 +212,26 @@ async def test_an_answer_of_redis_that_makes_no_sense_counts_as_none(
     assert await asyncio.wait_for(reserved, 5) < 0.2
     assert "Redis does not answer (ValueError)" in caplog.text
     await limiter.close()
+
+
+@pytest.mark.parametrize("option", ["max_connections=1", "decode_responses=no", "protocol=3", "encoding=utf-16"])
+async def test_options_of_the_url_change_nothing_on_which_the_limiter_relies(redis: Redis, option: str) -> None:
+    limiter = RedisRateLimiter(f"{redis.url}?{option}&client_name=a%2Bb", KEY, rate=100.0, burst=1)
+    await permits(limiter, 0.5)
+    assert limiter.state == "100/s by Redis, shared by 1"
+    async with from_url(redis.url) as client:
+        assert "a+b" in {one["name"] for one in await client.client_list()}
+    await limiter.close()
+
+
+async def test_a_timeout_in_the_url_does_not_keep_requests_waiting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}?socket_timeout=60&socket_connect_timeout=60"
+        limiter = RedisRateLimiter(url, KEY, rate=10.0)
+        reserved = limiter.reserve(time.monotonic())
+        assert isinstance(reserved, Awaitable)
+        assert await asyncio.wait_for(reserved, 30) < 10.0
+        await limiter.close()
 
 
 async def test_the_doctor_does_what_the_limiter_does(redis: Redis) -> None:
