@@ -22,6 +22,7 @@ from flinks_async.limits.governor import Governor
 from flinks_async.limits.rate import PaceState
 from flinks_async.testing import Fault, FlinksServer
 from tests.cli_support import cli
+from tests.support import until
 
 from_url = pytest.importorskip("redis.asyncio").from_url
 
@@ -111,16 +112,14 @@ async def test_a_pause_and_a_learned_limit_reach_all_at_once(redis: Redis) -> No
     began = time.monotonic()
     assert governors[0].on_pace is not None
     governors[0].on_pace(PaceState(120.0, began + 30.0))
-    while governors[1].held_back == 0 and time.monotonic() < began + 5:
-        await asyncio.sleep(0.001)
+    await until(lambda: governors[1].held_back)
     assert time.monotonic() - began < 1.0
     assert 28 < governors[1].held_back <= 30
     assert governors[1].pace.limit == 120.0
     late = RedisRateLimiter(redis.url, KEY)
     governor = Governor(Limits(rate_limiter=late), SystemClock(), "host")
     await governor.acquire()
-    while governor.held_back == 0 and time.monotonic() < began + 5:
-        await asyncio.sleep(0.01)
+    await until(lambda: governor.held_back)
     assert governor.held_back > 24, "who comes later hears of it too"
     for limiter in (*limiters, late):
         await limiter.close()
@@ -186,7 +185,7 @@ def test_the_url_is_in_no_repr_and_no_pickle_and_wrong_arguments_are_named() -> 
         ({"key": 3}, "key"),
     ):
         with pytest.raises(ConfigError, match=message) as error:
-            RedisRateLimiter(**{"url": "redis://h", "key": KEY, **wrong})  # type: ignore[arg-type]
+            RedisRateLimiter(**{"url": "redis://h", "key": KEY, **wrong})
         assert PASSWORD not in str(error.value)
 
 

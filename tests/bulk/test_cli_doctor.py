@@ -369,7 +369,7 @@ async def test_tokens_that_are_gone_or_changed_and_a_broken_ledger(tmp_path: Pat
 @pytest.mark.slow
 @pytest.mark.backend
 async def test_object_storage_is_written_listed_read_and_cleaned(tmp_path: Path, at: Doctor) -> None:
-    from .object_storage import running
+    from .objects.s3 import running
 
     with running() as s3:
         environment = s3.environment

@@ -33,7 +33,7 @@ from flinks_async.limits.shared import PermitBuffer, PermitSource
 from flinks_async.secret import Secret
 from flinks_async.testing import run_virtual
 
-from .test_processes import workers
+from .server_desk import workers
 
 SECRET = "3f2a6f0c-7b0e-4d3a-9a51-0c8d4e5b6a79"
 
@@ -263,7 +263,7 @@ def test_a_spool_is_removed_once_a_store_has_it(tmp_path: Path) -> None:
     spool.write_bytes(b"")
     finished = Finished(Shard(0, 2, 2, 0, 0, ""), spool, Written(0, 0, ""), (), ())
     store = SimpleNamespace(put=lambda commit, path: {"size": path.stat().st_size})
-    assert put(store, finished).receipt == {"size": 0}  # type: ignore[arg-type]
+    assert put(store, finished).receipt == {"size": 0}
     assert not spool.exists()
 
 

@@ -24,7 +24,7 @@ WRITTEN = Written(8, 100, "ab" * 32)
 
 
 def failure(line: int, kind: str = "exhausted", error: str = "ServerError") -> Failure:
-    return Failure(line, kind, error, "no", key={"a": [1, "x"]}, status=503, attempts=3)  # type: ignore[arg-type]
+    return Failure(line, kind, error, "no", key={"a": [1, "x"]}, status=503, attempts=3)
 
 
 @pytest.fixture

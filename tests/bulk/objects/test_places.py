@@ -74,7 +74,7 @@ async def test_no_credential_is_shown_or_kept(
     shown = [repr(store), str(vars(store)), repr(place), pickle.dumps(store.describe()).decode("latin-1"), caplog.text]
     shown += [path.read_bytes().decode("latin-1") for path in desk.directory.rglob("*") if path.is_file()]
     for status_code, text in ((403, "403"), (404, "is missing"), (301, "which AWS_REGION must name"), (500, "500")):
-        s3.fault = lambda asked, code=status_code: code  # type: ignore[misc]
+        s3.fault = lambda asked, code=status_code: code
         with pytest.raises(StoreError, match=text) as caught:
             list(export(desk.directory))
         shown += [str(caught.value), repr(caught.value), "".join(traceback.format_exception(caught.value))]
