@@ -30,6 +30,7 @@ from .endpoint import check_token
 from .errors import ClientClosedError, FlinksError, InvalidTokenError
 from .models import PartnerAccessResponse, Tables
 from .runtime import mark_retrieved, until_done
+from .schema import maker
 from .secret import Secret
 
 K = TypeVar("K")
@@ -37,7 +38,7 @@ K = TypeVar("K")
 K_co = TypeVar("K_co", covariant=True)
 
 
-@frozen
+@frozen(weakref_slot=False)
 class Fetched(Generic[K_co]):
     """A token whose data was fetched.
 
@@ -52,6 +53,9 @@ class Fetched(Generic[K_co]):
     def unwrap(self) -> PartnerAccessResponse:
         """Returns the answer."""
         return self.response
+
+
+_new_fetched = maker(Fetched)
 
 
 @frozen
@@ -217,7 +221,7 @@ class _Run:
                         self._stop(ClientClosedError("the client was closed before all tokens were taken"))
                         return
                 else:
-                    self._put(position, Fetched(key, response))
+                    self._put(position, _new_fetched(key, response))
         except asyncio.CancelledError:
             self._stop(FlinksError(_CANCELLED))
             raise
