@@ -295,7 +295,7 @@ def test_not_more_than_4096_states_are_kept() -> None:
 @pytest.mark.parametrize("cls", [*MODELS, WireState, Meta, Request, Response])
 def test_a_mutable_object_becomes_a_model_by_assignment(cls: type) -> None:
     """Where an interpreter considers the layouts different, decoding is slower, and this test fails to say so."""
-    assert mutable_class(cls).__slots__ == cls.__slots__  # type: ignore[attr-defined]
+    assert mutable_class(cls).__slots__ == cls.__slots__
 
 
 @pytest.mark.parametrize(("cls", "make"), [(Meta, new_meta), (Request, new_request), (Response, new_response)])
@@ -637,4 +637,4 @@ def test_values_have_the_documented_types() -> None:
         assert type(move.date) is dt.date
         assert type(move.balance) is Decimal
         with pytest.raises(AttributeError):
-            move.balance = Decimal(0)  # type: ignore[misc]
+            move.balance = Decimal(0)

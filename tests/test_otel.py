@@ -43,6 +43,7 @@ from flinks_async.bulk import InProcess, InputFile, Job, JSONLFile, Processes
 from flinks_async.otel import _GAUGES, TracedExecutor, instrument
 from flinks_async.testing import KINDS, Fault, FlinksServer, InMemoryTransport
 
+from .support import until
 from .test_canaries import FAILURES, PERSONAL, SECRET, TOKEN, shows_nothing
 
 GET = "GET /partneraccess/{accesstoken}"
@@ -473,8 +474,7 @@ async def test_a_job_that_is_cancelled_ends_its_spans(telemetry: Telemetry, tmp_
     client = FlinksClient(auth_secret="s", transport=InMemoryTransport(default=hang))
     with Job.start(tmp_path / "job", InputFile(source), JSONLFile(tmp_path / "out")) as job:
         run = asyncio.ensure_future(job.run(client, executor=telemetry.executor(InProcess())))
-        while not client.stats().requests_in_flight:
-            await asyncio.sleep(0.001)
+        await until(lambda: client.stats().requests_in_flight)
         run.cancel()
         await asyncio.wait([run])
     await client.close()

@@ -24,8 +24,8 @@ from ..bulk.errors import JobLockedError
 from ..bulk.executors.cluster import ClusterExecutor
 from ..bulk.files import MANIFEST
 from ..bulk.inputs import STDIN
-from ..bulk.objects import Folder, checked_url, object_at, place_at
-from ..checks import counted, is_url, optional_import
+from ..bulk.objects import Folder, object_at, place_at
+from ..checks import checked_url, counted, is_url, optional_import
 from ..errors import FlinksError
 from ..limits.shared import RedisRateLimiter
 from .access import Access, secret_references

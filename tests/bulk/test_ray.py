@@ -124,7 +124,7 @@ async def test_a_cluster_without_free_workers_is_told_of_and_given_up(desk: Desk
     try:
         await asyncio.gather(*(RaySlot(ray, one).call(asyncio.sleep, 0) for one in taken))
         with pytest.raises(WorkerError, match=r"has had no free worker for \d+ s. Start workers"):
-            await desk.run(RayExecutor(cluster, secret_env="TEST_SECRET", patience=4.0))
+            await desk.run(RayExecutor(cluster, secret_env="TEST_SECRET", patience=8.0))
     finally:
         for one in taken:
             ray.kill(one)
