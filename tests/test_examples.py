@@ -307,19 +307,41 @@ def test_the_cron_job_fits_the_schema_and_is_restricted() -> None:
     assert codes == [Exit.USAGE, Exit.REFUSED]
 
 
-def test_the_dask_cluster_fits_the_schema_and_its_commands_and_settings_exist() -> None:
+def containers_of(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The containers by name, of manifests that fit the schema and are restricted. Pods of a RayCluster are checked as pods."""
     validator = pytest.importorskip("kubernetes_validate")
-    config = pytest.importorskip("dask.config")
-    manifests = list(yaml.safe_load_all((EXAMPLES / "kubernetes" / "dask.yaml").read_text()))
     containers = {}
     for manifest in manifests:
-        validator.validate(manifest, "1.30", strict=True)
-        if "template" in manifest.get("spec", {}):
-            pod = manifest["spec"]["template"]["spec"]
+        spec = manifest.get("spec", {})
+        groups = [spec["headGroupSpec"], *spec["workerGroupSpecs"]] if manifest["kind"] == "RayCluster" else [spec]
+        if manifest["kind"] != "RayCluster":
+            validator.validate(manifest, "1.30", strict=True)
+        for template in [group["template"] for group in groups if "template" in group]:
+            pod = template["spec"]
+            validator.validate(
+                {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "pod"}, "spec": pod}, "1.30", strict=True
+            )
             assert pod["securityContext"]["runAsNonRoot"]
             (container,) = pod["containers"]
             assert container["securityContext"]["readOnlyRootFilesystem"]
             containers[container["name"]] = container
+    return containers
+
+
+def test_the_ray_cluster_fits_the_schema_and_its_commands_exist() -> None:
+    start = pytest.importorskip("ray.scripts.scripts").start
+    manifests = list(yaml.safe_load_all((EXAMPLES / "kubernetes" / "ray.yaml").read_text()))
+    spec = manifests[0]["spec"]
+    for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
+        start.make_context("start", [f"--{name}={value}" for name, value in group["rayStartParams"].items()])
+    arguments = containers_of(manifests)["fetch"]["args"]
+    app.commands[arguments[0]].make_context("fetch", arguments[1:])
+
+
+def test_the_dask_cluster_fits_the_schema_and_its_commands_and_settings_exist() -> None:
+    config = pytest.importorskip("dask.config")
+    manifests = list(yaml.safe_load_all((EXAMPLES / "kubernetes" / "dask.yaml").read_text()))
+    containers = containers_of(manifests)
     for name in ("scheduler", "worker"):
         program, command, *arguments = containers[name]["command"]
         assert program == "dask"

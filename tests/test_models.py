@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import gc
 import inspect
 import pickle
 import re
@@ -423,3 +424,45 @@ def test_a_record_compares_hashes_and_shows_itself_as_attrs_would_make_it(cls: A
         others = (*values[:number], -7, *values[number + 1 :])
         assert made(cls, *others) != made(cls, *values)
     assert repr(made(cls)) == f"{cls.__name__}()"  # in a traceback of `__init__`
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_tools_see_a_model_as_a_frozen_attrs_class(cls: type[Model]) -> None:
+    names = [name for name, _ in wire_fields(cls)]
+    attributes = attrs.fields_dict(attrs.resolve_types(cls))  # type: ignore[type-var]
+    assert [name for name in attributes if name not in ("_wire", "meta")] == names
+    assert all(attributes[name].type == get_type_hints(cls)[name] for name in names)
+    parameters = inspect.signature(cls).parameters
+    assert list(parameters)[: len(names)] == names
+    assert {attribute.alias: attribute.default for attribute in attributes.values()} == {
+        name: parameter.default for name, parameter in parameters.items()
+    }
+    empty = cls()
+    with pytest.raises(FrozenInstanceError):
+        setattr(empty, names[0], None)
+    with pytest.raises(FrozenInstanceError):
+        delattr(empty, names[0])
+    with pytest.raises(TypeError):
+        cls(unheard="of")  # type: ignore[call-arg]
+
+
+def test_the_garbage_collector_does_not_walk_answers() -> None:
+    body = payload((2, 3), unknown=True)
+    codec = Codec()
+    for answer in (codec.decode(body), codec.decode(body), copy.deepcopy(codec.decode(body))):
+        models = [answer, *answer.details, *answer.accounts, *answer.accounts[0].transactions]
+        assert not any(map(gc.is_tracked, models))
+
+
+@pytest.mark.parametrize("width", [20, 500])
+def test_rich_shows_no_personal_data(width: int) -> None:
+    pretty = pytest.importorskip("rich.pretty")
+    answer = Codec().decode(
+        b'{"GetAccountsDetail":[{"LoginId":"CANARY","Accounts":[{"Title":"CANARY","CANARY":"CANARY",'
+        b'"Transactions":[{"Description":"CANARY","Debit":90210.5,"X":"CANARY"}]}]}]}'
+    )
+    move = answer.accounts[0].transactions[0]
+    for model in (answer.details[0], answer.accounts[0], move, evolve(move, code="CANARY")):
+        shown = pretty.pretty_repr(model, max_width=width)
+        assert "CANARY" not in shown
+        assert "90210" not in shown

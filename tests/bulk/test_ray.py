@@ -33,26 +33,28 @@ ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_
 PORT = 36379
 
 
+PROGRAM = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
 @contextmanager
-def a_ray_cluster() -> Iterator[str]:
+def a_ray_cluster(cpus: int = 3, **environment: str) -> Iterator[str]:
     """The address of a cluster on this machine with token authentication. Only its workers have the secret."""
     with tempfile.TemporaryDirectory() as folder:
-        program = [sys.executable, "-m", "ray.scripts.scripts"]
         options = [
-            "--num-cpus=3",
+            f"--num-cpus={cpus}",
             "--include-dashboard=false",
             "--object-store-memory=80000000",
             f"--temp-dir={folder}",
         ]
         started = subprocess.run(
-            [*program, "start", "--head", f"--port={PORT}", "--ray-client-server-port=36380", *options],
-            env={**os.environ, **ENVIRONMENT, "TEST_SECRET": SECRET}, capture_output=True, text=True, timeout=100, check=False,
+            [*PROGRAM, "start", "--head", f"--port={PORT}", "--ray-client-server-port=36380", *options],
+            env={**os.environ, **ENVIRONMENT, **environment, "TEST_SECRET": SECRET}, capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
         try:
             assert started.returncode == 0, started.stderr
             yield f"127.0.0.1:{PORT}"
         finally:
-            subprocess.run([*program, "stop", "--force"], capture_output=True, timeout=100, check=False)
+            subprocess.run([*PROGRAM, "stop", "--force"], capture_output=True, timeout=100, check=False)
 
 
 def ray_workers() -> list[int]:

@@ -121,9 +121,10 @@ class ShardFiles(ABC):
         self.recover(receipts)
         with self._naming("written"):
             if complete:
-                files = sorted(name for receipt in receipts.values() for name in self._files(receipt))
-                about = {"job": self._opened.job, "files": files}
-                self._objects.put(SUCCESS, msgspec.json.format(msgspec.json.encode(about), indent=1))
+                data = bytearray(f'{{"job": "{self._opened.job}", "files": [', "ascii")
+                for name in (name for receipt in receipts.values() for name in self._files(receipt)):
+                    data += b"\n " + msgspec.json.encode(name) + b","
+                self._objects.put(SUCCESS, bytes(data.removesuffix(b",")) + b"\n]}\n")
             else:
                 self._objects.delete([SUCCESS])
 
