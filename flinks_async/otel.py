@@ -144,6 +144,7 @@ class _Meters:
         self.retries = meter.create_counter("flinks.client.retries", "{request}", "Attempts that repeat a failed one.")
         self.tokens = meter.create_counter("flinks.job.tokens", "{token}", "Tokens of jobs with an outcome.")
         self._clients: list[tuple[ref[FlinksClient], Attributes]] = []
+        self.drift_of_runs = dict[object, tuple[Drift, ...]]()  # of runs whose answers are decoded in other processes
         for name, unit, description, read, combine in _GAUGES:
             meter.create_observable_gauge(name, [partial(self._observe, read, combine)], unit, description)
         drift = "Answers that differ from their documentation."
@@ -167,7 +168,7 @@ class _Meters:
         for reference, _attributes in self._clients:
             if (client := reference()) is not None:
                 by_codec[client.options.codec] = client.stats().drift
-        for one in joined(by_codec.values()):
+        for one in joined([*by_codec.values(), *list(self.drift_of_runs.values())]):
             yield metrics.Observation(one.answers, {"flinks.drift.kind": one.kind, "flinks.drift.path": one.path})
 
 
@@ -312,6 +313,9 @@ class _TracedExecution:
         self._run: trace.SpanContext | None = None
         self._shards: dict[int, trace.Span] = {}
         self._inner = executor.map_shards(work, self._next, self._take)
+        from .bulk.executors.protocol import LocalExecution  # jobs are not imported before they are used
+
+        self._is_local, self._key = isinstance(self._inner, LocalExecution), object()
         self.stop, self.break_off = self._inner.stop, self._inner.break_off
 
     @property
@@ -337,6 +341,7 @@ class _TracedExecution:
             for shard in self._shards.values():
                 _fail(shard, "CancelledError")
                 shard.end()
+            self._note_drift()
             counters, stopped = self._inner.counters(), self._inner.stopped
             span.set_attribute("flinks.run.state", "complete" if stopped is None else stopped[0])
             span.set_attribute("flinks.run.fetched", counters.fetched)
@@ -357,7 +362,12 @@ class _TracedExecution:
             )
         return task
 
+    def _note_drift(self) -> None:
+        if not self._is_local:  # otherwise the clients tell
+            self._meters.drift_of_runs[self._key] = self._inner.counters().drift
+
     async def _take(self, finished: Finished) -> object:
+        self._note_drift()
         span = self._shards.pop(finished.shard.id)
         outcome = {"fetched": finished.written.lines, "failed": len(finished.failures), "left": len(finished.left)}
         for name, count in outcome.items():
