@@ -240,6 +240,7 @@ class Server:
 SHAPES: dict[str, Server] = {
     "bucket 100/s, burst 20": Server([Bucket(100, 20)]),
     "the same, Retry-After: 1": Server([Bucket(100, 20)], hint=1),
+    "the same, Retry-After: 3600": Server([Bucket(100, 20)], hint=3600),
     "strict 100/s, burst 1": Server([Bucket(100, 1)]),
     "bucket 2,000/s, burst 20": Server([Bucket(2000, 20)]),
     "bucket 4,500/s, burst 100, answers in 5 ms": Server([Bucket(4500, 100)], latency=0.005),
@@ -262,6 +263,7 @@ SHAPES: dict[str, Server] = {
     "600 a minute": Server([Window(600, 60.0)]),
     "600 a minute, other phase": Server([Window(600, 60.0, step=17.0)]),
     "600 a minute, right hints": Server([Window(600, 60.0)], hint="right"),
+    "600 a minute, Retry-After: 3600": Server([Window(600, 60.0)], hint=3600),
     "600 a minute from the first request": Server([Window(600, 60.0, from_first=True)]),
     "2,000 a day": Server([Window(2000, 86400.0)]),
     "100 in any second": Server([Sliding(100, 1.0)]),

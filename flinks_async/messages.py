@@ -69,6 +69,30 @@ class Headers(Mapping[str, str]):
         return self._all().getall(name, default)
 
 
+MAX_HEADER: Final = 8190
+MAX_HEADERS: Final = 128
+
+
+def check_fields(fields: Sequence[bytes]) -> bytes:
+    """Checks headers as they were sent, and returns the names and values joined by line feeds. The limits are those of
+    aiohttp's parser.
+
+    Raises:
+        ValueError: they are too many or too long, or have a control character.
+    """
+    text = b"\n".join(fields)
+    if len(fields) > 2 * MAX_HEADERS or b"\0" in text or b"\r" in text:
+        raise ValueError("too many headers, or a control character in one")
+    if len(text) > MAX_HEADER and max(map(len, fields)) > MAX_HEADER:
+        raise ValueError("a header is too long")
+    return text
+
+
+def has_wrong_length(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether a 204 announces a body. It would arrive after the answer, when another request may be on its way."""
+    return status == 204 and (headers.get("Content-Length", "0").strip("0") != "" or "Transfer-Encoding" in headers)
+
+
 def _names(headers: Mapping[str, str]) -> str:
     return f"<{', '.join(headers)}>"
 

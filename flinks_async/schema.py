@@ -14,10 +14,22 @@ from decimal import Clamped, Context, Decimal, Inexact, InvalidOperation, Overfl
 from enum import Enum
 from functools import cache
 from types import MappingProxyType, NoneType
-from typing import Any, Final, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
-from attrs import NOTHING, Attribute, evolve, field, fields, frozen
+from attrs import NOTHING, Attribute, define, evolve, field, fields, frozen
+from attrs.exceptions import FrozenInstanceError
 
 from .checks import counted
 from .secret import MASK
@@ -88,6 +100,14 @@ class Model:
 
     _wire: Wire
 
+    if not TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: object) -> NoReturn:
+            raise FrozenInstanceError
+
+        def __delattr__(self, name: str) -> NoReturn:
+            raise FrozenInstanceError
+
     @property
     def wire_state(self) -> WireState:
         """How the object looked on the wire."""
@@ -152,6 +172,25 @@ class Model:
         if unknown := unknown_fields(self):
             shown.append(unknown_count(unknown))
         return f"{self.__class__.__name__}({', '.join(shown)})"
+
+    @property
+    def __rich_repr__(self) -> NoReturn:
+        raise AttributeError  # a struct's own would show what `repr` masks
+
+
+def model(cls: type) -> Any:
+    """Makes a model: a frozen attrs class that is also an msgspec struct, so that msgspec can fill its objects.
+
+    The garbage collector does not track the objects: they hold plain values and other models, so they form no cycle.
+    """
+    define(cls, slots=False, init=False, repr=False, eq=False, kw_only=True)  # for `attrs.fields` only
+    members = [(a.alias, a.type, a.default) for a in fields(cls)]
+    space = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    bases = (*cls.__bases__, msgspec.Struct)
+    made: Any = msgspec.defstruct(cls.__name__, members, bases=bases, namespace=space, kw_only=True, eq=False, gc=False)
+    made._wire = made.__dict__["wire_state"]
+    made.wire_state = Model.wire_state
+    return made
 
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode

@@ -15,13 +15,13 @@ MARKED = {
         "test_storm_hour", "test_structure", "test_testing_plugin", "torture/test_crash", "torture/test_io",
         "torture/test_order", "torture/test_outage",
     ),
-    "slow": ("bulk/test_dask", "bulk/test_object_storage"),
+    "slow": ("bulk/test_dask", "bulk/objects"),
     "backend": (
-        "bulk/test_dask", "bulk/test_object_storage", "bulk/test_ray", "bulk/test_selection", "bulk/test_store_duckdb",
+        "bulk/objects", "bulk/test_dask", "bulk/test_ray", "bulk/test_selection", "bulk/test_store_duckdb",
         "bulk/test_store_postgresql", "bulk/test_stores_agree", "test_redis",
     ),
 }  # fmt: skip
-"""Files of which all tests have a marker; pyproject.toml says what it means."""
+"""Files and folders of which all tests have a marker; pyproject.toml says what it means."""
 
 CPU_MINUTES = 5.5
 """Duration of all tests that run by default, on one core."""
@@ -49,7 +49,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for marker, names in MARKED.items():
-        paths = {TESTS / f"{name}.py" for name in names}
+        paths = {path for name in names for path in (TESTS / name, TESTS / f"{name}.py")}
         for item in items:
-            if item.path in paths:
+            if item.path in paths or item.path.parent in paths:
                 item.add_marker(marker)

@@ -17,10 +17,11 @@ import pytest
 from click.testing import Result
 
 from flinks_async import bulk
-from flinks_async.bulk.compression import Compression, compressor
+from flinks_async.bulk.compression import Compression
 from flinks_async.cli import Exit
 from flinks_async.testing import KINDS, Fault, Faults, FlinksServer
 
+from .bulk.input_support import compressed, write
 from .cli_support import by_line, cli, records, start
 
 
@@ -33,11 +34,6 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "answers.jsonl"
 
 
-def write(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
 def beside(out: Path, name: str) -> Path:
     """A file in the directory of the job."""
     return out.with_name(f"{out.name}.job") / name
@@ -46,11 +42,6 @@ def beside(out: Path, name: str) -> Path:
 def write_folder(path: Path) -> Path:
     path.mkdir()
     return path
-
-
-def compressed(data: bytes, kind: Compression) -> bytes:
-    stream = compressor(kind)
-    return stream.compress(data) + stream.flush()
 
 
 def numbers(stderr: str) -> dict[str, int]:

@@ -6,20 +6,33 @@ import json
 import os
 import sys
 from decimal import Decimal
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 
 from flinks_async import bulk
 from flinks_async.cli import MEANING, Exit
 from flinks_async.cli import fetch as get_module
+from flinks_async.cli.app import app
 from flinks_async.cli.console import escaped
+from flinks_async.cli.options import OUTPUTS, path_name
 from flinks_async.testing import FlinksServer
 
 from .cli_support import SECRET, cli, start
 
 TOKEN = "canary-token-77aa"
+
+INPUT_PAIRS = [
+    pytest.param(name, *pair, id=f"{name} {' '.join(one.opts[0] for one in pair)}")
+    for name, command in app.commands.items()
+    for pair in combinations(
+        [one for one in command.params if one.callback is path_name and one.opts[0] not in OUTPUTS], 2
+    )
+]
+"""Options that both read a file, or standard input."""
 
 
 class TestGet:
@@ -150,11 +163,18 @@ class TestAccess:
         assert "No instance. Name the Flinks instance that the AuthSecret belongs to" in result.stderr
         assert sorted(tmp_path.iterdir()) == before
 
-    @pytest.mark.parametrize("command", [("get", "--token-file", "-"), ("fetch", "-", "--out", "x.jsonl")])
-    async def test_standard_input_cannot_be_two_things(self, command: tuple[str, ...]) -> None:
-        result = await cli(*command, "--secret-file", "-")
+    @pytest.mark.parametrize(("command", "one", "other"), INPUT_PAIRS)
+    async def test_standard_input_cannot_be_two_things(
+        self, tmp_path: Path, command: str, one: click.Parameter, other: click.Parameter
+    ) -> None:
+        directory = [tmp_path] if command in ("retry", "export", "report") else []
+        tokens = ["tokens.txt"] if command == "fetch" and "tokens" not in (one.name, other.name) else []
+        given = [
+            part for each in (one, other) for part in ([*each.opts[:1], "-"] if each.opts[0] != "tokens" else ["-"])
+        ]
+        result = await cli(command, *directory, *tokens, *given)
         assert result.exit_code == Exit.USAGE
-        assert "cannot both be '-'" in result.stderr
+        assert "cannot both be '-', because standard input can be read only once" in result.stderr
 
     @pytest.mark.parametrize("scheme", ["flinks-auth-key", "flinks-auth-key-raw", "bearer"])
     async def test_the_header_forms(self, scheme: Any) -> None:

@@ -20,8 +20,9 @@ from attrs import evolve
 
 from flinks_async import bulk, cli, errors
 from flinks_async.bulk import Progress
-from flinks_async.bulk.counters import Histogram, InstanceTrouble, Rate
+from flinks_async.bulk.counters import Histogram, InstanceTrouble
 from flinks_async.bulk.rules import failure_kind
+from flinks_async.bulk.run import Rate
 from flinks_async.checks import duration
 from flinks_async.cli import Exit
 from flinks_async.cli.access import in_daemon_thread
@@ -237,7 +238,7 @@ class TestProgress:
 
     def test_a_bar_on_a_terminal(self, progress: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
         terminal = io.StringIO()
-        terminal.isatty = lambda: True  # type: ignore[method-assign]
+        terminal.isatty = lambda: True
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.setenv("COLUMNS", "80")

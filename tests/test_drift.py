@@ -239,6 +239,7 @@ def test_threads_may_share_a_codec() -> None:
 
 def test_transactions_on_access_count_with_the_next_answer() -> None:
     codec = Codec(transactions="on access")
+    codec.decode(answer())  # the fields that it lacks are observed
     first = codec.decode(answer(None, {"Bar": 1}))
     assert len(first.accounts[0].transactions) == 3
     assert codec.drift() == ()
@@ -272,7 +273,7 @@ async def test_the_statistics_of_a_client_have_it() -> None:
         assert Counters().with_clients([flinks, derived], Histogram()).drift == (drift,), "they share a codec"
 
 
-@pytest.mark.parametrize("selection", [None, Selection(drop="holders")])
+@pytest.mark.parametrize("selection", [None, Selection(columns="accounts.extra")])
 def test_a_job_tells_it_in_log_status_and_report(tmp_path: Path, selection: Selection | None) -> None:
     desk = Desk(tmp_path, tokens=12)
 
@@ -342,3 +343,45 @@ async def test_the_summary_of_a_run_tells_unknown_fields_and_no_missing_ones(tmp
     assert f"  {ACCOUNTS}Foo: unknown field in 50 % of answers since " in result.output
     assert "missing field" not in result.output
     assert "canary" not in result.output
+
+
+def test_a_selection_hides_the_names_of_unknown_fields_that_it_leaves_out() -> None:
+    found = (
+        Drift("unknown field", f"{ACCOUNTS}John Smith", 5, 10, 1.0),
+        Drift("unknown field", f"{ACCOUNTS}GetAccountsDetail[].x", 7, 10, 2.0),
+        Drift("unknown field", f"{ACCOUNTS}Transactions[].Jane Doe", 3, 10, 1.0),
+        Drift("unknown field", "GetAccountsDetail[]. Jane", 1, 10, 1.0),
+        Drift("unknown field", "John", 2, 10, 1.0),
+        Drift("missing field", f"{ACCOUNTS}Title", 10, 10, 1.0),
+        Drift("wrong type", f"{ACCOUNTS}Holder.Name", 1, 10, 1.0),
+    )
+    hidden = {(one.path, one.answers, one.of) for one in Selection(tables="accounts").drift(found)}
+    assert hidden == {
+        (f"{ACCOUNTS}*", 7, 10), (f"{ACCOUNTS}Transactions[].*", 3, 10), ("GetAccountsDetail[].*", 1, 10), ("*", 2, 10),
+        (f"{ACCOUNTS}Title", 10, 10), (f"{ACCOUNTS}Holder.Name", 1, 10),
+    }  # fmt: skip
+    shown = {one.path for one in Selection(columns=["accounts.extra", "fetches.extra"]).drift(found)}
+    assert shown >= {f"{ACCOUNTS}John Smith", f"{ACCOUNTS}GetAccountsDetail[].x", "John"}
+    assert {path for path in shown if "Jane" in path} == set()
+
+
+async def test_no_file_of_a_job_with_a_selection_has_the_name_of_an_unknown_field(tmp_path: Path) -> None:
+    """Not its log, samples, reports or failed rows, with and without worker processes."""
+    for executor in (None, Processes(2)):
+        async with a_server() as server:
+            (tmp_path / repr(executor is None)).mkdir()
+            desk = ServerDesk(tmp_path / repr(executor is None), server)
+            desk.write(20)
+            for number in range(20):
+                server.set_answer(f"token-{number}", answer({"John Smith": 1}, {"Jane Doe": 2}, Jack=3))
+            source = InputFile(desk.path, Layout(column="token", key_column="user"))
+            with Job.start(desk.directory, source, JSONLParts(), selection=Selection(drop="holders")) as job:
+                async with desk.client() as client:
+                    result = await job.run(client, executor=executor)
+            assert {one.path for one in result.progress.drift if one.kind == "unknown field"} == {
+                f"{ACCOUNTS}*", f"{ACCOUNTS}Transactions[].*", "*",
+            }  # fmt: skip
+            report_page(desk.directory)
+        for path in desk.directory.rglob("*"):
+            for name in (b"John", b"Jane", b"Jack"):
+                assert path.is_dir() or name not in path.read_bytes(), path

@@ -45,6 +45,8 @@ DEMANDS = {
     "200 in each second, other phase": (0.94, 1.03),
     "100 in each second, answers in 0.5 s": (0.95, 1.04),
     "600 a minute": (0.97, 1.05),
+    "600 a minute, Retry-After: 3600": (0.97, 1.05),
+    "the same, Retry-After: 3600": (0.95, 1.03),
     "2,000 a day": (0.97, 1.06),
     "30 at once, answers in 0.2 s": (0.95, 1.03),
     "200/s, after 1 min 50/s, after 3 min 400/s": (0.95, 1.03),

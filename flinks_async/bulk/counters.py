@@ -1,4 +1,4 @@
-"""Counts of a run, and its progress for users.
+"""Counts of a run, its progress for users, and the calls that a process waits for.
 
 There are two kinds of counts in a job. `Counters` are those of a run: live, sent by worker processes, added up, and gone when
 it ends. `ledger.Totals` are those of the job, as far as it is committed. `Progress` is a snapshot for users made of both.
@@ -6,8 +6,12 @@ it ends. `ledger.Totals` are those of the job, as far as it is committed. `Progr
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, Literal, Self
 
 from attrs import asdict, define, evolve, field, fields, frozen
@@ -15,7 +19,7 @@ from attrs import asdict, define, evolve, field, fields, frozen
 from ..client import FlinksClient
 from ..codec.observed import Drift, joined
 from ..limits.governor import Trouble
-from ..limits.notices import trouble_line
+from ..limits.notices import log_fields, trouble_line
 from ..limits.rate import LearnedLimit
 
 _SMALLEST: Final = 1e-4
@@ -51,23 +55,6 @@ class Histogram:
             if rank <= 0:
                 return _SMALLEST * math.exp(bucket * _GROWTH)
         return None
-
-
-class RecentTimes:
-    """Times of one to two minutes: those of the current minute and of the one before."""
-
-    def __init__(self, now: float) -> None:
-        self._since = now
-        self._before, self._current = Histogram(), Histogram()
-        self.add = self._current.add
-
-    def histogram(self, now: float) -> Histogram:
-        """The times of the current minute, or those of the one before if there is none yet."""
-        if now - self._since > 60.0:
-            self._since = now
-            self._before, self._current = self._current, Histogram()
-            self.add = self._current.add
-        return self._current if self._current.percentile(0.5) is not None else self._before
 
 
 @frozen
@@ -137,6 +124,7 @@ class Counters:
         requests, retries, throttled, in_flight, limit, held_back: as in `ClientStats`.
         times: seconds from sending to the last byte, of the last minute or two.
         instances: by host.
+        waits: what worker processes or machines wait for beside instances, such as object storage that is down.
         workers: of a run with several; also those that have died.
         drift: how answers differ from their documentation.
     """
@@ -153,6 +141,7 @@ class Counters:
     held_back: float = 0.0
     times: Histogram = field(factory=Histogram)
     instances: dict[str, InstanceState] = field(factory=dict)
+    waits: tuple[InstanceTrouble, ...] = ()
     workers: tuple[WorkerState, ...] = ()
     drift: tuple[Drift, ...] = ()
 
@@ -175,25 +164,29 @@ class Counters:
     def sum_of(cls, parts: Iterable[Counters]) -> Counters:
         """All of them together; `held_back` is the longest."""
         whole, times, drift = cls(), list[Histogram](), list[tuple[Drift, ...]]()
+        waits = list[InstanceTrouble]()
         for part in parts:
             for name in _ADDED_UP:
                 setattr(whole, name, getattr(whole, name) + getattr(part, name))
             whole.held_back = max(whole.held_back, part.held_back)
             times.append(part.times)
             drift.append(part.drift)
+            waits += part.waits
             for host, state in part.instances.items():
                 whole.instances[host] = whole.instances.get(host, InstanceState()).joined(state)
         whole.times = Histogram.sum_of(times)
         whole.drift = joined(drift)
+        whole.waits = joined_waits(waits)
         return whole
 
     def ended(self) -> Counters:
         """The counters without requests in flight, for a process that has ended."""
-        return evolve(self, in_flight=0, held_back=0.0)
+        return evolve(self, in_flight=0, held_back=0.0, waits=())
 
     def without_troubles(self) -> Counters:
         """The counters of a process that has ended, while others know more about the instances."""
-        return evolve(self, instances={host: InstanceState(one.answered) for host, one in self.instances.items()})
+        instances = {host: InstanceState(one.answered) for host, one in self.instances.items()}
+        return evolve(self, instances=instances, waits=())
 
     def learned(self) -> tuple[str, ...]:
         """The limits that were learned, one line an instance."""
@@ -228,14 +221,16 @@ Phase = Literal["fetching", "draining", "over"]
 
 @frozen
 class InstanceTrouble:
-    """An instance whose latest requests failed or were throttled. `str` makes one line for people.
+    """An instance whose latest requests failed or were throttled; or another place that the run waits for, such as object
+    storage. `str` makes one line for people.
 
     Attributes:
-        host: of the instance.
+        host: of the instance; or the other place, such as a URL.
         reason: of the latest failure, in words.
-        attempts: that failed, with no success between.
+        attempts: that failed, with no success between; or calls that wait, 0 if nothing is called.
         seconds: since the first of them.
         next_try: seconds until the next request may be sent; 0 if it is not held back.
+        gives_up: seconds after which the run, or the use of a worker, ends if this lasts; 0 if nothing is known about that.
     """
 
     host: str
@@ -243,6 +238,7 @@ class InstanceTrouble:
     attempts: int
     seconds: float
     next_try: float = 0.0
+    gives_up: float = 0.0
 
     @property
     def without_next_try(self) -> str:
@@ -250,7 +246,8 @@ class InstanceTrouble:
         return trouble_line(self.reason, self.attempts, self.seconds)
 
     def __str__(self) -> str:
-        return trouble_line(self.reason, self.attempts, self.seconds, self.next_try if self.next_try >= 1 else 0.0)
+        next_try = self.next_try if self.next_try >= 1 else 0.0
+        return trouble_line(self.reason, self.attempts, self.seconds, next_try, self.gives_up)
 
 
 @frozen
@@ -273,7 +270,7 @@ class Progress:
             some seconds.
         seconds: since this run began.
         size: bytes of answers in this run, as they came.
-        troubles: the instances that have a problem now.
+        troubles: the instances that have a problem now, and what else the run waits for, such as object storage.
         learned: the limits that refused requests have shown, one line an instance, such as
             "1,470/s learned: refused at 1,520/s 12 s ago".
         learned_rate: requests per second that the instances allow, as far as their limits are known; None while no limit is.
@@ -323,17 +320,128 @@ def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: round(value, 3) if isinstance(value, float) else value for name, value in fields.items()}
 
 
-class Rate:
-    """Tokens per second over the last seconds."""
+# --- waits ------------------------------------------------------------------------------------------------------------
 
-    def __init__(self, over: float = 10.0) -> None:
-        self._over = over
-        self._points: list[tuple[float, int]] = []
+SILENCE: Final = 10.0
+"""Seconds without an answer, of an instance or of a storage, after which this is a trouble."""
 
-    def at(self, now: float, done: int) -> float:
-        points = self._points
-        points.append((now, done))
-        while len(points) > 2 and points[1][0] <= now - self._over:
-            del points[0]
-        then, before = points[0]
-        return (done - before) / (now - then) if now > then else 0.0
+_LOOK_EVERY: Final = 1.0
+_LOG_EVERY: Final = 60.0
+
+WAITS: Final = logging.getLogger("flinks_async.bulk.waits")
+"""The log of calls that last, also outside of a run."""
+
+
+@define(eq=False)
+class Wait:
+    """A call that is under way.
+
+    Attributes:
+        place: what has to answer, as users know it.
+        since: by the clock of `Waits`.
+        until: when the call fails at the latest; None if unknown.
+        reason: why it has not succeeded yet; None while there is no answer at all.
+    """
+
+    place: str
+    since: float
+    until: float | None = None
+    reason: str | None = None
+
+    def trouble(self, now: float, attempts: int = 0) -> InstanceTrouble:
+        """How it is shown."""
+        reason = self.reason or f"still no answer from {self.place}"
+        gives_up = 0.0 if self.until is None else max(0.0, self.until - now)
+        return InstanceTrouble(self.place, reason, attempts, now - self.since, gives_up=gives_up)
+
+
+class Waits:
+    """The calls of this process that block until a storage answers. While a call lasts longer than `SILENCE`, it is a
+    trouble, and a thread logs it.
+
+    Args:
+        clock: for tests.
+
+    Attributes:
+        log: tell the log. Off in worker processes, because the job tells what all of them wait for.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.log = True
+        self._clock = clock
+        self._calls: set[Wait] = set()
+        self._changing = threading.Lock()
+        self._watched = False
+
+    @contextmanager
+    def call(self, place: str, most: float | None = None) -> Iterator[Wait]:
+        """Makes a call known while it runs.
+
+        Args:
+            most: seconds after which it fails.
+        """
+        now = self._clock()
+        wait = Wait(place, now, None if most is None else now + most)
+        with self._changing:
+            self._calls.add(wait)
+            begin, self._watched = self.log and not self._watched, self._watched or self.log
+        if begin:
+            threading.Thread(target=self._watch, name="flinks-async-waits", daemon=True).start()
+        try:
+            yield wait
+        finally:
+            with self._changing:
+                self._calls.discard(wait)
+
+    def troubles(self) -> tuple[InstanceTrouble, ...]:
+        """The places that have not answered for `SILENCE` seconds."""
+        now = self._clock()
+        with self._changing:
+            calls = [one for one in self._calls if now - one.since >= SILENCE]
+        return joined_waits(one.trouble(now, 1) for one in calls)
+
+    def _watch(self) -> None:
+        """Runs in a thread as long as there are calls."""
+        told = dict[str, float]()
+        while True:
+            time.sleep(_LOOK_EVERY)
+            with self._changing:
+                if not self._calls and not told:
+                    self._watched = False
+                    return
+            self.tell(told)
+
+    def tell(self, told: dict[str, float]) -> None:
+        """Logs each trouble: when it is noticed, every minute, and when it is over.
+
+        Args:
+            told: when each place was logged.
+        """
+        troubles, now = {one.host: one for one in self.troubles()}, self._clock()
+        for place, one in troubles.items():
+            if now - told.get(place, -math.inf) >= _LOG_EVERY:
+                told[place] = now
+                fields = log_fields("StoreWaits", place=place, reason=one.reason, seconds=one.seconds)
+                WAITS.warning("waiting: %s", one, extra=fields)
+        for place in told.keys() - troubles.keys():
+            del told[place]
+            WAITS.warning("the wait for %s is over", place, extra=log_fields("StoreWaited", place=place))
+
+
+waits: Final = Waits()
+
+
+def joined_waits(troubles: Iterable[InstanceTrouble]) -> tuple[InstanceTrouble, ...]:
+    """One trouble for each place, as several calls or processes see it."""
+    places = dict[str, list[InstanceTrouble]]()
+    for trouble in troubles:
+        places.setdefault(trouble.host, []).append(trouble)
+    return tuple(
+        evolve(
+            each[-1],
+            attempts=sum(one.attempts for one in each),
+            seconds=max(one.seconds for one in each),
+            gives_up=min(filter(None, (one.gives_up for one in each)), default=0.0),
+        )
+        for each in places.values()
+    )

@@ -23,7 +23,7 @@ from ..errors import ClientClosedError, ConfigError, FlinksError
 from ..messages import Response, SendPermit
 from ..secret import fingerprint
 from .compression import Compression
-from .counters import Counters, RecentTimes
+from .counters import Counters, Histogram
 from .errors import StoreError
 from .files import OPEN_FILES_SHORT, SpareFiles
 from .inputs import Token
@@ -34,6 +34,23 @@ from .spool import OpenShard, Spool, key_of, spool_line
 Loaded = tuple[Shard, list[Token]]
 
 T = TypeVar("T")
+
+
+class RecentTimes:
+    """Times of one to two minutes: those of the current minute and of the one before."""
+
+    def __init__(self, now: float) -> None:
+        self._since = now
+        self._before, self._current = Histogram(), Histogram()
+        self.add = self._current.add
+
+    def histogram(self, now: float) -> Histogram:
+        """The times of the current minute, or those of the one before if there is none yet."""
+        if now - self._since > 60.0:
+            self._since = now
+            self._before, self._current = self._current, Histogram()
+            self.add = self._current.add
+        return self._current if self._current.percentile(0.5) is not None else self._before
 
 
 class Thread:

@@ -306,22 +306,12 @@ class Job:
         self._reconciled = False
         try:
             result = await self._running.go()
-            await writing.do(self._settle, result.state == "complete")
             self._reconciled = True
             await writing.do(self.write_outcome)
             return result
-        except FlinksError:
-            with suppress(FlinksError):  # the store may be the reason
-                await writing.do(self._settle, False)
-            raise
         finally:
             writing.close()
             self._running = None
-
-    def _settle(self, complete: bool) -> None:
-        if (store := shared_store(self._store)) is not None:
-            with closing(self._ledger.reader()) as ledger:
-                store.settle(ledger.receipts(), complete=complete)
 
     def _refuse_clients(self, clients: Mapping[str | None, FlinksClient]) -> None:
         """Raises ConfigError if a token of the job would have no client."""

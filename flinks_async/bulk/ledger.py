@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sqlite3
+from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -18,7 +19,7 @@ import msgspec
 from attrs import frozen
 
 from . import ledger_tables as tables
-from .errors import LedgerError, StoreError
+from .errors import LedgerError
 from .files import cannot_write, connect_to_look, crash_points, create, newer_version, sync_every_commit
 from .inputs import Scanned
 from .records import Commit, Failure, FailureKind, Shard
@@ -153,7 +154,7 @@ class Ledger:
         try:
             yield
         except sqlite3.Error as error:
-            problem = _translated(self.path, error)
+            problem = tables.translated(self.path, error)
         except UnicodeDecodeError:  # from a damaged name in SQLite's own message
             problem = LedgerError(f"{self.path} cannot be understood: its tables are damaged")
         except OSError as error:
@@ -252,9 +253,12 @@ class Ledger:
 
     def cuts(self, shard: Shard) -> Iterator[Shard]:
         """The pieces of the plan that hold the rows of a shard."""
-        sql = "SELECT first, last, offset, tokens, digest FROM cuts WHERE first <= ? AND last >= ? ORDER BY first"
+        sql = (
+            "SELECT first, last, offset, tokens, digest FROM cuts WHERE first <= ? AND last >= ? "
+            "AND first >= (SELECT coalesce(max(first), 0) FROM cuts WHERE first <= ?) ORDER BY first"  # the index finds it
+        )
         only = shard.only
-        for cut in self._all(lambda row: Shard(shard.id, *row), sql, shard.last, shard.first):
+        for cut in self._all(lambda row: Shard(shard.id, *row), sql, shard.last, shard.first, shard.first):
             if only is None or bisect_left(only, cut.first) < bisect_right(only, cut.last):
                 yield cut
 
@@ -277,13 +281,14 @@ class Ledger:
 
     def commits(self) -> Iterator[Commit]:
         """The shards that are done, without their failures, in the order of the input."""
-        sql = tables.in_order(tables.COMMIT, "done_at IS NOT NULL")
-        return self._pages(tables.commit_of, sql, (-1, -1, -1), lambda commit: tables.position(commit.shard))
+        # Only the ids are sorted and held in memory; no index has this order.
+        ids = array("q", self._all(_first, "SELECT id FROM shards WHERE done_at IS NOT NULL ORDER BY round, first, id"))
+        for id_ in ids:
+            yield from self._all(tables.commit_of, f"SELECT {tables.COMMIT} FROM shards WHERE id = ?", id_)
 
-    def receipts(self) -> dict[int, dict[str, Any]]:
-        """The store's receipts of the shards that are done, by shard id."""
-        sql = "SELECT id, receipt FROM shards WHERE done_at IS NOT NULL"
-        return dict(self._all(lambda row: (row[0], tables.receipt_of(row[1])), sql))
+    def receipts(self) -> Mapping[int, dict[str, Any]]:
+        """The store's receipts of the shards that are done, by shard id. Each is read when it is asked for."""
+        return tables.Receipts(self._all)
 
     def commit(self, commit: Commit, *, run: int, now: float) -> None:
         """Marks a shard as done and records its failures; rows that were not tried become a new shard."""
@@ -370,8 +375,13 @@ class Ledger:
         return self._all(tables.run_of, "SELECT id, started, ended, state, reason, summary FROM runs ORDER BY id")
 
     def add_sample(self, run: int, now: float, sample: Mapping[str, Any]) -> None:
-        """Adds the figures of one moment, for the report."""
-        self._write("INSERT OR REPLACE INTO samples VALUES (?, ?, ?)", run, now, _encode(sample))
+        """Adds the figures of one moment, for the report. Its details are kept until the next one."""
+        details = {name: sample[name] for name in tables.DETAILS if sample.get(name)}
+        figures = {name: value for name, value in sample.items() if name not in details}
+        with self._transaction() as db:
+            db.execute("INSERT OR REPLACE INTO samples VALUES (?, ?, ?)", (run, now, _encode(figures)))
+            latest = _encode({"run": run, "at": now, "details": details}).decode()
+            db.execute("INSERT OR REPLACE INTO meta VALUES ('latest', ?)", (latest,))
 
     def samples(self) -> Iterator[dict[str, Any]]:
         """The figures of all moments, with `run` and `at` (seconds since 1970)."""
@@ -385,8 +395,13 @@ class Ledger:
     def latest_sample(self) -> dict[str, Any] | None:
         """The last figures of the last run, as from `samples`; None if it has none."""
         last = "SELECT run, at, sample FROM samples WHERE run = (SELECT max(id) FROM runs) ORDER BY at DESC LIMIT 1"
-        found = self._all(tables.sample_of, last)
-        return found[0] if found else None
+        with self._reading(), self.snapshot():
+            row = self._db.execute(last).fetchone()
+            latest = _decode(self.get("latest") or "{}")
+            if row is None:
+                return None
+            same = (latest.get("run"), latest.get("at")) == row[:2]
+            return {**tables.sample_of(row), **(latest["details"] if same else {})}
 
     def problems(self) -> list[str]:
         """The problems that SQLite's integrity check finds."""
@@ -427,19 +442,3 @@ _WAIT: Final = 10.0
 
 def _connect(path: Path) -> sqlite3.Connection:
     return sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_WAIT)
-
-
-_UNREADABLE: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA", "SQLITE_ERROR")
-
-
-def _translated(path: Path, error: sqlite3.Error) -> LedgerError | StoreError:
-    name = getattr(error, "sqlite_errorname", "")
-    if name.startswith(_UNREADABLE):
-        return LedgerError(f"{path} cannot be understood: {error}")
-    if name.startswith("SQLITE_CANTOPEN"):
-        return LedgerError(
-            f"{path} cannot be opened: permission to read it, its folder or the files beside it is missing"
-        )
-    if name.startswith("SQLITE_BUSY"):
-        return StoreError(f"{path} cannot be written: another program keeps it locked")
-    return StoreError(f"{path} cannot be written: {error}")

@@ -1,14 +1,17 @@
-"""The tables of a ledger, and records as their rows. Internal; used by `ledger`."""
+"""The tables of a ledger, records as their rows, and errors of SQLite as ours. Internal; used by `ledger`."""
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Final
 
 import msgspec
 from attrs import asdict, fields
 
+from .errors import LedgerError, StoreError
 from .records import Commit, Failure, Shard, Written, key_from_json, to_json
 
 SCHEMA: Final = """
@@ -37,6 +40,9 @@ CREATE TABLE samples (
 """
 SHARD: Final = "id, first, last, offset, tokens, digest, round, only_rows"
 COMMIT: Final = f"{SHARD}, lines, size, sha256, receipt"
+DETAILS: Final = ("workers", "drift")
+"""Parts of a sample that only the latest one keeps: with 50 workers, they are most of it."""
+
 FAILURE: Final = tuple(field.name for field in fields(Failure))
 
 _encode = msgspec.json.encode
@@ -80,6 +86,33 @@ def shard_of(row: Row) -> Shard:
     return Shard(id_, first, last, offset, tokens, digest, round_, rows)
 
 
+class Receipts(Mapping[int, dict[str, Any]]):
+    """The receipts of the shards that are done, by shard id.
+
+    Args:
+        read: runs a query (see `Ledger`).
+    """
+
+    def __init__(self, read: Callable[..., list[Any]]) -> None:
+        self._read = read
+
+    def __getitem__(self, shard: int) -> dict[str, Any]:
+        sql = "SELECT receipt FROM shards WHERE id = ? AND done_at IS NOT NULL"
+        for receipt in self._read(lambda row: receipt_of(row[0]), sql, shard):
+            return receipt  # type: ignore[no-any-return]
+        raise KeyError(shard)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(array("q", self._read(_first, "SELECT id FROM shards WHERE done_at IS NOT NULL ORDER BY id")))
+
+    def __len__(self) -> int:
+        return self._read(_first, "SELECT count(done_at) FROM shards")[0]  # type: ignore[no-any-return]
+
+
+def _first(row: Row) -> Any:
+    return row[0]
+
+
 receipt_of: Final = msgspec.json.Decoder(dict[str, Any]).decode
 
 
@@ -108,3 +141,20 @@ def sample_of(row: Row) -> dict[str, Any]:
 
 def _rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 3)
+
+
+_UNREADABLE: Final = ("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_SCHEMA", "SQLITE_ERROR")
+
+
+def translated(path: Path, error: sqlite3.Error) -> LedgerError | StoreError:
+    """An error of SQLite as one of ours."""
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(_UNREADABLE):
+        return LedgerError(f"{path} cannot be understood: {error}")
+    if name.startswith("SQLITE_CANTOPEN"):
+        return LedgerError(
+            f"{path} cannot be opened: permission to read it, its folder or the files beside it is missing"
+        )
+    if name.startswith("SQLITE_BUSY"):
+        return StoreError(f"{path} cannot be written: another program keeps it locked")
+    return StoreError(f"{path} cannot be written: {error}")

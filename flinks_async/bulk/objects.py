@@ -17,16 +17,17 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from datetime import timedelta
+from functools import partial
 from importlib import import_module
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, TypeVar, cast
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from attrs import field, frozen
 
-from ..checks import is_url, optional_import
+from ..checks import optional_import, parts_of_url
 from ..errors import ConfigError
+from .counters import waits
 from .files import crash_points, create, make_folder, rename_durably, sync_folder
 
 T = TypeVar("T")
@@ -35,6 +36,7 @@ READ_AT_ONCE: Final = 64 * 1024
 """Bytes of the first request after a seek. Each further one is twice as long, up to `_MOST_AT_ONCE`."""
 
 _MOST_AT_ONCE: Final = 4 * 1024 * 1024
+_RETRY: Final = {"max_retries": 10}
 _PATIENCE: Final = 180.0
 _CLIENT: Final = {"connect_timeout": "5s", "timeout": "120s"}
 """So a request fails after at most 300 seconds: the last try begins within 180 s and takes at most 120 s."""
@@ -159,39 +161,52 @@ class Bucket:
     Args:
         url: with the scheme `s3`, `gs` or `az`, the bucket or container, and a prefix of names.
         store: for tests: a store of obstore.
+        patience: as for `place_at`.
     """
 
     url: str
     _store: Any = field(repr=False)
+    _patience: float = _PATIENCE
 
     def prepare(self, folders: Iterable[str]) -> None:
         pass
 
     def put(self, name: str, source: Path | bytes) -> None:
         # One PUT is all or nothing. An interrupted multipart upload would leave parts that obstore cannot remove.
-        _ask(_obstore().put, self._store, name, source, use_multipart=False)
+        self._ask(_obstore().put, self._store, name, source, use_multipart=False)
         crash_points.reach("part written")
 
     def at(self, name: str) -> Object:
         return Object(self, name)
 
     def find(self, name: str) -> Found | None:
-        try:
-            return _described(_ask(_obstore().head, self._store, name))
+        with suppress(OSError):
+            return _described(self._ask(_obstore().head, self._store, name))
+        try:  # the answer to HEAD has no body, so it does not say why it failed
+            return _described(self._ask(_obstore().get, self._store, name, options={"range": (0, 1)}).meta)
         except FileNotFoundError:
             return None
 
     def list(self, folder: str) -> Iterator[Found]:
-        yield from map(_described, _ask(_obstore().list_with_delimiter, self._store, folder or None)["objects"])
+        # By pages: with a delimiter, obstore returns everything at once. Folders inside are skipped.
+        inside, starts = f"{folder}/" if folder else "", list[str | None]([None])
+        for after in starts:
+            pages = self._ask(_obstore().list, self._store, folder or None, offset=after, chunk_size=1000)
+            for meta in chain.from_iterable(iter(partial(self._ask, next, pages, ()), ())):
+                name, slash, _ = meta["path"].removeprefix(inside).partition("/")
+                if slash:
+                    starts.append(f"{inside}{name}0")  # the character after a slash
+                    break
+                yield _described(meta)
 
     def delete(self, names: Iterable[str]) -> None:
         names = [*names]
         try:
-            _ask(_obstore().delete, self._store, names)  # S3 and Azure: many in one request
+            self._ask(_obstore().delete, self._store, names)  # S3 and Azure: many in one request
         except FileNotFoundError:
             for name in names:
                 with suppress(FileNotFoundError):
-                    _ask(_obstore().delete, self._store, name)
+                    self._ask(_obstore().delete, self._store, name)
 
     def get(self, found: Found, start: int, size: int) -> bytes:
         """A range of an object.
@@ -199,10 +214,14 @@ class Bucket:
         Raises:
             OSError: also if the object has another version by now.
         """
-        answer = _ask(_obstore().get, self._store, found.name, options={"range": (start, start + size)})
+        answer = self._ask(_obstore().get, self._store, found.name, options={"range": (start, start + size)})
         if _described(answer.meta).version != found.version:  # not by a condition, which some storages ignore
             raise OSError(errno.ESTALE, "the object was changed")
-        return bytes(_ask(answer.bytes))
+        return bytes(self._ask(answer.bytes))
+
+    def _ask(self, function: Callable[..., T], *args: object, **options: object) -> T:
+        with waits.call(self.url, self._patience + 120.0):  # as in _CLIENT
+            return _ask(function, *args, **options)
 
     def __str__(self) -> str:
         return self.url
@@ -295,15 +314,15 @@ def place_at(url: str | None, folder: Path, *, patience: float = _PATIENCE) -> O
     """
     if url is None:
         return Folder(folder)
-    scheme, bucket, prefix = _parsed(url)
+    scheme, bucket, prefix = parts_of_url(url)
     if scheme == "file":
         return Folder(Path(prefix))
-    return Bucket(url, _connected(scheme, bucket, prefix, patience))
+    return Bucket(url, _connected(scheme, bucket, prefix, patience), patience)
 
 
 def object_at(url: str) -> Object | Path:
     """The object or file of a URL. Raises ConfigError as `checked_url` does."""
-    scheme, bucket, name = _parsed(url)
+    scheme, bucket, name = parts_of_url(url)
     if scheme == "file":
         return Path(name)
     if not name:
@@ -312,49 +331,14 @@ def object_at(url: str) -> Object | Path:
     return Object(Bucket(folder, _connected(scheme, bucket, name.rpartition("/")[0])), last)
 
 
-def checked_url(url: str) -> str:
-    """A URL without a slash at its end.
-
-    Raises:
-        ConfigError: it cannot be used. The message does not repeat it, because it may hold a password.
-    """
-    if not isinstance(url, str) or not is_url(url):
-        raise ConfigError(f"url must be such as {_EXAMPLES}")
-    _parsed(url)
-    return url.rstrip("/")
-
-
-_EXAMPLES: Final = "s3://bucket/folder, gs://bucket/folder, az://container/folder or file:///mnt/shared/folder"
-
-
-def _parsed(url: str) -> tuple[str, str, str]:
-    """Scheme, bucket, and prefix of the names."""
-    scheme, _, rest = url.partition("://")
-    bucket, _, prefix = rest.partition("/")
-    prefix = prefix.rstrip("/")
-    if scheme not in ("s3", "gs", "az", "file"):
-        raise ConfigError(f"this URL has an unknown scheme. Use {_EXAMPLES}")
-    if "@" in bucket or "?" in rest:
-        raise ConfigError(
-            "a URL must hold no user, password, key or other parameter ('@' or '?'). Object storage takes its credentials "
-            "from the environment, from profiles and from roles"
-        )
-    if scheme == "file":
-        if bucket or not prefix:
-            raise ConfigError("a file URL names an absolute path, such as file:///mnt/shared/folder")
-        return scheme, "", url2pathname(urlsplit(url).path)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
-        raise ConfigError(f"this URL names no bucket, or one that cannot exist. Use {_EXAMPLES}")
-    if any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
-        raise ConfigError("a part of this URL is empty, '.' or '..'")
-    return scheme, bucket, prefix
-
-
 def _connected(scheme: str, bucket: str, prefix: str, patience: float = _PATIENCE) -> Any:
     """A store of obstore, with the credentials of the environment."""
     stores = optional_import("obstore.store", extra="cloud")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"):
+        if scheme == "s3" and not re.match(r"https?://[^/\s]|$", os.environ.get(name, "")):  # obstore would panic
+            raise ConfigError(f"{name} must be a URL, such as https://storage.example")
     http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
-    retry = {"max_retries": 10, "retry_timeout": timedelta(seconds=patience)}
+    retry = {**_RETRY, "retry_timeout": timedelta(seconds=patience)}
     options: dict[str, Any] = {"client_options": {**_CLIENT, "allow_http": http}, "retry_config": retry}
     if scheme == "s3" and (provider := _profile()) is not None:
         options["credential_provider"] = provider
@@ -394,21 +378,29 @@ def _obstore() -> Any:
 
 _CODE: Final = re.compile(r"<Code>([A-Za-z]{3,40})</Code>")
 _STATUS: Final = re.compile(r"status code: (\d{3}) ")
-_WORDS: Final = {
-    "PermissionDeniedError": "permission is denied",
-    "UnauthenticatedError": "the credentials are refused",
-    "InvalidPathError": "no object can have this name",
-}
-_HINTS: Final = {
-    "NoSuchBucket": "the bucket does not exist",
+_DENIED: Final = "permission is denied. The credentials must allow to get, put, list and delete here"
+_HINTS: Final = {  # by a part of the text, or by the class of the error
+    "NoSuchBucket": "the bucket does not exist. Create it, or correct the URL",
+    "InvalidBucketName": "no bucket can have this name",
     "InvalidAccessKeyId": "the access key is unknown",
     "SignatureDoesNotMatch": "the secret access key is wrong",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong",
+    "ExpiredToken": "the credentials have expired",
+    "InvalidToken": "the credentials are refused",
+    "AuthorizationHeaderMalformed": "the bucket is in another region, which AWS_REGION must name",
+    "QuotaExceeded": "the quota of the storage is used up",
+    "SlowDown": "the storage asks for fewer requests",
+    "EntityTooLarge": "a part is too large for one PUT. Start a job with fewer tokens in a shard",
+    "AccessDenied": _DENIED,
     "BadScheme": "its endpoint is not https, and AWS_ALLOW_HTTP is not true",
-    "kind: Connect": "there is no connection to it",
+    "kind: Connect": "there is no connection to it. Check its endpoint and the network",
     "kind: Timeout": "it did not answer in time",
     "configured region": "the bucket is in another region, which AWS_REGION must name",
     "instance metadata": "there are no credentials (environment, profile or role)",
     "169.254.169.254": "there are no credentials (environment, profile or role)",
+    "PermissionDeniedError": _DENIED,
+    "UnauthenticatedError": "the credentials are refused",
+    "InvalidPathError": "no object can have this name",
 }
 
 
@@ -416,18 +408,21 @@ def _ask(function: Callable[..., T], *args: object, **options: object) -> T:
     """Calls obstore. Raises OSError without the texts of obstore."""
     try:
         return function(*args, **options)
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust
+            raise
         problem = _problem(error)
     raise problem
 
 
-def _problem(error: Exception) -> OSError:
+def _problem(error: BaseException) -> OSError:
     text, name = str(error), type(error).__name__
-    hint = next((words for sign, words in _HINTS.items() if sign in text), None)
+    hint = next((words for sign, words in _HINTS.items() if sign in text or sign == name), None)
     if isinstance(error, FileNotFoundError) and hint is None:
         return FileNotFoundError(errno.ENOENT, "there is no such object")
-    status, code = _STATUS.search(text), _CODE.search(text)
-    parts = [hint or _WORDS.get(name) or "the object storage failed"]
-    parts += [f"status {status[1]}"] if status else []
-    parts += [code[1]] if code else []
-    return OSError(errno.EIO, ", ".join(parts) if status or code or hint or name in _WORDS else f"{parts[0]} ({name})")
+    found = [*(f"status {status}" for status in _STATUS.findall(text)[:1]), *_CODE.findall(text)[:1]] or [name] * (
+        not hint
+    )
+    cause, dot, advice = (hint or "the object storage failed").partition(". ")
+    details = f" ({', '.join(found)})" if found else ""
+    return OSError(errno.EIO, f"{cause}{details}{dot}{advice}")

@@ -16,6 +16,7 @@ from attrs import asdict
 from .._version import __version__
 from ..limits.notices import log_fields
 from ..secret import SecretFilter
+from .counters import WAITS
 from .directory import Manifest
 from .files import DUPLICATES, FAILED, REPORT, create, open_to_write, replaced, write_durably
 from .inputs import Scanned
@@ -80,7 +81,7 @@ _LOGGER: Final = logging.getLogger("flinks_async.bulk")
 
 class JobLog(logging.Handler):
     """Appends lines to a file that only its owner can read, independent of the program's logging levels, and passes them on
-    to the program's logging. On a full disk, lines are lost, but nothing fails.
+    to the program's logging. On a full disk, lines are lost, but nothing fails. Also has the calls that last (see `Waits`).
     """
 
     def __init__(self, path: Path, job: str) -> None:
@@ -93,6 +94,7 @@ class JobLog(logging.Handler):
         formatter.converter = time.gmtime
         self.setFormatter(formatter)
         self.addFilter(SecretFilter())
+        WAITS.addHandler(self)
 
     def info(self, message: str, *values: object) -> None:
         self._write(logging.INFO, message, values)
@@ -113,6 +115,7 @@ class JobLog(logging.Handler):
                 os.write(self._file, (self.format(record) + "\n").encode())
 
     def close(self) -> None:
+        WAITS.removeHandler(self)
         if self._file is not None:
             os.close(self._file)
             self._file = None

@@ -18,7 +18,8 @@ from ..checks import counted
 from ..clock import Clock, SystemClock
 from ..codec import Drift
 from ..errors import FlinksError
-from .counters import Counters, InstanceTrouble, Phase, Progress, Rate
+from ..limits.shared import RedisRateLimiter
+from .counters import SILENCE, Counters, InstanceTrouble, Phase, Progress, joined_waits, waits
 from .errors import LedgerError, StoreError, UnfitAnswerError
 from .executors import Executor, Work
 from .executors.protocol import Task, put
@@ -36,9 +37,6 @@ WATCH_EVERY: Final = 1.0
 
 LASTING: Final = 5.0
 """Seconds after which a trouble is logged, and the time that is left is unknown."""
-
-SILENCE: Final = 10.0
-"""Seconds without an answer, while requests wait for one, after which this is a trouble."""
 
 LASTING_TROUBLE: Final = "%s"
 """Log line about a trouble that lasts."""
@@ -96,7 +94,10 @@ class Run:
         self._store = store
         self._rules = work.rules
         self._log = work.log
+        self._selection = work.selection
         self._one_instance = None in work.clients
+        limiters = {client.settings.limits.rate_limiter for client in work.clients.values()}
+        self._limiters = [one for one in limiters if isinstance(one, RedisRateLimiter)]
         self._clock = clock or SystemClock()
         self._execution = executor.map_shards(work, self._next, self._take)
         self._writing, self._reading = threads or (Thread("flinks-async-store"), Thread("flinks-async-ledger"))
@@ -153,6 +154,9 @@ class Run:
                 self._log.info("run interrupted: %s", reason)
             else:
                 self._log.error("run broken off: %s", reason)
+            if isinstance(error, FlinksError):
+                with suppress(FlinksError):  # the store may be the reason
+                    await self._writing.do(self._settle, False)
             raise
         finally:
             self._over = True
@@ -186,7 +190,7 @@ class Run:
     async def _take(self, finished: Finished) -> None:
         await self._writing.do(self._store_shard, finished)
         if self._unfit:
-            counters = self._execution.counters()
+            counters = self._counters()
             broken = self._rules.broken_by(counters.failed + self._unfit, counters.failed + counters.fetched)
             if broken is not None:
                 self.stop(broken)
@@ -238,9 +242,15 @@ class Run:
         if state == "complete":  # the last troubles may have ended since the last look
             self._log_troubles(progress.troubles, self._clock.now())
         self._log_drift(progress.drift)
+        await self._writing.do(self._settle, state == "complete")
         await self._writing.do(self._write_end, state, reason, progress.to_dict())
         self._log.info("run over: %s%s", state, f" ({reason})" if reason else "")
         return Result(state, reason, totals, progress)
+
+    def _settle(self, complete: bool) -> None:
+        """Removes output that the ledger does not know."""
+        if (store := shared_store(self._store)) is not None:
+            store.settle(self._ledger.receipts(), complete=complete)
 
     def _write_end(self, state: str, reason: str, summary: dict[str, Any]) -> None:
         self._ledger.add_sample(self._run, self._clock.time(), summary)
@@ -255,9 +265,10 @@ class Run:
         answered_before = self._before.fetched > 0 and self._one_instance
         while True:
             await self._clock.sleep(WATCH_EVERY)
-            now, counters = self._clock.now(), self._execution.counters()
+            now, counters = self._clock.now(), self._counters()
             troubles = self._troubles(counters, now)
-            self._in_trouble = {trouble.host for trouble in troubles if trouble.seconds >= WATCH_EVERY}
+            lasting = [one for one in (*troubles, *waits.troubles()) if one.seconds >= WATCH_EVERY]
+            self._in_trouble = {trouble.host for trouble in lasting}
             self._log_troubles(troubles, now)
             self._log_drift(counters.drift)
             for trouble in counters.troubles(now, self._started):  # without silence: its requests may still be answered
@@ -267,18 +278,24 @@ class Run:
                     self.stop(reason)
 
     def _troubles(self, counters: Counters, now: float) -> tuple[InstanceTrouble, ...]:
-        """The instances that have a problem now; also that they keep all requests waiting, which is no failure yet."""
+        """The instances that have a problem now; also that they keep all requests waiting, which is no failure yet. And what
+        workers wait for.
+        """
         ended, since = self._silent
         if counters.requests != ended or not counters.in_flight:
             since = now
             self._silent = (counters.requests, now)
         troubles = counters.troubles(now, self._started)
-        if troubles or now - since < SILENCE:
-            return troubles
-        return tuple(
-            InstanceTrouble(host, f"still no answer from {host}", counters.in_flight, now - since)
-            for host in counters.instances
-        )
+        if not troubles and now - since >= SILENCE:
+            troubles = tuple(
+                InstanceTrouble(host, f"still no answer from {host}", counters.in_flight, now - since)
+                for host in counters.instances
+            )
+        without_redis = max((limiter.without_redis for limiter in self._limiters), default=0.0)
+        if without_redis:
+            reason = "Redis does not answer, so the rate is not shared"
+            troubles += (InstanceTrouble("Redis", reason, 0, without_redis),)
+        return troubles + counters.waits
 
     def _log_troubles(self, troubles: Sequence[InstanceTrouble], now: float) -> None:
         """Logs each trouble that lasts: when it is noticed, every minute, and when it is over."""
@@ -309,18 +326,26 @@ class Run:
             passed, before = 0.0, self._in_trouble
             try:
                 sample = self.progress().to_dict()
-                await self._writing.do(self._ledger.add_sample, self._run, self._clock.time(), sample)
+                # Not in the writing thread, which may wait for a storage for minutes.
+                await self._reading.do(self._pending.add_sample, self._run, self._clock.time(), sample)
             except Exception as error:
                 self._execution.break_off(error)
                 return
 
+    def _counters(self) -> Counters:
+        counters = self._execution.counters()
+        if self._selection is not None and counters.drift:
+            counters.drift = self._selection.drift(counters.drift)
+        return counters
+
     def progress(self) -> Progress:
         """The counters as they stand."""
-        now, before, counters = self._clock.now(), self._before, self._execution.counters()
+        now, before, counters = self._clock.now(), self._before, self._counters()
         done = counters.fetched + counters.failed
         lately = self._rate_of_last_minute.at(now, done)
-        troubles = self._troubles(counters, now)
-        moving = lately > 0 and not any(trouble.seconds >= LASTING for trouble in troubles)
+        troubles = joined_waits((*self._troubles(counters, now), *waits.troubles()))
+        # A missing worker, with no attempts, leaves the time of the others.
+        moving = lately > 0 and not any(trouble.attempts and trouble.seconds >= LASTING for trouble in troubles)
         phase: Phase = "over" if self._over else "fetching" if self._execution.stopped is None else "draining"
         return Progress(
             phase=phase,
@@ -345,6 +370,22 @@ class Run:
             workers=counters.workers,
             drift=counters.drift[:MOST_DRIFT],
         )
+
+
+class Rate:
+    """Tokens per second over the last seconds."""
+
+    def __init__(self, over: float = 10.0) -> None:
+        self._over = over
+        self._points: list[tuple[float, int]] = []
+
+    def at(self, now: float, done: int) -> float:
+        points = self._points
+        points.append((now, done))
+        while len(points) > 2 and points[1][0] <= now - self._over:
+            del points[0]
+        then, before = points[0]
+        return (done - before) / (now - then) if now > then else 0.0
 
 
 def _broke_off(error: BaseException) -> tuple[str, str]:

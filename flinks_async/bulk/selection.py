@@ -19,6 +19,7 @@ import msgspec
 from attrs import converters, evolve, field, frozen
 
 from .. import checks
+from ..codec.observed import PLACES, Drift, joined
 from ..errors import ConfigError
 from ..models import MODELS, SCHEMA, Account, AccountsDetail, Address, Balance, Holder, Login, Model, Transaction
 from ..models import PartnerAccessResponse as Answer
@@ -237,6 +238,19 @@ class Selection:
         replace = None if key is None else partial(_pseudonym, key)
         shape = shapes[Answer]
         return lambda body: _encode(_selected(_decode(body), shape, replace))
+
+    def drift(self, found: Iterable[Drift]) -> tuple[Drift, ...]:
+        """Differences without the names of unknown fields that are left out, because a name may be data. For those of one
+        object, `*` stands with the counts of the most frequent one.
+        """
+        kept = self.fields
+        shown = dict[tuple[str, str], Drift]()
+        for one in sorted(found, key=lambda one: one.answers):
+            cls, place = max(PLACES.items(), key=lambda item: len(item[1]) if one.path.startswith(item[1]) else -1)
+            hidden = one.kind == "unknown field" and (cls, UNKNOWN) not in kept
+            path = f"{place}{UNKNOWN}" if hidden else one.path
+            shown[one.kind, path] = evolve(one, path=path)
+        return joined([shown.values()])
 
     def _has(self, cls: type[Model], kept: frozenset[FieldOfAnswer]) -> bool:
         """Whether objects of a class are kept. Entries and accounts always are, because they are counted."""

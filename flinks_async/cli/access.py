@@ -198,6 +198,8 @@ def secret_references(access: Access, instances: str | None) -> ClusterOptions:
         if access.secret_file is None:
             return {"secret_env": "FLINKS_AUTH_SECRET"}
         return {"secret_file": str(Path(access.secret_file).absolute())}
+    if instances == STDIN:
+        raise UsageError("--executor: --instances must be a file, because the names of files in it are relative to it.")
     tables, folder = _tables(instances), Path(instances).absolute().parent
     files = {name: str(folder / table["secret_file"]) for name, table in tables.items() if "secret_file" in table}
     if files and len(files) < len(tables):

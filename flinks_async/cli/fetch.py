@@ -177,8 +177,6 @@ def fetch(
     if assume_rate is not None:
         raise UsageError("--assume-rate needs --dry-run. To limit the rate of a run, use --rate.")
     display = choose_display(options.progress, beside_answers=out == STDIN)
-    if tokens == STDIN and options.access.secret_file == STDIN:
-        raise UsageError("TOKENS and --secret-file cannot both be '-'.")
     target = _target(tokens, out, directory, store, fetched_on)
     clients = make_clients(options.access, options.settings, options.instances, layout.instance_column)
 
@@ -428,8 +426,6 @@ def get(access: Access, timeout: float | None, token_file: str | None, pretty: b
 
     The output is JSON with every field and digit of the answer.
     """
-    if token_file == STDIN and access.secret_file == STDIN:
-        raise UsageError("--token-file and --secret-file cannot both be '-'.")
     client = access.client(config.service())
     token = read_token(token_file)
     answer = run(lambda: _ask(client, token, timeout)).to_json()

@@ -15,11 +15,13 @@ from attrs import frozen
 from .. import config
 from ..bulk import DaskExecutor, Executor, InProcess, Layout, Processes, RayExecutor, Rules
 from ..bulk.executors.cluster import ClusterExecutor, ClusterOptions
-from ..bulk.inputs import Format
+from ..bulk.inputs import STDIN, Format
 from ..checks import is_url
 from ..config import Settings
 from ..errors import ConfigError
 from .console import UsageError
+
+OUTPUTS: Final = ("--out", "--job", "--dir")
 
 _SECONDS: Final = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -47,8 +49,8 @@ def failures(ctx: click.Context, param: click.Parameter, given: str | None) -> t
 
 
 def path_name(ctx: click.Context, param: click.Parameter, given: str | None, *, must_exist: bool = False) -> str | None:
-    """Callback of the name of a file or directory, or '-': refuses names that cannot exist. No message repeats the name,
-    because it may be a secret in the wrong place.
+    """Callback of the name of a file or directory, or '-': refuses names that cannot exist, and standard input for two inputs.
+    No message repeats the name, because it may be a secret in the wrong place.
     """
     what = param.metavar if isinstance(param, click.Argument) else param.opts[0]
     if given == "":
@@ -64,6 +66,8 @@ def path_name(ctx: click.Context, param: click.Parameter, given: str | None, *, 
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
         reason = error.strerror if isinstance(error, OSError) else "it is not a name for a file"
         raise UsageError(f"{what} cannot be used: {reason} (the value is not shown).") from None
+    if given == STDIN and what not in OUTPUTS and (other := ctx.meta.setdefault(__name__, what)) != what:
+        raise UsageError(f"{other} and {what} cannot both be '-', because standard input can be read only once.")
     return given
 
 

@@ -162,16 +162,19 @@ class HasObservers(Protocol):
         ...
 
 
-def trouble_line(reason: str, attempts: int, seconds: float, next_try: float = 0.0) -> str:
+def trouble_line(reason: str, attempts: int, seconds: float, next_try: float = 0.0, gives_up: float = 0.0) -> str:
     """Such as `x.example cannot be looked up, 14 attempts in 12 s, next try in 8 s`.
 
     Args:
+        attempts: 0 leaves them out.
         seconds: from the first of the attempts until now.
         next_try: seconds until the next one; 0 leaves it out.
+        gives_up: seconds until the run ends because of this; 0 leaves it out.
     """
-    later = f", next try in {max(1.0, next_try):,.0f} s" if next_try > 0 else ""
     time = f"{seconds:,.0f} s" if seconds >= 1 else "less than 1 s"
-    return f"{reason}, {counted(attempts, 'attempt')} in {time}{later}"
+    line = f"{reason}, {counted(attempts, 'attempt')} in {time}" if attempts else f"{reason} for {time}"
+    later = (("next try", next_try), ("gives up", gives_up))
+    return line + "".join(f", {what} in {max(1.0, when):,.0f} s" for what, when in later if when > 0)
 
 
 class Notices:

@@ -308,7 +308,7 @@ class Pace:
             self._hold(cycle.limit if cycle.limit < inf else 0.5 * rate, now)
             return
         refusals.note(number)
-        self._note_hint(now, record.retry_after)
+        self._note_hint(number, now, record.retry_after)
         if self.mode is Mode.BLOCKED:
             self._still_blocked(number, sent, now)
             return
@@ -375,17 +375,20 @@ class Pace:
 
     def _block(self, now: float) -> None:
         """Nothing is accepted any more, from the first refusal of the run on."""
-        refusals, cycle, window = self._refusals, self._cycle, self._opening.window
+        refusals, window = self._refusals, self._opening.window
         number, sent = refusals.first_of_run(), refusals.first[1]
-        if not cycle.known:
-            self._start.ended(number - 1)
-        cycle.now_used_up(number, sent, refusals.clump)
+        self._now_used_up(number, sent, refusals.clump)
         refusals.level = 0.0
         if (average := window.no_window(number)) is not None:
             self._hold(average, now, 2.0 * window.accepted)
             return
         window.used_up(number, refusals.since(number))
         self._stop(now, sent, refusals.in_flight)
+
+    def _now_used_up(self, number: int, sent: float, refused: int) -> None:
+        if not self._cycle.known:
+            self._start.ended(number - 1)
+        self._cycle.now_used_up(number, sent, refused)
 
     def _stop(self, now: float, sent: float, in_flight: int) -> None:
         """Sends nothing but probes from now on."""
@@ -410,18 +413,20 @@ class Pace:
         """A header says how much is left of a window. Returns whether nothing is sent until the next one."""
         if limit.remaining or limit.reset <= 0 or self._opening.distrusts(now) or self.mode is Mode.BLOCKED:
             return False
-        self._expect(now + limit.reset, now)
+        self._expect(now + limit.reset, now, self._last_number + 1)
         return True
 
-    def _note_hint(self, now: float, retry_after: float | None) -> None:
+    def _note_hint(self, number: int, now: float, retry_after: float | None) -> None:
         if retry_after is None:
             return
         if retry_after > _LONG_HINT and self.mode is not Mode.BLOCKED and not self._opening.distrusts(now):
-            self._expect(now + retry_after, now)
+            self._expect(now + retry_after, now, number)
         self._opening.hinted(now, retry_after)
 
-    def _expect(self, moment: float, now: float) -> None:
-        """Stops, because the instance says that it accepts nothing until then."""
+    def _expect(self, moment: float, now: float, number: int) -> None:
+        """Stops, because the instance says that it accepts nothing until then, from this request on."""
+        self._now_used_up(number, now, 0)
+        self._opening.window.used_up(number, self._refusals.since(number))
         self._stop(now, now, 0)
         self._completions = _MOST_COMPLETIONS
         self._opening.trust(moment, now)

@@ -18,13 +18,12 @@ milliseconds are those of Azure and OpenAI. Flinks documents none of them.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC
 from email.utils import parsedate_to_datetime
 from math import inf
 
 from attrs import frozen
-from multidict import MultiMapping
 
 from ..clock import Clock
 
@@ -70,7 +69,8 @@ def _lines(headers: Mapping[str, str], name: str) -> Sequence[str]:
     """All lines of a header. A mapping without `getall` has at most one."""
     if name not in headers:
         return ()
-    return headers.getall(name) if isinstance(headers, MultiMapping) else (headers[name],)
+    getall: Callable[[str], Sequence[str]] | None = getattr(headers, "getall", None)
+    return (headers[name],) if getall is None else getall(name)
 
 
 def _timestamp(text: str) -> float | None:

@@ -40,7 +40,7 @@ from ..errors import (
     TransportError,
     os_reason,
 )
-from ..messages import Headers, Request, Response, new_response
+from ..messages import Headers, Request, Response, has_wrong_length, new_response
 from ..runtime import mark_retrieved
 from ..secret import Secret, plain
 from .http1 import Origin
@@ -210,7 +210,9 @@ class AiohttpTransport:
         token = wire_of_attempt.set(wire)
         try:
             response = await self._request(session, prepared, request)
-            if wire.transport is not None and wire.transport.is_closing():
+            if wire.transport is not None and (
+                wire.transport.is_closing() or has_wrong_length(response.status, response.headers)
+            ):
                 wire.transport.abort()  # see `HTTPConnection.abort`
             return response
         finally:
@@ -235,6 +237,8 @@ class AiohttpTransport:
         )
         request.call.headers_came()
         try:
+            if response.status < 100:
+                raise ProtocolError(f"the answer of {request.endpoint.host} is not valid HTTP")
             length = response.headers.get("Content-Length", "")
             if length.isdecimal() and int(length[:20]) > self._max_body and not response.content.is_eof():
                 raise ResponseTooLargeError(

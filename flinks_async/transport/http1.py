@@ -24,7 +24,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from .. import errors as e
 from ..config import Connection
-from ..messages import Headers
+from ..messages import MAX_HEADER, MAX_HEADERS, Headers, check_fields, has_wrong_length
 from ..runtime import mark_retrieved
 from .inflate import STEP
 
@@ -35,11 +35,7 @@ Origin = tuple[str, int, bool]
 # allocate 256 KiB for each read, which takes half of the time of a small request.
 _READ_SIZE: Final = 256 * 1024
 
-_MAX_HEADER: Final = 8190  # bytes of one, as in aiohttp's parser
-_MAX_HEADERS: Final = 128
-
-# Bytes of a head or of trailers that may arrive while none of their lines ends.
-_MAX_UNPARSED: Final = 64 * 1024
+_MAX_HEAD: Final = MAX_HEADER * MAX_HEADERS  # bytes of a head, or of the trailers
 
 # Seconds; a connection that was used since is not polled before its next request.
 _POLL_AFTER: Final = 0.001
@@ -74,7 +70,7 @@ class HTTPConnection(asyncio.BufferedProtocol):
         self.headers = Headers(())
         self.chunks: list[bytes] = []
         self.status = self.used = self._size = self._max_body = 0
-        self.complete = self.encoded = self._keep = self._sent_more = False
+        self.complete = self.encoded = self._keep = self._sent_more = self._ended = False
         self._fields: list[bytes] = []  # names and values of headers, as they came
         self.idle_since = 0.0
         self._waiter: asyncio.Future[None] | None = None
@@ -194,8 +190,15 @@ class HTTPConnection(asyncio.BufferedProtocol):
             self._wake()
         elif self._head_size >= 0:  # still in the head or in the trailers
             self._head_size += nbytes if self._head_size else 1
-            if self._head_size > _MAX_UNPARSED:
+            if self._head_size > _MAX_HEAD:
                 self.fail(self._refused())
+
+    def eof_received(self) -> None:
+        tls = None if self.transport is None else self.transport.get_extra_info("ssl_object")
+        try:  # anybody on the way can send a FIN, but only the server a close_notify, after which TLS reads nothing
+            self._ended = tls is None or tls.read(1) == b""
+        except ssl.SSLError:
+            self._ended = False
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
@@ -203,7 +206,7 @@ class HTTPConnection(asyncio.BufferedProtocol):
         if self._waiter is None and (self.complete or not self.encoded):
             return
         if self._problem is None:
-            if exc is None and self.status and self._ends_with_connection():
+            if exc is None and self._ended and self.status and self._ends_with_connection():
                 self.complete = True
             else:
                 self._problem = self._broken(exc)
@@ -211,7 +214,7 @@ class HTTPConnection(asyncio.BufferedProtocol):
 
     def _ends_with_connection(self) -> bool:
         """Whether the body has neither a length nor chunks."""
-        coding = ",".join(self.headers.getall("Transfer-Encoding")).lower().rpartition(",")[2].strip()
+        coding = ",".join(self.headers.getall("Transfer-Encoding")).lower().rpartition(",")[2].strip(" \t")
         return "Content-Length" not in self.headers and coding != "chunked"
 
     def _is_too_large(self) -> bool:
@@ -231,7 +234,7 @@ class HTTPConnection(asyncio.BufferedProtocol):
         self._fields, self.chunks = [], []
 
     def on_status(self, status: bytes) -> None:
-        if len(status) > _MAX_HEADER:
+        if len(status) > MAX_HEADER:
             raise HttpParserError("the reason phrase is too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -241,15 +244,12 @@ class HTTPConnection(asyncio.BufferedProtocol):
         if self.complete:
             return
         fields, self._fields = self._fields, []  # what follows are trailers
-        text = b"\n".join(fields)
-        if len(fields) > 2 * _MAX_HEADERS or b"\0" in text or b"\r" in text:
-            raise HttpParserError("too many headers, or a control character in one")
-        if len(text) > _MAX_HEADER and max(map(len, fields)) > _MAX_HEADER:
-            raise HttpParserError("a header is too long")
+        text, status = check_fields(fields), self._parser.get_status_code()
+        if status < 100:
+            raise HttpParserError("the status is none")
         if b" \n" in text:  # the parser accepts blanks before a colon, and leaves them in the name
             fields = [field.strip() for field in fields]
-        self.headers = Headers(fields)
-        self.status = status = self._parser.get_status_code()
+        self.headers, self.status = Headers(fields), status
         self._head_size = -1
         if status >= 200 or status == 101:
             self._on_head()
@@ -274,8 +274,12 @@ class HTTPConnection(asyncio.BufferedProtocol):
         if status < 200 and status != 101:  # the answer comes after it
             self.status = 0
         elif not self.complete:
+            if len(self._fields) > 2 * MAX_HEADERS:
+                raise HttpParserError("too many trailers")
             self.complete = True
-            self._keep = status != 101 and self._parser.should_keep_alive()
+            self._keep = (
+                status != 101 and self._parser.should_keep_alive() and not has_wrong_length(status, self.headers)
+            )
             self.used += 1
 
 
@@ -393,8 +397,8 @@ class ConnectionPool:
         return idle <= _POLL_AFTER or (idle <= self._settings.keepalive and not is_readable(connection.transport))
 
     def _sweep_later(self) -> None:
-        pool: weakref.ref[ConnectionPool] = weakref.ref(self)  # the timer must not keep a pool that nobody closed
-        self._sweep = self._loop.call_later(self._settings.keepalive, _close_idle_of, pool)
+        close_idle = weakref.WeakMethod(self.close_idle)  # the timer must not keep a pool that nobody closed
+        self._sweep = self._loop.call_later(self._settings.keepalive, lambda: (close := close_idle()) and close())
 
     def close_idle(self) -> None:
         """Closes the connections that were idle for too long."""
@@ -432,11 +436,6 @@ class ConnectionPool:
 def _address(family: int, protocol: int, host: str, port: int) -> AddrInfoType:
     place = (host, port, 0, 0) if family == socket.AF_INET6 else (host, port)
     return family, socket.SOCK_STREAM, protocol, "", place
-
-
-def _close_idle_of(pool: weakref.ref[ConnectionPool]) -> None:
-    if (alive := pool()) is not None:
-        alive.close_idle()
 
 
 def is_readable(transport: asyncio.BaseTransport | None) -> bool:

@@ -36,32 +36,33 @@ from ..runtime import PerLoop
 from ..secret import Secret
 from .http1 import ConnectionPool, is_readable
 
-_AIOHTTP: Final = vars(aiohttp.client)
+_AIOHTTP: Final = (vars(aiohttp.client), vars(aiohttp.connector))
 
 
 def is_untouched(method: object) -> bool:
-    """Whether a method of `ClientSession` is aiohttp's own.
+    """Whether a method of `ClientSession` or `TCPConnector` is aiohttp's own.
 
     A mock may copy its name and module, and may be in place when this module is imported, so neither tells.
     """
-    return type(method) is FunctionType and method.__globals__ is _AIOHTTP
+    return type(method) is FunctionType and any(method.__globals__ is own for own in _AIOHTTP)
 
 
 def session_is_untouched() -> bool:
-    """Whether requests of a `ClientSession` would be sent by aiohttp's own functions."""
+    """Whether requests of a `ClientSession` would be sent, and hosts resolved, by aiohttp's own functions."""
     global _own
-    cls = aiohttp.ClientSession
+    cls, connector, own = aiohttp.ClientSession, aiohttp.TCPConnector, _own
     # By identity, because a wrapper may be equal to what it wraps.
-    if cls._request is _own[0] and cls.get is _own[1] and cls.request is _own[2]:
+    same = cls._request is own[0] and cls.get is own[1] and cls.request is own[2]
+    if same and connector._resolve_host is own[3] and connector.connect is own[4]:
         return True
-    methods = cls._request, cls.get, cls.request
+    methods = cls._request, cls.get, cls.request, connector._resolve_host, connector.connect
     if not all(map(is_untouched, methods)):
         return False
     _own = methods
     return True
 
 
-_own: tuple[object, object, object] = (None, None, None)  # the methods that were found to be aiohttp's own
+_own: tuple[object, ...] = (None,) * 5  # the methods that were found to be aiohttp's own
 
 _log = logging.getLogger("flinks_async")
 _reported: set[str] = set()
@@ -264,8 +265,7 @@ class SessionManager:
             ShortageError: of file descriptors, threads or memory; the next call tries again.
         """
         if self._tls is None:
-            future = self._tls_future()
-            await asyncio.wait((future,))  # a waiter may be cancelled while others wait
+            await asyncio.wait((future := self._tls_future(),))  # a waiter may be cancelled while others wait
             if future.cancelled():
                 raise _no_certificates("the event loop's executor was shut down")
             made = future.result()

@@ -19,13 +19,11 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-pa = pytest.importorskip("pyarrow")
-
-from flinks_async.bulk.errors import StoreError, UnfitAnswerError  # noqa: E402
-from flinks_async.bulk.records import Commit, Shard, Written  # noqa: E402
-from flinks_async.bulk.spool import read_spool  # noqa: E402
-from flinks_async.bulk.stores import answer_tables  # noqa: E402
-from flinks_async.bulk.stores.answer_rows import (  # noqa: E402
+from flinks_async.bulk.errors import StoreError, UnfitAnswerError
+from flinks_async.bulk.records import Commit, Shard, Written
+from flinks_async.bulk.spool import read_spool
+from flinks_async.bulk.stores import answer_tables
+from flinks_async.bulk.stores.answer_rows import (
     TABLES,
     RowBatch,
     ShardDigest,
@@ -34,13 +32,15 @@ from flinks_async.bulk.stores.answer_rows import (  # noqa: E402
     decoded,
     does_not_fit,
 )
-from flinks_async.bulk.stores.answer_tables import read_tables  # noqa: E402
-from flinks_async.tables import arrow_table  # noqa: E402
-from flinks_async.testing.data import Size, expected_body  # noqa: E402
+from flinks_async.bulk.stores.answer_tables import read_tables
+from flinks_async.tables import arrow_table
+from flinks_async.testing.data import Size, expected_body
 
-from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes  # noqa: E402
-from ..support import examples  # noqa: E402
-from .tables_support import decodes  # noqa: E402
+from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes
+from ..support import examples
+from .tables_support import decodes
+
+pa = pytest.importorskip("pyarrow")
 
 SHARD = Shard(4, 1, 1000, 0, 1000, "d", round=2)
 

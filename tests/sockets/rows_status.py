@@ -50,6 +50,10 @@ def redirect(number: str, code: int, location: str, host: str | None) -> Row:
     return row(number, case, turn, RedirectError, 1, status=code, check=names_the_host_only, reused=True)
 
 
+def asks_for_90_seconds(error: Any) -> None:
+    assert error.retry_after == 90
+
+
 ROWS = [
     row("36", "204", Send(head(status="HTTP/1.1 204 No Content")), APIStatusError, 1, status=204, reused=True),
     row(
@@ -58,6 +62,15 @@ ROWS = [
         Send(head(f"Content-Length: {len(BODY)}", status="HTTP/1.1 204 N") + BODY),
         ProtocolError,
         3,
+    ),
+    row(
+        "36h",
+        "204 with a length: a body may come after the answer",
+        Send(head("Content-Length: 5", status="HTTP/1.1 204 N")),
+        APIStatusError,
+        1,
+        status=204,
+        reused=False,
     ),
     status("36b", 205, APIStatusError, 1),
     row(
@@ -98,6 +111,15 @@ ROWS = [
     *(status("43", code, ServerError, 1) for code in (501, 505, 506, 507, 508, 510, 511, 527, 530, 599)),
     *(status("43a", code, APIStatusError, 1) for code in (600, 700, 999)),
     status("46", 429, RateLimitedError, 3, case="without Retry-After"),
+    row(
+        "46a",
+        "429 with two Retry-After lines: the longer one counts",
+        Send(head("Content-Length: 2", "Retry-After: 70", "Retry-After: 90", status="HTTP/1.1 429 N") + b"{}"),
+        RateLimitedError,
+        1,
+        status=429,
+        check=asks_for_90_seconds,
+    ),
     envelope("46a", 401, "TOO_MANY_REQUESTS", RateLimitedError, 3),
     envelope("46b", 403, "TOO_MANY_REQUESTS", RateLimitedError, 3),
     envelope("42a", 401, "RETRY_LATER", ServerError, 3),

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import socket
 from contextlib import suppress
 from enum import Enum
 from typing import Any
 from urllib.parse import unquote
 
+import aiohttp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -203,7 +205,7 @@ class Text(str):
     def isascii(self) -> bool:
         return True
 
-    strip = lower = __str__  # type: ignore[assignment]
+    strip = lower = __str__
 
 
 class Named(str, Enum):  # noqa: UP042 - a StrEnum writes itself as its value
@@ -256,3 +258,23 @@ async def test_a_400_with_an_empty_object_is_a_bad_request_without_fields() -> N
         with pytest.raises(BadRequestError) as caught:
             await client.partner_access("t")
         assert (caught.value.flinks_code, caught.value.server_message, caught.value.request_id) == (None, None, None)
+
+
+async def test_a_mock_that_redirects_aiohttps_connector_gets_the_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As aresponses does it; before and after it, requests do without aiohttp's session."""
+    async with RawServer(HEALTHY) as real, RawServer(HEALTHY) as mock:
+
+        async def resolve(self: object, host: str, port: int, traces: object = None) -> list[dict[str, Any]]:
+            family, proto = socket.AF_INET, socket.IPPROTO_TCP
+            return [
+                {"hostname": host, "host": "127.0.0.1", "port": mock.port, "family": family, "proto": proto, "flags": 0}
+            ]
+
+        async with client_for(real.base_url.replace("127.0.0.1", "localhost")) as client:
+            await client.partner_access("one")
+            with monkeypatch.context() as patched:
+                patched.setattr(aiohttp.TCPConnector, "_resolve_host", resolve)
+                await client.partner_access("two")
+            await client.partner_access("three")
+        assert [b"/two " in head for head in mock.heads] == [True]
+        assert [b"/two " in head for head in real.heads] == [False, False]

@@ -15,11 +15,14 @@ from typing import Any
 
 import pytest
 
-from flinks_async import CertificateError, Connection, Failed, FlinksClient, Retry, TransportError
+from flinks_async import CertificateError, Connection, Failed, FlinksClient, ReadError, Response, Retry, TransportError
+from flinks_async.runtime import fast_loop
 from flinks_async.transport import session
-from tests.raw_server import RawConnection, RawServer, ReadHead
+from tests.raw_server import Close, RawConnection, RawServer, ReadHead, Send
+from tests.support import turns
 
-from .support import HEALTHY, OK, Authority, assert_clean, client_for, turns
+from .fault_table import head
+from .support import BODY, HEALTHY, OK, Authority, assert_clean, client_for
 
 
 def https(server: RawServer, host: str = "localhost") -> str:
@@ -28,6 +31,33 @@ def https(server: RawServer, host: str = "localhost") -> str:
 
 def trusting(authority: Authority, **more: Any) -> Connection:
     return Connection(ca_file=authority.file, **more)
+
+
+class FinOnly:
+    """Ends the TCP connection below TLS, without TLS' own close_notify, as anybody on the way can."""
+
+    async def __call__(self, connection: RawConnection) -> None:
+        await asyncio.sleep(0.02)  # what was sent must arrive before
+        connection.writer.get_extra_info("socket").shutdown(socket.SHUT_WR)
+        await connection.until_gone()
+
+
+@pytest.mark.parametrize("whole", [True, False])
+@pytest.mark.parametrize("factory", [asyncio.new_event_loop, fast_loop()])
+def test_a_body_without_a_length_ends_only_with_tls(authority: Authority, factory: Any, whole: bool) -> None:
+    async def main() -> Response:
+        script = (ReadHead(), Send(head("Connection: close") + BODY), Close() if whole else FinOnly())
+        async with RawServer(script, ssl_context=authority.context()) as server:
+            connection, retry = trusting(authority), Retry(attempts=1)
+            async with client_for(https(server), connection=connection, retry=retry) as client:
+                return await client.partner_access_raw("t")
+
+    with asyncio.Runner(loop_factory=factory) as runner:
+        if whole:
+            assert runner.run(main()).body == BODY
+        else:
+            with pytest.raises(ReadError):
+                runner.run(main())
 
 
 async def test_a_client_certificate_is_shown_when_asked_for(authority: Authority) -> None:
@@ -82,7 +112,7 @@ async def test_a_context_of_the_users_own_is_used(authority: Authority) -> None:
     async with RawServer(HEALTHY, ssl_context=authority.context()) as server:
         async with client_for(https(server), connection=Connection(ssl_context=context)) as client:
             await client.partner_access("t")
-            assert await client._pool.sessions.tls() is context  # type: ignore[union-attr]
+            assert await client._pool.sessions.tls() is context
 
 
 async def test_a_host_name_with_a_trailing_dot_works(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,12 +25,13 @@ from ...checks import integer
 from ...limits.notices import is_no_notice
 from ...runtime import fast_loop
 from ...secret import Secret
+from ..counters import waits
 from ..errors import WorkerError
 from ..files import allow_open_files
 from ..selection import PSEUDONYM_KEY
 from .dispatch import WorkerHandle, WorkersExecution, starts_of
 from .protocol import FILES, NextTask, TakeFinished, Work
-from .worker import Secrets, Start, Worker
+from .worker import Secrets, Start, Worker, within_limits
 
 MOST_PROCESSES: Final = 1024
 
@@ -90,7 +91,12 @@ class ProcessesExecution(WorkersExecution):
     def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, count: int, restarts: int) -> None:
         super().__init__(work, tasks, finished, restarts=restarts, grace=GRACE)
         allow_open_files(count * FILES)  # pipes and spools; workers inherit the limit
-        self._starts, self._secrets = starts_of(work, count)
+        starts, self._secrets = starts_of(work, count)
+        # Here too, to refuse a limit of open files that is too low before anything starts: workers inherit it.
+        self._starts = [
+            within_limits(starts[0], work.log.warning),
+            *(within_limits(one, _ignore) for one in starts[1:]),
+        ]
 
     async def _prepare(self) -> list[Start]:
         return self._starts
@@ -100,6 +106,10 @@ class ProcessesExecution(WorkersExecution):
 
     async def _clean_up(self) -> None:
         pass
+
+
+def _ignore(*_: object) -> None:
+    """The first worker's warning is enough."""
 
 
 class WorkerProcess(WorkerHandle):
@@ -202,6 +212,7 @@ def main() -> None:
     sink = os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # output of print must not mix with the messages
     logging.getLogger("flinks_async").addFilter(is_no_notice)  # the job tells of an outage once, for all workers
+    waits.log = False
     try:
         secrets = from_line(source.readline())
         start: Start = pickle.load(source)

@@ -34,8 +34,8 @@ from ..files import (
 )
 from ..records import Commit, Written
 from ..spool import BEGIN, PIECE, checksum, read_answers
-from .protocol import Place, Problem, opened, receipt_as
-from .shard_files import ShardFiles, compare
+from .protocol import Place, Problem, compare, opened, receipt_as
+from .shard_files import ShardFiles
 
 _PIECE: Final = 1024 * 1024
 
@@ -151,9 +151,8 @@ class JSONLFile:
             StoreError: also if the file is missing, shorter than the ledger says, or another one. It is not changed.
         """
         file, path = self._opened, self._opened.path
-        pieces = [receipt_as(_Piece, receipt) for receipt in receipts.values()]
-        end = max((piece.offset + piece.size for piece in pieces), default=0)
-        last = _last(pieces)
+        last = _last(receipt_as(_Piece, receipt) for receipt in receipts.values())
+        end = 0 if last is None else last.offset + last.size
         size = size_of(path)
         if size is None and last is None:
             file.create_again()

@@ -35,6 +35,7 @@ from ...codec.parse import decode_any
 from ...errors import ConfigError
 from ...limits.notices import log_fields
 from ...tables import ColumnType, Row, Table, to_json
+from ..counters import waits
 from ..errors import StoreError, StoreMissingError
 from ..files import crash_points
 from ..records import Commit
@@ -286,17 +287,19 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
         """Repeats work that fails for a reason that may pass."""
         end = time.monotonic() + self._retry_for
         delay, longest = _DELAYS
-        while True:
-            self._may_pass = False
-            try:
-                return work()
-            except StoreError as error:
-                if not self._may_pass or time.monotonic() + delay > end:
-                    raise
-                fields = log_fields("StoreRetry", reason=error.message)
-                _log.warning("%s failed and is repeated: %s", what, error.message, extra=fields)
-            time.sleep(random.uniform(delay / 2, delay))  # two jobs in a deadlock must not meet again
-            delay = min(2 * delay, longest)
+        with waits.call(self.where) as wait:
+            while True:
+                self._may_pass = False
+                try:
+                    return work()
+                except StoreError as error:
+                    if not self._may_pass or time.monotonic() + delay > end:
+                        raise
+                    wait.reason, wait.until = error.message, end
+                    fields = log_fields("StoreRetry", reason=error.message)
+                    _log.warning("%s failed and is repeated: %s", what, error.message, extra=fields)
+                time.sleep(random.uniform(delay / 2, delay))  # two jobs in a deadlock must not meet again
+                delay = min(2 * delay, longest)
 
     def _store_error(self, error: psycopg.Error) -> StoreError:
         lost = self._db is not None and self._db.closed

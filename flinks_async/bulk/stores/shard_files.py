@@ -19,12 +19,11 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from ..compression import Compression
+from ...checks import checked_url
 from ..errors import JobLockedError, JobMismatchError, StoreError, StoreMissingError
 from ..files import LEDGER, cannot_read, cannot_write, size_of
-from ..objects import Objects, Readable, checked_url, place_at
-from ..records import Commit, Written
-from ..spool import difference, read_answers
+from ..objects import Found, Objects, place_at
+from ..records import Commit
 from .protocol import Place, Problem, foreign_receipt, opened
 
 
@@ -83,24 +82,29 @@ class ShardFiles(ABC):
                 elif size_of(place.parts) is None:
                     raise StoreMissingError(str(place.parts))
                 return
-            hold = Hold(objects, place.job, _driver(place.folder), self._has_files)
+            hold = Hold(objects, place.job, _driver(place.folder), self.folders)
             if not existing:
                 objects.prepare((*self.folders, MARKS))
                 hold.take()
                 hold.keep()
                 self._hold = hold
             elif not hold.is_known():
-                with suppress(OSError):  # the mark of a job gives way to a job with files of other names
-                    if self._has_files(place.job):
+                with suppress(StoreError):  # somebody may have removed the marks
+                    if any(self._own_files()):
                         return
                 raise StoreMissingError(str(objects))
 
     def recover(self, receipts: Mapping[int, Mapping[str, Any]]) -> Iterable[Commit]:
-        known = {name for receipt in receipts.values() for name in self._files(receipt)}
-        unknown = [name for name in self._own_files() if name not in known]
+        unknown = [name for name in self._own_files() if not self._is_known(name, receipts)]
         self.check()  # after the list: so it has no file of a driver that took over meanwhile
         self._remove(unknown)
         return ()
+
+    def _is_known(self, name: str, receipts: Mapping[int, Mapping[str, Any]]) -> bool:
+        """Whether a receipt names a file. Receipts are asked for one by one, because there may be 100,000."""
+        shard = _SHARD.search(name.rpartition("/")[2])
+        receipt = None if shard is None else receipts.get(int(shard[0]))
+        return receipt is not None and name in self._files(receipt)
 
     def check(self) -> None:
         """Raises JobLockedError if another driver has taken over the URL, StoreError if that cannot be found out."""
@@ -117,9 +121,10 @@ class ShardFiles(ABC):
         self.recover(receipts)
         with self._naming("written"):
             if complete:
-                files = sorted(name for receipt in receipts.values() for name in self._files(receipt))
-                about = {"job": self._opened.job, "files": files}
-                self._objects.put(SUCCESS, msgspec.json.format(msgspec.json.encode(about), indent=1))
+                data = bytearray(f'{{"job": "{self._opened.job}", "files": [', "ascii")
+                for name in (name for receipt in receipts.values() for name in self._files(receipt)):
+                    data += b"\n " + msgspec.json.encode(name) + b","
+                self._objects.put(SUCCESS, bytes(data.removesuffix(b",")) + b"\n]}\n")
             else:
                 self._objects.delete([SUCCESS])
 
@@ -142,10 +147,10 @@ class ShardFiles(ABC):
     def purge(self) -> list[str]:
         place = self._opened
         if self._url is not None and self._hold is None:
-            self._hold = Hold(self._objects, place.job, _driver(place.folder), self._has_files)
+            self._hold = Hold(self._objects, place.job, _driver(place.folder), self.folders)
             with self._naming("written"):
                 self._hold.take()
-        names = self._own_files()
+        names = [*self._own_files()]
         self._remove(names)
         if self._hold is not None:
             with self._naming("written"):
@@ -213,23 +218,18 @@ class ShardFiles(ABC):
             raise foreign_receipt(f"names the file {name!a}, which is not of this job")
         return name
 
-    def _own_files(self) -> list[str]:
+    def _own_files(self) -> Iterator[str]:
         """The names of all files with this job's id, unfinished ones too.
 
         Raises:
             StoreError: a folder cannot be read.
         """
         own = re.compile(rf"{self._own}|\.{self._own}\.tmp", re.ASCII)
-        found = list[str]()
         with self._naming("read"):
             for folder in self.folders:
-                names = (one.name for one in self._objects.list(folder))
-                found += sorted(name for name in names if own.fullmatch(name.rpartition("/")[2]))
-        return found
-
-    def _has_files(self, job: str) -> bool:
-        """Whether the place has files of a job."""
-        return any(f"-{job[:8]}-" in one.name for folder in self.folders for one in self._objects.list(folder))
+                for one in self._objects.list(folder):
+                    if own.fullmatch(one.name.rpartition("/")[2]):
+                        yield one.name
 
     def _remove(self, names: Iterable[str]) -> None:
         with self._naming("written"):
@@ -246,26 +246,13 @@ class ShardFiles(ABC):
         raise problem
 
 
-def compare(
-    path: Readable, compression: Compression, written: Written, shard: int, start: int = 0, size: int | None = None
-) -> Iterator[Problem]:
-    """Reads a file or a range of it, and yields a problem if its answers differ from what was written."""
-    what = difference(path, written, start, size)
-    if what is None:
-        try:
-            lines = sum(1 for _ in read_answers(path, compression, start, size))
-            what = None if lines == written.lines else f"it has {lines:,} answers, but {written.lines:,} were written"
-        except StoreError as error:
-            what = error.message
-    if what is not None:
-        yield Problem(str(path) if size is None else f"{path}, bytes {start:,} to {start + size:,}", what, shard)
-
-
 def _driver(folder: Path) -> str:
     """Identifies a job's directory on this machine. A copy of it has another identity."""
     found = os.stat(folder / LEDGER)
     return sha256(f"{socket.gethostname()} {found.st_dev} {found.st_ino}".encode()).hexdigest()[:16]
 
+
+_SHARD: Final = re.compile(r"\d{6,}")
 
 SUCCESS: Final = "_SUCCESS"
 """The object that lists the files of a complete job."""
@@ -294,12 +281,15 @@ class Hold:
     storage, is removed by the next driver; the old one, if it only slept, finds its mark gone and stops. Until then it may
     write parts. They have names of their own, so they do not change the output, and are swept later.
 
+    A driver that is refused leaves its mark for a moment. The others know it, because it is not `EXPIRES` seconds younger than
+    theirs. The mark of a job says in which folders its files are.
+
     Args:
         objects: the place.
         job: the job's id.
         driver: identifies the job's directory on this machine. Its lock tells that no other process works there, so a driver
             that was killed can be followed at once.
-        has_files: whether there are files of a job. A job without any, whose driver is gone, gives way to another.
+        folders: where the files of the job are. A job without any, whose driver is gone, gives way to another.
         clock: for tests.
     """
 
@@ -308,13 +298,13 @@ class Hold:
         objects: Objects,
         job: str,
         driver: str,
-        has_files: Callable[[str], bool],
+        folders: Sequence[str],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._objects = objects
         self._job = f"{MARKS}/job-{job}"
         self._driver = f"{MARKS}/driver-{driver}"
-        self._has_files = has_files
+        self._folders = folders
         self._clock = clock
         self._renewed = 0.0
         self._lost = False
@@ -330,6 +320,10 @@ class Hold:
             OSError: it cannot be reached.
         """
         known = self.is_known()
+        if not known and self._is_of_others():
+            raise JobMismatchError(
+                f"{self._objects} holds the output of another program, which has an object {SUCCESS}. Choose another URL"
+            )
         mine = [self._driver] if known else [self._driver, self._job]
         try:
             problem = self._take()
@@ -342,9 +336,9 @@ class Hold:
             raise problem
 
     def _take(self) -> JobMismatchError | JobLockedError | None:
-        self._objects.put(self._job, b"")
+        self._objects.put(self._job, msgspec.json.encode(self._folders))
         self._mark()
-        marks = {mark.name: mark for mark in self._objects.list(MARKS)}
+        marks = self._marks()
         mine = marks.pop(self._driver, None)
         if mine is None or marks.pop(self._job, None) is None:  # a driver that came at the same time has removed them
             return JobLockedError(f"another program begins to write to {self._objects}. Run this again")
@@ -352,7 +346,7 @@ class Hold:
         wait = EXPIRES - (mine.modified - max(others, default=-math.inf))
         for name in marks:
             kind, _, job = name.removeprefix(f"{MARKS}/").partition("-")
-            if kind == "job" and (wait > 0 or self._has_files(job)):
+            if kind == "job" and (wait > 0 or self._has_files(name, job)):
                 return JobMismatchError(
                     f"{self._objects} belongs to the job {job}. Choose another URL, or purge that job first"
                 )
@@ -363,6 +357,23 @@ class Hold:
             )
         self._objects.delete(marks)
         return None
+
+    def _marks(self) -> dict[str, Found]:
+        return {mark.name: mark for mark in self._objects.list(MARKS)}
+
+    def _is_of_others(self) -> bool:
+        """Whether the place has a `_SUCCESS` of another program, such as Spark, which this job would replace."""
+        if self._objects.find(SUCCESS) is None:
+            return False
+        with self._objects.at(SUCCESS).open("rb") as file:
+            return not re.search(rb'"job": "[0-9a-f]{32}"', file.read())
+
+    def _has_files(self, mark: str, job: str) -> bool:
+        """Whether the place has files of another job, by its mark."""
+        folders = self._folders
+        with self._objects.at(mark).open("rb") as file, suppress(msgspec.DecodeError):
+            folders = msgspec.json.decode(file.read(), type=list[str])
+        return any(f"-{job[:8]}-" in one.name for folder in folders for one in self._objects.list(folder))
 
     def is_known(self) -> bool:
         """Whether the job has used the place."""
@@ -387,10 +398,20 @@ class Hold:
         with self._renewing:
             if self._ended.is_set():
                 return
-            names = {mark.name for mark in self._objects.list(MARKS)}
-            self._lost = self._lost or names != {self._job, self._driver}
-            if not self._lost:
+            marks, late = self._marks(), self._clock() - self._renewed > EXPIRES / 2
+            before = marks.get(self._driver)
+            self._lost = self._lost or before is None or self._is_taken(marks, before)
+            if not self._lost and before is not None:
                 self._mark()
+                if late:  # another driver may have found the mark expired before it was renewed
+                    self._lost = self._is_taken(self._marks(), before)
+
+    def _is_taken(self, marks: Mapping[str, Found], mine: Found) -> bool:
+        """Whether another driver has taken over, or will: it has seen the mark `mine` and found it expired."""
+        others = (mark.modified for name, mark in marks.items() if name not in (self._job, self._driver))
+        return (
+            not {self._job, self._driver} <= marks.keys() or max(others, default=-math.inf) - mine.modified >= EXPIRES
+        )
 
     def release(self, *, purged: bool = False) -> None:
         """Lets other drivers in.

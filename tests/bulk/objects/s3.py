@@ -22,12 +22,13 @@ LEAK = f"<Error><Code>Odd</Code><AWSAccessKeyId>{KEY_ID}</AWSAccessKeyId><String
 
 @define
 class Asked:
-    """A request. `range` is its header."""
+    """A request. `range` is its header; `conditions` are the names of those such as `If-Match`."""
 
     method: str
     path: str
     range: str | None
     size: int
+    conditions: tuple[str, ...] = ()
 
 
 @define
@@ -35,13 +36,13 @@ class S3:
     """The server, and what it was asked.
 
     Attributes:
-        fault: gets each request; may return a status to refuse it, "lost" to do what it asks and lose the answer, "cut" to send
-            half of the answer, or None.
+        fault: gets each request; may return a status to refuse it, also with a code as S3 has them; "lost" to do what it asks and answer 500, "dropped" to do it
+            and close the connection, "cut" to send half of the answer, or None.
     """
 
     port: int
     asked: list[Asked] = field(factory=list)
-    fault: Callable[[Asked], int | str | None] = lambda asked: None
+    fault: Callable[[Asked], int | str | tuple[int, str] | None] = lambda asked: None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -70,13 +71,15 @@ def running() -> Iterator[S3]:
     def gate(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
         size = int(environ.get("CONTENT_LENGTH") or 0)
         path = unquote(environ.get("REQUEST_URI", environ["PATH_INFO"]))
-        asked = Asked(environ["REQUEST_METHOD"], path, environ.get("HTTP_RANGE"), size)
+        conditions = tuple(name for name in environ if name.startswith("HTTP_IF_"))
+        asked = Asked(environ["REQUEST_METHOD"], path, environ.get("HTTP_RANGE"), size, conditions)
         s3.asked.append(asked)
         fault = s3.fault(asked)
-        if isinstance(fault, int):
+        if isinstance(fault, int | tuple):
+            status, code = fault if isinstance(fault, tuple) else (fault, "Odd")
             environ["wsgi.input"].read(size)
-            start_response(f"{fault} Fault", [("Content-Type", "application/xml")])
-            return [LEAK]
+            start_response(f"{status} Fault", [("Content-Type", "application/xml")])
+            return [LEAK.replace(b"Odd", code.encode())]
         with one_at_a_time:
             if fault is None:
                 return list(app(environ, start_response))
@@ -84,6 +87,8 @@ def running() -> Iterator[S3]:
                 body = b"".join(app(environ, start_response))
                 return cut(body[: len(body) // 2])
             list(app(environ, lambda *args: None))
+        if fault == "dropped":
+            raise ConnectionAbortedError
         start_response("500 Lost", [("Content-Length", "0")])
         return [b""]
 
