@@ -1,8 +1,9 @@
 """Decoding side by side: `python benchmarks/decode.py [--short]` prints a Markdown table.
 
-All peers decode the same bytes, and their results are checked. Rounds are interleaved. In each round, the time of a peer is
-divided by the time of msgspec with its own Structs and floats; the table shows the median and the quartiles of these
-ratios. Compare ratios, not times.
+All peers decode the same bytes, and their results are checked. Rounds are interleaved. In each round, the processor time of a
+peer is divided by that of msgspec with its own Structs and floats; the table shows the median of these ratios, with its
+bootstrap 95 % interval. Compare ratios, not times. The rows of `steps` add one thing after the other to the floor, up to this
+package: the differences between them show where its time goes.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ import attrs
 import cattrs
 import cattrs.gen
 import msgspec
+from figures import ratio
 
 from flinks_async.codec import Codec
 from flinks_async.models import SCHEMA, Model, PartnerAccessResponse
-from flinks_async.schema import Field, FieldKind
+from flinks_async.schema import AMOUNT, Field, FieldKind
 from flinks_async.testing.data import expected_body
 
 FLOOR = "msgspec, its own Structs, floats"
@@ -50,19 +52,36 @@ def _value_type(field: Field, money: type, day: type, make: Callable[[type[Model
     return types.get(field.kind, str) | None
 
 
-def msgspec_structs(money: type, *, raw_transactions: bool = False) -> Decode:
+def msgspec_structs(
+    money: Any, day: type = str, *, raw_transactions: bool = False, float_hook: Any = None, **options: Any
+) -> Decode:
     def make(cls: type[Model]) -> Any:
         members = [
             (
                 f.name,
-                msgspec.Raw if raw_transactions and f.wire == "Transactions" else _value_type(f, money, str, make),
+                msgspec.Raw if raw_transactions and f.wire == "Transactions" else _value_type(f, money, day, make),
                 msgspec.field(name=f.wire, default=None),
             )
             for f in SCHEMA[cls]
         ]
-        return msgspec.defstruct(cls.__name__, members)
+        return msgspec.defstruct(cls.__name__, members, kw_only=True, **options)
 
-    return msgspec.json.Decoder(make(PartnerAccessResponse)).decode
+    return msgspec.json.Decoder(make(PartnerAccessResponse), float_hook=float_hook).decode
+
+
+def steps(body: bytes) -> dict[str, Decode]:
+    exact: Any = {"money": Any, "float_hook": AMOUNT.create_decimal}
+    codec = Codec()
+    for _ in range(2):
+        codec.decode(body)  # now its code is the one for such answers
+    return {
+        "msgspec, Decimals within limits": msgspec_structs(**exact),
+        "... and dates": msgspec_structs(**exact, day=dt.date),
+        "... unknown fields refused, no garbage collection": msgspec_structs(
+            **exact, day=dt.date, forbid_unknown_fields=True, gc=False
+        ),
+        "... the package's structs: fields required, arrays as tuples": codec._decoder.whole[0],
+    }
 
 
 def attrs_classes(money: type, day: type) -> tuple[Any, dict[Any, tuple[Field, ...]]]:
@@ -124,7 +143,7 @@ def ours_in_slices() -> Decode:
     return decode
 
 
-def peers() -> dict[str, Decode]:
+def peers(body: bytes) -> dict[str, Decode]:
     found: dict[str, Decode] = {FLOOR: msgspec_structs(float)}
     found["msgspec, its own Structs, Decimal"] = msgspec_structs(Decimal)
     try:
@@ -140,6 +159,7 @@ def peers() -> dict[str, Decode]:
         found["pydantic, Decimal and dates"] = pydantic_models(Decimal, dt.date)
     except ImportError:
         pass
+    found |= steps(body)
     found["flinks_async"] = ours()
     found["flinks_async, in slices"] = ours_in_slices()
     found["flinks_async, transactions on access"] = Codec(transactions="on access").decode
@@ -170,26 +190,24 @@ def race(decoders: dict[str, Decode], body: bytes, rounds: int, seconds: float) 
     for name, decode in decoders.items():
         check(name, decode(body), body)
         decode(body)
-        started = time.perf_counter()
+        started = time.process_time()
         decode(body)
-        repeats[name] = max(1, int(seconds / (time.perf_counter() - started)))
+        repeats[name] = max(1, int(seconds / (time.process_time() - started)))
     times: dict[str, list[float]] = {name: [] for name in decoders}
     for _ in range(rounds):
         for name, decode in decoders.items():
             gc.collect()
-            started = time.perf_counter()
+            started = time.process_time()
             for _ in range(repeats[name]):
                 decode(body)
-            times[name].append((time.perf_counter() - started) / repeats[name])
+            times[name].append((time.process_time() - started) / repeats[name])
     return times
 
 
 def cell(times: dict[str, list[float]], name: str) -> str:
     if name not in times:
         return "-"
-    ratios = [mine / floor for mine, floor in zip(times[name], times[FLOOR], strict=True)]
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return f"{middle:.2f} ({low:.2f}-{high:.2f})"
+    return str(ratio(times[name], times[FLOOR]))
 
 
 def machine() -> str:
@@ -212,14 +230,15 @@ def main() -> None:
     floors = []
     for size in ("small", "medium", "large"):
         body = body_of(size)
-        columns[size] = times = race(peers(), body, rounds, seconds)
+        columns[size] = times = race(peers(body), body, rounds, seconds)
         floors.append(f"{size} {len(body) / 1000:.1f} KB {statistics.median(times[FLOOR]) * 1e6:.2f} µs")
     for size in ("medium", "large"):
-        mine = {name: decode for name, decode in peers().items() if name == FLOOR or name.startswith("flinks_async")}
-        columns[f"{size}, an unknown field in every transaction"] = race(
-            mine, body_of(size, unknown=True), rounds, seconds
-        )
-    print(f"Decoding, as a ratio to {FLOOR}: median of {rounds} interleaved rounds (quartiles).")
+        body = body_of(size, unknown=True)
+        mine = {
+            name: decode for name, decode in peers(body).items() if name == FLOOR or name.startswith("flinks_async")
+        }
+        columns[f"{size}, an unknown field in every transaction"] = race(mine, body, rounds, seconds)
+    print(f"Decoding, as a ratio to {FLOOR}: processor time, median of {rounds} interleaved rounds (95 %).")
     print(f"{machine()}. The floor: {'; '.join(floors)}.\n")
     print("|", " | ".join(["", *columns]), "|")
     print("|", " | ".join(["---"] * (len(columns) + 1)), "|")

@@ -146,7 +146,8 @@ class Machine(dispatch.WorkerHandle):
             case Assigned(task):
                 self._assigned.put_nowait(task)
             case Permits(_, waits):
-                self._tasks.append(asyncio.create_task(self._wait_for(max(waits), len(waits))))
+                last = max(0.0, *waits)
+                asyncio.get_running_loop().call_later(last, self._permits.put_nowait, len(waits))
             case Stored():
                 self._open -= 1
                 self._room.set()
@@ -180,10 +181,6 @@ class Machine(dispatch.WorkerHandle):
 
     def _counters(self) -> Counters:
         return evolve(self._figures, in_flight=35)
-
-    async def _wait_for(self, seconds: float, count: int) -> None:
-        await asyncio.sleep(max(0.0, seconds))
-        self._permits.put_nowait(count)
 
     async def _work(self) -> None:
         exhausted = False

@@ -1,37 +1,76 @@
-"""One job in one process and in several: `python benchmarks/processes.py [--short]` prints a Markdown table.
+"""One job in one process and in several: `python benchmarks/processes.py [--short] [--clusters dask ray]` prints a Markdown table.
 
-A job to JSONL runs in this process, and with one or more worker processes, against a compiled server. No process is bound
-to a core, because the purpose is to use all of them. A round is one run of each in random order; ratios are taken within a
-round.
+A job to JSONL runs in this process, and with one or more worker processes, against a compiled server; with `--clusters` also on
+a Dask or Ray cluster of two workers on this machine. No process is bound to a core, because the purpose is to use all of them. A
+round is one run of each in random order; ratios are taken within a round. Times include the start of the workers, but not of
+the cluster.
 
 *Cores busy* includes everything that ran on the machine, also the server and the kernel. The cores that are idle with one
-process limit the gain of more processes.
+process limit the gain of more processes. *Driver* and *scheduler* are milliseconds of CPU a shard, user and system: of this
+process, which runs the job, and of the processes of the cluster that are not workers.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import random
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from attrs import frozen
 from figures import machine, ratio, spread, table, versions
 from job import CONCURRENCY, client_of, fastest_loop, write_tokens
-from servers import plain
+from servers import SECRET, plain
 
-from flinks_async.bulk import Executor, InProcess, InputFile, Job, JSONLParts, Processes, Rules
+from flinks_async.bulk import (
+    DaskExecutor,
+    Executor,
+    InProcess,
+    InputFile,
+    Job,
+    JSONLParts,
+    Processes,
+    RayExecutor,
+    Rules,
+)
 
 TOKENS = {"small": 100_000, "medium": 15_000}
-HERE = 0
+SHARD = 500
+HERE, ONE, TWO = "in this process", "1 worker", "2 workers"
+VARIABLE = "BENCHMARK_SECRET"
+RAY_PORT = 36391
 
 
-def executor(processes: int) -> Executor:
-    return InProcess() if processes == HERE else Processes(processes)
+@frozen
+class Way:
+    """Where the shards are fetched.
+
+    Attributes:
+        executor: a new one.
+        scheduler: seconds of CPU of the cluster, without its workers.
+    """
+
+    executor: Callable[[], Executor]
+    scheduler: Callable[[], float] | None = None
+
+
+@frozen
+class Figures:
+    """Of one run: tokens per second, cores that were busy, and milliseconds of CPU a shard."""
+
+    rate: float
+    cores: float
+    driver: float
+    scheduler: float | None
 
 
 def busy() -> float:
@@ -43,61 +82,130 @@ def busy() -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
-async def fetch(base_url: str, source: Path, folder: Path, processes: int) -> tuple[float, float]:
-    """Tokens a second of fetching and storing, and cores that were busy meanwhile. Reading the input through is left out,
-    since it is the same for all.
-    """
-    with Job.start(folder / "job", InputFile(source), JSONLParts(), {"": "benchmark"}, shard_size=500) as job:
+def cpu_of(pids: list[int]) -> float:
+    """Seconds of CPU that processes have used (proc(5))."""
+    fields = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split() for pid in pids]
+    return sum(int(one[11]) + int(one[12]) for one in fields) / os.sysconf("SC_CLK_TCK")
+
+
+# --- clusters ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def dask() -> Iterator[Way]:
+    """A scheduler and two workers, each a process of its own."""
+    from distributed import Client
+
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+
+        def start(*arguments: object) -> subprocess.Popen[bytes]:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "dask", *map(str, arguments), "--no-dashboard"],
+                env={**os.environ, VARIABLE: SECRET}, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+            stack.callback(process.wait)
+            stack.callback(process.terminate)
+            return process
+
+        found = folder / "scheduler.json"
+        scheduler = start("scheduler", "--host", "127.0.0.1", "--port", 0, "--scheduler-file", found)
+        until = time.monotonic() + 60
+        while not found.exists() and time.monotonic() < until:
+            time.sleep(0.1)
+        address = json.loads(found.read_text())["address"]
+        for _ in range(2):
+            start("worker", address, "--nthreads", 1, "--local-directory", folder)
+        with Client(address, set_as_default=False) as client:
+            client.wait_for_workers(2, timeout=60)
+        yield Way(lambda: DaskExecutor(address, workers=2, secret_env=VARIABLE), lambda: cpu_of([scheduler.pid]))
+
+
+@contextmanager
+def ray() -> Iterator[Way]:
+    """A head with two CPUs. It is the only Ray cluster on this machine."""
+    program = [sys.executable, "-m", "ray.scripts.scripts"]
+    options = [f"--port={RAY_PORT}", "--num-cpus=2", "--include-dashboard=false", "--object-store-memory=80000000"]
+    environment = {**os.environ, VARIABLE: SECRET, "RAY_USAGE_STATS_ENABLED": "0"}
+    subprocess.run([*program, "start", "--head", *options], env=environment, check=True, capture_output=True)
+    try:
+        commands = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
+        ours = [pid for pid, command in commands.items() if b"gcs_server" in command or b"raylet/raylet" in command]
+        yield Way(lambda: RayExecutor(f"127.0.0.1:{RAY_PORT}", workers=2, secret_env=VARIABLE), lambda: cpu_of(ours))
+    finally:
+        subprocess.run([*program, "stop", "--force"], check=False, capture_output=True)
+
+
+CLUSTERS = {"dask": ("2 Dask workers", dask), "ray": ("2 Ray workers", ray)}
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+async def fetch(base_url: str, source: Path, folder: Path, way: Way) -> Figures:
+    """Fetching and storing. Reading the input through is left out, since it is the same for all."""
+    with Job.start(folder / "job", InputFile(source), JSONLParts(), {"": "benchmark"}, shard_size=SHARD) as job:
         async with client_of(base_url) as client:
-            begun, worked = time.perf_counter(), busy()
-            result = await job.run(client, Rules(concurrency=CONCURRENCY), executor=executor(processes))
+            scheduler = way.scheduler or float
+            begun, worked, used, scheduled = time.perf_counter(), busy(), time.process_time(), scheduler()
+            result = await job.run(client, Rules(concurrency=CONCURRENCY), executor=way.executor())
             took, worked = time.perf_counter() - begun, busy() - worked
-    fetched = result.totals.fetched
+            used, scheduled = time.process_time() - used, scheduler() - scheduled
+    fetched, shards = result.totals.fetched, result.totals.shards
     assert (result.state, fetched) == ("complete", job.scanned.tokens), result
-    return fetched / took, worked / took
+    of_scheduler = None if way.scheduler is None else 1000 * scheduled / shards
+    return Figures(fetched / took, worked / took, 1000 * used / shards, of_scheduler)
 
 
-def compare(size: str, processes: list[int], count: int, rounds: int) -> str:
-    rates: dict[int, list[float]] = {number: [] for number in processes}
-    cores: dict[int, list[float]] = {number: [] for number in processes}
+def compare(size: str, ways: dict[str, Way], count: int, rounds: int) -> str:
+    found: dict[str, list[Figures]] = {name: [] for name in ways}
     with plain(size) as server, tempfile.TemporaryDirectory() as scratch:
         source = write_tokens(Path(scratch) / "tokens.txt", count)
         for number in range(rounds):
-            for one in random.sample(processes, len(processes)):
+            for name in random.sample(list(ways), len(ways)):
                 before = server.answers()
                 with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=fastest_loop()) as runner:
-                    rate, worked = runner.run(fetch(server.base_url, source, Path(folder), one))
-                rates[one].append(rate)
-                cores[one].append(worked)
+                    found[name].append(runner.run(fetch(server.base_url, source, Path(folder), ways[name])))
                 assert server.counted(before) == count, "the server's count is another one"
             print(f"{size}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
         head = f"\n### {size} ({len(server.body) / 1000:.2f} KB), {count:,} tokens, {server.kind}\n\n"
-    rows = [
-        [
-            "in this process" if one == HERE else f"{one} worker{'s' if one > 1 else ''}",
-            f"{statistics.median(found):,.0f} ± {spread(found):.0%}",
-            str(ratio(found, rates[HERE])),
-            str(ratio(found, rates[1])),
-            f"{statistics.median(cores[one]):.2f}",
-        ]
-        for one, found in rates.items()
-    ]
-    return head + table(("", "tokens/s", "ratio to this process", "ratio to 1 worker", "cores busy"), rows)
+    rates = {name: [one.rate for one in each] for name, each in found.items()}
+    rows = []
+    for name, each in found.items():
+        schedulers = [one.scheduler for one in each if one.scheduler is not None]
+        rows.append([
+            name,
+            f"{statistics.median(rates[name]):,.0f} ± {spread(rates[name]):.0%}",
+            *(str(ratio(rates[name], rates[other])) for other in (HERE, ONE, TWO)),
+            f"{statistics.median(one.cores for one in each):.2f}",
+            "" if name == HERE else f"{statistics.median(one.driver for one in each):.2f}",
+            f"{statistics.median(schedulers):.2f}" if schedulers else "",
+        ])  # fmt: skip
+    columns = ("", "tokens/s", *(f"ratio to {name.removeprefix('in ')}" for name in (HERE, ONE, TWO)), "cores busy", "driver",
+               "scheduler")  # fmt: skip
+    return head + table(columns, rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="few tokens, two rounds")
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--processes", nargs="*", type=int, default=[2], help="default: 2")
+    parser.add_argument("--processes", nargs="*", type=int, default=[], help="further numbers of workers than 1 and 2")
+    parser.add_argument("--clusters", nargs="*", default=[], choices=list(CLUSTERS))
     parser.add_argument("--sizes", nargs="*", default=list(TOKENS), choices=list(TOKENS))
     options = parser.parse_args()
     rounds = 2 if options.short else options.rounds
-    print(f"{machine()}; {rounds} rounds, {CONCURRENCY} in flight in all.", flush=True)
-    print(f"{versions(['flinks-async', 'aiohttp', 'uvloop', 'msgspec'])}.", flush=True)
-    for size in options.sizes:
-        count = 2000 if options.short else TOKENS[size]
-        print(compare(size, [HERE, 1, *options.processes], count, rounds), flush=True)
+    print(f"{machine()}; {rounds} rounds, {CONCURRENCY} in flight in all, shards of {SHARD}.", flush=True)
+    print(f"{versions(['flinks-async', 'aiohttp', 'uvloop', 'msgspec', 'distributed', 'ray'])}.", flush=True)
+    ways = {HERE: Way(InProcess), ONE: Way(lambda: Processes(1)), TWO: Way(lambda: Processes(2))}
+    ways |= {f"{count} workers": Way(lambda count=count: Processes(count)) for count in options.processes}
+    with ExitStack() as stack:
+        for name in options.clusters:
+            title, cluster = CLUSTERS[name]
+            ways[title] = stack.enter_context(cluster())
+        for size in options.sizes:
+            count = 2000 if options.short else TOKENS[size]
+            print(compare(size, ways, count, rounds), flush=True)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,16 @@
 from __future__ import annotations
 
 import re
+import sys
+from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
+from sphinx.pycode import ModuleAnalyzer
+
 import flinks_async
+import flinks_async.bulk
+import flinks_async.testing
 from flinks_async import config, errors, models
 
 project = "flinks-async"
@@ -59,6 +65,36 @@ def markdown_to_rest(app: Any, what: str, name: str, obj: Any, options: Any, lin
     lines[:] = text.split("\n")
 
 
+def skip_internal(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Methods that other packages of the project call are no part of the reference."""
+    return True if (getdoc(obj) or "").startswith("Internal") else None
+
+
+def find_texts_of_data(app: Any) -> None:
+    """Types and constants have their text where they are defined, and autodoc looks where they are exported."""
+    public = ("flinks_async", "flinks_async.bulk", "flinks_async.config", "flinks_async.models", "flinks_async.testing")
+    for name in public:
+        for data in sys.modules[name].__all__:
+            getattr(sys.modules[name], data)  # imports what is imported lazily
+    found: dict[str, list[str]] = {}
+    for name in [name for name in sys.modules if name.startswith("flinks_async.")]:
+        analyzer = ModuleAnalyzer.for_module(name)
+        analyzer.analyze()
+        found |= {data: text for (owner, data), text in analyzer.attr_docs.items() if not owner}
+    for name in (
+        "flinks_async",
+        "flinks_async.bulk",
+        "flinks_async.config",
+        "flinks_async.models",
+        "flinks_async.testing",
+    ):
+        analyzer = ModuleAnalyzer.for_module(name)
+        analyzer.analyze()
+        for data in sys.modules[name].__all__:
+            if data in found:
+                analyzer.attr_docs.setdefault(("", data), found[data])
+
+
 def redirect_to_index(app: Any, error: Exception | None) -> None:
     if error is None and app.builder.name == "html":
         page = (
@@ -68,5 +104,7 @@ def redirect_to_index(app: Any, error: Exception | None) -> None:
 
 
 def setup(app: Any) -> None:
+    app.connect("builder-inited", find_texts_of_data)
+    app.connect("autodoc-skip-member", skip_internal)
     app.connect("autodoc-process-docstring", markdown_to_rest, priority=400)
     app.connect("build-finished", redirect_to_index)

@@ -10,6 +10,8 @@ from pathlib import Path
 from sys import modules
 from types import NoneType
 from typing import Any, Final
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from attrs import Attribute
 from attrs.validators import optional
@@ -117,12 +119,50 @@ def seconds(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be a number of seconds greater than 0, up to {MOST:g}, not {shown(value)}")
 
 
-_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(s3|gs|az|https?|file):/")
+_URL: Final = r"[A-Za-z][A-Za-z0-9+.-]*://|(s3|gs|az|https?|file):/"
 
 
 def is_url(value: object) -> bool:
     """Whether a text or path is a URL; a `Path` of a URL has lost one of the slashes."""
-    return isinstance(value, (str, Path)) and _URL.match(str(value)) is not None
+    return isinstance(value, (str, Path)) and re.match(_URL, str(value)) is not None
+
+
+def checked_url(url: str) -> str:
+    """A URL without a slash at its end.
+
+    Raises:
+        ConfigError: it cannot be used. The message does not repeat it, because it may hold a password.
+    """
+    if not isinstance(url, str) or not is_url(url):
+        raise ConfigError(f"url must be such as {_PLACES}")
+    parts_of_url(url)
+    return url.rstrip("/")
+
+
+_PLACES: Final = "s3://bucket/folder, gs://bucket/folder, az://container/folder or file:///mnt/shared/folder"
+
+
+def parts_of_url(url: str) -> tuple[str, str, str]:
+    """Scheme, bucket, and prefix of the names, of a URL such as `s3://bucket/folder`. Raises ConfigError as `checked_url`."""
+    scheme, _, rest = url.partition("://")
+    bucket, _, prefix = rest.partition("/")
+    prefix = prefix.rstrip("/")
+    if scheme not in ("s3", "gs", "az", "file"):
+        raise ConfigError(f"this URL has an unknown scheme. Use {_PLACES}")
+    if "@" in bucket or "?" in rest:
+        raise ConfigError(
+            "a URL must hold no user, password, key or other parameter ('@' or '?'). Object storage takes its credentials "
+            "from the environment, from profiles and from roles"
+        )
+    if scheme == "file":
+        if bucket or not prefix:
+            raise ConfigError("a file URL names an absolute path, such as file:///mnt/shared/folder")
+        return scheme, "", url2pathname(urlsplit(url).path)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
+        raise ConfigError(f"this URL names no bucket, or one that cannot exist. Use {_PLACES}")
+    if any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
+        raise ConfigError("a part of this URL is empty, '.' or '..'")
+    return scheme, bucket, prefix
 
 
 def path(name: str, value: object) -> Path:

@@ -20,6 +20,7 @@ from .schema import (
     Field,
     Missing,
     Model,
+    Record,
     Timestamp,
     Wire,
     fields_of,
@@ -33,8 +34,11 @@ from .schema import (
 )
 
 if TYPE_CHECKING:
+    from attrs import frozen as model
     from pyarrow import Table
 else:
+    from .schema import model
+
     Table = Any  # so that tools such as cattrs can read the annotations where pyarrow is missing
 
 __all__ = [
@@ -62,7 +66,7 @@ def _row_count(table: Any) -> str:
     return f"<{counted(table.num_rows, 'row')}>"
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
+@model
 class Transaction(Model):
     """One transaction of an account. `debit` and `credit` are positive amounts, or None."""
 
@@ -73,20 +77,20 @@ class Transaction(Model):
     credit: Decimal | None = field(default=None, repr=masked)
     balance: Decimal | None = field(default=None, repr=masked)
     id: str | None = None
-    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
+    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state", repr=False)
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
+@model
 class Balance(Model):
     """The balance of an account, in the account's currency."""
 
     available: Decimal | None = field(default=None, repr=masked)
     current: Decimal | None = field(default=None, repr=masked)
     limit: Decimal | None = field(default=None, repr=masked)
-    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
+    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state", repr=False)
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
+@model
 class Address(Model):
     """A holder's address."""
 
@@ -96,10 +100,10 @@ class Address(Model):
     postal_code: str | None = field(default=None, repr=masked)
     po_box: str | None = field(default=None, repr=masked, metadata=named("POBox"))
     country: str | None = None
-    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
+    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state", repr=False)
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
+@model
 class Holder(Model):
     """The person or company that holds an account."""
 
@@ -107,10 +111,10 @@ class Holder(Model):
     email: str | None = field(default=None, repr=masked)
     phone_number: str | None = field(default=None, repr=masked)
     address: Address | None = None
-    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
+    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state", repr=False)
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
+@model
 class Account(Model):
     """One bank account. `category`, `type`, `currency` and `account_type` are open sets: expect new values."""
 
@@ -130,10 +134,10 @@ class Account(Model):
     overdraft_limit: Decimal | None = field(default=None, repr=masked)
     eft_eligible_ratio: Decimal | None = field(default=None, repr=masked)
     e_transfer_eligible_ratio: Decimal | None = field(default=None, repr=masked)
-    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
+    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state", repr=False)
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
+@model
 class Login(Model):
     """The bank login that the data came through."""
 
@@ -142,20 +146,20 @@ class Login(Model):
     id: str | None = field(default=None, repr=masked)
     is_scheduled_refresh: bool | None = None
     last_refresh: Timestamp | None = field(default=None, repr=masked)
-    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
+    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state", repr=False)
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
+@model
 class Link(Model):
     """A related resource that the answer points to. This package does not follow it."""
 
     rel: str | None = field(default=None, metadata=named("rel"))
     href: str | None = field(default=None, repr=masked, metadata=named("href"))
     example: str | None = field(default=None, repr=masked, metadata=named("example"))
-    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
+    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state", repr=False)
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
+@model
 class AccountsDetail(Model):
     """One entry of `GetAccountsDetail`.
 
@@ -173,11 +177,11 @@ class AccountsDetail(Model):
     links: tuple[Link, ...] = field(default=(), repr=item_count)
     tag: str | None = field(default=None, repr=masked)
     request_id: str | None = None
-    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
+    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state", repr=False)
 
 
-@frozen(weakref_slot=False)
-class Meta:
+@frozen(weakref_slot=False, eq=False, repr=False)
+class Meta(Record):
     """How an answer was obtained.
 
     Attributes:
@@ -198,8 +202,8 @@ new_meta = maker(Meta)
 NO_META = Meta()
 
 
-@frozen
-class Tables:
+@frozen(eq=False, repr=False)
+class Tables(Record):
     """Answers as three `pyarrow.Table`s (see `flinks_async.tables`)."""
 
     accounts: Table = field(repr=_row_count)
@@ -207,7 +211,7 @@ class Tables:
     holders: Table = field(repr=_row_count)
 
 
-@frozen(kw_only=True, weakref_slot=False, repr=False, eq=False)
+@model
 class PartnerAccessResponse(Model):
     """The answer to one access token.
 
@@ -219,7 +223,7 @@ class PartnerAccessResponse(Model):
 
     get_accounts_detail: tuple[AccountsDetail, ...] | AccountsDetail | None = None
     request_id: str | None = None
-    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state")
+    _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state", repr=False)
     meta: Meta = NO_META
 
     @property

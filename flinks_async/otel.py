@@ -11,6 +11,7 @@ all names and says how to read them.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from functools import lru_cache, partial
 from math import isfinite
@@ -144,8 +145,12 @@ class _Meters:
         self.retries = meter.create_counter("flinks.client.retries", "{request}", "Attempts that repeat a failed one.")
         self.tokens = meter.create_counter("flinks.job.tokens", "{token}", "Tokens of jobs with an outcome.")
         self._clients: list[tuple[ref[FlinksClient], Attributes]] = []
+        self._runs: tuple[_TracedExecution, ...] = ()
+        self._drift_of_runs: tuple[Drift, ...] = ()
         for name, unit, description, read, combine in _GAUGES:
             meter.create_observable_gauge(name, [partial(self._observe, read, combine)], unit, description)
+        workers = "Workers of the runs of jobs that have several."
+        meter.create_observable_gauge("flinks.job.workers", [self._observe_workers], "{worker}", workers)
         drift = "Answers that differ from their documentation."
         meter.create_observable_counter("flinks.client.drift", [self._observe_drift], "{answer}", drift)
 
@@ -153,6 +158,17 @@ class _Meters:
         # A new list, because the thread that exports metrics may be reading the old one.
         self._clients = [pair for pair in self._clients if pair[0]() is not None]
         self._clients.append((ref(client), attributes))
+
+    def begin(self, run: _TracedExecution) -> None:
+        self._runs = (*self._runs, run)
+
+    def end(self, run: _TracedExecution) -> None:
+        self._drift_of_runs = joined([self._drift_of_runs, run.drift_of_workers])
+        self._runs = tuple(one for one in self._runs if one is not run)
+
+    def _observe_workers(self, _: object) -> Iterable[metrics.Observation]:
+        states = Counter(state for run in self._runs for state in run.states_of_workers)
+        return [metrics.Observation(count, {"flinks.worker.state": state}) for state, count in states.items()]
 
     def _observe(self, read: _Read, combine: _Combine, _: object) -> Iterable[metrics.Observation]:
         values: dict[tuple[tuple[str, str | bool | int | float], ...], list[float]] = {}
@@ -167,7 +183,8 @@ class _Meters:
         for reference, _attributes in self._clients:
             if (client := reference()) is not None:
                 by_codec[client.options.codec] = client.stats().drift
-        for one in joined(by_codec.values()):
+        of_workers = (run.drift_of_workers for run in self._runs)
+        for one in joined([*by_codec.values(), self._drift_of_runs, *of_workers]):
             yield metrics.Observation(one.answers, {"flinks.drift.kind": one.kind, "flinks.drift.path": one.path})
 
 
@@ -312,6 +329,8 @@ class _TracedExecution:
         self._run: trace.SpanContext | None = None
         self._shards: dict[int, trace.Span] = {}
         self._inner = executor.map_shards(work, self._next, self._take)
+        self._latest: Counters | None = None  # which the thread that exports metrics may read
+        self._has_workers = False
         self.stop, self.break_off = self._inner.stop, self._inner.break_off
 
     @property
@@ -319,7 +338,24 @@ class _TracedExecution:
         return self._inner.stopped
 
     def counters(self) -> Counters:
-        return self._inner.counters()
+        self._latest = counters = self._inner.counters()
+        self._has_workers = self._has_workers or bool(counters.workers)
+        return counters
+
+    @property
+    def states_of_workers(self) -> list[str]:
+        """`working`, `missing` or `lost`, for each worker."""
+        if self._latest is None:
+            return []
+        from .bulk.counters import WAITED_FOR  # imported by the job already
+
+        notes = [worker.note for worker in self._latest.workers]
+        return ["missing" if note == WAITED_FOR else "lost" if note else "working" for note in notes]
+
+    @property
+    def drift_of_workers(self) -> tuple[Drift, ...]:
+        """What other processes have counted; this process counts for its own clients."""
+        return self._latest.drift if self._latest is not None and self._has_workers else ()
 
     async def go(self) -> None:
         span = self._tracer.start_span("flinks job run")
@@ -327,6 +363,7 @@ class _TracedExecution:
         # Shards and calls must not be spans of this trace, nor of the one around the run.
         detached = context.set_value(_RUN, self._run, trace.set_span_in_context(trace.INVALID_SPAN))
         token = context.attach(detached)
+        self._meters.begin(self)
         try:
             await self._inner.go()
         except BaseException as error:
@@ -337,7 +374,8 @@ class _TracedExecution:
             for shard in self._shards.values():
                 _fail(shard, "CancelledError")
                 shard.end()
-            counters, stopped = self._inner.counters(), self._inner.stopped
+            counters, stopped = self.counters(), self._inner.stopped
+            self._meters.end(self)
             span.set_attribute("flinks.run.state", "complete" if stopped is None else stopped[0])
             span.set_attribute("flinks.run.fetched", counters.fetched)
             span.set_attribute("flinks.run.failed", counters.failed)

@@ -1,5 +1,5 @@
-"""How a model looks on the wire: the base class of the models, and the JSON key and the kind of each field, derived once from
-the attrs classes. And how objects of a frozen class are made fast (`mutable_class`, `maker`).
+"""The base classes of data, and how a model looks on the wire: the JSON key and the kind of each field, derived once from the attrs
+classes. At the end, `maker` makes objects of a frozen class fast.
 
 The wire name of a field is its name in PascalCase, or the one in its metadata (`named`). `wire_fields()` is the only table
 of wire names.
@@ -13,11 +13,24 @@ from copy import deepcopy
 from decimal import Clamped, Context, Decimal, Inexact, InvalidOperation, Overflow, Rounded, Subnormal, Underflow
 from enum import Enum
 from functools import cache
+from operator import attrgetter
 from types import MappingProxyType, NoneType
-from typing import Any, Final, Literal, ParamSpec, TypeVar, get_args, get_origin, get_type_hints
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Literal,
+    NoReturn,
+    ParamSpec,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
-from attrs import NOTHING, Attribute, evolve, field, fields, frozen
+from attrs import NOTHING, Attribute, define, evolve, field, fields, frozen
+from attrs.exceptions import FrozenInstanceError
 
 from .checks import counted
 from .secret import MASK
@@ -81,12 +94,52 @@ def unknown_fields(model: Model) -> Mapping[str, Any]:
     return wire if isinstance(wire, dict) else wire.extra
 
 
+class Record:
+    """The base of frozen attrs classes with `eq=False, repr=False`: `==`, `hash` and `repr`, as attrs would generate them. To
+    compile them for each class takes a third of an import.
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        if other.__class__ is not self.__class__:
+            return NotImplemented
+        return _record_values(self.__class__)(self) == _record_values(self.__class__)(other)  # type: ignore[no-any-return]
+
+    def __hash__(self) -> int:
+        return hash((self.__class__, _record_values(self.__class__)(self)))
+
+    def __repr__(self) -> str:
+        shown, cls = [], self.__class__
+        attributes: tuple[Attribute[Any], ...] = fields(cls)  # type: ignore[arg-type]
+        for attribute in attributes:
+            if attribute.repr and hasattr(self, attribute.name):  # one may lack in a traceback of `__init__`
+                show = attribute.repr if callable(attribute.repr) else repr
+                shown.append(f"{attribute.name}={show(getattr(self, attribute.name))}")
+        return f"{cls.__qualname__.rpartition('>.')[2]}({', '.join(shown)})"
+
+
+def _compared(cls: Any) -> Callable[[Any], Any]:
+    return attrgetter(*[attribute.name for attribute in fields(cls) if attribute.eq])
+
+
+_record_values: Final[Callable[[Any], Callable[[Any], Any]]] = cache(_compared)
+
+
 class Model:
     """The base of the models: unknown fields, and the way back to JSON."""
 
     __slots__ = ()
 
     _wire: Wire
+
+    if not TYPE_CHECKING:
+
+        def __setattr__(self, name: str, value: object) -> NoReturn:
+            raise FrozenInstanceError
+
+        def __delattr__(self, name: str) -> NoReturn:
+            raise FrozenInstanceError
 
     @property
     def wire_state(self) -> WireState:
@@ -153,6 +206,25 @@ class Model:
             shown.append(unknown_count(unknown))
         return f"{self.__class__.__name__}({', '.join(shown)})"
 
+    @property
+    def __rich_repr__(self) -> NoReturn:
+        raise AttributeError  # a struct's own would show what `repr` masks
+
+
+def model(cls: type) -> Any:
+    """Makes a model: a frozen attrs class that is also an msgspec struct, so that msgspec can fill its objects.
+
+    The garbage collector does not track the objects: they hold plain values and other models, so they form no cycle.
+    """
+    define(cls, slots=False, init=False, repr=False, eq=False, kw_only=True)  # for `attrs.fields` only
+    members = [(a.alias, a.type, a.default) for a in fields(cls)]
+    space = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    bases = (*cls.__bases__, msgspec.Struct)
+    made: Any = msgspec.defstruct(cls.__name__, members, bases=bases, namespace=space, kw_only=True, eq=False, gc=False)
+    made._wire = made.__dict__["wire_state"]
+    made.wire_state = Model.wire_state
+    return made
+
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode
 
@@ -171,8 +243,8 @@ def _plain(value: Any, missing: Missing) -> Any:
     return value
 
 
-@frozen(weakref_slot=False)
-class Timestamp:
+@frozen(weakref_slot=False, eq=False, repr=False)
+class Timestamp(Record):
     """A point in time with its wire text, which may have more digits (7 fractional ones) than Python keeps (6).
 
     Attributes:
@@ -255,8 +327,8 @@ _KINDS: Final = {
 }
 
 
-@frozen
-class Field:
+@frozen(eq=False, repr=False)
+class Field(Record):
     """One documented field.
 
     Attributes:

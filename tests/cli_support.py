@@ -68,3 +68,10 @@ def by_line(path: Path) -> dict[int, dict[str, Any]]:
     found = records(path)
     assert len({record["line"] for record in found}) == len(found), "a line was reported twice"
     return {record["line"]: record for record in found}
+
+
+async def said(process: asyncio.subprocess.Process, word: bytes) -> None:
+    """Waits until a command says something on standard error."""
+    assert process.stderr is not None
+    while word not in (line := await process.stderr.readline()):
+        assert line, f"it ended without saying {word!r}"

@@ -65,4 +65,4 @@ class Instance:
 def client_of(instance: Instance, settings: Settings, *, seed: int = 7, **options: object) -> FlinksClient:
     """A client of the instance, in virtual time."""
     clock = VirtualClock(seed=seed)
-    return FlinksClient(auth_secret="s", transport=instance, settings=settings, clock=clock, **options)  # type: ignore[arg-type]
+    return FlinksClient(auth_secret="s", transport=instance, settings=settings, clock=clock, **options)

@@ -25,7 +25,7 @@ class Vault:
         value = self.secrets.pop(0) if len(self.secrets) > 1 else self.secrets[0]
         if isinstance(value, BaseException):
             raise value
-        return value  # type: ignore[no-any-return]
+        return value
 
 
 class Unspeakable(Exception):

@@ -184,14 +184,14 @@ def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match=r"Breaker\.ratio"):
         Breaker(ratio=1.5)
     with pytest.raises(ConfigError, match=r"Limits\.breaker must be Breaker or None"):
-        Limits(breaker=True)  # type: ignore[arg-type]
+        Limits(breaker=True)
 
 
 NO_RETRY = Retry(attempts=1)
 
 
 def service(answer: object, clock: FakeClock, retry: Retry = NO_RETRY) -> tuple[FlinksClient, InMemoryTransport]:
-    transport = InMemoryTransport({}, default=answer)  # type: ignore[arg-type]
+    transport = InMemoryTransport({}, default=answer)
     return FlinksClient(auth_secret="none in texts", transport=transport, clock=clock, retry=retry), transport
 
 
@@ -288,7 +288,7 @@ async def test_a_job_waits_and_probes_without_using_up_attempts() -> None:
     clock = FakeClock(random=0.5)
     # 9 failures that count, the one that opens, and 30 probes: far more than 6 attempts a token.
     answers = [make_response({}, status=503)] * 40 + [OK]
-    transport = InMemoryTransport({}, default=answers)  # type: ignore[arg-type]
+    transport = InMemoryTransport({}, default=answers)
     async with FlinksClient(auth_secret="s", transport=transport, settings=config.bulk(), clock=clock) as client:
         found = [await call for call in asyncio.as_completed([client.partner_access(f"t{i}") for i in range(3)])]
     assert len(found) == 3

@@ -314,7 +314,7 @@ async def test_a_call_cancelled_before_its_first_step_leaves_no_token_in_our_fra
 
 
 async def test_a_call_cancelled_while_it_decodes_leaves_no_data_in_our_frames() -> None:
-    detail: dict[str, Any] = PERSONAL["GetAccountsDetail"][0]  # type: ignore[assignment]
+    detail: dict[str, Any] = PERSONAL["GetAccountsDetail"][0]
     large = {"GetAccountsDetail": [{**detail, "Accounts": detail["Accounts"] * 1000}]}
     async with FlinksClient(auth_secret=SECRET, transport=InMemoryTransport({TOKEN: large})) as flinks:
         call = asyncio.ensure_future(flinks.partner_access(TOKEN))
@@ -398,7 +398,7 @@ class Stopped(BaseException):
 async def test_what_a_signal_handler_raises_carries_no_secret_and_no_data(
     place: str, kind: type[BaseException], server: FlinksServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    detail: dict[str, Any] = PERSONAL["GetAccountsDetail"][0]  # type: ignore[assignment]
+    detail: dict[str, Any] = PERSONAL["GetAccountsDetail"][0]
     large = {"GetAccountsDetail": [{**detail, "Accounts": detail["Accounts"] * (1000 if place == "large body" else 1)}]}
     server.script(TOKEN, [large])
     options: dict[str, Any] = {}

@@ -17,10 +17,11 @@ import pytest
 from click.testing import Result
 
 from flinks_async import bulk
-from flinks_async.bulk.compression import Compression, compressor
+from flinks_async.bulk.compression import Compression
 from flinks_async.cli import Exit
 from flinks_async.testing import KINDS, Fault, Faults, FlinksServer
 
+from .bulk.input_support import compressed, write
 from .cli_support import by_line, cli, records, start
 
 
@@ -33,11 +34,6 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "answers.jsonl"
 
 
-def write(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
 def beside(out: Path, name: str) -> Path:
     """A file in the directory of the job."""
     return out.with_name(f"{out.name}.job") / name
@@ -46,11 +42,6 @@ def beside(out: Path, name: str) -> Path:
 def write_folder(path: Path) -> Path:
     path.mkdir()
     return path
-
-
-def compressed(data: bytes, kind: Compression) -> bytes:
-    stream = compressor(kind)
-    return stream.compress(data) + stream.flush()
 
 
 def numbers(stderr: str) -> dict[str, int]:
@@ -290,6 +281,15 @@ class TestOutput:
         assert result.exit_code == Exit.USAGE
         assert "has changed" in result.stderr
         assert len(records(out)) == 1
+
+    async def test_the_status_of_an_output_says_where_its_job_is(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path
+    ) -> None:
+        flinks_server.script("one", ["session_nonexistent"])
+        await fetch(flinks_server, write(tmp_path / "t.txt", "one\n"), out)
+        result = await cli("status", out)
+        assert result.exit_code == Exit.USAGE
+        assert f"it has no manifest.json. The job of this output is in {out}.job" in result.stderr
 
     async def test_the_file_of_tokens_is_no_output(self, flinks_server: FlinksServer, tmp_path: Path) -> None:
         tokens = write(tmp_path / "t.jsonl", '"one"\n')
@@ -579,6 +579,8 @@ class TestRefusedSecret:
         (["--executor", "dask://user:canary-word@scheduler:8786"], "must be dask://HOST:PORT"),
         (["--executor", "dask://127.0.0.1:8786", "--processes", "2"], "does not go with --processes"),
         (["--workers", "2"], "need --executor"),
+        (["--wait-for-workers", "5"], "need --executor"),
+        (["--insecure-cluster"], "need --executor"),
         (["--executor", "dask://127.0.0.1:8786", "--secret-file", "-"], "workers cannot read --secret-file -"),
     ],
 )

@@ -21,7 +21,8 @@ from flinks_async import bulk
 from flinks_async.cli import Exit
 from flinks_async.testing import Fault, FlinksServer
 
-from .cli_support import cli, records, start
+from .bulk.input_support import write
+from .cli_support import cli, records, said, start
 
 NAMES = [f"token-{n}" for n in range(50)]
 
@@ -34,11 +35,6 @@ def job(tmp_path: Path) -> Path:
 @pytest.fixture
 def tokens(tmp_path: Path) -> Path:
     return write(tmp_path / "t.txt", "".join(f"{name}\n" for name in NAMES))
-
-
-def write(path: Path, content: str | bytes) -> Path:
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
 
 
 async def fetch(server: FlinksServer, tokens: object, job: object, *more: object, **options: Any) -> Result:
@@ -402,12 +398,6 @@ class TestInterruptions:
         assert result.exit_code == Exit.OK
         assert answers(job) == expected(flinks_server)
         flinks_server.release()
-
-
-async def said(process: asyncio.subprocess.Process, word: bytes) -> None:
-    assert process.stderr is not None
-    while word not in (line := await process.stderr.readline()):
-        assert line, f"it ended without saying {word!r}"
 
 
 class TestProgress:

@@ -238,7 +238,7 @@ class TestProgress:
 
     def test_a_bar_on_a_terminal(self, progress: Progress, monkeypatch: pytest.MonkeyPatch) -> None:
         terminal = io.StringIO()
-        terminal.isatty = lambda: True  # type: ignore[method-assign]
+        terminal.isatty = lambda: True
         monkeypatch.setattr(sys, "stderr", terminal)
         monkeypatch.setenv("TERM", "xterm")
         monkeypatch.setenv("COLUMNS", "80")

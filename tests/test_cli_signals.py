@@ -13,7 +13,7 @@ import pytest
 from flinks_async.cli import Exit
 from flinks_async.testing import FlinksServer
 
-from .cli_support import records, start
+from .cli_support import records, said, start
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -26,12 +26,6 @@ async def started(server: FlinksServer, tmp_path: Path, *more: object) -> asynci
     process = await start(*args, server=server)
     await server.received(4)
     return process
-
-
-async def said(process: asyncio.subprocess.Process, word: bytes) -> None:
-    assert process.stderr is not None
-    while word not in (line := await process.stderr.readline()):
-        assert line, f"it ended without saying {word!r}"
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])

@@ -97,7 +97,7 @@ async def test_the_headers_are_those_of_the_specification(wire: aioresponses) ->
         ("flinks-auth-key-raw", "flinks-auth-key", SECRET),
         ("bearer", "Authorization", f"Bearer {SECRET}"),
     ):
-        async with FlinksClient(auth_secret=SECRET, auth_scheme=scheme, app_name="acme/1") as flinks:  # type: ignore[arg-type]
+        async with FlinksClient(auth_secret=SECRET, auth_scheme=scheme, app_name="acme/1") as flinks:
             await flinks.partner_access("t")
         (calls,) = wire.requests.values()
         sent = calls[-1].kwargs
@@ -125,7 +125,7 @@ async def test_users_own_aioresponses_tests_see_retries(wire: aioresponses) -> N
         (OSError(104, "canary"), errors.ConnectError),
         (RuntimeError("Session is closed"), ClientClosedError),
         (ZeroDivisionError("canary"), TransportError),
-        (aiohttp.ClientResponseError(None, (), status=400, message="canary"), ProtocolError),  # type: ignore[arg-type]
+        (aiohttp.ClientResponseError(None, (), status=400, message="canary"), ProtocolError),
     ],
 )
 async def test_aiohttps_errors_become_ours_without_their_texts(

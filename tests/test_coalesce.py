@@ -74,7 +74,7 @@ def client_of(transport: OneSecond, **options: object) -> FlinksClient:
         "limits": Limits(breaker=None),
         **options,
     }
-    return FlinksClient(transport=transport, clock=VirtualClock(), **options)  # type: ignore[arg-type]
+    return FlinksClient(transport=transport, clock=VirtualClock(), **options)
 
 
 async def outcome_of(call: Awaitable[object]) -> tuple[str, float]:
@@ -168,7 +168,7 @@ def test_each_waiter_gets_its_own_error(failure: FlinksError | int) -> None:
             errors = first.exception(), second.exception()
             assert all(isinstance(error, (ServerError, ReadError)) for error in errors)
             assert errors[0] is not errors[1]
-            assert [error.elapsed for error in errors] == pytest.approx([1.0, 0.5])  # type: ignore[union-attr]
+            assert [error.elapsed for error in errors] == pytest.approx([1.0, 0.5])
 
     run_virtual(main())
 

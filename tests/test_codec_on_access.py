@@ -185,7 +185,7 @@ def test_hooks_of_users() -> None:
     codec = Codec(transactions="on access")
     codec.converter.register_structure_hook(Transaction, lambda value, _: ("hooked", value["Id"]))
     codec.decode(BODY)
-    assert [one[0] for one in codec.decode(BODY).accounts[0].transactions] == ["hooked"] * 3  # type: ignore[index]
+    assert [one[0] for one in codec.decode(BODY).accounts[0].transactions] == ["hooked"] * 3
     codec = Codec(transactions="on access")
     codec.converter.register_structure_hook(Account, lambda value, _: value["Id"])
     codec.decode(BODY)

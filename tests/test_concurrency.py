@@ -13,6 +13,8 @@ from flinks_async import Adaptive, ConfigError, FlinksClient, Limits
 from flinks_async.limits.concurrency import AdaptiveConcurrency, FixedConcurrency, make_concurrency
 from flinks_async.testing import InMemoryTransport
 
+from .test_concurrency_rules import lose
+
 SERVICE_TIMES: dict[str, Callable[[random.Random, float], float]] = {
     "always the same": lambda rng, mean: mean * (1 + 0.01 * rng.random()),
     "exponential": lambda rng, mean: rng.expovariate(1 / mean),
@@ -65,14 +67,6 @@ def limits_by_second(
         while len(seen) <= now:
             seen.append(state.limit)
     return seen
-
-
-def lose(state: AdaptiveConcurrency, in_use: int) -> None:
-    """A loss: the failure with which more than a tenth of a round has failed."""
-    if state._after_loss:
-        state._after_loss -= 1
-    else:
-        state._lose(in_use)
 
 
 def mean(numbers: list[int]) -> float:

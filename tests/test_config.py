@@ -149,7 +149,7 @@ def test_of_a_subclass_of_str_the_text_alone_is_used() -> None:
         def __str__(self) -> str:
             return "not-the-text"
 
-        lower = strip = __format__ = __str__  # type: ignore[assignment]
+        lower = strip = __format__ = __str__
 
         def isascii(self) -> bool:
             return True
@@ -346,7 +346,7 @@ def test_what_is_sent_is_what_was_given_or_nothing_is_sent(token: str) -> None:
         (lambda: Timeouts(connect=1e300), "Timeouts.connect"),
         (lambda: Connection(dns_cache=float("inf")), "Connection.dns_cache"),
         (lambda: Connection(keepalive=float("inf")), "Connection.keepalive"),
-        (lambda: Connection(proxy=5), "Connection.proxy"),  # type: ignore[arg-type]
+        (lambda: Connection(proxy=5), "Connection.proxy"),
         (lambda: Limits(rate=float("inf")), "Limits.rate"),
         (lambda: Timeouts(deadline="60"), "Timeouts.deadline"),
         (lambda: Limits(max_body=0), "Limits.max_body"),
@@ -364,15 +364,15 @@ def test_what_is_sent_is_what_was_given_or_nothing_is_sent(token: str) -> None:
         (lambda: Adaptive(maximum=100_001), "Adaptive.maximum must be a whole number from 1 to 100,000"),
         (lambda: Limits(concurrency=100_001), "Limits.concurrency must be a whole number from 1 to 100,000"),
         (lambda: Rules(concurrency=100_001), "Rules.concurrency must be a whole number from 1 to 100,000"),
-        (lambda: Limits(waits="no"), "Limits.waits must be bool, not str"),  # type: ignore[arg-type]
-        (lambda: Connection(trust_env="no"), "Connection.trust_env must be bool, not str"),  # type: ignore[arg-type]
+        (lambda: Limits(waits="no"), "Limits.waits must be bool, not str"),
+        (lambda: Connection(trust_env="no"), "Connection.trust_env must be bool, not str"),
         (lambda: Connection(ssl_context="x"), "Connection.ssl_context must be SSLContext or None"),
         (lambda: Connection(ca_file=5), "Connection.ca_file must be str or PathLike or None, not int"),
         (lambda: Connection(client_cert=True), "Connection.client_cert must be str"),
         (lambda: Connection(client_cert="a", client_key=b"b"), "Connection.client_key must be str"),
         (lambda: Retry(throttle_statuses=[[429]]), "Retry.throttle_statuses"),
-        (lambda: FlinksClient(auth_secret="s", allow_http="false"), "allow_http must be True or False, not str"),  # type: ignore[arg-type]
-        (lambda: FlinksClient(auth_secret="s", coalesce=0), "coalesce must be True or False, not int"),  # type: ignore[arg-type]
+        (lambda: FlinksClient(auth_secret="s", allow_http="false"), "allow_http must be True or False, not str"),
+        (lambda: FlinksClient(auth_secret="s", coalesce=0), "coalesce must be True or False, not int"),
         (lambda: FlinksClient(auth_secret="s").with_options(coalesce="no"), "coalesce must be True or False"),
         (lambda: FlinksClient(auth_secret="s").partner_access_many([], ordered="no"), "ordered must be True or False"),
         (lambda: FlinksClient(auth_secret="s").partner_access_many([], concurrency=10**5 + 1), "concurrency must be a"),
@@ -380,9 +380,9 @@ def test_what_is_sent_is_what_was_given_or_nothing_is_sent(token: str) -> None:
             lambda: FlinksClient(auth_secret="s").partner_access_many([], timeout=10**5000),
             "timeout.* not a huge number",
         ),
-        (lambda: tables.to_arrow([], keyed="no"), "keyed must be True or False"),  # type: ignore[arg-type]
-        (lambda: tables.schemas(keyed="no"), "keyed must be True or False"),  # type: ignore[arg-type]
-        (lambda: purge("/no/such/job", forget_answers="no"), "forget_answers must be True or False"),  # type: ignore[arg-type]
+        (lambda: tables.to_arrow([], keyed="no"), "keyed must be True or False"),
+        (lambda: tables.schemas(keyed="no"), "keyed must be True or False"),
+        (lambda: purge("/no/such/job", forget_answers="no"), "forget_answers must be True or False"),
         (lambda: Connection(keepalive=-1), "Connection.keepalive"),
         (lambda: Connection(client_key="k.pem"), "client_key needs"),
         (lambda: Connection(ssl_context=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), ca_file="ca.pem"), "not both"),
@@ -516,23 +516,23 @@ def test_a_wrong_scheme_in_the_environment_is_refused() -> None:
 TYPED = "canary-secret-90aa"
 MISPLACED: dict[str, Any] = {
     "instance": lambda: FlinksClient(f"{TYPED} ", auth_secret="s"),
-    "auth_scheme": lambda: FlinksClient(auth_secret="s", auth_scheme=TYPED),  # type: ignore[arg-type]
+    "auth_scheme": lambda: FlinksClient(auth_secret="s", auth_scheme=TYPED),
     "app_name": lambda: FlinksClient(auth_secret="s", app_name=TYPED + "\n"),
     "base_url": lambda: FlinksClient(auth_secret="s", base_url=TYPED),
     "header name": lambda: FlinksClient(auth_secret="s", headers={f"Bearer {TYPED}": "X-Key"}),
-    "attempts": lambda: config.Retry(attempts=TYPED),  # type: ignore[arg-type]
-    "a list": lambda: config.Retry(base=[TYPED]),  # type: ignore[arg-type]
-    "statuses": lambda: config.Retry(throttle_statuses=TYPED),  # type: ignore[arg-type]
-    "a mapping": lambda: config.Timeouts(attempt={"x": TYPED}),  # type: ignore[arg-type]
-    "waits": lambda: config.Limits(waits=TYPED),  # type: ignore[arg-type]
-    "concurrency": lambda: config.Limits(concurrency=TYPED),  # type: ignore[arg-type]
-    "bytes": lambda: config.Limits(concurrency=TYPED.encode()),  # type: ignore[arg-type]
-    "retry": lambda: FlinksClient(auth_secret="s", retry=TYPED),  # type: ignore[arg-type]
+    "attempts": lambda: config.Retry(attempts=TYPED),
+    "a list": lambda: config.Retry(base=[TYPED]),
+    "statuses": lambda: config.Retry(throttle_statuses=TYPED),
+    "a mapping": lambda: config.Timeouts(attempt={"x": TYPED}),
+    "waits": lambda: config.Limits(waits=TYPED),
+    "concurrency": lambda: config.Limits(concurrency=TYPED),
+    "bytes": lambda: config.Limits(concurrency=TYPED.encode()),
+    "retry": lambda: FlinksClient(auth_secret="s", retry=TYPED),
     "ca_file": lambda: FlinksClient(auth_secret="s", connection={"ca_file": TYPED}),
     "the text of a key": lambda: FlinksClient(
         auth_secret="s", connection={"ca_file": f"-----BEGIN PRIVATE KEY-----\n{TYPED}/x.y"}
     ),
-    "keepalive": lambda: config.Connection(keepalive=TYPED),  # type: ignore[arg-type]
+    "keepalive": lambda: config.Connection(keepalive=TYPED),
     "environment": lambda: FlinksClient.from_env({"FLINKS_INSTANCE": f"{TYPED}!", "FLINKS_AUTH_SECRET": "s"}),
 }
 
@@ -560,13 +560,13 @@ def test_a_missing_file_is_named_if_it_looks_like_a_path() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        lambda: config.Connection(proxy=5),  # type: ignore[arg-type]
-        lambda: config.Connection(nonsense=5),  # type: ignore[call-arg]
+        lambda: config.Connection(proxy=5),
+        lambda: config.Connection(nonsense=5),
         lambda: config.Connection(keepalive=-1),
-        lambda: config.Retry(throttle_statuses=["x"]),  # type: ignore[list-item]
-        lambda: config.Retry(throttle_statuses=5),  # type: ignore[arg-type]
-        lambda: FlinksClient(auth_secret="s", middleware=5),  # type: ignore[arg-type]
-        lambda: FlinksClient(auth_secret=5),  # type: ignore[arg-type]
+        lambda: config.Retry(throttle_statuses=["x"]),
+        lambda: config.Retry(throttle_statuses=5),
+        lambda: FlinksClient(auth_secret="s", middleware=5),
+        lambda: FlinksClient(auth_secret=5),
     ],
 )
 def test_a_reporter_can_show_the_variables_of_a_wrong_setting(wrong: Any) -> None:

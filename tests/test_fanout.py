@@ -226,7 +226,7 @@ async def test_a_call_that_cancels_its_task_ends_the_fan_out_with_an_error_and_a
         task = asyncio.current_task()
         assert task is not None
         task.cancel()
-        return await asyncio.Event().wait()  # type: ignore[return-value]
+        return await asyncio.Event().wait()
 
     got = []
     with pytest.raises(FlinksError, match="cancelled by a middleware"):
@@ -258,7 +258,7 @@ async def test_eager_tasks(tokens: int, kind: str) -> None:
         return PartnerAccessResponse(request_id=token.reveal())
 
     loop = asyncio.get_running_loop()
-    loop.set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    loop.set_task_factory(asyncio.eager_task_factory)
     try:
         for call in (answer, at_once):
             items: Any = pages() if kind == "async" else map(str, range(tokens))
@@ -392,7 +392,7 @@ async def test_closing_the_client_does_not_wait_for_the_next_token() -> None:
     task = asyncio.ensure_future(anext(fan := client.partner_access_many(tokens(), concurrency=2)))
     await turns(5)
     await client.close(grace=0)
-    assert isinstance((await task).error, ClientClosedError)  # type: ignore[union-attr]
+    assert isinstance((await task).error, ClientClosedError)
     with pytest.raises(ClientClosedError):
         await anext(fan)
 

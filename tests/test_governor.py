@@ -24,7 +24,7 @@ ANSWER = {"GetAccountsDetail": [], "RequestId": "r"}
 
 
 def governor_of(clock: FakeClock | VirtualClock | None = None, **limits: object) -> Governor:
-    return Governor(Limits(**{"concurrency": 2, **limits}), clock or FakeClock(random=0.5))  # type: ignore[arg-type]
+    return Governor(Limits(**{"concurrency": 2, **limits}), clock or FakeClock(random=0.5))
 
 
 async def settle() -> None:
@@ -142,7 +142,7 @@ def test_the_slot_just_released_counts_as_in_use() -> None:
         (Verdict(Kind.TRANSIENT, "AGGREGATION_ERROR"), 500, "refused"),
     ):
         governor, told = governor_of(), Told()
-        governor.concurrency = told  # type: ignore[assignment]
+        governor.concurrency = told
         governor.in_use = 3
         record(governor, verdict, sent=0.0, status=status, time_to_first_byte=0.1)
         assert told.all == [(what, 4)]
@@ -463,7 +463,7 @@ async def test_sending_is_unrestricted_again_after_a_pause() -> None:
 async def test_a_limit_that_grows_lets_waiters_in() -> None:
     governor = Governor(Limits(concurrency=Adaptive(initial=2)), FakeClock())
     governor.pace.mode = Mode.FREE
-    governor.concurrency.slow_start = False  # type: ignore[union-attr]
+    governor.concurrency.slow_start = False
     governor.in_use = 2
     waiting = asyncio.ensure_future(governor.acquire())
     await settle()
@@ -518,7 +518,7 @@ def test_large_answers_do_not_shrink_the_limit() -> None:
                 pass
             assert client._state is not None
             concurrency = client._state.governor.concurrency
-            return concurrency.baseline, concurrency.limit  # type: ignore[union-attr]
+            return concurrency.baseline, concurrency.limit
 
     baseline, limit = run_virtual(main())
     assert baseline == pytest.approx(0.1)
@@ -550,7 +550,7 @@ def test_quick_refusals_do_not_set_the_baseline() -> None:
                 pass
             assert client._state is not None
             concurrency = client._state.governor.concurrency
-            return concurrency.baseline, concurrency.limit  # type: ignore[union-attr]
+            return concurrency.baseline, concurrency.limit
 
     assert run_virtual(main(100)) == pytest.approx(run_virtual(main(0)), rel=0.2)
 

@@ -45,7 +45,7 @@ class Paced:
 
 def client_of(transport: Paced, **options: object) -> FlinksClient:
     options = {"hedge": Hedge(), "retry": Retry(attempts=1), "limits": Limits(breaker=None), **options}
-    return FlinksClient(auth_secret="s", transport=transport, clock=VirtualClock(), **options)  # type: ignore[arg-type]
+    return FlinksClient(auth_secret="s", transport=transport, clock=VirtualClock(), **options)
 
 
 async def learn(client: FlinksClient, calls: int = 20) -> None:
@@ -291,6 +291,6 @@ def test_cancelled_both_attempts_end() -> None:
 
 def test_it_is_a_setting_of_a_client() -> None:
     with pytest.raises(ConfigError, match="hedge must be Hedge or None"):
-        FlinksClient(auth_secret="s", hedge=True)  # type: ignore[arg-type]
+        FlinksClient(auth_secret="s", hedge=True)
     with pytest.raises(ConfigError, match=r"Hedge\.percentile"):
         Hedge(percentile=95)

@@ -19,8 +19,8 @@ OK = {"GetAccountsDetail": [], "RequestId": "r"}
 
 def client_of(*answers: object, **options: object) -> FlinksClient:
     default = answers[0] if callable(answers[0]) else list(answers)
-    transport = InMemoryTransport({}, default=default)  # type: ignore[arg-type]
-    return FlinksClient(auth_secret="s", transport=transport, clock=VirtualClock(), **options)  # type: ignore[arg-type]
+    transport = InMemoryTransport({}, default=default)
+    return FlinksClient(auth_secret="s", transport=transport, clock=VirtualClock(), **options)
 
 
 def kept(client: FlinksClient) -> tuple[int, int]:
@@ -32,7 +32,7 @@ def kept(client: FlinksClient) -> tuple[int, int]:
 
 def abandon(task: asyncio.Task[Any]) -> None:
     """Ends one whose loop is closed, without a complaint of asyncio."""
-    task._log_destroy_pending = False  # type: ignore[attr-defined]
+    task._log_destroy_pending = False
     coroutine = task.get_coro()
     assert coroutine is not None
     coroutine.close()

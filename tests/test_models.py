@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime as dt
+import gc
 import inspect
 import pickle
 import re
@@ -22,6 +23,7 @@ import pytest
 from attrs import evolve
 from attrs.exceptions import FrozenInstanceError
 
+from flinks_async import AttemptStarted, ConnectionStats, Fetched, Retry, Verdict
 from flinks_async.codec import Codec
 from flinks_async.models import (
     MODELS,
@@ -73,7 +75,7 @@ def test_every_field_is_optional(cls: type[Model]) -> None:
     assert empty.to_dict().keys() == set(WIRE[cls.__name__])
     assert not hasattr(empty, "__dict__")
     with pytest.raises(FrozenInstanceError):
-        empty.wire_state = WireState()  # type: ignore[misc]
+        empty.wire_state = WireState()
 
 
 @pytest.mark.parametrize("model", EVERYTHING, ids=lambda model: type(model).__name__)
@@ -271,7 +273,7 @@ def test_a_frozen_answer_shares_no_data_that_can_change() -> None:
         model.extra["New"]["a"].append(2)
         model.wire_state.extra["New"]["a"].append(2)
         with pytest.raises(TypeError):
-            model.wire_state.extra["New"] = 2  # type: ignore[index]
+            model.wire_state.extra["New"] = 2
     assert answer.to_json() == before
 
 
@@ -347,6 +349,7 @@ def test_the_diff_of_a_failed_assertion_shows_no_personal_data(tmp_path: Path) -
         f"""
 from decimal import Decimal
 from flinks_async import Fetched
+from flinks_async import AttemptStarted, ConnectionStats, Fetched, Retry, Verdict
 from flinks_async.codec import Codec
 from flinks_async.models import *
 
@@ -397,3 +400,69 @@ def test_equal_answers_have_one_hash_and_unknown_fields_count() -> None:
     assert one != other
     assert one != object()
     assert Balance() != Login()
+
+
+@pytest.mark.parametrize("cls", [Retry, Timestamp, AttemptStarted, Verdict, Fetched, ConnectionStats])
+def test_a_record_compares_hashes_and_shows_itself_as_attrs_would_make_it(cls: Any) -> None:
+    """`Record` spares the import to compile these methods for each class."""
+    specified = {a.name: attrs.field(default=1, eq=a.eq, repr=a.repr) for a in attrs.fields(cls)}
+    generated: Any = attrs.make_class(cls.__name__, specified, frozen=True)
+    names = [a.name for a in attrs.fields(cls)]
+
+    def made(base: Any, *values: object) -> Any:
+        record = object.__new__(base)
+        for name, value in zip(names, values, strict=False):
+            object.__setattr__(record, name, value)
+        return record
+
+    values = tuple(range(len(names)))
+    assert repr(made(cls, *values)) == repr(made(generated, *values))
+    assert made(cls, *values) == made(cls, *values)
+    assert made(cls, *values) != made(generated, *values)
+    assert hash(made(cls, *values)) == hash(made(cls, *values))
+    for number in range(len(names)):
+        others = (*values[:number], -7, *values[number + 1 :])
+        assert made(cls, *others) != made(cls, *values)
+    assert repr(made(cls)) == f"{cls.__name__}()"  # in a traceback of `__init__`
+
+
+@pytest.mark.parametrize("cls", MODELS)
+def test_tools_see_a_model_as_a_frozen_attrs_class(cls: type[Model]) -> None:
+    names = [name for name, _ in wire_fields(cls)]
+    attributes = attrs.fields_dict(attrs.resolve_types(cls))  # type: ignore[type-var]
+    assert [name for name in attributes if name not in ("_wire", "meta")] == names
+    assert all(attributes[name].type == get_type_hints(cls)[name] for name in names)
+    parameters = inspect.signature(cls).parameters
+    assert list(parameters)[: len(names)] == names
+    assert {attribute.alias: attribute.default for attribute in attributes.values()} == {
+        name: parameter.default for name, parameter in parameters.items()
+    }
+    empty = cls()
+    with pytest.raises(FrozenInstanceError):
+        setattr(empty, names[0], None)
+    with pytest.raises(FrozenInstanceError):
+        delattr(empty, names[0])
+    with pytest.raises(TypeError):
+        cls(unheard="of")  # type: ignore[call-arg]
+
+
+def test_the_garbage_collector_does_not_walk_answers() -> None:
+    body = payload((2, 3), unknown=True)
+    codec = Codec()
+    for answer in (codec.decode(body), codec.decode(body), copy.deepcopy(codec.decode(body))):
+        models = [answer, *answer.details, *answer.accounts, *answer.accounts[0].transactions]
+        assert not any(map(gc.is_tracked, models))
+
+
+@pytest.mark.parametrize("width", [20, 500])
+def test_rich_shows_no_personal_data(width: int) -> None:
+    pretty = pytest.importorskip("rich.pretty")
+    answer = Codec().decode(
+        b'{"GetAccountsDetail":[{"LoginId":"CANARY","Accounts":[{"Title":"CANARY","CANARY":"CANARY",'
+        b'"Transactions":[{"Description":"CANARY","Debit":90210.5,"X":"CANARY"}]}]}]}'
+    )
+    move = answer.accounts[0].transactions[0]
+    for model in (answer.details[0], answer.accounts[0], move, evolve(move, code="CANARY")):
+        shown = pretty.pretty_repr(model, max_width=width)
+        assert "CANARY" not in shown
+        assert "90210" not in shown

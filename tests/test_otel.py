@@ -41,8 +41,9 @@ from flinks_async import (
 )
 from flinks_async.bulk import InProcess, InputFile, Job, JSONLFile, Processes
 from flinks_async.otel import _GAUGES, TracedExecutor, instrument
-from flinks_async.testing import KINDS, Fault, FlinksServer, InMemoryTransport
+from flinks_async.testing import KINDS, Fault, FlinksServer, InMemoryTransport, Latency
 
+from .support import until
 from .test_canaries import FAILURES, PERSONAL, SECRET, TOKEN, shows_nothing
 
 GET = "GET /partneraccess/{accesstoken}"
@@ -461,6 +462,29 @@ async def test_a_run_and_its_shards_are_linked_spans(telemetry: Telemetry, tmp_p
     assert told == {0: (3, 3, 0), 1: (3, 2, 1), 2: (1, 1, 0)}
     counted = {p.attributes["flinks.outcome"]: p.value for p in telemetry.metric("flinks.job.tokens")}
     assert counted == {"fetched": totals.fetched, "failed": totals.failed}
+    assert telemetry.metric("flinks.job.workers") == []  # of a run that has ended
+    shows_nothing(telemetry.everything())
+
+
+async def test_workers_are_counted_by_state_and_their_drift_is_added_once(telemetry: Telemetry, tmp_path: Path) -> None:
+    source = tmp_path / "tokens.txt"
+    source.write_text("".join(f"canary-{number}\n" for number in range(4)))
+    body: dict[str, Any] = {"GetAccountsDetail": None, "RequestId": "r", "Foo": "canary"}
+    workers: list[dict[str, Any]] = []
+    async with FlinksServer(auth_secret=SECRET, latency=Latency.fixed(0.3)) as server:
+        for number in range(4):
+            server.script(f"canary-{number}", [body])
+        async with FlinksClient(auth_secret=SECRET, base_url=server.base_url, settings=config.bulk()) as client:
+            with Job.start(tmp_path / "job", InputFile(source), JSONLFile(tmp_path / "out"), shard_size=2) as job:
+                run = asyncio.ensure_future(job.run(client, executor=telemetry.executor(Processes(2))))
+                while not run.done():
+                    job.progress()
+                    workers += [{**p.attributes, "count": p.value} for p in telemetry.metric("flinks.job.workers")]
+                    await asyncio.sleep(0.05)
+                assert run.result().state == "complete"
+    assert {"flinks.worker.state": "working", "count": 2} in workers
+    (drift,) = telemetry.metric("flinks.client.drift")
+    assert (drift.value, drift.attributes["flinks.drift.path"]) == (4, "Foo")
     shows_nothing(telemetry.everything())
 
 
@@ -473,8 +497,7 @@ async def test_a_job_that_is_cancelled_ends_its_spans(telemetry: Telemetry, tmp_
     client = FlinksClient(auth_secret="s", transport=InMemoryTransport(default=hang))
     with Job.start(tmp_path / "job", InputFile(source), JSONLFile(tmp_path / "out")) as job:
         run = asyncio.ensure_future(job.run(client, executor=telemetry.executor(InProcess())))
-        while not client.stats().requests_in_flight:
-            await asyncio.sleep(0.001)
+        await until(lambda: client.stats().requests_in_flight)
         run.cancel()
         await asyncio.wait([run])
     await client.close()
@@ -500,6 +523,7 @@ async def exported(telemetry: Telemetry, folder: Path) -> dict[str, str]:
     assert data is not None
     suffixes = {"s": "_seconds", "{request}/s": "_per_second"}  # as Prometheus' translation of OTLP adds them
     names = {name: name.replace(".", "_") + suffixes.get(unit, "") for name, unit, *_ in _GAUGES}
+    names["flinks.job.workers"] = "flinks_job_workers"  # only of runs with several
     for metric in data.resource_metrics[0].scope_metrics[0].metrics:
         suffix = suffixes.get(metric.unit, "")
         total = "_total" if type(metric.data).__name__ == "Sum" else ""

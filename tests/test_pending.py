@@ -15,8 +15,8 @@ NO_DEADLINE = Timeouts(deadline=None)
 
 
 def client_of(answers: list[object], **options: object) -> tuple[FlinksClient, InMemoryTransport, FakeClock]:
-    clock, transport = FakeClock(), InMemoryTransport({}, default=answers)  # type: ignore[arg-type]
-    client = FlinksClient(auth_secret="s", transport=transport, clock=clock, timeouts=NO_DEADLINE, **options)  # type: ignore[arg-type]
+    clock, transport = FakeClock(), InMemoryTransport({}, default=answers)
+    client = FlinksClient(auth_secret="s", transport=transport, clock=clock, timeouts=NO_DEADLINE, **options)
     return client, transport, clock
 
 
@@ -96,6 +96,6 @@ def test_may_poll(wait: float, waited: float, left: float | None, expected: bool
 
 def test_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="poll_pending must be PollPending or None"):
-        FlinksClient(auth_secret="s", poll_pending=10)  # type: ignore[arg-type]
+        FlinksClient(auth_secret="s", poll_pending=10)
     with pytest.raises(ConfigError, match=r"PollPending\.interval"):
         PollPending(interval=0)

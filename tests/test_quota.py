@@ -26,9 +26,9 @@ OK = {"GetAccountsDetail": [], "RequestId": "r"}
 
 
 def client_with(answers: list[object], retry: Retry, **options: object) -> tuple[FlinksClient, InMemoryTransport]:
-    transport = InMemoryTransport({}, default=answers)  # type: ignore[arg-type]
+    transport = InMemoryTransport({}, default=answers)
     options = {"limits": Limits(breaker=None), "clock": FakeClock(random=0.5), **options}
-    return FlinksClient(auth_secret="not in any text", transport=transport, retry=retry, **options), transport  # type: ignore[arg-type]
+    return FlinksClient(auth_secret="not in any text", transport=transport, retry=retry, **options), transport
 
 
 def answer(status: int) -> object:

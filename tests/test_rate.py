@@ -150,7 +150,7 @@ def test_rate_settings_are_checked() -> None:
     with pytest.raises(ConfigError, match="burst needs"):
         Limits(burst=3)
     with pytest.raises(ConfigError, match="no method reserve"):
-        Limits(rate_limiter=object())  # type: ignore[arg-type]
+        Limits(rate_limiter=object())
     with pytest.raises(ConfigError, match=r"Limits\.rate must be greater than 0"):
         Limits(rate=0)
     assert Limits(rate_limiter=(one := SharedLimiter())) == Limits(rate_limiter=one)

@@ -22,6 +22,7 @@ from flinks_async.limits.governor import Governor
 from flinks_async.limits.rate import PaceState
 from flinks_async.testing import Fault, FlinksServer
 from tests.cli_support import cli
+from tests.support import until
 
 from_url = pytest.importorskip("redis.asyncio").from_url
 
@@ -111,16 +112,14 @@ async def test_a_pause_and_a_learned_limit_reach_all_at_once(redis: Redis) -> No
     began = time.monotonic()
     assert governors[0].on_pace is not None
     governors[0].on_pace(PaceState(120.0, began + 30.0))
-    while governors[1].held_back == 0 and time.monotonic() < began + 5:
-        await asyncio.sleep(0.001)
+    await until(lambda: governors[1].held_back)
     assert time.monotonic() - began < 1.0
     assert 28 < governors[1].held_back <= 30
     assert governors[1].pace.limit == 120.0
     late = RedisRateLimiter(redis.url, KEY)
     governor = Governor(Limits(rate_limiter=late), SystemClock(), "host")
     await governor.acquire()
-    while governor.held_back == 0 and time.monotonic() < began + 5:
-        await asyncio.sleep(0.01)
+    await until(lambda: governor.held_back)
     assert governor.held_back > 24, "who comes later hears of it too"
     for limiter in (*limiters, late):
         await limiter.close()
@@ -178,14 +177,15 @@ def test_the_url_is_in_no_repr_and_no_pickle_and_wrong_arguments_are_named() -> 
         pickle.dumps(limiter)
     for wrong, message in (
         ({"url": f"http://{PASSWORD}"}, "must begin with redis://"),
-        ({"url": f"redis://:{PASSWORD}/x@redis.example:6379"}, "cannot be read"),
+        ({"url": f"redis://:{PASSWORD}/x@redis.example:6379"}, "cannot be used"),
+        ({"url": "redis://h?no_such_option=1"}, "only options that redis-py knows"),
         ({"rate": 0}, "rate must be"),
         ({"rate": float("nan")}, "rate must be"),
         ({"burst": 0}, "burst"),
         ({"key": 3}, "key"),
     ):
         with pytest.raises(ConfigError, match=message) as error:
-            RedisRateLimiter(**{"url": "redis://h", "key": KEY, **wrong})  # type: ignore[arg-type]
+            RedisRateLimiter(**{"url": "redis://h", "key": KEY, **wrong})
         assert PASSWORD not in str(error.value)
 
 
@@ -211,6 +211,26 @@ async def test_an_answer_of_redis_that_makes_no_sense_counts_as_none(
     assert await asyncio.wait_for(reserved, 5) < 0.2
     assert "Redis does not answer (ValueError)" in caplog.text
     await limiter.close()
+
+
+@pytest.mark.parametrize("option", ["max_connections=1", "decode_responses=no", "protocol=3", "encoding=utf-16"])
+async def test_options_of_the_url_change_nothing_on_which_the_limiter_relies(redis: Redis, option: str) -> None:
+    limiter = RedisRateLimiter(f"{redis.url}?{option}&client_name=a%2Bb", KEY, rate=100.0, burst=1)
+    await permits(limiter, 0.5)
+    assert limiter.state == "100/s by Redis, shared by 1"
+    async with from_url(redis.url) as client:
+        assert "a+b" in {one["name"] for one in await client.client_list()}
+    await limiter.close()
+
+
+async def test_a_timeout_in_the_url_does_not_keep_requests_waiting() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"redis://127.0.0.1:{silent.getsockname()[1]}?socket_timeout=60&socket_connect_timeout=60"
+        limiter = RedisRateLimiter(url, KEY, rate=10.0)
+        reserved = limiter.reserve(time.monotonic())
+        assert isinstance(reserved, Awaitable)
+        assert await asyncio.wait_for(reserved, 30) < 10.0
+        await limiter.close()
 
 
 async def test_the_doctor_does_what_the_limiter_does(redis: Redis) -> None:

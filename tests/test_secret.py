@@ -54,7 +54,7 @@ def test_secrets_are_equal_by_value_and_can_be_keys() -> None:
 @pytest.mark.parametrize("value", [None, b"bytes", 5])
 def test_only_text_can_be_a_secret(value: object) -> None:
     with pytest.raises(TypeError, match="must be a str"):
-        Secret(value)  # type: ignore[arg-type]
+        Secret(value)
 
 
 def test_of_a_subclass_of_str_the_text_alone_is_kept() -> None:
@@ -398,7 +398,7 @@ def _handled(record: logging.LogRecord, *filters: Any) -> logging.LogRecord:
     """What a handler with a `SecretFilter` emits."""
     emitted: list[logging.LogRecord] = []
     handler = logging.Handler()
-    handler.emit = emitted.append  # type: ignore[method-assign,assignment]
+    handler.emit = emitted.append
     for one in (SecretFilter(), *filters):
         handler.addFilter(one)
     handler.handle(record)
@@ -472,7 +472,7 @@ def test_filters_after_the_log_filter_get_the_masked_record() -> None:
     assert CANARY not in _handled(_record(), note, SecretFilter(), Own(), lambda one: note(one)).getMessage()
     assert seen == ["sent http://h/partneraccess/***"] * 2
     handler = logging.Handler()
-    handler.emit = lambda _: seen.append("emitted")  # type: ignore[method-assign,assignment]
+    handler.emit = lambda _: seen.append("emitted")
     handler.addFilter(SecretFilter())
     handler.addFilter(lambda _: False)
     handler.handle(_record())

@@ -54,7 +54,7 @@ def test_a_job_loses_no_token_and_hardly_repeats_itself(
     is_up: object, rate: float | None, latency: float, failure: str, seed: int
 ) -> None:
     async def main() -> tuple[Instance, int, int]:
-        instance = Instance(is_up, latency=latency, failure=failure, seed=seed)  # type: ignore[arg-type]
+        instance = Instance(is_up, latency=latency, failure=failure, seed=seed)
         bulk = config.bulk()
         settings = evolve(bulk, limits=evolve(bulk.limits, rate=rate))
         answered = lost = 0

@@ -207,7 +207,7 @@ def test_generated_answers_fit_or_are_refused_with_a_path(data: dict[str, Any]) 
     try:
         tables = answer.to_arrow()
     except WrongTypeError as error:
-        assert str(error.path).startswith("[0].GetAccountsDetail[")  # noqa: PT017
+        assert str(error.path).startswith("[0].GetAccountsDetail[")
         return
     assert tables.accounts.num_rows == len(answer.accounts)
     assert tables.accounts.column("balance_current").to_pylist() == [

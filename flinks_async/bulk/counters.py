@@ -230,7 +230,7 @@ class InstanceTrouble:
         attempts: that failed, with no success between; or calls that wait, 0 if nothing is called.
         seconds: since the first of them.
         next_try: seconds until the next request may be sent; 0 if it is not held back.
-        gives_up: seconds after which this ends the run, if it lasts; 0 if nothing is known about that.
+        gives_up: seconds after which the run, or the use of a worker, ends if this lasts; 0 if nothing is known about that.
     """
 
     host: str
@@ -348,6 +348,12 @@ class Wait:
     until: float | None = None
     reason: str | None = None
 
+    def trouble(self, now: float, attempts: int = 0) -> InstanceTrouble:
+        """How it is shown."""
+        reason = self.reason or f"still no answer from {self.place}"
+        gives_up = 0.0 if self.until is None else max(0.0, self.until - now)
+        return InstanceTrouble(self.place, reason, attempts, now - self.since, gives_up=gives_up)
+
 
 class Waits:
     """The calls of this process that block until a storage answers. While a call lasts longer than `SILENCE`, it is a
@@ -392,13 +398,7 @@ class Waits:
         now = self._clock()
         with self._changing:
             calls = [one for one in self._calls if now - one.since >= SILENCE]
-        return joined_waits(
-            InstanceTrouble(
-                one.place, one.reason or f"still no answer from {one.place}", 1, now - one.since,
-                gives_up=0.0 if one.until is None else max(0.0, one.until - now),
-            )
-            for one in calls
-        )  # fmt: skip
+        return joined_waits(one.trouble(now, 1) for one in calls)
 
     def _watch(self) -> None:
         """Runs in a thread as long as there are calls."""

@@ -15,6 +15,8 @@ FlinksError
 
 from __future__ import annotations
 
+import traceback
+
 import attrs
 
 from ..errors import FlinksError
@@ -82,3 +84,11 @@ class UnfitAnswerError(StoreError):
 
 class WorkerError(JobError):
     """Workers cannot be started or keep crashing, or a cluster is lost or has no free worker."""
+
+
+def portable(error: Exception) -> Exception:
+    """An error that can be pickled. The text of a foreign error is left out, because it may hold a token."""
+    if isinstance(error, FlinksError):
+        return error
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return WorkerError(f"a worker process failed: {type(error).__name__} at {last.filename}:{last.lineno}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 from types import NoneType
@@ -172,13 +172,15 @@ class _Recorded:
     """The answers that the ledger knows of.
 
     Attributes:
-        commits: shards with answers.
+        folder: of the job.
+        answers: the number of answers by shard.
         none: the job never began to fetch, so there are no answers.
         removed: an interrupted purge has removed some answers, or all.
         broken: the ledger cannot be read, so nothing is recorded.
     """
 
-    commits: list[Commit] = field(factory=list)
+    folder: Path
+    answers: dict[int | None, int] = field(factory=dict)
     none: bool = False
     removed: bool = False
     broken: bool = False
@@ -186,17 +188,22 @@ class _Recorded:
     @classmethod
     def of(cls, folder: Path) -> _Recorded:
         if not (folder / LEDGER).exists():  # a purge removes it after the answers
-            return cls(removed=True)
+            return cls(folder, removed=True)
         try:
             with closing(Ledger(folder / LEDGER)) as ledger:
-                commits = [commit for commit in ledger.commits() if commit.written.lines]
-                return cls(commits, none=ledger.plan() is None, removed=bool(ledger.get(PURGING)))
+                answers: dict[int | None, int] = {}
+                for one in ledger.commits():
+                    if one.written.lines:
+                        answers[one.shard.id] = one.written.lines
+                return cls(folder, answers, none=ledger.plan() is None, removed=bool(ledger.get(PURGING)))
         except (LedgerError, StoreError):
-            return cls(broken=True)
+            return cls(folder, broken=True)
 
-    def lines(self, shards: Collection[int | None]) -> int:
-        """The number of answers in these shards."""
-        return sum(commit.written.lines for commit in self.commits if commit.shard.id in shards)
+    def commits(self) -> Iterator[Commit]:
+        """The shards with answers. They are read again, because there may be 100,000."""
+        if self.answers:
+            with closing(Ledger(self.folder / LEDGER)) as ledger:
+                yield from (commit for commit in ledger.commits() if commit.shard.id in self.answers)
 
 
 def _remove_answers(folder: Path, manifest: Manifest, store: Store | None, forget: bool) -> list[str]:
@@ -206,22 +213,26 @@ def _remove_answers(folder: Path, manifest: Manifest, store: Store | None, forge
             chosen = _open_store(folder, manifest, store, resources)
         except StoreError as error:
             gone = isinstance(error, StoreMissingError)
-            if recorded.none or (gone and (recorded.removed or not (recorded.commits or recorded.broken))):
+            if recorded.none or (gone and (recorded.removed or not (recorded.answers or recorded.broken))):
                 return []
             if forget:
                 return [f"left, because they could not be found: answers of the job ({error.message})"]
             if not gone:
                 raise
-            lost = recorded.lines({commit.shard.id for commit in recorded.commits})
+            lost = sum(recorded.answers.values())
             problem = error.message
         else:
             try:
-                missing = list(chosen.missing(recorded.commits))
+                missing = list(chosen.missing(recorded.commits()))
             except LedgerError:  # its receipts were edited: what is surely the job's is removed
                 missing = []
-            lost = 0 if recorded.removed else recorded.lines({problem.shard for problem in missing})
+            lost = (
+                0
+                if recorded.removed
+                else sum(recorded.answers.get(shard, 0) for shard in {problem.shard for problem in missing})
+            )
             if not lost or forget:
-                if recorded.commits:
+                if recorded.answers:
                     _note_purge(folder)
                 told = chosen.purge()
                 return [*told, f"left, because they could not be found: {lost:,} answers of the job"] if lost else told

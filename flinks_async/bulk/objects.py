@@ -22,12 +22,10 @@ from importlib import import_module
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol, TypeVar, cast
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from attrs import field, frozen
 
-from ..checks import is_url, optional_import
+from ..checks import optional_import, parts_of_url
 from ..errors import ConfigError
 from .counters import waits
 from .files import crash_points, create, make_folder, rename_durably, sync_folder
@@ -182,8 +180,10 @@ class Bucket:
         return Object(self, name)
 
     def find(self, name: str) -> Found | None:
-        try:
+        with suppress(OSError):
             return _described(self._ask(_obstore().head, self._store, name))
+        try:  # the answer to HEAD has no body, so it does not say why it failed
+            return _described(self._ask(_obstore().get, self._store, name, options={"range": (0, 1)}).meta)
         except FileNotFoundError:
             return None
 
@@ -314,7 +314,7 @@ def place_at(url: str | None, folder: Path, *, patience: float = _PATIENCE) -> O
     """
     if url is None:
         return Folder(folder)
-    scheme, bucket, prefix = _parsed(url)
+    scheme, bucket, prefix = parts_of_url(url)
     if scheme == "file":
         return Folder(Path(prefix))
     return Bucket(url, _connected(scheme, bucket, prefix, patience), patience)
@@ -322,7 +322,7 @@ def place_at(url: str | None, folder: Path, *, patience: float = _PATIENCE) -> O
 
 def object_at(url: str) -> Object | Path:
     """The object or file of a URL. Raises ConfigError as `checked_url` does."""
-    scheme, bucket, name = _parsed(url)
+    scheme, bucket, name = parts_of_url(url)
     if scheme == "file":
         return Path(name)
     if not name:
@@ -331,47 +331,12 @@ def object_at(url: str) -> Object | Path:
     return Object(Bucket(folder, _connected(scheme, bucket, name.rpartition("/")[0])), last)
 
 
-def checked_url(url: str) -> str:
-    """A URL without a slash at its end.
-
-    Raises:
-        ConfigError: it cannot be used. The message does not repeat it, because it may hold a password.
-    """
-    if not isinstance(url, str) or not is_url(url):
-        raise ConfigError(f"url must be such as {_EXAMPLES}")
-    _parsed(url)
-    return url.rstrip("/")
-
-
-_EXAMPLES: Final = "s3://bucket/folder, gs://bucket/folder, az://container/folder or file:///mnt/shared/folder"
-
-
-def _parsed(url: str) -> tuple[str, str, str]:
-    """Scheme, bucket, and prefix of the names."""
-    scheme, _, rest = url.partition("://")
-    bucket, _, prefix = rest.partition("/")
-    prefix = prefix.rstrip("/")
-    if scheme not in ("s3", "gs", "az", "file"):
-        raise ConfigError(f"this URL has an unknown scheme. Use {_EXAMPLES}")
-    if "@" in bucket or "?" in rest:
-        raise ConfigError(
-            "a URL must hold no user, password, key or other parameter ('@' or '?'). Object storage takes its credentials "
-            "from the environment, from profiles and from roles"
-        )
-    if scheme == "file":
-        if bucket or not prefix:
-            raise ConfigError("a file URL names an absolute path, such as file:///mnt/shared/folder")
-        return scheme, "", url2pathname(urlsplit(url).path)
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", bucket):
-        raise ConfigError(f"this URL names no bucket, or one that cannot exist. Use {_EXAMPLES}")
-    if any(part in ("", ".", "..") for part in prefix.split("/") if prefix):
-        raise ConfigError("a part of this URL is empty, '.' or '..'")
-    return scheme, bucket, prefix
-
-
 def _connected(scheme: str, bucket: str, prefix: str, patience: float = _PATIENCE) -> Any:
     """A store of obstore, with the credentials of the environment."""
     stores = optional_import("obstore.store", extra="cloud")
+    for name in ("AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"):
+        if scheme == "s3" and not re.match(r"https?://[^/\s]|$", os.environ.get(name, "")):  # obstore would panic
+            raise ConfigError(f"{name} must be a URL, such as https://storage.example")
     http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
     retry = {**_RETRY, "retry_timeout": timedelta(seconds=patience)}
     options: dict[str, Any] = {"client_options": {**_CLIENT, "allow_http": http}, "retry_config": retry}
@@ -413,17 +378,27 @@ def _obstore() -> Any:
 
 _CODE: Final = re.compile(r"<Code>([A-Za-z]{3,40})</Code>")
 _STATUS: Final = re.compile(r"status code: (\d{3}) ")
+_DENIED: Final = "permission is denied. The credentials must allow to get, put, list and delete here"
 _HINTS: Final = {  # by a part of the text, or by the class of the error
-    "NoSuchBucket": "the bucket does not exist",
+    "NoSuchBucket": "the bucket does not exist. Create it, or correct the URL",
+    "InvalidBucketName": "no bucket can have this name",
     "InvalidAccessKeyId": "the access key is unknown",
     "SignatureDoesNotMatch": "the secret access key is wrong",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong",
+    "ExpiredToken": "the credentials have expired",
+    "InvalidToken": "the credentials are refused",
+    "AuthorizationHeaderMalformed": "the bucket is in another region, which AWS_REGION must name",
+    "QuotaExceeded": "the quota of the storage is used up",
+    "SlowDown": "the storage asks for fewer requests",
+    "EntityTooLarge": "a part is too large for one PUT. Start a job with fewer tokens in a shard",
+    "AccessDenied": _DENIED,
     "BadScheme": "its endpoint is not https, and AWS_ALLOW_HTTP is not true",
-    "kind: Connect": "there is no connection to it",
+    "kind: Connect": "there is no connection to it. Check its endpoint and the network",
     "kind: Timeout": "it did not answer in time",
     "configured region": "the bucket is in another region, which AWS_REGION must name",
     "instance metadata": "there are no credentials (environment, profile or role)",
     "169.254.169.254": "there are no credentials (environment, profile or role)",
-    "PermissionDeniedError": "permission is denied",
+    "PermissionDeniedError": _DENIED,
     "UnauthenticatedError": "the credentials are refused",
     "InvalidPathError": "no object can have this name",
 }
@@ -433,18 +408,21 @@ def _ask(function: Callable[..., T], *args: object, **options: object) -> T:
     """Calls obstore. Raises OSError without the texts of obstore."""
     try:
         return function(*args, **options)
-    except Exception as error:
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":  # of Rust
+            raise
         problem = _problem(error)
     raise problem
 
 
-def _problem(error: Exception) -> OSError:
+def _problem(error: BaseException) -> OSError:
     text, name = str(error), type(error).__name__
     hint = next((words for sign, words in _HINTS.items() if sign in text or sign == name), None)
     if isinstance(error, FileNotFoundError) and hint is None:
         return FileNotFoundError(errno.ENOENT, "there is no such object")
-    status, code = _STATUS.search(text), _CODE.search(text)
-    parts = [hint or "the object storage failed"]
-    parts += [f"status {status[1]}"] if status else []
-    parts += [code[1]] if code else []
-    return OSError(errno.EIO, ", ".join(parts) if status or code or hint else f"{parts[0]} ({name})")
+    found = [*(f"status {status}" for status in _STATUS.findall(text)[:1]), *_CODE.findall(text)[:1]] or [name] * (
+        not hint
+    )
+    cause, dot, advice = (hint or "the object storage failed").partition(". ")
+    details = f" ({', '.join(found)})" if found else ""
+    return OSError(errno.EIO, f"{cause}{details}{dot}{advice}")

@@ -28,7 +28,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from typing import Any, Final, Generic, Literal, TypeVar
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs.validators import optional
 
 from ..checks import at_once, count, not_negative, positive_or_none, share, whole
@@ -93,6 +93,24 @@ class Rules:
     unreachable_after: float | None = field(default=120.0, validator=positive_or_none)
     drain: float = field(default=20.0, validator=not_negative)
 
+    def part(self, place: int, places: int) -> Rules:
+        """The rules of one of several workers, without those that the job watches.
+
+        Raises:
+            ConfigError: the concurrency is lower than the number of workers.
+        """
+        if self.concurrency is not None:
+            refuse_too_few(self.concurrency, places)
+        return evolve(
+            self,
+            concurrency=None if self.concurrency is None else part(self.concurrency, place, places),
+            open_shards=part(self.open_shards, place, places),
+            max_failures=None,
+            max_failure_share=None,
+            max_duration=None,
+            unreachable_after=None,
+        )
+
     def broken_by(self, failed: int, done: int) -> str | None:
         """Why these numbers of tokens stop a run; None if they do not."""
         if self.max_failures is not None and failed > self.max_failures:
@@ -111,6 +129,17 @@ class Rules:
         if answered or self.unreachable_after is None or trouble.seconds < self.unreachable_after:
             return None
         return f"{trouble.without_next_try}; {trouble.host} {NEVER_ANSWERED}"
+
+
+def part(whole: int, place: int, places: int) -> int:
+    """One worker's part of a number, at least 1. If the number is at least `places`, the parts add up to it."""
+    return max(1, whole // places + (place < whole % places))
+
+
+def refuse_too_few(concurrency: int, places: int) -> None:
+    """Raises ConfigError if workers would be without a request."""
+    if concurrency < places:
+        raise ConfigError(f"{places} processes need a concurrency of at least {places} in all, not {concurrency}")
 
 
 def meets_every_token(error: FlinksError) -> bool:

@@ -18,6 +18,7 @@ from ..checks import counted
 from ..clock import Clock, SystemClock
 from ..codec import Drift
 from ..errors import FlinksError
+from ..limits.shared import RedisRateLimiter
 from .counters import SILENCE, Counters, InstanceTrouble, Phase, Progress, joined_waits, waits
 from .errors import LedgerError, StoreError, UnfitAnswerError
 from .executors import Executor, Work
@@ -95,6 +96,8 @@ class Run:
         self._log = work.log
         self._selection = work.selection
         self._one_instance = None in work.clients
+        limiters = {client.settings.limits.rate_limiter for client in work.clients.values()}
+        self._limiters = [one for one in limiters if isinstance(one, RedisRateLimiter)]
         self._clock = clock or SystemClock()
         self._execution = executor.map_shards(work, self._next, self._take)
         self._writing, self._reading = threads or (Thread("flinks-async-store"), Thread("flinks-async-ledger"))
@@ -288,6 +291,10 @@ class Run:
                 InstanceTrouble(host, f"still no answer from {host}", counters.in_flight, now - since)
                 for host in counters.instances
             )
+        without_redis = max((limiter.without_redis for limiter in self._limiters), default=0.0)
+        if without_redis:
+            reason = "Redis does not answer, so the rate is not shared"
+            troubles += (InstanceTrouble("Redis", reason, 0, without_redis),)
         return troubles + counters.waits
 
     def _log_troubles(self, troubles: Sequence[InstanceTrouble], now: float) -> None:
@@ -337,7 +344,8 @@ class Run:
         done = counters.fetched + counters.failed
         lately = self._rate_of_last_minute.at(now, done)
         troubles = joined_waits((*self._troubles(counters, now), *waits.troubles()))
-        moving = lately > 0 and not any(trouble.seconds >= LASTING for trouble in troubles)
+        # A missing worker, with no attempts, leaves the time of the others.
+        moving = lately > 0 and not any(trouble.attempts and trouble.seconds >= LASTING for trouble in troubles)
         phase: Phase = "over" if self._over else "fetching" if self._execution.stopped is None else "draining"
         return Progress(
             phase=phase,

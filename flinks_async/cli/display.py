@@ -226,15 +226,10 @@ def _progress_lines(progress: Progress) -> tuple[str, str]:
 
 
 def worker_notes(workers: Sequence[WorkerState]) -> list[str]:
-    """Workers that are missing, and how many have died."""
-    missing = [worker.name for worker in workers if worker.note == WAITED_FOR]
-    dead = sum(bool(worker.note) for worker in workers) - len(missing)
-    notes = (
-        [f"waiting for {missing[0]}" + (f" ({len(missing)} are missing)" if len(missing) > 1 else "")]
-        if missing
-        else []
-    )
-    return notes + ([f"{counted(dead, 'worker')} died"] if dead else [])
+    """How many workers are missing, and how many have died."""
+    missing = sum(worker.note == WAITED_FOR for worker in workers)
+    dead = sum(bool(worker.note) for worker in workers) - missing
+    return [f"{counted(number, 'worker')} {what}" for number, what in ((missing, "missing"), (dead, "died")) if number]
 
 
 def _percent(share: float) -> str:

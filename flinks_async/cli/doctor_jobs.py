@@ -24,8 +24,8 @@ from ..bulk.errors import JobLockedError
 from ..bulk.executors.cluster import ClusterExecutor
 from ..bulk.files import MANIFEST
 from ..bulk.inputs import STDIN
-from ..bulk.objects import Folder, checked_url, object_at, place_at
-from ..checks import counted, is_url, optional_import
+from ..bulk.objects import Folder, object_at, place_at
+from ..checks import checked_url, counted, is_url, optional_import
 from ..errors import FlinksError
 from ..limits.shared import RedisRateLimiter
 from .access import Access, secret_references
@@ -37,6 +37,7 @@ State = Literal["ok", "warning", "problem"]
 TIMEOUT: Final = 10.0
 LITTLE_SPACE: Final = 1 << 30
 
+_ELSEWHERE: Final = "Choose another directory, or let this user write to it"
 _TABLES_NEED: Final = ("SELECT", "INSERT", "DELETE")
 
 
@@ -83,9 +84,10 @@ def check_directory(folder: Path) -> Iterator[CheckResult]:
                 "directory", "ok", f"{folder} is no job yet; files in {existing} can be written and locked"
             )
     except FlinksError as error:
-        yield CheckResult("directory", "problem", *error.message.partition(". ")[::2])
+        text, _, advice = error.message.partition(". ")
+        yield CheckResult("directory", "problem", text, advice or _ELSEWHERE)
     except OSError as error:
-        advice = "Choose another directory, or change its owner"
+        advice = _ELSEWHERE
         yield CheckResult("directory", "problem", f"{existing} cannot be written: {error.strerror or error}", advice)
     free = shutil.disk_usage(existing).free
     level: State = "warning" if free < LITTLE_SPACE else "ok"
@@ -140,7 +142,7 @@ def _store(store: dict[str, Any], folder: Path, running: bool) -> Iterator[Check
 def check_storage(url: str) -> Iterator[CheckResult]:
     """Does with an empty object what a job does with its parts."""
     name = f"doctor-{secrets.token_hex(8)}"
-    step, where = "reached", "this URL"  # a URL that is refused may hold a password
+    step, where = "", ""
     try:
         place = place_at(checked_url(url), Path(), patience=TIMEOUT)
         if isinstance(place, Folder):
@@ -153,7 +155,10 @@ def check_storage(url: str) -> Iterator[CheckResult]:
         found = place.find(name)
         step = "deleted"
         place.delete([name])
-    except (FlinksError, OSError) as error:
+    except FlinksError as error:
+        yield CheckResult("storage", "problem", *error.message.partition(". ")[::2])
+        return
+    except OSError as error:
         text = f"an object at {where} cannot be {step}: {_words(error)}"
         advice = (
             "Check the credentials, the region and the endpoint in the environment (AWS_ACCESS_KEY_ID, AWS_REGION, "
@@ -181,7 +186,11 @@ def check_cluster(workers: Workers, access: Access) -> Iterator[CheckResult]:
         yield CheckResult("cluster", "problem", *error.message.partition(". ")[::2])
         return
     except Exception as error:  # engines raise of many kinds
-        reason = "it does not answer in time" if isinstance(error, TimeoutError) else _words(error)
+        reason = "it does not answer in time"
+        if not isinstance(error, TimeoutError):
+            reason = (
+                _words(error) if isinstance(error, OSError) else f"no such cluster answers ({type(error).__name__})"
+            )
         advice = "Ask whether it is running, whether a worker is free, and whether this machine and it use TLS alike"
         yield CheckResult("cluster", "problem", f"{address} cannot be used: {reason}", advice)
         return

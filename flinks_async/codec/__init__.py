@@ -52,8 +52,8 @@ class Codec:
             steps of the event loop short. JSON errors are still found at once. A value of a wrong type, a number out of
             range or deep nesting inside a transaction is found when you read the transactions: as a `DecodeError` whose
             `path` is the place in the whole answer. `==`, `to_dict()`, `to_json()` and pickling read them; `repr` only
-            counts them. An answer with fields that were not seen before, and in a client one larger than 2 MiB, is decoded with
-            its transactions.
+            counts them. An answer is decoded with its transactions if it has other fields than the answers before, and in a
+            client if it is larger than 2 MiB.
         wrong_types: what to do with a value of the wrong type, such as a date that is none: "error" raises a `WrongTypeError`;
             "extra" keeps the answer: the field has its default (None, or no items), the value is in the object's `extra`,
             and the log `flinks_async` has one warning for each field.
@@ -114,7 +114,7 @@ class Codec:
             NotJSONError: the body is not JSON. The subclass JSONLimitError: it exceeds a limit for account data.
             WrongTypeError: a value has the wrong type. `path` is its place.
         """
-        decoder = self._decoder
+        decoder, observed = self._decoder, self._decoder.observed
         whole = decoder.whole
         try:
             if len(body) > COUNTED_SIZE and _run(count_steps(body)) > MAX_VALUES:
@@ -124,7 +124,10 @@ class Codec:
         except FALLBACK_ERRORS:
             pass
         else:
-            decoder.ended()
+            if observed.odd:
+                decoder.ended()
+            else:
+                observed.answers += 1
             return answer
         return _run(decoder.counted(decoder.fallback_steps(body, meta, whole)))
 

@@ -1,4 +1,4 @@
-"""The compiled path: bytes to models by structs and functions that are generated from the attrs classes.
+"""The compiled path: bytes to models by structs and functions that are generated from the models.
 
 msgspec decodes the bytes into structs, and generated functions turn the structs into models. For every body, this path
 either returns exactly what the reference path returns, or raises one of `FALLBACK_ERRORS`; then the reference path decides.
@@ -8,8 +8,8 @@ Three things make it fast:
 - A struct requires the fields that no object of its class has lacked so far (see `ObservedFields`), so that nothing has to look
   for them.
 - Amounts are made by a method of a decimal context that traps values out of range, so that they need no second check.
-- A model begins as an instance of a mutable class with the same slots, and gets its own frozen class when it is filled (see
-  `mutable_class`).
+- A struct is a mutable subclass of its model. When its values are checked, the object itself becomes a model by assignment of
+  `__class__`. Only an object with unknown fields is made again, because it has other members.
 
 `ObservedFields` records the fields that answers really have: unknown keys and missing fields, by class. The structs are
 generated for them. The reference path decodes an answer with other fields and records them; then the structs are generated
@@ -23,6 +23,7 @@ import re
 from collections.abc import Callable, Iterator
 from decimal import Decimal, DecimalException
 from functools import lru_cache, partial
+from itertools import repeat
 from types import CodeType
 from typing import Any, Final
 
@@ -31,8 +32,8 @@ from attrs import frozen
 from cattrs import Converter
 from msgspec import NODEFAULT, UNSET, Raw
 
-from ..models import SCHEMA, Model, PartnerAccessResponse, Timestamp, Transaction
-from ..schema import AMOUNT, DEFAULT_WIRE_STATE, Field, FieldKind, WireState, mutable_class
+from ..models import NO_META, SCHEMA, Model, PartnerAccessResponse, Timestamp, Transaction
+from ..schema import AMOUNT, DEFAULT_WIRE_STATE, Field, FieldKind, WireState
 from . import reference
 from .observed import OPEN_SETS, ObservedFields, usually_absent
 from .on_access import OnAccessAccount, ReadArray, pending_or_none
@@ -58,16 +59,22 @@ class CompiledClass:
     Attributes:
         struct: the class that msgspec fills.
         build: makes a model of a struct.
-        build_list: makes a tuple of models of a list of structs.
+        build_list: makes a tuple of models of a tuple of structs.
+        in_place: whether the structs themselves become the models.
     """
 
     struct: Any
     build: Callable[..., Any]
     build_list: Callable[..., tuple[Any, ...]]
+    in_place: bool
 
 
 DecoderPair = tuple[Callable[[Any], Any], Callable[..., Any]]
 """Two functions: bytes to structs, and structs to models."""
+
+
+class _NeverDecoded:
+    """The type of a member that is not decoded: no JSON value has it. Its key begins with "-", so it is none that is learned."""
 
 
 _MEMBER_TYPES: Final[dict[FieldKind, Any]] = {
@@ -128,7 +135,7 @@ class Compiler:
                 raise Fallback
             compiled = self._class(cls, raw_classes)
             struct: Any = compiled.struct
-            struct, build = (list[struct], compiled.build_list) if many else (struct, compiled.build)
+            struct, build = (tuple[struct, ...], compiled.build_list) if many else (struct, compiled.build)
             found = msgspec.json.Decoder(struct, float_hook=AMOUNT.create_decimal).decode, build
             self._pairs[key] = found
         return found
@@ -141,20 +148,15 @@ class Compiler:
 
     def _compile(self, cls: type[Model], raw_classes: RawClasses) -> CompiledClass:
         unknown = self._observed.unknown(cls)
-        try:
-            mutable, mutable_state = mutable_class(cls), mutable_class(WireState)
-        except TypeError:
-            raise Fallback from None
         names: dict[str, Any] = {
             "Final": cls,
-            "Final_mutable": mutable,
             "State": WireState,
-            "State_mutable": mutable_state,
             "Class": cls,
             "CONTAINERS": CONTAINERS,
             "DEFAULT": DEFAULT_WIRE_STATE,
             "Decimal": Decimal,
             "UNSET": UNSET,
+            "any": any,
             "amount": _amount,
             "check_limits": check_limits,
             "decode_any": decode_any,
@@ -163,29 +165,41 @@ class Compiler:
             "states": reference.WireStates(SCHEMA[cls]),
             "timestamp": Timestamp.parse,
             "len": len,
-            "list": list,
+            "map": map,
+            "set_class": _SET_CLASS,
+            "tuple": tuple,
             "odd": self._observed.odd.add,
             "int": int,
             "type": type,
         }
+        hidden = self._observed.hidden(cls)
         members = [self._member(cls, field, bit, raw_classes, names) for bit, field in enumerate(SCHEMA[cls])]
-        often_absent = usually_absent(cls)
-        usual = mask_of([member for member in members if member.field.wire in often_absent])
+        never = [member for member in members if member.field.wire in hidden]
+        members = [member for member in members if member.field.wire not in hidden]
+        usual = mask_of(never)
         names["usual"] = names["states"][usual]
-        state = f"DEFAULT if not m else usual if m == {usual} else states[m]" if needs_mask(members) else "DEFAULT"
-        body = [
-            "o = Final_mutable()",
-            *read_members(members, often_absent),
-            *self._find_odd(cls, members, names),
-            *(read_unknown(unknown, state, raw=bool(raw_classes)) if unknown else [f"o._wire = {state}"]),
-            *(["o.meta = meta"] if cls is PartnerAccessResponse else []),
-            "o.__class__ = Final",
-        ]
         if any(member.convert == "read_later(v)" for member in members):
             names["Final"] = OnAccessAccount
-        argument = "meta" if cls is PartnerAccessResponse else ""
-        build, build_list = compile_builders(cls.__name__, body, names, argument)
-        return CompiledClass(_struct(cls, members, unknown, Raw if raw_classes else Any), build, build_list)
+        names["finals"] = repeat(names["Final"])
+        internal = {"wire_state": names["usual"], **{member.field.name: member.absent_value for member in never}}
+        meta = cls is PartnerAccessResponse
+        if meta:
+            internal["meta"] = NO_META
+        struct = _struct(cls, members, internal, unknown, Raw if raw_classes else Any)
+        body = [*read_members(members, usual, len(SCHEMA[cls])), *self._find_odd(cls, members, names)]
+        state = f"usual if m == {usual} else states[m]" if needs_mask(members) else "usual"
+        if unknown:
+            body += read_unknown(unknown, state, raw=bool(raw_classes))
+            values = [field.name for field in SCHEMA[cls]] + ["meta"] * meta
+            made = f"Final(wire_state=w, {', '.join(f'{name}=s.{name}' for name in values)})"
+        else:
+            _check_layout(struct, names["Final"])
+            body += [f"if m != {usual}: s._wire = states[m]"] if needs_mask(members) else []
+            made = ""
+        if meta:
+            body.append("s.meta = meta")
+        build, build_list = compile_builders(cls.__name__, body, made, names, "meta" if meta else "")
+        return CompiledClass(struct, build, build_list, in_place=not unknown)
 
     def _find_odd(self, cls: type[Model], members: list[Member], names: dict[str, Any]) -> Iterator[str]:
         """Statements that note documented fields that are missing, and new values of open sets."""
@@ -197,63 +211,82 @@ class Compiler:
         if reference.has_default_hook(self._converter, str):  # a value of a hook may be anything
             for name in OPEN_SETS.get(cls, ()):
                 names[f"known_{name}"], names[f"new_{name}"] = self._observed.known_values(cls, name)
-                yield f"if o.{name} not in known_{name}: new_{name}(o.{name})"
+                yield f"if s.{name} not in known_{name}: new_{name}(s.{name})"
 
     def _member(
         self, cls: type[Model], field: Field, bit: int, raw_classes: RawClasses, names: dict[str, Any]
     ) -> Member:
-        type_, convert = self._type(field, bit, raw_classes, names)
-        return Member(field, bit, type_, field.wire in self._observed.optional(cls), convert)
+        type_, convert, in_place = self._type(field, bit, raw_classes, names)
+        return Member(field, bit, type_, field.wire in self._observed.optional(cls), convert, in_place)
 
-    def _type(self, field: Field, bit: int, raw_classes: RawClasses, names: dict[str, Any]) -> tuple[Any, str]:
-        """The type of a struct's member, and the expression that converts its value `v`."""
+    def _type(self, field: Field, bit: int, raw_classes: RawClasses, names: dict[str, Any]) -> tuple[Any, str, bool]:
+        """The type of a struct's member, the expression that converts its value `v`, and whether that changes `v` itself."""
         cls = field.model or reference.TYPES[field.kind]
         if cls is Transaction and self._read_later is not None and not raw_classes:
             names["read_later"] = partial(pending_or_none, self._read_later)
-            return Raw, "read_later(v)"
+            return Raw, "read_later(v)", False
         if cls in raw_classes and field.kind is FieldKind.ARRAY:
-            return list[Raw] | None, "v"
+            return list[Raw] | None, "v", False
         if field.model is None and reference.has_default_hook(self._converter, cls):
-            return _MEMBER_TYPES[field.kind], _CONVERSIONS.get(field.kind, "v")
+            return _MEMBER_TYPES[field.kind], _CONVERSIONS.get(field.kind, "v"), False
         if not reference.has_default_hook(self._converter, cls):
             names[f"read{bit}"] = reference.field_reader(field, self._converter)
-            return Raw, f"read{bit}(v)"
+            return Raw, f"read{bit}(v)", False
         assert field.model is not None
         compiled = self._class(field.model, raw_classes)
         struct: Any = compiled.struct
         one, many = f"build{bit}", f"build_list{bit}"
         names[one], names[many] = compiled.build, compiled.build_list
         if field.kind is FieldKind.OBJECT:
-            return struct | None, f"{one}(v)"
+            return struct | None, f"{one}(v)", compiled.in_place
         if field.kind is FieldKind.ARRAY:
-            return list[struct] | None, f"{many}(v)"
-        return (
-            list[struct] | struct | None,
-            f"{one}(v) if type(v) is not list else ({one}(v[0]),) if len(v) == 1 else {many}(v)",
-        )
+            return tuple[struct, ...] | None, f"{many}(v)", compiled.in_place
+        single = f"{one}(v[0])" if compiled.in_place else f"({one}(v[0]),)"  # `build` is faster for one
+        convert = f"{one}(v) if type(v) is not tuple else {single} if len(v) == 1 else {many}(v)"
+        return tuple[struct, ...] | struct | None, convert, compiled.in_place
 
 
-def _struct(cls: type[Model], members: list[Member], unknown: tuple[str, ...], unknown_type: Any) -> Any:
-    documented = [
-        (f"f{m.bit}", m.type, msgspec.field(name=m.field.wire, default=UNSET if m.optional else NODEFAULT))
-        for m in members
-    ]
-    others = [(f"x{n}", unknown_type, msgspec.field(name=key, default=UNSET)) for n, key in enumerate(unknown)]
-    return msgspec.defstruct(cls.__name__, [*documented, *others], forbid_unknown_fields=True, gc=False, kw_only=True)
+def _struct(
+    cls: type[Model], members: list[Member], internal: dict[str, Any], unknown: tuple[str, ...], unknown_type: Any
+) -> Any:
+    found = [(m.field.name, m.type, _json(m.field.wire, UNSET if m.optional else NODEFAULT)) for m in members]
+    found += [(name, _NeverDecoded, _json(f"-{name}", value)) for name, value in internal.items()]
+    found += [(f"x{n}", unknown_type, _json(key, UNSET)) for n, key in enumerate(unknown)]
+    options: Any = {"forbid_unknown_fields": True, "kw_only": True, "eq": False, "gc": False}
+    struct: Any = msgspec.defstruct(f"_{cls.__name__}", found, bases=(cls,), **options)
+    # Set afterwards, because msgspec would replace them by a function for which Python's interpreter has no fast path.
+    struct.__setattr__, struct.__delattr__ = object.__setattr__, object.__delattr__
+    return struct
 
 
-# --- the source of a builder: how the struct `s` becomes the model `o` ---
+def _json(key: str, default: Any) -> Any:
+    return msgspec.field(name=key, default=default)
+
+
+_SET_CLASS: Final[Any] = object.__dict__["__class__"].__set__
+
+
+def _check_layout(struct: Any, cls: type[Model]) -> None:
+    """Raises Fallback if the interpreter does not let an object of the struct become one of the class."""
+    try:
+        _SET_CLASS(object.__new__(struct), cls)
+    except TypeError:
+        raise Fallback from None
+
+
+# --- the source of a builder: how the struct `s` becomes a model ---
 
 
 @frozen
 class Member:
-    """A member of the struct `s` that becomes a field of the model `o`.
+    """A member of the struct `s` that becomes a field of the model.
 
     Attributes:
-        bit: its number. The member is `f{bit}`.
+        bit: its number.
         type: the type that msgspec decodes.
         optional: whether it may be UNSET.
         convert: an expression of `v` for a value other than null and UNSET. "v" leaves it as it is.
+        in_place: whether `convert` changes the value itself.
     """
 
     field: Field
@@ -261,31 +294,24 @@ class Member:
     type: Any
     optional: bool
     convert: str
+    in_place: bool
 
     @property
-    def absent(self) -> str:
-        return "()" if self.field.kind is FieldKind.ARRAY else "None"
+    def absent_value(self) -> Any:
+        return () if self.field.kind is FieldKind.ARRAY else None
 
 
-def read_members(members: list[Member], usually_absent: frozenset[str]) -> Iterator[str]:
-    """Statements that fill the fields of `o`, and the mask `m` of its absent fields and null arrays (see `WireStates`)."""
-    rare = [member for member in members if member.optional and member.field.wire in usually_absent]
+def read_members(members: list[Member], usual: int, width: int) -> Iterator[str]:
+    """Statements that convert the values of `s`, and find the mask `m` of absent fields and null arrays (see `WireStates`).
+
+    Args:
+        usual: the mask of the fields that are no members.
+        width: the number of all fields.
+    """
     if needs_mask(members):
-        yield "m = 0"
-    if len(rare) > 1:
-        yield f"if {' and '.join(f's.f{member.bit} is UNSET' for member in rare)}:"
-        yield f"    m = {mask_of(rare)}"
-        for value in ("None", "()"):
-            targets = [f"o.{member.field.name} = " for member in rare if member.absent == value]
-            if targets:
-                yield f"    {''.join(targets)}{value}"
-        yield "else:"
-        for member in rare:
-            for line in _read(member, len(members)):
-                yield f"    {line}"
-        members = [member for member in members if member not in rare]
+        yield f"m = {usual}"
     for member in members:
-        yield from _read(member, len(members) + len(rare))
+        yield from _read(member, width)
 
 
 def needs_mask(members: list[Member]) -> bool:
@@ -298,34 +324,34 @@ def mask_of(members: list[Member]) -> int:
 
 def _read(member: Member, width: int) -> Iterator[str]:
     field, convert, optional = member.field, member.convert, member.optional
-    null = f"v = (); m += {1 << member.bit + width}" if field.kind is FieldKind.ARRAY else "pass"
-    unset = f"v = {member.absent}; m += {1 << member.bit}"
-    if not optional and convert == "v" and field.kind is not FieldKind.ARRAY:
-        yield f"o.{field.name} = s.f{member.bit}"
+    place, array = f"s.{field.name}", field.kind is FieldKind.ARRAY
+    if convert == "v" and not optional and not array:
         return
-    yield f"v = s.f{member.bit}"
+    yield f"v = {place}"
+    if optional:
+        yield f"if v is UNSET: {place} = {member.absent_value}; m += {1 << member.bit}"
+    start, store = "elif" if optional else "if", f"{'' if member.in_place else f'{place} = '}{convert}"
     if member.type is Raw:
-        yield f"if v is not UNSET: v = {convert if convert == 'read_later(v)' else 'decode_any(v)'}"
-    if field.kind in (FieldKind.AMOUNT, FieldKind.INTEGER) and member.type is not Raw:
-        yield f"if v is not None and type(v) is not {'Decimal' if field.kind is FieldKind.AMOUNT else 'int'}:"
-        if optional:
-            yield f"    if v is UNSET: {unset}"
+        later = convert == "read_later(v)"
+        yield "if v is not UNSET:"
+        yield f"    v = {convert if later else 'decode_any(v)'}"
+        yield f"    if v is None: {f'v = (); m += {1 << member.bit + width}' if array else 'pass'}"
+        if not later:
             yield f"    else: v = {convert}"
-        else:
-            yield f"    v = {convert}"
-    elif convert == "v" and field.kind is not FieldKind.ARRAY:
-        yield f"if v is UNSET: {unset}"
-    else:
-        if optional:
-            yield f"if v is UNSET: {unset}"
-        yield f"{'elif' if optional else 'if'} v is None: {null}"
-        if convert != "read_later(v)":
-            yield f"else: v = {convert}"
-    yield f"o.{field.name} = v"
+        yield f"    {place} = v"
+    elif array:
+        yield f"{start} v is None: {place} = (); m += {1 << member.bit + width}"
+        if convert != "v":
+            yield f"else: {store}"
+    elif field.kind in (FieldKind.AMOUNT, FieldKind.INTEGER):
+        right = "Decimal" if field.kind is FieldKind.AMOUNT else "int"
+        yield f"{start} v is not None and type(v) is not {right}: {store}"
+    elif convert != "v":
+        yield f"{start} v is not None: {store}"
 
 
 def read_unknown(keys: tuple[str, ...], state: str, *, raw: bool) -> Iterator[str]:
-    """Statements that put the unknown members `x0`, `x1`, ... into `o._wire`.
+    """Statements that make the wire state `w`, with the unknown members `x0`, `x1`, ...
 
     Args:
         state: the expression of the wire state without unknown fields.
@@ -339,35 +365,36 @@ def read_unknown(keys: tuple[str, ...], state: str, *, raw: bool) -> Iterator[st
         yield from check
         yield f"if v is not UNSET: x[{key!r}] = v; odd(unknown{number})"
     yield f"w = {state}"
-    yield "if not x: o._wire = w"
-    yield "elif w is DEFAULT: o._wire = x"
-    yield "else:"
-    yield "    e = State_mutable()"
-    yield "    e.extra = x"
-    yield "    e.absent = w.absent"
-    yield "    e.nulls = w.nulls"
-    yield "    e.__class__ = State"
-    yield "    o._wire = e"
+    yield "if x: w = x if w is DEFAULT else State(x, w.absent, w.nulls)"
 
 
-def compile_builders(name: str, body: list[str], names: dict[str, Any], argument: str) -> tuple[Any, Any]:
-    """Two functions that run `body`: for one struct, and for each struct of a list."""
-    source = "\n".join(body)
+def compile_builders(name: str, body: list[str], made: str, names: dict[str, Any], argument: str) -> tuple[Any, Any]:
+    """Two functions that run `body`: for one struct, and for each struct of a tuple.
+
+    Args:
+        made: the expression of a new model; empty if the struct itself becomes the model.
+    """
+    source = "\n".join([*body, made, "set_class finals map any"])
     parameter = f", {argument}" if argument else ""
     # In the loop, default arguments make the names local, which is faster. For a single struct, globals are cheaper.
     locals_ = ", ".join(f"{key}={key}" for key in names if re.search(rf"\b{key}\b", source))
-    build = [f"def build(s{parameter}):", "    last = 0", *(f"    {line}" for line in body), "    return o"]
+    end = [f"return {made}"] if made else ["s.__class__ = Final", "return s"]
+    first = ["    last = 0"] if re.search(r"\blast\b", source) else []
+    build = [f"def build(s{parameter}):", *first, *(f"    {line}" for line in [*body, *end])]
+    loop = [*body, f"append({made})"] if made else body
     build_list = [
         f"def build_list(structs{parameter}, {locals_}):",
-        "    models = []",
-        "    append = models.append",
-        "    last = 0",
+        *first,
+        *(["    models = []", "    append = models.append"] if made else []),
         "    for s in structs:",
-        *(f"        {line}" for line in body),
-        "        append(o)",
-        "    return tuple(models)",
+        *(f"        {line}" for line in loop or ["break"]),
+        *([] if made else ["    any(map(set_class, structs, finals))  # faster than in the loop"]),
+        f"    return {'tuple(models)' if made else 'structs'}",
     ]
     exec(_compile("\n".join([*build, *build_list]), f"<{name} from structs>"), names)
+    for builder in (names["build"], names["build_list"]):
+        # A copy, because the interpreter specializes code for the classes that it meets, and each codec has its own structs.
+        builder.__code__ = builder.__code__.replace()
     return names["build"], names["build_list"]
 
 

@@ -15,7 +15,7 @@ from typing import Final, Literal
 import msgspec
 from attrs import evolve, frozen
 
-from ..models import MODELS, SCHEMA, Account, AccountsDetail, Model, PartnerAccessResponse, Transaction
+from ..models import MODELS, SCHEMA, Account, AccountsDetail, Model, PartnerAccessResponse
 from ..schema import FieldKind
 
 MAX_UNKNOWN_KEYS: Final = 16
@@ -32,12 +32,10 @@ USUALLY_ABSENT: Final[dict[type[Model], frozenset[str]]] = {
     # Documented for another endpoint only.
     Account: frozenset({"EftEligibleRatio", "ETransferEligibleRatio"}),
 }
-"""Fields that the compiled path checks with one condition, because most objects have none of them."""
+"""Fields that the compiled path does not expect, until an object has one. They are no drift if they are missing."""
 
 REQUIRED_AT_FIRST: Final[dict[type[Model], frozenset[str]]] = {
-    PartnerAccessResponse: frozenset({"GetAccountsDetail", "RequestId"}),
-    AccountsDetail: frozenset({"LoginId", "CustomerId"}),
-    Transaction: frozenset(field.wire for field in SCHEMA[Transaction]),
+    cls: frozenset(field.wire for field in SCHEMA[cls]) - USUALLY_ABSENT.get(cls, frozenset()) for cls in MODELS
 }
 """Fields that the compiled path expects in every object, until an object lacks one."""
 
@@ -142,7 +140,7 @@ class ObservedFields:
         odd: the differences of the answer that is being decoded.
     """
 
-    __slots__ = ("_drift", "_known", "_optional", "_time", "_unknown", "answers", "odd", "version")
+    __slots__ = ("_drift", "_hidden", "_known", "_optional", "_time", "_unknown", "answers", "odd", "version")
 
     def __init__(self, time: Callable[[], float] = time.time) -> None:
         self.version = 0
@@ -153,13 +151,18 @@ class ObservedFields:
         self._drift: dict[tuple[DriftKind, str], tuple[int, int, float]] = {}
         self._known: dict[str, set[object]] = {}
         self._optional = {
-            cls: frozenset(field.wire for field in SCHEMA[cls]) - REQUIRED_AT_FIRST.get(cls, _NONE) for cls in MODELS
+            cls: frozenset(field.wire for field in SCHEMA[cls]) - REQUIRED_AT_FIRST[cls] for cls in MODELS
         }
+        self._hidden = {cls: usually_absent(cls) for cls in MODELS}
         self._unknown: dict[type[Model], tuple[str, ...]] = dict.fromkeys(MODELS, ())
 
     def optional(self, cls: type[Model]) -> frozenset[str]:
         """Wire names of the documented fields that may be missing."""
         return self._optional[cls]
+
+    def hidden(self, cls: type[Model]) -> frozenset[str]:
+        """Wire names of the documented fields that no object has had, and that most objects do not have."""
+        return self._hidden[cls]
 
     def unknown(self, cls: type[Model]) -> tuple[str, ...]:
         """The undocumented keys, in the order in which they were first seen."""
@@ -167,6 +170,9 @@ class ObservedFields:
 
     def record(self, cls: type[Model], unknown: Iterable[str], absent: Iterable[str]) -> None:
         """Records one object: its unknown keys and its absent fields."""
+        if not self._hidden[cls].issubset(absent):
+            self._hidden[cls] = self._hidden[cls].intersection(absent)
+            self.version += 1
         optional = self._optional[cls]
         if not optional.issuperset(absent):
             self._optional[cls] = optional.union(absent)

@@ -49,8 +49,6 @@ class PendingArray:
 class OnAccessAccount(Account):
     """An `Account` whose transactions are decoded when they are first read."""
 
-    __slots__ = ()
-
     # For attrs, `==`, isinstance and users, the object is an `Account` from the beginning.
     __class__ = property(lambda self: Account)  # pyright: ignore[reportIncompatibleMethodOverride]
 

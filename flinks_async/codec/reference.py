@@ -76,7 +76,7 @@ def register(converter: Converter, record: Record, tell: Tell | None = None) -> 
     """Registers the hooks of the models. A user's hook for one of them wins, whichever was registered first.
 
     Args:
-        record: is called for each object with unknown keys or absent fields.
+        record: is called for each object.
         tell: if given, a value of the wrong type is kept in `extra` and told instead of raising an error.
     """
 
@@ -187,8 +187,7 @@ def _structure_hook(cls: type[Model], converter: Converter, record: Record, tell
             if type(item) in CONTAINERS:
                 check_limits(item)
         state = states[mask]
-        if extra or state.absent:
-            record(cls, extra, state.absent)
+        record(cls, extra, state.absent)
         extra.update(wrong)
         if extra:
             values["wire_state"] = WireState(extra, state.absent, state.nulls) if mask else extra

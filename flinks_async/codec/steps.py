@@ -53,8 +53,8 @@ MANY_ACCOUNTS: Final = 64
 
 
 def _field_of(cls: type[Model], item: type[Model]) -> tuple[str, str]:
-    """The struct's member, and the wire name, of the field of `cls` that holds objects of the class `item`."""
-    return next((f"f{number}", field.wire) for number, field in enumerate(SCHEMA[cls]) if field.model is item)
+    """The name, and the wire name, of the field of `cls` that holds objects of the class `item`."""
+    return next((field.name, field.wire) for field in SCHEMA[cls] if field.model is item)
 
 
 _DETAILS, DETAILS = _field_of(PartnerAccessResponse, AccountsDetail)
@@ -195,20 +195,18 @@ class Decoder:
         yield
         details = getattr(answer, _DETAILS)
         left = MAX_OTHER_MODELS
-        for detail in details if type(details) is list else [details]:
+        for detail in details if type(details) is tuple else [details]:
             accounts, links = getattr(detail, _ACCOUNTS, None), getattr(detail, _LINKS, None)
             left -= 1
-            if raw is _RAW_TRANSACTIONS and type(accounts) is list:
+            if type(accounts) is tuple:
                 left -= len(accounts)
-            if type(links) is list:
+            if type(links) is tuple:
                 left -= len(links)
             if left < 0:
                 raise Fallback  # the reference path reads such arrays in steps
-            if type(accounts) is not list:
-                continue
-            if raw is _RAW_ACCOUNTS:
+            if type(accounts) is list:
                 setattr(detail, _ACCOUNTS, (yield from self._build_accounts(accounts)))
-            else:
+            elif type(accounts) is tuple:
                 for account in accounts:
                     yield from self._build_transactions(account)
         built: PartnerAccessResponse = build(answer, meta)

@@ -18,6 +18,7 @@ from contextlib import suppress
 from inspect import isawaitable
 from math import ceil
 from typing import Any, Final, NoReturn, Protocol
+from urllib.parse import parse_qsl, urlencode, urlsplit
 from weakref import WeakKeyDictionary, WeakSet
 
 from .. import checks
@@ -128,6 +129,12 @@ TIMEOUT: Final = 1.0
 MEMBER: Final = 10.0
 """Seconds for which a process that was not heard of counts as one that shares the rate."""
 
+_OPTIONS: Final = {
+    "socket_timeout": TIMEOUT, "socket_connect_timeout": TIMEOUT, "retry": None, "retry_on_timeout": False,
+    "decode_responses": True, "encoding": "utf-8", "protocol": 2, "max_connections": 16,
+}  # fmt: skip
+"""Options of redis-py on which the limiter relies."""
+
 _log = logging.getLogger("flinks_async")
 
 # GCRA (see `rate`), the pause, and what was learned, by the clock of Redis in microseconds. KEYS: the next arrival, the end of
@@ -176,7 +183,8 @@ class RedisRateLimiter:
     pickled.
 
     Args:
-        url: `redis://`, `rediss://` (TLS) or `unix://`, perhaps with user and password.
+        url: `redis://`, `rediss://` (TLS) or `unix://`, perhaps with user, password and options of redis-py such as
+            `?ssl_ca_certs=/etc/ca.pem`. Its options for timeouts, retries and encoding are ignored.
         key: begins the names of four keys, which all processes with one AuthSecret share.
         rate: requests per second of all together, the same in all processes; None to share only pauses and what is learned.
         burst: requests at once; None for a tenth of `rate`, at least 1.
@@ -208,12 +216,19 @@ class RedisRateLimiter:
         raise TypeError("a RedisRateLimiter holds a URL that may have a password, so it cannot be pickled")
 
     def _check_url(self) -> None:
-        with suppress(ValueError):  # its text may hold a part of the password
-            self._library.ConnectionPool.from_url(self._url.reveal())
+        with suppress(Exception):  # its text may hold a part of the password
+            self._pool().make_connection()
             return
         raise ConfigError(
-            "the URL of Redis cannot be read (it is not shown). Percent-encode the special characters of its password"
+            "the URL of Redis cannot be used (it is not shown). Percent-encode the special characters of its password, and "
+            "give only options that redis-py knows"
         )
+
+    def _pool(self) -> Any:
+        """Connections, with our options in the place of those of the URL, which would win."""
+        parts = urlsplit(self._url.reveal())
+        others = [(name, value) for name, value in parse_qsl(parts.query) if name not in _OPTIONS]
+        return self._library.ConnectionPool.from_url(parts._replace(query=urlencode(others)).geturl(), **_OPTIONS)
 
     def attach(self, sharer: SharesPace) -> None:
         """Shares pauses and limits with it."""
@@ -233,26 +248,26 @@ class RedisRateLimiter:
             await link.close()
 
     @property
+    def without_redis(self) -> float:
+        """Seconds for which Redis has not answered; 0 if it does."""
+        down = [link.down_since for link in self._links.values() if link.down_since is not None]
+        return time.monotonic() - min(down) if down else 0.0
+
+    @property
     def state(self) -> str:
         """How it works now, in words."""
-        links = list(self._links.values())
-        members = max((link.members for link in links), default=1)
+        members = max((link.members for link in self._links.values()), default=1)
         whole = "pauses and limits" if self.rate is None else f"{self.rate:g}/s"
-        down = [link.down_since for link in links if link.down_since is not None]
-        if not down:
+        if not (seconds := self.without_redis):
             return f"{whole} by Redis, shared by {members}"
         part = "" if self.rate is None else f": {self.rate / members:.4g}/s, this process's part of {whole}"
-        return f"without Redis for {time.monotonic() - min(down):.0f} s{part}"
+        return f"without Redis for {seconds:.0f} s{part}"
 
     @property
     def _link(self) -> _Link:
         loop = asyncio.get_running_loop()
         if (link := self._links.get(loop)) is None:
-            client = self._library.from_url(
-                self._url.reveal(), socket_timeout=TIMEOUT, socket_connect_timeout=TIMEOUT, decode_responses=True,
-                retry=None, protocol=2,
-            )  # fmt: skip
-            link = self._links[loop] = _Link(self, client, self._sharers)
+            link = self._links[loop] = _Link(self, self._library.Redis.from_pool(self._pool()), self._sharers)
         return link
 
 

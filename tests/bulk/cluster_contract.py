@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import pickle
+import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -56,13 +57,18 @@ async def test_what_a_killed_worker_had_is_done_again_and_once_in_the_output(
 async def test_a_frozen_worker_is_given_up_and_does_no_harm_when_it_wakes(
     slow: Desk, executor: ClusterExecutor, pids: Callable[[], list[int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(executor_module, "SILENCE", 1.5)
+    for name in ("cluster", "dispatch"):
+        monkeypatch.setattr(f"flinks_async.bulk.executors.{name}.SILENCE", 4.0)
     frozen: list[int] = []
 
     async def freeze(job: Job) -> None:
         await slow.server.received(60)
         frozen.append(pids()[0])
         os.kill(frozen[0], signal.SIGSTOP)
+        async with asyncio.timeout(30):
+            while not (told := [str(one) for one in job.progress().troubles if "no answer from the" in one.reason]):
+                await asyncio.sleep(0.1)
+        assert re.fullmatch(r"no answer from the (Dask|Ray) worker .* for [34] s, gives up in 1 s", told[0])
 
     try:
         result = await slow.run(executor, Rules(open_shards=4), freeze)
@@ -73,7 +79,7 @@ async def test_a_frozen_worker_is_given_up_and_does_no_harm_when_it_wakes(
     await asyncio.sleep(0.5)
     assert {path: path.stat().st_size for path in slow.directory.rglob("*")} == before
     assert verify(slow.directory) == []
-    assert "died by silence for 1.5 s" in (slow.directory / "job.log").read_text()
+    assert "died by silence for 4 s" in (slow.directory / "job.log").read_text()
 
 
 async def test_a_stop_drains_and_no_request_is_repeated_by_the_next_run(slow: Desk, executor: ClusterExecutor) -> None:

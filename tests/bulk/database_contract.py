@@ -49,7 +49,7 @@ def put_two_nights(folder: Path, make: Callable[[Path], Store]) -> None:
     for (night, answers), (_, job) in zip(nights.items(), JOBS, strict=True):
         place = folder / "nights" / night
         place.parent.mkdir(exist_ok=True)
-        bench = Bench(place, lambda place=place: make(place), job).start()  # type: ignore[misc]
+        bench = Bench(place, lambda place=place: make(place), job).start()
         commit, path = bench.handed(0, {})
         path.write_bytes(b"".join(spool_line(line, *answer) for line, answer in enumerate(answers, 1)))
         bench.store.put(evolve(commit, written=Written(len(answers), 0, "")), path)
@@ -128,7 +128,7 @@ class DatabaseContract(StoreContract):
             "4 rows of accounts",
             "240 rows of transactions",
             "4 rows of holders",
-            f"left: {second.store.where}, now without rows of this job",  # type: ignore[attr-defined]
+            f"left: {second.store.where}, now without rows of this job",
         ]
         second.store.close()
         assert first.problems() == []

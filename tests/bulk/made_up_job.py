@@ -79,7 +79,7 @@ def failure(
     line: int, kind: str = "exhausted", error: str = "ServerError", code: str | None = None, status: int | None = 503
 ) -> Failure:
     """A failed row, with everything that a report must not show."""
-    return Failure(line, kind, error, MESSAGE, KEY, FINGERPRINT, code, status, 3)  # type: ignore[arg-type]
+    return Failure(line, kind, error, MESSAGE, KEY, FINGERPRINT, code, status, 3)
 
 
 def commit(ledger: Ledger, shard: Shard, *failures: Failure) -> None:

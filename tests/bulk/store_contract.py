@@ -290,7 +290,7 @@ class StoreContract:
             if name.startswith("spool"):  # before the store has it
                 continue
             folder = tmp_path / str(number)
-            bench = Bench(folder, lambda folder=folder: self.make(folder))  # type: ignore[misc]
+            bench = Bench(folder, lambda folder=folder: self.make(folder))
             left = iter(range(number))
 
             def crash(_: str, left: Iterator[int] = left) -> None:
@@ -320,7 +320,7 @@ class StoreContract:
         for name in self.os_calls:
             for number in range(1000):
                 folder = tmp_path / f"{name}-{number}"
-                bench = Bench(folder, lambda folder=folder: self.make(folder))  # type: ignore[misc]
+                bench = Bench(folder, lambda folder=folder: self.make(folder))
                 spools = [bench.handed(0), bench.handed(1)]
                 with monkeypatch.context() as patch:
                     failed = _fail(patch, name, number, error)
@@ -329,8 +329,8 @@ class StoreContract:
                         for commit, spool in spools:
                             bench.take(commit, spool)
                     except StoreError as caught:
-                        assert os.strerror(error) in str(caught)  # noqa: PT017
-                        assert str(folder) in str(caught)  # noqa: PT017
+                        assert os.strerror(error) in str(caught)
+                        assert str(folder) in str(caught)
                     else:
                         assert not failed, f"os.{name} failed and nobody noticed"
                 bench.store.close()
@@ -361,7 +361,7 @@ class StoreContract:
         names: list[str] = []
         while True:
             folder = tmp_path / str(len(names))
-            bench = Bench(folder, lambda folder=folder: self.make(folder))  # type: ignore[misc]
+            bench = Bench(folder, lambda folder=folder: self.make(folder))
             bench.start().put_missing(0, 1, 2)
             assert bench.problems() == []
             bench.store.close()
@@ -454,7 +454,7 @@ class StoreContract:
                         bench.store.close()
                         assert bench.missing() == []
                     except StoreError as error:
-                        assert not isinstance(error, StoreMissingError)  # noqa: PT017
+                        assert not isinstance(error, StoreMissingError)
                         found = [error.message]
                 assert found
                 assert all("Permission denied" in text for text in found), found
@@ -466,7 +466,7 @@ class StoreContract:
     def test_odd_names(self, tmp_path: Path) -> None:
         for name in ODD_NAMES:
             folder = tmp_path / name
-            bench = Bench(folder, lambda folder=folder: self.make(folder))  # type: ignore[misc]
+            bench = Bench(folder, lambda folder=folder: self.make(folder))
             if self.refuses(name):
                 with pytest.raises(ConfigError, match="path must be"):
                     bench.start()

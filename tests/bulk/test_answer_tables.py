@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from decimal import Decimal
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from queue import Queue
 from tempfile import TemporaryDirectory
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import pytest
@@ -16,13 +19,11 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-pa = pytest.importorskip("pyarrow")
-
-from flinks_async.bulk.errors import StoreError, UnfitAnswerError  # noqa: E402
-from flinks_async.bulk.records import Commit, Shard, Written  # noqa: E402
-from flinks_async.bulk.spool import read_spool  # noqa: E402
-from flinks_async.bulk.stores import answer_tables  # noqa: E402
-from flinks_async.bulk.stores.answer_rows import (  # noqa: E402
+from flinks_async.bulk.errors import StoreError, UnfitAnswerError
+from flinks_async.bulk.records import Commit, Shard, Written
+from flinks_async.bulk.spool import read_spool
+from flinks_async.bulk.stores import answer_tables
+from flinks_async.bulk.stores.answer_rows import (
     TABLES,
     RowBatch,
     ShardDigest,
@@ -31,13 +32,15 @@ from flinks_async.bulk.stores.answer_rows import (  # noqa: E402
     decoded,
     does_not_fit,
 )
-from flinks_async.bulk.stores.answer_tables import read_tables  # noqa: E402
-from flinks_async.tables import arrow_table  # noqa: E402
-from flinks_async.testing.data import Size, expected_body  # noqa: E402
+from flinks_async.bulk.stores.answer_tables import read_tables
+from flinks_async.tables import arrow_table
+from flinks_async.testing.data import Size, expected_body
 
-from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes  # noqa: E402
-from ..support import examples  # noqa: E402
-from .tables_support import decodes  # noqa: E402
+from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes
+from ..support import examples
+from .tables_support import decodes
+
+pa = pytest.importorskip("pyarrow")
 
 SHARD = Shard(4, 1, 1000, 0, 1000, "d", round=2)
 
@@ -271,6 +274,24 @@ def test_blocks_are_bounded(tmp_path: Path) -> None:
     large = b'{"GetAccountsDetail":{"Accounts":[{"Title":"%b"}]}}' % (b"x" * (answer_tables.BLOCK // 2))
     found = list(read_tables(*spool(tmp_path, [large] * 5), "out"))
     assert [len(tables[0]) for tables in found] == [2, 2, 1]
+
+
+def test_the_next_block_is_read_while_one_is_written_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_tables, "BLOCK", 1)  # one answer at a time
+    read, begun = answer_tables._Reader.read, Queue[int]()
+
+    def watched(reader: Any, block: Any) -> Any:
+        begun.put(block[0][0])
+        return read(reader, block)
+
+    monkeypatch.setattr(answer_tables._Reader, "read", watched)
+    with closing(read_tables(*spool(tmp_path, [to_bytes(DOCUMENTED)] * 4), "out")) as blocks:
+        next(blocks)
+        assert [begun.get(timeout=10), begun.get(timeout=10)] == [1, 2]
+        assert begun.empty()
+    assert not [thread.name for thread in enumerate_threads() if thread.name.startswith("flinks-async-tables")]
 
 
 def test_a_spool_that_lacks_answers_is_refused(tmp_path: Path) -> None:

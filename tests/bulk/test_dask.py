@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import json
 import logging
 import pickle
 import re
+import socket
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,12 +19,20 @@ from unittest.mock import AsyncMock
 import pytest
 
 from flinks_async import ConfigError, FlinksClient, __version__
-from flinks_async.bulk import DaskExecutor, Job, Rules, WorkerError
-from flinks_async.bulk.counters import Counters, InstanceState
+from flinks_async.bulk import DaskExecutor, Job, Rules, WorkerError, status
+from flinks_async.bulk.counters import Counters, InstanceState, InstanceTrouble
 from flinks_async.bulk.executors import Work
 from flinks_async.bulk.executors import cluster as executor_module
-from flinks_async.bulk.executors.cluster import SecretReference
-from flinks_async.bulk.executors.worker import PaceLearned, Report, Start, Stored
+from flinks_async.bulk.executors.worker import (
+    Assigned,
+    PaceLearned,
+    Report,
+    SecretReference,
+    Start,
+    Stored,
+    Warned,
+    describe,
+)
 from flinks_async.bulk.inputs import Layout
 from flinks_async.cli import Exit
 from flinks_async.limits.governor import Trouble
@@ -106,17 +118,48 @@ async def test_a_cluster_without_workers_is_told_of_and_given_up(desk: Desk, tmp
         n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=60, asynchronous=True
     ) as bare:
         with pytest.raises(WorkerError, match=r"has had no free worker for \d+ s. Start workers"):
-            await desk.run(DaskExecutor(bare, secret_env="TEST_SECRET", patience=4.0))
+            await desk.run(DaskExecutor(bare, secret_env="TEST_SECRET", patience=8.0), during=sees_the_wait)
         url = bare.scheduler_address.replace("tcp://", "dask://")
         options = ("--column", "token", "--executor", url, "--wait-for-workers", "6s", "--progress", "json")
         result = await cli("fetch", desk.path, "--out", tmp_path / "a.jsonl", *options, server=desk.server)
         assert result.exit_code == Exit.STOPPED
         events = [json.loads(line) for line in result.stderr.splitlines() if line.startswith("{")]
+        (wait,) = next(event["troubles"] for event in events if event.get("troubles"))
+        assert wait["reason"] == f"waiting for a worker of the Dask cluster at {bare.scheduler_address}"
+        assert wait["seconds"] >= 1
+        assert wait["seconds"] + wait["gives_up"] == pytest.approx(6.0, abs=0.1)
         (missing,) = next(event["workers"] for event in events if event.get("workers"))
         assert missing["name"] == f"a worker of the Dask cluster at {bare.scheduler_address}"
         assert missing["note"] == "waiting for one that is free"
         assert re.search(r"has had no free worker for \d+ s\. Start workers", result.stderr)
-    assert "waiting for a worker of the Dask cluster" in (desk.directory / "job.log").read_text()
+    assert re.search(r"waiting for a worker of .* for \d s, gives up in \d s", (desk.directory / "job.log").read_text())
+
+
+async def sees_the_wait(job: Job) -> None:
+    """In the progress, and then in what `status` shows from the ledger."""
+    async with asyncio.timeout(30):
+        while (progress := job.progress()) is None or not progress.troubles:
+            await asyncio.sleep(0.1)
+        while not ((latest := status(job.directory).latest) and latest["troubles"]):
+            await asyncio.sleep(0.2)
+    for told in (str(progress.troubles[0]), str(InstanceTrouble(**latest["troubles"][0]))):
+        assert re.fullmatch(r"waiting for a worker of the Dask cluster at tcp://\S+ for \d s, gives up in \d s", told)
+
+
+@pytest.mark.slow
+async def test_a_scheduler_that_accepts_and_never_answers_is_told_of_and_given_up(desk: Desk) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+
+        async def look(job: Job) -> None:
+            async with asyncio.timeout(30):
+                while (progress := job.progress()) is None or not progress.troubles:
+                    await asyncio.sleep(0.05)
+            (wait,) = progress.troubles
+            assert re.fullmatch(rf"connecting to the Dask cluster at {address} for 1 s, gives up in [123] s", str(wait))
+
+        with pytest.raises(WorkerError, match=f"no connection to the Dask cluster at {address}"):
+            await desk.run(DaskExecutor(address, secret_env="TEST_SECRET", patience=3.0), during=look)
 
 
 def test_an_address_without_tls_is_refused_unless_it_is_on_this_machine_or_asked_for() -> None:
@@ -153,15 +196,19 @@ def test_exactly_one_reference_is_needed() -> None:
         DaskExecutor("tls://x:1", secret_env={"a": "A"}).secret_of("b")
 
 
+def work_of(desk: Desk, job: Job, clients: dict[str | None, FlinksClient]) -> Work:
+    return Work(
+        job._source, b"key", clients, desk.directory, "none", Rules(),
+        secret_is_good=False, log=logging.getLogger("test"),
+    )  # fmt: skip
+
+
 async def test_instances_with_different_secrets_are_never_given_the_same_one(
     desk: Desk, executor: DaskExecutor
 ) -> None:
     other = FlinksClient(auth_secret="the-secret-of-another-instance", base_url=desk.server.base_url)
     with desk.job() as job:
-        work = Work(
-            job._source, b"key", {"acme": desk.client(), "beta": other}, desk.directory, "none", Rules(),
-            secret_is_good=False, log=logging.getLogger("test"),
-        )  # fmt: skip
+        work = work_of(desk, job, {"acme": desk.client(), "beta": other})
         for names in ("TEST_SECRET", {"acme": "TEST_SECRET", "beta": "TEST_SECRET"}):
             with pytest.raises(ConfigError, match="the AuthSecrets differ: name one for each"):
                 DaskExecutor(executor.address, secret_env=names).map_shards(work, AsyncMock(), AsyncMock())
@@ -175,31 +222,105 @@ def test_a_reference_is_resolved_where_it_is_used(tmp_path: Path, monkeypatch: p
     (tmp_path / "secret").write_text(f"{SECRET}\n")
     monkeypatch.setenv("MY_SECRET", SECRET)
     for reference in (
-        SecretReference("env", "MY_SECRET"),
-        SecretReference("file", str(tmp_path / "secret")),
-        SecretReference("callable", f"{__name__}:my_secret"),
+        SecretReference("secret_env", "MY_SECRET"),
+        SecretReference("secret_file", str(tmp_path / "secret")),
+        SecretReference("secret_from", f"{__name__}:my_secret"),
     ):
         assert reference.resolve().reveal() == SECRET
         assert SECRET.encode() not in pickle.dumps(reference)
     for wrong in (
-        SecretReference("env", "NOT_THERE"), SecretReference("file", "/nowhere/x"), SecretReference("callable", "os:nothing"),
+        SecretReference("secret_env", "NOT_THERE"), SecretReference("secret_file", "/nowhere/x"), SecretReference("secret_from", "os:nothing"),
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=r"finds no secret in the (environment variable|file|function)"):
             wrong.resolve()
 
 
-def test_a_secret_in_place_of_its_name_is_refused_and_not_shown() -> None:
-    with pytest.raises(ConfigError, match="not the AuthSecret itself") as refused:
-        DaskExecutor("tcp://127.0.0.1:8786", secret_env={"acme": "3f2b-canary-9c"})
+@pytest.mark.parametrize(
+    ("source", "secret"),
+    [("secret_env", "3f2b-canary-9c"), ("secret_env", "canary_9c"), ("secret_file", "3f2b-canary-9c"),
+     ("secret_from", "3f2b-canary-9c"), ("secret_from", "canary:y")],
+)  # fmt: skip
+async def test_a_secret_in_place_of_its_name_is_refused_and_not_shown(desk: Desk, source: Any, secret: str) -> None:
+    client = FlinksClient(auth_secret=secret, base_url=desk.server.base_url)
+    with desk.job() as job, pytest.raises(ConfigError, match="not the AuthSecret itself") as refused:
+        executor = DaskExecutor("tcp://127.0.0.1:8786", **{source: {"": secret}})
+        executor.map_shards(work_of(desk, job, {None: client}), AsyncMock(), AsyncMock())
     assert "canary" not in str(refused.value)
+
+
+@pytest.mark.parametrize("source", ["secret_env", "secret_file", "secret_from"])
+def test_the_error_of_a_worker_shows_no_reference_that_may_be_a_secret(source: Any) -> None:
+    with pytest.raises(ConfigError, match=f"that {source} names") as refused:
+        SecretReference(source, "canary_9c").resolve()
+    assert "canary" not in str(refused.value)
+
+
+def start_of(folder: Path, **changes: Any) -> Start:
+    return Start(
+        **{"path": "tokens", "layout": Layout("text"), "key": b"", "clients": (), "permits": (), "names": {},
+           "spools": folder, "compression": "none", "rules": Rules(), "report_every": 1.0, **changes},
+    )  # fmt: skip
 
 
 async def test_a_worker_without_its_secret_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    start = Start(
-        path="tokens", layout=Layout("text"), key=b"", clients=(), permits=(), names={}, spools=tmp_path / "spools",
-        compression="none", rules=Rules(), report_every=1.0, store={},
-    )  # fmt: skip
-    data = pickle.dumps((start, [SecretReference("env", "NOT_THERE")]))
+    start = start_of(tmp_path / "spools", store={})
+    data = pickle.dumps((start, [SecretReference("secret_env", "NOT_THERE")]))
     assert isinstance(pickle.loads(await executor_module.begin_worker("worker", __version__, data)), ConfigError)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("is_over", [False, True], ids=["works", "is over"])
+async def test_a_worker_whose_job_died_forgets_its_secrets(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, is_over: bool
+) -> None:
+    monkeypatch.setattr(executor_module, "SILENCE", 0.5)
+    monkeypatch.setenv("MY_SECRET", SECRET)
+    description, _ = describe(desk.client())
+    start = start_of(desk.directory.parent, path=str(desk.path), layout=Layout(column="token"), clients=(description,),
+                     permits=(0,), names={None: 0})  # fmt: skip
+    data = pickle.dumps((start, [SecretReference("secret_env", "MY_SECRET")]))
+    assert await executor_module.begin_worker("worker", __version__, data) == b""
+    if is_over:
+        await executor_module.tell_worker("worker", [pickle.dumps(Assigned(None, True))])
+    worker = weakref.ref(executor_module._threads["worker"]._worker)
+    async with asyncio.timeout(10):
+        while executor_module._threads:
+            await asyncio.sleep(0.05)
+        while worker() is not None:
+            gc.collect()
+            await asyncio.sleep(0.05)
+    assert await executor_module.messages_of_worker("worker") is None
+    await executor_module.tell_worker("worker", [b"late"])
+
+
+async def test_dask_logs_nothing_that_was_sent_to_a_worker_that_cannot_begin(cluster: Any) -> None:
+    async with distributed.Client(
+        cluster.scheduler_address, security=cluster.security, asynchronous=True, set_as_default=False
+    ) as client:
+        for data in (b"canary", pickle.dumps((start_of(Path("/nowhere"), path="canary"), [None]))):
+            for answer in (await client.run(executor_module.begin_worker, "worker", __version__, data)).values():
+                assert isinstance(pickle.loads(answer), WorkerError)
+        await client.run(executor_module.tell_worker, "worker", [b"canary"])
+        assert "canary" not in str(await client.get_worker_logs())
+
+
+async def test_a_worker_raises_its_limit_of_open_files_and_the_job_logs_what_it_cannot_reach(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flinks_async.bulk.executors.protocol.allow_open_files", lambda count: 16 + 32 + 5)
+    monkeypatch.setenv("MY_SECRET", SECRET)
+    description, _ = describe(desk.client())
+    start = start_of(desk.directory.parent, path=str(desk.path), layout=Layout(column="token"), clients=(description,),
+                     permits=(0,), names={None: 0})  # fmt: skip
+    await executor_module.begin_worker(
+        "worker", __version__, pickle.dumps((start, [SecretReference("secret_env", "MY_SECRET")]))
+    )
+    try:
+        first, *_ = [pickle.loads(one) for one in await executor_module.messages_of_worker("worker") or []]
+    finally:
+        await executor_module.end_worker("worker")
+    assert isinstance(first, Warned)
+    assert first.text.startswith(
+        "at most 5 requests are sent at once, not 8, because this process may open only 53 more"
+    )

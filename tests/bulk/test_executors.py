@@ -20,12 +20,12 @@ from flinks_async import Adaptive, Codec, ConfigError, FlinksClient, Limits, Sha
 from flinks_async.bulk import Executor, Processes, WorkerError
 from flinks_async.bulk.counters import WAITED_FOR, Counters, Histogram, InstanceState, WorkerState
 from flinks_async.bulk.executors import InProcess, Work
-from flinks_async.bulk.executors.dispatch import WorkerHandle, rules_for, settings_for, share
+from flinks_async.bulk.executors.dispatch import WorkerHandle, settings_for
 from flinks_async.bulk.executors.processes import ending, environment_without, from_line, to_line
 from flinks_async.bulk.executors.protocol import Task, put
 from flinks_async.bulk.executors.worker import Secrets, describe, make
 from flinks_async.bulk.records import Finished, Shard, Written
-from flinks_async.bulk.rules import Rules
+from flinks_async.bulk.rules import Rules, part
 from flinks_async.cli.display import worker_notes
 from flinks_async.limits.governor import Trouble
 from flinks_async.limits.rate import GCRA, LearnedLimit
@@ -33,7 +33,7 @@ from flinks_async.limits.shared import PermitBuffer, PermitSource
 from flinks_async.secret import Secret
 from flinks_async.testing import run_virtual
 
-from .test_processes import workers
+from .server_desk import workers
 
 SECRET = "3f2a6f0c-7b0e-4d3a-9a51-0c8d4e5b6a79"
 
@@ -169,7 +169,7 @@ def test_who_sends_slowly_leaves_its_permits_to_others() -> None:
 
 @pytest.mark.parametrize(("whole", "places"), [(200, 3), (16, 5), (7, 7), (1000, 1)])
 def test_the_shares_of_all_places_add_up(whole: int, places: int) -> None:
-    shares = [share(whole, place, places) for place in range(places)]
+    shares = [part(whole, place, places) for place in range(places)]
     assert sum(shares) == whole
     assert max(shares) - min(shares) <= 1
 
@@ -185,7 +185,7 @@ def test_requests_at_once_are_divided(concurrency: int | Adaptive, places: int) 
 def test_what_a_process_gets_of_the_rest() -> None:
     settings = settings_for(config.bulk(), 0, 4)
     assert settings.retry.quota == ShareQuota(minimum=2.5)
-    rules = rules_for(Rules(concurrency=9, max_failures=3, max_failure_share=0.1, max_duration=60.0, drain=7.0), 0, 4)
+    rules = Rules(concurrency=9, max_failures=3, max_failure_share=0.1, max_duration=60.0, drain=7.0).part(0, 4)
     assert rules == Rules(concurrency=3, open_shards=4, unreachable_after=None, drain=7.0)
 
 
@@ -194,7 +194,7 @@ def test_a_process_that_could_send_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match="4 processes need a concurrency of at least 4 in all, not 3"):
         settings_for(few, 0, 4)
     with pytest.raises(ConfigError, match="not 2"):
-        rules_for(Rules(concurrency=2), 0, 3)
+        Rules(concurrency=2).part(0, 3)
 
 
 def test_an_instance_has_answered_if_it_has_answered_one_process() -> None:
@@ -212,11 +212,10 @@ def test_an_instance_has_answered_if_it_has_answered_one_process() -> None:
 
 
 def test_workers_that_are_missing_or_dead_are_told() -> None:
-    name = "a worker of the Dask cluster at tls://h:1"
     died = WorkerState("worker process 7", 30, 2, 40, note="died by signal SIGKILL; its 3 shards are handed out again")
-    missing = WorkerState(name, note=WAITED_FOR)
-    assert worker_notes([WorkerState("worker process 8", 5), missing]) == [f"waiting for {name}"]
-    assert worker_notes([missing, missing, died]) == [f"waiting for {name} (2 are missing)", "1 worker died"]
+    missing = WorkerState("a worker of the Dask cluster at tls://h:1", note=WAITED_FOR)
+    assert worker_notes([WorkerState("worker process 8", 5), missing]) == ["1 worker missing"]
+    assert worker_notes([missing, missing, died]) == ["2 workers missing", "1 worker died"]
     assert str(died) == (
         "worker process 7: 30 ok, 2 failed, 0 in flight; died by signal SIGKILL; its 3 shards are handed out again"
     )
@@ -264,7 +263,7 @@ def test_a_spool_is_removed_once_a_store_has_it(tmp_path: Path) -> None:
     spool.write_bytes(b"")
     finished = Finished(Shard(0, 2, 2, 0, 0, ""), spool, Written(0, 0, ""), (), ())
     store = SimpleNamespace(put=lambda commit, path: {"size": path.stat().st_size})
-    assert put(store, finished).receipt == {"size": 0}  # type: ignore[arg-type]
+    assert put(store, finished).receipt == {"size": 0}
     assert not spool.exists()
 
 

@@ -508,7 +508,7 @@ def test_a_store_that_fails_ends_it_at_once(tmp_path: Path) -> None:
 def test_an_input_that_fails_ends_it_at_once(tmp_path: Path) -> None:
     bench = Bench(tmp_path, OK)
     first = next(bench.loads)
-    bench.loads = iter([first, RuntimeError("gone")])  # type: ignore[list-item]
+    bench.loads = iter([first, RuntimeError("gone")])
     with pytest.raises(RuntimeError, match="gone"):
         run_virtual(bench.main())
     assert not list(tmp_path.iterdir())

@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
+from flinks_async.bulk.errors import InputChangedError, InputError
+from flinks_async.bulk.inputs import InputFile, Layout, ShardReader
+from flinks_async.errors import ConfigError
+
+from ..support import traced
+from .input_support import COLUMNS, KEY, plain, read_all, scanned
+
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
-
-from flinks_async.bulk.errors import InputChangedError, InputError  # noqa: E402
-from flinks_async.bulk.inputs import InputFile, Layout, ShardReader  # noqa: E402
-from flinks_async.errors import ConfigError  # noqa: E402
-
-from ..support import traced  # noqa: E402
-from .input_support import COLUMNS, KEY, plain, read_all, scanned  # noqa: E402
 
 NUMBER = 5000
 

@@ -38,6 +38,7 @@ from flinks_async.bulk.ledger import Ledger
 from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.faults import KINDS
 
+from ..support import until
 from .memory_desk import NO_THREADS, OK, ORIGIN, Desk
 
 
@@ -135,8 +136,7 @@ def test_a_run_that_is_cancelled_keeps_what_was_committed(desk: Desk) -> None:
             running = asyncio.ensure_future(
                 job.run(client, Rules(concurrency=30), clock=VirtualClock(), threads=NO_THREADS)
             )
-            while status(desk.directory).totals.shards_done < 2:
-                await asyncio.sleep(0.5)
+            await until(lambda: status(desk.directory).totals.shards_done >= 2)
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running

@@ -48,7 +48,7 @@ def _duckdb(path: Path) -> Store:
     return DuckDBStore(path)
 
 
-def _parquet(path: Path) -> Store:
+def parquet(path: Path | None = None) -> Store:
     pytest.importorskip("pyarrow")
     from flinks_async.bulk.stores.parquet import ParquetStore
 
@@ -56,7 +56,7 @@ def _parquet(path: Path) -> Store:
 
 
 ONE_FILE = {"jsonl": JSONLFile, "sqlite": SQLiteStore, "duckdb": _duckdb}
-FOLDERS = {"parts": lambda path: JSONLParts(), "parquet": _parquet}
+FOLDERS = {"parts": lambda path: JSONLParts(), "parquet": parquet}
 
 
 @pytest.fixture

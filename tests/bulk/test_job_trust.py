@@ -34,6 +34,7 @@ from flinks_async.bulk.files import create, write_durably
 from flinks_async.bulk.stores.jsonl import OwnedFile
 
 from .memory_desk import Desk
+from .test_job_care import parquet
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="owners and modes are POSIX")
 
@@ -329,13 +330,6 @@ class TestTheOutput:
 
 
 PRECIOUS = b"precious\n" * 100
-
-
-def parquet() -> Store:
-    pytest.importorskip("pyarrow")
-    from flinks_async.bulk.stores.parquet import ParquetStore
-
-    return ParquetStore()
 
 
 STORES: dict[str, Callable[[], Store]] = {

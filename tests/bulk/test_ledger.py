@@ -24,7 +24,7 @@ WRITTEN = Written(8, 100, "ab" * 32)
 
 
 def failure(line: int, kind: str = "exhausted", error: str = "ServerError") -> Failure:
-    return Failure(line, kind, error, "no", key={"a": [1, "x"]}, status=503, attempts=3)  # type: ignore[arg-type]
+    return Failure(line, kind, error, "no", key={"a": [1, "x"]}, status=503, attempts=3)
 
 
 @pytest.fixture
@@ -337,3 +337,69 @@ def test_a_ledger_that_another_program_holds_is_a_store_error(ledger: Ledger) ->
         ledger.begin_run(0.0)
     other.close()
     assert ledger.begin_run(0.0) == 1
+
+
+@pytest.fixture
+def new(tmp_path: Path) -> Ledger:
+    """A ledger without a plan."""
+    return Ledger(tmp_path / "new.sqlite", new=True)
+
+
+def test_a_shard_finds_its_pieces_by_the_index(new: Ledger) -> None:
+    """Not by looking at all pieces before it: a job may have 100,000."""
+    with new.planning() as planner:
+        for number in range(2000):
+            planner.shard(Shard(number, 2 + 10 * number, 11 + 10 * number, 0, 10, "d"))
+    steps = []
+    new._db.set_progress_handler(lambda: steps.append(1), 10)
+    assert [cut.first for cut in new.cuts(Shard(1900, 19002, 19011, 0, 10, "d"))] == [19002]
+    assert len(steps) < 20, "in tens of steps of SQLite's machine"
+    left = Shard(5000, 25, 52, 0, 3, "", 0, (25, 33, 52))
+    assert [cut.first for cut in new.cuts(left)] == [22, 32, 52]
+    assert [cut.first for cut in new.cuts(Shard(0, 1, 1, 0, 0, "d"))] == []
+    new._db.set_progress_handler(None, 0)
+
+
+def test_receipts_are_read_when_they_are_asked_for(new: Ledger) -> None:
+    with new.planning() as planner:
+        for number in range(5):
+            planner.shard(Shard(number, 2 + number, 2 + number, 0, 1, "d"))
+    receipts = new.receipts()
+    assert (len(receipts), dict(receipts)) == (0, {})
+    for number in (3, 1):
+        new.commit(
+            Commit(Shard(number, 2 + number, 2 + number, 0, 1, "d"), WRITTEN, receipt={"n": number}), run=1, now=1.0
+        )
+    assert dict(receipts) == {1: {"n": 1}, 3: {"n": 3}}
+    assert (3 in receipts, 2 in receipts, receipts.get(2)) == (True, False, None)
+    assert receipts.keys() - {1} == {3}
+    assert {1, 2} - receipts.keys() == {2}
+
+
+def test_commits_are_in_the_order_of_the_input_also_those_that_came_late(new: Ledger) -> None:
+    with new.planning() as planner:
+        for number in range(3):
+            planner.shard(Shard(number, 2 + 10 * number, 11 + 10 * number, 0, 10, "d"))
+    first = Shard(0, 2, 11, 0, 10, "d")
+    new.commit(Commit(first, WRITTEN, left=(3, 4)), run=1, now=1.0)
+    for shard in list(new.pending()):
+        new.commit(Commit(shard, WRITTEN, failures=(failure(12),) if shard.id == 1 else ()), run=1, now=1.0)
+    assert new.retry(["exhausted"], 10) == 1
+    for shard in list(new.pending()):
+        new.commit(Commit(shard, WRITTEN), run=2, now=2.0)
+    found = [(commit.shard.round, commit.shard.first) for commit in new.commits()]
+    assert found == [(0, 2), (0, 3), (0, 12), (0, 22), (1, 12)]
+
+
+def test_only_the_latest_sample_has_its_details(new: Ledger) -> None:
+    """With 50 workers, they are most of it, and a night has 3,000 samples."""
+    assert new.begin_run(0.0) == 1
+    for at in (1.0, 2.0):
+        new.add_sample(1, at, {"rate": at, "workers": [{"name": "w"}], "drift": [{"path": "x"}]})
+    assert new.latest_sample() == {
+        "run": 1, "at": 2.0, "rate": 2.0, "workers": [{"name": "w"}], "drift": [{"path": "x"}],
+    }  # fmt: skip
+    assert list(new.samples()) == [{"run": 1, "at": 1.0, "rate": 1.0}, {"run": 1, "at": 2.0, "rate": 2.0}]
+    assert new.begin_run(2.5) == 2
+    new.add_sample(2, 3.0, {"rate": 3.0})
+    assert new.latest_sample() == {"run": 2, "at": 3.0, "rate": 3.0}

@@ -252,7 +252,7 @@ def test_it_is_found_behind_blank_lines_and_in_compressed_files_too(kind: str, t
 def test_what_was_right_or_was_put_right(
     tmp_path: Path, name: str, content: str | bytes, layout: Layout, kind: str
 ) -> None:
-    file = InputFile(write(tmp_path / name, content, kind), layout)  # type: ignore[arg-type]
+    file = InputFile(write(tmp_path / name, content, kind), layout)
     _, sink = scanned(file, tmp_path, shard_size=1)
     sink.shards.reverse()  # each is found by its offset
     assert [token for _, token in plain(read_all(file, sink))] == [OTHER, TOKEN]

@@ -94,12 +94,12 @@ async def test_a_limit_that_is_too_low_is_refused_before_anything_is_sent(
 def test_every_client_gets_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(protocol, "allow_open_files", lambda count: 16 + 32 + 100)
     adaptive = Limits(concurrency=Adaptive(minimum=30, initial=60, maximum=150))
-    small, large = within_open_files([Limits(concurrency=50), adaptive], Rules(), None)
+    small, large = within_open_files([Limits(concurrency=50), adaptive], Rules(), print)
     assert small.concurrency == 25
     assert large.concurrency == Adaptive(minimum=30, initial=60, maximum=75)
-    six = within_open_files([Limits(concurrency=200)] * 6, Rules(), None)
+    six = within_open_files([Limits(concurrency=200)] * 6, Rules(), print)
     assert sum(one.most_at_once for one in six) <= 100
-    one = within_open_files([Limits(concurrency=150)], Rules(concurrency=100), None)
+    one = within_open_files([Limits(concurrency=150)], Rules(concurrency=100), print)
     assert one == [Limits(concurrency=150)], "no more than `Rules.concurrency` connections are opened"
 
 

@@ -32,6 +32,7 @@ from flinks_async.bulk import (
 )
 from flinks_async.testing import FakeClock, Fault, FlinksServer, InMemoryTransport, Latency
 
+from ..support import until
 from .server_desk import SECRET, Desk, Watch, a_server, gives_what_one_process_gives, processes, workers
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="worker processes are found in /proc")
@@ -123,8 +124,7 @@ async def test_a_worker_that_dies_last_is_replaced_when_the_others_are_gone(slow
     async def kill(job: Job) -> None:
         await slow.server.received(200)
         # The server counts a request before it takes the fault; a kill in between would leave the fault to the next worker.
-        while len(workers()) > 1 or not slow.server.stats.faults:
-            await asyncio.sleep(0.02)
+        await until(lambda: len(workers()) == 1 and slow.server.stats.faults)
         os.kill(workers()[0], signal.SIGKILL)
 
     assert (await slow.run(TWO, during=kill)).state == "complete"
@@ -194,9 +194,7 @@ def everybody() -> set[int]:
 
 
 async def gone(pid: int) -> None:
-    async with asyncio.timeout(60):
-        while pid in everybody():
-            await asyncio.sleep(0.02)
+    await until(lambda: pid not in everybody())
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
@@ -236,8 +234,9 @@ async def test_a_worker_that_hangs_does_not_hold_up_a_stop_for_ever(
 
 async def test_an_abort_kills_the_workers_and_keeps_what_is_committed(slow: Desk) -> None:
     async def abort(job: Job) -> None:
-        while status(slow.directory).totals.shards_done < 3:  # `job.totals` shares a connection with the run
-            await asyncio.sleep(0.01)
+        await until(
+            lambda: status(slow.directory).totals.shards_done >= 3
+        )  # `job.totals` shares a connection with the run
         raise asyncio.CancelledError
 
     with pytest.raises(asyncio.CancelledError):
@@ -326,8 +325,7 @@ async def test_an_input_that_changed_ends_the_run_as_in_one_process(desk: Desk) 
 async def test_a_disk_that_cannot_be_written_ends_the_run_as_in_one_process(slow: Desk) -> None:
     async def remove(job: Job) -> None:
         spools = slow.directory / "spools"
-        while not list(spools.iterdir()):
-            await asyncio.sleep(0.01)
+        await until(lambda: list(spools.iterdir()))
         for folder in spools.iterdir():
             shutil.rmtree(folder)
 
@@ -340,8 +338,7 @@ async def test_a_problem_of_one_worker_does_not_cost_the_answers_of_the_others(t
         desk = Desk(tmp_path, server)
 
         async def kill_one(job: Job) -> None:
-            while server.stats.max_in_flight <= 4:  # each worker has four
-                await asyncio.sleep(0.01)
+            await until(lambda: server.stats.max_in_flight > 4)  # each worker has four
             await asyncio.sleep(0.1)
             os.kill(workers()[0], signal.SIGKILL)
 
@@ -386,7 +383,7 @@ async def test_more_processes_than_requests_at_once_are_refused(desk: Desk) -> N
         await desk.run(Processes(9))
     for wrong in (0, True, "2"):
         with pytest.raises(ConfigError, match="must be a whole number from 1"):
-            Processes(wrong)  # type: ignore[arg-type]
+            Processes(wrong)
 
 
 # --- what they share --------------------------------------------------------------------------------------------------

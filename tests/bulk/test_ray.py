@@ -33,26 +33,28 @@ ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_
 PORT = 36379
 
 
+PROGRAM = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
 @contextmanager
-def a_ray_cluster() -> Iterator[str]:
+def a_ray_cluster(cpus: int = 3, **environment: str) -> Iterator[str]:
     """The address of a cluster on this machine with token authentication. Only its workers have the secret."""
     with tempfile.TemporaryDirectory() as folder:
-        program = [sys.executable, "-m", "ray.scripts.scripts"]
         options = [
-            "--num-cpus=3",
+            f"--num-cpus={cpus}",
             "--include-dashboard=false",
             "--object-store-memory=80000000",
             f"--temp-dir={folder}",
         ]
         started = subprocess.run(
-            [*program, "start", "--head", f"--port={PORT}", "--ray-client-server-port=36380", *options],
-            env={**os.environ, **ENVIRONMENT, "TEST_SECRET": SECRET}, capture_output=True, text=True, timeout=100, check=False,
+            [*PROGRAM, "start", "--head", f"--port={PORT}", "--ray-client-server-port=36380", *options],
+            env={**os.environ, **ENVIRONMENT, **environment, "TEST_SECRET": SECRET}, capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
         try:
             assert started.returncode == 0, started.stderr
             yield f"127.0.0.1:{PORT}"
         finally:
-            subprocess.run([*program, "stop", "--force"], capture_output=True, timeout=100, check=False)
+            subprocess.run([*PROGRAM, "stop", "--force"], capture_output=True, timeout=100, check=False)
 
 
 def ray_workers() -> list[int]:
@@ -124,7 +126,7 @@ async def test_a_cluster_without_free_workers_is_told_of_and_given_up(desk: Desk
     try:
         await asyncio.gather(*(RaySlot(ray, one).call(asyncio.sleep, 0) for one in taken))
         with pytest.raises(WorkerError, match=r"has had no free worker for \d+ s. Start workers"):
-            await desk.run(RayExecutor(cluster, secret_env="TEST_SECRET", patience=4.0))
+            await desk.run(RayExecutor(cluster, secret_env="TEST_SECRET", patience=8.0))
     finally:
         for one in taken:
             ray.kill(one)

@@ -422,7 +422,7 @@ def test_a_library_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.
     make_job(tmp_path).close()
     for name in [name for name in sys.modules if name.startswith(("flinks_async.bulk.report.", f"{library}."))]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, library, None)  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(ConfigError, match=rf"{library} is not installed: pip install 'flinks-async\[report\]'"):
         write_report(tmp_path)
     assert json.loads(json_report(tmp_path))

@@ -106,7 +106,7 @@ class TestExamples:
                     instance="acme", token_fingerprint=fingerprint("bad\x01token", key=KEY), **common),
             Failure(line=6, message="the instance column does not hold the name of an instance", key="u-4",
                     token_fingerprint=fingerprint("one", key=KEY), **common),
-        ]  # type: ignore[arg-type] # fmt: skip
+        ]  # fmt: skip
 
     def test_csv_counts_header_and_continued_lines(self, tmp_path: Path) -> None:
         file = InputFile(write(tmp_path / "t.csv", 'k,t\n"a\nb",one\n\n7\nc,one\n'), Layout(column="t"))
@@ -476,7 +476,7 @@ class TestReader:
         lines = [f"token-{n:03}" for n in range(300)]
         file = InputFile(write(tmp_path / "t.txt", "\n".join(lines), kind))
         shards = shards_of(file, tmp_path)
-        write(tmp_path / "t.txt", "\n".join(change(lines)), kind)  # type: ignore[operator]
+        write(tmp_path / "t.txt", "\n".join(change(lines)), kind)
         reader = ShardReader(InputFile(tmp_path / "t.txt"), KEY)
         assert len(reader.read(shards[0])) == 100
         with pytest.raises(InputChangedError, match=r"^Lines 101 to 200 .* they hold other tokens\. Put the file back"):
@@ -525,7 +525,7 @@ class TestSecrets:
                 if len(shown) % 100 == 0:
                     written.extend(entry.read_bytes() for entry in scratch.rglob("*") if entry.is_file())
 
-            invalid = duplicate = shard = lambda self, *found: self.look(found)  # type: ignore[assignment]
+            invalid = duplicate = shard = lambda self, *found: self.look(found)
 
         file = InputFile(path, COLUMNS)
         with patch.object(scan_module, "_BUFFER", 24):

@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
+from flinks_async.bulk.errors import StoreError
+from flinks_async.bulk.files import SPOOLS, make_folder
+from flinks_async.bulk.stores import Store
+from flinks_async.bulk.stores.duckdb import DuckDBStore
+
+from ..answers import payload
+from .database_contract import DatabaseContract, body
+from .store_contract import Bench, at_points, expected
+
 duckdb = pytest.importorskip("duckdb")
 pytest.importorskip("pyarrow")
-
-from flinks_async.bulk.errors import StoreError  # noqa: E402
-from flinks_async.bulk.files import SPOOLS, make_folder  # noqa: E402
-from flinks_async.bulk.stores import Store  # noqa: E402
-from flinks_async.bulk.stores.duckdb import DuckDBStore  # noqa: E402
-
-from ..answers import payload  # noqa: E402
-from .database_contract import DatabaseContract, body  # noqa: E402
-from .store_contract import Bench, at_points, expected  # noqa: E402
 
 
 @pytest.fixture

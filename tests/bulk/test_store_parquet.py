@@ -14,19 +14,16 @@ from typing import Any
 import pytest
 from attrs import evolve
 
-pa = pytest.importorskip("pyarrow")
-pq = pytest.importorskip("pyarrow.parquet")
+from flinks_async import tables
+from flinks_async.bulk.errors import StoreError
+from flinks_async.bulk.stores import Store, answer_tables, parquet
+from flinks_async.bulk.stores.answer_rows import TABLES
+from flinks_async.bulk.stores.parquet import ParquetStore
+from flinks_async.errors import ConfigError
+from flinks_async.testing.data import expected_body
 
-from flinks_async import tables  # noqa: E402
-from flinks_async.bulk.errors import StoreError  # noqa: E402
-from flinks_async.bulk.stores import Store, answer_tables, parquet  # noqa: E402
-from flinks_async.bulk.stores.answer_rows import TABLES  # noqa: E402
-from flinks_async.bulk.stores.parquet import ParquetStore  # noqa: E402
-from flinks_async.errors import ConfigError  # noqa: E402
-from flinks_async.testing.data import expected_body  # noqa: E402
-
-from .database_contract import body, nightly_queries, put_two_nights  # noqa: E402
-from .store_contract import (  # noqa: E402
+from .database_contract import body, nightly_queries, put_two_nights
+from .store_contract import (
     JOB,
     OTHER_JOB,
     Bench,
@@ -38,7 +35,10 @@ from .store_contract import (  # noqa: E402
     snapshot,
     truncate,
 )
-from .tables_support import summaries  # noqa: E402
+from .tables_support import summaries
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 
 @pytest.fixture
@@ -228,7 +228,7 @@ def test_compression_of_pages(tmp_path: Path, compression: parquet.Pages) -> Non
 
 def test_a_compression_that_there_is_not() -> None:
     with pytest.raises(ConfigError, match="compression must be one of zstd, snappy, none, not text of 4 characters"):
-        ParquetStore("gzip")  # type: ignore[arg-type]
+        ParquetStore("gzip")
 
 
 def test_the_latest_answers_of_each_key(tmp_path: Path) -> None:

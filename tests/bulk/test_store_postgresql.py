@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 
+from flinks_async.bulk.errors import StoreError, StoreMissingError, UnfitAnswerError
+from flinks_async.bulk.stores import Problem, Store, from_description
+from flinks_async.bulk.stores.postgresql import PostgreSQLStore
+from flinks_async.errors import ConfigError
+
+from .database_contract import DatabaseContract, body
+from .postgresql_server import GUARDED, Missing, Server
+from .store_contract import Bench, at_points, expected
+
 psycopg = pytest.importorskip("psycopg")
-
-from flinks_async.bulk.errors import StoreError, StoreMissingError, UnfitAnswerError  # noqa: E402
-from flinks_async.bulk.stores import Problem, Store, from_description  # noqa: E402
-from flinks_async.bulk.stores.postgresql import PostgreSQLStore  # noqa: E402
-from flinks_async.errors import ConfigError  # noqa: E402
-
-from .database_contract import DatabaseContract, body  # noqa: E402
-from .postgresql_server import GUARDED, Missing, Server  # noqa: E402
-from .store_contract import Bench, at_points, expected  # noqa: E402
 
 PASSWORD = "canary-hunter2"
 
@@ -261,7 +261,7 @@ class TestPostgreSQL(DatabaseContract):
                 store.open(bench.place, existing=True)
                 found += [problem.what for problem in look(commits) if isinstance(problem, Problem)]
             except StoreError as error:
-                assert not isinstance(error, StoreMissingError)  # noqa: PT017
+                assert not isinstance(error, StoreMissingError)
                 found.append(error.message)
             finally:
                 store.close()

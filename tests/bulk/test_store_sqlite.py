@@ -328,15 +328,15 @@ def test_a_database_that_lost_shards_is_refused(bench: Bench) -> None:
 def test_a_disk_that_is_full_at_any_moment(bench: Bench) -> None:
     """SQLite's own limit on pages has the effect of a full disk; real ones are met under torture."""
     bench.start()
-    pages = bench.store._opened.execute("PRAGMA page_count").fetchone()[0]  # type: ignore[attr-defined]
+    pages = bench.store._opened.execute("PRAGMA page_count").fetchone()[0]
     failed = 0
     for limit in range(pages, pages + 60):
-        bench.store._opened.execute(f"PRAGMA max_page_count = {limit}")  # type: ignore[attr-defined]
+        bench.store._opened.execute(f"PRAGMA max_page_count = {limit}")
         try:
             bench.put(0)
         except StoreError as error:
             failed += 1
-            assert str(error) == f"{database(bench)} cannot be written: database or disk is full"  # noqa: PT017
+            assert str(error) == f"{database(bench)} cannot be written: database or disk is full"
             assert summaries(database(bench)) == {}
         else:
             break
@@ -380,7 +380,7 @@ def test_another_writer_is_waited_for_and_then_told(bench: Bench, monkeypatch: p
 
 
 def test_it_is_synced_in_full(bench: Bench) -> None:
-    db = bench.start().store._opened  # type: ignore[attr-defined]
+    db = bench.start().store._opened
     assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert db.execute("PRAGMA synchronous").fetchone() == (2,)
 

@@ -18,24 +18,24 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flinks_async.bulk.errors import UnfitAnswerError
+from flinks_async.bulk.stores import SQLiteStore, Store, answer_tables
+from flinks_async.bulk.stores.answer_rows import TABLES, Table
+from flinks_async.bulk.stores.duckdb import DuckDBStore
+from flinks_async.bulk.stores.parquet import ParquetStore
+from flinks_async.bulk.stores.postgresql import PostgreSQLStore
+from flinks_async.testing.data import expected_body
+
+from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes
+from ..support import examples
+from .postgresql_server import Server
+from .store_contract import Bench, Bodies
+from .store_docs import PAGE, page, queries
+from .tables_support import decodes
+
 duckdb = pytest.importorskip("duckdb")
 psycopg = pytest.importorskip("psycopg")
 pq = pytest.importorskip("pyarrow.parquet")
-
-from flinks_async.bulk.errors import UnfitAnswerError  # noqa: E402
-from flinks_async.bulk.stores import SQLiteStore, Store, answer_tables  # noqa: E402
-from flinks_async.bulk.stores.answer_rows import TABLES, Table  # noqa: E402
-from flinks_async.bulk.stores.duckdb import DuckDBStore  # noqa: E402
-from flinks_async.bulk.stores.parquet import ParquetStore  # noqa: E402
-from flinks_async.bulk.stores.postgresql import PostgreSQLStore  # noqa: E402
-from flinks_async.testing.data import expected_body  # noqa: E402
-
-from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes  # noqa: E402
-from ..support import examples  # noqa: E402
-from .postgresql_server import Server  # noqa: E402
-from .store_contract import Bench, Bodies  # noqa: E402
-from .store_docs import PAGE, page, queries  # noqa: E402
-from .tables_support import decodes  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("closed_databases")
 
@@ -174,7 +174,7 @@ def test_columns_and_the_careful_path_store_the_same(tmp_path: Path, postgresql:
         "DuckDB": lambda way: DuckDBStore(),
         "PostgreSQL": lambda way: PostgreSQLStore(postgresql.conninfo, schemas[way]),
     }
-    benches = {way: Bench(folder, lambda way=way: made[name](way)).start() for way, folder in folders.items()}  # type: ignore[misc]
+    benches = {way: Bench(folder, lambda way=way: made[name](way)).start() for way, folder in folders.items()}
     shards = count()
 
     @examples(6)

@@ -184,16 +184,16 @@ def test_every_public_function_is_tried(desk: Desk, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda desk: status(5), r"directory must be the path of a file or folder, not 5"),  # type: ignore[arg-type]
+        (lambda desk: status(5), r"directory must be the path of a file or folder, not 5"),
         (lambda desk: status("x" * 300), r"directory must be .* \(File name too long\), not text of 300 characters"),
-        (lambda desk: verify(desk.directory, JSONLParts), "store must be Store or None, not the class JSONLParts"),  # type: ignore[arg-type]
-        (lambda desk: InputFile(b"x"), "path must be str, not bytes"),  # type: ignore[arg-type]
+        (lambda desk: verify(desk.directory, JSONLParts), "store must be Store or None, not the class JSONLParts"),
+        (lambda desk: InputFile(b"x"), "path must be str, not bytes"),
         (
             lambda desk: Processes(10**5000),
             "the number of processes must be a whole number from 1 to 1,024, not a huge",
         ),
-        (lambda desk: Layout(column=3), "Layout.column must be str or None, not int"),  # type: ignore[arg-type]
-        (lambda desk: with_job(desk, lambda job: job.retry("final")), "kinds must be one of"),  # type: ignore[arg-type]
+        (lambda desk: Layout(column=3), "Layout.column must be str or None, not int"),
+        (lambda desk: with_job(desk, lambda job: job.retry("final")), "kinds must be one of"),
     ],
 )
 def test_the_message_names_the_argument(desk: Desk, call: Callable[[Desk], Any], message: str) -> None:

@@ -186,7 +186,7 @@ def run_tests(path: Path, code: str, tests: list[str]) -> None:
     def get_code(self: SourceFileLoader, name: str) -> Any:
         return compile(code, path, "exec", dont_inherit=True) if self.path == str(path) else usual(self, name)
 
-    SourceFileLoader.get_code = get_code  # type: ignore[method-assign]
+    SourceFileLoader.get_code = get_code
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     for stream in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream)

@@ -22,4 +22,4 @@ def run(request: pytest.FixtureRequest) -> Iterator[Callable[[Awaitable[Any]], A
         pytest.skip("uvloop is not for Windows")
     uvloop = pytest.importorskip("uvloop") if request.param == "uvloop" else None
     with asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop) as runner:
-        yield runner.run  # type: ignore[misc]
+        yield runner.run

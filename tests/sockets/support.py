@@ -38,12 +38,6 @@ def use_sessions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flinks_async.transport.aiohttp.session_is_untouched", lambda: False)
 
 
-async def turns(number: int = 20) -> None:
-    """Lets other tasks and ready sockets run."""
-    for _ in range(number):
-        await asyncio.sleep(0)
-
-
 async def assert_clean(client: FlinksClient) -> None:
     """Nothing is left of any call: no call, no place, no connection in use, no socket outside the pool."""
     stats = client.stats()

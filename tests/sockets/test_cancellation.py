@@ -13,8 +13,9 @@ import pytest
 from flinks_async import ClientClosedError, FlinksClient, FlinksError, Hedge, Limits, Timeouts
 from flinks_async.testing import KINDS, FakeClock, InMemoryTransport
 from tests.raw_server import Hang, RawServer, ReadHead, Repeat, Respond, Send
+from tests.support import turns, until
 
-from .support import BODY, HEALTHY, OK, SECRET, assert_clean, client_for, turns
+from .support import BODY, HEALTHY, OK, SECRET, assert_clean, client_for
 
 MOST = 400
 """More suspensions than any of these coroutines has."""
@@ -70,7 +71,7 @@ async def _torture(make: Callable[[], Awaitable[Any]], after: Callable[[], Await
 
 
 def _tasks() -> set[asyncio.Task[Any]]:
-    return asyncio.all_tasks() - {asyncio.current_task()}  # type: ignore[arg-type]
+    return asyncio.all_tasks() - {asyncio.current_task()}
 
 
 @contextlib.contextmanager
@@ -267,8 +268,7 @@ async def test_many_that_wait_for_the_server(steps: Any) -> None:
 
     async with RawServer([Repeat(ReadHead(), turn)]) as server, client_for(server) as client:
         calls = [asyncio.create_task(client.partner_access(f"t{n}")) for n in range(15)]
-        while server.requests < 15:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.requests >= 15)
         for call in calls:
             call.cancel()
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
@@ -295,7 +295,7 @@ async def test_a_timeout_of_ours_is_no_timeout_error() -> None:
                 with pytest.raises(FlinksError) as caught:
                     await client.partner_access("t")
             assert not isinstance(caught.value, TimeoutError)
-            assert asyncio.current_task().cancelling() == 0  # type: ignore[union-attr]
+            assert asyncio.current_task().cancelling() == 0
             await assert_clean(client)
 
 
@@ -303,8 +303,7 @@ async def test_a_failing_task_group_cancels_its_calls() -> None:
     async with RawServer([ReadHead(), Hang()]) as server, client_for(server) as client:
 
         async def fails() -> None:
-            while server.requests < 3:
-                await asyncio.sleep(0.001)
+            await until(lambda: server.requests >= 3)
             raise LookupError
 
         with pytest.raises(ExceptionGroup) as caught:
@@ -319,8 +318,7 @@ async def test_a_failing_task_group_cancels_its_calls() -> None:
 async def test_a_cancelled_call_is_not_tried_again() -> None:
     async with RawServer([ReadHead(), Hang()]) as server, client_for(server) as client:
         call = asyncio.create_task(client.partner_access("t"))
-        while not server.requests:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.requests)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
@@ -351,8 +349,7 @@ def _fetch_and_leave(leave: bool) -> None:
             client = client_for(server)
             await client.partner_access("first")
             call = asyncio.create_task(client.partner_access("second"))
-            while server.requests < 2:
-                await asyncio.sleep(0.001)
+            await until(lambda: server.requests >= 2)
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
             await assert_clean(client)
@@ -383,8 +380,7 @@ def test_a_call_that_is_in_flight_when_the_loop_ends_is_cancelled() -> None:
         await server.start()
         clients.append(client_for(server))
         asyncio.create_task(call(clients[0]))  # noqa: RUF006
-        while not server.requests:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.requests)
         await server.stop_listening()  # the connection stays
 
     asyncio.run(main())

@@ -9,6 +9,7 @@ import pytest
 
 from flinks_async import FlinksClient, ReadError, Retry
 from tests.raw_server import Close, RawServer, ReadHead, Repeat, Reset
+from tests.support import until
 
 from .support import HEALTHY, OK, assert_clean, client_for, use_sessions
 
@@ -85,8 +86,7 @@ async def test_the_extra_attempt_that_breaks_as_well_counts() -> None:
 async def test_a_connection_that_the_server_closed_while_idle_is_not_even_tried() -> None:
     async with RawServer((ReadHead(), OK, Close()), HEALTHY) as server, client_for(server) as client:
         await client.partner_access("first")
-        while server.open:
-            await asyncio.sleep(0.001)
+        await until(lambda: not server.open)
         await asyncio.sleep(0.01)
         answer = await client.partner_access("second")
         assert answer.meta.attempts <= 2  # it may be in the race, but is never an error

@@ -205,7 +205,7 @@ class Text(str):
     def isascii(self) -> bool:
         return True
 
-    strip = lower = __str__  # type: ignore[assignment]
+    strip = lower = __str__
 
 
 class Named(str, Enum):  # noqa: UP042 - a StrEnum writes itself as its value

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.raw_server import Close, Hang, RawServer, ReadHead, Repeat, Reset, Respond, Send
+from tests.support import until
 
 from ..support import turns
 from .support import BODY, HEALTHY, client_for
@@ -38,8 +39,7 @@ async def test_a_mistake_in_a_step_is_raised_at_the_end() -> None:
     with pytest.raises(LookupError):
         async with RawServer([mistaken]) as server:
             _, writer = await asyncio.open_connection("127.0.0.1", server.port)
-            while server.open or not server.connections:
-                await asyncio.sleep(0.001)
+            await until(lambda: server.connections and not server.open)
             writer.close()
 
 
@@ -72,8 +72,7 @@ async def test_a_client_that_leaves_ends_the_script() -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", server.port)
         writer.transport.abort()
         async with asyncio.timeout(5):
-            while server.open or not server.connections:
-                await asyncio.sleep(0.001)
+            await until(lambda: server.connections and not server.open)
         assert server.connections == 1
 
 

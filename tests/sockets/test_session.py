@@ -33,8 +33,9 @@ from flinks_async import (
 from flinks_async.transport import http1
 from flinks_async.transport.http1 import ConnectionPool
 from tests.raw_server import Hang, RawServer, ReadHead, Respond, Send
+from tests.support import turns, until
 
-from .support import BODY, HEALTHY, OK, assert_clean, client_for, turns, use_sessions
+from .support import BODY, HEALTHY, OK, assert_clean, client_for, use_sessions
 
 
 @contextlib.asynccontextmanager
@@ -132,8 +133,7 @@ async def test_closing_lets_calls_in_flight_end() -> None:
     async with RawServer([ReadHead(), Told(answer)]) as server:
         client = client_for(server)
         call = asyncio.create_task(client.partner_access("t"))
-        while not server.requests:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.requests)
         closing = asyncio.create_task(client.close(grace=10))
         await turns()
         with pytest.raises(ClientClosedError):
@@ -151,8 +151,7 @@ async def test_after_the_grace_calls_end_with_client_closed(where: str) -> None:
     async with RawServer([ReadHead(), *part, Hang()]) as server:
         client = client_for(server)
         calls = [asyncio.create_task(client.partner_access(f"t{n}")) for n in range(3)]
-        while server.requests < 3:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.requests >= 3)
         await client.close(grace=0.02)
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [ClientClosedError] * 3
@@ -167,8 +166,7 @@ async def test_closing_again_with_a_shorter_grace_ends_what_still_runs(derived: 
         parent = client_for(server)
         client = parent.with_options() if derived else parent
         call = asyncio.create_task(client.partner_access("t"))
-        while not server.requests:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.requests)
         patient = [asyncio.create_task(client.close(grace=50)) for _ in range(2)]
         await turns()
         async with asyncio.timeout(5):
@@ -186,8 +184,7 @@ async def test_all_who_close_return_when_the_last_call_has_ended() -> None:
     async with RawServer([ReadHead(), Told(answer)]) as server:
         client = client_for(server)
         call = asyncio.create_task(client.partner_access("t"))
-        while not server.requests:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.requests)
         closings = [asyncio.create_task(client.close(grace=50)) for _ in range(3)]
         await turns()
         answer.set()
@@ -208,8 +205,7 @@ async def test_a_middleware_that_goes_on_after_closing_gets_no_new_connection() 
     async with RawServer([ReadHead(), Hang()]) as server:
         client = client_for(server, middleware=[stubborn])
         call = asyncio.create_task(client.partner_access("t"))
-        while not server.requests:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.requests)
         await client.close(grace=0)
         with pytest.raises(ClientClosedError):
             await call
@@ -239,8 +235,7 @@ async def test_closing_ends_calls_that_wait_for_a_place_or_a_retry() -> None:
     async with RawServer([ReadHead(), Respond(429, b"", {"Retry-After": "50"})]) as server:
         client = client_for(server, clock=SystemClock(), retry=Retry(), limits=Limits(concurrency=1))
         calls = [asyncio.create_task(client.partner_access(f"t{n}")) for n in range(3)]
-        while not server.requests:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.requests)
         await turns()
         await client.close(grace=0)
         outcomes = await asyncio.gather(*calls, return_exceptions=True)
@@ -319,8 +314,7 @@ async def test_the_numbers_of_the_pool() -> None:
 
         assert numbers() == (0, 0, 0, 0)
         calls = [asyncio.create_task(client.partner_access(f"t{n}")) for n in range(3)]
-        while server.requests < 3:
-            await asyncio.sleep(0.001)
+        await until(lambda: server.requests >= 3)
         assert numbers() == (3, 0, 3, 0)
         assert client.stats().requests_in_flight == client.stats().calls_in_flight == 3
         release.set()
@@ -417,19 +411,16 @@ def test_closing_ends_what_runs_in_the_loop_of_another_thread(ends: bool) -> Non
                     await client.partner_access("t")
                 except BaseException as error:
                     outcomes.append(error)
-                while not (ends or closed.is_set()):
-                    await asyncio.sleep(0.001)
+                await until(lambda: ends or closed.is_set())
 
             thread = asyncio.create_task(asyncio.to_thread(_in_thread, there))
-            while not server.requests:
-                await asyncio.sleep(0.001)
+            await until(lambda: server.requests)
             try:
                 await client.close(grace=0.02)
             finally:
                 closed.set()
                 await thread
-            while server.open:
-                await asyncio.sleep(0.001)
+            await until(lambda: not server.open)
             assert client.stats().connections.open == 0
 
     asyncio.run(main())
@@ -484,8 +475,7 @@ class TestABorrowedSession:
             session = aiohttp.ClientSession()
             async with client_for(server, session=session) as client:
                 call = asyncio.create_task(client.partner_access("t"))
-                while not server.requests:
-                    await asyncio.sleep(0.001)
+                await until(lambda: server.requests)
                 await session.close()
                 (outcome,) = await asyncio.gather(call, return_exceptions=True)
                 from flinks_async import FlinksError

@@ -39,7 +39,7 @@ async def client_of(server: FlinksServer, host: str = "127.0.0.1", **options: ob
         base_url=url,
         auth_secret=server.auth_secret,
         limits=Limits(breaker=Breaker(in_a_row=3), concurrency=50),
-        **options,  # type: ignore[arg-type]
+        **options,
     )
 
 

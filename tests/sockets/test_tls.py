@@ -19,9 +19,10 @@ from flinks_async import CertificateError, Connection, Failed, FlinksClient, Rea
 from flinks_async.runtime import fast_loop
 from flinks_async.transport import session
 from tests.raw_server import Close, RawConnection, RawServer, ReadHead, Send
+from tests.support import turns
 
 from .fault_table import head
-from .support import BODY, HEALTHY, OK, Authority, assert_clean, client_for, turns
+from .support import BODY, HEALTHY, OK, Authority, assert_clean, client_for
 
 
 def https(server: RawServer, host: str = "localhost") -> str:
@@ -111,7 +112,7 @@ async def test_a_context_of_the_users_own_is_used(authority: Authority) -> None:
     async with RawServer(HEALTHY, ssl_context=authority.context()) as server:
         async with client_for(https(server), connection=Connection(ssl_context=context)) as client:
             await client.partner_access("t")
-            assert await client._pool.sessions.tls() is context  # type: ignore[union-attr]
+            assert await client._pool.sessions.tls() is context
 
 
 async def test_a_host_name_with_a_trailing_dot_works(authority: Authority, monkeypatch: pytest.MonkeyPatch) -> None:

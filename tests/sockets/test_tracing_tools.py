@@ -117,7 +117,7 @@ async def seen_on(way: str, report: Callable[[], str]) -> dict[str, Any]:
 
     warnings: list[str] = []
     handler = logging.Handler()
-    handler.emit = lambda record: warnings.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: warnings.append(record.getMessage())
     logging.getLogger("flinks_async").addHandler(handler)
     steps = (ReadHead(), OK, ReadHead(), Close()) if way == "fresh" else (Repeat(ReadHead(), OK),)
     async with RawServer(steps) as server, aiohttp.ClientSession() as session:

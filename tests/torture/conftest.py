@@ -16,12 +16,10 @@ import pytest
 
 from flinks_async.testing import ServeOptions, ServerProcess
 
-pytest.register_assert_rewrite("tests.torture.expected")
-
-from ..bulk.postgresql_server import Missing, running  # noqa: E402
-from .driver import Driver  # noqa: E402
-from .order import Order  # noqa: E402
-from .outputs import OUTPUTS, POSTGRESQL  # noqa: E402
+from ..bulk.postgresql_server import Missing, running
+from .driver import Driver
+from .order import Order
+from .outputs import OUTPUTS, POSTGRESQL
 
 HERE = Path(__file__).parent
 

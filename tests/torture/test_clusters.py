@@ -1,4 +1,8 @@
-"""kill -9 at random moments of a job on a cluster: of workers, of the program that runs the job, and of the head of Ray."""
+"""Jobs on clusters: kill -9 at random moments of workers, of the program that runs the job and of the head of Ray; and machines
+that are frozen until their cluster has given them up, and then wake.
+
+Each seed has five moments. `.ci/torture` takes ten seeds.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,10 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 from attrs import frozen
@@ -20,14 +25,18 @@ from flinks_async.bulk import verify
 from flinks_async.testing import FlinksServer, Latency
 
 from ..bulk.server_desk import SECRET, Desk, a_server
-from ..bulk.test_ray import ENVIRONMENT, a_ray_cluster, ray_workers
+from ..bulk.test_ray import ENVIRONMENT, PROGRAM, a_ray_cluster, ray_workers
+from ..support import TIMES
 
 pytestmark = [
     pytest.mark.torture,
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning"),
 ]
 
+psutil = pytest.importorskip("psutil")
+
 TOKENS, SHARD, OPEN = 1000, 20, 4
+KILLS, SEEDS = 5, range(TIMES)
 
 DRIVER = f"""
 import asyncio, sys
@@ -84,7 +93,7 @@ async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
 
 @pytest.fixture
 async def desk(tmp_path: Path) -> AsyncIterator[Desk]:
-    async with a_server(latency=Latency.fixed(0.01)) as server:
+    async with a_server(latency=Latency.fixed(0.02)) as server:
         desk = Desk(tmp_path, server)
         desk.write(TOKENS)
         yield desk
@@ -103,12 +112,12 @@ async def until_it_sends(server: FlinksServer, process: asyncio.subprocess.Proce
         await asyncio.sleep(0.01)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", SEEDS)
 async def test_workers_are_killed_at_random_moments(cluster: Cluster, desk: Desk, seed: int) -> None:
     rng, kills = random.Random(seed), 0
     process = await cluster.drive(desk)
     await until_it_sends(desk.server, process)
-    while process.returncode is None and kills < 5:
+    while process.returncode is None and kills < KILLS:
         await asyncio.sleep(rng.uniform(0.05, 1.0))
         with suppress(ProcessLookupError, IndexError):
             os.kill(rng.choice(cluster.pids()), signal.SIGKILL)
@@ -119,15 +128,15 @@ async def test_workers_are_killed_at_random_moments(cluster: Cluster, desk: Desk
     is_whole(desk, TOKENS + kills * OPEN * SHARD)
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", SEEDS)
 async def test_the_program_of_the_job_is_killed_at_random_moments(cluster: Cluster, desk: Desk, seed: int) -> None:
     rng, kills = random.Random(seed), 0
     while True:
         process = await cluster.drive(desk)
-        if kills < 4:
+        if kills < KILLS:
             await until_it_sends(desk.server, process)
         ending = asyncio.ensure_future(process.communicate())
-        await asyncio.wait({ending}, timeout=rng.uniform(0.0, 1.5) if kills < 4 else 90.0)
+        await asyncio.wait({ending}, timeout=rng.uniform(0.0, 1.5) if kills < KILLS else 90.0)
         if process.returncode is None:
             process.kill()
             kills += 1
@@ -154,3 +163,104 @@ async def test_the_head_of_ray_is_lost_and_the_job_ends_or_goes_on_with_another(
             _, stderr = await asyncio.wait_for(process.communicate(), 90)
             assert process.returncode == 0, stderr.decode()[-2000:]
     is_whole(desk, TOKENS + 2 * OPEN * SHARD)
+
+
+# --- machines ---------------------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def dask_machines(folder: Path) -> AsyncIterator[tuple[Cluster, list[int]]]:
+    """A cluster of two machines, each a nanny and its worker, that gives up silent ones after 6 s; and the nannies."""
+    dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
+    with ExitStack() as stack:
+        stack.enter_context(dask.config.set({"distributed.scheduler.worker-ttl": "6s"}))
+        async with distributed.LocalCluster(
+            n_workers=0, host="127.0.0.1", dashboard_address="127.0.0.1:0", silence_logs=60, asynchronous=True
+        ) as running:
+            address = running.scheduler_address
+            options = ["--nthreads", "1", "--no-dashboard", "--local-directory", str(folder)]
+            machines = [
+                subprocess.Popen(
+                    [sys.executable, "-m", "dask", "worker", address, *options],
+                    env={**os.environ, "TEST_SECRET": SECRET}, stderr=subprocess.DEVNULL,
+                )
+                for _ in range(2)
+            ]  # fmt: skip
+            for machine in machines:
+                stack.callback(end_all, machine.pid)
+            async with asyncio.timeout(60):
+                while len(running.scheduler_info["workers"]) < 2:
+                    await asyncio.sleep(0.1)
+            yield Cluster("dask", address, list), [machine.pid for machine in machines]
+
+
+@asynccontextmanager
+async def ray_machines(folder: Path) -> AsyncIterator[tuple[Cluster, list[int]]]:
+    """A cluster of a head without workers and two machines that it gives up after some seconds; and their raylets."""
+    if find_spec("ray") is None:
+        pytest.skip("Ray is not installed")
+    health = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "1000",
+              "RAY_health_check_failure_threshold": "5", "RAY_health_check_initial_delay_ms": "0"}  # fmt: skip
+    with a_ray_cluster(0, **health) as address:
+        for number in (2, 3):
+            await asyncio.to_thread(
+                subprocess.run,
+                [*PROGRAM, "start", f"--address={address}", "--num-cpus=1", f"--node-ip-address=127.0.0.{number}",
+                 "--object-store-memory=80000000"],
+                env={**os.environ, **ENVIRONMENT, **health, "TEST_SECRET": SECRET}, capture_output=True, check=True, timeout=100,
+            )  # fmt: skip
+        raylets = [
+            process.pid
+            for process in psutil.process_iter(["cmdline"])
+            if "raylet/raylet" in str(process.info["cmdline"]) and "127.0.0.1" not in str(process.info["cmdline"])
+        ]
+        yield Cluster("ray", address, ray_workers), raylets
+
+
+def machine_of(pid: int) -> list[Any]:
+    """A process and all that it has started."""
+    with suppress(psutil.NoSuchProcess):
+        first = psutil.Process(pid)
+        return [first, *first.children(recursive=True)]
+    return []
+
+
+def end_all(pid: int) -> None:
+    for process in machine_of(pid):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+
+
+@pytest.mark.parametrize("machines", [dask_machines, ray_machines])
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_a_machine_that_wakes_after_its_cluster_has_given_it_up_does_no_harm(
+    tmp_path: Path, machines: Callable[[Path], Any], seed: int
+) -> None:
+    rng = random.Random(seed)
+    async with a_server(latency=Latency.fixed(0.15)) as server, machines(tmp_path) as (cluster, pids):
+        desk = Desk(tmp_path, server)
+        desk.write(TOKENS)
+        process = await cluster.drive(desk)
+        ending = asyncio.ensure_future(process.communicate())
+        await until_it_sends(server, process)
+        await asyncio.sleep(rng.uniform(0.5, 4.0))
+        frozen = machine_of(rng.choice(pids))
+        try:
+            for one in frozen:
+                one.suspend()
+            log = desk.directory / "job.log"
+            async with asyncio.timeout(60):
+                while "its 2 shards are handed out again" not in log.read_text() and not ending.done():
+                    await asyncio.sleep(0.2)
+            await asyncio.sleep(rng.uniform(2.0, 4.0))
+            assert not ending.done(), "the machine wakes while the job runs"
+        finally:
+            for one in frozen:
+                with suppress(psutil.NoSuchProcess):
+                    one.resume()
+        _, stderr = await asyncio.wait_for(ending, 120)
+        assert process.returncode == 0, stderr.decode()[-2000:]
+        is_whole(desk, TOKENS + OPEN * SHARD)
+        before = {path: path.stat().st_size for path in desk.directory.rglob("*")}
+        await asyncio.sleep(3.0)
+        assert {path: path.stat().st_size for path in desk.directory.rglob("*")} == before

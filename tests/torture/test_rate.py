@@ -22,6 +22,7 @@ from flinks_async.bulk import DaskExecutor, Job, Processes, Rules
 from flinks_async.testing import Fault
 
 from ..bulk.server_desk import SECRET, Desk, Watch, a_server, workers
+from ..support import until
 from ..test_redis import Redis
 
 pytestmark = [
@@ -60,8 +61,7 @@ class Run:
         self.desk = Desk(self.folder, server)
 
     async def until(self, seconds: float) -> None:
-        while not self.watch.times:
-            await asyncio.sleep(0.01)
+        await until(lambda: self.watch.times)
         now = asyncio.get_running_loop().time
         await asyncio.sleep(max(0.0, self.watch.times[0] + seconds - now()))
 

@@ -11,8 +11,9 @@ Clocks of machines differ, so messages carry times as seconds from now.
 from __future__ import annotations
 
 import asyncio
-import os
+import math
 import pickle
+import re
 import shutil
 import socket
 import tempfile
@@ -22,72 +23,35 @@ import uuid
 from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from importlib import import_module
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, Protocol, TypedDict, Unpack
-from urllib.parse import urlsplit
+from typing import Any, ClassVar, Final, Protocol, TypedDict, Unpack
 
-from attrs import evolve, frozen
+from attrs import evolve
 
 from ... import checks
 from ..._version import __version__
 from ...errors import ConfigError, FlinksError
 from ...runtime import fast_loop
-from ...secret import Secret
 from ..counters import WAITED_FOR, WorkerState
-from ..errors import WorkerError
+from ..errors import WorkerError, portable
 from ..selection import PSEUDONYM_KEY
-from .dispatch import WorkerHandle, WorkersExecution, starts_of
+from .dispatch import SILENCE, WorkerHandle, WorkersExecution, starts_of
 from .processes import GRACE
 from .protocol import NextTask, TakeFinished, Work
-from .worker import Broken, PaceLearned, Report, Secrets, Start, Worker
-
-SILENCE: Final = 10.0
-"""Seconds without an answer after which the other side is given up."""
+from .worker import (
+    REFERENCES,
+    Broken,
+    PaceLearned,
+    Report,
+    SecretReference,
+    Secrets,
+    Source,
+    Start,
+    Worker,
+)
 
 WAIT: Final = 1.0
 """Seconds that a request for messages waits for one."""
-
-Source = Literal["env", "file", "callable"]
-Names = str | Mapping[str, str]
-
-
-@frozen
-class SecretReference:
-    """Where a worker finds an AuthSecret. Only this is sent to the cluster.
-
-    Attributes:
-        source: the kind of the place.
-        name: of the environment variable, of the file, or of the function as `package.module:function`.
-    """
-
-    source: Source
-    name: str
-
-    def resolve(self) -> Secret:
-        """The secret. Called in the worker. Raises ConfigError if it is not there."""
-        try:
-            if self.source == "env":
-                value: object = os.environ[self.name]
-            elif self.source == "file":
-                value = Path(self.name).read_text(encoding="utf-8")
-            else:
-                module, _, function = self.name.partition(":")
-                value = getattr(import_module(module), function)()
-        except Exception as error:  # whatever a user's function raises
-            problem = type(error).__name__
-        else:
-            if isinstance(value, Secret):
-                return value
-            if isinstance(value, str) and value.strip():
-                return Secret(value.strip())
-            problem = "it is empty, or not text"
-        what = {"env": "environment variable", "file": "file", "callable": "function"}[self.source]
-        raise ConfigError(
-            f"the worker on {socket.gethostname()} finds no secret in the {what} {self.name} ({problem}). Provide it on "
-            "every machine of the cluster"
-        )
 
 
 class ClusterOptions(TypedDict, total=False):
@@ -136,18 +100,15 @@ class ClusterExecutor:
         checks.integer("workers", 1 if self.workers is None else self.workers, 1)
         checks.integer("restarts", self.restarts, 0)
         checks.seconds("patience", self.patience)
-        given: dict[Source, Names | None] = {
-            "env": options.get("secret_env"), "file": options.get("secret_file"), "callable": options.get("secret_from"),
-        }  # fmt: skip
-        found: dict[Source, Names] = {source: names for source, names in given.items() if names is not None}
+        found = {source: options[source] for source in REFERENCES if options.get(source) is not None}
         if len(found) != 1:
             raise ConfigError("name the AuthSecret of the workers by one of secret_env, secret_file and secret_from")
-        self._source: Source
-        self._source, self._names = found.popitem()
+        self._source, names = found.popitem()
+        self._names: str | Mapping[str, str] = names or ""
         for name in self._names.values() if isinstance(self._names, Mapping) else [self._names]:
             checks.kind("the name of the AuthSecret", name, str)
-            if self._source == "env" and not name.isidentifier():  # not shown, because it may be the secret
-                raise ConfigError("secret_env is the name of an environment variable, not the AuthSecret itself")
+            if not re.fullmatch(REFERENCES[self._source][1], name):
+                raise _not_the_secret(self._source)
 
     module: ClassVar[str]
 
@@ -156,7 +117,7 @@ class ClusterExecutor:
         return checks.optional_import(self.module, extra="ray" if self.module == "ray" else "dask")
 
     async def look(self) -> dict[str, str]:
-        """Connects to the cluster. Returns why each worker cannot fetch, empty if it can. Raises whatever the engine does."""
+        """Internal; for `flinks-async doctor`: connects, and returns why each worker cannot fetch, empty if it can."""
         raise NotImplementedError
 
     def secret_of(self, instance: str | None) -> SecretReference:
@@ -167,13 +128,11 @@ class ClusterExecutor:
         return SecretReference(self._source, name)
 
 
-def is_loopback(address: str) -> bool:
-    """Whether an address such as `tcp://127.0.0.1:8786` is on this machine."""
-    host = urlsplit(address if "://" in address else f"tcp://{address}").hostname or ""
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _not_the_secret(source: Source) -> ConfigError:
+    """The error for a reference that has not the form of one, or is the AuthSecret. It does not show it."""
+    return ConfigError(
+        f"{source} names the {REFERENCES[source][0]} that has the AuthSecret, and is not the AuthSecret itself"
+    )
 
 
 class Slot(Protocol):
@@ -207,10 +166,14 @@ class ClusterExecution(WorkersExecution):
         names = {client: name for name, client in work.clients.items()}
         self._references = [executor.secret_of(names[client]) for client in clients]
         _, secrets = starts_of(work, 1)  # refuses clients that cannot be made again in a worker
+        known = {one.auth_secret.reveal() for one in secrets}
+        for reference in self._references:
+            if reference.name.strip() in known:
+                raise _not_the_secret(reference.source)
         if len(set(self._references)) < len({one.auth_secret for one in secrets[: len(clients)]}):
             raise ConfigError("the AuthSecrets differ: name one for each instance, as in secret_env={'acme': 'A'}")
         if work.selection is not None and work.selection.pseudonyms:
-            self._references.append(SecretReference("env", PSEUDONYM_KEY))
+            self._references.append(SecretReference("secret_env", PSEUDONYM_KEY))
         for client in clients:
             cannot = ["headers"] if client.options.headers else []
             cannot += ["connection.proxy"] if client.settings.connection.proxy else []
@@ -243,23 +206,21 @@ class ClusterExecution(WorkersExecution):
 
     async def _start(self, start: Start) -> WorkerHandle | None:
         """Begins a worker in a free process of the cluster. Waits until there is one."""
-        since, told = time.monotonic(), False
+        since, patience = time.monotonic(), self._executor.patience
         missing = WorkerState(f"a worker of {self._cluster}", note=WAITED_FOR)
         finding = asyncio.ensure_future(self._free_slot())
         self._missing.append(missing)
         try:
-            while not (await asyncio.wait({finding}, timeout=WAIT))[0]:
-                if self._all_done:
-                    return None
-                waited = time.monotonic() - since
-                if waited > self._executor.patience:
-                    raise WorkerError(
-                        f"{self._cluster} has had no free worker for {waited:.0f} s. Start workers and run the job again to "
-                        "resume"
-                    )
-                if waited > 3 * WAIT and not told:
-                    told = True
-                    self._work.log.warning("waiting for a worker of %s", self._cluster)
+            with self._waiting(missing.name, f"waiting for {missing.name}", patience):
+                while not (await asyncio.wait({finding}, timeout=WAIT))[0]:
+                    if self._all_done:
+                        return None
+                    waited = time.monotonic() - since
+                    if waited > patience:
+                        raise WorkerError(
+                            f"{self._cluster} has had no free worker for {waited:.0f} s. Start workers and run the job again "
+                            "to resume"
+                        )
         finally:
             self._missing.remove(missing)
             finding.cancel()
@@ -283,6 +244,7 @@ class ClusterWorker(WorkerHandle):
     def __init__(self, slot: Slot) -> None:
         super().__init__()
         self.name = slot.name
+        self.heard = time.monotonic()
         self._slot = slot
         self._worker = uuid.uuid4().hex
         self._inbox = asyncio.Queue[object]()
@@ -316,12 +278,18 @@ class ClusterWorker(WorkerHandle):
 
     async def _begin(self, data: bytes) -> None:
         if refusal := await self._call(begin_worker, __version__, data):
-            self._inbox.put_nowait(Broken(pickle.loads(refusal)))
+            error = pickle.loads(refusal)
+            if isinstance(error, ConfigError):
+                self._inbox.put_nowait(Broken(error))
+            else:
+                self._lost(f"a failed start ({error})")
             return
         self._begun.set()
-        while True:
-            for one in await self._call(messages_of_worker):
+        while (messages := await self._call(messages_of_worker)) is not None:
+            self.heard = time.monotonic()
+            for one in messages:
                 self._inbox.put_nowait(moved(pickle.loads(one), time.monotonic()))
+        self._lost("a restart of its process")
 
     async def _tell(self) -> None:
         await self._begun.wait()
@@ -341,9 +309,13 @@ class ClusterWorker(WorkerHandle):
     def _done(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
         error = asyncio.CancelledError() if call.cancelled() else call.exception()
-        if error is not None and not self._death:  # the first reason: `end` cancels the other calls
+        if error is not None:
             silent = isinstance(error, TimeoutError)
-            self._death = f"silence for {SILENCE:g} s" if silent else f"a lost connection ({type(error).__name__})"
+            self._lost(f"silence for {SILENCE:g} s" if silent else f"a lost connection ({type(error).__name__})")
+
+    def _lost(self, death: str) -> None:
+        if not self._death:  # the first reason: `end` cancels the other calls
+            self._death = death
             self._inbox.put_nowait(None)
 
 
@@ -362,7 +334,7 @@ def moved(message: object, seconds: float) -> object:
     return message
 
 
-# --- in the worker of the engine --------------------------------------------------------------------------------------
+# --- in a process of the engine --------------------------------------------------------------------------------------
 
 _threads: Final[dict[str, WorkerThread]] = {}
 
@@ -385,12 +357,16 @@ async def obstacle(version: str, reference: SecretReference) -> str:
 
 
 async def begin_worker(name: str, version: str, data: bytes) -> bytes:
-    """Begins a worker. If this machine cannot do the work, returns a pickled ConfigError, since engines change exceptions."""
+    """Begins a worker. If this fails, returns the pickled error: engines change exceptions, and Dask logs the arguments of a
+    call that raises. A ConfigError is about every machine, others may be about this one.
+    """
     where = socket.gethostname()
     try:
         _refuse_other(version)
         start, references = pickle.loads(data)
-        secrets = [Secrets(one.resolve()) for one in references]  # first, because nobody would remove the folder
+        secrets = [  # first, because nobody would remove the folder; in a thread, because a function may ask a vault
+            Secrets(await asyncio.to_thread(one.resolve)) for one in references
+        ]
         if start.on_own_disk:
             start = evolve(start, spools=Path(tempfile.mkdtemp(prefix="flinks-async-")))
         elif not start.spools.is_dir():
@@ -399,18 +375,21 @@ async def begin_worker(name: str, version: str, data: bytes) -> bytes:
                 "of the cluster mount at the same path"
             )
         _threads[name] = WorkerThread(name, start, secrets)
-    except ConfigError as error:
-        return pickle.dumps(error)
+    except Exception as error:
+        return pickle.dumps(portable(error))
     return b""
 
 
-async def messages_of_worker(name: str) -> list[bytes]:
-    return await _threads[name].messages()
+async def messages_of_worker(name: str) -> list[bytes] | None:
+    """The next messages; None if this process has no such worker, because it has replaced one that died."""
+    thread = _threads.get(name)
+    return None if thread is None else await thread.messages()
 
 
 async def tell_worker(name: str, messages: list[bytes]) -> None:
-    for data in messages:
-        _threads[name].receive(moved(pickle.loads(data), time.monotonic()))
+    if (thread := _threads.get(name)) is not None:
+        for data in messages:
+            thread.receive(moved(pickle.loads(data), time.monotonic()))
 
 
 async def end_worker(name: str) -> None:
@@ -419,7 +398,7 @@ async def end_worker(name: str) -> None:
 
 
 class WorkerThread:
-    """A worker in a thread and an event loop of its own. It ends if nobody asks for its messages."""
+    """A worker in a thread and an event loop of its own. It ends, and forgets its secrets, if nobody asks for its messages."""
 
     def __init__(self, name: str, start: Start, secrets: list[Secrets]) -> None:
         self._name = name
@@ -446,7 +425,7 @@ class WorkerThread:
             self._worker.receive(message)
 
     def end(self) -> None:
-        self._asked = -SILENCE
+        self._asked = -math.inf
 
     def _run(self) -> None:
         try:
@@ -458,11 +437,12 @@ class WorkerThread:
 
     async def _work(self) -> None:
         working = asyncio.create_task(self._worker.go())
-        while not working.done():
-            await asyncio.wait({working}, timeout=WAIT / 10)
-            if time.monotonic() - self._asked > SILENCE:
-                working.cancel()
-                _threads.pop(self._name, None)
+        # Also after its end, until the job has its last messages.
+        while time.monotonic() - self._asked <= SILENCE:  # noqa: ASYNC110
+            await asyncio.sleep(WAIT / 10)
+        working.cancel()
+        await asyncio.wait({working})
+        _threads.pop(self._name, None)
 
     def _send(self, message: object) -> None:
         data = pickle.dumps(moved(message, -time.monotonic()))

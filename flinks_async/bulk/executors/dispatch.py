@@ -12,10 +12,12 @@ divided among them. The job watches the rules that count tokens or time.
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from math import ceil
 from typing import Final
@@ -27,14 +29,14 @@ from ...config import Limits, Settings, ShareQuota
 from ...errors import ConfigError, FlinksError
 from ...limits.rate import GCRA, PaceState
 from ...limits.shared import PermitSource, RedisRateLimiter
-from ..counters import Counters, WorkerState
+from ..counters import Counters, Wait, WorkerState, joined_waits
 from ..directory import empty
 from ..errors import WorkerError
 from ..files import OPEN_FILES_SHORT, SpareFiles, make_folder
 from ..inputs import InputBytes
 from ..records import Finished, RunState
-from ..rules import Rules
-from .protocol import NextTask, TakeFinished, Task, Work, with_concurrency, within_open_files
+from ..rules import part, refuse_too_few
+from .protocol import NextTask, TakeFinished, Task, Work, with_concurrency
 from .worker import (
     Assigned,
     Broken,
@@ -47,11 +49,15 @@ from .worker import (
     StopWorker,
     Stored,
     WantPermits,
+    Warned,
     describe,
 )
 
 RECENT: Final = 3.0
 """Seconds after which a worker that has asked for no permits leaves the rate to the others."""
+
+SILENCE, SILENT = 10.0, 3.0
+"""Seconds without an answer of a worker on a cluster after which it is given up, and after which the progress says so."""
 
 BLOCK: Final = 0.1
 """Seconds for which a worker takes permits of a rate at once; with more than two, 0.05 for each, so that 20 a second ask."""
@@ -64,9 +70,11 @@ class WorkerHandle(ABC):
         name: in words, for the log.
         tasks: the shards that it has, by id.
         counters: of its latest report.
+        heard: when it last answered, if it is asked all the time.
     """
 
     name: str
+    heard: float | None = None
 
     def __init__(self) -> None:
         self.tasks: dict[int, Task] = {}
@@ -152,6 +160,7 @@ class WorkersExecution(ABC):
         self._past: list[Counters] = []
         self._dead: list[WorkerState] = []
         self._missing: list[WorkerState] = []
+        self._waits: list[Wait] = []
         self._paces: dict[int, PaceLearned] = {}
         self._working: asyncio.Task[None] | None = None
         self._broken: BaseException | None = None
@@ -232,9 +241,28 @@ class WorkersExecution(ABC):
             self._spare.close()
             self.stop(OPEN_FILES_SHORT)
 
+    @contextmanager
+    def _waiting(self, place: str, reason: str, most: float | None = None) -> Iterator[None]:
+        """Tells in the progress that the run waits.
+
+        Args:
+            most: seconds after which the run gives up; None if unknown.
+        """
+        now = time.monotonic()
+        wait = Wait(place, now, None if most is None else now + most, reason)
+        self._waits.append(wait)
+        try:
+            yield
+        finally:
+            self._waits.remove(wait)
+
     def counters(self) -> Counters:
-        live = [worker.counters for worker in self._workers]
+        live, now = [worker.counters for worker in self._workers], time.monotonic()
+        heard = [(worker.name, worker.heard) for worker in self._workers if worker.heard is not None]
+        silent = [Wait(name, at, at + SILENCE, f"no answer from {name}") for name, at in heard if now - at > SILENT]
         whole = Counters.sum_of([*live, *(one.without_troubles() if live else one for one in self._past)])
+        waits = [wait.trouble(now) for wait in (*self._waits, *silent) if now - wait.since >= 1.0]
+        whole.waits = joined_waits((*whole.waits, *waits))
         whole.workers = (*(worker.state() for worker in self._workers), *self._missing, *self._dead)
         return whole
 
@@ -320,6 +348,8 @@ class WorkersExecution(ABC):
                         tell(state)
                 case WantPermits(client, count):
                     worker.send(Permits(client, tuple(await self._permits[client].take(worker, count))))
+                case Warned(text):
+                    self._work.log.warning("%s: %s", worker.name, text)
                 case Broken(error):
                     self._end_with(error)
                     return True
@@ -378,18 +408,14 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
     described = [describe(client) for client in clients]
     selection, starts = work.selection, []
     for place in range(places):
-        rules = rules_for(work.rules, place, places)
+        rules = work.rules.part(place, places)
         settings = [settings_for(one.settings, place, places) for one, _ in described]
-        limits = within_open_files([one.limits for one in settings], rules, None if place else work.log)
         starts.append(
             Start(
                 path="" if work.source is None else work.source.name,
                 layout=None if work.source is None else work.source.layout,
                 key=work.key,
-                clients=tuple(
-                    evolve(one, settings=evolve(part, limits=within))
-                    for (one, _), part, within in zip(described, settings, limits, strict=True)
-                ),
+                clients=tuple(evolve(one, settings=part) for (one, _), part in zip(described, settings, strict=True)),
                 permits=tuple(permits_for(client.settings.limits, places) for client in clients),
                 names={name: clients.index(client) for name, client in work.clients.items()},
                 spools=work.spools,
@@ -406,11 +432,6 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
     return starts, [*(secrets for _, secrets in described), *([Secrets(key)] if key else [])]
 
 
-def share(whole: int, place: int, places: int) -> int:
-    """One worker's part of a number, at least 1. If the number is at least `places`, the parts add up to it."""
-    return max(1, whole // places + (place < whole % places))
-
-
 def permits_for(limits: Limits, places: int) -> int:
     """Permits that a worker takes at once; 0 if there is no limit of the rate."""
     rate = limits.rate or getattr(limits.rate_limiter, "rate", None) or 100.0
@@ -421,27 +442,7 @@ def permits_for(limits: Limits, places: int) -> int:
 def settings_for(settings: Settings, place: int, places: int) -> Settings:
     """The settings of one worker."""
     retry, limits = settings.retry, settings.limits
-    _refuse_too_few(limits.most_at_once, places)
+    refuse_too_few(limits.most_at_once, places)
     if isinstance(retry.quota, ShareQuota):
         retry = evolve(retry, quota=evolve(retry.quota, minimum=retry.quota.minimum / places))
-    return evolve(settings, retry=retry, limits=with_concurrency(limits, partial(share, place=place, places=places)))
-
-
-def rules_for(rules: Rules, place: int, places: int) -> Rules:
-    """The rules of one worker, without those that the job watches."""
-    if rules.concurrency is not None:
-        _refuse_too_few(rules.concurrency, places)
-    return evolve(
-        rules,
-        concurrency=None if rules.concurrency is None else share(rules.concurrency, place, places),
-        open_shards=share(rules.open_shards, place, places),
-        max_failures=None,
-        max_failure_share=None,
-        max_duration=None,
-        unreachable_after=None,
-    )
-
-
-def _refuse_too_few(concurrency: int, places: int) -> None:
-    if concurrency < places:
-        raise ConfigError(f"{places} processes need a concurrency of at least {places} in all, not {concurrency}")
+    return evolve(settings, retry=retry, limits=with_concurrency(limits, partial(part, place=place, places=places)))

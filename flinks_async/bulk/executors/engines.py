@@ -8,6 +8,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
+from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Final, Unpack
 from urllib.parse import urlsplit
 
@@ -15,7 +16,8 @@ from ... import checks
 from ..._version import __version__
 from ...errors import ConfigError
 from ..errors import WorkerError
-from .cluster import SILENCE, WAIT, ClusterExecution, ClusterExecutor, ClusterOptions, is_loopback, obstacle
+from .cluster import WAIT, ClusterExecution, ClusterExecutor, ClusterOptions, obstacle
+from .dispatch import SILENCE
 from .protocol import NextTask, TakeFinished, Work
 
 if TYPE_CHECKING:
@@ -23,6 +25,15 @@ if TYPE_CHECKING:
 
 HERE: Final = "auto"
 CANNOT_IMPORT: Final = "it cannot import flinks_async. Install it on every machine"
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address such as `tcp://127.0.0.1:8786` is on this machine."""
+    host = urlsplit(address if "://" in address else f"tcp://{address}").hostname or ""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class DaskExecutor(ClusterExecutor):
@@ -85,10 +96,13 @@ class DaskExecution(ClusterExecution):
 
     async def _connect(self) -> int:
         address = self._executor.address
-        self._client = await self._engine.Client(
-            address, security=self._security, asynchronous=True, set_as_default=False,
-            timeout=min(self._executor.patience, 30.0),
-        )  # fmt: skip
+        patience = min(self._executor.patience, 30.0)
+        with self._waiting(self._cluster, f"connecting to {self._cluster}", patience):
+            self._client = self._engine.Client(
+                address, security=self._security, asynchronous=True, set_as_default=False, timeout=patience
+            )
+            async with asyncio.timeout(patience):  # a scheduler that accepts and never answers would keep Dask waiting
+                await self._client
         port = (await self._identity())["services"].get("dashboard")
         if port is not None and not is_loopback(address):
             self._work.log.warning(
@@ -110,7 +124,10 @@ class DaskExecution(ClusterExecution):
 
     async def _identity(self) -> Any:
         """The state of the scheduler. Raises WorkerError if the connection to it is lost."""
-        with suppress(OSError, TimeoutError, RuntimeError):
+        with (
+            self._waiting(self._cluster, f"no answer from {self._cluster}", SILENCE),
+            suppress(OSError, TimeoutError, RuntimeError),
+        ):
             if self._client.status == "running":
                 return await asyncio.wait_for(self._client.scheduler.identity(), SILENCE)
         raise self._lost()
@@ -168,7 +185,7 @@ class RayExecutor(ClusterExecutor):
             )
 
     def connect(self) -> None:
-        """Connects this process. Raises WorkerError if the cluster refuses its token, and ConnectionError."""
+        """Internal: connects this process. Raises WorkerError if the cluster refuses its token, and ConnectionError."""
         try:
             self.import_engine().init(
                 self.address, namespace="flinks-async", log_to_driver=False, configure_logging=False
@@ -226,11 +243,12 @@ class RayExecution(ClusterExecution):
         if not ray.is_initialized():
             if address != HERE:  # Ray itself tries for minutes, in code that cannot be cancelled
                 parts = urlsplit(address if "://" in address else f"//{address}")
-                _, writer = await asyncio.wait_for(
-                    asyncio.open_connection(parts.hostname, parts.port), min(self._executor.patience, SILENCE)
-                )
+                patience = min(self._executor.patience, SILENCE)
+                with self._waiting(self._cluster, f"connecting to {self._cluster}", patience):
+                    _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port), patience)
                 writer.close()
-            await asyncio.to_thread(self._open)
+            with self._waiting(self._cluster, f"joining {self._cluster}"):
+                await asyncio.to_thread(self._open)
             self._is_ours = True
         return int((await asyncio.to_thread(ray.available_resources)).get("CPU", 0))
 

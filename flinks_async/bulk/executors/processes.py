@@ -31,7 +31,7 @@ from ..files import allow_open_files
 from ..selection import PSEUDONYM_KEY
 from .dispatch import WorkerHandle, WorkersExecution, starts_of
 from .protocol import FILES, NextTask, TakeFinished, Work
-from .worker import Secrets, Start, Worker
+from .worker import Secrets, Start, Worker, within_limits
 
 MOST_PROCESSES: Final = 1024
 
@@ -91,7 +91,12 @@ class ProcessesExecution(WorkersExecution):
     def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, count: int, restarts: int) -> None:
         super().__init__(work, tasks, finished, restarts=restarts, grace=GRACE)
         allow_open_files(count * FILES)  # pipes and spools; workers inherit the limit
-        self._starts, self._secrets = starts_of(work, count)
+        starts, self._secrets = starts_of(work, count)
+        # Here too, to refuse a limit of open files that is too low before anything starts: workers inherit it.
+        self._starts = [
+            within_limits(starts[0], work.log.warning),
+            *(within_limits(one, _ignore) for one in starts[1:]),
+        ]
 
     async def _prepare(self) -> list[Start]:
         return self._starts
@@ -101,6 +106,10 @@ class ProcessesExecution(WorkersExecution):
 
     async def _clean_up(self) -> None:
         pass
+
+
+def _ignore(*_: object) -> None:
+    """The first worker's warning is enough."""
 
 
 class WorkerProcess(WorkerHandle):

@@ -167,10 +167,13 @@ PUTS: Final = 4
 """Shards that a process gives to a shared store at once."""
 
 
-def within_open_files(limits: Sequence[Limits], rules: Rules, log: JobLog | Logger | None) -> Sequence[Limits]:
+def within_open_files(limits: Sequence[Limits], rules: Rules, warn: Callable[..., object]) -> Sequence[Limits]:
     """The limits of a process's clients, lowered where connections and spools would exceed its limit of open files.
 
-    Each client gets its share of the connections, because idle ones stay open for a while. The log tells of it.
+    Each client gets its share of the connections, because idle ones stay open for a while.
+
+    Args:
+        warn: logs that they were lowered, as `Logger.warning`.
 
     Raises:
         ConfigError: the process may not even open one connection for each client.
@@ -187,11 +190,10 @@ def within_open_files(limits: Sequence[Limits], rules: Rules, log: JobLog | Logg
             f"a run needs at least {beside + len(limits):,} more open files ({rules.open_shards:,} for shards under way), and "
             f"this process may open {allowed:,} more. {advice}"
         )
-    if log is not None:
-        log.warning(
-            "at most %d requests are sent at once, not %d, because this process may open only %d more files. %s",
-            room, wanted, allowed, advice,
-        )  # fmt: skip
+    warn(
+        "at most %d requests are sent at once, not %d, because this process may open only %d more files. %s",
+        room, wanted, allowed, advice,
+    )  # fmt: skip
     lowered = [max(1, room * count // wanted) for count in most]
     return [with_concurrency(one, partial(min, most)) for one, most in zip(limits, lowered, strict=True)]
 
@@ -222,7 +224,7 @@ class InProcess:
             return FunctionExecution(work, tasks, finished)
         before = list(dict.fromkeys(work.clients.values()))
         limits = [client.settings.limits for client in before]
-        within = within_open_files(limits, work.rules, work.log)
+        within = within_open_files(limits, work.rules, work.log.warning)
         if within is not limits:
             changed = {c: c.with_options(limits=one) for c, one in zip(before, within, strict=True)}
             work = evolve(work, clients={name: changed[client] for name, client in work.clients.items()})

@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import traceback
+import os
+import re
+import socket
 from collections.abc import Callable
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from attrs import evolve, field, fields, frozen
 
@@ -20,20 +23,20 @@ from ...client_options import ClientOptions
 from ...clock import SystemClock
 from ...codec import Codec, Transactions, WrongTypes
 from ...config import RateLimiter, Settings
-from ...errors import ConfigError, FlinksError
+from ...errors import ConfigError
 from ...limits.rate import PaceState
 from ...limits.shared import PermitBuffer
 from ...secret import Secret
 from ..compression import Compression
 from ..counters import Counters, waits
-from ..errors import WorkerError
+from ..errors import portable
 from ..inputs import InputFile, Layout
 from ..records import Finished, RunState
 from ..rules import Rules
 from ..selection import Selection
 from ..stores import Place, from_description
 from ..stores.protocol import shared_store
-from .protocol import FunctionExecution, LocalExecution, Task, Work
+from .protocol import FunctionExecution, LocalExecution, Task, Work, within_open_files
 
 _log = logging.getLogger("flinks_async.bulk")
 
@@ -72,6 +75,54 @@ class Secrets:
     @property
     def all(self) -> list[Secret]:
         return [secret for secret in (self.auth_secret, self.proxy) if secret]
+
+
+Source = Literal["secret_env", "secret_file", "secret_from"]
+
+REFERENCES: Final[dict[Source, tuple[str, str, str]]] = {
+    "secret_env": ("environment variable", r"[^\W\d]\w*", "[A-Z][A-Z0-9_]*"),
+    "secret_file": ("file", ".+", r".*[/\\].*"),
+    "secret_from": ("function", r"[\w.]+:\w+", r"[\w.]+:\w+"),
+}
+"""What a reference names, its form, and the form that errors show: others may be the secret itself in place of its name."""
+
+
+@frozen
+class SecretReference:
+    """Where a worker finds an AuthSecret. Only this is sent to the cluster.
+
+    Attributes:
+        source: the kind of the place.
+        name: of the environment variable, of the file, or of the function as `package.module:function`.
+    """
+
+    source: Source
+    name: str
+
+    def resolve(self) -> Secret:
+        """The secret. Called in the worker. Raises ConfigError if it is not there."""
+        try:
+            if self.source == "secret_env":
+                value: object = os.environ[self.name]
+            elif self.source == "secret_file":
+                value = Path(self.name).read_text(encoding="utf-8")
+            else:
+                module, _, function = self.name.partition(":")
+                value = getattr(import_module(module), function)()
+        except Exception as error:  # whatever a user's function raises
+            problem = type(error).__name__
+        else:
+            if isinstance(value, Secret):
+                return value
+            if isinstance(value, str) and value.strip():
+                return Secret(value.strip())
+            problem = "it is empty, or not text"
+        what, _, shown = REFERENCES[self.source]
+        name = self.name if re.fullmatch(shown, self.name) else f"that {self.source} names"
+        raise ConfigError(
+            f"the worker on {socket.gethostname()} finds no secret in the {what} {name} ({problem}). Provide it on "
+            "every machine of the cluster"
+        )
 
 
 def describe(client: FlinksClient) -> tuple[Description, Secrets]:
@@ -244,6 +295,13 @@ class Report:
 
 
 @frozen
+class Warned:
+    """For the log of the job."""
+
+    text: str
+
+
+@frozen
 class Broken:
     """The worker cannot continue; this is its last message."""
 
@@ -261,6 +319,13 @@ class PaceLearned:
 
     client: int
     state: PaceState
+
+
+def within_limits(start: Start, warn: Callable[..., object]) -> Start:
+    """A start that this process can follow: see `within_open_files`."""
+    limits = within_open_files([one.settings.limits for one in start.clients], start.rules, warn)
+    clients = zip(start.clients, limits, strict=True)
+    return evolve(start, clients=tuple(evolve(one, settings=evolve(one.settings, limits=few)) for one, few in clients))
 
 
 class Worker:
@@ -281,7 +346,7 @@ class Worker:
         loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._start = start
-        self._secrets = secrets
+        self._secrets = secrets  # until the clients are made
         self._send = send
         self._limiters: dict[int, PermitBuffer] = {}
         self._loop = loop
@@ -308,7 +373,7 @@ class Worker:
                     await client.close()
             self._send(last)
         except Exception as error:
-            self._send(Broken(_portable(error)))
+            self._send(Broken(portable(error)))
 
     def _begin(self) -> LocalExecution | FunctionExecution:
         start = self._start
@@ -316,7 +381,9 @@ class Worker:
             work = Work.of_function(start.function, start.spools, _log, start.rules.open_shards)
             return FunctionExecution(work, self._next, self._take)
         assert start.layout is not None
+        start = within_limits(start, lambda text, *numbers: self._send(Warned(text % numbers)))
         of_clients, others = self._secrets[: len(start.clients)], self._secrets[len(start.clients) :]
+        self._secrets = []
         selection = start.selection
         if selection is not None:
             selection = selection.with_key(others[0].auth_secret if others else None)
@@ -354,8 +421,8 @@ class Worker:
                 self._execution.stop(reason, state)
             case PaceLearned(client, state):
                 self._clients[client].governor.join(state)
-            case Permits(client, waits):
-                self._limiters[client].grant(waits)
+            case Permits(client, times):
+                self._limiters[client].grant(times)
 
     def _report(self, *, over: bool = False) -> Report:
         counters = evolve(self._execution.counters(), waits=waits.troubles())
@@ -381,11 +448,3 @@ class Worker:
         stored = self._storing[finished.shard.id] = self._loop.create_future()
         self._send(finished)
         await stored
-
-
-def _portable(error: Exception) -> Exception:
-    """An error that can be pickled. The text of a foreign error is left out, because it may hold a token."""
-    if isinstance(error, FlinksError):
-        return error
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return WorkerError(f"a worker process failed: {type(error).__name__} at {last.filename}:{last.lineno}")

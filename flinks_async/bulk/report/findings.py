@@ -246,7 +246,8 @@ def _problems(facts: Facts) -> Iterator[Finding]:
                 longest[trouble.host] = trouble, interval
     worst = sorted(longest.values(), key=lambda found: found[0].seconds, reverse=True)
     for trouble, interval in worst[:_MOST_PROBLEMS]:
-        note = f"{trouble.reason}; {counted(trouble.attempts, 'attempt')} in a row, {_when(facts, interval)}"
+        tried = f"; {counted(trouble.attempts, 'attempt')} in a row" if trouble.attempts else ""
+        note = f"{trouble.reason}{tried}, {_when(facts, interval)}"
         yield Finding("Longest problem", duration(trouble.seconds), note.rstrip(", "))
 
 

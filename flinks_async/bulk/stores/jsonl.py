@@ -34,8 +34,8 @@ from ..files import (
 )
 from ..records import Commit, Written
 from ..spool import BEGIN, PIECE, checksum, read_answers
-from .protocol import Place, Problem, opened, receipt_as
-from .shard_files import ShardFiles, compare
+from .protocol import Place, Problem, compare, opened, receipt_as
+from .shard_files import ShardFiles
 
 _PIECE: Final = 1024 * 1024
 

@@ -11,7 +11,9 @@ from attrs import frozen
 
 from ..compression import Compression
 from ..errors import LedgerError, StoreError
-from ..records import Commit
+from ..objects import Readable
+from ..records import Commit, Written
+from ..spool import difference, read_answers
 
 T = TypeVar("T")
 
@@ -208,3 +210,18 @@ class SharedStore(Store, Protocol):
 def shared_store(store: Store) -> SharedStore | None:
     """The store, if workers write to it."""
     return store if isinstance(store, SharedStore) and store.by_workers else None
+
+
+def compare(
+    path: Readable, compression: Compression, written: Written, shard: int, start: int = 0, size: int | None = None
+) -> Iterator[Problem]:
+    """Reads a file or a range of it, and yields a problem if its answers differ from what was written."""
+    what = difference(path, written, start, size)
+    if what is None:
+        try:
+            lines = sum(1 for _ in read_answers(path, compression, start, size))
+            what = None if lines == written.lines else f"it has {lines:,} answers, but {written.lines:,} were written"
+        except StoreError as error:
+            what = error.message
+    if what is not None:
+        yield Problem(str(path) if size is None else f"{path}, bytes {start:,} to {start + size:,}", what, shard)

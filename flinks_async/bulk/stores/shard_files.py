@@ -19,12 +19,11 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from ..compression import Compression
+from ...checks import checked_url
 from ..errors import JobLockedError, JobMismatchError, StoreError, StoreMissingError
 from ..files import LEDGER, cannot_read, cannot_write, size_of
-from ..objects import Found, Objects, Readable, checked_url, place_at
-from ..records import Commit, Written
-from ..spool import difference, read_answers
+from ..objects import Found, Objects, place_at
+from ..records import Commit
 from .protocol import Place, Problem, foreign_receipt, opened
 
 
@@ -122,9 +121,10 @@ class ShardFiles(ABC):
         self.recover(receipts)
         with self._naming("written"):
             if complete:
-                files = sorted(name for receipt in receipts.values() for name in self._files(receipt))
-                about = {"job": self._opened.job, "files": files}
-                self._objects.put(SUCCESS, msgspec.json.format(msgspec.json.encode(about), indent=1))
+                data = bytearray(f'{{"job": "{self._opened.job}", "files": [', "ascii")
+                for name in (name for receipt in receipts.values() for name in self._files(receipt)):
+                    data += b"\n " + msgspec.json.encode(name) + b","
+                self._objects.put(SUCCESS, bytes(data.removesuffix(b",")) + b"\n]}\n")
             else:
                 self._objects.delete([SUCCESS])
 
@@ -246,21 +246,6 @@ class ShardFiles(ABC):
         raise problem
 
 
-def compare(
-    path: Readable, compression: Compression, written: Written, shard: int, start: int = 0, size: int | None = None
-) -> Iterator[Problem]:
-    """Reads a file or a range of it, and yields a problem if its answers differ from what was written."""
-    what = difference(path, written, start, size)
-    if what is None:
-        try:
-            lines = sum(1 for _ in read_answers(path, compression, start, size))
-            what = None if lines == written.lines else f"it has {lines:,} answers, but {written.lines:,} were written"
-        except StoreError as error:
-            what = error.message
-    if what is not None:
-        yield Problem(str(path) if size is None else f"{path}, bytes {start:,} to {start + size:,}", what, shard)
-
-
 def _driver(folder: Path) -> str:
     """Identifies a job's directory on this machine. A copy of it has another identity."""
     found = os.stat(folder / LEDGER)
@@ -335,6 +320,10 @@ class Hold:
             OSError: it cannot be reached.
         """
         known = self.is_known()
+        if not known and self._is_of_others():
+            raise JobMismatchError(
+                f"{self._objects} holds the output of another program, which has an object {SUCCESS}. Choose another URL"
+            )
         mine = [self._driver] if known else [self._driver, self._job]
         try:
             problem = self._take()
@@ -371,6 +360,13 @@ class Hold:
 
     def _marks(self) -> dict[str, Found]:
         return {mark.name: mark for mark in self._objects.list(MARKS)}
+
+    def _is_of_others(self) -> bool:
+        """Whether the place has a `_SUCCESS` of another program, such as Spark, which this job would replace."""
+        if self._objects.find(SUCCESS) is None:
+            return False
+        with self._objects.at(SUCCESS).open("rb") as file:
+            return not re.search(rb'"job": "[0-9a-f]{32}"', file.read())
 
     def _has_files(self, mark: str, job: str) -> bool:
         """Whether the place has files of another job, by its mark."""

@@ -36,13 +36,13 @@ class S3:
     """The server, and what it was asked.
 
     Attributes:
-        fault: gets each request; may return a status to refuse it, "lost" to do what it asks and answer 500, "dropped" to do it
+        fault: gets each request; may return a status to refuse it, also with a code as S3 has them; "lost" to do what it asks and answer 500, "dropped" to do it
             and close the connection, "cut" to send half of the answer, or None.
     """
 
     port: int
     asked: list[Asked] = field(factory=list)
-    fault: Callable[[Asked], int | str | None] = lambda asked: None
+    fault: Callable[[Asked], int | str | tuple[int, str] | None] = lambda asked: None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -75,10 +75,11 @@ def running() -> Iterator[S3]:
         asked = Asked(environ["REQUEST_METHOD"], path, environ.get("HTTP_RANGE"), size, conditions)
         s3.asked.append(asked)
         fault = s3.fault(asked)
-        if isinstance(fault, int):
+        if isinstance(fault, int | tuple):
+            status, code = fault if isinstance(fault, tuple) else (fault, "Odd")
             environ["wsgi.input"].read(size)
-            start_response(f"{fault} Fault", [("Content-Type", "application/xml")])
-            return [LEAK]
+            start_response(f"{status} Fault", [("Content-Type", "application/xml")])
+            return [LEAK.replace(b"Odd", code.encode())]
         with one_at_a_time:
             if fault is None:
                 return list(app(environ, start_response))

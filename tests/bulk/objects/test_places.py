@@ -13,22 +13,26 @@ import pytest
 from flinks_async import ConfigError
 from flinks_async.bulk import (
     InputBytes,
+    InputError,
     InputFile,
     Job,
+    JobMismatchError,
     JSONLFile,
     JSONLParts,
     Processes,
     SQLiteStore,
     StoreError,
     export,
+    purge,
     status,
     verify,
 )
+from flinks_async.bulk import objects as module
 from flinks_async.bulk.objects import Bucket, Folder, place_at
 
 from ..server_desk import Desk
 from .s3 import KEY_ID, S3, SECRET_KEY
-from .support import run
+from .support import job_at, names, run
 
 pytest.importorskip("obstore")
 
@@ -70,7 +74,7 @@ async def test_no_credential_is_shown_or_kept(
     shown = [repr(store), str(vars(store)), repr(place), pickle.dumps(store.describe()).decode("latin-1"), caplog.text]
     shown += [path.read_bytes().decode("latin-1") for path in desk.directory.rglob("*") if path.is_file()]
     for status_code, text in ((403, "403"), (404, "is missing"), (301, "which AWS_REGION must name"), (500, "500")):
-        s3.fault = lambda asked, code=status_code: code  # type: ignore[misc]
+        s3.fault = lambda asked, code=status_code: code
         with pytest.raises(StoreError, match=text) as caught:
             list(export(desk.directory))
         shown += [str(caught.value), repr(caught.value), "".join(traceback.format_exception(caught.value))]
@@ -156,3 +160,88 @@ def test_an_object_that_changes_while_it_is_read(bucket: str) -> None:
         assert file.read(10) == b"x" * 10, "already there"
         with pytest.raises(OSError, match="the object was changed"):
             file.read(100_000)
+
+
+REFUSALS = [
+    (404, "NoSuchBucket", "the bucket does not exist (status 404, NoSuchBucket). Create it, or correct the URL"),
+    (403, "InvalidAccessKeyId", "the access key is unknown (status 403, InvalidAccessKeyId)"),
+    (403, "SignatureDoesNotMatch", "the secret access key is wrong (status 403, SignatureDoesNotMatch)"),
+    (403, "RequestTimeTooSkewed", "the clock of this machine is wrong (status 403, RequestTimeTooSkewed)"),
+    (
+        403,
+        "AccessDenied",
+        "permission is denied (status 403, AccessDenied). The credentials must allow to get, put, list",
+    ),
+    (400, "ExpiredToken", "the credentials have expired (status 400, ExpiredToken)"),
+    (400, "AuthorizationHeaderMalformed", "the bucket is in another region, which AWS_REGION must name (status 400"),
+    (503, "SlowDown", "the storage asks for fewer requests (status 503, SlowDown)"),
+    (400, "SomethingNew", "the object storage failed (status 400, SomethingNew)"),
+]
+
+
+@pytest.mark.parametrize(("status_code", "code", "words"), REFUSALS)
+async def test_a_refusal_says_why_also_to_the_first_request(
+    desk: Desk, bucket: str, s3: S3, status_code: int, code: str, words: str
+) -> None:
+    """The answer to HEAD has no body, so only a GET tells."""
+    s3.fault = lambda asked: (status_code, code)
+    with pytest.raises(StoreError) as caught:
+        job_at(desk, JSONLParts(url=bucket))
+    assert words in caught.value.message
+    with pytest.raises(InputError) as refused:
+        InputFile(f"{bucket}/tokens.csv")
+    assert words in refused.value.message
+
+
+def test_a_bucket_that_does_not_exist_is_named_as_such_for_tokens(s3: S3) -> None:
+    with pytest.raises(InputError, match="the bucket does not exist"):
+        InputFile("s3://no-such-bucket-here/tokens.csv")
+
+
+@pytest.mark.parametrize("endpoint", ["127.0.0.1", "storage.example:9000", "ftp://storage.example", "https://"])
+def test_an_endpoint_that_is_no_url_is_refused(bucket: str, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    """Rust would panic, and print a stack trace."""
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    with pytest.raises(ConfigError, match="AWS_ENDPOINT_URL must be a URL, such as https"):
+        place_at(bucket, Path())
+
+
+def test_a_panic_of_rust_is_an_error_like_others() -> None:
+    class PanicException(BaseException):
+        pass
+
+    def panic() -> None:
+        raise PanicException("canary")
+
+    with pytest.raises(OSError, match=r"^\[Errno 5\] the object storage failed \(PanicException\)$"):
+        module._ask(panic)
+
+
+def test_folders_inside_are_skipped_when_a_place_is_listed(bucket: str, s3: S3) -> None:
+    """Also large ones: a request for each of them."""
+    place = place_at(f"{bucket}/out", Path())
+    for name in ("a", "in/1", "in/2", "in/deep/3", "inside", "z/1", "zz"):
+        place.put(name, b"")
+    s3.asked.clear()
+    assert [found.name for found in place.list("")] == ["a", "inside", "zz"]
+    assert len(s3.asked) == 3
+    assert [found.name for found in place.list("in")] == ["in/1", "in/2"]
+    assert list(place.list("nothing")) == []
+
+
+async def test_a_place_with_the_output_of_another_program_is_refused_and_other_objects_are_left(
+    desk: Desk, bucket: str
+) -> None:
+    place = place_at(bucket, Path())
+    place.put("_SUCCESS", b"")
+    place.put("part-00000.snappy.parquet", b"x")
+    with pytest.raises(JobMismatchError, match=r"holds the output of another program, which has an object _SUCCESS"):
+        job_at(desk, JSONLParts(url=bucket))
+    assert names(bucket, "", "_flinks") == ["_SUCCESS", "part-00000.snappy.parquet"]
+    place.delete(["_SUCCESS"])
+    await run(desk, JSONLParts(url=bucket))
+    assert verify(desk.directory) == []
+    place.delete(names(bucket, "_flinks"))
+    await run(desk, JSONLParts(url=bucket))
+    purge(desk.directory)
+    assert names(bucket, "", "_flinks") == ["part-00000.snappy.parquet"]

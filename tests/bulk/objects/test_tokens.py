@@ -169,8 +169,8 @@ async def test_a_storage_that_fails_while_tokens_are_read(
             await run(desk, JSONLParts(), url)
         except InputError as error:
             failed = True
-            assert type(error) is InputError  # noqa: PT017
-            assert "permission is denied" in error.message  # noqa: PT017
+            assert type(error) is InputError
+            assert "permission is denied" in error.message
         finally:
             s3.fault = lambda asked: None
         if not failed:

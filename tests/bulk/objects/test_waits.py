@@ -75,7 +75,7 @@ async def test_a_storage_that_is_silent_is_in_progress_status_and_log_until_it_a
 ) -> None:
     """PUT: parts. GET: the list with which the driver makes sure that nobody else has taken over."""
     with job_at(desk, JSONLParts(url=bucket)) as job:
-        job._store._hold._clock = lambda: 1e9  # type: ignore[attr-defined] # so the mark is renewed
+        job._store._hold._clock = lambda: 1e9  # so the mark is renewed
         silence.of(method)
         async with desk.client() as client:
             running = asyncio.create_task(job.run(client))
