@@ -249,6 +249,26 @@ def comparison(found: dict[Case, Results], versus: Callable[[Sequence[Run], Sequ
     return table(["case", "row", *(f"to {other}" for other in others)], lines) if lines else ""
 
 
+def results_table(found: dict[Case, Results]) -> str:
+    """The table of results in docs/benchmarks.md: ours to each other client, by size, with and without TLS, 64 in flight."""
+    cases = {
+        f"{case.size}{', TLS' if case.secure else ''}": results
+        for case, results in found.items()
+        if case.concurrency == USUAL_CONCURRENCY and case.loop == next(iter(found)).loop
+    }
+    pairs = [(OURS, other) for other in (BARE, USUAL, CATTRS, PYDANTIC, PYREQWEST, STRUCTS)]
+    pairs += [(OURS_ON_ACCESS, BARE), (OURS_ON_ACCESS, STRUCTS_ON_ACCESS), (OURS_MANY, OURS)]
+    lines = [
+        [
+            f"{ours.removeprefix('flinks_async, ')} to {other}",
+            *(str(rates(of[ours], of[other])) for of in cases.values()),
+        ]
+        for ours, other in pairs
+        if cases and all(ours in of and other in of for of in cases.values())
+    ]
+    return table(["", *cases], lines)
+
+
 def installed(names: Sequence[str]) -> list[str]:
     found = []
     for name in names:
@@ -372,6 +392,7 @@ def main() -> None:
         show(case, results)
     print(f"\n### In one table: requests/s\n\n{comparison(found, rates)}")
     print(f"\n### In one table: processor time of the client\n\n{comparison(found, costs)}")
+    print(f"\n### The table of docs/benchmarks.md: requests/s\n\n{results_table(found)}")
     if options.json:
         everything = [
             {**asdict(case), "runs": {name: [asdict(run) for run in runs] for name, runs in results.items()}}

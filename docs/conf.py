@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import re
 import sys
+from inspect import getdoc
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,7 @@ def markdown_to_rest(app: Any, what: str, name: str, obj: Any, options: Any, lin
 
 def skip_internal(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
     """Methods that other packages of the project call are no part of the reference."""
-    return True if (getattr(obj, "__doc__", None) or "").startswith("Internal") else None
+    return True if (getdoc(obj) or "").startswith("Internal") else None
 
 
 def find_texts_of_data(app: Any) -> None:

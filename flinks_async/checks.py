@@ -119,12 +119,12 @@ def seconds(name: str, value: object) -> None:
         raise ConfigError(f"{name} must be a number of seconds greater than 0, up to {MOST:g}, not {shown(value)}")
 
 
-_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|(s3|gs|az|https?|file):/")
+_URL: Final = r"[A-Za-z][A-Za-z0-9+.-]*://|(s3|gs|az|https?|file):/"
 
 
 def is_url(value: object) -> bool:
     """Whether a text or path is a URL; a `Path` of a URL has lost one of the slashes."""
-    return isinstance(value, (str, Path)) and _URL.match(str(value)) is not None
+    return isinstance(value, (str, Path)) and re.match(_URL, str(value)) is not None
 
 
 def checked_url(url: str) -> str:

@@ -20,6 +20,7 @@ from attrs.validators import optional
 from . import checks
 from .errors import ConfigError
 from .protection import Adaptive, Breaker, Hedge, Pause, PollPending, Quota, RateLimiter, ShareQuota, TokenBucketQuota
+from .schema import Record
 from .secret import Secret, wrap_secret
 
 __all__ = [
@@ -74,8 +75,8 @@ def _statuses(instance: object, attribute: Attribute[Any], value: Any) -> None:
         raise ConfigError("Retry.throttle_statuses must be whole numbers, such as {403, 429}")
 
 
-@frozen(kw_only=True)
-class Retry:
+@frozen(kw_only=True, eq=False, repr=False)
+class Retry(Record):
     """When and how often a failed attempt is retried.
 
     The backoff before retry n (1, 2, ...) has full jitter: a random time between 0 and `min(cap, base * 2**(n-1))`,
@@ -106,8 +107,8 @@ class Retry:
     )
 
 
-@frozen(kw_only=True)
-class Timeouts:
+@frozen(kw_only=True, eq=False, repr=False)
+class Timeouts(Record):
     """Seconds; None means no limit.
 
     Attributes:
@@ -126,8 +127,8 @@ def _concurrency(instance: object, attribute: Attribute[Any], value: Any) -> Non
         checks.at_once(instance, attribute, value)
 
 
-@frozen(kw_only=True)
-class Limits:
+@frozen(kw_only=True, eq=False, repr=False)
+class Limits(Record):
     """Limits of concurrency, rate and size, and the behaviour while an instance is in trouble.
 
     All but `waits` and `max_body` apply to one (instance, secret) in one event loop, so that an instance in trouble never
@@ -191,8 +192,8 @@ def _wraps_proxy(cls: type[C]) -> type[C]:
 
 
 @_wraps_proxy
-@frozen(kw_only=True, repr=False)
-class Connection:
+@frozen(kw_only=True, eq=False, repr=False)
+class Connection(Record):
     """How connections are made. Derived clients share it, because it belongs to the pool.
 
     Attributes:
@@ -272,8 +273,8 @@ class ConnectionFields(TypedDict, total=False):
     trust_env: bool
 
 
-@frozen(kw_only=True)
-class Settings:
+@frozen(kw_only=True, eq=False, repr=False)
+class Settings(Record):
     """The four records together, as a preset returns them.
 
     A record passed to a client replaces the preset's whole record; a mapping changes only the fields that it names:

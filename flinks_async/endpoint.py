@@ -17,6 +17,7 @@ from attrs import field, frozen
 from .checks import shown
 from .config import AUTH_SCHEMES, AuthScheme
 from .errors import ConfigError, InvalidTokenError
+from .schema import Record
 from .secret import NotText, Secret, plain, wrap_header_values, wrap_secret
 
 WHERE_SECRETS_COME_FROM: Final = "A partner gets its AuthSecret from the Flinks customer whose users' data is shared"
@@ -51,13 +52,14 @@ class Endpoint:
 
 INSTANCE_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9-]{0,57}[A-Za-z0-9])?")
 
-_GUID = re.compile(r"[0-9A-Fa-f]{8}-?(?:[0-9A-Fa-f]{4}-?){3}[0-9A-Fa-f]{12}")
+# Strings, which `re` compiles on first use, so that an import does not.
+_GUID: Final = r"[0-9A-Fa-f]{8}-?(?:[0-9A-Fa-f]{4}-?){3}[0-9A-Fa-f]{12}"
 
-_HOST_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_HOST_NAME: Final = r"[A-Za-z0-9._-]+"
 
-_HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_HEADER_NAME: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_CONTROL: Final = r"[\x00-\x1f\x7f]"
 
 _RESERVED_HEADERS = frozenset(
     {"host", "content-length", "transfer-encoding", "connection", "flinks-auth-key", "authorization", "cookie"}
@@ -93,7 +95,7 @@ def make_endpoint(
                 f"instance must be the name of a Flinks instance such as 'toolbox' (letters, digits and hyphens), "
                 f"not {shown(instance)}; for another address use base_url"
             )
-        if _GUID.search(instance):  # it would be sent to name servers
+        if re.search(_GUID, instance):  # it would be sent to name servers
             raise ConfigError(
                 "instance looks like a token or a secret; it is the name of a Flinks instance such as 'toolbox'"
             )
@@ -102,7 +104,7 @@ def make_endpoint(
     agent = user_agent
     if app_name is not None:
         name = plain(app_name).strip() if isinstance(app_name, str) else ""
-        if not name or not name.isascii() or _CONTROL.search(plain(app_name)):
+        if not name or not name.isascii() or re.search(_CONTROL, plain(app_name)):
             raise ConfigError("app_name must be printable ASCII text, such as 'acme-lending/2.1'")
         agent = f"{name} {agent}"
     return Endpoint(url, host, auth_scheme, _own_headers(headers, agent))
@@ -121,7 +123,7 @@ def _check_base_url(url: object, allow_http: bool) -> tuple[str, str]:
 
 
 def _read_base_url(base_url: str, allow_http: bool) -> tuple[str, str]:
-    if _CONTROL.search(base_url) or " " in base_url or "\\" in base_url:
+    if re.search(_CONTROL, base_url) or " " in base_url or "\\" in base_url:
         raise ConfigError("base_url must be a URL such as 'https://toolbox-api.private.fin.ag', without spaces")
     try:
         parts = urlsplit(base_url)
@@ -146,7 +148,7 @@ def _read_base_url(base_url: str, allow_http: bool) -> tuple[str, str]:
     except UnicodeError:
         raise ConfigError("the host of base_url is not a valid (international) domain name") from None
     # The operating system takes 127.1 and 2130706433 for addresses; an address must not look like another one.
-    if _address(host) is None and (not _HOST_NAME.fullmatch(host) or host.replace(".", "").isdigit()):
+    if _address(host) is None and (not re.fullmatch(_HOST_NAME, host) or host.replace(".", "").isdigit()):
         raise ConfigError("the host of base_url is neither a domain name nor an address")
     place = f"[{host}]" if ":" in host else host
     place = place if port is None else f"{place}:{port}"
@@ -191,7 +193,7 @@ def check_headers(headers: object) -> Mapping[str, str]:
     given: Mapping[Any, Any] = headers or {}  # type: ignore[assignment]
     names: set[str] = set()
     for name, value in given.items():
-        if not isinstance(name, str) or not _HEADER_NAME.fullmatch(name):
+        if not isinstance(name, str) or not re.fullmatch(_HEADER_NAME, name):
             raise ConfigError(f"headers: {shown(name)} is not the name of an HTTP header")
         if plain(name).lower() in names:
             raise ConfigError(f"headers: {name!r} is given twice; the case of letters does not matter")
@@ -200,7 +202,7 @@ def check_headers(headers: object) -> Mapping[str, str]:
             raise ConfigError(f"headers: {name!r} is set by this package and cannot be replaced")
         if plain(name).lower() == "accept-encoding":
             raise ConfigError("headers: 'Accept-Encoding' is fixed, because this package decompresses bodies itself")
-        if not isinstance(value, Secret) or not value.reveal().isascii() or _CONTROL.search(value.reveal()):
+        if not isinstance(value, Secret) or not value.reveal().isascii() or re.search(_CONTROL, value.reveal()):
             raise ConfigError(f"headers: the value of {name!r} must be printable ASCII text (it is not shown here)")
     # Revealed after all checks, so that the frame of an error holds no value.
     return MappingProxyType({plain(name): value.reveal() for name, value in given.items()})
@@ -220,7 +222,7 @@ def check_secret(value: object) -> Secret:
         raise ConfigError(f"auth_secret must be a str, a Secret or an async callable that returns one, not {name}")
     if not value.reveal().strip():
         raise ConfigError(f"auth_secret is blank. {WHERE_SECRETS_COME_FROM}.")
-    if not value.reveal().isascii() or _CONTROL.search(value.reveal()):
+    if not value.reveal().isascii() or re.search(_CONTROL, value.reveal()):
         raise ConfigError(
             "auth_secret has a line break, a control character or a non-ASCII character, which a header cannot "
             "carry (perhaps the newline at the end of a file; its value is not shown)"
@@ -232,8 +234,8 @@ def check_secret(value: object) -> Secret:
     return value
 
 
-@frozen
-class Proxy:
+@frozen(eq=False, repr=False)
+class Proxy(Record):
     """A proxy: its URL without credentials, and the header that carries the credentials."""
 
     url: str
@@ -320,7 +322,7 @@ def check_token(token: object) -> Secret:
         raise InvalidTokenError(f"an access token may have at most {MAX_TOKEN} characters, this one has {size}")
     if size == 0:
         raise InvalidTokenError("the access token is empty")
-    if _CONTROL.search(token.reveal()) or any("\x80" <= c <= "\x9f" for c in token.reveal()):
+    if re.search(_CONTROL, token.reveal()) or any("\x80" <= c <= "\x9f" for c in token.reveal()):
         raise InvalidTokenError("the access token has a line break or another control character")
     if re.fullmatch(r"(?:\.|%(?:25)*2e)+", token.reveal(), re.IGNORECASE):
         raise InvalidTokenError("the access token consists of dots, which would change the URL")

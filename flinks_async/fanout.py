@@ -30,6 +30,7 @@ from .endpoint import check_token
 from .errors import ClientClosedError, FlinksError, InvalidTokenError
 from .models import PartnerAccessResponse, Tables
 from .runtime import mark_retrieved, until_done
+from .schema import Record, maker
 from .secret import Secret
 
 K = TypeVar("K")
@@ -37,8 +38,8 @@ K = TypeVar("K")
 K_co = TypeVar("K_co", covariant=True)
 
 
-@frozen
-class Fetched(Generic[K_co]):
+@frozen(weakref_slot=False, eq=False, repr=False)
+class Fetched(Record, Generic[K_co]):
     """A token whose data was fetched.
 
     Attributes:
@@ -54,8 +55,11 @@ class Fetched(Generic[K_co]):
         return self.response
 
 
-@frozen
-class Failed(Generic[K_co]):
+_new_fetched = maker(Fetched)
+
+
+@frozen(eq=False, repr=False)
+class Failed(Record, Generic[K_co]):
     """A token whose call failed.
 
     Attributes:
@@ -75,8 +79,8 @@ Outcome = Fetched[K_co] | Failed[K_co]
 """The outcome of one token of `partner_access_many`."""
 
 
-@frozen
-class TableBatch(Generic[K]):
+@frozen(eq=False, repr=False)
+class TableBatch(Record, Generic[K]):
     """The outcomes of some tokens.
 
     Attributes:
@@ -217,7 +221,7 @@ class _Run:
                         self._stop(ClientClosedError("the client was closed before all tokens were taken"))
                         return
                 else:
-                    self._put(position, Fetched(key, response))
+                    self._put(position, _new_fetched(key, response))
         except asyncio.CancelledError:
             self._stop(FlinksError(_CANCELLED))
             raise

@@ -20,6 +20,7 @@ from .schema import (
     Field,
     Missing,
     Model,
+    Record,
     Timestamp,
     Wire,
     fields_of,
@@ -179,8 +180,8 @@ class AccountsDetail(Model):
     _wire: Wire = field(default=DEFAULT_WIRE_STATE, alias="wire_state", repr=False)
 
 
-@frozen(weakref_slot=False)
-class Meta:
+@frozen(weakref_slot=False, eq=False, repr=False)
+class Meta(Record):
     """How an answer was obtained.
 
     Attributes:
@@ -201,8 +202,8 @@ new_meta = maker(Meta)
 NO_META = Meta()
 
 
-@frozen
-class Tables:
+@frozen(eq=False, repr=False)
+class Tables(Record):
     """Answers as three `pyarrow.Table`s (see `flinks_async.tables`)."""
 
     accounts: Table = field(repr=_row_count)

@@ -20,6 +20,7 @@ from .limits.governor import Trouble
 from .limits.notices import InstanceDown, InstanceUp, LoggedEvent, Paused, Resumed, emit
 from .limits.rate import LearnedLimit
 from .runtime import LoopState, RequestCounters
+from .schema import Record
 from .secret import SecretFilter
 from .transport.session import ConnectionStats
 from .verdict import Verdict
@@ -40,7 +41,7 @@ __all__ = [
 ]
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class AttemptStarted(LoggedEvent):
     """An attempt started; it may have to wait for a free place.
 
@@ -59,7 +60,7 @@ class AttemptStarted(LoggedEvent):
     call_id: str = ""
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class AttemptFinished(LoggedEvent):
     """An attempt ended.
 
@@ -88,7 +89,7 @@ class AttemptFinished(LoggedEvent):
     call_id: str = ""
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class RetryScheduled(LoggedEvent):
     """An attempt failed and will be retried.
 
@@ -145,8 +146,8 @@ def _log_to_stderr(name: str) -> None:
     log.setLevel(name.upper())
 
 
-@frozen
-class ClientStats:
+@frozen(eq=False, repr=False)
+class ClientStats(Record):
     """A client's counters at one moment.
 
     Some concern the governor, which all clients with the same instance, secret and limits share.

@@ -11,10 +11,11 @@ from attrs import field, frozen
 
 from . import checks
 from .errors import ConfigError
+from .schema import Record
 
 
-@frozen(kw_only=True)
-class TokenBucketQuota:
+@frozen(kw_only=True, eq=False, repr=False)
+class TokenBucketQuota(Record):
     """Retries take tokens from a bucket, and successes put tokens back.
 
     Source: the standard retry mode of the AWS SDKs (retry profile of 2026).
@@ -33,8 +34,8 @@ class TokenBucketQuota:
     clean_success: int = field(default=1, validator=checks.whole)
 
 
-@frozen(kw_only=True)
-class ShareQuota:
+@frozen(kw_only=True, eq=False, repr=False)
+class ShareQuota(Record):
     """Retries may be a share of the recent requests, and always a few per second.
 
     Source: `RetryBudget` of Finagle (20 %, at least 10 per second, over 10 s); tower has the same.
@@ -54,8 +55,8 @@ Quota = TokenBucketQuota | ShareQuota
 """A limit of retries."""
 
 
-@frozen(kw_only=True)
-class Adaptive:
+@frozen(kw_only=True, eq=False, repr=False)
+class Adaptive(Record):
     """A limit of concurrent requests that adapts between two bounds.
 
     Source: Netflix' concurrency-limits: bounds and `decrease` from its AIMD limit, `tolerance` from its gradient limits.
@@ -96,8 +97,8 @@ BREAKER_REMEMBERS: Final = 10_000
 """The most outcomes that a breaker remembers, because each attempt shifts them all by one."""
 
 
-@frozen(kw_only=True)
-class Breaker:
+@frozen(kw_only=True, eq=False, repr=False)
+class Breaker(Record):
     """When an instance counts as down, and how often it is probed.
 
     Source: Nygard, "Release It!" (2nd edition, chapter 5); window by count, volume and ratio as in resilience4j.
@@ -125,8 +126,8 @@ class Breaker:
             raise ConfigError(f"Breaker.volume ({self.volume}) must not be greater than Breaker.window ({self.window})")
 
 
-@frozen(kw_only=True)
-class Pause:
+@frozen(kw_only=True, eq=False, repr=False)
+class Pause(Record):
     """The pause that a server can ask for.
 
     Attributes:
@@ -152,8 +153,8 @@ HEDGE_REMEMBERS: Final = 500
 """The number of attempts whose times are remembered."""
 
 
-@frozen(kw_only=True)
-class Hedge:
+@frozen(kw_only=True, eq=False, repr=False)
+class Hedge(Record):
     """Sends a second attempt when one takes unusually long; the first success wins.
 
     Source: Dean and Barroso, "The Tail at Scale", CACM 2013.
@@ -169,8 +170,8 @@ class Hedge:
     samples: int = field(default=20, validator=checks.whole_number(1, HEDGE_REMEMBERS))
 
 
-@frozen(kw_only=True)
-class PollPending:
+@frozen(kw_only=True, eq=False, repr=False)
+class PollPending(Record):
     """Polls while the data is not ready (202, OPERATION_PENDING).
 
     Source: the interval that Flinks documents for a sibling endpoint; for this one nothing is documented.

@@ -224,7 +224,7 @@ class RequestCounters:
     queue_time: float = 0.0
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class LoopState:
     """State that the calls of one client share in one event loop.
 

@@ -1,5 +1,5 @@
-"""How a model looks on the wire: the base class of the models, and the JSON key and the kind of each field, derived once from
-the attrs classes. And how objects of a frozen class are made fast (`mutable_class`, `maker`).
+"""The base classes of data, and how a model looks on the wire: the JSON key and the kind of each field, derived once from the attrs
+classes. At the end, `maker` makes objects of a frozen class fast.
 
 The wire name of a field is its name in PascalCase, or the one in its metadata (`named`). `wire_fields()` is the only table
 of wire names.
@@ -13,6 +13,7 @@ from copy import deepcopy
 from decimal import Clamped, Context, Decimal, Inexact, InvalidOperation, Overflow, Rounded, Subnormal, Underflow
 from enum import Enum
 from functools import cache
+from operator import attrgetter
 from types import MappingProxyType, NoneType
 from typing import (
     TYPE_CHECKING,
@@ -91,6 +92,38 @@ def unknown_fields(model: Model) -> Mapping[str, Any]:
     """`model.extra` without the copy. Internal: do not change the result."""
     wire = model._wire
     return wire if isinstance(wire, dict) else wire.extra
+
+
+class Record:
+    """The base of frozen attrs classes with `eq=False, repr=False`: `==`, `hash` and `repr`, as attrs would generate them. To
+    compile them for each class takes a third of an import.
+    """
+
+    __slots__ = ()
+
+    def __eq__(self, other: object) -> bool:
+        if other.__class__ is not self.__class__:
+            return NotImplemented
+        return _record_values(self.__class__)(self) == _record_values(self.__class__)(other)  # type: ignore[no-any-return]
+
+    def __hash__(self) -> int:
+        return hash((self.__class__, _record_values(self.__class__)(self)))
+
+    def __repr__(self) -> str:
+        shown, cls = [], self.__class__
+        attributes: tuple[Attribute[Any], ...] = fields(cls)  # type: ignore[arg-type]
+        for attribute in attributes:
+            if attribute.repr and hasattr(self, attribute.name):  # one may lack in a traceback of `__init__`
+                show = attribute.repr if callable(attribute.repr) else repr
+                shown.append(f"{attribute.name}={show(getattr(self, attribute.name))}")
+        return f"{cls.__qualname__.rpartition('>.')[2]}({', '.join(shown)})"
+
+
+def _compared(cls: Any) -> Callable[[Any], Any]:
+    return attrgetter(*[attribute.name for attribute in fields(cls) if attribute.eq])
+
+
+_record_values: Final[Callable[[Any], Callable[[Any], Any]]] = cache(_compared)
 
 
 class Model:
@@ -210,8 +243,8 @@ def _plain(value: Any, missing: Missing) -> Any:
     return value
 
 
-@frozen(weakref_slot=False)
-class Timestamp:
+@frozen(weakref_slot=False, eq=False, repr=False)
+class Timestamp(Record):
     """A point in time with its wire text, which may have more digits (7 fractional ones) than Python keeps (6).
 
     Attributes:
@@ -294,8 +327,8 @@ _KINDS: Final = {
 }
 
 
-@frozen
-class Field:
+@frozen(eq=False, repr=False)
+class Field(Record):
     """One documented field.
 
     Attributes:

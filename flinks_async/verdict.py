@@ -12,6 +12,7 @@ from typing import Final
 from attrs import frozen
 
 from .errors import FlinksError
+from .schema import Record
 
 
 class Kind(Enum):
@@ -36,8 +37,8 @@ class Kind(Enum):
     """A failure that a retry does not change."""
 
 
-@frozen
-class Verdict:
+@frozen(eq=False, repr=False)
+class Verdict(Record):
     """The meaning of an answer or an error.
 
     Attributes:
@@ -54,8 +55,8 @@ class Verdict:
 OK: Final = Verdict(Kind.OK, "ok")
 
 
-@frozen
-class Envelope:
+@frozen(eq=False, repr=False)
+class Envelope(Record):
     """The fields of an answer outside its data (see `codec.read_envelope`). Texts are already redacted."""
 
     flinks_code: str | None = None

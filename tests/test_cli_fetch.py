@@ -282,6 +282,15 @@ class TestOutput:
         assert "has changed" in result.stderr
         assert len(records(out)) == 1
 
+    async def test_the_status_of_an_output_says_where_its_job_is(
+        self, flinks_server: FlinksServer, tmp_path: Path, out: Path
+    ) -> None:
+        flinks_server.script("one", ["session_nonexistent"])
+        await fetch(flinks_server, write(tmp_path / "t.txt", "one\n"), out)
+        result = await cli("status", out)
+        assert result.exit_code == Exit.USAGE
+        assert f"it has no manifest.json. The job of this output is in {out}.job" in result.stderr
+
     async def test_the_file_of_tokens_is_no_output(self, flinks_server: FlinksServer, tmp_path: Path) -> None:
         tokens = write(tmp_path / "t.jsonl", '"one"\n')
         result = await fetch(flinks_server, tokens, tokens)
@@ -570,6 +579,8 @@ class TestRefusedSecret:
         (["--executor", "dask://user:canary-word@scheduler:8786"], "must be dask://HOST:PORT"),
         (["--executor", "dask://127.0.0.1:8786", "--processes", "2"], "does not go with --processes"),
         (["--workers", "2"], "need --executor"),
+        (["--wait-for-workers", "5"], "need --executor"),
+        (["--insecure-cluster"], "need --executor"),
         (["--executor", "dask://127.0.0.1:8786", "--secret-file", "-"], "workers cannot read --secret-file -"),
     ],
 )

@@ -157,6 +157,48 @@ def test_broken_json_in_any_place(broken: bytes, key: bytes) -> None:
     check_all_ways(before + key + broken + after[cut:], used)
 
 
+ODD_VALUES = {
+    b'"Debit":': [
+        *(b"-0", b"-0.0", b"0e0", b"1e28", b"1e29", b"1E-28", b"1E-29", b"0e999999999", b"0.1e1", b"1" + b"0" * 29),
+        *(
+            b"1." + b"0" * 28,
+            b"1." + b"0" * 1100,
+            b"9" * 4000,
+            b"1.",
+            b"+1",
+            b"01",
+            b'"x","Debit":5.25',
+            b'5.25,"Debit":"x"',
+        ),
+    ],
+    b'"Date":': [
+        *(b'"2025-02-29"', b'"0000-01-01"', b'"9999-12-31"', b'"2025-1-1"', b'"2025-01-01T00:00:00"', b'"20250101"'),
+        *(b'"2025-W01-1"', b'"\\u0032025-01-01"', b'"\xd9\xa2025-01-01"', b'5,"Date":"2025-01-01"'),
+    ],
+    b'"Code":': [
+        b'null,"C\\u006fde":"x"',
+        b'null,"code":"x"',
+        b'null,"":1',
+        b'null,"__class__":1',
+        b'null,"\\u0000":1',
+    ],
+    b'"HttpStatusCode":': [b"200.0", b"2e2", b"1e400", b"20.5", b"true"],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in ODD_VALUES.items() for value in values])
+def test_odd_values_are_read_alike(key: bytes, value: bytes) -> None:
+    before, _, after = payload((1, 3)).partition(key)
+    cut = min(at for at in (after.find(b","), after.find(b"}")) if at >= 0)
+    check_all_ways(before + key + value + after[cut:], used, Codec())
+
+
+@pytest.mark.parametrize("item", [b"[]", b'["2025-01-31",null,"x",null,1.5,2.5,"id"]', b"null", b'""', b"{}"])
+def test_an_item_of_another_shape_is_read_alike(item: bytes) -> None:
+    before, _, after = payload((1, 3)).partition(b'"Transactions":[')
+    check_all_ways(before + b'"Transactions":[' + item + b"," + after, used, Codec())
+
+
 @pytest.mark.parametrize("body", [b"", b" ", b"null", b"[]", b"3", b"{", b"<html>", b"\xef\xbb\xbf{}", b'{"a":1}'])
 def test_short_bodies(body: bytes) -> None:
     check_all_ways(body, used, Codec())

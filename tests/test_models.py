@@ -23,6 +23,7 @@ import pytest
 from attrs import evolve
 from attrs.exceptions import FrozenInstanceError
 
+from flinks_async import AttemptStarted, ConnectionStats, Fetched, Retry, Verdict
 from flinks_async.codec import Codec
 from flinks_async.models import (
     MODELS,
@@ -348,6 +349,7 @@ def test_the_diff_of_a_failed_assertion_shows_no_personal_data(tmp_path: Path) -
         f"""
 from decimal import Decimal
 from flinks_async import Fetched
+from flinks_async import AttemptStarted, ConnectionStats, Fetched, Retry, Verdict
 from flinks_async.codec import Codec
 from flinks_async.models import *
 
@@ -398,6 +400,30 @@ def test_equal_answers_have_one_hash_and_unknown_fields_count() -> None:
     assert one != other
     assert one != object()
     assert Balance() != Login()
+
+
+@pytest.mark.parametrize("cls", [Retry, Timestamp, AttemptStarted, Verdict, Fetched, ConnectionStats])
+def test_a_record_compares_hashes_and_shows_itself_as_attrs_would_make_it(cls: Any) -> None:
+    """`Record` spares the import to compile these methods for each class."""
+    specified = {a.name: attrs.field(default=1, eq=a.eq, repr=a.repr) for a in attrs.fields(cls)}
+    generated: Any = attrs.make_class(cls.__name__, specified, frozen=True)
+    names = [a.name for a in attrs.fields(cls)]
+
+    def made(base: Any, *values: object) -> Any:
+        record = object.__new__(base)
+        for name, value in zip(names, values, strict=False):
+            object.__setattr__(record, name, value)
+        return record
+
+    values = tuple(range(len(names)))
+    assert repr(made(cls, *values)) == repr(made(generated, *values))
+    assert made(cls, *values) == made(cls, *values)
+    assert made(cls, *values) != made(generated, *values)
+    assert hash(made(cls, *values)) == hash(made(cls, *values))
+    for number in range(len(names)):
+        others = (*values[:number], -7, *values[number + 1 :])
+        assert made(cls, *others) != made(cls, *values)
+    assert repr(made(cls)) == f"{cls.__name__}()"  # in a traceback of `__init__`
 
 
 @pytest.mark.parametrize("cls", MODELS)

@@ -124,7 +124,9 @@ class Manifest:
         except OSError as error:
             raise LedgerError(f"{path} cannot be read: {error.strerror}") from None
         if data is None:
-            raise JobMismatchError(f"{path.parent} is not the directory of a job: it has no {path.name}")
+            beside = path.parent.with_name(f"{path.parent.name}.job")
+            hint = f". The job of this output is in {beside}" if (beside / path.name).exists() else ""
+            raise JobMismatchError(f"{path.parent} is not the directory of a job: it has no {path.name}{hint}")
         try:
             values = msgspec.json.decode(data)
             version = values["version"]
@@ -158,7 +160,7 @@ class Manifest:
         if found:
             raise JobMismatchError(
                 f"{directory} belongs to another job: {'; '.join(found)}. "
-                "Choose another directory, or repeat the job's own settings"
+                "Use another directory and another output, or the settings of the job"
             )
 
 

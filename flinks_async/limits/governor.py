@@ -23,6 +23,7 @@ from attrs import frozen
 from ..clock import Clock
 from ..config import Limits, RateLimiter
 from ..errors import CircuitOpenError, ConfigError, DeadlineExceededError
+from ..schema import Record
 from ..verdict import OK, Kind
 from .breaker import BreakerState, CircuitBreaker
 from .concurrency import make_concurrency
@@ -40,8 +41,8 @@ _CHECK_EVERY = 16
 _LONG = 1.0
 
 
-@frozen
-class Trouble:
+@frozen(eq=False, repr=False)
+class Trouble(Record):
     """The current problem of an instance: its latest requests failed or were throttled.
 
     Attributes:

@@ -15,6 +15,7 @@ from weakref import WeakSet
 from attrs import asdict, frozen
 
 from ..checks import counted
+from ..schema import Record
 from ..verdict import Verdict
 
 _log = logging.getLogger("flinks_async")
@@ -36,7 +37,7 @@ def log_fields(event: str, **values: object) -> dict[str, object]:
     return {"flinks_event": event, **{f"flinks_{name}": value for name, value in values.items()}}
 
 
-class LoggedEvent:
+class LoggedEvent(Record):
     """The base of the events: how an event looks in the log.
 
     Attributes:
@@ -58,7 +59,7 @@ class LoggedEvent:
         return log_fields(type(self).__name__, **values)
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class InstanceDown(LoggedEvent):
     """An instance counts as down: too many of its latest requests failed, so the breaker opened.
 
@@ -79,7 +80,7 @@ class InstanceDown(LoggedEvent):
     retry_after: float
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class InstanceUp(LoggedEvent):
     """An instance that counted as down answers again: enough probes succeeded.
 
@@ -94,7 +95,7 @@ class InstanceUp(LoggedEvent):
     seconds: float
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Paused(LoggedEvent):
     """No requests are sent for a while, because the instance asked for that or throttled a request.
 
@@ -112,7 +113,7 @@ class Paused(LoggedEvent):
     seconds: float
 
 
-@frozen
+@frozen(eq=False, repr=False)
 class Resumed(LoggedEvent):
     """The first request after a pause is sent.
 

@@ -26,6 +26,7 @@ from math import inf
 from attrs import frozen
 
 from ..clock import Clock
+from ..schema import Record
 
 _SECONDS = re.compile(r"[0-9]{1,12}(?:\.[0-9]{1,9})?", re.ASCII)
 
@@ -103,8 +104,8 @@ class GCRA:
         return max(0.0, arrival - self._early - now)
 
 
-@frozen
-class ServerLimit:
+@frozen(eq=False, repr=False)
+class ServerLimit(Record):
     """The limit that a server announces.
 
     Attributes:
@@ -179,8 +180,8 @@ def _structured(field: str, headers: Mapping[str, str], clock: Clock) -> ServerL
     return ServerLimit(found["r"], limit, _seconds_until(found["t"], headers, clock))
 
 
-@frozen
-class PaceState:
+@frozen(eq=False, repr=False)
+class PaceState(Record):
     """What a process tells the others that share an instance.
 
     Attributes:
@@ -192,8 +193,8 @@ class PaceState:
     until: float
 
 
-@frozen
-class LearnedLimit:
+@frozen(eq=False, repr=False)
+class LearnedLimit(Record):
     """What the refusals of an instance taught about its limit. `str` makes a line for people.
 
     Attributes:

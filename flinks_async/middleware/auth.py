@@ -29,7 +29,7 @@ CONFIRMED_COOLDOWN = 60.0
 FAILED_COOLDOWN = 10.0
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _ProviderCall:
     """A running call of the provider, and the number of calls that wait for it."""
 

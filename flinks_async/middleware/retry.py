@@ -25,6 +25,7 @@ from ..limits.notices import emit, is_watched
 from ..limits.quota import RetryQuota
 from ..messages import Call, Handler, Request, Response
 from ..observe import Observer, RetryScheduled
+from ..schema import Record
 from ..secret import fingerprint
 from ..verdict import OK, Kind, Verdict
 
@@ -38,16 +39,16 @@ _MAX_FREE_ATTEMPTS = 200
 _RETRIED = frozenset({Kind.TRANSIENT, Kind.THROTTLED, Kind.BROKEN, Kind.MALFORMED, Kind.STALE})
 
 
-@frozen
-class Backoff:
+@frozen(eq=False, repr=False)
+class Backoff(Record):
     """Make another attempt after `delay` seconds."""
 
     delay: float
     reason: str
 
 
-@frozen
-class Stop:
+@frozen(eq=False, repr=False)
+class Stop(Record):
     """Make no other attempt.
 
     Attributes:

@@ -81,7 +81,7 @@ async def _one_request(
     raise broken
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _Prepared:
     """The parts that all requests to one endpoint share.
 

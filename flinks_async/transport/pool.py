@@ -65,7 +65,7 @@ def _is_expired(kept: tuple[float, Governor, RetryQuota | None], now: float) -> 
     return now - since > REMEMBERED_FOR and not governor.held_back
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class _LoopShared:
     timer: DeadlineTimer
     governors: WeakValueDictionary[Hashable, Governor] = field(factory=WeakValueDictionary)
@@ -144,7 +144,7 @@ class Pool:
             self.sessions.shut()
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Lineage(Generic[T]):
     """Where a client comes from. It outlives the client, so that the clients derived from it still find their root.
 

@@ -33,6 +33,7 @@ from ..endpoint import Endpoint, Proxy, is_exempt, make_proxy
 from ..errors import ClientClosedError, ConfigError, FlinksError, ShortageError
 from ..limits.notices import log_fields
 from ..runtime import PerLoop
+from ..schema import Record
 from ..secret import Secret
 from .http1 import ConnectionPool, is_readable
 
@@ -91,7 +92,7 @@ def _warn_of_onlookers(session: aiohttp.ClientSession) -> None:
         )
 
 
-@define(eq=False)
+@define(eq=False, repr=False)
 class Wire:
     """The use of sockets by one attempt through an aiohttp session.
 
@@ -133,8 +134,8 @@ class _Connector(aiohttp.TCPConnector):
                 connection.release()
 
 
-@frozen
-class ConnectionStats:
+@frozen(eq=False, repr=False)
+class ConnectionStats(Record):
     """Connections of one client and of the clients that share its pool. All zero for a borrowed session.
 
     Attributes:

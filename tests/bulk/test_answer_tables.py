@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from decimal import Decimal
 from functools import partial
 from itertools import chain
 from pathlib import Path
+from queue import Queue
 from tempfile import TemporaryDirectory
+from threading import enumerate as enumerate_threads
 from typing import Any
 
 import pytest
@@ -271,6 +274,24 @@ def test_blocks_are_bounded(tmp_path: Path) -> None:
     large = b'{"GetAccountsDetail":{"Accounts":[{"Title":"%b"}]}}' % (b"x" * (answer_tables.BLOCK // 2))
     found = list(read_tables(*spool(tmp_path, [large] * 5), "out"))
     assert [len(tables[0]) for tables in found] == [2, 2, 1]
+
+
+def test_the_next_block_is_read_while_one_is_written_and_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_tables, "BLOCK", 1)  # one answer at a time
+    read, begun = answer_tables._Reader.read, Queue[int]()
+
+    def watched(reader: Any, block: Any) -> Any:
+        begun.put(block[0][0])
+        return read(reader, block)
+
+    monkeypatch.setattr(answer_tables._Reader, "read", watched)
+    with closing(read_tables(*spool(tmp_path, [to_bytes(DOCUMENTED)] * 4), "out")) as blocks:
+        next(blocks)
+        assert [begun.get(timeout=10), begun.get(timeout=10)] == [1, 2]
+        assert begun.empty()
+    assert not [thread.name for thread in enumerate_threads() if thread.name.startswith("flinks-async-tables")]
 
 
 def test_a_spool_that_lacks_answers_is_refused(tmp_path: Path) -> None:

@@ -382,7 +382,7 @@ async def test_object_storage_is_written_listed_read_and_cleaned(tmp_path: Path,
         assert s3.count("POST") == 1  # the object is deleted
         s3.fault = lambda asked: 403 if asked.method == "GET" else None
         findings = await at(Exit.FAILED, "--out", "s3://bucket/folder", **environment)
-        assert "cannot be listed: the object storage failed, status 403" in findings["storage"][0]["text"]
+        assert "cannot be listed: the object storage failed (status 403" in findings["storage"][0]["text"]
         assert "credentials" in findings["storage"][0]["advice"]
     findings = await at(Exit.FAILED, "--out", "s3://bucket/folder", **environment)
     assert "there is no connection" in findings["storage"][0]["text"]

@@ -117,7 +117,7 @@ class ClusterExecutor:
         return checks.optional_import(self.module, extra="ray" if self.module == "ray" else "dask")
 
     async def look(self) -> dict[str, str]:
-        """Connects to the cluster. Returns why each worker cannot fetch, empty if it can. Raises whatever the engine does."""
+        """Internal; for `flinks-async doctor`: connects, and returns why each worker cannot fetch, empty if it can."""
         raise NotImplementedError
 
     def secret_of(self, instance: str | None) -> SecretReference:

@@ -185,7 +185,7 @@ class RayExecutor(ClusterExecutor):
             )
 
     def connect(self) -> None:
-        """Connects this process. Raises WorkerError if the cluster refuses its token, and ConnectionError."""
+        """Internal: connects this process. Raises WorkerError if the cluster refuses its token, and ConnectionError."""
         try:
             self.import_engine().init(
                 self.address, namespace="flinks-async", log_to_driver=False, configure_logging=False

@@ -16,10 +16,10 @@ from __future__ import annotations
 
 import datetime as dt
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache, partial
-from itertools import groupby
+from itertools import chain, groupby
 from operator import itemgetter
 from pathlib import Path
 from re import compile as pattern
@@ -66,7 +66,9 @@ Lines = Sequence[tuple[int, bytes]]
 """Lines of a spool with their numbers, from 1."""
 
 
-def read_tables(path: Path, commit: Commit, where: Path | str, *, texts: bool = False) -> Iterator[tuple[Rows, ...]]:
+def read_tables(
+    path: Path, commit: Commit, where: Path | str, *, texts: bool = False
+) -> Generator[tuple[Rows, ...], None, None]:
     """The tables of a spool, block by block, in the order of `answer_rows.TABLES`. Their rows are in the order of their
     positions. A thread reads the next block while the store writes one, so memory is that of two blocks.
 
@@ -84,14 +86,12 @@ def read_tables(path: Path, commit: Commit, where: Path | str, *, texts: bool = 
     reader = _Reader(path, commit.shard, where, texts)
     ahead: Future[tuple[Rows, ...]] | None = None
     with ThreadPoolExecutor(1, thread_name_prefix="flinks-async-tables") as thread:
-        for block in read_spool(path, commit.written.lines, BLOCK):
-            before, ahead = ahead, thread.submit(reader.read, block)
+        for block in chain(read_spool(path, commit.written.lines, BLOCK), [None]):
+            before, ahead = ahead, None if block is None else thread.submit(reader.read, block)
             if before is not None:
                 yield before.result()
-        if ahead is not None:
-            yield ahead.result()
-    if _has_arrow():  # Arrow keeps free memory, which the commit of a database needs as well
-        _arrow()[0].default_memory_pool().release_unused()
+                if _has_arrow():  # Arrow keeps free memory, which the commit of a database needs as well
+                    _arrow()[0].default_memory_pool().release_unused()
 
 
 _SHAPE: Final = pattern(rb'"GetAccountsDetail"\s*:\s*(.)')

@@ -136,8 +136,9 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         if found is not None:
             return found.receipt
         digest = ShardDigest()
-        with self._transaction():
-            for tables in read_tables(spool, commit, self.where, texts=self._texts):
+        blocks = read_tables(spool, commit, self.where, texts=self._texts)
+        with closing(blocks), self._transaction():
+            for tables in blocks:
                 for table, rows in zip(TABLES, tables, strict=True):
                     if len(rows) and self._gets_rows(table.name):
                         digest.add(table, self._insert(table, rows))

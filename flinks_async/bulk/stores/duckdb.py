@@ -44,7 +44,7 @@ _CONFIG: Final = {
     "autoinstall_known_extensions": False,  # otherwise an SQLite file makes it load code from the network
 }
 
-_MEMORY: Final = "64MB"
+_MEMORY: Final = "40MB"
 """DuckDB's own memory while it writes. By default it would keep the database in four fifths of the machine's memory."""
 
 _INCOMING: Final = "flinks_incoming"

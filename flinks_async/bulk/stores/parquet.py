@@ -9,7 +9,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
@@ -94,10 +94,11 @@ class ParquetStore(ShardFiles):
             for table in TABLES:
                 path = spool.with_name(f"{spool.name}.{table.name}")
                 files.append(_NewFile(path, table, self._opened.job, self._compression))
-            for tables in read_tables(spool, commit, str(self._objects)):
-                for table, rows, file in zip(TABLES, tables, files, strict=True):
-                    if self._opened.gets_rows(table.name):
-                        file.write(rows)
+            with closing(read_tables(spool, commit, str(self._objects))) as blocks:
+                for tables in blocks:
+                    for table, rows, file in zip(TABLES, tables, files, strict=True):
+                        if self._opened.gets_rows(table.name):
+                            file.write(rows)
             for file in files:
                 file.finish()
             crash_points.reach("tables synced")

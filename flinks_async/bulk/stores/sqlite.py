@@ -31,8 +31,9 @@ from .protocol import Problem
 _WAIT: Final = 60.0
 """Seconds to wait for another job that writes to the same database."""
 
-_ROWS: Final = 200
-"""Rows in one statement, which is faster than one statement for each row. SQLite allows 32,766 values."""
+_VALUES: Final = 12_000
+"""Values in one statement, which is faster than one statement for each row; SQLite allows 32,766. A thread that begins a statement
+waits for the interpreter's lock, which the event loop often holds."""
 
 
 class SQLiteStore(DatabaseFile[sqlite3.Connection]):
@@ -104,7 +105,10 @@ class SQLiteStore(DatabaseFile[sqlite3.Connection]):
         if look:
             return connect_to_look(self._path, timeout=_WAIT)
         name = f"{self._path.as_uri()}?mode=rw"  # never creates the file
-        return sqlite3.connect(name, uri=True, isolation_level=None, check_same_thread=False, timeout=_WAIT)
+        # Statements with thousands of values are large, so only a few are kept.
+        return sqlite3.connect(
+            name, uri=True, isolation_level=None, check_same_thread=False, timeout=_WAIT, cached_statements=8
+        )
 
     def _prepared(self) -> None:
         self._do(lambda: sync_every_commit(self._opened, self._path))
@@ -125,8 +129,9 @@ class SQLiteStore(DatabaseFile[sqlite3.Connection]):
             values[number::width] = [nan if value is None else value for value in column] if nulls else column
         columns = ", ".join(("job", *(name for name, *_ in used)))
         places = f"({self._job}, {', '.join('?' * width)})"
-        for start in range(0, len(values), _ROWS * width):
-            some = values[start : start + _ROWS * width]
+        most = _VALUES // width * width
+        for start in range(0, len(values), most):
+            some = values[start : start + most]
             self.run(f"INSERT INTO {table.name} ({columns}) VALUES {', '.join([places] * (len(some) // width))}", *some)
         return rows
 
