@@ -182,6 +182,25 @@ def test_a_limit_is_still_known_after_an_outage(after: float) -> None:
     assert settled[-1] - settled[0] >= 0.9 * 5.0 * after, "also if it has risen meanwhile"
 
 
+def test_the_start_is_no_reason_while_all_places_are_used() -> None:
+    async def main() -> list[ClientStats]:
+        seen = []
+        async with FlinksClient(
+            auth_secret="s",
+            transport=Server(servers.Server(latency=1.0)),
+            settings=config.bulk(),
+            clock=VirtualClock(),
+        ) as client:
+            async for _ in client.partner_access_many(f"t{number}" for number in range(2_000)):
+                seen.append(client.stats())
+        return seen
+
+    seen = run_virtual(main())
+    assert any(stats.why_held.startswith("the start") for stats in seen)
+    full = [not stats.why_held for stats in seen if stats.limit == 200]
+    assert sum(full) > 0.5 * len(full) > 100
+
+
 def test_the_average_of_windows_is_the_learned_rate() -> None:
     client = bench.Client(bench.BULK)
     bench.simulate(servers.SHAPES["600 a minute"].seeded(1), [client], 130.0)

@@ -51,7 +51,9 @@ MAX_VALUES_KNOWN: Final = 256
 ERROR_FIELDS: Final = frozenset(
     {"flinkscode", "httpstatuscode", "message", "institution", "links", "validationdetails"}
 )
-"""Documented fields of an error, in lower case. A body with status 200 may be an error, so they are no drift."""
+"""Documented fields of an error, in lower case. A body with status 200 may be an error, so they are no drift, and neither is
+what an error lacks.
+"""
 
 _NONE: Final[frozenset[str]] = frozenset()
 
@@ -220,8 +222,11 @@ class ObservedFields:
 
     def end(self, found: set[Difference]) -> None:
         """Counts an answer, with its differences."""
-        for key in {key for one in found for key in _as_paths(one)}:
-            if key[0] == "unknown field" and key[1].lower() in ERROR_FIELDS:
+        paths = {key for one in found for key in _as_paths(one)}
+        is_error = any(path.lower() == "flinkscode" for _, path in paths)
+        for key in paths:
+            kind, path = key
+            if (kind == "unknown field" and path.lower() in ERROR_FIELDS) or (kind == "missing field" and is_error):
                 continue
             count, before, since = self._drift.get(key) or (0, self.answers, self._time())
             self._drift[key] = count + 1, before, since

@@ -46,7 +46,6 @@ _ROUNDS, _QUICKEST_DOUBLING, _SLOWEST_DOUBLING = 20.0, 0.005, 1.0
 
 # Other clients; chosen by simulation.
 _AGREES, _REQUESTS = 0.03, 3.0  # estimates that differ by this share, or by so many requests, agree
-_FELL = 0.015  # an estimate that is lower than usual by this share does not agree
 _SHORT = 32  # a start that ends before so many requests may have met another client
 _DOUBTS = 3.0  # seconds after which a client that has just begun may share
 _SHARES = 60.0  # seconds at most, without new signs of others
@@ -411,7 +410,7 @@ class Cycle:
         if self._settled and before and self._firm:
             # It falls slowly, so that a slow fall is noticed too.
             self._usual += (0.2 if limit > self._usual else 0.05) * (limit - self._usual)
-            agrees = agrees and limit > self._usual * (1 - max(_FELL, tolerance))
+            agrees = agrees and limit > self._usual * (1 - tolerance)
         else:
             self._usual = limit
         self._agreed = self._agreed + 1 if agrees else 0
