@@ -151,8 +151,10 @@ class Machine(dispatch.WorkerHandle):
             case Stored():
                 self._open -= 1
                 self._room.set()
-            case StopWorker():
-                self.kill()
+            case StopWorker():  # a real one also hands over the answers of its open shards
+                for task in self._tasks:
+                    task.cancel()
+                self._inbox.put_nowait(Report(self._counters(), over=True))
 
     async def receive(self) -> object:
         return await self._inbox.get()

@@ -242,7 +242,8 @@ def test_a_benchmark_that_fails_is_named_in_the_report(tmp_path: Path, monkeypat
 @pytest.mark.torture
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(
-    "name", ["decode", "fetch", "fanout", "stall", "profile_request", "overhead", "job", "processes"]
+    "name",
+    ["decode", "fetch", "fanout", "stall", "profile_request", "overhead", "job", "processes", "congestion_sockets"],
 )
 def test_the_short_form_runs(name: str) -> None:
     command = [sys.executable, BENCHMARKS / f"{name}.py", "--short"]

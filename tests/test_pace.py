@@ -52,6 +52,8 @@ DEMANDS = {
     "200/s, after 1 min 50/s, after 3 min 400/s": (0.95, 1.03),
     "a queue of 300/s": (0.97, 1.0),
     "no limit, answers in 1 s": (0.95, 1.0),
+    "bucket 100/s, answers in 0.2 s, long tail": (0.9, 1.03),
+    "no limit, answers in 1 s, long tail": (0.5, 1.0),
     "no limit, 0.5 % refused by chance, answers in 0.2 s": (0.9, 1.01),
     "bucket 100/s, and 0.5 % refused by chance": (0.95, 1.03),
     "bucket 100/s and 3,000 a minute": (0.95, 1.03),
@@ -180,6 +182,25 @@ def test_a_limit_is_still_known_after_an_outage(after: float) -> None:
     assert all(stats.learned_rate == pytest.approx(50.0, rel=0.02) for at, _, stats in seen if at < back + 5.0)
     settled = [ok for at, ok, _ in seen if back + 15.0 <= at <= back + 20.0]
     assert settled[-1] - settled[0] >= 0.9 * 5.0 * after, "also if it has risen meanwhile"
+
+
+def test_the_start_is_no_reason_while_all_places_are_used() -> None:
+    async def main() -> list[ClientStats]:
+        seen = []
+        async with FlinksClient(
+            auth_secret="s",
+            transport=Server(servers.Server(latency=1.0)),
+            settings=config.bulk(),
+            clock=VirtualClock(),
+        ) as client:
+            async for _ in client.partner_access_many(f"t{number}" for number in range(2_000)):
+                seen.append(client.stats())
+        return seen
+
+    seen = run_virtual(main())
+    assert any(stats.why_held.startswith("the start") for stats in seen)
+    full = [not stats.why_held for stats in seen if stats.limit == 200]
+    assert sum(full) > 0.5 * len(full) > 100
 
 
 def test_the_average_of_windows_is_the_learned_rate() -> None:
