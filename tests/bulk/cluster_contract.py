@@ -6,7 +6,6 @@ address of a cluster for `--executor`.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import pickle
 import re
@@ -174,23 +173,6 @@ async def test_the_command_line_fetches_on_a_cluster(desk: Desk, url: str, tmp_p
     _, stderr = await process.communicate()
     assert process.returncode == 0, stderr.decode()[-2000:]
     assert set(by_line(out)) == set(range(2, 202))
-
-
-async def test_the_doctor_asks_the_workers_whether_they_could_fetch(desk: Desk, url: str, tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text(desk.server.auth_secret)
-    found = []
-    for more in (("--secret-file", secret), ()):
-        process = await start("doctor", "--json", "--executor", url, *more, server=desk.server)
-        stdout, stderr = await process.communicate()
-        assert desk.server.auth_secret not in stdout.decode() + stderr.decode()
-        found.append([one for one in json.loads(stdout)["findings"] if one["check"] == "cluster"])
-    ((works,), broken) = found
-    assert works["state"] == "ok"
-    assert "can fetch: same version" in works["text"]
-    for one in broken:
-        assert "finds no secret in the environment variable FLINKS_AUTH_SECRET" in one["text"]
-        assert one["advice"].startswith("Provide it on every machine")
 
 
 # --- secrets ---
