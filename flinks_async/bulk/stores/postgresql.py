@@ -191,10 +191,10 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
     def _insert(self, table: Table, rows: Rows) -> Rows:
         assert not isinstance(rows, list)  # pyarrow is installed
         if table is FETCHES:  # the first table: it has a row for each answer
-            lines = rows["line"].to_pylist()
-            there = (f"(SELECT 1 FROM {each.name} WHERE job = ? AND line BETWEEN ? AND ? LIMIT 1)" for each in TABLES)
-            found = self.fetch(" UNION ALL ".join(there), *(self._job, min(lines), max(lines)) * len(TABLES))
-            for each in TABLES if found else ():
+            lines = rows["line"].to_pylist()  # ascending
+            one = "(SELECT 1 FROM {} WHERE job = ? AND line BETWEEN ? AND ? LIMIT 1)"
+            some = " UNION ALL ".join(one.format(each.name) for each in TABLES)
+            for each in TABLES if self.fetch(some, *(self._job, lines[0], lines[-1]) * len(TABLES)) else ():
                 self.run(f"DELETE FROM {each.name} WHERE job = ? AND line = ANY(?)", self._job, lines)
         stored = storable(table, rows)
         try:
@@ -426,9 +426,8 @@ def storable(table: Table, rows: pyarrow.Table) -> pyarrow.Table:
 
 
 def _json(text: str) -> str:
-    if re.search(_ODD["json"], text) and not _fits(decode_any(text.encode())):
-        return msgspec.json.encode(text).decode()
-    return text
+    is_odd = re.search(_ODD["json"], text) and not _fits(decode_any(text.encode()))
+    return msgspec.json.encode(text).decode() if is_odd else text
 
 
 _STORABLE: Final[dict[ColumnType, Callable[[str], str]]] = {
