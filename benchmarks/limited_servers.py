@@ -7,7 +7,7 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from copy import deepcopy
-from math import inf
+from math import exp, inf
 
 from attrs import define, field, frozen
 
@@ -173,6 +173,7 @@ class Server:
         rules: all must allow a request.
         latency: mean seconds to an answer.
         spread: the latency varies by this share (uniform).
+        tail: the standard deviation of the logarithm of the latency, for a long tail; 0 for none.
         refusal: seconds to a refusal; None for 20 ms, or the latency if that is shorter.
         hint: the Retry-After of a refusal: None, "right" (whole seconds, rounded up), or a number.
         queue: requests per second that it processes one after the other; the others wait.
@@ -182,6 +183,7 @@ class Server:
     rules: Sequence[Rule] = ()
     latency: float = 0.05
     spread: float = 0.1
+    tail: float = 0.0
     refusal: float | None = None
     hint: str | float | None = None
     queue: float | None = None
@@ -211,6 +213,8 @@ class Server:
         for rule in self.rules:
             rule.take(now)
         delay = self.latency * (1 + 2 * self.spread * (self._random.random() - 0.5))
+        if self.tail:
+            delay *= exp(self._random.gauss(-(self.tail**2) / 2, self.tail))
         if self.queue is not None:
             start = max(now, self._free_at)
             self._free_at = start + 1 / self.queue
@@ -278,6 +282,8 @@ SHAPES: dict[str, Server] = {
     "10/s, after 1 min 100/s": Server([Bucket([(0, 10), (60, 100)], 10)]),
     "a queue of 300/s": Server(queue=300.0),
     "20 at once, the others queue, answers in 1 s": Server(slots=20, latency=1.0),
+    "bucket 100/s, answers in 0.2 s, long tail": Server([Bucket(100, 20)], latency=0.2, tail=1.2),
+    "no limit, answers in 1 s, long tail": Server(latency=1.0, tail=1.2),
     "no limit, answers in 1 s": Server(latency=1.0),
     "no limit, 0.5 % refused by chance, answers in 0.2 s": Server([Chance(0.005)], latency=0.2),
     "no limit, 1 % refused by chance, answers in 0.2 s": Server([Chance(0.01)], latency=0.2),

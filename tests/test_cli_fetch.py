@@ -16,9 +16,10 @@ from urllib.parse import quote
 import pytest
 from click.testing import Result
 
-from flinks_async import bulk
+from flinks_async import ConfigError, bulk
 from flinks_async.bulk.compression import Compression
 from flinks_async.cli import Exit
+from flinks_async.cli.options import Workers
 from flinks_async.testing import KINDS, Fault, Faults, FlinksServer
 
 from .bulk.input_support import compressed, write
@@ -606,3 +607,15 @@ async def test_the_cluster_can_be_named_by_the_environment_and_an_extra_that_is_
     assert "pip install 'flinks-async[dask]'" in result.stderr
     result = await fetch(flinks_server, tokens, out, "--processes", 1, FLINKS_EXECUTOR="dask://127.0.0.1:8786")
     assert result.exit_code == Exit.OK, "an option counts more"
+
+
+def test_the_options_of_a_cluster_reach_its_executor_and_a_missing_engine_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked = Workers(None, "dask://127.0.0.1:8786", 3, False, 7.0)
+    executor = asked.executor(lambda: {"secret_env": "TEST_SECRET"})
+    assert isinstance(executor, bulk.DaskExecutor)
+    assert (executor.workers, executor.patience) == (3, 7.0)
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(ConfigError, match=r"pip install 'flinks-async\[dask\]'"):
+        asked.executor(lambda: {"secret_env": "TEST_SECRET"})

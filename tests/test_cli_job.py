@@ -263,7 +263,10 @@ class TestUsage:
         ("more", "says"),
         [
             (("--store", "jsonl.gz"), "compression"),
-            (("--store", "sqlite"), "another job: the store was one JSONL file per shard and is now sqlite. Choose"),
+            (
+                ("--store", "sqlite"),
+                "another job: the store was one JSONL file per shard and is now sqlite. Use another",
+            ),
             (("--base-url", "http://127.0.0.1:1"), "the host was 127.0.0.1:"),
             (("--encoding", "latin-1"), "--encoding was not set and is now iso8859-1"),
         ],

@@ -52,6 +52,8 @@ DEMANDS = {
     "200/s, after 1 min 50/s, after 3 min 400/s": (0.95, 1.03),
     "a queue of 300/s": (0.97, 1.0),
     "no limit, answers in 1 s": (0.95, 1.0),
+    "bucket 100/s, answers in 0.2 s, long tail": (0.9, 1.03),
+    "no limit, answers in 1 s, long tail": (0.5, 1.0),
     "no limit, 0.5 % refused by chance, answers in 0.2 s": (0.9, 1.01),
     "bucket 100/s, and 0.5 % refused by chance": (0.95, 1.03),
     "bucket 100/s and 3,000 a minute": (0.95, 1.03),

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import pickle
+import re
 import shutil
 import socket
 import subprocess
@@ -17,12 +18,15 @@ from pathlib import Path
 import pytest
 
 from flinks_async import ConfigError, FlinksClient, Limits, RedisRateLimiter, config
+from flinks_async.bulk import Job
 from flinks_async.clock import SystemClock
 from flinks_async.limits.governor import Governor
 from flinks_async.limits.rate import PaceState
-from flinks_async.testing import Fault, FlinksServer
+from flinks_async.testing import Fault, FlinksServer, Latency
 from tests.cli_support import cli
 from tests.support import until
+
+from .bulk.server_desk import SECRET, Desk
 
 from_url = pytest.importorskip("redis.asyncio").from_url
 
@@ -248,3 +252,20 @@ async def test_the_doctor_does_what_the_limiter_does(redis: Redis) -> None:
         found = await redis_of(url)
         assert found["state"] == "problem"
         assert "PUBLISH" in found["advice"]
+
+
+async def test_a_job_tells_that_redis_does_not_answer(tmp_path: Path) -> None:
+    async with FlinksServer(auth_secret=SECRET, latency=Latency.fixed(0.1)) as server:
+        desk = Desk(tmp_path, server)
+        limiter = RedisRateLimiter("redis://127.0.0.1:1", KEY, rate=1000.0)
+        told: list[str] = []
+
+        async def look(job: Job) -> None:
+            while not told and (progress := job.progress()) is not None:
+                told.extend(map(str, progress.troubles))
+                await asyncio.sleep(0.1)
+
+        desk.write(400)
+        await desk.run(during=look, limits={"concurrency": 8, "rate_limiter": limiter})
+        await limiter.close()
+    assert re.fullmatch(r"Redis does not answer, so the rate is not shared for (less than )?1 s", told[0])

@@ -17,10 +17,58 @@ The caller decides whether a blocked request fails or waits. Pure: time and rand
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 from math import inf
+from types import MappingProxyType
+
+from attrs import define
 
 from ..config import Breaker
+from ..verdict import OK, Kind, Verdict
+
+_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
+
+# Codes of a 5xx that concern one login or its institution: the instance is up.
+_TOKEN_CODES = frozenset({"AGGREGATION_ERROR", "CARD_IN_USE", "CONCURRENT_SESSION"})
+
+
+@define
+class AttemptRecord:
+    """One attempt: how it was sent, and how it ended.
+
+    Attributes:
+        sent: when it was sent.
+        number: of the request; they count up in the order of sending.
+        in_flight: requests on the wire with this one.
+        probe: it asks whether an instance that is down is up again.
+        ended: when it ended.
+        verdict: the result.
+        status: of the answer; None without an answer.
+        time_to_first_byte: seconds; None without an answer.
+        headers: of the answer, read for RateLimit fields.
+        retry_after: seconds that the answer asks to wait.
+        problem: what went wrong, in words.
+    """
+
+    sent: float
+    number: int = 0
+    in_flight: int = 0
+    probe: bool = False
+    ended: float = 0.0
+    verdict: Verdict = OK
+    status: int | None = None
+    time_to_first_byte: float | None = None
+    headers: Mapping[str, str] = _NO_HEADERS
+    retry_after: float | None = None
+    problem: str = ""
+
+    @property
+    def says_down(self) -> bool:
+        """It failed as all requests to an instance that is down do."""
+        if self.verdict.kind is not Kind.TRANSIENT:
+            return False
+        return self.status is None or (self.status >= 500 and self.verdict.reason not in _TOKEN_CODES)
 
 
 class BreakerState(Enum):

@@ -10,7 +10,7 @@ concurrency-limits do:
 - It measures the *time to first byte* of answers with data. Body sizes differ by a factor of 5,000, so the time to read a
   body says nothing about a queue; neither does the time of a refused token.
 - Answers are grouped into rounds, each as long as the limit (at least 20 answers). A round counts by its median, so that
-  one slow token changes nothing.
+  one slow token changes nothing. Where times vary much, a median varies by chance, which is tolerated too.
 - Rounds of about the usual speed form the baseline, the time of an instance without a queue. It is a moving average
   instead of a minimum, which chance would lower further and further where times vary. While a round stays within
   `tolerance` times the baseline, the limit grows by 1, but only if the round used the whole limit.
@@ -153,7 +153,7 @@ class AdaptiveConcurrency:
         self._begin_round()
 
     def _end_round(self, now: float) -> None:
-        settings, typical = self._settings, _median(self._times)
+        settings, (typical, noise) = self._settings, _median(self._times)
         used = self._most_in_use >= self.limit
         self._begin_round()
         if self._measure_at == inf:
@@ -165,8 +165,8 @@ class AdaptiveConcurrency:
             return
         known = self._smoothed < inf
         self._smoothed = self._smoothed + _SMOOTHING * (typical - self._smoothed) if known else typical
-        self._update_baseline(self._smoothed)
-        excess = self._smoothed / (self.baseline * settings.tolerance) if self.baseline > 0 else 0.0
+        self._update_baseline(self._smoothed, noise)
+        excess = self._smoothed / (self.baseline * settings.tolerance * noise) if self.baseline > 0 else 0.0
         if excess > 1.0:
             self.slow_start = False
             self._shrink(min(settings.decrease, max(_MIN_DECREASE_FACTOR, 1.0 / excess)))
@@ -177,11 +177,11 @@ class AdaptiveConcurrency:
             self._resume = self._level
             self._shrink(1.0 / settings.tolerance)
 
-    def _update_baseline(self, time: float) -> None:
+    def _update_baseline(self, time: float, noise: float) -> None:
         if self.baseline == inf:
             self.baseline = time
-        elif time <= self.baseline * _BASELINE_BAND:
-            weight = _QUICKER_WEIGHT if time * _QUICKER < self.baseline else _BASELINE_WEIGHT
+        elif time <= self.baseline * _BASELINE_BAND * noise:
+            weight = _QUICKER_WEIGHT if time * _QUICKER * noise < self.baseline else _BASELINE_WEIGHT
             self.baseline += weight * (time - self.baseline)
 
     def _lose(self, in_use: int) -> None:
@@ -315,7 +315,10 @@ def make_concurrency(settings: int | Adaptive) -> FixedConcurrency | AdaptiveCon
     return FixedConcurrency(settings) if isinstance(settings, int) else AdaptiveConcurrency(settings)
 
 
-def _median(times: list[float]) -> float:
+def _median(times: list[float]) -> tuple[float, float]:
+    """The median, and by which factor it may differ by chance: its standard error, from the quartiles (log-normal)."""
     ordered = sorted(times)  # importing `statistics` would add a tenth to this package's import time
-    middle = len(ordered) // 2
-    return ordered[middle] if len(ordered) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    count = len(ordered)
+    middle, low, high = count // 2, ordered[count // 4], ordered[(3 * count - 1) // 4]
+    median = ordered[middle] if count % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+    return median, (high / low) ** (0.93 / count**0.5) if low > 0 else 1.0

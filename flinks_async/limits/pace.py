@@ -26,15 +26,11 @@ Pure: time is an argument.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from enum import Enum
 from math import inf
-from types import MappingProxyType
-
-from attrs import define
 
 from ..config import Adaptive
-from ..verdict import OK, Kind, Verdict
+from .breaker import AttemptRecord as AttemptRecord
 from .concurrency import AtOnceCap
 from .estimate import COUNTABLE, REQUESTS, Cycle, Growth, SlowStart
 from .rate import LearnedLimit, PaceState, ServerLimit
@@ -47,48 +43,6 @@ ENOUGH = 5000.0
 _END = 0.1  # seconds without accepted requests that do not stop the client near a known limit
 _LONG_HINT = 60.0  # seconds; a longer Retry-After ends a window of a minute or more
 _MOST_COMPLETIONS = 3  # answers during a block that may ask for one more probe at once
-_NO_HEADERS: Mapping[str, str] = MappingProxyType({})
-
-# Codes of a 5xx that concern one login or its institution: the instance is up.
-_TOKEN_CODES = frozenset({"AGGREGATION_ERROR", "CARD_IN_USE", "CONCURRENT_SESSION"})
-
-
-@define
-class AttemptRecord:
-    """One attempt: how it was sent, and how it ended.
-
-    Attributes:
-        sent: when it was sent.
-        number: of the request; they count up in the order of sending.
-        in_flight: requests on the wire with this one.
-        probe: it asks whether an instance that is down is up again.
-        ended: when it ended.
-        verdict: the result.
-        status: of the answer; None without an answer.
-        time_to_first_byte: seconds; None without an answer.
-        headers: of the answer, read for RateLimit fields.
-        retry_after: seconds that the answer asks to wait.
-        problem: what went wrong, in words.
-    """
-
-    sent: float
-    number: int = 0
-    in_flight: int = 0
-    probe: bool = False
-    ended: float = 0.0
-    verdict: Verdict = OK
-    status: int | None = None
-    time_to_first_byte: float | None = None
-    headers: Mapping[str, str] = _NO_HEADERS
-    retry_after: float | None = None
-    problem: str = ""
-
-    @property
-    def says_down(self) -> bool:
-        """It failed as all requests to an instance that is down do."""
-        if self.verdict.kind is not Kind.TRANSIENT:
-            return False
-        return self.status is None or (self.status >= 500 and self.verdict.reason not in _TOKEN_CODES)
 
 
 class Mode(Enum):

@@ -6,12 +6,12 @@ address of a cluster for `--executor`.
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import pickle
 import re
 import signal
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -60,9 +60,12 @@ async def test_a_frozen_worker_is_given_up_and_does_no_harm_when_it_wakes(
     for name in ("cluster", "dispatch"):
         monkeypatch.setattr(f"flinks_async.bulk.executors.{name}.SILENCE", 4.0)
     frozen: list[int] = []
+    slow.write(3000)
 
     async def freeze(job: Job) -> None:
-        await slow.server.received(60)
+        async with asyncio.timeout(60):
+            while sum(one.requests > 0 for one in job.progress().workers) < 2:  # both have begun
+                await asyncio.sleep(0.05)
         frozen.append(pids()[0])
         os.kill(frozen[0], signal.SIGSTOP)
         async with asyncio.timeout(30):
@@ -74,8 +77,9 @@ async def test_a_frozen_worker_is_given_up_and_does_no_harm_when_it_wakes(
         result = await slow.run(executor, Rules(open_shards=4), freeze)
         before = {path: path.stat().st_size for path in slow.directory.rglob("*")}
     finally:
-        os.kill(frozen[0], signal.SIGCONT)
-    assert (result.state, len(slow.answers)) == ("complete", 200)
+        with suppress(ProcessLookupError):  # Ray has killed it
+            os.kill(frozen[0], signal.SIGCONT)
+    assert (result.state, len(slow.answers)) == ("complete", 3000)
     await asyncio.sleep(0.5)
     assert {path: path.stat().st_size for path in slow.directory.rglob("*")} == before
     assert verify(slow.directory) == []
@@ -169,23 +173,6 @@ async def test_the_command_line_fetches_on_a_cluster(desk: Desk, url: str, tmp_p
     _, stderr = await process.communicate()
     assert process.returncode == 0, stderr.decode()[-2000:]
     assert set(by_line(out)) == set(range(2, 202))
-
-
-async def test_the_doctor_asks_the_workers_whether_they_could_fetch(desk: Desk, url: str, tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text(desk.server.auth_secret)
-    found = []
-    for more in (("--secret-file", secret), ()):
-        process = await start("doctor", "--json", "--executor", url, *more, server=desk.server)
-        stdout, stderr = await process.communicate()
-        assert desk.server.auth_secret not in stdout.decode() + stderr.decode()
-        found.append([one for one in json.loads(stdout)["findings"] if one["check"] == "cluster"])
-    ((works,), broken) = found
-    assert works["state"] == "ok"
-    assert "can fetch: same version" in works["text"]
-    for one in broken:
-        assert "finds no secret in the environment variable FLINKS_AUTH_SECRET" in one["text"]
-        assert one["advice"].startswith("Provide it on every machine")
 
 
 # --- secrets ---

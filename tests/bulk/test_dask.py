@@ -38,7 +38,7 @@ from flinks_async.cli import Exit
 from flinks_async.limits.governor import Trouble
 from flinks_async.limits.rate import PaceState
 
-from ..cli_support import cli
+from ..cli_support import cli, start
 from .cluster_contract import *  # noqa: F403
 from .server_desk import SECRET, Desk
 
@@ -324,3 +324,20 @@ async def test_a_worker_raises_its_limit_of_open_files_and_the_job_logs_what_it_
     assert first.text.startswith(
         "at most 5 requests are sent at once, not 8, because this process may open only 53 more"
     )
+
+
+async def test_the_doctor_asks_the_workers_whether_they_could_fetch(desk: Desk, url: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(desk.server.auth_secret)
+    found = []
+    for more in (("--secret-file", secret), ()):
+        process = await start("doctor", "--json", "--executor", url, *more, server=desk.server)
+        stdout, stderr = await process.communicate()
+        assert desk.server.auth_secret not in stdout.decode() + stderr.decode()
+        found.append([one for one in json.loads(stdout)["findings"] if one["check"] == "cluster"])
+    ((works,), broken) = found
+    assert works["state"] == "ok"
+    assert "can fetch: same version" in works["text"]
+    for one in broken:
+        assert "finds no secret in the environment variable FLINKS_AUTH_SECRET" in one["text"]
+        assert one["advice"].startswith("Provide it on every machine")
