@@ -182,6 +182,8 @@ class Model:
             return NotImplemented
         return self._values() == other._values() and unknown_fields(self) == unknown_fields(other)
 
+    __ne__ = object.__ne__  # a struct's own ignores `__eq__`
+
     def __hash__(self) -> int:
         return hash((self.__class__, self._values()))
 
