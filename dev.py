@@ -21,6 +21,7 @@ VENV = ROOT / ".venv"
 PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 PYPROJECT = ROOT / "pyproject.toml"
 OLDEST = (3, 11)
+ALL = ("test", "dev", "examples")
 # PIP_USER=1 in the user's settings would make pip install outside the environment.
 ENVIRON = {**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
@@ -33,10 +34,11 @@ def main() -> int:
         case ["demo", *arguments]:
             return demo(arguments)
         case ["test", *arguments]:
-            install("test", everything("test"))
+            if not installed("dev", everything(*ALL)):  # which has what the tests need
+                install("test", everything("test"))
             return run("pytest", *arguments)
         case ["nox", *arguments]:
-            install("dev", everything("test", "dev", "examples"))
+            install("dev", everything(*ALL))
             return run("nox", *arguments)
         case ["-h" | "--help"]:
             print(__doc__)
@@ -61,16 +63,31 @@ def install(name: str, requirements: list[str]) -> None:
         name: of the set of requirements; `.venv` may hold several sets.
         requirements: arguments of `pip install`.
     """
-    version = "import sys; print(sys.version)"
-    if ask(PYTHON, version) != ask(sys.executable, version):
+    if installed(name, requirements):
+        return
+    if not has_venv():
         print("Making .venv", flush=True)
         make_venv()
-    state = repr((hashlib.sha256(PYPROJECT.read_bytes()).hexdigest(), str(ROOT), requirements))
-    stamp = VENV / f"dev-{name}.stamp"
-    if not stamp.exists() or stamp.read_text(encoding="utf-8") != state:
-        print("Installing into .venv (again only when pyproject.toml changes)", flush=True)
-        pip(PYTHON, "install", *requirements)
-        stamp.write_text(state, encoding="utf-8")
+    print("Installing into .venv (again only when pyproject.toml changes)", flush=True)
+    pip(PYTHON, "install", *requirements)
+    stamp(name).write_text(state(requirements), encoding="utf-8")
+
+
+def installed(name: str, requirements: list[str]) -> bool:
+    return has_venv() and stamp(name).exists() and stamp(name).read_text(encoding="utf-8") == state(requirements)
+
+
+def has_venv() -> bool:
+    version = "import sys; print(sys.version)"
+    return ask(PYTHON, version) == ask(sys.executable, version)
+
+
+def stamp(name: str) -> Path:
+    return VENV / f"dev-{name}.stamp"
+
+
+def state(requirements: list[str]) -> str:
+    return repr((hashlib.sha256(PYPROJECT.read_bytes()).hexdigest(), str(ROOT), requirements))
 
 
 def make_venv() -> None:

@@ -49,7 +49,7 @@ Headers = Mapping[str, str | Secret] | None
 class FlinksClient:
     """Fetches account data from Flinks' partner access API.
 
-    You can make a client anywhere, also outside an event loop, and use it in several loops one after the other; each
+    You can create a client anywhere, even outside an event loop, and use it in several loops one after the other; each
     loop gets its own connections. Close it, or use it as `async with FlinksClient(...) as flinks:`.
 
     A subclass may have attributes and a constructor of its own: `with_options` copies the attributes (not deeply) and
@@ -57,7 +57,7 @@ class FlinksClient:
 
     Args:
         instance: name of the Flinks instance, as in `https://{instance}-api.private.fin.ag`.
-        auth_secret: the AuthSecret; or an async callable that returns it, called on first use and again when the
+        auth_secret: the AuthSecret, or an async callable that returns it, called on first use and again when the
             server refuses the secret.
         auth_scheme: the header that carries it: `flinks-auth-key: Bearer ...` (default), the same without `Bearer`
             (`flinks-auth-key-raw`), or `Authorization: Bearer ...` (`bearer`).
@@ -394,7 +394,7 @@ class FlinksClient:
 
     @property
     def options(self) -> ClientOptions:
-        """Internal; used by `flinks_async.bulk` to make the client again in another process."""
+        """Internal; used by `flinks_async.bulk` to recreate the client in another process."""
         return self._options
 
     @property
@@ -403,7 +403,7 @@ class FlinksClient:
         try:
             return self._enter().governor
         except RuntimeError:
-            problem = AttributeError("no event loop is running")  # mocks made from a client skip it then
+            problem = AttributeError("no event loop is running")  # so that mocks made from a client skip it
         raise problem
 
     @property
@@ -420,7 +420,7 @@ class FlinksClient:
         """Closes the client. It takes no new calls; calls in flight that do not end within `grace` seconds are
         interrupted and raise `ClientClosedError`.
 
-        You may call it again, also with a shorter grace period. If it is cancelled, it interrupts the calls at once.
+        You may call it again, also with a shorter grace period. If `close` is cancelled, it interrupts the calls at once.
 
         Raises:
             ConfigError: `grace` is not a number; nothing was closed.
@@ -440,11 +440,11 @@ class FlinksClient:
         await self.close()
 
     def __repr__(self) -> str:
-        if "_owns_pool" not in vars(self):  # in a traceback of the constructor, which sets this last
+        if "_owns_pool" not in vars(self):  # in a traceback of the constructor, which sets this attribute last
             return "<FlinksClient>"
         return f"<FlinksClient {self._endpoint.host}{' closed' if self._closed else ''}>"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError(
-            "a FlinksClient holds a secret and connections and refuses to be pickled: make one where you need it"
+            "a FlinksClient holds a secret and connections and refuses to be pickled: create one where you need it"
         )

@@ -29,7 +29,7 @@
         ├── BadRequestError             400, and other refusals of this token that a retry cannot change
         ├── AuthenticationError         the AuthSecret or the form of its header was refused
         ├── NotFoundError               404, 410
-        ├── RateLimitedError            throttled (429, or 401/403 with TOO_MANY_REQUESTS)
+        ├── RateLimitedError            throttled (429, or any status with TOO_MANY_REQUESTS)
         └── ServerError                 5xx, and FlinksCodes that mean "try again later"
 
 Errors are plain data: you can pickle, copy and log them, or send them to another process. They hold no token, secret or
@@ -92,7 +92,7 @@ class FlinksError(Exception):
         flinks_code: the body's `FlinksCode`, for example `TOO_MANY_REQUESTS`.
         server_message: the body's `Message`, with secrets and personal data masked, at most 200 characters.
         request_id: the body's `RequestId`; quote it when you report a problem to Flinks.
-        attempts: the number of attempts, including this one.
+        attempts: the number of attempts, including the failed one.
         elapsed: seconds since the start of the call.
         host: the instance's host, with its port if that is not the default.
         retry_after: seconds that the server asked to wait, or until the next probe of an open breaker.
@@ -210,7 +210,7 @@ def _is_ours(module: str) -> bool:
 
 
 class ConfigError(FlinksError, ValueError):
-    """A setting is wrong or missing, or a callable that you passed, such as `auth_secret`, failed or is unsuitable."""
+    """A setting is wrong or missing, or a callable that you passed (such as `auth_secret`) failed."""
 
 
 class ClientClosedError(FlinksError):
@@ -252,7 +252,7 @@ class ProxyError(ConnectError):
 
 
 class ShortageError(ConnectError):
-    """This process or this machine is short of file descriptors, threads or memory. It says nothing of the server: the
+    """This process or this machine is short of file descriptors, threads or memory. It says nothing about the server, so the
     breaker, the concurrency and the retry quota do not count it.
     """
 
@@ -297,7 +297,7 @@ class NotJSONError(DecodeError):
 
 
 class JSONLimitError(NotJSONError):
-    """The JSON exceeds a limit: nesting, number of values, range of a number; or has NaN or Infinity. Never retried."""
+    """The JSON exceeds a limit: nesting, number of values, range of a number; or contains NaN or Infinity. Never retried."""
 
 
 class WrongTypeError(DecodeError):
@@ -305,7 +305,7 @@ class WrongTypeError(DecodeError):
 
 
 class DeadlineExceededError(FlinksError):
-    """The call took longer than its deadline (`timeout=`, or `Timeouts.deadline`), or would take longer with the next wait.
+    """The call took longer than its deadline (`timeout=`, or `Timeouts.deadline`), or would exceed it during the next wait.
     Its `__cause__` is the error of the last attempt, if one failed.
     """
 
@@ -361,7 +361,7 @@ class NotFoundError(APIStatusError):
 
 
 class RateLimitedError(APIStatusError):
-    """The server throttled the request: 429, or 401/403 with the FlinksCode TOO_MANY_REQUESTS."""
+    """The server throttled the request: 429, or any status with the FlinksCode TOO_MANY_REQUESTS."""
 
 
 class ServerError(APIStatusError):

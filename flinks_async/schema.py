@@ -16,7 +16,6 @@ from functools import cache
 from operator import attrgetter
 from types import MappingProxyType, NoneType
 from typing import (
-    TYPE_CHECKING,
     Any,
     Final,
     Literal,
@@ -29,8 +28,7 @@ from typing import (
 )
 
 import msgspec
-from attrs import NOTHING, Attribute, define, evolve, field, fields, frozen
-from attrs.exceptions import FrozenInstanceError
+from attrs import NOTHING, Attribute, evolve, field, fields, frozen
 
 from .checks import counted
 from .secret import MASK
@@ -131,15 +129,8 @@ class Model:
 
     __slots__ = ()
 
+    _match_args = ()
     _wire: Wire
-
-    if not TYPE_CHECKING:
-
-        def __setattr__(self, name: str, value: object) -> NoReturn:
-            raise FrozenInstanceError
-
-        def __delattr__(self, name: str) -> NoReturn:
-            raise FrozenInstanceError
 
     @property
     def wire_state(self) -> WireState:
@@ -191,6 +182,8 @@ class Model:
             return NotImplemented
         return self._values() == other._values() and unknown_fields(self) == unknown_fields(other)
 
+    __ne__ = object.__ne__  # a struct's own ignores `__eq__`
+
     def __hash__(self) -> int:
         return hash((self.__class__, self._values()))
 
@@ -211,19 +204,73 @@ class Model:
         raise AttributeError  # a struct's own would show what `repr` masks
 
 
+class ModelType(msgspec.StructMeta):
+    """The class of the models. It lets users write a subclass of one as of any attrs class: a struct may have no `__init__` and
+    no `__slots__`, makes fields of annotations, and copies nothing but fields.
+    """
+
+    def __new__(cls, name: str, bases: tuple[type, ...], space: dict[str, Any], **options: Any) -> Any:
+        if options:  # a class of this package
+            return super().__new__(cls, name, bases, space, **options)
+        later = {key: space[key] for key in _SET_LATER if key in space}
+        space = {key: value for key, value in space.items() if key not in (*_SET_LATER, "__slots__")}
+        space = {"__reduce__": object.__reduce__, "__reduce_ex__": _reduced, "__copy__": _copied} | space
+        made = super().__new__(_SubclassType, name, bases, space, eq=False, gc=True, dict=True, weakref=True)
+        for key, value in later.items():
+            setattr(made, key, value)
+        return made
+
+    @property
+    def __match_args__(cls) -> Any:  # that of a struct cannot be set
+        return cls._match_args
+
+    @__match_args__.setter
+    def __match_args__(cls, names: tuple[str, ...]) -> None:  # pyright: ignore[reportIncompatibleVariableOverride]
+        cls._match_args = names
+
+
+class _SubclassType(ModelType):
+    def __call__(cls: Any, *args: Any, **values: Any) -> Any:  # a struct does not call `__init__`
+        made = cls.__new__(cls)
+        cls.__init__(made, *args, **values)
+        return made
+
+
+_SET_LATER: Final = ("__init__", "__match_args__", "__annotations__", "__annotate__", "__annotate_func__")
+"""What a struct does not allow, or reads, when its class is made."""
+
+
+def _reduced(model: Any, protocol: Any) -> Any:
+    return object.__reduce_ex__(model, max(protocol, 2))  # the older protocols cannot make a struct
+
+
+def _copied(model: Any) -> Any:
+    copied = model.__class__.__new__(model.__class__)
+    for attribute in fields(model.__class__):
+        object.__setattr__(copied, attribute.name, getattr(model, attribute.name))
+    vars(copied).update(vars(model))
+    return copied
+
+
 def model(cls: type) -> Any:
-    """Makes a model: a frozen attrs class that is also an msgspec struct, so that msgspec can fill its objects.
+    """Makes a model: a frozen attrs class that is also an msgspec struct, so that msgspec can fill its objects. Its base is a
+    struct with the same fields, which is not frozen.
 
     The garbage collector does not track the objects: they hold plain values and other models, so they form no cycle.
     """
-    define(cls, slots=False, init=False, repr=False, eq=False, kw_only=True)  # for `attrs.fields` only
-    members = [(a.alias, a.type, a.default) for a in fields(cls)]
-    space = {name: value for name, value in vars(cls).items() if name not in ("__dict__", "__weakref__")}
+    made: Any = frozen(cls, kw_only=True, weakref_slot=False, repr=False, eq=False)
+    members = [(a.alias, a.type, a.default) for a in fields(made)]
     bases = (*cls.__bases__, msgspec.Struct)
-    made: Any = msgspec.defstruct(cls.__name__, members, bases=bases, namespace=space, kw_only=True, eq=False, gc=False)
-    made._wire = made.__dict__["wire_state"]
-    made.wire_state = Model.wire_state
-    return made
+    options: Any = {"kw_only": True, "eq": False, "gc": False}
+    struct: Any = msgspec.defstruct(f"_{cls.__name__}", members, bases=bases, module=cls.__module__, **options)
+    struct.__setattr__, struct.__delattr__ = object.__setattr__, object.__delattr__
+    struct._wire = struct.__dict__["wire_state"]
+    struct.wire_state = Model.wire_state
+    hidden = (*_SET_LATER, "__slots__", "__annotations_cache__", *made.__slots__)
+    space = {name: value for name, value in vars(made).items() if name not in hidden}
+    result: Any = ModelType(cls.__name__, (struct,), space, **options)
+    result.__init__, result.__annotations__ = made.__init__, made.__annotations__
+    return result
 
 
 _encode = msgspec.json.Encoder(decimal_format="number").encode

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from flinks_async import Codec, ConfigError, FlinksClient
 from flinks_async.codec import COUNTED_SIZE
 from flinks_async.codec import on_access as on_access_module
-from flinks_async.codec.on_access import OnAccessAccount
+from flinks_async.codec.on_access import _SLOT, OnAccessAccount
 from flinks_async.errors import DecodeError, NotJSONError, WrongTypeError
 from flinks_async.models import Account, Meta, PartnerAccessResponse, Transaction
 from flinks_async.tables import to_arrow
@@ -225,7 +225,7 @@ def test_an_answer_keeps_only_its_transactions_not_the_body() -> None:
     body = payload((1, 1)).replace(b'"Transactions"', b" " * 100_000 + b'"Transactions"')
     answer = codec_for().decode(body)
     assert pending(answer) == [True]
-    waiting = Account.__dict__["transactions"].__get__(answer.accounts[0])
+    waiting = _SLOT.__get__(answer.accounts[0])
     assert len(waiting._json) < 1000
 
 

@@ -446,6 +446,22 @@ def test_tools_see_a_model_as_a_frozen_attrs_class(cls: type[Model]) -> None:
         cls(unheard="of")  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize("cls", MODELS)
+def test_equal_models_are_not_unequal(cls: type[Model]) -> None:
+    assert not cls() != cls()  # noqa: SIM202 - `!=` has code of its own
+    assert cls() != object()
+    assert cls(wire_state=WireState({"A": 1})) != cls()  # type: ignore[call-arg]
+
+
+def test_tools_see_how_a_model_is_made() -> None:
+    assert (
+        inspect.signature(Balance.__init__).parameters.keys() - {"self"} == inspect.signature(Balance).parameters.keys()
+    )
+    properties: Any = vars(Balance).get("__attrs_props__")  # of attrs 25.4 and later
+    assert properties is None or (properties.is_frozen, properties.is_slotted) == (True, True)
+    assert Balance.__annotations__.keys() == {a.name for a in attrs.fields(Balance)}
+
+
 def test_the_garbage_collector_does_not_walk_answers() -> None:
     body = payload((2, 3), unknown=True)
     codec = Codec()

@@ -27,7 +27,7 @@ class App(Command, click.Group):
     """A group whose messages never repeat an argument."""
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **extra: Any) -> NoReturn:
-        """Runs a command and calls `sys.exit` with one of the codes in `exit_codes`."""
+        """Runs a command and calls `sys.exit` with one of the exit codes of `flinks_async.cli`."""
         extra["standalone_mode"] = False
         with log_to_stderr():
             sys.exit(self._code(args, *more, **extra))

@@ -8,8 +8,8 @@ Three things make it fast:
 - A struct requires the fields that no object of its class has lacked so far (see `ObservedFields`), so that nothing has to look
   for them.
 - Amounts are made by a method of a decimal context that traps values out of range, so that they need no second check.
-- A struct is a mutable subclass of its model. When its values are checked, the object itself becomes a model by assignment of
-  `__class__`. Only an object with unknown fields is made again, because it has other members.
+- A struct has the layout of its model, but is mutable. When its values are checked, the object itself becomes a model by
+  assignment of `__class__`. Only an object with unknown fields is made again, because it has other members.
 
 `ObservedFields` records the fields that answers really have: unknown keys and missing fields, by class. The structs are
 generated for them. The reference path decodes an answer with other fields and records them; then the structs are generated
@@ -151,6 +151,7 @@ class Compiler:
         names: dict[str, Any] = {
             "Final": cls,
             "State": WireState,
+            "New": cls.__base__,  # the struct of the model is made faster than the model
             "Class": cls,
             "CONTAINERS": CONTAINERS,
             "DEFAULT": DEFAULT_WIRE_STATE,
@@ -186,14 +187,14 @@ class Compiler:
         if meta:
             internal["meta"] = NO_META
         struct = _struct(cls, members, internal, unknown, Raw if raw_classes else Any)
+        _check_layout(names["New"] if unknown else struct, names["Final"])
         body = [*read_members(members, usual, len(SCHEMA[cls])), *self._find_odd(cls, members, names)]
         state = f"usual if m == {usual} else states[m]" if needs_mask(members) else "usual"
         if unknown:
             body += read_unknown(unknown, state, raw=bool(raw_classes))
             values = [field.name for field in SCHEMA[cls]] + ["meta"] * meta
-            made = f"Final(wire_state=w, {', '.join(f'{name}=s.{name}' for name in values)})"
+            made = f"New(wire_state=w, {', '.join(f'{name}=s.{name}' for name in values)})"
         else:
-            _check_layout(struct, names["Final"])
             body += [f"if m != {usual}: s._wire = states[m]"] if needs_mask(members) else []
             made = ""
         if meta:
@@ -253,7 +254,8 @@ def _struct(
     found += [(name, _NeverDecoded, _json(f"-{name}", value)) for name, value in internal.items()]
     found += [(f"x{n}", unknown_type, _json(key, UNSET)) for n, key in enumerate(unknown)]
     options: Any = {"forbid_unknown_fields": True, "kw_only": True, "eq": False, "gc": False}
-    struct: Any = msgspec.defstruct(f"_{cls.__name__}", found, bases=(cls,), **options)
+    base: Any = cls.__base__
+    struct: Any = msgspec.defstruct(f"_{cls.__name__}", found, bases=(base,), **options)
     # Set afterwards, because msgspec would replace them by a function for which Python's interpreter has no fast path.
     struct.__setattr__, struct.__delattr__ = object.__setattr__, object.__delattr__
     return struct
@@ -372,13 +374,13 @@ def compile_builders(name: str, body: list[str], made: str, names: dict[str, Any
     """Two functions that run `body`: for one struct, and for each struct of a tuple.
 
     Args:
-        made: the expression of a new model; empty if the struct itself becomes the model.
+        made: the expression of a new object that becomes the model; empty if the struct itself does.
     """
     source = "\n".join([*body, made, "set_class finals map any"])
     parameter = f", {argument}" if argument else ""
     # In the loop, default arguments make the names local, which is faster. For a single struct, globals are cheaper.
     locals_ = ", ".join(f"{key}={key}" for key in names if re.search(rf"\b{key}\b", source))
-    end = [f"return {made}"] if made else ["s.__class__ = Final", "return s"]
+    end = [*([f"s = {made}"] if made else []), "s.__class__ = Final", "return s"]
     first = ["    last = 0"] if re.search(r"\blast\b", source) else []
     build = [f"def build(s{parameter}):", *first, *(f"    {line}" for line in [*body, *end])]
     loop = [*body, f"append({made})"] if made else body
@@ -388,7 +390,7 @@ def compile_builders(name: str, body: list[str], made: str, names: dict[str, Any
         *(["    models = []", "    append = models.append"] if made else []),
         "    for s in structs:",
         *(f"        {line}" for line in loop or ["break"]),
-        *([] if made else ["    any(map(set_class, structs, finals))  # faster than in the loop"]),
+        f"    any(map(set_class, {'models' if made else 'structs'}, finals))  # faster than in the loop",
         f"    return {'tuple(models)' if made else 'structs'}",
     ]
     exec(_compile("\n".join([*build, *build_list]), f"<{name} from structs>"), names)

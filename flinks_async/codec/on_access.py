@@ -14,7 +14,7 @@ import msgspec
 
 from ..models import Account, AccountsDetail, Meta, PartnerAccessResponse, Transaction
 
-_SLOT: Final[Any] = Account.__dict__["transactions"]
+_SLOT: Final[Any] = Account.transactions
 _CLASS: Final[Any] = object.__dict__["__class__"]
 _items: Final = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _lock: Final = RLock()  # a user's hook may read another account
@@ -46,7 +46,7 @@ class PendingArray:
         return self._read(self._json, f"{entry}.Accounts[{account}].Transactions")
 
 
-class OnAccessAccount(Account):
+class OnAccessAccount(Account, gc=False):  # type: ignore[call-arg] # an option of structs
     """An `Account` whose transactions are decoded when they are first read."""
 
     # For attrs, `==`, isinstance and users, the object is an `Account` from the beginning.
