@@ -24,6 +24,7 @@ from flinks_async.bulk.executors.cluster import ClusterExecutor
 from flinks_async.testing import Fault, Latency
 
 from ..cli_support import by_line, start
+from ..support import until
 from .server_desk import SECRET, Desk, Watch, a_server, gives_what_one_process_gives
 from .test_executors import calls_for_each_task
 
@@ -42,7 +43,9 @@ async def test_what_a_killed_worker_had_is_done_again_and_once_in_the_output(
     slow: Desk, executor: ClusterExecutor, pids: Callable[[], list[int]]
 ) -> None:
     async def kill(job: Job) -> None:
+        await slow.both_have_begun(job)
         await slow.server.received(60)
+        await until(lambda: len(pids()) == 2)  # those of the test before have ended
         os.kill(pids()[0], signal.SIGKILL)
 
     result = await slow.run(executor, Rules(open_shards=4), kill)
@@ -63,9 +66,8 @@ async def test_a_frozen_worker_is_given_up_and_does_no_harm_when_it_wakes(
     slow.write(3000)
 
     async def freeze(job: Job) -> None:
-        async with asyncio.timeout(60):
-            while sum(one.requests > 0 for one in job.progress().workers) < 2:  # both have begun
-                await asyncio.sleep(0.05)
+        await slow.both_have_begun(job)
+        await until(lambda: len(pids()) == 2)
         frozen.append(pids()[0])
         os.kill(frozen[0], signal.SIGSTOP)
         async with asyncio.timeout(30):
@@ -155,9 +157,9 @@ async def test_an_input_that_changed_and_a_store_that_fails_end_the_run_as_in_on
 
 
 async def test_a_function_is_called_for_each_task_and_again_if_its_worker_is_killed(
-    tmp_path: Path, executor: ClusterExecutor, pids: Callable[[], list[int]]
+    tmp_path: Path, executor: ClusterExecutor
 ) -> None:
-    await calls_for_each_task(executor, tmp_path, lambda: os.kill(pids()[0], signal.SIGKILL))
+    await calls_for_each_task(executor, tmp_path, kills=True)
 
 
 # --- the command line ---

@@ -13,7 +13,9 @@ from typing import Any
 
 from flinks_async import FlinksClient, config
 from flinks_async.bulk import Executor, InputFile, Job, JSONLParts, Layout, Result, Rules, export, verify
-from flinks_async.testing import Fault, FlinksServer
+from flinks_async.testing import Fault, FlinksServer, Latency
+
+from ..support import until
 
 SECRET = "3f2a6f0c-7b0e-4d3a-9a51-0c8d4e5b6a79"
 
@@ -60,6 +62,12 @@ class Desk:
                         await running
                     assert workers() == [], "a worker was left behind"
                     assert list((self.directory / "spools").iterdir()) == [], "a spool was left behind"
+
+    async def both_have_begun(self, job: Job) -> None:
+        """The server is slow until each of two workers has sent something: a kill then finds none that still starts."""
+        usual, self.server.latency = self.server.latency, Latency.fixed(0.5)
+        await until(lambda: sum(one.requests > 0 for one in job.progress().workers) == 2)
+        self.server.latency = usual
 
     @property
     def answers(self) -> dict[int, dict[str, Any]]:

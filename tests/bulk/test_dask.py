@@ -37,6 +37,7 @@ from flinks_async.bulk.inputs import Layout
 from flinks_async.cli import Exit
 from flinks_async.limits.governor import Trouble
 from flinks_async.limits.rate import PaceState
+from flinks_async.testing import Latency
 
 from ..cli_support import cli, start
 from .cluster_contract import *  # noqa: F403
@@ -102,12 +103,14 @@ async def test_a_scheduler_that_is_not_there_or_is_lost_is_a_clear_error(slow: D
 
         async def lose(job: Job) -> None:
             await slow.server.received(30)
+            slow.server.latency = Latency.fixed(60.0)  # the rest is not done before the cluster is closed
             await lost.close()
 
         began = time.monotonic()
         with pytest.raises(WorkerError, match=r"connection to the Dask cluster at .* is lost"):
             await slow.run(DaskExecutor(lost, secret_env="TEST_SECRET", patience=5.0), during=lose)
         assert time.monotonic() - began < 60
+    slow.server.latency = None
     assert (await slow.run()).state == "complete"
     assert len(slow.answers) == 200
 

@@ -10,7 +10,8 @@ import pickle
 import signal
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -32,8 +33,6 @@ from flinks_async.limits.rate import GCRA, LearnedLimit
 from flinks_async.limits.shared import PermitBuffer, PermitSource
 from flinks_async.secret import Secret
 from flinks_async.testing import run_virtual
-
-from .server_desk import workers
 
 SECRET = "3f2a6f0c-7b0e-4d3a-9a51-0c8d4e5b6a79"
 
@@ -347,37 +346,43 @@ def called(task: Task) -> Finished:
     return Finished(task.shard, Path(), Written(1, 0, ""), (), (), {"pid": os.getpid()})
 
 
-async def calls_for_each_task(executor: Executor, folder: Path, kill: Callable[[], object] | None) -> None:
+async def calls_for_each_task(executor: Executor, folder: Path, *, kills: bool) -> None:
+    """There are at least 40 tasks, and new ones until one of two workers that both have done some is killed."""
     calls, spools = folder / "calls", folder / "spools"
     calls.mkdir()
     spools.mkdir()
-    tasks = iter([Task(Shard(number, 0, 0, 0, 1, ""), about=str(calls)) for number in range(40)])
+    given, killed = count(), list[int]()
     finished: list[Finished] = []
 
     async def next_task() -> Task | None:
-        return next(tasks, None)
+        number = next(given)
+        more = number < 40 or (kills and not killed)
+        return Task(Shard(number, 0, 0, 0, 1, ""), about=str(calls)) if more else None
 
     async def take(one: Finished) -> None:
         finished.append(one)
-        if kill is not None and len(finished) == 10:
-            kill()
+        if kills and not killed and len({(did.receipt or {})["pid"] for did in finished}) == 2:
+            killed.append((one.receipt or {})["pid"])
+            os.kill(killed[0], signal.SIGKILL)
 
     execution = executor.map_shards(Work.of_function(called, spools, logging.getLogger("test"), 4), next_task, take)
     await execution.go()
-    assert sorted(one.shard.id for one in finished) == list(range(40)), "each result is taken once"
-    assert execution.counters().fetched == 40
+    assert len(finished) >= 40
+    assert sorted(one.shard.id for one in finished) == list(range(len(finished))), "each result is taken once"
+    assert execution.counters().fetched == len(finished)
+    assert len(killed) == kills
     again = sum(len(path.read_text().splitlines()) - 1 for path in calls.iterdir())
-    assert again <= (0 if kill is None else 4)
+    assert again <= (4 if kills else 0)
     assert list(spools.iterdir()) == []
 
 
 @pytest.mark.parametrize("executor", [InProcess(), Processes(2)])
 async def test_a_function_is_called_for_each_task(executor: Executor, tmp_path: Path) -> None:
-    await calls_for_each_task(executor, tmp_path, None)
+    await calls_for_each_task(executor, tmp_path, kills=False)
 
 
 async def test_the_calls_of_a_killed_worker_are_made_again(tmp_path: Path) -> None:
-    await calls_for_each_task(Processes(2), tmp_path, lambda: os.kill(workers()[0], signal.SIGKILL))
+    await calls_for_each_task(Processes(2), tmp_path, kills=True)
 
 
 @pytest.mark.parametrize(("executor", "raised"), [(InProcess(), ValueError), (Processes(2), WorkerError)])

@@ -84,6 +84,7 @@ async def test_each_instance_has_its_own_client_in_each_process(desk: Desk, tmp_
 
 async def test_what_a_killed_worker_had_under_way_is_done_again_and_once_in_the_output(slow: Desk) -> None:
     async def kill(job: Job) -> None:
+        await slow.both_have_begun(job)
         await slow.server.received(60)
         first, second = workers()
         os.kill(first, signal.SIGKILL)
@@ -206,6 +207,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 async def test_ctrl_c_drains_and_no_request_is_repeated_by_the_next_run(slow: Desk) -> None:
     async with a_job_elsewhere(slow) as process:
+        slow.server.latency = Latency.fixed(0.25)  # a slow machine must not be done before it hears the signal
         os.killpg(process.pid, signal.SIGINT)
         assert await asyncio.to_thread(process.wait, 10) == 0
         assert process.stdout is not None
@@ -223,6 +225,7 @@ async def test_a_worker_that_hangs_does_not_hold_up_a_stop_for_ever(
     monkeypatch.setattr("flinks_async.bulk.executors.processes.GRACE", 0.1)
 
     async def stop(job: Job) -> None:
+        await slow.both_have_begun(job)
         await slow.server.received(60)
         os.kill(workers()[0], signal.SIGSTOP)
         job.stop()
@@ -338,7 +341,7 @@ async def test_a_problem_of_one_worker_does_not_cost_the_answers_of_the_others(t
         desk = Desk(tmp_path, server)
 
         async def kill_one(job: Job) -> None:
-            await until(lambda: server.stats.max_in_flight > 4)  # each worker has four
+            await desk.both_have_begun(job)
             await asyncio.sleep(0.1)
             os.kill(workers()[0], signal.SIGKILL)
 

@@ -26,7 +26,7 @@ from flinks_async.testing import FlinksServer, Latency
 
 from ..bulk.server_desk import SECRET, Desk, a_server
 from ..bulk.test_ray import ENVIRONMENT, PROGRAM, a_ray_cluster, ray_workers
-from ..support import TIMES
+from ..support import TIMES, until
 
 pytestmark = [
     pytest.mark.torture,
@@ -242,7 +242,9 @@ async def test_a_machine_that_wakes_after_its_cluster_has_given_it_up_does_no_ha
         desk.write(TOKENS)
         process = await cluster.drive(desk)
         ending = asyncio.ensure_future(process.communicate())
-        await until_it_sends(server, process)
+        await until(
+            lambda: server.stats.max_in_flight > 4 or ending.done()
+        )  # each has four, so that the frozen one has shards
         await asyncio.sleep(rng.uniform(0.5, 4.0))
         frozen = machine_of(rng.choice(pids))
         try:
