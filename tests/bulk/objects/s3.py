@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -88,6 +89,7 @@ def running() -> Iterator[S3]:
                 return cut(body[: len(body) // 2])
             list(app(environ, lambda *args: None))
         if fault == "dropped":
+            environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)  # the server itself would wait for the next request
             raise ConnectionAbortedError
         start_response("500 Lost", [("Content-Length", "0")])
         return [b""]
