@@ -28,6 +28,7 @@ nox.options.sessions = ["lint", "types", "build", "slow", "tests"]
 nox.options.default_venv_backend = "uv|virtualenv"
 nox.options.reuse_venv = "yes"
 nox.options.error_on_missing_interpreters = False
+os.environ.setdefault("UV_PYTHON_DOWNLOADS", "never")  # only the Pythons of this machine
 
 # The shims of pyenv work only for the selected versions, so its interpreters are added to the PATH.
 PYENV = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions")

@@ -243,7 +243,7 @@ class TestWrongUsage:
     @pytest.mark.parametrize("args", [(), ("--help",), ("get", "-h"), ("fetch", "--help"), ("demo", "--help")])
     async def test_help_tells_the_exit_codes(self, args: tuple[str, ...]) -> None:
         result = await cli(*args)
-        assert result.exit_code == (Exit.OK if args else Exit.USAGE)
+        assert result.exit_code == (Exit.OK if args else Exit.USAGE), result.output
         output = " ".join(result.output.split())  # long lines are wrapped
         for code, meaning in MEANING.items():
             assert f" {code.value} {meaning}" in output

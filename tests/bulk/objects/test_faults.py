@@ -103,7 +103,8 @@ async def every_request_fails(desk: Desk, bucket: str, s3: S3, store: dict[str, 
         assert verify(desk.directory) == [], "no orphan"
         folders = from_description(store).folders
         files = [name for name in names(url, *folders) if name != "_SUCCESS"]
-        assert len(files) == 4 * len(folders)
+        shards = {name.rpartition("-")[0] for name in files}  # a run that was broken off may have cut a shard in two
+        assert len(files) == len(shards) >= 4 * len(folders)
     pytest.fail("it never ended")
 
 
