@@ -100,11 +100,11 @@ class ClusterExecutor:
         checks.integer("workers", 1 if self.workers is None else self.workers, 1)
         checks.integer("restarts", self.restarts, 0)
         checks.seconds("patience", self.patience)
-        found = {source: options[source] for source in REFERENCES if options.get(source) is not None}
-        if len(found) != 1:
+        sources: list[Source] = [source for source in REFERENCES if options.get(source) is not None]
+        if len(sources) != 1:
             raise ConfigError("name the AuthSecret of the workers by one of secret_env, secret_file and secret_from")
-        self._source, names = found.popitem()
-        self._names: str | Mapping[str, str] = names or ""
+        self._source: Source = sources[0]
+        self._names: str | Mapping[str, str] = options.get(self._source) or ""
         for name in self._names.values() if isinstance(self._names, Mapping) else [self._names]:
             checks.kind("the name of the AuthSecret", name, str)
             if not re.fullmatch(REFERENCES[self._source][1], name):
