@@ -284,9 +284,9 @@ async def test_a_worker_whose_job_died_forgets_its_secrets(
                      permits=(0,), names={None: 0})  # fmt: skip
     data = pickle.dumps((start, [SecretReference("secret_env", "MY_SECRET")]))
     assert await executor_module.begin_worker("worker", __version__, data) == b""
+    worker = weakref.ref(executor_module._threads["worker"]._worker)
     if is_over:
         await executor_module.tell_worker("worker", [pickle.dumps(Assigned(None, True))])
-    worker = weakref.ref(executor_module._threads["worker"]._worker)
     async with asyncio.timeout(10):
         while executor_module._threads:
             await asyncio.sleep(0.05)
