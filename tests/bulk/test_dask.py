@@ -286,8 +286,9 @@ async def test_a_worker_whose_job_died_forgets_its_secrets(
     assert await executor_module.begin_worker("worker", __version__, data) == b""
     worker = weakref.ref(executor_module._threads["worker"]._worker)
     if is_over:
+        assert await executor_module.messages_of_worker("worker"), "it asks for a task"
         await executor_module.tell_worker("worker", [pickle.dumps(Assigned(None, True))])
-    async with asyncio.timeout(60):  # as long as `until` waits; a busy machine needs more than 10
+    async with asyncio.timeout(10):
         while executor_module._threads:
             await asyncio.sleep(0.05)
         while worker() is not None:

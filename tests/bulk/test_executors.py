@@ -24,7 +24,7 @@ from flinks_async.bulk.executors import InProcess, Work
 from flinks_async.bulk.executors.dispatch import WorkerHandle, settings_for
 from flinks_async.bulk.executors.processes import ending, environment_without, from_line, to_line
 from flinks_async.bulk.executors.protocol import Task, put
-from flinks_async.bulk.executors.worker import Secrets, describe, make
+from flinks_async.bulk.executors.worker import Report, Secrets, Start, StopWorker, Worker, describe, make
 from flinks_async.bulk.records import Finished, Shard, Written
 from flinks_async.bulk.rules import Rules, part
 from flinks_async.cli.display import worker_notes
@@ -400,3 +400,17 @@ async def test_an_error_of_the_function_ends_the_run(
     work = Work.of_function(called, tmp_path, logging.getLogger("test"), 4)
     with pytest.raises(raised):
         await executor.map_shards(work, next_task, take).go()
+
+
+async def test_a_stop_that_comes_before_a_worker_begins_is_obeyed(tmp_path: Path) -> None:
+    sent: list[object] = []
+    start = Start("", None, b"", (), (), {}, tmp_path, "none", Rules(), report_every=1.0, function=called)
+    worker = Worker(start, [], sent.append, asyncio.get_running_loop())
+    worker.receive(StopWorker("enough", "stopped"))
+    await asyncio.sleep(0)
+    async with asyncio.timeout(5):
+        await worker.go()
+    (last,) = sent
+    assert isinstance(last, Report)
+    assert last.over
+    assert last.stopped == ("stopped", "enough")

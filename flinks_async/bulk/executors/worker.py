@@ -349,6 +349,7 @@ class Worker:
         self._secrets = secrets  # until the clients are made
         self._send = send
         self._limiters: dict[int, PermitBuffer] = {}
+        self._early: list[object] | None = []  # messages before the beginning
         self._loop = loop
         self._assigned: asyncio.Future[Task | None] = self._loop.create_future()
         self._storing: dict[int, asyncio.Future[None]] = {}
@@ -363,6 +364,9 @@ class Worker:
         """Fetches shards until there are no more, or until it is stopped. The last message tells how it ended."""
         try:
             self._execution = self._begin()
+            early, self._early = self._early or [], None
+            for message in early:
+                self._handle(message)
             reporting = asyncio.ensure_future(self._report_often())
             try:
                 await self._execution.go()
@@ -389,11 +393,10 @@ class Worker:
             selection = selection.with_key(others[0].auth_secret if others else None)
         for number, (description, secrets) in enumerate(zip(start.clients, of_clients, strict=True)):
             if start.permits[number]:
-                self._limiters[number] = PermitBuffer(
-                    partial(self._want, number), start.permits[number], SystemClock().now
-                )
+                ask = partial(self._tell, WantPermits, number)
+                self._limiters[number] = PermitBuffer(ask, start.permits[number], SystemClock().now)
             client = make(description, secrets, self._limiters.get(number))
-            client.governor.on_pace = partial(self._paced, number)
+            client.governor.on_pace = partial(self._tell, PaceLearned, number)
             self._clients.append(client)
         store = None
         if start.store is not None and start.place is not None:
@@ -403,14 +406,14 @@ class Worker:
         work = Work(
             InputFile(start.path, start.layout), start.key,
             {name: self._clients[number] for name, number in start.names.items()},
-            start.spools, start.compression, start.rules, secret_is_good=False, log=_log,
-            shared=store,
-            selection=selection,
+            start.spools, start.compression, start.rules, secret_is_good=False, log=_log, shared=store, selection=selection,
         )  # fmt: skip
         return LocalExecution(work, self._next, self._take)
 
     def _handle(self, message: object) -> None:
         match message:
+            case _ if self._early is not None:
+                self._early.append(message)
             case Assigned(task, secret_is_good):
                 self._execution.secret_is_good = secret_is_good
                 if not self._assigned.done():
@@ -433,11 +436,8 @@ class Worker:
             await asyncio.sleep(self._start.report_every)
             self._send(self._report())
 
-    def _want(self, client: int, count: int) -> None:
-        self._send(WantPermits(client, count))
-
-    def _paced(self, client: int, state: PaceState) -> None:
-        self._send(PaceLearned(client, state))
+    def _tell(self, kind: Callable[[int, Any], object], client: int, value: Any) -> None:
+        self._send(kind(client, value))
 
     async def _next(self) -> Task | None:
         self._assigned = self._loop.create_future()
