@@ -66,7 +66,7 @@ FAILED: Final = Verdict(Kind.TRANSIENT, "http_503")
 
 @frozen
 class Scenario:
-    """What happens in a night.
+    """The failures of a night.
 
     Attributes:
         deaths: of a machine, in an hour.
@@ -96,7 +96,7 @@ SCENARIOS: Final = {
 
 @define(eq=False)
 class Night:
-    """What machines share.
+    """The state that all machines of a night share.
 
     Attributes:
         sent: requests, and `retried` those of them that repeat one that failed.
@@ -295,7 +295,7 @@ class Cluster(dispatch.WorkersExecution):
 
 @frozen
 class Figures:
-    """What a night was like."""
+    """The results of a night."""
 
     hours: float
     runs: int

@@ -1,4 +1,4 @@
-"""What a job of 100,000 shards costs its program: `python benchmarks/scale.py [--shards N] [--short]`.
+"""Measures the CPU and memory of a job of 100,000 shards: `python benchmarks/scale.py [--shards N] [--short]`.
 
 Each shard has one token, and no request is sent: the executor hands over a finished part at once. Everything else is real: the
 plan, the ledger, the run, parts as objects (of obstore, on a disk in memory), the sweep, `_SUCCESS`, `status`, the report,

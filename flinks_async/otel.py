@@ -354,7 +354,7 @@ class _TracedExecution:
 
     @property
     def drift_of_workers(self) -> tuple[Drift, ...]:
-        """What other processes have counted; this process counts for its own clients."""
+        """The counts of other processes; this process counts for its own clients."""
         return self._latest.drift if self._latest is not None and self._has_workers else ()
 
     async def go(self) -> None:

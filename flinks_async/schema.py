@@ -237,7 +237,7 @@ class _SubclassType(ModelType):
 
 
 _SET_LATER: Final = ("__init__", "__match_args__", "__annotations__", "__annotate__", "__annotate_func__")
-"""What a struct does not allow, or reads, when its class is made."""
+"""Members of a class that a struct refuses, or reads, when the class is made."""
 
 
 def _reduced(model: Any, protocol: Any) -> Any:

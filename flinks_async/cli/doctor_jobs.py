@@ -1,4 +1,4 @@
-"""What `flinks-async doctor` checks of a job: its directory, tokens, store and cluster, and a Redis."""
+"""The checks of `flinks-async doctor` for jobs: its directory, tokens, store and cluster, and a Redis."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 
 The engine starts processes, notices their deaths and carries calls. It gets no tasks, so that there are no results that it
 could lose and compute again. The job asks each worker for its messages, and each request waits up to a second for one. A worker that
-does not answer for `SILENCE` seconds is given up (a frozen machine, a lost network) and its shards are handed out again; a
-worker that is not asked for as long ends by itself. What a worker that was given up still writes is removed with its folder.
+does not answer for `SILENCE` seconds is given up (a frozen machine, a lost network) and its shards are handed out again. Its
+files are removed with its folder, also those that it writes later. A worker that no job asks for as long ends by itself.
 
 Clocks of machines differ, so messages carry times as seconds from now.
 """

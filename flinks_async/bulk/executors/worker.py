@@ -84,7 +84,7 @@ REFERENCES: Final[dict[Source, tuple[str, str, str]]] = {
     "secret_file": ("file", ".+", r".*[/\\].*"),
     "secret_from": ("function", r"[\w.]+:\w+", r"[\w.]+:\w+"),
 }
-"""What a reference names, its form, and the form that errors show: others may be the secret itself in place of its name."""
+"""The kind of place that a reference names, its form, and the form that errors show: others may be the secret itself."""
 
 
 @frozen
