@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -18,6 +19,7 @@ from flinks_async import ConfigError
 from flinks_async.bulk import RayExecutor, WorkerError
 from flinks_async.bulk.executors.engines import Host, RaySlot
 
+from ..support import until
 from .cluster_contract import *  # noqa: F403
 from .server_desk import SECRET, Desk
 
@@ -30,7 +32,7 @@ pytestmark = [
 ]
 
 ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
-PORT = 36379
+PORT, CLIENT_PORT = 36379, 36380
 
 
 PROGRAM = [sys.executable, "-m", "ray.scripts.scripts"]
@@ -47,7 +49,7 @@ def a_ray_cluster(cpus: int = 3, **environment: str) -> Iterator[str]:
             f"--temp-dir={folder}",
         ]
         started = subprocess.run(
-            [*PROGRAM, "start", "--head", f"--port={PORT}", "--ray-client-server-port=36380", *options],
+            [*PROGRAM, "start", "--head", f"--port={PORT}", f"--ray-client-server-port={CLIENT_PORT}", *options],
             env={**os.environ, **ENVIRONMENT, **environment, "TEST_SECRET": SECRET}, capture_output=True, text=True, timeout=100, check=False,
         )  # fmt: skip
         try:
@@ -88,8 +90,13 @@ def executor(cluster: str) -> RayExecutor:
 
 
 @pytest.fixture
-def url(cluster: str) -> str:
-    return "ray://127.0.0.1:36380"
+async def url(cluster: str) -> str:
+    def listens() -> bool:
+        with socket.socket() as client:
+            return client.connect_ex(("127.0.0.1", CLIENT_PORT)) == 0
+
+    await until(listens)  # `ray start` does not wait for it
+    return f"ray://127.0.0.1:{CLIENT_PORT}"
 
 
 # --- the cluster ------------------------------------------------------------------------------------------------------
