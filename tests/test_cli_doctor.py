@@ -332,5 +332,7 @@ async def test_each_finding_is_shown_before_the_next_check_waits() -> None:
         while b"tcp" not in shown:
             shown += (line := await asyncio.wait_for(process.stdout.readline(), 30))
             assert line
+        with pytest.raises(TimeoutError):  # the next one is not known yet
+            await asyncio.wait_for(process.stdout.readline(), 0.2)
         process.kill()
         await process.communicate()
