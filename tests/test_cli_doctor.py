@@ -199,6 +199,16 @@ async def test_a_proxy_of_the_environment_is_named_without_its_password() -> Non
     assert "--trust-env" in findings["proxy"][0]["advice"]
 
 
+@pytest.mark.parametrize(
+    ("url", "check"), [("http://127.0.0.1:1", "tcp"), ("http://no-such-proxy.invalid:3128", "dns")]
+)
+async def test_a_proxy_that_cannot_be_reached_is_told_from_the_instance(url: str, check: str) -> None:
+    arguments = ("--trust-env", "--base-url", "https://flinks.test")
+    (found,) = (await doctor(*arguments, code=Exit.FAILED, **by_proxy(url)))[check]
+    assert found["state"] == "problem"
+    assert "HTTPS_PROXY" in found["advice"]
+
+
 async def test_the_way_through_a_proxy_is_checked_step_by_step(tmp_path: Path) -> None:
     authority, context = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("flinks.test").configure_cert(context)

@@ -199,11 +199,12 @@ def _network(url: SplitResult, manager: SessionManager, proxy: Proxy | None) -> 
     host, port = _place(url)
     first = url if proxy is None else urlsplit(proxy.url)
     name, number = _place(first)
+    source = "the name of the instance (--instance)" if proxy is None else "the address of the proxy (HTTPS_PROXY)"
     began = time.monotonic()
     try:
         found = socket.getaddrinfo(name, number, type=socket.SOCK_STREAM)
     except OSError as error:
-        advice = "Check the name of the instance (--instance), and the name servers of this machine"
+        advice = f"Check {source}, and the name servers of this machine"
         if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
             advice = (
                 "No name server answers: check the network of this machine, and whether a proxy is needed (--trust-env)"
@@ -217,6 +218,8 @@ def _network(url: SplitResult, manager: SessionManager, proxy: Proxy | None) -> 
         wire = socket.create_connection((name, number), TIMEOUT)
     except OSError as error:
         advice = "Ask whether a firewall lets this machine connect, or whether a proxy is needed (--trust-env)"
+        if proxy is not None:
+            advice = f"Check {source}, and ask whether the proxy is running"
         text = f"port {number} of {name} cannot be reached: {error.strerror or error}"
         yield CheckResult("tcp", "problem", text, advice)
         return

@@ -37,6 +37,7 @@ State = Literal["ok", "warning", "problem"]
 
 TIMEOUT: Final = 10.0
 LITTLE_SPACE: Final = 1 << 30
+NO_SPACE: Final = 1 << 24
 
 _ELSEWHERE: Final = "Choose another directory, or let this user write to it"
 _MAKE_ROOM: Final = "Make room: a full disk stops a job, which can be resumed"
@@ -62,6 +63,7 @@ class CheckResult:
 
 def check_directory(folder: Path) -> Iterator[CheckResult]:
     existing = _existing(folder)
+    free = shutil.disk_usage(existing).free
     found: Status | None = None
     running = False
     try:
@@ -87,14 +89,15 @@ def check_directory(folder: Path) -> Iterator[CheckResult]:
             )
     except FlinksError as error:
         text, _, advice = error.message.partition(". ")
-        yield CheckResult("directory", "problem", text, advice or _ELSEWHERE)
+        yield CheckResult("directory", "problem", text, advice or (_MAKE_ROOM if free < NO_SPACE else _ELSEWHERE))
     except OSError as error:
         advice = _MAKE_ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else _ELSEWHERE
         yield CheckResult("directory", "problem", f"{existing} cannot be written: {error.strerror or error}", advice)
-    free = shutil.disk_usage(existing).free
-    level: State = "warning" if free < LITTLE_SPACE else "ok"
-    advice = "" if level == "ok" else _MAKE_ROOM
-    yield CheckResult("disk", level, f"{free / (1 << 30):,.1f} GiB free", advice)
+    if free < LITTLE_SPACE:
+        level: State = "problem" if free < NO_SPACE else "warning"
+        yield CheckResult("disk", level, f"{free / (1 << 20):,.0f} MiB free", _MAKE_ROOM)
+    else:
+        yield CheckResult("disk", "ok", f"{free / (1 << 30):,.1f} GiB free")
     if found is not None:
         yield from _input(found.manifest)
         yield from _store(found.manifest.store, folder, running)

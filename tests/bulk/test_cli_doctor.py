@@ -70,10 +70,23 @@ async def test_a_network_file_system_and_a_full_disk(
     mounts = tmp_path / "mountinfo"
     mounts.write_text("36 35 98:0 / / rw shared:1 - nfs4 server:/x rw\n")
     monkeypatch.setattr(directory, "_MOUNTS", mounts)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1 << 25))
     findings = await at(Exit.FAILED)
     assert "network file system" in findings["directory"][0]["text"]
     assert states(findings, "disk") == ["warning"]
+    assert findings["disk"][0]["text"] == "32 MiB free"
+
+
+async def test_a_full_disk_is_a_problem_of_room(tmp_path: Path, at: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(tmp_path).close()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
+    findings = await at(Exit.FAILED)
+    assert states(findings, "directory", "disk") == ["ok", "problem"]
+    (tmp_path / "job" / "ledger.sqlite").write_bytes(b"cut")
+    findings = await at(Exit.FAILED)
+    assert [findings[check][0]["advice"] for check in ("directory", "disk")] == [
+        "Make room: a full disk stops a job, which can be resumed"
+    ] * 2
 
 
 @pytest.mark.parametrize(
