@@ -119,13 +119,14 @@ async def test_a_large_job_is_verified_and_copied_on_an_executor(
         original = b"".join(place_at(f"{bucket}/out", Path()).at(name).open("rb"))
         assert b"".join(place_at(copy, Path()).at(name).open("rb")) == original
         assert (tmp_path / "copy" / name).read_bytes() == original
+    s3.fault = lambda asked: 403 if asked.method == "PUT" else None
+    with pytest.raises(StoreError, match=f"{copy}.* cannot be written: permission is denied"):
+        await asyncio.to_thread(export_files, desk.directory, copy, executor=executor)
+    s3.fault = lambda asked: None
     place_at(f"{bucket}/out", Path()).put(found[3], b"{}")
     (problem,) = await asyncio.to_thread(verify, desk.directory, executor=executor)
     assert problem.where == f"{bucket}/out/{found[3]}"
     with pytest.raises(StoreError, match=f"{found[3]} differs from what the job wrote: it has 2 bytes"):
-        await asyncio.to_thread(export_files, desk.directory, copy, executor=executor)
-    s3.fault = lambda asked: 403 if asked.method == "PUT" else None
-    with pytest.raises(StoreError, match=f"{copy}.* cannot be written: permission is denied"):
         await asyncio.to_thread(export_files, desk.directory, copy, executor=executor)
 
 
