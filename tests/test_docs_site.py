@@ -104,6 +104,35 @@ def test_search_finds_a_header(site: Path, browser: Browser) -> None:
     page.close()
 
 
+WANTED = {  # what users look for, and pages that tell
+    "429": ("resilience", "questions"),
+    "timeout": ("settings", "questions", "errors"),
+    "proxy": ("questions", "settings"),
+    "pandas": ("data-frames",),
+    "Kubernetes": ("many-machines", "questions"),
+    "Windows": ("questions",),
+    "cancel": ("questions",),
+    "fork": ("questions",),
+}
+
+
+def test_search_finds_what_users_look_for_among_the_first_results(site: Path, browser: Browser) -> None:
+    page = browser.new_page()
+    for word, wanted in WANTED.items():
+        page.goto(f"{(site / 'search.html').as_uri()}?q={word}")
+        page.get_by_text(re.compile("Search finished")).wait_for(timeout=20_000)
+        found = page.evaluate("[...document.querySelectorAll('#search-results li > a')].map(one => one.href)")
+        assert any(f"/docs/{name}.html" in url for url in found[:6] for name in wanted), (word, found[:10])
+    page.close()
+
+
+def test_every_page_says_what_it_is_for_in_its_first_lines(site: Path) -> None:
+    for name, text in pages(site).items():
+        article = text.partition("<h1>")[2].partition("</h1>")[2]
+        first = re.match(r"\s*<(\w+)", article)
+        assert name.parent == site or (first is not None and first[1] == "p"), name
+
+
 CUT = "[...document.querySelectorAll('{}')].filter(one => one.scrollWidth > one.clientWidth).length"
 HIGHEST_ROW = "Math.max(0, ...[...document.querySelectorAll('article tr')].map(row => row.clientHeight))"
 

@@ -97,6 +97,7 @@ class WorkerState:
         name: in words.
         fetched, failed, requests, in_flight, held_back: as in `Progress`.
         note: `WAITED_FOR`, or why it died and how many of its shards were handed out again; empty while it works.
+        reassigned: its shards that were handed out again.
     """
 
     name: str
@@ -106,6 +107,7 @@ class WorkerState:
     in_flight: int = 0
     held_back: float = 0.0
     note: str = ""
+    reassigned: int = 0
 
     def __str__(self) -> str:
         figures = f"{self.fetched:,} ok, {self.failed:,} failed, {self.in_flight:,} in flight"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import shutil
@@ -38,6 +39,7 @@ TIMEOUT: Final = 10.0
 LITTLE_SPACE: Final = 1 << 30
 
 _ELSEWHERE: Final = "Choose another directory, or let this user write to it"
+_MAKE_ROOM: Final = "Make room: a full disk stops a job, which can be resumed"
 _TABLES_NEED: Final = ("SELECT", "INSERT", "DELETE")
 
 
@@ -59,7 +61,7 @@ class CheckResult:
 
 
 def check_directory(folder: Path) -> Iterator[CheckResult]:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = _existing(folder)
     found: Status | None = None
     running = False
     try:
@@ -87,15 +89,20 @@ def check_directory(folder: Path) -> Iterator[CheckResult]:
         text, _, advice = error.message.partition(". ")
         yield CheckResult("directory", "problem", text, advice or _ELSEWHERE)
     except OSError as error:
-        advice = _ELSEWHERE
+        advice = _MAKE_ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else _ELSEWHERE
         yield CheckResult("directory", "problem", f"{existing} cannot be written: {error.strerror or error}", advice)
     free = shutil.disk_usage(existing).free
     level: State = "warning" if free < LITTLE_SPACE else "ok"
-    advice = "" if level == "ok" else "Make room: a full disk stops a job, which can be resumed"
+    advice = "" if level == "ok" else _MAKE_ROOM
     yield CheckResult("disk", level, f"{free / (1 << 30):,.1f} GiB free", advice)
     if found is not None:
         yield from _input(found.manifest)
         yield from _store(found.manifest.store, folder, running)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists and may be looked at."""
+    return next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
 
 
 def _input(manifest: Manifest) -> Iterator[CheckResult]:
@@ -146,7 +153,7 @@ def check_storage(url: str) -> Iterator[CheckResult]:
     try:
         place = place_at(checked_url(url), Path(), patience=TIMEOUT)
         if isinstance(place, Folder):
-            place = Folder(next(path for path in (place.path, *place.path.parents) if path.exists()))
+            place = Folder(_existing(place.path))
         step, where = "written", str(place)
         place.put(name, b"")
         step = "listed"
@@ -205,6 +212,16 @@ def check_cluster(workers: Workers, access: Access) -> Iterator[CheckResult]:
         yield CheckResult("cluster", "ok", text)
 
 
+_REDIS_SAYS: Final = {
+    "AuthenticationError": "user or password is missing, or refused",
+    "BusyLoadingError": "it is still reading its data from the disk",
+    "ConnectionError": "there is no connection",
+    "NoPermissionError": "the user may not run a command that is needed",
+    "ReadOnlyError": "it is a replica, which takes no writes",
+    "TimeoutError": "it does not answer in time",
+}
+
+
 def check_redis() -> Iterator[CheckResult]:
     """Does what `RedisRateLimiter` does. No text of redis-py is shown, because it may hold the password."""
     url = os.environ.get("REDIS_URL", "")
@@ -217,8 +234,10 @@ def check_redis() -> Iterator[CheckResult]:
     except FlinksError as error:
         yield CheckResult("redis", "problem", f"REDIS_URL: {error.message}")
     except Exception as error:
+        name = type(error).__name__
+        text = f"the Redis of REDIS_URL cannot be used: {_REDIS_SAYS.get(name, 'an error')} ({name})"
         advice = "Check REDIS_URL, its user and password, and that the user may run EVAL, SET, ZADD and PUBLISH"
-        yield CheckResult("redis", "problem", f"the Redis of REDIS_URL cannot be used: {type(error).__name__}", advice)
+        yield CheckResult("redis", "problem", text, advice)
     else:
         yield CheckResult("redis", "ok", "the Redis of REDIS_URL can be used")
 
