@@ -9,6 +9,7 @@ import resource
 import socket
 import ssl
 from email.utils import format_datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +162,21 @@ async def test_a_network_that_wants_a_login_is_told(head: str, state: str) -> No
         (http,) = (await doctor("--base-url", server.base_url, code=code, FLINKS_AUTH_SECRET=SECRET))["http"]
     assert http["state"] == state
     assert state == "ok" or "log in there first" in http["advice"]
+
+
+async def test_silence_and_plain_http_where_tls_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("flinks_async.cli.doctor"), "TIMEOUT", 0.3)
+    async with RawServer([Hang()]) as server:
+        for url, check in ((server.base_url, "http"), (server.base_url.replace("http:", "https:"), "tls")):
+            (found,) = (await doctor("--base-url", url, code=Exit.FAILED, FLINKS_AUTH_SECRET=SECRET))[check]
+            assert found["text"].endswith("within 0.3 s")
+            assert "cuts" in found["advice"]
+    async with RawServer([Send(b"HTTP/1.1 400 Bad Request\r\n\r\n"), Close()]) as server:
+        url = server.base_url.replace("http:", "https:")
+        (found,) = (await doctor("--base-url", url, code=Exit.FAILED, FLINKS_AUTH_SECRET=SECRET))["tls"]
+    assert found["text"] in [
+        f"no TLS connection to 127.0.0.1: {reason}" for reason in ("wrong version number", "record layer failure")
+    ]
 
 
 async def test_something_that_is_not_http_is_a_problem() -> None:

@@ -149,6 +149,13 @@ def _store(store: dict[str, Any], folder: Path, running: bool) -> Iterator[Check
             yield CheckResult("database", "ok", f"{path} can be opened, and no other program holds a lock on it")
 
 
+_STORAGE_READS: Final = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, AWS_PROFILE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the service account of this machine",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY, or the identity of this machine",
+}
+
+
 def check_storage(url: str) -> Iterator[CheckResult]:
     """Does with an empty object what a job does with its parts."""
     name = f"doctor-{secrets.token_hex(8)}"
@@ -170,11 +177,9 @@ def check_storage(url: str) -> Iterator[CheckResult]:
         return
     except OSError as error:
         text = f"an object at {where} cannot be {step}: {_words(error)}"
-        advice = (
-            "Check the credentials, the region and the endpoint in the environment (AWS_ACCESS_KEY_ID, AWS_REGION, "
-            "AWS_ENDPOINT_URL, ...), and that they may write, list, read and delete"
-        )
-        yield CheckResult("storage", "problem", text, advice)
+        names = _STORAGE_READS.get(urlsplit(url).scheme, "")
+        advice = f"Check the credentials in the environment ({names}), and that they may write, list, read and delete"
+        yield CheckResult("storage", "problem", text, advice if names else _ELSEWHERE)
         return
     if found is None or not listed:
         text, advice = f"{where} does not show an object that was just written", "Jobs need a storage that does"

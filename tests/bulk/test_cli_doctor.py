@@ -21,6 +21,7 @@ from flinks_async.bulk.stores.postgresql import PostgreSQLStore
 from flinks_async.cli import Exit
 from flinks_async.testing import FlinksServer
 from tests.cli_support import SECRET, cli
+from tests.raw_server import Hang, RawServer
 from tests.test_cli_doctor import doctor, states
 
 from .postgresql_server import Server
@@ -201,7 +202,7 @@ async def test_object_storage_is_written_listed_read_and_cleaned(tmp_path: Path,
         s3.fault = lambda asked: 403 if asked.method == "GET" else None
         findings = await at(Exit.FAILED, "--out", "s3://bucket/folder", **environment)
         assert "cannot be listed: the object storage failed (status 403" in findings["storage"][0]["text"]
-        assert "credentials" in findings["storage"][0]["advice"]
+        assert "AWS_SECRET_ACCESS_KEY" in findings["storage"][0]["advice"]
     findings = await at(Exit.FAILED, "--out", "s3://bucket/folder", **environment)
     assert "there is no connection" in findings["storage"][0]["text"]
 
@@ -223,6 +224,22 @@ async def test_a_cluster_that_is_not_there(at: Doctor, scheme: str) -> None:
     assert "--insecure-cluster" in findings["cluster"][0]["text"] + findings["cluster"][0]["advice"]
     findings = await at(Exit.FAILED, FLINKS_EXECUTOR=f"{scheme}://user:{SECRET}@cluster.invalid:8786")
     assert "must be dask://HOST:PORT" in findings["cluster"][0]["text"]
+
+
+async def test_a_scheduler_that_never_answers_and_one_whose_certificates_are_not_set(
+    at: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("distributed")
+    from flinks_async.bulk.executors import engines
+
+    monkeypatch.setattr(engines, "LONGEST_LOOK", 0.5)
+    async with RawServer([Hang()]) as silent:
+        place = silent.base_url.removeprefix("http://")
+        findings = await at(Exit.FAILED, "--executor", f"dask://{place}")
+        assert findings["cluster"][0]["text"] == f"dask://{place} cannot be used: it does not answer in time"
+        findings = await at(Exit.FAILED, "--executor", f"dask+tls://{place}")
+    assert findings["cluster"][0]["text"] == f"no certificates are set for tls://{place}"
+    assert "distributed.comm.tls" in findings["cluster"][0]["advice"]
 
 
 async def test_a_redis_that_is_not_there(at: Doctor) -> None:
