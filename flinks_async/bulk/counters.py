@@ -411,15 +411,16 @@ class Waits:
                 if not self._calls and not told:
                     self._watched = False
                     return
-            self.tell(told)
+            self.tell(told, self.troubles())
 
-    def tell(self, told: dict[str, float]) -> None:
+    def tell(self, told: dict[str, float], lasting: Iterable[InstanceTrouble]) -> None:
         """Logs each trouble: when it is noticed, every minute, and when it is over.
 
         Args:
             told: when each place was logged.
+            lasting: the troubles as they are now.
         """
-        troubles, now = {one.host: one for one in self.troubles()}, self._clock()
+        troubles, now = {one.host: one for one in lasting}, self._clock()
         for place, one in troubles.items():
             if now - told.get(place, -math.inf) >= _LOG_EVERY:
                 told[place] = now
