@@ -28,18 +28,20 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 
 class Spool:
-    """A file of answers that grows line by line, until it is synced and finished.
+    """A file of answers that grows line by line, until it is finished.
 
     Args:
         path: the file; an existing one is overwritten.
         compression: the file is one gzip member or one Zstandard frame.
+        kept: the file becomes output of the job, so it is synced, and its SHA-256 is computed. Otherwise a store reads it
+            and makes the answers durable itself.
     """
 
-    def __init__(self, path: Path, compression: Compression) -> None:
+    def __init__(self, path: Path, compression: Compression, *, kept: bool = True) -> None:
         self.path = path
         self._lines = 0
         self._size = 0
-        self._hash = sha256()
+        self._hash = sha256() if kept else None
         self._compressor = compressor(compression)
         self._broken: StoreError | None = None
         try:
@@ -57,7 +59,7 @@ class Spool:
         self._add(self._compressor.compress(b"".join(lines)))
 
     def finish(self) -> Written:
-        """Writes the rest and syncs the file.
+        """Writes the rest, and syncs the file if it is kept.
 
         Raises:
             StoreError: the disk is full or broken. The file is removed.
@@ -72,15 +74,16 @@ class Spool:
         file, self._file = self._file, None
         try:
             try:
-                os.fsync(file)
+                if self._hash is not None:
+                    os.fsync(file)
             finally:
                 os.close(file)
         except OSError as error:
             with suppress(OSError):
                 self.path.unlink()
             raise cannot_write(self.path, error) from None
-        crash_points.reach("spool synced")
-        return Written(self._lines, self._size, self._hash.hexdigest())
+        crash_points.reach("spool finished")
+        return Written(self._lines, self._size, "" if self._hash is None else self._hash.hexdigest())
 
     def abandon(self) -> None:
         """Removes the file, unless it is finished."""
@@ -104,7 +107,8 @@ class Spool:
         if self._broken is not None:
             raise self._broken
         self._size += len(data)
-        self._hash.update(data)
+        if self._hash is not None:
+            self._hash.update(data)
 
 
 @define(eq=False)
