@@ -39,7 +39,7 @@ from ..counters import waits
 from ..errors import StoreError, StoreMissingError
 from ..files import crash_points
 from ..records import Commit
-from .answer_rows import FETCHES, TABLES, Rows, does_not_fit
+from .answer_rows import FETCHES, TABLES, Rows, does_not_fit, joined
 from .database import ROWS, DatabaseStore, T
 from .database_schema import prepare, quoted
 from .protocol import Place
@@ -409,9 +409,7 @@ def store_error(error: psycopg.Error) -> StoreError:
 
 def storable(table: Table, rows: pyarrow.Table) -> pyarrow.Table:
     """Rows as PostgreSQL stores them."""
-    pc = optional_import("pyarrow.compute", extra="postgresql")
-    odd = (pc.match_substring_regex(rows[c.name], _ODD[c.type]) for c in table.columns if c.type in _ODD)
-    if not any(pc.any(found).as_py() for found in odd):
+    if not any(c.type in _ODD and _has_odd(rows[c.name], c.type) for c in table.columns):
         return rows
     found: list[dict[str, Any]] = rows.to_pylist()
     for row in found:
@@ -423,6 +421,15 @@ def storable(table: Table, rows: pyarrow.Table) -> pyarrow.Table:
             if column.type in _STORABLE and row[column.name] is not None:
                 row[column.name] = _STORABLE[column.type](row[column.name])
     return rows.from_pylist(found, rows.schema)
+
+
+def _has_odd(values: pyarrow.ChunkedArray, type_: ColumnType) -> bool:
+    pc = optional_import("pyarrow.compute", extra="postgresql")
+    # Most columns have nothing of the kind, which a search without regard to the ends of values shows.
+    pattern = _ODD[type_].strip("^$")
+    if not any(pc.match_substring_regex(joined(chunk), pattern)[0].as_py() for chunk in values.chunks):
+        return False
+    return bool(pc.any(pc.match_substring_regex(values, _ODD[type_])).as_py())
 
 
 def _json(text: str) -> str:
