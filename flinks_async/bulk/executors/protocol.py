@@ -23,7 +23,7 @@ from ...clock import Clock, SystemClock
 from ...config import Adaptive, Limits
 from ...errors import ConfigError
 from ..compression import Compression
-from ..counters import Counters
+from ..counters import Counters, waits
 from ..errors import InputChangedError, UnfitAnswerError
 from ..fetching import Fetcher, Loaded, Thread
 from ..files import allow_open_files, cannot_write
@@ -33,6 +33,7 @@ from ..records import Failure, Finished, RunState, Shard, key_from_json
 from ..rules import Rules
 from ..selection import Selection
 from ..spool import Spool, SpoolLine, read_lines, read_spool_line
+from ..stores import format_of
 from ..stores.protocol import Place, SharedStore, Store, keeps_spools
 
 
@@ -356,14 +357,17 @@ class FunctionExecution:
 
 
 def put(store: Store, finished: Finished) -> Finished:
-    """Gives a shard to the store, without the answers that it cannot hold: they count as failed. Removes the spool. Blocks.
+    """Gives a shard to the store, without the answers that it cannot hold: they count as failed. Removes the spool. Blocks; if
+    that lasts, the progress tells.
 
     Raises:
         StoreError: the store cannot be written.
     """
+    name = format_of(store.describe()["kind"])
     while True:
         try:
-            finished = evolve(finished, receipt=store.put(finished.commit, finished.spool))
+            with waits.call(name, work=f"{name} has been storing shard {finished.shard.id}"):
+                finished = evolve(finished, receipt=store.put(finished.commit, finished.spool))
         except UnfitAnswerError as error:
             unfit = error
         else:
