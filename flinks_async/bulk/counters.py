@@ -190,12 +190,8 @@ class Counters:
 
     def learned(self) -> tuple[str, ...]:
         """The limits that were learned, one line an instance."""
-        hosts = len(self.instances) > 1
-        return tuple(
-            f"{host}: {one.learned}" if hosts else str(one.learned)
-            for host, one in self.instances.items()
-            if one.learned is not None
-        )
+        known = {host: one.learned for host, one in self.instances.items() if one.learned is not None}
+        return tuple(f"{host}: {one}" if len(self.instances) > 1 else str(one) for host, one in known.items())
 
     def learned_rate(self) -> float | None:
         """Requests per second that the instances allow together; None while no limit of a rate is known."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
-from io import BufferedReader, FileIO
+from io import BufferedReader, FileIO, RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -204,7 +204,7 @@ _LINE: Final = re.compile(rb'\{"line":([0-9]+)')
 
 def read_spool(path: Path, count: int, size: int) -> Iterator[list[tuple[int, bytes]]]:
     """Blocks of the lines of an uncompressed spool, with their numbers, from 1. The lines come in the order of the input,
-    not in that in which the answers came. Memory is that of one block, and of the place of each line.
+    not in that in which the answers came. Memory is that of up to three blocks, and of the place of each line.
 
     Args:
         count: number of lines.
@@ -225,20 +225,39 @@ def read_spool(path: Path, count: int, size: int) -> Iterator[list[tuple[int, by
                     raise StoreError(f"{path} cannot be read: it ends within a line")
             if len(places) != count:
                 raise StoreError(f"{path} has {len(places):,} answers, not {count:,}")
-            block, held = list[tuple[int, bytes]](), 0
+            block, held = list[tuple[int, int, int]](), 0
             for _, number, start, length in sorted(places):
-                file.raw.seek(start)  # a buffer would be filled again for each line
-                block.append((number, file.raw.read(length) or b""))
+                block.append((number, start, length))
                 held += length
                 if held >= size:
-                    yield block
+                    yield _read_block(file.raw, block, held)
                     block, held = [], 0
             if block:
-                yield block
+                yield _read_block(file.raw, block, held)
             return
     except OSError as error:
         problem = cannot_read(path, error)
     raise problem
+
+
+def _read_block(file: RawIOBase, block: Sequence[tuple[int, int, int]], held: int) -> list[tuple[int, bytes]]:
+    """Reads lines: at once if they are short and little lies between them, because a thread that calls the system waits for
+    the interpreter's lock each time.
+
+    Args:
+        block: number, offset and length of each line.
+        held: bytes of all of them.
+    """
+    begin, end = min(start for _, start, _ in block), max(start + length for _, start, length in block)
+    if end - begin <= 2 * held and held <= len(block) * _PIECE:
+        file.seek(begin)
+        data = file.read(end - begin) or b""
+        return [(number, data[start - begin : start - begin + length]) for number, start, length in block]
+    lines = []
+    for number, start, length in block:
+        file.seek(start)
+        lines.append((number, file.read(length) or b""))
+    return lines
 
 
 def key_of(token: Token) -> Any:
