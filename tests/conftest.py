@@ -33,9 +33,9 @@ def cores() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process for single files, which end before workers have started; otherwise a worker for each core, and one more."""
+    """One process for single files, which end before workers have started; otherwise a worker for each core, and two more."""
     files = all(Path(argument.partition("::")[0]).is_file() for argument in config.args)
-    return 0 if files else min(cores() + 1, 8)  # one more, because some tests wait
+    return 0 if files else min(cores() + 2, 8)  # two more, because some tests wait
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

@@ -97,6 +97,7 @@ class WorkerState:
         name: in words.
         fetched, failed, requests, in_flight, held_back: as in `Progress`.
         note: `WAITED_FOR`, or why it died and how many of its shards were handed out again; empty while it works.
+        reassigned: its shards that were handed out again.
     """
 
     name: str
@@ -106,6 +107,7 @@ class WorkerState:
     in_flight: int = 0
     held_back: float = 0.0
     note: str = ""
+    reassigned: int = 0
 
     def __str__(self) -> str:
         figures = f"{self.fetched:,} ok, {self.failed:,} failed, {self.in_flight:,} in flight"
@@ -411,15 +413,16 @@ class Waits:
                 if not self._calls and not told:
                     self._watched = False
                     return
-            self.tell(told)
+            self.tell(told, self.troubles())
 
-    def tell(self, told: dict[str, float]) -> None:
+    def tell(self, told: dict[str, float], lasting: Iterable[InstanceTrouble]) -> None:
         """Logs each trouble: when it is noticed, every minute, and when it is over.
 
         Args:
             told: when each place was logged.
+            lasting: the troubles as they are now.
         """
-        troubles, now = {one.host: one for one in self.troubles()}, self._clock()
+        troubles, now = {one.host: one for one in lasting}, self._clock()
         for place, one in troubles.items():
             if now - told.get(place, -math.inf) >= _LOG_EVERY:
                 told[place] = now

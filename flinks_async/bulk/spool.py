@@ -270,21 +270,27 @@ PIECE: Final = 256 * 1024
 """Bytes that are read at once."""
 
 
-def checksum(path: Readable, start: int = 0, size: int | None = None) -> tuple[int, str]:
-    """The number of bytes of a file or of a range of it, and their SHA-256.
+def pieces_of(path: Readable, start: int = 0, size: int | None = None) -> Iterator[bytes]:
+    """The bytes of a file or of a range of it.
 
     Raises:
         StoreError: it cannot be read.
     """
-    found, length = sha256(), 0
     try:
         with path.open("rb") as file:
             source = Range(file, start, size)
             while piece := source.read():
-                found.update(piece)
-                length += len(piece)
+                yield piece
     except OSError as error:
         raise cannot_read(path, error) from None
+
+
+def checksum(path: Readable, start: int = 0, size: int | None = None) -> tuple[int, str]:
+    """The number of bytes of a file or of a range of it, and their SHA-256. Raises StoreError as `pieces_of`."""
+    found, length = sha256(), 0
+    for piece in pieces_of(path, start, size):
+        found.update(piece)
+        length += len(piece)
     return length, found.hexdigest()
 
 

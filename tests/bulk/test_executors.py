@@ -336,8 +336,9 @@ def test_how_a_worker_ended_in_words() -> None:
 # --- a function -------------------------------------------------------------------------------------------------------
 
 
-def called(task: Task) -> Finished:
+def called(task: Task, scratch: Path) -> Finished:
     """The function that is called in the workers."""
+    assert scratch.is_dir()
     if task.about == "fails":
         raise ValueError("a text that may hold a token")
     with Path(task.about, str(task.shard.id)).open("a") as calls:

@@ -318,7 +318,7 @@ class WorkersExecution(ABC):
             return None
         note = f"died by {how}; its {len(worker.tasks)} shards are handed out again"
         self._work.log.error("%s %s", worker.name, note)
-        self._dead.append(worker.state(note))
+        self._dead.append(evolve(worker.state(note), reassigned=len(worker.tasks)))
         return how
 
     async def _serve(self, worker: WorkerHandle, storing: set[asyncio.Future[None]]) -> bool:

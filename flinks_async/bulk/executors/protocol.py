@@ -54,6 +54,8 @@ class Task:
     about: Any = None
 
 
+Function = Callable[[Task, Path], Finished]
+
 NextTask = Callable[[], Awaitable[Task | None]]
 
 TakeFinished = Callable[[Finished], Awaitable[object]]
@@ -75,8 +77,9 @@ class Work:
         shared: the open store, if those who fetch a shard also give it to the store.
         place: where the job keeps its files, for this store.
         selection: what is kept of the answers; None for everything.
-        function: called with each task in place of fetching it, in a thread where the executor fetches. It must be possible to
-            pickle it, and each worker has one copy. Its errors end the run. Source, key, clients and store are not used.
+        function: called with each task in place of fetching it, and with a folder for temporary files, in a thread where the
+            executor fetches. It must be possible to pickle it, and each worker has one copy. Its errors end the run. Source,
+            key, clients and store are not used.
         kept: the files of answers become output of the job (see `Spool`).
     """
 
@@ -91,13 +94,11 @@ class Work:
     shared: SharedStore | None = None
     place: Place | None = None
     selection: Selection | None = None
-    function: Callable[[Task], Finished] | None = None
+    function: Function | None = None
     kept: bool = True
 
     @classmethod
-    def of_function(
-        cls, function: Callable[[Task], Finished], spools: Path, log: JobLog | Logger, at_once: int
-    ) -> Work:
+    def of_function(cls, function: Function, spools: Path, log: JobLog | Logger, at_once: int) -> Work:
         """The work of calling a function with each task.
 
         Args:
@@ -338,7 +339,11 @@ class FunctionExecution:
                 task = None if self.stopped is not None else await self._tasks()
             if task is None:
                 return
-            finished = await self._threads.do(self._work.function, task)
+            try:
+                finished = await self._threads.do(self._work.function, task, self._work.spools)
+            except Exception as error:  # the calls that are under way end too
+                self.break_off(error)
+                return
             self._counters.fetched += finished.written.lines
             await self._finished(finished)
 

@@ -36,7 +36,7 @@ from ..rules import Rules
 from ..selection import Selection
 from ..stores import Place, from_description
 from ..stores.protocol import shared_store
-from .protocol import FunctionExecution, LocalExecution, Task, Work, within_open_files
+from .protocol import Function, FunctionExecution, LocalExecution, Task, Work, within_open_files
 
 _log = logging.getLogger("flinks_async.bulk")
 
@@ -214,7 +214,7 @@ class Start:
     store: dict[str, Any] | None = None
     place: Place | None = None
     selection: Selection | None = None
-    function: Callable[[Task], Finished] | None = None
+    function: Function | None = None
     kept: bool = True
 
     @property
