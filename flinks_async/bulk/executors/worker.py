@@ -215,6 +215,7 @@ class Start:
     place: Place | None = None
     selection: Selection | None = None
     function: Function | None = None
+    kept: bool = True
 
     @property
     def on_own_disk(self) -> bool:
@@ -407,6 +408,7 @@ class Worker:
             InputFile(start.path, start.layout), start.key,
             {name: self._clients[number] for name, number in start.names.items()},
             start.spools, start.compression, start.rules, secret_is_good=False, log=_log, shared=store, selection=selection,
+            kept=start.kept,
         )  # fmt: skip
         return LocalExecution(work, self._next, self._take)
 
