@@ -36,7 +36,7 @@ from ..rules import Rules
 from ..selection import Selection
 from ..stores import Place, from_description
 from ..stores.protocol import shared_store
-from .protocol import FunctionExecution, LocalExecution, Task, Work, within_open_files
+from .protocol import Function, FunctionExecution, LocalExecution, Task, Work, within_open_files
 
 _log = logging.getLogger("flinks_async.bulk")
 
@@ -214,7 +214,8 @@ class Start:
     store: dict[str, Any] | None = None
     place: Place | None = None
     selection: Selection | None = None
-    function: Callable[[Task], Finished] | None = None
+    function: Function | None = None
+    kept: bool = True
 
     @property
     def on_own_disk(self) -> bool:
@@ -407,6 +408,7 @@ class Worker:
             InputFile(start.path, start.layout), start.key,
             {name: self._clients[number] for name, number in start.names.items()},
             start.spools, start.compression, start.rules, secret_is_good=False, log=_log, shared=store, selection=selection,
+            kept=start.kept,
         )  # fmt: skip
         return LocalExecution(work, self._next, self._take)
 
