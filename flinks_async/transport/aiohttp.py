@@ -245,7 +245,7 @@ class AiohttpTransport:
         request.call.headers_came()
         status, headers = response.status, response.headers
         try:
-            if status < 100:
+            if status < 100 or not all(headers.getall("Transfer-Encoding", ())):
                 raise ProtocolError(f"the answer of {host} is not valid HTTP")
             length = headers.get("Content-Length", "")
             if length.isdecimal() and int(length[:20]) > self._max_body and status not in (101, 204, 304):

@@ -71,6 +71,7 @@ ROWS = [
         1,
         reused=False,
     ),
+    broken("16m", "an empty Transfer-Encoding", head("Transfer-Encoding: ") + chunked(BODY)),
     broken("16l", "two equal Content-Lengths", head(LENGTH, LENGTH) + BODY),
     broken("16i", "Content-Length in Arabic digits", "HTTP/1.1 200 OK\r\nContent-Length: ٧٨\r\n\r\n".encode() + BODY),
     fine("16j", "Content-Length with spaces around it", head(f"Content-Length:   {len(BODY)}  ") + BODY),
