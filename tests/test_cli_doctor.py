@@ -9,6 +9,7 @@ import resource
 import socket
 import ssl
 from email.utils import format_datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,21 @@ async def test_a_network_that_wants_a_login_is_told(head: str, state: str) -> No
     assert state == "ok" or "log in there first" in http["advice"]
 
 
+async def test_silence_and_plain_http_where_tls_is_expected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(import_module("flinks_async.cli.doctor"), "TIMEOUT", 0.3)
+    async with RawServer([Hang()]) as server:
+        for url, check in ((server.base_url, "http"), (server.base_url.replace("http:", "https:"), "tls")):
+            (found,) = (await doctor("--base-url", url, code=Exit.FAILED, FLINKS_AUTH_SECRET=SECRET))[check]
+            assert found["text"].endswith("within 0.3 s")
+            assert "cuts" in found["advice"]
+    async with RawServer([Send(b"HTTP/1.1 400 Bad Request\r\n\r\n"), Close()]) as server:
+        url = server.base_url.replace("http:", "https:")
+        (found,) = (await doctor("--base-url", url, code=Exit.FAILED, FLINKS_AUTH_SECRET=SECRET))["tls"]
+    assert found["text"] in [
+        f"no TLS connection to 127.0.0.1: {reason}" for reason in ("wrong version number", "record layer failure")
+    ]
+
+
 async def test_something_that_is_not_http_is_a_problem() -> None:
     async with RawServer([ReadHead(), Send(b"220 mail.example ESMTP\r\n"), Close()]) as server:
         findings = await doctor("--base-url", server.base_url, code=Exit.FAILED, FLINKS_AUTH_SECRET=SECRET)
@@ -197,6 +213,16 @@ async def test_a_proxy_of_the_environment_is_named_without_its_password() -> Non
         findings = await doctor(server=server, HTTPS_PROXY=f"http://user:{SECRET}@proxy.example:3128")
     assert findings["proxy"][0]["text"].startswith("HTTPS_PROXY is set")
     assert "--trust-env" in findings["proxy"][0]["advice"]
+
+
+@pytest.mark.parametrize(
+    ("url", "check"), [("http://127.0.0.1:1", "tcp"), ("http://no-such-proxy.invalid:3128", "dns")]
+)
+async def test_a_proxy_that_cannot_be_reached_is_told_from_the_instance(url: str, check: str) -> None:
+    arguments = ("--trust-env", "--base-url", "https://flinks.test")
+    (found,) = (await doctor(*arguments, code=Exit.FAILED, **by_proxy(url)))[check]
+    assert found["state"] == "problem"
+    assert "HTTPS_PROXY" in found["advice"]
 
 
 async def test_the_way_through_a_proxy_is_checked_step_by_step(tmp_path: Path) -> None:

@@ -199,11 +199,12 @@ def _network(url: SplitResult, manager: SessionManager, proxy: Proxy | None) -> 
     host, port = _place(url)
     first = url if proxy is None else urlsplit(proxy.url)
     name, number = _place(first)
+    source = "the name of the instance (--instance)" if proxy is None else "the address of the proxy (HTTPS_PROXY)"
     began = time.monotonic()
     try:
         found = socket.getaddrinfo(name, number, type=socket.SOCK_STREAM)
     except OSError as error:
-        advice = "Check the name of the instance (--instance), and the name servers of this machine"
+        advice = f"Check {source}, and the name servers of this machine"
         if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
             advice = (
                 "No name server answers: check the network of this machine, and whether a proxy is needed (--trust-env)"
@@ -217,6 +218,8 @@ def _network(url: SplitResult, manager: SessionManager, proxy: Proxy | None) -> 
         wire = socket.create_connection((name, number), TIMEOUT)
     except OSError as error:
         advice = "Ask whether a firewall lets this machine connect, or whether a proxy is needed (--trust-env)"
+        if proxy is not None:
+            advice = f"Check {source}, and ask whether the proxy is running"
         text = f"port {number} of {name} cannot be reached: {error.strerror or error}"
         yield CheckResult("tcp", "problem", text, advice)
         return
@@ -247,6 +250,10 @@ def _place(url: SplitResult) -> tuple[str, int]:
     return url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
 
 
+def _named(error: Exception) -> str:
+    return f"none within {TIMEOUT:g} s" if isinstance(error, TimeoutError) else type(error).__name__
+
+
 def _tunnel(wire: socket.socket, proxy: Proxy, to: str) -> tuple[str, str] | None:
     """Asks a proxy for a connection to a host. Returns what is wrong, and what to do; None if there is one."""
     authorization = "" if proxy.authorization is None else f"Proxy-Authorization: {proxy.authorization.reveal()}\r\n"
@@ -255,7 +262,7 @@ def _tunnel(wire: socket.socket, proxy: Proxy, to: str) -> tuple[str, str] | Non
         wire.sendall(f"CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{authorization}\r\n".encode())
         answer.begin()
     except (OSError, http.client.HTTPException) as error:
-        return f"{proxy.url} gives no HTTP response: {type(error).__name__}", "Check that it is an HTTP proxy"
+        return f"{proxy.url} gives no HTTP response: {_named(error)}", "Check that it is an HTTP proxy"
     if answer.status == 200:
         return None
     text = f"{proxy.url} does not connect to {to}: status {answer.status}"
@@ -280,10 +287,15 @@ def _tls_problem(host: str, error: OSError | FlinksError) -> CheckResult:
         return CheckResult(
             "tls", "problem", f"the certificate of {host} is not trusted: {error.verify_message}", advice
         )
-    text = error.message if isinstance(error, FlinksError) else (error.strerror or str(error))
-    return CheckResult(
-        "tls", "problem", f"no TLS connection to {host}: {text}", "TLS 1.2 or newer is needed on the way there"
-    )
+    advice = "TLS 1.2 or newer is needed on the way there"
+    if isinstance(error, FlinksError):
+        text = error.message
+    elif isinstance(error, TimeoutError):
+        text, advice = f"no answer within {TIMEOUT:g} s", "Something on the way cuts TLS off: a firewall, or a proxy"
+    else:
+        reason = getattr(error, "reason", None)  # of OpenSSL, such as WRONG_VERSION_NUMBER
+        text = reason.replace("_", " ").lower() if reason else (error.strerror or str(error))
+    return CheckResult("tls", "problem", f"no TLS connection to {host}: {text}", advice)
 
 
 def _missing_authorities() -> str:
@@ -327,7 +339,7 @@ def _clock(wire: socket.socket, host: str) -> Iterator[CheckResult]:
         skew = time.time() - parsedate_to_datetime(date).timestamp() if date else None
     except (OSError, http.client.HTTPException) as error:
         advice = "Something on the way cuts HTTP off: a firewall, or a proxy"
-        yield CheckResult("http", "problem", f"no HTTP response: {type(error).__name__}", advice)
+        yield CheckResult("http", "problem", f"no HTTP response: {_named(error)}", advice)
         return
     except ValueError:
         skew = None

@@ -37,6 +37,7 @@ State = Literal["ok", "warning", "problem"]
 
 TIMEOUT: Final = 10.0
 LITTLE_SPACE: Final = 1 << 30
+NO_SPACE: Final = 1 << 24
 
 _ELSEWHERE: Final = "Choose another directory, or let this user write to it"
 _MAKE_ROOM: Final = "Make room: a full disk stops a job, which can be resumed"
@@ -62,6 +63,7 @@ class CheckResult:
 
 def check_directory(folder: Path) -> Iterator[CheckResult]:
     existing = _existing(folder)
+    free = shutil.disk_usage(existing).free
     found: Status | None = None
     running = False
     try:
@@ -87,14 +89,15 @@ def check_directory(folder: Path) -> Iterator[CheckResult]:
             )
     except FlinksError as error:
         text, _, advice = error.message.partition(". ")
-        yield CheckResult("directory", "problem", text, advice or _ELSEWHERE)
+        yield CheckResult("directory", "problem", text, advice or (_MAKE_ROOM if free < NO_SPACE else _ELSEWHERE))
     except OSError as error:
         advice = _MAKE_ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else _ELSEWHERE
         yield CheckResult("directory", "problem", f"{existing} cannot be written: {error.strerror or error}", advice)
-    free = shutil.disk_usage(existing).free
-    level: State = "warning" if free < LITTLE_SPACE else "ok"
-    advice = "" if level == "ok" else _MAKE_ROOM
-    yield CheckResult("disk", level, f"{free / (1 << 30):,.1f} GiB free", advice)
+    if free < LITTLE_SPACE:
+        level: State = "problem" if free < NO_SPACE else "warning"
+        yield CheckResult("disk", level, f"{free / (1 << 20):,.0f} MiB free", _MAKE_ROOM)
+    else:
+        yield CheckResult("disk", "ok", f"{free / (1 << 30):,.1f} GiB free")
     if found is not None:
         yield from _input(found.manifest)
         yield from _store(found.manifest.store, folder, running)
@@ -146,6 +149,13 @@ def _store(store: dict[str, Any], folder: Path, running: bool) -> Iterator[Check
             yield CheckResult("database", "ok", f"{path} can be opened, and no other program holds a lock on it")
 
 
+_STORAGE_READS: Final = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, AWS_PROFILE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the service account of this machine",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY, or the identity of this machine",
+}
+
+
 def check_storage(url: str) -> Iterator[CheckResult]:
     """Does with an empty object what a job does with its parts."""
     name = f"doctor-{secrets.token_hex(8)}"
@@ -167,11 +177,9 @@ def check_storage(url: str) -> Iterator[CheckResult]:
         return
     except OSError as error:
         text = f"an object at {where} cannot be {step}: {_words(error)}"
-        advice = (
-            "Check the credentials, the region and the endpoint in the environment (AWS_ACCESS_KEY_ID, AWS_REGION, "
-            "AWS_ENDPOINT_URL, ...), and that they may write, list, read and delete"
-        )
-        yield CheckResult("storage", "problem", text, advice)
+        names = _STORAGE_READS.get(urlsplit(url).scheme, "")
+        advice = f"Check the credentials in the environment ({names}), and that they may write, list, read and delete"
+        yield CheckResult("storage", "problem", text, advice if names else _ELSEWHERE)
         return
     if found is None or not listed:
         text, advice = f"{where} does not show an object that was just written", "Jobs need a storage that does"

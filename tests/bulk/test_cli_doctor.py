@@ -21,6 +21,7 @@ from flinks_async.bulk.stores.postgresql import PostgreSQLStore
 from flinks_async.cli import Exit
 from flinks_async.testing import FlinksServer
 from tests.cli_support import SECRET, cli
+from tests.raw_server import Hang, RawServer
 from tests.test_cli_doctor import doctor, states
 
 from .postgresql_server import Server
@@ -70,10 +71,23 @@ async def test_a_network_file_system_and_a_full_disk(
     mounts = tmp_path / "mountinfo"
     mounts.write_text("36 35 98:0 / / rw shared:1 - nfs4 server:/x rw\n")
     monkeypatch.setattr(directory, "_MOUNTS", mounts)
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1 << 25))
     findings = await at(Exit.FAILED)
     assert "network file system" in findings["directory"][0]["text"]
     assert states(findings, "disk") == ["warning"]
+    assert findings["disk"][0]["text"] == "32 MiB free"
+
+
+async def test_a_full_disk_is_a_problem_of_room(tmp_path: Path, at: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(tmp_path).close()
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(9, 9, 1000))
+    findings = await at(Exit.FAILED)
+    assert states(findings, "directory", "disk") == ["ok", "problem"]
+    (tmp_path / "job" / "ledger.sqlite").write_bytes(b"cut")
+    findings = await at(Exit.FAILED)
+    assert [findings[check][0]["advice"] for check in ("directory", "disk")] == [
+        "Make room: a full disk stops a job, which can be resumed"
+    ] * 2
 
 
 @pytest.mark.parametrize(
@@ -188,7 +202,7 @@ async def test_object_storage_is_written_listed_read_and_cleaned(tmp_path: Path,
         s3.fault = lambda asked: 403 if asked.method == "GET" else None
         findings = await at(Exit.FAILED, "--out", "s3://bucket/folder", **environment)
         assert "cannot be listed: the object storage failed (status 403" in findings["storage"][0]["text"]
-        assert "credentials" in findings["storage"][0]["advice"]
+        assert "AWS_SECRET_ACCESS_KEY" in findings["storage"][0]["advice"]
     findings = await at(Exit.FAILED, "--out", "s3://bucket/folder", **environment)
     assert "there is no connection" in findings["storage"][0]["text"]
 
@@ -210,6 +224,22 @@ async def test_a_cluster_that_is_not_there(at: Doctor, scheme: str) -> None:
     assert "--insecure-cluster" in findings["cluster"][0]["text"] + findings["cluster"][0]["advice"]
     findings = await at(Exit.FAILED, FLINKS_EXECUTOR=f"{scheme}://user:{SECRET}@cluster.invalid:8786")
     assert "must be dask://HOST:PORT" in findings["cluster"][0]["text"]
+
+
+async def test_a_scheduler_that_never_answers_and_one_whose_certificates_are_not_set(
+    at: Doctor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("distributed")
+    from flinks_async.bulk.executors import engines
+
+    monkeypatch.setattr(engines, "LONGEST_LOOK", 0.5)
+    async with RawServer([Hang()]) as silent:
+        place = silent.base_url.removeprefix("http://")
+        findings = await at(Exit.FAILED, "--executor", f"dask://{place}")
+        assert findings["cluster"][0]["text"] == f"dask://{place} cannot be used: it does not answer in time"
+        findings = await at(Exit.FAILED, "--executor", f"dask+tls://{place}")
+    assert findings["cluster"][0]["text"] == f"no certificates are set for tls://{place}"
+    assert "distributed.comm.tls" in findings["cluster"][0]["advice"]
 
 
 async def test_a_redis_that_is_not_there(at: Doctor) -> None:

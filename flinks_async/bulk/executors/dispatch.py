@@ -420,6 +420,7 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
                 names={name: clients.index(client) for name, client in work.clients.items()},
                 spools=work.spools,
                 compression=work.compression,
+                kept=work.kept,
                 rules=rules,
                 report_every=max(0.2, places / 25),  # 25 reports a second of all together
                 store=None if work.shared is None else work.shared.describe(),
