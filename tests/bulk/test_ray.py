@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -19,9 +20,11 @@ from flinks_async import ConfigError
 from flinks_async.bulk import RayExecutor, WorkerError
 from flinks_async.bulk.executors.engines import Host, RaySlot
 
+from ..cli_support import start
 from ..support import until
 from .cluster_contract import *  # noqa: F403
-from .server_desk import SECRET, Desk
+from .cluster_contract import elsewhere, free_port
+from .server_desk import SECRET, Desk, processes
 
 pytestmark = [
     pytest.mark.slow,
@@ -61,8 +64,7 @@ def a_ray_cluster(cpus: int = 3, **environment: str) -> Iterator[str]:
 
 def ray_workers() -> list[int]:
     """The processes of the workers."""
-    commands = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
-    return [pid for pid, command in commands.items() if command.startswith(b"ray::Host")]
+    return [pid for pid, _, command in processes() if command.startswith(b"ray::Host")]
 
 
 @pytest.fixture(scope="module")
@@ -116,25 +118,65 @@ def test_a_cluster_without_token_authentication_is_refused_unless_it_is_here_or_
     RayExecutor("ray://10.0.0.7:10001", secret_env="X")
 
 
-async def test_a_cluster_that_cannot_be_reached_is_a_clear_error_at_once(
-    desk: Desk, cluster: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import ray
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(WorkerError, match=r"no connection to the Ray cluster at ray://127\.0\.0\.1:1 \(Connection"):
-        await desk.run(RayExecutor("ray://127.0.0.1:1", secret_env="X"))
-
-
-async def test_a_cluster_without_free_workers_is_told_of_and_given_up(desk: Desk, cluster: str) -> None:
+@asynccontextmanager
+async def no_free_cpu() -> AsyncIterator[None]:
     import ray
 
     taken = [ray.remote(num_cpus=1)(Host).remote() for _ in range(3)]
     try:
         await asyncio.gather(*(RaySlot(ray, one).call(asyncio.sleep, 0) for one in taken))
-        with pytest.raises(WorkerError, match=r"has had no free worker for \d+ s. Start workers"):
-            await desk.run(RayExecutor(cluster, secret_env="TEST_SECRET", patience=8.0))
+        yield
     finally:
         for one in taken:
             ray.kill(one)
+
+
+async def test_a_cluster_without_free_workers_is_told_of_and_given_up(desk: Desk, cluster: str) -> None:
+    async with no_free_cpu():
+        with pytest.raises(WorkerError, match=r"has had no free worker for \d+ s. Start workers"):
+            await desk.run(RayExecutor(cluster, secret_env="TEST_SECRET", patience=8.0))
     assert "waiting for a worker of the Ray cluster" in (desk.directory / "job.log").read_text()
+
+
+# --- the doctor -------------------------------------------------------------------------------------------------------
+
+
+async def examined(desk: Desk, url: str, **env: str) -> tuple[str, str]:
+    """The only finding about the cluster, which is a problem: the text, and the advice."""
+    process = await start("doctor", "--json", "--executor", url, server=desk.server, env=env)
+    stdout, stderr = await process.communicate()
+    (found,) = [one for one in json.loads(stdout)["findings"] if one["check"] == "cluster"]
+    assert found["state"] == "problem", stderr.decode()[-2000:]
+    return found["text"], found["advice"]
+
+
+async def test_the_doctor_tells_that_ray_refuses_the_token(desk: Desk, url: str) -> None:
+    text, advice = await examined(desk, url, RAY_AUTH_TOKEN="1" * 64)
+    assert text == f"the Ray cluster at {url} refuses this process's token"
+    assert advice.startswith("Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN")
+
+
+async def test_the_doctor_tells_that_no_cpu_of_ray_is_free(desk: Desk, url: str) -> None:
+    async with no_free_cpu():
+        text, advice = await examined(desk, url)
+    assert re.fullmatch(r"a Ray worker on \S+: it has not begun within 10 s", text)
+    assert advice == "Wait until a CPU of Ray is free there"
+
+
+async def test_the_doctor_tells_that_nothing_listens(desk: Desk, url: str) -> None:
+    text, advice = await examined(desk, elsewhere(url, free_port()))
+    assert text.endswith("cannot be used: Connection refused")
+    assert advice.startswith("Ask whether it is running")
+
+
+def test_another_version_of_ray_or_python_is_told_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.61.0\n    Python: 3.12.3\n")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(
+        WorkerError, match=r"has another version of Ray or Python\. Install the same\. .* Python: 3\.12\.3"
+    ):
+        RayExecutor("ray://127.0.0.1:1", secret_env="X").connect()

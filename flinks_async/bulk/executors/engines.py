@@ -15,9 +15,11 @@ from urllib.parse import urlsplit
 from ... import checks
 from ..._version import __version__
 from ...errors import ConfigError
+from ...runtime import in_daemon_thread
 from ..errors import WorkerError
-from .cluster import WAIT, ClusterExecution, ClusterExecutor, ClusterOptions, obstacle
+from .cluster import WAIT, ClusterExecution, ClusterExecutor, ClusterOptions, refuse_other_version
 from .dispatch import SILENCE
+from .processes import SecretReference
 from .protocol import NextTask, TakeFinished, Work
 
 if TYPE_CHECKING:
@@ -34,6 +36,16 @@ def is_loopback(address: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+async def obstacle(version: str, reference: SecretReference) -> str:
+    """Why this machine cannot fetch with this secret; empty if it can."""
+    try:
+        refuse_other_version(version)
+        reference.resolve()
+    except ConfigError as error:
+        return error.message
+    return ""
 
 
 class DaskExecutor(ClusterExecutor):
@@ -96,13 +108,18 @@ class DaskExecution(ClusterExecution):
 
     async def _connect(self) -> int:
         address = self._executor.address
-        patience = min(self._executor.patience, 30.0)
-        with self._waiting(self._cluster, f"connecting to {self._cluster}", patience):
-            self._client = self._engine.Client(
-                address, security=self._security, asynchronous=True, set_as_default=False, timeout=patience
-            )
-            async with asyncio.timeout(patience):  # a scheduler that accepts and never answers would keep Dask waiting
+        await self._clean_up()  # of an attempt before this one
+        self._client = self._engine.Client(
+            address, security=self._security, asynchronous=True, set_as_default=False, timeout=SILENCE
+        )
+        refused = False
+        async with asyncio.timeout(SILENCE):  # a scheduler that accepts and never answers would keep Dask waiting
+            try:
                 await self._client
+            except self._engine.comm.core.FatalCommClosedError:
+                refused = True
+        if refused:
+            raise WorkerError(f"{self._cluster} has other TLS certificates. Check `security`, or Dask's configuration")
         port = (await self._identity())["services"].get("dashboard")
         if port is not None and not is_loopback(address):
             self._work.log.warning(
@@ -185,34 +202,50 @@ class RayExecutor(ClusterExecutor):
             )
 
     def connect(self) -> None:
-        """Internal: connects this process. Raises WorkerError if the cluster refuses its token, and ConnectionError."""
+        """Internal: connects this process. Raises WorkerError if the cluster refuses its token or versions, and ConnectionError."""
         try:
             self.import_engine().init(
                 self.address, namespace="flinks-async", log_to_driver=False, configure_logging=False
             )
-        except ConnectionError as error:
-            if "AuthenticationError" not in f"{error} {error.__cause__}":
+        except (ConnectionError, RuntimeError) as error:
+            told = " ".join(f"{error} {error.__cause__}".split())
+            if "AuthenticationError" in told:
+                problem = (
+                    "refuses this process's token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or the file "
+                    "~/.ray/auth_token) before the program starts"
+                )
+            elif "cluster was started with" in told:
+                problem = f"has another version of Ray or Python. Install the same. Ray says: {told}"
+            else:
                 raise
         else:
             return
-        raise WorkerError(
-            f"the Ray cluster at {self.address} refuses this process's token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
-            "the file ~/.ray/auth_token) before the program starts"
-        )
+        raise WorkerError(f"the Ray cluster at {self.address} {problem}")
 
     async def look(self) -> dict[str, str]:
         ray = self.import_engine()
-        await asyncio.to_thread(self.connect)
+        await in_daemon_thread(self.connect)
         try:
-            slot = RaySlot(ray, ray.remote(num_cpus=1, max_restarts=0)(Host).remote())
-            try:
-                return {"a Ray worker": await slot.call(obstacle, __version__, self.secret_of(None))}
-            except ray.exceptions.RayError:  # it cannot unpickle `Host`
-                return {"a Ray worker": CANNOT_IMPORT}
-            finally:
-                slot.leave()
+            nodes = [one for one in await in_daemon_thread(ray.nodes) if one["Alive"] and one["Resources"].get("CPU")]
+            found = await asyncio.gather(*(self._look_at(ray, one["NodeID"]) for one in nodes))
         finally:
-            await asyncio.to_thread(ray.shutdown)
+            await in_daemon_thread(ray.shutdown)
+        return {
+            f"a Ray worker on {one['NodeManagerHostname']}": problem for one, problem in zip(nodes, found, strict=True)
+        }
+
+    async def _look_at(self, ray: Any, node: str) -> str:
+        """Why a worker on a machine of the cluster cannot fetch."""
+        there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+        slot = RaySlot(ray, ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy=there)(Host).remote())
+        try:
+            return str(await asyncio.wait_for(slot.call(obstacle, __version__, self.secret_of(None)), SILENCE))
+        except TimeoutError:
+            return "it has not begun within 10 s. Wait until a CPU of Ray is free there"
+        except ray.exceptions.RayError:  # it cannot unpickle `Host`
+            return CANNOT_IMPORT
+        finally:
+            slot.leave()
 
     def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> RayExecution:
         return RayExecution(work, tasks, finished, self)
@@ -239,18 +272,11 @@ class RayExecution(ClusterExecution):
         self._is_ours = False
 
     async def _connect(self) -> int:
-        ray, address = self._engine, self._executor.address
+        ray = self._engine
         if not ray.is_initialized():
-            if address != HERE:  # Ray itself tries for minutes, in code that cannot be cancelled
-                parts = urlsplit(address if "://" in address else f"//{address}")
-                patience = min(self._executor.patience, SILENCE)
-                with self._waiting(self._cluster, f"connecting to {self._cluster}", patience):
-                    _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port), patience)
-                writer.close()
-            with self._waiting(self._cluster, f"joining {self._cluster}"):
-                await asyncio.to_thread(self._open)
+            await in_daemon_thread(self._open)  # Ray tries for up to a minute, in code that cannot be cancelled
             self._is_ours = True
-        return int((await asyncio.to_thread(ray.available_resources)).get("CPU", 0))
+        return int((await in_daemon_thread(ray.available_resources)).get("CPU", 0))
 
     async def _free_slot(self) -> RaySlot:
         """An actor; Ray lets it wait for a free CPU. Another one if it dies while it starts."""
