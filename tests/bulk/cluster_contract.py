@@ -12,7 +12,6 @@ import pickle
 import re
 import signal
 import socket
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
@@ -249,12 +248,15 @@ async def test_a_signal_ends_the_wait_for_a_cluster(desk: Desk, url: str) -> Non
 
 
 async def test_a_missing_worker_is_waited_for_as_long_as_others_fetch(slow: Desk, executor: ClusterExecutor) -> None:
-    slow.write(800)
-    executor.workers, executor.patience = 5, 2.0
-    began = time.monotonic()
-    result = await slow.run(executor)
-    assert (result.state, result.totals.fetched) == ("complete", 800)
-    assert time.monotonic() - began > 2 * executor.patience
+    executor.workers, executor.patience = 5, 8.0
+
+    async def wait(job: Job) -> None:
+        await slow.both_have_begun(job)
+        slow.server.latency = Latency.fixed(executor.patience + 3.0)
+        await asyncio.sleep(executor.patience + 2.0)
+        slow.server.latency = None
+
+    assert (await slow.run(executor, during=wait)).totals.fetched == 200
 
 
 async def test_the_doctor_asks_the_workers_whether_they_could_fetch(desk: Desk, url: str, tmp_path: Path) -> None:

@@ -151,9 +151,10 @@ async def examined(desk: Desk, url: str, **env: str) -> tuple[str, str]:
 
 
 async def test_the_doctor_tells_that_ray_refuses_the_token(desk: Desk, url: str) -> None:
-    text, advice = await examined(desk, url, RAY_AUTH_TOKEN="1" * 64)
-    assert text == f"the Ray cluster at {url} refuses this process's token"
-    assert advice.startswith("Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN")
+    text, _ = await examined(desk, url, RAY_AUTH_TOKEN="1" * 64)
+    assert (
+        "Ray does not answer there, or refuses this process's token. Compare the port, and RAY_AUTH_MODE=token" in text
+    )
 
 
 async def test_the_doctor_tells_that_no_cpu_of_ray_is_free(desk: Desk, url: str) -> None:

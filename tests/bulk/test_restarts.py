@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
+import shutil
 from itertools import count
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from flinks_async.bulk import WorkerError
 from flinks_async.bulk.counters import Counters
+from flinks_async.bulk.directory import empty
 from flinks_async.bulk.executors import Work
 from flinks_async.bulk.executors.dispatch import WorkerHandle, WorkersExecution, starts_of
 from flinks_async.bulk.executors.protocol import Task
@@ -81,6 +84,25 @@ class MortalExecution(WorkersExecution):
 
     async def _clean_up(self) -> None:
         pass
+
+
+@pytest.mark.parametrize("race", [FileNotFoundError(errno.ENOENT, "gone"), OSError(errno.ENOTEMPTY, "not empty")])
+def test_the_folder_of_a_worker_that_still_writes_is_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, race: OSError
+) -> None:
+    folder, races, remove = tmp_path / "worker", [race, race], shutil.rmtree
+    folder.mkdir()
+    (folder / "1.spool").touch()
+
+    def remove_or_lose(path: Path) -> None:
+        if races:
+            raise races.pop()
+        remove(path)
+
+    monkeypatch.setattr(shutil, "rmtree", remove_or_lose)
+    empty(folder)
+    assert not folder.exists()
+    empty(folder)
 
 
 @pytest.mark.parametrize("places", [1, 3])

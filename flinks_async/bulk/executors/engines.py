@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from ...errors import ConfigError
 from ...runtime import in_daemon_thread
 from ..errors import WorkerError
 from .cluster import WAIT, ClusterExecution, ClusterExecutor, ClusterOptions, refuse_other_version
-from .dispatch import SILENCE
+from .dispatch import SILENCE, SILENT
 from .processes import SecretReference
 from .protocol import NextTask, TakeFinished, Work
 
@@ -156,16 +157,37 @@ class DaskExecution(ClusterExecution):
 
 
 class DaskSlot:
-    """A Dask worker. It is in `taken` until it is left."""
+    """A Dask worker. It is in `taken` until it is left.
+
+    Calls go straight to the worker if it can be reached from here, and through the scheduler otherwise, which then passes on
+    four messages for each.
+    """
 
     def __init__(self, client: Any, address: str, taken: set[str]) -> None:
         self.name = f"the Dask worker {address}"
         self._client = client
         self._address = address
         self._taken = taken
+        self._direct: Any = None
 
     async def call(self, function: Callable[..., Any], *args: object) -> Any:
-        return (await self._client.run(function, *args, workers=[self._address]))[self._address]
+        if self._direct is None:
+            self._direct = await self._reached()
+        if not self._direct:
+            return (await self._client.run(function, *args, workers=[self._address]))[self._address]
+        answer = await self._direct.run(function=pickle.dumps(function), args=pickle.dumps(args))
+        if answer["status"] != "OK":
+            raise ConnectionError
+        return answer["result"]
+
+    async def _reached(self) -> Any:
+        """The worker itself; False if its address leads nowhere from here, or to something else."""
+        worker, address = self._client.rpc(self._address), self._address
+        with suppress(Exception):
+            known = await self._client.scheduler.broadcast(msg={"op": "identity"}, workers=[address])
+            if (await asyncio.wait_for(worker.identity(), SILENT))["id"] == known[address]["id"]:
+                return worker
+        return False
 
     def leave(self) -> None:
         self._taken.discard(self._address)
@@ -209,17 +231,17 @@ class RayExecutor(ClusterExecutor):
             )
         except (ConnectionError, RuntimeError) as error:
             told = " ".join(f"{error} {error.__cause__}".split())
-            if "AuthenticationError" in told:
-                problem = (
-                    "refuses this process's token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or the file "
-                    "~/.ray/auth_token) before the program starts"
-                )
-            elif "cluster was started with" in told:
-                problem = f"has another version of Ray or Python. Install the same. Ray says: {told}"
-            else:
-                raise
         else:
             return
+        token = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or the file ~/.ray/auth_token)"
+        if "AuthenticationError" in told:
+            problem = f"refuses this process's token. Set {token} before the program starts"
+        elif "cluster was started with" in told:
+            problem = f"has another version of Ray or Python. Install the same. Ray says: {told}"
+        else:  # Ray's client says the same of a wrong token, of another program at the port, and of a head that is busy
+            raise ConnectionError(
+                0, f"Ray does not answer there, or refuses this process's token. Compare the port, and {token}"
+            )
         raise WorkerError(f"the Ray cluster at {self.address} {problem}")
 
     async def look(self) -> dict[str, str]:
