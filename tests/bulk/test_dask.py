@@ -23,6 +23,7 @@ from flinks_async.bulk import DaskExecutor, Job, Rules, WorkerError, status
 from flinks_async.bulk.counters import Counters, InstanceState, InstanceTrouble
 from flinks_async.bulk.executors import Work
 from flinks_async.bulk.executors import cluster as executor_module
+from flinks_async.bulk.executors.engines import DaskSlot
 from flinks_async.bulk.executors.processes import Outbox, SecretReference, moved
 from flinks_async.bulk.executors.worker import Assigned, Next, PaceLearned, Report, Start, Stored, Warned, describe
 from flinks_async.bulk.inputs import Layout
@@ -155,6 +156,28 @@ async def test_a_scheduler_that_accepts_and_never_answers_is_told_of_and_given_u
 
         with pytest.raises(WorkerError, match=rf"no connection to the Dask cluster at {address} for 3 s \(no answer\)"):
             await desk.run(DaskExecutor(address, secret_env="TEST_SECRET", patience=3.0), during=look)
+
+
+async def test_calls_go_straight_to_a_worker_and_through_the_scheduler_if_it_cannot_be_reached(
+    desk: Desk, executor: DaskExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for forbidden in (distributed.Client.run, DaskSlot._reached):
+        with monkeypatch.context() as patch:
+            if forbidden is DaskSlot._reached:
+                patch.setattr(DaskSlot, "_reached", AsyncMock(return_value=False))
+            else:
+                patch.setattr(distributed.Client, "run", AsyncMock(side_effect=AssertionError))
+            assert (await desk.run(executor)).totals.fetched == 200
+        desk.directory = desk.directory.with_name("again")
+
+
+async def test_another_worker_at_the_same_address_is_not_asked() -> None:
+    """As behind a tunnel, where the addresses of the cluster are those of other machines."""
+    client = AsyncMock()
+    client.rpc = lambda address: AsyncMock(identity=AsyncMock(return_value={"id": "Worker-here"}))
+    for there, is_it in (("Worker-here", True), ("Worker-there", False)):
+        client.scheduler.broadcast.return_value = {"tcp://10.0.0.7:1": {"id": there}}
+        assert bool(await DaskSlot(client, "tcp://10.0.0.7:1", set())._reached()) is is_it
 
 
 def test_an_address_without_tls_is_refused_unless_it_is_on_this_machine_or_asked_for() -> None:
