@@ -12,7 +12,9 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from importlib.util import find_spec
+from unittest.mock import Mock
 
 import pytest
 
@@ -34,9 +36,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"),
 ]
 
-ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
-PORT, CLIENT_PORT = 36379, 36380
+# Ray's client server forks while gRPC has threads. With gRPC's support of forks, every sixth child dies before it begins.
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0",
+}  # fmt: skip
 
+PORT, CLIENT_PORT = 26379, 26380
+"""Outside of the ports of outgoing connections: if one has the port, Ray's client server ends and `ray start` does not say so."""
 
 PROGRAM = [sys.executable, "-m", "ray.scripts.scripts"]
 
@@ -44,6 +50,8 @@ PROGRAM = [sys.executable, "-m", "ray.scripts.scripts"]
 @contextmanager
 def a_ray_cluster(cpus: int = 3, **environment: str) -> Iterator[str]:
     """The address of a cluster on this machine with token authentication. Only its workers have the secret."""
+    stop = partial(subprocess.run, [*PROGRAM, "stop", "--force"], capture_output=True, timeout=100, check=False)
+    stop()  # what a killed run of the tests has left: another cluster cannot start beside it
     with tempfile.TemporaryDirectory() as folder:
         options = [
             f"--num-cpus={cpus}",
@@ -59,7 +67,7 @@ def a_ray_cluster(cpus: int = 3, **environment: str) -> Iterator[str]:
             assert started.returncode == 0, started.stderr
             yield f"127.0.0.1:{PORT}"
         finally:
-            subprocess.run([*PROGRAM, "stop", "--force"], capture_output=True, timeout=100, check=False)
+            stop()
 
 
 def ray_workers() -> list[int]:
@@ -168,6 +176,17 @@ async def test_the_doctor_tells_that_nothing_listens(desk: Desk, url: str) -> No
     text, advice = await examined(desk, elsewhere(url, free_port()))
     assert text.endswith("cannot be used: Connection refused")
     assert advice.startswith("Ask whether it is running")
+
+
+def test_a_client_server_that_fails_is_tried_again_and_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    refuse = Mock(side_effect=ConnectionAbortedError("Initialization failure from server:\nTraceback ..."))
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(
+        ConnectionError, match=r"client server there cannot start a process; its ray_client_server\.err"
+    ):
+        RayExecutor("ray://127.0.0.1:1", secret_env="X").connect()
 
 
 def test_another_version_of_ray_or_python_is_told_with_both(monkeypatch: pytest.MonkeyPatch) -> None:

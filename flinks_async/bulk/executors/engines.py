@@ -238,6 +238,10 @@ class RayExecutor(ClusterExecutor):
             problem = f"refuses this process's token. Set {token} before the program starts"
         elif "cluster was started with" in told:
             problem = f"has another version of Ray or Python. Install the same. Ray says: {told}"
+        elif "Initialization failure" in told:
+            raise ConnectionError(
+                0, "Ray's client server there cannot start a process; its ray_client_server.err says why"
+            )
         else:  # Ray's client says the same of a wrong token, of another program at the port, and of a head that is busy
             raise ConnectionError(
                 0, f"Ray does not answer there, or refuses this process's token. Compare the port, and {token}"
