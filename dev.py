@@ -69,7 +69,7 @@ def install(name: str, requirements: list[str]) -> None:
         print("Making .venv", flush=True)
         make_venv()
     print("Installing into .venv (again only when pyproject.toml changes)", flush=True)
-    pip(PYTHON, "install", *requirements)
+    pip(PYTHON, "install", "--no-compile", *requirements)  # Python compiles what is imported
     stamp(name).write_text(state(requirements), encoding="utf-8")
 
 

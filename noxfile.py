@@ -82,13 +82,13 @@ def slow(session: nox.Session) -> None:
 @nox.session(venv_backend="none")
 def audit(session: nox.Session) -> None:
     """Known vulnerabilities of the dependencies, as pip resolves them today. It asks a database on the network, and fails if
-    one of them is unknown there.
+    one of them is unknown there; `-- --vulnerability-service osv --osv-url URL` names another database.
     """
     requirements = Path(session.create_tmp(), "requirements.txt")
     requirements.write_text(
         "\n".join([*PYPROJECT["project"]["dependencies"], *(r for e in EXTRAS.values() for r in e)])
     )
-    session.run(PYTHON, "-m", "pip_audit", "--strict", "--requirement", str(requirements))
+    session.run(PYTHON, "-m", "pip_audit", "--strict", "--requirement", str(requirements), *session.posargs)
 
 
 @nox.session(python=SUPPORTED[0])

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from sphinx.pycode import ModuleAnalyzer
+from sphinx.search import languages
+from sphinx.search.en import SearchEnglish
 
 import flinks_async
 import flinks_async.bulk
@@ -22,7 +24,7 @@ author = copyright = "The flinks-async authors"
 release = version = flinks_async.__version__
 
 root_doc = "docs/index"
-include_patterns = ["docs/**", "README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md"]
+include_patterns = ["docs/**", "README.md", "examples/README.md", "SECURITY.md", "CHANGELOG.md", "CONTRIBUTING.md"]
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 myst_heading_anchors = 4
 suppress_warnings = ["misc.highlighting_failure"]  # the block `layers` of CONTRIBUTING.md, which a test reads
@@ -45,6 +47,21 @@ autodoc_default_options = {
         [*config.__all__, *errors.__all__, *models.__all__, "config", "errors", "models", "FlinksClient"]
     ),
 }
+
+
+class Search(SearchEnglish):
+    """Also finds HTTP statuses. Sphinx and its script skip numbers, so both see `429` as `status429`."""
+
+    js_splitter_code = r"""
+        var splitQuery = (query) => query.split(/[^\p{Letter}\p{Number}_\p{Emoji_Presentation}]+/gu)
+          .filter((word) => word).map((word) => /^\d{3}$/.test(word) ? `status${word}` : word);
+    """
+
+    def split(self, input: str) -> list[str]:
+        return [f"status{word}" if re.fullmatch(r"\d{3}", word) else word for word in super().split(input)]
+
+
+languages["en"] = Search
 
 
 def _literal(code: re.Match[str]) -> str:

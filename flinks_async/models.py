@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import datetime as dt
 from decimal import Decimal
-from typing import TYPE_CHECKING, Any, Final
+from types import NoneType
+from typing import TYPE_CHECKING, Any, Final, get_args, get_origin, get_type_hints
 
 from attrs import evolve, field, frozen
 
@@ -18,20 +19,19 @@ from .checks import counted
 from .schema import (
     DEFAULT_WIRE_STATE,
     Field,
+    FieldKind,
     Missing,
     Model,
     Record,
     Timestamp,
     Wire,
-    fields_of,
-    item_count,
     maker,
-    masked,
     named,
     unknown_count,
     unknown_fields,
     wire_fields,
 )
+from .secret import MASK
 
 if TYPE_CHECKING:
     from attrs import frozen as model
@@ -60,6 +60,15 @@ __all__ = [
 ]
 
 _MAX_ID_IN_REPR = 64
+
+
+def masked(value: object) -> str:
+    return "None" if value is None else MASK
+
+
+def item_count(values: object) -> str:
+    """The `repr` of an array: the number of its items."""
+    return f"<{len(values)}>" if isinstance(values, (tuple, range)) else MASK
 
 
 def _row_count(table: Any) -> str:
@@ -273,6 +282,33 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _MAX_ID_IN_REPR else f"{text[: _MAX_ID_IN_REPR - 1]}…"
 
 
+_KINDS: Final = {
+    str: FieldKind.TEXT,
+    Decimal: FieldKind.AMOUNT,
+    int: FieldKind.INTEGER,
+    bool: FieldKind.FLAG,
+    dt.date: FieldKind.DATE,
+    Timestamp: FieldKind.TIMESTAMP,
+}
+
+
+def _field(name: str, wire: str, hint: Any) -> Field:
+    options = [hint] if get_origin(hint) is tuple else [o for o in get_args(hint) or (hint,) if o is not NoneType]
+    arrays = [get_args(option)[0] for option in options if get_origin(option) is tuple]
+    if arrays:
+        return Field(name, wire, FieldKind.ARRAY if len(options) == 1 else FieldKind.ONE_OR_MANY, arrays[0])
+    (only,) = options
+    if only in _KINDS:
+        return Field(name, wire, _KINDS[only])
+    return Field(name, wire, FieldKind.OBJECT, only)
+
+
+def _fields_of(cls: type[Model]) -> tuple[Field, ...]:
+    """The documented fields of a class, in the order of the class."""
+    hints = get_type_hints(cls)
+    return tuple(_field(name, wire, hints[name]) for name, wire in wire_fields(cls))
+
+
 MODELS: tuple[type[Model], ...] = (
     PartnerAccessResponse,
     AccountsDetail,
@@ -285,5 +321,5 @@ MODELS: tuple[type[Model], ...] = (
     Link,
 )
 
-SCHEMA: Final[dict[type[Model], tuple[Field, ...]]] = {cls: fields_of(cls) for cls in MODELS}
+SCHEMA: Final[dict[type[Model], tuple[Field, ...]]] = {cls: _fields_of(cls) for cls in MODELS}
 """The documented fields of each class, in the order of the class."""

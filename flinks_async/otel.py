@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from opentelemetry import context, metrics, trace
     from opentelemetry.trace.propagation import tracecontext
 
-    from .bulk.counters import Counters
+    from .bulk.counters import Counters, WorkerState
     from .bulk.executors.protocol import Execution, Executor, NextTask, TakeFinished, Task, Work
     from .bulk.records import Finished, RunState
 else:
@@ -144,6 +144,10 @@ class _Meters:
         self.queue = histogram("flinks.client.queue.duration", description="Wait of an attempt for a free place.")
         self.retries = meter.create_counter("flinks.client.retries", "{request}", "Attempts that repeat a failed one.")
         self.tokens = meter.create_counter("flinks.job.tokens", "{token}", "Tokens of jobs with an outcome.")
+        self.runs = meter.create_counter("flinks.job.runs", "{run}", "Runs of jobs that have ended.")
+        self.lost = meter.create_counter("flinks.job.lost_workers", "{worker}", "Workers that died or were given up.")
+        again = "Shards of lost workers, which others fetch again."
+        self.reassigned = meter.create_counter("flinks.job.reassigned_shards", "{shard}", again)
         self._clients: list[tuple[ref[FlinksClient], Attributes]] = []
         self._runs: tuple[_TracedExecution, ...] = ()
         self._drift_of_runs: tuple[Drift, ...] = ()
@@ -161,13 +165,18 @@ class _Meters:
 
     def begin(self, run: _TracedExecution) -> None:
         self._runs = (*self._runs, run)
+        for counter in (self.lost, self.reassigned):
+            counter.add(0)  # otherwise the first loss would be the first value, which is no increase
 
-    def end(self, run: _TracedExecution) -> None:
+    def end(self, run: _TracedExecution, state: str) -> None:
+        self.runs.add(1, {"flinks.run.state": state})
         self._drift_of_runs = joined([self._drift_of_runs, run.drift_of_workers])
         self._runs = tuple(one for one in self._runs if one is not run)
 
     def _observe_workers(self, _: object) -> Iterable[metrics.Observation]:
-        states = Counter(state for run in self._runs for state in run.states_of_workers)
+        states = Counter[str]()
+        for run in self._runs:
+            states.update(run.states_of_workers)
         return [metrics.Observation(count, {"flinks.worker.state": state}) for state, count in states.items()]
 
     def _observe(self, read: _Read, combine: _Combine, _: object) -> Iterable[metrics.Observation]:
@@ -313,6 +322,12 @@ class TracedExecutor:
         return _TracedExecution(self._executor, work, tasks, finished, self._tracer, self._meters)
 
 
+def _state_of(worker: WorkerState) -> str:
+    from .bulk.counters import WAITED_FOR  # imported by the job already
+
+    return "missing" if worker.note == WAITED_FOR else "lost" if worker.note else "working"
+
+
 class _TracedExecution:
     """An `Execution` that makes spans around another."""
 
@@ -331,6 +346,7 @@ class _TracedExecution:
         self._inner = executor.map_shards(work, self._next, self._take)
         self._latest: Counters | None = None  # which the thread that exports metrics may read
         self._has_workers = False
+        self._lost = 0
         self.stop, self.break_off = self._inner.stop, self._inner.break_off
 
     @property
@@ -340,17 +356,20 @@ class _TracedExecution:
     def counters(self) -> Counters:
         self._latest = counters = self._inner.counters()
         self._has_workers = self._has_workers or bool(counters.workers)
+        lost = [worker for worker in counters.workers if _state_of(worker) == "lost"]
+        for worker in lost[self._lost :]:
+            self._meters.lost.add(1)
+            self._meters.reassigned.add(worker.reassigned)
+        self._lost = len(lost)
         return counters
 
     @property
-    def states_of_workers(self) -> list[str]:
-        """`working`, `missing` or `lost`, for each worker."""
-        if self._latest is None:
-            return []
-        from .bulk.counters import WAITED_FOR  # imported by the job already
-
-        notes = [worker.note for worker in self._latest.workers]
-        return ["missing" if note == WAITED_FOR else "lost" if note else "working" for note in notes]
+    def states_of_workers(self) -> dict[str, int]:
+        """How many workers are `working`, `missing` or `lost`. Zeros tell a backend that an earlier value is over."""
+        if self._latest is None or not self._has_workers:
+            return {}
+        states = Counter(map(_state_of, self._latest.workers))
+        return {state: states[state] for state in ("working", "missing", "lost")}
 
     @property
     def drift_of_workers(self) -> tuple[Drift, ...]:
@@ -364,9 +383,13 @@ class _TracedExecution:
         detached = context.set_value(_RUN, self._run, trace.set_span_in_context(trace.INVALID_SPAN))
         token = context.attach(detached)
         self._meters.begin(self)
+        state = "complete"
         try:
             await self._inner.go()
+            if self._inner.stopped is not None:
+                state = self._inner.stopped[0]
         except BaseException as error:
+            state = "interrupted" if isinstance(error, asyncio.CancelledError) else "failed"
             _fail(span, type(error).__name__)
             raise
         finally:
@@ -374,9 +397,9 @@ class _TracedExecution:
             for shard in self._shards.values():
                 _fail(shard, "CancelledError")
                 shard.end()
-            counters, stopped = self.counters(), self._inner.stopped
-            self._meters.end(self)
-            span.set_attribute("flinks.run.state", "complete" if stopped is None else stopped[0])
+            counters = self.counters()
+            self._meters.end(self, state)
+            span.set_attribute("flinks.run.state", state)
             span.set_attribute("flinks.run.fetched", counters.fetched)
             span.set_attribute("flinks.run.failed", counters.failed)
             span.end()

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import Final, Protocol
 
-from attrs import field, frozen
+from attrs import Factory, field, frozen
 
 from . import checks
 from .errors import ConfigError
@@ -55,18 +55,23 @@ Quota = TokenBucketQuota | ShareQuota
 """A limit of retries."""
 
 
+def _minimum(adaptive: Adaptive) -> int:
+    return min(4, adaptive.initial) if isinstance(adaptive.initial, int) else 4
+
+
 @frozen(kw_only=True, eq=False, repr=False)
 class Adaptive(Record):
     """A limit of concurrent requests that adapts between two bounds.
 
-    Source: Netflix' concurrency-limits: bounds and `decrease` from its AIMD limit, `tolerance` from its gradient limits.
+    Source: Netflix' concurrency-limits: `maximum` and `decrease` from its AIMD limit, `tolerance` from its gradient limits.
     `loss` is the factor of CUBIC (RFC 9438).
 
     Attributes:
         initial: requests that may be sent at once before anything is known; 20. bulk: 4.
         doubling: seconds in which the number of requests may double before the first refusal or slow answer. 0.08, so that
             200 calls are sent within 0.3 s; bulk: 0.5, so that a limit is passed by few requests.
-        minimum: the lowest limit. 1.
+        minimum: the lowest limit, unless the instance refuses so many. 4, but at most `initial`: with a limit of 1, a
+            token that takes minutes would hold up all others.
         maximum: the highest limit. 200; at most 100,000.
         tolerance: the time to first byte may be this many times that of an idle instance. 2.0.
         decrease: the limit is multiplied by this when it takes longer, and by less when it takes much longer. 0.9.
@@ -76,7 +81,7 @@ class Adaptive(Record):
 
     initial: int = field(default=20, validator=checks.at_once)
     doubling: float = field(default=0.08, validator=checks.positive)
-    minimum: int = field(default=1, validator=checks.at_once)
+    minimum: int = field(default=Factory(_minimum, takes_self=True), validator=checks.at_once)
     maximum: int = field(default=200, validator=checks.at_once)
     tolerance: float = field(default=2.0, validator=checks.number)
     decrease: float = field(default=0.9, validator=checks.share)

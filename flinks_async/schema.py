@@ -8,45 +8,36 @@ of wire names.
 from __future__ import annotations
 
 import datetime as dt
+import inspect
+from abc import ABCMeta, update_abstractmethods
 from collections.abc import Callable, Mapping
 from copy import deepcopy
-from decimal import Clamped, Context, Decimal, Inexact, InvalidOperation, Overflow, Rounded, Subnormal, Underflow
+from decimal import Clamped, Context, Inexact, InvalidOperation, Overflow, Rounded, Subnormal, Underflow
 from enum import Enum
 from functools import cache
 from operator import attrgetter
-from types import MappingProxyType, NoneType
+from types import MappingProxyType
 from typing import (
     Any,
     Final,
     Literal,
     NoReturn,
     ParamSpec,
+    Protocol,
+    Self,
     TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
 )
 
 import msgspec
 from attrs import NOTHING, Attribute, evolve, field, fields, frozen
 
 from .checks import counted
-from .secret import MASK
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 Missing = Literal["omit", "null"]
 """How `to_dict()` and `to_json()` write fields that have no value and that the server did not send."""
-
-
-def masked(value: object) -> str:
-    return "None" if value is None else MASK
-
-
-def item_count(values: object) -> str:
-    """The `repr` of an array: the number of its items."""
-    return f"<{len(values)}>" if isinstance(values, (tuple, range)) else MASK
 
 
 def unknown_count(extra: Mapping[str, Any]) -> str:
@@ -127,7 +118,7 @@ _record_values: Final[Callable[[Any], Callable[[Any], Any]]] = cache(_compared)
 class Model:
     """The base of the models: unknown fields, and the way back to JSON."""
 
-    __slots__ = ()
+    __slots__ = ("_wire",)  # no member of the struct, so that msgspec does not write it
 
     _match_args = ()
     _wire: Wire
@@ -203,22 +194,61 @@ class Model:
     def __rich_repr__(self) -> NoReturn:
         raise AttributeError  # a struct's own would show what `repr` masks
 
+    # A struct's own copies know its members only, and pickles of it name a private function of msgspec.
 
-class ModelType(msgspec.StructMeta):
-    """The class of the models. It lets users write a subclass of one as of any attrs class: a struct may have no `__init__` and
-    no `__slots__`, makes fields of annotations, and copies nothing but fields.
+    def __copy__(self) -> Self:
+        copied: Self = _copy_struct(self)
+        _wire_slot.__set__(copied, self._wire)
+        if hasattr(self, "__dict__"):  # of a user's subclass
+            vars(copied).update(vars(self))
+        return copied
+
+    def __replace__(self: Any, /, **changes: Any) -> Any:
+        return evolve(self, **changes)
+
+    __reduce__ = object.__reduce__
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return object.__reduce_ex__(self, max(protocol, 2))  # the older protocols cannot make a struct
+
+
+_wire_slot: Final[Any] = vars(Model)["_wire"]
+_copy_struct: Final[Any] = msgspec.Struct.__copy__  # type: ignore[attr-defined]
+_ProtocolType: Final[Any] = type(Protocol)
+
+
+class ModelType(_ProtocolType, msgspec.StructMeta):  # type: ignore[misc]
+    """The class of the models. It lets users write a subclass of one as of any attrs class, and mix it with abstract classes and
+    protocols: a struct may not have or inherit `__init__`, `__new__` and `__slots__`, and makes fields of annotations.
     """
 
+    # An abstract class would look up classes that were registered with it.
+    __instancecheck__, __subclasscheck__ = type.__instancecheck__, type.__subclasscheck__
+
     def __new__(cls, name: str, bases: tuple[type, ...], space: dict[str, Any], **options: Any) -> Any:
-        if options:  # a class of this package
+        if options.get("gc") is False:  # a class of this package
             return super().__new__(cls, name, bases, space, **options)
         later = {key: space[key] for key in _SET_LATER if key in space}
         space = {key: value for key, value in space.items() if key not in (*_SET_LATER, "__slots__")}
-        space = {"__reduce__": object.__reduce__, "__reduce_ex__": _reduced, "__copy__": _copied} | space
-        made = super().__new__(_SubclassType, name, bases, space, eq=False, gc=True, dict=True, weakref=True)
+        structs = tuple(base for base in bases if isinstance(base, ModelType))
+        made: Any = super().__new__(_SubclassType, name, structs, space, eq=False, gc=True, dict=True, weakref=True)
         for key, value in later.items():
-            setattr(made, key, value)
+            setattr(made, key, staticmethod(value) if key == "__new__" else value)
+        if structs != bases:
+            made.__bases__ = bases
+            super(made, made).__init_subclass__(**options)
+            update_abstractmethods(made)
         return made
+
+    def __call__(cls, /, *args: Any, wire_state: Wire = DEFAULT_WIRE_STATE, **values: Any) -> Any:
+        made = super().__call__(*args, **values)
+        _wire_slot.__set__(made, wire_state)
+        return made
+
+    @property
+    def __signature__(cls: Any) -> inspect.Signature:
+        signature = inspect.signature(cls.__init__)
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     @property
     def __match_args__(cls) -> Any:  # that of a struct cannot be set
@@ -230,26 +260,17 @@ class ModelType(msgspec.StructMeta):
 
 
 class _SubclassType(ModelType):
-    def __call__(cls: Any, *args: Any, **values: Any) -> Any:  # a struct does not call `__init__`
-        made = cls.__new__(cls)
-        cls.__init__(made, *args, **values)
-        return made
+    __call__ = type.__call__  # a struct does not call `__init__`
+    __instancecheck__, __subclasscheck__ = ABCMeta.__instancecheck__, ABCMeta.__subclasscheck__
 
 
-_SET_LATER: Final = ("__init__", "__match_args__", "__annotations__", "__annotate__", "__annotate_func__")
+_SET_LATER: Final = ("__init__", "__new__", "__match_args__", "__annotations__", "__annotate__", "__annotate_func__")
 """Members of a class that a struct refuses, or reads, when the class is made."""
 
 
-def _reduced(model: Any, protocol: Any) -> Any:
-    return object.__reduce_ex__(model, max(protocol, 2))  # the older protocols cannot make a struct
-
-
-def _copied(model: Any) -> Any:
-    copied = model.__class__.__new__(model.__class__)
-    for attribute in fields(model.__class__):
-        object.__setattr__(copied, attribute.name, getattr(model, attribute.name))
-    vars(copied).update(vars(model))
-    return copied
+def _decoded_by_msgspec(model: Any) -> None:
+    """msgspec calls it for the objects that it makes for users, which have no wire state."""
+    _wire_slot.__set__(model, DEFAULT_WIRE_STATE)
 
 
 def model(cls: type) -> Any:
@@ -259,15 +280,14 @@ def model(cls: type) -> Any:
     The garbage collector does not track the objects: they hold plain values and other models, so they form no cycle.
     """
     made: Any = frozen(cls, kw_only=True, weakref_slot=False, repr=False, eq=False)
-    members = [(a.alias, a.type, a.default) for a in fields(made)]
+    members = [(a.name, a.type, a.default) for a in fields(made) if a.name != "_wire"]
     bases = (*cls.__bases__, msgspec.Struct)
     options: Any = {"kw_only": True, "eq": False, "gc": False}
     struct: Any = msgspec.defstruct(f"_{cls.__name__}", members, bases=bases, module=cls.__module__, **options)
     struct.__setattr__, struct.__delattr__ = object.__setattr__, object.__delattr__
-    struct._wire = struct.__dict__["wire_state"]
-    struct.wire_state = Model.wire_state
     hidden = (*_SET_LATER, "__slots__", "__annotations_cache__", *made.__slots__)
     space = {name: value for name, value in vars(made).items() if name not in hidden}
+    space["__post_init__"] = _decoded_by_msgspec
     result: Any = ModelType(cls.__name__, (struct,), space, **options)
     result.__init__, result.__annotations__ = made.__init__, made.__annotations__
     return result
@@ -364,16 +384,6 @@ class FieldKind(Enum):
     ONE_OR_MANY = "an array or an object"
 
 
-_KINDS: Final = {
-    str: FieldKind.TEXT,
-    Decimal: FieldKind.AMOUNT,
-    int: FieldKind.INTEGER,
-    bool: FieldKind.FLAG,
-    dt.date: FieldKind.DATE,
-    Timestamp: FieldKind.TIMESTAMP,
-}
-
-
 @frozen(eq=False, repr=False)
 class Field(Record):
     """One documented field.
@@ -389,23 +399,6 @@ class Field(Record):
     wire: str
     kind: FieldKind
     model: type[Model] | None = None
-
-
-def _field(name: str, wire: str, hint: Any) -> Field:
-    options = [hint] if get_origin(hint) is tuple else [o for o in get_args(hint) or (hint,) if o is not NoneType]
-    arrays = [get_args(option)[0] for option in options if get_origin(option) is tuple]
-    if arrays:
-        return Field(name, wire, FieldKind.ARRAY if len(options) == 1 else FieldKind.ONE_OR_MANY, arrays[0])
-    (only,) = options
-    if only in _KINDS:
-        return Field(name, wire, _KINDS[only])
-    return Field(name, wire, FieldKind.OBJECT, only)
-
-
-def fields_of(cls: type[Model]) -> tuple[Field, ...]:
-    """The documented fields of a class, in the order of the class."""
-    hints = get_type_hints(cls)
-    return tuple(_field(name, wire, hints[name]) for name, wire in wire_fields(cls))
 
 
 def mutable_class(cls: Any) -> type:

@@ -10,7 +10,8 @@ import pytest
 TESTS = Path(__file__).parent
 MARKED = {
     "once": (
-        "bulk/test_job_trust", "bulk/test_report", "bulk/test_report_browser", "bulk/test_report_jobs", "test_benchmarks",
+        "bulk/test_job_trust", "bulk/test_report", "bulk/test_report_browser", "bulk/test_report_jobs",
+        "bulk/test_wrong_arguments", "test_benchmarks",
         "test_cli_docs", "test_cli_simulate_demo", "test_pace", "test_readme", "test_simulator_openapi", "test_storm_benchmark",
         "test_storm_hour", "test_structure", "test_testing_plugin", "torture/test_crash", "torture/test_io",
         "torture/test_order", "torture/test_outage",
@@ -18,7 +19,7 @@ MARKED = {
     "slow": ("bulk/test_dask", "bulk/objects"),
     "backend": (
         "bulk/objects", "bulk/test_dask", "bulk/test_ray", "bulk/test_selection", "bulk/test_store_duckdb",
-        "bulk/test_store_postgresql", "bulk/test_stores_agree", "test_redis",
+        "bulk/test_store_parquet", "bulk/test_store_postgresql", "bulk/test_stores_agree", "test_redis",
     ),
 }  # fmt: skip
 """Files and folders of which all tests have a marker; pyproject.toml says what it means."""
@@ -33,9 +34,9 @@ def cores() -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process for single files, which end before workers have started; otherwise a worker for each core, and one more."""
+    """One process for single files, which end before workers have started; otherwise a worker for each core, and two more."""
     files = all(Path(argument.partition("::")[0]).is_file() for argument in config.args)
-    return 0 if files else min(cores() + 1, 8)  # one more, because some tests wait
+    return 0 if files else min(cores() + 2, 8)  # two more, because some tests wait
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:

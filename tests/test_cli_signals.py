@@ -14,6 +14,7 @@ from flinks_async.cli import Exit
 from flinks_async.testing import FlinksServer
 
 from .cli_support import records, said, start
+from .support import until
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="POSIX signals")
 
@@ -78,14 +79,22 @@ async def test_a_silent_standard_input_does_not_hold_it_up(flinks_server: Flinks
 
 async def test_answers_are_printed_as_shards_complete(flinks_server: FlinksServer) -> None:
     flinks_server.script("token-150", ["hang"])
-    process = await start("fetch", "-", "--out", "-", server=flinks_server, stdin=asyncio.subprocess.PIPE)
+    command = (
+        "fetch",
+        "-",
+        "--out",
+        "-",
+        "--concurrency",
+        4,
+    )  # the limit that adapts may be 1, and then all wait for one
+    process = await start(*command, server=flinks_server, stdin=asyncio.subprocess.PIPE)
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write(b"".join(b"token-%d\n" % n for n in range(1, 201)))
     process.stdin.close()
     lines = {json.loads(await process.stdout.readline())["line"] for _ in range(100)}
     assert lines == {*range(1, 101)}, "while the second shard is in progress"
-    await flinks_server.received(200)
+    await until(lambda: len(flinks_server.stats.per_token) == 200)
     flinks_server.release()
     await process.communicate()
     assert process.returncode == Exit.OK

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 import random
 from collections import deque
 from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 import pytest
 
-from flinks_async import Adaptive, ConfigError, FlinksClient, Limits
+from flinks_async import Adaptive, ConfigError, FlinksClient, Limits, config
 from flinks_async.limits.concurrency import AdaptiveConcurrency, FixedConcurrency, make_concurrency
-from flinks_async.testing import InMemoryTransport
+from flinks_async.messages import Request
+from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
 
+from .support import client_of
 from .test_concurrency_rules import lose
 
 SERVICE_TIMES: dict[str, Callable[[random.Random, float], float]] = {
@@ -112,7 +117,7 @@ def test_the_limit_keeps_within_its_bounds() -> None:
 
 
 def test_a_lasting_slowness_becomes_the_new_baseline() -> None:
-    state = AdaptiveConcurrency(Adaptive(remember=60.0))
+    state = AdaptiveConcurrency(Adaptive(remember=60.0, minimum=1))
     seen = limits_by_second(state, times="always the same", slow=(30, 10_000), seconds=900)
     assert min(seen[30:200]) <= 2
     assert state.baseline == pytest.approx(2.0, rel=0.3)
@@ -188,3 +193,33 @@ async def test_both_are_settings_of_a_client() -> None:
             await client.partner_access("t")
             assert client._state is not None
             assert client._state.governor.concurrency.limit == expected
+
+
+@pytest.mark.parametrize("settings", [config.service(), config.bulk()])
+def test_a_token_that_takes_minutes_does_not_hold_up_the_others_when_answers_are_slow(
+    settings: config.Settings,
+) -> None:
+    async def answer(request: Request) -> dict[str, Any]:
+        number = int(request.token.reveal())
+        await asyncio.sleep(25 if number == 1500 else 0.01 if number < 500 else 0.5)
+        return {"RequestId": "r"}
+
+    async def times() -> list[float]:
+        client = client_of(InMemoryTransport(default=answer), clock=VirtualClock(), settings=settings)
+        async with client:
+            return [client._clock.now() async for _ in client.partner_access_many(map(str, range(2000)))]
+
+    done = run_virtual(times())
+    assert max(later - before for before, later in pairwise(done[:-1])) < 5
+
+
+def test_the_minimum_follows_a_small_start() -> None:
+    assert [Adaptive(initial=initial).minimum for initial in (1, 3, 4, 20)] == [1, 3, 4, 4]
+
+
+def test_an_instance_that_refuses_even_the_minimum_is_believed() -> None:
+    state = AdaptiveConcurrency(Adaptive())
+    state.bound(1)
+    assert state.limit == 1
+    state.bound(None)
+    assert state.limit == 200

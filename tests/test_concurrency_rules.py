@@ -185,7 +185,7 @@ def test_refusals_are_no_part_of_a_round_but_failures_among_many_of_them_are_few
 
 @pytest.mark.parametrize(("before", "limit"), [(9, 3), (19, 5)])
 def test_failures_are_counted_over_as_many_refusals_as_a_round_has(before: int, limit: int) -> None:
-    state = steady(Adaptive(initial=5))
+    state = steady(Adaptive(initial=5, minimum=1))
     for _ in range(5 + before):  # the first five are ignored
         state.refused()
     for _ in range(2):

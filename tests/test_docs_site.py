@@ -104,13 +104,43 @@ def test_search_finds_a_header(site: Path, browser: Browser) -> None:
     page.close()
 
 
+WANTED = {  # what users look for, and pages that tell
+    "429": ("docs/questions", "docs/errors"),
+    "timeout": ("docs/service", "docs/settings"),
+    "proxy": ("docs/questions", "docs/settings"),
+    "pandas": ("docs/data-frames",),
+    "Kubernetes": ("docs/many-machines", "docs/questions"),
+    "Windows": ("docs/questions",),
+    "cancel": ("docs/questions",),
+    "fork": ("docs/questions",),
+    "Django": ("examples/README",),
+}
+
+
+def test_search_finds_what_users_look_for_among_the_first_results(site: Path, browser: Browser) -> None:
+    page = browser.new_page()
+    for word, wanted in WANTED.items():
+        page.goto(f"{(site / 'search.html').as_uri()}?q={word}")
+        page.get_by_text(re.compile("Search finished")).wait_for(timeout=20_000)
+        found = page.evaluate("[...document.querySelectorAll('#search-results li > a')].map(one => one.href)")
+        assert any(f"/{name}.html" in url for url in found[:6] for name in wanted), (word, found[:10])
+    page.close()
+
+
+def test_every_page_says_what_it_is_for_in_its_first_lines(site: Path) -> None:
+    for name, text in pages(site).items():
+        article = text.partition("<h1>")[2].partition("</h1>")[2]
+        first = re.match(r"\s*<(\w+)", article)
+        assert name.parent == site or (first is not None and first[1] == "p"), name
+
+
 CUT = "[...document.querySelectorAll('{}')].filter(one => one.scrollWidth > one.clientWidth).length"
 HIGHEST_ROW = "Math.max(0, ...[...document.querySelectorAll('article tr')].map(row => row.clientHeight))"
 
 
 def test_tables_fit_a_desk_and_no_row_is_high_because_a_column_is_narrow(site: Path, browser: Browser) -> None:
     page = browser.new_page(viewport={"width": 1280, "height": 900})
-    for source in ("docs/settings", "docs/logging", "docs/many-machines", "docs/stores", "README"):
+    for source in ("docs/settings", "docs/logging", "docs/many-machines", "docs/stores", "docs/questions", "README"):
         page.goto((site / f"{source}.html").as_uri())
         assert page.evaluate(HIGHEST_ROW) < 260, source
         assert page.evaluate(CUT.format("article table")) == 0, source
@@ -128,6 +158,7 @@ def test_a_phone_shows_pages_without_scrolling_sideways_and_tables_that_can_be_r
     for source in (
         *("docs/index", "docs/settings", "docs/observability", "docs/errors", "docs/api", "README"),
         *("docs/tutorial-service", "docs/tutorial-job", "docs/command-line", "docs/logging"),
+        *("docs/questions", "examples/README"),
     ):
         page.goto((site / f"{source}.html").as_uri())
         assert page.evaluate("document.documentElement.scrollWidth") == 390, source

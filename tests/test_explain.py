@@ -46,7 +46,7 @@ SAYINGS = [
     (config.service(), "quota: 500 tokens, 14 a retry, 5 after throttling: 35 retries in a row without a success"),
     (config.service(), "calls fail at once with CircuitOpenError"),
     (config.service(), "a Retry-After above 60 s: the call ends, with retry_after set"),
-    (config.service(), "requests at once: 1 to 200, from 20"),
+    (config.service(), "requests at once: 4 to 200, from 20"),
     (config.bulk(), "quota: 20% of the requests of the last 10 s, and 10 per second"),
     (config.bulk(), "calls wait and lose no attempt"),
     (config.bulk(), "a Retry-After above 60 s: all calls pause"),

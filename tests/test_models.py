@@ -19,9 +19,11 @@ from typing import Any, get_type_hints
 
 import attrs
 import cattrs
+import msgspec
 import pytest
 from attrs import evolve
 from attrs.exceptions import FrozenInstanceError
+from cattrs.preconf.msgspec import make_converter
 
 from flinks_async import AttemptStarted, ConnectionStats, Fetched, Retry, Verdict
 from flinks_async.codec import Codec
@@ -81,7 +83,7 @@ def test_every_field_is_optional(cls: type[Model]) -> None:
 @pytest.mark.parametrize("model", EVERYTHING, ids=lambda model: type(model).__name__)
 def test_models_are_plain_data(model: Model) -> None:
     for copied in (
-        *(pickle.loads(pickle.dumps(model, protocol)) for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1)),
+        *(pickle.loads(pickle.dumps(model, protocol)) for protocol in range(pickle.HIGHEST_PROTOCOL + 1)),
         copy.copy(model),
         copy.deepcopy(model),
         evolve(model),
@@ -93,6 +95,7 @@ def test_models_are_plain_data(model: Model) -> None:
         assert copied.to_dict() == model.to_dict()
         assert copied.wire_state == model.wire_state
     assert model != object()
+    assert b"msgspec" not in pickle.dumps(model)  # other versions must read it
 
 
 @pytest.mark.parametrize("model", EVERYTHING, ids=lambda model: type(model).__name__)
@@ -446,6 +449,19 @@ def test_tools_see_a_model_as_a_frozen_attrs_class(cls: type[Model]) -> None:
         cls(unheard="of")  # type: ignore[call-arg]
 
 
+@pytest.mark.parametrize("model", EVERYTHING, ids=lambda model: type(model).__name__)
+def test_msgspec_and_cattrs_write_the_documented_fields(model: Model) -> None:
+    names = {a.name for a in attrs.fields(type(model)) if a.name != "_wire"}  # type: ignore[arg-type]
+    model = evolve(model, wire_state=WireState({"Unknown": 1}, frozenset({"Id"})))
+    written = msgspec.json.encode(model)
+    assert msgspec.json.decode(written).keys() == msgspec.to_builtins(model).keys() == names
+    assert make_converter().dumps(model) == written
+    read = msgspec.json.decode(written, type=type(model))
+    assert read == evolve(model, wire_state=DEFAULT_WIRE_STATE)
+    assert read.wire_state is DEFAULT_WIRE_STATE
+    assert make_converter().loads(written, type(model)) == read
+
+
 @pytest.mark.parametrize("cls", MODELS)
 def test_equal_models_are_not_unequal(cls: type[Model]) -> None:
     assert not cls() != cls()  # noqa: SIM202 - `!=` has code of its own
@@ -459,7 +475,8 @@ def test_tools_see_how_a_model_is_made() -> None:
     )
     properties: Any = vars(Balance).get("__attrs_props__")  # of attrs 25.4 and later
     assert properties is None or (properties.is_frozen, properties.is_slotted) == (True, True)
-    assert Balance.__annotations__.keys() == {a.name for a in attrs.fields(Balance)}
+    names = {a.name for a in attrs.fields(Balance)}
+    assert Balance.__annotations__.keys() == get_type_hints(Balance).keys() == names
 
 
 def test_the_garbage_collector_does_not_walk_answers() -> None:

@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
-import re
-import shutil
 import subprocess
 import sys
 from math import inf
-from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
-import yaml
 from attrs import evolve
 from opentelemetry import baggage, context
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
@@ -37,13 +32,10 @@ from flinks_async import (
     Hedge,
     Response,
     Retry,
-    config,
 )
-from flinks_async.bulk import InProcess, InputFile, Job, JSONLFile, Processes
-from flinks_async.otel import _GAUGES, TracedExecutor, instrument
-from flinks_async.testing import KINDS, Fault, FlinksServer, InMemoryTransport, Latency
+from flinks_async.otel import TracedExecutor, instrument
+from flinks_async.testing import KINDS, Fault, FlinksServer, InMemoryTransport
 
-from .support import until
 from .test_canaries import FAILURES, PERSONAL, SECRET, TOKEN, shows_nothing
 
 GET = "GET /partneraccess/{accesstoken}"
@@ -429,168 +421,3 @@ except flinks_async.ConfigError as error:
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("pip install 'flinks-async[otel]'")
-
-
-# --- jobs -------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("processes", [0, 2])
-async def test_a_run_and_its_shards_are_linked_spans(telemetry: Telemetry, tmp_path: Path, processes: int) -> None:
-    source = tmp_path / "tokens.txt"
-    source.write_text("".join(f"canary-{number}\n" for number in range(7)))
-    async with FlinksServer(auth_secret=SECRET) as server:
-        server.script("canary-3", [KINDS["session_nonexistent"]])
-        async with FlinksClient(auth_secret=SECRET, base_url=server.base_url, settings=config.bulk()) as client:
-            with Job.start(tmp_path / "job", InputFile(source), JSONLFile(tmp_path / "out"), shard_size=3) as job:
-                executor = telemetry.executor(Processes(processes) if processes else InProcess())
-                with telemetry.tracers.get_tracer("nightly").start_as_current_span("nightly"):
-                    result = await job.run(client if processes else telemetry.instrument(client), executor=executor)
-                totals = job.totals
-    assert result.state == "complete"
-    (run,) = telemetry.spans("flinks job run")
-    shards = telemetry.spans("flinks job shard")
-    assert attributes(run) == {"flinks.run.state": "complete", "flinks.run.fetched": 6, "flinks.run.failed": 1}
-    assert run.parent is not None
-    for span in (*shards, *telemetry.calls()):
-        assert span.parent is None
-        assert [link.context.span_id for link in span.links] == [run.context.span_id]
-    assert len(telemetry.calls()) == (0 if processes else 7)
-    told = {
-        s["flinks.shard.id"]: (s["flinks.shard.tokens"], s["flinks.shard.fetched"], s["flinks.shard.failed"])
-        for s in map(attributes, shards)
-    }
-    assert told == {0: (3, 3, 0), 1: (3, 2, 1), 2: (1, 1, 0)}
-    counted = {p.attributes["flinks.outcome"]: p.value for p in telemetry.metric("flinks.job.tokens")}
-    assert counted == {"fetched": totals.fetched, "failed": totals.failed}
-    assert telemetry.metric("flinks.job.workers") == []  # of a run that has ended
-    shows_nothing(telemetry.everything())
-
-
-async def test_workers_are_counted_by_state_and_their_drift_is_added_once(telemetry: Telemetry, tmp_path: Path) -> None:
-    source = tmp_path / "tokens.txt"
-    source.write_text("".join(f"canary-{number}\n" for number in range(4)))
-    body: dict[str, Any] = {"GetAccountsDetail": None, "RequestId": "r", "Foo": "canary"}
-    workers: list[dict[str, Any]] = []
-    async with FlinksServer(auth_secret=SECRET, latency=Latency.fixed(0.3)) as server:
-        for number in range(4):
-            server.script(f"canary-{number}", [body])
-        async with FlinksClient(auth_secret=SECRET, base_url=server.base_url, settings=config.bulk()) as client:
-            with Job.start(tmp_path / "job", InputFile(source), JSONLFile(tmp_path / "out"), shard_size=2) as job:
-                run = asyncio.ensure_future(job.run(client, executor=telemetry.executor(Processes(2))))
-                while not run.done():
-                    job.progress()
-                    workers += [{**p.attributes, "count": p.value} for p in telemetry.metric("flinks.job.workers")]
-                    await asyncio.sleep(0.05)
-                assert run.result().state == "complete"
-    assert {"flinks.worker.state": "working", "count": 2} in workers
-    (drift,) = telemetry.metric("flinks.client.drift")
-    assert (drift.value, drift.attributes["flinks.drift.path"]) == (4, "Foo")
-    shows_nothing(telemetry.everything())
-
-
-async def test_a_job_that_is_cancelled_ends_its_spans(telemetry: Telemetry, tmp_path: Path) -> None:
-    async def hang(_: Any) -> Any:
-        await asyncio.Event().wait()
-
-    source = tmp_path / "tokens.txt"
-    source.write_text("a\nb\n")
-    client = FlinksClient(auth_secret="s", transport=InMemoryTransport(default=hang))
-    with Job.start(tmp_path / "job", InputFile(source), JSONLFile(tmp_path / "out")) as job:
-        run = asyncio.ensure_future(job.run(client, executor=telemetry.executor(InProcess())))
-        await until(lambda: client.stats().requests_in_flight)
-        run.cancel()
-        await asyncio.wait([run])
-    await client.close()
-    names = {span.name: attributes(span).get("error.type") for span in telemetry.exporter.get_finished_spans()}
-    assert names == {"flinks job shard": "CancelledError", "flinks job run": "CancelledError"}
-
-
-# --- documents --------------------------------------------------------------------------------------------------------
-
-ROOT = Path(__file__).parent.parent
-
-
-async def exported(telemetry: Telemetry, folder: Path) -> dict[str, str]:
-    """Every metric after a job and a call that is retried: its unit, and in Prometheus' way its name."""
-    source = folder / "tokens.txt"
-    source.write_text("a\n")
-    transport = InMemoryTransport({"a": [KINDS["http_503"], ANSWER]})
-    async with FlinksClient(auth_secret="s", transport=transport, retry=AT_ONCE) as client:
-        flinks = telemetry.instrument(client)
-        with Job.start(folder / "job", InputFile(source), JSONLFile(folder / "out")) as job:
-            await job.run(flinks, executor=telemetry.executor(InProcess()))
-        data = telemetry.reader.get_metrics_data()
-    assert data is not None
-    suffixes = {"s": "_seconds", "{request}/s": "_per_second"}  # as Prometheus' translation of OTLP adds them
-    names = {name: name.replace(".", "_") + suffixes.get(unit, "") for name, unit, *_ in _GAUGES}
-    names["flinks.job.workers"] = "flinks_job_workers"  # only of runs with several
-    for metric in data.resource_metrics[0].scope_metrics[0].metrics:
-        suffix = suffixes.get(metric.unit, "")
-        total = "_total" if type(metric.data).__name__ == "Sum" else ""
-        names[metric.name] = metric.name.replace(".", "_") + suffix + total
-    return names
-
-
-async def test_the_page_lists_every_metric_and_dashboard_and_alerts_use_no_other(
-    telemetry: Telemetry, tmp_path: Path
-) -> None:
-    names = await exported(telemetry, tmp_path)
-    page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
-    table = page.partition("## Metrics")[2].partition("## What you see")[0]
-    assert set(re.findall(r"^\| `([\w.]+)` \|", table, re.MULTILINE)) == set(names)
-    dashboard = json.loads((ROOT / "examples" / "grafana_dashboard.json").read_text(encoding="utf-8"))
-    shown = " ".join(target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
-    used = re.compile(r"\b(?:flinks|http)_(?:client|job)_\w+")
-    assert {re.sub("_(bucket|count)$", "", name) for name in used.findall(shown)} == set(names.values())
-    rules = yaml.safe_load((ROOT / "examples" / "prometheus_alerts.yml").read_text(encoding="utf-8"))["groups"][0][
-        "rules"
-    ]
-    for rule in rules:
-        assert {re.sub("_(bucket|count)$", "", name) for name in used.findall(rule["expr"])} <= set(names.values())
-        assert rule["expr"].count("(") == rule["expr"].count(")")
-
-
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-def test_the_alerts_on_a_refused_secret_and_on_an_outage_fire(tmp_path: Path) -> None:
-    calls = 'flinks_client_call_duration_seconds_count{server_address="h", error_type="AuthenticationError"}'
-    held = 'flinks_client_held_back_seconds{server_address="h"}'
-
-    def case(series: str, values: str, alert: str, minutes: dict[int, int]) -> dict[str, Any]:
-        """The alert has so many instances at these minutes."""
-        samples = {0: [], 1: [{"labels": '{server_address="h"}', "value": 1}]}
-        count = f'count by (server_address) (ALERTS{{alertname="{alert}", alertstate="firing"}})'
-        tests = [{"expr": count, "eval_time": f"{at}m", "exp_samples": samples[n]} for at, n in minutes.items()]
-        return {"interval": "1m", "input_series": [{"series": series, "values": values}], "promql_expr_test": tests}
-
-    (tmp_path / "test.yml").write_text(
-        yaml.safe_dump(
-            {
-                "rule_files": [str(ROOT / "examples" / "prometheus_alerts.yml")],
-                "evaluation_interval": "1m",
-                "tests": [
-                    case(calls, "_x2 9x20", "FlinksAuthSecretRefused", {1: 0, 3: 1, 12: 0}),  # a job that stopped
-                    case(calls, "0+2x20", "FlinksAuthSecretRefused", {1: 0, 9: 1}),
-                    case(held, "0 5 0 7 0 9 0 9 0 9 0x9", "FlinksHeldBack", {5: 0, 8: 1, 14: 0}),  # 0: a probe is due
-                    case(held, "0 9 _x20", "FlinksHeldBack", {5: 0, 6: 0, 7: 0}),  # a process that ended
-                ],
-            }
-        )
-    )
-    done = subprocess.run(
-        ["promtool", "test", "rules", str(tmp_path / "test.yml")], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-async def test_the_page_lists_every_span_and_attribute(telemetry: Telemetry, tmp_path: Path) -> None:
-    await exported(telemetry, tmp_path)
-    spans = telemetry.exporter.get_finished_spans()
-    page = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
-    table = page.partition("## Spans")[2].partition("## Jobs")[0]
-    assert {span.name for span in spans} == set(re.findall(r"^\| `((?:flinks|GET) [^`]+)` \|", table, re.MULTILINE))
-    rows = re.findall(r"^\| (`.+?) \| .* \| .* \|$", table.partition("| attribute |")[2], re.MULTILINE)
-    listed = set()
-    for row in rows:
-        first, *others = re.findall(r"`([^`]+)`", row)
-        listed |= {first, *(first.rpartition(".")[0] + other if other.startswith(".") else other for other in others)}
-    assert {name for span in spans for name in attributes(span)} | {"flinks.request_id", "error.type"} == listed

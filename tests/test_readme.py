@@ -334,9 +334,11 @@ def shown(value: Any) -> str:
     if isinstance(value, frozenset):
         return ", ".join(map(str, sorted(value)))
     if attrs.has(type(value)):  # only what is not the default of its class
-        given = {
-            a.name: getattr(value, a.name) for a in attrs.fields(type(value)) if getattr(value, a.name) != a.default
+        usual = {
+            a.name: a.default.factory(value) if isinstance(a.default, attrs.Factory) else a.default
+            for a in attrs.fields(type(value))
         }
+        given = {name: getattr(value, name) for name, default in usual.items() if getattr(value, name) != default}
         return f"{type(value).__name__}({', '.join(f'{name}={shown(v)}' for name, v in given.items())})"
     return repr(value)
 

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "flinks_async"
 CONTRIBUTING_FILE = ROOT / "CONTRIBUTING.md"
 CONTRIBUTING = CONTRIBUTING_FILE.read_text(encoding="utf-8")
 
-SIBLINGS = {"protocol.py", "parquet.py", "errors.py"}
+SIBLINGS = {"protocol.py", "errors.py"}
 """Base names that several folders may have, because the files are of one kind."""
 
 SHIMS = {"flinks_async.columns", "flinks_async.middleware.rate"}

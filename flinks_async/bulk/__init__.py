@@ -10,7 +10,8 @@ again to resume: it fetches the shards that are not committed.
 
 Where to find what: `job` opens and runs jobs; `run` is one run, from ledger to store; `fetching` sends the requests;
 `rules` lists the reasons for which a run stops; `selection` chooses what is kept; `counters` counts; `ledger` remembers;
-`maintenance` has status, verify, export and purge. `inputs/`, `stores/` and `executors/` are made to be extended.
+`maintenance` has status, verify, export and purge, and `reading` reads answers for them, also on executors. `inputs/`,
+`stores/` and `executors/` are made to be extended.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from .executors import DaskExecutor, Executor, InProcess, Processes, RayExecutor
 from .inputs import InputBytes, InputFile, Layout, Scanned, digest, scan
 from .job import SHARD_SIZE, Job
 from .ledger import Totals
-from .maintenance import Status, export, purge, status, verify
+from .maintenance import Status, export, export_files, purge, status, verify
 from .records import Commit, Failure, Shard, Written
 from .rules import Rules
 from .run import Result
@@ -82,6 +83,7 @@ __all__ = [
     "Written",
     "digest",
     "export",
+    "export_files",
     "purge",
     "scan",
     "status",

@@ -38,7 +38,7 @@ from .rules import Rules
 from .run import Result, Run
 from .selection import Selection
 from .stores import Place, Store, from_description
-from .stores.protocol import shared_store
+from .stores.protocol import keeps_spools, shared_store
 
 SHARD_SIZE: Final = 1000
 """Default number of tokens in a shard."""
@@ -110,39 +110,24 @@ class Job:
         checks.function_or_none("on_scan", on_scan)
         checks.integer("shard_size", shard_size, 1)
         checks.kind("selection", selection, Selection, NoneType)
-        described = store.describe()
-        refuse_own_name(folder, described.get("path"))
-        size, sha256 = digest(source, on_scan)
-        asked = Manifest(
-            job=uuid.uuid4().hex,
-            created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            path=source.name,
-            size=size,
-            sha256=sha256,
-            layout=asdict(source.layout),
-            origin=dict(origin or {}),
-            store=described,
-            shard_size=shard_size,
-            selection=None if selection is None else selection.with_key(selection.pseudonym_key).describe(),
-            version=1 if selection is None else VERSION,
-        )
-        asked.to_json()  # raises if it is invalid, before anything is created
+        refuse_own_name(folder, store.describe().get("path"))
+        asked = _new_manifest(source, store, origin or {}, shard_size, selection, digest(source, on_scan))
         with ExitStack() as resources:
             enter(folder, resources, new=True)
             found = folder / MANIFEST
-            if os.path.exists(found):
-                manifest = Manifest.load(found)
-                manifest.refuse_other(asked, folder)
-                ledger = Ledger(folder / LEDGER)
-            else:
+            new = not os.path.exists(found)
+            if new:
                 manifest = asked
                 ledger = new_ledger(folder, manifest.job)
                 manifest.save(found)
+            else:
+                manifest = Manifest.load(found)
+                manifest.refuse_other(asked, folder)
+                ledger = Ledger(folder / LEDGER)
             try:
-                new = manifest is asked
                 return cls._open(folder, manifest, ledger, store, source, selection, resources, on_scan, new=new)
             except FlinksError:
-                if manifest is asked:
+                if new:
                     take_back(folder)
                 raise
 
@@ -299,6 +284,7 @@ class Job:
             self._source, self._ledger.get("key"), by_name, spools, self._store.spool_compression, rules or Rules(),
             secret_is_good=self.totals.fetched > 0, log=self._log, selection=self._selection,
             shared=shared_store(self._store), place=place_of(self.directory, self.manifest),
+            kept=keeps_spools(self._store),
         )  # fmt: skip
         chosen = executor or InProcess(clock=clock, threads=threads)
         writing = threads[0] if threads else Thread("flinks-async-outcome")
@@ -362,6 +348,33 @@ class Job:
 
     def __repr__(self) -> str:
         return f"Job({str(self.directory)!r})"
+
+
+def _new_manifest(
+    source: InputFile,
+    store: Store,
+    origin: Mapping[str, str],
+    shard_size: int,
+    selection: Selection | None,
+    digested: tuple[int, str],
+) -> Manifest:
+    """Raises what `Manifest.to_json` raises if it is invalid."""
+    size, sha256 = digested
+    manifest = Manifest(
+        job=uuid.uuid4().hex,
+        created=dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        path=source.name,
+        size=size,
+        sha256=sha256,
+        layout=asdict(source.layout),
+        origin=dict(origin),
+        store=store.describe(),
+        shard_size=shard_size,
+        selection=None if selection is None else selection.with_key(selection.pseudonym_key).describe(),
+        version=1 if selection is None else VERSION,
+    )
+    manifest.to_json()
+    return manifest
 
 
 def _source(manifest: Manifest, path: str | os.PathLike[str] | None) -> InputFile:

@@ -12,8 +12,10 @@ from typing import Any
 from attrs import field, frozen
 
 from .. import checks
-from .directory import Manifest, empty, enter
-from .errors import LedgerError, StoreError, StoreMissingError
+from ..errors import ConfigError
+from .directory import Manifest, empty, enter, refuse_own_files
+from .errors import JobMismatchError, LedgerError, StoreError, StoreMissingError
+from .executors import Executor
 from .files import (
     DUPLICATES,
     FAILED,
@@ -33,8 +35,12 @@ from .files import (
 from .inputs import Scanned
 from .job import place_of
 from .ledger import PURGING, Ledger, Totals
+from .objects import Folder, Objects, place_at
+from .reading import OnProgress, ReadingProgress, ReadShard, read_on
 from .records import Commit
 from .stores import Problem, Store, from_description
+from .stores.protocol import SUCCESS, job_of_success, success_of
+from .stores.shard_files import ShardFiles
 
 
 @frozen
@@ -70,11 +76,20 @@ def status(directory: str | os.PathLike[str]) -> Status:
         return Status(manifest, ledger.plan(), ledger.totals(), ledger.runs(), ledger.latest_sample())
 
 
-def verify(directory: str | os.PathLike[str], store: Store | None = None) -> list[Problem]:
+def verify(
+    directory: str | os.PathLike[str],
+    store: Store | None = None,
+    *,
+    executor: Executor | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[Problem]:
     """Reads the answers of a job back and compares them with its ledger. Changes nothing.
 
     Args:
         store: if it needs settings that the manifest does not hold.
+        executor: where to read, as for `Job.run` (default: here). Others than the default need files for each shard, as
+            `JSONLParts` and `ParquetStore` write them. The workers of a cluster need no AuthSecret.
+        on_progress: called some times a second, with the answers that were read as `Progress.fetched`.
 
     Returns:
         the differences; empty if all answers are there and unchanged.
@@ -82,8 +97,12 @@ def verify(directory: str | os.PathLike[str], store: Store | None = None) -> lis
     Raises:
         JobLockedError: the job is running.
         JobMismatchError, LedgerError, StoreError: job, ledger or store cannot be opened.
+        ConfigError: the executor cannot read the answers of this store.
+        WorkerError: workers keep crashing, or the cluster is lost.
     """
     checks.kind("store", store, Store, NoneType)
+    checks.kind("executor", executor, Executor, NoneType)
+    checks.function_or_none("on_progress", on_progress)
     folder = checks.path("directory", directory)
     with ExitStack() as resources:
         manifest = _enter(folder, resources, read_only=True)
@@ -97,20 +116,31 @@ def verify(directory: str | os.PathLike[str], store: Store | None = None) -> lis
         except StoreMissingError as error:
             if ledger.totals().shards_done:
                 found.append(Problem(error.where, "it is missing"))
-        else:
-            found += chosen.verify(ledger.commits())
-        return found
+            return found
+        progress = ReadingProgress(ledger.totals(), on_progress)
+        if executor is None:
+            return [*found, *chosen.verify(progress.counted(ledger.commits()))]
+        files = _shard_files(chosen, "An executor")
+        known = set(_names(files, ledger))
+        read = ReadShard(files.describe(), place_of(folder, manifest))
+        return [*found, *read_on(executor, read, ledger.commits(), progress), *files.unknown(known)]
 
 
-def export(directory: str | os.PathLike[str], store: Store | None = None) -> Iterator[bytes]:
+def export(
+    directory: str | os.PathLike[str], store: Store | None = None, *, on_progress: OnProgress | None = None
+) -> Iterator[bytes]:
     """The answers of a job as lines of JSON. Shards are in the order of the input; within a shard, answers are in the order
     in which they arrived. Answers of retried tokens come last.
+
+    Args:
+        store, on_progress: as for `verify`.
 
     Raises:
         StoreMissingError: the answers are not where the job put them.
         FlinksError: as for `verify`.
     """
     checks.kind("store", store, Store, NoneType)
+    checks.function_or_none("on_progress", on_progress)
     folder = checks.path("directory", directory)
     with ExitStack() as resources:
         manifest = _enter(folder, resources, read_only=True)
@@ -121,7 +151,85 @@ def export(directory: str | os.PathLike[str], store: Store | None = None) -> Ite
             if ledger.totals().shards_done:
                 raise
             return
-        yield from chosen.lines(ledger.commits())
+        yield from chosen.lines(ReadingProgress(ledger.totals(), on_progress).counted(ledger.commits()))
+
+
+def export_files(
+    directory: str | os.PathLike[str],
+    url: str,
+    store: Store | None = None,
+    *,
+    executor: Executor | None = None,
+    on_progress: OnProgress | None = None,
+) -> list[str]:
+    """Copies the files of answers of a job (JSONL parts or Parquet) to another place. Each copy is compared with the ledger
+    before it is written there. The object `_SUCCESS`, which lists the files, is written last, and only if the job is done.
+
+    After an interruption, call it again: it writes all files again, with the same names and content.
+
+    Args:
+        url: the place, as for `JSONLParts`.
+        store, executor, on_progress: as for `verify`. The workers of a cluster write to the place.
+
+    Returns:
+        the names of the files.
+
+    Raises:
+        StoreMissingError: the answers are not where the job put them.
+        StoreError: answers differ from what the job wrote, or cannot be read or copied.
+        JobMismatchError: the place has a `_SUCCESS` of another job or program.
+        ConfigError: the place belongs to the job itself, or the job has no files for each shard.
+        FlinksError: as for `verify`.
+    """
+    checks.kind("store", store, Store, NoneType)
+    checks.kind("executor", executor, Executor, NoneType)
+    checks.function_or_none("on_progress", on_progress)
+    url = checks.checked_url(url)
+    folder = checks.path("directory", directory)
+    with ExitStack() as resources:
+        manifest = _enter(folder, resources, read_only=True)
+        ledger = _ledger(folder, resources)
+        files = _shard_files(_open_store(folder, manifest, store, resources), "An export to a URL")
+        names, target = [*_names(files, ledger)], place_at(url, folder)
+        _refuse_own_place(folder, manifest, target)
+        read = ReadShard(files.describe(), place_of(folder, manifest), url)
+        try:
+            if job_of_success(target) not in (None, manifest.job):
+                raise JobMismatchError(
+                    f"{target} holds the output of another job or program, which has an object {SUCCESS}. Choose another URL"
+                )
+            target.prepare(("", *files.folders))
+            target.delete([SUCCESS])
+            read_on(executor, read, ledger.commits(), ReadingProgress(ledger.totals(), on_progress))
+            if not ledger.totals().pending:
+                target.put(SUCCESS, success_of(manifest.job, names))
+            return names
+        except OSError as error:
+            problem = cannot_write(target, error)
+        raise problem
+
+
+def _shard_files(store: Store, what: str) -> ShardFiles:
+    """The store, if workers can read its shards."""
+    if isinstance(store, ShardFiles):
+        return store
+    raise ConfigError(
+        f"{what} needs files for each shard, as JSONL parts and Parquet have. The answers of this job are in one file or in a "
+        "database, which one process reads"
+    )
+
+
+def _names(files: ShardFiles, ledger: Ledger) -> Iterator[str]:
+    for commit in ledger.commits():
+        yield from files.files(commit.receipt)
+
+
+def _refuse_own_place(folder: Path, manifest: Manifest, target: Objects) -> None:
+    if isinstance(target, Folder):
+        refuse_own_files(folder, manifest, target.path)
+    own = place_at(manifest.store.get("url"), place_of(folder, manifest).parts)
+    if os.path.realpath(str(own)) == os.path.realpath(str(target)):  # a URL stays one
+        raise ConfigError(f"{target} is where the job's answers are. Choose another place")
 
 
 def purge(directory: str | os.PathLike[str], store: Store | None = None, *, forget_answers: bool = False) -> list[str]:

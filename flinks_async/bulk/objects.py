@@ -38,7 +38,7 @@ READ_AT_ONCE: Final = 64 * 1024
 _MOST_AT_ONCE: Final = 4 * 1024 * 1024
 _RETRY: Final = {"max_retries": 10}
 _PATIENCE: Final = 180.0
-_CLIENT: Final = {"connect_timeout": "5s", "timeout": "120s"}
+_LONGEST_TRY: Final = 120.0
 """So a request fails after at most 300 seconds: the last try begins within 180 s and takes at most 120 s."""
 
 
@@ -220,7 +220,7 @@ class Bucket:
         return bytes(self._ask(answer.bytes))
 
     def _ask(self, function: Callable[..., T], *args: object, **options: object) -> T:
-        with waits.call(self.url, self._patience + 120.0):  # as in _CLIENT
+        with waits.call(self.url, self._patience + min(self._patience, _LONGEST_TRY)):
             return _ask(function, *args, **options)
 
     def __str__(self) -> str:
@@ -339,7 +339,8 @@ def _connected(scheme: str, bucket: str, prefix: str, patience: float = _PATIENC
             raise ConfigError(f"{name} must be a URL, such as https://storage.example")
     http = os.environ.get("AWS_ALLOW_HTTP", "").lower() in ("1", "true")
     retry = {**_RETRY, "retry_timeout": timedelta(seconds=patience)}
-    options: dict[str, Any] = {"client_options": {**_CLIENT, "allow_http": http}, "retry_config": retry}
+    client = {"connect_timeout": "5s", "timeout": f"{min(patience, _LONGEST_TRY):g}s", "allow_http": http}
+    options: dict[str, Any] = {"client_options": client, "retry_config": retry}
     if scheme == "s3" and (provider := _profile()) is not None:
         options["credential_provider"] = provider
     make = {"s3": stores.S3Store, "gs": stores.GCSStore, "az": stores.AzureStore}[scheme]

@@ -57,6 +57,7 @@ class Access:
     base_url: str | None = None
     allow_http: bool = False
     secret_file: str | None = None
+    trust_env: bool = False
 
     def client(self, settings: Settings) -> FlinksClient:
         """A client.
@@ -77,7 +78,12 @@ class Access:
                 "No instance. Name the Flinks instance that the AuthSecret belongs to with --instance or FLINKS_INSTANCE, "
                 "such as toolbox, the one for tests. Nothing was sent."
             )
-        return FlinksClient(**chosen, settings=settings, allow_http=self.allow_http)
+        return FlinksClient(**chosen, settings=settings, **self.way)
+
+    @property
+    def way(self) -> dict[str, Any]:
+        """Arguments of a client that say how it connects."""
+        return {"allow_http": self.allow_http, "connection": {"trust_env": self.trust_env}}
 
 
 access_options = grouped(
@@ -95,6 +101,7 @@ access_options = grouped(
         "--secret-file",
         help="File with the AuthSecret, '-' for standard input [FLINKS_AUTH_SECRET].",
     ),
+    click.option("--trust-env", is_flag=True, help="Use the proxy of HTTPS_PROXY, except for the hosts of NO_PROXY."),
 )
 
 instances_option = file_name(
@@ -152,7 +159,7 @@ def make_clients(access: Access, settings: Settings, instances: str | None, colu
             if clients:
                 clients[name] = next(iter(clients.values())).with_options(**options)
             else:
-                clients[name] = FlinksClient(**options, settings=settings, allow_http=access.allow_http)
+                clients[name] = FlinksClient(**options, settings=settings, **access.way)
         except ConfigError as error:
             problem = f"[{name}]: {error.message}"
             break

@@ -207,13 +207,16 @@ async def repeated(interval: float, action: Callable[[], object]) -> AsyncIterat
 
 def _progress_lines(progress: Progress) -> tuple[str, str]:
     left = "time left unknown" if progress.eta is None else f"{duration(progress.eta)} left"
-    return _joined(
+    problems = (*map(str, progress.troubles[:_TROUBLES_SHOWN]), *worker_notes(progress.workers))
+    headline = _joined(
         f"{progress.done:,} of {progress.total:,} done",
         f"{progress.rate:,.0f}/s",
         "stopping" if progress.phase == "draining" else left,
-    ), _joined(
-        *map(str, progress.troubles[:_TROUBLES_SHOWN]),
-        *worker_notes(progress.workers),
+    )
+    if not progress.limit:  # nothing is fetched: answers are read
+        return headline, _joined(*problems)
+    return headline, _joined(
+        *problems,
         f"{progress.fetched:,} ok",
         f"{progress.failed:,} failed",
         f"{progress.retries:,} retried",

@@ -18,9 +18,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing, suppress
 from email.utils import parsedate_to_datetime
 from importlib import metadata
+from itertools import chain
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import click
 import msgspec
@@ -32,6 +33,7 @@ from ..checks import counted, duration
 from ..classify import verdict_of
 from ..client import FlinksClient
 from ..config import AUTH_SCHEMES
+from ..endpoint import Proxy
 from ..errors import FlinksError
 from ..runtime import fast_loop
 from ..secret import Secret
@@ -97,33 +99,26 @@ def doctor(
     With DIR, it also checks the directory of a job, its file of tokens and its store. It sends no secret and no token,
     except with --header-forms.
     """
-    findings = [*_python(), *_open_files(), *_proxies()]
-    client: FlinksClient | None = None
-    try:
-        client = access.client(config.service())
-    except (FlinksError, click.UsageError) as error:
-        text = error.message
-        findings.append(CheckResult("settings", "problem", text.partition(". ")[0], text.partition(". ")[2]))
-    if client is not None:
-        options = client.options
-        findings.append(CheckResult("settings", "ok", f"{client.host}, header form {options.auth_scheme}"))
-        network = list(_network(options.endpoint().url, client.settings.connection))
-        findings += network
-        if header_forms and not any(finding.state == "problem" for finding in network):
-            findings += run(lambda: _header_forms(client, read_token(token_file)))
-    if directory is not None:
-        findings += check_directory(Path(directory))
-    if postgresql:
-        findings += check_postgresql({"conninfo": "", "schema": "flinks"})
-    if out is not None:
-        findings += check_storage(out)
     address = executor or os.environ.get("FLINKS_EXECUTOR", "").strip()
+    checks = [_python(), _open_files(), _proxies(access.trust_env), _way_to_flinks(access, header_forms, token_file)]
+    if directory is not None:
+        checks.append(check_directory(Path(directory)))
+    if postgresql:
+        checks.append(check_postgresql({"conninfo": "", "schema": "flinks"}))
+    if out is not None:
+        checks.append(check_storage(out))
     if address:
-        findings += check_cluster(Workers(None, address, None, insecure_cluster, None), access)
+        checks.append(check_cluster(Workers(None, address, None, insecure_cluster, None), access))
     if redis:
-        findings += check_redis()
+        checks.append(check_redis())
+    findings = list[CheckResult]()
+    for finding in chain.from_iterable(checks):
+        findings.append(finding)
+        if not as_json:  # at once, because the next check may have to wait
+            to_stdout(_text(finding))
+    if as_json:
+        to_stdout(_json(findings))
     states = Counter(finding.state for finding in findings)
-    to_stdout(_json(findings) if as_json else _text(findings))
     say(f"{counted(states['problem'], 'problem')}, {counted(states['warning'], 'warning')}.")
     return Exit.FAILED if states["problem"] else Exit.OK
 
@@ -133,13 +128,9 @@ def _json(findings: Iterable[CheckResult]) -> bytes:
     return msgspec.json.format(found, indent=2) + b"\n"
 
 
-def _text(findings: Iterable[CheckResult]) -> bytes:
-    lines = []
-    for finding in findings:
-        lines.append(f"{finding.state:<8} {finding.check:<13} {finding.text}")
-        if finding.advice:
-            lines.append(f"{'':<22} -> {finding.advice}")
-    return printable(*lines, "").encode()
+def _text(finding: CheckResult) -> bytes:
+    advice = [f"{'':<22} -> {finding.advice}"] if finding.advice else []
+    return printable(f"{finding.state:<8} {finding.check:<13} {finding.text}", *advice, "").encode()
 
 
 # --- this machine -----------------------------------------------------------------------------------------------------
@@ -166,55 +157,86 @@ def _open_files() -> Iterator[CheckResult]:
         import resource
     except ImportError:  # Windows
         return
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = config.bulk().limits.most_at_once + 100
     if 0 <= soft < needed:
-        yield CheckResult(
-            "open files", "warning", f"at most {soft:,}, and a run may need {needed:,}", "Run: ulimit -n 4096"
-        )
+        raised = f"Raise the hard limit, which is {hard:,} (LimitNOFILE= of systemd, --ulimit of Docker)"
+        advice = raised if 0 <= hard < needed else f"Run: ulimit -n {min(hard, 4096) if hard > 0 else 4096}"
+        yield CheckResult("open files", "warning", f"at most {soft:,}, and a run may need {needed:,}", advice)
     else:
         yield CheckResult("open files", "ok", "no limit" if soft < 0 else f"at most {soft:,}")
 
 
-def _proxies() -> Iterator[CheckResult]:
+def _proxies(used: bool) -> Iterator[CheckResult]:
     names = [name for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY") if os.environ.get(name)]
-    if names:
-        advice = "From Python, Connection(trust_env=True) uses it"
-        yield CheckResult(
-            "proxy", "warning", f"{', '.join(names)} is set, but the command line connects directly", advice
-        )
+    if names and not used:
+        advice = "If only the proxy leads to Flinks, use --trust-env; in Python, Connection(trust_env=True)"
+        yield CheckResult("proxy", "warning", f"{', '.join(names)} is set, and is not used", advice)
 
 
 # --- the way to the instance ------------------------------------------------------------------------------------------
 
 
-def _network(url: str, connection: config.Connection) -> Iterator[CheckResult]:
-    """Makes one connection, and sends `HEAD /` without secret and token."""
-    parts = urlsplit(url)
-    host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
+def _way_to_flinks(access: Access, header_forms: bool, token_file: str | None) -> Iterator[CheckResult]:
+    try:
+        client = access.client(config.service())
+        manager = SessionManager(client.settings.connection)
+        proxy = manager.proxy_for(client.options.endpoint())
+    except (FlinksError, click.UsageError) as error:
+        yield CheckResult("settings", "problem", *error.message.partition(". ")[::2])
+        return
+    yield CheckResult("settings", "ok", f"{client.host}, header form {client.options.auth_scheme}")
+    works = True
+    for finding in _network(urlsplit(client.options.endpoint().url), manager, proxy):
+        works = works and finding.state != "problem"
+        yield finding
+    if header_forms and works:
+        yield from run(lambda: _header_forms(client, read_token(token_file)))
+
+
+def _network(url: SplitResult, manager: SessionManager, proxy: Proxy | None) -> Iterator[CheckResult]:
+    """Makes one connection, through the proxy if there is one, and sends `HEAD /` without secret and token."""
+    host, port = _place(url)
+    first = url if proxy is None else urlsplit(proxy.url)
+    name, number = _place(first)
+    source = "the name of the instance (--instance)" if proxy is None else "the address of the proxy (HTTPS_PROXY)"
     began = time.monotonic()
     try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(name, number, type=socket.SOCK_STREAM)
     except OSError as error:
-        advice = "Check the name of the instance (--instance), and the name servers of this machine"
-        yield CheckResult("dns", "problem", f"{host} has no address: {error.strerror or error}", advice)
+        advice = f"Check {source}, and the name servers of this machine"
+        if isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN:
+            advice = (
+                "No name server answers: check the network of this machine, and whether a proxy is needed (--trust-env)"
+            )
+        yield CheckResult("dns", "problem", f"{name} has no address: {error.strerror or error}", advice)
         return
     addresses = [str(address[0]) for *_, address in found]
-    yield CheckResult("dns", "ok", f"{host} is {', '.join(addresses[:4])} ({duration(time.monotonic() - began)})")
+    yield CheckResult("dns", "ok", f"{name} is {', '.join(addresses[:4])} ({duration(time.monotonic() - began)})")
     began = time.monotonic()
     try:
-        wire = socket.create_connection((host, port), TIMEOUT)
+        wire = socket.create_connection((name, number), TIMEOUT)
     except OSError as error:
-        advice = "Ask whether a firewall lets this machine connect, or whether a proxy is needed"
-        yield CheckResult(
-            "tcp", "problem", f"port {port} of {host} cannot be reached: {error.strerror or error}", advice
-        )
+        advice = "Ask whether a firewall lets this machine connect, or whether a proxy is needed (--trust-env)"
+        if proxy is not None:
+            advice = f"Check {source}, and ask whether the proxy is running"
+        text = f"port {number} of {name} cannot be reached: {error.strerror or error}"
+        yield CheckResult("tcp", "problem", text, advice)
         return
     with closing(wire):
-        yield CheckResult("tcp", "ok", f"port {port} answers ({duration(time.monotonic() - began)})")
-        if parts.scheme == "https":
+        yield CheckResult("tcp", "ok", f"port {number} answers ({duration(time.monotonic() - began)})")
+        if proxy is not None:
+            if (url.scheme, first.scheme) != ("https", "http"):
+                yield CheckResult("proxy", "ok", "it can be reached; what lies behind it is not checked")
+                return
+            problem = _tunnel(wire, proxy, f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+            if problem is not None:
+                yield CheckResult("proxy", "problem", *problem)
+                return
+            yield CheckResult("proxy", "ok", f"{proxy.url} connects to {host}")
+        if url.scheme == "https":
             try:
-                context = run(SessionManager(connection).tls)
+                context = run(manager.tls)
                 wire = context.wrap_socket(wire, server_hostname=host)
             except (OSError, FlinksError) as error:
                 yield _tls_problem(host, error)
@@ -222,6 +244,31 @@ def _network(url: str, connection: config.Connection) -> Iterator[CheckResult]:
             yield from _certificate(wire)
         with closing(wire):
             yield from _clock(wire, host)
+
+
+def _place(url: SplitResult) -> tuple[str, int]:
+    return url.hostname or "", url.port or (443 if url.scheme == "https" else 80)
+
+
+def _named(error: Exception) -> str:
+    return f"none within {TIMEOUT:g} s" if isinstance(error, TimeoutError) else type(error).__name__
+
+
+def _tunnel(wire: socket.socket, proxy: Proxy, to: str) -> tuple[str, str] | None:
+    """Asks a proxy for a connection to a host. Returns what is wrong, and what to do; None if there is one."""
+    authorization = "" if proxy.authorization is None else f"Proxy-Authorization: {proxy.authorization.reveal()}\r\n"
+    answer = http.client.HTTPResponse(wire, method="CONNECT")
+    try:
+        wire.sendall(f"CONNECT {to} HTTP/1.1\r\nHost: {to}\r\n{authorization}\r\n".encode())
+        answer.begin()
+    except (OSError, http.client.HTTPException) as error:
+        return f"{proxy.url} gives no HTTP response: {_named(error)}", "Check that it is an HTTP proxy"
+    if answer.status == 200:
+        return None
+    text = f"{proxy.url} does not connect to {to}: status {answer.status}"
+    if answer.status == 407:
+        return text, "Put user and password into the URL of the proxy: http://USER:PASSWORD@HOST:PORT"
+    return text, "Ask those who run the proxy to allow this host and port"
 
 
 def _tls_problem(host: str, error: OSError | FlinksError) -> CheckResult:
@@ -233,16 +280,30 @@ def _tls_problem(host: str, error: OSError | FlinksError) -> CheckResult:
             _OTHER_HOST: "Another server answers: check --base-url, the name servers, and whether a network wants a login",
         }.get(
             error.verify_code,
-            "If a proxy of your company reads the traffic, its certificate authority must be trusted here (SSL_CERT_FILE); "
+            _missing_authorities()
+            or "If a proxy of your company reads the traffic, its certificate authority must be trusted here (SSL_CERT_FILE); "
             "otherwise, check the CA certificates of this machine",
         )
         return CheckResult(
             "tls", "problem", f"the certificate of {host} is not trusted: {error.verify_message}", advice
         )
-    text = error.message if isinstance(error, FlinksError) else (error.strerror or str(error))
-    return CheckResult(
-        "tls", "problem", f"no TLS connection to {host}: {text}", "TLS 1.2 or newer is needed on the way there"
-    )
+    advice = "TLS 1.2 or newer is needed on the way there"
+    if isinstance(error, FlinksError):
+        text = error.message
+    elif isinstance(error, TimeoutError):
+        text, advice = f"no answer within {TIMEOUT:g} s", "Something on the way cuts TLS off: a firewall, or a proxy"
+    else:
+        reason = getattr(error, "reason", None)  # of OpenSSL, such as WRONG_VERSION_NUMBER
+        text = reason.replace("_", " ").lower() if reason else (error.strerror or str(error))
+    return CheckResult("tls", "problem", f"no TLS connection to {host}: {text}", advice)
+
+
+def _missing_authorities() -> str:
+    """Advice if a variable names no existing file; empty otherwise."""
+    names = [
+        name for name in ("SSL_CERT_FILE", "SSL_CERT_DIR") if not os.path.exists(os.environ.get(name) or os.curdir)
+    ]
+    return f"{' and '.join(names)} names a file that does not exist: correct or unset it" if names else ""
 
 
 def _certificate(wire: ssl.SSLSocket) -> Iterator[CheckResult]:
@@ -278,7 +339,7 @@ def _clock(wire: socket.socket, host: str) -> Iterator[CheckResult]:
         skew = time.time() - parsedate_to_datetime(date).timestamp() if date else None
     except (OSError, http.client.HTTPException) as error:
         advice = "Something on the way cuts HTTP off: a firewall, or a proxy"
-        yield CheckResult("http", "problem", f"no HTTP response: {type(error).__name__}", advice)
+        yield CheckResult("http", "problem", f"no HTTP response: {_named(error)}", advice)
         return
     except ValueError:
         skew = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import secrets
 import shutil
@@ -36,8 +37,10 @@ State = Literal["ok", "warning", "problem"]
 
 TIMEOUT: Final = 10.0
 LITTLE_SPACE: Final = 1 << 30
+NO_SPACE: Final = 1 << 24
 
 _ELSEWHERE: Final = "Choose another directory, or let this user write to it"
+_MAKE_ROOM: Final = "Make room: a full disk stops a job, which can be resumed"
 _TABLES_NEED: Final = ("SELECT", "INSERT", "DELETE")
 
 
@@ -59,7 +62,8 @@ class CheckResult:
 
 
 def check_directory(folder: Path) -> Iterator[CheckResult]:
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    existing = _existing(folder)
+    free = shutil.disk_usage(existing).free
     found: Status | None = None
     running = False
     try:
@@ -85,17 +89,23 @@ def check_directory(folder: Path) -> Iterator[CheckResult]:
             )
     except FlinksError as error:
         text, _, advice = error.message.partition(". ")
-        yield CheckResult("directory", "problem", text, advice or _ELSEWHERE)
+        yield CheckResult("directory", "problem", text, advice or (_MAKE_ROOM if free < NO_SPACE else _ELSEWHERE))
     except OSError as error:
-        advice = _ELSEWHERE
+        advice = _MAKE_ROOM if error.errno in (errno.ENOSPC, errno.EDQUOT) else _ELSEWHERE
         yield CheckResult("directory", "problem", f"{existing} cannot be written: {error.strerror or error}", advice)
-    free = shutil.disk_usage(existing).free
-    level: State = "warning" if free < LITTLE_SPACE else "ok"
-    advice = "" if level == "ok" else "Make room: a full disk stops a job, which can be resumed"
-    yield CheckResult("disk", level, f"{free / (1 << 30):,.1f} GiB free", advice)
+    if free < LITTLE_SPACE:
+        level: State = "problem" if free < NO_SPACE else "warning"
+        yield CheckResult("disk", level, f"{free / (1 << 20):,.0f} MiB free", _MAKE_ROOM)
+    else:
+        yield CheckResult("disk", "ok", f"{free / (1 << 30):,.1f} GiB free")
     if found is not None:
         yield from _input(found.manifest)
         yield from _store(found.manifest.store, folder, running)
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists and may be looked at."""
+    return next(path for path in (folder, *folder.absolute().parents) if os.path.exists(path))
 
 
 def _input(manifest: Manifest) -> Iterator[CheckResult]:
@@ -139,6 +149,13 @@ def _store(store: dict[str, Any], folder: Path, running: bool) -> Iterator[Check
             yield CheckResult("database", "ok", f"{path} can be opened, and no other program holds a lock on it")
 
 
+_STORAGE_READS: Final = {
+    "s3": "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ENDPOINT_URL, AWS_PROFILE",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS, or the service account of this machine",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME, AZURE_STORAGE_ACCOUNT_KEY, or the identity of this machine",
+}
+
+
 def check_storage(url: str) -> Iterator[CheckResult]:
     """Does with an empty object what a job does with its parts."""
     name = f"doctor-{secrets.token_hex(8)}"
@@ -146,7 +163,7 @@ def check_storage(url: str) -> Iterator[CheckResult]:
     try:
         place = place_at(checked_url(url), Path(), patience=TIMEOUT)
         if isinstance(place, Folder):
-            place = Folder(next(path for path in (place.path, *place.path.parents) if path.exists()))
+            place = Folder(_existing(place.path))
         step, where = "written", str(place)
         place.put(name, b"")
         step = "listed"
@@ -160,11 +177,9 @@ def check_storage(url: str) -> Iterator[CheckResult]:
         return
     except OSError as error:
         text = f"an object at {where} cannot be {step}: {_words(error)}"
-        advice = (
-            "Check the credentials, the region and the endpoint in the environment (AWS_ACCESS_KEY_ID, AWS_REGION, "
-            "AWS_ENDPOINT_URL, ...), and that they may write, list, read and delete"
-        )
-        yield CheckResult("storage", "problem", text, advice)
+        names = _STORAGE_READS.get(urlsplit(url).scheme, "")
+        advice = f"Check the credentials in the environment ({names}), and that they may write, list, read and delete"
+        yield CheckResult("storage", "problem", text, advice if names else _ELSEWHERE)
         return
     if found is None or not listed:
         text, advice = f"{where} does not show an object that was just written", "Jobs need a storage that does"
@@ -205,6 +220,16 @@ def check_cluster(workers: Workers, access: Access) -> Iterator[CheckResult]:
         yield CheckResult("cluster", "ok", text)
 
 
+_REDIS_SAYS: Final = {
+    "AuthenticationError": "user or password is missing, or refused",
+    "BusyLoadingError": "it is still reading its data from the disk",
+    "ConnectionError": "there is no connection",
+    "NoPermissionError": "the user may not run a command that is needed",
+    "ReadOnlyError": "it is a replica, which takes no writes",
+    "TimeoutError": "it does not answer in time",
+}
+
+
 def check_redis() -> Iterator[CheckResult]:
     """Does what `RedisRateLimiter` does. No text of redis-py is shown, because it may hold the password."""
     url = os.environ.get("REDIS_URL", "")
@@ -217,8 +242,10 @@ def check_redis() -> Iterator[CheckResult]:
     except FlinksError as error:
         yield CheckResult("redis", "problem", f"REDIS_URL: {error.message}")
     except Exception as error:
+        name = type(error).__name__
+        text = f"the Redis of REDIS_URL cannot be used: {_REDIS_SAYS.get(name, 'an error')} ({name})"
         advice = "Check REDIS_URL, its user and password, and that the user may run EVAL, SET, ZADD and PUBLISH"
-        yield CheckResult("redis", "problem", f"the Redis of REDIS_URL cannot be used: {type(error).__name__}", advice)
+        yield CheckResult("redis", "problem", text, advice)
     else:
         yield CheckResult("redis", "ok", "the Redis of REDIS_URL can be used")
 

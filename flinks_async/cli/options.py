@@ -226,6 +226,13 @@ class Workers:
         if self.address is None and (self.workers or self.insecure or self.patience):
             raise UsageError("--workers, --wait-for-workers and --insecure-cluster need --executor.")
 
+    def for_reading(self) -> Executor | None:
+        """The executor that was asked for by an option; None without one. Raises UsageError and ConfigError as `executor`."""
+        asked = self.processes is not None or self.cluster is not None
+        return (
+            self.executor(lambda: {"secret_env": "FLINKS_AUTH_SECRET"}) if asked else None
+        )  # which no worker looks for
+
     @property
     def address(self) -> str | None:
         """Of the cluster, also from the environment."""
@@ -265,36 +272,42 @@ class Workers:
         return executor
 
 
-workers_options = grouped(
-    "workers",
-    Workers,
-    whole(
-        "--processes",
-        most=256,
-        help="Worker processes, which share the limits; at most one per processor core [1].",
-    ),
-    click.option(
-        "--executor",
-        "cluster",
-        metavar="URL",
-        help="Fetch on a cluster: dask://HOST:PORT, dask+tls://HOST:PORT or ray://HOST:PORT [FLINKS_EXECUTOR]. Its machines "
-        "find the AuthSecret as this one does, and see TOKENS and the job at the same paths, unless tokens and answers are "
-        "in object storage.",
-    ),
-    whole("--workers", help="Workers of the cluster [those that are free]."),
-    click.option(
-        "--wait-for-workers",
-        "patience",
-        callback=seconds,
-        metavar="TIME",
-        help="Stop when the cluster is not reached, or has had no worker, for this time [5m].",
-    ),
-    click.option(
-        "--insecure-cluster",
-        "insecure",
-        is_flag=True,
-        help="Accept a cluster on other machines without TLS (Dask) or token authentication (Ray).",
-    ),
+def _workers_options(processes: str, cluster: str) -> Callable[[F], F]:
+    """The options for `Workers`, with the help of the first two."""
+    return grouped(
+        "workers",
+        Workers,
+        whole("--processes", most=256, help=processes),
+        click.option("--executor", "cluster", metavar="URL", help=cluster),
+        whole("--workers", help="Workers of the cluster [those that are free]."),
+        click.option(
+            "--wait-for-workers",
+            "patience",
+            callback=seconds,
+            metavar="TIME",
+            help="Stop when the cluster is not reached, or has had no worker, for this time [5m].",
+        ),
+        click.option(
+            "--insecure-cluster",
+            "insecure",
+            is_flag=True,
+            help="Accept a cluster on other machines without TLS (Dask) or token authentication (Ray).",
+        ),
+    )
+
+
+_CLUSTERS: Final = "dask://HOST:PORT, dask+tls://HOST:PORT or ray://HOST:PORT"
+
+workers_options = _workers_options(
+    "Worker processes, which share the limits; at most one per processor core [1].",
+    f"Fetch on a cluster: {_CLUSTERS} [FLINKS_EXECUTOR]. Its machines find the AuthSecret as this one does, and see TOKENS and "
+    "the job at the same paths, unless tokens and answers are in object storage.",
+)
+
+reading_options = _workers_options(
+    "Worker processes that read JSONL parts or Parquet; at most one per processor core.",
+    f"Read JSONL parts or Parquet on a cluster: {_CLUSTERS}. Its machines see the answers at the same path, unless they are in "
+    "object storage. They need no AuthSecret.",
 )
 
 ProgressKind = Literal["auto", "plain", "json", "none"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime as dt
 import os
+import signal
+import threading
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,20 +18,21 @@ from attrs import asdict
 from click.core import ParameterSource
 
 from .. import bulk
-from ..bulk import InputFile, Job, JobMismatchError, Manifest
+from ..bulk import InProcess, InputFile, Job, JobMismatchError, Manifest
 from ..bulk.compression import BY_SUFFIX, Compression, compressor, split_name
 from ..bulk.counters import InstanceTrouble, WorkerState
 from ..bulk.files import MANIFEST
 from ..bulk.inputs import STDIN
+from ..bulk.reading import OnProgress
 from ..bulk.records import FailureKind
-from ..checks import counted, duration
+from ..checks import counted, duration, is_url
 from ..codec.observed import from_json
 from . import Exit, epilog
 from .access import Clients, make_clients, pseudonym_key_option, read_pseudonym_key, stdin_is_terminal
-from .console import UsageError, debug_option, printable, say
+from .console import UsageError, debug_option, event, printable, say
 from .display import answers_of, choose_display, drift_lines, outcome_rows
 from .job_run import JobRun, OnScan, RunOptions, run, run_options
-from .options import directory_argument, file_name
+from .options import ProgressKind, Workers, directory_argument, file_name, progress_options, reading_options
 from .output import HTML, LINES, Command, to_stdout, whole_file
 
 SILENT: Final = 60.0
@@ -121,24 +125,63 @@ def _figures(latest: dict[str, Any]) -> str:
     return ", ".join(parts)
 
 
+@contextmanager
+def _shown(progress: ProgressKind, out: str | None = None) -> Iterator[OnProgress]:
+    """Shows how far the answers of a job are read. SIGTERM and SIGHUP end the block as Ctrl-C does, so that workers end and
+    unfinished files are removed.
+    """
+    display = choose_display(progress, beside_answers=out == STDIN)
+    shown, codes, before = time.monotonic(), list[Exit](), {}
+
+    def show(found: bulk.Progress) -> None:
+        nonlocal shown
+        if time.monotonic() - shown >= display.interval:
+            shown = time.monotonic()
+            display.progress(found)
+
+    def interrupt(number: int, frame: object) -> None:
+        codes.append(Exit(128 + number))
+        signal.raise_signal(signal.SIGINT)
+
+    if threading.current_thread() is threading.main_thread():
+        numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+        handled = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]  # as nohup does
+        before = {number: signal.signal(number, interrupt) for number in handled}
+    try:
+        yield show
+    except KeyboardInterrupt:
+        code = codes[0] if codes else Exit.SIGINT
+        _end("interrupted", code, code.name, "Interrupted.")
+        raise click.exceptions.Exit(code) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        display.close()
+
+
+def _end(state: str, code: Exit, reason: str, *lines: str) -> None:
+    """Says how a command ended: as lines for people, or as an event."""
+    if not event("end", state=state, reason=reason, exit_code=code) and lines:
+        say(*lines)
+
+
 @click.command(cls=Command, epilog=epilog())
 @directory_argument
+@reading_options
+@progress_options
 @debug_option
-def verify(directory: str) -> int:
+def verify(directory: str, workers: Workers, progress: ProgressKind) -> int:
     """Compare the answers of the job in DIR with its ledger.
 
     All answers are read back. Each problem is one line on standard output.
     """
-    problems = bulk.verify(directory)
-    if not problems:
-        say("No problem found.")
-        return Exit.OK
-    to_stdout("".join(printable(f"{problem.where}: {problem.what}") + "\n" for problem in problems).encode())
-    say(f"{counted(len(problems), 'problem')} found.")
-    return Exit.FAILED
-
-
-_PIECE: Final = 256 * 1024
+    with _shown(progress) as show:
+        problems = bulk.verify(directory, executor=workers.for_reading(), on_progress=show)
+    if problems:
+        to_stdout("".join(printable(f"{problem.where}: {problem.what}") + "\n" for problem in problems).encode())
+    code = Exit.FAILED if problems else Exit.OK
+    _end("complete", code, "", f"{counted(len(problems), 'problem')} found." if problems else "No problem found.")
+    return code
 
 
 @click.command(cls=Command, epilog=epilog())
@@ -146,29 +189,54 @@ _PIECE: Final = 256 * 1024
 @file_name(
     "--out",
     required=True,
-    help="'-' for standard output; compressed if it ends in .gz or .zst.",
+    help="'-' for standard output; compressed if it ends in .gz or .zst; a URL such as s3://bucket/folder/ for many files.",
 )
 @click.option("--force", is_flag=True, help="Overwrite a file that exists.")
+@reading_options
+@progress_options
 @debug_option
-def export(directory: str, out: str, force: bool) -> int:
-    """Write the answers of the job in DIR to one file of JSONL.
+def export(directory: str, out: str, force: bool, workers: Workers, progress: ProgressKind) -> int:
+    """Write the answers of the job in DIR to one file, or to a URL.
 
-    The store of the job must be JSONL. The file is outside of DIR, and complete or absent. Lines are in the order of the
-    shards; within a shard in the order of arrival. Answers of retried tokens come last.
+    One file is JSONL, and the store of the job must be JSONL too. The file is outside of DIR, and complete or absent. Lines are in the
+    order of the shards; within a shard in the order of arrival. Answers of retried tokens come last.
+
+    At a URL (s3://, gs://, az://, file://), JSONL parts and Parquet keep their names and content. Each is compared with the
+    ledger before it is written. _SUCCESS, which lists them, comes last, and only if the job is done.
     """
-    lines = bulk.export(directory)
-    if out == STDIN:
-        for piece in _pieces(lines, "none"):
-            to_stdout(piece)
-    else:
-        with whole_file(out, directory, LINES, force=force) as write:
-            for piece in _pieces(lines, BY_SUFFIX.get(split_name(out)[1], "none")):
-                write(piece)
-        say(f"Written: {out}")
+    executor = workers.for_reading()
+    if executor is not None and not is_url(out):
+        raise UsageError(
+            "--executor and --processes copy files to a URL, such as --out s3://bucket/folder/ or file:///mnt/folder/. One file "
+            "is written by one process, in the order of the shards."
+        )
+    with _shown(progress, out) as show:
+        if is_url(out):
+            if split_name(out.rpartition("/")[2])[0]:
+                raise UsageError(
+                    "--out: an object cannot grow, so a URL names a folder for many: s3://bucket/folder/. For one file, use --out - "
+                    "and pipe it to another tool."
+                )
+            names = bulk.export_files(directory, out, executor=executor or InProcess(), on_progress=show)
+            done = [f"{counted(len(names), 'file')} written to {out}"]
+        elif out == STDIN:
+            done = []
+            for piece in _pieces(bulk.export(directory, on_progress=show), "none"):
+                to_stdout(piece)
+        else:
+            done = [f"Written: {out}"]
+            lines = bulk.export(directory, on_progress=show)
+            with whole_file(out, directory, LINES, force=force) as write:
+                for piece in _pieces(lines, BY_SUFFIX.get(split_name(out)[1], "none")):
+                    write(piece)
     left = bulk.status(directory).totals.pending
     if left:
-        say(f"The job is not done: {counted(left, 'token')} still to be fetched.")
+        done.append(f"The job is not done: {counted(left, 'token')} still to be fetched.")
+    _end("complete", Exit.OK, "", *done)
     return Exit.OK
+
+
+_PIECE: Final = 256 * 1024
 
 
 def _pieces(lines: Iterable[bytes], compression: Compression) -> Iterator[bytes]:

@@ -167,7 +167,8 @@ class Compiler:
             "timestamp": Timestamp.parse,
             "len": len,
             "map": map,
-            "set_class": _SET_CLASS,
+            "setattr": setattr,
+            "key": repeat("__class__"),
             "tuple": tuple,
             "odd": self._observed.odd.add,
             "int": int,
@@ -182,7 +183,7 @@ class Compiler:
         if any(member.convert == "read_later(v)" for member in members):
             names["Final"] = OnAccessAccount
         names["finals"] = repeat(names["Final"])
-        internal = {"wire_state": names["usual"], **{member.field.name: member.absent_value for member in never}}
+        internal = {member.field.name: member.absent_value for member in never}
         meta = cls is PartnerAccessResponse
         if meta:
             internal["meta"] = NO_META
@@ -192,14 +193,13 @@ class Compiler:
         state = f"usual if m == {usual} else states[m]" if needs_mask(members) else "usual"
         if unknown:
             body += read_unknown(unknown, state, raw=bool(raw_classes))
-            values = [field.name for field in SCHEMA[cls]] + ["meta"] * meta
-            made = f"New(wire_state=w, {', '.join(f'{name}=s.{name}' for name in values)})"
+            values = ", ".join(f"{field.name}=s.{field.name}" for field in SCHEMA[cls])
+            body += [f"s = New({values})", "s._wire = w"]
         else:
-            body += [f"if m != {usual}: s._wire = states[m]"] if needs_mask(members) else []
-            made = ""
+            body.append(f"s._wire = {state}")
         if meta:
             body.append("s.meta = meta")
-        build, build_list = compile_builders(cls.__name__, body, made, names, "meta" if meta else "")
+        build, build_list = compile_builders(cls.__name__, body, names, "meta" if meta else "", new=bool(unknown))
         return CompiledClass(struct, build, build_list, in_place=not unknown)
 
     def _find_odd(self, cls: type[Model], members: list[Member], names: dict[str, Any]) -> Iterator[str]:
@@ -265,13 +265,10 @@ def _json(key: str, default: Any) -> Any:
     return msgspec.field(name=key, default=default)
 
 
-_SET_CLASS: Final[Any] = object.__dict__["__class__"].__set__
-
-
 def _check_layout(struct: Any, cls: type[Model]) -> None:
     """Raises Fallback if the interpreter does not let an object of the struct become one of the class."""
     try:
-        _SET_CLASS(object.__new__(struct), cls)
+        object.__setattr__(object.__new__(struct), "__class__", cls)
     except TypeError:
         raise Fallback from None
 
@@ -370,28 +367,28 @@ def read_unknown(keys: tuple[str, ...], state: str, *, raw: bool) -> Iterator[st
     yield "if x: w = x if w is DEFAULT else State(x, w.absent, w.nulls)"
 
 
-def compile_builders(name: str, body: list[str], made: str, names: dict[str, Any], argument: str) -> tuple[Any, Any]:
+def compile_builders(name: str, body: list[str], names: dict[str, Any], argument: str, *, new: bool) -> tuple[Any, Any]:
     """Two functions that run `body`: for one struct, and for each struct of a tuple.
 
     Args:
-        made: the expression of a new object that becomes the model; empty if the struct itself does.
+        new: whether `body` makes a new object that becomes the model; else the struct itself does.
     """
-    source = "\n".join([*body, made, "set_class finals map any"])
+    source = "\n".join([*body, "setattr key finals map any"])
     parameter = f", {argument}" if argument else ""
     # In the loop, default arguments make the names local, which is faster. For a single struct, globals are cheaper.
     locals_ = ", ".join(f"{key}={key}" for key in names if re.search(rf"\b{key}\b", source))
-    end = [*([f"s = {made}"] if made else []), "s.__class__ = Final", "return s"]
+    end = ["s.__class__ = Final", "return s"]
     first = ["    last = 0"] if re.search(r"\blast\b", source) else []
     build = [f"def build(s{parameter}):", *first, *(f"    {line}" for line in [*body, *end])]
-    loop = [*body, f"append({made})"] if made else body
+    loop = [*body, "append(s)"] if new else body
     build_list = [
         f"def build_list(structs{parameter}, {locals_}):",
         *first,
-        *(["    models = []", "    append = models.append"] if made else []),
+        *(["    models = []", "    append = models.append"] if new else []),
         "    for s in structs:",
-        *(f"        {line}" for line in loop or ["break"]),
-        f"    any(map(set_class, {'models' if made else 'structs'}, finals))  # faster than in the loop",
-        f"    return {'tuple(models)' if made else 'structs'}",
+        *(f"        {line}" for line in loop),
+        f"    any(map(setattr, {'models' if new else 'structs'}, key, finals))  # faster than in the loop",
+        f"    return {'tuple(models)' if new else 'structs'}",
     ]
     exec(_compile("\n".join([*build, *build_list]), f"<{name} from structs>"), names)
     for builder in (names["build"], names["build_list"]):

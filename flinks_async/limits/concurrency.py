@@ -213,7 +213,8 @@ class AdaptiveConcurrency:
             self._set(float(most))
 
     def _set(self, level: float) -> None:
-        self._level = max(float(self._settings.minimum), min(float(self._settings.maximum), float(self._bound), level))
+        settings = self._settings
+        self._level = min(float(self._bound), max(float(settings.minimum), min(float(settings.maximum), level)))
         self.limit = int(self._level)
         self._size = max(_MIN_ROUND, self.limit)
 

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from flinks_async import ConfigError, __version__
-from flinks_async.bulk import InputChangedError, Job, Rules, StoreError, status, verify
+from flinks_async.bulk import InputChangedError, Job, Progress, Rules, StoreError, export_files, status, verify
 from flinks_async.bulk.executors import cluster as executor_module
 from flinks_async.bulk.executors.cluster import ClusterExecutor
 from flinks_async.cli import Exit
@@ -30,6 +30,7 @@ from ..cli_support import by_line, said, start
 from ..support import until
 from .server_desk import SECRET, Desk, Watch, a_server, gives_what_one_process_gives
 from .test_executors import calls_for_each_task
+from .test_reading import with_a_pipe
 
 
 @pytest.fixture
@@ -190,7 +191,39 @@ async def test_a_function_is_called_for_each_task_and_again_if_its_worker_is_kil
     await calls_for_each_task(executor, tmp_path, kills=True)
 
 
+async def test_a_job_is_verified_and_copied_and_a_killed_worker_changes_nothing(
+    desk: Desk, executor: ClusterExecutor, pids: Callable[[], list[int]], tmp_path: Path
+) -> None:
+    await desk.run()
+    changed = sorted((desk.directory / "parts").iterdir())[2]
+    assert await asyncio.to_thread(verify, desk.directory, executor=executor) == []
+    copy = tmp_path / "copy"
+
+    async def kill() -> None:
+        for pid in pids():  # one of them waits for the pipe
+            os.kill(pid, signal.SIGKILL)
+
+    def call(told: list[Progress]) -> list[str]:
+        return export_files(desk.directory, copy.as_uri(), executor=executor, on_progress=told.append)
+
+    names = await with_a_pipe(desk, kill, call)
+    assert sorted(path.name for path in copy.iterdir()) == ["_SUCCESS", *sorted(names)]
+    for name in names:
+        assert (copy / name).read_bytes() == (desk.directory / "parts" / name).read_bytes()
+    changed.write_bytes(b"{}\n")
+    (problem,) = await asyncio.to_thread(verify, desk.directory, executor=executor)
+    assert problem.where == str(changed)
+
+
 # --- the command line ---
+
+
+async def test_the_command_line_verifies_on_a_cluster_without_the_secret(desk: Desk, url: str) -> None:
+    await desk.run()
+    options = ("--executor", url, "--workers", 2, "--progress", "json")
+    process = await start("verify", desk.directory, *options, env={"FLINKS_AUTH_SECRET": None})
+    _, stderr = await process.communicate()
+    assert process.returncode == 0, stderr.decode()[-2000:]
 
 
 async def fetch(desk: Desk, url: str, *more: object) -> asyncio.subprocess.Process:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import sqlite3
@@ -18,12 +19,17 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flinks_async import FlinksClient
+from flinks_async.bulk import Executor, InProcess, InputFile, Job, Processes, verify
 from flinks_async.bulk.errors import UnfitAnswerError
+from flinks_async.bulk.files import LEDGER
+from flinks_async.bulk.ledger import Ledger
 from flinks_async.bulk.stores import SQLiteStore, Store, answer_tables
 from flinks_async.bulk.stores.answer_rows import TABLES, Table
 from flinks_async.bulk.stores.duckdb import DuckDBStore
 from flinks_async.bulk.stores.parquet import ParquetStore
 from flinks_async.bulk.stores.postgresql import PostgreSQLStore
+from flinks_async.testing import FlinksServer
 from flinks_async.testing.data import expected_body
 
 from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes
@@ -228,6 +234,37 @@ def test_tables_that_get_no_rows_stay_empty(tmp_path: Path, postgresql: Server, 
     assert found["accounts"] == found["holders"] == 0
     assert found["fetches"] == 7
     assert found["transactions"] > 100
+
+
+@pytest.mark.slow
+async def test_jobs_of_all_stores_at_once_and_in_processes_store_the_same(tmp_path: Path, postgresql: Server) -> None:
+    """They are verified, and their digests are the same for the same types of amounts, whoever fetches."""
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text("".join(f"token-{number}\n" for number in range(60)))
+
+    async def run_job(server: FlinksServer, name: str, executor: Executor) -> list[Any]:
+        folder = tmp_path / f"{name} {type(executor).__name__}"
+        stores: dict[str, Callable[[], Store]] = {
+            "SQLite": SQLiteStore,
+            "Parquet": ParquetStore,
+            "DuckDB": DuckDBStore,
+            "PostgreSQL": lambda: PostgreSQLStore(postgresql.conninfo, postgresql.new_schema()),
+        }
+        with Job.start(folder, InputFile(tokens), stores[name](), {"": "here"}, shard_size=20) as job:
+            async with FlinksClient(auth_secret=server.auth_secret, base_url=server.base_url) as client:
+                result = await job.run(client, executor=executor)
+        assert (result.state, result.totals.fetched) == ("complete", 60)
+        assert verify(folder) == []
+        with closing(Ledger(folder / LEDGER)) as ledger:
+            return [receipt.get("digest") for receipt in ledger.receipts().values()]
+
+    async with FlinksServer(seed=1, size="medium") as server:
+        at_once = await asyncio.gather(*(run_job(server, name, InProcess()) for name in STORES))
+        in_processes = [await run_job(server, name, Processes(2)) for name in STORES]
+    assert at_once == in_processes
+    digests = dict(zip(STORES, at_once, strict=True))
+    assert digests["SQLite"] == digests["PostgreSQL"] != digests["DuckDB"]
+    assert digests["Parquet"] == [None] * 3, "it compares files"
 
 
 def totals() -> tuple[dict[str | None, Decimal], dict[str | None, Decimal]]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from copy import deepcopy
 from inspect import signature
+from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -242,16 +243,23 @@ def test_an_edited_manifest_is_an_error_of_this_package(tmp_path: Path, store: A
         desk.run(job)
     path = desk.directory / "manifest.json"
     manifest = json.loads(path.read_bytes())
-    uses = (
+    uses: tuple[Callable[[], object], ...] = (
         lambda: status(desk.directory), lambda: verify(desk.directory), lambda: list(export(desk.directory)), begin,
         lambda: resume(directory=desk.directory), report_as_json,
     )  # fmt: skip
+    refused = cycle(uses)  # each of them refuses what `load` refuses, and so takes its turn
     commands = [["status"], ["status", "--json"], ["verify"], ["retry"]]
     environment = {"FLINKS_AUTH_SECRET": "s", "FLINKS_INSTANCE": "x"}
     ways = [way for way in places(manifest) if store is JSONLParts or way[:1] == ("store",)]
     for way in ways:
         for value in VALUES:
             path.write_text(json.dumps(changed(manifest, way, value)))
+            try:
+                Manifest.load(path)
+            except FlinksError:
+                with pytest.raises(FlinksError):
+                    next(refused)()
+                continue
             for use in uses:
                 with suppress(FlinksError):
                     use()

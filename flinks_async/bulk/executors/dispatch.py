@@ -326,7 +326,7 @@ class WorkersExecution(ABC):
             return None
         note = f"died by {worker.death}; its {len(worker.tasks)} shards are handed out again"
         self._work.log.error("%s %s", worker.name, note)
-        self._dead.append(worker.state(note))
+        self._dead.append(evolve(worker.state(note), reassigned=len(worker.tasks)))
         return worker
 
     async def _serve(self, worker: WorkerHandle, storing: set[asyncio.Future[None]]) -> bool:
@@ -430,6 +430,7 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
                 names={name: clients.index(client) for name, client in work.clients.items()},
                 spools=work.spools,
                 compression=work.compression,
+                kept=work.kept,
                 rules=rules,
                 report_every=max(0.2, places / 25),  # 25 reports a second of all together
                 store=None if work.shared is None else work.shared.describe(),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import distributed
 
 HERE: Final = "auto"
+LONGEST_LOOK: Final = 30.0
 CANNOT_IMPORT: Final = "it cannot import flinks_async. Install it on every machine"
 
 
@@ -83,12 +84,27 @@ class DaskExecutor(ClusterExecutor):
                 "with `security`, or accept it with allow_plaintext=True"
             )
 
-    async def look(self) -> dict[str, str]:
-        client = self.import_engine().Client(
-            self.address, security=self.security, asynchronous=True, set_as_default=False, timeout=SILENCE
+    def client(self, patience: float) -> Any:
+        """Internal: a Dask client that is not connected yet. Raises ConfigError if TLS lacks its files."""
+        engine = self.import_engine()
+        tls = (self.security or engine.Security()).get_connection_args("client").get("ssl_context")
+        if self.address.startswith("tls://") and tls is None:
+            raise ConfigError(
+                f"no certificates are set for {self.address}. Name them in Dask's configuration (distributed.comm.tls), or pass "
+                "`security`"
+            )
+        return engine.Client(
+            self.address, security=self.security, asynchronous=True, set_as_default=False, timeout=patience
         )
-        async with client:
-            found = await client.run(obstacle, __version__, self.secret_of(None), on_error="return")
+
+    async def look(self) -> dict[str, str]:
+        client = self.client(SILENCE)
+        try:
+            async with asyncio.timeout(LONGEST_LOOK):
+                await client
+                found = await client.run(obstacle, __version__, self.secret_of(None), on_error="return")
+        finally:
+            await _close(client)
         return {name: one if isinstance(one, str) else CANNOT_IMPORT for name, one in found.items()}
 
     def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> DaskExecution:
@@ -102,7 +118,7 @@ class DaskExecution(ClusterExecution):
 
     def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, executor: DaskExecutor) -> None:
         super().__init__(work, tasks, finished, executor)
-        self._security = executor.security
+        self._executor: DaskExecutor = executor
         self._client: Any = None
         self._taken: set[str] = set()
         self._begun = Counter[str]()  # workers so far, by address
@@ -110,9 +126,7 @@ class DaskExecution(ClusterExecution):
     async def _connect(self) -> int:
         address = self._executor.address
         await self._clean_up()  # of an attempt before this one
-        self._client = self._engine.Client(
-            address, security=self._security, asynchronous=True, set_as_default=False, timeout=SILENCE
-        )
+        self._client = self._executor.client(SILENCE)
         refused = False
         async with asyncio.timeout(SILENCE):  # a scheduler that accepts and never answers would keep Dask waiting
             try:
@@ -152,8 +166,13 @@ class DaskExecution(ClusterExecution):
 
     async def _clean_up(self) -> None:
         if self._client is not None:
-            with suppress(OSError, TimeoutError, RuntimeError):
-                await asyncio.wait_for(self._client.close(), SILENCE / 2)
+            await _close(self._client)
+
+
+async def _close(client: Any) -> None:
+    """Closes a Dask client, also one that is not connected."""
+    with suppress(OSError, TimeoutError, RuntimeError):
+        await asyncio.wait_for(client.close(), SILENCE / 2)
 
 
 class DaskSlot:

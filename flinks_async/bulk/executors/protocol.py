@@ -23,7 +23,7 @@ from ...clock import Clock, SystemClock
 from ...config import Adaptive, Limits, Settings, ShareQuota
 from ...errors import ConfigError
 from ..compression import Compression
-from ..counters import Counters
+from ..counters import Counters, waits
 from ..errors import InputChangedError, UnfitAnswerError
 from ..fetching import Fetcher, Loaded, Thread
 from ..files import allow_open_files, cannot_write
@@ -33,7 +33,8 @@ from ..records import Failure, Finished, RunState, Shard, key_from_json
 from ..rules import Rules, part, refuse_too_few
 from ..selection import Selection
 from ..spool import Spool, SpoolLine, read_lines, read_spool_line
-from ..stores.protocol import Place, SharedStore, Store
+from ..stores import format_of
+from ..stores.protocol import Place, SharedStore, Store, keeps_spools
 
 
 @frozen
@@ -52,6 +53,8 @@ class Task:
     duplicates: frozenset[int] = frozenset()
     about: Any = None
 
+
+Function = Callable[[Task, Path], Finished]
 
 NextTask = Callable[[], Awaitable[Task | None]]
 
@@ -74,8 +77,10 @@ class Work:
         shared: the open store, if those who fetch a shard also give it to the store.
         place: where the job keeps its files, for this store.
         selection: what is kept of the answers; None for everything.
-        function: called with each task in place of fetching it, in a thread where the executor fetches. It must be possible to
-            pickle it, and each worker has one copy. Its errors end the run. Source, key, clients and store are not used.
+        function: called with each task in place of fetching it, and with a folder for temporary files, in a thread where the
+            executor fetches. It must be possible to pickle it, and each worker has one copy. Its errors end the run. Source,
+            key, clients and store are not used.
+        kept: the files of answers become output of the job (see `Spool`).
     """
 
     source: InputFile | None
@@ -89,12 +94,11 @@ class Work:
     shared: SharedStore | None = None
     place: Place | None = None
     selection: Selection | None = None
-    function: Callable[[Task], Finished] | None = None
+    function: Function | None = None
+    kept: bool = True
 
     @classmethod
-    def of_function(
-        cls, function: Callable[[Task], Finished], spools: Path, log: JobLog | Logger, at_once: int
-    ) -> Work:
+    def of_function(cls, function: Function, spools: Path, log: JobLog | Logger, at_once: int) -> Work:
         """The work of calling a function with each task.
 
         Args:
@@ -261,7 +265,7 @@ class LocalExecution(Fetcher):
         super().__init__(
             self._next_shard, self._hand_over, work.clients, work.key, work.spools, work.compression, work.rules,
             secret_is_good=work.secret_is_good, clock=clock or SystemClock(), writing=writing,
-            select=None if work.selection is None else work.selection.function(),
+            select=None if work.selection is None else work.selection.function(), kept=work.kept,
         )  # fmt: skip
 
     async def go(self) -> None:
@@ -344,7 +348,11 @@ class FunctionExecution:
                 task = None if self.stopped is not None else await self._tasks()
             if task is None:
                 return
-            finished = await self._threads.do(self._work.function, task)
+            try:
+                finished = await self._threads.do(self._work.function, task, self._work.spools)
+            except Exception as error:  # the calls that are under way end too
+                self.break_off(error)
+                return
             self._counters.fetched += finished.written.lines
             await self._finished(finished)
 
@@ -363,35 +371,38 @@ class FunctionExecution:
 
 
 def put(store: Store, finished: Finished) -> Finished:
-    """Gives a shard to the store, without the answers that it cannot hold: they count as failed. Removes the spool. Blocks.
+    """Gives a shard to the store, without the answers that it cannot hold: they count as failed. Removes the spool. Blocks; if
+    that lasts, the progress tells.
 
     Raises:
         StoreError: the store cannot be written.
     """
+    name = format_of(store.describe()["kind"])
     while True:
         try:
-            finished = evolve(finished, receipt=store.put(finished.commit, finished.spool))
+            with waits.call(name, work=f"{name} has been storing shard {finished.shard.id}"):
+                finished = evolve(finished, receipt=store.put(finished.commit, finished.spool))
         except UnfitAnswerError as error:
             unfit = error
         else:
             with suppress(OSError):  # on a machine of its own, nobody else can remove it
                 finished.spool.unlink(missing_ok=True)
             return finished
-        finished = _without(finished, unfit, store.spool_compression)
+        finished = _without(finished, unfit, store)
 
 
 _BATCH: Final = 100
 """Lines that are copied at once."""
 
 
-def _without(finished: Finished, unfit: UnfitAnswerError, compression: Compression) -> Finished:
+def _without(finished: Finished, unfit: UnfitAnswerError, store: Store) -> Finished:
     """The shard with a spool that lacks the unfit answer, and with a failure for its token.
 
     Raises:
         StoreError: the spool cannot be read or rewritten.
         UnfitAnswerError: the spool has no such answer. It is the same error, and it ends the job.
     """
-    path = finished.spool
+    path, compression = finished.spool, store.spool_compression
     found: list[SpoolLine] = []
 
     def others() -> Iterator[bytes]:
@@ -402,7 +413,7 @@ def _without(finished: Finished, unfit: UnfitAnswerError, compression: Compressi
             else:
                 yield text
 
-    spool = Spool(path.with_name(f"{path.name}.fit"), compression)
+    spool = Spool(path.with_name(f"{path.name}.fit"), compression, kept=keeps_spools(store))
     try:
         lines = others()
         for first in lines:

@@ -32,7 +32,7 @@ from ..rules import Rules
 from ..selection import Selection
 from ..stores import Place, from_description
 from ..stores.protocol import shared_store
-from .protocol import FunctionExecution, LocalExecution, Task, Work, within_open_files
+from .protocol import Function, FunctionExecution, LocalExecution, Task, Work, within_open_files
 
 _log = logging.getLogger("flinks_async.bulk")
 
@@ -162,7 +162,8 @@ class Start:
     store: dict[str, Any] | None = None
     place: Place | None = None
     selection: Selection | None = None
-    function: Callable[[Task], Finished] | None = None
+    function: Function | None = None
+    kept: bool = True
 
     @property
     def on_own_disk(self) -> bool:
@@ -341,8 +342,7 @@ class Worker:
         assert start.layout is not None
         start = within_limits(start, lambda text, *numbers: self._send(Warned(text % numbers)))
         of_clients, others = self._secrets[: len(start.clients)], self._secrets[len(start.clients) :]
-        self._secrets = []
-        selection = start.selection
+        self._secrets, selection = [], start.selection
         if selection is not None:
             selection = selection.with_key(others[0].auth_secret if others else None)
         for number, (description, secrets) in enumerate(zip(start.clients, of_clients, strict=True)):
@@ -358,9 +358,9 @@ class Worker:
             assert store is not None, "the job's store is shared"
             store.open(start.place, existing=True)
         work = Work(
-            InputFile(start.path, start.layout), start.key,
-            {name: self._clients[number] for name, number in start.names.items()},
-            start.spools, start.compression, start.rules, secret_is_good=False, log=_log, shared=store, selection=selection,
+            InputFile(start.path, start.layout), start.key, {name: self._clients[n] for name, n in start.names.items()},
+            start.spools, start.compression, start.rules,
+            secret_is_good=False, log=_log, shared=store, selection=selection, kept=start.kept,
         )  # fmt: skip
         return LocalExecution(work, self._next, self._take)
 

@@ -3,7 +3,7 @@
 To add an input format:
 
 1. `formats.py`: add its name to `Format`, its suffix to `FORMATS`, and write its parser (a `RowParser`, see `rows.py`);
-   `Layout.parser` chooses it. A binary format becomes lines of JSON, as in `parquet.py`.
+   `Layout.parser` chooses it. A binary format becomes lines of JSON, as Parquet in `rows.py`.
 2. `detection.py`: recognize its first bytes; for a binary format, `InputFile.content_of` in `source.py` returns its content.
 3. Tests: `tests/bulk/test_rows.py` (the parser) and the `NAMES` of `tests/bulk/test_scan.py` (scan and shards).
 4. `docs/command-line.md`: the formats of TOKENS.

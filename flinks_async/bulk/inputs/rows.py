@@ -1,24 +1,32 @@
 """Lines and rows of a token file: lines are pulled with a limit, and become tokens or skipped lines.
 
-The parser of plain text is here; CSV and JSONL are in `formats`. `check` decides whether a row can be sent.
+The parser of plain text is here; CSV and JSONL are in `formats`. `check` decides whether a row can be sent. Parquet files are
+read as if they were JSONL: one line for each row, with the columns that are needed. So lines, offsets, shards and checks work
+as for other files.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from io import BufferedReader
-from typing import Any, Final, Literal, Protocol
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, Literal, Protocol
 
 import msgspec
 from attrs import field, frozen
 
+from ...checks import optional_import
 from ...endpoint import INSTANCE_NAME, check_token
 from ...errors import InvalidTokenError
 from ...secret import Secret
-from ..compression import Pieces
+from ..compression import Compression, Corrupt, Pieces
 from ..errors import InputError
 from .detection import is_usual_name, looks_like_data, problem_of_text, problem_of_value
+
+if TYPE_CHECKING:
+    import pyarrow
 
 MAX_LINE: Final = 1024 * 1024
 _BUFFER: Final = 64 * 1024
@@ -275,3 +283,118 @@ def contains_token(value: Any, token: Secret) -> bool:
         elif isinstance(value, (str, int, float)) and token.reveal() in str(value):
             return True
     return False
+
+
+# --- Parquet (needs pyarrow) -------------------------------------------------------------------------------------------
+
+MAGIC: Final = b"PAR1"
+
+_PARQUET_ROWS: Final = 1024
+_PARQUET_BUFFER: Final = 256 * 1024
+_encode: Final = msgspec.json.Encoder().encode_lines
+
+
+def parquet_columns(raw: BinaryIO, wanted: Mapping[str, str | None]) -> dict[str, str]:
+    """As `choose_columns`; the columns must hold what can be a token or a key."""
+    schema = _open(raw).schema_arrow
+    columns = choose_columns(schema.names, wanted)
+    for where, name in columns.items():
+        type_ = schema.field(name).type
+        kind = _kind(type_)
+        if kind is None or (kind != "text" and where != "key_column"):
+            what = "text, a number, a date or a time" if where == "key_column" else "text"
+            raise InputError(f"The column {name!r} must hold {what}; it is of type {type_}.", field=where)
+    return columns
+
+
+class ParquetContent:
+    """The rows of a file as lines of JSON, from its beginning; used like `Content`.
+
+    Args:
+        raw: the file. It is not closed.
+        columns: to be read.
+
+    Attributes:
+        position: bytes of lines before the next `read`.
+        raw_position: about how many bytes of the file were read.
+        group_end: number of rows up to the end of the row group where reading began.
+    """
+
+    compression: Compression = "none"
+
+    def __init__(self, raw: BinaryIO, columns: Iterable[str | None]) -> None:
+        self.position = 0
+        self.raw_position = 0
+        file = self._file = _open(raw)
+        self._rows_in_all = max(1, file.metadata.num_rows)
+        self._size = raw.seek(0, 2)
+        self._columns = [name for name in columns if name is not None]
+        groups = range(file.num_row_groups)
+        self._ends = [*accumulate(file.metadata.row_group(group).num_rows for group in groups)]
+        self.go_to(0)
+
+    def go_to(self, row: int) -> None:
+        """The next `read` begins with this row, from 0. Reads nothing before its row group."""
+        group = min(bisect_right(self._ends, row), max(0, len(self._ends) - 1))
+        self._rows = self._ends[group - 1] if group else 0
+        self._skip = row - self._rows
+        self.group_end = self._ends[group] if self._ends else 0
+        groups = range(group, len(self._ends))
+        self._batches: Iterator[Any] = self._file.iter_batches(_PARQUET_ROWS, row_groups=groups, columns=self._columns)
+
+    def read(self) -> bytes:
+        """The next lines; empty at the end."""
+        batch: Any = None
+        try:
+            batch = next(self._batches, None)
+            while batch is not None and self._skip >= batch.num_rows:
+                self._skip -= batch.num_rows
+                self._rows += batch.num_rows
+                batch = next(self._batches, None)
+            if batch is not None and self._skip:
+                self._rows += self._skip
+                batch, self._skip = batch.slice(self._skip), 0
+            lines = b"" if batch is None else _encode(_plain(batch).to_pylist())
+        except (optional_import("pyarrow", extra="arrow").ArrowException, OSError, ValueError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # of the file; Arrow's own have no number
+                raise
+            lines = None
+        if lines is None:
+            raise Corrupt("the Parquet data is damaged, encrypted, or not valid UTF-8")
+        if batch is not None:
+            self._rows += batch.num_rows
+        self.position += len(lines)
+        self.raw_position = self._size * self._rows // self._rows_in_all
+        return lines
+
+
+def _open(raw: BinaryIO) -> Any:
+    pa = optional_import("pyarrow", extra="arrow")
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        return ParquetFile(
+            raw, buffer_size=_PARQUET_BUFFER, pre_buffer=False
+        )  # with it, a row group is read as a whole
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+    raise InputError("The file of tokens cannot be read: it is not a Parquet file, or was cut short.")
+
+
+def _kind(type_: pyarrow.DataType) -> Literal["text", "json", "other"] | None:
+    """The JSON form of a type's values; `other` becomes text. None if the type cannot be used."""
+    types = optional_import("pyarrow", extra="arrow").types
+    values = type_.value_type if types.is_dictionary(type_) else type_
+    if types.is_string(values) or types.is_large_string(values) or types.is_string_view(values):
+        return "text"
+    if types.is_integer(values) or types.is_floating(values) or types.is_boolean(values):
+        return "json"
+    other = types.is_decimal(type_) or types.is_date(type_) or types.is_timestamp(type_) or types.is_time(type_)
+    return "other" if other else None
+
+
+def _plain(batch: pyarrow.RecordBatch) -> pyarrow.RecordBatch:
+    pa = optional_import("pyarrow", extra="arrow")
+    columns = [column.cast(pa.string()) if _kind(column.type) == "other" else column for column in batch.columns]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import NoneType
 from typing import BinaryIO, Final
 
+from attrs import evolve
+
 from ... import checks
 from ...checks import is_url
 from ..compression import ByteSource, CompressedDataError, Compression, Corrupt, Decompressed, detect
@@ -26,8 +28,7 @@ from ..objects import Object, object_at
 from ..records import Shard
 from .detection import SAMPLE, refuse_magic
 from .formats import Layout
-from .parquet import ParquetContent, find_columns
-from .rows import Lines, RowParser, Token, check
+from .rows import Lines, ParquetContent, RowParser, Token, check, parquet_columns
 
 STDIN: Final = "-"
 CHUNK: Final = 64 * 1024
@@ -93,7 +94,8 @@ class InputFile:
         if self.layout.format == "parquet":
             try:
                 with self.raw() as raw:
-                    self._parquet = find_columns(raw, self.layout)
+                    column = parquet_columns(raw, self.layout.columns)["column"]
+                self._parquet = evolve(self.layout, column=column)
             except OSError as error:
                 raise cannot_read(error) from None
             self.columns = self.parser()
@@ -133,7 +135,11 @@ class InputFile:
     def content_of(self, raw: BinaryIO) -> Content | ParquetContent:
         """The content of the file, which was opened by `raw`."""
         try:
-            return Content(raw, self.layout.encoding) if self._parquet is None else ParquetContent(raw, self._parquet)
+            return (
+                Content(raw, self.layout.encoding)
+                if self._parquet is None
+                else ParquetContent(raw, self._parquet.columns.values())
+            )
         except (OSError, CompressedDataError) as error:
             raise cannot_read(error) from None
 

@@ -81,7 +81,7 @@ class JSONLParts(ShardFiles):
 
     def lines(self, commits: Iterable[Commit]) -> Iterator[bytes]:
         for commit in commits:
-            (name,) = self._files(commit.receipt)
+            (name,) = self.files(commit.receipt)
             yield from read_answers(self._objects.at(name), self.spool_compression)
 
     @property
@@ -91,11 +91,11 @@ class JSONLParts(ShardFiles):
     def _file_name(self, name: str) -> str:
         return f"answers-{name}.jsonl{SUFFIXES[self.spool_compression]}"
 
-    def _files(self, receipt: Mapping[str, Any]) -> Sequence[str]:
+    def files(self, receipt: Mapping[str, Any]) -> Sequence[str]:
         return [self._file(receipt_as(_Part, receipt).file)]
 
-    def _compare(self, commit: Commit) -> Iterator[Problem]:
-        (name,) = self._files(commit.receipt)
+    def compare(self, commit: Commit) -> Iterator[Problem]:
+        (name,) = self.files(commit.receipt)
         return compare(self._objects.at(name), self.spool_compression, commit.written, commit.shard.id)
 
 

@@ -66,6 +66,7 @@ class ParquetStore(ShardFiles):
     """
 
     spool_compression: Compression = "none"
+    keeps_spools = False
 
     def __init__(
         self, compression: Pages = "zstd", url: str | None = None, *, fetched_on: str | dt.date | None = None
@@ -122,16 +123,16 @@ class ParquetStore(ShardFiles):
     def _own(self) -> str:
         return self._name(r"\d{6,}", "[0-9a-f]{8}") + r"\.parquet"
 
-    def _files(self, receipt: Mapping[str, Any]) -> Sequence[str]:
+    def files(self, receipt: Mapping[str, Any]) -> Sequence[str]:
         """In the order of the tables."""
         files = receipt_as(_Files, receipt).files
         if len(files) != len(TABLES):
             raise foreign_receipt("names files that are not of this job")
         return [self._file(file.name, folder) for file, folder in zip(files, self.folders, strict=True)]
 
-    def _compare(self, commit: Commit) -> Iterator[Problem]:
+    def compare(self, commit: Commit) -> Iterator[Problem]:
         files = receipt_as(_Files, commit.receipt).files
-        for table, name, file in zip(TABLES, self._files(commit.receipt), files, strict=True):
+        for table, name, file in zip(TABLES, self.files(commit.receipt), files, strict=True):
             path = self._objects.at(name)
             rows = commit.written.lines if table is FETCHES else file.rows
             what = difference(path, Written(file.rows, file.size, file.sha256)) or self._difference_in_rows(path, rows)

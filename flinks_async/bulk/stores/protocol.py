@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Final, Protocol, TypeVar, runtime_checkable
 
 import msgspec
 from attrs import frozen
 
 from ..compression import Compression
 from ..errors import LedgerError, StoreError
-from ..objects import Readable
+from ..objects import Objects, Readable
 from ..records import Commit, Written
 from ..spool import difference, read_answers
 
@@ -96,7 +97,8 @@ class Store(Protocol):
 
     A job hands over *spools*: finished, synced files with one line for each answer:
     `{"line": 7, "key": "u-1", "instance": "acme", "response": {...}, "meta": {"status": 200, "attempts": 1}}`
-    (`key` and `instance` only where the input has such columns; `response` is the body as it came, on one line).
+    (`key` and `instance` only where the input has such columns; `response` is the body as it came, on one line). A store
+    whose attribute `keeps_spools` is False only reads them, so they are not synced and have no SHA-256.
 
     Every failure raises a `StoreError` whose message says what failed, where and why. If `put` raises an
     `UnfitAnswerError`, it has stored nothing of the shard; it is called again with a spool that lacks that answer.
@@ -174,6 +176,11 @@ class Store(Protocol):
         ...
 
 
+def keeps_spools(store: Store) -> bool:
+    """Whether spools become output of the job."""
+    return getattr(store, "keeps_spools", True)
+
+
 @runtime_checkable
 class SharedStore(Store, Protocol):
     """A store whose `put` may be called in several threads and processes at once, and for one shard more than once: the
@@ -210,6 +217,27 @@ class SharedStore(Store, Protocol):
 def shared_store(store: Store) -> SharedStore | None:
     """The store, if workers write to it."""
     return store if isinstance(store, SharedStore) and store.by_workers else None
+
+
+SUCCESS: Final = "_SUCCESS"
+"""The object that lists the files of a complete job."""
+
+
+def success_of(job: str, names: Iterable[str]) -> bytes:
+    """The content of `_SUCCESS`."""
+    data = bytearray(f'{{"job": "{job}", "files": [', "ascii")
+    for name in names:
+        data += b"\n " + msgspec.json.encode(name) + b","
+    return bytes(data.removesuffix(b",")) + b"\n]}\n"
+
+
+def job_of_success(objects: Objects) -> str | None:
+    """The id of the job whose `_SUCCESS` is at a place; empty if another program wrote it, such as Spark; None without one."""
+    if objects.find(SUCCESS) is None:
+        return None
+    with objects.at(SUCCESS).open("rb") as file:
+        found = re.search(rb'"job": "([0-9a-f]{32})"', file.read())
+    return found[1].decode() if found else ""
 
 
 def compare(

@@ -11,7 +11,7 @@ import threading
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
@@ -24,7 +24,7 @@ from ..errors import JobLockedError, JobMismatchError, StoreError, StoreMissingE
 from ..files import LEDGER, cannot_read, cannot_write, size_of
 from ..objects import Found, Objects, place_at
 from ..records import Commit
-from .protocol import Place, Problem, foreign_receipt, opened
+from .protocol import SUCCESS, Place, Problem, foreign_receipt, job_of_success, opened, success_of
 
 
 class ShardFiles(ABC):
@@ -58,7 +58,7 @@ class ShardFiles(ABC):
         """A regular expression for the names of this job's files, without their folder."""
 
     @abstractmethod
-    def _files(self, receipt: Mapping[str, Any]) -> Sequence[str]:
+    def files(self, receipt: Mapping[str, Any]) -> Sequence[str]:
         """The names of the files of a shard.
 
         Raises:
@@ -66,8 +66,14 @@ class ShardFiles(ABC):
         """
 
     @abstractmethod
-    def _compare(self, commit: Commit) -> Iterator[Problem]:
-        """Reads the files of a shard and compares them with what was committed."""
+    def compare(self, commit: Commit) -> Iterator[Problem]:
+        """Reads the files of a shard and compares them with what was committed. It may be called in several threads and
+        processes at once.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """As `Store.describe`."""
 
     def _described(self, description: dict[str, Any]) -> dict[str, Any]:
         return description if self._url is None else {**description, "url": self._url}
@@ -82,13 +88,13 @@ class ShardFiles(ABC):
                 elif size_of(place.parts) is None:
                     raise StoreMissingError(str(place.parts))
                 return
-            hold = Hold(objects, place.job, _driver(place.folder), self.folders)
             if not existing:
                 objects.prepare((*self.folders, MARKS))
+                hold = Hold(objects, place.job, _driver(place.folder), self.folders)
                 hold.take()
                 hold.keep()
                 self._hold = hold
-            elif not hold.is_known():
+            elif objects.find(_mark_of(place.job)) is None:
                 with suppress(StoreError):  # somebody may have removed the marks
                     if any(self._own_files()):
                         return
@@ -104,7 +110,7 @@ class ShardFiles(ABC):
         """Whether a receipt names a file. Receipts are asked for one by one, because there may be 100,000."""
         shard = _SHARD.search(name.rpartition("/")[2])
         receipt = None if shard is None else receipts.get(int(shard[0]))
-        return receipt is not None and name in self._files(receipt)
+        return receipt is not None and name in self.files(receipt)
 
     def check(self) -> None:
         """Raises JobLockedError if another driver has taken over the URL, StoreError if that cannot be found out."""
@@ -114,25 +120,27 @@ class ShardFiles(ABC):
 
     def drop(self, receipt: Mapping[str, Any]) -> None:
         """As `SharedStore.drop`."""
-        self._remove(self._files(receipt))
+        self._remove(self.files(receipt))
 
     def settle(self, receipts: Mapping[int, Mapping[str, Any]], *, complete: bool) -> None:
         """As `SharedStore.settle`: at a URL, `_SUCCESS` lists the files of a complete job."""
         self.recover(receipts)
         with self._naming("written"):
             if complete:
-                data = bytearray(f'{{"job": "{self._opened.job}", "files": [', "ascii")
-                for name in (name for receipt in receipts.values() for name in self._files(receipt)):
-                    data += b"\n " + msgspec.json.encode(name) + b","
-                self._objects.put(SUCCESS, bytes(data.removesuffix(b",")) + b"\n]}\n")
+                names = (name for receipt in receipts.values() for name in self.files(receipt))
+                self._objects.put(SUCCESS, success_of(self._opened.job, names))
             else:
                 self._objects.delete([SUCCESS])
 
     def verify(self, commits: Iterable[Commit]) -> Iterator[Problem]:
         known = set[str]()
         for commit in commits:
-            known.update(self._files(commit.receipt))
-            yield from self._compare(commit)
+            known.update(self.files(commit.receipt))
+            yield from self.compare(commit)
+        yield from self.unknown(known)
+
+    def unknown(self, known: Container[str]) -> Iterator[Problem]:
+        """Finds files of this job beside the known ones."""
         for name in self._own_files():
             if name not in known:
                 where = str(self._objects.at(name))
@@ -141,7 +149,7 @@ class ShardFiles(ABC):
     def missing(self, commits: Iterable[Commit]) -> Iterator[Problem]:
         own = set(self._own_files())
         for commit in commits:
-            if gone := next((name for name in self._files(commit.receipt) if name not in own), None):
+            if gone := next((name for name in self.files(commit.receipt) if name not in own), None):
                 yield Problem(str(self._objects.at(gone)), "it is missing", commit.shard.id)
 
     def purge(self) -> list[str]:
@@ -254,9 +262,6 @@ def _driver(folder: Path) -> str:
 
 _SHARD: Final = re.compile(r"\d{6,}")
 
-SUCCESS: Final = "_SUCCESS"
-"""The object that lists the files of a complete job."""
-
 
 # --- one driver at a URL ----------------------------------------------------------------------------------------------
 
@@ -271,6 +276,11 @@ RELEASE: Final = 5.0
 
 EXPIRES: Final = 60.0
 """Seconds after the last renewal at which another driver may take over."""
+
+
+def _mark_of(job: str) -> str:
+    """The name of the mark of a job, which stays at its URL until the job is purged."""
+    return f"{MARKS}/job-{job}"
 
 
 class Hold:
@@ -302,7 +312,7 @@ class Hold:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._objects = objects
-        self._job = f"{MARKS}/job-{job}"
+        self._job = _mark_of(job)
         self._driver = f"{MARKS}/driver-{driver}"
         self._folders = folders
         self._clock = clock
@@ -319,8 +329,8 @@ class Hold:
             JobLockedError: another driver works on the job.
             OSError: it cannot be reached.
         """
-        known = self.is_known()
-        if not known and self._is_of_others():
+        known = self._objects.find(self._job) is not None
+        if not known and job_of_success(self._objects) == "":
             raise JobMismatchError(
                 f"{self._objects} holds the output of another program, which has an object {SUCCESS}. Choose another URL"
             )
@@ -361,23 +371,12 @@ class Hold:
     def _marks(self) -> dict[str, Found]:
         return {mark.name: mark for mark in self._objects.list(MARKS)}
 
-    def _is_of_others(self) -> bool:
-        """Whether the place has a `_SUCCESS` of another program, such as Spark, which this job would replace."""
-        if self._objects.find(SUCCESS) is None:
-            return False
-        with self._objects.at(SUCCESS).open("rb") as file:
-            return not re.search(rb'"job": "[0-9a-f]{32}"', file.read())
-
     def _has_files(self, mark: str, job: str) -> bool:
         """Whether the place has files of another job, by its mark."""
         folders = self._folders
         with self._objects.at(mark).open("rb") as file, suppress(msgspec.DecodeError):
             folders = msgspec.json.decode(file.read(), type=list[str])
         return any(f"-{job[:8]}-" in one.name for folder in folders for one in self._objects.list(folder))
-
-    def is_known(self) -> bool:
-        """Whether the job has used the place."""
-        return self._objects.find(self._job) is not None
 
     def keep(self) -> None:
         """Renews the hold in a thread until `release`."""

@@ -26,6 +26,7 @@ def s3(server: S3, monkeypatch: pytest.MonkeyPatch) -> S3:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(module, "_RETRY", {"max_retries": 1, "backoff": {"init_backoff": timedelta(milliseconds=1)}})
     server.fault = lambda asked: None
+    server.before = server.after = None
     server.asked.clear()
     return server
 

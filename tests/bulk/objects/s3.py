@@ -32,18 +32,38 @@ class Asked:
     conditions: tuple[str, ...] = ()
 
 
+Headers = list[tuple[str, str]]
+
+
+@define
+class Reply:
+    """An answer of the server, to be changed.
+
+    Attributes:
+        status: with its text, such as `200 OK`.
+    """
+
+    status: str
+    headers: Headers
+    body: bytes
+
+
 @define
 class S3:
     """The server, and what it was asked.
 
     Attributes:
-        fault: gets each request; may return a status to refuse it, also with a code as S3 has them; "lost" to do what it asks and answer 500, "dropped" to do it
-            and close the connection, "cut" to send half of the answer, or None.
+        fault: gets each request; may return a status to refuse it, also with a code as S3 has them; "lost" to do what it asks
+            and answer 500, "dropped" to do it and close the connection, "cut" to send half of the answer, or None.
+        before: may change a request, as WSGI has it.
+        after: may change the answer to a request.
     """
 
     port: int
     asked: list[Asked] = field(factory=list)
     fault: Callable[[Asked], int | str | tuple[int, str] | None] = lambda asked: None
+    before: Callable[[dict[str, Any]], object] | None = None
+    after: Callable[[Asked, Reply], object] | None = None
 
     @property
     def environment(self) -> dict[str, str]:
@@ -70,6 +90,8 @@ def running() -> Iterator[S3]:
     one_at_a_time = threading.Lock()  # moto is not safe in threads
 
     def gate(environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        if s3.before is not None:
+            s3.before(environ)
         size = int(environ.get("CONTENT_LENGTH") or 0)
         path = unquote(environ.get("REQUEST_URI", environ["PATH_INFO"]))
         conditions = tuple(name for name in environ if name.startswith("HTTP_IF_"))
@@ -83,7 +105,18 @@ def running() -> Iterator[S3]:
             return [LEAK.replace(b"Odd", code.encode())]
         with one_at_a_time:
             if fault is None:
-                return list(app(environ, start_response))
+                after = s3.after
+                if after is None:
+                    return list(app(environ, start_response))
+                reply = Reply("", [], b"")
+
+                def keep(status: str, headers: Any) -> None:
+                    reply.status, reply.headers = status, headers
+
+                reply.body = b"".join(app(environ, keep))
+                after(asked, reply)
+                start_response(reply.status, reply.headers)
+                return [reply.body]
             if fault == "cut":
                 body = b"".join(app(environ, start_response))
                 return cut(body[: len(body) // 2])

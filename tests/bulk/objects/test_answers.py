@@ -6,22 +6,30 @@ import asyncio
 import json
 import os
 import signal
+from contextlib import closing
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from flinks_async.bulk import (
     DaskExecutor,
+    Executor,
+    InProcess,
     JSONLParts,
     Processes,
     Rules,
     StoreError,
     export,
+    export_files,
     purge,
     status,
     verify,
 )
+from flinks_async.bulk.job import place_of
+from flinks_async.bulk.ledger import Ledger
 from flinks_async.bulk.objects import Folder, place_at
+from flinks_async.bulk.stores import from_description
 from flinks_async.testing import Latency
 
 from ...cli_support import cli
@@ -86,6 +94,53 @@ def test_a_file_that_vanishes_while_a_folder_is_listed_hides_no_other(tmp_path: 
     assert next(listing).name == order[0]
     (tmp_path / order[1]).unlink()
     assert [found.name for found in listing] == order[2:]
+
+
+@pytest.mark.parametrize(
+    ("kind", "executor"), [("parquet", InProcess()), ("jsonl", Processes(2))], ids=["here", "processes"]
+)
+async def test_a_large_job_is_verified_and_copied_on_an_executor(
+    desk: Desk, bucket: str, s3: S3, kind: str, executor: Executor, tmp_path: Path
+) -> None:
+    """To another URL, and to a folder."""
+    if kind == "parquet":
+        pytest.importorskip("pyarrow")
+    desk.write(60)
+    description = {"kind": "parquet"} if kind == "parquet" else {"kind": "jsonl-parts"}
+    await run(desk, from_description({**description, "url": f"{bucket}/out"}))
+    s3.asked.clear()
+    assert await asyncio.to_thread(verify, desk.directory, executor=executor) == []
+    assert {asked.method for asked in s3.asked} == {"HEAD", "GET"}
+    copy = f"{bucket}/a copy"
+    found = await asyncio.to_thread(export_files, desk.directory, copy, executor=executor)
+    folder = (tmp_path / "copy").as_uri()
+    assert await asyncio.to_thread(export_files, desk.directory, folder, executor=executor) == found
+    for name in (*found, "_SUCCESS"):
+        original = b"".join(place_at(f"{bucket}/out", Path()).at(name).open("rb"))
+        assert b"".join(place_at(copy, Path()).at(name).open("rb")) == original
+        assert (tmp_path / "copy" / name).read_bytes() == original
+    s3.fault = lambda asked: 403 if asked.method == "PUT" else None
+    with pytest.raises(StoreError, match=f"{copy}.* cannot be written: permission is denied"):
+        await asyncio.to_thread(export_files, desk.directory, copy, executor=executor)
+    s3.fault = lambda asked: None
+    place_at(f"{bucket}/out", Path()).put(found[3], b"{}")
+    (problem,) = await asyncio.to_thread(verify, desk.directory, executor=executor)
+    assert problem.where == f"{bucket}/out/{found[3]}"
+    with pytest.raises(StoreError, match=f"{found[3]} differs from what the job wrote: it has 2 bytes"):
+        await asyncio.to_thread(export_files, desk.directory, copy, executor=executor)
+
+
+async def test_a_machine_without_the_directory_of_the_job_reads_and_writes_at_a_url(
+    desk: Desk, bucket: str, tmp_path: Path
+) -> None:
+    """A worker of a cluster whose machines share no disk."""
+    await run(desk, JSONLParts(url=bucket))
+    place = evolve(place_of(desk.directory, status(desk.directory).manifest), folder=tmp_path / "elsewhere")
+    worker = JSONLParts(url=bucket)
+    worker.open(place, existing=True)
+    with closing(Ledger(desk.directory / "ledger.sqlite", look=True)) as ledger:
+        assert list(worker.verify(ledger.commits())) == []
+    worker.close()
 
 
 async def test_a_shared_folder(desk: Desk, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from flinks_async.bulk import (
     status,
 )
 from flinks_async.bulk.inputs import ShardReader
-from flinks_async.bulk.inputs import parquet as parquet_input
+from flinks_async.bulk.inputs import rows as rows_module
 from flinks_async.bulk.inputs import source as source_module
 from flinks_async.bulk.objects import place_at
 
@@ -123,8 +123,8 @@ def test_a_shard_of_parquet_on_a_disk_does_not_read_what_is_before_it(
     source = InputFile(path, COLUMNS)
     shards = Plan(source, tmp_path).shards
     decoded: list[int] = []
-    plain = parquet_input._plain
-    monkeypatch.setattr(parquet_input, "_plain", lambda batch: decoded.append(batch.num_rows) or plain(batch))
+    plain = rows_module._plain
+    monkeypatch.setattr(rows_module, "_plain", lambda batch: decoded.append(batch.num_rows) or plain(batch))
     reader = ShardReader(source, b"k")
     reader.read(shards[42])
     reader.close()

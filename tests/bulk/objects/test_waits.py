@@ -221,9 +221,9 @@ def test_the_log_has_a_wait_at_once_every_minute_and_at_its_end(caplog: pytest.L
     with calls.call("s3://a"):
         for _ in range(135):
             now[0] += 1.0
-            calls.tell(told)
-    calls.tell(told)
-    calls.tell(told)
+            calls.tell(told, calls.troubles())
+    calls.tell(told, calls.troubles())
+    calls.tell(told, calls.troubles())
     assert [record.getMessage() for record in caplog.records] == [
         "waiting: still no answer from s3://a, 1 attempt in 10 s",
         "waiting: still no answer from s3://a, 1 attempt in 70 s",
