@@ -19,6 +19,7 @@ from flinks_async import ConfigError
 from flinks_async.bulk import (
     Executor,
     InProcess,
+    InstanceTrouble,
     JobMismatchError,
     JSONLFile,
     JSONLParts,
@@ -32,6 +33,7 @@ from flinks_async.bulk import (
     status,
     verify,
 )
+from flinks_async.bulk.counters import Counters
 from flinks_async.bulk.executors.protocol import Task
 from flinks_async.bulk.job import place_of
 from flinks_async.bulk.ledger import Ledger
@@ -165,6 +167,25 @@ async def test_progress_tells_how_much_is_read(desk: Desk, executor: Executor | 
     assert [one.done for one in told] == sorted(one.done for one in told)
     if executor is None:
         assert (told[-1].done, told[-1].size) == (200, sum(path.stat().st_size for path in parts(desk)))
+
+
+async def test_what_workers_wait_for_is_in_progress_and_log(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("flinks_async.bulk.reading._TELL_EVERY", 0.0)
+    wait = InstanceTrouble("s3://b", "still no answer from s3://b", 1, 12.0, gives_up=288.0)
+
+    class Waiting(InProcess):
+        def map_shards(self, *arguments: Any) -> Any:
+            execution: Any = super().map_shards(*arguments)
+            execution.counters = lambda: Counters(waits=(wait,))
+            return execution
+
+    await run(desk, JSONLParts())
+    told: list[Progress] = []
+    await asyncio.to_thread(verify, desk.directory, executor=Waiting(), on_progress=told.append)
+    assert told[0].troubles == (wait,)
+    assert caplog.text.count(f"waiting: {wait}") == 1
 
 
 @pytest.mark.parametrize("make", [JSONLFile, SQLiteStore])

@@ -20,7 +20,7 @@ from attrs import evolve, field, frozen
 
 from ...client import FlinksClient
 from ...clock import Clock, SystemClock
-from ...config import Adaptive, Limits
+from ...config import Adaptive, Limits, Settings, ShareQuota
 from ...errors import ConfigError
 from ..compression import Compression
 from ..counters import Counters, waits
@@ -30,7 +30,7 @@ from ..files import allow_open_files, cannot_write
 from ..inputs import InputFile, ShardReader, Token
 from ..outcome import JobLog
 from ..records import Failure, Finished, RunState, Shard, key_from_json
-from ..rules import Rules
+from ..rules import Rules, part, refuse_too_few
 from ..selection import Selection
 from ..spool import Spool, SpoolLine, read_lines, read_spool_line
 from ..stores import format_of
@@ -209,6 +209,15 @@ def with_concurrency(limits: Limits, change: Callable[[int], int]) -> Limits:
         return evolve(limits, concurrency=change(before))
     bounds = {name: change(getattr(before, name)) for name in ("minimum", "initial", "maximum")}
     return evolve(limits, concurrency=evolve(before, **bounds))
+
+
+def settings_for(settings: Settings, place: int, places: int) -> Settings:
+    """The settings of one worker."""
+    retry, limits = settings.retry, settings.limits
+    refuse_too_few(limits.most_at_once, places)
+    if isinstance(retry.quota, ShareQuota):
+        retry = evolve(retry, quota=evolve(retry.quota, minimum=retry.quota.minimum / places))
+    return evolve(settings, retry=retry, limits=with_concurrency(limits, partial(part, place=place, places=places)))
 
 
 class InProcess:
