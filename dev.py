@@ -22,8 +22,9 @@ PYTHON = VENV / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
 PYPROJECT = ROOT / "pyproject.toml"
 OLDEST = (3, 11)
 ALL = ("test", "dev", "examples")
-# PIP_USER=1 in the user's settings would make pip install outside the environment.
-ENVIRON = {**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+# PIP_USER=1 in the user's settings would make pip install outside the environment. Without bytecode, each of the hundreds of
+# processes of the tests would compile all that it imports.
+ENVIRON = {**os.environ, "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1", "PYTHONDONTWRITEBYTECODE": ""}
 
 
 def main() -> int:

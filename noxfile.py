@@ -115,6 +115,9 @@ def wheel(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """On the other supported Pythons of this machine, the tests that depend on Python."""
     session.install(*TEST)
+    session.run_install(
+        "pytest", "-n0", "--collect-only", "-qq", silent=True
+    )  # compiles them once, and not in each process
     session.run("pytest", "-m", "not torture and not slow and not once and not backend", *session.posargs)
 
 

@@ -6,8 +6,8 @@ all cores, because a store works in a thread of its own; with --one-core it has 
 is one run of each in random order; the ratio is the median over the rounds, with a bootstrap 95 % interval. The number of
 stored answers is checked.
 
-There are small answers, medium answers, and medium answers with one unknown field in every transaction. A last table compares
-each store, without fetching, with the fastest way in which its engine takes the same rows: SQLite and DuckDB copy them from
+There are small answers, medium answers, and medium answers with one unknown field in every transaction. If all three are
+measured, two last tables sum up (--write puts them into docs/stores.md). The second one compares each store, without fetching, with the fastest way in which its engine takes the same rows: SQLite and DuckDB copy them from
 another database (INSERT ... SELECT), PostgreSQL gets prepared bytes (COPY), pyarrow writes Arrow tables to Parquet.
 
 PostgreSQL is skipped unless PGHOST names a server; the benchmark uses the schemas `flinks_benchmark` and
@@ -69,12 +69,11 @@ TABLES = ("SQLite", "Parquet", "DuckDB", POSTGRESQL)
 Kind = Literal["small", "medium", "medium, unknown fields", "large"]
 UNKNOWN: Kind = "medium, unknown fields"
 TOKENS: dict[Kind, int] = {"small": 40_000, "medium": 18_000, UNKNOWN: 6_000, "large": 100}
-REFERENCE = 290
-"""µs a medium token without a job, on 2 cores, when the rates of the stores were demanded as ratios to it (2026-11-27). A ratio to
-today's rate falls when fetching becomes faster."""
 FIVE_MILLION = 5_000_000
 CORES_USED = 2
-"""Cores for which the summary says how fast a store could be if the job kept them busy and the servers needed none."""
+"""Cores for which the summary says how fast a job could be at most: if it kept them busy, and the servers needed none."""
+PAGE = Path(__file__).parents[1] / "docs" / "stores.md"
+BEGIN, END = "<!-- speeds: written by benchmarks/job.py --write -->\n", "<!-- end of speeds -->"
 SHARD_SIZE: dict[Kind, int] = {"small": 1000, "medium": 1000, UNKNOWN: 1000, "large": 10}
 
 
@@ -330,38 +329,29 @@ def write_parquet(filled: Any, copied: Any, folder: Path) -> Callable[[], None]:
 ENGINES = {"SQLite": insert_select, "DuckDB": insert_select, POSTGRESQL: copy, "Parquet": write_parquet}
 
 
-def compare_engines(names: list[str], rounds: int) -> dict[str, dict[str, float]]:
-    """Prints a table; gives its medians."""
-    found: dict[str, dict[str, float]] = {}
+def compare_engines(names: list[str], rounds: int) -> str:
+    """A table of medians."""
+    rows = []
     for name in names:
         runs = []
         for _ in range(rounds):
             with tempfile.TemporaryDirectory() as folder:
                 runs.append(child({"name": name, "folder": folder, "engine": True}))
-        found[name] = {key: statistics.median(one[key] for one in runs) * 1e6 for key in runs[0]}
-    print("\n### Stores alone, medium answers, µs a token\n")
+        times = {key: statistics.median(one[key] for one in runs) * 1e6 for key in runs[0]}
+        share = times["engine wall"] / times["wall"]
+        rows.append([name, *(f"{time:.0f}" for time in times.values()), f"{share:.0%}"])
     columns = (
-        "",
-        "store, CPU",
-        "store, wall",
-        "engine, CPU",
-        "engine, wall",
-        "engine's share of the store's wall time",
-    )
-    rows = [
-        [name, *(f"{time:.0f}" for time in times.values()), f"{times['engine wall'] / times['wall']:.0%}"]
-        for name, times in found.items()
-    ]
-    print(table(columns, rows), flush=True)
-    return found
+        "medium answers, µs a token", "store alone, CPU", "store alone, time", "engine alone, CPU", "engine alone, time",
+        "engine's share of the store's time",
+    )  # fmt: skip
+    return table(columns, rows)
 
 
 def summary(found: dict[Kind, Runs]) -> str:
-    """The table of docs/stores.md, and the figures that are demanded of the stores."""
+    """The figures that matter to users, and those that are demanded of the stores."""
     columns = (
-        "medium answers", "tokens/s", "five million tokens", "of no job", f"of {1e6 / REFERENCE:,.0f} tokens/s",
-        "of no job, at most, by CPU", "CPU µs a token", "one unknown field a transaction, of its own",
-        "small, of no job", "MB over no job", "GB stored, five million tokens",
+        "medium answers", "tokens/s", "five million tokens", "of no job", f"at most on {CORES_USED} cores, by CPU",
+        "CPU µs a token", "MB over no job", "one unknown field a transaction, of its own", "small answers, of no job",
     )  # fmt: skip
 
     def rates(kind: Kind, name: str) -> list[float]:
@@ -371,23 +361,20 @@ def summary(found: dict[Kind, Runs]) -> str:
         return statistics.median(one[key] for one in found["medium"][name])
 
     def line(name: str) -> list[str]:
-        rate, answers = statistics.median(rates("medium", name)), median(name, "answers")
+        rate, cpu = statistics.median(rates("medium", name)), median(name, "cpu")
         return [
             name,
             f"{rate:,.0f}",
             f"{FIVE_MILLION / rate / 60:.0f} min",
             str(ratio(rates("medium", name), rates("medium", ALONE))),
-            f"{rate * REFERENCE / 1e6:.2f}",
-            f"{CORES_USED * median(ALONE, 'wall') / median(name, 'cpu'):.2f}",
-            f"{median(name, 'cpu') / answers * 1e6:.0f}",
-            str(ratio(rates(UNKNOWN, name), rates("medium", name))) if name in found[UNKNOWN] else "",
-            str(ratio(rates("small", name), rates("small", ALONE))),
+            "" if name == ALONE else f"{CORES_USED * median(ALONE, 'wall') / cpu:.2f}",
+            f"{cpu / median(name, 'answers') * 1e6:.0f}",
             f"{median(name, 'mb') - median(ALONE, 'mb'):.0f}",
-            "" if name in (ALONE, POSTGRESQL) else f"{median(name, 'size') / answers * FIVE_MILLION / 1e9:.0f}",
+            str(ratio(rates(UNKNOWN, name), rates("medium", name))) if name in TABLES else "",
+            str(ratio(rates("small", name), rates("small", ALONE))),
         ]
 
-    rows = [line(name) for name in found["medium"]]
-    return "\n### Stores, for docs/stores.md\n\n" + table(columns, rows)
+    return table(columns, [line(name) for name in found["medium"]])
 
 
 def main() -> None:
@@ -401,6 +388,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, help="default: by the kind")
     parser.add_argument("--one-core", action="store_true", help="client and server on a core each")
     parser.add_argument("--profile", metavar="STORE", choices=[ALONE, *STORES], help="instead of measuring")
+    parser.add_argument("--write", action="store_true", help="write the last tables into docs/stores.md")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -416,12 +404,12 @@ def main() -> None:
     if options.one_core:
         CORES.extend(cores() or ())
     place = "client and server on a core each" if CORES else "client and server may use all cores"
-    print(f"{machine()}; {place}; {rounds} rounds, {CONCURRENCY} at the same time.", flush=True)
-    print(
+    about = (
+        f"{machine()}; {place}; {rounds} rounds, {CONCURRENCY} at the same time.\n"
         f"{versions(['aiohttp', 'uvloop', 'msgspec', 'backports.zstd', 'pyarrow', 'duckdb', 'psycopg'])}, "
-        f"SQLite {sqlite3.sqlite_version}.",
-        flush=True,
+        f"SQLite {sqlite3.sqlite_version}."
     )
+    print(about, flush=True)
     found: dict[Kind, Runs] = {}
     for kind in kinds:
         count = options.tokens or (1000 if options.short else TOKENS[kind])
@@ -432,10 +420,13 @@ def main() -> None:
             continue
         named = [ALONE, *(store for store in stores if kind != UNKNOWN or store in TABLES)]
         found[kind] = compare(kind, named, count, rounds)
-    if options.profile is None:
-        compare_engines([store for store in stores if store in ENGINES], rounds)
     if {"small", "medium", UNKNOWN} <= found.keys():
-        print(summary(found), flush=True)
+        engines = compare_engines([store for store in stores if store in ENGINES], rounds)
+        text = f"{about}\n\n{summary(found)}\n\n{engines}\n"
+        print(f"\n### For docs/stores.md\n\n{text}", flush=True)
+        if options.write:
+            before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
+            PAGE.write_text(f"{before}{BEGIN}\n{text}\n{END}{rest.partition(END)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

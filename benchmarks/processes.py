@@ -47,7 +47,7 @@ TOKENS = {"small": 100_000, "medium": 15_000}
 SHARD = 500
 HERE, ONE, TWO = "in this process", "1 worker", "2 workers"
 VARIABLE = "BENCHMARK_SECRET"
-RAY_PORT = 36391
+RAY_PORT = 26391
 
 
 @frozen

@@ -229,6 +229,10 @@ def check_secret(value: object) -> Secret:
         )
     if value.reveal() != value.reveal().strip():
         raise ConfigError("auth_secret starts or ends with a space (its value is not shown)")
+    if not any(map(str.isalnum, value.reveal())):
+        raise ConfigError(
+            f"auth_secret has no letter and no digit, like '...' in an example. {WHERE_SECRETS_COME_FROM}."
+        )
     if value.reveal()[:7].lower() == "bearer ":
         raise ConfigError("auth_secret starts with 'Bearer ': pass the secret without it, because auth_scheme adds it")
     return value

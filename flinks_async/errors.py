@@ -38,10 +38,12 @@ URL, and no unmasked text from the server.
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 import ssl
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import attrs
 
@@ -377,3 +379,41 @@ def os_reason(error: BaseException | None) -> str:
             return " (the answer is not TLS; the server may expect http://)"
         return f" ({inner.reason})" if inner.reason else ""
     return f" ({os.strerror(number)})" if isinstance(number, int) and number > 0 else ""
+
+
+# A shortage of the process or the machine: it passes, unlike a wrong certificate file.
+_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN})
+
+
+def shortage(error: BaseException) -> str | None:
+    """The shortage that is the reason of an error, in words; None if there is none."""
+    inner = getattr(error, "os_error", error)
+    if isinstance(inner, MemoryError):
+        return os.strerror(errno.ENOMEM)
+    if isinstance(inner, RuntimeError) and "start new thread" in str(inner):
+        return "no thread can be started"
+    if not isinstance(inner, OSError) or isinstance(inner, ssl.SSLError):  # whose numbers are OpenSSL's own
+        return None
+    number = inner.errno
+    if isinstance(inner, socket.gaierror):  # without a descriptor, a name cannot be looked up, and seems unknown
+        number = _opening_a_file()
+    if number is None or number not in _SHORTAGES:
+        return None
+    return os.strerror(number) + (f"; this process may open {_open_files()}" if number == errno.EMFILE else "")
+
+
+def _opening_a_file() -> int | None:
+    """The error number of opening a file now; None if it can be opened."""
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY))
+    except OSError as error:
+        return error.errno
+    return None
+
+
+def _open_files() -> str:
+    try:
+        import resource
+    except ImportError:  # on Windows
+        return "no more files"
+    return f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,} files at once (ulimit -n)"

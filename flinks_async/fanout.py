@@ -161,8 +161,9 @@ async def fan_out(
     run.working = concurrency  # set before the tasks are made, because an eager task runs at once, perhaps to its end
     workers = [asyncio.ensure_future(run.work()) for _ in range(concurrency)]
     try:
-        while (ready := await run.ready()) is not None:
-            yield ready
+        while await run.more():
+            while (outcome := run.take()) is not None:
+                yield outcome
     finally:
         for worker in workers:
             worker.cancel()
@@ -191,8 +192,8 @@ class _Run:
         self._window = window
         self._ordered = ordered
         self._yielded = 0
-        self._done: deque[Outcome[Any]] = deque()
-        self._by_position: dict[int, Outcome[Any]] = {}
+        self._completed = 0
+        self._outcomes: dict[int, Outcome[Any]] = {}  # by the place in which they are yielded
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._consumer: asyncio.Future[None] | None = None
         self._failure: BaseException | None = None
@@ -232,32 +233,32 @@ class _Run:
             self.working -= 1
             self._wake()
 
-    async def ready(self) -> Outcome[Any] | None:
-        """The next outcome; None when all have been yielded."""
-        while True:
-            outcome = self._by_position.pop(self._yielded, None) if self._ordered else self._next_done()
-            if outcome is not None:
-                self._yielded += 1
-                self._let_in()
-                return outcome
-            if self.working == 0:
-                if self._failure is not None:
-                    raise self._failure
-                return None
-            self._consumer = asyncio.get_running_loop().create_future()
-            try:
-                await self._consumer
-            finally:
-                self._consumer = None
+    async def more(self) -> bool:
+        """Waits until a worker has an outcome or has ended. Returns False when all outcomes have been taken."""
+        if self._yielded in self._outcomes:
+            return True
+        if self.working == 0:
+            if self._failure is not None:
+                raise self._failure
+            return False
+        self._consumer = asyncio.get_running_loop().create_future()
+        try:
+            await self._consumer
+        finally:
+            self._consumer = None
+        return True
 
-    def _next_done(self) -> Outcome[Any] | None:
-        return self._done.popleft() if self._done else None
+    def take(self) -> Outcome[Any] | None:
+        """The next outcome; None if it is not there yet."""
+        outcome = self._outcomes.pop(self._yielded, None)
+        if outcome is not None:
+            self._yielded += 1
+            self._let_in()
+        return outcome
 
     def _put(self, position: int, outcome: Outcome[Any]) -> None:
-        if self._ordered:
-            self._by_position[position] = outcome
-        else:
-            self._done.append(outcome)
+        self._outcomes[position if self._ordered else self._completed] = outcome
+        self._completed += 1
         self._wake()
 
     def _stop(self, failure: BaseException) -> None:

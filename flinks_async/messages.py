@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol
 
 from attrs import define, evolve, field, frozen
-from multidict import CIMultiDict
+from multidict import CIMultiDict, CIMultiDictProxy
 
 from .clock import Clock
 from .endpoint import Endpoint
@@ -83,14 +83,24 @@ def check_fields(fields: Sequence[bytes]) -> bytes:
     text = b"\n".join(fields)
     if len(fields) > 2 * MAX_HEADERS or b"\0" in text or b"\r" in text:
         raise ValueError("too many headers, or a control character in one")
-    if len(text) > MAX_HEADER and max(map(len, fields)) > MAX_HEADER:
-        raise ValueError("a header is too long")
+    if len(text) > MAX_HEADER:
+        sizes = [len(field) for field in fields]
+        if max(map(sum, zip(sizes[::2], sizes[1::2], strict=True))) > MAX_HEADER:
+            raise ValueError("a header is too long")
     return text
 
 
-def has_wrong_length(status: int, headers: Mapping[str, str]) -> bool:
-    """Whether a 204 announces a body. It would arrive after the answer, when another request may be on its way."""
-    return status == 204 and (headers.get("Content-Length", "0").strip("0") != "" or "Transfer-Encoding" in headers)
+def may_continue(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether data may follow the answer, when another request may be on its way: after a 101, and a 204 that announces a body."""
+    return status == 101 or (
+        status == 204 and (headers.get("Content-Length", "0").strip("0") != "" or "Transfer-Encoding" in headers)
+    )
+
+
+def ends_with_connection(headers: Headers | CIMultiDictProxy[str]) -> bool:
+    """Whether the body of an answer has neither a length nor chunks."""
+    coding = ",".join(headers.getall("Transfer-Encoding", ())).lower().rpartition(",")[2].strip(" \t")
+    return "Content-Length" not in headers and coding != "chunked"
 
 
 def _names(headers: Mapping[str, str]) -> str:

@@ -282,7 +282,7 @@ def _shortened(text: str) -> str:
     return text if len(text) <= _MAX_ID_IN_REPR else f"{text[: _MAX_ID_IN_REPR - 1]}…"
 
 
-_KINDS: Final = {
+KINDS: Final = {
     str: FieldKind.TEXT,
     Decimal: FieldKind.AMOUNT,
     int: FieldKind.INTEGER,
@@ -290,6 +290,7 @@ _KINDS: Final = {
     dt.date: FieldKind.DATE,
     Timestamp: FieldKind.TIMESTAMP,
 }
+"""The types of values that are not objects; users may have a hook for each."""
 
 
 def _field(name: str, wire: str, hint: Any) -> Field:
@@ -298,8 +299,8 @@ def _field(name: str, wire: str, hint: Any) -> Field:
     if arrays:
         return Field(name, wire, FieldKind.ARRAY if len(options) == 1 else FieldKind.ONE_OR_MANY, arrays[0])
     (only,) = options
-    if only in _KINDS:
-        return Field(name, wire, _KINDS[only])
+    if only in KINDS:
+        return Field(name, wire, KINDS[only])
     return Field(name, wire, FieldKind.OBJECT, only)
 
 

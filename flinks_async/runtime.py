@@ -15,8 +15,10 @@ import logging
 import os
 import signal
 import socket
+import threading
 from asyncio import current_task
 from collections.abc import Callable, Collection, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from heapq import heappop, heappush
 from types import TracebackType
@@ -267,6 +269,21 @@ class LoopState:
             if self.drained is None:
                 self.drained = asyncio.Event()
             await self.drained.wait()
+
+
+async def in_daemon_thread(function: Callable[[], V]) -> V:
+    """Calls `function()` in a thread. If the function blocks forever, the process can still end."""
+    future = Future[V]()
+    future.set_running_or_notify_cancel()  # so that whoever waits can give up, but not cancel it
+
+    def work() -> None:
+        try:
+            future.set_result(function())
+        except BaseException as error:
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return await asyncio.wrap_future(future)
 
 
 async def until_done(tasks: Collection[asyncio.Task[Any]]) -> None:

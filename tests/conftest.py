@@ -10,7 +10,8 @@ import pytest
 TESTS = Path(__file__).parent
 MARKED = {
     "once": (
-        "bulk/test_job_trust", "bulk/test_report", "bulk/test_report_browser", "bulk/test_report_jobs", "test_benchmarks",
+        "bulk/test_job_trust", "bulk/test_report", "bulk/test_report_browser", "bulk/test_report_jobs",
+        "bulk/test_wrong_arguments", "test_benchmarks",
         "test_cli_docs", "test_cli_simulate_demo", "test_pace", "test_readme", "test_simulator_openapi", "test_storm_benchmark",
         "test_storm_hour", "test_structure", "test_testing_plugin", "torture/test_crash", "torture/test_io",
         "torture/test_order", "torture/test_outage",
@@ -18,7 +19,7 @@ MARKED = {
     "slow": ("bulk/test_dask", "bulk/objects"),
     "backend": (
         "bulk/objects", "bulk/test_dask", "bulk/test_ray", "bulk/test_selection", "bulk/test_store_duckdb",
-        "bulk/test_store_postgresql", "bulk/test_stores_agree", "test_redis",
+        "bulk/test_store_parquet", "bulk/test_store_postgresql", "bulk/test_stores_agree", "test_redis",
     ),
 }  # fmt: skip
 """Files and folders of which all tests have a marker; pyproject.toml says what it means."""

@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections import Counter
 from collections.abc import Callable
+from typing import Any
 
 from flinks_async import FlinksClient, Settings
 from flinks_async.errors import ConnectError
@@ -62,7 +63,7 @@ class Instance:
         return sum(start <= time < end for time in self.times)
 
 
-def client_of(instance: Instance, settings: Settings, *, seed: int = 7, **options: object) -> FlinksClient:
+def client_of(instance: Instance, settings: Settings, *, seed: int = 7, **options: Any) -> FlinksClient:
     """A client of the instance, in virtual time."""
     clock = VirtualClock(seed=seed)
     return FlinksClient(auth_secret="s", transport=instance, settings=settings, clock=clock, **options)

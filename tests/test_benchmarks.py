@@ -239,6 +239,34 @@ def test_a_benchmark_that_fails_is_named_in_the_report(tmp_path: Path, monkeypat
     assert "**Failed** (exit code 1): WrongAnswer: another one" in report
 
 
+def test_a_run_of_the_benchmarks_can_be_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import run
+
+    output = tmp_path / "report.md"
+    commands: list[list[str]] = []
+    run.machine()  # which runs a program the first time
+
+    def interrupted(command: list[Any], **_: Any) -> subprocess.CompletedProcess[str]:
+        commands.append([Path(command[1]).name, *command[2:]])
+        if len(commands) == 4:
+            raise KeyboardInterrupt
+        return subprocess.CompletedProcess([], int(len(commands) == 2), f"table {len(commands)}", "a failure")
+
+    monkeypatch.setattr("run.subprocess.run", interrupted)
+    monkeypatch.setattr(sys, "argv", ["run.py", "--resume", "--only", "decode", "fetch", "--output", str(output)])
+    with pytest.raises(KeyboardInterrupt):
+        run.main()
+    assert run.main() == 0
+    assert commands[4:] == [commands[1], commands[3], commands[-1]]  # what failed, what was interrupted, and the rest
+    report = output.read_text()
+    assert [report.index(f"table {n}") for n in (1, 5, 3, 6, 7)] == sorted(
+        report.index(f"table {n}") for n in range(1, 8) if n not in (2, 4)
+    )
+    assert "Failed" not in report
+    assert run.main() == 0
+    assert len(commands) == 7
+
+
 @pytest.mark.torture
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize(

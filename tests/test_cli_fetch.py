@@ -270,6 +270,7 @@ class TestOutput:
         result = await fetch(flinks_server, tokens, out)
         assert result.exit_code == Exit.USAGE
         assert (f"{out} exists" if kind == "file" else "not the directory of a job") in result.stderr
+        assert ("If that directory was moved, name it with --job" in result.stderr) is (kind == "file")
         assert name.read_text() == "precious\n"
         assert flinks_server.stats.requests == 0
 

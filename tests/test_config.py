@@ -257,6 +257,7 @@ def test_an_app_name_must_fit_into_a_header(app_name: Any) -> None:
         (f"{CANARY}é", "non-ASCII"),
         (f" {CANARY}", "space"),
         (f"Bearer {CANARY}", "starts with 'Bearer '"),
+        ("...", "no letter and no digit"),
         (b"bytes", "not bytes"),
         (Secret(f"{CANARY}\n"), "line break"),
     ],

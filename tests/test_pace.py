@@ -57,6 +57,9 @@ DEMANDS = {
     "no limit, 0.5 % refused by chance, answers in 0.2 s": (0.9, 1.01),
     "bucket 100/s, and 0.5 % refused by chance": (0.95, 1.03),
     "bucket 100/s and 3,000 a minute": (0.95, 1.03),
+    "100 in any 10 s": (0.97, 1.04),
+    "bucket 30/s, burst 1, all in 5 s": (0.85, 1.09),
+    "10/s, after 1 min 100/s": (0.9, 1.03),
 }
 
 
@@ -85,6 +88,25 @@ def test_two_clients_share_a_limit(later: float, seed: int) -> None:
 def test_a_client_that_comes_later_to_a_low_limit_is_not_left_out() -> None:
     shares = [bench.two_clients(20.0, 20.0, 60.0, seed)[0] for seed in (1, 2, 3)]
     assert 0.3 <= sorted(shares)[1] <= 0.7
+
+
+def test_low_limits_are_shared_although_few_requests_are_refused() -> None:
+    runs = [
+        bench.two_clients(rate, rate, later, seed)
+        for rate in (10.0, 20.0)
+        for later in (0.0, 60.0)
+        for seed in (1, 2, 3, 4, 5, 6)
+    ]
+    assert sum(0.395 <= second <= 0.605 for second, _ in runs) >= 14
+    assert sum(0.25 <= second <= 0.75 for second, _ in runs) >= 20
+    assert min(both for _, both in runs) >= 0.93
+
+
+def test_a_short_window_is_no_quick_one() -> None:
+    client = bench.Client(bench.BULK)
+    bench.simulate(servers.Server([servers.Window(40, 3.0, step=1.1)]).seeded(1), [client], 120.0)
+    assert client.done >= 0.95 * 1_600
+    assert client.refused <= 0.08 * client.done
 
 
 def test_wrong_rate_limit_headers_are_ignored_for_a_while_only() -> None:

@@ -192,12 +192,8 @@ class Counters:
 
     def learned(self) -> tuple[str, ...]:
         """The limits that were learned, one line an instance."""
-        hosts = len(self.instances) > 1
-        return tuple(
-            f"{host}: {one.learned}" if hosts else str(one.learned)
-            for host, one in self.instances.items()
-            if one.learned is not None
-        )
+        known = {host: one.learned for host, one in self.instances.items() if one.learned is not None}
+        return tuple(f"{host}: {one}" if len(self.instances) > 1 else str(one) for host, one in known.items())
 
     def learned_rate(self) -> float | None:
         """Requests per second that the instances allow together; None while no limit of a rate is known."""
@@ -343,18 +339,22 @@ class Wait:
         since: by the clock of `Waits`.
         until: when the call fails at the latest; None if unknown.
         reason: why it has not succeeded yet; None while there is no answer at all.
+        attempts: 1 if it is a call to a storage, which has to answer.
+        thread: the identifier of its thread.
     """
 
     place: str
     since: float
     until: float | None = None
     reason: str | None = None
+    attempts: int = 0
+    thread: int = field(factory=threading.get_ident)
 
-    def trouble(self, now: float, attempts: int = 0) -> InstanceTrouble:
+    def trouble(self, now: float) -> InstanceTrouble:
         """How it is shown."""
         reason = self.reason or f"still no answer from {self.place}"
         gives_up = 0.0 if self.until is None else max(0.0, self.until - now)
-        return InstanceTrouble(self.place, reason, attempts, now - self.since, gives_up=gives_up)
+        return InstanceTrouble(self.place, reason, self.attempts, now - self.since, gives_up=gives_up)
 
 
 class Waits:
@@ -376,14 +376,15 @@ class Waits:
         self._watched = False
 
     @contextmanager
-    def call(self, place: str, most: float | None = None) -> Iterator[Wait]:
+    def call(self, place: str, most: float | None = None, *, work: str | None = None) -> Iterator[Wait]:
         """Makes a call known while it runs.
 
         Args:
             most: seconds after which it fails.
+            work: what the place does, for work of any duration instead of a call. A call inside of it tells more.
         """
         now = self._clock()
-        wait = Wait(place, now, None if most is None else now + most)
+        wait = Wait(place, now, None if most is None else now + most, work, int(work is None))
         with self._changing:
             self._calls.add(wait)
             begin, self._watched = self.log and not self._watched, self._watched or self.log
@@ -400,7 +401,8 @@ class Waits:
         now = self._clock()
         with self._changing:
             calls = [one for one in self._calls if now - one.since >= SILENCE]
-        return joined_waits(one.trouble(now, 1) for one in calls)
+        innermost = {one.thread: one for one in sorted(calls, key=lambda one: one.since)}
+        return joined_waits(one.trouble(now) for one in innermost.values())
 
     def _watch(self) -> None:
         """Runs in a thread as long as there are calls."""

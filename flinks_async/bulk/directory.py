@@ -6,6 +6,7 @@ What is refused here raises ConfigError; what cannot be written, StoreError.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
@@ -355,14 +356,17 @@ def new_ledger(folder: Path, job: str) -> Ledger:
 
 
 def empty(folder: Path) -> None:
-    """Removes a folder of temporary files, if it exists."""
-    with suppress(FileNotFoundError):
+    """Removes a folder of temporary files, if it exists. A worker on a cluster may write and remove files there meanwhile."""
+    for left in reversed(range(10)):
         try:
             shutil.rmtree(folder)
-        except FileNotFoundError:
-            raise
         except OSError as error:
-            raise cannot_write(folder, error) from None
+            if not folder.exists():
+                return
+            if not left or error.errno not in (errno.ENOENT, errno.ENOTEMPTY):
+                raise cannot_write(folder, error) from None
+        else:
+            return
 
 
 _MOUNTS: Final = Path("/proc/self/mountinfo")

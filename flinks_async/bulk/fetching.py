@@ -98,6 +98,7 @@ class Fetcher:
         key: of fingerprints.
         spools: an empty folder for the files.
         compression: of the files.
+        kept: the files become output of the job (see `Spool`).
         rules: when to stop.
         secret_is_good: the AuthSecret has worked before in this job.
         clock: tells the time.
@@ -120,6 +121,7 @@ class Fetcher:
     _clock: Clock = field(kw_only=True, alias="clock")
     _writing: Thread = field(kw_only=True, alias="writing")
     _select: Callable[[bytes], bytes] | None = field(kw_only=True, alias="select", default=None)
+    _kept: bool = field(kw_only=True, alias="kept", default=True)
     stopped: tuple[RunState, str] | None = field(default=None, init=False)
     _counters: Counters = field(factory=Counters, init=False)
     _times: RecentTimes = field(init=False)
@@ -334,7 +336,8 @@ class Fetcher:
             raise opened.lost
         try:
             if opened.spool is None:
-                opened.spool = Spool(self._spools / f"{opened.shard.id:06d}.spool", self._compression)
+                path = self._spools / f"{opened.shard.id:06d}.spool"
+                opened.spool = Spool(path, self._compression, kept=self._kept)
             opened.spool.write(lines)
         except StoreError as error:
             opened.lost = error

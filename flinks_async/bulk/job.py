@@ -38,7 +38,7 @@ from .rules import Rules
 from .run import Result, Run
 from .selection import Selection
 from .stores import Place, Store, from_description
-from .stores.protocol import shared_store
+from .stores.protocol import keeps_spools, shared_store
 
 SHARD_SIZE: Final = 1000
 """Default number of tokens in a shard."""
@@ -284,6 +284,7 @@ class Job:
             self._source, self._ledger.get("key"), by_name, spools, self._store.spool_compression, rules or Rules(),
             secret_is_good=self.totals.fetched > 0, log=self._log, selection=self._selection,
             shared=shared_store(self._store), place=place_of(self.directory, self.manifest),
+            kept=keeps_spools(self._store),
         )  # fmt: skip
         chosen = executor or InProcess(clock=clock, threads=threads)
         writing = threads[0] if threads else Thread("flinks-async-outcome")

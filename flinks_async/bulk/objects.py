@@ -36,7 +36,10 @@ READ_AT_ONCE: Final = 64 * 1024
 """Bytes of the first request after a seek. Each further one is twice as long, up to `_MOST_AT_ONCE`."""
 
 _MOST_AT_ONCE: Final = 4 * 1024 * 1024
-_RETRY: Final = {"max_retries": 10}
+_RETRY: Final = {
+    "max_retries": 1000,  # the time decides: ten quick refusals take two seconds
+    "backoff": {"init_backoff": timedelta(seconds=0.5), "max_backoff": timedelta(seconds=15), "base": 3},
+}
 _PATIENCE: Final = 180.0
 _LONGEST_TRY: Final = 120.0
 """So a request fails after at most 300 seconds: the last try begins within 180 s and takes at most 120 s."""
@@ -302,7 +305,8 @@ class _Ranges(io.RawIOBase):
 
 
 def _described(meta: Any) -> Found:
-    version = " ".join(part for part in (meta["e_tag"], meta["version"]) if part) or str(meta["last_modified"])
+    etag = (meta["e_tag"] or "").removeprefix("W/")  # some storages and proxies send a weak one for HEAD only
+    version = " ".join(part for part in (etag, meta["version"]) if part) or str(meta["last_modified"])
     return Found(meta["path"], meta["size"], meta["last_modified"].timestamp(), version)
 
 
@@ -382,9 +386,12 @@ _STATUS: Final = re.compile(r"status code: (\d{3}) ")
 _DENIED: Final = "permission is denied. The credentials must allow to get, put, list and delete here"
 _HINTS: Final = {  # by a part of the text, or by the class of the error
     "NoSuchBucket": "the bucket does not exist. Create it, or correct the URL",
+    "ContainerNotFound": "the container does not exist. Create it, or correct the URL",
     "InvalidBucketName": "no bucket can have this name",
     "InvalidAccessKeyId": "the access key is unknown",
     "SignatureDoesNotMatch": "the secret access key is wrong",
+    "AuthenticationFailed": "the account key or token is wrong, or the clock of this machine is",
+    "AuthorizationPermissionMismatch": _DENIED,
     "RequestTimeTooSkewed": "the clock of this machine is wrong",
     "ExpiredToken": "the credentials have expired",
     "InvalidToken": "the credentials are refused",
@@ -394,6 +401,8 @@ _HINTS: Final = {  # by a part of the text, or by the class of the error
     "EntityTooLarge": "a part is too large for one PUT. Start a job with fewer tokens in a shard",
     "AccessDenied": _DENIED,
     "BadScheme": "its endpoint is not https, and AWS_ALLOW_HTTP is not true",
+    "NotPartial": "it ignores ranges, so its objects cannot be read in parts",
+    "MissingEtag": "its answers have no ETag, which a proxy may have removed",
     "kind: Connect": "there is no connection to it. Check its endpoint and the network",
     "kind: Timeout": "it did not answer in time",
     "configured region": "the bucket is in another region, which AWS_REGION must name",

@@ -111,7 +111,7 @@ class Written:
     Attributes:
         lines: answers in it.
         size: bytes of the file.
-        sha256: of the file's bytes, hexadecimal.
+        sha256: of the file's bytes, hexadecimal; empty for a spool that is not kept.
     """
 
     lines: int

@@ -1,6 +1,6 @@
 """One run of a job: shards go from the ledger through an executor into the store, and are then marked in the ledger.
 
-The guarantee is in the order in which a shard ends: its spool is written and synced, the store takes it over, and only then
+The guarantee is in the order in which a shard ends: its spool is finished, the store takes it over durably, and only then
 does one transaction of the ledger mark the shard as done. So a crash may repeat requests, but never an answer in the output.
 """
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from hashlib import sha256
-from io import BufferedReader, FileIO
+from io import BufferedReader, FileIO, RawIOBase
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -28,18 +28,20 @@ _BOM: Final = b"\xef\xbb\xbf"
 
 
 class Spool:
-    """A file of answers that grows line by line, until it is synced and finished.
+    """A file of answers that grows line by line, until it is finished.
 
     Args:
         path: the file; an existing one is overwritten.
         compression: the file is one gzip member or one Zstandard frame.
+        kept: the file becomes output of the job, so it is synced, and its SHA-256 is computed. Otherwise a store reads it
+            and makes the answers durable itself.
     """
 
-    def __init__(self, path: Path, compression: Compression) -> None:
+    def __init__(self, path: Path, compression: Compression, *, kept: bool = True) -> None:
         self.path = path
         self._lines = 0
         self._size = 0
-        self._hash = sha256()
+        self._hash = sha256() if kept else None
         self._compressor = compressor(compression)
         self._broken: StoreError | None = None
         try:
@@ -57,7 +59,7 @@ class Spool:
         self._add(self._compressor.compress(b"".join(lines)))
 
     def finish(self) -> Written:
-        """Writes the rest and syncs the file.
+        """Writes the rest, and syncs the file if it is kept.
 
         Raises:
             StoreError: the disk is full or broken. The file is removed.
@@ -72,15 +74,16 @@ class Spool:
         file, self._file = self._file, None
         try:
             try:
-                os.fsync(file)
+                if self._hash is not None:
+                    os.fsync(file)
             finally:
                 os.close(file)
         except OSError as error:
             with suppress(OSError):
                 self.path.unlink()
             raise cannot_write(self.path, error) from None
-        crash_points.reach("spool synced")
-        return Written(self._lines, self._size, self._hash.hexdigest())
+        crash_points.reach("spool finished")
+        return Written(self._lines, self._size, "" if self._hash is None else self._hash.hexdigest())
 
     def abandon(self) -> None:
         """Removes the file, unless it is finished."""
@@ -104,7 +107,8 @@ class Spool:
         if self._broken is not None:
             raise self._broken
         self._size += len(data)
-        self._hash.update(data)
+        if self._hash is not None:
+            self._hash.update(data)
 
 
 @define(eq=False)
@@ -200,7 +204,7 @@ _LINE: Final = re.compile(rb'\{"line":([0-9]+)')
 
 def read_spool(path: Path, count: int, size: int) -> Iterator[list[tuple[int, bytes]]]:
     """Blocks of the lines of an uncompressed spool, with their numbers, from 1. The lines come in the order of the input,
-    not in that in which the answers came. Memory is that of one block, and of the place of each line.
+    not in that in which the answers came. Memory is that of up to three blocks, and of the place of each line.
 
     Args:
         count: number of lines.
@@ -221,20 +225,39 @@ def read_spool(path: Path, count: int, size: int) -> Iterator[list[tuple[int, by
                     raise StoreError(f"{path} cannot be read: it ends within a line")
             if len(places) != count:
                 raise StoreError(f"{path} has {len(places):,} answers, not {count:,}")
-            block, held = list[tuple[int, bytes]](), 0
+            block, held = list[tuple[int, int, int]](), 0
             for _, number, start, length in sorted(places):
-                file.raw.seek(start)  # a buffer would be filled again for each line
-                block.append((number, file.raw.read(length) or b""))
+                block.append((number, start, length))
                 held += length
                 if held >= size:
-                    yield block
+                    yield _read_block(file.raw, block, held)
                     block, held = [], 0
             if block:
-                yield block
+                yield _read_block(file.raw, block, held)
             return
     except OSError as error:
         problem = cannot_read(path, error)
     raise problem
+
+
+def _read_block(file: RawIOBase, block: Sequence[tuple[int, int, int]], held: int) -> list[tuple[int, bytes]]:
+    """Reads lines: at once if they are short and little lies between them, because a thread that calls the system waits for
+    the interpreter's lock each time.
+
+    Args:
+        block: number, offset and length of each line.
+        held: bytes of all of them.
+    """
+    begin, end = min(start for _, start, _ in block), max(start + length for _, start, length in block)
+    if end - begin <= 2 * held and held <= len(block) * _PIECE:
+        file.seek(begin)
+        data = file.read(end - begin) or b""
+        return [(number, data[start - begin : start - begin + length]) for number, start, length in block]
+    lines = []
+    for number, start, length in block:
+        file.seek(start)
+        lines.append((number, file.read(length) or b""))
+    return lines
 
 
 def key_of(token: Token) -> Any:

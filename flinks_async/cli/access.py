@@ -13,18 +13,15 @@ A file of instances is TOML with one table for each instance. It holds no secret
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import os
 import re
 import sys
-import threading
 import tomllib
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Final, NoReturn, TypeVar
+from typing import Any, BinaryIO, Final, NoReturn
 
 import click
 from attrs import field, frozen
@@ -43,8 +40,6 @@ from ..errors import ConfigError
 from ..secret import Secret
 from .console import UsageError
 from .options import file_name, grouped
-
-T = TypeVar("T")
 
 _MAX_FILE: Final = 64 * 1024
 _PIECE: Final = 1024 * 1024
@@ -370,21 +365,6 @@ def read_all_stdin() -> bytes:
         return b"".join(iter(partial(os.read, number, _PIECE), b""))
     except OSError as error:
         raise InputError(f"Standard input cannot be read: {error.strerror}.") from None
-
-
-async def in_daemon_thread(function: Callable[[], T]) -> T:
-    """Calls `function()` in a thread. If the function blocks forever, the process can still end."""
-    future = Future[T]()
-    future.set_running_or_notify_cancel()  # so that whoever waits can give up, but not cancel it
-
-    def work() -> None:
-        try:
-            future.set_result(function())
-        except BaseException as error:
-            future.set_exception(error)
-
-    threading.Thread(target=work, name="flinks-async-input", daemon=True).start()
-    return await asyncio.wrap_future(future)
 
 
 def _stdin() -> BinaryIO:

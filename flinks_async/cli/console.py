@@ -19,10 +19,9 @@ from ..bulk.inputs.scan import NO_TOKENS
 from ..bulk.records import to_json
 from ..bulk.run import LASTING_TROUBLE
 from ..checks import counted, duration
-from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidTokenError
+from ..errors import AuthenticationError, ConfigError, FlinksError, InvalidTokenError, shortage
 from ..limits.notices import is_no_notice
 from ..secret import SecretFilter, redact, redact_request
-from ..transport.session import shortage
 from . import Exit
 
 _debug = False

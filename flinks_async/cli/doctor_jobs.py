@@ -196,7 +196,7 @@ def check_cluster(workers: Workers, access: Access) -> Iterator[CheckResult]:
         assert isinstance(executor, ClusterExecutor)
         parts = urlsplit(address)
         socket.create_connection((parts.hostname or "", parts.port or 0), TIMEOUT).close()
-        found = run(lambda: asyncio.wait_for(executor.look(), 6 * TIMEOUT))
+        found = run(lambda: asyncio.wait_for(executor.look(), 9 * TIMEOUT))
     except (FlinksError, click.UsageError) as error:
         yield CheckResult("cluster", "problem", *error.message.partition(". ")[::2])
         return

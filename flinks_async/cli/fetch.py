@@ -307,7 +307,8 @@ def _check_file(tokens: str, out: Path, folder: Path) -> None:
         raise UsageError("--out names the file of tokens. Use another file for the answers.")
     if out.exists() and not (folder / MANIFEST).exists():
         raise UsageError(
-            f"{out} exists, and there is no job in {folder} that wrote it. Move it away, or use another --out."
+            f"{out} exists, and there is no job in {folder} that wrote it. If that directory was moved, name it with --job; "
+            "if not, move the file away, or use another --out."
         )
 
 

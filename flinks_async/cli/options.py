@@ -211,7 +211,7 @@ class Workers:
         cluster: address of a cluster; None without one.
         workers: of the cluster.
         insecure: accept a cluster on other machines without TLS or authentication.
-        patience: seconds to wait for a worker.
+        patience: seconds to wait for the cluster, and for a worker.
     """
 
     processes: int | None
@@ -285,7 +285,7 @@ def _workers_options(processes: str, cluster: str) -> Callable[[F], F]:
             "patience",
             callback=seconds,
             metavar="TIME",
-            help="Stop when the cluster has had no free worker for this time [5m].",
+            help="Stop when the cluster is not reached, or has had no worker, for this time [5m].",
         ),
         click.option(
             "--insecure-cluster",

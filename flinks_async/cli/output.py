@@ -131,6 +131,7 @@ class StdoutStore:
     """
 
     spool_compression: Compression = "none"
+    keeps_spools = False
 
     def __init__(self) -> None:
         self._abandoned = threading.Event()

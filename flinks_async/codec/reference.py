@@ -18,7 +18,7 @@ from cattrs import Converter, StructureHandlerNotFoundError
 from cattrs.dispatch import StructureHook
 
 from ..errors import DecodeError, WrongTypeError
-from ..models import MODELS, SCHEMA, Model, Timestamp
+from ..models import KINDS, MODELS, SCHEMA, Model, Timestamp
 from ..schema import AMOUNT, DEFAULT_WIRE_STATE, Field, FieldKind, WireState
 from .parse import CONTAINERS, MAX_KEYS, TooDeep, TooMany, check_limits, json_error
 
@@ -353,12 +353,4 @@ def _timestamp(value: Any, _: Any = None) -> Timestamp:
 
 _BY_TYPE: Final[dict[type, Reader]] = {str: _text, Decimal: _amount, int: _integer, bool: _flag, dt.date: _date}
 
-TYPES: Final[dict[FieldKind, type]] = {
-    FieldKind.TEXT: str,
-    FieldKind.AMOUNT: Decimal,
-    FieldKind.INTEGER: int,
-    FieldKind.FLAG: bool,
-    FieldKind.DATE: dt.date,
-    FieldKind.TIMESTAMP: Timestamp,
-}
-"""The types of values that are not objects; users may have a hook for each."""
+TYPES: Final[dict[FieldKind, type]] = {kind: type_ for type_, kind in KINDS.items()}

@@ -19,9 +19,7 @@ from collections import deque
 from enum import Enum
 from math import inf, log
 
-from attrs import frozen
-
-from .reopening import Refusals, signal_threshold
+from .reopening import Refusals, UsedUp, signal_threshold
 
 LN2 = log(2.0)
 
@@ -34,6 +32,7 @@ _FIRST_GROWTH = 0.04  # of the pace in half a cycle, when it passes the estimate
 COUNTABLE = 8  # accepted requests that give an estimate
 _LONG_AGO = 10.0  # seconds
 _LONGEST_CYCLE = 600.0  # seconds
+_UNUSED = 5.0  # a block is followed by a cycle of this many times its seconds, because the next test may block again
 # Seconds: a client that starts beside others tests its limit often, and is not left behind.
 _YOUNG, _ROUGH_CYCLE = 60.0, 2.0
 _WINDOW = 1.1  # seconds; the growth doubles no faster, so that a pace beyond a window of a second is noticed at its end
@@ -54,7 +53,9 @@ _SLOW = 0.5  # seconds to a refusal
 _ROOM_EVERY = 30.0  # seconds
 _BACK = 0.25  # the rate falls by this share with each signal
 _SETTLE = 1.0  # seconds in which more refusals say nothing
-_STEP, _LOW_STEP, _STEP_DOUBLES = 0.7, 0.2, 2.0  # and grows by the root of it, ever faster
+_STEP, _LOW_STEP, _STEP_DOUBLES = 1.0, 0.2, 2.0  # and grows by the root of it, ever faster
+# At this rate and below it, signals are rare. Each lowers the rate by `_MORE_BACK` more, and the rate grows slower and evenly.
+_RARE_SIGNALS, _MORE_BACK, _LESS_STEP, _LATER = 15.0, 0.12, 0.5, 4.0
 
 
 class SlowStart:
@@ -74,6 +75,7 @@ class SlowStart:
         self._slowest = self._doubling = doubling
         self.most = inf
         self.sent = 0
+        self._scale = 1.0  # by which `sent` was multiplied since the first request
         self._even = False  # no requests at once
         self._at_once: float | None = None  # requests that were accepted at once, if not all were
         self._total = 0  # requests until the first signal
@@ -85,7 +87,7 @@ class SlowStart:
 
     def pace_at(self, number: int) -> float:
         """The pace of this request, by its number."""
-        return min(self.rate, LN2 / self._doubling * max(number, self._initial))
+        return min(self.rate, LN2 / self._doubling * self._scale * max(number, self._initial))
 
     def next_at(self, now: float, before: float) -> float:
         """When the request after this one may be sent, if this one was due at `before`."""
@@ -100,6 +102,7 @@ class SlowStart:
         if 0.75 * seconds > self._doubling:
             doubling = min(0.75 * seconds, max(self._slowest, _SLOWEST_DOUBLING))
             self.sent = int(self.sent * doubling / self._doubling)
+            self._scale *= doubling / self._doubling
             self._doubling = doubling
         elif _ROUNDS * seconds < self._doubling:
             self._doubling = max(_QUICKEST_DOUBLING, _ROUNDS * seconds)
@@ -150,21 +153,6 @@ class SlowStart:
         return self.doubt * max(1.0, count - (at if at > self._initial else 0.0) - at * log(count / base))
 
 
-@frozen
-class UsedUp:
-    """A moment at which the limit was used up.
-
-    Attributes:
-        number: of the first request that was refused.
-        sent: when it was sent.
-        refused: refusals before it.
-    """
-
-    number: int
-    sent: float
-    refused: int
-
-
 class Growth(Enum):
     """How the pace of a cycle grows."""
 
@@ -193,6 +181,7 @@ class Cycle:
         self.growth = Growth.TEST
         self._used_up: deque[UsedUp] = deque(maxlen=8)
         self._refused = 0  # in all
+        self._cost = 0.0  # half of the refusals of the last signal, if the limit has not changed
         self._paced = 0.0  # seconds of sending since the cycle began
         self._extra = 0.0  # requests above the estimate since then
         self._cut = _MIN_CUT
@@ -204,9 +193,11 @@ class Cycle:
         self._before = self._usual = 0.0  # the estimate of the signal before
         self._rose_from = inf  # the estimate before it, if that signal ended a rise, so that its estimate is a guess
         self._firm = False  # that estimate rests on enough requests
-        self._agreed = self._differed = 0  # estimates in a row that agree with the one before, or do not
+        self._agreed = 0.0  # estimates in a row that agree with the one before
+        self._differed = 0  # that do not
         self._settled = False  # estimates have agreed since the client began
         self.rising = False
+        self._rare = 0.0  # how rare signals are: 1 at `_RARE_SIGNALS` and below
         self._shared_until = self._made_room_at = -inf
 
     @property
@@ -240,8 +231,11 @@ class Cycle:
         limit = self.limit
         self.evidence = min(REQUESTS, max(FEW, evidence))
         few = self.evidence / REQUESTS
-        length = min(max(CYCLE * few, few * REQUESTS * signal_threshold(limit) / limit, 6 * lag), _LONGEST_CYCLE)
-        if not self._settled and now < self._born + _YOUNG:
+        refusals = max(signal_threshold(limit), self._cost)
+        length = min(max(CYCLE * few, few * REQUESTS * refusals / limit, 6 * lag), _LONGEST_CYCLE)
+        if unused > 1.0:
+            length = max(length, min(few * _UNUSED * unused, _LONGEST_CYCLE))
+        elif not self._settled and now < self._born + _YOUNG and lag <= _SLOW:
             length = max(6 * lag, min(length, max(_ROUGH_CYCLE, 5.0 / limit)))
         self._half = length / 2
         self._step = max(min(_WINDOW, length / 3), length / 12, 2 * lag)
@@ -258,7 +252,8 @@ class Cycle:
         if growth is Growth.MAKE_ROOM:
             self.rate = _ROOM * limit
         elif growth is Growth.SHARE:
-            self.rate = (1 - _BACK) * limit
+            self._rare = min(1.0, _RARE_SIGNALS / limit)
+            self.rate = (1 - _BACK - _MORE_BACK * self._rare) * limit
             self.began = now + _SETTLE
 
     def sent(self, *, on_time: bool) -> float:
@@ -276,7 +271,8 @@ class Cycle:
         limit, rate = self.limit, self.rate
         self._extra += (rate - limit) * seconds
         if self.growth is Growth.SHARE:
-            rate += min(_STEP * rate**0.5, _LOW_STEP * rate) * 2.0 ** min(20.0, t / _STEP_DOUBLES) * seconds
+            doubled = min(20.0, t / (_STEP_DOUBLES + _LATER * self._rare))
+            rate += min((_STEP - _LESS_STEP * self._rare) * rate**0.5, _LOW_STEP * rate) * 2.0**doubled * seconds
         elif self.growth is Growth.MAKE_ROOM and rate < limit:
             if t > _ROOM_FOR:
                 rate *= 1.0 + LN2 / 2 * seconds
@@ -347,15 +343,20 @@ class Cycle:
             self.begin(min(pace, self.limit), now, lag=lag, burst=start.burst_of(self.limit), evidence=self.evidence)
         elif not self._used_up:
             start.ended(number - 1)
-            self.begin(0.75 * pace, now, lag=lag, burst=start.burst_of(0.75 * pace), start=0.5 * pace)
+            # A strict limit stores nothing, so that the pace at its first refusal is the limit.
+            first, limit = (0.75, 0.85) if start.strict and not start.in_first_burst(number - 2) else (0.5, 0.75)
+            self.begin(limit * pace, now, lag=lag, burst=start.burst_of(limit * pace), start=first * pace)
         else:
-            accepted, seconds = self._accepted_until(number, sent, self._refused - refusals.clump)
+            refused = self._refused - refusals.clump
+            accepted, seconds = self._accepted_until(number, sent, refused)
             limit = self._estimate(number, sent, accepted, seconds, pace, start)
             if full and self.early and self.growth is Growth.TEST:
                 start.doubt = min(64.0, start.doubt * 2)
             evidence = 2.0 * accepted
+            self._cost = 0.0
             if 0.75 * self.limit < limit < 1.33 * self.limit:
                 evidence = max(evidence, 1.5 * self.evidence)
+                self._cost = 0.5 * (refused - self._used_up[-1].refused)
             if closed:
                 limit = max(limit, min(pace, self.recently(now, number)))
             growth = self._judge(limit, now, accepted, start, closed=closed)
@@ -413,22 +414,25 @@ class Cycle:
             agrees = agrees and limit > self._usual * (1 - tolerance)
         else:
             self._usual = limit
-        self._agreed = self._agreed + 1 if agrees else 0
+        sharing = now < self._shared_until
+        # An estimate of few requests agrees by chance.
+        weight = min(1.0, (accepted / REQUESTS) ** 0.5) if sharing else 1.0
+        self._agreed = self._agreed + weight if agrees else 0.0
         explained = (
             agrees or closed or self.rising or limit > self._rose_from or (self._settled and limit > self._usual)
         )
         self._rose_from = self.limit if self.rising else inf
         self._differed = 0 if explained else self._differed + 1
         young = not self._settled and now > self._born + _DOUBTS
-        if now < self._shared_until:
+        if sharing:
             if self._agreed >= 2:  # nobody else is there, or the shares are settled
                 self._settled, self._shared_until, self._usual = True, -inf, limit
         elif young and start.short:
             self._shared_until = now + _SHARES
         elif full and self._agreed >= 2:
             self._settled = True
-        elif (full or young) and self._differed >= (2 if self._settled else 1):
-            self._shared_until = now + _SHARES
+        elif (full or young or self._settled) and self._differed >= 2:
+            self._shared_until, self._agreed = now + _SHARES, 0.0
             if self._settled and now > self._made_room_at + _ROOM_EVERY:
                 self._made_room_at = now
                 return Growth.MAKE_ROOM

@@ -85,7 +85,7 @@ class Pace:
         self._completion = False  # an answer made room for the probe
         self._completions = 0
         self._blocked_with = 0  # requests in flight then
-        self._open_rate = 0.0  # the highest pace so far
+        self._closed_at = 0.0  # the pace at which nothing was accepted any more
         self._told, self._told_at = PaceState(None, 0.0), -inf
 
     # --- sending ---
@@ -150,7 +150,6 @@ class Pace:
             gap = 1.0 / rate
             self._next_at = max(self._next_at, now - (0.01 if gap < 0.005 else 0.1 * gap)) + gap
         self._cycle.mark(now, number, rate)
-        self._open_rate = max(self._open_rate, min(rate, 1e6))
         if rate >= max(ENOUGH, 1.5 * (self._refused_rate or 0.0)):
             self.mode = Mode.FREE
         elif self._grows_back and rate >= self._start.most:
@@ -300,9 +299,9 @@ class Pace:
         """The limit is used up at this pace."""
         self._refused_rate, self._refused_at = pace, sent
         refusals, cycle = self._refusals, self._cycle
-        number = refusals.first[0]
-        if (average := self._opening.window.no_window(number)) is not None:
-            self._hold(average, now, 2.0 * self._opening.window.accepted)
+        number, window = refusals.first[0], self._opening.window
+        if (average := window.no_window(number)) is not None:
+            self._hold(average, now, 2.0 * window.accepted, window.accepted / average)
             cycle.now_used_up(*refusals.first, refusals.clump)
         elif self.mode is Mode.START and not cycle.known and self._start.in_first_burst(number):
             self._start.smooth()
@@ -334,7 +333,7 @@ class Pace:
         self._now_used_up(number, sent, refusals.clump)
         refusals.level = 0.0
         if (average := window.no_window(number)) is not None:
-            self._hold(average, now, 2.0 * window.accepted)
+            self._hold(average, now, 2.0 * window.accepted, window.accepted / average)
             return
         window.used_up(number, refusals.since(number))
         self._stop(now, sent, refusals.in_flight)
@@ -349,6 +348,7 @@ class Pace:
         self._opening.window.resume = self._cycle.limit if self.mode is Mode.HOLD else None
         self.mode = Mode.BLOCKED
         self._opening.stops(sent, self._cycle.rate)
+        self._closed_at = self._cycle.pace_at(sent)
         self._blocked_with = in_flight
         self._probe, self._completion = None, False
         self._completions = 0 if self._cycle.evidence < REQUESTS else _MOST_COMPLETIONS
@@ -406,7 +406,7 @@ class Pace:
         elif window.resume is not None:
             self._hold(window.resume, now, REQUESTS)
         else:
-            quick = max(10 * average, min(self._open_rate, 0.01 * window.accepted / max(self._opening.lag, 0.001)))
+            quick = max(2 * average, min(0.5 * self._closed_at, 0.01 * window.accepted / max(self._opening.lag, 0.001)))
             if self._opening.period is not None or quick < 20:
                 self._hold(quick, now, REQUESTS)
             else:

@@ -22,6 +22,8 @@ from __future__ import annotations
 from math import ceil, inf, sqrt
 from typing import Final
 
+from attrs import frozen
+
 PERIODS: Final = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400)
 """Round times in seconds."""
 
@@ -99,12 +101,28 @@ class Refusals:
         return sum(one >= number for one in self._numbers)
 
 
+@frozen
+class UsedUp:
+    """A moment at which the limit was used up.
+
+    Attributes:
+        number: of the first request that was refused.
+        sent: when it was sent.
+        refused: refusals before it.
+    """
+
+    number: int
+    sent: float
+    refused: int
+
+
 class Window:
     """What is known about the windows of a limit.
 
     Attributes:
         found: the limit seems to have windows.
         accepted: requests of the last window that were accepted.
+        is_usual: they are enough, and about as many as in the window before.
         resume: the pace before the limit was used up; None while no rate was known.
         rate: accepted requests per second between the last two openings.
     """
@@ -112,6 +130,7 @@ class Window:
     def __init__(self) -> None:
         self.found = False
         self.accepted = 0
+        self.is_usual = False
         self.resume: float | None = None
         self.rate = 0.0
         self._allowance: int | None = None  # requests of each window; None while the period is unknown
@@ -128,7 +147,8 @@ class Window:
 
     def used_up(self, number: int, run: int) -> None:
         """A run of refusals began with this request."""
-        self.accepted = max(0, number - max(self._opened, 1) - max(0, self._refused - run))
+        before, self.accepted = self.accepted, max(0, number - max(self._opened, 1) - max(0, self._refused - run))
+        self.is_usual = self.accepted >= 10 and (not before or before / 1.5 < self.accepted < 1.5 * before)
 
     def spent(self, number: int) -> bool:
         """Whether the allowance is spent with this request. Then nothing is sent until the next window."""
@@ -288,7 +308,7 @@ class Reopening:
         self._hint = self.hint_at = None
         before = self._opened or 0.0
         seconds = max(1e-3, sent - before)
-        found = seconds >= _SHORTEST_WINDOW and self.window.accepted >= 10 and self.since - before < 0.5 * seconds
+        found = seconds >= _SHORTEST_WINDOW and self.window.is_usual and self.since - before < 0.5 * seconds
         self.period = None
         if found and self._opened_twice:
             nearest = min(PERIODS, key=lambda one: abs(one - seconds))

@@ -39,13 +39,14 @@ from ..errors import (
     StaleConnectionError,
     TransportError,
     os_reason,
+    shortage,
 )
-from ..messages import Headers, Request, Response, has_wrong_length, new_response
+from ..messages import Headers, Request, Response, ends_with_connection, may_continue, new_response
 from ..runtime import cut, mark_retrieved
 from ..secret import Secret, plain
 from .http1 import Origin
 from .inflate import Inflater
-from .session import SessionManager, Wire, is_untouched, session_is_untouched, shortage, wire_of_attempt
+from .session import SessionManager, Wire, is_untouched, session_is_untouched, wire_of_attempt
 
 
 class _ConnectionBroken(Exception):
@@ -61,14 +62,17 @@ async def _one_request(
 ) -> aiohttp.ClientResponse:  # an aiohttp client middleware
     """Keeps one attempt one request: aiohttp silently repeats a GET whose connection broke.
 
-    It also notes the connection of a borrowed session, because aiohttp forgets it when it closes it.
+    It also notes the connection, because aiohttp forgets it when it closes it, and refuses one on which something has arrived
+    since its last answer: aiohttp would take it for the answer to this request, which is for another token.
     """
     wire = wire_of_attempt.get()
     if wire is not None:
         send = request.send
 
         async def noted(conn: Connection) -> aiohttp.ClientResponse:
-            wire.transport = conn.transport
+            wire.transport, wire.protocol = conn.transport, conn.protocol
+            if wire.protocol is not None and wire.protocol.should_close:
+                raise aiohttp.ServerDisconnectedError
             return await send(conn)
 
         request.send = noted  # type: ignore[method-assign]
@@ -212,9 +216,9 @@ class AiohttpTransport:
         session = await self._sessions.session()
         token = wire_of_attempt.set(wire)
         try:
-            response = await self._request(session, prepared, request)
+            response = await self._request(session, prepared, request, wire)
             if wire.transport is not None and (
-                wire.transport.is_closing() or has_wrong_length(response.status, response.headers)
+                wire.transport.is_closing() or may_continue(response.status, response.headers)
             ):
                 wire.transport.abort()  # see `HTTPConnection.abort`
             return response
@@ -223,7 +227,10 @@ class AiohttpTransport:
             with suppress(ValueError):  # a coroutine was closed from another context
                 wire_of_attempt.reset(token)
 
-    async def _request(self, session: aiohttp.ClientSession, prepared: _Prepared, request: Request) -> Response:
+    async def _request(
+        self, session: aiohttp.ClientSession, prepared: _Prepared, request: Request, wire: Wire
+    ) -> Response:
+        host = request.endpoint.host
         # A test may have replaced either method.
         get = session.get if is_untouched(aiohttp.ClientSession.request) else partial(session.request, "GET")
         response = await get(
@@ -239,21 +246,25 @@ class AiohttpTransport:
             proxy_headers=prepared.proxy_headers,
         )
         request.call.headers_came()
+        status, headers = response.status, response.headers
         try:
-            if response.status < 100:
-                raise ProtocolError(f"the answer of {request.endpoint.host} is not valid HTTP")
-            length = response.headers.get("Content-Length", "")
-            if length.isdecimal() and int(length[:20]) > self._max_body and not response.content.is_eof():
-                raise ResponseTooLargeError(
-                    f"the body has {length} bytes, more than Limits.max_body = {self._max_body}"
-                )
-            with _end_with_connection(response.content, response.connection):
-                body = await self._inflated(response.status, response.headers, response.content.readany)
+            if status < 100 or not all(headers.getall("Transfer-Encoding", ())):
+                raise ProtocolError(f"the answer of {host} is not valid HTTP")
+            length = headers.get("Content-Length", "")
+            if length.isdecimal() and int(length[:20]) > self._max_body and status not in (101, 204, 304):
+                raise ResponseTooLargeError(f"the body is larger than Limits.max_body = {self._max_body} bytes")
+            with _end_with_connection(response.content, response.connection, host):
+                body = await self._inflated(status, headers, response.content.readany)
+            problem = None if wire.protocol is None else wire.protocol.exception()
+            if isinstance(problem, HttpProcessingError):  # after the last byte of the body
+                raise _not_http(host)
+            if isinstance(problem, aiohttp.ClientOSError) and ends_with_connection(headers):
+                raise _cut_short(host)
         except BaseException:
             response.close()
             raise
         response.release()  # after a 101 it is still open, and aiohttp would warn with the URL
-        return new_response(response.status, response.headers, body)
+        return new_response(status, headers, body)
 
     async def _prepare(self, request: Request) -> _Prepared:
         endpoint, secret = request.endpoint, request.call.secret
@@ -322,8 +333,8 @@ class AiohttpTransport:
                 # aiohttp raises this for a lost connection and for a body that is not HTTP; the cause tells them apart.
                 why = error.__cause__
                 if isinstance(why, HttpProcessingError) and "Not enough data" not in str(why):
-                    return ProtocolError(f"the body from {host} is not valid HTTP")
-                return ReadError(f"the connection to {host} broke before the body was complete")
+                    return _not_http(host)
+                return _cut_short(host)
             case aiohttp.ClientResponseError() | HttpProcessingError():
                 # The status 400 in these errors is aiohttp's own, not the server's.
                 return ProtocolError(f"the answer of {host} is not valid HTTP")
@@ -347,8 +358,16 @@ class AiohttpTransport:
         await self._sessions.close()
 
 
+def _not_http(host: str) -> ProtocolError:
+    return ProtocolError(f"the body from {host} is not valid HTTP")
+
+
+def _cut_short(host: str) -> ReadError:
+    return ReadError(f"the connection to {host} broke before the body was complete")
+
+
 @contextmanager
-def _end_with_connection(content: aiohttp.StreamReader, connection: Connection | None) -> Iterator[None]:
+def _end_with_connection(content: aiohttp.StreamReader, connection: Connection | None, host: str) -> Iterator[None]:
     """Ends the reading of a body when its connection ends.
 
     If a later packet of a body is not valid HTTP, aiohttp closes the connection but does not tell its reader, which would
@@ -362,7 +381,7 @@ def _end_with_connection(content: aiohttp.StreamReader, connection: Connection |
 
     def end(_: object = None) -> None:
         if not content.is_eof() and content.exception() is None:
-            content.set_exception(ProtocolError("the body is not valid HTTP"))
+            content.set_exception(_not_http(host))
 
     if closed is None:
         end()

@@ -24,7 +24,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 
 from .. import errors as e
 from ..config import Connection
-from ..messages import MAX_HEADER, MAX_HEADERS, Headers, check_fields, has_wrong_length
+from ..messages import MAX_HEADER, MAX_HEADERS, Headers, check_fields, ends_with_connection, may_continue
 from ..runtime import cut, mark_retrieved
 from .inflate import STEP
 
@@ -177,11 +177,12 @@ class HTTPConnection(asyncio.BufferedProtocol):
         except HttpParserUpgrade:  # after a 101, which ends the answer
             pass
         except HttpParserError as error:
-            self.fail(self._refused())
-            cause = error.__context__
-            if cause is not None and not isinstance(cause, Exception):  # such as the SystemExit of a signal handler
-                raise cause from None
-            return
+            if not self.complete or self.status != 101:
+                self.fail(self._refused())
+                cause = error.__context__
+                if cause is not None and not isinstance(cause, Exception):  # such as the SystemExit of a signal handler
+                    raise cause from None
+                return
         if self.complete and self._size <= self._max_body:
             self._wake()
         elif self._is_too_large():
@@ -206,16 +207,11 @@ class HTTPConnection(asyncio.BufferedProtocol):
         if self._waiter is None and (self.complete or not self.encoded):
             return
         if self._problem is None:
-            if exc is None and self._ended and self.status and self._ends_with_connection():
+            if exc is None and self._ended and self.status and ends_with_connection(self.headers):
                 self.complete = True
             else:
                 self._problem = self._broken(exc)
         self._wake()
-
-    def _ends_with_connection(self) -> bool:
-        """Whether the body has neither a length nor chunks."""
-        coding = ",".join(self.headers.getall("Transfer-Encoding")).lower().rpartition(",")[2].strip(" \t")
-        return "Content-Length" not in self.headers and coding != "chunked"
 
     def _is_too_large(self) -> bool:
         """Whether the body is too large, or will be."""
@@ -274,12 +270,10 @@ class HTTPConnection(asyncio.BufferedProtocol):
         if status < 200 and status != 101:  # the answer comes after it
             self.status = 0
         elif not self.complete:
-            if len(self._fields) > 2 * MAX_HEADERS:
-                raise HttpParserError("too many trailers")
+            if self._fields:
+                check_fields(self._fields)  # trailers
             self.complete = True
-            self._keep = (
-                status != 101 and self._parser.should_keep_alive() and not has_wrong_length(status, self.headers)
-            )
+            self._keep = self._parser.should_keep_alive() and not may_continue(status, self.headers)
             self.used += 1
 
 

@@ -119,7 +119,7 @@ class Inflater:
     def _count(self, size: int) -> None:
         self._total += size
         if self._total > self._limit:
-            raise ResponseTooLargeError(f"the body is larger than {self._limit} bytes")
+            raise ResponseTooLargeError(f"the body is larger than Limits.max_body = {self._limit} bytes")
 
 
 def _codings(encoding: str) -> list[_Zlib]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import errno
 import logging
 import os
 import socket
@@ -23,6 +22,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp.client
+from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection as AiohttpConnection
 from aiohttp.tracing import Trace
 from attrs import define, field, frozen
@@ -30,7 +30,7 @@ from attrs import define, field, frozen
 from ..checks import shown
 from ..config import Connection
 from ..endpoint import Endpoint, Proxy, is_exempt, make_proxy
-from ..errors import ClientClosedError, ConfigError, FlinksError, ShortageError
+from ..errors import ClientClosedError, ConfigError, FlinksError, ShortageError, shortage
 from ..limits.notices import log_fields
 from ..runtime import PerLoop
 from ..schema import Record
@@ -98,11 +98,13 @@ class Wire:
 
     Attributes:
         sockets: that the connector opened for it; none if it reused a kept-alive connection.
+        protocol: that of the connection.
         transport: the connection, to be aborted if the attempt fails.
         fresh: the attempt must not use a kept-alive connection.
     """
 
     sockets: list[socket.socket] = field(factory=list)
+    protocol: ResponseHandler | None = None
     transport: asyncio.Transport | None = None
     fresh: bool = False
 
@@ -347,44 +349,6 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-
-
-# A shortage of the process or the machine: it passes, unlike a wrong certificate file.
-_SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.EAGAIN})
-
-
-def shortage(error: BaseException) -> str | None:
-    """The shortage that is the reason of an error, in words; None if there is none."""
-    inner = getattr(error, "os_error", error)
-    if isinstance(inner, MemoryError):
-        return os.strerror(errno.ENOMEM)
-    if isinstance(inner, RuntimeError) and "start new thread" in str(inner):
-        return "no thread can be started"
-    if not isinstance(inner, OSError) or isinstance(inner, ssl.SSLError):  # whose numbers are OpenSSL's own
-        return None
-    number = inner.errno
-    if isinstance(inner, socket.gaierror):  # without a descriptor, a name cannot be looked up, and seems unknown
-        number = _opening_a_file()
-    if number is None or number not in _SHORTAGES:
-        return None
-    return os.strerror(number) + (f"; this process may open {_open_files()}" if number == errno.EMFILE else "")
-
-
-def _opening_a_file() -> int | None:
-    """The error number of opening a file now; None if it can be opened."""
-    try:
-        os.close(os.open(os.devnull, os.O_RDONLY))
-    except OSError as error:
-        return error.errno
-    return None
-
-
-def _open_files() -> str:
-    try:
-        import resource
-    except ImportError:  # on Windows
-        return "no more files"
-    return f"{resource.getrlimit(resource.RLIMIT_NOFILE)[0]:,} files at once (ulimit -n)"
 
 
 def _no_certificates(reason: str) -> ShortageError:

@@ -6,12 +6,14 @@ address of a cluster for `--executor`.
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import pickle
 import re
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+from contextlib import asynccontextmanager, closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +23,10 @@ from flinks_async import ConfigError, __version__
 from flinks_async.bulk import InputChangedError, Job, Progress, Rules, StoreError, export_files, status, verify
 from flinks_async.bulk.executors import cluster as executor_module
 from flinks_async.bulk.executors.cluster import ClusterExecutor
+from flinks_async.cli import Exit
 from flinks_async.testing import Fault, Latency
 
-from ..cli_support import by_line, start
+from ..cli_support import by_line, said, start
 from ..support import until
 from .server_desk import SECRET, Desk, Watch, a_server, gives_what_one_process_gives
 from .test_executors import calls_for_each_task
@@ -34,6 +37,31 @@ from .test_reading import with_a_pipe
 async def slow(tmp_path: Path) -> AsyncIterator[Desk]:
     async with a_server(latency=Latency.fixed(0.02)) as server:
         yield Desk(tmp_path, server)
+
+
+def free_port() -> int:
+    """A port that no outgoing connection takes."""
+    for port in range(20000, 30000):
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise AssertionError
+
+
+@asynccontextmanager
+async def forwarded(port: int, to: int) -> AsyncIterator[None]:
+    """What arrives at a port goes to another one."""
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError), closing(writer):
+            while data := await reader.read(65536):
+                writer.write(data)
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        others, other = await asyncio.open_connection("127.0.0.1", to)
+        await asyncio.gather(pump(reader, other), pump(others, writer))
+
+    async with await asyncio.start_server(forward, "127.0.0.1", port):
+        yield
 
 
 async def test_a_cluster_gives_what_one_process_gives(desk: Desk, executor: ClusterExecutor, tmp_path: Path) -> None:
@@ -198,16 +226,87 @@ async def test_the_command_line_verifies_on_a_cluster_without_the_secret(desk: D
     assert process.returncode == 0, stderr.decode()[-2000:]
 
 
-async def test_the_command_line_fetches_on_a_cluster(desk: Desk, url: str, tmp_path: Path) -> None:
-    secret, out = tmp_path / "secret", tmp_path / "answers.jsonl"
+async def fetch(desk: Desk, url: str, *more: object) -> asyncio.subprocess.Process:
+    secret = desk.path.parent / "secret"
     secret.write_text(SECRET)
-    options = ("--column", "token", "--shard-size", 10, "--executor", url, "--workers", 2, "--secret-file", secret)
-    process = await start(
-        "fetch", desk.path, "--out", out, *options, server=desk.server, env={"FLINKS_AUTH_SECRET": None}
-    )
+    return await start(
+        "fetch", desk.path, "--out", desk.path.parent / "answers.jsonl", "--column", "token", "--shard-size", 10,
+        "--executor", url, "--workers", 2, "--secret-file", secret, *more,
+        server=desk.server, env={"FLINKS_AUTH_SECRET": None},
+    )  # fmt: skip
+
+
+async def fetched_all(process: asyncio.subprocess.Process, desk: Desk) -> None:
     _, stderr = await process.communicate()
     assert process.returncode == 0, stderr.decode()[-2000:]
-    assert set(by_line(out)) == set(range(2, 202))
+    assert set(by_line(desk.path.parent / "answers.jsonl")) == set(range(2, 202))
+
+
+def elsewhere(url: str, port: int) -> str:
+    return f"{url.rpartition(':')[0]}:{port}"
+
+
+async def test_the_command_line_fetches_on_a_cluster(desk: Desk, url: str) -> None:
+    await fetched_all(await fetch(desk, url), desk)
+
+
+async def test_a_cluster_that_is_not_there_yet_is_told_of_and_waited_for(desk: Desk, url: str) -> None:
+    port = free_port()
+    process = await fetch(desk, elsewhere(url, port), "--progress", "json")
+    await said(process, b"(Connection refused)")
+    async with forwarded(port, int(url.rpartition(":")[2])):
+        await fetched_all(process, desk)
+
+
+async def test_a_cluster_that_never_comes_is_given_up(desk: Desk, url: str) -> None:
+    process = await fetch(desk, elsewhere(url, free_port()), "--wait-for-workers", "2s", "--progress", "none")
+    _, stderr = await process.communicate()
+    assert process.returncode == Exit.STOPPED
+    assert re.search(
+        r"no connection to the (Dask|Ray) cluster at \S+ for 2 s \(Connection refused\)\. Start it", stderr.decode()
+    )
+
+
+async def test_a_signal_ends_the_wait_for_a_cluster(desk: Desk, url: str) -> None:
+    """Whether nothing listens there or something that never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for port, reason in ((free_port(), b"Connection refused"), (silent.getsockname()[1], b"connecting to the ")):
+            process = await fetch(desk, elsewhere(url, port), "--progress", "json")
+            await said(process, reason)
+            process.send_signal(signal.SIGTERM)
+            async with asyncio.timeout(30):
+                await process.communicate()
+            assert process.returncode == Exit.SIGTERM
+            (desk.path.parent / "answers.jsonl").unlink(missing_ok=True)
+
+
+async def test_a_missing_worker_is_waited_for_as_long_as_others_fetch(slow: Desk, executor: ClusterExecutor) -> None:
+    executor.workers, executor.patience = 5, 8.0
+
+    async def wait(job: Job) -> None:
+        await slow.both_have_begun(job)
+        slow.server.latency = Latency.fixed(executor.patience + 3.0)
+        await asyncio.sleep(executor.patience + 2.0)
+        slow.server.latency = None
+
+    assert (await slow.run(executor, during=wait)).totals.fetched == 200
+
+
+async def test_the_doctor_asks_the_workers_whether_they_could_fetch(desk: Desk, url: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text(desk.server.auth_secret)
+    found = []
+    for more in (("--secret-file", secret), ()):
+        process = await start("doctor", "--json", "--executor", url, *more, server=desk.server)
+        stdout, stderr = await process.communicate()
+        assert desk.server.auth_secret not in stdout.decode() + stderr.decode()
+        found.append([one for one in json.loads(stdout)["findings"] if one["check"] == "cluster"])
+    ((works,), broken) = found
+    assert works["state"] == "ok", works
+    assert "can fetch: same version" in works["text"]
+    for one in broken:
+        assert "finds no secret in the environment variable FLINKS_AUTH_SECRET" in one["text"]
+        assert one["advice"].startswith("Provide it on every machine")
 
 
 # --- secrets ---

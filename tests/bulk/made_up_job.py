@@ -16,7 +16,7 @@ from flinks_async.bulk.directory import Manifest
 from flinks_async.bulk.files import LEDGER, MANIFEST
 from flinks_async.bulk.inputs import Scanned
 from flinks_async.bulk.ledger import Ledger
-from flinks_async.bulk.records import Commit, Failure, Shard, Written
+from flinks_async.bulk.records import Commit, Failure, FailureKind, Shard, Written
 
 EVENING = 1_795_473_000.0
 """2026-11-23 22:30 UTC."""
@@ -76,7 +76,11 @@ def progress(**figures: Any) -> dict[str, Any]:
 
 
 def failure(
-    line: int, kind: str = "exhausted", error: str = "ServerError", code: str | None = None, status: int | None = 503
+    line: int,
+    kind: FailureKind = "exhausted",
+    error: str = "ServerError",
+    code: str | None = None,
+    status: int | None = 503,
 ) -> Failure:
     """A failed row, with everything that a report must not show."""
     return Failure(line, kind, error, MESSAGE, KEY, FINGERPRINT, code, status, 3)
@@ -176,7 +180,7 @@ class _Counted:
         )  # fmt: skip
 
 
-_FAILURES = (
+_FAILURES: tuple[tuple[float, FailureKind, str, str | None, int | None], ...] = (
     (0.0022, "final", "NotFoundError", None, 404),
     (0.0008, "final", "BadRequestError", "SESSION_EXPIRED", 400),
     (0.0005, "exhausted", "ServerError", "AGGREGATION_ERROR", 500),

@@ -137,12 +137,12 @@ class Server:
     def start(self) -> None:
         """Starts the server and waits until it answers."""
         settings = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
-        command = [find("postgres"), "-D", self._data, "-k", self.folder, *settings]
+        command: list[Any] = [find("postgres"), "-D", self._data, "-k", self.folder, *settings]
         with (self.folder / "log").open("ab") as log:
-            self._process = subprocess.Popen(
+            self._process = process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=self.folder, **self._as_user()
             )
-        self._wait(self._process, self.conninfo, self.folder / "log")
+        self._wait(process, self.conninfo, self.folder / "log")
 
     def crash(self) -> None:
         """Ends the server at once; the next start is a recovery."""
@@ -157,7 +157,7 @@ class Server:
             process.send_signal(number)
             process.wait(30)
 
-    def _wait(self, process: subprocess.Popen[bytes], conninfo: str, log: Path) -> None:
+    def _wait(self, process: subprocess.Popen[Any], conninfo: str, log: Path) -> None:
         import psycopg
 
         last = ""
@@ -170,7 +170,7 @@ class Server:
             except psycopg.OperationalError as error:
                 last = str(error)
             time.sleep(0.05)
-        raise RuntimeError(f"{process.args} did not start: {last}\n{log.read_text()}")
+        raise RuntimeError(f"{process.args!r} did not start: {last}\n{log.read_text()}")
 
     def _call(self, command: list[Any]) -> None:
         done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, check=False, **self._as_user())

@@ -24,6 +24,7 @@ from flinks_async.bulk.files import crash_points
 from flinks_async.bulk.records import Commit, Failure, Shard
 from flinks_async.bulk.spool import Spool
 from flinks_async.bulk.stores import Place, Problem, Store, from_description
+from flinks_async.bulk.stores.protocol import keeps_spools
 from flinks_async.errors import ConfigError
 from flinks_async.testing.data import expected_body
 
@@ -140,7 +141,7 @@ class Bench:
         answers = SHARDS[shard] if bodies is None else bodies
         path = self.folder / "spools" / f"{shard:06d}.spool"
         path.parent.mkdir(exist_ok=True)
-        spool = Spool(path, self.store.spool_compression)
+        spool = Spool(path, self.store.spool_compression, kept=keeps_spools(self.store))
         spool.write(spool_lines(answers))
         first = 3 * shard + 1
         failures = tuple(

@@ -23,23 +23,16 @@ from flinks_async.bulk import DaskExecutor, Job, Rules, WorkerError, status
 from flinks_async.bulk.counters import Counters, InstanceState, InstanceTrouble
 from flinks_async.bulk.executors import Work
 from flinks_async.bulk.executors import cluster as executor_module
-from flinks_async.bulk.executors.worker import (
-    Assigned,
-    PaceLearned,
-    Report,
-    SecretReference,
-    Start,
-    Stored,
-    Warned,
-    describe,
-)
+from flinks_async.bulk.executors.engines import DaskSlot
+from flinks_async.bulk.executors.processes import Outbox, SecretReference, moved
+from flinks_async.bulk.executors.worker import Assigned, Next, PaceLearned, Report, Start, Stored, Warned, describe
 from flinks_async.bulk.inputs import Layout
 from flinks_async.cli import Exit
 from flinks_async.limits.governor import Trouble
 from flinks_async.limits.rate import PaceState
-from flinks_async.testing import Latency
+from flinks_async.testing import Latency, run_virtual
 
-from ..cli_support import cli, start
+from ..cli_support import cli
 from .cluster_contract import *  # noqa: F403
 from .server_desk import SECRET, Desk
 
@@ -161,8 +154,30 @@ async def test_a_scheduler_that_accepts_and_never_answers_is_told_of_and_given_u
             (wait,) = progress.troubles
             assert re.fullmatch(rf"connecting to the Dask cluster at {address} for 1 s, gives up in [123] s", str(wait))
 
-        with pytest.raises(WorkerError, match=f"no connection to the Dask cluster at {address}"):
+        with pytest.raises(WorkerError, match=rf"no connection to the Dask cluster at {address} for 3 s \(no answer\)"):
             await desk.run(DaskExecutor(address, secret_env="TEST_SECRET", patience=3.0), during=look)
+
+
+async def test_calls_go_straight_to_a_worker_and_through_the_scheduler_if_it_cannot_be_reached(
+    desk: Desk, executor: DaskExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for forbidden in (distributed.Client.run, DaskSlot._reached):
+        with monkeypatch.context() as patch:
+            if forbidden is DaskSlot._reached:
+                patch.setattr(DaskSlot, "_reached", AsyncMock(return_value=False))
+            else:
+                patch.setattr(distributed.Client, "run", AsyncMock(side_effect=AssertionError))
+            assert (await desk.run(executor)).totals.fetched == 200
+        desk.directory = desk.directory.with_name("again")
+
+
+async def test_another_worker_at_the_same_address_is_not_asked() -> None:
+    """As behind a tunnel, where the addresses of the cluster are those of other machines."""
+    client = AsyncMock()
+    client.rpc = lambda address: AsyncMock(identity=AsyncMock(return_value={"id": "Worker-here"}))
+    for there, is_it in (("Worker-here", True), ("Worker-there", False)):
+        client.scheduler.broadcast.return_value = {"tcp://10.0.0.7:1": {"id": there}}
+        assert bool(await DaskSlot(client, "tcp://10.0.0.7:1", set())._reached()) is is_it
 
 
 def test_an_address_without_tls_is_refused_unless_it_is_on_this_machine_or_asked_for() -> None:
@@ -174,6 +189,33 @@ def test_an_address_without_tls_is_refused_unless_it_is_on_this_machine_or_asked
         DaskExecutor(address, secret_env="X")
 
 
+# --- messages ---------------------------------------------------------------------------------------------------------
+
+
+def test_reports_go_with_other_messages_or_when_the_other_side_has_waited() -> None:
+    """Each call costs the cluster's scheduler and the job's program about a millisecond."""
+
+    async def calls() -> list[tuple[float, list[bytes]]]:
+        outbox, loop, taken = Outbox(), asyncio.get_running_loop(), list[tuple[float, list[bytes]]]()
+
+        async def take() -> None:
+            while messages := await outbox.take(1.0):
+                taken.append((round(loop.time() - began, 6), messages))
+
+        began, taking = loop.time(), asyncio.create_task(take())
+        stopped = Report(Counters(), ("stopped", "enough"))
+        for at, message in [
+            (0.1, Next()), (0.2, Report(Counters())), (0.3, Report(Counters())), (0.4, Warned("")),
+            (0.5, Report(Counters())), (1.6, stopped),
+        ]:  # fmt: skip
+            await asyncio.sleep(began + at - loop.time())
+            outbox.put(message, str(at).encode())
+        await taking
+        return taken
+
+    assert run_virtual(calls()) == [(0.1, [b"0.1"]), (0.4, [b"0.4", b"0.3"]), (1.4, [b"0.5"]), (1.6, [b"1.6"])]
+
+
 # --- secrets ----------------------------------------------------------------------------------------------------------
 
 
@@ -181,14 +223,14 @@ def test_moments_are_moved_between_clocks_and_other_messages_stay() -> None:
     state = Counters(
         instances={"a": InstanceState(trouble=Trouble("down", 3, 100.0)), "b": InstanceState(answered=True)}
     )
-    sent = executor_module.moved(Report(state), -130.0)
-    got = executor_module.moved(sent, 5030.0)
+    sent = moved(Report(state), -130.0)
+    got = moved(sent, 5030.0)
     assert isinstance(got, Report)
     assert got.counters.instances["a"].trouble == Trouble("down", 3, 5000.0), "30 s ago by each clock"
-    for until, moved in ((160.0, 5060.0), (0.0, 0.0)):
-        pace = executor_module.moved(PaceLearned(1, PaceState(3.0, until)), -130.0)
-        assert executor_module.moved(pace, 5030.0) == PaceLearned(1, PaceState(3.0, moved))
-    assert executor_module.moved(Stored(3), 7.0) == Stored(3)
+    for until, then in ((160.0, 5060.0), (0.0, 0.0)):
+        pace = moved(PaceLearned(1, PaceState(3.0, until)), -130.0)
+        assert moved(pace, 5030.0) == PaceLearned(1, PaceState(3.0, then))
+    assert moved(Stored(3), 7.0) == Stored(3)
 
 
 def test_exactly_one_reference_is_needed() -> None:
@@ -328,20 +370,3 @@ async def test_a_worker_raises_its_limit_of_open_files_and_the_job_logs_what_it_
     assert first.text.startswith(
         "at most 5 requests are sent at once, not 8, because this process may open only 53 more"
     )
-
-
-async def test_the_doctor_asks_the_workers_whether_they_could_fetch(desk: Desk, url: str, tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text(desk.server.auth_secret)
-    found = []
-    for more in (("--secret-file", secret), ()):
-        process = await start("doctor", "--json", "--executor", url, *more, server=desk.server)
-        stdout, stderr = await process.communicate()
-        assert desk.server.auth_secret not in stdout.decode() + stderr.decode()
-        found.append([one for one in json.loads(stdout)["findings"] if one["check"] == "cluster"])
-    ((works,), broken) = found
-    assert works["state"] == "ok"
-    assert "can fetch: same version" in works["text"]
-    for one in broken:
-        assert "finds no secret in the environment variable FLINKS_AUTH_SECRET" in one["text"]
-        assert one["advice"].startswith("Provide it on every machine")

@@ -261,7 +261,7 @@ def test_a_spool_is_removed_once_a_store_has_it(tmp_path: Path) -> None:
     spool = tmp_path / "000000.spool"
     spool.write_bytes(b"")
     finished = Finished(Shard(0, 2, 2, 0, 0, ""), spool, Written(0, 0, ""), (), ())
-    store = SimpleNamespace(put=lambda commit, path: {"size": path.stat().st_size})
+    store = SimpleNamespace(put=lambda commit, path: {"size": path.stat().st_size}, describe=lambda: {"kind": "jsonl"})
     assert put(store, finished).receipt == {"size": 0}
     assert not spool.exists()
 

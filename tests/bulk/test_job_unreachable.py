@@ -1,22 +1,20 @@
-"""Jobs whose instance does not answer, or not yet, or no longer."""
+"""Jobs whose instance does not answer, or not yet, or no longer; or whose store takes long."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flinks_async import ConnectError
-from flinks_async.bulk import (
-    Job,
-    Rules,
-    status,
-)
+from flinks_async import ConnectError, FlinksClient, config
+from flinks_async.bulk import Commit, Job, JSONLParts, Rules, counters, status
 
-from .memory_desk import OK, Desk
+from ..support import turns, until
+from .memory_desk import OK, ORIGIN, Desk
 
 UNKNOWN_HOST = ConnectError("the host toolbxx.example cannot be looked up")
 
@@ -145,3 +143,41 @@ def test_the_trouble_of_an_instance_is_in_progress_and_status_until_it_answers(d
     assert 20 < sampled["seconds"] <= 21
     assert (result.state, result.progress.troubles) == ("complete", ())
     assert "toolbox-api.private.fin.ag answers again" in (desk.directory / "job.log").read_text()
+
+
+class Held(JSONLParts):
+    """Stores nothing until it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go = threading.Event()
+
+    def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
+        assert self.go.wait(60)
+        return super().put(commit, spool)
+
+
+async def test_a_store_that_takes_long_slows_the_fetching_and_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(counters, "SILENCE", 1.2)
+    monkeypatch.setattr(counters, "_LOOK_EVERY", 0.05)
+    desk, store = Desk(tmp_path, 200), Held()
+    with Job.start(desk.directory, desk.source(), store, ORIGIN, shard_size=10) as job:
+        async with FlinksClient(auth_secret="s", transport=desk.transport, settings=config.bulk()) as client:
+            running = asyncio.ensure_future(job.run(client, Rules(open_shards=3)))
+            try:
+                await until(lambda: (progress := job.progress()) is not None and progress.troubles)
+                progress = job.progress()
+                assert progress is not None
+                told = [str(trouble) for trouble in progress.troubles]
+                await turns()
+                assert told == ["JSONL has been storing shard 0 for 1 s"]
+                assert len(desk.transport.requests) == 30, "three shards are open, and no more are fetched"
+                assert len(list((desk.directory / "spools").iterdir())) == 3
+                await until(lambda: (status(desk.directory).latest or {}).get("troubles"))
+                await until(lambda: "waiting: JSONL has been storing" in (desk.directory / "job.log").read_text())
+            finally:
+                store.go.set()
+            result = await running
+    assert (result.state, result.totals.fetched, result.progress.troubles) == ("complete", 200, ())

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from importlib.util import find_spec
-from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -19,9 +22,11 @@ from flinks_async import ConfigError
 from flinks_async.bulk import RayExecutor, WorkerError
 from flinks_async.bulk.executors.engines import Host, RaySlot
 
+from ..cli_support import start
 from ..support import until
 from .cluster_contract import *  # noqa: F403
-from .server_desk import SECRET, Desk
+from .cluster_contract import elsewhere, free_port
+from .server_desk import SECRET, Desk, processes
 
 pytestmark = [
     pytest.mark.slow,
@@ -31,9 +36,13 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning"),
 ]
 
-ENVIRONMENT = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0"}
-PORT, CLIENT_PORT = 36379, 36380
+# Ray's client server forks while gRPC has threads. With gRPC's support of forks, every sixth child dies before it begins.
+ENVIRONMENT = {
+    "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "0" * 64, "RAY_USAGE_STATS_ENABLED": "0", "GRPC_ENABLE_FORK_SUPPORT": "0",
+}  # fmt: skip
 
+PORT, CLIENT_PORT = 26379, 26380
+"""Outside of the ports of outgoing connections: if one has the port, Ray's client server ends and `ray start` does not say so."""
 
 PROGRAM = [sys.executable, "-m", "ray.scripts.scripts"]
 
@@ -41,6 +50,8 @@ PROGRAM = [sys.executable, "-m", "ray.scripts.scripts"]
 @contextmanager
 def a_ray_cluster(cpus: int = 3, **environment: str) -> Iterator[str]:
     """The address of a cluster on this machine with token authentication. Only its workers have the secret."""
+    stop = partial(subprocess.run, [*PROGRAM, "stop", "--force"], capture_output=True, timeout=100, check=False)
+    stop()  # what a killed run of the tests has left: another cluster cannot start beside it
     with tempfile.TemporaryDirectory() as folder:
         options = [
             f"--num-cpus={cpus}",
@@ -56,13 +67,12 @@ def a_ray_cluster(cpus: int = 3, **environment: str) -> Iterator[str]:
             assert started.returncode == 0, started.stderr
             yield f"127.0.0.1:{PORT}"
         finally:
-            subprocess.run([*PROGRAM, "stop", "--force"], capture_output=True, timeout=100, check=False)
+            stop()
 
 
 def ray_workers() -> list[int]:
     """The processes of the workers."""
-    commands = {int(path.parent.name): path.read_bytes() for path in Path("/proc").glob("[0-9]*/cmdline")}
-    return [pid for pid, command in commands.items() if command.startswith(b"ray::Host")]
+    return [pid for pid, _, command in processes() if command.startswith(b"ray::Host")]
 
 
 @pytest.fixture(scope="module")
@@ -116,25 +126,77 @@ def test_a_cluster_without_token_authentication_is_refused_unless_it_is_here_or_
     RayExecutor("ray://10.0.0.7:10001", secret_env="X")
 
 
-async def test_a_cluster_that_cannot_be_reached_is_a_clear_error_at_once(
-    desk: Desk, cluster: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import ray
-
-    monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    with pytest.raises(WorkerError, match=r"no connection to the Ray cluster at ray://127\.0\.0\.1:1 \(Connection"):
-        await desk.run(RayExecutor("ray://127.0.0.1:1", secret_env="X"))
-
-
-async def test_a_cluster_without_free_workers_is_told_of_and_given_up(desk: Desk, cluster: str) -> None:
+@asynccontextmanager
+async def no_free_cpu() -> AsyncIterator[None]:
     import ray
 
     taken = [ray.remote(num_cpus=1)(Host).remote() for _ in range(3)]
     try:
         await asyncio.gather(*(RaySlot(ray, one).call(asyncio.sleep, 0) for one in taken))
-        with pytest.raises(WorkerError, match=r"has had no free worker for \d+ s. Start workers"):
-            await desk.run(RayExecutor(cluster, secret_env="TEST_SECRET", patience=8.0))
+        yield
     finally:
         for one in taken:
             ray.kill(one)
+
+
+async def test_a_cluster_without_free_workers_is_told_of_and_given_up(desk: Desk, cluster: str) -> None:
+    async with no_free_cpu():
+        with pytest.raises(WorkerError, match=r"has had no free worker for \d+ s. Start workers"):
+            await desk.run(RayExecutor(cluster, secret_env="TEST_SECRET", patience=8.0))
     assert "waiting for a worker of the Ray cluster" in (desk.directory / "job.log").read_text()
+
+
+# --- the doctor -------------------------------------------------------------------------------------------------------
+
+
+async def examined(desk: Desk, url: str, **env: str) -> tuple[str, str]:
+    """The only finding about the cluster, which is a problem: the text, and the advice."""
+    process = await start("doctor", "--json", "--executor", url, server=desk.server, env=env)
+    stdout, stderr = await process.communicate()
+    (found,) = [one for one in json.loads(stdout)["findings"] if one["check"] == "cluster"]
+    assert found["state"] == "problem", stderr.decode()[-2000:]
+    return found["text"], found["advice"]
+
+
+async def test_the_doctor_tells_that_ray_refuses_the_token(desk: Desk, url: str) -> None:
+    text, _ = await examined(desk, url, RAY_AUTH_TOKEN="1" * 64)
+    assert (
+        "Ray does not answer there, or refuses this process's token. Compare the port, and RAY_AUTH_MODE=token" in text
+    )
+
+
+async def test_the_doctor_tells_that_no_cpu_of_ray_is_free(desk: Desk, url: str) -> None:
+    async with no_free_cpu():
+        text, advice = await examined(desk, url)
+    assert re.fullmatch(r"a Ray worker on \S+: it has not begun within 10 s", text)
+    assert advice == "Wait until a CPU of Ray is free there"
+
+
+async def test_the_doctor_tells_that_nothing_listens(desk: Desk, url: str) -> None:
+    text, advice = await examined(desk, elsewhere(url, free_port()))
+    assert text.endswith("cannot be used: Connection refused")
+    assert advice.startswith("Ask whether it is running")
+
+
+def test_a_client_server_that_fails_is_tried_again_and_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    refuse = Mock(side_effect=ConnectionAbortedError("Initialization failure from server:\nTraceback ..."))
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(
+        ConnectionError, match=r"client server there cannot start a process; its ray_client_server\.err"
+    ):
+        RayExecutor("ray://127.0.0.1:1", secret_env="X").connect()
+
+
+def test_another_version_of_ray_or_python_is_told_with_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("Version mismatch: The cluster was started with:\n    Ray: 2.61.0\n    Python: 3.12.3\n")
+
+    monkeypatch.setattr(ray, "init", refuse)
+    with pytest.raises(
+        WorkerError, match=r"has another version of Ray or Python\. Install the same\. .* Python: 3\.12\.3"
+    ):
+        RayExecutor("ray://127.0.0.1:1", secret_env="X").connect()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -86,7 +87,7 @@ class TestDuckDB(DatabaseContract):
     def test_memory_is_limited_and_the_rest_of_a_large_shard_goes_to_the_folder_of_spools(
         self, bench: Bench, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("flinks_async.bulk.stores.duckdb._MEMORY", "24MB")
+        monkeypatch.setattr("flinks_async.bulk.stores.duckdb._MEMORY", 24)
         make_folder(bench.folder / SPOOLS)
         bodies = {line: payload((2, 100), seed=line) for line in range(1, 601)}
         spilled: list[str] = []
@@ -96,6 +97,18 @@ class TestDuckDB(DatabaseContract):
         assert bench.problems() == []
         bench.store.close()
         assert [*bench.folder.glob("spools/*"), *bench.folder.glob("*.tmp")] == []
+
+    @pytest.mark.parametrize("field", ["Description", "New"])
+    def test_a_text_larger_than_the_memory_is_stored(self, bench: Bench, field: str) -> None:
+        make_folder(bench.folder / SPOOLS)
+        text = "x" * 20_000_000
+        bench.start().put(0, {1: body(Id="1"), 2: body(Id="2", **{field: text})})
+        bench.put(1)
+        assert bench.problems() == []
+        bench.store.close()
+        found = self.query(bench.folder, "SELECT description, extra FROM transactions WHERE id = '2'")
+        expected_extra = None if field == "Description" else json.dumps({"New": text}, separators=(",", ":"))
+        assert found == [{"description": text if field == "Description" else None, "extra": expected_extra}]
 
     def test_files_are_the_owners_alone(self, bench: Bench) -> None:
         bench.start().put_missing(0)

@@ -171,6 +171,18 @@ def test_answers_come_in_the_order_of_the_input(tmp_path: Path) -> None:
     assert found == [[(2, 4), (4, 5)], [(1, 30), (3, 100)]]
 
 
+@pytest.mark.parametrize("step", [1, 2, 7, 31])
+def test_lines_are_the_same_however_far_apart_they_are(tmp_path: Path, step: int) -> None:
+    """Whether a block is read at once or line by line."""
+    answers = {line: expected_body(f"t-{line}", size="small") for line in ((step * n) % 97 for n in range(97))}
+    path = spool(tmp_path / "s", *((f'"line":{line}', body) for line, body in answers.items()))
+    written = path.read_bytes().splitlines(keepends=True)
+    for size in (1, 1_000, 10**6):
+        found = [one for block in read_spool(path, 97, size) for one in block]
+        assert [decoded(path, *one)[0].line for one in found] == list(range(97))
+        assert all(written[number - 1] == text for number, text in found)
+
+
 def test_what_many_accounts_repeat_is_held_once(tmp_path: Path) -> None:
     body = b'{"GetAccountsDetail":{"Accounts":[{},{},{}],"New":1},"Answer":{"x":"y"}}'
     batch = only(spool(tmp_path / "s", ('"line":1', body)))

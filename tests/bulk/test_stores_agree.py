@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime as dt
 import json
 import sqlite3
@@ -18,12 +19,17 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flinks_async import FlinksClient
+from flinks_async.bulk import Executor, InProcess, InputFile, Job, Processes, verify
 from flinks_async.bulk.errors import UnfitAnswerError
+from flinks_async.bulk.files import LEDGER
+from flinks_async.bulk.ledger import Ledger
 from flinks_async.bulk.stores import SQLiteStore, Store, answer_tables
 from flinks_async.bulk.stores.answer_rows import TABLES, Table
 from flinks_async.bulk.stores.duckdb import DuckDBStore
 from flinks_async.bulk.stores.parquet import ParquetStore
 from flinks_async.bulk.stores.postgresql import PostgreSQLStore
+from flinks_async.testing import FlinksServer
 from flinks_async.testing.data import expected_body
 
 from ..answers import DOCUMENTED, answers, answers_perhaps_wrong, payload, to_bytes
@@ -209,6 +215,69 @@ def test_columns_and_the_careful_path_store_the_same(tmp_path: Path, postgresql:
     assert len(found["columns"][2]) > 10
 
 
+def _transaction(fields: str) -> bytes:
+    return f'{{"GetAccountsDetail":[{{"Accounts":[{{"Id":"a","Transactions":[{{{fields}}}]}}]}}]}}'.encode()
+
+
+ODD = {
+    "two keys": _transaction('"Debit":1,"Debit":2,"New":1,"New":2,"Id":"x","Id":"y"'),
+    "two arrays": b'{"GetAccountsDetail":[{"Accounts":[{"Id":"x"}],"Accounts":[{"Id":"y"}]}],"RequestId":"r","RequestId":"s"}',
+    "zeros": _transaction('"Debit":-0,"Credit":-0.0,"Balance":-0.00'),
+    "exponents": _transaction('"Debit":1E2,"Credit":1.5e1,"New":1e400,"Newer":[1e-400,1e200000]'),
+    "38 digits": _transaction(
+        '"Debit":-12345678901234567890.123456789012345678,"New":1234567890123456789012345678901234567890'
+    ),
+    "40 decimals": _transaction('"Debit":0.1234567890123456789012345678901234567890'),
+    "64 bits": b'{"GetAccountsDetail":[{"InstitutionId":-9223372036854775808,"Accounts":[{}]}]}',
+    "more than 64 bits": b'{"GetAccountsDetail":[{"InstitutionId":9223372036854775808,"Accounts":[{}]}]}',
+    "a whole fraction": b'{"GetAccountsDetail":[{"InstitutionId":7.0,"Accounts":[{}]}]}',
+    "U+0000": _transaction(r'"Description":"a\u0000b","Code":"\u0000","New\u0000":"\u0000"'),
+    "texts": _transaction(r'"Description":"a,\"b\"\r\nc\\N","Code":"","Id":"\\.","":"\ud83d\ude00\uffff\u2028"'),
+    "a long text": _transaction('"Description":"' + "x" * 300_000 + '","New":"' + "y" * 300_000 + '"'),
+    "nested": _transaction('"New":' + "[" * 90 + "]" * 90),
+    "nothing": b"{}",
+    "null": b'{"GetAccountsDetail":[{"Accounts":null},{"Accounts":[]},{"Accounts":[{"Transactions":null,"Holder":null}]}]}',
+    "empty objects": b'{"GetAccountsDetail":{"Login":{},"Accounts":[{"Transactions":[{}],"Holder":{"Address":{}},"Balance":{}}]}}',
+    "wrong types": _transaction('"Debit":"5","Credit":true,"Description":5,"Id":{"a":1},"Date":"2025-02-30"'),
+}
+UNFIT = {
+    "40 decimals": (
+        r"line 6 of the input, GetAccountsDetail\[0\].Accounts\[0\].Transactions\[0\].Debit: ",
+        ("Parquet", "DuckDB"),
+    ),
+    "more than 64 bits": (r"line 8 of the input, GetAccountsDetail\[0\].InstitutionId: ", STORES),
+}
+
+
+def test_odd_answers_are_the_same_in_all_stores_or_refused_by_their_place(tmp_path: Path, postgresql: Server) -> None:
+    schema = postgresql.new_schema()
+    made: dict[str, Callable[[], Store]] = {
+        "SQLite": SQLiteStore,
+        "Parquet": ParquetStore,
+        "DuckDB": DuckDBStore,
+        "PostgreSQL": lambda: PostgreSQLStore(postgresql.conninfo, schema),
+    }
+    lines = dict(enumerate(ODD.values(), 1))
+    found = {}
+    for name, make in made.items():
+        bench, fit = Bench(tmp_path / name, make).start(), dict(lines)
+        for odd, (message, stores) in UNFIT.items():
+            if name in stores:
+                with pytest.raises(UnfitAnswerError, match=message):
+                    bench.put(0, fit)
+                del fit[list(ODD).index(odd) + 1]
+        bench.put(0, fit)
+        assert bench.problems() == []
+        bench.store.close()
+        for table in TABLES:
+            some = [plain(table, row) for row in rows({name: bench.folder}, postgresql, name, table, schema)]
+            found[name, table] = [row for row in some if row["line"] not in (6, 8)]
+    for (_, table), some in found.items():
+        assert some == found["SQLite", table]
+    (zeros,) = (row for row in found["SQLite", TABLES[2]] if row["line"] == 3)
+    assert [zeros[name] for name in ("debit", "credit", "balance")] == [0, 0, 0]
+
+
 @pytest.mark.parametrize("name", STORES)
 def test_tables_that_get_no_rows_stay_empty(tmp_path: Path, postgresql: Server, name: str) -> None:
     schema = postgresql.new_schema()
@@ -228,6 +297,37 @@ def test_tables_that_get_no_rows_stay_empty(tmp_path: Path, postgresql: Server, 
     assert found["accounts"] == found["holders"] == 0
     assert found["fetches"] == 7
     assert found["transactions"] > 100
+
+
+@pytest.mark.slow
+async def test_jobs_of_all_stores_at_once_and_in_processes_store_the_same(tmp_path: Path, postgresql: Server) -> None:
+    """They are verified, and their digests are the same for the same types of amounts, whoever fetches."""
+    tokens = tmp_path / "tokens.txt"
+    tokens.write_text("".join(f"token-{number}\n" for number in range(60)))
+
+    async def run_job(server: FlinksServer, name: str, executor: Executor) -> list[Any]:
+        folder = tmp_path / f"{name} {type(executor).__name__}"
+        stores: dict[str, Callable[[], Store]] = {
+            "SQLite": SQLiteStore,
+            "Parquet": ParquetStore,
+            "DuckDB": DuckDBStore,
+            "PostgreSQL": lambda: PostgreSQLStore(postgresql.conninfo, postgresql.new_schema()),
+        }
+        with Job.start(folder, InputFile(tokens), stores[name](), {"": "here"}, shard_size=20) as job:
+            async with FlinksClient(auth_secret=server.auth_secret, base_url=server.base_url) as client:
+                result = await job.run(client, executor=executor)
+        assert (result.state, result.totals.fetched) == ("complete", 60)
+        assert verify(folder) == []
+        with closing(Ledger(folder / LEDGER)) as ledger:
+            return [receipt.get("digest") for receipt in ledger.receipts().values()]
+
+    async with FlinksServer(seed=1, size="medium") as server:
+        at_once = await asyncio.gather(*(run_job(server, name, InProcess()) for name in STORES))
+        in_processes = [await run_job(server, name, Processes(2)) for name in STORES]
+    assert at_once == in_processes
+    digests = dict(zip(STORES, at_once, strict=True))
+    assert digests["SQLite"] == digests["PostgreSQL"] != digests["DuckDB"]
+    assert digests["Parquet"] == [None] * 3, "it compares files"
 
 
 def totals() -> tuple[dict[str | None, Decimal], dict[str | None, Decimal]]:

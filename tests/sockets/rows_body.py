@@ -20,7 +20,7 @@ from flinks_async import (
     ResponseTooLargeError,
     ServerError,
 )
-from tests.raw_server import Close, Flood, Respond, Send
+from tests.raw_server import Close, Flood, Pause, Reset, Respond, Send
 
 from .fault_table import Row, chunked, head, row
 from .support import BODY, OK, SHORT
@@ -60,6 +60,13 @@ ROWS = [
     ),
     row("15c", "a second response after the last chunk", Send(head(TE) + chunked(BODY) + JUNK), None, 1, reused=False),
     row("15d", "junk after the last chunk", Send(head(TE) + chunked(BODY) + b"junk"), ProtocolError, 3),
+    row(
+        "15e",
+        "junk after the body, in a later packet than the head",
+        (Send(head(f"Content-Length: {len(BODY)}")), Pause(0.02), Send(BODY + b"junk")),
+        ProtocolError,
+        3,
+    ),
     encoded("29", "gzip", "gzip", GZIPPED, reused=True),
     encoded("29a", "gzip of two members", "gzip", gzip.compress(BODY[:20]) + gzip.compress(BODY[20:])),
     encoded("29b", "x-gzip, in upper case", "X-GZIP", GZIPPED),
@@ -264,5 +271,7 @@ ROWS = [
     row("20a", "200 with white space", Respond(200, b" \r\n\t "), EmptyBodyError, 2, status=200),
     row("20b", "200 with null", Respond(200, b"null"), EmptyBodyError, 2, status=200),
     encoded("20c", "gzip of nothing", "gzip", gzip.compress(b""), EmptyBodyError, 2, status=200),
+    row("20e", "a body without a length, reset after it", (Send(head() + BODY), Reset()), ReadError, 3),
+    row("20f", "the same with status 500", (Send(head(status="HTTP/1.1 500 E") + b"{}"), Reset()), ReadError, 3),
     row("20d", "200 closed without a body", (Send(head("Connection: close")), Close()), EmptyBodyError, 2, status=200),
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flinks_async import APIStatusError, FlinksError, ProtocolError
+from flinks_async import APIStatusError, FlinksError, ProtocolError, ResponseTooLargeError
 from tests.raw_server import Close, Flood, Hang, Pause, Send
 
 from .fault_table import Row, chunked, head, row
@@ -63,6 +63,16 @@ ROWS = [
     broken("16f", "an empty Content-Length", head("Content-Length: ") + BODY),
     broken("16g", "Content-Length with 40 digits", head("Content-Length: " + "9" * 40) + BODY),
     broken("16h", "two Content-Lengths in one line", head(f"Content-Length: {len(BODY)}, {len(BODY)}") + BODY),
+    row(
+        "16k",
+        "Content-Length of 2^64 - 1",
+        Send(head(f"Content-Length: {2**64 - 1}") + BODY),
+        ResponseTooLargeError,
+        1,
+        reused=False,
+    ),
+    broken("16m", "an empty Transfer-Encoding", head("Transfer-Encoding: ") + chunked(BODY)),
+    broken("16l", "two equal Content-Lengths", head(LENGTH, LENGTH) + BODY),
     broken("16i", "Content-Length in Arabic digits", "HTTP/1.1 200 OK\r\nContent-Length: ٧٨\r\n\r\n".encode() + BODY),
     fine("16j", "Content-Length with spaces around it", head(f"Content-Length:   {len(BODY)}  ") + BODY),
     broken("17", "random bytes", b"\x00\xff\x13\x37garbage\r\n\r\n"),
@@ -91,6 +101,7 @@ ROWS = [
         status=101,
         reused=False,
     ),
+    row("19e", "101 without Upgrade", Send(head(status="HTTP/1.1 101 S")), APIStatusError, 1, status=101, reused=False),
     row(
         "19c",
         "101 with a body",
@@ -112,6 +123,8 @@ ROWS = [
         head("Content-Length: 5", "Content-Encoding: gzip", status="HTTP/1.1 104 X") + b"hello" + OK.message,
     ),
     broken("35", "200 headers", head(*(f"X-{n}: 1" for n in range(200)), LENGTH) + BODY),
+    broken("35o", "a header whose name and value have 8,191 bytes", head("X: " + "a" * 8190, LENGTH) + BODY),
+    broken("35p", "a trailer of 9,000 bytes", head(TE) + chunked(BODY)[:-2] + b"X-T: " + b"a" * 9000 + b"\r\n\r\n"),
     broken("35m", "200 trailers", head(TE) + chunked(BODY)[:-2] + b"X-T: 1\r\n" * 200 + b"\r\n"),
     fine("35n", "a head of 800 KB", head(*(f"X-{n}: {'a' * 8000}" for n in range(100)), LENGTH) + BODY, reused=True),
     broken("35a", "a header of 20 KB", head("X-Long: " + "a" * 20_000, LENGTH) + BODY),

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import pytest
+from aiohttp import ClientSession
 
 from flinks_async import Connection, FlinksClient
 from flinks_async.messages import Handler, Request, Response
@@ -50,17 +51,24 @@ async def _arrived() -> None:
         await asyncio.sleep(0.002)
 
 
+@pytest.mark.parametrize("way", ["own connection", "session", "borrowed session"])
 @pytest.mark.parametrize("data", UNASKED.values(), ids=UNASKED.keys())
-async def test_data_on_an_idle_connection_never_becomes_an_answer(data: bytes) -> None:
+async def test_data_on_an_idle_connection_never_becomes_an_answer(
+    data: bytes, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if way == "session":
+        use_sessions(monkeypatch)
     unasked = Unasked(data)
-    async with RawServer([unasked], HEALTHY) as server, client_for(server) as client:
-        await client.partner_access("first")
-        unasked.now.set()
-        await _arrived()
-        for token in ("second", "third"):
-            answer = await client.partner_access(token)
-            assert answer.request_id == "r-1"
-        await assert_clean(client)
+    async with RawServer([unasked], HEALTHY) as server, ClientSession() as session:
+        async with client_for(server, session=session if way == "borrowed session" else None) as client:
+            await client.partner_access("first")
+            unasked.now.set()
+            await _arrived()
+            for token in ("second", "third"):
+                answer = await client.partner_access(token)
+                assert answer.request_id == "r-1"
+            if way != "borrowed session":
+                await assert_clean(client)
 
 
 async def test_a_connection_with_unasked_data_is_given_up_before_anything_is_sent_on_it() -> None:

@@ -92,7 +92,7 @@ def test_a_job_survives_a_kill_at_every_crash_point(
 ) -> None:
     torture = Torture(driver, server, make_tokens(tmp_path / "tokens.csv", 60), evolve(order, shard_size=10))
     points = torture.points(new_root())
-    assert {"spool written", "spool synced", "stored", "ledger written", "ledger committed"} <= points.keys()
+    assert {"spool written", "spool finished", "stored", "ledger written", "ledger committed"} <= points.keys()
     for name, count in points.items():
         torture.kill_at(new_root(), (name, (count + 1) // 2))
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import pickle
 import re
 import shutil
@@ -24,31 +25,24 @@ from abc import abstractmethod
 from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, Final, Protocol, TypedDict, Unpack
+from typing import Any, ClassVar, Final, Protocol, TypedDict, TypeVar, Unpack
+from urllib.parse import urlsplit
 
 from attrs import evolve
 
 from ... import checks
 from ..._version import __version__
 from ...errors import ConfigError, FlinksError
-from ...runtime import fast_loop
-from ..counters import WAITED_FOR, WorkerState
+from ...runtime import fast_loop, in_daemon_thread
+from ..counters import WAITED_FOR, Wait, WorkerState
 from ..errors import WorkerError, portable
 from ..selection import PSEUDONYM_KEY
 from .dispatch import SILENCE, WorkerHandle, WorkersExecution, starts_of
-from .processes import GRACE
+from .processes import GRACE, REFERENCES, Outbox, SecretReference, Source, moved
 from .protocol import NextTask, TakeFinished, Work
-from .worker import (
-    REFERENCES,
-    Broken,
-    PaceLearned,
-    Report,
-    SecretReference,
-    Secrets,
-    Source,
-    Start,
-    Worker,
-)
+from .worker import Broken, Secrets, Start, Worker
+
+T = TypeVar("T")
 
 WAIT: Final = 1.0
 """Seconds that a request for messages waits for one."""
@@ -66,8 +60,8 @@ class ClusterOptions(TypedDict, total=False):
         secret_env: the environment variable with the AuthSecret.
         secret_file: the file with the AuthSecret.
         secret_from: the function that returns the AuthSecret, as `package.module:function`.
-        restarts: lost workers that are replaced, in all, before the run is given up (default 10).
-        patience: seconds to wait for the cluster, and for a worker (default 300).
+        restarts: as for `Processes` (default 10).
+        patience: seconds to wait for a connection to the cluster, and for a worker while there is none (default 300).
     """
 
     workers: int | None
@@ -157,6 +151,7 @@ class ClusterExecution(WorkersExecution):
     """An `Execution` on a cluster. Subclasses know its engine."""
 
     engine: ClassVar[str]
+    _refusal = " (no answer)"
 
     def __init__(self, work: Work, tasks: NextTask, finished: TakeFinished, executor: ClusterExecutor) -> None:
         super().__init__(work, tasks, finished, restarts=executor.restarts, grace=GRACE)
@@ -185,46 +180,80 @@ class ClusterExecution(WorkersExecution):
 
     @abstractmethod
     async def _connect(self) -> int:
-        """Connects to the cluster. Returns how many workers are free. May raise what shows that there is no connection."""
+        """Connects to the cluster. Returns how many workers are free. An OSError means that it may be there later; other
+        exceptions end the run.
+        """
 
     @abstractmethod
     async def _free_slot(self) -> Slot:
         """Waits for a free worker. Raises WorkerError if the cluster is lost."""
 
     async def _prepare(self) -> list[Start]:
-        free, problem = 0, ""
+        problem = f"no connection to {self._cluster}"
+        with self._waiting(self._cluster, f"connecting to {self._cluster}", self._executor.patience) as wait:
+            try:
+                free = await self._patiently(self._reach(wait), wait, problem, "Start it, or correct the address")
+            except FlinksError:
+                raise
+            except Exception as error:  # engines raise of all kinds
+                problem += f" ({type(error).__name__})"
+            else:
+                return [] if free is None else starts_of(self._work, self._executor.workers or free or 1)[0]
+        raise WorkerError(f"{problem}. Correct the address or the cluster, and run the job again to resume")
+
+    async def _reach(self, wait: Wait) -> int:
+        """Connects as soon as the cluster can be reached. Returns how many workers are free."""
+        address = self._executor.address
+        parts = urlsplit(address if "://" in address else f"//{address}")
+        where = parts.hostname, parts.port
+        while True:
+            try:
+                if parts.port:  # the engines tell after many seconds only that nobody listens
+                    await in_daemon_thread(lambda: socket.create_connection(where, SILENCE).close())
+                free = await self._connect()
+            except OSError as error:
+                self._refusal = f" ({_reason_of(error)})"
+                wait.reason = f"no connection to {self._cluster}{self._refusal}"
+                await asyncio.sleep(WAIT)
+            else:
+                self._refusal = ""
+                return free
+
+    async def _patiently(self, asking: Coroutine[Any, Any, T], wait: Wait, problem: str, advice: str) -> T | None:
+        """The answer of the cluster; None if the run needs it no more. Raises WorkerError if there is none for `patience`, while
+        no other worker fetches.
+        """
+        answer, patience = asyncio.ensure_future(asking), self._executor.patience
         try:
-            free = await self._connect()
-        except FlinksError:
-            raise
-        except Exception as error:  # engines raise of all kinds
-            problem = type(error).__name__
-        if problem:
-            raise WorkerError(f"there is no connection to {self._cluster} ({problem}). Is it running?")
-        starts, _ = starts_of(self._work, self._executor.workers or free or 1)
-        return starts
+            while not (await asyncio.wait({answer}, timeout=WAIT))[0]:
+                if self._all_done:
+                    return None
+                now = time.monotonic()
+                if self._workers:
+                    wait.until = None
+                elif wait.until is None:
+                    wait.until = now + patience
+                elif now > wait.until:
+                    raise WorkerError(
+                        f"{problem} for {patience:g} s{self._refusal}. {advice}, and run the job again to resume"
+                    )
+            return answer.result()
+        finally:
+            answer.cancel()
 
     async def _start(self, start: Start) -> WorkerHandle | None:
         """Begins a worker in a free process of the cluster. Waits until there is one."""
-        since, patience = time.monotonic(), self._executor.patience
         missing = WorkerState(f"a worker of {self._cluster}", note=WAITED_FOR)
-        finding = asyncio.ensure_future(self._free_slot())
+        problem = f"{self._cluster} has had no free worker"
         self._missing.append(missing)
         try:
-            with self._waiting(missing.name, f"waiting for {missing.name}", patience):
-                while not (await asyncio.wait({finding}, timeout=WAIT))[0]:
-                    if self._all_done:
-                        return None
-                    waited = time.monotonic() - since
-                    if waited > patience:
-                        raise WorkerError(
-                            f"{self._cluster} has had no free worker for {waited:.0f} s. Start workers and run the job again "
-                            "to resume"
-                        )
+            with self._waiting(missing.name, f"waiting for {missing.name}", self._executor.patience) as wait:
+                slot = await self._patiently(self._free_slot(), wait, problem, "Start workers")
         finally:
             self._missing.remove(missing)
-            finding.cancel()
-        worker = ClusterWorker(await finding)
+        if slot is None:
+            return None
+        worker = ClusterWorker(slot)
         worker.begin(start, self._references)
         return worker
 
@@ -238,6 +267,14 @@ class ClusterExecution(WorkersExecution):
         )
 
 
+def _reason_of(error: OSError) -> str:
+    """Why there is no connection, in words without an address."""
+    if isinstance(error, TimeoutError):
+        return f"no answer for {SILENCE:g} s"
+    number = error.errno or 0
+    return os.strerror(number) if number > 0 else error.strerror or type(error).__name__
+
+
 class ClusterWorker(WorkerHandle):
     """The handle of a worker on a cluster."""
 
@@ -248,19 +285,16 @@ class ClusterWorker(WorkerHandle):
         self._slot = slot
         self._worker = uuid.uuid4().hex
         self._inbox = asyncio.Queue[object]()
-        self._outbox: list[object] = []
+        self._outbox = Outbox()
         self._death = ""
-        self._begun = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
 
     def begin(self, start: Start, references: list[SecretReference]) -> None:
         """Begins the worker. If that fails, the next message says so."""
-        self._call_beside(self._begin(pickle.dumps((start, references))))
+        self._call_beside(self._listen(pickle.dumps((start, references))))
 
     def send(self, message: object) -> None:
-        self._outbox.append(message)
-        if len(self._outbox) == 1:
-            self._call_beside(self._tell())
+        self._outbox.put(message, pickle.dumps(moved(message, -time.monotonic())))
 
     async def receive(self) -> object:
         return await self._inbox.get()
@@ -276,15 +310,14 @@ class ClusterWorker(WorkerHandle):
         self._slot.leave()
         return self._death or "an unknown cause"
 
-    async def _begin(self, data: bytes) -> None:
+    async def _listen(self, data: bytes) -> None:
         if refusal := await self._call(begin_worker, __version__, data):
             error = pickle.loads(refusal)
             if isinstance(error, ConfigError):
                 self._inbox.put_nowait(Broken(error))
-            else:
-                self._lost(f"a failed start ({error})")
+            self._lost(f"a failed start ({error})")
             return
-        self._begun.set()
+        self._call_beside(self._tell())
         while (messages := await self._call(messages_of_worker)) is not None:
             self.heard = time.monotonic()
             for one in messages:
@@ -292,11 +325,8 @@ class ClusterWorker(WorkerHandle):
         self._lost("a restart of its process")
 
     async def _tell(self) -> None:
-        await self._begun.wait()
-        while self._outbox:  # one call at a time, so that messages stay in order
-            data = [pickle.dumps(moved(one, -time.monotonic())) for one in self._outbox]
-            await self._call(tell_worker, data)
-            del self._outbox[: len(data)]
+        while True:  # one call at a time, so that messages stay in order
+            await self._call(tell_worker, await self._outbox.take())
 
     async def _call(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: object) -> Any:
         return await asyncio.wait_for(self._slot.call(function, self._worker, *args), SILENCE)
@@ -308,30 +338,15 @@ class ClusterWorker(WorkerHandle):
 
     def _done(self, call: asyncio.Task[None]) -> None:
         self._calls.discard(call)
-        error = asyncio.CancelledError() if call.cancelled() else call.exception()
-        if error is not None:
-            silent = isinstance(error, TimeoutError)
-            self._lost(f"silence for {SILENCE:g} s" if silent else f"a lost connection ({type(error).__name__})")
+        if call.cancelled() or (error := call.exception()) is None:
+            return
+        silent = isinstance(error, TimeoutError)
+        self._lost(f"silence for {SILENCE:g} s" if silent else f"a lost connection ({type(error).__name__})")
 
     def _lost(self, death: str) -> None:
-        if not self._death:  # the first reason: `end` cancels the other calls
+        if not self._death:  # the first reason
             self._death = death
             self._inbox.put_nowait(None)
-
-
-def moved(message: object, seconds: float) -> object:
-    """A message whose moments are moved: into seconds from now, or back into moments of this machine's clock."""
-    if isinstance(message, PaceLearned) and message.state.until:
-        return evolve(message, state=evolve(message.state, until=max(message.state.until + seconds, 1e-9)))
-    if isinstance(message, Report):
-        instances = {
-            host: one
-            if one.trouble is None
-            else evolve(one, trouble=evolve(one.trouble, since=one.trouble.since + seconds))
-            for host, one in message.counters.instances.items()
-        }
-        return evolve(message, counters=evolve(message.counters, instances=instances))
-    return message
 
 
 # --- in a process of the engine --------------------------------------------------------------------------------------
@@ -339,21 +354,11 @@ def moved(message: object, seconds: float) -> object:
 _threads: Final[dict[str, WorkerThread]] = {}
 
 
-def _refuse_other(version: str) -> None:
+def refuse_other_version(version: str) -> None:
     if version != __version__:
         raise ConfigError(
             f"the worker on {socket.gethostname()} has flinks-async {__version__}, and the job {version}. Install the same"
         )
-
-
-async def obstacle(version: str, reference: SecretReference) -> str:
-    """Why this machine cannot fetch with this secret; empty if it can."""
-    try:
-        _refuse_other(version)
-        reference.resolve()
-    except ConfigError as error:
-        return error.message
-    return ""
 
 
 async def begin_worker(name: str, version: str, data: bytes) -> bytes:
@@ -362,7 +367,7 @@ async def begin_worker(name: str, version: str, data: bytes) -> bytes:
     """
     where = socket.gethostname()
     try:
-        _refuse_other(version)
+        refuse_other_version(version)
         start, references = pickle.loads(data)
         secrets = [  # first, because nobody would remove the folder; in a thread, because a function may ask a vault
             Secrets(await asyncio.to_thread(one.resolve)) for one in references
@@ -404,7 +409,7 @@ class WorkerThread:
         self._name = name
         self._spools, self._temporary = start.spools, start.on_own_disk
         self._asked = time.monotonic()
-        self._outbox = asyncio.Queue[bytes]()
+        self._outbox = Outbox()
         self._of_engine = asyncio.get_running_loop()
         self._loop = asyncio.new_event_loop() if (new := fast_loop()) is None else new()
         self._worker = Worker(start, secrets, self._send, self._loop)
@@ -413,12 +418,7 @@ class WorkerThread:
     async def messages(self) -> list[bytes]:
         """Called in the engine's event loop, as everything but `_run` and what it calls."""
         self._asked = time.monotonic()
-        messages = list[bytes]()
-        with suppress(TimeoutError):
-            messages.append(await asyncio.wait_for(self._outbox.get(), WAIT))
-        while not self._outbox.empty():
-            messages.append(self._outbox.get_nowait())
-        return messages
+        return await self._outbox.take(WAIT)
 
     def receive(self, message: object) -> None:
         with suppress(RuntimeError):  # its loop is closed
@@ -447,4 +447,4 @@ class WorkerThread:
     def _send(self, message: object) -> None:
         data = pickle.dumps(moved(message, -time.monotonic()))
         with suppress(RuntimeError):  # the worker ends
-            self._of_engine.call_soon_threadsafe(self._outbox.put_nowait, data)
+            self._of_engine.call_soon_threadsafe(self._outbox.put, message, data)

@@ -25,7 +25,7 @@ from typing import Final
 from attrs import define, evolve
 
 from ...clock import SystemClock
-from ...config import Limits, Settings, ShareQuota
+from ...config import Limits
 from ...errors import ConfigError, FlinksError
 from ...limits.rate import GCRA, PaceState
 from ...limits.shared import PermitSource, RedisRateLimiter
@@ -35,8 +35,7 @@ from ..errors import WorkerError
 from ..files import OPEN_FILES_SHORT, SpareFiles, make_folder
 from ..inputs import InputBytes
 from ..records import Finished, RunState
-from ..rules import part, refuse_too_few
-from .protocol import NextTask, TakeFinished, Task, Work, with_concurrency
+from .protocol import NextTask, TakeFinished, Task, Work, settings_for
 from .worker import (
     Assigned,
     Broken,
@@ -70,10 +69,15 @@ class WorkerHandle(ABC):
         name: in words, for the log.
         tasks: the shards that it has, by id.
         counters: of its latest report.
+        has_finished: it has handed over a shard.
+        has_all: there were no more shards for it. It may end, so it gets others only if it asks.
+        death: how it died, in words; empty before.
         heard: when it last answered, if it is asked all the time.
     """
 
     name: str
+    has_finished = has_all = False
+    death = ""
     heard: float | None = None
 
     def __init__(self) -> None:
@@ -100,6 +104,7 @@ class WorkerHandle(ABC):
     def finished(self, shard: Finished) -> None:
         """Counts a shard that the worker has handed over."""
         del self.tasks[shard.shard.id]
+        self.has_finished = True
         done, stored = shard.written.lines + len(shard.failures), self._stored
         stored.fetched += shard.written.lines
         stored.failed += len(shard.failures)
@@ -137,7 +142,7 @@ class WorkersExecution(ABC):
     """An `Execution` in a fixed number of workers. Subclasses start them.
 
     Args:
-        restarts: dead workers that are replaced, in all, before the run is given up.
+        restarts: as in `Processes`.
         grace: seconds beyond `Rules.drain` after which a worker that has not handed over its shards is killed.
     """
 
@@ -200,15 +205,18 @@ class WorkersExecution(ABC):
         raise problem
 
     async def _keep(self, start: Start) -> None:
-        """Runs a worker, and a new one if it dies, until all shards are done."""
+        """Runs a worker, and a new one if it dies, until all shards are done. The run ends when workers die in a row and none
+        of them has finished a shard: then something kills each of them, and replacing them only repeats requests.
+        """
+        in_a_row = 0
         try:
-            while (death := await self._run_worker(start)) is not None and not self._all_done:
-                if self._restarts == 0:
+            while (dead := await self._run_worker(start)) is not None and not self._all_done:
+                in_a_row = 0 if dead.has_finished else in_a_row + 1
+                if in_a_row > self._restarts:
                     raise WorkerError(
-                        f"workers keep crashing, the last one by {death}. The answers so far are kept: run the job again to "
-                        "resume. If memory is short, use fewer workers"
+                        f"workers keep crashing, the last one by {dead.death}: {in_a_row} in a row before they finished a shard. "
+                        "The answers so far are kept: run the job again to resume. If memory is short, use fewer workers"
                     )
-                self._restarts -= 1
         except FlinksError as error:
             self._end_with(error)
 
@@ -242,7 +250,7 @@ class WorkersExecution(ABC):
             self.stop(OPEN_FILES_SHORT)
 
     @contextmanager
-    def _waiting(self, place: str, reason: str, most: float | None = None) -> Iterator[None]:
+    def _waiting(self, place: str, reason: str, most: float | None = None) -> Iterator[Wait]:
         """Tells in the progress that the run waits.
 
         Args:
@@ -252,7 +260,7 @@ class WorkersExecution(ABC):
         wait = Wait(place, now, None if most is None else now + most, reason)
         self._waits.append(wait)
         try:
-            yield
+            yield wait
         finally:
             self._waits.remove(wait)
 
@@ -290,8 +298,8 @@ class WorkersExecution(ABC):
 
     # --- one worker ---------------------------------------------------------------------------------------------------
 
-    async def _run_worker(self, start: Start) -> str | None:
-        """Runs one worker from start to end. Returns how it died; None if it ended normally."""
+    async def _run_worker(self, start: Start) -> WorkerHandle | None:
+        """Runs one worker from start to end. Returns it if it died."""
         self._stop_if_short()
         folder = self._work.spools / f"worker-{uuid.uuid4().hex[:8]}"
         make_folder(folder)
@@ -301,14 +309,14 @@ class WorkersExecution(ABC):
         finally:
             empty(folder)
 
-    async def _serve_to_the_end(self, worker: WorkerHandle) -> str | None:
+    async def _serve_to_the_end(self, worker: WorkerHandle) -> WorkerHandle | None:
         self._workers.add(worker)
         storing: set[asyncio.Future[None]] = set()
-        over, how = False, ""
+        over = False
         try:
             over = await self._serve(worker, storing)
         finally:
-            how = await worker.end()
+            worker.death = await worker.end()
             if storing:
                 await asyncio.wait(storing)
             self._workers.discard(worker)
@@ -316,10 +324,10 @@ class WorkersExecution(ABC):
             self._returned.extend(worker.tasks.values())
         if over:
             return None
-        note = f"died by {how}; its {len(worker.tasks)} shards are handed out again"
+        note = f"died by {worker.death}; its {len(worker.tasks)} shards are handed out again"
         self._work.log.error("%s %s", worker.name, note)
         self._dead.append(evolve(worker.state(note), reassigned=len(worker.tasks)))
-        return how
+        return worker
 
     async def _serve(self, worker: WorkerHandle, storing: set[asyncio.Future[None]]) -> bool:
         """Answers the messages of a worker. Returns whether it ended normally."""
@@ -330,7 +338,7 @@ class WorkersExecution(ABC):
         while (message := await worker.receive()) is not None:
             match message:
                 case Next():
-                    await self._assign(worker)
+                    worker.send(await self._assigned(worker))
                 case Finished():
                     worker.finished(message)
                     task = asyncio.ensure_future(self._store(worker, message))
@@ -359,11 +367,12 @@ class WorkersExecution(ABC):
         if not task.cancelled() and (error := task.exception()) is not None:
             self.break_off(error)
 
-    async def _assign(self, worker: WorkerHandle) -> None:
+    async def _assigned(self, worker: WorkerHandle) -> Assigned:
         task = await self._next_task()
+        worker.has_all = task is None
         if task is not None:
             worker.tasks[task.shard.id] = task
-        worker.send(Assigned(task, self._work.secret_is_good or self.counters().fetched > 0))
+        return Assigned(task, self._work.secret_is_good or self.counters().fetched > 0)
 
     def _tell_pace(self, client: int, state: PaceState, by: WorkerHandle | None = None) -> None:
         message = self._paces[client] = PaceLearned(client, state)
@@ -383,7 +392,8 @@ class WorkersExecution(ABC):
     async def _store(self, worker: WorkerHandle, finished: Finished) -> None:
         self._stop_if_short()
         await self._finished(finished)
-        worker.send(Stored(finished.shard.id))
+        then = None if worker.has_all else await self._assigned(worker)
+        worker.send(Stored(finished.shard.id, then if then and then.task else None))
 
     def _obey_rules(self, stopped: tuple[RunState, str] | None) -> None:
         """Stops all workers if one of them has stopped, or if their tokens together break a rule."""
@@ -420,6 +430,7 @@ def starts_of(work: Work, places: int) -> tuple[list[Start], list[Secrets]]:
                 names={name: clients.index(client) for name, client in work.clients.items()},
                 spools=work.spools,
                 compression=work.compression,
+                kept=work.kept,
                 rules=rules,
                 report_every=max(0.2, places / 25),  # 25 reports a second of all together
                 store=None if work.shared is None else work.shared.describe(),
@@ -437,12 +448,3 @@ def permits_for(limits: Limits, places: int) -> int:
     rate = limits.rate or getattr(limits.rate_limiter, "rate", None) or 100.0
     limited = limits.rate is not None or limits.rate_limiter is not None
     return ceil(rate / places * min(2.5, max(BLOCK, places / 20))) if limited else 0
-
-
-def settings_for(settings: Settings, place: int, places: int) -> Settings:
-    """The settings of one worker."""
-    retry, limits = settings.retry, settings.limits
-    refuse_too_few(limits.most_at_once, places)
-    if isinstance(retry.quota, ShareQuota):
-        retry = evolve(retry, quota=evolve(retry.quota, minimum=retry.quota.minimum / places))
-    return evolve(settings, retry=retry, limits=with_concurrency(limits, partial(part, place=place, places=places)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import pickle
 import socket
 from collections import Counter
 from collections.abc import Callable
@@ -15,9 +16,11 @@ from urllib.parse import urlsplit
 from ... import checks
 from ..._version import __version__
 from ...errors import ConfigError
+from ...runtime import in_daemon_thread
 from ..errors import WorkerError
-from .cluster import WAIT, ClusterExecution, ClusterExecutor, ClusterOptions, obstacle
-from .dispatch import SILENCE
+from .cluster import WAIT, ClusterExecution, ClusterExecutor, ClusterOptions, refuse_other_version
+from .dispatch import SILENCE, SILENT
+from .processes import SecretReference
 from .protocol import NextTask, TakeFinished, Work
 
 if TYPE_CHECKING:
@@ -35,6 +38,16 @@ def is_loopback(address: str) -> bool:
         return host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+async def obstacle(version: str, reference: SecretReference) -> str:
+    """Why this machine cannot fetch with this secret; empty if it can."""
+    try:
+        refuse_other_version(version)
+        reference.resolve()
+    except ConfigError as error:
+        return error.message
+    return ""
 
 
 class DaskExecutor(ClusterExecutor):
@@ -112,11 +125,16 @@ class DaskExecution(ClusterExecution):
 
     async def _connect(self) -> int:
         address = self._executor.address
-        patience = min(self._executor.patience, 30.0)
-        with self._waiting(self._cluster, f"connecting to {self._cluster}", patience):
-            self._client = self._executor.client(patience)
-            async with asyncio.timeout(patience):  # a scheduler that accepts and never answers would keep Dask waiting
+        await self._clean_up()  # of an attempt before this one
+        self._client = self._executor.client(SILENCE)
+        refused = False
+        async with asyncio.timeout(SILENCE):  # a scheduler that accepts and never answers would keep Dask waiting
+            try:
                 await self._client
+            except self._engine.comm.core.FatalCommClosedError:
+                refused = True
+        if refused:
+            raise WorkerError(f"{self._cluster} has other TLS certificates. Check `security`, or Dask's configuration")
         port = (await self._identity())["services"].get("dashboard")
         if port is not None and not is_loopback(address):
             self._work.log.warning(
@@ -158,16 +176,37 @@ async def _close(client: Any) -> None:
 
 
 class DaskSlot:
-    """A Dask worker. It is in `taken` until it is left."""
+    """A Dask worker. It is in `taken` until it is left.
+
+    Calls go straight to the worker if it can be reached from here, and through the scheduler otherwise, which then passes on
+    four messages for each.
+    """
 
     def __init__(self, client: Any, address: str, taken: set[str]) -> None:
         self.name = f"the Dask worker {address}"
         self._client = client
         self._address = address
         self._taken = taken
+        self._direct: Any = None
 
     async def call(self, function: Callable[..., Any], *args: object) -> Any:
-        return (await self._client.run(function, *args, workers=[self._address]))[self._address]
+        if self._direct is None:
+            self._direct = await self._reached()
+        if not self._direct:
+            return (await self._client.run(function, *args, workers=[self._address]))[self._address]
+        answer = await self._direct.run(function=pickle.dumps(function), args=pickle.dumps(args))
+        if answer["status"] != "OK":
+            raise ConnectionError
+        return answer["result"]
+
+    async def _reached(self) -> Any:
+        """The worker itself; False if its address leads nowhere from here, or to something else."""
+        worker, address = self._client.rpc(self._address), self._address
+        with suppress(Exception):
+            known = await self._client.scheduler.broadcast(msg={"op": "identity"}, workers=[address])
+            if (await asyncio.wait_for(worker.identity(), SILENT))["id"] == known[address]["id"]:
+                return worker
+        return False
 
     def leave(self) -> None:
         self._taken.discard(self._address)
@@ -204,34 +243,54 @@ class RayExecutor(ClusterExecutor):
             )
 
     def connect(self) -> None:
-        """Internal: connects this process. Raises WorkerError if the cluster refuses its token, and ConnectionError."""
+        """Internal: connects this process. Raises WorkerError if the cluster refuses its token or versions, and ConnectionError."""
         try:
             self.import_engine().init(
                 self.address, namespace="flinks-async", log_to_driver=False, configure_logging=False
             )
-        except ConnectionError as error:
-            if "AuthenticationError" not in f"{error} {error.__cause__}":
-                raise
+        except (ConnectionError, RuntimeError) as error:
+            told = " ".join(f"{error} {error.__cause__}".split())
         else:
             return
-        raise WorkerError(
-            f"the Ray cluster at {self.address} refuses this process's token. Set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or "
-            "the file ~/.ray/auth_token) before the program starts"
-        )
+        token = "RAY_AUTH_MODE=token and RAY_AUTH_TOKEN (or the file ~/.ray/auth_token)"
+        if "AuthenticationError" in told:
+            problem = f"refuses this process's token. Set {token} before the program starts"
+        elif "cluster was started with" in told:
+            problem = f"has another version of Ray or Python. Install the same. Ray says: {told}"
+        elif "Initialization failure" in told:
+            raise ConnectionError(
+                0, "Ray's client server there cannot start a process; its ray_client_server.err says why"
+            )
+        else:  # Ray's client says the same of a wrong token, of another program at the port, and of a head that is busy
+            raise ConnectionError(
+                0, f"Ray does not answer there, or refuses this process's token. Compare the port, and {token}"
+            )
+        raise WorkerError(f"the Ray cluster at {self.address} {problem}")
 
     async def look(self) -> dict[str, str]:
         ray = self.import_engine()
-        await asyncio.to_thread(self.connect)
+        await in_daemon_thread(self.connect)
         try:
-            slot = RaySlot(ray, ray.remote(num_cpus=1, max_restarts=0)(Host).remote())
-            try:
-                return {"a Ray worker": await slot.call(obstacle, __version__, self.secret_of(None))}
-            except ray.exceptions.RayError:  # it cannot unpickle `Host`
-                return {"a Ray worker": CANNOT_IMPORT}
-            finally:
-                slot.leave()
+            nodes = [one for one in await in_daemon_thread(ray.nodes) if one["Alive"] and one["Resources"].get("CPU")]
+            found = await asyncio.gather(*(self._look_at(ray, one["NodeID"]) for one in nodes))
         finally:
-            await asyncio.to_thread(ray.shutdown)
+            await in_daemon_thread(ray.shutdown)
+        return {
+            f"a Ray worker on {one['NodeManagerHostname']}": problem for one, problem in zip(nodes, found, strict=True)
+        }
+
+    async def _look_at(self, ray: Any, node: str) -> str:
+        """Why a worker on a machine of the cluster cannot fetch."""
+        there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+        slot = RaySlot(ray, ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy=there)(Host).remote())
+        try:
+            return str(await asyncio.wait_for(slot.call(obstacle, __version__, self.secret_of(None)), SILENCE))
+        except TimeoutError:
+            return "it has not begun within 10 s. Wait until a CPU of Ray is free there"
+        except ray.exceptions.RayError:  # it cannot unpickle `Host`
+            return CANNOT_IMPORT
+        finally:
+            slot.leave()
 
     def map_shards(self, work: Work, tasks: NextTask, finished: TakeFinished) -> RayExecution:
         return RayExecution(work, tasks, finished, self)
@@ -258,18 +317,11 @@ class RayExecution(ClusterExecution):
         self._is_ours = False
 
     async def _connect(self) -> int:
-        ray, address = self._engine, self._executor.address
+        ray = self._engine
         if not ray.is_initialized():
-            if address != HERE:  # Ray itself tries for minutes, in code that cannot be cancelled
-                parts = urlsplit(address if "://" in address else f"//{address}")
-                patience = min(self._executor.patience, SILENCE)
-                with self._waiting(self._cluster, f"connecting to {self._cluster}", patience):
-                    _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port), patience)
-                writer.close()
-            with self._waiting(self._cluster, f"joining {self._cluster}"):
-                await asyncio.to_thread(self._open)
+            await in_daemon_thread(self._open)  # Ray tries for up to a minute, in code that cannot be cancelled
             self._is_ours = True
-        return int((await asyncio.to_thread(ray.available_resources)).get("CPU", 0))
+        return int((await in_daemon_thread(ray.available_resources)).get("CPU", 0))
 
     async def _free_slot(self) -> RaySlot:
         """An actor; Ray lets it wait for a free CPU. Another one if it dies while it starts."""

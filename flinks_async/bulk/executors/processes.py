@@ -1,4 +1,5 @@
 """The executor of several processes on this machine, and the program of a worker process: a `Worker` at the end of two pipes.
+And what a worker on a cluster has in place of the pipes: references of secrets, and an outbox for messages.
 
 A worker process ends with the job: when the pipe closes, it exits at once and writes nothing more.
 """
@@ -10,18 +11,24 @@ import json
 import logging
 import os
 import pickle
+import re
+import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
 from queue import SimpleQueue
 from signal import Signals
-from typing import Any, BinaryIO, Final
+from typing import Any, BinaryIO, Final, Literal
 
 import msgspec
+from attrs import evolve, frozen
 
 from ...checks import integer
+from ...errors import ConfigError
 from ...limits.notices import is_no_notice
 from ...runtime import fast_loop
 from ...secret import Secret
@@ -31,7 +38,7 @@ from ..files import allow_open_files
 from ..selection import PSEUDONYM_KEY
 from .dispatch import WorkerHandle, WorkersExecution, starts_of
 from .protocol import FILES, NextTask, TakeFinished, Work
-from .worker import Secrets, Start, Worker, within_limits
+from .worker import PaceLearned, Report, Secrets, Start, Worker, within_limits
 
 MOST_PROCESSES: Final = 1024
 
@@ -69,7 +76,9 @@ class Processes:
 
     Args:
         count: number of processes.
-        restarts: dead workers that are replaced, in all, before the run is given up (default 10).
+        restarts: the run ends when more workers than this die in a row, each as the replacement of the one before, and none of
+            them has finished a shard. Even if every second worker died so early, 11 in a row would happen to one worker in
+            2,048: the cause is then no chance (default 10).
 
     Raises:
         ConfigError: a number is wrong.
@@ -285,3 +294,96 @@ class Channel:
                 self._sink.flush()
         with suppress(OSError, ValueError):
             self._sink.close()
+
+
+# --- to workers of a cluster ------------------------------------------------------------------------------------------
+
+Source = Literal["secret_env", "secret_file", "secret_from"]
+
+REFERENCES: Final[dict[Source, tuple[str, str, str]]] = {
+    "secret_env": ("environment variable", r"[^\W\d]\w*", "[A-Z][A-Z0-9_]*"),
+    "secret_file": ("file", ".+", r".*[/\\].*"),
+    "secret_from": ("function", r"[\w.]+:\w+", r"[\w.]+:\w+"),
+}
+"""The kind of place that a reference names, its form, and the form that errors show: others may be the secret itself."""
+
+
+@frozen
+class SecretReference:
+    """Where a worker finds an AuthSecret. Only this is sent to the cluster.
+
+    Attributes:
+        source: the kind of the place.
+        name: of the environment variable, of the file, or of the function as `package.module:function`.
+    """
+
+    source: Source
+    name: str
+
+    def resolve(self) -> Secret:
+        """The secret. Called in the worker. Raises ConfigError if it is not there."""
+        try:
+            if self.source == "secret_env":
+                value: object = os.environ[self.name]
+            elif self.source == "secret_file":
+                value = Path(self.name).read_text(encoding="utf-8")
+            else:
+                module, _, function = self.name.partition(":")
+                value = getattr(import_module(module), function)()
+        except Exception as error:  # whatever a user's function raises
+            problem = type(error).__name__
+        else:
+            if isinstance(value, Secret):
+                return value
+            if isinstance(value, str) and value.strip():
+                return Secret(value.strip())
+            problem = "it is empty, or not text"
+        what, _, shown = REFERENCES[self.source]
+        name = self.name if re.fullmatch(shown, self.name) else f"that {self.source} names"
+        raise ConfigError(
+            f"the worker on {socket.gethostname()} finds no secret in the {what} {name} ({problem}). Provide it on "
+            "every machine of the cluster"
+        )
+
+
+class Outbox:
+    """Messages on their way to the other side, which takes them in calls. Each call costs the engine about a millisecond, so
+    reports go with other messages, or when the other side has waited long enough; only the latest counts.
+    """
+
+    def __init__(self) -> None:
+        self._messages = list[bytes]()
+        self._report = list[bytes]()
+        self._any = asyncio.Event()
+
+    def put(self, message: object, data: bytes) -> None:
+        if isinstance(message, Report) and not (message.over or message.stopped):
+            self._report = [data]
+        else:
+            self._messages.append(data)
+            self._any.set()
+
+    async def take(self, most: float | None = None) -> list[bytes]:
+        """The messages, as soon as there are some, or after some seconds."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(most):
+                await self._any.wait()
+        self._any.clear()
+        taken = self._messages + self._report
+        self._messages, self._report = [], []
+        return taken
+
+
+def moved(message: object, seconds: float) -> object:
+    """A message whose moments are moved: into seconds from now, or back into moments of this machine's clock."""
+    if isinstance(message, PaceLearned) and message.state.until:
+        return evolve(message, state=evolve(message.state, until=max(message.state.until + seconds, 1e-9)))
+    if isinstance(message, Report):
+        instances = {
+            host: one
+            if one.trouble is None
+            else evolve(one, trouble=evolve(one.trouble, since=one.trouble.since + seconds))
+            for host, one in message.counters.instances.items()
+        }
+        return evolve(message, counters=evolve(message.counters, instances=instances))
+    return message

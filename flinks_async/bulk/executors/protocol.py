@@ -20,20 +20,21 @@ from attrs import evolve, field, frozen
 
 from ...client import FlinksClient
 from ...clock import Clock, SystemClock
-from ...config import Adaptive, Limits
+from ...config import Adaptive, Limits, Settings, ShareQuota
 from ...errors import ConfigError
 from ..compression import Compression
-from ..counters import Counters
+from ..counters import Counters, waits
 from ..errors import InputChangedError, UnfitAnswerError
 from ..fetching import Fetcher, Loaded, Thread
 from ..files import allow_open_files, cannot_write
 from ..inputs import InputFile, ShardReader, Token
 from ..outcome import JobLog
 from ..records import Failure, Finished, RunState, Shard, key_from_json
-from ..rules import Rules
+from ..rules import Rules, part, refuse_too_few
 from ..selection import Selection
 from ..spool import Spool, SpoolLine, read_lines, read_spool_line
-from ..stores.protocol import Place, SharedStore, Store
+from ..stores import format_of
+from ..stores.protocol import Place, SharedStore, Store, keeps_spools
 
 
 @frozen
@@ -79,6 +80,7 @@ class Work:
         function: called with each task in place of fetching it, and with a folder for temporary files, in a thread where the
             executor fetches. It must be possible to pickle it, and each worker has one copy. Its errors end the run. Source,
             key, clients and store are not used.
+        kept: the files of answers become output of the job (see `Spool`).
     """
 
     source: InputFile | None
@@ -93,6 +95,7 @@ class Work:
     place: Place | None = None
     selection: Selection | None = None
     function: Function | None = None
+    kept: bool = True
 
     @classmethod
     def of_function(cls, function: Function, spools: Path, log: JobLog | Logger, at_once: int) -> Work:
@@ -208,6 +211,15 @@ def with_concurrency(limits: Limits, change: Callable[[int], int]) -> Limits:
     return evolve(limits, concurrency=evolve(before, **bounds))
 
 
+def settings_for(settings: Settings, place: int, places: int) -> Settings:
+    """The settings of one worker."""
+    retry, limits = settings.retry, settings.limits
+    refuse_too_few(limits.most_at_once, places)
+    if isinstance(retry.quota, ShareQuota):
+        retry = evolve(retry, quota=evolve(retry.quota, minimum=retry.quota.minimum / places))
+    return evolve(settings, retry=retry, limits=with_concurrency(limits, partial(part, place=place, places=places)))
+
+
 class InProcess:
     """Fetches in the running event loop, with the clients of the job.
 
@@ -253,7 +265,7 @@ class LocalExecution(Fetcher):
         super().__init__(
             self._next_shard, self._hand_over, work.clients, work.key, work.spools, work.compression, work.rules,
             secret_is_good=work.secret_is_good, clock=clock or SystemClock(), writing=writing,
-            select=None if work.selection is None else work.selection.function(),
+            select=None if work.selection is None else work.selection.function(), kept=work.kept,
         )  # fmt: skip
 
     async def go(self) -> None:
@@ -359,35 +371,38 @@ class FunctionExecution:
 
 
 def put(store: Store, finished: Finished) -> Finished:
-    """Gives a shard to the store, without the answers that it cannot hold: they count as failed. Removes the spool. Blocks.
+    """Gives a shard to the store, without the answers that it cannot hold: they count as failed. Removes the spool. Blocks; if
+    that lasts, the progress tells.
 
     Raises:
         StoreError: the store cannot be written.
     """
+    name = format_of(store.describe()["kind"])
     while True:
         try:
-            finished = evolve(finished, receipt=store.put(finished.commit, finished.spool))
+            with waits.call(name, work=f"{name} has been storing shard {finished.shard.id}"):
+                finished = evolve(finished, receipt=store.put(finished.commit, finished.spool))
         except UnfitAnswerError as error:
             unfit = error
         else:
             with suppress(OSError):  # on a machine of its own, nobody else can remove it
                 finished.spool.unlink(missing_ok=True)
             return finished
-        finished = _without(finished, unfit, store.spool_compression)
+        finished = _without(finished, unfit, store)
 
 
 _BATCH: Final = 100
 """Lines that are copied at once."""
 
 
-def _without(finished: Finished, unfit: UnfitAnswerError, compression: Compression) -> Finished:
+def _without(finished: Finished, unfit: UnfitAnswerError, store: Store) -> Finished:
     """The shard with a spool that lacks the unfit answer, and with a failure for its token.
 
     Raises:
         StoreError: the spool cannot be read or rewritten.
         UnfitAnswerError: the spool has no such answer. It is the same error, and it ends the job.
     """
-    path = finished.spool
+    path, compression = finished.spool, store.spool_compression
     found: list[SpoolLine] = []
 
     def others() -> Iterator[bytes]:
@@ -398,7 +413,7 @@ def _without(finished: Finished, unfit: UnfitAnswerError, compression: Compressi
             else:
                 yield text
 
-    spool = Spool(path.with_name(f"{path.name}.fit"), compression)
+    spool = Spool(path.with_name(f"{path.name}.fit"), compression, kept=keeps_spools(store))
     try:
         lines = others()
         for first in lines:

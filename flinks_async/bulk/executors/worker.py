@@ -7,14 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import re
-import socket
 from collections.abc import Callable
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from attrs import evolve, field, fields, frozen
 
@@ -75,54 +71,6 @@ class Secrets:
     @property
     def all(self) -> list[Secret]:
         return [secret for secret in (self.auth_secret, self.proxy) if secret]
-
-
-Source = Literal["secret_env", "secret_file", "secret_from"]
-
-REFERENCES: Final[dict[Source, tuple[str, str, str]]] = {
-    "secret_env": ("environment variable", r"[^\W\d]\w*", "[A-Z][A-Z0-9_]*"),
-    "secret_file": ("file", ".+", r".*[/\\].*"),
-    "secret_from": ("function", r"[\w.]+:\w+", r"[\w.]+:\w+"),
-}
-"""The kind of place that a reference names, its form, and the form that errors show: others may be the secret itself."""
-
-
-@frozen
-class SecretReference:
-    """Where a worker finds an AuthSecret. Only this is sent to the cluster.
-
-    Attributes:
-        source: the kind of the place.
-        name: of the environment variable, of the file, or of the function as `package.module:function`.
-    """
-
-    source: Source
-    name: str
-
-    def resolve(self) -> Secret:
-        """The secret. Called in the worker. Raises ConfigError if it is not there."""
-        try:
-            if self.source == "secret_env":
-                value: object = os.environ[self.name]
-            elif self.source == "secret_file":
-                value = Path(self.name).read_text(encoding="utf-8")
-            else:
-                module, _, function = self.name.partition(":")
-                value = getattr(import_module(module), function)()
-        except Exception as error:  # whatever a user's function raises
-            problem = type(error).__name__
-        else:
-            if isinstance(value, Secret):
-                return value
-            if isinstance(value, str) and value.strip():
-                return Secret(value.strip())
-            problem = "it is empty, or not text"
-        what, _, shown = REFERENCES[self.source]
-        name = self.name if re.fullmatch(shown, self.name) else f"that {self.source} names"
-        raise ConfigError(
-            f"the worker on {socket.gethostname()} finds no secret in the {what} {name} ({problem}). Provide it on "
-            "every machine of the cluster"
-        )
 
 
 def describe(client: FlinksClient) -> tuple[Description, Secrets]:
@@ -215,6 +163,7 @@ class Start:
     place: Place | None = None
     selection: Selection | None = None
     function: Function | None = None
+    kept: bool = True
 
     @property
     def on_own_disk(self) -> bool:
@@ -237,9 +186,14 @@ class Assigned:
 
 @frozen
 class Stored:
-    """A finished shard is in the store and in the ledger."""
+    """A finished shard is in the store and in the ledger.
+
+    Attributes:
+        then: the next shard, so that the worker need not ask for it; None if there are no more.
+    """
 
     shard: int
+    then: Assigned | None = None
 
 
 @frozen
@@ -351,7 +305,8 @@ class Worker:
         self._limiters: dict[int, PermitBuffer] = {}
         self._early: list[object] | None = []  # messages before the beginning
         self._loop = loop
-        self._assigned: asyncio.Future[Task | None] = self._loop.create_future()
+        self._assigned = asyncio.Queue[Task | None]()
+        self._ahead = 0  # shards that it has not asked for
         self._storing: dict[int, asyncio.Future[None]] = {}
         self._clients: list[FlinksClient] = []
         self._execution: LocalExecution | FunctionExecution
@@ -387,8 +342,7 @@ class Worker:
         assert start.layout is not None
         start = within_limits(start, lambda text, *numbers: self._send(Warned(text % numbers)))
         of_clients, others = self._secrets[: len(start.clients)], self._secrets[len(start.clients) :]
-        self._secrets = []
-        selection = start.selection
+        self._secrets, selection = [], start.selection
         if selection is not None:
             selection = selection.with_key(others[0].auth_secret if others else None)
         for number, (description, secrets) in enumerate(zip(start.clients, of_clients, strict=True)):
@@ -404,9 +358,9 @@ class Worker:
             assert store is not None, "the job's store is shared"
             store.open(start.place, existing=True)
         work = Work(
-            InputFile(start.path, start.layout), start.key,
-            {name: self._clients[number] for name, number in start.names.items()},
-            start.spools, start.compression, start.rules, secret_is_good=False, log=_log, shared=store, selection=selection,
+            InputFile(start.path, start.layout), start.key, {name: self._clients[n] for name, n in start.names.items()},
+            start.spools, start.compression, start.rules,
+            secret_is_good=False, log=_log, shared=store, selection=selection, kept=start.kept,
         )  # fmt: skip
         return LocalExecution(work, self._next, self._take)
 
@@ -416,9 +370,11 @@ class Worker:
                 self._early.append(message)
             case Assigned(task, secret_is_good):
                 self._execution.secret_is_good = secret_is_good
-                if not self._assigned.done():
-                    self._assigned.set_result(task)
-            case Stored(shard):
+                self._assigned.put_nowait(task)
+            case Stored(shard, then):
+                if then is not None:
+                    self._ahead += 1
+                    self._handle(then)
                 self._storing.pop(shard).set_result(None)
             case StopWorker(reason, state):
                 self._execution.stop(reason, state)
@@ -440,9 +396,11 @@ class Worker:
         self._send(kind(client, value))
 
     async def _next(self) -> Task | None:
-        self._assigned = self._loop.create_future()
-        self._send(Next())
-        return await self._assigned
+        if self._ahead:
+            self._ahead -= 1
+        else:
+            self._send(Next())
+        return await self._assigned.get()
 
     async def _take(self, finished: Finished) -> None:
         stored = self._storing[finished.shard.id] = self._loop.create_future()

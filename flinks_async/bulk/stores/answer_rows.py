@@ -379,6 +379,15 @@ def _integers(values: pyarrow.Array, size: Literal["i", "q"], count: int) -> mem
     return memoryview(values.buffers()[1]).cast("B").cast(size)[values.offset : values.offset + count]
 
 
+def joined(texts: pyarrow.Array) -> pyarrow.Array:
+    """The bytes of all texts as an array of one value, without a copy: a search in it costs much less than in each text."""
+    pa = optional_import("pyarrow", extra="arrow")
+    ends = _integers(texts, "i", len(texts) + 1) if len(texts) else [0]
+    return pa.Array.from_buffers(
+        pa.binary(), 1, [None, pa.py_buffer(array("i", (ends[0], ends[-1]))), texts.buffers()[2]]
+    )
+
+
 def as_text_array(type_: ColumnType, values: pyarrow.Array) -> pyarrow.Array:
     """Values as texts, and decimals as bytes, as `ShardDigest` describes them."""
     pa, pc = optional_import("pyarrow", extra="arrow"), optional_import("pyarrow.compute", extra="arrow")

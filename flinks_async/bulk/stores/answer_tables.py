@@ -17,9 +17,9 @@ from __future__ import annotations
 import datetime as dt
 from array import array
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-from itertools import chain, groupby
+from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
 from re import compile as pattern
@@ -84,14 +84,17 @@ def read_tables(
             says.
     """
     reader = _Reader(path, commit.shard, where, texts)
-    ahead: Future[tuple[Rows, ...]] | None = None
+    blocks = read_spool(path, commit.written.lines, BLOCK)
+    block = next(blocks, None)
+    found = None if block is None else reader.read(block)
     with ThreadPoolExecutor(1, thread_name_prefix="flinks-async-tables") as thread:
-        for block in chain(read_spool(path, commit.written.lines, BLOCK), [None]):
-            before, ahead = ahead, None if block is None else thread.submit(reader.read, block)
-            if before is not None:
-                yield before.result()
-                if _has_arrow():  # Arrow keeps free memory, which the commit of a database needs as well
-                    _arrow()[0].default_memory_pool().release_unused()
+        while found is not None:
+            block = next(blocks, None)
+            ahead = None if block is None else thread.submit(reader.read, block)
+            yield found
+            if _has_arrow():  # Arrow keeps free memory, which the commit of a database needs as well
+                _arrow()[0].default_memory_pool().release_unused()
+            found = None if ahead is None else ahead.result()
 
 
 _SHAPE: Final = pattern(rb'"GetAccountsDetail"\s*:\s*(.)')

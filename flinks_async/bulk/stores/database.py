@@ -79,6 +79,7 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     """
 
     spool_compression: Compression = "none"
+    keeps_spools = False
 
     _library: Any
     """The library for the database. All its errors are subclasses of its `Error`."""

@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from ...checks import optional_import
@@ -29,6 +30,7 @@ from ..files import (
     sync_folder,
     write_all,
 )
+from ..records import Commit
 from .answer_rows import Rows
 from .database import DatabaseFile
 from .database_schema import quoted
@@ -44,8 +46,11 @@ _CONFIG: Final = {
     "autoinstall_known_extensions": False,  # otherwise an SQLite file makes it load code from the network
 }
 
-_MEMORY: Final = "40MB"
-"""DuckDB's own memory while it writes. By default it would keep the database in four fifths of the machine's memory."""
+_MEMORY: Final = 40
+"""MB of DuckDB's own memory while it writes. By default it would keep the database in four fifths of the machine's memory."""
+
+_MOST_MEMORY: Final = 2_000
+"""MB below which it gets more for a shard with large texts, each of which it holds in memory as a whole."""
 
 _INCOMING: Final = "flinks_incoming"
 
@@ -94,6 +99,7 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
         self._library = optional_import("duckdb", extra="duckdb")
         optional_import("pyarrow", extra="duckdb")
         self._held = dict[Table, list[Rows]]()
+        self._memory, self._short = _MEMORY, False
         super().__init__(path)
 
     def open(self, place: Place, *, existing: bool = False) -> None:
@@ -114,8 +120,22 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
     def _prepared(self) -> None:
         """Limits the memory. A larger shard is written in part to the folder of spools, which is private and temporary."""
         spilled = self._spilled.replace("'", "''")
-        self.run(f"SET memory_limit = '{_MEMORY}'")
+        self.run(f"SET memory_limit = '{self._memory}MB'")
         self.run(f"SET temp_directory = '{spilled}'")
+
+    def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
+        while True:
+            self._short = False
+            try:
+                return super().put(commit, spool)
+            except StoreError:
+                if not self._short or self._memory >= _MOST_MEMORY:
+                    raise
+            self._memory *= 4
+            _log.info("DuckDB gets %d MB of memory, because shard %d has large texts", self._memory, commit.shard.id)
+            self._opened.close()
+            self._db = self._do(lambda: self._connect(look=False))
+            self._prepared()
 
     def run(self, sql: str, *values: Any) -> int:
         rows = self.fetch(sql, *values)
@@ -235,6 +255,7 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
             raise cannot_write(self._path, error) from None
 
     def _store_error(self, error: duckdb.Error) -> StoreError:
+        self._short = isinstance(error, self._library.OutOfMemoryException) or "could not allocate" in str(error)
         return StoreError(f"{self._path} cannot be read or written: {_reason(error)}")
 
 

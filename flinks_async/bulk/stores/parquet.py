@@ -66,6 +66,7 @@ class ParquetStore(ShardFiles):
     """
 
     spool_compression: Compression = "none"
+    keeps_spools = False
 
     def __init__(
         self, compression: Pages = "zstd", url: str | None = None, *, fetched_on: str | dt.date | None = None

@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from decimal import Decimal
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
@@ -39,7 +40,7 @@ from ..counters import waits
 from ..errors import StoreError, StoreMissingError
 from ..files import crash_points
 from ..records import Commit
-from .answer_rows import FETCHES, TABLES, Rows, does_not_fit
+from .answer_rows import FETCHES, TABLES, Rows, does_not_fit, joined
 from .database import ROWS, DatabaseStore, T
 from .database_schema import prepare, quoted
 from .protocol import Place
@@ -210,10 +211,9 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
         pa, csv = optional_import("pyarrow", extra="postgresql"), optional_import("pyarrow.csv", extra="postgresql")
         sql = f"COPY {table.name} (job, {', '.join(quoted(table))}) FROM STDIN (FORMAT csv)"
         text = pa.BufferOutputStream()
-        job = pa.repeat(self._job, len(rows))
         # All texts are in quotes, and null is not, so that COPY can tell null from an empty text.
         options = csv.WriteOptions(include_header=False, quoting_style="needed")
-        csv.write_csv(rows.add_column(0, "job", job), text, options)
+        csv.write_csv(rows.add_column(0, "job", pa.repeat(self._job, len(rows))), text, options)
         with self._opened.cursor().copy(sql.encode()) as copy:
             copy.write(text.getvalue())
 
@@ -302,11 +302,9 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
                 delay = min(2 * delay, longest)
 
     def _store_error(self, error: psycopg.Error) -> StoreError:
-        lost = self._db is not None and self._db.closed
-        self._may_pass = (
-            self._may_pass or lost or error.sqlstate in _MAY_PASS or (error.sqlstate or "").startswith("08")
-        )
-        if error.sqlstate == "25006" and self._db is not None:  # a standby, after a failover
+        lost, state = self._db is not None and self._db.closed, error.sqlstate or ""
+        self._may_pass = self._may_pass or lost or state in _MAY_PASS or state.startswith("08")
+        if state == "25006" and self._db is not None:  # a standby, after a failover
             self._db.close()
         return store_error(error)
 
@@ -409,20 +407,24 @@ def store_error(error: psycopg.Error) -> StoreError:
 
 def storable(table: Table, rows: pyarrow.Table) -> pyarrow.Table:
     """Rows as PostgreSQL stores them."""
-    pc = optional_import("pyarrow.compute", extra="postgresql")
-    odd = (pc.match_substring_regex(rows[c.name], _ODD[c.type]) for c in table.columns if c.type in _ODD)
-    if not any(pc.any(found).as_py() for found in odd):
+    if not any(c.type in _ODD and _has_odd(rows[c.name], c.type) for c in table.columns):
         return rows
     found: list[dict[str, Any]] = rows.to_pylist()
     for row in found:
-        exact = {c.name: row[c.name] for c in table.columns if c.type == "text" and "\0" in (row[c.name] or "")}
-        if exact:
+        if exact := {c.name: row[c.name] for c in table.columns if c.type == "text" and "\0" in (row[c.name] or "")}:
             extra = {} if row["extra"] is None else decode_any(row["extra"].encode())
             row["extra"] = to_json({**extra, EXACT: exact}).decode()
         for column in table.columns:
             if column.type in _STORABLE and row[column.name] is not None:
                 row[column.name] = _STORABLE[column.type](row[column.name])
     return rows.from_pylist(found, rows.schema)
+
+
+def _has_odd(values: pyarrow.ChunkedArray, type_: ColumnType) -> bool:
+    pc = optional_import("pyarrow.compute", extra="postgresql")
+    # A search that takes all values for one is fast, and finds nothing in most columns.
+    found = any(pc.match_substring_regex(joined(one), _ODD[type_].strip("^$"))[0].as_py() for one in values.chunks)
+    return found and bool(pc.any(pc.match_substring_regex(values, _ODD[type_])).as_py())
 
 
 def _json(text: str) -> str:
@@ -440,10 +442,8 @@ _STORABLE: Final[dict[ColumnType, Callable[[str], str]]] = {
 def _fits(value: Any) -> bool:
     if isinstance(value, str):
         return "\0" not in value
-    if isinstance(value, dict):
-        return all("\0" not in key and _fits(item) for key, item in value.items())
-    if isinstance(value, list):
-        return all(map(_fits, value))
+    if isinstance(value, (dict, list)):
+        return all(map(_fits, chain(value, value.values()) if isinstance(value, dict) else value))
     if isinstance(value, (int, Decimal)) and not isinstance(value, bool):
         _, digits, exponent = Decimal(value).as_tuple()
         return isinstance(exponent, int) and len(digits) + abs(exponent) <= _MOST_DIGITS

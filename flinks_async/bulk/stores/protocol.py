@@ -97,7 +97,8 @@ class Store(Protocol):
 
     A job hands over *spools*: finished, synced files with one line for each answer:
     `{"line": 7, "key": "u-1", "instance": "acme", "response": {...}, "meta": {"status": 200, "attempts": 1}}`
-    (`key` and `instance` only where the input has such columns; `response` is the body as it came, on one line).
+    (`key` and `instance` only where the input has such columns; `response` is the body as it came, on one line). A store
+    whose attribute `keeps_spools` is False only reads them, so they are not synced and have no SHA-256.
 
     Every failure raises a `StoreError` whose message says what failed, where and why. If `put` raises an
     `UnfitAnswerError`, it has stored nothing of the shard; it is called again with a spool that lacks that answer.
@@ -173,6 +174,11 @@ class Store(Protocol):
     def close(self) -> None:
         """Closes files and connections. It may be called more than once."""
         ...
+
+
+def keeps_spools(store: Store) -> bool:
+    """Whether spools become output of the job."""
+    return getattr(store, "keeps_spools", True)
 
 
 @runtime_checkable

@@ -356,9 +356,10 @@ class Hold:
         wait = EXPIRES - (mine.modified - max(others, default=-math.inf))
         for name in marks:
             kind, _, job = name.removeprefix(f"{MARKS}/").partition("-")
-            if kind == "job" and (wait > 0 or self._has_files(name, job)):
+            if kind == "job" and ((files := self._has_files(name, job)) or wait > 0):
+                later = "" if files else f"; if it has ended without any answer, run this again in {wait:.0f} s"
                 return JobMismatchError(
-                    f"{self._objects} belongs to the job {job}. Choose another URL, or purge that job first"
+                    f"{self._objects} belongs to the job {job}. Choose another URL, or purge that job first{later}"
                 )
         if wait > 0:
             return JobLockedError(

@@ -104,17 +104,17 @@ def running() -> Iterator[S3]:
             start_response(f"{status} Fault", [("Content-Type", "application/xml")])
             return [LEAK.replace(b"Odd", code.encode())]
         with one_at_a_time:
-            if fault is None and s3.after is None:
-                return list(app(environ, start_response))
             if fault is None:
+                after = s3.after
+                if after is None:
+                    return list(app(environ, start_response))
                 reply = Reply("", [], b"")
-                reply.body = b"".join(
-                    app(
-                        environ,
-                        lambda status, headers: (setattr(reply, "status", status), setattr(reply, "headers", headers)),
-                    )
-                )
-                s3.after(asked, reply)
+
+                def keep(status: str, headers: Any) -> None:
+                    reply.status, reply.headers = status, headers
+
+                reply.body = b"".join(app(environ, keep))
+                after(asked, reply)
                 start_response(reply.status, reply.headers)
                 return [reply.body]
             if fault == "cut":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -47,28 +48,47 @@ TEMPORARY = ("lost", "dropped")
 """Faults that the next attempt of the same request mends, if they come once."""
 
 
+def sweeps(step: int, *names: str) -> list[Any]:
+    """Sweeps in which the first request fails, and then every `step`th, from another one on in each sweep. In torture, each
+    request.
+    """
+    chosen = {name: SWEEPS[name] for name in names or SWEEPS}
+    few = [
+        pytest.param(sweep, sorted({0, *range(number % step, 200, step)}), id=name)
+        for number, (name, sweep) in enumerate(chosen.items())
+    ]
+    each = [
+        pytest.param(sweep, range(200), id=f"{name}, each", marks=pytest.mark.torture) for name, sweep in chosen.items()
+    ]
+    return few + each
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("sweep", SWEEPS.values(), ids=SWEEPS)
+@pytest.mark.parametrize(("sweep", "numbers"), sweeps(3))
 async def test_a_store_that_fails_at_any_request_ends_the_run_and_the_next_one_goes_on(
-    desk: Desk, bucket: str, s3: S3, sweep: Sweep
+    desk: Desk, bucket: str, s3: S3, sweep: Sweep, numbers: Sequence[int]
 ) -> None:
     """The nth request of a kind fails, and perhaps all after it."""
-    await every_request_fails(desk, bucket, s3, {"kind": "jsonl-parts", "compression": "none"}, sweep)
+    await some_requests_fail(desk, bucket, s3, {"kind": "jsonl-parts", "compression": "none"}, sweep, numbers)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("name", ["PUT refused", "PUT lost", "PUT dropped once"])
-async def test_files_of_one_shard_are_never_from_two_attempts(desk: Desk, bucket: str, s3: S3, name: str) -> None:
+@pytest.mark.parametrize(("sweep", "numbers"), sweeps(5, "PUT refused", "PUT lost", "PUT dropped once"))
+async def test_files_of_one_shard_are_never_from_two_attempts(
+    desk: Desk, bucket: str, s3: S3, sweep: Sweep, numbers: Sequence[int]
+) -> None:
     pytest.importorskip("pyarrow")
-    await every_request_fails(desk, bucket, s3, {"kind": "parquet", "compression": "zstd"}, SWEEPS[name])
+    await some_requests_fail(desk, bucket, s3, {"kind": "parquet", "compression": "zstd"}, sweep, numbers)
 
 
-async def every_request_fails(desk: Desk, bucket: str, s3: S3, store: dict[str, Any], sweep: Sweep) -> None:
+async def some_requests_fail(
+    desk: Desk, bucket: str, s3: S3, store: dict[str, Any], sweep: Sweep, numbers: Sequence[int]
+) -> None:
     method, fault, once = sweep
     desk.write(40)
-    for number in range(200):
+    for number in numbers:
         desk.directory = desk.directory.with_name(f"job-{number}")
         store["url"] = url = f"{bucket}/{number}"
         asked_before = 0

@@ -150,14 +150,21 @@ async def test_an_object_that_was_changed_is_refused(desk: Desk, bucket: str) ->
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("format_", ["csv", "parquet"])
+@pytest.mark.parametrize(
+    ("format_", "numbers"),
+    [
+        ("csv", range(0, 100, 3)),
+        ("parquet", range(1, 100, 3)),
+        *(pytest.param(format_, range(100), marks=pytest.mark.torture) for format_ in ("csv", "parquet")),
+    ],
+)
 async def test_a_storage_that_fails_while_tokens_are_read(
-    desk: Desk, bucket: str, s3: S3, tmp_path: Path, format_: str
+    desk: Desk, bucket: str, s3: S3, tmp_path: Path, format_: str, numbers: range
 ) -> None:
-    """No failure is taken for a change, and the next run goes on."""
+    """No failure is taken for a change, and the next run goes on. In torture, each request fails, otherwise every third."""
     data = parquet_of(tmp_path, 200, 30) if format_ == "parquet" else csv_of(200)
     url = put_tokens(f"{bucket}/tokens.{format_}", data)
-    for number in range(100):
+    for number in numbers:
         desk.directory = tmp_path / f"job-{number}"
         seen = iter(range(number))
 
@@ -166,7 +173,7 @@ async def test_a_storage_that_fails_while_tokens_are_read(
 
         s3.fault, failed = broken, False
         try:
-            await run(desk, JSONLParts(), url)
+            await run(desk, JSONLParts(), url, shard_size=50)
         except InputError as error:
             failed = True
             assert type(error) is InputError
@@ -175,7 +182,7 @@ async def test_a_storage_that_fails_while_tokens_are_read(
             s3.fault = lambda asked: None
         if not failed:
             break
-        assert (await run(desk, JSONLParts(), url)).state == "complete"
+        assert (await run(desk, JSONLParts(), url, shard_size=50)).state == "complete"
         assert len(desk.answers) == 200
     assert number > 3
 
