@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 
 from flinks_async import FlinksClient
+from flinks_async.bulk import export
 from flinks_async.limits.governor import Governor
 from flinks_async.limits.pace import AttemptRecord
 from flinks_async.testing import FakeClock, InMemoryTransport
@@ -36,6 +39,13 @@ def client_of(transport: InMemoryTransport, **options: Any) -> FlinksClient:
     """A client without network and without waiting; `random` is 1, so that waits are the longest possible."""
     options.setdefault("clock", FakeClock(random=1.0))
     return FlinksClient(auth_secret=options.pop("auth_secret", SECRET), transport=transport, **options)
+
+
+def answers_of(job: Path) -> dict[int, dict[str, Any]]:
+    """The answers of a job by line."""
+    lines = [json.loads(line) for line in export(job)]
+    assert len({line["line"] for line in lines}) == len(lines), "an answer is there twice"
+    return {line["line"]: line for line in lines}
 
 
 async def turns(number: int = 20) -> None:

@@ -416,12 +416,7 @@ class Waits:
             self.tell(told, self.troubles())
 
     def tell(self, told: dict[str, float], lasting: Iterable[InstanceTrouble]) -> None:
-        """Logs each trouble: when it is noticed, every minute, and when it is over.
-
-        Args:
-            told: when each place was logged.
-            lasting: the troubles as they are now.
-        """
+        """Logs each trouble of those that last: when it is noticed, every minute, and when it is over. `told` remembers when."""
         troubles, now = {one.host: one for one in lasting}, self._clock()
         for place, one in troubles.items():
             if now - told.get(place, -math.inf) >= _LOG_EVERY:

@@ -16,10 +16,11 @@ from flinks_async.bulk import (
     Layout,
     Result,
     Rules,
-    export,
 )
 from flinks_async.bulk.fetching import NoThread
 from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
+
+from ..support import answers_of
 
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 ORIGIN = {"": "toolbox-api.private.fin.ag"}
@@ -67,9 +68,7 @@ class Desk:
 
     @property
     def answers(self) -> dict[int, dict[str, Any]]:
-        lines = [json.loads(line) for line in export(self.directory)]
-        assert len({line["line"] for line in lines}) == len(lines), "an answer is there twice"
-        return {line["line"]: line for line in lines}
+        return answers_of(self.directory)
 
     @property
     def failed(self) -> dict[int, dict[str, Any]]:

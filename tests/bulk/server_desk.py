@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from flinks_async import FlinksClient, config
-from flinks_async.bulk import Executor, InputFile, Job, JSONLParts, Layout, Result, Rules, export, verify
+from flinks_async.bulk import Executor, InputFile, Job, JSONLParts, Layout, Result, Rules, verify
 from flinks_async.testing import Fault, FlinksServer, Latency
 
-from ..support import until
+from ..support import answers_of, until
 
 SECRET = "3f2a6f0c-7b0e-4d3a-9a51-0c8d4e5b6a79"
 
@@ -71,9 +71,7 @@ class Desk:
 
     @property
     def answers(self) -> dict[int, dict[str, Any]]:
-        lines = [json.loads(line) for line in export(self.directory)]
-        assert len({line["line"] for line in lines}) == len(lines), "an answer is there twice"
-        return {line["line"]: line for line in lines}
+        return answers_of(self.directory)
 
     @property
     def failed(self) -> list[dict[str, Any]]:

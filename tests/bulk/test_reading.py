@@ -9,7 +9,7 @@ import pickle
 import signal
 import tempfile
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from flinks_async import ConfigError
 from flinks_async.bulk import (
     Executor,
     InProcess,
+    InstanceTrouble,
     JobMismatchError,
     JSONLFile,
     JSONLParts,
@@ -32,6 +33,7 @@ from flinks_async.bulk import (
     status,
     verify,
 )
+from flinks_async.bulk.counters import Counters
 from flinks_async.bulk.executors.protocol import Task
 from flinks_async.bulk.job import place_of
 from flinks_async.bulk.ledger import Ledger
@@ -141,17 +143,21 @@ async def test_what_a_killed_worker_had_is_read_again_and_counts_once(
 
 async def test_workers_that_keep_crashing_end_it_with_an_error(desk: Desk) -> None:
     await run(desk, JSONLParts())
+    for part in parts(desk):
+        part.unlink()
+        os.mkfifo(part)  # nobody writes to it, so no worker finishes a shard
 
-    async def kill() -> None:
+    def all_are_killed() -> bool:
         for pid in workers():
-            os.kill(pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        return reading.done()
 
-    def call(told: list[Progress]) -> Any:
-        return verify(desk.directory, executor=Processes(2, restarts=0), on_progress=told.append)
-
+    reading = asyncio.create_task(asyncio.to_thread(verify, desk.directory, executor=Processes(2, restarts=1)))
+    await until(all_are_killed)
     with pytest.raises(WorkerError, match="workers keep crashing"):
-        await with_a_pipe(desk, kill, call)
-    assert verify(desk.directory) == []
+        await reading
+    assert workers() == []
 
 
 @pytest.mark.parametrize("executor", EXECUTORS[:2], ids=IDS[:2])
@@ -165,6 +171,25 @@ async def test_progress_tells_how_much_is_read(desk: Desk, executor: Executor | 
     assert [one.done for one in told] == sorted(one.done for one in told)
     if executor is None:
         assert (told[-1].done, told[-1].size) == (200, sum(path.stat().st_size for path in parts(desk)))
+
+
+async def test_what_workers_wait_for_is_in_progress_and_log(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("flinks_async.bulk.reading._TELL_EVERY", 0.0)
+    wait = InstanceTrouble("s3://b", "still no answer from s3://b", 1, 12.0, gives_up=288.0)
+
+    class Waiting(InProcess):
+        def map_shards(self, *arguments: Any) -> Any:
+            execution: Any = super().map_shards(*arguments)
+            execution.counters = lambda: Counters(waits=(wait,))
+            return execution
+
+    await run(desk, JSONLParts())
+    told: list[Progress] = []
+    await asyncio.to_thread(verify, desk.directory, executor=Waiting(), on_progress=told.append)
+    assert told[0].troubles == (wait,)
+    assert caplog.text.count(f"waiting: {wait}") == 1
 
 
 @pytest.mark.parametrize("make", [JSONLFile, SQLiteStore])

@@ -57,6 +57,7 @@ ELSEWHERE = (
     Elsewhere("44, 45", "Retry-After: seconds, milliseconds, three forms of dates, a wrong clock", "waits at least as long", "test_waits.py::test_at_least_as_long_as_the_server_asks"),
     Elsewhere("44, 45", "Retry-After: negative, past, garbage", "the usual backoff", "test_waits.py::test_nonsense_is_ignored"),
     Elsewhere("44", "Retry-After above the cap", "the error at once, with `retry_after`", "test_waits.py::test_what_is_asked_beyond_the_cap_ends_the_call_and_is_told"),
+    Elsewhere("52", "a body without a length that ends with a FIN, but not with TLS's close_notify", "`ReadError`; accepted through a proxy or a session of yours, because aiohttp does not tell the two apart", "test_tls.py::test_a_body_without_a_length_ends_only_with_tls"),
     Elsewhere("52", "a client certificate, TLS 1.2 and 1.3, SNI, ALPN, a trailing dot, IPv6", "success", "test_tls.py::test_a_client_certificate_is_shown_when_asked_for"),
     Elsewhere("53", "base_url with a port and a path", "success", "test_on_the_wire.py::test_base_url_may_have_a_path_and_a_port"),
     Elsewhere("54", "a reused connection is dropped", "success; every request is counted", "test_hidden_retry.py::test_dropped_reused_connections_are_no_error_and_every_request_is_counted"),

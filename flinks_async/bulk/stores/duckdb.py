@@ -132,7 +132,8 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
                 if not self._short or self._memory >= _MOST_MEMORY:
                     raise
             self._memory *= 4
-            _log.info("DuckDB gets %d MB of memory, because shard %d has large texts", self._memory, commit.shard.id)
+            text = "DuckDB gets %d MB of memory, because shard %d has large texts"
+            _log.info(text, self._memory, commit.shard.id, extra=log_fields("DuckDBMemory", megabytes=self._memory))
             self._opened.close()
             self._db = self._do(lambda: self._connect(look=False))
             self._prepared()

@@ -77,7 +77,15 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         pytest.skip("Azurite is not installed: npm install -g azurite")
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    arguments = [AZURITE, "--silent", "--inMemoryPersistence", "--skipApiVersionCheck", "--blobPort", str(port)]
+    arguments = [
+        AZURITE,
+        "--silent",
+        "--disableTelemetry",
+        "--inMemoryPersistence",
+        "--skipApiVersionCheck",
+        "--blobPort",
+        str(port),
+    ]
     process = subprocess.Popen(arguments, cwd=tmp_path_factory.mktemp("azurite"), stdout=subprocess.DEVNULL)
     try:
         for _ in range(600):

@@ -75,7 +75,7 @@ async def test_a_store_that_fails_at_any_request_ends_the_run_and_the_next_one_g
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("sweep", "numbers"), sweeps(5, "PUT refused", "PUT lost", "PUT dropped once"))
+@pytest.mark.parametrize(("sweep", "numbers"), sweeps(9, "PUT refused", "PUT lost", "PUT dropped once"))
 async def test_files_of_one_shard_are_never_from_two_attempts(
     desk: Desk, bucket: str, s3: S3, sweep: Sweep, numbers: Sequence[int]
 ) -> None:

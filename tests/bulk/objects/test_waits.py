@@ -193,7 +193,8 @@ def test_calls_are_troubles_after_ten_seconds_and_those_for_one_place_are_one() 
     now = [100.0]
     calls = Waits(clock=lambda: now[0])
     calls.log = False
-    with calls.call("s3://a", 300.0), calls.call("PostgreSQL") as wait:
+    with calls.call("s3://a", 300.0) as first, calls.call("PostgreSQL") as wait:
+        first.thread, wait.thread = 1, 2
         now[0] += 6
         with calls.call("s3://a", 300.0):
             now[0] += 3.9
