@@ -14,6 +14,7 @@ import asyncio
 import logging
 import os
 import signal
+import socket
 import threading
 from asyncio import current_task
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -298,6 +299,12 @@ async def until_done(tasks: Collection[asyncio.Task[Any]]) -> None:
             raise cancelled
         finally:
             del cancelled
+
+
+def cut(connected: socket.socket) -> None:
+    """Ends a connection that is given up during the handshake of TLS. The event loop would wait for the server, or forget it."""
+    with suppress(OSError):  # it is closed already
+        connected.shutdown(socket.SHUT_RDWR)
 
 
 def mark_retrieved(future: asyncio.Future[Any]) -> None:

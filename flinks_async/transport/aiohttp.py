@@ -42,7 +42,7 @@ from ..errors import (
     shortage,
 )
 from ..messages import Headers, Request, Response, ends_with_connection, may_continue, new_response
-from ..runtime import mark_retrieved
+from ..runtime import cut, mark_retrieved
 from ..secret import Secret, plain
 from .http1 import Origin
 from .inflate import Inflater
@@ -147,8 +147,11 @@ class AiohttpTransport:
         except BaseException as error:  # such as the SystemExit of a signal handler
             stopped = error
         finally:
-            if stopped is not None and wire is not None and wire.transport is not None:
-                wire.transport.abort()
+            if stopped is not None and wire is not None:
+                if wire.transport is not None:
+                    wire.transport.abort()
+                for opened in wire.sockets:
+                    cut(opened)
             sessions.in_use -= 1
         assert stopped is not None
         # Raised here, without the frames and errors of aiohttp, because their variables hold the URL and the headers.
@@ -220,7 +223,7 @@ class AiohttpTransport:
                 wire.transport.abort()  # see `HTTPConnection.abort`
             return response
         finally:
-            self._sessions.reused += wire.sockets == 0
+            self._sessions.reused += not wire.sockets
             with suppress(ValueError):  # a coroutine was closed from another context
                 wire_of_attempt.reset(token)
 
@@ -347,7 +350,7 @@ class AiohttpTransport:
 
     def _broken(self, error: aiohttp.ClientError, host: str, wire: Wire | None) -> FlinksError:
         silent = not isinstance(error, aiohttp.ServerDisconnectedError) or error.message == "Server disconnected"
-        if wire is not None and wire.sockets == 0 and silent and not self._sessions.borrowed:
+        if wire is not None and not wire.sockets and silent and not self._sessions.borrowed:
             return StaleConnectionError(f"a kept-alive connection to {host} was closed by the server")
         return ReadError(f"the connection to {host} broke before an answer arrived{os_reason(error)}")
 

@@ -25,7 +25,7 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpResponseParser
 from .. import errors as e
 from ..config import Connection
 from ..messages import MAX_HEADER, MAX_HEADERS, Headers, check_fields, ends_with_connection, may_continue
-from ..runtime import mark_retrieved
+from ..runtime import cut, mark_retrieved
 from .inflate import STEP
 
 Origin = tuple[str, int, bool]
@@ -332,17 +332,18 @@ class ConnectionPool:
         while True:
             try:
                 connected = await start_connection(
-                    addresses,
-                    happy_eyeballs_delay=_HAPPY_EYEBALLS,
-                    loop=self._loop,
-                    socket_factory=self._make_socket,
+                    addresses, happy_eyeballs_delay=_HAPPY_EYEBALLS, loop=self._loop, socket_factory=self._make_socket
                 )
-                _, connection = await self._loop.create_connection(
-                    lambda: HTTPConnection(self._loop, host, self._buffer),
-                    sock=connected,
-                    ssl=tls,
-                    server_hostname=None if tls is None else name.rstrip("."),
-                )
+                try:
+                    _, connection = await self._loop.create_connection(
+                        lambda: HTTPConnection(self._loop, host, self._buffer),
+                        sock=connected,
+                        ssl=tls,
+                        server_hostname=None if tls is None else name.rstrip("."),
+                    )
+                except BaseException:
+                    cut(connected)
+                    raise
                 self._open.add(connection)
                 return connection
             except OSError:

@@ -25,7 +25,7 @@ import aiohttp.client
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.connector import Connection as AiohttpConnection
 from aiohttp.tracing import Trace
-from attrs import define, frozen
+from attrs import define, field, frozen
 
 from ..checks import shown
 from ..config import Connection
@@ -97,13 +97,13 @@ class Wire:
     """The use of sockets by one attempt through an aiohttp session.
 
     Attributes:
-        sockets: sockets that the connector opened for it; 0 if it reused a kept-alive connection.
+        sockets: that the connector opened for it; none if it reused a kept-alive connection.
         protocol: that of the connection.
         transport: the connection, to be aborted if the attempt fails.
         fresh: the attempt must not use a kept-alive connection.
     """
 
-    sockets: int = 0
+    sockets: list[socket.socket] = field(factory=list)
     protocol: ResponseHandler | None = None
     transport: asyncio.Transport | None = None
     fresh: bool = False
@@ -123,7 +123,7 @@ class _Connector(aiohttp.TCPConnector):
         try:
             while True:
                 connection = await super().connect(req, traces, timeout)
-                if wire is None or wire.sockets > 0:
+                if wire is None or wire.sockets:
                     return connection
                 if is_readable(connection.transport):
                     connection.close()
@@ -255,9 +255,9 @@ class SessionManager:
         self._sockets.add(made)
         wire = wire_of_attempt.get()
         if wire is not None:
-            if wire.sockets == 0:  # happy eyeballs may try several sockets for one connection
+            if not wire.sockets:  # happy eyeballs may try several sockets for one connection
                 self.created += 1
-            wire.sockets += 1
+            wire.sockets.append(made)
         return made
 
     async def tls(self) -> ssl.SSLContext:

@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+from aiohttp.client_proto import ResponseHandler
 
 from flinks_async import (
     AttemptTimeoutError,
@@ -26,6 +27,7 @@ from flinks_async import (
     Timeouts,
 )
 from flinks_async.messages import Handler, Request, Response
+from flinks_async.transport.http1 import HTTPConnection
 
 from .support import BODY, SECRET, Authority, use_sessions
 
@@ -201,6 +203,30 @@ def test_a_body_over_the_limit(run: Run, authority: Authority, way: str, head: b
                 await client.partner_access("t")
             await server.assert_ended()
 
+    run(main())
+
+
+@pytest.mark.parametrize(("way", "protocol"), [("fast", HTTPConnection), ("session", ResponseHandler)])
+def test_a_call_that_is_cancelled_when_tls_is_ready(
+    run: Run, authority: Authority, way: str, protocol: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = protocol.connection_made
+
+    def cancel(self: Any, transport: Any) -> None:
+        made(self, transport)
+        call.cancel()
+
+    async def main() -> None:
+        nonlocal call
+        async with Case(authority, way, b"", flood=False) as (server, client):
+            monkeypatch.setattr(protocol, "connection_made", cancel)
+            call = asyncio.create_task(client.partner_access("t"))
+            await asyncio.wait([call])
+            assert call.cancelled()
+            await server.until("ended")  # both kinds of loop would wait 30 s for an answer to close_notify
+            assert client.stats().connections.open == 0
+
+    call: Any = None
     run(main())
 
 
