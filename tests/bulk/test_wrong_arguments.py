@@ -31,6 +31,7 @@ from flinks_async.bulk import (
     SQLiteStore,
     digest,
     export,
+    export_files,
     purge,
     scan,
     status,
@@ -105,8 +106,10 @@ def calls(desk: Desk, folder: Path) -> dict[str, tuple[Callable[..., Any], dict[
                 {"clients": FlinksClient(auth_secret="s"), "rules": None, "executor": None}),
         "stop": (lambda **arguments: with_job(desk, lambda job: job.stop(**arguments)), {"reason": "x"}),
         "status": (status, {"directory": desk.directory}),
-        "verify": (verify, {"directory": desk.directory, "store": None}),
-        "export": (list_export, {"directory": desk.directory, "store": None}),
+        "verify": (verify, {"directory": desk.directory, "store": None, "executor": None, "on_progress": None}),
+        "export": (list_export, {"directory": desk.directory, "store": None, "on_progress": None}),
+        "export_files": (export_files, {"directory": desk.directory, "url": f"file://{folder / 'copy'}", "store": None,
+                         "executor": None, "on_progress": None}),
         "purge": (purge, {"directory": folder / "none", "store": None, "forget_answers": False}),
         "write_report": (write_report, {"directory": desk.directory, "out": folder / "r.html"}),
         "report_page": (report_page, {"directory": desk.directory}),
@@ -137,7 +140,20 @@ CLUSTER: dict[str, Any] = {
 }  # fmt: skip
 
 NAMES = (
-    *("start", "resume", "retry", "run", "stop", "status", "verify", "export", "purge", "write_report", "report_page"),
+    *(
+        "start",
+        "resume",
+        "retry",
+        "run",
+        "stop",
+        "status",
+        "verify",
+        "export",
+        "export_files",
+        "purge",
+        "write_report",
+        "report_page",
+    ),
     *(
         "json_report",
         "InputFile",
@@ -167,7 +183,7 @@ def test_wrong_arguments_raise_errors_of_this_package(
         call(**right)
     for argument in right:
         for wrong in WRONG:
-            if callable(wrong) and argument in ("on_scan", "progress"):
+            if callable(wrong) and argument in ("on_scan", "progress", "on_progress"):
                 continue  # it is called, and what it raises is its own
             with suppress(FlinksError):
                 call(**{**right, argument: wrong})

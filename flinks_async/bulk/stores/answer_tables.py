@@ -438,7 +438,9 @@ def _struct_of(cls: type[Model], is_object: bool, texts: bool) -> Any:
     for member in SCHEMA[cls]:
         if member.model is None:
             # Dates and timestamps are texts in JSON; `_table` and `_instants` convert them.
-            is_text = member.kind in _TEXTS or (texts and member.kind is FieldKind.AMOUNT)
+            is_text = member.kind in (FieldKind.DATE, FieldKind.TIMESTAMP) or (
+                texts and member.kind is FieldKind.AMOUNT
+            )
             type_ = arrow_types()["text" if is_text else COLUMN_TYPES[member.kind]]
         else:
             type_ = _struct_of(member.model, is_object, texts)
@@ -446,6 +448,3 @@ def _struct_of(cls: type[Model], is_object: bool, texts: bool) -> Any:
                 type_ = pa.list_(type_)
         members[member.wire] = type_
     return pa.struct(members)
-
-
-_TEXTS: Final = frozenset({FieldKind.DATE, FieldKind.TIMESTAMP})
