@@ -72,7 +72,7 @@ class Trace:
                 continue
             if call.name in SYNCS:
                 dirty.pop(call.path, None)
-            elif call.name in RENAMES:
+            elif call.name in RENAMES and call.to.startswith(self.root):
                 dirty[str(Path(call.to).parent)] = call
             elif call.name in WRITES and self._matters(call.path):
                 dirty[call.path] = call
