@@ -158,6 +158,7 @@ async def examined(desk: Desk, url: str, **env: str) -> tuple[str, str]:
     return found["text"], found["advice"]
 
 
+@pytest.mark.torture  # Ray itself waits for half a minute
 async def test_the_doctor_tells_that_ray_refuses_the_token(desk: Desk, url: str) -> None:
     text, _ = await examined(desk, url, RAY_AUTH_TOKEN="1" * 64)
     assert (
@@ -165,6 +166,7 @@ async def test_the_doctor_tells_that_ray_refuses_the_token(desk: Desk, url: str)
     )
 
 
+@pytest.mark.torture  # Ray itself waits for half a minute
 async def test_the_doctor_tells_that_no_cpu_of_ray_is_free(desk: Desk, url: str) -> None:
     async with no_free_cpu():
         text, advice = await examined(desk, url)
