@@ -234,6 +234,8 @@ class HTTPConnection(asyncio.BufferedProtocol):
             raise HttpParserError("the reason phrase is too long")
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        if not value and name.lower() == b"transfer-encoding":  # older parsers take it for none
+            raise HttpParserError("Transfer-Encoding is empty")
         self._fields += name, value
 
     def on_headers_complete(self) -> None:
