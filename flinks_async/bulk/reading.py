@@ -175,7 +175,8 @@ def _open_files(description: dict[str, Any], place: Place) -> ShardFiles:
 def read_on(
     executor: Executor | None, read: ReadShard, commits: Iterator[Commit], progress: ReadingProgress
 ) -> list[Problem]:
-    """Reads shards on an executor, or one after the other. Blocks. What a dead worker had is read again, and counts once.
+    """Reads shards on an executor, or one after the other, and returns when all are read. The shards of a worker that died are
+    read again, and count once.
 
     Returns:
         the problems that were found, in the order of the shards.

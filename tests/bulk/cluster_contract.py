@@ -49,7 +49,7 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def forwarded(port: int, to: int) -> AsyncIterator[None]:
-    """What arrives at a port goes to another one."""
+    """Forwards one port to another."""
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError), closing(writer):

@@ -249,14 +249,18 @@ UNFIT = {
 }
 
 
-def test_odd_answers_are_the_same_in_all_stores_or_refused_by_their_place(tmp_path: Path, postgresql: Server) -> None:
-    schema = postgresql.new_schema()
-    made: dict[str, Callable[[], Store]] = {
+def makers(postgresql: Server, schema: str) -> dict[str, Callable[[], Store]]:
+    return {
         "SQLite": SQLiteStore,
         "Parquet": ParquetStore,
         "DuckDB": DuckDBStore,
         "PostgreSQL": lambda: PostgreSQLStore(postgresql.conninfo, schema),
     }
+
+
+def test_odd_answers_are_the_same_in_all_stores_or_refused_by_their_place(tmp_path: Path, postgresql: Server) -> None:
+    schema = postgresql.new_schema()
+    made = makers(postgresql, schema)
     lines = dict(enumerate(ODD.values(), 1))
     found = {}
     for name, make in made.items():
@@ -281,12 +285,7 @@ def test_odd_answers_are_the_same_in_all_stores_or_refused_by_their_place(tmp_pa
 @pytest.mark.parametrize("name", STORES)
 def test_tables_that_get_no_rows_stay_empty(tmp_path: Path, postgresql: Server, name: str) -> None:
     schema = postgresql.new_schema()
-    made: dict[str, Callable[[], Store]] = {
-        "SQLite": SQLiteStore,
-        "Parquet": ParquetStore,
-        "DuckDB": DuckDBStore,
-        "PostgreSQL": lambda: PostgreSQLStore(postgresql.conninfo, schema),
-    }
+    made = makers(postgresql, schema)
     bench = Bench(tmp_path / name, made[name])
     bench.place = evolve(bench.place, tables=frozenset({"fetches", "transactions"}))
     for shard, bodies in enumerate(SHARDS):
