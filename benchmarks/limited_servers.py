@@ -287,5 +287,8 @@ SHAPES: dict[str, Server] = {
     "no limit, answers in 1 s": Server(latency=1.0),
     "no limit, 0.5 % refused by chance, answers in 0.2 s": Server([Chance(0.005)], latency=0.2),
     "no limit, 1 % refused by chance, answers in 0.2 s": Server([Chance(0.01)], latency=0.2),
+    "no limit, 2 % refused by chance, answers in 0.2 s": Server([Chance(0.02)], latency=0.2),
+    "no limit, 3 % refused by chance, answers in 0.2 s": Server([Chance(0.03)], latency=0.2),
+    "bucket 200/s, and 2 % refused by chance": Server([Bucket(200, 20), Chance(0.02)]),
     "bucket 100/s, and 0.5 % refused by chance": Server([Bucket(100, 20), Chance(0.005)]),
 }

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from flinks_async import Adaptive, ClientStats, Failed, FlinksClient, Limits, Pause, config
 from flinks_async.limits.pace import AttemptRecord, Mode, Pace
 from flinks_async.limits.rate import LearnedLimit, PaceState, ServerLimit
-from flinks_async.limits.reopening import Reopening
+from flinks_async.limits.reopening import Refusals, Reopening
 from flinks_async.messages import Request, Response
 from flinks_async.testing import VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
@@ -55,6 +55,8 @@ DEMANDS = {
     "bucket 100/s, answers in 0.2 s, long tail": (0.9, 1.03),
     "no limit, answers in 1 s, long tail": (0.5, 1.0),
     "no limit, 0.5 % refused by chance, answers in 0.2 s": (0.9, 1.01),
+    "no limit, 2 % refused by chance, answers in 0.2 s": (0.8, 1.03),
+    "bucket 200/s, and 2 % refused by chance": (0.8, 1.03),
     "bucket 100/s, and 0.5 % refused by chance": (0.95, 1.03),
     "bucket 100/s and 3,000 a minute": (0.95, 1.03),
     "100 in any 10 s": (0.97, 1.04),
@@ -100,6 +102,30 @@ def test_low_limits_are_shared_although_few_requests_are_refused() -> None:
     assert sum(0.395 <= second <= 0.605 for second, _ in runs) >= 14
     assert sum(0.25 <= second <= 0.75 for second, _ in runs) >= 20
     assert min(both for _, both in runs) >= 0.93
+
+
+@pytest.mark.parametrize("seed", [2, 3])
+def test_refusals_of_3_percent_by_chance_are_recognised_in_time(seed: int) -> None:
+    client, server = bench.Client(bench.BULK, seed=seed), servers.Server([servers.Chance(0.03)], latency=0.2)
+    bench.simulate(server.seeded(seed), [client], 120.0)
+    assert sum(at > 60.0 for at in client.ok_times) >= 0.9 * 0.97 * 60.0 * bench.MOST / 0.2
+
+
+@pytest.mark.parametrize(
+    ("blocks", "share"),
+    [
+        ([2, 3, 3, 2], 0.025),
+        ([2, 3, 3], 0.0),  # too few blocks
+        ([0, 6, 0, 4], 0.0),  # as if another client filled the limit at some times
+        ([1, 1, 1, 1], 0.0),  # too little
+    ],
+)
+def test_refusals_below_the_estimate_are_by_chance_if_all_times_have_as_many(blocks: list[int], share: float) -> None:
+    refusals = Refusals()
+    for refused in blocks:
+        refusals.below(60, 0.0)
+        refusals.below(40, float(refused))
+    assert refusals.by_chance == pytest.approx(share)
 
 
 def test_a_short_window_is_no_quick_one() -> None:

@@ -52,6 +52,7 @@ _ROOM, _ROOM_FOR = 0.5, 5.0  # share of the limit that is left to them, and seco
 _SLOW = 0.5  # seconds to a refusal
 _ROOM_EVERY = 30.0  # seconds
 _BACK = 0.25  # the rate falls by this share with each signal
+_CALM = 0.85  # of the pace at the signal; below it, refusals of our own pace are not expected
 _SETTLE = 1.0  # seconds in which more refusals say nothing
 _STEP, _LOW_STEP, _STEP_DOUBLES = 1.0, 0.2, 2.0  # and grows by the root of it, ever faster
 # At this rate and below it, signals are rare. Each lowers the rate by `_MORE_BACK` more, and the rate grows slower and evenly.
@@ -199,6 +200,8 @@ class Cycle:
         self.rising = False
         self._rare = 0.0  # how rare signals are: 1 at `_RARE_SIGNALS` and below
         self._shared_until = self._made_room_at = -inf
+        self._calm_to = 0.0  # below this pace, only chance and other clients refuse
+        self._calm = self._calm_refused = 0  # requests below it in this cycle, and those refused one by one
 
     @property
     def early(self) -> bool:
@@ -255,6 +258,8 @@ class Cycle:
             self._rare = min(1.0, _RARE_SIGNALS / limit)
             self.rate = (1 - _BACK - _MORE_BACK * self._rare) * limit
             self.began = now + _SETTLE
+        self._calm_to = limit if growth is Growth.TEST else _CALM * limit
+        self._calm = self._calm_refused = 0
 
     def sent(self, *, on_time: bool) -> float:
         """Registers a request; returns the pace after it."""
@@ -288,12 +293,15 @@ class Cycle:
                 * 2.0 ** min(60.0, (t - self._half) / self._step)
             )
             rate *= 1.0 + min(speed, LN2) * seconds
+        self._calm += rate < self._calm_to
         self.rate = rate
         return rate
 
-    def refused(self) -> None:
-        """Registers any refusal."""
+    def refused(self, sent: float, run: int) -> None:
+        """Registers any refusal; `run` is how many it makes in a row."""
         self._refused += 1
+        if run <= 2 and self.pace_at(sent) < self._calm_to:
+            self._calm_refused += 1 if run == 1 else -1
 
     @property
     def known(self) -> bool:
@@ -339,6 +347,8 @@ class Cycle:
         """The limit is used up: makes the next estimate from what was accepted since it was used up before."""
         number, sent = refusals.first
         full = self.evidence == REQUESTS
+        stopped = refusals.level if self.rate < self._calm_to else 0.0  # refusals that are why the cycle ends now
+        refusals.below(self._calm, max(0.0, self._calm_refused - stopped))
         if not self._used_up and self.limit < inf and not self.rising:  # after an outage, or known from another process
             self.begin(min(pace, self.limit), now, lag=lag, burst=start.burst_of(self.limit), evidence=self.evidence)
         elif not self._used_up:
@@ -349,6 +359,7 @@ class Cycle:
         else:
             refused = self._refused - refusals.clump
             accepted, seconds = self._accepted_until(number, sent, refused)
+            seconds *= 1.0 - refusals.by_chance
             limit = self._estimate(number, sent, accepted, seconds, pace, start)
             if full and self.early and self.growth is Growth.TEST:
                 start.doubt = min(64.0, start.doubt * 2)
@@ -360,13 +371,15 @@ class Cycle:
             if closed:
                 limit = max(limit, min(pace, self.recently(now, number)))
             growth = self._judge(limit, now, accepted, start, closed=closed)
+            if refusals.by_chance:
+                growth, self._shared_until = Growth.TEST, -inf
             if self.rising:
                 if growth is Growth.TEST:
                     limit = max(limit, 0.75 * pace)
                 if pace > 2 * self.limit:  # what was accepted before says nothing about the new limit
                     evidence = FEW
                     self._used_up.clear()
-                if pace > 3 * self.limit and not self._settled and self.evidence > FEW:
+                if pace > 3 * self.limit and not self._settled and self.evidence > FEW and not refusals.by_chance:
                     self._shared_until = now + 60.0
                     growth = Growth.SHARE
             if growth is Growth.SHARE and limit > 0.5 * pace:

@@ -265,14 +265,14 @@ class Pace:
         if self.mode is Mode.BLOCKED:
             self._still_blocked(number, sent, now)
             return
-        cycle.refused()
+        run, longest, near = refusals.run(number), RUN, False
+        cycle.refused(sent, run)
         opening.window.refused(number)
         if self.mode is not Mode.FREE:
             self._start.refused(number)
         if sent <= cycle.began:
             return
         refusals.add(number, sent, in_flight, self._last_number)
-        run, longest, near = refusals.run(number), RUN, False
         if self.mode is Mode.FREE:
             pace = rate
         elif self.mode is Mode.START:

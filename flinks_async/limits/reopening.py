@@ -19,7 +19,8 @@ Pure: time is an argument.
 
 from __future__ import annotations
 
-from math import ceil, inf, sqrt
+from collections import deque
+from math import ceil, inf, log, sqrt
 from typing import Final
 
 from attrs import frozen
@@ -27,7 +28,9 @@ from attrs import frozen
 PERIODS: Final = (1, 2, 5, 10, 15, 20, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 21600, 43200, 86400)
 """Round times in seconds."""
 
-TOLERATED = 1 / 40  # share of refusals that may be chance
+CHANCE = 0.01  # share of requests that may be refused by chance
+_ODDS = (0.05 / 0.95) / (0.01 / 0.99)  # a rise of the odds of a refusal from 1 to 5 % is noticed
+_BLOCK, _BLOCKS = 80, 4  # requests of a block below the estimate, and blocks; with 3 % a block has 2 refusals or more
 RUN = 4  # refusals in a row: nothing is accepted; a bucket at twice its rate accepts every second request
 _FIRST_GAP = 0.5  # seconds
 _SAME_MOMENT = 1.1  # seconds: hints are whole seconds
@@ -43,12 +46,24 @@ def signal_threshold(rate: float) -> float:
     return max(1.0, 0.6 + sqrt(rate) / 8.0)
 
 
+def _leak(chance: float) -> float:
+    """Refusals for each request that mean nothing: the reference value of a CUSUM of a Bernoulli variable."""
+    return log(1.0 + (_ODDS - 1.0) * chance) / log(_ODDS)
+
+
 class Refusals:
     """Refusals of the current pace.
 
-    They are counted with a leak of `TOLERATED` for each request, because refusals by chance mean nothing.
+    Refusals by chance mean nothing. So the count is a CUSUM (Page, 1954): it leaks for each request what makes it grow if the
+    odds of a refusal are `_ODDS` times those of chance, and shrink if they are less; 1/40 for a chance of 1 %.
+
+    Refusals that go on below the estimate are by chance, or another client causes them. Chance refuses single requests, and
+    the same share at every pace. Another client fills a limit at some times, and at others nothing is refused. So the share
+    counts as chance if blocks of requests below the estimate are alike: their index of dispersion is not above that of a
+    Poisson distribution (Fisher, 1950), and the share is above `CHANCE` by its standard error.
 
     Attributes:
+        by_chance: share of requests that is refused by chance; 0 if it is not above `CHANCE`.
         level: the count.
         clump: refusals since the level was 0.
         first: number of the first request of the clump, and when it was sent.
@@ -60,6 +75,9 @@ class Refusals:
         self.clump = 0
         self.first = (0, 0.0)
         self.in_flight = 0
+        self.by_chance = 0.0
+        self._leak = _leak(CHANCE)
+        self._blocks: deque[tuple[int, float]] = deque([(0, 0.0)], maxlen=2 * _BLOCKS + 1)  # requests, and refusals
         self._counted_at = 0  # the request up to which the level has leaked
         self._numbers: set[int] = set()
 
@@ -71,7 +89,7 @@ class Refusals:
 
     def add(self, number: int, sent: float, in_flight: int, last_number: int) -> None:
         """Counts a refusal; `last_number` is that of the last request sent."""
-        self.level = max(0.0, self.level - (last_number - self._counted_at) * TOLERATED)
+        self.level = max(0.0, self.level - (last_number - self._counted_at) * self._leak)
         self._counted_at = last_number
         if self.level == 0.0:
             self.clump = 0
@@ -79,6 +97,20 @@ class Refusals:
             self.first, self.in_flight = (number, sent), in_flight
         self.level += 1.0
         self.clump += 1
+
+    def below(self, requests: int, refused: float) -> None:
+        """Registers requests that were sent below the estimate, and how many of them were refused one by one."""
+        blocks = self._blocks
+        blocks[-1] = (blocks[-1][0] + requests, blocks[-1][1] + refused)
+        if blocks[-1][0] < _BLOCK:
+            return
+        requests, refused = (sum(one) for one in zip(*blocks, strict=True))
+        share, least = refused / requests, (refused - sqrt(refused)) / requests
+        dispersion = sum((some - share * count) ** 2 / count for count, some in blocks)
+        alike = len(blocks) >= _BLOCKS and dispersion <= share * (len(blocks) - 1)
+        self.by_chance = share if alike and least > CHANCE else 0.0
+        self._leak = _leak(max(CHANCE, self.by_chance))
+        blocks.append((0, 0.0))
 
     def run(self, number: int) -> int:
         """Refusals in a row around this one, by number."""
