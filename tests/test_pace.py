@@ -135,6 +135,24 @@ def test_a_short_window_is_no_quick_one() -> None:
     assert client.refused <= 0.08 * client.done
 
 
+class RisingWindow(servers.Window):  # type: ignore[misc] # a class of an untyped module
+    """100 in each 10 s; 300 after 100 s."""
+
+    def __init__(self) -> None:
+        super().__init__(100, 10.0)
+
+    def allows(self, now: float) -> bool:
+        self.count = 100 if now < 100.0 else 300
+        return bool(super().allows(now))
+
+
+def test_a_window_that_allows_more_is_used_after_some_windows() -> None:
+    client = bench.Client(bench.BULK)
+    bench.simulate(servers.Server([RisingWindow()]), [client], 300.0)
+    assert sum(at >= 200.0 for at in client.ok_times) >= 0.95 * 3_000
+    assert client.refused <= 0.1 * client.done
+
+
 def test_wrong_rate_limit_headers_are_ignored_for_a_while_only() -> None:
     pace = Pace(20)
     assert pace.announced(ServerLimit(0, 100, 50.0), 1.0)

@@ -57,23 +57,13 @@ class FixedConcurrency:
     def __init__(self, concurrency: int) -> None:
         self.limit = concurrency
 
-    def answered(self, time_to_first_byte: float, now: float, in_use: int) -> None:
-        pass
+    def _ignores(self, *_: object) -> None:
+        """Nothing changes the number."""
 
-    def refused(self) -> None:
-        pass
-
-    def failed(self, in_use: int) -> None:
-        pass
-
-    def restart(self) -> None:
-        pass
+    answered = refused = failed = restart = bound = _ignores
 
     def widen(self, most: int) -> bool:
         return False
-
-    def bound(self, most: int | None) -> None:
-        pass
 
 
 class AdaptiveConcurrency:

@@ -171,6 +171,7 @@ class Window:
         self._refused = 0  # since then
         self._spent = 0  # of windows whose size was not tested
         self._more = 0  # requests beyond the allowance, as a test
+        self._tested = 0  # those of the last window, if none was refused; then twice as many are tried
 
     def refused(self, number: int) -> None:
         """Registers a refusal while the window is open."""
@@ -189,7 +190,7 @@ class Window:
             return False
         self.accepted = self._allowance = allowance + self._more
         self._spent += self._allowance
-        self._more = 0
+        self._tested, self._more = self._more, 0
         if self._spent >= 200:
             self._spent, self._more = 0, 1 + self._allowance // 200
         return True
@@ -199,6 +200,7 @@ class Window:
         if self._allowance is not None and number > self._opened and self.accepted > 1:
             self.accepted -= 1
             self._allowance -= 1
+            self._tested = 0
 
     def no_window(self, number: int) -> float | None:
         """The average rate, if the limit was used up long before it should be, so that it has no windows."""
@@ -219,6 +221,8 @@ class Window:
         self.found = found
         self._opened, self._refused = number, 0
         self._allowance = self.accepted if found and known else None
+        if self._tested:
+            self._more = 2 * self._tested
         self.rate = max(1, self.accepted) / seconds
         self._average = self.rate if found else None
 
