@@ -25,7 +25,7 @@ from ..errors import (
 from ..limits.notices import emit
 from ..limits.pace import AttemptRecord
 from ..messages import Call, Handler, Request, Response, Transport, new_response
-from ..models import new_meta
+from ..models import Meta, PartnerAccessResponse, new_meta
 from ..observe import AttemptFinished, AttemptStarted, Observer
 from ..runtime import LATE
 from ..secret import fingerprint
@@ -59,7 +59,7 @@ class Attempt:
         if not governor.try_acquire():
             probe = await self._wait_for_slot(call)
         sent = now = self._now()
-        number, in_flight = governor.sent, governor.in_use
+        record = AttemptRecord(sent, governor.sent, governor.in_use, probe)
         call.attempts += 1
         call.headers_at, call.blocked = None, False
         response: Response | None = None
@@ -82,50 +82,25 @@ class Attempt:
             finally:
                 governor.release()
                 now = self._now()
-                call.wire_time += now - sent
-                counters = local.counters
-                counters.requests += 1
-                if call.retrying:
-                    call.retrying = False
-                    counters.retries += 1
+                _count_request(call, now - sent)
             # The body is not bound to a name, because a traceback shows the names of this frame.
-            status, answer = response.status, None
-            meta = new_meta(status, call.attempts, call.queue_time, call.wire_time)
-            if status == 200 and not request.raw:
-                try:
-                    if len(response.body) <= DIRECT_SIZE:
-                        answer = self._codec.decode(response.body, meta)
-                    else:  # in turns, because one step would stall the event loop
-                        answer = await self._codec.decode_async(response.body, meta, local.decoding)
-                except DecodeError as error:
-                    error.status = status
-                    raise
-            if answer is None:
-                envelope = read_envelope(response.body, request.token, call.secret)
-                verdict = classify_response(status, envelope, self._throttle_statuses)
-            else:
-                envelope, meta = envelope_of(answer, request.token, call.secret), answer.meta
-                if envelope is EMPTY_ENVELOPE:
-                    verdict = self._verdict_on_data
-                else:
-                    verdict = classify_response(status, envelope, self._throttle_statuses)
-            response = new_response(status, response.headers, response.body, answer, envelope, verdict, meta)
+            meta = new_meta(response.status, call.attempts, call.queue_time, call.wire_time)
+            if response.status != 200 or request.raw:
+                answer = None
+            elif len(response.body) <= DIRECT_SIZE:
+                answer = self._codec.decode(response.body, meta)
+            else:  # in turns, because one step would stall the event loop
+                answer = await self._codec.decode_async(response.body, meta, local.decoding)
+            response = self._classified(request, response, answer, meta)
         except BaseException as error:
-            self._record_failure(request, error, AttemptRecord(sent, number, in_flight, probe), now)
+            if response is not None and isinstance(error, DecodeError):
+                error.status = response.status
+            self._record_failure(request, error, record, now)
             raise
         finally:
             if permit is not None:
                 permit.on_wire -= 1
-        retry_after, problem = None, ""
-        if verdict is not OK:
-            retry_after, problem = response.retry_after(self._clock), outcome_line(request, response)
-        call.problem = problem
-        first_byte = (call.headers_at or now) - sent
-        call.down = governor.record(
-            AttemptRecord(
-                sent, number, in_flight, probe, now, verdict, status, first_byte, response.headers, retry_after, problem
-            )
-        )
+        self._record_answer(request, response, record, now)
         return response
 
     async def _wait_for_slot(self, call: Call) -> bool:
@@ -143,6 +118,33 @@ class Attempt:
             waited = self._now() - queued
             call.queue_time += waited
             call.local.counters.queue_time += waited
+
+    def _classified(
+        self, request: Request, response: Response, answer: PartnerAccessResponse | None, meta: Meta
+    ) -> Response:
+        """The response with its decoded answer, envelope and verdict."""
+        status, secret = response.status, request.call.secret
+        if answer is None:
+            envelope = read_envelope(response.body, request.token, secret)
+        else:
+            envelope, meta = envelope_of(answer, request.token, secret), answer.meta
+        if answer is not None and envelope is EMPTY_ENVELOPE:
+            verdict = self._verdict_on_data
+        else:
+            verdict = classify_response(status, envelope, self._throttle_statuses)
+        return new_response(status, response.headers, response.body, answer, envelope, verdict, meta)
+
+    def _record_answer(self, request: Request, response: Response, record: AttemptRecord, now: float) -> None:
+        """Reports an attempt that was answered by `now`."""
+        call, verdict = request.call, response.verdict
+        record.ended, record.status, record.headers = now, response.status, response.headers
+        record.time_to_first_byte = (call.headers_at or now) - record.sent
+        if verdict is None or verdict is OK:
+            call.problem = ""
+        else:
+            record.verdict, record.retry_after = verdict, response.retry_after(self._clock)
+            call.problem = record.problem = outcome_line(request, response)
+        call.down = call.local.governor.record(record)
 
     def _record_failure(self, request: Request, error: BaseException, record: AttemptRecord, now: float) -> None:
         """Reports an attempt that raised; its request ended at `now`."""
@@ -171,6 +173,16 @@ class Attempt:
             governor.record(record)
         else:
             governor.abandon(record)
+
+
+def _count_request(call: Call, seconds: float) -> None:
+    """Counts a request that was on the wire."""
+    call.wire_time += seconds
+    counters = call.local.counters
+    counters.requests += 1
+    if call.retrying:
+        call.retrying = False
+        counters.retries += 1
 
 
 class Observed:
