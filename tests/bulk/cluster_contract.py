@@ -28,8 +28,8 @@ from flinks_async.testing import Fault, Latency
 
 from ..cli_support import by_line, said, start
 from ..support import until
-from .server_desk import SECRET, Desk, Watch, a_server, gives_what_one_process_gives
-from .test_executors import calls_for_each_task
+from .server_desk import SECRET, Desk, Watch, a_server, assert_gives_what_one_process_gives
+from .test_executors import assert_called_for_each_task
 from .test_reading import with_a_pipe
 
 
@@ -65,7 +65,7 @@ async def forwarded(port: int, to: int) -> AsyncIterator[None]:
 
 
 async def test_a_cluster_gives_what_one_process_gives(desk: Desk, executor: ClusterExecutor, tmp_path: Path) -> None:
-    await gives_what_one_process_gives(desk, executor, tmp_path / "two")
+    await assert_gives_what_one_process_gives(desk, executor, tmp_path / "two")
 
 
 async def test_what_a_killed_worker_had_is_done_again_and_once_in_the_output(
@@ -188,7 +188,7 @@ async def test_an_input_that_changed_and_a_store_that_fails_end_the_run_as_in_on
 async def test_a_function_is_called_for_each_task_and_again_if_its_worker_is_killed(
     tmp_path: Path, executor: ClusterExecutor
 ) -> None:
-    await calls_for_each_task(executor, tmp_path, kills=True)
+    await assert_called_for_each_task(executor, tmp_path, kills=True)
 
 
 async def test_a_job_is_verified_and_copied_and_a_killed_worker_changes_nothing(
@@ -236,7 +236,7 @@ async def fetch(desk: Desk, url: str, *more: object) -> asyncio.subprocess.Proce
     )  # fmt: skip
 
 
-async def fetched_all(process: asyncio.subprocess.Process, desk: Desk) -> None:
+async def assert_fetched_all(process: asyncio.subprocess.Process, desk: Desk) -> None:
     _, stderr = await process.communicate()
     assert process.returncode == 0, stderr.decode()[-2000:]
     assert set(by_line(desk.path.parent / "answers.jsonl")) == set(range(2, 202))
@@ -247,7 +247,7 @@ def elsewhere(url: str, port: int) -> str:
 
 
 async def test_the_command_line_fetches_on_a_cluster(desk: Desk, url: str) -> None:
-    await fetched_all(await fetch(desk, url), desk)
+    await assert_fetched_all(await fetch(desk, url), desk)
 
 
 async def test_a_cluster_that_is_not_there_yet_is_told_of_and_waited_for(desk: Desk, url: str) -> None:
@@ -255,7 +255,7 @@ async def test_a_cluster_that_is_not_there_yet_is_told_of_and_waited_for(desk: D
     process = await fetch(desk, elsewhere(url, port), "--progress", "json")
     await said(process, b"(Connection refused)")
     async with forwarded(port, int(url.rpartition(":")[2])):
-        await fetched_all(process, desk)
+        await assert_fetched_all(process, desk)
 
 
 async def test_a_cluster_that_never_comes_is_given_up(desk: Desk, url: str) -> None:
