@@ -257,7 +257,7 @@ def _forked(child: Any) -> int:
     """The exit code of a forked child that runs a coroutine: 0 if that is true. -1 if it takes too long."""
     pid = os.fork()
     if pid:
-        for _ in range(200):
+        for _ in range(6000):
             done, status = os.waitpid(pid, os.WNOHANG)
             if done:
                 return os.waitstatus_to_exitcode(status)
