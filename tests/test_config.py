@@ -1,3 +1,5 @@
+"""What a client is made of: the endpoint, tokens and headers as they are sent, settings, and the environment."""
+
 from __future__ import annotations
 
 import datetime as dt
@@ -39,7 +41,7 @@ from flinks_async.errors import ConfigError
 from flinks_async.testing import KINDS, InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
 
-from .support import client_of
+from .support import client_of, examples
 
 CANARY = "canary-51"
 
@@ -322,6 +324,7 @@ def test_a_token_that_would_change_the_url_is_refused_without_being_shown(token:
     assert CANARY not in repr(caught.value)
 
 
+@examples(100)
 @given(st.text(max_size=1100))
 def test_what_is_sent_is_what_was_given_or_nothing_is_sent(token: str) -> None:
     try:

@@ -1,3 +1,5 @@
+"""Secrets show themselves only when they are revealed; what may repeat one is masked, also in logs of other libraries."""
+
 from __future__ import annotations
 
 import base64
@@ -24,6 +26,8 @@ from yarl import URL
 
 from flinks_async import Secret, SecretFilter, fingerprint
 from flinks_async.secret import redact, redact_request, repeats
+
+from .support import examples
 
 CANARY = "canary-5f3e"
 
@@ -203,6 +207,7 @@ def test_a_short_hidden_value_or_one_of_hyphens_masks_only_itself() -> None:
         assert redact(f"a {value} word", Secret(value)) == "a *** word"
 
 
+@examples(100)
 @given(st.text(max_size=600), st.text("abcdef-/%", min_size=4, max_size=12))
 def test_redacted_text_is_short_and_never_holds_the_secret(text: str, secret: str) -> None:
     shown = redact(f"{text}{secret}{text}", Secret(secret))

@@ -194,6 +194,15 @@ def test_no_two_classes_of_the_package_share_a_name() -> None:
 
 
 @pytest.mark.once
+def test_the_number_of_generated_examples_can_be_chosen() -> None:
+    """And no test fails because a busy machine takes longer than hypothesis' deadline of 200 ms."""
+    for path in sorted((ROOT / "tests").rglob("test_*.py")):
+        for function in ast.walk(tree_of(path)):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                names = [ast.unparse(one).partition("(")[0] for one in function.decorator_list]
+                assert "given" not in names or {"examples", "relaxed"} & {*names}, f"{path.name}: {function.name}"
+
+
 def test_the_workflow_tests_every_python_that_the_package_names() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', pyproject)
