@@ -122,7 +122,8 @@ def test_the_modules_and_tests_of_the_mutation_run_exist() -> None:
     modules = re.findall(r'^    "([\w/]+)":', table, re.MULTILINE)
     assert len(modules) > 15
     assert set(modules) >= tomllib.loads((ROOT / "tests/mutation/explained.toml").read_text()).keys()
-    tests = {name for names in re.findall(r': "([\w/ ]+)",$', table, re.MULTILINE) for name in names.split()}
+    rows = re.findall(r'(?:: |^CODEC = )"([\w/ ]+)",?$', source, re.MULTILINE)
+    tests = {name for names in rows for name in names.split()}
     files = [f"flinks_async/{module}.py" for module in modules] + [
         re.sub(r"(\w+)$", r"test_\1.py", f"tests/{name}") for name in tests
     ]
