@@ -53,7 +53,11 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 @cache
 def markers_of(path: Path) -> set[str]:
     """The markers that all tests of a file have."""
-    names = {str(one.relative_to(TESTS).with_suffix("")) for one in (path, path.parent) if one.is_relative_to(TESTS)}
+    names = {
+        one.relative_to(TESTS).as_posix().removesuffix(".py")
+        for one in (path, path.parent)
+        if one.is_relative_to(TESTS)
+    }
     return {marker for marker, marked in MARKED.items() if names & {*marked}}
 
 
