@@ -12,9 +12,9 @@ import pytest
 TESTS = Path(__file__).parent
 MARKED = {
     "once": (
-        "bulk/test_job_trust", "bulk/test_report", "bulk/test_report_browser", "bulk/test_report_jobs",
-        "bulk/test_wrong_arguments", "test_benchmarks",
-        "test_cli_docs", "test_cli_simulate_demo", "test_pace", "test_readme", "test_simulator_openapi", "test_storm_benchmark",
+        "bulk/test_job_care", "bulk/test_job_trust", "bulk/test_reading", "bulk/test_report", "bulk/test_report_browser",
+        "bulk/test_report_jobs", "bulk/test_wrong_arguments", "test_benchmarks",
+        "test_cli_docs", "test_cli_job_care", "test_cli_simulate_demo", "test_pace", "test_readme", "test_simulator_openapi", "test_storm_benchmark",
         "test_storm_hour", "test_structure", "test_testing_plugin", "torture/test_crash", "torture/test_io",
         "torture/test_order", "torture/test_outage",
     ),

@@ -25,7 +25,7 @@ from ..errors import (
 from ..limits.notices import emit
 from ..limits.pace import AttemptRecord
 from ..messages import Call, Handler, Request, Response, Transport, new_response
-from ..models import Meta, PartnerAccessResponse, new_meta
+from ..models import Meta, new_meta
 from ..observe import AttemptFinished, AttemptStarted, Observer
 from ..runtime import LATE
 from ..secret import fingerprint
@@ -59,7 +59,7 @@ class Attempt:
         if not governor.try_acquire():
             probe = await self._wait_for_slot(call)
         sent = now = self._now()
-        record = AttemptRecord(sent, governor.sent, governor.in_use, probe)
+        number, in_flight = governor.sent, governor.in_use
         call.attempts += 1
         call.headers_at, call.blocked = None, False
         response: Response | None = None
@@ -82,7 +82,11 @@ class Attempt:
             finally:
                 governor.release()
                 now = self._now()
-                _count_request(call, now - sent)
+                call.wire_time += now - sent
+                local.counters.requests += 1
+                if call.retrying:
+                    call.retrying = False
+                    local.counters.retries += 1
             # The body is not bound to a name, because a traceback shows the names of this frame.
             meta = new_meta(response.status, call.attempts, call.queue_time, call.wire_time)
             if response.status != 200 or request.raw:
@@ -91,16 +95,29 @@ class Attempt:
                 answer = self._codec.decode(response.body, meta)
             else:  # in turns, because one step would stall the event loop
                 answer = await self._codec.decode_async(response.body, meta, local.decoding)
-            response = self._classified(request, response, answer, meta)
+            if answer is None:
+                response = self._without_answer(request, response, meta)
+            else:
+                envelope = envelope_of(answer, request.token, call.secret)
+                verdict = self._verdict_on_data
+                if envelope is not EMPTY_ENVELOPE:
+                    verdict = classify_response(200, envelope, self._throttle_statuses)
+                response = new_response(200, response.headers, response.body, answer, envelope, verdict, answer.meta)
         except BaseException as error:
             if response is not None and isinstance(error, DecodeError):
                 error.status = response.status
-            self._record_failure(request, error, record, now)
+            self._record_failure(request, error, AttemptRecord(sent, number, in_flight, probe), now)
             raise
         finally:
             if permit is not None:
                 permit.on_wire -= 1
-        self._record_answer(request, response, record, now)
+        retry_after, call.problem = None, ""
+        if response.verdict is not OK:
+            retry_after, call.problem = response.retry_after(self._clock), outcome_line(request, response)
+        record = AttemptRecord(sent, number, in_flight, probe, now, response.verdict, response.status)
+        record.time_to_first_byte = (call.headers_at or now) - sent
+        record.headers, record.retry_after, record.problem = response.headers, retry_after, call.problem
+        call.down = governor.record(record)
         return response
 
     async def _wait_for_slot(self, call: Call) -> bool:
@@ -119,32 +136,12 @@ class Attempt:
             call.queue_time += waited
             call.local.counters.queue_time += waited
 
-    def _classified(
-        self, request: Request, response: Response, answer: PartnerAccessResponse | None, meta: Meta
-    ) -> Response:
-        """The response with its decoded answer, envelope and verdict."""
-        status, secret = response.status, request.call.secret
-        if answer is None:
-            envelope = read_envelope(response.body, request.token, secret)
-        else:
-            envelope, meta = envelope_of(answer, request.token, secret), answer.meta
-        if answer is not None and envelope is EMPTY_ENVELOPE:
-            verdict = self._verdict_on_data
-        else:
-            verdict = classify_response(status, envelope, self._throttle_statuses)
-        return new_response(status, response.headers, response.body, answer, envelope, verdict, meta)
-
-    def _record_answer(self, request: Request, response: Response, record: AttemptRecord, now: float) -> None:
-        """Reports an attempt that was answered by `now`."""
-        call, verdict = request.call, response.verdict
-        record.ended, record.status, record.headers = now, response.status, response.headers
-        record.time_to_first_byte = (call.headers_at or now) - record.sent
-        if verdict is None or verdict is OK:
-            call.problem = ""
-        else:
-            record.verdict, record.retry_after = verdict, response.retry_after(self._clock)
-            call.problem = record.problem = outcome_line(request, response)
-        call.down = call.local.governor.record(record)
+    def _without_answer(self, request: Request, response: Response, meta: Meta) -> Response:
+        """A response that was not decoded, with its envelope and verdict."""
+        status, body = response.status, response.body
+        envelope = read_envelope(body, request.token, request.call.secret)
+        verdict = classify_response(status, envelope, self._throttle_statuses)
+        return new_response(status, response.headers, body, None, envelope, verdict, meta)
 
     def _record_failure(self, request: Request, error: BaseException, record: AttemptRecord, now: float) -> None:
         """Reports an attempt that raised; its request ended at `now`."""
@@ -173,16 +170,6 @@ class Attempt:
             governor.record(record)
         else:
             governor.abandon(record)
-
-
-def _count_request(call: Call, seconds: float) -> None:
-    """Counts a request that was on the wire."""
-    call.wire_time += seconds
-    counters = call.local.counters
-    counters.requests += 1
-    if call.retrying:
-        call.retrying = False
-        counters.retries += 1
 
 
 class Observed:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .data import expected_answer, expected_body
-    from .faults import KINDS, UNKNOWN_TOKEN, DemoFaults, Fault, Faults, Latency, Plan, RateLimit, Throttle, TokenPlan
-    from .in_memory import InMemoryTransport, SentRequest
+    from .faults import KINDS, DemoFaults, Fault, Faults, Latency, Plan, RateLimit, Throttle, TokenPlan
+    from .in_memory import UNKNOWN_TOKEN, InMemoryTransport, SentRequest
     from .mock import aioresponses
     from .process import ServeOptions, ServerProcess, serve_forever
     from .server import FlinksServer, RecordedRequest, ServerStats
@@ -22,19 +22,8 @@ _MODULES = {
     name: module
     for module, names in {
         "data": ("expected_answer", "expected_body"),
-        "faults": (
-            "KINDS",
-            "UNKNOWN_TOKEN",
-            "DemoFaults",
-            "Fault",
-            "Faults",
-            "Latency",
-            "Plan",
-            "RateLimit",
-            "Throttle",
-            "TokenPlan",
-        ),
-        "in_memory": ("InMemoryTransport", "SentRequest"),
+        "faults": ("KINDS", "DemoFaults", "Fault", "Faults", "Latency", "Plan", "RateLimit", "Throttle", "TokenPlan"),
+        "in_memory": ("UNKNOWN_TOKEN", "InMemoryTransport", "SentRequest"),
         "mock": ("aioresponses",),
         "process": ("ServeOptions", "ServerProcess", "serve_forever"),
         "server": ("FlinksServer", "RecordedRequest", "ServerStats"),

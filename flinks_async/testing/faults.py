@@ -140,9 +140,6 @@ _ALL: Final = (
 KINDS: Final[Mapping[str, Fault]] = MappingProxyType({fault.name: fault for fault in _ALL})
 """All faults by name."""
 
-UNKNOWN_TOKEN: Final = KINDS["session_nonexistent"]
-"""The default answer to a token that is not known. Flinks does not document its own."""
-
 
 def fault(kind: str | Fault) -> Fault:
     """A fault, looked up in `KINDS` if it is a name.

@@ -22,11 +22,14 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from ..errors import ClientClosedError, FlinksError
 from ..messages import Request, Response
 from ..secret import Secret, fingerprint
-from .faults import UNKNOWN_TOKEN, Fault
+from .faults import KINDS, Fault
 
 OneAnswer: TypeAlias = Mapping[str, Any] | bytes | Response | Fault | FlinksError
 
 Answer: TypeAlias = OneAnswer | list[OneAnswer] | Callable[[Request], OneAnswer | Awaitable[OneAnswer]]
+
+UNKNOWN_TOKEN: Final = KINDS["session_nonexistent"]
+"""The default answer to an unknown token. Flinks does not document its own."""
 
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
 

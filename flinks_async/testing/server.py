@@ -26,7 +26,8 @@ from attrs import asdict, define, field, fields, frozen
 from ..config import AUTH_SCHEMES, AuthScheme
 from .data import SHAPES, SIZES, Shape, Size, expected_answer, expected_body, uniform
 from .fault_injection import accepts, end, has_secret, inject, json_response, reply
-from .faults import KINDS, UNKNOWN_TOKEN, Fault, Latency, Plan, Throttle, fault
+from .faults import KINDS, Fault, Latency, Plan, Throttle, fault
+from .in_memory import UNKNOWN_TOKEN
 
 _KEPT = 10_000
 

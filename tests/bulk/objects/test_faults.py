@@ -65,7 +65,7 @@ def sweeps(step: int, *names: str) -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("sweep", "numbers"), sweeps(3))
+@pytest.mark.parametrize(("sweep", "numbers"), sweeps(6))
 async def test_a_store_that_fails_at_any_request_ends_the_run_and_the_next_one_goes_on(
     desk: Desk, bucket: str, s3: S3, sweep: Sweep, numbers: Sequence[int]
 ) -> None:
