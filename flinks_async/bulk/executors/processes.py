@@ -113,9 +113,6 @@ class ProcessesExecution(WorkersExecution):
     async def _start(self, start: Start) -> WorkerProcess:
         return WorkerProcess(start, self._secrets)
 
-    async def _clean_up(self) -> None:
-        pass
-
 
 def _ignore(*_: object) -> None:
     """The first worker's warning is enough."""
@@ -145,13 +142,13 @@ class WorkerProcess(WorkerHandle):
         if problem is not None:
             raise WorkerError(f"a worker process cannot be started: {problem}")
         self.name = f"worker process {self._process.pid}"
-        source, sink = self._pipes()
+        self._source: Any = self._process.stdout
+        sink: Any = self._process.stdin
         with suppress(OSError):  # it has died already, which the channel will find out
             sink.write(first)
             sink.flush()
         self._loop = asyncio.get_running_loop()
-        self._inbox = asyncio.Queue[object]()
-        self._channel = Channel(source, sink)
+        self._channel = Channel(self._source, sink)
         self._channel.listen(self._received)
         self.send(start)
 
@@ -159,16 +156,8 @@ class WorkerProcess(WorkerHandle):
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._inbox.put_nowait, message)
 
-    def _pipes(self) -> tuple[BinaryIO, BinaryIO]:
-        source: Any = self._process.stdout
-        sink: Any = self._process.stdin
-        return source, sink
-
     def send(self, message: object) -> None:
         self._channel.send(message)
-
-    async def receive(self) -> object:
-        return await self._inbox.get()
 
     def kill(self) -> None:
         self._process.kill()
@@ -177,7 +166,7 @@ class WorkerProcess(WorkerHandle):
         self.kill()
         code = self._process.wait()  # blocks for a moment
         self._channel.close()
-        self._pipes()[0].close()
+        self._source.close()
         return ending(code)
 
 
