@@ -163,7 +163,7 @@ class Spoken(WorkerHandle):
     def send(self, message: object) -> None:
         match message:
             case Assigned(task, _) | Stored(_, Assigned(task, _)):
-                self.given.append(task and task.shard.id)
+                self.given.append(None if task is None else task.shard.id)
 
     def kill(self) -> None:
         self.says(None)
