@@ -12,6 +12,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from attrs import Attribute, evolve, field, frozen
+from attrs.converters import default_if_none
 
 from . import checks, config
 from ._version import __version__
@@ -108,14 +109,6 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, Iterable) else value  # the validator refuses anything else
 
 
-def _codec(value: Codec | None) -> Codec:
-    return Codec() if value is None else value
-
-
-def _clock(value: Clock | None) -> Clock:
-    return SystemClock() if value is None else value
-
-
 def _callables(instance: object, attribute: Attribute[Any], value: Any) -> None:
     if not isinstance(value, tuple):
         raise ConfigError(f"{attribute.name} must be a sequence of callables, not {type(value).__name__}")
@@ -155,10 +148,6 @@ def _observers(instance: object, attribute: Attribute[Any], value: Any) -> None:
                 )
 
 
-def _flag(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    checks.flag(attribute.name, value)
-
-
 def _is_clock(instance: object, attribute: Attribute[Any], value: Any) -> None:
     missing = [name for name in ("now", "time", "sleep", "random") if not callable(getattr(value, name, None))]
     if missing:
@@ -186,14 +175,14 @@ class ClientOptions:
     observers: tuple[Observer, ...] = field(converter=_as_tuple, validator=_observers)
     app_name: str | None
     headers: Mapping[str, Secret] | None = field(converter=wrap_header_values)
-    allow_http: bool = field(validator=_flag)
+    allow_http: bool = field(validator=checks.validator(checks.flag))
     hedge: Hedge | None = field(validator=checks.one_of(Hedge, NoneType))
-    coalesce: bool = field(validator=_flag)
+    coalesce: bool = field(validator=checks.validator(checks.flag))
     poll_pending: PollPending | None = field(validator=checks.one_of(PollPending, NoneType))
     session: ClientSession | None
     transport: Transport | None
-    codec: Codec = field(converter=_codec, validator=checks.one_of(Codec))
-    clock: Clock = field(converter=_clock, validator=_is_clock)
+    codec: Codec = field(converter=default_if_none(factory=Codec), validator=checks.one_of(Codec))
+    clock: Clock = field(converter=default_if_none(factory=SystemClock), validator=_is_clock)
 
     def __attrs_post_init__(self) -> None:
         if self.session is not None and self.transport is not None:

@@ -10,9 +10,9 @@ from types import NoneType
 from typing import Any, Final, Literal, get_args
 
 import msgspec
-from attrs import Attribute, evolve, field, frozen
+from attrs import evolve, field, frozen
 
-from ...checks import choice, name, one_of
+from ...checks import choice, one_of, validator
 from ...secret import Secret
 from ..compression import split_name
 from ..errors import InputError
@@ -56,10 +56,6 @@ _MAX_LINES_OF_A_ROW: Final = 100
 _MAX_ROW: Final = 1024 * 1024
 
 
-def _format(layout: Layout, attribute: Attribute[Any], value: Any) -> None:
-    choice(name(layout, attribute), value, get_args(Format))
-
-
 @frozen
 class Layout:
     """How to read the file. None and `auto` mean that its name and its first row decide.
@@ -75,7 +71,7 @@ class Layout:
             first row is the header, and is refused if it looks like data; True accepts it anyway.
     """
 
-    format: Format = field(default="auto", validator=_format)
+    format: Format = field(default="auto", validator=validator(choice, get_args(Format)))
     column: str | None = field(default=None, validator=one_of(str, NoneType))
     key_column: str | None = field(default=None, validator=one_of(str, NoneType))
     instance_column: str | None = field(default=None, validator=one_of(str, NoneType))
