@@ -7,7 +7,6 @@ does one transaction of the ledger mark the shard as done. So a crash may repeat
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -19,7 +18,7 @@ from ..clock import Clock, SystemClock
 from ..codec import Drift
 from ..errors import FlinksError
 from ..limits.shared import RedisRateLimiter
-from .counters import SILENCE, Counters, InstanceTrouble, Phase, Progress, joined_waits, waits
+from .counters import SILENCE, Counters, InstanceTrouble, Phase, Progress, joined_waits, to_log, waits
 from .errors import LedgerError, StoreError, UnfitAnswerError
 from .executors import Executor, Work
 from .executors.protocol import Task, put
@@ -43,9 +42,6 @@ LASTING_TROUBLE: Final = "%s"
 
 MOST_DRIFT: Final = 50
 """Differences between answers and their documentation that the progress has."""
-
-LOG_EVERY: Final = 60.0
-"""Seconds between two log lines about the same trouble."""
 
 
 @frozen
@@ -298,14 +294,10 @@ class Run:
         return troubles + counters.waits
 
     def _log_troubles(self, troubles: Sequence[InstanceTrouble], now: float) -> None:
-        """Logs each trouble that lasts: when it is noticed, every minute, and when it is over."""
-        told = self._logged_troubles
-        for trouble in troubles:
-            if trouble.seconds >= LASTING and now - told.get(trouble.host, -math.inf) >= LOG_EVERY:
-                told[trouble.host] = now
-                self._log.warning(LASTING_TROUBLE, trouble)
-        for host in told.keys() - {trouble.host for trouble in troubles}:
-            del told[host]
+        due, over = to_log(self._logged_troubles, troubles, now, least=LASTING)
+        for trouble in due:
+            self._log.warning(LASTING_TROUBLE, trouble)
+        for host in over:
             self._log.info("%s answers again", host)
 
     def _log_drift(self, drift: Sequence[Drift]) -> None:
