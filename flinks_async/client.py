@@ -427,7 +427,7 @@ class FlinksClient:
         """
         if not checks.is_number(grace):
             raise ConfigError(f"grace must be a number of seconds up to {checks.MOST:g}, not {checks.shown(grace)}")
-        family = self._lineage.with_descendants(lambda client: client._lineage)
+        family = self._lineage.with_descendants()
         for client in family:
             client._closed, client._state = True, None
         await pool.close([client._states for client in family], self._pool if self._owns_pool else None, grace)
