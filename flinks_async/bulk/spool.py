@@ -16,7 +16,7 @@ import msgspec
 from attrs import define, field
 
 from ..messages import Response
-from .compression import CompressedDataError, Compression, Decompressed, Pieces, compressor
+from .compression import CompressedDataError, Compression, Pieces, compressor, decompressed
 from .errors import StoreError
 from .files import cannot_read, cannot_write, crash_points, create, write_all
 from .inputs import NO_KEY, Token
@@ -342,7 +342,7 @@ def read_lines(path: Readable, compression: Compression, start: int = 0, size: i
     ended = True
     try:
         with path.open("rb") as file:
-            source = Decompressed(Range(file, start, size), compression)
+            source = decompressed(Range(file, start, size), compression)
             for line in BufferedReader(Pieces(partial(source.read, PIECE)), PIECE):
                 if not (ended := line.endswith(b"\n")):
                     break

@@ -22,7 +22,7 @@ from attrs import evolve
 
 from ... import checks
 from ...checks import is_url
-from ..compression import ByteSource, CompressedDataError, Compression, Corrupt, Decompressed, detect
+from ..compression import ByteSource, CompressedDataError, Compression, Corrupt, decompressed, detect
 from ..errors import InputChangedError, InputError
 from ..objects import Object, object_at
 from ..records import Shard
@@ -218,17 +218,16 @@ class Content:
 
     def __init__(self, raw: BinaryIO, encoding: str | None = None) -> None:
         self._raw = raw
-        head = _beginning(raw)
-        self.compression: Compression = detect(head)
-        self._data: ByteSource = Decompressed(_Rewound(head, raw), self.compression)
-        if encoding is not None:
-            self._data = _Transcoded(self._data, encoding)
-        begin = _beginning(self._data)
+        compressed = _Peeked(raw)
+        self.compression: Compression = detect(compressed.head)
+        data = decompressed(compressed, self.compression)
+        self._data = _Peeked(data if encoding is None else _Transcoded(data, encoding))
+        begin = self._data.head
         refuse_magic(begin)
         if self.compression != "none" and detect(begin) != "none":
             raise InputError("The file of tokens is compressed twice; compress it once.")
-        self._begin = begin.removeprefix(_BOM)
-        self.position = len(begin) - len(self._begin)
+        self._data.head = begin.removeprefix(_BOM)
+        self.position = len(begin) - len(self._data.head)
 
     @property
     def raw_position(self) -> int:
@@ -237,7 +236,7 @@ class Content:
 
     def read(self) -> bytes:
         """The next piece, up to `CHUNK` bytes; empty at the end."""
-        data, self._begin = self._begin or self._data.read(CHUNK), b""
+        data = self._data.read(CHUNK)
         self.position += len(data)
         return data
 
@@ -266,25 +265,23 @@ class _Transcoded:
         raise Corrupt(f"the text is not valid {self._encoding} (`encoding`)")
 
 
-class _Rewound:
-    """A file whose first bytes were read already."""
+class _Peeked:
+    """A file whose first bytes are known before it is read.
 
-    def __init__(self, head: bytes, file: ByteSource) -> None:
-        self._head = head
+    Attributes:
+        head: the bytes that `read` returns first: at least `_HEAD`, fewer only if there are no more.
+    """
+
+    def __init__(self, file: ByteSource) -> None:
         self._file = file
+        self.head = b""
+        while len(self.head) < _HEAD and (piece := file.read(CHUNK)):
+            self.head += piece
 
     def read(self, size: int, /) -> bytes:
-        data = self._head[:size] if self._head else self._file.read(size)
-        self._head = self._head[size:]
+        data = self.head[:size] if self.head else self._file.read(size)
+        self.head = self.head[size:]
         return data
-
-
-def _beginning(file: ByteSource) -> bytes:
-    """At least `_HEAD` bytes, fewer only if there are no more."""
-    head = b""
-    while len(head) < _HEAD and (piece := file.read(CHUNK)):
-        head += piece
-    return head
 
 
 def reason_of(error: OSError | ValueError) -> str:

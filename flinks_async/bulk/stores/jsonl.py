@@ -17,7 +17,7 @@ from typing import Annotated, Any, BinaryIO, Final, get_args
 import msgspec
 
 from ... import checks
-from ..compression import CompressedDataError, Compression, Decompressed, compressor, detect
+from ..compression import CompressedDataError, Compression, compressor, decompressed, detect
 from ..errors import StoreError, StoreMissingError
 from ..files import (
     NOTE,
@@ -313,7 +313,7 @@ def may_be_answers(path: Path, compression: Compression) -> bool:
         with path.open("rb") as file:
             found = b""
             with suppress(CompressedDataError):
-                source = Decompressed(file, compression)
+                source = decompressed(file, compression)
                 while len(found) < len(BEGIN) and (piece := source.read(len(BEGIN))):
                     found += piece
             if found:
