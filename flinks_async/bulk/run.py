@@ -88,6 +88,7 @@ class Run:
     ) -> None:
         self._ledger = ledger
         self._store = store
+        self._shared = shared_store(store)
         self._rules = work.rules
         self._log = work.log
         self._selection = work.selection
@@ -132,7 +133,7 @@ class Run:
         broke_off: tuple[str, str] | None = None
         shards = counted(before.shards - before.shards_done, "shard")
         self._log.info("run begins: %s in %s to do", counted(before.pending, "token"), shards)
-        if shared_store(self._store) is not None:
+        if self._shared is not None:
             where = self._ledger.path.parent
             self._log.info("what is done is recorded in %s only. To resume on another machine, copy it there", where)
         beside: set[asyncio.Future[None]] = set()
@@ -198,11 +199,13 @@ class Run:
                 raise self._broken
             if finished.receipt is None:
                 finished = put(self._store, finished)
-            elif (store := shared_store(self._store)) is not None:
-                store.check()
+            elif self._shared is not None:
+                self._shared.check()
         except BaseException as error:
             self._broken = error
-            self._drop(finished.receipt)
+            if finished.receipt is not None and self._shared is not None:  # the ledger will not know it
+                with suppress(StoreError):
+                    self._shared.drop(finished.receipt)
             raise
         try:
             crash_points.reach("stored")
@@ -219,12 +222,6 @@ class Run:
             "shard %d done: lines %d to %d, %d answers, %d failed, %d left",
             shard.id, shard.first, shard.last, finished.written.lines, len(finished.failures), len(finished.left),
         )  # fmt: skip
-
-    def _drop(self, receipt: dict[str, Any] | None) -> None:
-        """Removes what a worker has stored and the ledger will not know."""
-        if receipt is not None and (store := shared_store(self._store)) is not None:
-            with suppress(StoreError):
-                store.drop(receipt)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -245,8 +242,8 @@ class Run:
 
     def _settle(self, complete: bool) -> None:
         """Removes output that the ledger does not know."""
-        if (store := shared_store(self._store)) is not None:
-            store.settle(self._ledger.receipts(), complete=complete)
+        if self._shared is not None:
+            self._shared.settle(self._ledger.receipts(), complete=complete)
 
     def _write_end(self, state: str, reason: str, summary: dict[str, Any]) -> None:
         self._ledger.add_sample(self._run, self._clock.time(), summary)
