@@ -10,7 +10,7 @@ import os
 import sqlite3
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -252,6 +252,19 @@ OPEN_FILES_SHORT: Final = (
 
 _OPEN_MAX: Final = 10_240
 """The highest soft limit of macOS (`OPEN_MAX`), whose hard limit is often infinite and is refused as a soft one."""
+
+
+def in_pieces(lines: Iterable[bytes], size: int = 256 * 1024) -> Iterator[bytes]:
+    """The lines, joined to pieces of at least `size` bytes, so that few writes are needed. The last piece may be shorter."""
+    ready, held = list[bytes](), 0
+    for line in lines:
+        ready.append(line)
+        held += len(line)
+        if held >= size:
+            yield b"".join(ready)
+            ready, held = [], 0
+    if ready:
+        yield b"".join(ready)
 
 
 def write_all(file: int, data: bytes | memoryview) -> None:
