@@ -30,7 +30,7 @@ from .files import (
     SCRATCH,
     SPOOLS,
     TEMPORARY,
-    cannot_write,
+    writing,
 )
 from .inputs import Scanned
 from .job import place_of
@@ -190,7 +190,7 @@ def export_files(
         names, target = [*_names(files, ledger)], place_at(url, folder)
         _refuse_own_place(folder, manifest, target)
         read = ReadShard(files.describe(), place_of(folder, manifest), url)
-        try:
+        with writing(target):
             if job_of_success(target) not in (None, manifest.job):
                 raise JobMismatchError(
                     f"{target} holds the output of another job or program, which has an object {SUCCESS}. Choose another URL"
@@ -200,10 +200,7 @@ def export_files(
             read_on(executor, read, ledger.commits(), ReadingProgress(ledger.totals(), on_progress))
             if not ledger.totals().pending:
                 target.put(SUCCESS, success_of(manifest.job, names))
-            return names
-        except OSError as error:
-            problem = cannot_write(target, error)
-        raise problem
+        return names
 
 
 def _shard_files(store: Store, what: str) -> ShardFiles:
@@ -256,15 +253,13 @@ def purge(directory: str | os.PathLike[str], store: Store | None = None, *, forg
         manifest = Manifest.load(folder / MANIFEST)
         enter(folder, resources)
         removed = _remove_answers(folder, manifest, store, forget_answers)
-        try:
+        with writing(folder):
             for name in (SPOOLS, SCRATCH):
                 empty(folder / name)
             for name in (FAILED, DUPLICATES, REPORT, PAGE, LOG, NOTE, *TEMPORARY, *LEDGER_FILES, MANIFEST):
                 if os.path.lexists(folder / name):
                     (folder / name).unlink()
                     removed.append(name)
-        except OSError as error:
-            raise cannot_write(folder, error) from None
     with suppress(OSError):
         (folder / LOCK).unlink()
     with suppress(OSError):

@@ -19,7 +19,7 @@ from .counters import Counters, Progress, joined_waits, waits
 from .errors import StoreError, StoreMissingError
 from .executors import Executor, Work
 from .executors.protocol import Task
-from .files import cannot_write, replaced
+from .files import replaced, writing
 from .ledger import Totals
 from .objects import Objects, place_at
 from .records import Commit, Finished, Shard, Written
@@ -159,10 +159,8 @@ class ReadShard:
             where = problem.where.replace(str(here.parts), str(source), 1)
             raise StoreError(f"{where} differs from what the job wrote: {problem.what}")
         for name in names:
-            try:
+            with writing(target.at(name)):
                 target.put(name, here.parts / name)
-            except OSError as error:
-                raise cannot_write(target.at(name), error) from None
 
 
 def _open_files(description: dict[str, Any], place: Place) -> ShardFiles:
