@@ -234,7 +234,7 @@ class Fetcher:
                 outcome: Response | FlinksError
                 self._calls[permit] = task
                 try:
-                    outcome = await client.respond(token.token, permit=permit)
+                    outcome = await client.respond(token.token, permit)
                 except ClientClosedError:
                     raise  # no token can be fetched any more, and this one has not failed
                 except FlinksError as raised:
