@@ -14,7 +14,7 @@ from typing import Any, Final
 from attrs import define, evolve, field
 
 from ..errors import ConfigError
-from ..runtime import fast_loop
+from ..runtime import fast_loop, repeated
 from .counters import Counters, Progress, joined_waits, waits
 from .errors import StoreError, StoreMissingError
 from .executors import Executor, Work
@@ -200,20 +200,15 @@ def read_on(
     async def go() -> None:
         with TemporaryDirectory(prefix="flinks-async-") as spools:
             execution = executor.map_shards(Work.of_function(read, Path(spools), _log, AT_ONCE), next_task, take)
+            logged = dict[str, float]()
 
-            async def tell() -> None:
-                logged = dict[str, float]()
-                while True:
-                    await asyncio.sleep(_TELL_EVERY)
-                    counters = execution.counters()
-                    progress.tell(counters)
-                    waits.tell(logged, counters.waits)
+            def tell() -> None:
+                counters = execution.counters()
+                progress.tell(counters)
+                waits.tell(logged, counters.waits)
 
-            telling = asyncio.ensure_future(tell())
-            try:
+            async with repeated(_TELL_EVERY, tell):
                 await execution.go()
-            finally:
-                telling.cancel()
 
     try:
         asyncio.get_running_loop()
