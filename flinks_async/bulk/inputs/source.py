@@ -92,12 +92,9 @@ class InputFile:
         self._seen = self._look()
         self.size = int(self._seen[0])
         if self.layout.format == "parquet":
-            try:
-                with self.raw() as raw:
-                    column = parquet_columns(raw, self.layout.columns)["column"]
-                self._parquet = evolve(self.layout, column=column)
-            except OSError as error:
-                raise cannot_read(error) from None
+            with reading(), self.raw() as raw:
+                column = parquet_columns(raw, self.layout.columns)["column"]
+            self._parquet = evolve(self.layout, column=column)
             self.columns = self.parser()
         with self.content() as content:
             self.compression = content.compression
@@ -134,14 +131,10 @@ class InputFile:
 
     def content_of(self, raw: BinaryIO) -> Content | ParquetContent:
         """The content of the file, which was opened by `raw`."""
-        try:
-            return (
-                Content(raw, self.layout.encoding)
-                if self._parquet is None
-                else ParquetContent(raw, self._parquet.columns.values())
-            )
-        except (OSError, CompressedDataError) as error:
-            raise cannot_read(error) from None
+        with reading():
+            if self._parquet is None:
+                return Content(raw, self.layout.encoding)
+            return ParquetContent(raw, self._parquet.columns.values())
 
     def refuse_change(self) -> None:
         """Call this after each reading."""
@@ -297,16 +290,18 @@ def cannot_read(error: OSError | ValueError) -> InputError:
 
 
 @contextmanager
-def reading(lines: Lines) -> Iterator[None]:
+def reading(lines: Lines | None = None) -> Iterator[None]:
     """Raises:
-    InputError: the rest of the lines cannot be read.
+    InputError: the file, or the rest of the lines, cannot be read.
     """
     try:
         yield
         return
     except (OSError, CompressedDataError) as error:
-        reason = reason_of(error)
-    raise InputError(f"Reading the tokens broke off after line {lines.count:,}: {reason}.")
+        problem = cannot_read(error)
+        if lines is not None:
+            problem = InputError(f"Reading the tokens broke off after line {lines.count:,}: {reason_of(error)}.")
+    raise problem
 
 
 def _sample(content: Content | ParquetContent) -> bytes:
@@ -338,10 +333,8 @@ def digest(file: InputFile, progress: Callable[[int, int], object] | None = None
     hashed, size = sha256(), 0
     with file.raw() as raw:
         while True:
-            try:
+            with reading():
                 chunk = raw.read(_DIGEST_CHUNK)
-            except OSError as error:
-                raise cannot_read(error) from None
             if not chunk:
                 break
             hashed.update(chunk)
