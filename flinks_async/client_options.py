@@ -12,7 +12,6 @@ from types import NoneType
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar
 
 from attrs import Attribute, evolve, field, frozen
-from attrs.converters import default_if_none
 
 from . import checks, config
 from ._version import __version__
@@ -109,6 +108,14 @@ def _as_tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, Iterable) else value  # the validator refuses anything else
 
 
+def _codec(value: Codec | None) -> Codec:
+    return Codec() if value is None else value
+
+
+def _clock(value: Clock | None) -> Clock:
+    return SystemClock() if value is None else value
+
+
 def _callables(instance: object, attribute: Attribute[Any], value: Any) -> None:
     if not isinstance(value, tuple):
         raise ConfigError(f"{attribute.name} must be a sequence of callables, not {type(value).__name__}")
@@ -181,8 +188,8 @@ class ClientOptions:
     poll_pending: PollPending | None = field(validator=checks.one_of(PollPending, NoneType))
     session: ClientSession | None
     transport: Transport | None
-    codec: Codec = field(converter=default_if_none(factory=Codec), validator=checks.one_of(Codec))
-    clock: Clock = field(converter=default_if_none(factory=SystemClock), validator=_is_clock)
+    codec: Codec = field(converter=_codec, validator=checks.one_of(Codec))
+    clock: Clock = field(converter=_clock, validator=_is_clock)
 
     def __attrs_post_init__(self) -> None:
         if self.session is not None and self.transport is not None:

@@ -172,10 +172,10 @@ class Lineage(Generic[T]):
 
     def with_descendants(self) -> list[T]:
         """The client and all clients derived from it, directly or not."""
-        found, left = list[T](), [self]
+        found, left = list[T](), list[Lineage[T]]([self])
         while left:
             lineage = left.pop()
-            left += lineage.children
+            left.extend(lineage.children)
             if (member := lineage.member()) is not None:
                 found.append(member)
         return found

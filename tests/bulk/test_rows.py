@@ -197,7 +197,11 @@ class TestCSV:
 class TestJSONL:
     def test_fields_of_objects(self) -> None:
         text = '{"id": 7, "t": "one"}\n\n{"id": [8], "t": "two", "x": null}\n'
-        assert plain(rows_of(JSONLParser(Layout(column="t", key_column="id")), text)) == [(1, "one", 7), (2, "blank"), (3, "two", [8])]
+        assert plain(rows_of(JSONLParser(Layout(column="t", key_column="id")), text)) == [
+            (1, "one", 7),
+            (2, "blank"),
+            (3, "two", [8]),
+        ]
 
     def test_plain_strings(self) -> None:
         assert plain(rows_of(JSONLParser(Layout()), '"one"\n"two"\n')) == [(1, "one"), (2, "two")]
@@ -298,7 +302,10 @@ class TestInstances:
             "the line is not a JSON object",
         ]
 
-    @pytest.mark.parametrize("parser", [CSVParser(Layout(column="t", instance_column="at")), JSONLParser(Layout(column="t", instance_column="at"))])
+    @pytest.mark.parametrize(
+        "parser",
+        [CSVParser(Layout(column="t", instance_column="at")), JSONLParser(Layout(column="t", instance_column="at"))],
+    )
     def test_a_column_that_is_not_there(self, parser: RowParser) -> None:
         with pytest.raises(InputError, match=r"no column 'at' \(`instance_column`\).*'t'"):
             rows_of(parser, "t\none\n" if isinstance(parser, CSVParser) else '{"t": "one"}\n')
