@@ -23,7 +23,8 @@ from .inputs import NO_KEY, Token
 from .objects import Readable
 from .records import Failure, Shard, Written, to_json
 
-_FULL: Final = 256 * 1024
+_FULL: Final = 1024 * 1024
+"""Bytes after which a thread writes them. With 256 KB, a job took 11 µs more processor time for each medium answer."""
 _BOM: Final = b"\xef\xbb\xbf"
 
 
