@@ -375,7 +375,11 @@ class RaySlot:
 
         def come(theirs: Any) -> None:
             with suppress(RuntimeError):  # the loop is closed
-                loop.call_soon_threadsafe(lambda: done.done() or done.set_result(theirs))
+                loop.call_soon_threadsafe(settle, theirs)
+
+        def settle(theirs: Any) -> None:
+            if not done.done():
+                done.set_result(theirs)
 
         reference.future().add_done_callback(come)
         return (await done).result()

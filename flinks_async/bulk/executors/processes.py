@@ -22,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 from signal import Signals
-from typing import Any, BinaryIO, Final, Literal
+from typing import IO, Any, BinaryIO, Final, Literal
 
 import msgspec
 from attrs import evolve, frozen
@@ -142,13 +142,15 @@ class WorkerProcess(WorkerHandle):
         if problem is not None:
             raise WorkerError(f"a worker process cannot be started: {problem}")
         self.name = f"worker process {self._process.pid}"
-        self._source: Any = self._process.stdout
-        sink: Any = self._process.stdin
+        source, sink = self._process.stdout, self._process.stdin
+        assert source is not None
+        assert sink is not None
+        self._source = source
         with suppress(OSError):  # it has died already, which the channel will find out
             sink.write(first)
             sink.flush()
         self._loop = asyncio.get_running_loop()
-        self._channel = Channel(self._source, sink)
+        self._channel = Channel(source, sink)
         self._channel.listen(self._received)
         self.send(start)
 
@@ -250,7 +252,7 @@ class Channel:
         source, sink: the pipes; the sink is closed with this object.
     """
 
-    def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
+    def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
         self._source = source
         self._sink = sink
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()
