@@ -33,55 +33,14 @@ def is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST <= value <= MOST
 
 
-Validator = Callable[[object, "Attribute[Any]", Any], None]
-
-
-def _number(problem: str, holds: Callable[[float], bool]) -> Validator:
-    """Makes a validator: a number between -MOST and MOST for which `holds` is true."""
-
-    def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
-        if not is_number(value):
-            raise ConfigError(f"{name(instance, attribute)} must be a number up to {MOST:g}, not {shown(value)}")
-        if not holds(value):
-            raise ConfigError(f"{name(instance, attribute)} must be {problem}, not {value!r}")
-
-    return check
-
-
-number = _number("a number", lambda value: True)
-positive = _number(f"greater than 0 (at least {LEAST:g})", lambda value: value >= LEAST)
-not_negative = _number("0 or more", lambda value: value >= 0)
-share = _number("greater than 0 and at most 1", lambda value: 0 < value <= 1)
-positive_or_none: Validator = optional(positive)
-
-
-def whole_number(least: int, most: int) -> Validator:
-    """Makes a validator: a whole number from `least` to `most`."""
-
-    def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
-        integer(name(instance, attribute), value, least, most)
-
-    return check
-
-
-def is_whole(value: object, least: int, most: int) -> bool:
-    """Whether the value is a whole number from `least` to `most`, and not a bool."""
-    return type(value) is int and least <= value <= most
-
-
 def integer(name: str, value: object, least: int, most: int = int(MOST)) -> None:
     """Checks that an argument is a whole number from `least` to `most`.
 
     Raises:
         ConfigError: it is not.
     """
-    if not is_whole(value, least, most):
+    if type(value) is not int or not least <= value <= most:  # a bool is an int, but no number
         raise ConfigError(f"{name} must be a whole number from {least:,} to {most:,}, not {shown(value)}")
-
-
-at_once = whole_number(1, MOST_AT_ONCE)
-count = whole_number(1, int(MOST))
-whole = whole_number(0, int(MOST))
 
 
 def shown(value: object) -> str:
@@ -91,12 +50,6 @@ def shown(value: object) -> str:
     if isinstance(value, int) and value.bit_length() > 200:
         return "a huge number"  # which Python refuses to convert to a string
     return repr(value) if value is None or isinstance(value, (bool, int, float)) else type(value).__name__
-
-
-def name(instance: object, attribute: Attribute[Any]) -> str:
-    """The field as users write it, such as `Retry.attempts`; of a client's options, the argument."""
-    owner = type(instance).__name__
-    return attribute.name if owner == "ClientOptions" else f"{owner}.{attribute.name}"
 
 
 def flag(name: str, value: object) -> None:
@@ -265,10 +218,43 @@ def optional_import(module: str, *, extra: str) -> Any:
     raise ConfigError(f"{problem}: pip install 'flinks-async[{extra}]'")
 
 
+# --- validators -------------------------------------------------------------------------------------------------------
+
+Validator = Callable[[object, "Attribute[Any]", Any], None]
+
+
+def validator(check: Callable[..., None], *more: object) -> Validator:
+    """Makes a validator of one of the checks above. It names the field as users write it, such as `Retry.attempts`; of a
+    client's options, the argument.
+
+    Args:
+        more: arguments of the check, after the name and the value.
+    """
+
+    def validate(instance: object, attribute: Attribute[Any], value: Any) -> None:
+        owner = type(instance).__name__
+        check(attribute.name if owner == "ClientOptions" else f"{owner}.{attribute.name}", value, *more)
+
+    return validate
+
+
+def _in_range(name: str, value: Any, problem: str, holds: Callable[[float], bool]) -> None:
+    if not is_number(value):
+        raise ConfigError(f"{name} must be a number up to {MOST:g}, not {shown(value)}")
+    if not holds(value):
+        raise ConfigError(f"{name} must be {problem}, not {value!r}")
+
+
+number = validator(_in_range, "a number", lambda value: True)
+positive = validator(_in_range, f"greater than 0 (at least {LEAST:g})", lambda value: value >= LEAST)
+not_negative = validator(_in_range, "0 or more", lambda value: value >= 0)
+share = validator(_in_range, "greater than 0 and at most 1", lambda value: 0 < value <= 1)
+positive_or_none: Validator = optional(positive)
+at_once = validator(integer, 1, MOST_AT_ONCE)
+count = validator(integer, 1)
+whole = validator(integer, 0)
+
+
 def one_of(*kinds: type) -> Validator:
     """Makes a validator: an instance of one of these types."""
-
-    def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
-        kind(name(instance, attribute), value, *kinds)
-
-    return check
+    return validator(kind, *kinds)

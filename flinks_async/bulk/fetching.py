@@ -234,7 +234,7 @@ class Fetcher:
                 outcome: Response | FlinksError
                 self._calls[permit] = task
                 try:
-                    outcome = await client.respond(token.token, permit=permit)
+                    outcome = await client.respond(token.token, permit)
                 except ClientClosedError:
                     raise  # no token can be fetched any more, and this one has not failed
                 except FlinksError as raised:
@@ -392,7 +392,8 @@ class Fetcher:
                 self._end_soon(opened, tuple(sorted(opened.open)))
         while self._ending:
             await asyncio.wait(self._ending)
-        self._raise_if_broken()
+        if self._broken is not None:
+            raise self._broken
         await self._abandon()
 
     async def _abandon(self) -> None:
@@ -401,7 +402,3 @@ class Fetcher:
         for opened in self._open.values():
             if opened.spool is not None:
                 await self._writing.do(opened.spool.abandon)
-
-    def _raise_if_broken(self) -> None:
-        if self._broken is not None:
-            raise self._broken

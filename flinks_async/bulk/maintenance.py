@@ -30,7 +30,7 @@ from .files import (
     SCRATCH,
     SPOOLS,
     TEMPORARY,
-    cannot_write,
+    writing,
 )
 from .inputs import Scanned
 from .job import place_of
@@ -105,8 +105,7 @@ def verify(
     checks.function_or_none("on_progress", on_progress)
     folder = checks.path("directory", directory)
     with ExitStack() as resources:
-        manifest = _enter(folder, resources, read_only=True)
-        ledger = _ledger(folder, resources)
+        manifest, ledger = _look(folder, resources)
         broken = ledger.problems()
         if broken:
             raise LedgerError(f"{ledger.path} is broken: {broken[0]}")
@@ -143,8 +142,7 @@ def export(
     checks.function_or_none("on_progress", on_progress)
     folder = checks.path("directory", directory)
     with ExitStack() as resources:
-        manifest = _enter(folder, resources, read_only=True)
-        ledger = _ledger(folder, resources)
+        manifest, ledger = _look(folder, resources)
         try:
             chosen = _open_store(folder, manifest, store, resources)
         except StoreMissingError:
@@ -187,13 +185,12 @@ def export_files(
     url = checks.checked_url(url)
     folder = checks.path("directory", directory)
     with ExitStack() as resources:
-        manifest = _enter(folder, resources, read_only=True)
-        ledger = _ledger(folder, resources)
+        manifest, ledger = _look(folder, resources)
         files = _shard_files(_open_store(folder, manifest, store, resources), "An export to a URL")
         names, target = [*_names(files, ledger)], place_at(url, folder)
         _refuse_own_place(folder, manifest, target)
         read = ReadShard(files.describe(), place_of(folder, manifest), url)
-        try:
+        with writing(target):
             if job_of_success(target) not in (None, manifest.job):
                 raise JobMismatchError(
                     f"{target} holds the output of another job or program, which has an object {SUCCESS}. Choose another URL"
@@ -203,10 +200,7 @@ def export_files(
             read_on(executor, read, ledger.commits(), ReadingProgress(ledger.totals(), on_progress))
             if not ledger.totals().pending:
                 target.put(SUCCESS, success_of(manifest.job, names))
-            return names
-        except OSError as error:
-            problem = cannot_write(target, error)
-        raise problem
+        return names
 
 
 def _shard_files(store: Store, what: str) -> ShardFiles:
@@ -256,16 +250,16 @@ def purge(directory: str | os.PathLike[str], store: Store | None = None, *, forg
     checks.kind("store", store, Store, NoneType)
     folder = checks.path("directory", directory)
     with ExitStack() as resources:
-        removed = _remove_answers(folder, _enter(folder, resources), store, forget_answers)
-        try:
+        manifest = Manifest.load(folder / MANIFEST)
+        enter(folder, resources)
+        removed = _remove_answers(folder, manifest, store, forget_answers)
+        with writing(folder):
             for name in (SPOOLS, SCRATCH):
                 empty(folder / name)
             for name in (FAILED, DUPLICATES, REPORT, PAGE, LOG, NOTE, *TEMPORARY, *LEDGER_FILES, MANIFEST):
                 if os.path.lexists(folder / name):
                     (folder / name).unlink()
                     removed.append(name)
-        except OSError as error:
-            raise cannot_write(folder, error) from None
     with suppress(OSError):
         (folder / LOCK).unlink()
     with suppress(OSError):
@@ -365,17 +359,12 @@ def _missing_answers(answers: str, what: str) -> StoreError:
     )
 
 
-def _ledger(folder: Path, resources: ExitStack) -> Ledger:
-    ledger = Ledger(folder / LEDGER, look=True)
-    resources.callback(ledger.close)
-    return ledger
-
-
-def _enter(folder: Path, resources: ExitStack, *, read_only: bool = False) -> Manifest:
+def _look(folder: Path, resources: ExitStack) -> tuple[Manifest, Ledger]:
+    """Locks a job, and opens its ledger read-only."""
     manifest = Manifest.load(folder / MANIFEST)
-    if not read_only or os.access(folder, os.W_OK):  # no lock in a read-only copy, where no job can run
+    if os.access(folder, os.W_OK):  # no lock in a read-only copy, where no job can run
         enter(folder, resources)
-    return manifest
+    return manifest, resources.enter_context(closing(Ledger(folder / LEDGER, look=True)))
 
 
 def _open_store(folder: Path, manifest: Manifest, store: Store | None, resources: ExitStack) -> Store:

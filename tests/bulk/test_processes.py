@@ -171,10 +171,12 @@ async def a_job_elsewhere(desk: Desk) -> AsyncIterator[subprocess.Popen[bytes]]:
 
 async def test_workers_end_with_their_parent_and_an_orphan_that_wakes_up_late_does_no_harm(slow: Desk) -> None:
     async with a_job_elsewhere(slow) as process:
+        usual, slow.server.latency = slow.server.latency, Latency.fixed(30.0)  # so that the job is not done before
         quick, late = workers(process.pid)
         os.kill(late, signal.SIGSTOP)
         process.kill()
         process.wait()
+        slow.server.latency = usual
         await gone(quick)
         await asyncio.sleep(0.3)  # what was sent before is counted when the server reads it
         before, requests = snapshot(slow.directory), slow.server.stats.requests
