@@ -111,12 +111,13 @@ class Attempt:
         finally:
             if permit is not None:
                 permit.on_wire -= 1
-        retry_after, call.problem = None, ""
-        if response.verdict is not OK:
-            retry_after, call.problem = response.retry_after(self._clock), outcome_line(request, response)
-        record = AttemptRecord(sent, number, in_flight, probe, now, response.verdict, response.status)
+        record = AttemptRecord(sent, number, in_flight, probe, now)
+        record.status, record.headers = response.status, response.headers
         record.time_to_first_byte = (call.headers_at or now) - sent
-        record.headers, record.retry_after, record.problem = response.headers, retry_after, call.problem
+        call.problem, result = "", response.verdict
+        if result is not None and result is not OK:
+            record.verdict, record.retry_after = result, response.retry_after(self._clock)
+            call.problem = record.problem = outcome_line(request, response)
         call.down = governor.record(record)
         return response
 

@@ -91,10 +91,9 @@ class Fault:
         """
         headers = {"Content-Type": self.content_type, **self.headers}
         if self.retry_after is not None:
-            is_date = self.retry_after_date and now is not None
-            headers["Retry-After"] = (
-                formatdate(now + self.retry_after, usegmt=True) if is_date else f"{self.retry_after:g}"
-            )
+            headers["Retry-After"] = f"{self.retry_after:g}"
+            if self.retry_after_date and now is not None:
+                headers["Retry-After"] = formatdate(now + self.retry_after, usegmt=True)
         return headers
 
     def evolve(self, **changes: Any) -> Fault:

@@ -164,9 +164,9 @@ async def _serve_until_input_ends(options: ServeOptions) -> None:
 
 
 # Ctrl-C must not reach the simulator, because the client finishes its requests first.
-_DETACHED: dict[str, Any] = (
-    {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP} if sys.platform == "win32" else {"start_new_session": True}
-)
+_DETACHED: dict[str, Any] = {"start_new_session": True}
+if sys.platform == "win32":
+    _DETACHED = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
 
 
 class ServerProcess:
