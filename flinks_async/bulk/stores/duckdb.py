@@ -142,12 +142,11 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
         rows = self.fetch(sql, *values)
         return rows[0][0] if rows and isinstance(rows[0][0], int) else 0
 
-    def _insert(self, table: Table, rows: Rows) -> Rows:
+    def _insert(self, table: Table, rows: Rows) -> None:
         held = self._held.setdefault(table, [])
         held.append(rows)
         if sum(map(len, held)) >= _ROWS:
             self._insert_held(table)
-        return rows
 
     def _insert_held(self, table: Table) -> None:
         db, rows = self._opened, optional_import("pyarrow", extra="duckdb").concat_tables(self._held.pop(table))
