@@ -46,7 +46,7 @@ _CONFIG: Final = {
     "autoinstall_known_extensions": False,  # otherwise an SQLite file makes it load code from the network
 }
 
-_MEMORY: Final = 40
+_MEMORY: Final = 30
 """MB of DuckDB's own memory while it writes. By default it would keep the database in four fifths of the machine's memory."""
 
 _MOST_MEMORY: Final = 2_000
