@@ -146,7 +146,7 @@ async def test_clients_that_are_derived_one_after_the_other_are_not_kept() -> No
             client = client.with_options(app_name="x")
         gc.collect()
         client = client.with_options(app_name="last")
-        steps, lineage = 0, client._lineage.ancestor()
+        steps, lineage = 0, client._lineage.parent
         while lineage is not None:
             steps, lineage = steps + 1, lineage.parent
         assert steps <= 2

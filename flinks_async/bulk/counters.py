@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Literal, Self
 
@@ -19,7 +19,7 @@ from attrs import asdict, define, evolve, field, fields, frozen
 from ..client import FlinksClient
 from ..codec.observed import Drift, joined
 from ..limits.governor import Trouble
-from ..limits.notices import log_fields, trouble_line
+from ..limits.notices import LOG_EVERY, log_fields, trouble_line
 from ..limits.rate import LearnedLimit
 
 _SMALLEST: Final = 1e-4
@@ -324,7 +324,6 @@ SILENCE: Final = 10.0
 """Seconds without an answer, of an instance or of a storage, after which this is a trouble."""
 
 _LOOK_EVERY: Final = 1.0
-_LOG_EVERY: Final = 60.0
 
 WAITS: Final = logging.getLogger("flinks_async.bulk.waits")
 """The log of calls that last, also outside of a run."""
@@ -415,17 +414,31 @@ class Waits:
                     return
             self.tell(told, self.troubles())
 
-    def tell(self, told: dict[str, float], lasting: Iterable[InstanceTrouble]) -> None:
-        """Logs each trouble of those that last: when it is noticed, every minute, and when it is over. `told` remembers when."""
-        troubles, now = {one.host: one for one in lasting}, self._clock()
-        for place, one in troubles.items():
-            if now - told.get(place, -math.inf) >= _LOG_EVERY:
-                told[place] = now
-                fields = log_fields("StoreWaits", place=place, reason=one.reason, seconds=one.seconds)
-                WAITS.warning("waiting: %s", one, extra=fields)
-        for place in told.keys() - troubles.keys():
-            del told[place]
+    def tell(self, told: dict[str, float], lasting: Collection[InstanceTrouble]) -> None:
+        """Logs the troubles that last (see `to_log`)."""
+        due, over = to_log(told, lasting, self._clock())
+        for one in due:
+            fields = log_fields("StoreWaits", place=one.host, reason=one.reason, seconds=one.seconds)
+            WAITS.warning("waiting: %s", one, extra=fields)
+        for place in over:
             WAITS.warning("the wait for %s is over", place, extra=log_fields("StoreWaited", place=place))
+
+
+def to_log(
+    told: dict[str, float], troubles: Collection[InstanceTrouble], now: float, *, least: float = 0.0
+) -> tuple[list[InstanceTrouble], set[str]]:
+    """The troubles to log now, because they are new or were logged a minute ago, and the hosts whose trouble is over.
+
+    Args:
+        told: when the trouble of a host was logged.
+        least: seconds after which a trouble is logged.
+    """
+    due = [one for one in troubles if one.seconds >= least and now - told.get(one.host, -math.inf) >= LOG_EVERY]
+    over = told.keys() - {one.host for one in troubles}
+    for host in over:
+        del told[host]
+    told.update((one.host, now) for one in due)
+    return due, over
 
 
 waits: Final = Waits()

@@ -13,15 +13,17 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flinks_async.bulk import DaskExecutor, Job, Processes, Rules
+from flinks_async.bulk import DaskExecutor, Job, Processes, RayExecutor, Rules
 from flinks_async.testing import Fault
 
 from ..bulk.server_desk import SECRET, Desk, Watch, a_server, workers
+from ..bulk.test_ray import ENVIRONMENT, a_ray_cluster, ray_workers
 from ..support import until
 from ..test_redis import Redis
 
@@ -104,6 +106,16 @@ class Run:
         executor = DaskExecutor(cluster, workers=3, secret_env="TEST_SECRET")
         await self.job(executor, lambda: os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL))
 
+    async def ray(self) -> None:
+        if find_spec("ray") is None:
+            pytest.skip("Ray is not installed")
+        patch = self.stack.enter_context(pytest.MonkeyPatch.context())
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        address = self.stack.enter_context(a_ray_cluster())
+        executor = RayExecutor(address, workers=3, secret_env="TEST_SECRET")
+        await self.job(executor, lambda: os.kill(ray_workers()[0], signal.SIGKILL))
+
     async def redis(self) -> None:
         pytest.importorskip("redis")
         redis = Redis(self.folder)
@@ -146,7 +158,7 @@ async def run(tmp_path: Path) -> AsyncIterator[Run]:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("how", ["processes", "dask", "redis"])
+@pytest.mark.parametrize("how", ["processes", "dask", "ray", "redis"])
 async def test_the_rate_of_three_that_die_and_join_is_what_was_asked(run: Run, how: str) -> None:
     await getattr(run, how)()
     await run.until(SECONDS + 2.5)
@@ -161,7 +173,7 @@ async def test_the_rate_of_three_that_die_and_join_is_what_was_asked(run: Run, h
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("how", ["processes", "dask", "redis"])
+@pytest.mark.parametrize("how", ["processes", "dask", "ray", "redis"])
 async def test_a_pause_stops_all_with_few_requests_more(run: Run, how: str) -> None:
     number = int(RATE * 4)
     run.watch.faults[number] = Fault.reply(503, {}, retry_after=PAUSE)

@@ -65,12 +65,12 @@ def sweeps(step: int, *names: str) -> list[Any]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize(("sweep", "numbers"), sweeps(3))
+@pytest.mark.parametrize(("sweep", "numbers"), sweeps(6))
 async def test_a_store_that_fails_at_any_request_ends_the_run_and_the_next_one_goes_on(
     desk: Desk, bucket: str, s3: S3, sweep: Sweep, numbers: Sequence[int]
 ) -> None:
     """The nth request of a kind fails, and perhaps all after it."""
-    await some_requests_fail(desk, bucket, s3, {"kind": "jsonl-parts", "compression": "none"}, sweep, numbers)
+    await check_failing_requests(desk, bucket, s3, {"kind": "jsonl-parts", "compression": "none"}, sweep, numbers)
 
 
 @pytest.mark.slow
@@ -80,10 +80,10 @@ async def test_files_of_one_shard_are_never_from_two_attempts(
     desk: Desk, bucket: str, s3: S3, sweep: Sweep, numbers: Sequence[int]
 ) -> None:
     pytest.importorskip("pyarrow")
-    await some_requests_fail(desk, bucket, s3, {"kind": "parquet", "compression": "zstd"}, sweep, numbers)
+    await check_failing_requests(desk, bucket, s3, {"kind": "parquet", "compression": "zstd"}, sweep, numbers)
 
 
-async def some_requests_fail(
+async def check_failing_requests(
     desk: Desk, bucket: str, s3: S3, store: dict[str, Any], sweep: Sweep, numbers: Sequence[int]
 ) -> None:
     method, fault, once = sweep
