@@ -45,19 +45,8 @@ from figures import machine, ratio, spread, table, versions
 from servers import SECRET, Server, cores, pinned, plain
 
 from flinks_async import FlinksClient, FlinksError, config
-from flinks_async.bulk import (
-    InProcess,
-    InputFile,
-    Job,
-    JSONLFile,
-    JSONLParts,
-    Processes,
-    Rules,
-    SQLiteStore,
-    Store,
-    purge,
-)
-from flinks_async.bulk.executors import Executor
+from flinks_async.bulk import InputFile, Job, JSONLFile, JSONLParts, Rules, SQLiteStore, Store, purge
+from flinks_async.bulk.executors import Executor, InProcess, Processes
 from flinks_async.bulk.files import make_folder
 from flinks_async.bulk.records import Commit, Shard, Written
 from flinks_async.bulk.stores import Place, answer_rows
@@ -80,10 +69,10 @@ STORES: dict[str, Callable[[Path], Store]] = {
     POSTGRESQL: lambda folder: PostgreSQLStore(schema="flinks_benchmark"),
 }
 TABLES = ("SQLite", "Parquet", "DuckDB", POSTGRESQL)
-WORKER = ", fetched by a worker process"
+WORKER = ", a worker process"
 Kind = Literal["small", "medium", "medium, unknown fields", "large"]
 UNKNOWN: Kind = "medium, unknown fields"
-TOKENS: dict[Kind, int] = {"small": 40_000, "medium": 18_000, UNKNOWN: 6_000, "large": 100}
+TOKENS: dict[Kind, int] = {"small": 30_000, "medium": 15_000, UNKNOWN: 6_000, "large": 100}
 FIVE_MILLION = 5_000_000
 CORES_USED = 2
 """Cores for which the summary says how fast a job could be at most: if it kept them busy, and the servers needed none."""
