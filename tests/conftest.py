@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 from functools import cache
@@ -18,7 +19,7 @@ MARKED = {
         "test_storm_hour", "test_structure", "test_testing_plugin", "torture/test_crash", "torture/test_io",
         "torture/test_order", "torture/test_outage",
     ),
-    "slow": ("bulk/test_dask", "bulk/objects"),
+    "slow": ("bulk/test_dask", "bulk/test_reading", "bulk/objects"),
     "backend": (
         "bulk/objects", "bulk/test_dask", "bulk/test_ray", "bulk/test_selection", "bulk/test_store_duckdb",
         "bulk/test_store_parquet", "bulk/test_store_postgresql", "bulk/test_stores_agree", "test_redis",
@@ -66,6 +67,11 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     expression = config.option.markexpr
     unwanted = re.findall(r"not (\w+)", expression) if re.fullmatch(r"not \w+( and not \w+)*", expression) else []
     return True if markers_of(collection_path) & {*unwanted} else None
+
+
+def pytest_collection_finish() -> None:
+    """Without this, the garbage collector walks all tests and modules again and again, for a tenth of the processor time."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -130,7 +130,7 @@ def test_transactions_of_much_data_have_steps(observed: bool) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("top", [False, True])
+@pytest.mark.parametrize("top", [pytest.param(False, marks=pytest.mark.torture), True])
 def test_an_answer_of_more_than_a_million_values_is_read(top: bool) -> None:
     body = payload((2, 70_000), unknown=True)
     if top:
