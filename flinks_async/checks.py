@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from sys import modules
 from types import NoneType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -28,7 +28,7 @@ MOST_AT_ONCE: Final = 100_000
 """The highest concurrency: each call has a task of some kilobytes, and an address has 65,535 ports."""
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether the value is a number between -MOST and MOST, not NaN and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST <= value <= MOST
 
@@ -56,7 +56,7 @@ def flag(name: str, value: object) -> None:
 
 def seconds(name: str, value: object) -> None:
     """Checks that an argument is a number of seconds greater than 0."""
-    if not is_number(value) or value <= 0:  # type: ignore[operator]
+    if not is_number(value) or value <= 0:
         raise ConfigError(f"{name} must be a number of seconds greater than 0, up to {MOST:g}, not {shown(value)}")
 
 
