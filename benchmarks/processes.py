@@ -48,7 +48,7 @@ from flinks_async.bulk.executors.protocol import NextTask, TakeFinished
 from flinks_async.bulk.records import Finished
 
 TOKENS = {"small": 100_000, "medium": 20_000}
-SHARD = 500
+SHARD = 1000
 HERE, ONE, TWO = "in this process", "1 worker", "2 workers"
 VARIABLE = "BENCHMARK_SECRET"
 RAY_PORT = 26391
