@@ -163,7 +163,7 @@ def dask() -> Iterator[Way]:
 def ray() -> Iterator[Way]:
     """A head with two CPUs and token authentication. It is the only Ray cluster on this machine.
 
-    Its workers are as nice as the server, which they share the cores with; Ray's own default is to be nicer to all others.
+    Its workers keep the usual priority, as the server has with which they share the cores (by default, Ray makes them nicer).
     """
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))  # before this process imports Ray
     program = [sys.executable, "-m", "ray.scripts.scripts"]
