@@ -1,4 +1,4 @@
-"""Checks that raise `ConfigError`: validators that name the wrong field of a record, and imports of optional packages."""
+"""Checks that raise `ConfigError`: of arguments, of the fields of a record (validators), and of optional packages."""
 
 from __future__ import annotations
 
@@ -34,11 +34,7 @@ def is_number(value: object) -> bool:
 
 
 def integer(name: str, value: object, least: int, most: int = int(MOST)) -> None:
-    """Checks that an argument is a whole number from `least` to `most`.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Checks that an argument is a whole number from `least` to `most`."""
     if type(value) is not int or not least <= value <= most:  # a bool is an int, but no number
         raise ConfigError(f"{name} must be a whole number from {least:,} to {most:,}, not {shown(value)}")
 
@@ -53,21 +49,13 @@ def shown(value: object) -> str:
 
 
 def flag(name: str, value: object) -> None:
-    """Checks that an argument is True or False, because a string such as "false" would count as true.
-
-    Raises:
-        ConfigError: it is neither.
-    """
+    """Checks that an argument is True or False, because a string such as "false" would count as true."""
     if not isinstance(value, bool):
         raise ConfigError(f"{name} must be True or False, not {type(value).__name__}")
 
 
 def seconds(name: str, value: object) -> None:
-    """Checks that an argument is a number of seconds greater than 0.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Checks that an argument is a number of seconds greater than 0."""
     if not is_number(value) or value <= 0:  # type: ignore[operator]
         raise ConfigError(f"{name} must be a number of seconds greater than 0, up to {MOST:g}, not {shown(value)}")
 
@@ -144,11 +132,7 @@ def path(name: str, value: object) -> Path:
 
 
 def kind(name: str, value: object, *kinds: type) -> None:
-    """Checks that an argument is an instance of one of these types or protocols.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Checks that an argument is an instance of one of these types or protocols."""
     if isinstance(value, type) or not isinstance(value, kinds):
         names = " or ".join("None" if one is NoneType else one.__name__ for one in kinds)
         found = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
@@ -156,21 +140,13 @@ def kind(name: str, value: object, *kinds: type) -> None:
 
 
 def function_or_none(name: str, value: object) -> None:
-    """Checks that an argument can be called, or is None.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Checks that an argument can be called, or is None."""
     if value is not None and not callable(value):
         raise ConfigError(f"{name} must be a function or None, not {type(value).__name__}")
 
 
 def choice(name: str, value: object, names: Sequence[str]) -> None:
-    """Checks that an argument is one of some names.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Checks that an argument is one of some names."""
     if not isinstance(value, str) or value not in names:
         raise ConfigError(f"{name} must be one of {', '.join(names)}, not {shown(value)}")
 

@@ -118,6 +118,15 @@ async def test_closing_reaches_a_client_whose_parent_was_collected() -> None:
     assert last.closed
 
 
+async def test_closing_reaches_a_client_that_others_were_derived_from_after_its_parent_was_collected() -> None:
+    async with client_of(InMemoryTransport()) as root:
+        middle = root.with_options(app_name="between").with_options(app_name="middle")
+        gc.collect()
+        last = middle.with_options(app_name="last")
+        gc.collect()
+    assert (middle.closed, last.closed) == (True, True)
+
+
 async def test_closing_a_derived_client_closes_those_derived_from_it_and_no_others() -> None:
     async with client_of(InMemoryTransport()) as root:
         middle, sibling = root.with_options(app_name="middle"), root.with_options(app_name="sibling")

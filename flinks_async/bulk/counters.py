@@ -165,20 +165,16 @@ class Counters:
     @classmethod
     def sum_of(cls, parts: Iterable[Counters]) -> Counters:
         """All of them together; `held_back` is the longest."""
-        whole, times, drift = cls(), list[Histogram](), list[tuple[Drift, ...]]()
-        waits = list[InstanceTrouble]()
+        whole, parts = cls(), [*parts]
         for part in parts:
             for name in _ADDED_UP:
                 setattr(whole, name, getattr(whole, name) + getattr(part, name))
             whole.held_back = max(whole.held_back, part.held_back)
-            times.append(part.times)
-            drift.append(part.drift)
-            waits += part.waits
             for host, state in part.instances.items():
                 whole.instances[host] = whole.instances.get(host, InstanceState()).joined(state)
-        whole.times = Histogram.sum_of(times)
-        whole.drift = joined(drift)
-        whole.waits = joined_waits(waits)
+        whole.times = Histogram.sum_of(part.times for part in parts)
+        whole.drift = joined(part.drift for part in parts)
+        whole.waits = joined_waits(trouble for part in parts for trouble in part.waits)
         return whole
 
     def ended(self) -> Counters:
@@ -305,13 +301,10 @@ class Progress:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and `done` as plain JSON, times rounded to milliseconds."""
-        return {
-            **_rounded(asdict(self, recurse=False)),
-            "troubles": [_rounded(asdict(trouble)) for trouble in self.troubles],
-            "workers": [_rounded(asdict(worker)) for worker in self.workers],
-            "drift": [_rounded(asdict(one)) for one in self.drift],
-            "done": self.done,
-        }
+        plain = _rounded(asdict(self, recurse=False))
+        for name in ("troubles", "workers", "drift"):
+            plain[name] = [_rounded(asdict(one)) for one in plain[name]]
+        return {**plain, "done": self.done}
 
 
 def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
@@ -427,11 +420,8 @@ class Waits:
 def to_log(
     told: dict[str, float], troubles: Collection[InstanceTrouble], now: float, *, least: float = 0.0
 ) -> tuple[list[InstanceTrouble], set[str]]:
-    """The troubles to log now, because they are new or were logged a minute ago, and the hosts whose trouble is over.
-
-    Args:
-        told: when the trouble of a host was logged.
-        least: seconds after which a trouble is logged.
+    """The troubles to log now, because they have lasted for `least` seconds and were not logged within a minute, and the hosts
+    whose trouble is over. `told` remembers when that of a host was logged.
     """
     due = [one for one in troubles if one.seconds >= least and now - told.get(one.host, -math.inf) >= LOG_EVERY]
     over = told.keys() - {one.host for one in troubles}

@@ -100,12 +100,9 @@ def verify(
         ConfigError: the executor cannot read the answers of this store.
         WorkerError: workers keep crashing, or the cluster is lost.
     """
-    checks.kind("store", store, Store, NoneType)
     checks.kind("executor", executor, Executor, NoneType)
-    checks.function_or_none("on_progress", on_progress)
-    folder = checks.path("directory", directory)
     with ExitStack() as resources:
-        manifest, ledger = _look(folder, resources)
+        folder, manifest, ledger = _look(directory, store, on_progress, resources)
         broken = ledger.problems()
         if broken:
             raise LedgerError(f"{ledger.path} is broken: {broken[0]}")
@@ -138,11 +135,8 @@ def export(
         StoreMissingError: the answers are not where the job put them.
         FlinksError: as for `verify`.
     """
-    checks.kind("store", store, Store, NoneType)
-    checks.function_or_none("on_progress", on_progress)
-    folder = checks.path("directory", directory)
     with ExitStack() as resources:
-        manifest, ledger = _look(folder, resources)
+        folder, manifest, ledger = _look(directory, store, on_progress, resources)
         try:
             chosen = _open_store(folder, manifest, store, resources)
         except StoreMissingError:
@@ -179,13 +173,10 @@ def export_files(
         ConfigError: the place belongs to the job itself, or the job has no files for each shard.
         FlinksError: as for `verify`.
     """
-    checks.kind("store", store, Store, NoneType)
     checks.kind("executor", executor, Executor, NoneType)
-    checks.function_or_none("on_progress", on_progress)
     url = checks.checked_url(url)
-    folder = checks.path("directory", directory)
     with ExitStack() as resources:
-        manifest, ledger = _look(folder, resources)
+        folder, manifest, ledger = _look(directory, store, on_progress, resources)
         files = _shard_files(_open_store(folder, manifest, store, resources), "An export to a URL")
         names, target = [*_names(files, ledger)], place_at(url, folder)
         _refuse_own_place(folder, manifest, target)
@@ -359,12 +350,17 @@ def _missing_answers(answers: str, what: str) -> StoreError:
     )
 
 
-def _look(folder: Path, resources: ExitStack) -> tuple[Manifest, Ledger]:
-    """Locks a job, and opens its ledger read-only."""
+def _look(
+    directory: str | os.PathLike[str], store: Store | None, on_progress: OnProgress | None, resources: ExitStack
+) -> tuple[Path, Manifest, Ledger]:
+    """Checks the arguments of a function that reads answers, locks the job, and opens its ledger read-only."""
+    checks.kind("store", store, Store, NoneType)
+    checks.function_or_none("on_progress", on_progress)
+    folder = checks.path("directory", directory)
     manifest = Manifest.load(folder / MANIFEST)
     if os.access(folder, os.W_OK):  # no lock in a read-only copy, where no job can run
         enter(folder, resources)
-    return manifest, resources.enter_context(closing(Ledger(folder / LEDGER, look=True)))
+    return folder, manifest, resources.enter_context(closing(Ledger(folder / LEDGER, look=True)))
 
 
 def _open_store(folder: Path, manifest: Manifest, store: Store | None, resources: ExitStack) -> Store:

@@ -25,7 +25,7 @@ from ..errors import (
 from ..limits.notices import emit
 from ..limits.pace import AttemptRecord
 from ..messages import Call, Handler, Request, Response, Transport, new_response
-from ..models import new_meta
+from ..models import Meta, new_meta
 from ..observe import AttemptFinished, AttemptStarted, Observer
 from ..runtime import LATE
 from ..secret import fingerprint
@@ -83,49 +83,42 @@ class Attempt:
                 governor.release()
                 now = self._now()
                 call.wire_time += now - sent
-                counters = local.counters
-                counters.requests += 1
+                local.counters.requests += 1
                 if call.retrying:
                     call.retrying = False
-                    counters.retries += 1
+                    local.counters.retries += 1
             # The body is not bound to a name, because a traceback shows the names of this frame.
-            status, answer = response.status, None
-            meta = new_meta(status, call.attempts, call.queue_time, call.wire_time)
-            if status == 200 and not request.raw:
-                try:
-                    if len(response.body) <= DIRECT_SIZE:
-                        answer = self._codec.decode(response.body, meta)
-                    else:  # in turns, because one step would stall the event loop
-                        answer = await self._codec.decode_async(response.body, meta, local.decoding)
-                except DecodeError as error:
-                    error.status = status
-                    raise
+            meta = new_meta(response.status, call.attempts, call.queue_time, call.wire_time)
+            if response.status != 200 or request.raw:
+                answer = None
+            elif len(response.body) <= DIRECT_SIZE:
+                answer = self._codec.decode(response.body, meta)
+            else:  # in turns, because one step would stall the event loop
+                answer = await self._codec.decode_async(response.body, meta, local.decoding)
             if answer is None:
-                envelope = read_envelope(response.body, request.token, call.secret)
-                verdict = classify_response(status, envelope, self._throttle_statuses)
+                response = self._without_answer(request, response, meta)
             else:
-                envelope, meta = envelope_of(answer, request.token, call.secret), answer.meta
-                if envelope is EMPTY_ENVELOPE:
-                    verdict = self._verdict_on_data
-                else:
-                    verdict = classify_response(status, envelope, self._throttle_statuses)
-            response = new_response(status, response.headers, response.body, answer, envelope, verdict, meta)
+                envelope = envelope_of(answer, request.token, call.secret)
+                verdict = self._verdict_on_data
+                if envelope is not EMPTY_ENVELOPE:
+                    verdict = classify_response(200, envelope, self._throttle_statuses)
+                response = new_response(200, response.headers, response.body, answer, envelope, verdict, answer.meta)
         except BaseException as error:
+            if response is not None and isinstance(error, DecodeError):
+                error.status = response.status
             self._record_failure(request, error, AttemptRecord(sent, number, in_flight, probe), now)
             raise
         finally:
             if permit is not None:
                 permit.on_wire -= 1
-        retry_after, problem = None, ""
-        if verdict is not OK:
-            retry_after, problem = response.retry_after(self._clock), outcome_line(request, response)
-        call.problem = problem
-        first_byte = (call.headers_at or now) - sent
-        call.down = governor.record(
-            AttemptRecord(
-                sent, number, in_flight, probe, now, verdict, status, first_byte, response.headers, retry_after, problem
-            )
-        )
+        record = AttemptRecord(sent, number, in_flight, probe, now)
+        record.status, record.headers = response.status, response.headers
+        record.time_to_first_byte = (call.headers_at or now) - sent
+        call.problem, result = "", response.verdict
+        if result is not None and result is not OK:
+            record.verdict, record.retry_after = result, response.retry_after(self._clock)
+            call.problem = record.problem = outcome_line(request, response)
+        call.down = governor.record(record)
         return response
 
     async def _wait_for_slot(self, call: Call) -> bool:
@@ -143,6 +136,13 @@ class Attempt:
             waited = self._now() - queued
             call.queue_time += waited
             call.local.counters.queue_time += waited
+
+    def _without_answer(self, request: Request, response: Response, meta: Meta) -> Response:
+        """A response that was not decoded, with its envelope and verdict."""
+        status, body = response.status, response.body
+        envelope = read_envelope(body, request.token, request.call.secret)
+        verdict = classify_response(status, envelope, self._throttle_statuses)
+        return new_response(status, response.headers, body, None, envelope, verdict, meta)
 
     def _record_failure(self, request: Request, error: BaseException, record: AttemptRecord, now: float) -> None:
         """Reports an attempt that raised; its request ended at `now`."""

@@ -10,7 +10,6 @@ import struct
 import sys
 import time
 from collections.abc import Mapping
-from email.utils import formatdate
 from typing import Final
 
 from aiohttp import web
@@ -32,14 +31,7 @@ def json_response(body: bytes, status: int = 200, headers: dict[str, str] | None
 
 def reply(fault: Fault) -> web.Response:
     """The response of a `reply` fault."""
-    headers = {"Content-Type": fault.content_type, **fault.headers}
-    if fault.retry_after is not None:
-        headers["Retry-After"] = (
-            formatdate(time.time() + fault.retry_after, usegmt=True)
-            if fault.retry_after_date
-            else f"{fault.retry_after:g}"
-        )
-    return web.Response(status=fault.status, body=fault.body, headers=headers)
+    return web.Response(status=fault.status, body=fault.body, headers=fault.all_headers(time.time()))
 
 
 async def inject(request: web.BaseRequest, fault: Fault, answer: bytes) -> web.Response | None:

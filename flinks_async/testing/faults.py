@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from email.utils import formatdate
 from statistics import NormalDist
 from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol
@@ -81,6 +82,19 @@ class Fault:
         """
         body = {"HttpStatusCode": inside or status, "FlinksCode": code, "Message": f"Simulated {code}."}
         return cls.reply(status, body, **{"name": code.lower(), **fields})
+
+    def all_headers(self, now: float | None = None) -> dict[str, str]:
+        """The headers of a `reply`.
+
+        Args:
+            now: seconds since 1970, for a `Retry-After` that is a date; None to send seconds instead.
+        """
+        headers = {"Content-Type": self.content_type, **self.headers}
+        if self.retry_after is not None:
+            headers["Retry-After"] = f"{self.retry_after:g}"
+            if self.retry_after_date and now is not None:
+                headers["Retry-After"] = formatdate(now + self.retry_after, usegmt=True)
+        return headers
 
     def evolve(self, **changes: Any) -> Fault:
         """A copy with some fields changed, for example `KINDS["http_503"].evolve(delay=0.5)`."""

@@ -151,31 +151,36 @@ class Lineage(Generic[T]):
     Attributes:
         member: the client.
         parent: of the client that this one was derived from; None for the root.
-        children: of the clients that were derived from this one.
+        children: of the clients that were derived from this one; made for the first of them.
     """
 
     member: ref[T]
     parent: Lineage[T] | None
-    children: WeakSet[Lineage[T]] = field(factory=WeakSet)
+    children: WeakSet[Lineage[T]] | None = None
 
     @classmethod
     def add(cls, member: T, parent: Lineage[T] | None) -> Lineage[T]:
         """The lineage of a new client. Links to collected clients are dropped, so that a chain stays short."""
         made = cls(ref(member), parent)
         if parent is not None:
-            parent.children.add(made)
+            parent._adopt(made)
             while parent.parent is not None and parent.parent.member() is None:
                 parent.parent = parent.parent.parent
             if parent.parent is not None:
-                parent.parent.children.add(parent)
+                parent.parent._adopt(parent)
         return made
+
+    def _adopt(self, child: Lineage[T]) -> None:
+        if self.children is None:
+            self.children = WeakSet()
+        self.children.add(child)
 
     def with_descendants(self) -> list[T]:
         """The client and all clients derived from it, directly or not."""
         found, left = list[T](), list[Lineage[T]]([self])
         while left:
             lineage = left.pop()
-            left.extend(lineage.children)
+            left.extend(lineage.children or ())
             if (member := lineage.member()) is not None:
                 found.append(member)
         return found

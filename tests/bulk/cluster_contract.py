@@ -28,8 +28,8 @@ from flinks_async.testing import Fault, Latency
 
 from ..cli_support import by_line, said, start
 from ..support import until
-from .server_desk import SECRET, Desk, Watch, a_server, gives_what_one_process_gives
-from .test_executors import calls_for_each_task
+from .server_desk import SECRET, Desk, Watch, a_server, assert_gives_what_one_process_gives
+from .test_executors import assert_called_for_each_task
 from .test_reading import with_a_pipe
 
 
@@ -68,7 +68,7 @@ async def forwarded(port: int, to: int) -> AsyncIterator[None]:
 
 
 async def test_a_cluster_gives_what_one_process_gives(desk: Desk, executor: ClusterExecutor, tmp_path: Path) -> None:
-    await gives_what_one_process_gives(desk, executor, tmp_path / "two")
+    await assert_gives_what_one_process_gives(desk, executor, tmp_path / "two")
 
 
 async def test_what_a_killed_worker_had_is_done_again_and_once_in_the_output(
@@ -191,7 +191,7 @@ async def test_an_input_that_changed_and_a_store_that_fails_end_the_run_as_in_on
 async def test_a_function_is_called_for_each_task_and_again_if_its_worker_is_killed(
     tmp_path: Path, executor: ClusterExecutor
 ) -> None:
-    await calls_for_each_task(executor, tmp_path, kills=True)
+    await assert_called_for_each_task(executor, tmp_path, kills=True)
 
 
 async def test_a_job_is_verified_and_copied_and_a_killed_worker_changes_nothing(
@@ -259,7 +259,7 @@ async def test_the_command_line_fetches_on_a_cluster_that_comes_late(desk: Desk,
 async def test_a_cluster_that_never_comes_is_given_up_and_a_signal_ends_the_wait(desk: Desk, url: str) -> None:
     """Whether nothing listens there or something that never answers."""
 
-    async def given_up(port: int) -> None:
+    async def assert_given_up(port: int) -> None:
         process = await fetch(desk, elsewhere(url, port), "--wait-for-workers", "2s", "--progress", "none")
         _, stderr = await process.communicate()
         assert process.returncode == Exit.STOPPED
@@ -277,7 +277,7 @@ async def test_a_cluster_that_never_comes_is_given_up_and_a_signal_ends_the_wait
     first, second = free_ports(2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         async with asyncio.TaskGroup() as together:
-            together.create_task(given_up(first))
+            together.create_task(assert_given_up(first))
             together.create_task(ended(second, b"Connection refused"))
             together.create_task(ended(silent.getsockname()[1], b"connecting to the "))
 

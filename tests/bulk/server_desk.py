@@ -98,7 +98,7 @@ async def a_server(**options: Any) -> AsyncIterator[FlinksServer]:
         yield server
 
 
-async def gives_what_one_process_gives(desk: Desk, executor: Executor, directory: Path) -> None:
+async def assert_gives_what_one_process_gives(desk: Desk, executor: Executor, directory: Path) -> None:
     with desk.path.open("a") as file:
         file.write("u-again,token-7\nu-bad,bad\x07token\n")
     for token, fault in {"token-20": "bad_request", "token-200": "unauthorized"}.items():

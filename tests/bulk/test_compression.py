@@ -24,7 +24,7 @@ from flinks_async.bulk.compression import (
 )
 from flinks_async.errors import ConfigError
 
-from ..support import traced
+from ..support import examples, traced
 from .input_support import ZSTD
 
 zstd = zstd_library()
@@ -49,6 +49,7 @@ def decompress(kind: Compression, data: bytes, size: int = 1000) -> bytes:
 
 class TestRoundTrip:
     @pytest.mark.parametrize("kind", ["none", *KINDS])
+    @examples(50)
     @given(pieces=st.lists(st.binary(max_size=300), max_size=5), size=st.integers(1, 400))
     def test_what_went_in_comes_out(self, kind: Compression, pieces: list[bytes], size: int) -> None:
         assert decompress(kind, compress(kind, *pieces), size) == b"".join(pieces)
