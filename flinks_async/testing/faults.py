@@ -83,19 +83,6 @@ class Fault:
         body = {"HttpStatusCode": inside or status, "FlinksCode": code, "Message": f"Simulated {code}."}
         return cls.reply(status, body, **{"name": code.lower(), **fields})
 
-    def all_headers(self, now: float | None = None) -> dict[str, str]:
-        """The headers of a `reply`.
-
-        Args:
-            now: seconds since 1970, for a `Retry-After` that is a date; None to send seconds instead.
-        """
-        headers = {"Content-Type": self.content_type, **self.headers}
-        if self.retry_after is not None:
-            headers["Retry-After"] = f"{self.retry_after:g}"
-            if self.retry_after_date and now is not None:
-                headers["Retry-After"] = formatdate(now + self.retry_after, usegmt=True)
-        return headers
-
     def evolve(self, **changes: Any) -> Fault:
         """A copy with some fields changed, for example `KINDS["http_503"].evolve(delay=0.5)`."""
         return evolve(self, **changes)
@@ -157,6 +144,20 @@ def fault(kind: str | Fault) -> Fault:
 def _that_clear(*clears: Clears) -> tuple[Fault, ...]:
     """The faults of these classes."""
     return tuple(kind for kind in KINDS.values() if kind.clears in clears)
+
+
+def reply_headers(fault: Fault, now: float | None = None) -> dict[str, str]:
+    """The headers of a `reply`.
+
+    Args:
+        now: seconds since 1970, for a `Retry-After` that is a date; None to send seconds instead.
+    """
+    headers = {"Content-Type": fault.content_type, **fault.headers}
+    if fault.retry_after is not None:
+        headers["Retry-After"] = f"{fault.retry_after:g}"
+        if fault.retry_after_date and now is not None:
+            headers["Retry-After"] = formatdate(now + fault.retry_after, usegmt=True)
+    return headers
 
 
 def faults(kinds: Iterable[str | Fault]) -> tuple[Fault, ...]:

@@ -22,7 +22,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from ..errors import ClientClosedError, FlinksError
 from ..messages import Request, Response
 from ..secret import Secret, fingerprint
-from .faults import KINDS, Fault
+from .faults import KINDS, Fault, reply_headers
 
 OneAnswer: TypeAlias = Mapping[str, Any] | bytes | Response | Fault | FlinksError
 
@@ -113,7 +113,7 @@ def make_response(
     if isinstance(answer, Fault):
         if answer.mode != "reply":
             raise ValueError(f"the fault {answer.name!r} is not a reply; use the FlinksError that it causes instead")
-        merged.update(answer.all_headers())
+        merged.update(reply_headers(answer))
         status, body = answer.status, answer.body
     else:
         body = answer if isinstance(answer, bytes) else _encode(answer)
