@@ -48,7 +48,7 @@ from flinks_async.bulk.executors.protocol import NextTask, TakeFinished
 from flinks_async.bulk.records import Finished
 
 TOKENS = {"small": 100_000, "medium": 20_000}
-SHARD = 500
+SHARD = 1000
 HERE, ONE, TWO = "in this process", "1 worker", "2 workers"
 VARIABLE = "BENCHMARK_SECRET"
 RAY_PORT = 26391
@@ -163,7 +163,7 @@ def dask() -> Iterator[Way]:
 def ray() -> Iterator[Way]:
     """A head with two CPUs and token authentication. It is the only Ray cluster on this machine.
 
-    Its workers are as nice as the server, which they share the cores with; Ray's own default is to be nicer to all others.
+    Its workers keep the usual priority, as the server has with which they share the cores (by default, Ray makes them nicer).
     """
     os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))  # before this process imports Ray
     program = [sys.executable, "-m", "ray.scripts.scripts"]

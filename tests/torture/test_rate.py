@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
 from importlib.util import find_spec
@@ -55,6 +56,7 @@ class Run:
 
     def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
         self.watch = Watch()
+        self.began = 0.0  # when all three had sent something
         self.folder = folder
         self.stack = stack
 
@@ -63,14 +65,15 @@ class Run:
         self.desk = Desk(self.folder, server)
 
     async def until(self, seconds: float) -> None:
-        await until(lambda: self.watch.times)
-        now = asyncio.get_running_loop().time
-        await asyncio.sleep(max(0.0, self.watch.times[0] + seconds - now()))
+        await until(lambda: self.began)
+        await asyncio.sleep(max(0.0, self.began + seconds - time.monotonic()))
 
     async def job(self, executor: Any, kill: Any) -> None:
-        self.desk.write(int(RATE * (SECONDS + 6)))
+        self.desk.write(int(RATE * (SECONDS + 20)))
 
         async def during(job: Job) -> None:
+            await until(lambda: (at := job.progress()) and sum(one.requests > 0 for one in at.workers) == 3)
+            self.began = time.monotonic()
             await self.until(7.0)
             kill()
             await self.until(SECONDS + 3.0)
@@ -122,6 +125,8 @@ class Run:
         redis.start()
         self.stack.callback(redis.stop)
         first, *_ = [await self._sender(redis) for _ in range(3)]
+        await until(lambda: self.watch.times)
+        self.began = self.watch.times[0]
 
         async def change() -> None:
             await self.until(7.0)
@@ -163,7 +168,7 @@ async def test_the_rate_of_three_that_die_and_join_is_what_was_asked(run: Run, h
     await getattr(run, how)()
     await run.until(SECONDS + 2.5)
     times = run.watch.times
-    first = times[0] + 2.0
+    first = run.began + 2.0
     counted = [at for at in times if first <= at < first + SECONDS]
     windows = [
         sum(start <= at < start + 1 for at in counted) for start in [first + n / 4 for n in range(int(SECONDS * 4) - 4)]
