@@ -113,12 +113,11 @@ def wheel(session: nox.Session) -> None:
 
 @nox.session(python=OTHERS)
 def tests(session: nox.Session) -> None:
-    """On the other supported Pythons of this machine, the tests that depend on Python."""
+    """On the other supported Pythons of this machine, the tests that depend on Python, with a fifth of the generated examples."""
     session.install(*TEST)
-    session.run_install(
-        "pytest", "-n0", "--collect-only", "-qq", silent=True
-    )  # compiles them once, and not in each process
-    session.run("pytest", "-m", "not torture and not slow and not once and not backend", *session.posargs)
+    test = ("pytest", "-m", "not torture and not slow and not once and not backend")
+    session.run_install(*test, "-n0", "--collect-only", "-qq", silent=True)  # compiles once, and not in each process
+    session.run(*test, *session.posargs, env={"FLINKS_EXAMPLES": os.environ.get("FLINKS_EXAMPLES", "0.2")})
 
 
 @nox.session(python=SUPPORTED[0])

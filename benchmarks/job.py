@@ -6,9 +6,11 @@ all cores, because a store works in a thread of its own; with --one-core it has 
 is one run of each in random order; the ratio is the median over the rounds, with a bootstrap 95 % interval. The number of
 stored answers is checked.
 
-There are small answers, medium answers, and medium answers with one unknown field in every transaction. If all three are
-measured, two last tables sum up (--write puts them into docs/stores.md). The second one compares each store, without fetching, with the fastest way in which its engine takes the same rows: SQLite and DuckDB copy them from
-another database (INSERT ... SELECT), PostgreSQL gets prepared bytes (COPY), pyarrow writes Arrow tables to Parquet.
+There are small answers, medium answers, and medium answers with one unknown field in every transaction. Jobs of medium answers to tables
+also run with a worker process (`--processes 1`). If all three are measured, two last tables sum up (--write puts them into
+docs/stores.md). The second one compares each store, without fetching, with the fastest way in which its engine takes the same rows:
+SQLite and DuckDB copy them from another database (INSERT ... SELECT), PostgreSQL gets prepared bytes (COPY), pyarrow writes Arrow
+tables to Parquet.
 
 PostgreSQL is skipped unless PGHOST names a server; the benchmark uses the schemas `flinks_benchmark` and
 `flinks_benchmark_copy` and removes them. The server may use all cores; its CPU time and the size of its files are not measured.
@@ -44,6 +46,7 @@ from servers import SECRET, Server, cores, pinned, plain
 
 from flinks_async import FlinksClient, FlinksError, config
 from flinks_async.bulk import InputFile, Job, JSONLFile, JSONLParts, Rules, SQLiteStore, Store, purge
+from flinks_async.bulk.executors import Executor, InProcess, Processes
 from flinks_async.bulk.files import make_folder
 from flinks_async.bulk.records import Commit, Shard, Written
 from flinks_async.bulk.stores import Place, answer_rows
@@ -66,9 +69,10 @@ STORES: dict[str, Callable[[Path], Store]] = {
     POSTGRESQL: lambda folder: PostgreSQLStore(schema="flinks_benchmark"),
 }
 TABLES = ("SQLite", "Parquet", "DuckDB", POSTGRESQL)
+WORKER = ", a worker process"
 Kind = Literal["small", "medium", "medium, unknown fields", "large"]
 UNKNOWN: Kind = "medium, unknown fields"
-TOKENS: dict[Kind, int] = {"small": 40_000, "medium": 18_000, UNKNOWN: 6_000, "large": 100}
+TOKENS: dict[Kind, int] = {"small": 30_000, "medium": 15_000, UNKNOWN: 6_000, "large": 100}
 FIVE_MILLION = 5_000_000
 CORES_USED = 2
 """Cores for which the summary says how fast a job could be at most: if it kept them busy, and the servers needed none."""
@@ -109,24 +113,24 @@ async def alone(base_url: str, source: Path) -> int:
     return fetched
 
 
-async def job(base_url: str, source: Path, folder: Path, store: Store, shard_size: int) -> dict[str, Any]:
-    with Job.start(folder / "job", InputFile(source), store, {"": "benchmark"}, shard_size=shard_size) as started:
-        async with client_of(base_url) as client:
-            result = await started.run(client, Rules(concurrency=CONCURRENCY))
+async def job(order: dict[str, Any], store: Store, executor: Executor) -> dict[str, Any]:
+    folder, source = Path(order["folder"], "job"), InputFile(order["source"])
+    with Job.start(folder, source, store, {"": "benchmark"}, shard_size=order["shard_size"]) as started:
+        async with client_of(order["base_url"]) as client:
+            result = await started.run(client, Rules(concurrency=CONCURRENCY), executor=executor)
     return {"answers": result.totals.fetched, "running": result.progress.seconds}
 
 
 def measure(order: dict[str, Any]) -> dict[str, Any]:
-    source, folder = Path(order["source"]), Path(order["folder"])
-    name, base_url = order["name"], order["base_url"]
-    wall, cpu = time.perf_counter(), time.process_time()
+    folder = Path(order["folder"])
+    name, worker, _ = order["name"].partition(WORKER)
+    wall, cpu = time.perf_counter(), sum(os.times()[:4])  # also of worker processes
     with asyncio.Runner(loop_factory=fastest_loop()) as runner:
         if name == ALONE:
-            found: dict[str, Any] = {"answers": runner.run(alone(base_url, source))}
+            found: dict[str, Any] = {"answers": runner.run(alone(order["base_url"], Path(order["source"])))}
         else:
-            store = STORES[name](folder)
-            found = runner.run(job(base_url, source, folder, store, order["shard_size"]))
-    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+            found = runner.run(job(order, STORES[name](folder), Processes(1) if worker else InProcess()))
+    wall, cpu = time.perf_counter() - wall, sum(os.times()[:4]) - cpu
     if name == POSTGRESQL:
         purge(folder / "job")
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
@@ -373,8 +377,8 @@ def summary(found: dict[Kind, Runs]) -> str:
             "" if name == ALONE else f"{CORES_USED * median(ALONE, 'wall') / cpu:.2f}",
             f"{cpu / median(name, 'answers') * 1e6:.0f}",
             f"{median(name, 'mb') - median(ALONE, 'mb'):.0f}",
-            share(UNKNOWN, name, "medium", name) if name in TABLES else "",
-            share("small", name, "small", ALONE),
+            share(UNKNOWN, name, "medium", name) if name in found[UNKNOWN] and name != ALONE else "",
+            share("small", name, "small", ALONE) if name in found["small"] else "",
         ]
 
     return table(columns, [line(name) for name in found["medium"]])
@@ -422,6 +426,8 @@ def main() -> None:
                 run(options.profile, server, source, count, kind, "--watch")
             continue
         named = [ALONE, *(store for store in stores if kind != UNKNOWN or store in TABLES)]
+        if kind == "medium":
+            named += [f"{store}{WORKER}" for store in stores if store in TABLES]
         found[kind] = compare(kind, named, count, rounds)
     if {"small", "medium", UNKNOWN} <= found.keys():
         engines = compare_engines([store for store in stores if store in ENGINES], rounds)

@@ -1,4 +1,4 @@
-"""Checks that raise `ConfigError`: validators that name the wrong field of a record, and imports of optional packages."""
+"""Checks that raise `ConfigError`: of arguments, of the fields of a record (validators), and of optional packages."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from sys import modules
 from types import NoneType
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -28,60 +28,15 @@ MOST_AT_ONCE: Final = 100_000
 """The highest concurrency: each call has a task of some kilobytes, and an address has 65,535 ports."""
 
 
-def is_number(value: object) -> bool:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether the value is a number between -MOST and MOST, not NaN and not a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and -MOST <= value <= MOST
 
 
-Validator = Callable[[object, "Attribute[Any]", Any], None]
-
-
-def _number(problem: str, holds: Callable[[float], bool]) -> Validator:
-    """Makes a validator: a number between -MOST and MOST for which `holds` is true."""
-
-    def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
-        if not is_number(value):
-            raise ConfigError(f"{name(instance, attribute)} must be a number up to {MOST:g}, not {shown(value)}")
-        if not holds(value):
-            raise ConfigError(f"{name(instance, attribute)} must be {problem}, not {value!r}")
-
-    return check
-
-
-number = _number("a number", lambda value: True)
-positive = _number(f"greater than 0 (at least {LEAST:g})", lambda value: value >= LEAST)
-not_negative = _number("0 or more", lambda value: value >= 0)
-share = _number("greater than 0 and at most 1", lambda value: 0 < value <= 1)
-positive_or_none: Validator = optional(positive)
-
-
-def whole_number(least: int, most: int) -> Validator:
-    """Makes a validator: a whole number from `least` to `most`."""
-
-    def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
-        integer(name(instance, attribute), value, least, most)
-
-    return check
-
-
-def is_whole(value: object, least: int, most: int) -> bool:
-    """Whether the value is a whole number from `least` to `most`, and not a bool."""
-    return type(value) is int and least <= value <= most
-
-
 def integer(name: str, value: object, least: int, most: int = int(MOST)) -> None:
-    """Checks that an argument is a whole number from `least` to `most`.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if not is_whole(value, least, most):
+    """Checks that an argument is a whole number from `least` to `most`."""
+    if type(value) is not int or not least <= value <= most:  # a bool is an int, but no number
         raise ConfigError(f"{name} must be a whole number from {least:,} to {most:,}, not {shown(value)}")
-
-
-at_once = whole_number(1, MOST_AT_ONCE)
-count = whole_number(1, int(MOST))
-whole = whole_number(0, int(MOST))
 
 
 def shown(value: object) -> str:
@@ -93,29 +48,15 @@ def shown(value: object) -> str:
     return repr(value) if value is None or isinstance(value, (bool, int, float)) else type(value).__name__
 
 
-def name(instance: object, attribute: Attribute[Any]) -> str:
-    """The field as users write it, such as `Retry.attempts`; of a client's options, the argument."""
-    owner = type(instance).__name__
-    return attribute.name if owner == "ClientOptions" else f"{owner}.{attribute.name}"
-
-
 def flag(name: str, value: object) -> None:
-    """Checks that an argument is True or False, because a string such as "false" would count as true.
-
-    Raises:
-        ConfigError: it is neither.
-    """
+    """Checks that an argument is True or False, because a string such as "false" would count as true."""
     if not isinstance(value, bool):
         raise ConfigError(f"{name} must be True or False, not {type(value).__name__}")
 
 
 def seconds(name: str, value: object) -> None:
-    """Checks that an argument is a number of seconds greater than 0.
-
-    Raises:
-        ConfigError: it is not.
-    """
-    if not is_number(value) or value <= 0:  # type: ignore[operator]
+    """Checks that an argument is a number of seconds greater than 0."""
+    if not is_number(value) or value <= 0:
         raise ConfigError(f"{name} must be a number of seconds greater than 0, up to {MOST:g}, not {shown(value)}")
 
 
@@ -191,11 +132,7 @@ def path(name: str, value: object) -> Path:
 
 
 def kind(name: str, value: object, *kinds: type) -> None:
-    """Checks that an argument is an instance of one of these types or protocols.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Checks that an argument is an instance of one of these types or protocols."""
     if isinstance(value, type) or not isinstance(value, kinds):
         names = " or ".join("None" if one is NoneType else one.__name__ for one in kinds)
         found = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
@@ -203,21 +140,13 @@ def kind(name: str, value: object, *kinds: type) -> None:
 
 
 def function_or_none(name: str, value: object) -> None:
-    """Checks that an argument can be called, or is None.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Checks that an argument can be called, or is None."""
     if value is not None and not callable(value):
         raise ConfigError(f"{name} must be a function or None, not {type(value).__name__}")
 
 
 def choice(name: str, value: object, names: Sequence[str]) -> None:
-    """Checks that an argument is one of some names.
-
-    Raises:
-        ConfigError: it is not.
-    """
+    """Checks that an argument is one of some names."""
     if not isinstance(value, str) or value not in names:
         raise ConfigError(f"{name} must be one of {', '.join(names)}, not {shown(value)}")
 
@@ -265,10 +194,43 @@ def optional_import(module: str, *, extra: str) -> Any:
     raise ConfigError(f"{problem}: pip install 'flinks-async[{extra}]'")
 
 
+# --- validators -------------------------------------------------------------------------------------------------------
+
+Validator = Callable[[object, "Attribute[Any]", Any], None]
+
+
+def validator(check: Callable[..., None], *more: object) -> Validator:
+    """Makes a validator of one of the checks above. It names the field as users write it, such as `Retry.attempts`; of a
+    client's options, the argument.
+
+    Args:
+        more: arguments of the check, after the name and the value.
+    """
+
+    def validate(instance: object, attribute: Attribute[Any], value: Any) -> None:
+        owner = type(instance).__name__
+        check(attribute.name if owner == "ClientOptions" else f"{owner}.{attribute.name}", value, *more)
+
+    return validate
+
+
+def _in_range(name: str, value: Any, problem: str, holds: Callable[[float], bool]) -> None:
+    if not is_number(value):
+        raise ConfigError(f"{name} must be a number up to {MOST:g}, not {shown(value)}")
+    if not holds(value):
+        raise ConfigError(f"{name} must be {problem}, not {value!r}")
+
+
+number = validator(_in_range, "a number", lambda value: True)
+positive = validator(_in_range, f"greater than 0 (at least {LEAST:g})", lambda value: value >= LEAST)
+not_negative = validator(_in_range, "0 or more", lambda value: value >= 0)
+share = validator(_in_range, "greater than 0 and at most 1", lambda value: 0 < value <= 1)
+positive_or_none: Validator = optional(positive)
+at_once = validator(integer, 1, MOST_AT_ONCE)
+count = validator(integer, 1)
+whole = validator(integer, 0)
+
+
 def one_of(*kinds: type) -> Validator:
     """Makes a validator: an instance of one of these types."""
-
-    def check(instance: object, attribute: Attribute[Any], value: Any) -> None:
-        kind(name(instance, attribute), value, *kinds)
-
-    return check
+    return validator(kind, *kinds)

@@ -9,6 +9,7 @@ documented as 401 with TOO_MANY_REQUESTS. Statuses follow RFC 9110, and Cloudfla
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final
 from urllib.parse import urlsplit
 
@@ -37,31 +38,27 @@ _BY_CODE: Final = {
     for code in codes.split()
 }
 
-_TRANSIENT_STATUSES: Final = frozenset({408, 425, 500, 502, 503, 504, *range(520, 527)})
+_BY_STATUS: Final[tuple[tuple[Collection[int], Kind, type[e.FlinksError]], ...]] = (
+    ({202}, Kind.PENDING, e.PendingError),
+    ({401, 403}, Kind.REFUSED, e.AuthenticationError),
+    ({407}, Kind.FINAL, e.ProxyError),
+    ({404, 410}, Kind.FINAL, e.NotFoundError),
+    ({408, 425, 500, 502, 503, 504, *range(520, 527)}, Kind.TRANSIENT, e.ServerError),
+    (range(300, 400), Kind.FINAL, e.RedirectError),
+    (range(400, 500), Kind.FINAL, e.BadRequestError),
+    (range(500, 600), Kind.FINAL, e.ServerError),
+)
+"""The first entry that has the status counts."""
 
 
 def _by_status(status: int) -> Verdict:
     if status == 200:
         return OK
-    reason = f"http_{status}"
-    if status == 202:
-        return Verdict(Kind.PENDING, reason, e.PendingError)
-    if status in (401, 403):
-        return Verdict(Kind.REFUSED, reason, e.AuthenticationError)
-    if status == 407:
-        return Verdict(Kind.FINAL, reason, e.ProxyError)
-    if status in (404, 410):
-        return Verdict(Kind.FINAL, reason, e.NotFoundError)
-    if status in _TRANSIENT_STATUSES:
-        return Verdict(Kind.TRANSIENT, reason, e.ServerError)
-    if 300 <= status < 400:
-        return Verdict(Kind.FINAL, reason, e.RedirectError)
-    if 400 <= status < 500:
-        return Verdict(Kind.FINAL, reason, e.BadRequestError)
-    if 500 <= status < 600:
-        return Verdict(Kind.FINAL, reason, e.ServerError)
+    for statuses, kind, error in _BY_STATUS:
+        if status in statuses:
+            return Verdict(kind, f"http_{status}", error)
     # 101, 204, 205, 206, 299: valid HTTP, but no answer to this request.
-    return Verdict(Kind.FINAL, reason, e.APIStatusError)
+    return Verdict(Kind.FINAL, f"http_{status}", e.APIStatusError)
 
 
 def classify_response(

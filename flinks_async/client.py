@@ -215,18 +215,11 @@ class FlinksClient:
         response = await self._run(token, timeout, headers, raw=False)
         return self._decoded(response) if response.answer is None else response.answer
 
-    async def respond(
-        self,
-        token: Secret,
-        timeout: float | None = None,
-        headers: Headers = None,
-        *,
-        permit: SendPermit | None = None,
-    ) -> Response:
+    async def respond(self, token: Secret, permit: SendPermit) -> Response:
         """Internal; used by `flinks_async.bulk`. Like `partner_access` for a checked token, but returns the whole
         response: the answer and the body.
         """
-        response = await self._run(token, timeout, headers, raw=False, permit=permit)
+        response = await self._run(token, None, None, raw=False, permit=permit)
         return response if response.answer is not None else evolve(response, answer=self._decoded(response))
 
     def _decoded(self, response: Response) -> PartnerAccessResponse:
@@ -427,7 +420,7 @@ class FlinksClient:
         """
         if not checks.is_number(grace):
             raise ConfigError(f"grace must be a number of seconds up to {checks.MOST:g}, not {checks.shown(grace)}")
-        family = self._lineage.with_descendants(lambda client: client._lineage)
+        family = self._lineage.with_descendants()
         for client in family:
             client._closed, client._state = True, None
         await pool.close([client._states for client in family], self._pool if self._owns_pool else None, grace)

@@ -155,10 +155,6 @@ def _observers(instance: object, attribute: Attribute[Any], value: Any) -> None:
                 )
 
 
-def _flag(instance: object, attribute: Attribute[Any], value: Any) -> None:
-    checks.flag(attribute.name, value)
-
-
 def _is_clock(instance: object, attribute: Attribute[Any], value: Any) -> None:
     missing = [name for name in ("now", "time", "sleep", "random") if not callable(getattr(value, name, None))]
     if missing:
@@ -186,9 +182,9 @@ class ClientOptions:
     observers: tuple[Observer, ...] = field(converter=_as_tuple, validator=_observers)
     app_name: str | None
     headers: Mapping[str, Secret] | None = field(converter=wrap_header_values)
-    allow_http: bool = field(validator=_flag)
+    allow_http: bool = field(validator=checks.validator(checks.flag))
     hedge: Hedge | None = field(validator=checks.one_of(Hedge, NoneType))
-    coalesce: bool = field(validator=_flag)
+    coalesce: bool = field(validator=checks.validator(checks.flag))
     poll_pending: PollPending | None = field(validator=checks.one_of(PollPending, NoneType))
     session: ClientSession | None
     transport: Transport | None

@@ -222,10 +222,6 @@ class Connection(Record):
         if self.client_key is not None and self.client_cert is None:
             raise ConfigError("Connection.client_key needs Connection.client_cert")
 
-    def __repr__(self) -> str:  # also of an instance that is half made, in a traceback
-        known = (attribute.name for attribute in fields(Connection) if hasattr(self, attribute.name))
-        return f"Connection({', '.join(f'{name}={getattr(self, name)!r}' for name in known)})"
-
 
 class RetryFields(TypedDict, total=False):
     """Some fields of `Retry`, for `FlinksClient(retry={...})`."""

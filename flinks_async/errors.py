@@ -183,8 +183,8 @@ _INTERNAL = frozenset({__name__.partition(".")[0], "aiohttp", "cattrs"})
 
 
 def keep_users_frames(error: BaseException) -> None:
-    """Internal. Drops the frames of this package and of its libraries from an error that users' code raised inside of them,
-    such as a signal handler, because their variables hold tokens and data.
+    """Internal. Drops the frames of this package and of its libraries from an error of users' code that interrupted them, such
+    as a signal handler, because the variables of these frames hold tokens and data.
     """
     kept: list[TracebackType] = []
     step = error.__traceback__
@@ -386,7 +386,7 @@ _SHORTAGES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.E
 
 
 def shortage(error: BaseException) -> str | None:
-    """The shortage that is the reason of an error, in words; None if there is none."""
+    """The shortage that caused an error, in words; None if none did."""
     inner = getattr(error, "os_error", error)
     if isinstance(inner, MemoryError):
         return os.strerror(errno.ENOMEM)

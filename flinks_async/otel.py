@@ -60,18 +60,13 @@ _Read = Callable[[ClientStats], float | None]
 _Combine = Callable[[Iterable[float]], float]
 
 
-def _finite(value: float) -> float | None:
-    return value if isfinite(value) else None
-
-
 _GAUGES: Final[tuple[tuple[str, str, str, _Read, _Combine], ...]] = (
     ("flinks.client.active_calls", "{call}", "Calls in flight.", lambda s: s.calls_in_flight, sum),
     # Clients with the same instance and secret share these, so they are not added up.
     ("http.client.active_requests", "{request}", "Requests on the wire.", lambda s: s.requests_in_flight, max),
     ("flinks.client.queued_requests", "{request}", "Requests that wait for a free place.", lambda s: s.queued, max),
     ("flinks.client.concurrency_limit", "{request}", "Requests that may be on the wire.", lambda s: s.limit, max),
-    # Infinite while one request finds out whether the instance is up again: then there is no value.
-    ("flinks.client.held_back", "s", "Time until requests are sent again.", lambda s: _finite(s.held_back), max),
+    ("flinks.client.held_back", "s", "Time until requests are sent again.", lambda s: s.held_back, max),
     ("flinks.client.learned_rate", "{request}/s", "What the instance allows.", lambda s: s.learned_rate, max),
 )
 
@@ -183,8 +178,12 @@ class _Meters:
         values: dict[tuple[tuple[str, str | bool | int | float], ...], list[float]] = {}
         for reference, attributes in self._clients:
             client = reference()
-            if client is not None and not client.closed and (value := read(client.stats())) is not None:
-                values.setdefault(tuple(attributes.items()), []).append(value)
+            if client is not None and not client.closed:
+                value = read(client.stats())
+                if value is not None and isfinite(
+                    value
+                ):  # infinite while a request finds out whether the instance is up
+                    values.setdefault(tuple(attributes.items()), []).append(value)
         return [metrics.Observation(combine(several), dict(key)) for key, several in values.items()]
 
     def _observe_drift(self, _: object) -> Iterable[metrics.Observation]:

@@ -118,10 +118,10 @@ class Breaker(Record):
         successes: this many consecutive successful probes close the breaker. 2.
     """
 
-    window: int = field(default=50, validator=checks.whole_number(1, BREAKER_REMEMBERS))
+    window: int = field(default=50, validator=checks.validator(checks.integer, 1, BREAKER_REMEMBERS))
     volume: int = field(default=20, validator=checks.count)
     ratio: float = field(default=0.5, validator=checks.share)
-    in_a_row: int = field(default=10, validator=checks.whole_number(1, BREAKER_REMEMBERS))
+    in_a_row: int = field(default=10, validator=checks.validator(checks.integer, 1, BREAKER_REMEMBERS))
     probe_interval: float = field(default=1.0, validator=checks.positive)
     probe_cap: float = field(default=10.0, validator=checks.positive)
     successes: int = field(default=2, validator=checks.count)
@@ -172,7 +172,7 @@ class Hedge(Record):
 
     percentile: float = field(default=0.95, validator=checks.share)
     minimum: float = field(default=0.05, validator=checks.not_negative)
-    samples: int = field(default=20, validator=checks.whole_number(1, HEDGE_REMEMBERS))
+    samples: int = field(default=20, validator=checks.validator(checks.integer, 1, HEDGE_REMEMBERS))
 
 
 @frozen(kw_only=True, eq=False, repr=False)

@@ -17,9 +17,9 @@ import signal
 import socket
 import threading
 from asyncio import current_task
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager, suppress
 from heapq import heappop, heappush
 from types import TracebackType
 from typing import Any, TypeVar
@@ -269,6 +269,23 @@ class LoopState:
             if self.drained is None:
                 self.drained = asyncio.Event()
             await self.drained.wait()
+
+
+@asynccontextmanager
+async def repeated(interval: float, action: Callable[[], object]) -> AsyncIterator[None]:
+    """Calls `action` every `interval` seconds during the block."""
+
+    async def repeat() -> None:
+        while True:
+            await asyncio.sleep(interval)
+            action()
+
+    task = asyncio.ensure_future(repeat())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.wait({task})
 
 
 async def in_daemon_thread(function: Callable[[], V]) -> V:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import re
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,13 +13,13 @@ import pytest
 TESTS = Path(__file__).parent
 MARKED = {
     "once": (
-        "bulk/test_job_trust", "bulk/test_report", "bulk/test_report_browser", "bulk/test_report_jobs",
-        "bulk/test_wrong_arguments", "test_benchmarks",
-        "test_cli_docs", "test_cli_simulate_demo", "test_pace", "test_readme", "test_simulator_openapi", "test_storm_benchmark",
+        "bulk/test_job_care", "bulk/test_job_trust", "bulk/test_reading", "bulk/test_report", "bulk/test_report_browser",
+        "bulk/test_report_jobs", "bulk/test_wrong_arguments", "test_benchmarks",
+        "test_cli_docs", "test_cli_job_care", "test_cli_simulate_demo", "test_pace", "test_readme", "test_simulator_openapi", "test_storm_benchmark",
         "test_storm_hour", "test_structure", "test_testing_plugin", "torture/test_crash", "torture/test_io",
         "torture/test_order", "torture/test_outage",
     ),
-    "slow": ("bulk/test_dask", "bulk/objects"),
+    "slow": ("bulk/test_dask", "bulk/test_reading", "bulk/objects"),
     "backend": (
         "bulk/objects", "bulk/test_dask", "bulk/test_ray", "bulk/test_selection", "bulk/test_store_duckdb",
         "bulk/test_store_parquet", "bulk/test_store_postgresql", "bulk/test_stores_agree", "test_redis",
@@ -48,9 +51,30 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     )
 
 
+@cache
+def markers_of(path: Path) -> set[str]:
+    """The markers that all tests of a file have."""
+    names = {
+        one.relative_to(TESTS).as_posix().removesuffix(".py")
+        for one in (path, path.parent)
+        if one.is_relative_to(TESTS)
+    }
+    return {marker for marker, marked in MARKED.items() if names & {*marked}}
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Files are not imported if none of their tests is wanted."""
+    expression = config.option.markexpr
+    unwanted = re.findall(r"not (\w+)", expression) if re.fullmatch(r"not \w+( and not \w+)*", expression) else []
+    return True if markers_of(collection_path) & {*unwanted} else None
+
+
+def pytest_collection_finish() -> None:
+    """Without this, the garbage collector walks all tests and modules again and again, for a tenth of the processor time."""
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for marker, names in MARKED.items():
-        paths = {path for name in names for path in (TESTS / name, TESTS / f"{name}.py")}
-        for item in items:
-            if item.path in paths or item.path.parent in paths:
-                item.add_marker(marker)
+    for item in items:
+        for marker in markers_of(item.path):
+            item.add_marker(marker)

@@ -1,3 +1,5 @@
+"""An AuthSecret from a callable: fetched once, kept, and replaced when it is refused."""
+
 from __future__ import annotations
 
 import asyncio

@@ -1,3 +1,5 @@
+"""The meaning of each status, FlinksCode and error."""
+
 from __future__ import annotations
 
 from typing import cast

@@ -484,11 +484,23 @@ class TestOutput:
         assert result.exit_code == Exit.OK, result.stderr
         assert lines_of(out) == list(range(1, 51))
 
-    async def test_several_processes(self, flinks_server: FlinksServer, tokens: Path, job: Path) -> None:
-        result = await fetch(flinks_server, tokens, job, "--processes", 2, "--shard-size", 5)
+    @pytest.mark.parametrize("count", [1, 2])
+    async def test_worker_processes(
+        self, flinks_server: FlinksServer, tokens: Path, job: Path, monkeypatch: pytest.MonkeyPatch, count: int
+    ) -> None:
+        counts: list[int] = []
+        map_shards = bulk.Processes.map_shards
+
+        def noted(processes: bulk.Processes, *args: Any) -> Any:
+            counts.append(processes.count)
+            return map_shards(processes, *args)
+
+        monkeypatch.setattr(bulk.Processes, "map_shards", noted)
+        result = await fetch(flinks_server, tokens, job, "--processes", count, "--shard-size", 5)
         assert result.exit_code == Exit.OK, result.stderr
         assert answers(job) == expected(flinks_server)
-        assert flinks_server.stats.connections >= 2
+        assert flinks_server.stats.connections >= count
+        assert counts == [count]
 
     async def test_keys_come_along(self, flinks_server: FlinksServer, tmp_path: Path, job: Path) -> None:
         tokens = write(tmp_path / "t.csv", "id;token\nc-1;one\nc-2;two\n")

@@ -26,12 +26,12 @@ from flinks_async.bulk.run import Rate
 from flinks_async.checks import duration
 from flinks_async.cli import Exit
 from flinks_async.cli.console import OutputError, described, log_to_stderr, printable, say
-from flinks_async.cli.display import choose_display, repeated
+from flinks_async.cli.display import choose_display
 from flinks_async.cli.job_run import run
 from flinks_async.cli.output import LINES, whole_file
 from flinks_async.cli.status import _figures
 from flinks_async.limits.notices import log_fields
-from flinks_async.runtime import in_daemon_thread
+from flinks_async.runtime import in_daemon_thread, repeated
 
 
 class TestWholeFile:

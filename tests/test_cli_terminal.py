@@ -131,4 +131,6 @@ async def test_failed_rows_keep_their_keys_in_events(server: FlinksServer, folde
 async def test_errors(server: FlinksServer, folder: Path, command: str) -> None:
     for name in (folder, folder / "none"):
         more = ["--out", "-"] if command == "export" else ["--yes"] if command == "purge" else []
-        assert_harmless(await on_terminal(command, name, *more, server=server))
+        said = await on_terminal(command, name, *more, server=server)
+        assert_harmless(said)
+        assert "Error: " in said

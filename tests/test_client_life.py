@@ -118,6 +118,15 @@ async def test_closing_reaches_a_client_whose_parent_was_collected() -> None:
     assert last.closed
 
 
+async def test_closing_reaches_a_client_that_others_were_derived_from_after_its_parent_was_collected() -> None:
+    async with client_of(InMemoryTransport()) as root:
+        middle = root.with_options(app_name="between").with_options(app_name="middle")
+        gc.collect()
+        last = middle.with_options(app_name="last")
+        gc.collect()
+    assert (middle.closed, last.closed) == (True, True)
+
+
 async def test_closing_a_derived_client_closes_those_derived_from_it_and_no_others() -> None:
     async with client_of(InMemoryTransport()) as root:
         middle, sibling = root.with_options(app_name="middle"), root.with_options(app_name="sibling")
@@ -146,7 +155,7 @@ async def test_clients_that_are_derived_one_after_the_other_are_not_kept() -> No
             client = client.with_options(app_name="x")
         gc.collect()
         client = client.with_options(app_name="last")
-        steps, lineage = 0, client._lineage.ancestor()
+        steps, lineage = 0, client._lineage.parent
         while lineage is not None:
             steps, lineage = steps + 1, lineage.parent
         assert steps <= 2

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import datetime as dt
-import pickle
 import threading
-import traceback
 from collections.abc import Callable, Iterator
 from decimal import Decimal
 from typing import Any
@@ -21,7 +19,7 @@ from flinks_async import codec as codec_module
 from flinks_async.codec import Codec, compiled, steps
 from flinks_async.codec.compiled import Fallback, _check_layout
 from flinks_async.codec.reference import WireStates
-from flinks_async.errors import DecodeError, EmptyBodyError, NotJSONError, WrongTypeError
+from flinks_async.errors import DecodeError, NotJSONError, WrongTypeError
 from flinks_async.messages import Request, Response, new_request, new_response
 from flinks_async.models import (
     MODELS,
@@ -65,15 +63,7 @@ def by_reference(body: bytes) -> Any:
     return outcome(lambda: run_steps(Codec()._decoder.reference_steps(body, META))[0])
 
 
-@pytest.fixture
-def small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Cuts every body, however small."""
-    with monkeypatch.context() as patch:
-        _small_pieces(patch)
-        yield
-
-
-def _small_pieces(patch: pytest.MonkeyPatch) -> None:
+def cut_small(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(codec_module, "DIRECT_SIZE", 0)
     patch.setattr(steps, "TRANSACTIONS_PER_STEP", 2)
     patch.setattr(steps, "OBJECTS_PER_STEP", 1)
@@ -87,7 +77,7 @@ def check_all_ways(body: bytes, *codecs: Codec) -> None:
         assert outcome(lambda codec=codec: codec.decode(body, META)) == expected
         assert outcome(lambda codec=codec: run_steps(codec.decode_steps(body, META))[0]) == expected
     with pytest.MonkeyPatch.context() as patch:
-        _small_pieces(patch)
+        cut_small(patch)
         assert by_reference(body) == expected
         for codec in codecs:
             assert outcome(lambda codec=codec: run_steps(codec.decode_steps(body, META))[0]) == expected
@@ -417,271 +407,6 @@ def test_a_field_named_like_a_member_is_unknown(name: str, value: Any) -> None:
         answer = codec.decode(to_bytes(data), META)
         assert answer.meta is META
         assert answer.extra == answer.accounts[0].transactions[1].extra == {name: value}
-
-
-# --- hooks ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_hook_leaves_the_other_classes_fast() -> None:
-    codec = Codec()
-    codec.converter.register_structure_hook(Transaction, lambda value, _: value["Id"])
-    body = payload((2, 3))
-    codec.decode(body)  # observes the fields
-    answer = codec._decoder.compiled(body, META)
-    assert answer is not None
-    expected = [
-        tuple(move["Id"] for move in account["Transactions"])
-        for account in from_bytes(body)["GetAccountsDetail"][0]["Accounts"]
-    ]
-    assert [account.transactions for account in answer.accounts] == expected
-    assert type(answer.accounts[0]) is Account
-
-
-@pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
-def test_a_hook_for_any_class_gives_the_same_by_every_path(cls: type[Model], small_pieces: None) -> None:
-    def hooked() -> Codec:
-        codec = Codec()
-        ours = codec.converter.get_structure_hook(cls)
-        codec.converter.register_structure_hook(cls, lambda value, _: ("hooked", ours(value, cls), to_bytes(value)))
-        return codec
-
-    body = payload((3, 5), unknown=True)
-    expected = hooked()._decoder.reference_steps(body, META)
-    value, _ = run_steps(expected)
-    assert b"hooked" in pickle.dumps(value)
-    codec = hooked()
-    for _ in range(2):
-        assert codec.decode(body, META) == value
-        assert run_steps(codec.decode_steps(body, META))[0] == value
-
-
-def test_a_hook_that_fails_in_a_later_step(small_pieces: None) -> None:
-    def hook(value: Any, _: Any) -> Any:
-        if value["Balance"] == 7:
-            raise ZeroDivisionError("CANARY")
-        return value["Id"]
-
-    data = from_bytes(payload((1, 9)))
-    data["GetAccountsDetail"][0]["Accounts"][0]["Transactions"][6]["Balance"] = 7
-    for way in ("decode", "decode_steps"):
-        codec = Codec()
-        codec.converter.register_structure_hook(Transaction, hook)
-        with pytest.raises(WrongTypeError, match="ZeroDivisionError") as caught:
-            list(getattr(codec, way)(to_bytes(data)))
-        assert caught.value.path == "GetAccountsDetail[0].Accounts[0].Transactions[6]"
-        assert "CANARY" not in str(caught.value)
-
-
-# --- taking turns --------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("size", "unknown", "count"),
-    [
-        ("medium", False, 0),
-        ((1, 4000), False, 1 + 4000 // steps.TRANSACTIONS_PER_STEP),
-        (
-            (1, 4000),
-            True,
-            1 + 4000 // steps.TRANSACTIONS_PER_STEP + steps.TRANSACTIONS_PER_STEP // steps.OBJECTS_PER_STEP,
-        ),  # the field is observed in the first batch
-        ((3, 300), False, 1 + 3 * 2),
-        ((steps.MANY_ACCOUNTS, 8), False, 1 + steps.MANY_ACCOUNTS),
-        ((300, 10), False, 1 + 10),  # by 64 KB
-    ],
-)
-def test_the_steps_of_the_compiled_path(size: Any, unknown: bool, count: int) -> None:
-    codec = Codec()
-    codec.decode(payload((1, 1)))  # observes the fields
-    assert run_steps(codec.decode_steps(payload(size, unknown=unknown), META))[1] == count
-
-
-def test_a_large_account_among_many_has_steps_of_its_own() -> None:
-    data = from_bytes(payload((steps.MANY_ACCOUNTS + 1, 1)))
-    data["GetAccountsDetail"][0]["Accounts"][7]["Transactions"] *= 600
-    codec = Codec()
-    codec.decode(payload((1, 1)))
-    answer, count = run_steps(codec.decode_steps(to_bytes(data), META))
-    assert [len(account.transactions) for account in answer.accounts] == [1] * 7 + [600] + [1] * 57
-    assert count == 1 + 1 + (600 // steps.TRANSACTIONS_PER_STEP + 1) + 1
-
-
-@pytest.mark.parametrize(
-    ("detail", "count"),
-    [
-        ({"Links": [{}] * steps.OBJECTS_PER_STEP}, 0),
-        ({"Links": [{}] * (steps.OBJECTS_PER_STEP + 1)}, 2),
-        ({"Links": [{}] * 1000}, 20),
-        ({"Accounts": [{}] * 1000}, 20),
-        ({"Accounts": [{}, {"Transactions": [{}] * 1000}] * 2, "Links": [{}] * 100}, 42),
-    ],
-)
-def test_the_steps_of_the_reference_path(detail: Any, count: int) -> None:
-    def turns(details: Any) -> int:
-        return run_steps(Codec()._decoder.reference_steps(to_bytes({"GetAccountsDetail": details}), META))[1]
-
-    assert turns(detail) == turns([detail]) == count
-    assert turns([{"Accounts": None}, detail, *[{}] * 98, detail]) == 2 * count + 3
-
-
-def test_items_that_were_read_in_steps_are_not_read_again() -> None:
-    codec, seen = Codec(), []
-    codec.converter.register_structure_hook(Transaction, lambda value, _: seen.append(value["Id"]))
-    moves = [{"Id": str(number)} for number in range(3 * steps.OBJECTS_PER_STEP - 1)]
-    body = to_bytes({"GetAccountsDetail": {"Accounts": [{"Transactions": moves}]}})
-    run_steps(codec._decoder.reference_steps(body, META))
-    assert seen == [move["Id"] for move in moves]
-
-
-@pytest.mark.parametrize("cut", [True, False])
-def test_many_entries_accounts_or_links_have_steps(cut: bool) -> None:
-    more = [{"Accounts": [{"Transactions": []}] * (steps.MANY_ACCOUNTS + 1)}] if cut else []
-    entry = {"LoginId": "a", "CustomerId": "b"}
-    each = steps.MAX_OTHER_MODELS // 4
-    for extra, few in ((0, True), (1, False)):
-        details = [
-            *([entry] * (each - len(more))),
-            *more,
-            {"Links": [{}] * (each - (not cut) + extra)},
-            *([] if cut else [{"Accounts": [{"Id": "a"}] * (each - 1)}]),
-            *([entry] * (each + cut * (each - 1))),
-        ]
-        codec, body = Codec(), to_bytes({"GetAccountsDetail": details}).ljust(codec_module.DIRECT_SIZE + 1)
-        codec.decode(body)  # observes the fields
-        answer, count = run_steps(codec._decoder.compiled_steps(body, META))
-        assert (answer is not None) == few
-        answer, count = run_steps(codec.decode_steps(body, META))
-        assert (answer.meta, answer.to_dict()) == (META, from_bytes(body))
-        assert (count > each // steps.OBJECTS_PER_STEP) == (not few)
-
-
-def test_many_entries_are_scanned_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
-    body = to_bytes({"GetAccountsDetail": [{"Accounts": [{}] * 9}] * 5})
-    turns = []
-    for scanned in (1, 5, 50, 51):
-        monkeypatch.setattr(steps, "SCANNED_PER_STEP", scanned)
-        turns.append(run_steps(Codec()._decoder.reference_steps(body, META))[1])
-    assert turns == [50, 10, 1, 0]
-
-
-@pytest.mark.parametrize("observed", [False, True])
-def test_transactions_of_much_data_have_steps(observed: bool) -> None:
-    whole = {
-        "Date": "2024-01-01",
-        "Code": None,
-        "Description": "d",
-        "Debit": 1,
-        "Credit": None,
-        "Balance": 2,
-        "Id": "i",
-    }
-    for items, more in ((255, False), (265, True)):
-        codec, first = Codec(), {**whole, "X": 1} if observed else whole
-        codec.decode(to_bytes({"GetAccountsDetail": [{"Accounts": [{"Transactions": [first]}]}]}))
-        fields = [{**whole, "X": ["a" * 1000] * items}] * 4
-        detail = {"LoginId": "", "CustomerId": "", "Accounts": [{"Transactions": fields}]}
-        body = to_bytes({"GetAccountsDetail": [detail], "RequestId": ""})
-        assert (len(body) > steps.MAX_ONE_STEP) == more
-        answer, count = run_steps(codec.decode_steps(body, META))
-        assert answer.to_dict() == from_bytes(body)
-        assert (count > 10) == more
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("top", [False, True])
-def test_an_answer_of_more_than_a_million_values_is_read(top: bool) -> None:
-    body = payload((2, 70_000), unknown=True)
-    if top:
-        body = b'{"New":[1,{"a":[]}],' + body[1:]
-    assert body.count(b",") > 1_000_000
-    codec = Codec()
-    first = codec.decode(body)
-    again = run_steps(codec.decode_steps(body))[0]
-    assert first == again == run_steps(Codec().decode_steps(body))[0]
-    assert sum(len(account.transactions) for account in again.accounts) == 140_000
-    assert again.to_json() == first.to_json()
-    assert from_bytes(first.to_json()) == from_bytes(body)
-
-
-async def test_large_answers_take_turns_with_other_tasks() -> None:
-    codec, lock = Codec(), asyncio.Lock()
-    body = payload((1, 3000))
-    turns = 0
-
-    async def other() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    task = asyncio.create_task(other())
-    decoded = await asyncio.gather(*(codec.decode_async(body, Meta(attempts=n), lock) for n in range(4)))
-    task.cancel()
-    assert turns > 20
-    assert [answer.meta.attempts for answer in decoded] == [0, 1, 2, 3]
-    assert all(answer == decoded[0] for answer in decoded)
-    assert not lock.locked()
-
-
-async def test_a_small_answer_does_not_wait_for_the_lock() -> None:
-    codec, lock = Codec(), asyncio.Lock()
-    codec.decode(payload("small"))
-    async with lock:
-        answer = await codec.decode_async(payload("small"), META, lock)
-    assert answer.meta == META
-
-
-@pytest.mark.parametrize(("size", "at_once"), [(64 * 1024, True), (64 * 1024 + 1, False)])
-async def test_up_to_64_kb_are_decoded_in_one_step(size: int, at_once: bool) -> None:
-    codec, lock = Codec(), asyncio.Lock()
-    codec.decode(payload("small"))
-    body = payload("small").ljust(size)
-    assert (run_steps(codec.decode_steps(body, META))[1] == 0) is at_once
-    async with lock:
-        task = asyncio.create_task(codec.decode_async(body, META, lock))
-        for _ in range(10):
-            await asyncio.sleep(0)
-        assert task.done() is at_once
-    assert (await task).meta == META
-
-
-async def test_errors_and_cancelling_release_the_lock() -> None:
-    codec, lock = Codec(), asyncio.Lock()
-    with pytest.raises(EmptyBodyError):
-        await codec.decode_async(b"", META, lock)
-    with pytest.raises(NotJSONError) as caught:
-        await codec.decode_async(payload((1, 1000))[:-1], META, lock)
-    assert caught.value.__context__ is None
-    assert not lock.locked()
-    tasks = [asyncio.create_task(codec.decode_async(payload((1, 2000)), META, lock)) for _ in range(3)]
-    await asyncio.sleep(0)
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
-    assert all(task.cancelled() for task in tasks)
-    assert not lock.locked()
-    assert (await codec.decode_async(payload((1, 1000)), META, lock)).meta == META
-
-
-@pytest.mark.parametrize("spaces", [0, 70_000])
-@pytest.mark.parametrize("body", [b'{"RequestId":{"CANARY":1}%s}', b'{"CANARY":1%s', b'{"CANARY":1%s}]'])
-async def test_an_error_leaves_no_body_in_its_frames(body: bytes, spaces: int) -> None:
-    with pytest.raises(DecodeError) as caught:
-        await Codec().decode_async(body % (b" " * spaces), META, asyncio.Lock())
-    frames = [frame for frame, _ in traceback.walk_tb(caught.tb)][1:]  # without this one
-    assert "CANARY" not in repr([frame.f_locals for frame in frames])
-
-
-async def test_cancelled_in_the_queue_it_leaves_no_body_in_its_frame() -> None:
-    codec, lock = Codec(), asyncio.Lock()
-    async with lock:
-        task = asyncio.create_task(codec.decode_async(payload((1, 2000)), META, lock))
-        await asyncio.sleep(0)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError) as caught:
-            await task
-    frames = [frame for frame, _ in traceback.walk_tb(caught.tb) if frame.f_code.co_name == "decode_async"]
-    assert [frame.f_locals["body"] for frame in frames] == [b""]
 
 
 def test_threads_share_a_codec() -> None:

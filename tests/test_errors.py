@@ -1,3 +1,5 @@
+"""The tree of errors: what they carry, and that they pickle."""
+
 from __future__ import annotations
 
 import copy

@@ -307,7 +307,7 @@ def test_the_cron_job_fits_the_schema_and_is_restricted() -> None:
     assert codes == [Exit.USAGE, Exit.REFUSED]
 
 
-def containers_of(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def checked_containers(manifests: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """The containers by name, of manifests that fit the schema and are restricted. Pods of a RayCluster are checked as pods."""
     validator = pytest.importorskip("kubernetes_validate")
     containers = {}
@@ -334,14 +334,14 @@ def test_the_ray_cluster_fits_the_schema_and_its_commands_exist() -> None:
     spec = manifests[0]["spec"]
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         start.make_context("start", [f"--{name}={value}" for name, value in group["rayStartParams"].items()])
-    arguments = containers_of(manifests)["fetch"]["args"]
+    arguments = checked_containers(manifests)["fetch"]["args"]
     app.commands[arguments[0]].make_context("fetch", arguments[1:])
 
 
 def test_the_dask_cluster_fits_the_schema_and_its_commands_and_settings_exist() -> None:
     config = pytest.importorskip("dask.config")
     manifests = list(yaml.safe_load_all((EXAMPLES / "kubernetes" / "dask.yaml").read_text()))
-    containers = containers_of(manifests)
+    containers = checked_containers(manifests)
     for name in ("scheduler", "worker"):
         program, command, *arguments = containers[name]["command"]
         assert program == "dask"

@@ -1,3 +1,5 @@
+"""Many tokens at once: outcomes, their keys and order, back pressure, and every way to end early."""
+
 from __future__ import annotations
 
 import asyncio

@@ -20,10 +20,15 @@ MIB = 1024 * 1024
 TEXT = b'{"GetAccountsDetail":null}' * 9000
 
 
+def feed(inflater: Inflater, chunk: bytes) -> bytes:
+    return b"".join(inflater.steps(chunk))
+
+
 def inflate(encoding: str, body: bytes, size: int = 4096, limit: int = 64 * MIB) -> bytes:
     inflater = Inflater(encoding, limit)
-    parts = [inflater.feed(body[start : start + size]) for start in range(0, len(body), size)]
-    return b"".join([*parts, inflater.finish()])
+    parts = [feed(inflater, body[start : start + size]) for start in range(0, len(body), size)]
+    inflater.finish()
+    return b"".join(parts)
 
 
 def _raw(data: bytes) -> bytes:
@@ -44,9 +49,9 @@ def test_endless_input_without_output_stops_at_the_limit(kind: str) -> None:
     begin, more = ENDLESS[kind]
     inflater, came = Inflater("gzip", MIB), 0
     with pytest.raises(ResponseTooLargeError):
-        inflater.feed(begin)
+        feed(inflater, begin)
         while came < 2 * MIB:
-            inflater.feed(more)
+            feed(inflater, more)
             came += len(more)
 
 
@@ -66,7 +71,7 @@ def test_gzip_has_ten_thousand_members_at_most(encoding: str) -> None:
 def test_endless_members_cost_no_more_than_the_maximum() -> None:
     inflater = Inflater("gzip", 64 * MIB)
     with pytest.raises(ProtocolError, match="members"):
-        inflater.feed(EMPTY * 1_000_000)
+        feed(inflater, EMPTY * 1_000_000)
     assert inflater._calls < 2 * MAX_MEMBERS
 
 
@@ -82,7 +87,7 @@ def test_three_encodings_together_stay_within_the_limit_of_one() -> None:
     padding = gzip.compress(bytes(4 * MIB))
     inflater = Inflater("gzip, gzip, gzip", 6 * MIB)
     with pytest.raises(ResponseTooLargeError):
-        inflater.feed(gzip.compress(gzip.compress(gzip.compress(b"{}")) + padding * 1000))
+        feed(inflater, gzip.compress(gzip.compress(gzip.compress(b"{}")) + padding * 1000))
     assert inflater._calls < 3 * 6 * MIB / STEP
 
 
@@ -118,9 +123,9 @@ def test_incompressible_data_may_be_as_large_as_the_limit() -> None:
 
 def test_an_encoded_body_may_exceed_the_limit_by_one_step() -> None:
     inflater = Inflater("gzip", MIB)
-    assert inflater.feed(GZIPPED + bytes(MIB + STEP - len(GZIPPED))) == b"{}"
+    assert feed(inflater, GZIPPED + bytes(MIB + STEP - len(GZIPPED))) == b"{}"
     with pytest.raises(ResponseTooLargeError, match="encoded body"):
-        inflater.feed(b"\0")
+        feed(inflater, b"\0")
 
 
 @pytest.mark.parametrize(("first", "size"), [(0x08, 5), (0x09, 21), (0x88, 28)])
@@ -246,10 +251,10 @@ def test_a_bomb_costs_no_more_than_the_limit(encoding: str) -> None:
 def test_plain_chunks_are_passed_through_unchanged() -> None:
     chunk = bytes(1000)
     inflater = Inflater("", 2000)
-    assert inflater.feed(chunk) is chunk
-    assert inflater.feed(chunk) is chunk
+    assert feed(inflater, chunk) is chunk
+    assert feed(inflater, chunk) is chunk
     with pytest.raises(ResponseTooLargeError):
-        inflater.feed(b"x")
+        feed(inflater, b"x")
 
 
 @examples(25)
@@ -265,7 +270,8 @@ def test_random_input_gives_data_or_one_of_our_errors(body: bytes, encoding: str
 )
 def test_a_lenient_inflater_gives_an_empty_body_for_unreadable_data(encoding: str, body: bytes) -> None:
     inflater = Inflater(encoding, 64 * MIB, lenient=True)
-    assert inflater.feed(body) + inflater.feed(b"more") + inflater.finish() == b""
+    assert feed(inflater, body) + feed(inflater, b"more") == b""
+    inflater.finish()
     with pytest.raises(ProtocolError):
         inflate(encoding, body)
 
@@ -273,4 +279,4 @@ def test_a_lenient_inflater_gives_an_empty_body_for_unreadable_data(encoding: st
 def test_an_unreadable_body_has_the_same_limit() -> None:
     inflater = Inflater("br", 10, lenient=True)
     with pytest.raises(ResponseTooLargeError):
-        inflater.feed(bytes(11))
+        feed(inflater, bytes(11))

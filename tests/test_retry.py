@@ -215,7 +215,7 @@ async def test_a_call_whose_permit_is_revoked_ends_without_a_wait() -> None:
 
     async with client_of(InMemoryTransport(default=revoke), clock=clock) as client:
         with pytest.raises(ServerError):
-            await client.respond(Secret("t"), permit=permit)
+            await client.respond(Secret("t"), permit)
     assert clock.sleeps == []
 
 

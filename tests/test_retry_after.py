@@ -1,3 +1,5 @@
+"""`Retry-After` and its relatives in every form, and in none."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -9,6 +11,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 
 from flinks_async.limits.rate import read_retry_after
 from flinks_async.middleware.retry import full_jitter
+
+from .support import examples
 
 NOW = 784111777.0  # Sun, 06 Nov 1994 08:49:37 GMT
 DATE = "Sun, 06 Nov 1994 08:49:37 GMT"
@@ -65,6 +69,7 @@ def test_of_two_lines_the_longer_wait_counts(lines: list[str], seconds: float, m
     assert read_retry_after(mapping([("retry-after", line) for line in lines]), NOW) == seconds
 
 
+@examples(100)
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_no_header_breaks_it(value: str, date: str) -> None:
     seconds = read_retry_after({"Retry-After": value, "Date": date}, NOW)

@@ -1,3 +1,5 @@
+"""The cancel scope behind deadlines and timeouts of attempts."""
+
 from __future__ import annotations
 
 import asyncio

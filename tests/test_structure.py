@@ -122,7 +122,8 @@ def test_the_modules_and_tests_of_the_mutation_run_exist() -> None:
     modules = re.findall(r'^    "([\w/]+)":', table, re.MULTILINE)
     assert len(modules) > 15
     assert set(modules) >= tomllib.loads((ROOT / "tests/mutation/explained.toml").read_text()).keys()
-    tests = {name for names in re.findall(r': "([\w/ ]+)",$', table, re.MULTILINE) for name in names.split()}
+    rows = re.findall(r'(?:: |^CODEC = )"([\w/ ]+)",?$', source, re.MULTILINE)
+    tests = {name for names in rows for name in names.split()}
     files = [f"flinks_async/{module}.py" for module in modules] + [
         re.sub(r"(\w+)$", r"test_\1.py", f"tests/{name}") for name in tests
     ]
@@ -194,6 +195,17 @@ def test_no_two_classes_of_the_package_share_a_name() -> None:
 
 
 @pytest.mark.once
+def test_the_number_of_generated_examples_can_be_chosen() -> None:
+    """And no test fails because a busy machine takes longer than hypothesis' deadline of 200 ms."""
+    paths = [path for path in (ROOT / "tests").rglob("test_*.py") if "@given" in path.read_text(encoding="utf-8")]
+    assert len(paths) > 10
+    for path in paths:
+        for function in ast.walk(tree_of(path)):
+            if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+                names = [ast.unparse(one).partition("(")[0] for one in function.decorator_list]
+                assert "given" not in names or {"examples", "relaxed"} & {*names}, f"{path.name}: {function.name}"
+
+
 def test_the_workflow_tests_every_python_that_the_package_names() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', pyproject)

@@ -94,7 +94,7 @@ class ByteSource(Protocol):
         ...
 
 
-class Decompressed:
+def decompressed(file: ByteSource, kind: Compression) -> ByteSource:
     """Reads a file, decompressed. Several members or frames in a row are one file.
 
     Memory does not depend on the size of the content: a few hundred KB, and for Zstandard up to `MAX_WINDOW`.
@@ -102,26 +102,8 @@ class Decompressed:
     Args:
         file: is read from its current position, and not closed.
         kind: its compression, as returned by `detect`.
-
-    Attributes:
-        position: bytes returned so far.
     """
-
-    def __init__(self, file: ByteSource, kind: Compression) -> None:
-        self.position = 0
-        self._file: ByteSource = file if kind == "none" else _Members(file, kind)
-
-    def read(self, size: int = _CHUNK, /) -> bytes:
-        """Up to `size` bytes, which is at least 1; none at the end.
-
-        Raises:
-            CutShort: the file ends too early. Everything before that was returned.
-            Corrupt: a checksum is wrong, or other data follows the end.
-            OSError: from the file.
-        """
-        data = self._file.read(size)
-        self.position += len(data)
-        return data
+    return file if kind == "none" else _Members(file, kind)
 
 
 class _Members:
@@ -151,6 +133,12 @@ class _Members:
         self._member = self._new()
 
     def read(self, size: int, /) -> bytes:
+        """
+        Raises:
+            CutShort: the file ends too early. Everything before that was returned.
+            Corrupt: a checksum is wrong, or other data follows the end.
+            OSError: from the file.
+        """
         while True:
             if self._member.eof and not self._next_member():
                 return b""

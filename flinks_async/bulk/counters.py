@@ -10,7 +10,7 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, Literal, Self
 
@@ -19,7 +19,7 @@ from attrs import asdict, define, evolve, field, fields, frozen
 from ..client import FlinksClient
 from ..codec.observed import Drift, joined
 from ..limits.governor import Trouble
-from ..limits.notices import log_fields, trouble_line
+from ..limits.notices import LOG_EVERY, log_fields, trouble_line
 from ..limits.rate import LearnedLimit
 
 _SMALLEST: Final = 1e-4
@@ -165,20 +165,16 @@ class Counters:
     @classmethod
     def sum_of(cls, parts: Iterable[Counters]) -> Counters:
         """All of them together; `held_back` is the longest."""
-        whole, times, drift = cls(), list[Histogram](), list[tuple[Drift, ...]]()
-        waits = list[InstanceTrouble]()
+        whole, parts = cls(), [*parts]
         for part in parts:
             for name in _ADDED_UP:
                 setattr(whole, name, getattr(whole, name) + getattr(part, name))
             whole.held_back = max(whole.held_back, part.held_back)
-            times.append(part.times)
-            drift.append(part.drift)
-            waits += part.waits
             for host, state in part.instances.items():
                 whole.instances[host] = whole.instances.get(host, InstanceState()).joined(state)
-        whole.times = Histogram.sum_of(times)
-        whole.drift = joined(drift)
-        whole.waits = joined_waits(waits)
+        whole.times = Histogram.sum_of(part.times for part in parts)
+        whole.drift = joined(part.drift for part in parts)
+        whole.waits = joined_waits(trouble for part in parts for trouble in part.waits)
         return whole
 
     def ended(self) -> Counters:
@@ -305,13 +301,10 @@ class Progress:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields and `done` as plain JSON, times rounded to milliseconds."""
-        return {
-            **_rounded(asdict(self, recurse=False)),
-            "troubles": [_rounded(asdict(trouble)) for trouble in self.troubles],
-            "workers": [_rounded(asdict(worker)) for worker in self.workers],
-            "drift": [_rounded(asdict(one)) for one in self.drift],
-            "done": self.done,
-        }
+        plain = _rounded(asdict(self, recurse=False))
+        for name in ("troubles", "workers", "drift"):
+            plain[name] = [_rounded(asdict(one)) for one in plain[name]]
+        return {**plain, "done": self.done}
 
 
 def _rounded(fields: dict[str, Any]) -> dict[str, Any]:
@@ -324,7 +317,6 @@ SILENCE: Final = 10.0
 """Seconds without an answer, of an instance or of a storage, after which this is a trouble."""
 
 _LOOK_EVERY: Final = 1.0
-_LOG_EVERY: Final = 60.0
 
 WAITS: Final = logging.getLogger("flinks_async.bulk.waits")
 """The log of calls that last, also outside of a run."""
@@ -415,17 +407,28 @@ class Waits:
                     return
             self.tell(told, self.troubles())
 
-    def tell(self, told: dict[str, float], lasting: Iterable[InstanceTrouble]) -> None:
-        """Logs each trouble of those that last: when it is noticed, every minute, and when it is over. `told` remembers when."""
-        troubles, now = {one.host: one for one in lasting}, self._clock()
-        for place, one in troubles.items():
-            if now - told.get(place, -math.inf) >= _LOG_EVERY:
-                told[place] = now
-                fields = log_fields("StoreWaits", place=place, reason=one.reason, seconds=one.seconds)
-                WAITS.warning("waiting: %s", one, extra=fields)
-        for place in told.keys() - troubles.keys():
-            del told[place]
+    def tell(self, told: dict[str, float], lasting: Collection[InstanceTrouble]) -> None:
+        """Logs the troubles that last (see `to_log`)."""
+        due, over = to_log(told, lasting, self._clock())
+        for one in due:
+            fields = log_fields("StoreWaits", place=one.host, reason=one.reason, seconds=one.seconds)
+            WAITS.warning("waiting: %s", one, extra=fields)
+        for place in over:
             WAITS.warning("the wait for %s is over", place, extra=log_fields("StoreWaited", place=place))
+
+
+def to_log(
+    told: dict[str, float], troubles: Collection[InstanceTrouble], now: float, *, least: float = 0.0
+) -> tuple[list[InstanceTrouble], set[str]]:
+    """The troubles to log now, because they have lasted for `least` seconds and were not logged within a minute, and the hosts
+    whose trouble is over. `told` remembers when that of a host was logged.
+    """
+    due = [one for one in troubles if one.seconds >= least and now - told.get(one.host, -math.inf) >= LOG_EVERY]
+    over = told.keys() - {one.host for one in troubles}
+    for host in over:
+        del told[host]
+    told.update((one.host, now) for one in due)
+    return due, over
 
 
 waits: Final = Waits()

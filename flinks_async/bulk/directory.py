@@ -37,6 +37,7 @@ from .files import (
     newer_version,
     refuse_untrusted,
     write_durably,
+    writing,
 )
 from .inputs import Layout
 from .ledger import Ledger
@@ -257,10 +258,8 @@ def _refuse_untrusted(folder: Path) -> None:
 def _refuse_foreign(folder: Path) -> None:
     if not os.path.exists(folder):
         return
-    try:
+    with writing(folder):
         foreign = sorted({entry.name for entry in folder.iterdir()} - BEFORE_MANIFEST)
-    except OSError as error:
-        raise cannot_write(folder, error) from None
     if foreign:
         more = f" and {len(foreign) - 3} more" if len(foreign) > 3 else ""
         raise JobMismatchError(
@@ -327,12 +326,8 @@ def _lock(folder: Path, resources: ExitStack) -> None:
     filelock = optional_import("filelock", extra="bulk")
     # A job may be opened in one thread and closed in another.
     held = filelock.FileLock(folder / LOCK, timeout=0, mode=PRIVATE_FILE, thread_local=False)
-    try:
+    with writing(folder / LOCK), suppress(filelock.Timeout):
         held.acquire()
-    except filelock.Timeout:
-        pass
-    except OSError as error:
-        raise cannot_write(folder / LOCK, error) from None
     if not held.is_locked:
         raise JobLockedError(f"another process works on the job in {folder}. Wait until it ends, or stop it")
     resources.callback(held.release)
@@ -340,11 +335,9 @@ def _lock(folder: Path, resources: ExitStack) -> None:
 
 def new_ledger(folder: Path, job: str) -> Ledger:
     """Creates a ledger; it replaces the ledger of a job that never began."""
-    try:
+    with writing(folder / LEDGER):
         for name in LEDGER_FILES:
             (folder / name).unlink(missing_ok=True)
-    except OSError as error:
-        raise cannot_write(folder / LEDGER, error) from None
     ledger = Ledger(folder / LEDGER, new=True)
     try:
         ledger.put("key", secrets.token_bytes(32))

@@ -191,7 +191,12 @@ class Fetcher:
 
     async def _load(self) -> None:
         """Opens the next shard, once there is room for it."""
-        while self._is_full() and not self._only_doubtful() and self.stopped is None:
+        # Shards that the store has not taken yet count, so that a slow store slows the fetching.
+        while (
+            len(self._open) + len(self._ending) >= self._rules.open_shards
+            and not self._only_doubtful()
+            and self.stopped is None
+        ):
             self._room.clear()
             await self._room.wait()
         if self.stopped is not None:
@@ -205,10 +210,6 @@ class Fetcher:
         self._queue.extend((opened, token) for token in tokens)
         if not tokens:
             self._finish_if_done(opened)
-
-    def _is_full(self) -> bool:
-        """Shards that the store has not taken yet count, so that a slow store slows the fetching."""
-        return len(self._open) + len(self._ending) >= self._rules.open_shards
 
     def _only_doubtful(self) -> bool:
         """All open shards wait for doubtful tokens. Only other tokens can show whose errors these are, so one more shard
@@ -234,7 +235,7 @@ class Fetcher:
                 outcome: Response | FlinksError
                 self._calls[permit] = task
                 try:
-                    outcome = await client.respond(token.token, permit=permit)
+                    outcome = await client.respond(token.token, permit)
                 except ClientClosedError:
                     raise  # no token can be fetched any more, and this one has not failed
                 except FlinksError as raised:
@@ -392,7 +393,8 @@ class Fetcher:
                 self._end_soon(opened, tuple(sorted(opened.open)))
         while self._ending:
             await asyncio.wait(self._ending)
-        self._raise_if_broken()
+        if self._broken is not None:
+            raise self._broken
         await self._abandon()
 
     async def _abandon(self) -> None:
@@ -401,7 +403,3 @@ class Fetcher:
         for opened in self._open.values():
             if opened.spool is not None:
                 await self._writing.do(opened.spool.abandon)
-
-    def _raise_if_broken(self) -> None:
-        if self._broken is not None:
-            raise self._broken

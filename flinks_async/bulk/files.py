@@ -10,7 +10,7 @@ import os
 import sqlite3
 import stat
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -69,15 +69,13 @@ crash_points: Final = CrashPoints()
 def make_folder(path: Path) -> None:
     """Makes a folder for its owner only; an existing one becomes private. Its name and those of its new parents are durable."""
     refuse_untrusted(path)
-    try:
+    with writing(path):
         new = [folder for folder in path.parents if not folder.exists()]
         for folder in (*reversed(new), path):  # parents=True would make them readable for everybody
             folder.mkdir(mode=PRIVATE_FOLDER, exist_ok=True)
         for folder in (path, *new):  # also an existing one: a crash may have prevented its sync
             with suppress(PermissionError):  # a parent of another user, which we may not open
                 sync_folder(folder.parent)
-    except OSError as error:
-        raise cannot_write(path, error) from None
     with suppress(OSError):  # a trusted folder of another user
         path.chmod(PRIVATE_FOLDER)
 
@@ -254,6 +252,19 @@ _OPEN_MAX: Final = 10_240
 """The highest soft limit of macOS (`OPEN_MAX`), whose hard limit is often infinite and is refused as a soft one."""
 
 
+def in_pieces(lines: Iterable[bytes], size: int = 256 * 1024) -> Iterator[bytes]:
+    """The lines, joined to pieces of at least `size` bytes, so that few writes are needed. The last piece may be shorter."""
+    ready, held = list[bytes](), 0
+    for line in lines:
+        ready.append(line)
+        held += len(line)
+        if held >= size:
+            yield b"".join(ready)
+            ready, held = [], 0
+    if ready:
+        yield b"".join(ready)
+
+
 def write_all(file: int, data: bytes | memoryview) -> None:
     """Writes all the data: `os.write` may write less."""
     rest = memoryview(data)
@@ -268,12 +279,9 @@ def replaced(path: Path) -> Iterator[Callable[[bytes], None]]:
     """
     beside = path.with_name(path.name + ".tmp")
     try:
-        file = create(beside)
-        try:
+        with descriptor(create(beside)) as file:
             yield partial(write_all, file)
             os.fsync(file)
-        finally:
-            os.close(file)
         rename_durably(beside, path)
     except OSError as error:
         with suppress(OSError):
@@ -297,28 +305,40 @@ def rename_durably(source: Path, target: Path) -> None:
 
 def sync_file(path: Path) -> None:
     """Syncs a file that another library has written."""
-    file = os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))
-    try:
+    with descriptor(os.open(path, os.O_RDWR | getattr(os, "O_BINARY", 0) | getattr(os, "O_CLOEXEC", 0))) as file:
         os.fsync(file)
-    finally:
-        os.close(file)
 
 
 def sync_folder(path: Path) -> None:
     """Makes the names in a folder durable."""
     if sys.platform == "win32":  # folders cannot be opened there, and names need no sync
         return
-    folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
+    with descriptor(os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)) as folder:
         os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def cannot_write(path: object, error: OSError | ValueError) -> StoreError:
     """The error for a path that cannot be written. Raise it `from None`."""
     reason = error.strerror if isinstance(error, OSError) and error.strerror else "it is not a valid file name"
     return StoreError(f"{path} cannot be written: {reason}")
+
+
+@contextmanager
+def writing(path: object) -> Iterator[None]:
+    """Raises StoreError if the block cannot write to a path."""
+    try:
+        yield
+    except OSError as error:
+        raise cannot_write(path, error) from None
+
+
+@contextmanager
+def descriptor(file: int) -> Iterator[int]:
+    """Closes a file descriptor after the block."""
+    try:
+        yield file
+    finally:
+        os.close(file)
 
 
 def cannot_read(path: object, error: OSError) -> StoreError:

@@ -14,7 +14,7 @@ from contextlib import ExitStack, closing, suppress
 from itertools import islice
 from pathlib import Path
 from types import NoneType, TracebackType
-from typing import Any, Final, Self, get_args
+from typing import Final, Self, get_args
 
 import msgspec
 from attrs import asdict, define, field
@@ -60,11 +60,11 @@ class Job:
 
     directory: Path
     manifest: Manifest
-    scanned: Scanned
+    scanned: Scanned = field(init=False)
     _ledger: Ledger
     _store: Store
     _source: InputFile
-    _log: JobLog
+    _log: JobLog = field(init=False)
     _selection: Selection | None
     _resources: ExitStack
     _running: Run | None = field(default=None, init=False)
@@ -125,7 +125,7 @@ class Job:
                 manifest.refuse_other(asked, folder)
                 ledger = Ledger(folder / LEDGER)
             try:
-                return cls._open(folder, manifest, ledger, store, source, selection, resources, on_scan, new=new)
+                return cls(folder, manifest, ledger, store, source, selection, resources)._open(on_scan, new=new)
             except FlinksError:
                 if new:
                     take_back(folder)
@@ -175,43 +175,48 @@ class Job:
         with ExitStack() as resources:
             enter(folder, resources)
             ledger = Ledger(folder / LEDGER)
-            return cls._open(folder, manifest, ledger, chosen, source, selection, resources, on_scan)
+            return cls(folder, manifest, ledger, chosen, source, selection, resources)._open(on_scan)
 
-    @classmethod
-    def _open(
-        cls,
-        folder: Path,
-        manifest: Manifest,
-        ledger: Ledger,
-        store: Store,
-        source: InputFile,
-        selection: Selection | None,
-        resources: ExitStack,
-        on_scan: OnScan | None,
-        *,
-        new: bool = False,
-    ) -> Job:
+    def _open(self, on_scan: OnScan | None, *, new: bool = False) -> Job:
+        folder, manifest, ledger, resources = self.directory, self.manifest, self._ledger, self._resources
         resources.callback(ledger.close)
         if ledger.get("job") != manifest.job:
             raise JobMismatchError(f"{folder / LEDGER} is not the ledger of {folder / MANIFEST}")
-        log = JobLog(folder / LOG, manifest.job)
-        resources.callback(log.close)
+        self._log = JobLog(folder / LOG, manifest.job)
+        resources.callback(self._log.close)
         for name in (SPOOLS, SCRATCH):
             empty(folder / name)
         if ledger.get(PURGING):  # a purge failed, and now the job is resumed instead
             ledger.put(PURGING, 0)
         # Before the scan, which may take minutes, so that an unusable store is reported at once.
-        store.open(place_of(folder, manifest))
-        resources.callback(store.close)
+        self._store.open(place_of(folder, manifest))
+        resources.callback(self._store.close)
         try:
-            _reconcile(store, ledger)
-            scanned = ledger.plan() or _plan(folder, manifest, ledger, source, on_scan, log)
+            self._reconcile()
+            self.scanned = ledger.plan() or self._plan(on_scan)
         except FlinksError:
             if new:  # so that the next attempt may use other settings
                 with suppress(FlinksError):
-                    store.purge()
+                    self._store.purge()
             raise
-        return cls(folder, manifest, scanned, ledger, store, source, log, selection, resources.pop_all())
+        self._resources = resources.pop_all()
+        return self
+
+    def _reconcile(self) -> None:
+        """Makes store and ledger agree. They may differ after a crash between the two steps of a commit."""
+        for commit in self._store.recover(self._ledger.receipts()):
+            self._ledger.commit(commit, run=0, now=dt.datetime.now(dt.UTC).timestamp())
+
+    def _plan(self, on_scan: OnScan | None) -> Scanned:
+        scratch, key = self.directory / SCRATCH, self._ledger.get("key")
+        make_folder(scratch)
+        with self._ledger.planning() as planner:
+            size = self.manifest.shard_size
+            scanned = scan(self._source, key=key, shard_size=size, scratch=scratch, sink=planner, progress=on_scan)
+            planner.finish(asdict(scanned))
+        empty(scratch)
+        self._log.info("planned: %d lines, %d tokens", scanned.lines, scanned.tokens)
+        return scanned
 
     @property
     def totals(self) -> Totals:
@@ -276,7 +281,7 @@ class Job:
             checks.kind("clients: each value", client, FlinksClient)
         self._refuse_clients(by_name)
         if not self._reconciled:
-            _reconcile(self._store, self._ledger)
+            self._reconcile()
             self._reconciled = True
         spools = self.directory / SPOOLS
         make_folder(spools)
@@ -401,23 +406,3 @@ def place_of(folder: Path, manifest: Manifest) -> Place:
     keyed, instances = (layout.get(name) is not None for name in ("key_column", "instance_column"))
     chosen = None if manifest.selection is None else Selection.from_description(manifest.selection).kept_tables
     return Place(manifest.job, folder, keyed=keyed, instances=instances, tables=chosen)
-
-
-def _reconcile(store: Store, ledger: Ledger) -> None:
-    """Makes store and ledger agree. They may differ after a crash between the two steps of a commit."""
-    for commit in store.recover(ledger.receipts()):
-        ledger.commit(commit, run=0, now=dt.datetime.now(dt.UTC).timestamp())
-
-
-def _plan(
-    folder: Path, manifest: Manifest, ledger: Ledger, source: InputFile, on_scan: OnScan | None, log: JobLog
-) -> Scanned:
-    scratch = folder / SCRATCH
-    make_folder(scratch)
-    with ledger.planning() as planner:
-        key: Any = ledger.get("key")
-        scanned = scan(source, key=key, shard_size=manifest.shard_size, scratch=scratch, sink=planner, progress=on_scan)
-        planner.finish(asdict(scanned))
-    empty(scratch)
-    log.info("planned: %d lines, %d tokens", scanned.lines, scanned.tokens)
-    return scanned

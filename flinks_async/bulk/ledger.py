@@ -230,7 +230,7 @@ class Ledger:
 
     def get(self, name: str) -> Any:
         """A value of the table `meta`, or None."""
-        found = self._all(_first, "SELECT value FROM meta WHERE name = ?", name)
+        found = self._all(tables.first_of, "SELECT value FROM meta WHERE name = ?", name)
         return found[0] if found else None
 
     def put(self, name: str, value: str | bytes | int) -> None:
@@ -264,7 +264,7 @@ class Ledger:
 
     def duplicates(self, first: int, last: int) -> set[int]:
         """Lines from `first` to `last`, inclusive, whose token came before."""
-        return set(self._all(_first, "SELECT line FROM duplicates WHERE line BETWEEN ? AND ?", first, last))
+        return set(self._all(tables.first_of, "SELECT line FROM duplicates WHERE line BETWEEN ? AND ?", first, last))
 
     def all_duplicates(self) -> Iterator[tuple[int, int]]:
         """(line, line where its token came first) of all duplicates, in the order of the input."""
@@ -275,15 +275,17 @@ class Ledger:
 
     def pending(self) -> Iterator[Shard]:
         """Shards that are not done, earlier rounds first. Shards added during the iteration are included."""
-        return self._pages(
-            tables.shard_of, tables.in_order(tables.SHARD, "done_at IS NULL"), (-1, -1, -1), tables.position
+        sql = (
+            f"SELECT {tables.SHARD} FROM shards WHERE done_at IS NULL AND (round, first, id) > (?, ?, ?) "
+            "ORDER BY round, first, id LIMIT ?"
         )
+        return self._pages(tables.shard_of, sql, (-1, -1, -1), lambda shard: (shard.round, shard.first, shard.id))
 
     def commits(self) -> Iterator[Commit]:
         """The shards that are done, without their failures, in the order of the input."""
         # Only the ids are sorted and held in memory; no index has this order.
-        ids = array("q", self._all(_first, "SELECT id FROM shards WHERE done_at IS NOT NULL ORDER BY round, first, id"))
-        for id_ in ids:
+        sql = "SELECT id FROM shards WHERE done_at IS NOT NULL ORDER BY round, first, id"
+        for id_ in array("q", self._all(tables.first_of, sql)):
             yield from self._all(tables.commit_of, f"SELECT {tables.COMMIT} FROM shards WHERE id = ?", id_)
 
     def receipts(self) -> Mapping[int, dict[str, Any]]:
@@ -405,7 +407,7 @@ class Ledger:
 
     def problems(self) -> list[str]:
         """The problems that SQLite's integrity check finds."""
-        found: list[str] = self._all(_first, "PRAGMA integrity_check")
+        found: list[str] = self._all(tables.first_of, "PRAGMA integrity_check")
         return [] if found == ["ok"] else found
 
 
@@ -430,10 +432,6 @@ class Planner:
     def finish(self, scanned: Mapping[str, Any]) -> None:
         """Ends the plan with its totals."""
         self._db.execute("INSERT INTO meta VALUES ('plan', ?)", (_encode(scanned).decode(),))
-
-
-def _first(row: tables.Row) -> Any:
-    return row[0]
 
 
 _WAIT: Final = 10.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Final
 
@@ -50,6 +51,8 @@ _decode = msgspec.json.decode
 
 Row = tuple[Any, ...]
 
+first_of: Final[Callable[[Row], Any]] = itemgetter(0)
+
 
 def add_shard(db: sqlite3.Connection, rows: tuple[int, ...], offset: int, round_: int) -> None:
     """Adds a shard of some rows, ascending."""
@@ -65,19 +68,6 @@ def add_failures(db: sqlite3.Connection, failures: Iterable[Failure]) -> None:
         row = asdict(failure)
         row["key"] = None if failure.key is None else to_json(failure.key)
         db.execute(sql, row)
-
-
-def in_order(columns: str, which: str) -> str:
-    """A query for some shards after a position, in that order: it has places for the position and for how many."""
-    return (
-        f"SELECT {columns} FROM shards WHERE {which} AND (round, first, id) > (?, ?, ?) "
-        "ORDER BY round, first, id LIMIT ?"
-    )
-
-
-def position(shard: Shard) -> tuple[int, int, int]:
-    """The place of a shard in the order of the work."""
-    return shard.round, shard.first, shard.id
 
 
 def shard_of(row: Row) -> Shard:
@@ -103,14 +93,10 @@ class Receipts(Mapping[int, dict[str, Any]]):
         raise KeyError(shard)
 
     def __iter__(self) -> Iterator[int]:
-        return iter(array("q", self._read(_first, "SELECT id FROM shards WHERE done_at IS NOT NULL ORDER BY id")))
+        return iter(array("q", self._read(first_of, "SELECT id FROM shards WHERE done_at IS NOT NULL ORDER BY id")))
 
     def __len__(self) -> int:
-        return self._read(_first, "SELECT count(done_at) FROM shards")[0]  # type: ignore[no-any-return]
-
-
-def _first(row: Row) -> Any:
-    return row[0]
+        return self._read(first_of, "SELECT count(done_at) FROM shards")[0]  # type: ignore[no-any-return]
 
 
 receipt_of: Final = msgspec.json.Decoder(dict[str, Any]).decode

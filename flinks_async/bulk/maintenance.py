@@ -30,7 +30,7 @@ from .files import (
     SCRATCH,
     SPOOLS,
     TEMPORARY,
-    cannot_write,
+    writing,
 )
 from .inputs import Scanned
 from .job import place_of
@@ -100,13 +100,9 @@ def verify(
         ConfigError: the executor cannot read the answers of this store.
         WorkerError: workers keep crashing, or the cluster is lost.
     """
-    checks.kind("store", store, Store, NoneType)
     checks.kind("executor", executor, Executor, NoneType)
-    checks.function_or_none("on_progress", on_progress)
-    folder = checks.path("directory", directory)
     with ExitStack() as resources:
-        manifest = _enter(folder, resources, read_only=True)
-        ledger = _ledger(folder, resources)
+        folder, manifest, ledger = _look(directory, store, on_progress, resources)
         broken = ledger.problems()
         if broken:
             raise LedgerError(f"{ledger.path} is broken: {broken[0]}")
@@ -139,12 +135,8 @@ def export(
         StoreMissingError: the answers are not where the job put them.
         FlinksError: as for `verify`.
     """
-    checks.kind("store", store, Store, NoneType)
-    checks.function_or_none("on_progress", on_progress)
-    folder = checks.path("directory", directory)
     with ExitStack() as resources:
-        manifest = _enter(folder, resources, read_only=True)
-        ledger = _ledger(folder, resources)
+        folder, manifest, ledger = _look(directory, store, on_progress, resources)
         try:
             chosen = _open_store(folder, manifest, store, resources)
         except StoreMissingError:
@@ -181,19 +173,15 @@ def export_files(
         ConfigError: the place belongs to the job itself, or the job has no files for each shard.
         FlinksError: as for `verify`.
     """
-    checks.kind("store", store, Store, NoneType)
     checks.kind("executor", executor, Executor, NoneType)
-    checks.function_or_none("on_progress", on_progress)
     url = checks.checked_url(url)
-    folder = checks.path("directory", directory)
     with ExitStack() as resources:
-        manifest = _enter(folder, resources, read_only=True)
-        ledger = _ledger(folder, resources)
+        folder, manifest, ledger = _look(directory, store, on_progress, resources)
         files = _shard_files(_open_store(folder, manifest, store, resources), "An export to a URL")
         names, target = [*_names(files, ledger)], place_at(url, folder)
         _refuse_own_place(folder, manifest, target)
         read = ReadShard(files.describe(), place_of(folder, manifest), url)
-        try:
+        with writing(target):
             if job_of_success(target) not in (None, manifest.job):
                 raise JobMismatchError(
                     f"{target} holds the output of another job or program, which has an object {SUCCESS}. Choose another URL"
@@ -203,10 +191,7 @@ def export_files(
             read_on(executor, read, ledger.commits(), ReadingProgress(ledger.totals(), on_progress))
             if not ledger.totals().pending:
                 target.put(SUCCESS, success_of(manifest.job, names))
-            return names
-        except OSError as error:
-            problem = cannot_write(target, error)
-        raise problem
+        return names
 
 
 def _shard_files(store: Store, what: str) -> ShardFiles:
@@ -256,16 +241,16 @@ def purge(directory: str | os.PathLike[str], store: Store | None = None, *, forg
     checks.kind("store", store, Store, NoneType)
     folder = checks.path("directory", directory)
     with ExitStack() as resources:
-        removed = _remove_answers(folder, _enter(folder, resources), store, forget_answers)
-        try:
+        manifest = Manifest.load(folder / MANIFEST)
+        enter(folder, resources)
+        removed = _remove_answers(folder, manifest, store, forget_answers)
+        with writing(folder):
             for name in (SPOOLS, SCRATCH):
                 empty(folder / name)
             for name in (FAILED, DUPLICATES, REPORT, PAGE, LOG, NOTE, *TEMPORARY, *LEDGER_FILES, MANIFEST):
                 if os.path.lexists(folder / name):
                     (folder / name).unlink()
                     removed.append(name)
-        except OSError as error:
-            raise cannot_write(folder, error) from None
     with suppress(OSError):
         (folder / LOCK).unlink()
     with suppress(OSError):
@@ -365,17 +350,17 @@ def _missing_answers(answers: str, what: str) -> StoreError:
     )
 
 
-def _ledger(folder: Path, resources: ExitStack) -> Ledger:
-    ledger = Ledger(folder / LEDGER, look=True)
-    resources.callback(ledger.close)
-    return ledger
-
-
-def _enter(folder: Path, resources: ExitStack, *, read_only: bool = False) -> Manifest:
+def _look(
+    directory: str | os.PathLike[str], store: Store | None, on_progress: OnProgress | None, resources: ExitStack
+) -> tuple[Path, Manifest, Ledger]:
+    """Checks the arguments of a function that reads answers, locks the job, and opens its ledger read-only."""
+    checks.kind("store", store, Store, NoneType)
+    checks.function_or_none("on_progress", on_progress)
+    folder = checks.path("directory", directory)
     manifest = Manifest.load(folder / MANIFEST)
-    if not read_only or os.access(folder, os.W_OK):  # no lock in a read-only copy, where no job can run
+    if os.access(folder, os.W_OK):  # no lock in a read-only copy, where no job can run
         enter(folder, resources)
-    return manifest
+    return folder, manifest, resources.enter_context(closing(Ledger(folder / LEDGER, look=True)))
 
 
 def _open_store(folder: Path, manifest: Manifest, store: Store | None, resources: ExitStack) -> Store:

@@ -21,7 +21,7 @@ from functools import partial
 from importlib import import_module
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Final, Protocol, TypeVar, cast
+from typing import Any, BinaryIO, Final, TypeVar, cast
 
 from attrs import field, frozen
 
@@ -62,53 +62,19 @@ class Found:
     version: str
 
 
-class Readable(Protocol):
-    """A file or an object to be read. `str` names it."""
-
-    def open(self, mode: Any, /) -> Any:
-        """Opens it for reading, as `Path.open("rb")`."""
-        ...
-
-
-class Objects(Protocol):
-    """Files in one folder, or objects below one URL. `str` names the place."""
-
-    def prepare(self, folders: Iterable[str]) -> None:
-        """Creates folders, where there are such things."""
-        ...
-
-    def put(self, name: str, source: Path | bytes) -> None:
-        """Adds or replaces a file as a whole. A finished file may be moved."""
-        ...
-
-    def at(self, name: str) -> Readable:
-        """A file, which need not exist."""
-        ...
-
-    def find(self, name: str) -> Found | None:
-        """A file; None if it does not exist."""
-        ...
-
-    def list(self, folder: str) -> Iterator[Found]:
-        """Everything directly in a folder; "" is the place itself."""
-        ...
-
-    def delete(self, names: Iterable[str]) -> None:
-        """Removes files. It is no error if one is missing."""
-        ...
-
-
 @frozen
 class Folder:
-    """Files in a folder. They survive a power cut, and belong to their owner only."""
+    """Files in a folder. They survive a power cut, and belong to their owner only. `str` names the place."""
 
     path: Path
 
     def prepare(self, folders: Iterable[str]) -> None:
+        """Creates folders, where there are such things."""
         for folder in folders:
             make_folder(self.path / folder)
 
     def put(self, name: str, source: Path | bytes) -> None:
+        """Adds or replaces a file as a whole. A finished file may be moved."""
         target = self.path / name
         if isinstance(source, Path):
             try:
@@ -126,15 +92,18 @@ class Folder:
         rename_durably(beside, target)
 
     def at(self, name: str) -> Path:
+        """A file, which need not exist."""
         return self.path / name
 
     def find(self, name: str) -> Found | None:
+        """A file; None if it does not exist."""
         try:
             return _found(name, os.stat(self.path / name))
         except FileNotFoundError:
             return None
 
     def list(self, folder: str) -> Iterator[Found]:
+        """Everything directly in a folder; "" is the place itself."""
         with suppress(FileNotFoundError), os.scandir(self.path / folder) as entries:
             for entry in entries:
                 with suppress(FileNotFoundError):  # it was removed meanwhile
@@ -142,6 +111,7 @@ class Folder:
                         yield _found(f"{folder}/{entry.name}".lstrip("/"), entry.stat())
 
     def delete(self, names: Iterable[str]) -> None:
+        """Removes files. It is no error if one is missing."""
         paths = [self.path / name for name in names]
         for path in paths:
             path.unlink(missing_ok=True)
@@ -159,7 +129,7 @@ def _found(name: str, stat: os.stat_result) -> Found:
 
 @frozen
 class Bucket:
-    """Objects below a URL.
+    """Objects below a URL, with the methods of `Folder`.
 
     Args:
         url: with the scheme `s3`, `gs` or `az`, the bucket or container, and a prefix of names.
@@ -249,6 +219,13 @@ class Object:
 
     def __str__(self) -> str:
         return f"{self.bucket.url}/{self.name}"
+
+
+Readable = Path | Object
+"""A file or an object to be read. `str` names it."""
+
+Objects = Folder | Bucket
+"""Files in one folder, or objects below one URL."""
 
 
 class _Ranges(io.RawIOBase):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import suppress
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,12 +19,10 @@ from ..limits.notices import log_fields
 from ..secret import SecretFilter
 from .counters import WAITS
 from .directory import Manifest
-from .files import DUPLICATES, FAILED, REPORT, create, open_to_write, replaced, write_durably
+from .files import DUPLICATES, FAILED, REPORT, create, in_pieces, open_to_write, replaced, write_durably
 from .inputs import Scanned
 from .ledger import Ledger
 from .records import Failure, to_json
-
-_BATCH = 1000
 
 
 def write_outcome(folder: Path, manifest: Manifest, ledger: Ledger, scanned: Scanned) -> None:
@@ -62,18 +61,8 @@ _ALWAYS = frozenset({"token_fingerprint", "flinks_code", "status"})
 
 def _write_lines(path: Path, records: Iterable[dict[str, Any]]) -> None:
     with replaced(path) as write:
-        for batch in _batches(records):
-            write(batch)
-
-
-def _batches(records: Iterable[dict[str, Any]]) -> Iterator[bytes]:
-    lines: list[bytes] = []
-    for record in records:
-        lines.append(to_json(record) + b"\n")
-        if len(lines) >= _BATCH:
-            yield b"".join(lines)
-            lines.clear()
-    yield b"".join(lines)
+        for piece in in_pieces(to_json(record) + b"\n" for record in records):
+            write(piece)
 
 
 _LOGGER: Final = logging.getLogger("flinks_async.bulk")
@@ -96,18 +85,13 @@ class JobLog(logging.Handler):
         self.addFilter(SecretFilter())
         WAITS.addHandler(self)
 
-    def info(self, message: str, *values: object) -> None:
-        self._write(logging.INFO, message, values)
-
-    def warning(self, message: str, *values: object) -> None:
-        self._write(logging.WARNING, message, values)
-
-    def error(self, message: str, *values: object) -> None:
-        self._write(logging.ERROR, message, values)
-
-    def _write(self, level: int, message: str, values: tuple[object, ...]) -> None:
+    def _write(self, level: int, message: str, *values: object) -> None:
         self.handle(_LOGGER.makeRecord(_LOGGER.name, level, "", 0, message, values, None))
         _LOGGER.log(level, message, *values, extra=self._fields)
+
+    info = partialmethod(_write, logging.INFO)
+    warning = partialmethod(_write, logging.WARNING)
+    error = partialmethod(_write, logging.ERROR)
 
     def emit(self, record: logging.LogRecord) -> None:
         if self._file is not None:

@@ -14,12 +14,12 @@ from typing import Any, Final
 from attrs import define, evolve, field
 
 from ..errors import ConfigError
-from ..runtime import fast_loop
+from ..runtime import fast_loop, repeated
 from .counters import Counters, Progress, joined_waits, waits
 from .errors import StoreError, StoreMissingError
 from .executors import Executor, Work
 from .executors.protocol import Task
-from .files import cannot_write, replaced
+from .files import replaced, writing
 from .ledger import Totals
 from .objects import Objects, place_at
 from .records import Commit, Finished, Shard, Written
@@ -159,10 +159,8 @@ class ReadShard:
             where = problem.where.replace(str(here.parts), str(source), 1)
             raise StoreError(f"{where} differs from what the job wrote: {problem.what}")
         for name in names:
-            try:
+            with writing(target.at(name)):
                 target.put(name, here.parts / name)
-            except OSError as error:
-                raise cannot_write(target.at(name), error) from None
 
 
 def _open_files(description: dict[str, Any], place: Place) -> ShardFiles:
@@ -202,20 +200,15 @@ def read_on(
     async def go() -> None:
         with TemporaryDirectory(prefix="flinks-async-") as spools:
             execution = executor.map_shards(Work.of_function(read, Path(spools), _log, AT_ONCE), next_task, take)
+            logged = dict[str, float]()
 
-            async def tell() -> None:
-                logged = dict[str, float]()
-                while True:
-                    await asyncio.sleep(_TELL_EVERY)
-                    counters = execution.counters()
-                    progress.tell(counters)
-                    waits.tell(logged, counters.waits)
+            def tell() -> None:
+                counters = execution.counters()
+                progress.tell(counters)
+                waits.tell(logged, counters.waits)
 
-            telling = asyncio.ensure_future(tell())
-            try:
+            async with repeated(_TELL_EVERY, tell):
                 await execution.go()
-            finally:
-                telling.cancel()
 
     try:
         asyncio.get_running_loop()

@@ -215,7 +215,7 @@ class DoubtfulTokens(Generic[T]):
 
     def take(self, added_before: int | None = None) -> list[T]:
         """Takes out the tokens that were added before, or all."""
-        taken = list[T]()
+        taken: list[T] = []
         while self._waiting and (added_before is None or self._waiting[0][0] < added_before):
             taken.append(self._waiting.popleft()[1])
         return taken

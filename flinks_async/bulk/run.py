@@ -7,7 +7,6 @@ does one transaction of the ledger mark the shard as done. So a crash may repeat
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Final
@@ -19,7 +18,7 @@ from ..clock import Clock, SystemClock
 from ..codec import Drift
 from ..errors import FlinksError
 from ..limits.shared import RedisRateLimiter
-from .counters import SILENCE, Counters, InstanceTrouble, Phase, Progress, joined_waits, waits
+from .counters import SILENCE, Counters, InstanceTrouble, Phase, Progress, joined_waits, to_log, waits
 from .errors import LedgerError, StoreError, UnfitAnswerError
 from .executors import Executor, Work
 from .executors.protocol import Task, put
@@ -43,9 +42,6 @@ LASTING_TROUBLE: Final = "%s"
 
 MOST_DRIFT: Final = 50
 """Differences between answers and their documentation that the progress has."""
-
-LOG_EVERY: Final = 60.0
-"""Seconds between two log lines about the same trouble."""
 
 
 @frozen
@@ -92,6 +88,7 @@ class Run:
     ) -> None:
         self._ledger = ledger
         self._store = store
+        self._shared = shared_store(store)
         self._rules = work.rules
         self._log = work.log
         self._selection = work.selection
@@ -136,7 +133,7 @@ class Run:
         broke_off: tuple[str, str] | None = None
         shards = counted(before.shards - before.shards_done, "shard")
         self._log.info("run begins: %s in %s to do", counted(before.pending, "token"), shards)
-        if shared_store(self._store) is not None:
+        if self._shared is not None:
             where = self._ledger.path.parent
             self._log.info("what is done is recorded in %s only. To resume on another machine, copy it there", where)
         beside: set[asyncio.Future[None]] = set()
@@ -202,11 +199,13 @@ class Run:
                 raise self._broken
             if finished.receipt is None:
                 finished = put(self._store, finished)
-            elif (store := shared_store(self._store)) is not None:
-                store.check()
+            elif self._shared is not None:
+                self._shared.check()
         except BaseException as error:
             self._broken = error
-            self._drop(finished.receipt)
+            if finished.receipt is not None and self._shared is not None:  # the ledger will not know it
+                with suppress(StoreError):
+                    self._shared.drop(finished.receipt)
             raise
         try:
             crash_points.reach("stored")
@@ -223,12 +222,6 @@ class Run:
             "shard %d done: lines %d to %d, %d answers, %d failed, %d left",
             shard.id, shard.first, shard.last, finished.written.lines, len(finished.failures), len(finished.left),
         )  # fmt: skip
-
-    def _drop(self, receipt: dict[str, Any] | None) -> None:
-        """Removes what a worker has stored and the ledger will not know."""
-        if receipt is not None and (store := shared_store(self._store)) is not None:
-            with suppress(StoreError):
-                store.drop(receipt)
 
     # --- the end ------------------------------------------------------------------------------------------------------
 
@@ -249,8 +242,8 @@ class Run:
 
     def _settle(self, complete: bool) -> None:
         """Removes output that the ledger does not know."""
-        if (store := shared_store(self._store)) is not None:
-            store.settle(self._ledger.receipts(), complete=complete)
+        if self._shared is not None:
+            self._shared.settle(self._ledger.receipts(), complete=complete)
 
     def _write_end(self, state: str, reason: str, summary: dict[str, Any]) -> None:
         self._ledger.add_sample(self._run, self._clock.time(), summary)
@@ -298,14 +291,10 @@ class Run:
         return troubles + counters.waits
 
     def _log_troubles(self, troubles: Sequence[InstanceTrouble], now: float) -> None:
-        """Logs each trouble that lasts: when it is noticed, every minute, and when it is over."""
-        told = self._logged_troubles
-        for trouble in troubles:
-            if trouble.seconds >= LASTING and now - told.get(trouble.host, -math.inf) >= LOG_EVERY:
-                told[trouble.host] = now
-                self._log.warning(LASTING_TROUBLE, trouble)
-        for host in told.keys() - {trouble.host for trouble in troubles}:
-            del told[host]
+        due, over = to_log(self._logged_troubles, troubles, now, least=LASTING)
+        for trouble in due:
+            self._log.warning(LASTING_TROUBLE, trouble)
+        for host in over:
             self._log.info("%s answers again", host)
 
     def _log_drift(self, drift: Sequence[Drift]) -> None:

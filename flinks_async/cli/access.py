@@ -264,10 +264,8 @@ def read_secret(secret_file: str | None) -> Secret:
 
 
 def read_pseudonym_key(key_file: str | None) -> Secret | None:
-    """The key of pseudonyms: from --pseudonym-key-file, else from FLINKS_PSEUDONYM_KEY; None if there is none.
-
-    Raises:
-        UsageError: as for `read_secret`.
+    """The key of pseudonyms: from --pseudonym-key-file, else from FLINKS_PSEUDONYM_KEY; None if there is none. Raises
+    UsageError as `read_secret`.
     """
     if key_file is not None:
         return read_line(key_file, "--pseudonym-key-file")
@@ -277,9 +275,7 @@ def read_pseudonym_key(key_file: str | None) -> Secret | None:
 
 def read_token(token_file: str | None) -> Secret:
     """The access token: from --token-file, else from FLINKS_ACCESS_TOKEN, else from a hidden prompt on a terminal.
-
-    Raises:
-        UsageError: as for `read_secret`.
+    Raises UsageError as `read_secret`.
     """
     if token_file is not None:
         return read_line(token_file, "--token-file", "For many tokens there is 'fetch'.")
@@ -294,14 +290,11 @@ def read_token(token_file: str | None) -> Secret:
 
 
 def read_line(path: str, option: str, hint: str = "") -> Secret:
-    """The only line of a file.
+    """The only line of a file. Raises UsageError as `read_secret`.
 
     Args:
         option: how the file was given.
         hint: what to do if there are more lines.
-
-    Raises:
-        UsageError: as for `read_secret`.
     """
     lines = [line for line in (line.strip(" \t\r") for line in read_text(path, option).split("\n")) if line]
     if not lines:
@@ -312,11 +305,7 @@ def read_line(path: str, option: str, hint: str = "") -> Secret:
 
 
 def read_text(path: str, option: str) -> str:
-    """A small file, '-' for standard input.
-
-    Raises:
-        UsageError: as for `read_secret`.
-    """
+    """A small file, '-' for standard input. Raises UsageError as `read_secret`."""
     try:
         text = _read_bytes(path, option).removeprefix(_BOM).decode("utf-8")
     except UnicodeDecodeError:

@@ -90,7 +90,8 @@ def demo(
 
     seed = secrets.randbelow(1_000_000) if seed is None else seed
     plan = DemoFaults(share=faults, seed=seed)
-    made_up = _make_up(tokens, seed)
+    rng = random.Random(seed)
+    made_up = [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(tokens)]
     options = ServeOptions(
         demo=True,
         faults=faults,
@@ -162,11 +163,6 @@ def _repeated(stats: dict[str, Any], status: bulk.Status) -> str:
     window = Rules().open_shards * status.manifest.shard_size
     repeated = stats["answered"] - status.totals.fetched
     return f"{repeated:,} tokens were fetched again, because their shards were in progress at the kill (at most {window:,})."
-
-
-def _make_up(count: int, seed: int) -> list[str]:
-    rng = random.Random(seed)
-    return [str(uuid.UUID(int=rng.getrandbits(128), version=4)) for _ in range(count)]
 
 
 def _on_the_wire(stats: dict[str, Any]) -> str:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -186,23 +185,6 @@ def choose_display(kind: ProgressKind, *, beside_answers: bool = False) -> Displ
     if kind == "auto" and on_terminal() and not beside_answers:
         return Bar()
     return Display(quiet=kind == "none")
-
-
-@asynccontextmanager
-async def repeated(interval: float, action: Callable[[], object]) -> AsyncIterator[None]:
-    """Calls `action` every `interval` seconds during the block."""
-
-    async def repeat() -> None:
-        while True:
-            await asyncio.sleep(interval)
-            action()
-
-    task = asyncio.ensure_future(repeat())
-    try:
-        yield
-    finally:
-        task.cancel()
-        await asyncio.wait({task})
 
 
 def _progress_lines(progress: Progress) -> tuple[str, str]:

@@ -15,11 +15,11 @@ from ..bulk.inputs import STDIN
 from ..bulk.records import from_json
 from ..checks import counted
 from ..config import Settings
-from ..runtime import fast_loop, handled_signals, in_daemon_thread
+from ..runtime import fast_loop, handled_signals, in_daemon_thread, repeated
 from . import Exit
 from .access import Access, Clients, access_options, instances_option, secret_references
 from .console import OutputError, ReaderGone, described, text_of
-from .display import RESUME, Display, DisplayState, Ended, repeated
+from .display import RESUME, Display, DisplayState, Ended
 from .options import ProgressKind, Workers, grouped, progress_options, settings_options, stop_options, workers_options
 
 T = TypeVar("T")

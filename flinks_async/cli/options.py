@@ -249,7 +249,7 @@ class Workers:
             ConfigError: the cluster is not secure, or its package is not installed.
         """
         if self.address is None:
-            return InProcess() if self.processes in (None, 1) else Processes(self.processes or 1)
+            return InProcess() if self.processes is None else Processes(self.processes)
         found = re.fullmatch(r"(dask|dask\+tls|ray)://(\[[0-9a-fA-F:]+\]|[\w.-]+):(\d{1,5})", self.address)
         if found is None:
             raise UsageError("--executor must be dask://HOST:PORT, dask+tls://HOST:PORT or ray://HOST:PORT.")
@@ -299,7 +299,7 @@ def _workers_options(processes: str, cluster: str) -> Callable[[F], F]:
 _CLUSTERS: Final = "dask://HOST:PORT, dask+tls://HOST:PORT or ray://HOST:PORT"
 
 workers_options = _workers_options(
-    "Worker processes, which share the limits; at most one per processor core [1].",
+    "Worker processes, which share the limits; at most one per processor core [none: this process fetches].",
     f"Fetch on a cluster: {_CLUSTERS} [FLINKS_EXECUTOR]. Its machines find the AuthSecret as this one does, and see TOKENS and "
     "the job at the same paths, unless tokens and answers are in object storage.",
 )

@@ -21,7 +21,7 @@ from .. import bulk
 from ..bulk import InProcess, InputFile, Job, JobMismatchError, Manifest
 from ..bulk.compression import BY_SUFFIX, Compression, compressor, split_name
 from ..bulk.counters import InstanceTrouble, WorkerState
-from ..bulk.files import MANIFEST
+from ..bulk.files import MANIFEST, in_pieces
 from ..bulk.inputs import STDIN
 from ..bulk.reading import OnProgress
 from ..bulk.records import FailureKind
@@ -221,13 +221,13 @@ def export(directory: str, out: str, force: bool, workers: Workers, progress: Pr
             done = [f"{counted(len(names), 'file')} written to {out}"]
         elif out == STDIN:
             done = []
-            for piece in _pieces(bulk.export(directory, on_progress=show), "none"):
+            for piece in in_pieces(bulk.export(directory, on_progress=show)):
                 to_stdout(piece)
         else:
             done = [f"Written: {out}"]
             lines = bulk.export(directory, on_progress=show)
             with whole_file(out, directory, LINES, force=force) as write:
-                for piece in _pieces(lines, BY_SUFFIX.get(split_name(out)[1], "none")):
+                for piece in _compressed(lines, BY_SUFFIX.get(split_name(out)[1], "none")):
                     write(piece)
     left = bulk.status(directory).totals.pending
     if left:
@@ -236,24 +236,11 @@ def export(directory: str, out: str, force: bool, workers: Workers, progress: Pr
     return Exit.OK
 
 
-_PIECE: Final = 256 * 1024
-
-
-def _pieces(lines: Iterable[bytes], compression: Compression) -> Iterator[bytes]:
-    """The content of the file, in pieces large enough for one write."""
+def _compressed(lines: Iterable[bytes], compression: Compression) -> Iterator[bytes]:
+    """The content of the file, in pieces."""
     stream = compressor(compression)
-    ready: list[bytes] = []
-    size = 0
-    for line in lines:
-        ready.append(line)
-        size += len(line)
-        if size >= _PIECE:
-            if data := stream.compress(b"".join(ready)):
-                yield data
-            ready.clear()
-            size = 0
-    if data := stream.compress(b"".join(ready)) + stream.flush():
-        yield data
+    yield from filter(None, map(stream.compress, in_pieces(lines)))
+    yield stream.flush()
 
 
 @click.command(cls=Command, epilog=epilog())

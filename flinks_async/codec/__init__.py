@@ -98,7 +98,7 @@ class Codec:
     def unknown_keys(self) -> frozenset[str]:
         """Undocumented keys that answers have had: at most 16 for each class."""
         observed = self._decoder.observed
-        return frozenset(key for cls in MODELS for key in observed.unknown(cls))
+        return frozenset(key for cls in MODELS for key in observed.unknown[cls])
 
     def drift(self) -> tuple[Drift, ...]:
         """How the answers so far differ from the documentation, the most frequent differences first. Transactions that are

@@ -35,7 +35,7 @@ from msgspec import NODEFAULT, UNSET, Raw
 from ..models import NO_META, SCHEMA, Model, PartnerAccessResponse, Timestamp, Transaction
 from ..schema import AMOUNT, DEFAULT_WIRE_STATE, Field, FieldKind, WireState
 from . import reference
-from .observed import OPEN_SETS, ObservedFields, usually_absent
+from .observed import OPEN_SETS, USUALLY_ABSENT, ObservedFields
 from .on_access import OnAccessAccount, ReadArray, pending_or_none
 from .parse import CONTAINERS, PARSE_ERRORS, check_limits, decode_any, decode_unknown
 
@@ -147,7 +147,7 @@ class Compiler:
         return found
 
     def _compile(self, cls: type[Model], raw_classes: RawClasses) -> CompiledClass:
-        unknown = self._observed.unknown(cls)
+        unknown = self._observed.unknown[cls]
         names: dict[str, Any] = {
             "Final": cls,
             "State": WireState,
@@ -174,7 +174,7 @@ class Compiler:
             "int": int,
             "type": type,
         }
-        hidden = self._observed.hidden(cls)
+        hidden = self._observed.hidden[cls]
         members = [self._member(cls, field, bit, raw_classes, names) for bit, field in enumerate(SCHEMA[cls])]
         never = [member for member in members if member.field.wire in hidden]
         members = [member for member in members if member.field.wire not in hidden]
@@ -204,10 +204,10 @@ class Compiler:
 
     def _find_odd(self, cls: type[Model], members: list[Member], names: dict[str, Any]) -> Iterator[str]:
         """Statements that note documented fields that are missing, and new values of open sets."""
-        if expected := mask_of([m for m in members if m.optional and m.field.wire not in usually_absent(cls)]):
+        if expected := mask_of([m for m in members if m.optional and m.field.wire not in USUALLY_ABSENT[cls]]):
             yield f"if m & {expected} != last: last = m & {expected}; odd((Class, last))"
         names |= {
-            f"unknown{n}": self._observed.unknown_field(cls, key) for n, key in enumerate(self._observed.unknown(cls))
+            f"unknown{n}": self._observed.unknown_field(cls, key) for n, key in enumerate(self._observed.unknown[cls])
         }
         if reference.has_default_hook(self._converter, str):  # a value of a hook may be anything
             for name in OPEN_SETS.get(cls, ()):
@@ -218,7 +218,7 @@ class Compiler:
         self, cls: type[Model], field: Field, bit: int, raw_classes: RawClasses, names: dict[str, Any]
     ) -> Member:
         type_, convert, in_place = self._type(field, bit, raw_classes, names)
-        return Member(field, bit, type_, field.wire in self._observed.optional(cls), convert, in_place)
+        return Member(field, bit, type_, field.wire in self._observed.optional[cls], convert, in_place)
 
     def _type(self, field: Field, bit: int, raw_classes: RawClasses, names: dict[str, Any]) -> tuple[Any, str, bool]:
         """The type of a struct's member, the expression that converts its value `v`, and whether that changes `v` itself."""

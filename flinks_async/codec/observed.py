@@ -27,17 +27,15 @@ _DATA_AS_KEY: Final = re.compile(r"(?:.*[0-9]){4}")
 """A key with four digits may be an account number, so it is counted without its name."""
 
 USUALLY_ABSENT: Final[dict[type[Model], frozenset[str]]] = {
+    **dict.fromkeys(MODELS, frozenset()),
     # The documented example of PartnerAccess has no other fields.
     AccountsDetail: frozenset(field.wire for field in SCHEMA[AccountsDetail]) - {"LoginId", "CustomerId"},
     # Documented for another endpoint only.
     Account: frozenset({"EftEligibleRatio", "ETransferEligibleRatio"}),
 }
-"""Fields that the compiled path does not expect, until an object has one. They are no drift if they are missing."""
-
-REQUIRED_AT_FIRST: Final[dict[type[Model], frozenset[str]]] = {
-    cls: frozenset(field.wire for field in SCHEMA[cls]) - USUALLY_ABSENT.get(cls, frozenset()) for cls in MODELS
-}
-"""Fields that the compiled path expects in every object, until an object lacks one."""
+"""Fields that the compiled path does not expect, until an object has one; it expects all others, until an object lacks one.
+They are no drift if they are missing.
+"""
 
 OPEN_SETS: Final[dict[type[Model], tuple[str, ...]]] = {Account: ("category", "type", "currency", "account_type")}
 """Fields whose values are an open set, by class."""
@@ -54,8 +52,6 @@ ERROR_FIELDS: Final = frozenset(
 """Documented fields of an error, in lower case. A body with status 200 may be an error, so they are no drift, and neither is
 what an error lacks.
 """
-
-_NONE: Final[frozenset[str]] = frozenset()
 
 
 def _places(cls: type[Model], place: str) -> dict[type[Model], str]:
@@ -139,10 +135,13 @@ class ObservedFields:
     Attributes:
         version: changes whenever something new is recorded.
         answers: answers so far.
+        optional: wire names of the documented fields that may be missing, by class.
+        hidden: those that no object has had, and that most objects do not have.
+        unknown: the undocumented keys, in the order in which they were first seen.
         odd: the differences of the answer that is being decoded.
     """
 
-    __slots__ = ("_drift", "_hidden", "_known", "_optional", "_time", "_unknown", "answers", "odd", "version")
+    __slots__ = ("_drift", "_known", "_time", "answers", "hidden", "odd", "optional", "unknown", "version")
 
     def __init__(self, time: Callable[[], float] = time.time) -> None:
         self.version = 0
@@ -152,38 +151,23 @@ class ObservedFields:
         # Answers with it, answers before it, and since when.
         self._drift: dict[tuple[DriftKind, str], tuple[int, int, float]] = {}
         self._known: dict[str, set[object]] = {}
-        self._optional = {
-            cls: frozenset(field.wire for field in SCHEMA[cls]) - REQUIRED_AT_FIRST[cls] for cls in MODELS
-        }
-        self._hidden = {cls: usually_absent(cls) for cls in MODELS}
-        self._unknown: dict[type[Model], tuple[str, ...]] = dict.fromkeys(MODELS, ())
-
-    def optional(self, cls: type[Model]) -> frozenset[str]:
-        """Wire names of the documented fields that may be missing."""
-        return self._optional[cls]
-
-    def hidden(self, cls: type[Model]) -> frozenset[str]:
-        """Wire names of the documented fields that no object has had, and that most objects do not have."""
-        return self._hidden[cls]
-
-    def unknown(self, cls: type[Model]) -> tuple[str, ...]:
-        """The undocumented keys, in the order in which they were first seen."""
-        return self._unknown[cls]
+        self.optional, self.hidden = USUALLY_ABSENT.copy(), USUALLY_ABSENT.copy()
+        self.unknown: dict[type[Model], tuple[str, ...]] = dict.fromkeys(MODELS, ())
 
     def record(self, cls: type[Model], unknown: Iterable[str], absent: Iterable[str]) -> None:
         """Records one object: its unknown keys and its absent fields."""
-        if not self._hidden[cls].issubset(absent):
-            self._hidden[cls] = self._hidden[cls].intersection(absent)
+        if not self.hidden[cls].issubset(absent):
+            self.hidden[cls] = self.hidden[cls].intersection(absent)
             self.version += 1
-        optional = self._optional[cls]
+        optional = self.optional[cls]
         if not optional.issuperset(absent):
-            self._optional[cls] = optional.union(absent)
+            self.optional[cls] = optional.union(absent)
             self.version += 1
-        self.odd.update(("missing field", PLACES[cls] + wire) for wire in absent if wire not in usually_absent(cls))
+        self.odd.update(("missing field", PLACES[cls] + wire) for wire in absent if wire not in USUALLY_ABSENT[cls])
         for key in unknown:
-            seen = self._unknown[cls]
+            seen = self.unknown[cls]
             if key not in seen and len(seen) < MAX_UNKNOWN_KEYS and _LEARNABLE_KEY.fullmatch(key):
-                self._unknown[cls] = (*seen, key)
+                self.unknown[cls] = (*seen, key)
                 self.version += 1
             self.odd.add(self.unknown_field(cls, key))
 
@@ -191,7 +175,7 @@ class ObservedFields:
 
     def unknown_field(self, cls: type[Model], key: str) -> Difference:
         """An unknown field, without its name if that may be data."""
-        shown = key if key in self._unknown[cls] and not _DATA_AS_KEY.match(key) else "*"
+        shown = key if key in self.unknown[cls] and not _DATA_AS_KEY.match(key) else "*"
         return "unknown field", PLACES[cls] + shown
 
     def wrong_type(self, path: str) -> None:
@@ -236,10 +220,6 @@ class ObservedFields:
         """The differences so far, the most frequent ones first."""
         found = list(self._drift.items())
         return joined([[Drift(*key, count, self.answers - before, since)] for key, (count, before, since) in found])
-
-
-def usually_absent(cls: type[Model]) -> frozenset[str]:
-    return USUALLY_ABSENT.get(cls, _NONE)
 
 
 def _as_paths(one: Difference) -> list[tuple[DriftKind, str]]:

@@ -328,7 +328,7 @@ def envelope_of(answer: PartnerAccessResponse, *hidden: Secret | None) -> Envelo
     detail = answer.get_accounts_detail
     first = detail[0] if type(detail) is tuple and detail else detail
     if answer._wire is DEFAULT_WIRE_STATE and (
-        not first or type(first) is not AccountsDetail or not _may_be_error(first)
+        not first or type(first) is not AccountsDetail or not (_has_error_status(first) or unknown_fields(first))
     ):
         return EMPTY_ENVELOPE  # the usual case
     extra = unknown_fields(answer)
@@ -344,10 +344,6 @@ def envelope_of(answer: PartnerAccessResponse, *hidden: Secret | None) -> Envelo
         own = {"HttpStatusCode": first.http_status_code, "RequestId": first.request_id or answer.request_id}
         return _envelope({**own, **unknown_fields(first)}, hidden, unreadable=UNREADABLE)
     return EMPTY_ENVELOPE
-
-
-def _may_be_error(detail: AccountsDetail) -> bool:
-    return _has_error_status(detail) or bool(unknown_fields(detail))
 
 
 def _is_error(detail: AccountsDetail) -> bool:

@@ -25,7 +25,7 @@ from ..errors import (
 from ..limits.notices import emit
 from ..limits.pace import AttemptRecord
 from ..messages import Call, Handler, Request, Response, Transport, new_response
-from ..models import new_meta
+from ..models import Meta, PartnerAccessResponse, new_meta
 from ..observe import AttemptFinished, AttemptStarted, Observer
 from ..runtime import LATE
 from ..secret import fingerprint
@@ -67,9 +67,10 @@ class Attempt:
             permit.on_wire += 1
         try:
             try:
-                deadline = call.deadline
-                if timeout is None or (deadline is not None and deadline - sent <= timeout and call.shared is None):
-                    # The deadline's timer comes first. A shared deadline may still move, so it never counts.
+                own_deadline = call._deadline
+                if timeout is None or (
+                    own_deadline is not None and own_deadline - sent <= timeout and call.shared is None
+                ):  # the deadline's timer comes first; a shared deadline may still move, so it never counts
                     response = await self._transport.send(request)
                 else:
                     with local.timer.scope(timeout) as scope:
@@ -83,50 +84,27 @@ class Attempt:
                 governor.release()
                 now = self._now()
                 call.wire_time += now - sent
-                counters = local.counters
-                counters.requests += 1
+                local.counters.requests += 1
                 if call.retrying:
                     call.retrying = False
-                    counters.retries += 1
+                    local.counters.retries += 1
             # The body is not bound to a name, because a traceback shows the names of this frame.
-            status, answer = response.status, None
-            meta = new_meta(status, call.attempts, call.queue_time, call.wire_time)
-            if status == 200 and not request.raw:
-                try:
-                    if len(response.body) <= DIRECT_SIZE:
-                        answer = self._codec.decode(response.body, meta)
-                    else:  # in turns, because one step would stall the event loop
-                        answer = await self._codec.decode_async(response.body, meta, local.decoding)
-                except DecodeError as error:
-                    error.status = status
-                    raise
-            if answer is None:
-                envelope = read_envelope(response.body, request.token, call.secret)
-                verdict = classify_response(status, envelope, self._throttle_statuses)
-            else:
-                envelope, meta = envelope_of(answer, request.token, call.secret), answer.meta
-                if envelope is EMPTY_ENVELOPE:
-                    verdict = self._verdict_on_data
-                else:
-                    verdict = classify_response(status, envelope, self._throttle_statuses)
-            response = new_response(status, response.headers, response.body, answer, envelope, verdict, meta)
+            meta = new_meta(response.status, call.attempts, call.queue_time, call.wire_time)
+            if response.status != 200 or request.raw:
+                answer = None
+            elif len(response.body) <= DIRECT_SIZE:
+                answer = self._codec.decode(response.body, meta)
+            else:  # in turns, because one step would stall the event loop
+                answer = await self._codec.decode_async(response.body, meta, local.decoding)
         except BaseException as error:
+            if response is not None and isinstance(error, DecodeError):
+                error.status = response.status
             self._record_failure(request, error, AttemptRecord(sent, number, in_flight, probe), now)
             raise
         finally:
             if permit is not None:
                 permit.on_wire -= 1
-        retry_after, problem = None, ""
-        if verdict is not OK:
-            retry_after, problem = response.retry_after(self._clock), outcome_line(request, response)
-        call.problem = problem
-        first_byte = (call.headers_at or now) - sent
-        call.down = governor.record(
-            AttemptRecord(
-                sent, number, in_flight, probe, now, verdict, status, first_byte, response.headers, retry_after, problem
-            )
-        )
-        return response
+        return self._answered(request, response, answer, meta, AttemptRecord(sent, number, in_flight, probe, now))
 
     async def _wait_for_slot(self, call: Call) -> bool:
         """Waits for a slot and adds the time to the call. Returns whether the attempt is a probe."""
@@ -143,6 +121,34 @@ class Attempt:
             waited = self._now() - queued
             call.queue_time += waited
             call.local.counters.queue_time += waited
+
+    def _answered(
+        self,
+        request: Request,
+        response: Response,
+        answer: PartnerAccessResponse | None,
+        meta: Meta,
+        record: AttemptRecord,
+    ) -> Response:
+        """Classifies a response and reports it. Returns it with its answer, envelope and verdict."""
+        call, status = request.call, response.status
+        if answer is None:
+            envelope = read_envelope(response.body, request.token, call.secret)
+        else:
+            envelope, meta = envelope_of(answer, request.token, call.secret), answer.meta
+        if answer is not None and envelope is EMPTY_ENVELOPE:
+            verdict = self._verdict_on_data
+        else:
+            verdict = classify_response(status, envelope, self._throttle_statuses)
+        response = new_response(status, response.headers, response.body, answer, envelope, verdict, meta)
+        call.problem = ""
+        if verdict is not OK:
+            record.verdict, record.retry_after = verdict, response.retry_after(self._clock)
+            call.problem = record.problem = outcome_line(request, response)
+        record.status, record.headers = status, response.headers
+        record.time_to_first_byte = (call.headers_at or record.ended) - record.sent
+        call.down = call.local.governor.record(record)
+        return response
 
     def _record_failure(self, request: Request, error: BaseException, record: AttemptRecord, now: float) -> None:
         """Reports an attempt that raised; its request ended at `now`."""

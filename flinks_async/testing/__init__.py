@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .data import expected_answer, expected_body
     from .faults import KINDS, DemoFaults, Fault, Faults, Latency, Plan, RateLimit, Throttle, TokenPlan
-    from .in_memory import InMemoryTransport, SentRequest
+    from .in_memory import UNKNOWN_TOKEN, InMemoryTransport, SentRequest
     from .mock import aioresponses
     from .process import ServeOptions, ServerProcess, serve_forever
-    from .server import UNKNOWN_TOKEN, FlinksServer, RecordedRequest, ServerStats
+    from .server import FlinksServer, RecordedRequest, ServerStats
     from .virtual_time import FakeClock, VirtualClock, VirtualTimeLoop, run_virtual
 
 _MODULES = {
@@ -23,10 +23,10 @@ _MODULES = {
     for module, names in {
         "data": ("expected_answer", "expected_body"),
         "faults": ("KINDS", "DemoFaults", "Fault", "Faults", "Latency", "Plan", "RateLimit", "Throttle", "TokenPlan"),
-        "in_memory": ("InMemoryTransport", "SentRequest"),
+        "in_memory": ("UNKNOWN_TOKEN", "InMemoryTransport", "SentRequest"),
         "mock": ("aioresponses",),
         "process": ("ServeOptions", "ServerProcess", "serve_forever"),
-        "server": ("UNKNOWN_TOKEN", "FlinksServer", "RecordedRequest", "ServerStats"),
+        "server": ("FlinksServer", "RecordedRequest", "ServerStats"),
         "virtual_time": ("FakeClock", "VirtualClock", "VirtualTimeLoop", "run_virtual"),
     }.items()
     for name in names

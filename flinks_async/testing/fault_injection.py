@@ -10,13 +10,12 @@ import struct
 import sys
 import time
 from collections.abc import Mapping
-from email.utils import formatdate
 from typing import Final
 
 from aiohttp import web
 
 from ..config import AuthScheme
-from .faults import Fault
+from .faults import Fault, reply_headers
 
 # Seconds between the last bytes and a reset, because a reset discards bytes that have not arrived.
 _ARRIVAL: Final = 0.02
@@ -32,18 +31,11 @@ def json_response(body: bytes, status: int = 200, headers: dict[str, str] | None
 
 def reply(fault: Fault) -> web.Response:
     """The response of a `reply` fault."""
-    headers = {"Content-Type": fault.content_type, **fault.headers}
-    if fault.retry_after is not None:
-        headers["Retry-After"] = (
-            formatdate(time.time() + fault.retry_after, usegmt=True)
-            if fault.retry_after_date
-            else f"{fault.retry_after:g}"
-        )
-    return web.Response(status=fault.status, body=fault.body, headers=headers)
+    return web.Response(status=fault.status, body=fault.body, headers=reply_headers(fault, time.time()))
 
 
 async def inject(request: web.BaseRequest, fault: Fault, answer: bytes) -> web.Response | None:
-    """Carries out a fault, except `hang`.
+    """Carries out a fault, except `hang` and `answer`.
 
     Args:
         answer: the body of the normal answer.
@@ -61,13 +53,12 @@ async def inject(request: web.BaseRequest, fault: Fault, answer: bytes) -> web.R
     if fault.mode == "raw":
         _write(request, fault.body)
         end(request)
-    elif fault.mode in ("reset_body", "close_body"):
-        head = f"HTTP/1.1 200 OK\r\nContent-Type: {_JSON}\r\nContent-Length: {len(answer)}\r\n\r\n"
-        _write(request, head.encode() + answer[: len(answer) // 2])
-        await asyncio.sleep(_ARRIVAL)
-        end(request, reset=fault.mode == "reset_body")
-    elif fault.mode in ("reset", "close"):
-        end(request, reset=fault.mode == "reset")
+    else:
+        if fault.mode in ("reset_body", "close_body"):
+            head = f"HTTP/1.1 200 OK\r\nContent-Type: {_JSON}\r\nContent-Length: {len(answer)}\r\n\r\n"
+            _write(request, head.encode() + answer[: len(answer) // 2])
+            await asyncio.sleep(_ARRIVAL)
+        end(request, reset=fault.mode in ("reset", "reset_body"))
     return None
 
 

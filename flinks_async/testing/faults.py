@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Mapping
+from email.utils import formatdate
 from statistics import NormalDist
 from types import MappingProxyType
 from typing import Any, Final, Literal, Protocol
@@ -143,6 +144,20 @@ def fault(kind: str | Fault) -> Fault:
 def _that_clear(*clears: Clears) -> tuple[Fault, ...]:
     """The faults of these classes."""
     return tuple(kind for kind in KINDS.values() if kind.clears in clears)
+
+
+def reply_headers(fault: Fault, now: float | None = None) -> dict[str, str]:
+    """The headers of a `reply`.
+
+    Args:
+        now: seconds since 1970, for a `Retry-After` that is a date; None to send seconds instead.
+    """
+    headers = {"Content-Type": fault.content_type, **fault.headers}
+    if fault.retry_after is not None:
+        headers["Retry-After"] = f"{fault.retry_after:g}"
+        if fault.retry_after_date and now is not None:
+            headers["Retry-After"] = formatdate(now + fault.retry_after, usegmt=True)
+    return headers
 
 
 def faults(kinds: Iterable[str | Fault]) -> tuple[Fault, ...]:

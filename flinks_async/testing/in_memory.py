@@ -22,13 +22,14 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from ..errors import ClientClosedError, FlinksError
 from ..messages import Request, Response
 from ..secret import Secret, fingerprint
-from .faults import KINDS, Fault
+from .faults import KINDS, Fault, reply_headers
 
 OneAnswer: TypeAlias = Mapping[str, Any] | bytes | Response | Fault | FlinksError
 
 Answer: TypeAlias = OneAnswer | list[OneAnswer] | Callable[[Request], OneAnswer | Awaitable[OneAnswer]]
 
 UNKNOWN_TOKEN: Final = KINDS["session_nonexistent"]
+"""The default answer to an unknown token. Flinks does not document its own."""
 
 _encode: Final = msgspec.json.Encoder(decimal_format="number").encode
 
@@ -112,9 +113,7 @@ def make_response(
     if isinstance(answer, Fault):
         if answer.mode != "reply":
             raise ValueError(f"the fault {answer.name!r} is not a reply; use the FlinksError that it causes instead")
-        merged.update({"Content-Type": answer.content_type, **answer.headers})
-        if answer.retry_after is not None:
-            merged["Retry-After"] = f"{answer.retry_after:g}"
+        merged.update(reply_headers(answer))
         status, body = answer.status, answer.body
     else:
         body = answer if isinstance(answer, bytes) else _encode(answer)

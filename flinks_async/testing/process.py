@@ -17,7 +17,6 @@ import urllib.request
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
-from types import TracebackType
 from typing import Any
 
 import msgspec
@@ -165,12 +164,9 @@ async def _serve_until_input_ends(options: ServeOptions) -> None:
 
 
 # Ctrl-C must not reach the simulator, because the client finishes its requests first.
-_DETACHED: dict[str, Any]
-
+_DETACHED: dict[str, Any] = {"start_new_session": True}
 if sys.platform == "win32":
     _DETACHED = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
-else:
-    _DETACHED = {"start_new_session": True}
 
 
 class ServerProcess:
@@ -269,18 +265,14 @@ class ServerProcess:
         self.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     async def __aenter__(self) -> ServerProcess:
         await asyncio.to_thread(self.start)
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self.stop)
 
 

@@ -17,7 +17,6 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Container, Iterable, Mapping
-from types import TracebackType
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -28,6 +27,7 @@ from ..config import AUTH_SCHEMES, AuthScheme
 from .data import SHAPES, SIZES, Shape, Size, expected_answer, expected_body, uniform
 from .fault_injection import accepts, end, has_secret, inject, json_response, reply
 from .faults import KINDS, Fault, Latency, Plan, Throttle, fault
+from .in_memory import UNKNOWN_TOKEN
 
 _KEPT = 10_000
 
@@ -95,9 +95,6 @@ class ServerStats:
             "faults": dict(sorted(self.faults.items())),
         }
 
-
-UNKNOWN_TOKEN: Final = KINDS["session_nonexistent"]
-"""The answer to a token that is not in `tokens`. Flinks does not document its own."""
 
 _NOT_FOUND: Final = Fault.envelope(404, "NOT_FOUND")
 
@@ -188,9 +185,7 @@ class FlinksServer:
         await self.start()
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.stop()
 
     async def start(self) -> None:

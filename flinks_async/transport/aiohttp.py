@@ -209,7 +209,7 @@ class AiohttpTransport:
                 else:  # even a small body can take long to inflate: let timers and other tasks run
                     await asyncio.sleep(0)
             chunk = await read()
-        pieces.append(inflater.finish())
+        inflater.finish()
         return b"".join(pieces)
 
     async def _send_by_session(self, prepared: _Prepared, request: Request, wire: Wire) -> Response:

@@ -28,14 +28,12 @@ _GZIP: Final = 16 + zlib.MAX_WBITS
 
 
 class Inflater:
-    """Turns the chunks of an encoded body into plain chunks.
+    """Turns the chunks of an encoded body into plain chunks, in small pieces, so that the event loop can run in between.
 
         inflater = Inflater(headers.get("Content-Encoding", ""), limit)
         async for chunk in stream:
-            parts.append(inflater.feed(chunk))
-        parts.append(inflater.finish())
-
-    `steps` does the same as `feed` in small pieces, so that the event loop can run in between.
+            parts += inflater.steps(chunk)
+        inflater.finish()
 
     Args:
         encoding: the value of Content-Encoding: identity, gzip, deflate, or up to three of them separated by commas.
@@ -65,17 +63,11 @@ class Inflater:
                 raise
             self._unreadable = True
 
-    def feed(self, chunk: bytes) -> bytes:
-        """The plain bytes of a chunk, perhaps none."""
-        if self._codings:
-            return b"".join(self.steps(chunk))
-        self._count(len(chunk))
-        return b"" if self._unreadable else chunk
-
     def steps(self, chunk: bytes) -> Iterator[bytes]:
-        """As `feed`, in pieces. After an empty piece, give the event loop a turn."""
+        """The plain bytes of a chunk, in pieces. After an empty piece, give the event loop a turn."""
         if not self._codings:
-            yield self.feed(chunk)
+            self._count(len(chunk))
+            yield b"" if self._unreadable else chunk
             return
         self._consumed += len(chunk)
         if self._consumed > self._limit + STEP:  # incompressible data grows a little
@@ -110,11 +102,10 @@ class Inflater:
                 raise
             self._unreadable, self._codings = True, []
 
-    def finish(self) -> bytes:
-        """The rest of the body, which is empty for these encodings. Raises `ReadError` if the body ended early."""
+    def finish(self) -> None:
+        """Raises `ReadError` if the body ended early. Otherwise, `steps` has returned all of it."""
         for coding in self._codings:
             coding.finish()
-        return b""
 
     def _count(self, size: int) -> None:
         self._total += size

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from typing import Generic, TypeVar
 from weakref import WeakSet, WeakValueDictionary, ref
@@ -146,43 +146,44 @@ class Pool:
 
 @define(eq=False, repr=False)
 class Lineage(Generic[T]):
-    """Where a client comes from. It outlives the client, so that the clients derived from it still find their root.
+    """Where a client comes from. It lives as long as the client or a client derived from it.
 
     Attributes:
         member: the client.
-        family: the root client and all clients derived from it, directly or not.
         parent: of the client that this one was derived from; None for the root.
+        children: of the clients that were derived from this one; made for the first of them.
     """
 
     member: ref[T]
-    family: WeakSet[T] = field(factory=WeakSet)
-    parent: Lineage[T] | None = None
+    parent: Lineage[T] | None
+    children: WeakSet[Lineage[T]] | None = None
 
     @classmethod
     def add(cls, member: T, parent: Lineage[T] | None) -> Lineage[T]:
-        """The lineage of a new client."""
-        made = cls(ref(member)) if parent is None else cls(ref(member), parent.family, parent)
-        made.family.add(member)
+        """The lineage of a new client. Links to collected clients are dropped, so that a chain stays short."""
+        made = cls(ref(member), parent)
+        if parent is not None:
+            parent._adopt(made)
+            while parent.parent is not None and parent.parent.member() is None:
+                parent.parent = parent.parent.parent
+            if parent.parent is not None:
+                parent.parent._adopt(parent)
         return made
 
-    def ancestor(self) -> Lineage[T] | None:
-        """The nearest ancestor whose client still exists. Links to collected clients are dropped, so that a chain stays short."""
-        while self.parent is not None and self.parent.member() is None:
-            self.parent = self.parent.parent
-        return self.parent
+    def _adopt(self, child: Lineage[T]) -> None:
+        if self.children is None:
+            self.children = WeakSet()
+        self.children.add(child)
 
-    def with_descendants(self, lineage_of: Callable[[T], Lineage[T]]) -> list[T]:
+    def with_descendants(self) -> list[T]:
         """The client and all clients derived from it, directly or not."""
-        inside: dict[Lineage[T], bool] = {self: True}
-        for member in tuple(self.family):
-            path: list[Lineage[T]] = []
-            step: Lineage[T] | None = lineage_of(member)
-            while step is not None and step not in inside:
-                path.append(step)
-                step = step.ancestor()
-            inside.update(dict.fromkeys(path, step is not None and inside[step]))
-        found = [lineage.member() for lineage, is_inside in inside.items() if is_inside]
-        return [member for member in found if member is not None]
+        found, left = list[T](), list[Lineage[T]]([self])
+        while left:
+            lineage = left.pop()
+            left.extend(lineage.children or ())
+            if (member := lineage.member()) is not None:
+                found.append(member)
+        return found
 
 
 async def close(clients: Sequence[PerLoop[LoopState]], pool: Pool | None, grace: float) -> None:

@@ -28,8 +28,8 @@ from flinks_async.testing import Fault, Latency
 
 from ..cli_support import by_line, said, start
 from ..support import until
-from .server_desk import SECRET, Desk, Watch, a_server, gives_what_one_process_gives
-from .test_executors import calls_for_each_task
+from .server_desk import SECRET, Desk, Watch, a_server, assert_gives_what_one_process_gives
+from .test_executors import assert_called_for_each_task
 from .test_reading import with_a_pipe
 
 
@@ -39,12 +39,15 @@ async def slow(tmp_path: Path) -> AsyncIterator[Desk]:
         yield Desk(tmp_path, server)
 
 
-def free_port() -> int:
-    """A port that no outgoing connection takes."""
+def free_ports(count: int) -> list[int]:
+    """Ports that no outgoing connection takes."""
+    found = list[int]()
     for port in range(20000, 30000):
         with suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise AssertionError
+            found.append(port)
+        if len(found) == count:
+            break
+    return found
 
 
 @asynccontextmanager
@@ -65,7 +68,7 @@ async def forwarded(port: int, to: int) -> AsyncIterator[None]:
 
 
 async def test_a_cluster_gives_what_one_process_gives(desk: Desk, executor: ClusterExecutor, tmp_path: Path) -> None:
-    await gives_what_one_process_gives(desk, executor, tmp_path / "two")
+    await assert_gives_what_one_process_gives(desk, executor, tmp_path / "two")
 
 
 async def test_what_a_killed_worker_had_is_done_again_and_once_in_the_output(
@@ -92,7 +95,7 @@ async def test_a_frozen_worker_is_given_up_and_does_no_harm_when_it_wakes(
     for name in ("cluster", "dispatch"):
         monkeypatch.setattr(f"flinks_async.bulk.executors.{name}.SILENCE", 4.0)
     frozen: list[int] = []
-    slow.write(3000)
+    slow.write(1000)  # more than the other worker fetches until then
 
     async def freeze(job: Job) -> None:
         await slow.both_have_begun(job)
@@ -110,7 +113,7 @@ async def test_a_frozen_worker_is_given_up_and_does_no_harm_when_it_wakes(
     finally:
         with suppress(ProcessLookupError):  # Ray has killed it
             os.kill(frozen[0], signal.SIGCONT)
-    assert (result.state, len(slow.answers)) == ("complete", 3000)
+    assert (result.state, len(slow.answers)) == ("complete", 1000)
     await asyncio.sleep(0.5)
     assert {path: path.stat().st_size for path in slow.directory.rglob("*")} == before
     assert verify(slow.directory) == []
@@ -188,7 +191,7 @@ async def test_an_input_that_changed_and_a_store_that_fails_end_the_run_as_in_on
 async def test_a_function_is_called_for_each_task_and_again_if_its_worker_is_killed(
     tmp_path: Path, executor: ClusterExecutor
 ) -> None:
-    await calls_for_each_task(executor, tmp_path, kills=True)
+    await assert_called_for_each_task(executor, tmp_path, kills=True)
 
 
 async def test_a_job_is_verified_and_copied_and_a_killed_worker_changes_nothing(
@@ -220,73 +223,73 @@ async def test_a_job_is_verified_and_copied_and_a_killed_worker_changes_nothing(
 
 async def test_the_command_line_verifies_on_a_cluster_without_the_secret(desk: Desk, url: str) -> None:
     await desk.run()
-    options = ("--executor", url, "--workers", 2, "--progress", "json")
+    options = ("--executor", url, "--workers", 2, "--wait-for-workers", "60s", "--progress", "json")
     process = await start("verify", desk.directory, *options, env={"FLINKS_AUTH_SECRET": None})
     _, stderr = await process.communicate()
     assert process.returncode == 0, stderr.decode()[-2000:]
 
 
 async def fetch(desk: Desk, url: str, *more: object) -> asyncio.subprocess.Process:
-    secret = desk.path.parent / "secret"
-    secret.write_text(SECRET)
+    """A command that fetches to `answers.jsonl` in a folder named after the port of the cluster."""
+    folder = desk.path.parent / url.rpartition(":")[2]
+    folder.mkdir()
+    (folder / "secret").write_text(SECRET)
     return await start(
-        "fetch", desk.path, "--out", desk.path.parent / "answers.jsonl", "--column", "token", "--shard-size", 10,
-        "--executor", url, "--workers", 2, "--secret-file", secret, *more,
+        "fetch", desk.path, "--out", folder / "answers.jsonl", "--column", "token", "--shard-size", 10,
+        "--executor", url, "--workers", 2, "--wait-for-workers", "60s", "--secret-file", folder / "secret", *more,
         server=desk.server, env={"FLINKS_AUTH_SECRET": None},
     )  # fmt: skip
-
-
-async def fetched_all(process: asyncio.subprocess.Process, desk: Desk) -> None:
-    _, stderr = await process.communicate()
-    assert process.returncode == 0, stderr.decode()[-2000:]
-    assert set(by_line(desk.path.parent / "answers.jsonl")) == set(range(2, 202))
 
 
 def elsewhere(url: str, port: int) -> str:
     return f"{url.rpartition(':')[0]}:{port}"
 
 
-async def test_the_command_line_fetches_on_a_cluster(desk: Desk, url: str) -> None:
-    await fetched_all(await fetch(desk, url), desk)
-
-
-async def test_a_cluster_that_is_not_there_yet_is_told_of_and_waited_for(desk: Desk, url: str) -> None:
-    port = free_port()
+async def test_the_command_line_fetches_on_a_cluster_that_comes_late(desk: Desk, url: str) -> None:
+    """It says that the cluster is not there yet, and waits."""
+    (port,) = free_ports(1)
     process = await fetch(desk, elsewhere(url, port), "--progress", "json")
     await said(process, b"(Connection refused)")
     async with forwarded(port, int(url.rpartition(":")[2])):
-        await fetched_all(process, desk)
+        _, stderr = await process.communicate()
+    assert process.returncode == 0, stderr.decode()[-2000:]
+    assert set(by_line(desk.path.parent / str(port) / "answers.jsonl")) == set(range(2, 202))
 
 
-async def test_a_cluster_that_never_comes_is_given_up(desk: Desk, url: str) -> None:
-    process = await fetch(desk, elsewhere(url, free_port()), "--wait-for-workers", "2s", "--progress", "none")
-    _, stderr = await process.communicate()
-    assert process.returncode == Exit.STOPPED
-    assert re.search(
-        r"no connection to the (Dask|Ray) cluster at \S+ for 2 s \(Connection refused\)\. Start it", stderr.decode()
-    )
-
-
-async def test_a_signal_ends_the_wait_for_a_cluster(desk: Desk, url: str) -> None:
+async def test_a_cluster_that_never_comes_is_given_up_and_a_signal_ends_the_wait(desk: Desk, url: str) -> None:
     """Whether nothing listens there or something that never answers."""
+
+    async def assert_given_up(port: int) -> None:
+        process = await fetch(desk, elsewhere(url, port), "--wait-for-workers", "2s", "--progress", "none")
+        _, stderr = await process.communicate()
+        assert process.returncode == Exit.STOPPED
+        told = r"no connection to the (Dask|Ray) cluster at \S+ for 2 s \(Connection refused\)\. Start it"
+        assert re.search(told, stderr.decode())
+
+    async def ended(port: int, reason: bytes) -> None:
+        process = await fetch(desk, elsewhere(url, port), "--progress", "json")
+        await said(process, reason)
+        process.send_signal(signal.SIGTERM)
+        async with asyncio.timeout(30):
+            await process.communicate()
+        assert process.returncode == Exit.SIGTERM
+
+    first, second = free_ports(2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        for port, reason in ((free_port(), b"Connection refused"), (silent.getsockname()[1], b"connecting to the ")):
-            process = await fetch(desk, elsewhere(url, port), "--progress", "json")
-            await said(process, reason)
-            process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(30):
-                await process.communicate()
-            assert process.returncode == Exit.SIGTERM
-            (desk.path.parent / "answers.jsonl").unlink(missing_ok=True)
+        async with asyncio.TaskGroup() as together:
+            together.create_task(assert_given_up(first))
+            together.create_task(ended(second, b"Connection refused"))
+            together.create_task(ended(silent.getsockname()[1], b"connecting to the "))
 
 
 async def test_a_missing_worker_is_waited_for_as_long_as_others_fetch(slow: Desk, executor: ClusterExecutor) -> None:
-    executor.workers, executor.patience = 5, 8.0
+    executor.workers, executor.patience = 5, 60.0
 
     async def wait(job: Job) -> None:
         await slow.both_have_begun(job)
-        slow.server.latency = Latency.fixed(executor.patience + 3.0)
-        await asyncio.sleep(executor.patience + 2.0)
+        executor.patience = 1.0
+        slow.server.latency = Latency.fixed(4.0)
+        await asyncio.sleep(3.0)
         slow.server.latency = None
 
     assert (await slow.run(executor, during=wait)).totals.fetched == 200
@@ -294,14 +297,15 @@ async def test_a_missing_worker_is_waited_for_as_long_as_others_fetch(slow: Desk
 
 async def test_the_doctor_asks_the_workers_whether_they_could_fetch(desk: Desk, url: str, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
-    secret.write_text(desk.server.auth_secret)
-    found = []
-    for more in (("--secret-file", secret), ()):
+    secret.write_text(SECRET)
+
+    async def look(*more: object) -> list[dict[str, str]]:
         process = await start("doctor", "--json", "--executor", url, *more, server=desk.server)
         stdout, stderr = await process.communicate()
-        assert desk.server.auth_secret not in stdout.decode() + stderr.decode()
-        found.append([one for one in json.loads(stdout)["findings"] if one["check"] == "cluster"])
-    ((works,), broken) = found
+        assert SECRET not in stdout.decode() + stderr.decode()
+        return [one for one in json.loads(stdout)["findings"] if one["check"] == "cluster"]
+
+    (works,), broken = await asyncio.gather(look("--secret-file", secret), look())
     assert works["state"] == "ok", works
     assert "can fetch: same version" in works["text"]
     for one in broken:

@@ -294,6 +294,20 @@ def test_the_next_block_is_read_while_one_is_written_and_no_other(
     assert not [thread.name for thread in enumerate_threads() if thread.name.startswith("flinks-async-tables")]
 
 
+@pytest.mark.parametrize(("named", "used"), [("", "system"), ("mimalloc", "mimalloc")])
+def test_arrow_allocates_with_malloc_unless_the_environment_names_a_pool(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, named: str, used: str
+) -> None:
+    before = pa.default_memory_pool()
+    monkeypatch.setenv("ARROW_DEFAULT_MEMORY_POOL", named)
+    try:
+        pa.set_memory_pool(pa.mimalloc_memory_pool())
+        list(read_tables(*spool(tmp_path, [to_bytes(DOCUMENTED)]), "out"))
+        assert pa.default_memory_pool().backend_name == used
+    finally:
+        pa.set_memory_pool(before)
+
+
 def test_a_spool_that_lacks_answers_is_refused(tmp_path: Path) -> None:
     path, commit = spool(tmp_path, [to_bytes(DOCUMENTED)])
     with pytest.raises(StoreError, match="has 1 answers, not 2"):

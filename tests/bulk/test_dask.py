@@ -64,7 +64,7 @@ def pids(cluster: Any) -> Callable[[], list[int]]:
 @pytest.fixture
 def executor(cluster: Any) -> DaskExecutor:
     cluster.wait_for_workers(2, timeout=60)
-    return DaskExecutor(cluster, workers=2, secret_env="TEST_SECRET")
+    return DaskExecutor(cluster, workers=2, secret_env="TEST_SECRET", patience=60.0)
 
 
 @pytest.fixture

@@ -347,7 +347,7 @@ def called(task: Task, scratch: Path) -> Finished:
     return Finished(task.shard, Path(), Written(1, 0, ""), (), (), {"pid": os.getpid()})
 
 
-async def calls_for_each_task(executor: Executor, folder: Path, *, kills: bool) -> None:
+async def assert_called_for_each_task(executor: Executor, folder: Path, *, kills: bool) -> None:
     """There are at least 40 tasks, and new ones until one of two workers that both have done some is killed."""
     calls, spools = folder / "calls", folder / "spools"
     calls.mkdir()
@@ -379,11 +379,11 @@ async def calls_for_each_task(executor: Executor, folder: Path, *, kills: bool) 
 
 @pytest.mark.parametrize("executor", [InProcess(), Processes(2)])
 async def test_a_function_is_called_for_each_task(executor: Executor, tmp_path: Path) -> None:
-    await calls_for_each_task(executor, tmp_path, kills=False)
+    await assert_called_for_each_task(executor, tmp_path, kills=False)
 
 
 async def test_the_calls_of_a_killed_worker_are_made_again(tmp_path: Path) -> None:
-    await calls_for_each_task(Processes(2), tmp_path, kills=True)
+    await assert_called_for_each_task(Processes(2), tmp_path, kills=True)
 
 
 @pytest.mark.parametrize(("executor", "raised"), [(InProcess(), ValueError), (Processes(2), WorkerError)])

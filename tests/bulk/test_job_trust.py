@@ -79,7 +79,7 @@ def said_by_the_other(function: Callable[[], object]) -> str:
     return text
 
 
-def refused(desk: Desk, at: Path, why: str) -> None:
+def assert_refused(desk: Desk, at: Path, why: str) -> None:
     """The directory of the job is refused because of `at`, and nothing is written to it."""
     before = sorted(desk.directory.rglob("*"))
     with pytest.raises(ConfigError) as caught:
@@ -95,14 +95,14 @@ class TestTheDirectory:
     def test_of_another_user_is_refused(self, desk: Desk, mode: int) -> None:
         desk.directory.mkdir()
         give_away(desk.directory, mode)
-        refused(desk, desk.directory, f"belongs to another user ({OTHER})")
+        assert_refused(desk, desk.directory, f"belongs to another user ({OTHER})")
 
     @as_root
     def test_with_a_parent_of_another_user_is_refused(self, desk: Desk, tmp_path: Path) -> None:
         desk.directory = tmp_path / "theirs" / "ours" / "job"
         desk.directory.parent.mkdir(parents=True)
         give_away(tmp_path / "theirs")
-        refused(desk, tmp_path / "theirs", "belongs to another user")
+        assert_refused(desk, tmp_path / "theirs", "belongs to another user")
 
     @as_root
     def test_behind_a_link_of_another_user_is_refused(self, desk: Desk, tmp_path: Path) -> None:
@@ -113,26 +113,26 @@ class TestTheDirectory:
         desk.directory = shared / "link"
         desk.directory.symlink_to(ours)
         give_away(desk.directory)
-        refused(desk, desk.directory, "belongs to another user")
+        assert_refused(desk, desk.directory, "belongs to another user")
 
     @pytest.mark.parametrize("mode", [0o777, 0o757, 0o1777])
     def test_that_others_can_write_to_is_refused(self, desk: Desk, mode: int) -> None:
         desk.directory.mkdir()
         desk.directory.chmod(mode)
-        refused(desk, desk.directory, f"can be written by other users (mode {mode:04o})")
+        assert_refused(desk, desk.directory, f"can be written by other users (mode {mode:04o})")
 
     @as_root
     def test_that_a_group_can_write_to_is_refused(self, desk: Desk) -> None:
         desk.directory.mkdir()
         os.chown(desk.directory, 0, OTHER)
         desk.directory.chmod(0o770)
-        refused(desk, desk.directory, "can be written by other users (mode 0770)")
+        assert_refused(desk, desk.directory, "can be written by other users (mode 0770)")
 
     def test_with_a_parent_that_others_can_write_to_is_refused(self, desk: Desk, tmp_path: Path) -> None:
         desk.directory = tmp_path / "shared" / "job"
         desk.directory.parent.mkdir()
         desk.directory.parent.chmod(0o777)
-        refused(desk, desk.directory.parent, "can be written by other users")
+        assert_refused(desk, desk.directory.parent, "can be written by other users")
 
     def test_in_a_parent_with_the_sticky_bit_is_accepted(self, desk: Desk, tmp_path: Path) -> None:
         desk.directory = tmp_path / "tmp" / "job"
@@ -225,7 +225,7 @@ class TestFilesInTheDirectory:
         victim.write_text("precious")
         desk.directory.mkdir(mode=0o700)
         (desk.directory / name).symlink_to(victim)
-        refused(desk, desk.directory / name, "is a link")
+        assert_refused(desk, desk.directory / name, "is a link")
         assert victim.read_text() == "precious"
 
     @as_root

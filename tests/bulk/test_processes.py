@@ -32,7 +32,7 @@ from flinks_async.bulk import (
 from flinks_async.testing import FakeClock, Fault, FlinksServer, InMemoryTransport, Latency
 
 from ..support import until
-from .server_desk import SECRET, Desk, Watch, a_server, gives_what_one_process_gives, processes, workers
+from .server_desk import SECRET, Desk, Watch, a_server, assert_gives_what_one_process_gives, processes, workers
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="worker processes are found in /proc")
 
@@ -50,7 +50,7 @@ async def slow(tmp_path: Path) -> AsyncIterator[Desk]:
 
 
 async def test_two_processes_give_what_one_gives(desk: Desk, tmp_path: Path) -> None:
-    await gives_what_one_process_gives(desk, TWO, tmp_path / "two")
+    await assert_gives_what_one_process_gives(desk, TWO, tmp_path / "two")
 
 
 async def test_failed_tokens_are_retried_in_processes(desk: Desk) -> None:
@@ -171,10 +171,12 @@ async def a_job_elsewhere(desk: Desk) -> AsyncIterator[subprocess.Popen[bytes]]:
 
 async def test_workers_end_with_their_parent_and_an_orphan_that_wakes_up_late_does_no_harm(slow: Desk) -> None:
     async with a_job_elsewhere(slow) as process:
+        usual, slow.server.latency = slow.server.latency, Latency.fixed(30.0)  # so that the job is not done before
         quick, late = workers(process.pid)
         os.kill(late, signal.SIGSTOP)
         process.kill()
         process.wait()
+        slow.server.latency = usual
         await gone(quick)
         await asyncio.sleep(0.3)  # what was sent before is counted when the server reads it
         before, requests = snapshot(slow.directory), slow.server.stats.requests

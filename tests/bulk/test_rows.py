@@ -7,7 +7,7 @@ from itertools import accumulate
 import pytest
 
 from flinks_async.bulk.errors import InputError
-from flinks_async.bulk.inputs.formats import CSVParser, JSONLParser
+from flinks_async.bulk.inputs.formats import CSVParser, JSONLParser, Layout
 from flinks_async.bulk.inputs.rows import (
     MAX_LINE,
     NO_KEY,
@@ -114,37 +114,37 @@ class TestText:
 
 class TestCSV:
     def test_the_usual_name_of_the_column_is_found(self) -> None:
-        assert plain(rows_of(CSVParser(None, None), "id,Access_Token\n7,one\n8,two\n")) == [
+        assert plain(rows_of(CSVParser(Layout()), "id,Access_Token\n7,one\n8,two\n")) == [
             (1, "header"),
             (2, "one"),
             (3, "two"),
         ]
 
     def test_a_column_and_a_key_column_by_name(self) -> None:
-        parser = CSVParser("t", "id", ";")
+        parser = CSVParser(Layout(column="t", key_column="id", delimiter=";"))
         assert plain(rows_of(parser, 'id;t\n7;one\n"8;x";two\n')) == [(1, "header"), (2, "one", "7"), (3, "two", "8;x")]
 
     def test_the_only_column_needs_no_name(self) -> None:
-        assert plain(rows_of(CSVParser(None, None), "whatever\none\n")) == [(1, "header"), (2, "one")]
+        assert plain(rows_of(CSVParser(Layout()), "whatever\none\n")) == [(1, "header"), (2, "one")]
 
     def test_ragged_rows_are_reported_and_nothing_is_taken_from_them(self) -> None:
-        rows = rows_of(CSVParser("t", None), "id,t\n7\n8,two,x\n9,tree\n")
+        rows = rows_of(CSVParser(Layout(column="t")), "id,t\n7\n8,two,x\n9,tree\n")
         assert plain(rows) == [(1, "header"), (2, "invalid"), (3, "invalid"), (4, "tree")]
         assert isinstance(rows[1], SkippedLine)
         assert rows[1].message == "the row has 1 fields, the header has 2"
 
     @pytest.mark.parametrize("row", [",", ",,", " ,\t,", '"",', '"","",""', "\t"])
     def test_a_row_of_separators_only_is_blank(self, row: str) -> None:
-        *_, found = rows_of(CSVParser("token", "user"), f"token,user\nt-1,u\n{row}\n")
+        *_, found = rows_of(CSVParser(Layout(column="token", key_column="user")), f"token,user\nt-1,u\n{row}\n")
         assert found == SkippedLine(3, "blank")
 
     def test_a_row_with_a_key_and_no_token_is_not_blank(self) -> None:
-        *_, found = rows_of(CSVParser("token", "user"), "token,user\nt-1,u\n,u-2\n")
+        *_, found = rows_of(CSVParser(Layout(column="token", key_column="user")), "token,user\nt-1,u\n,u-2\n")
         assert not isinstance(check(found), Token)
         assert found != SkippedLine(3, "blank")
 
     def test_blank_lines_before_and_after_the_header(self) -> None:
-        assert plain(rows_of(CSVParser("t", None), "\nt\n\none\n")) == [
+        assert plain(rows_of(CSVParser(Layout(column="t")), "\nt\n\none\n")) == [
             (1, "blank"),
             (2, "header"),
             (3, "blank"),
@@ -152,55 +152,59 @@ class TestCSV:
         ]
 
     def test_quoted_line_breaks_belong_to_their_row(self) -> None:
-        rows = rows_of(CSVParser("t", "id"), 'id,t\n"a\nb ""c""",zero\n7,one\n')
+        rows = rows_of(CSVParser(Layout(column="t", key_column="id")), 'id,t\n"a\nb ""c""",zero\n7,one\n')
         assert plain(rows) == [(1, "header"), (2, "zero", 'a\nb "c"'), (3, "continued"), (4, "one", "7")]
 
     def test_a_quote_that_never_ends_costs_one_line(self) -> None:
         lines = ["id,t", "1,one", '"2,two', *(f"{n},token-{n}" for n in range(3, 500))]
-        rows = rows_of(CSVParser("t", None), "\n".join(lines))
+        rows = rows_of(CSVParser(Layout(column="t")), "\n".join(lines))
         assert plain(rows[:3]) == [(1, "header"), (2, "one"), (3, "invalid")]
         assert plain(rows[3:]) == [(n + 1, f"token-{n}") for n in range(3, 500)]
 
     def test_every_line_comes_out_once_whatever_the_quotes(self) -> None:
         text = 'id,t\n"1,a\n2,b\n"3,c\n4,"\n5,"x"y"\n"",""\n"\n\n"6",f\n'
-        rows = rows_of(CSVParser("t", None), text)
+        rows = rows_of(CSVParser(Layout(column="t")), text)
         assert sorted(row.line for row in rows) == list(range(1, text.count("\n") + 1))
 
     def test_a_broken_line_inside_of_quotes_ends_them(self) -> None:
-        rows = rows_of(CSVParser("t", None), b'id,t\n"1,a\n2,b\n\xff\n3,c\n')
+        rows = rows_of(CSVParser(Layout(column="t")), b'id,t\n"1,a\n2,b\n\xff\n3,c\n')
         assert plain(rows) == [(1, "header"), (2, "invalid"), (3, "b"), (4, "invalid"), (5, "c")]
 
     def test_a_field_that_the_csv_module_finds_too_large(self) -> None:
-        rows = rows_of(CSVParser("t", None), 'id,t\n"' + "x" * 200_000 + '",a\n2,b\n')
+        rows = rows_of(CSVParser(Layout(column="t")), 'id,t\n"' + "x" * 200_000 + '",a\n2,b\n')
         assert plain(rows) == [(1, "header"), (2, "invalid"), (3, "b")]
 
     def test_a_missing_column_is_wrong_usage_that_lists_the_columns(self) -> None:
         with pytest.raises(InputError, match=r"no column 'tok'.*'id', 'token'"):
-            rows_of(CSVParser("tok", None), "id,token\n")
+            rows_of(CSVParser(Layout(column="tok")), "id,token\n")
 
     def test_a_first_row_that_is_data_is_not_shown(self) -> None:
         token = "8d0a3f52-1a4e-4c6b-9f0e-3b1f2d4c5a69"
         with pytest.raises(InputError) as raised:
-            rows_of(CSVParser("token", None), f"7,{token}\n")
+            rows_of(CSVParser(Layout(column="token")), f"7,{token}\n")
         assert token not in str(raised.value)
 
     def test_two_columns_of_that_name_are_ambiguous(self) -> None:
         with pytest.raises(InputError, match="More than one"):
-            rows_of(CSVParser("t", None), "t,t\n")
+            rows_of(CSVParser(Layout(column="t")), "t,t\n")
 
     @pytest.mark.parametrize("text", ["", "\n\n", '"id,t\n', b"\xff,t\n"])
     def test_no_header_row(self, text: str | bytes) -> None:
         with pytest.raises(InputError, match="header row"):
-            rows_of(CSVParser("t", None), text)
+            rows_of(CSVParser(Layout(column="t")), text)
 
 
 class TestJSONL:
     def test_fields_of_objects(self) -> None:
         text = '{"id": 7, "t": "one"}\n\n{"id": [8], "t": "two", "x": null}\n'
-        assert plain(rows_of(JSONLParser("t", "id"), text)) == [(1, "one", 7), (2, "blank"), (3, "two", [8])]
+        assert plain(rows_of(JSONLParser(Layout(column="t", key_column="id")), text)) == [
+            (1, "one", 7),
+            (2, "blank"),
+            (3, "two", [8]),
+        ]
 
     def test_plain_strings(self) -> None:
-        assert plain(rows_of(JSONLParser(None, None), '"one"\n"two"\n')) == [(1, "one"), (2, "two")]
+        assert plain(rows_of(JSONLParser(Layout()), '"one"\n"two"\n')) == [(1, "one"), (2, "two")]
 
     @pytest.mark.parametrize(
         "line",
@@ -208,11 +212,11 @@ class TestJSONL:
     )
     def test_lines_that_hold_no_token_cost_only_themselves(self, line: str) -> None:
         text = f'{{"t": "one"}}\n{line}\n{{"t": "two"}}\n'
-        assert plain(rows_of(JSONLParser("t", None), text)) == [(1, "one"), (2, "invalid"), (3, "two")]
+        assert plain(rows_of(JSONLParser(Layout(column="t")), text)) == [(1, "one"), (2, "invalid"), (3, "two")]
 
     def test_a_missing_field_in_the_first_object_is_wrong_usage(self) -> None:
         with pytest.raises(InputError, match=r"no column 'tok'.*'id', 'token'"):
-            rows_of(JSONLParser("tok", None), '{"id": 1, "token": "one"}\n')
+            rows_of(JSONLParser(Layout(column="tok")), '{"id": 1, "token": "one"}\n')
 
 
 class TestChecks:
@@ -244,7 +248,7 @@ class TestChecks:
 
     def test_nor_as_a_number(self) -> None:
         assert isinstance(check(Token(7, Secret("12345"), 12345)), SkippedLine)
-        (row,) = rows_of(JSONLParser("t", "k"), '{"t": 12345, "k": "u-12345"}')
+        (row,) = rows_of(JSONLParser(Layout(column="t", key_column="k")), '{"t": 12345, "k": "u-12345"}')
         assert isinstance(row, SkippedLine)
         assert row.key is None
 
@@ -283,14 +287,14 @@ class TestChecks:
 
 class TestInstances:
     def test_a_column_of_csv(self) -> None:
-        parser = CSVParser("t", "id", ",", "at")
+        parser = CSVParser(Layout(column="t", key_column="id", instance_column="at"))
         rows = rows_of(parser, "at,t,id\n acme ,one,1\n,two,2\n")
         assert [(row.instance, check(row).line) for row in rows if isinstance(row, Token)] == [("acme", 2), ("", 3)]
 
     def test_a_field_of_jsonl(self) -> None:
         lines = ['"acme"', '""', "null", "7"]
         text = "".join(f'{{"t": "one", "at": {value}}}\n' for value in lines) + '{"t": "two"}\n"three"\n'
-        rows = [check(row) for row in rows_of(JSONLParser("t", None, "at"), text)]
+        rows = [check(row) for row in rows_of(JSONLParser(Layout(column="t", instance_column="at")), text)]
         assert isinstance(rows[0], Token)
         assert rows[0].instance == "acme"
         assert [row.message for row in rows if isinstance(row, SkippedLine)] == [
@@ -298,7 +302,10 @@ class TestInstances:
             "the line is not a JSON object",
         ]
 
-    @pytest.mark.parametrize("parser", [CSVParser("t", None, ",", "at"), JSONLParser("t", None, "at")])
+    @pytest.mark.parametrize(
+        "parser",
+        [CSVParser(Layout(column="t", instance_column="at")), JSONLParser(Layout(column="t", instance_column="at"))],
+    )
     def test_a_column_that_is_not_there(self, parser: RowParser) -> None:
         with pytest.raises(InputError, match=r"no column 'at' \(`instance_column`\).*'t'"):
             rows_of(parser, "t\none\n" if isinstance(parser, CSVParser) else '{"t": "one"}\n')
@@ -311,8 +318,8 @@ class TestInTheMiddle:
         ("parser", "text"),
         [
             (TextParser(), "one\n\ntwo\ntree\n"),
-            (CSVParser("t", "id"), 'id,t\n1,one\n"2\n2",two\n"3,tree\n4,"four"\n5,five\n'),
-            (JSONLParser("t"), '{"t": "one"}\n{"x": 1}\n{"t": "two"}\n'),
+            (CSVParser(Layout(column="t", key_column="id")), 'id,t\n1,one\n"2\n2",two\n"3,tree\n4,"four"\n5,five\n'),
+            (JSONLParser(Layout(column="t")), '{"t": "one"}\n{"x": 1}\n{"t": "two"}\n'),
         ],
     )
     def test_it_is_the_same(self, parser: RowParser, text: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from attrs import evolve
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from flinks_async import ConfigError, FlinksError, Secret
@@ -50,6 +50,7 @@ from flinks_async.testing.faults import KINDS
 
 from ..answers import answers, to_bytes
 from ..cli_support import cli
+from ..support import examples
 from .memory_desk import ORIGIN, Desk
 from .server_desk import SECRET, a_server
 from .server_desk import Desk as ServerDesk
@@ -199,7 +200,7 @@ def test_an_object_or_array_in_place_of_a_text_is_left_out(wrong: Any, selection
         }
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(answers, st.sets(st.sampled_from(sorted(FIELDS)), min_size=1), st.booleans())
 def test_no_value_comes_from_a_field_that_is_not_kept(answer: Any, names: set[str], drop: bool) -> None:
     """The answer that is kept is a part of the whole one, can be decoded, and stays the same if it is selected again."""

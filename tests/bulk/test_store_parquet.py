@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import os
 import shutil
+import stat
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from functools import partial
@@ -172,22 +173,27 @@ def test_readers_pass_over_what_is_not_whole_and_the_next_start_removes_it(bench
     assert found == [f".000001-{OTHER_JOB[:8]}.parquet.tmp", f"000000-{JOB[:8]}.parquet"]
 
 
-def test_all_is_synced_before_anything_is_renamed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_is_written_and_synced_before_anything_is_renamed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.start()
     commit, path = bench.handed(0)
     calls: list[str] = []
-    for name in ("write", "fsync", "replace"):
-        monkeypatch.setattr(os, name, _noted(getattr(os, name), name, calls))
+    sync, replace = os.fsync, os.replace
+
+    def noted_sync(file: int) -> None:
+        about = os.fstat(file)
+        is_file = stat.S_ISREG(about.st_mode)
+        assert not is_file or os.pread(file, 4, about.st_size - 4) == b"PAR1", "not all is written"
+        calls.append("file" if is_file else "folder")
+        sync(file)
+
+    def noted_replace(source: Any, target: Any) -> None:
+        calls.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_sync)
+    monkeypatch.setattr(os, "replace", noted_replace)
     bench.store.put(commit, path)
-    assert calls == ["write", "fsync"] * 4 + ["replace", "fsync"] * 4
-
-
-def _noted(function: Callable[..., Any], name: str, calls: list[str]) -> Callable[..., Any]:
-    def call(*args: Any) -> Any:
-        calls.append(name)
-        return function(*args)
-
-    return call
+    assert calls == ["file"] * 4 + ["rename", "folder"] * 4
 
 
 def test_a_large_shard_has_several_row_groups(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

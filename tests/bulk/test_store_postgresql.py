@@ -63,6 +63,17 @@ class TestPostgreSQL(DatabaseContract):
         assert [name["name"] for name in names] == [None, "y"]
         assert bench.problems() == []
 
+    def test_a_field_that_has_our_name_for_exact_texts_is_kept(self, bench: Bench) -> None:
+        bench.start()
+        own = {"flinks_async.text": "theirs", "flinks_async.text_": 7}
+        bench.put(0, {1: body(Description="A\0B", **own), 2: body(Description="C", **own)})
+        found = self.query(bench.folder, "SELECT extra #>> '{}' AS exact FROM transactions ORDER BY line")
+        assert [json.loads(row["exact"]) for row in found] == [
+            {**own, "flinks_async.text__": {"description": "A\0B"}},
+            own,
+        ]
+        assert bench.problems() == []
+
     @pytest.mark.parametrize(
         "text", ["", "\\N", "\\.", "a\n\\.\nb", "say \"x\", 'y'", "a\r\nb\rc", ",", " ", "NULL", "\t\\"]
     )

@@ -203,11 +203,14 @@ def test_it_needs_no_pyarrow(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> N
         bench.put(1, {9: b'{"GetAccountsDetail":[{"InstitutionId":9223372036854775808,"Accounts":[{}]}]}'})
 
 
-def test_odd_texts(bench: Bench) -> None:
-    body = '{"GetAccountsDetail":{"Accounts":[{"Title":"a\\u0000b\\ud83d\\ude00\'\\"","X":{"y":["\\u0000",1.50]}}]}}'
-    bench.start().put(0, {3: body.encode()})
+@pytest.mark.parametrize("title", ["a\0b😀'\"", "a\x1fb", "\x1f", ""])
+def test_odd_texts(bench: Bench, title: str) -> None:
+    accounts = [{"Title": title, "X": {"y": ["\0", 1.5]}}, {"Title": None}, {"Title": "z"}]
+    bench.start().put(0, {3: to_bytes({"GetAccountsDetail": [{"Accounts": accounts}]})})
     assert query(database(bench), "SELECT title, extra, json_extract(extra, '$.X.y[1]') FROM accounts") == [
-        ("a\0b😀'\"", '{"X":{"y":["\\u0000",1.50]}}', 1.5)
+        (title, '{"X":{"y":["\\u0000",1.5]}}', 1.5),
+        (None, None, None),
+        ("z", None, None),
     ]
     assert bench.problems() == []
 

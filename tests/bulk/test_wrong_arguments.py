@@ -244,7 +244,9 @@ def changed(manifest: dict[str, Any], way: tuple[str, ...], value: object) -> An
     return manifest
 
 
-@pytest.mark.parametrize("store", [pytest.param(JSONLParts, marks=pytest.mark.slow), JSONLFile, SQLiteStore])
+@pytest.mark.parametrize(
+    "store", [*(pytest.param(one, marks=pytest.mark.slow) for one in (JSONLParts, JSONLFile)), SQLiteStore]
+)
 def test_an_edited_manifest_is_an_error_of_this_package(tmp_path: Path, store: Any) -> None:
     desk = Desk(tmp_path)
     selection = Selection(drop="holders") if store is JSONLParts else None

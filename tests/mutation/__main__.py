@@ -42,7 +42,7 @@ EXAMPLES = 40  # that a test with generated examples takes at most
 MEMORY = 4 * 1024**3  # bytes that a mutant may have
 
 # For each module, the tests that must notice a mutant; those that notice most come first.
-CODEC = "codec_parse codec codec_compiled"
+CODEC = "codec_parse codec codec_compiled codec_hooks codec_turns"
 TESTS = {
     "limits/breaker": "breaker",
     "limits/concurrency": "concurrency_rules concurrency",
@@ -59,7 +59,7 @@ TESTS = {
     "bulk/ledger": "bulk/ledger",
     "codec/__init__": CODEC,
     "codec/reference": CODEC,
-    "codec/observed": "drift codec_compiled",
+    "codec/observed": "drift codec_compiled codec_hooks codec_turns",
     "codec/compiled": CODEC,
     "codec/parse": f"{CODEC} codec_envelope",
     "schema": CODEC,

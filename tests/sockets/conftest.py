@@ -1,3 +1,5 @@
+"""Fixtures of the tests on real sockets."""
+
 from __future__ import annotations
 
 import asyncio

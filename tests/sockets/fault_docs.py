@@ -70,7 +70,7 @@ ELSEWHERE = (
     Elsewhere("63", "secrets and headers with line breaks", "`ConfigError`", "test_on_the_wire.py::test_a_header_cannot_be_injected"),
     Elsewhere("66", "cancelled at each await", "`CancelledError`; nothing is left over", "test_cancellation.py::test_a_call_on_real_sockets"),
     Elsewhere("67", "`asyncio.timeout` around the call", "the caller's `TimeoutError`", "test_cancellation.py::test_a_timeout_around_us_stays_the_callers"),
-    Elsewhere("69", "client closed with calls in flight", "`ClientClosedError` after the grace period", "test_session.py::test_after_the_grace_calls_end_with_client_closed"),
+    Elsewhere("69", "client closed with calls in flight", "`ClientClosedError` after the grace period", "test_closing.py::test_after_the_grace_calls_end_with_client_closed"),
     Elsewhere("70", "another event loop, thread or forked child", "success, on separate connections", "test_session.py::test_a_forked_child_has_connections_of_its_own"),
     Elsewhere("71", "uvloop, debug mode", "nothing is left over, nothing is logged", "test_cancellation.py::test_uvloop"),
 )  # fmt: skip

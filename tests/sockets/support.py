@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import threading
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
@@ -92,3 +95,25 @@ class Authority:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         self.ca.issue_cert(*(names or ("localhost", "127.0.0.1", "::1")), **options).configure_cert(context)
         return context
+
+
+@contextlib.asynccontextmanager
+async def healthy() -> AsyncIterator[RawServer]:
+    async with RawServer(HEALTHY) as server:
+        yield server
+
+
+def in_thread(main: Any) -> Any:
+    """The result of a coroutine in a loop of a thread of its own."""
+    results: list[Any] = []
+
+    def run() -> None:
+        try:
+            results.append(asyncio.run(main()))
+        except BaseException as error:
+            results.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(10)
+    return results[0]

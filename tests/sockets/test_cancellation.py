@@ -341,27 +341,18 @@ async def test_a_fan_out_left_early_cancels_what_is_in_flight() -> None:
         assert not {task for task in _tasks() if "work" in repr(task.get_coro())}
 
 
-def _fetch_and_leave(leave: bool) -> None:
-    """For a loop of its own: a call, a cancelled call, and an end with or without close()."""
-
+def test_debug_mode_finds_nothing(caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
-        async with RawServer([ReadHead(), OK, ReadHead(), Hang()]) as server:
-            client = client_for(server)
+        async with RawServer([ReadHead(), OK, ReadHead(), Hang()]) as server, client_for(server) as client:
             await client.partner_access("first")
             call = asyncio.create_task(client.partner_access("second"))
             await until(lambda: server.requests >= 2)
             call.cancel()
             await asyncio.gather(call, return_exceptions=True)
             await assert_clean(client)
-            if not leave:
-                await client.close()
 
-    with asyncio.Runner(debug=True) as runner:
+    with nothing_logged(caplog), asyncio.Runner(debug=True) as runner:
         runner.run(main())
-
-
-def test_debug_mode_finds_nothing() -> None:
-    _fetch_and_leave(leave=False)
 
 
 def test_a_call_that_is_in_flight_when_the_loop_ends_is_cancelled() -> None:

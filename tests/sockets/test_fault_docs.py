@@ -1,3 +1,5 @@
+"""docs/faults.md agrees with the table of faults."""
+
 from __future__ import annotations
 
 from collections import Counter

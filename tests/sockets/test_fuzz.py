@@ -280,8 +280,8 @@ def test_encoded_bytes_of_any_kind(data: bytes, coding: str, size: int) -> None:
     try:
         inflater = Inflater(coding, 1000)
         for start in range(0, len(data), size):
-            total += len(inflater.feed(data[start : start + size]))
-        total += len(inflater.finish())
+            total += sum(map(len, inflater.steps(data[start : start + size])))
+        inflater.finish()
     except FlinksError:
         pass
     assert total <= 1000
@@ -307,5 +307,6 @@ def test_what_was_encoded_comes_out_whatever_the_chunks(
     if twice:
         packed, coding = zlib.compress(packed), f"{coding}, deflate"
     inflater = Inflater(coding, 10_000)
-    parts = [inflater.feed(packed[start : start + size]) for start in range(0, len(packed), size)]
-    assert b"".join([*parts, inflater.finish()]) == data
+    parts = [piece for start in range(0, len(packed), size) for piece in inflater.steps(packed[start : start + size])]
+    inflater.finish()
+    assert b"".join(parts) == data

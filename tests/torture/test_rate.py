@@ -11,17 +11,20 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flinks_async.bulk import DaskExecutor, Job, Processes, Rules
+from flinks_async.bulk import DaskExecutor, Job, Processes, RayExecutor, Rules
 from flinks_async.testing import Fault
 
 from ..bulk.server_desk import SECRET, Desk, Watch, a_server, workers
+from ..bulk.test_ray import ENVIRONMENT, a_ray_cluster, ray_workers
 from ..support import until
 from ..test_redis import Redis
 
@@ -53,6 +56,7 @@ class Run:
 
     def __init__(self, folder: Path, stack: AsyncExitStack) -> None:
         self.watch = Watch()
+        self.began = 0.0  # when all three had sent something
         self.folder = folder
         self.stack = stack
 
@@ -61,14 +65,15 @@ class Run:
         self.desk = Desk(self.folder, server)
 
     async def until(self, seconds: float) -> None:
-        await until(lambda: self.watch.times)
-        now = asyncio.get_running_loop().time
-        await asyncio.sleep(max(0.0, self.watch.times[0] + seconds - now()))
+        await until(lambda: self.began)
+        await asyncio.sleep(max(0.0, self.began + seconds - time.monotonic()))
 
     async def job(self, executor: Any, kill: Any) -> None:
-        self.desk.write(int(RATE * (SECONDS + 6)))
+        self.desk.write(int(RATE * (SECONDS + 20)))
 
         async def during(job: Job) -> None:
+            await until(lambda: (at := job.progress()) and sum(one.requests > 0 for one in at.workers) == 3)
+            self.began = time.monotonic()
             await self.until(7.0)
             kill()
             await self.until(SECONDS + 3.0)
@@ -104,12 +109,24 @@ class Run:
         executor = DaskExecutor(cluster, workers=3, secret_env="TEST_SECRET")
         await self.job(executor, lambda: os.kill(next(iter(cluster.workers.values())).pid, signal.SIGKILL))
 
+    async def ray(self) -> None:
+        if find_spec("ray") is None:
+            pytest.skip("Ray is not installed")
+        patch = self.stack.enter_context(pytest.MonkeyPatch.context())
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        address = self.stack.enter_context(a_ray_cluster())
+        executor = RayExecutor(address, workers=3, secret_env="TEST_SECRET")
+        await self.job(executor, lambda: os.kill(ray_workers()[0], signal.SIGKILL))
+
     async def redis(self) -> None:
         pytest.importorskip("redis")
         redis = Redis(self.folder)
         redis.start()
         self.stack.callback(redis.stop)
         first, *_ = [await self._sender(redis) for _ in range(3)]
+        await until(lambda: self.watch.times)
+        self.began = self.watch.times[0]
 
         async def change() -> None:
             await self.until(7.0)
@@ -146,12 +163,12 @@ async def run(tmp_path: Path) -> AsyncIterator[Run]:
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("how", ["processes", "dask", "redis"])
+@pytest.mark.parametrize("how", ["processes", "dask", "ray", "redis"])
 async def test_the_rate_of_three_that_die_and_join_is_what_was_asked(run: Run, how: str) -> None:
     await getattr(run, how)()
     await run.until(SECONDS + 2.5)
     times = run.watch.times
-    first = times[0] + 2.0
+    first = run.began + 2.0
     counted = [at for at in times if first <= at < first + SECONDS]
     windows = [
         sum(start <= at < start + 1 for at in counted) for start in [first + n / 4 for n in range(int(SECONDS * 4) - 4)]
@@ -161,7 +178,7 @@ async def test_the_rate_of_three_that_die_and_join_is_what_was_asked(run: Run, h
 
 
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("how", ["processes", "dask", "redis"])
+@pytest.mark.parametrize("how", ["processes", "dask", "ray", "redis"])
 async def test_a_pause_stops_all_with_few_requests_more(run: Run, how: str) -> None:
     number = int(RATE * 4)
     run.watch.faults[number] = Fault.reply(503, {}, retry_after=PAUSE)

@@ -223,17 +223,16 @@ class ClusterExecution(WorkersExecution):
         """The answer of the cluster; None if the run needs it no more. Raises WorkerError if there is none for `patience`, while
         no other worker fetches.
         """
-        answer, patience = asyncio.ensure_future(asking), self._executor.patience
+        answer, alone = asyncio.ensure_future(asking), time.monotonic()
         try:
             while not (await asyncio.wait({answer}, timeout=WAIT))[0]:
                 if self._all_done:
                     return None
-                now = time.monotonic()
+                now, patience = time.monotonic(), self._executor.patience
                 if self._workers:
-                    wait.until = None
-                elif wait.until is None:
-                    wait.until = now + patience
-                elif now > wait.until:
+                    alone = now
+                wait.until = None if self._workers else alone + patience
+                if now > alone + patience:
                     raise WorkerError(
                         f"{problem} for {patience:g} s{self._refusal}. {advice}, and run the job again to resume"
                     )
@@ -251,11 +250,7 @@ class ClusterExecution(WorkersExecution):
                 slot = await self._patiently(self._free_slot(), wait, problem, "Start workers")
         finally:
             self._missing.remove(missing)
-        if slot is None:
-            return None
-        worker = ClusterWorker(slot)
-        worker.begin(start, self._references)
-        return worker
+        return None if slot is None else ClusterWorker(slot, start, self._references)
 
     @property
     def _cluster(self) -> str:
@@ -276,53 +271,55 @@ def _reason_of(error: OSError) -> str:
 
 
 class ClusterWorker(WorkerHandle):
-    """The handle of a worker on a cluster."""
+    """Begins a worker on a cluster. If that fails, its next message says so."""
 
-    def __init__(self, slot: Slot) -> None:
+    def __init__(self, slot: Slot, start: Start, references: list[SecretReference]) -> None:
         super().__init__()
         self.name = slot.name
         self.heard = time.monotonic()
         self._slot = slot
         self._worker = uuid.uuid4().hex
-        self._inbox = asyncio.Queue[object]()
         self._outbox = Outbox()
-        self._death = ""
-        self._calls: set[asyncio.Task[None]] = set()
-
-    def begin(self, start: Start, references: list[SecretReference]) -> None:
-        """Begins the worker. If that fails, the next message says so."""
-        self._call_beside(self._listen(pickle.dumps((start, references))))
+        self._loss = "an unknown cause"
+        self._talking = asyncio.create_task(self._talk(pickle.dumps((start, references))))
 
     def send(self, message: object) -> None:
         self._outbox.put(message, pickle.dumps(moved(message, -time.monotonic())))
-
-    async def receive(self) -> object:
-        return await self._inbox.get()
 
     def kill(self) -> None:
         self._inbox.put_nowait(None)
 
     async def end(self) -> str:
-        for call in self._calls:
-            call.cancel()
+        self._talking.cancel()
         with suppress(Exception):
             await asyncio.wait_for(self._call(end_worker), WAIT)
         self._slot.leave()
-        return self._death or "an unknown cause"
+        return self._loss
 
-    async def _listen(self, data: bytes) -> None:
-        if refusal := await self._call(begin_worker, __version__, data):
-            error = pickle.loads(refusal)
-            if isinstance(error, ConfigError):
-                self._inbox.put_nowait(Broken(error))
-            self._lost(f"a failed start ({error})")
-            return
-        self._call_beside(self._tell())
-        while (messages := await self._call(messages_of_worker)) is not None:
-            self.heard = time.monotonic()
-            for one in messages:
-                self._inbox.put_nowait(moved(pickle.loads(one), time.monotonic()))
-        self._lost("a restart of its process")
+    async def _talk(self, data: bytes) -> None:
+        """Begins the worker and exchanges messages with it until it is lost."""
+        try:
+            async with asyncio.TaskGroup() as calls:
+                if refusal := await self._call(begin_worker, __version__, data):
+                    refused = pickle.loads(refusal)
+                    if isinstance(refused, ConfigError):
+                        self._inbox.put_nowait(Broken(refused))
+                    raise WorkerError(f"a failed start ({refused})")
+                calls.create_task(self._tell())
+                while (messages := await self._call(messages_of_worker)) is not None:
+                    self.heard = time.monotonic()
+                    for one in messages:
+                        self._inbox.put_nowait(moved(pickle.loads(one), time.monotonic()))
+                raise WorkerError("a restart of its process")
+        except ExceptionGroup as errors:
+            error = errors.exceptions[0]
+        if isinstance(error, WorkerError):
+            self._loss = error.message
+        elif isinstance(error, TimeoutError):
+            self._loss = f"silence for {SILENCE:g} s"
+        else:
+            self._loss = f"a lost connection ({type(error).__name__})"
+        self._inbox.put_nowait(None)
 
     async def _tell(self) -> None:
         while True:  # one call at a time, so that messages stay in order
@@ -330,23 +327,6 @@ class ClusterWorker(WorkerHandle):
 
     async def _call(self, function: Callable[..., Coroutine[Any, Any, Any]], *args: object) -> Any:
         return await asyncio.wait_for(self._slot.call(function, self._worker, *args), SILENCE)
-
-    def _call_beside(self, call: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(call)
-        self._calls.add(task)
-        task.add_done_callback(self._done)
-
-    def _done(self, call: asyncio.Task[None]) -> None:
-        self._calls.discard(call)
-        if call.cancelled() or (error := call.exception()) is None:
-            return
-        silent = isinstance(error, TimeoutError)
-        self._lost(f"silence for {SILENCE:g} s" if silent else f"a lost connection ({type(error).__name__})")
-
-    def _lost(self, death: str) -> None:
-        if not self._death:  # the first reason
-            self._death = death
-            self._inbox.put_nowait(None)
 
 
 # --- in a process of the engine --------------------------------------------------------------------------------------

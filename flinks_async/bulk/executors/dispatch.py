@@ -84,14 +84,15 @@ class WorkerHandle(ABC):
         self.tasks: dict[int, Task] = {}
         self.counters = Counters()
         self._stored = Counters()
+        self._inbox = asyncio.Queue[object]()
 
     @abstractmethod
     def send(self, message: object) -> None:
         """Queues a message. It is dropped if the worker is dead."""
 
-    @abstractmethod
     async def receive(self) -> object:
         """The next message; None once the worker is dead."""
+        return await self._inbox.get()
 
     @abstractmethod
     def kill(self) -> None:
@@ -187,8 +188,7 @@ class WorkersExecution(ABC):
     async def _start(self, start: Start) -> WorkerHandle | None:
         """Starts a worker; None if none is needed any more. Its files go to the folder `start.spools`."""
 
-    @abstractmethod
-    async def _clean_up(self) -> None:
+    async def _clean_up(self) -> None:  # noqa: B027
         """Called at the end of `go`."""
 
     async def _work_all(self) -> None:
@@ -316,6 +316,7 @@ class WorkersExecution(ABC):
         try:
             over = await self._serve(worker, storing)
         finally:
+            worker.has_all = True
             worker.death = await worker.end()
             if storing:
                 await asyncio.wait(storing)
@@ -367,9 +368,17 @@ class WorkersExecution(ABC):
         if not task.cancelled() and (error := task.exception()) is not None:
             self.break_off(error)
 
-    async def _assigned(self, worker: WorkerHandle) -> Assigned:
-        task = await self._next_task()
-        worker.has_all = task is None
+    async def _assigned(self, worker: WorkerHandle, *, ahead: bool = False) -> Assigned:
+        """The next shard for a worker, or the one that it has not asked for yet."""
+        async with self._loading:
+            task = None
+            if self.stopped is None and not (ahead and worker.has_all):
+                if self._returned:
+                    task = self._returned.popleft()
+                elif not self._exhausted:
+                    task = await self._tasks()
+                    self._exhausted = task is None
+            worker.has_all = task is None
         if task is not None:
             worker.tasks[task.shard.id] = task
         return Assigned(task, self._work.secret_is_good or self.counters().fetched > 0)
@@ -379,21 +388,11 @@ class WorkersExecution(ABC):
         for worker in self._workers - {by}:
             worker.send(message)
 
-    async def _next_task(self) -> Task | None:
-        async with self._loading:
-            if self.stopped is not None:
-                return None
-            if self._returned:
-                return self._returned.popleft()
-            task = None if self._exhausted else await self._tasks()
-            self._exhausted = task is None
-            return task
-
     async def _store(self, worker: WorkerHandle, finished: Finished) -> None:
         self._stop_if_short()
         await self._finished(finished)
-        then = None if worker.has_all else await self._assigned(worker)
-        worker.send(Stored(finished.shard.id, then if then and then.task else None))
+        then = await self._assigned(worker, ahead=True)
+        worker.send(Stored(finished.shard.id, then if then.task else None))
 
     def _obey_rules(self, stopped: tuple[RunState, str] | None) -> None:
         """Stops all workers if one of them has stopped, or if their tokens together break a rule."""

@@ -274,7 +274,7 @@ class RayExecutor(ClusterExecutor):
             nodes = [one for one in await in_daemon_thread(ray.nodes) if one["Alive"] and one["Resources"].get("CPU")]
             found = await asyncio.gather(*(self._look_at(ray, one["NodeID"]) for one in nodes))
         finally:
-            await in_daemon_thread(ray.shutdown)
+            await _disconnect(ray)
         return {
             f"a Ray worker on {one['NodeManagerHostname']}": problem for one, problem in zip(nodes, found, strict=True)
         }
@@ -284,9 +284,9 @@ class RayExecutor(ClusterExecutor):
         there = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
         slot = RaySlot(ray, ray.remote(num_cpus=1, max_restarts=0, scheduling_strategy=there)(Host).remote())
         try:
-            return str(await asyncio.wait_for(slot.call(obstacle, __version__, self.secret_of(None)), SILENCE))
+            return str(await asyncio.wait_for(slot.call(obstacle, __version__, self.secret_of(None)), LONGEST_LOOK))
         except TimeoutError:
-            return "it has not begun within 10 s. Wait until a CPU of Ray is free there"
+            return f"it has not begun within {LONGEST_LOOK:g} s. Wait until a CPU of Ray is free there"
         except ray.exceptions.RayError:  # it cannot unpickle `Host`
             return CANNOT_IMPORT
         finally:
@@ -348,8 +348,13 @@ class RayExecution(ClusterExecution):
 
     async def _clean_up(self) -> None:
         if self._is_ours:
-            with suppress(Exception):
-                await asyncio.wait_for(asyncio.to_thread(self._engine.shutdown), SILENCE)
+            await _disconnect(self._engine)
+
+
+async def _disconnect(ray: Any) -> None:
+    """Ends this process's connection. If that blocks, the process can still end."""
+    with suppress(Exception):
+        await asyncio.wait_for(in_daemon_thread(ray.shutdown), SILENCE)
 
 
 class RaySlot:
@@ -373,15 +378,11 @@ class RaySlot:
                 loop.call_soon_threadsafe(settle, theirs)
 
         def settle(theirs: Any) -> None:
-            if done.done():
-                return
-            if (error := theirs.exception()) is not None:
-                done.set_exception(error)
-            else:
-                done.set_result(theirs.result())
+            if not done.done():
+                done.set_result(theirs)
 
         reference.future().add_done_callback(come)
-        return await done
+        return (await done).result()
 
     def leave(self) -> None:
         with suppress(Exception):  # the cluster is lost

@@ -22,7 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
 from signal import Signals
-from typing import Any, BinaryIO, Final, Literal
+from typing import IO, Any, BinaryIO, Final, Literal
 
 import msgspec
 from attrs import evolve, frozen
@@ -113,9 +113,6 @@ class ProcessesExecution(WorkersExecution):
     async def _start(self, start: Start) -> WorkerProcess:
         return WorkerProcess(start, self._secrets)
 
-    async def _clean_up(self) -> None:
-        pass
-
 
 def _ignore(*_: object) -> None:
     """The first worker's warning is enough."""
@@ -145,12 +142,14 @@ class WorkerProcess(WorkerHandle):
         if problem is not None:
             raise WorkerError(f"a worker process cannot be started: {problem}")
         self.name = f"worker process {self._process.pid}"
-        source, sink = self._pipes()
+        source, sink = self._process.stdout, self._process.stdin
+        assert source is not None
+        assert sink is not None
+        self._source = source
         with suppress(OSError):  # it has died already, which the channel will find out
             sink.write(first)
             sink.flush()
         self._loop = asyncio.get_running_loop()
-        self._inbox = asyncio.Queue[object]()
         self._channel = Channel(source, sink)
         self._channel.listen(self._received)
         self.send(start)
@@ -159,16 +158,8 @@ class WorkerProcess(WorkerHandle):
         with suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon_threadsafe(self._inbox.put_nowait, message)
 
-    def _pipes(self) -> tuple[BinaryIO, BinaryIO]:
-        source: Any = self._process.stdout
-        sink: Any = self._process.stdin
-        return source, sink
-
     def send(self, message: object) -> None:
         self._channel.send(message)
-
-    async def receive(self) -> object:
-        return await self._inbox.get()
 
     def kill(self) -> None:
         self._process.kill()
@@ -177,7 +168,7 @@ class WorkerProcess(WorkerHandle):
         self.kill()
         code = self._process.wait()  # blocks for a moment
         self._channel.close()
-        self._pipes()[0].close()
+        self._source.close()
         return ending(code)
 
 
@@ -261,7 +252,7 @@ class Channel:
         source, sink: the pipes; the sink is closed with this object.
     """
 
-    def __init__(self, source: BinaryIO, sink: BinaryIO) -> None:
+    def __init__(self, source: IO[bytes], sink: IO[bytes]) -> None:
         self._source = source
         self._sink = sink
         self._outbox: SimpleQueue[bytes | None] = SimpleQueue()

@@ -358,7 +358,7 @@ def delimiter_of(lines: Sequence[tuple[int, str]], column: str | None, default: 
         column: that holds the tokens, if its name is known.
         default: of a header row with one column.
     """
-    widths = {delimiter: _widths(lines, delimiter) for delimiter in DELIMITERS}
+    widths = {delimiter: [len(fields_of(line, delimiter)) for _, line in lines[:20]] for delimiter in DELIMITERS}
     found = [delimiter for delimiter in DELIMITERS if widths[delimiter][0] > 1]
     if len(found) > 1:
         named = [d for d in found if _has_column(fields_of(lines[0][1], d), column)]
@@ -371,10 +371,6 @@ def delimiter_of(lines: Sequence[tuple[int, str]], column: str | None, default: 
             f"The header row of the CSV file holds {listed}. Name the right one with `delimiter`.", field="delimiter"
         )
     return found[0] if found else default
-
-
-def _widths(lines: Sequence[tuple[int, str]], delimiter: str) -> list[int]:
-    return [len(fields_of(line, delimiter)) for _, line in lines[:20]]
 
 
 def fields_of(line: str, delimiter: str) -> list[str]:

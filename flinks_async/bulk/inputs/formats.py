@@ -10,9 +10,9 @@ from types import NoneType
 from typing import Any, Final, Literal, get_args
 
 import msgspec
-from attrs import Attribute, evolve, field, frozen
+from attrs import evolve, field, frozen
 
-from ...checks import choice, name, one_of
+from ...checks import choice, one_of, validator
 from ...secret import Secret
 from ..compression import split_name
 from ..errors import InputError
@@ -56,10 +56,6 @@ _MAX_LINES_OF_A_ROW: Final = 100
 _MAX_ROW: Final = 1024 * 1024
 
 
-def _format(layout: Layout, attribute: Attribute[Any], value: Any) -> None:
-    choice(name(layout, attribute), value, get_args(Format))
-
-
 @frozen
 class Layout:
     """How to read the file. None and `auto` mean that its name and its first row decide.
@@ -75,7 +71,7 @@ class Layout:
             first row is the header, and is refused if it looks like data; True accepts it anyway.
     """
 
-    format: Format = field(default="auto", validator=_format)
+    format: Format = field(default="auto", validator=validator(choice, get_args(Format)))
     column: str | None = field(default=None, validator=one_of(str, NoneType))
     key_column: str | None = field(default=None, validator=one_of(str, NoneType))
     instance_column: str | None = field(default=None, validator=one_of(str, NoneType))
@@ -144,15 +140,7 @@ class Layout:
             raise InputError("A Parquet file has no `encoding`.", field="encoding")
         if chosen == "text":
             return TextParser()
-        if chosen in ("jsonl", "parquet"):
-            return JSONLParser(self.column, self.key_column, self.instance_column)
-        return CSVParser(
-            self.column,
-            self.key_column,
-            self.delimiter or ",",
-            self.instance_column,
-            has_header=self.header is not False,
-        )
+        return CSVParser(self) if chosen == "csv" else JSONLParser(self)
 
 
 def _known_encoding(name: str | None) -> str | None:
@@ -188,18 +176,10 @@ _Begun = list[tuple[int, str]]
 class CSVParser:
     """CSV with a header row. Quoted fields may hold line breaks; a quote that never ends costs one line, not the file."""
 
-    def __init__(
-        self,
-        column: str | None,
-        key_column: str | None = None,
-        delimiter: str = ",",
-        instance_column: str | None = None,
-        *,
-        has_header: bool = True,
-    ) -> None:
-        self._has_header = has_header
-        self._columns = {"column": column, "key_column": key_column, "instance_column": instance_column}
-        self._delimiter = delimiter
+    def __init__(self, layout: Layout) -> None:
+        self._has_header = layout.header is not False
+        self._columns = layout.columns
+        self._delimiter = layout.delimiter or ","
         self._header: _Header | None = None
 
     @property
@@ -305,10 +285,11 @@ class JSONLParser:
     Without columns, a line that is just a JSON string is a token, too.
     """
 
-    def __init__(self, column: str | None, key_column: str | None = None, instance_column: str | None = None) -> None:
-        self._column = column
-        self._key_column = key_column
-        self._instance_column = instance_column
+    def __init__(self, layout: Layout) -> None:
+        self._asked = layout.columns
+        self._column = layout.column
+        self._key_column = layout.key_column
+        self._instance_column = layout.instance_column
         self.ready = False
 
     def rows(self, lines: Iterable[Line], first: int = 1) -> Iterator[Row]:
@@ -333,8 +314,7 @@ class JSONLParser:
 
     def _from_object(self, number: int, line: str, value: dict[str, Any]) -> Row:
         if not self.ready:
-            asked = {"column": self._column, "key_column": self._key_column, "instance_column": self._instance_column}
-            self._column = choose_columns(list(value), asked)["column"]
+            self._column = choose_columns(list(value), self._asked)["column"]
             self.ready = True
         key = NO_KEY if self._key_column is None else value.get(self._key_column)
         if key == 0 and "-0" in line and self._key_column is not None:

@@ -287,8 +287,6 @@ def contains_token(value: Any, token: Secret) -> bool:
 
 # --- Parquet (needs pyarrow) -------------------------------------------------------------------------------------------
 
-MAGIC: Final = b"PAR1"
-
 _PARQUET_ROWS: Final = 1024
 _PARQUET_BUFFER: Final = 256 * 1024
 _encode: Final = msgspec.json.Encoder().encode_lines

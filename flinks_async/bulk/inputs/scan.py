@@ -24,7 +24,7 @@ from ... import checks
 from ...limits.notices import log_fields
 from ...secret import fingerprint
 from ..errors import InputError
-from ..files import cannot_write, create, make_folder, open_to_write, write_all
+from ..files import create, descriptor, make_folder, open_to_write, write_all, writing
 from ..records import Failure, Shard
 from .rows import NO_KEY, Lines, Row, SkippedLine, SkipReason, check
 from .source import InputFile, identity, reading, shard_digest
@@ -89,30 +89,20 @@ class DuplicateFinder:
 
     def _flush(self, number: int) -> None:
         path, buffer = self._path(number), self._buffers[number]
-        try:
-            file = open_to_write(path, os.O_APPEND) if self._sizes[number] else create(path)
-            try:
+        with writing(path):
+            opened = open_to_write(path, os.O_APPEND) if self._sizes[number] else create(path)
+            with descriptor(opened) as file:
                 write_all(file, bytes(buffer))
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise cannot_write(path, error) from None
         self._sizes[number] += len(buffer)
         buffer.clear()
 
     def _records(self, number: int) -> Iterator[tuple[bytes, int]]:
-        if self._sizes[number]:
-            yield from self._written(number)
-        yield from _HASH_RECORD.iter_unpack(self._buffers[number])
-
-    def _written(self, number: int) -> Iterator[tuple[bytes, int]]:
         path = self._path(number)
-        try:
-            with open(path, "rb") as file:
+        if self._sizes[number]:
+            with writing(path), open(path, "rb") as file:
                 while block := file.read(_BLOCK):
                     yield from _HASH_RECORD.iter_unpack(block)
-        except OSError as error:
-            raise cannot_write(path, error) from None
+        yield from _HASH_RECORD.iter_unpack(self._buffers[number])
 
 
 _BUCKETS: Final = "duplicates"

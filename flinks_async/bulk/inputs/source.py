@@ -22,7 +22,7 @@ from attrs import evolve
 
 from ... import checks
 from ...checks import is_url
-from ..compression import ByteSource, CompressedDataError, Compression, Corrupt, Decompressed, detect
+from ..compression import ByteSource, CompressedDataError, Compression, Corrupt, decompressed, detect
 from ..errors import InputChangedError, InputError
 from ..objects import Object, object_at
 from ..records import Shard
@@ -92,12 +92,9 @@ class InputFile:
         self._seen = self._look()
         self.size = int(self._seen[0])
         if self.layout.format == "parquet":
-            try:
-                with self.raw() as raw:
-                    column = parquet_columns(raw, self.layout.columns)["column"]
-                self._parquet = evolve(self.layout, column=column)
-            except OSError as error:
-                raise cannot_read(error) from None
+            with reading(), self.raw() as raw:
+                column = parquet_columns(raw, self.layout.columns)["column"]
+            self._parquet = evolve(self.layout, column=column)
             self.columns = self.parser()
         with self.content() as content:
             self.compression = content.compression
@@ -134,14 +131,10 @@ class InputFile:
 
     def content_of(self, raw: BinaryIO) -> Content | ParquetContent:
         """The content of the file, which was opened by `raw`."""
-        try:
-            return (
-                Content(raw, self.layout.encoding)
-                if self._parquet is None
-                else ParquetContent(raw, self._parquet.columns.values())
-            )
-        except (OSError, CompressedDataError) as error:
-            raise cannot_read(error) from None
+        with reading():
+            if self._parquet is None:
+                return Content(raw, self.layout.encoding)
+            return ParquetContent(raw, self._parquet.columns.values())
 
     def refuse_change(self) -> None:
         """Call this after each reading."""
@@ -218,17 +211,16 @@ class Content:
 
     def __init__(self, raw: BinaryIO, encoding: str | None = None) -> None:
         self._raw = raw
-        head = _beginning(raw)
-        self.compression: Compression = detect(head)
-        self._data: ByteSource = Decompressed(_Rewound(head, raw), self.compression)
-        if encoding is not None:
-            self._data = _Transcoded(self._data, encoding)
-        begin = _beginning(self._data)
+        compressed = _Peeked(raw)
+        self.compression: Compression = detect(compressed.head)
+        data = decompressed(compressed, self.compression)
+        self._data = _Peeked(data if encoding is None else _Transcoded(data, encoding))
+        begin = self._data.head
         refuse_magic(begin)
         if self.compression != "none" and detect(begin) != "none":
             raise InputError("The file of tokens is compressed twice; compress it once.")
-        self._begin = begin.removeprefix(_BOM)
-        self.position = len(begin) - len(self._begin)
+        self._data.head = begin.removeprefix(_BOM)
+        self.position = len(begin) - len(self._data.head)
 
     @property
     def raw_position(self) -> int:
@@ -237,7 +229,7 @@ class Content:
 
     def read(self) -> bytes:
         """The next piece, up to `CHUNK` bytes; empty at the end."""
-        data, self._begin = self._begin or self._data.read(CHUNK), b""
+        data = self._data.read(CHUNK)
         self.position += len(data)
         return data
 
@@ -266,25 +258,23 @@ class _Transcoded:
         raise Corrupt(f"the text is not valid {self._encoding} (`encoding`)")
 
 
-class _Rewound:
-    """A file whose first bytes were read already."""
+class _Peeked:
+    """A file whose first bytes are known before it is read.
 
-    def __init__(self, head: bytes, file: ByteSource) -> None:
-        self._head = head
+    Attributes:
+        head: the bytes that `read` returns first: at least `_HEAD`, fewer only if there are no more.
+    """
+
+    def __init__(self, file: ByteSource) -> None:
         self._file = file
+        self.head = b""
+        while len(self.head) < _HEAD and (piece := file.read(CHUNK)):
+            self.head += piece
 
     def read(self, size: int, /) -> bytes:
-        data = self._head[:size] if self._head else self._file.read(size)
-        self._head = self._head[size:]
+        data = self.head[:size] if self.head else self._file.read(size)
+        self.head = self.head[size:]
         return data
-
-
-def _beginning(file: ByteSource) -> bytes:
-    """At least `_HEAD` bytes, fewer only if there are no more."""
-    head = b""
-    while len(head) < _HEAD and (piece := file.read(CHUNK)):
-        head += piece
-    return head
 
 
 def reason_of(error: OSError | ValueError) -> str:
@@ -300,16 +290,18 @@ def cannot_read(error: OSError | ValueError) -> InputError:
 
 
 @contextmanager
-def reading(lines: Lines) -> Iterator[None]:
+def reading(lines: Lines | None = None) -> Iterator[None]:
     """Raises:
-    InputError: the rest of the lines cannot be read.
+    InputError: the file, or the rest of the lines, cannot be read.
     """
     try:
         yield
         return
     except (OSError, CompressedDataError) as error:
-        reason = reason_of(error)
-    raise InputError(f"Reading the tokens broke off after line {lines.count:,}: {reason}.")
+        problem = cannot_read(error)
+        if lines is not None:
+            problem = InputError(f"Reading the tokens broke off after line {lines.count:,}: {reason_of(error)}.")
+    raise problem
 
 
 def _sample(content: Content | ParquetContent) -> bytes:
@@ -341,10 +333,8 @@ def digest(file: InputFile, progress: Callable[[int, int], object] | None = None
     hashed, size = sha256(), 0
     with file.raw() as raw:
         while True:
-            try:
+            with reading():
                 chunk = raw.read(_DIGEST_CHUNK)
-            except OSError as error:
-                raise cannot_read(error) from None
             if not chunk:
                 break
             hashed.update(chunk)

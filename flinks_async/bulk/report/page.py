@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
@@ -74,11 +74,5 @@ def store_of(facts: Facts) -> list[tuple[str, str]]:
     """(name, value) of the store's description, without folders and connection strings, which may name a person."""
     store = {name: value for name, value in facts.manifest.store.items() if value is not None and name != "conninfo"}
     kind = str(store.pop("kind", words.NONE))
-    others = [(name, Path(value).name if name == "path" else _plain(value)) for name, value in store.items()]
-    return [("format", format_of(kind)), *others]
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return value if isinstance(value, str) else str(value)
+    shown = {name: "yes" if value is True else "no" if value is False else str(value) for name, value in store.items()}
+    return [("format", format_of(kind)), *((n, Path(text).name if n == "path" else text) for n, text in shown.items())]

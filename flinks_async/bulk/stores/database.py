@@ -109,9 +109,13 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
     def _store_error(self, error: Any) -> StoreError:
         """Our error for an error of the library. It shows no value of a row."""
 
+    def _storable(self, table: Table, rows: Rows) -> Rows:
+        """Rows as they are stored. Called in the thread that reads."""
+        return rows
+
     @abstractmethod
-    def _insert(self, table: Table, rows: Rows) -> Rows:
-        """Adds rows of this job to a table; returns them as they are stored.
+    def _insert(self, table: Table, rows: Rows) -> None:
+        """Adds rows of this job to a table.
 
         Raises:
             StoreError: a value does not fit its column, or the database refuses the rows.
@@ -137,12 +141,19 @@ class DatabaseStore(Database, ABC, Generic[ConnectionT]):
         if found is not None:
             return found.receipt
         digest = ShardDigest()
-        blocks = read_tables(spool, commit, self.where, texts=self._texts)
+
+        def prepare(table: Table, rows: Rows) -> Rows:
+            stored = self._storable(table, rows) if self._gets_rows(table.name) else rows[:0]
+            if len(stored):
+                digest.add(table, stored)
+            return stored
+
+        blocks = read_tables(spool, commit, self.where, texts=self._texts, prepare=prepare)
         with closing(blocks), self._transaction():
             for tables in blocks:
                 for table, rows in zip(TABLES, tables, strict=True):
-                    if len(rows) and self._gets_rows(table.name):
-                        digest.add(table, self._insert(table, rows))
+                    if len(rows):
+                        self._insert(table, rows)
             self._inserted()
             receipt = {"rows": digest.rows, "digest": digest.hexdigest()}
             self._add_mark(commit.shard.id, commit_to_json(evolve(commit, receipt=receipt)))

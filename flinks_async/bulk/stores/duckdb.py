@@ -46,7 +46,7 @@ _CONFIG: Final = {
     "autoinstall_known_extensions": False,  # otherwise an SQLite file makes it load code from the network
 }
 
-_MEMORY: Final = 40
+_MEMORY: Final = 30
 """MB of DuckDB's own memory while it writes. By default it would keep the database in four fifths of the machine's memory."""
 
 _MOST_MEMORY: Final = 2_000
@@ -142,12 +142,11 @@ class DuckDBStore(DatabaseFile["duckdb.DuckDBPyConnection"]):
         rows = self.fetch(sql, *values)
         return rows[0][0] if rows and isinstance(rows[0][0], int) else 0
 
-    def _insert(self, table: Table, rows: Rows) -> Rows:
+    def _insert(self, table: Table, rows: Rows) -> None:
         held = self._held.setdefault(table, [])
         held.append(rows)
         if sum(map(len, held)) >= _ROWS:
             self._insert_held(table)
-        return rows
 
     def _insert_held(self, table: Table) -> None:
         db, rows = self._opened, optional_import("pyarrow", extra="duckdb").concat_tables(self._held.pop(table))

@@ -17,20 +17,21 @@ from typing import Annotated, Any, BinaryIO, Final, get_args
 import msgspec
 
 from ... import checks
-from ..compression import CompressedDataError, Compression, Decompressed, compressor, detect
+from ..compression import CompressedDataError, Compression, compressor, decompressed, detect
 from ..errors import StoreError, StoreMissingError
 from ..files import (
     NOTE,
     cannot_read,
-    cannot_write,
     crash_points,
     create,
+    descriptor,
     is_own,
     open_to_write,
     size_of,
     sync_folder,
     write_all,
     write_durably,
+    writing,
 )
 from ..records import Commit, Written
 from ..spool import BEGIN, PIECE, checksum, read_answers
@@ -179,18 +180,13 @@ class JSONLFile:
         path, start = self._opened.path, self._end
         assert start is not None, "recover is called first"
         written = commit.written
-        try:
-            file = open_to_write(path)
+        with writing(path), descriptor(open_to_write(path)) as file:
             try:
                 _append(file, start, spool, written)
             except (OSError, StoreError):
                 with suppress(OSError):
                     os.ftruncate(file, start)
                 raise
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise cannot_write(path, error) from None
         self._end = start + written.size
         return {"offset": start, "size": written.size, "sha256": written.sha256}
 
@@ -232,10 +228,8 @@ class JSONLFile:
         size = size_of(path)
         removed = []
         if size is not None and (self._recognized or self._user_path is None or self._is_ours()):
-            try:
+            with writing(path):
                 path.unlink()
-            except OSError as error:
-                raise cannot_write(path, error) from None
             removed = [f"{path} ({size:,} bytes)"]
         elif size is not None:
             removed = [f"left, because it is not the file that the job created: {path}"]
@@ -291,15 +285,9 @@ def _append(file: int, start: int, spool: Path, written: Written) -> None:
 
 
 def _cut(path: Path, end: int) -> None:
-    try:
-        file = open_to_write(path)
-        try:
-            os.ftruncate(file, end)
-            os.fsync(file)
-        finally:
-            os.close(file)
-    except OSError as error:
-        raise cannot_write(path, error) from None
+    with writing(path), descriptor(open_to_write(path)) as file:
+        os.ftruncate(file, end)
+        os.fsync(file)
 
 
 # --- one file that is the job's ---
@@ -313,7 +301,7 @@ def may_be_answers(path: Path, compression: Compression) -> bool:
         with path.open("rb") as file:
             found = b""
             with suppress(CompressedDataError):
-                source = Decompressed(file, compression)
+                source = decompressed(file, compression)
                 while len(found) < len(BEGIN) and (piece := source.read(len(BEGIN))):
                     found += piece
             if found:
@@ -374,11 +362,9 @@ class OwnedFile:
 
     def forget(self) -> None:
         """Removes the note."""
-        try:
+        with writing(self._note):
             for path in (self._note, self._note.with_name(f"{self._note.name}.tmp")):
                 path.unlink(missing_ok=True)
-        except OSError as error:
-            raise cannot_write(self._note, error) from None
 
     def _create(self) -> None:
         try:
@@ -387,14 +373,12 @@ class OwnedFile:
             with suppress(StoreError):
                 self.forget()
             raise
-        try:
+        with writing(self.path):
             sync_folder(self.path.parent)
-        except OSError as error:
-            raise cannot_write(self.path, error) from None
         self._write(self._identity())
 
     def _open(self) -> None:
-        try:
+        with writing(self.path):
             try:  # what is there was created just before a crash; a file of somebody else is not empty
                 found = os.lstat(self.path)
             except FileNotFoundError:
@@ -403,8 +387,6 @@ class OwnedFile:
                 if not stat.S_ISREG(found.st_mode) or found.st_size or not is_own(found):
                     raise self._not_ours()
             os.close(create(self.path))
-        except OSError as error:
-            raise cannot_write(self.path, error) from None
 
     def _identity(self) -> tuple[int, int] | None:
         try:

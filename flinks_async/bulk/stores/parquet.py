@@ -10,7 +10,6 @@ import datetime as dt
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, NoReturn, get_args
 
@@ -21,10 +20,10 @@ from ...errors import ConfigError
 from ...tables import Table, schema_of
 from ..compression import Compression
 from ..errors import StoreError
-from ..files import cannot_write, crash_points, create, newer_version, write_all
+from ..files import cannot_write, crash_points, create, newer_version, sync_file
 from ..objects import Readable
 from ..records import Commit, Written
-from ..spool import difference
+from ..spool import checksum, difference
 from .answer_rows import FETCHES, TABLES, cannot_export
 from .answer_tables import read_tables
 from .protocol import Problem, foreign_receipt, receipt_as
@@ -46,7 +45,6 @@ _ROWS: Final = 50_000
 _SIZE: Final = 64 * 1024 * 1024
 """Bytes of rows after which a row group ends."""
 
-_CHUNK: Final = 1024 * 1024
 _JOB: Final = b"flinks_async.job"
 _VERSION: Final = b"flinks_async.version"
 
@@ -90,30 +88,25 @@ class ParquetStore(ShardFiles):
     def put(self, commit: Commit, spool: Path) -> dict[str, Any]:
         name = f"{self._name(f'{commit.shard.id:06d}')}.parquet"
         names = [f"{folder}/{name}" for folder in self.folders]
-        files: list[_NewFile] = []
+        files = [_NewFile(spool.with_name(f"{spool.name}.{table.name}"), table) for table in TABLES]
         try:
-            for table in TABLES:
-                path = spool.with_name(f"{spool.name}.{table.name}")
-                files.append(_NewFile(path, table, self._opened.job, self._compression))
+            for file in files:
+                file.open(self._opened.job, self._compression)
             with closing(read_tables(spool, commit, str(self._objects))) as blocks:
                 for tables in blocks:
                     for table, rows, file in zip(TABLES, tables, files, strict=True):
                         if self._opened.gets_rows(table.name):
                             file.write(rows)
-            for file in files:
-                file.finish()
+            facts = [{"name": name, **file.finish()} for name, file in zip(names, files, strict=True)]
             crash_points.reach("tables synced")
             self._put(names, [file.path for file in files])
         except OSError as error:
             problem = cannot_write(spool.parent, error)
         else:
-            return {
-                "version": VERSION,
-                "files": [{"name": name, **file.receipt()} for name, file in zip(names, files, strict=True)],
-            }
+            return {"version": VERSION, "files": facts}
         finally:
             for file in files:
-                file.abandon()
+                file.close()
         raise problem
 
     def lines(self, commits: Iterable[Commit]) -> NoReturn:
@@ -176,27 +169,33 @@ class _Files(msgspec.Struct):
 
 
 class _NewFile:
-    """A file of one table that is being written.
+    """A file of one table that is being written. All methods but `close` raise OSError if the disk is full or broken.
 
     Args:
         path: the file.
         table: the table whose rows it holds.
-        job: the job's id, for the file's metadata.
-        compression: compression of the pages.
-
-    Raises:
-        OSError: the disk is full or broken. All methods but `abandon` may raise it.
     """
 
-    def __init__(self, path: Path, table: Table, job: str, compression: str) -> None:
-        from pyarrow.parquet import ParquetWriter
-
+    def __init__(self, path: Path, table: Table) -> None:
         self.path = path
+        self._table = table
         self._rows = 0
         self._group: list[pyarrow.Table] = []
-        self._sink = _Sink(path)
+
+    def open(self, job: str, compression: str) -> None:
+        """Creates the file.
+
+        Args:
+            job: the job's id, for the file's metadata.
+            compression: compression of the pages.
+        """
+        from pyarrow import OSFile
+        from pyarrow.parquet import ParquetWriter
+
+        os.close(create(self.path))  # with private permissions, which it keeps
+        self._sink = OSFile(os.fsencode(self.path), "wb")
         about = {_JOB: job.encode(), _VERSION: b"%d" % VERSION}
-        self._writer = ParquetWriter(self._sink, schema_of(table).with_metadata(about), compression=compression)
+        self._writer = ParquetWriter(self._sink, schema_of(self._table).with_metadata(about), compression=compression)
 
     def write(self, rows: pyarrow.Table) -> None:
         """Adds rows to the current row group."""
@@ -205,11 +204,14 @@ class _NewFile:
         if sum(r.num_rows for r in self._group) >= _ROWS or sum(r.nbytes for r in self._group) >= _SIZE:
             self._write_group()
 
-    def finish(self) -> None:
-        """Writes the end of the file and syncs it."""
+    def finish(self) -> dict[str, Any]:
+        """Writes the end of the file and syncs it. Returns what `verify` compares with the file."""
         self._write_group()
         self._writer.close()
-        self._sink.sync()
+        self._sink.close()
+        sync_file(self.path)
+        size, sha256 = checksum(self.path)
+        return {"rows": self._rows, "size": size, "sha256": sha256}
 
     def _write_group(self) -> None:
         rows = optional_import("pyarrow", extra="arrow").concat_tables(self._group) if self._group else None
@@ -217,69 +219,11 @@ class _NewFile:
             self._writer.write_table(rows, row_group_size=rows.num_rows)
         self._group = []
 
-    def receipt(self) -> dict[str, Any]:
-        """The facts that `verify` compares with the file."""
-        return {"rows": self._rows, "size": self._sink.size, "sha256": self._sink.sha256}
-
-    def abandon(self) -> None:
+    def close(self) -> None:
         """Removes the file, unless it was moved."""
-        self._sink.abandon()
-        with suppress(Exception):
+        with suppress(Exception):  # it may not have been opened
             self._writer.close()
+        with suppress(Exception):
+            self._sink.close()
         with suppress(OSError):
             self.path.unlink(missing_ok=True)
-
-
-class _Sink:
-    """A new file for Arrow, which writes many small pieces; computes its size and checksum."""
-
-    closed = False
-
-    def __init__(self, path: Path) -> None:
-        self.size = 0
-        self._pieces: list[bytes] = []
-        self._held = 0
-        self._hash = sha256()
-        self._file: int | None = create(path)
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
-
-    def write(self, data: bytes) -> int:
-        if self._file is not None:  # otherwise it is abandoned, and Arrow must not fail again
-            self.size += len(data)
-            self._hash.update(data)
-            self._pieces.append(data)
-            self._held += len(data)
-            if self._held >= _CHUNK:
-                self._flush(self._file)
-        return len(data)
-
-    def tell(self) -> int:
-        return self.size
-
-    def flush(self) -> None:
-        """Does nothing: `sync` writes what is buffered."""
-
-    def close(self) -> None:
-        """Does nothing: Arrow calls it before the file is synced."""
-
-    def sync(self) -> None:
-        assert self._file is not None
-        self._flush(self._file)
-        file, self._file = self._file, None
-        try:
-            os.fsync(file)
-        finally:
-            os.close(file)
-
-    def abandon(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            with suppress(OSError):
-                os.close(file)
-
-    def _flush(self, file: int) -> None:
-        pieces, self._pieces, self._held = self._pieces, [], 0
-        write_all(file, b"".join(pieces))

@@ -8,7 +8,7 @@ session.
 PostgreSQL cannot hold some values; they are stored in another form, without loss:
 
 - A text cannot contain U+0000. Its column has U+FFFD instead, and `extra` has the exact text, under `flinks_async.text`
-  and the column's name.
+  and the column's name. If the answer has a field of this name, underscores are added to ours.
 - `jsonb` cannot contain U+0000, nor numbers beyond those of `numeric`. Such JSON becomes a JSON string that holds its text:
   `extra #>> '{}'` returns it.
 
@@ -189,23 +189,26 @@ class PostgreSQLStore(DatabaseStore["psycopg.Connection[Any]"]):
             while rows := self._do(lambda: cursor.fetchmany(ROWS)):
                 yield rows
 
-    def _insert(self, table: Table, rows: Rows) -> Rows:
+    def _storable(self, table: Table, rows: Rows) -> Rows:
         assert not isinstance(rows, list)  # pyarrow is installed
+        return storable(table, rows)
+
+    def _insert(self, table: Table, rows: Rows) -> None:
+        assert not isinstance(rows, list)
         if table is FETCHES:  # the first table: it has a row for each answer
             lines = rows["line"].to_pylist()  # ascending
             one = "(SELECT 1 FROM {} WHERE job = ? AND line BETWEEN ? AND ? LIMIT 1)"
             some = " UNION ALL ".join(one.format(each.name) for each in TABLES)
             for each in TABLES if self.fetch(some, *(self._job, lines[0], lines[-1]) * len(TABLES)) else ():
                 self.run(f"DELETE FROM {each.name} WHERE job = ? AND line = ANY(?)", self._job, lines)
-        stored = storable(table, rows)
         try:
-            self._copy(table, stored)
+            self._copy(table, rows)
         except self._library.Error as error:
             problem = self._store_error(error)
             unfit = _is_of_value(error)
         else:
-            return stored
-        raise (self._find_unfit(table, stored) if unfit else None) or problem
+            return
+        raise (self._find_unfit(table, rows) if unfit else None) or problem
 
     def _copy(self, table: Table, rows: pyarrow.Table) -> None:
         pa, csv = optional_import("pyarrow", extra="postgresql"), optional_import("pyarrow.csv", extra="postgresql")
@@ -412,8 +415,10 @@ def storable(table: Table, rows: pyarrow.Table) -> pyarrow.Table:
     found: list[dict[str, Any]] = rows.to_pylist()
     for row in found:
         if exact := {c.name: row[c.name] for c in table.columns if c.type == "text" and "\0" in (row[c.name] or "")}:
-            extra = {} if row["extra"] is None else decode_any(row["extra"].encode())
-            row["extra"] = to_json({**extra, EXACT: exact}).decode()
+            extra, name = {} if row["extra"] is None else decode_any(row["extra"].encode()), EXACT
+            while name in extra:
+                name += "_"
+            row["extra"] = to_json({**extra, name: exact}).decode()
         for column in table.columns:
             if column.type in _STORABLE and row[column.name] is not None:
                 row[column.name] = _STORABLE[column.type](row[column.name])

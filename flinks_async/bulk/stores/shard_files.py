@@ -21,7 +21,7 @@ import msgspec
 
 from ...checks import checked_url
 from ..errors import JobLockedError, JobMismatchError, StoreError, StoreMissingError
-from ..files import LEDGER, cannot_read, cannot_write, size_of
+from ..files import LEDGER, cannot_read, cannot_write, size_of, writing
 from ..objects import Found, Objects, place_at
 from ..records import Commit
 from .protocol import SUCCESS, Place, Problem, foreign_receipt, job_of_success, opened, success_of
@@ -205,10 +205,8 @@ class ShardFiles(ABC):
             StoreError: one of them cannot be written. The next sweep removes the others.
         """
         for name, file in zip(names, files, strict=True):
-            try:
+            with writing(self._objects.at(name)):
                 self._objects.put(name, file)
-            except OSError as error:
-                raise cannot_write(self._objects.at(name), error) from None
 
     def _file(self, name: str, folder: str = "") -> str:
         """The name of a file that a receipt names.

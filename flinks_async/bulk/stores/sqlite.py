@@ -116,7 +116,7 @@ class SQLiteStore(DatabaseFile[sqlite3.Connection]):
     def _table_names(self) -> set[str]:
         return {name for (name,) in self.fetch("SELECT name FROM sqlite_master WHERE type IN ('table', 'view')")}
 
-    def _insert(self, table: Table, rows: Rows) -> Rows:
+    def _insert(self, table: Table, rows: Rows) -> None:
         if isinstance(rows, list):
             found = [(values, sum(value is None for value in values)) for values in zip(*rows, strict=True)]
         else:
@@ -133,7 +133,6 @@ class SQLiteStore(DatabaseFile[sqlite3.Connection]):
         for start in range(0, len(values), most):
             some = values[start : start + most]
             self.run(f"INSERT INTO {table.name} ({columns}) VALUES {', '.join([places] * (len(some) // width))}", *some)
-        return rows
 
     def _add_mark(self, shard: int, mark: bytes) -> None:
         self.run(f"INSERT INTO {SHARD_COMMITS} VALUES (?, ?, ?)", self._job, shard, mark)  # its column is BLOB
