@@ -203,11 +203,6 @@ class Cycle:
         self._calm_to = 0.0  # below this pace, only chance and other clients refuse
         self._calm = self._calm_refused = 0  # requests below it in this cycle, and those refused one by one
 
-    @property
-    def early(self) -> bool:
-        """The pace has not reached the estimate yet."""
-        return self._paced < self._half
-
     def begin(
         self,
         limit: float,
@@ -287,12 +282,8 @@ class Cycle:
             self.rising = True
             rate *= 1.0 + LN2 / max(_RISING, 4 * self._lag) * seconds
         else:
-            speed = (
-                min(max(self._cut, _MIN_CUT), _FIRST_GROWTH)
-                / self._half
-                * 2.0 ** min(60.0, (t - self._half) / self._step)
-            )
-            rate *= 1.0 + min(speed, LN2) * seconds
+            first = min(max(self._cut, _MIN_CUT), _FIRST_GROWTH) / self._half
+            rate *= 1.0 + min(first * 2.0 ** min(60.0, (t - self._half) / self._step), LN2) * seconds
         self._calm += rate < self._calm_to
         self.rate = rate
         return rate
@@ -361,7 +352,7 @@ class Cycle:
             accepted, seconds = self._accepted_until(number, sent, refused)
             seconds *= 1.0 - refusals.by_chance
             limit = self._estimate(number, sent, accepted, seconds, pace, start)
-            if full and self.early and self.growth is Growth.TEST:
+            if full and self._paced < self._half and self.growth is Growth.TEST:  # before the pace reached the estimate
                 start.doubt = min(64.0, start.doubt * 2)
             evidence = 2.0 * accepted
             self._cost = 0.0
@@ -384,9 +375,7 @@ class Cycle:
                     growth = Growth.SHARE
             if growth is Growth.SHARE and limit > 0.5 * pace:
                 limit = pace
-            self.begin(
-                limit, now, lag=lag, burst=start.burst_of(limit), evidence=evidence, growth=growth,
-            )  # fmt: skip
+            self.begin(limit, now, lag=lag, burst=start.burst_of(limit), evidence=evidence, growth=growth)
         self.now_used_up(number, sent, refusals.clump)
 
     def _accepted_until(self, number: int, sent: float, refused: int) -> tuple[int, float]:

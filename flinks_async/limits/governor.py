@@ -88,9 +88,8 @@ class Governor:
         if isinstance(self.limiter, RedisRateLimiter):
             self.limiter.attach(self)
         self._clock = clock
-        self._unrestricted = self.limiter is None and self.pace.free(
-            clock.now()
-        )  # only slots limit sending: no pause, no rate limit, breaker closed
+        # Only slots limit sending: no pause, no rate limit, breaker closed.
+        self._unrestricted = self.limiter is None and self.pace.free(clock.now())
         # Waiting requests. A result of True means "you have a slot", False "you are the leader now".
         self._queue: deque[asyncio.Future[bool]] = deque()
         self._has_leader = False
