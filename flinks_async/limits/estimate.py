@@ -256,17 +256,13 @@ class Cycle:
         self._calm_to = limit if growth is Growth.TEST else _CALM * limit
         self._calm = self._calm_refused = 0
 
-    def sent(self, *, on_time: bool) -> float:
-        """Registers a request; returns the pace after it."""
-        gap = 1.0 / self.rate
-        return self._grow(gap) if on_time else self.rate
-
     def mark(self, now: float, number: int, rate: float) -> None:
         """Remembers the pace of this request."""
         if not self._marks or now - self._marks[-1][0] > self._half / 16:
             self._marks.append((now, number, rate))
 
-    def _grow(self, seconds: float) -> float:
+    def grow(self, seconds: float) -> float:
+        """Registers seconds of sending; returns the pace after them."""
         t = self._paced = self._paced + seconds
         limit, rate = self.limit, self.rate
         self._extra += (rate - limit) * seconds

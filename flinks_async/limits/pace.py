@@ -146,7 +146,7 @@ class Pace:
             rate = self._start.rate
         else:
             gap = 1.0 / self._cycle.rate
-            rate = self._cycle.sent(on_time=now - self._next_at < gap)
+            rate = self._cycle.grow(gap) if now - self._next_at < gap else self._cycle.rate
             gap = 1.0 / rate
             self._next_at = max(self._next_at, now - (0.01 if gap < 0.005 else 0.1 * gap)) + gap
         self._cycle.mark(now, number, rate)
