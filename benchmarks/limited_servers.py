@@ -7,7 +7,7 @@ import random
 from collections import deque
 from collections.abc import Sequence
 from copy import deepcopy
-from math import exp, inf
+from math import exp, inf, prod
 
 from attrs import define, field, frozen
 
@@ -156,13 +156,13 @@ class Chance(Rule):
     """Refuses this share by chance."""
 
     def __init__(self, share: float) -> None:
-        self._share, self._random = share, random.Random(5)
+        self.share, self._random = share, random.Random(5)
 
     def seeded(self, seed: int) -> None:
         self._random = random.Random(seed)
 
     def allows(self, now: float) -> bool:
-        return self._random.random() >= self._share
+        return self._random.random() >= self.share
 
 
 @define
@@ -203,7 +203,7 @@ class Server:
     def arrive(self, now: float) -> Reply:
         refused = [rule for rule in self.rules if not rule.allows(now)]
         if refused:
-            delay = min(self.latency, 0.02) if self.refusal is None else self.refusal
+            delay = self._refusal
             hint: float | None = None
             if self.hint == "right":
                 hint = float(-(-max(rule.opens_in(now) for rule in refused) // 1))
@@ -227,12 +227,18 @@ class Server:
             delay += start - now
         return Reply(True, delay)
 
+    @property
+    def _refusal(self) -> float:
+        return min(self.latency, 0.02) if self.refusal is None else self.refusal
+
     def left(self, now: float) -> None:
         for rule in self.rules:
             rule.left(now)
 
     def best(self, start: float, end: float, at_once: int) -> float:
-        found = [at_once / self.latency * (end - start)]
+        """The most answers that a client with so many places gets. A request that is refused by chance holds a place too."""
+        passed = prod(1 - rule.share for rule in self.rules if isinstance(rule, Chance))
+        found = [at_once / (self.latency + (1 / passed - 1) * self._refusal) * (end - start)]
         found += [rule.most / self.latency * (end - start) for rule in self.rules if isinstance(rule, Cap)]
         if self.queue is not None:
             found.append(self.queue * (end - start))
