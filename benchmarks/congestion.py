@@ -310,7 +310,7 @@ def plot() -> str:
         if "minute" in name:
             allowed = [0.0 if second % 60 else one for second, one in enumerate(allowed)]
         most = 1.1 * max(*counts, *allowed)
-        parts.append(f'<text x="{left}" y="{top - 8}">{name}, at most {max(counts):,} answers/s</text>')
+        parts.append(f'<text x="{left}" y="{top - 8}">{name}: up to {max(counts):,}/s</text>')
         parts.append(
             f'<text x="{left + width}" y="{top + height + 14}" text-anchor="end">seconds, 0 to {len(counts)}</text>'
         )
