@@ -91,8 +91,9 @@ def read_tables(
             says.
     """
     if _has_arrow() and not os.environ.get("ARROW_DEFAULT_MEMORY_POOL"):
-        # Arrow's own pool keeps 40 MB more of what is freed.
-        _arrow()[0].set_memory_pool(_arrow()[0].system_memory_pool())
+        arrow = _arrow()[0]
+        if arrow.default_memory_pool().backend_name == "mimalloc":  # which keeps 40 MB more of what is freed
+            arrow.set_memory_pool(arrow.system_memory_pool())
     reader = _Reader(path, commit.shard, where, texts)
     blocks = read_spool(path, commit.written.lines, BLOCK)
 
