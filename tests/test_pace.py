@@ -350,16 +350,6 @@ def test_what_is_learned_is_told_to_other_processes() -> None:
     assert pace.wait(1.0) == 8.0
 
 
-def test_a_learned_limit_is_told_in_plain_words() -> None:
-    learned = LearnedLimit(1470.0, refused_rate=1520.0, seconds=12.4)
-    assert str(learned) == "1,470/s learned: refused at 1,520/s 12 s ago"
-    assert str(LearnedLimit(None, at_once=29)) == "at most 29 at once learned: more were refused"
-    assert str(LearnedLimit(50.0)) == "50/s learned: as the instance has allowed so far"
-    assert learned.joined(None) == learned
-    both = learned.joined(LearnedLimit(530.0, refused_rate=480.0, seconds=3.0))
-    assert both == LearnedLimit(2000.0, None, 2000.0, 3.0), "two processes share the limit"
-
-
 RULES = st.one_of(
     st.builds(lambda rate, burst: lambda: servers.Bucket(rate, burst), st.floats(1, 300), st.integers(1, 100)),
     st.builds(

@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 
 from flinks_async import ConfigError, DeadlineExceededError, FlinksClient, Limits
 from flinks_async.limits.governor import Governor
-from flinks_async.limits.rate import GCRA, ServerLimit, read_rate_limit
+from flinks_async.limits.rate import GCRA, LearnedLimit, ServerLimit, read_rate_limit
 from flinks_async.testing import FakeClock, InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
 
@@ -223,3 +223,15 @@ async def test_a_client_asks_again_now_and_then_when_an_announced_limit_is_used_
         assert clock.sleeps == []
         await client.partner_access("b")
         assert 0.0 < sum(clock.sleeps) <= 12.0
+
+
+def test_a_learned_limit_is_told_in_plain_words() -> None:
+    learned = LearnedLimit(1470.0, refused_rate=1520.0, seconds=12.4)
+    assert str(learned) == "1,470/s learned: refused at 1,520/s 12 s ago"
+    assert str(LearnedLimit(None, at_once=29)) == "at most 29 at once learned: more were refused"
+    assert str(LearnedLimit(50.0)) == "50/s learned: as the instance has allowed so far"
+    assert learned.joined(None) == learned
+    both = learned.joined(LearnedLimit(530.0, refused_rate=480.0, seconds=3.0))
+    assert both == LearnedLimit(2000.0, None, 2000.0, 3.0), "two processes share the limit"
+    assert LearnedLimit(None, 29).joined(LearnedLimit(None, 30)) == LearnedLimit(None, 59)
+    assert learned.joined(LearnedLimit(50.0)) == LearnedLimit(1520.0, None, 1520.0, 12.4)
