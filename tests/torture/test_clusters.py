@@ -215,8 +215,9 @@ async def ray_machines(folder: Path) -> AsyncIterator[tuple[Cluster, list[int]]]
         raylets = [
             process.pid
             for process in psutil.process_iter(["cmdline"])
-            if "raylet/raylet" in str(process.info["cmdline"]) and "127.0.0.1" not in str(process.info["cmdline"])
+            if {"--node_ip_address=127.0.0.2", "--node_ip_address=127.0.0.3"} & {*(process.info["cmdline"] or ())}
         ]
+        assert len(raylets) == 2, "the head, which has the machine's own address, is not among them"
         yield Cluster("ray", address, ray_workers), raylets
 
 
