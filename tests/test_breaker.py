@@ -18,11 +18,11 @@ from flinks_async import (
     ServerError,
     config,
 )
-from flinks_async.limits.breaker import BreakerState, CircuitBreaker
+from flinks_async.limits.breaker import AttemptRecord, BreakerState, CircuitBreaker
 from flinks_async.middleware.retry import RetryState, count
 from flinks_async.testing import FakeClock, InMemoryTransport
 from flinks_async.testing.in_memory import make_response
-from flinks_async.verdict import Kind
+from flinks_async.verdict import Kind, Verdict
 
 OK = {"GetAccountsDetail": [], "RequestId": "r"}
 
@@ -314,3 +314,20 @@ async def test_the_breaker_can_be_switched_off() -> None:
         for _ in range(100):
             with pytest.raises(ServerError):
                 await client.partner_access("t")
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "reason", "down"),
+    [
+        (None, Kind.TRANSIENT, "connect", True),
+        (500, Kind.TRANSIENT, "http_500", True),
+        (499, Kind.TRANSIENT, "http_499", False),
+        (503, Kind.TRANSIENT, "AGGREGATION_ERROR", False),
+        (503, Kind.THROTTLED, "http_503", False),
+        (503, Kind.FINAL, "http_503", False),
+    ],
+)
+def test_only_failures_that_all_requests_would_have_say_that_an_instance_is_down(
+    status: int | None, kind: Kind, reason: str, down: bool
+) -> None:
+    assert AttemptRecord(0.0, status=status, verdict=Verdict(kind, reason)).says_down is down
