@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -42,23 +43,27 @@ class Trace:
         return found[-1]
 
     def commit_of(self, commit: Commit) -> Call:
-        """The first write to the ledger that says that a shard is done: the checksum of its answers is in it."""
+        """The first write to the ledger that says that a shard is done: the checksum of its answers or rows is in it."""
+        checksum = re.search("[0-9a-f]{32,64}", f"{commit.written.sha256} {commit.receipt}")
+        assert checksum is not None
         found = [
             call for call in self.calls
-            if call.path.startswith(str(self.job / files.LEDGER)) and call.name in WRITES
-            and commit.written.sha256 in call.text
+            if call.path.startswith(str(self.job / files.LEDGER)) and call.name in WRITES and checksum[0] in call.text
         ]  # fmt: skip
         assert found[0].path == self.wal
         return min(found, key=lambda call: call.begun)
 
     def check_spool(self, commit: Commit, ledger: Call) -> None:
-        """write < fsync < ledger's write < ledger's fsync < unlink"""
+        """write < ledger's write < ledger's fsync; a spool that becomes the output is synced before the ledger's write."""
         spool = self.job / files.SPOOLS / f"{commit.shard.id:06d}.spool"
         written = self.last(WRITES, spool)
+        assert written.ended < ledger.begun
+        assert any(call.name in SYNCS and call.path == self.wal and ledger.ended < call.begun for call in self.calls)
+        if not commit.written.sha256:  # a store has read it, and made the rows durable
+            return
         synced = self.last(SYNCS, spool)
         assert written.ended < synced.begun
         assert synced.ended < ledger.begun
-        assert any(call.name in SYNCS and call.path == self.wal and ledger.ended < call.begun for call in self.calls)
         renamed = [call for call in self.calls if call.name in RENAMES and call.path == str(spool)]
         for rename in renamed:
             assert synced.ended < rename.begun
