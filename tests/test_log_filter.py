@@ -206,7 +206,7 @@ class Exploding:
 
 
 def _handled(record: logging.LogRecord, *filters: Any) -> logging.LogRecord:
-    """What a handler with a `SecretFilter` emits."""
+    """Returns the record as a handler with these filters emits it."""
     emitted: list[logging.LogRecord] = []
     handler = logging.Handler()
     handler.emit = emitted.append
