@@ -77,7 +77,7 @@ def simulate(server: Server, clients: Sequence[Client], seconds: float = 120.0, 
         pace, concurrency = client.pace, client.concurrency
         while client.done + client.in_use < client.tokens:
             limit = concurrency.limit
-            if client.in_use >= limit and not (pace.starting and concurrency.widen(client.in_use + 1)):
+            if client.in_use >= limit and not (pace.bounds and concurrency.widen(client.in_use + 1)):
                 return
             wait = pace.wait(now)
             if wait > 0:

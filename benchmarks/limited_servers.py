@@ -259,6 +259,7 @@ SHAPES: dict[str, Server] = {
     "bucket 20/s, burst 20, answers in 1 s": Server([Bucket(20, 20)], latency=1.0),
     "the same, refusals in 1 s": Server([Bucket(20, 20)], latency=1.0, refusal=1.0),
     "bucket 20/s, burst 20, refusals in 3 s": Server([Bucket(20, 20)], latency=0.2, refusal=3.0),
+    "bucket 20/s, burst 4, answers in 5 s": Server([Bucket(20, 4)], latency=5.0),
     "bucket 30/s, burst 1, all in 5 s": Server([Bucket(30, 1)], latency=5.0, refusal=5.0),
     "bucket 5/s, burst 5": Server([Bucket(5, 5)]),
     "strict 8/s, answers in 0.5 s": Server([Bucket(8, 1)], latency=0.5),

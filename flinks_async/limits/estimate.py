@@ -72,7 +72,8 @@ class Cycle:
         evidence: requests that the estimate rests on, from `FEW` to `REQUESTS`.
         growth: of the pace.
         rising: more was sent than the limit allows, and nothing was refused.
-        marks: when some of the last requests were sent, their numbers, and the pace.
+        idle: seconds in which a request might have been sent, and was not, for lack of tokens or of requests at once.
+        marks: when some of the last requests were sent, their numbers, the pace, and `idle` then.
         shortest: seconds of a cycle at least: the period of a sliding window, which shows what was sent a period later.
     """
 
@@ -81,6 +82,7 @@ class Cycle:
         self.rate = inf
         self.began = -inf
         self.evidence = FEW
+        self.idle = 0.0
         self.growth = Growth.TEST
         self._used_up: deque[UsedUp] = deque(maxlen=8)
         self._refused = 0  # in all
@@ -92,7 +94,7 @@ class Cycle:
         self._step = 1.0  # seconds in which the growth doubles above the estimate
         self._lag = 0.0
         self.shortest = 0.0
-        self.marks: deque[tuple[float, int, float]] = deque(maxlen=64)
+        self.marks: deque[tuple[float, int, float, float]] = deque(maxlen=64)
         self._born = inf  # when the first cycle began
         self._before = self._usual = 0.0  # the estimate of the signal before
         self._rose_from = inf  # the estimate before it, if that signal ended a rise, so that its estimate is a guess
@@ -164,7 +166,7 @@ class Cycle:
     def mark(self, now: float, number: int, rate: float) -> None:
         """Remembers the pace of this request."""
         if not self.marks or now - self.marks[-1][0] > self._half / 16:
-            self.marks.append((now, number, rate))
+            self.marks.append((now, number, rate, self.idle))
 
     def grow(self, seconds: float) -> float:
         """Registers seconds of sending; returns the pace after them."""
@@ -216,7 +218,7 @@ class Cycle:
         """Requests per second over the last second or more that were sent before this one."""
         rates = [
             (number - count) / (now - at)
-            for at, count, _ in self.marks
+            for at, count, _, _ in self.marks
             if at <= now - 1.0 and number - count >= 2 * COUNTABLE
         ]
         return max(0.0, min(self.rate, max(rates, default=0.0)))
@@ -229,11 +231,14 @@ class Cycle:
 
     def now_used_up(self, number: int, sent: float, refused: int) -> None:
         """The limit was used up by this request; `refused` of those from it on were refused so far."""
-        self._used_up.append(UsedUp(number, sent, self._refused - refused))
+        self._used_up.append(UsedUp(number, sent, self._refused - refused, self._idle_until(sent)))
 
     def pace_at(self, moment: float) -> float:
         """The pace of a request that was sent then."""
-        return next((rate for at, _, rate in reversed(self.marks) if at <= moment), self.rate)
+        return next((rate for at, _, rate, _ in reversed(self.marks) if at <= moment), self.rate)
+
+    def _idle_until(self, moment: float) -> float:
+        return next((idle for at, _, _, idle in reversed(self.marks) if at <= moment), 0.0)
 
     def signal(
         self, refusals: Refusals, now: float, pace: float, lag: float, start: SlowStart, *, closed: bool = False
@@ -252,7 +257,7 @@ class Cycle:
             self.begin(limit * pace, now, lag=lag, burst=start.burst_of(limit * pace), start=first * pace)
         else:
             refused = self._refused - refusals.clump
-            accepted, seconds = self._accepted_until(number, sent, refused)
+            accepted, seconds = self._accepted_until(number, sent, refused, start.burst_of(self.limit))
             seconds *= 1.0 - refusals.by_chance
             limit = self._estimate(number, sent, accepted, seconds, pace, start)
             if full and self._paced < self._half and self.growth is Growth.TEST:  # before the pace reached the estimate
@@ -281,14 +286,20 @@ class Cycle:
             self.begin(limit, now, lag=lag, burst=start.burst_of(limit), evidence=evidence, growth=growth)
         self.now_used_up(number, sent, refusals.clump)
 
-    def _accepted_until(self, number: int, sent: float, refused: int) -> tuple[int, float]:
-        """Accepted requests since the limit was used up before, and the seconds. After few of them, since an earlier time."""
-        accepted, seconds = 0, 0.0
+    def _accepted_until(self, number: int, sent: float, refused: int, burst: float) -> tuple[int, float]:
+        """Accepted requests since the limit was used up before, and the seconds. After few of them, since an earlier time.
+
+        If the client was idle, the server has stored a burst meanwhile, and not the limit of that time.
+        """
+        accepted, seconds, idle = 0, 0.0, 0.0
         for before in reversed(self._used_up):
             if accepted >= COUNTABLE or (accepted > 0 and sent - before.sent > _LONG_AGO):
                 break
             accepted = number - before.number - (refused - before.refused)
             seconds = sent - before.sent
+            idle = self._idle_until(sent) - before.idle
+        if idle * self.limit > burst and accepted > 2 * burst and seconds > idle:
+            return accepted - int(burst), seconds - idle
         return accepted, seconds
 
     def _estimate(
@@ -300,7 +311,7 @@ class Cycle:
             return limit
         limit = max(limit if accepted < COUNTABLE else 0.0, min(pace, (accepted + 0.5) / seconds))
         burst = start.burst_of(limit)
-        for at, count, rate in self.marks:
+        for at, count, rate, _ in self.marks:
             if start.strict and accepted >= COUNTABLE and self.began < at and count <= number - 3:
                 limit = max(limit, rate)
             if self.began < at < sent and number - count > 8:

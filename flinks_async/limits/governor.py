@@ -364,7 +364,7 @@ class Governor:
             held = self._down_for(now, self.pace.wait(now))
             if held == inf or (
                 self.in_use >= self.concurrency.limit
-                and not (self.pace.starting and self.concurrency.widen(self.in_use + 1))
+                and not (self.pace.bounds and self.concurrency.widen(self.in_use + 1))
             ):
                 self._leader_wakeup = asyncio.get_running_loop().create_future()
                 await self._leader_wakeup

@@ -97,6 +97,11 @@ class Pace:
         return self.mode is Mode.START
 
     @property
+    def bounds(self) -> bool:
+        """Requests at once need no other bound, because the pace is one."""
+        return self.mode is Mode.START or self.mode is Mode.HOLD
+
+    @property
     def _grows_back(self) -> bool:
         """It starts again after an outage, and knew a limit before."""
         return self.mode is Mode.START and self._start.most < inf and not self._opening.window.found
@@ -142,6 +147,8 @@ class Pace:
             self._reopened(self._probe, now, self._opening.asked)
             if self.free(now):
                 return
+        if self._next_at > -inf:
+            self._cycle.idle += max(0.0, now - self._next_at)
         if self.mode is Mode.START:
             self._opening.begins(now)
             self._next_at = self._start.next_at(now, self._next_at)
@@ -353,7 +360,7 @@ class Pace:
         period, sent = window.accepted / average, number - window.first
         begins = [
             at + period - max(0, count - window.first_before - sent) / average
-            for at, count, _ in self._cycle.marks
+            for at, count, _, _ in self._cycle.marks
             if window.first_before <= count < window.first
         ]
         self._cycle.shortest = period

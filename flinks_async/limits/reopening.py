@@ -68,7 +68,8 @@ class Refusals:
     Refusals that go on below the estimate are by chance, or another client causes them. Chance refuses single requests, and
     the same share at every pace. Another client fills a limit at some times, and at others nothing is refused. So the share
     counts as chance if blocks of requests below the estimate are alike: their index of dispersion is not above that of a
-    Poisson distribution (Fisher, 1950), and the share is above `CHANCE` by its standard error.
+    Poisson distribution (Fisher, 1950), and the share is above `CHANCE` by its standard error. It goes on to count until the
+    index is too high for chance.
 
     Attributes:
         by_chance: share of requests that is refused by chance; 0 if it is not above `CHANCE`.
@@ -115,7 +116,10 @@ class Refusals:
         requests, refused = (sum(one) for one in zip(*blocks, strict=True))
         share, least = refused / requests, (refused - sqrt(refused)) / requests
         dispersion = sum((some - share * count) ** 2 / count for count, some in blocks)
-        alike = len(blocks) >= _BLOCKS and dispersion <= share * (len(blocks) - 1)
+        free = len(blocks) - 1.0
+        # Its mean while chance is to be shown, and two standard deviations above that mean once it was.
+        most = free + 2.0 * sqrt(2.0 * free) if self.by_chance else free
+        alike = len(blocks) >= _BLOCKS and dispersion <= share * most
         self.by_chance = share if alike and least > CHANCE else 0.0
         self._leak = _leak(max(CHANCE, self.by_chance))
         blocks.append((0, 0.0))
@@ -149,11 +153,13 @@ class UsedUp:
         number: of the first request that was refused.
         sent: when it was sent.
         refused: refusals before it.
+        idle: seconds before it in which a request might have been sent, and was not.
     """
 
     number: int
     sent: float
     refused: int
+    idle: float
 
 
 class Window:
