@@ -423,8 +423,9 @@ class Pace:
         self._refusals.level, cycle.began, self._next_at = 0.0, now, now
         average = max(1, window.accepted) / seconds
         steady = seconds if window.is_known else 0.0
-        if blocked > 0.3 * seconds and not window.is_usual:  # no window: too many requests block it for a while
-            average = max(1, window.accepted) / max(1.0, seconds - blocked)
+        cycle.shortest = steady or cycle.shortest
+        if window.accepted >= COUNTABLE and blocked > 0.3 * seconds and not window.is_usual:
+            average = window.accepted / max(1.0, seconds - blocked)  # no window: too many requests block it for a while
         if now < self._average_until:
             self._hold(self._average, now, REQUESTS, self._average_until - now)
         elif not window.found:
