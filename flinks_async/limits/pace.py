@@ -425,8 +425,11 @@ class Pace:
         average = max(1, window.accepted) / seconds
         steady = seconds if window.is_known else 0.0
         cycle.shortest = steady or cycle.shortest
-        if window.accepted >= COUNTABLE and blocked > 0.3 * seconds and not window.is_usual:
-            average = window.accepted / max(1.0, seconds - blocked)  # no window: too many requests block it for a while
+        countable = (
+            window.accepted >= COUNTABLE or self._opening.lag > seconds - blocked
+        )  # or the first refusal came late
+        if countable and blocked > 0.3 * seconds and not window.is_usual:  # too many requests block it for a while
+            average = max(1, window.accepted) / max(1.0, seconds - blocked)
         if now < self._average_until:
             self._hold(self._average, now, REQUESTS, self._average_until - now)
         elif not window.found:
