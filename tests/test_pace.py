@@ -368,13 +368,12 @@ def test_windows_are_used(limit: Any, latency: float, seed: int, share: float, r
     assert client.done + client.refused <= requests * client.done
 
 
-def test_a_low_rate_is_found_although_refusals_take_a_second() -> None:
-    server, client = (
-        servers.Server([servers.Bucket(2, 2)], latency=1.0, refusal=1.0).seeded(51),
-        bench.Client(bench.BULK),
-    )
+@pytest.mark.parametrize("seed", [51, 52, 53])
+def test_a_low_rate_is_found_although_refusals_take_a_second(seed: int) -> None:
+    server = servers.Server([servers.Bucket(2, 1)], latency=1.0, refusal=1.0).seeded(seed)
+    client = bench.Client(bench.BULK, seed=seed)
     bench.simulate(server, [client], 120.0)
-    assert client.done >= 0.9 * 240
+    assert client.done >= 0.7 * 240
 
 
 def test_the_bounds_of_two_openings_tell_the_period_of_a_short_window() -> None:
