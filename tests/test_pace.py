@@ -376,6 +376,17 @@ def test_a_low_rate_is_found_although_refusals_take_a_second(seed: int) -> None:
     assert client.done >= 0.7 * 240
 
 
+def test_a_window_refuses_nothing_before_its_end() -> None:
+    window = Reopening(60.0).window
+    window.used_up(100, 0)
+    window.opened(105, 10.0, found=True, known=False)
+    window.refused(205)
+    assert window.as_before(205)
+    for number in range(206, 210):
+        window.refused(number)
+    assert not window.as_before(209), "a rate that was exceeded, not the end of a window"
+
+
 def test_the_bounds_of_two_openings_tell_the_period_of_a_short_window() -> None:
     opening = Reopening(60.0)
     opening.begins(0.0)

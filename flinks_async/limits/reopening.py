@@ -225,7 +225,8 @@ class Window:
 
     def as_before(self, number: int) -> bool:
         """As many requests were accepted as in the window before, so that the first refusal is its end."""
-        return self.found and self._agree(number - self.first - self._refused + 1, self.accepted)
+        few = self._refused <= max(2.0, _EQUAL * self.accepted)  # a window refuses nothing before its end
+        return self.found and few and self._agree(number - self.first - self._refused + 1, self.accepted)
 
     @staticmethod
     def _agree(one: int, other: int) -> bool:
