@@ -335,8 +335,54 @@ def test_the_period_of_a_window_is_a_round_time() -> None:
     for number, opened in ((500, 60.02), (1000, 120.04)):
         opening.window.used_up(number, 0)
         opening.since = opened - 59.0
-        assert opening.reopened(number, opened) == pytest.approx(60.02)
+        assert opening.reopened(number, opened, opened) == pytest.approx(60.02)
     assert opening.period == 60.0
+
+
+@pytest.mark.parametrize(
+    ("limit", "latency", "seed", "share", "requests"),
+    [
+        (servers.Window(300, 60.0, step=22.2), 0.05, 52, 0.95, 1.06),  # the next one opens at 105.6 s
+        (servers.Window(20, 2.0), 0.05, 1, 0.95, 1.07),
+        (servers.Window(20, 10.0, step=3.7), 0.05, 51, 0.95, 1.1),  # two windows at the start
+        (servers.Window(15, 4.0, step=1.48), 0.05, 52, 0.95, 1.1),  # no round time
+        (servers.Window(60, 5.0), 0.5, 51, 0.95, 1.03),
+        (servers.Sliding(300, 5.0), 0.05, 51, 0.95, 1.04),
+        (servers.Sliding(300, 10.0), 0.5, 51, 0.95, 1.03),
+        (servers.Sliding(1000, 10.0), 0.5, 51, 0.95, 1.04),
+        (servers.Sliding(60, 30.0), 0.05, 51, 0.95, 1.12),
+    ],
+)
+def test_windows_are_used(limit: Any, latency: float, seed: int, share: float, requests: float) -> None:
+    server, client = servers.Server([limit], latency=latency).seeded(seed), bench.Client(bench.BULK, seed=seed)
+    bench.simulate(server, [client], 120.0)
+    assert client.done >= share * server.best(0.0, 120.0, bench.MOST)
+    assert client.done + client.refused <= requests * client.done
+
+
+def test_the_bounds_of_two_openings_tell_the_period_of_a_short_window() -> None:
+    opening = Reopening(60.0)
+    opening.begins(0.0)
+    for number, used_up, asked, opened in ((21, 1.3, 1.4, 2.0), (41, 3.1, 3.1, 3.6)):  # it opens at 1.5 s and 3.5 s
+        opening.window.used_up(number, 0)
+        opening.stops(used_up, 20.0)
+        opening.still_closed(asked)
+        opening.reopened(number, opened, opened)
+    assert opening.period == 2.0
+    opening.stops(4.5, 20.0)
+    assert 5.1 < opening.next_probe(4.5) < 5.5, "half-way between the bounds"
+
+
+def test_a_window_is_not_asked_for_before_it_can_open_again() -> None:
+    opening = Reopening(60.0)
+    opening.begins(0.0)
+    opening.window.used_up(100, 0)
+    opening.stops(2.0, 100.0)
+    opening.still_closed(45.0)
+    opening.reopened(100, 60.0, 60.0)
+    opening.window.used_up(200, 0)
+    opening.stops(62.0, 100.0)
+    assert opening.next_probe(62.0) >= 88.0, "it was closed for 43 s, and opened after 45 s"
 
 
 def test_what_is_learned_is_told_to_other_processes() -> None:

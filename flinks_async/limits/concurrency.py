@@ -286,7 +286,11 @@ class AtOnceCap:
         self._ok += 1
         self._unexplained = max(0.0, self._unexplained - _FORGOTTEN)
         enough = max(_MIN_ROUND, 2 * self.at_once) if self._more > 1 else _TEST_EVERY
-        if self._ok >= enough and record.in_flight >= self.at_once and (self._more > 1 or record.ended > self._raised + 2):
+        if (
+            self._ok >= enough
+            and record.in_flight >= self.at_once
+            and (self._more > 1 or record.ended > self._raised + 2)
+        ):
             self.at_once += self._more
             self._more *= 2
             self._ok, self._raised = 0, record.ended

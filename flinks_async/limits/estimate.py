@@ -36,7 +36,7 @@ _UNUSED = 5.0  # a block is followed by a cycle of this many times its seconds, 
 # Seconds: a client that starts beside others tests its limit often, and is not left behind.
 _YOUNG, _ROUGH_CYCLE = 60.0, 2.0
 _WINDOW = 1.1  # seconds; the growth doubles no faster, so that a pace beyond a window of a second is noticed at its end
-# Requests above the estimate that are accepted before the limit counts as risen: 3, or those of 50 ms.
+# Requests above the estimate that are accepted before the limit counts as risen: 3, or those of 50 ms, or of 5 % of a window.
 _RISEN, _RISEN_FOR = 3.0, 0.05
 _RISING = 0.75  # seconds in which the pace then doubles at least
 
@@ -172,6 +172,8 @@ class Cycle:
         evidence: requests that the estimate rests on, from `FEW` to `REQUESTS`.
         growth: of the pace.
         rising: more was sent than the limit allows, and nothing was refused.
+        marks: when some of the last requests were sent, their numbers, and the pace.
+        shortest: seconds of a cycle at least: the period of a sliding window, which shows what was sent a period later.
     """
 
     def __init__(self) -> None:
@@ -189,7 +191,8 @@ class Cycle:
         self._half = 1.0  # seconds until the pace reaches the estimate
         self._step = 1.0  # seconds in which the growth doubles above the estimate
         self._lag = 0.0
-        self._marks: deque[tuple[float, int, float]] = deque(maxlen=64)  # when, number of a request, pace
+        self.shortest = 0.0
+        self.marks: deque[tuple[float, int, float]] = deque(maxlen=64)
         self._born = inf  # when the first cycle began
         self._before = self._usual = 0.0  # the estimate of the signal before
         self._rose_from = inf  # the estimate before it, if that signal ended a rise, so that its estimate is a guess
@@ -233,6 +236,8 @@ class Cycle:
         length = min(max(CYCLE * few, few * REQUESTS * refusals / limit, 6 * lag), _LONGEST_CYCLE)
         if unused > 1.0:
             length = max(length, min(few * _UNUSED * unused, _LONGEST_CYCLE))
+        elif self.shortest:
+            length = max(length, self.shortest)
         elif not self._settled and now < self._born + _YOUNG and lag <= _SLOW:
             length = max(6 * lag, min(length, max(_ROUGH_CYCLE, 5.0 / limit)))
         self._half = length / 2
@@ -258,8 +263,8 @@ class Cycle:
 
     def mark(self, now: float, number: int, rate: float) -> None:
         """Remembers the pace of this request."""
-        if not self._marks or now - self._marks[-1][0] > self._half / 16:
-            self._marks.append((now, number, rate))
+        if not self.marks or now - self.marks[-1][0] > self._half / 16:
+            self.marks.append((now, number, rate))
 
     def grow(self, seconds: float) -> float:
         """Registers seconds of sending; returns the pace after them."""
@@ -274,7 +279,9 @@ class Cycle:
                 rate *= 1.0 + LN2 / 2 * seconds
         elif t < self._half:
             rate = limit * (1 - self._cut + self._cut * t / self._half)
-        elif self._extra > max(_RISEN, _RISEN_FOR * limit) + max(0.0, rate - limit) * self._lag:
+        elif (
+            self._extra > max(_RISEN, _RISEN_FOR * limit * max(1.0, self.shortest)) + max(0.0, rate - limit) * self._lag
+        ):
             self.rising = True
             rate *= 1.0 + LN2 / max(_RISING, 4 * self._lag) * seconds
         else:
@@ -309,7 +316,7 @@ class Cycle:
         """Requests per second over the last second or more that were sent before this one."""
         rates = [
             (number - count) / (now - at)
-            for at, count, _ in self._marks
+            for at, count, _ in self.marks
             if at <= now - 1.0 and number - count >= 2 * COUNTABLE
         ]
         return max(0.0, min(self.rate, max(rates, default=0.0)))
@@ -317,7 +324,7 @@ class Cycle:
     def interrupted(self, now: float) -> None:
         """Nothing was sent for a while, so that the next estimate cannot rest on what was accepted before."""
         self._used_up.clear()
-        self._firm = False
+        self._firm, self.shortest = False, 0.0
         self.began = now
 
     def now_used_up(self, number: int, sent: float, refused: int) -> None:
@@ -326,7 +333,7 @@ class Cycle:
 
     def pace_at(self, moment: float) -> float:
         """The pace of a request that was sent then."""
-        return next((rate for at, _, rate in reversed(self._marks) if at <= moment), self.rate)
+        return next((rate for at, _, rate in reversed(self.marks) if at <= moment), self.rate)
 
     def signal(
         self, refusals: Refusals, now: float, pace: float, lag: float, start: SlowStart, *, closed: bool = False
@@ -393,7 +400,7 @@ class Cycle:
             return limit
         limit = max(limit if accepted < COUNTABLE else 0.0, min(pace, (accepted + 0.5) / seconds))
         burst = start.burst_of(limit)
-        for at, count, rate in self._marks:
+        for at, count, rate in self.marks:
             if start.strict and accepted >= COUNTABLE and self.began < at and count <= number - 3:
                 limit = max(limit, rate)
             if self.began < at < sent and number - count > 8:
@@ -425,7 +432,7 @@ class Cycle:
         if sharing:
             if self._agreed >= 2:  # nobody else is there, or the shares are settled
                 self._settled, self._shared_until, self._usual = True, -inf, limit
-        elif young and start.short:
+        elif young and start.short and not self.shortest:
             self._shared_until = now + _SHARES
         elif full and self._agreed >= 2:
             self._settled = True

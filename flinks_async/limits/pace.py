@@ -85,6 +85,7 @@ class Pace:
         self._completion = False  # an answer made room for the probe
         self._refused_probe = False  # one was refused since nothing is accepted any more
         self._completions = 0
+        self._average, self._average_until = 0.0, -inf  # of a sliding window, and until when it is kept
         self._closed_at = 0.0  # the pace at which nothing was accepted any more
         self._told, self._told_at = PaceState(None, 0.0), -inf
 
@@ -152,8 +153,8 @@ class Pace:
         self._cycle.mark(now, number, rate)
         if rate >= max(ENOUGH, 1.5 * (self._refused_rate or 0.0)):
             self.mode = Mode.FREE
-        elif self._grows_back and rate >= self._start.most:
-            self._hold(self._start.most, now, REQUESTS)
+        elif self.mode is Mode.START and rate >= self._start.most:
+            self._hold(self._start.most, now, REQUESTS if self._grows_back else 0.0)
         elif self._opening.window.spent(number):
             self._stop(now, now)
             self._completions = _MOST_COMPLETIONS
@@ -288,7 +289,7 @@ class Pace:
                 longest = 4 * RUN
             elif near := cycle.evidence == REQUESTS and pace < 1.5 * cycle.limit:  # perhaps the end of a short window
                 longest = max(RUN, int(_END * pace))
-        if run >= longest:
+        if run >= longest or opening.window.as_before(number):
             self._block(now)
             return
         if 1 < run < RUN and run >= refusals.clump:
@@ -304,7 +305,9 @@ class Pace:
         refusals, cycle = self._refusals, self._cycle
         number, window = refusals.first[0], self._opening.window
         if (average := window.no_window(number)) is not None:
-            self._hold(average, now, 2.0 * window.accepted, window.accepted / average)
+            self._spread(average, number, now)
+            cycle.now_used_up(*refusals.first, refusals.clump)
+        elif sent < self._average_until:
             cycle.now_used_up(*refusals.first, refusals.clump)
         elif self.mode is Mode.START and not cycle.known and self._start.in_first_burst(number):
             self._start.smooth()
@@ -335,10 +338,30 @@ class Pace:
         self._now_used_up(number, sent, refusals.clump)
         refusals.level = 0.0
         if (average := window.no_window(number)) is not None:
-            self._hold(average, now, 2.0 * window.accepted, window.accepted / average)
+            self._spread(average, number, now)
             return
         window.used_up(number, refusals.since(number))
         self._stop(now, sent)
+
+    def _spread(self, average: float, number: int, now: float) -> None:
+        """Sends evenly at the average of a sliding window.
+
+        Requests come back to the limit as they were sent a period ago: few at first, if the pace grew. So the even pace begins when
+        it will never be ahead of them, and not before what was sent too quickly just now has been waited for. Refusals within a
+        period after that say how requests were distributed, and nothing about the rate.
+        """
+        window, opened = self._opening.window, self._opening.opened or 0.0
+        period, sent = window.accepted / average, number - window.first
+        begins = [
+            at + period - max(0, count - window.first_before - sent) / average
+            for at, count, _ in self._cycle.marks
+            if window.first_before <= count < window.first
+        ]
+        self._cycle.shortest = period
+        self._hold(average, now, 2.0 * window.accepted, period)
+        self._next_at = max(now, opened + sent / average, *begins)
+        self._opening.period = None
+        self._average, self._average_until = average, self._next_at + period
 
     def _now_used_up(self, number: int, sent: float, refused: int) -> None:
         if not self._cycle.known:
@@ -394,20 +417,26 @@ class Pace:
             self._assume_cap(now)
             return
         window, cycle = self._opening.window, self._cycle
-        seconds = self._opening.reopened(number, sent)
+        since = self._opening.since
+        seconds, blocked = self._opening.reopened(number, sent, now), sent - since
         self._refusals.level, cycle.began, self._next_at = 0.0, now, now
         average = max(1, window.accepted) / seconds
-        if not window.found:
+        steady = seconds if window.is_known else 0.0
+        if blocked > 0.3 * seconds and not window.is_usual:  # no window: too many requests block it for a while
+            average = max(1, window.accepted) / max(1.0, seconds - blocked)
+        if now < self._average_until:
+            self._hold(self._average, now, REQUESTS, self._average_until - now)
+        elif not window.found:
             if window.accepted < COUNTABLE:  # too few to tell the rate
                 average = min(average, cycle.limit)
             average = max(average, cycle.recently(now, cycle.last_refused))
-            self._hold(average, now, 2.0 * window.accepted, now - self._opening.since)
+            self._hold(average, now, 2.0 * window.accepted, now - since)
         elif window.resume is not None:
-            self._hold(window.resume, now, REQUESTS)
+            self._hold(window.resume * window.slower, now, REQUESTS, steady)
         else:
             quick = max(2 * average, min(0.5 * self._closed_at, 0.01 * window.accepted / max(self._opening.lag, 0.001)))
             if self._opening.period is not None or quick < 20:
-                self._hold(quick, now, REQUESTS)
+                self._hold(quick, now, REQUESTS, steady)
             else:
-                self._start.again(max(2 / seconds, min(20.0, quick)), quick)
+                self._start.again(max(2 / seconds, average), quick)
                 self.mode = Mode.START

@@ -2,9 +2,13 @@
 
 Nothing says when a limit opens again, so the gaps between two requests grow with the time that has passed: a quarter of it and
 half a second, which costs about 14 requests a minute, 30 an hour. Limits in use are per second, minute, hour or day, so a
-request is moved to the nearest round moment: a round time after the window before opened, or a round time of the clock. If a
-limit has opened twice, the time between is its period, and only its end is asked for; if that time is not round, a request half
-way to the last refusal looks for an earlier opening.
+request is moved to the nearest round moment: a round time after the window before opened, or a round time of the clock.
+
+An opening lies between the last refusal and the first accepted request. Two openings bound the period: it is longer than from the
+first accepted request of one to the last refusal before the next, and shorter than from refusal to acceptance. It is the round
+time between these bounds, or the measured one. Then only its end is asked for. While the bounds are far apart, or the moment is
+rough, a request half-way is asked too: accepted or not, it halves what is unknown. After a single opening the lower bound alone
+saves the requests up to it.
 
 A hint (`Retry-After`, `RateLimit-Reset`) is not believed at once. Some servers send a constant, and some a time that is far
 too long. Two hints that were given some time apart and name the same moment are consistent. Until a consistent hint has been
@@ -37,8 +41,12 @@ _SAME_MOMENT = 1.1  # seconds: hints are whole seconds
 _BRIEF = 1.0  # seconds
 _GROWTH = 0.25  # of the gaps, as a share of the time that has passed
 _DISTRUST = 60.0  # seconds
-_SHORTEST_WINDOW = 2.5  # seconds; the allowance of a shorter one is spent evenly
-_ROUND = 0.02  # a measured period within this share of a round one is that one
+_SHORTEST_WINDOW = 1.5  # seconds; the allowance of a shorter one is spent evenly
+_USED_IN = (
+    0.7  # of the period at most; a try at twice the average uses a window up in half of it, and begins with a wait
+)
+_EARLIER = 0.05  # of the period: if a window may have opened so much earlier, that is tried
+_EQUAL = 0.03  # allowances that differ by this share agree: refusals on their way hide some requests
 
 
 def signal_threshold(rate: float) -> float:
@@ -157,6 +165,10 @@ class Window:
         is_usual: they are enough, and about as many as in the window before.
         resume: the pace before the limit was used up; None while no rate was known.
         rate: accepted requests per second between the last two openings.
+        first, first_before: numbers of the requests that found it open, and the one before.
+        slower: factor of the next pace after refusals within the allowance. A sliding window repeats what was sent, so that the
+            same pace meets the same refusals again.
+        shrank: fewer requests were accepted than were allowed. Perhaps two windows were taken for one.
     """
 
     def __init__(self) -> None:
@@ -165,30 +177,40 @@ class Window:
         self.is_usual = False
         self.resume: float | None = None
         self.rate = 0.0
+        self.first = self.first_before = 0
+        self.slower = 1.0
+        self.shrank = False
+        self._agreed = False  # as many were accepted as in the window before
         self._allowance: int | None = None  # requests of each window; None while the period is unknown
         self._average: float | None = None  # requests per second, in case that it is no window
-        self._opened = 0  # number of the request that found it open
         self._refused = 0  # since then
         self._spent = 0  # of windows whose size was not tested
         self._more = 0  # requests beyond the allowance, as a test
         self._tested = 0  # those of the last window, if none was refused; then twice as many are tried
+        self._may_be_two = True  # a window may have opened while the first requests were sent, and added its own
 
     def refused(self, number: int) -> None:
         """Registers a refusal while the window is open."""
-        if number > self._opened and self._opened:
+        if number > self.first and self.first:
             self._refused += 1
 
     def used_up(self, number: int, run: int) -> None:
         """A run of refusals began with this request."""
-        before, self.accepted = self.accepted, max(0, number - max(self._opened, 1) - max(0, self._refused - run))
-        self.is_usual = self.accepted >= 10 and (not before or before / 1.5 < self.accepted < 1.5 * before)
+        before, self.accepted = self.accepted, max(0, number - max(self.first, 1) - max(0, self._refused - run))
+        self.shrank = self._allowance is not None and self.accepted < 0.9 * self._allowance
+        self._agreed = self._agree(self.accepted, before)
+        least = before / 2.2 if self._may_be_two else before / 1.5
+        self._may_be_two = not before
+        self.is_usual = self.accepted >= 10 and (not before or least < self.accepted < 1.5 * before)
 
     def spent(self, number: int) -> bool:
         """Whether the allowance is spent with this request. Then nothing is sent until the next window."""
         allowance = self._allowance
-        if allowance is None or number - self._opened + 1 - self._refused < allowance + self._more:
+        if allowance is None or number - self.first + 1 - self._refused < allowance + self._more:
             return False
+        self.slower = allowance / (allowance + 2 * self._refused)
         self.accepted = self._allowance = allowance + self._more
+        self.shrank, self._agreed = False, True
         self._spent += self._allowance
         self._tested, self._more = self._more, 0
         if self._spent >= 200:
@@ -197,15 +219,28 @@ class Window:
 
     def smaller(self, number: int) -> None:
         """A request of a window that was thought to be spent was refused."""
-        if self._allowance is not None and number > self._opened and self.accepted > 1:
+        if self._allowance is not None and number > self.first and self.accepted > 1:
             self.accepted -= 1
             self._allowance -= 1
             self._tested = 0
 
+    def as_before(self, number: int) -> bool:
+        """As many requests were accepted as in the window before, so that the first refusal is its end."""
+        return self.found and self._agree(number - self.first - self._refused + 1, self.accepted)
+
+    @staticmethod
+    def _agree(one: int, other: int) -> bool:
+        return abs(one - other) <= _EQUAL * other
+
+    @property
+    def is_known(self) -> bool:
+        """Its allowance is known, so that nothing is sent once it is spent."""
+        return self._allowance is not None
+
     def no_window(self, number: int) -> float | None:
         """The average rate, if the limit was used up long before it should be, so that it has no windows."""
         average, self._average = self._average, None
-        if average is None or number - self._opened >= max(10, 0.25 * self.accepted):
+        if average is None or number - self.first >= max(10, 0.25 * self.accepted):
             return None
         self.found, self._allowance = False, None
         return average
@@ -219,8 +254,8 @@ class Window:
             known: also when the opening before was.
         """
         self.found = found
-        self._opened, self._refused = number, 0
-        self._allowance = self.accepted if found and known else None
+        self.first_before, self.first, self._refused = self.first, number, 0
+        self._allowance = self.accepted if found and known and self._agreed else None
         if self._tested:
             self._more = 2 * self._tested
         self.rate = max(1, self.accepted) / seconds
@@ -235,6 +270,7 @@ class Reopening:
         period: seconds between two openings; None while unknown.
         hint_at: the moment that consistent hints name; None without one.
         lag: seconds to a refusal, smoothed.
+        opened: when a request found the limit open last.
         window: what is known about windows.
     """
 
@@ -244,14 +280,16 @@ class Reopening:
         self.hint_at: float | None = None
         self.lag = 0.0
         self.window = Window()
-        self._opened: float | None = None  # when a request found the limit open last
+        self.opened: float | None = None
+        self._resumed = 0.0  # when others followed it
         self._opened_twice = False
-        self._low = 0.0  # seconds after that at which a request was still refused
+        self._low = 0.0  # when a request was refused last
+        self._earliest = 0.0  # the window opened after this
+        self._least, self._most = 0.0, inf  # bounds of the period
         self._wall = 0.0  # the wall clock less the time
         self._distrusts_until = -inf
         self._distrust = _DISTRUST
         self._longest = longest
-        self._is_round = False
         self._trust = 0
         self._hint: tuple[float, float] | None = None
         self._first_gap = _FIRST_GAP
@@ -259,22 +297,25 @@ class Reopening:
 
     def stops(self, since: float, rate: float) -> None:
         """The limit was used up at this rate."""
-        self.since = since
+        self.since = self._low = since
+        if self.period is not None and since > (self.opened or 0.0) + self.period:  # it was not used up in time
+            self.period, self.window.found = None, False
         self._first_gap = max(0.03, min(_FIRST_GAP, 10 / rate)) if rate < inf else _FIRST_GAP
 
     def asks(self, now: float) -> None:
         """A single request is sent."""
         self.asked = now
-        self.silent_until = now + 3 * self.lag + 0.02 if self.lag and now - self.since < _BRIEF else inf
+        quick = self.lag > 0 and (self.window.found or now - self.since < _BRIEF)
+        self.silent_until = now + 3 * self.lag + 0.02 if quick else inf
 
     def begins(self, now: float) -> None:
         """The first request is sent, and finds the limit open."""
-        if self._opened is None:
-            self._opened = now
+        if self.opened is None:
+            self.opened = now
 
     def still_closed(self, sent: float) -> None:
         """A single request that was sent then was refused."""
-        self._low = sent - (self._opened or 0.0)
+        self._low = sent
 
     def distrusts(self, now: float) -> bool:
         """Whether hints were too long lately."""
@@ -302,26 +343,23 @@ class Reopening:
 
     def next_probe(self, now: float) -> float:
         """When to send the next request."""
-        passed = now - self.since
+        opened, begin = self.opened or 0.0, now
+        if self.hint_at is None and self.period is None and self.window.found:
+            begin = max(now, self._earliest + self._least)
+        passed = begin - self.since
         gap = max(2 * self.lag, min(_FIRST_GAP, self._first_gap + 0.5 * passed) + _GROWTH * passed)
         if self.hint_at is not None and self.hint_at > now:
             if self._trust > 0 or self.hint_at < now + gap:
                 return self.hint_at
             return min(self.hint_at, now + max(0.1, passed))
-        opened = self._opened or 0.0
         if self.period is not None:
-            half = opened + 0.5 * (self._low + self.period)
-            if now < half and not self._is_round and self._low < 0.95 * self.period:
-                return half
-            end = opened + self.period
-            if now < end - 1e-6:
-                return end
-            late = now - end
-            period = self.period
-            if late > 0.5 * period:
-                self.period = None
-            return now + max(0.25, 2 * self.lag, 0.02 * period, 0.5 * late)
-        low, high = now + min(0.3 * gap, max(0.02, self.lag)), now + 1.6 * gap
+            return self._expected(now, opened, self.period)
+        low, high = max(begin, now + min(0.3 * gap, max(0.02, self.lag))), begin + 1.6 * gap
+        if self.window.found:
+            rough = 0.5 * (opened - self._earliest)
+            back = [opened + one - (rough if rough > _EARLIER * one else 0.0) for one in PERIODS]
+            ends = [opened + one for one in PERIODS]
+            return min((at for at in back + ends if low <= at <= high), default=high)
         for period in reversed(PERIODS):
             if low <= opened + period <= high:
                 return opened + period
@@ -329,9 +367,29 @@ class Reopening:
             at = ceil((low + self._wall) / period) * period - self._wall
             if at <= high:
                 return at
-        return now + gap
+        return begin + gap
 
-    def reopened(self, number: int, sent: float) -> float:
+    def _expected(self, now: float, opened: float, period: float) -> float:
+        """When to send the next request, if the period is known."""
+        end = opened + period
+        half = 0.5 * (self._least + period) + opened
+        if now < half and self._least < (1 - _EARLIER) * period:
+            return half
+        half = 0.5 * (end + self._earliest + self._surely(period))
+        if now < half and end - half > _EARLIER * period:
+            return half
+        if now < end - 1e-6:
+            return end
+        late = now - end
+        if late > 0.5 * period:
+            self.period = None
+        return now + max(0.25, 2 * self.lag, 0.02 * period, 0.5 * late)
+
+    def _surely(self, period: float | None) -> float:
+        """The period, if it is a round one, or its lower bound."""
+        return period if period in PERIODS else self._least
+
+    def reopened(self, number: int, sent: float, now: float) -> float:
         """Registers that a request was accepted. Returns the seconds since the opening before."""
         if self.hint_at is not None:
             if abs(sent - self.hint_at) < 0.05:
@@ -342,14 +400,29 @@ class Reopening:
                 self._distrusts_until = sent + self._distrust
                 self._distrust *= 2
         self._hint = self.hint_at = None
-        before = self._opened or 0.0
+        before = self.opened or 0.0
         seconds = max(1e-3, sent - before)
-        found = seconds >= _SHORTEST_WINDOW and self.window.is_usual and self.since - before < 0.5 * seconds
-        self.period = None
-        if found and self._opened_twice:
-            nearest = min(PERIODS, key=lambda one: abs(one - seconds))
-            self._is_round = abs(nearest - seconds) < _ROUND * nearest
-            self.period = float(nearest) if self._is_round else seconds
+        found = seconds >= _SHORTEST_WINDOW and self.window.is_usual and self.since - self._resumed < _USED_IN * seconds
+        expected, self.period = self.period, None
+        if found:
+            self._bound(sent, before, seconds, expected)
+        else:
+            self._least, self._most = 0.0, inf
         self.window.opened(number, seconds, found=found, known=self.period is not None)
-        self._opened, self._opened_twice = sent, True
+        self.opened, self._opened_twice, self._resumed = sent, True, now
+        earliest = self._earliest + self._surely(self.period)
+        self._earliest = self._low if expected is None else max(self._low, min(sent, earliest))
         return seconds
+
+    def _bound(self, sent: float, before: float, seconds: float, expected: float | None) -> None:
+        """Bounds the period by an opening. The first requests of all find no opening, and give no upper bound."""
+        closed = self._low - self.since
+        self._least = max(self._least, self._low - before if self._opened_twice else closed)
+        self._most = min(self._most, sent - self._earliest) if self._opened_twice else inf
+        if self._most <= self._least or self.window.shrank:
+            self._least, self._most = closed, inf
+        if self._opened_twice:
+            # A request that was accepted by the end of the period says that it is no longer.
+            most = seconds if expected is not None and seconds < expected + 0.01 else self._most
+            possible = [float(one) for one in PERIODS if self._least < one <= most + 0.05]
+            self.period = min(possible, key=lambda one: abs(one - seconds), default=seconds)
