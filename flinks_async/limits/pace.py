@@ -32,9 +32,10 @@ from math import inf
 from ..config import Adaptive
 from .breaker import AttemptRecord as AttemptRecord
 from .concurrency import AtOnceCap
-from .estimate import COUNTABLE, REQUESTS, Cycle, Growth, SlowStart
+from .estimate import COUNTABLE, REQUESTS, Cycle, Growth
 from .rate import LearnedLimit, PaceState, ServerLimit
 from .reopening import RUN, Refusals, Reopening, signal_threshold
+from .slow_start import SlowStart
 
 # Requests per second. A faster pace is not enforced, because that would cost each call a turn in the queue. Refusals at
 # a higher rate are noticed, and begin to pace.

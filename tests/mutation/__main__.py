@@ -47,6 +47,7 @@ TESTS = {
     "limits/breaker": "breaker",
     "limits/concurrency": "concurrency_rules concurrency",
     "limits/estimate": "pace",
+    "limits/slow_start": "pace",
     "limits/governor": "governor breaker rate quota",
     "limits/pace": "pace governor",
     "limits/quota": "quota",
