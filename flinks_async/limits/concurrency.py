@@ -226,7 +226,7 @@ class AtOnceCap:
     when as many later requests as were in flight with it could be answered.
 
     A cap is assumed after refusals in a row that each left with more in flight than all of the last accepted requests, before and
-    after. Where the rate is limited, that one of 20 is the largest is chance, and that 3 are has a probability of 1 in 1,771.
+    after. Where the rate is limited, this is chance: that 3 of 23 are the largest has a probability of 1 in 1,771.
     Refusals without an accepted request between them count once, because the end of a window refuses everything. One of them has
     to be of a rate that is held: at the start, the requests in flight grow with the rate until the first refusal.
 
