@@ -401,6 +401,13 @@ def test_consistent_hints_name_the_same_moment() -> None:
     assert opening.hint_at is None, "a constant is no moment"
 
 
+def test_a_constant_of_a_second_is_no_moment() -> None:
+    opening = Reopening(3600.0)
+    for now in (10.0, 11.0, 12.0):
+        opening.hinted(now, 1.0)
+        assert opening.hint_at is None
+
+
 def test_the_period_of_a_window_is_a_round_time() -> None:
     opening = Reopening(60.0)
     opening.begins(0.0)
@@ -423,6 +430,7 @@ def test_the_period_of_a_window_is_a_round_time() -> None:
         (servers.Sliding(300, 10.0), 0.5, 51, 0.95, 1.03),
         (servers.Sliding(1000, 10.0), 0.5, 51, 0.95, 1.04),
         (servers.Sliding(60, 30.0), 0.05, 51, 0.95, 1.12),
+        (servers.Sliding(15, 4.0), 0.5, 52, 0.95, 1.06),
     ],
 )
 def test_windows_are_used(limit: Any, latency: float, seed: int, share: float, requests: float) -> None:
@@ -430,6 +438,14 @@ def test_windows_are_used(limit: Any, latency: float, seed: int, share: float, r
     bench.simulate(server, [client], 120.0)
     assert client.done >= share * server.best(0.0, 120.0, bench.MOST)
     assert client.done + client.refused <= requests * client.done
+
+
+@pytest.mark.parametrize("seed", [51, 52, 53])
+def test_a_low_rate_is_found_although_refusals_take_a_second(seed: int) -> None:
+    server = servers.Server([servers.Bucket(2, 1)], latency=1.0, refusal=1.0).seeded(seed)
+    client = bench.Client(bench.BULK, seed=seed)
+    bench.simulate(server, [client], 120.0)
+    assert client.done >= 0.7 * 240
 
 
 def test_the_bounds_of_two_openings_tell_the_period_of_a_short_window() -> None:

@@ -423,7 +423,11 @@ class Pace:
         self._refusals.level, cycle.began, self._next_at = 0.0, now, now
         average = max(1, window.accepted) / seconds
         steady = seconds if window.is_known else 0.0
-        if blocked > 0.3 * seconds and not window.is_usual:  # no window: too many requests block it for a while
+        cycle.shortest = steady or cycle.shortest
+        countable = (
+            window.accepted >= COUNTABLE or self._opening.lag > seconds - blocked
+        )  # or the first refusal came late
+        if countable and blocked > 0.3 * seconds and not window.is_usual:  # too many requests block it for a while
             average = max(1, window.accepted) / max(1.0, seconds - blocked)
         if now < self._average_until:
             self._hold(self._average, now, REQUESTS, self._average_until - now)

@@ -42,9 +42,8 @@ _BRIEF = 1.0  # seconds
 _GROWTH = 0.25  # of the gaps, as a share of the time that has passed
 _DISTRUST = 60.0  # seconds
 _SHORTEST_WINDOW = 1.5  # seconds; the allowance of a shorter one is spent evenly
-_USED_IN = (
-    0.7  # of the period at most; a try at twice the average uses a window up in half of it, and begins with a wait
-)
+_USED_IN = 0.7  # of the period at most: otherwise another client may have used up the limit
+_TRIED_IN = 0.85  # the same, if a window is tried: at twice the average it is used up in half of it, after a wait
 _EARLIER = 0.05  # of the period: if a window may have opened so much earlier, that is tried
 _EQUAL = 0.03  # allowances that differ by this share agree: refusals on their way hide some requests
 
@@ -187,7 +186,7 @@ class Window:
         self._refused = 0  # since then
         self._spent = 0  # of windows whose size was not tested
         self._more = 0  # requests beyond the allowance, as a test
-        self._tested = 0  # those of the last window, if none was refused; then twice as many are tried
+        self._tested = 0  # those of the last window, if none was refused; then four times as many are tried
         self._may_be_two = True  # a window may have opened while the first requests were sent, and added its own
 
     def refused(self, number: int) -> None:
@@ -258,7 +257,7 @@ class Window:
         self.first_before, self.first, self._refused = self.first, number, 0
         self._allowance = self.accepted if found and known and self._agreed else None
         if self._tested:
-            self._more = 2 * self._tested
+            self._more = 4 * self._tested
         self.rate = max(1, self.accepted) / seconds
         self._average = self.rate if found else None
 
@@ -335,7 +334,8 @@ class Reopening:
             at, before = self._hint
             if now - at < max(0.3, 0.1 * retry_after):
                 return
-            self.hint_at = min(moment, before) if abs(moment - before) <= _SAME_MOMENT else None
+            same = abs(moment - before) <= min(_SAME_MOMENT, 0.5 * (now - at))  # a constant moves with the time
+            self.hint_at = min(moment, before) if same else None
         self._hint = (now, moment)
 
     def trust(self, moment: float, now: float) -> None:
@@ -403,7 +403,11 @@ class Reopening:
         self._hint = self.hint_at = None
         before = self.opened or 0.0
         seconds = max(1e-3, sent - before)
-        found = seconds >= _SHORTEST_WINDOW and self.window.is_usual and self.since - self._resumed < _USED_IN * seconds
+        found = (
+            seconds >= _SHORTEST_WINDOW
+            and self.window.is_usual
+            and self.since - self._resumed < (_TRIED_IN if self.window.found else _USED_IN) * seconds
+        )
         expected, self.period = self.period, None
         if found:
             self._bound(sent, before, seconds, expected)
