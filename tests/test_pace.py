@@ -73,6 +73,78 @@ def test_the_limit_is_found_and_held(name: str, seed: int) -> None:
     assert result.requests <= requests
 
 
+@pytest.mark.parametrize(
+    ("most", "latency", "refusal", "spread", "requests"),
+    [
+        (2, 0.3, None, 0.1, 1.03),
+        (2, 1.0, None, 0.1, 1.06),
+        (5, 0.2, None, 0.5, 1.03),
+        (10, 1.0, None, 0.1, 1.03),
+        (10, 1.0, 1.0, 0.1, 1.05),
+        (30, 0.2, 0.2, 0.5, 1.03),
+        (100, 0.05, 0.05, 0.1, 1.03),
+        (100, 1.0, 1.0, 0.1, 1.04),
+    ],
+)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_number_of_requests_at_once_is_found_and_held(
+    most: int, latency: float, refusal: float | None, spread: float, requests: float, seed: int
+) -> None:
+    server = servers.Server([servers.Cap(most)], latency=latency, refusal=refusal, spread=spread).seeded(seed)
+    client = bench.Client(bench.BULK, seed=seed)
+    bench.simulate(server, [client], 120.0)
+    assert client.done >= 0.95 * server.best(0.0, 120.0, bench.MOST)
+    assert client.done + client.refused <= requests * client.done
+    assert client.pace.cap.at_once in (most, most + 1)
+
+
+@pytest.mark.parametrize(("rate", "burst", "latency"), [(5, 1, 0.3), (50, 1, 0.3), (20, 20, 1.0)])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_rate_is_not_mistaken_for_a_number_of_requests_at_once(
+    rate: int, burst: int, latency: float, seed: int
+) -> None:
+    client = bench.Client(bench.BULK, seed=seed)
+    bench.simulate(servers.Server([servers.Bucket(rate, burst)], latency=latency).seeded(seed), [client], 120.0)
+    assert client.pace.cap.at_once is None
+    assert client.done >= 0.85 * 120.0 * rate
+
+
+@pytest.mark.parametrize("latency", [0.2, 5.0])
+def test_a_fixed_number_is_lowered_to_what_the_instance_allows(latency: float) -> None:
+    client = bench.Client(200)
+    bench.simulate(servers.Server([servers.Cap(30)], latency=latency), [client], 60.0)
+    assert client.refused <= 250
+    assert client.done >= 0.8 * 30 * 60.0 / latency
+
+
+def test_a_number_of_requests_at_once_that_rises_is_followed() -> None:
+    cap = servers.Cap(20)
+    client = bench.Client(bench.BULK)
+    bench.simulate(servers.Server([cap, Raised(cap, 60, at=40.0)], latency=0.2), [client], 80.0)
+    assert sum(at > 55.0 for at in client.ok_times) >= 0.9 * 25.0 * 60 / 0.2
+
+
+class Raised(servers.Rule):  # type: ignore[misc]
+    """Raises a cap at a time."""
+
+    def __init__(self, cap: Any, most: int, at: float) -> None:
+        self._cap, self._most, self._at = cap, most, at
+
+    def allows(self, now: float) -> bool:
+        if now >= self._at:
+            self._cap.most = self._most
+        return True
+
+
+def test_requests_that_are_sent_late_count_as_sent_below_the_estimate() -> None:
+    shares = []
+    for seed in range(1, 7):
+        client, server = bench.Client(bench.BULK, seed=seed), servers.Server([servers.Chance(0.02)], latency=0.2)
+        bench.simulate(server.seeded(seed), [client], 120.0)
+        shares.append(client.done / 120_000)
+    assert sum(shares) / len(shares) >= 0.86
+
+
 def test_an_estimate_after_a_rise_does_not_look_like_another_client() -> None:
     client = bench.Client(bench.BULK)
     bench.simulate(servers.Server([servers.Bucket(4500, 100)], latency=0.005), [client], 16.0)

@@ -67,7 +67,7 @@ class Refusals:
     Refusals that go on below the estimate are by chance, or another client causes them. Chance refuses single requests, and
     the same share at every pace. Another client fills a limit at some times, and at others nothing is refused. So the share
     counts as chance if blocks of requests below the estimate are alike: their index of dispersion is not above that of a
-    Poisson distribution (Fisher, 1950), and the share is above `CHANCE` by its standard error.
+    Poisson distribution by more than its standard deviation (Fisher, 1950), and the share is above `CHANCE` by its standard error.
 
     Attributes:
         by_chance: share of requests that is refused by chance; 0 if it is not above `CHANCE`.
@@ -114,7 +114,8 @@ class Refusals:
         requests, refused = (sum(one) for one in zip(*blocks, strict=True))
         share, least = refused / requests, (refused - sqrt(refused)) / requests
         dispersion = sum((some - share * count) ** 2 / count for count, some in blocks)
-        alike = len(blocks) >= _BLOCKS and dispersion <= share * (len(blocks) - 1)
+        free = len(blocks) - 1
+        alike = len(blocks) >= _BLOCKS and dispersion <= share * (free + sqrt(2 * free))  # chi-squared: its deviation
         self.by_chance = share if alike and least > CHANCE else 0.0
         self._leak = _leak(max(CHANCE, self.by_chance))
         blocks.append((0, 0.0))
