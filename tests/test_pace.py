@@ -80,6 +80,78 @@ def test_seconds_in_which_all_places_were_taken_say_nothing_about_the_rate(seed:
     assert client.done >= 0.9 * 120 * 20
 
 
+@pytest.mark.parametrize(
+    ("most", "latency", "refusal", "spread", "requests"),
+    [
+        (2, 0.3, None, 0.1, 1.03),
+        (2, 1.0, None, 0.1, 1.06),
+        (5, 0.2, None, 0.5, 1.03),
+        (10, 1.0, None, 0.1, 1.03),
+        (10, 1.0, 1.0, 0.1, 1.05),
+        (30, 0.2, 0.2, 0.5, 1.03),
+        (100, 0.05, 0.05, 0.1, 1.03),
+        (100, 1.0, 1.0, 0.1, 1.04),
+    ],
+)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_number_of_requests_at_once_is_found_and_held(
+    most: int, latency: float, refusal: float | None, spread: float, requests: float, seed: int
+) -> None:
+    server = servers.Server([servers.Cap(most)], latency=latency, refusal=refusal, spread=spread).seeded(seed)
+    client = bench.Client(bench.BULK, seed=seed)
+    bench.simulate(server, [client], 120.0)
+    assert client.done >= 0.95 * server.best(0.0, 120.0, bench.MOST)
+    assert client.done + client.refused <= requests * client.done
+    assert client.pace.cap.at_once in (most, most + 1)
+
+
+@pytest.mark.parametrize(("rate", "burst", "latency"), [(5, 1, 0.3), (50, 1, 0.3), (20, 20, 1.0)])
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_rate_is_not_mistaken_for_a_number_of_requests_at_once(
+    rate: int, burst: int, latency: float, seed: int
+) -> None:
+    client = bench.Client(bench.BULK, seed=seed)
+    bench.simulate(servers.Server([servers.Bucket(rate, burst)], latency=latency).seeded(seed), [client], 120.0)
+    assert client.pace.cap.at_once is None
+    assert client.done >= 0.85 * 120.0 * rate
+
+
+@pytest.mark.parametrize("latency", [0.2, 5.0])
+def test_a_fixed_number_is_lowered_to_what_the_instance_allows(latency: float) -> None:
+    client = bench.Client(200)
+    bench.simulate(servers.Server([servers.Cap(30)], latency=latency), [client], 60.0)
+    assert client.refused <= 250
+    assert client.done >= 0.8 * 30 * 60.0 / latency
+
+
+def test_a_number_of_requests_at_once_that_rises_is_followed() -> None:
+    cap = servers.Cap(20)
+    client = bench.Client(bench.BULK)
+    bench.simulate(servers.Server([cap, Raised(cap, 60, at=40.0)], latency=0.2), [client], 80.0)
+    assert sum(at > 55.0 for at in client.ok_times) >= 0.9 * 25.0 * 60 / 0.2
+
+
+class Raised(servers.Rule):  # type: ignore[misc]
+    """Raises a cap at a time."""
+
+    def __init__(self, cap: Any, most: int, at: float) -> None:
+        self._cap, self._most, self._at = cap, most, at
+
+    def allows(self, now: float) -> bool:
+        if now >= self._at:
+            self._cap.most = self._most
+        return True
+
+
+def test_requests_that_are_sent_late_count_as_sent_below_the_estimate() -> None:
+    shares = []
+    for seed in range(1, 7):
+        client, server = bench.Client(bench.BULK, seed=seed), servers.Server([servers.Chance(0.02)], latency=0.2)
+        bench.simulate(server.seeded(seed), [client], 120.0)
+        shares.append(client.done / 120_000)
+    assert sum(shares) / len(shares) >= 0.86
+
+
 def test_an_estimate_after_a_rise_does_not_look_like_another_client() -> None:
     client = bench.Client(bench.BULK)
     bench.simulate(servers.Server([servers.Bucket(4500, 100)], latency=0.005), [client], 16.0)
@@ -341,6 +413,13 @@ def test_consistent_hints_name_the_same_moment() -> None:
     assert opening.hint_at is None, "a constant is no moment"
 
 
+def test_a_constant_of_a_second_is_no_moment() -> None:
+    opening = Reopening(3600.0)
+    for now in (10.0, 11.0, 12.0):
+        opening.hinted(now, 1.0)
+        assert opening.hint_at is None
+
+
 def test_the_period_of_a_window_is_a_round_time() -> None:
     opening = Reopening(60.0)
     opening.begins(0.0)
@@ -363,6 +442,7 @@ def test_the_period_of_a_window_is_a_round_time() -> None:
         (servers.Sliding(300, 10.0), 0.5, 51, 0.95, 1.03),
         (servers.Sliding(1000, 10.0), 0.5, 51, 0.95, 1.04),
         (servers.Sliding(60, 30.0), 0.05, 51, 0.95, 1.12),
+        (servers.Sliding(15, 4.0), 0.5, 52, 0.95, 1.06),
     ],
 )
 def test_windows_are_used(limit: Any, latency: float, seed: int, share: float, requests: float) -> None:
@@ -370,6 +450,25 @@ def test_windows_are_used(limit: Any, latency: float, seed: int, share: float, r
     bench.simulate(server, [client], 120.0)
     assert client.done >= share * server.best(0.0, 120.0, bench.MOST)
     assert client.done + client.refused <= requests * client.done
+
+
+@pytest.mark.parametrize("seed", [51, 52, 53])
+def test_a_low_rate_is_found_although_refusals_take_a_second(seed: int) -> None:
+    server = servers.Server([servers.Bucket(2, 1)], latency=1.0, refusal=1.0).seeded(seed)
+    client = bench.Client(bench.BULK, seed=seed)
+    bench.simulate(server, [client], 120.0)
+    assert client.done >= 0.7 * 240
+
+
+def test_a_window_refuses_nothing_before_its_end() -> None:
+    window = Reopening(60.0).window
+    window.used_up(100, 0)
+    window.opened(105, 10.0, found=True, known=False)
+    window.refused(205)
+    assert window.as_before(205)
+    for number in range(206, 210):
+        window.refused(number)
+    assert not window.as_before(209), "a rate that was exceeded, not the end of a window"
 
 
 def test_the_bounds_of_two_openings_tell_the_period_of_a_short_window() -> None:

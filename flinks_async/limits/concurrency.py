@@ -36,6 +36,7 @@ from collections import deque
 from math import inf
 
 from ..config import Adaptive
+from .breaker import AttemptRecord
 
 _MIN_ROUND = 20  # answers
 _SMOOTHING = 0.4  # weight of the newest round in the smoothed time
@@ -48,19 +49,27 @@ _BASELINE_WEIGHT = 0.05
 _QUICKER = 1.5
 _QUICKER_WEIGHT = 0.5
 
+# A cap of requests at once is assumed after this many refusals, times the accepted requests that they are compared with.
+_VOTES, _SURE = 3, 60
+_FORGOTTEN = 1 / 40  # unexplained refusals for each accepted request
+_TEST_EVERY = 200  # accepted requests; a test costs about one refusal
+
 _TOLERATED_FAILURES = 0.1  # share of a round's attempts that may fail without counting as a loss
 
 
 class FixedConcurrency:
-    """Always the same number."""
+    """Always the same number, unless the instance refuses so many at once."""
 
     def __init__(self, concurrency: int) -> None:
-        self.limit = concurrency
+        self.limit = self._concurrency = concurrency
 
     def _ignores(self, *_: object) -> None:
-        """Nothing changes the number."""
+        """Times and failures do not change the number."""
 
-    answered = refused = failed = restart = bound = _ignores
+    answered = refused = failed = restart = _ignores
+
+    def bound(self, most: int | None) -> None:
+        self.limit = self._concurrency if most is None else min(most, self._concurrency)
 
     def widen(self, most: int) -> bool:
         return False
@@ -212,12 +221,19 @@ class AdaptiveConcurrency:
 class AtOnceCap:
     """Whether an instance refuses because of the requests in flight, not because of their rate.
 
-    Then requests are refused only with more in flight than those that are accepted. That is assumed after two refusals in a
-    row that left with more in flight than each of the last accepted ones: by chance the next of 61 is the largest once in 61
-    times. The number is bounded then, instead of the rate. Three refusals within the bound that this does not explain disprove
-    it, and it is not assumed again for a while.
+    Then it refuses each request that arrives with more in flight than a number, and accepts all others. A refused request takes
+    no place at the instance, so those on their way back are not counted. Which these were is known late. So a refusal is judged
+    when as many later requests as were in flight with it could be answered.
 
-    A refused request takes no place at the instance. So those that were on their way back are not counted.
+    A cap is assumed after refusals in a row that each left with more in flight than all of the last accepted requests, before and
+    after. Where the rate is limited, this is chance: that 3 of 23 are the largest has a probability of 1 in 1,771.
+    Refusals without an accepted request between them count once, because the end of a window refuses everything. One of them has
+    to be of a rate that is held: at the start, the requests in flight grow with the rate until the first refusal.
+
+    The number is bounded then, instead of the rate. Three refusals within the bound that this does not explain disprove it, and it
+    is not assumed again for a while. Refusals by chance are expected: one is forgotten with each 40 accepted requests.
+
+    A cap may rise. So one request more is tried after 200, and if none is refused, two more, four more.
 
     Attributes:
         at_once: requests in flight that the instance accepts; None while that is not assumed.
@@ -225,72 +241,107 @@ class AtOnceCap:
 
     def __init__(self) -> None:
         self.at_once: int | None = None
-        self._accepted: deque[int] = deque(maxlen=60)  # in flight when accepted requests were sent
-        self._refused: deque[tuple[float, float]] = deque(maxlen=32)  # when refused requests were sent and answered
+        self._accepted: deque[AttemptRecord] = deque(maxlen=240)
+        self._refused: deque[AttemptRecord] = deque(maxlen=256)
+        self._unjudged: deque[AttemptRecord] = deque(maxlen=32)
+        self._judged = 0  # number of the last refused request that was judged
+        self._held_from = inf  # number of the first one that was sent at a rate that is held
         self._votes = 0
-        self._unexplained = 0
-        self._ok = 0  # accepted within the bound since it was changed
-        self._since = self._changed = 0.0
-        self._patience = 2.0  # seconds until one more is tried; doubles each time that it is refused
+        self._explains = False
+        self._unexplained = 0.0
+        self._ok = 0  # accepted since the bound was changed
+        self._more = 1  # requests beyond the bound that are tried next
+        self._raised = self._lowered = 0.0
         self._not_before = -inf
         self._backoff = 30.0
 
-    def _working(self, in_flight: int, sent: float) -> int:
-        """The requests in flight without refusals on their way back."""
-        return in_flight - sum(left < sent < back for left, back in self._refused)
+    def _working(self, record: AttemptRecord) -> int:
+        """The requests in flight with this one, without those that were refused."""
+        working = record.in_flight
+        for other in reversed(self._refused):
+            if other.ended <= record.sent:
+                break
+            working -= other.number < record.number
+        return working
 
-    def forget(self) -> None:
-        """The rate has changed, so that older answers say nothing about the requests in flight."""
-        self._votes = 0
-        self._accepted.clear()
+    def _most_accepted(self, outliers: int = 0) -> int:
+        """Requests in flight with one of the last accepted ones, at most."""
+        return sorted(map(self._working, self._accepted))[-1 - outliers]
 
-    def accepted(self, in_flight: int, sent: float, now: float) -> None:
-        """Registers an answer that is no refusal."""
-        self._accepted.append(self._working(in_flight, sent) if self._refused else in_flight)
+    def _fewest_refused(self) -> int:
+        """Requests in flight with one of the last refused ones, at least."""
+        return min(self._working(self._refused[-back]) for back in range(1, 1 + min(4, len(self._refused))))
+
+    def possible(self, now: float) -> bool:
+        """It explains the last refusals, and was not disproved lately."""
+        return now >= self._not_before and self._fewest_refused() > 1
+
+    def accepted(self, record: AttemptRecord) -> bool:
+        """Registers an answer that is no refusal. Returns whether a cap explains the refusals so far."""
+        if self._unjudged and _judged_with(self._unjudged[0]) <= record.number:
+            self._judge(record.number)
+        self._accepted.append(record)
         if self.at_once is None:
-            return
+            return self._explains and self._votes * len(self._accepted) >= _SURE and self.possible(record.ended)
         self._ok += 1
-        if self._ok >= 200 and now - self._since > self._patience and in_flight >= self.at_once:
-            self.at_once += 1
-            self._ok, self._unexplained, self._since = 0, 0, now
+        self._unexplained = max(0.0, self._unexplained - _FORGOTTEN)
+        enough = max(_MIN_ROUND, 2 * self.at_once) if self._more > 1 else _TEST_EVERY
+        if (
+            self._ok >= enough
+            and record.in_flight >= self.at_once
+            and (self._more > 1 or record.ended > self._raised + 2)
+        ):
+            self.at_once += self._more
+            self._more *= 2
+            self._ok, self._raised = 0, record.ended
+        return False
 
-    def refused(self, in_flight: int, sent: float, now: float, *, steady: bool) -> bool:
+    def _judge(self, number: int) -> None:
+        """Judges the refusals that this later request, which was accepted, makes known."""
+        most = self._most_accepted() if self._accepted else inf
+        while self._unjudged and _judged_with(self._unjudged[0]) <= number:
+            one = self._unjudged.popleft()
+            before, self._judged = self._judged, one.number
+            if self._working(one) <= most:
+                self._votes, self._explains = 0, False
+            else:
+                self._votes += one.number > before + 1
+                self._explains = self._votes >= _VOTES and one.number >= self._held_from
+
+    def refused(self, record: AttemptRecord, *, held: bool) -> bool:
         """Registers a refusal. Returns whether the requests in flight explain it.
 
         Args:
-            steady: the pace is near its limit; while it grows, the requests in flight grow too, and prove nothing.
+            held: the request was sent at a rate that is held.
         """
-        working = self._working(in_flight, sent)
-        self._refused.append((sent, now))
+        self._refused.append(record)
         if self.at_once is not None:
-            return self._within(working, sent, now)
-        if not steady or len(self._accepted) < 20 or now < self._not_before:
-            return False
-        self._votes = self._votes + 1 if working > max(self._accepted) else 0
-        if self._votes < 2:
-            return False
-        self.assume(working - 1, now)
-        return True
+            return self._within(record)
+        self._unjudged.append(record)
+        if held:
+            self._held_from = min(self._held_from, record.number)
+        return False
 
-    def possible(self, now: float) -> bool:
-        """It was not disproved lately."""
-        return now >= self._not_before
+    def assume(self, now: float) -> None:
+        """The instance seems to accept as many as the last refusals say."""
+        self.at_once = max(1, self._fewest_refused() - 1)
+        self._votes, self._explains = 0, False
+        self._unjudged.clear()
+        self._unexplained = 0.0
+        self._changed(now)
 
-    def assume(self, at_once: int, now: float) -> None:
-        """The instance seems to accept so many."""
-        self.at_once = max(1, at_once)
-        self._votes = self._unexplained = self._ok = 0
-        self._patience = 2.0
-        self._since = self._changed = now
+    def _changed(self, now: float) -> None:
+        self._ok, self._more = 0, 1
+        self._raised = self._lowered = now
 
-    def _within(self, working: int, sent: float, now: float) -> bool:
+    def _within(self, record: AttemptRecord) -> bool:
         assert self.at_once is not None
-        if sent <= self._changed or working > self.at_once:
+        working, now = self._working(record), record.ended
+        if record.sent <= self._lowered or working > self.at_once:
             return True
-        if self._ok < 200 and working > 1 and len(self._accepted) >= 20 and working > sorted(self._accepted)[-3]:
+        if working > 1 and len(self._accepted) >= _MIN_ROUND and working > self._most_accepted(outliers=2):
             self.at_once = working - 1
-            self._ok, self._since, self._changed = 0, now, now
-            self._patience = min(32.0, 2.0 * self._patience)
+            self._changed(now)
             return True
         self._unexplained += 1
         if self._unexplained < 3:
@@ -299,6 +350,11 @@ class AtOnceCap:
         self._not_before = now + self._backoff
         self._backoff *= 2
         return False
+
+
+def _judged_with(refused: AttemptRecord) -> int:
+    """The number of a request whose answer tells all about the requests that were in flight with this refused one."""
+    return refused.number + refused.in_flight
 
 
 def make_concurrency(settings: int | Adaptive) -> FixedConcurrency | AdaptiveConcurrency:

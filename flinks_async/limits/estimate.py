@@ -165,6 +165,7 @@ class Cycle:
 
     def mark(self, now: float, number: int, rate: float) -> None:
         """Remembers the pace of this request."""
+        self._calm += rate < self._calm_to
         if not self.marks or now - self.marks[-1][0] > self._half / 16:
             self.marks.append((now, number, rate, self.idle))
 
@@ -189,7 +190,6 @@ class Cycle:
         else:
             first = min(max(self._cut, _MIN_CUT), _FIRST_GROWTH) / self._half
             rate *= 1.0 + min(first * 2.0 ** min(60.0, (t - self._half) / self._step), LN2) * seconds
-        self._calm += rate < self._calm_to
         self.rate = rate
         return rate
 

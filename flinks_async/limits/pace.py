@@ -84,8 +84,8 @@ class Pace:
         self._refused_at = -inf
         self._probe: int | None = None  # the request that asks whether the limit has opened
         self._completion = False  # an answer made room for the probe
+        self._refused_probe = False  # one was refused since nothing is accepted any more
         self._completions = 0
-        self._blocked_with = 0  # requests in flight then
         self._average, self._average_until = 0.0, -inf  # of a sliding window, and until when it is kept
         self._closed_at = 0.0  # the pace at which nothing was accepted any more
         self._told, self._told_at = PaceState(None, 0.0), -inf
@@ -164,7 +164,7 @@ class Pace:
         elif self.mode is Mode.START and rate >= self._start.most:
             self._hold(self._start.most, now, REQUESTS if self._grows_back else 0.0)
         elif self._opening.window.spent(number):
-            self._stop(now, now, in_flight)
+            self._stop(now, now)
             self._completions = _MOST_COMPLETIONS
 
     def abandoned(self, number: int, now: float) -> None:
@@ -236,6 +236,7 @@ class Pace:
     def succeeded(self, record: AttemptRecord) -> None:
         """Registers an answer that is no refusal."""
         now, number = record.ended, record.number
+        explains = (self.mode is not Mode.FREE or self.cap.at_once is not None) and self.cap.accepted(record)
         if self.mode is Mode.BLOCKED:
             if number == self._probe:
                 self._reopened(number, now, record.sent)
@@ -246,8 +247,14 @@ class Pace:
             return
         if self.mode is Mode.START:
             self._start.answered(now - record.sent)
-        elif self.cap.at_once is not None or (self.mode is Mode.HOLD and record.sent > self._cycle.began):
-            self.cap.accepted(record.in_flight, record.sent, now)
+        elif explains and self.mode is Mode.HOLD:
+            self._assume_cap(now)
+
+    def _assume_cap(self, now: float) -> None:
+        """Bounds the requests at once instead of the rate."""
+        self.cap.assume(now)
+        self._cycle.began = now
+        self.mode = Mode.FREE
 
     def refused(self, record: AttemptRecord, wall: float = 0.0, rate: float = 1000.0) -> None:
         """Registers a refusal.
@@ -260,11 +267,7 @@ class Pace:
         refusals, opening, cycle = self._refusals, self._opening, self._cycle
         opening.refused(now, sent, wall)
         capped = self.cap.at_once is not None
-        steady = self.mode is Mode.HOLD and sent > cycle.began and cycle.rate <= 1.3 * cycle.limit and not cycle.rising
-        if self.cap.refused(in_flight, sent, now, steady=steady):
-            if not capped:
-                cycle.began = now
-                self.mode = Mode.FREE
+        if self.cap.refused(record, held=self.mode is Mode.HOLD and sent > cycle.began):
             return
         if capped:  # disproved
             self._hold(cycle.limit if cycle.limit < inf else 0.5 * rate, now)
@@ -333,7 +336,6 @@ class Pace:
     def _holds(self, now: float) -> None:
         self.mode = Mode.HOLD
         self._next_at = max(now, self._next_at)
-        self.cap.forget()
 
     # --- blocked ---
 
@@ -347,7 +349,7 @@ class Pace:
             self._spread(average, number, now)
             return
         window.used_up(number, refusals.since(number))
-        self._stop(now, sent, refusals.in_flight)
+        self._stop(now, sent)
 
     def _spread(self, average: float, number: int, now: float) -> None:
         """Sends evenly at the average of a sliding window.
@@ -374,21 +376,20 @@ class Pace:
             self._start.ended(number - 1)
         self._cycle.now_used_up(number, sent, refused)
 
-    def _stop(self, now: float, sent: float, in_flight: int) -> None:
+    def _stop(self, now: float, sent: float) -> None:
         """Sends nothing but probes from now on."""
         self._opening.window.resume = self._cycle.limit if self.mode is Mode.HOLD else None
         self.mode = Mode.BLOCKED
         self._opening.stops(sent, self._cycle.rate)
         self._closed_at = self._cycle.pace_at(sent)
-        self._blocked_with = in_flight
-        self._probe, self._completion = None, False
+        self._probe, self._completion, self._refused_probe = None, False, False
         self._completions = 0 if self._cycle.evidence < REQUESTS else _MOST_COMPLETIONS
         self._cycle.began = now
         self._next_at = self._opening.next_probe(now)
 
     def _still_blocked(self, number: int, sent: float, now: float) -> None:
         if number == self._probe:
-            self._probe, self._completion = None, False
+            self._probe, self._completion, self._refused_probe = None, False, True
             self._opening.still_closed(sent)
             self._next_at = self._opening.next_probe(now)
         elif self._completions == _MOST_COMPLETIONS:
@@ -412,7 +413,7 @@ class Pace:
         """Stops, because the instance says that it accepts nothing until then, from this request on."""
         self._now_used_up(number, now, 0)
         self._opening.window.used_up(number, self._refusals.since(number))
-        self._stop(now, now, 0)
+        self._stop(now, now)
         self._completions = _MOST_COMPLETIONS
         self._opening.trust(moment, now)
         self._next_at = self._opening.next_probe(now)
@@ -420,10 +421,8 @@ class Pace:
     def _reopened(self, number: int, now: float, sent: float) -> None:
         """A probe was accepted: goes on by windows, at the average, or with a bound of requests at once."""
         self._probe = None
-        if self._completion and self._blocked_with >= 2 and self.cap.possible(now):
-            self.cap.assume(self._blocked_with - 1, now)
-            self._cycle.began = now
-            self.mode = Mode.FREE
+        if self._completion and self._refused_probe and self.cap.possible(now):
+            self._assume_cap(now)
             return
         window, cycle = self._opening.window, self._cycle
         since = self._opening.since
@@ -431,7 +430,11 @@ class Pace:
         self._refusals.level, cycle.began, self._next_at = 0.0, now, now
         average = max(1, window.accepted) / seconds
         steady = seconds if window.is_known else 0.0
-        if blocked > 0.3 * seconds and not window.is_usual:  # no window: too many requests block it for a while
+        cycle.shortest = steady or cycle.shortest
+        countable = (
+            window.accepted >= COUNTABLE or self._opening.lag > seconds - blocked
+        )  # or the first refusal came late
+        if countable and blocked > 0.3 * seconds and not window.is_usual:  # too many requests block it for a while
             average = max(1, window.accepted) / max(1.0, seconds - blocked)
         if now < self._average_until:
             self._hold(self._average, now, REQUESTS, self._average_until - now)

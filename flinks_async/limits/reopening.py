@@ -42,9 +42,8 @@ _BRIEF = 1.0  # seconds
 _GROWTH = 0.25  # of the gaps, as a share of the time that has passed
 _DISTRUST = 60.0  # seconds
 _SHORTEST_WINDOW = 1.5  # seconds; the allowance of a shorter one is spent evenly
-_USED_IN = (
-    0.7  # of the period at most; a try at twice the average uses a window up in half of it, and begins with a wait
-)
+_USED_IN = 0.7  # of the period at most: otherwise another client may have used up the limit
+_TRIED_IN = 0.85  # the same, if a window is tried: at twice the average it is used up in half of it, after a wait
 _EARLIER = 0.05  # of the period: if a window may have opened so much earlier, that is tried
 _EQUAL = 0.03  # allowances that differ by this share agree: refusals on their way hide some requests
 
@@ -68,8 +67,7 @@ class Refusals:
     Refusals that go on below the estimate are by chance, or another client causes them. Chance refuses single requests, and
     the same share at every pace. Another client fills a limit at some times, and at others nothing is refused. So the share
     counts as chance if blocks of requests below the estimate are alike: their index of dispersion is not above that of a
-    Poisson distribution (Fisher, 1950), and the share is above `CHANCE` by its standard error. It goes on to count until the
-    index is too high for chance.
+    Poisson distribution by more than its standard deviation (Fisher, 1950), and the share is above `CHANCE` by its standard error.
 
     Attributes:
         by_chance: share of requests that is refused by chance; 0 if it is not above `CHANCE`.
@@ -116,10 +114,8 @@ class Refusals:
         requests, refused = (sum(one) for one in zip(*blocks, strict=True))
         share, least = refused / requests, (refused - sqrt(refused)) / requests
         dispersion = sum((some - share * count) ** 2 / count for count, some in blocks)
-        free = len(blocks) - 1.0
-        # Its mean while chance is to be shown, and two standard deviations above that mean once it was.
-        most = free + 2.0 * sqrt(2.0 * free) if self.by_chance else free
-        alike = len(blocks) >= _BLOCKS and dispersion <= share * most
+        free = len(blocks) - 1
+        alike = len(blocks) >= _BLOCKS and dispersion <= share * (free + sqrt(2 * free))  # chi-squared: its deviation
         self.by_chance = share if alike and least > CHANCE else 0.0
         self._leak = _leak(max(CHANCE, self.by_chance))
         blocks.append((0, 0.0))
@@ -192,7 +188,7 @@ class Window:
         self._refused = 0  # since then
         self._spent = 0  # of windows whose size was not tested
         self._more = 0  # requests beyond the allowance, as a test
-        self._tested = 0  # those of the last window, if none was refused; then twice as many are tried
+        self._tested = 0  # those of the last window, if none was refused; then four times as many are tried
         self._may_be_two = True  # a window may have opened while the first requests were sent, and added its own
 
     def refused(self, number: int) -> None:
@@ -232,7 +228,8 @@ class Window:
 
     def as_before(self, number: int) -> bool:
         """As many requests were accepted as in the window before, so that the first refusal is its end."""
-        return self.found and self._agree(number - self.first - self._refused + 1, self.accepted)
+        few = self._refused <= max(2.0, _EQUAL * self.accepted)  # a window refuses nothing before its end
+        return self.found and few and self._agree(number - self.first - self._refused + 1, self.accepted)
 
     @staticmethod
     def _agree(one: int, other: int) -> bool:
@@ -263,7 +260,7 @@ class Window:
         self.first_before, self.first, self._refused = self.first, number, 0
         self._allowance = self.accepted if found and known and self._agreed else None
         if self._tested:
-            self._more = 2 * self._tested
+            self._more = 4 * self._tested
         self.rate = max(1, self.accepted) / seconds
         self._average = self.rate if found else None
 
@@ -340,7 +337,8 @@ class Reopening:
             at, before = self._hint
             if now - at < max(0.3, 0.1 * retry_after):
                 return
-            self.hint_at = min(moment, before) if abs(moment - before) <= _SAME_MOMENT else None
+            same = abs(moment - before) <= min(_SAME_MOMENT, 0.5 * (now - at))  # a constant moves with the time
+            self.hint_at = min(moment, before) if same else None
         self._hint = (now, moment)
 
     def trust(self, moment: float, now: float) -> None:
@@ -408,7 +406,11 @@ class Reopening:
         self._hint = self.hint_at = None
         before = self.opened or 0.0
         seconds = max(1e-3, sent - before)
-        found = seconds >= _SHORTEST_WINDOW and self.window.is_usual and self.since - self._resumed < _USED_IN * seconds
+        found = (
+            seconds >= _SHORTEST_WINDOW
+            and self.window.is_usual
+            and self.since - self._resumed < (_TRIED_IN if self.window.found else _USED_IN) * seconds
+        )
         expected, self.period = self.period, None
         if found:
             self._bound(sent, before, seconds, expected)
