@@ -87,7 +87,7 @@ def simulate(server: Server, clients: Sequence[Client], seconds: float = 120.0, 
                 return
             client.in_use += 1
             client.sends += 1
-            pace.took(client.sends, now, client.in_use)
+            pace.took(client.sends, now)
             reply = server.arrive(now)
             push(now + reply.delay, "reply", who, (reply, now, client.sends, client.in_use))
 

@@ -379,7 +379,7 @@ class Governor:
         self.in_use += 1
         self.sent += 1
         self._permit_at = None
-        self.pace.took(self.sent, now, self.in_use)
+        self.pace.took(self.sent, now)
         probe = self.breaker is not None and self.breaker.take()
         self._unrestricted = (
             self.limiter is None and self.pace.free(now) and (self.breaker is None or self.breaker.closed)

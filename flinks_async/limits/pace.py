@@ -128,13 +128,8 @@ class Pace:
             return max(0.0, self._opening.silent_until - now)
         return max(0.0, self._next_at - now)
 
-    def took(self, number: int, now: float, in_flight: int) -> None:
-        """Registers that a request is sent now.
-
-        Args:
-            number: of the request; they count up in the order of sending.
-            in_flight: requests on the wire with this one.
-        """
+    def took(self, number: int, now: float) -> None:
+        """Registers that this request is sent now; numbers count up in the order of sending."""
         self._last_number = number
         if self.mode is Mode.FREE:
             return
@@ -263,7 +258,7 @@ class Pace:
             wall: the wall clock, because windows begin at round times.
             rate: answers per second, as measured; used while nothing is paced.
         """
-        number, now, sent, in_flight = record.number, record.ended, record.sent, record.in_flight
+        number, now, sent = record.number, record.ended, record.sent
         refusals, opening, cycle = self._refusals, self._opening, self._cycle
         opening.refused(now, sent, wall)
         capped = self.cap.at_once is not None
@@ -284,7 +279,7 @@ class Pace:
             self._start.refused(number)
         if sent <= cycle.began:
             return
-        refusals.add(number, sent, in_flight, self._last_number)
+        refusals.add(number, sent, self._last_number)
         if self.mode is Mode.FREE:
             pace = rate
         elif self.mode is Mode.START:

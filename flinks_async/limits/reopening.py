@@ -74,14 +74,12 @@ class Refusals:
         level: the count.
         clump: refusals since the level was 0.
         first: number of the first request of the clump, and when it was sent.
-        in_flight: requests on the wire with that one.
     """
 
     def __init__(self) -> None:
         self.level = 0.0
         self.clump = 0
         self.first = (0, 0.0)
-        self.in_flight = 0
         self.by_chance = 0.0
         self._leak = _leak(CHANCE)
         self._blocks: deque[tuple[int, float]] = deque([(0, 0.0)], maxlen=2 * _BLOCKS + 1)  # requests, and refusals
@@ -94,14 +92,14 @@ class Refusals:
         if len(self._numbers) > 1000:
             self._numbers = {one for one in self._numbers if one > number - 500}
 
-    def add(self, number: int, sent: float, in_flight: int, last_number: int) -> None:
+    def add(self, number: int, sent: float, last_number: int) -> None:
         """Counts a refusal; `last_number` is that of the last request sent."""
         self.level = max(0.0, self.level - (last_number - self._counted_at) * self._leak)
         self._counted_at = last_number
         if self.level == 0.0:
             self.clump = 0
         if self.clump == 0 or number < self.first[0]:
-            self.first, self.in_flight = (number, sent), in_flight
+            self.first = (number, sent)
         self.level += 1.0
         self.clump += 1
 
