@@ -125,6 +125,8 @@ def main() -> None:
     options = parser.parse_args()
     rounds, seconds = (5, 0.05) if options.short or options.json else (41, 0.1)
     if options.before is not None:
+        if not (options.before / "flinks_async").is_dir():
+            parser.error(f"{options.before} has no folder flinks_async")
         print(beside(options.before, 3 if options.short else 15))
         return
     if (place := cores()) is not None:
