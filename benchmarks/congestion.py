@@ -63,7 +63,7 @@ class Client:
         return max(1.0, recent / min(1.0, max(0.05, now - self.begins)))
 
 
-def simulate(server: Server, clients: Sequence[Client], seconds: float = 120.0, network: float = 0.0) -> None:
+def simulate(server: Server, clients: Sequence[Client], seconds: float = 120.0) -> None:
     events: list[tuple[float, int, str, int, Any]] = []
     count = 0
 

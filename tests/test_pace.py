@@ -499,6 +499,53 @@ def test_a_window_is_not_asked_for_before_it_can_open_again() -> None:
     assert opening.next_probe(62.0) >= 88.0, "it was closed for 43 s, and opened after 45 s"
 
 
+def test_the_first_refusals_after_a_quick_start_are_judged_by_what_was_sent_lately() -> None:
+    pace = Pace(200)  # a fixed number has no start
+    for number in range(1, 1001):
+        pace.took(number, number / 2000)
+    for number in range(960, 1001, 3):
+        pace.refused(AttemptRecord(number / 2000, number, 100, ended=0.51), rate=400.0)
+    learned = pace.learned(0.6)
+    assert learned is not None
+    assert learned.rate is not None
+    assert 1000 <= learned.rate <= 2000
+
+
+def test_requests_that_are_sent_in_bunches_are_not_idle() -> None:
+    pace = Pace(200)
+    pace.join(PaceState(100.0, 0.0), 0.0)
+    number = 0
+    for bunch in range(1, 51):
+        now = bunch * 0.01  # the pace allows one in each 10 ms
+        for _ in range(3):
+            if pace.wait(now) == 0:
+                number += 1
+                pace.took(number, now)
+    assert pace._cycle.idle <= 0.1
+    pace.took(number + 1, 2.5)
+    assert pace._cycle.idle == pytest.approx(2.0, abs=0.1), "2 s without a request"
+
+
+def test_a_few_quick_answers_do_not_hurry_the_start() -> None:
+    late = []
+    for seed in range(1, 9):
+        server = servers.Server([servers.Bucket(1500, 375)], latency=0.056, tail=0.5, spread=1.0, refusal=0.04)
+        client = bench.Client(bench.BULK, seed=seed)
+        bench.simulate(server.seeded(seed), [client], 9.0)
+        late.append(sum(at > 5.0 for at in client.ok_times) / 6000)
+    assert sum(late) / len(late) >= 0.97
+
+
+def test_an_estimate_of_some_hundredths_of_a_second_is_not_firm() -> None:
+    """At 1,500/s, 100 requests take 0.07 s, and the times of two requests differ by a good part of that."""
+    found = set()
+    for tenths in range(40, 60):
+        client = bench.Client(bench.BULK)
+        bench.simulate(servers.Server([servers.Bucket(1500, 375)], latency=0.056), [client], tenths / 10)
+        found.add(client.pace._cycle.evidence)
+    assert any(12.0 < evidence < 50.0 for evidence in found), found
+
+
 def test_what_is_learned_is_told_to_other_processes() -> None:
     pace = Pace(20)
     assert pace.shared(0.0) is None

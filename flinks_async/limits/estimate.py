@@ -29,6 +29,7 @@ SLOWEST = 1 / 60  # requests per second at least
 _MIN_CUT, _MAX_CUT = 0.02, 0.03
 _FIRST_GROWTH = 0.04  # of the pace in half a cycle, when it passes the estimate
 COUNTABLE = 8  # accepted requests that give an estimate
+_FIRM = 0.4  # seconds of a firm estimate at least, because the times of two requests to the server differ by some 10 ms
 _LONG_AGO = 10.0  # seconds
 _LONGEST_CYCLE = 600.0  # seconds
 _UNUSED = 5.0  # a block is followed by a cycle of this many times its seconds, because the next test may block again
@@ -223,6 +224,13 @@ class Cycle:
         ]
         return max(0.0, min(self.rate, max(rates, default=0.0)))
 
+    def sent_lately(self, number: int, sent: float) -> float:
+        """Requests per second that were sent in the last 0.2 s or more before this one; 0 if nothing is known of them."""
+        for at, count, *_ in reversed(self.marks):
+            if at <= sent - 0.2:
+                return max(0.0, number - count) / (sent - at)
+        return 0.0
+
     def interrupted(self, now: float) -> None:
         """Nothing was sent for a while, so that the next estimate cannot rest on what was accepted before."""
         self._used_up.clear()
@@ -262,7 +270,7 @@ class Cycle:
             limit = self._estimate(number, sent, accepted, seconds, pace, start)
             if full and self._paced < self._half and self.growth is Growth.TEST:  # before the pace reached the estimate
                 start.doubt = min(64.0, start.doubt * 2)
-            evidence = 2.0 * accepted
+            evidence = min(2.0 * accepted, REQUESTS * seconds / _FIRM)
             self._cost = 0.0
             if 0.75 * self.limit < limit < 1.33 * self.limit:
                 evidence = max(evidence, 1.5 * self.evidence)
@@ -347,7 +355,7 @@ class Cycle:
             self._shared_until = now + _SHARES
         elif full and self._agreed >= 2:
             self._settled = True
-        elif (full or young or self._settled) and self._differed >= 2:
+        elif (young or self._settled) and self._differed >= 2:
             self._shared_until, self._agreed = now + _SHARES, 0.0
             if self._settled and now > self._made_room_at + _ROOM_EVERY:
                 self._made_room_at = now

@@ -132,6 +132,8 @@ class Pace:
         """Registers that this request is sent now; numbers count up in the order of sending."""
         self._last_number = number
         if self.mode is Mode.FREE:
+            if not number % 32:  # enough for `sent_lately`
+                self._cycle.mark(now, number, inf)
             return
         if self.mode is Mode.BLOCKED:
             if self._probe is None:
@@ -142,17 +144,18 @@ class Pace:
             self._reopened(self._probe, now, self._opening.asked)
             if self.free(now):
                 return
-        if self._next_at > -inf:
-            self._cycle.idle += max(0.0, now - self._next_at)
+        due = self._next_at
         if self.mode is Mode.START:
             self._opening.begins(now)
             self._next_at = self._start.next_at(now, self._next_at)
             rate = self._start.rate
         else:
             gap = 1.0 / self._cycle.rate
-            rate = self._cycle.grow(gap) if now - self._next_at < gap else self._cycle.rate
+            rate = self._cycle.grow(gap) if now - due < gap else self._cycle.rate
             gap = 1.0 / rate
-            self._next_at = max(self._next_at, now - (0.01 if gap < 0.005 else 0.1 * gap)) + gap
+            self._next_at = max(due, now - (0.01 if gap < 0.005 else 0.1 * gap)) + gap
+        if due > -inf:
+            self._cycle.idle += max(0.0, self._next_at - 1.0 / rate - due)
         self._cycle.mark(now, number, rate)
         if rate >= max(ENOUGH, 1.5 * (self._refused_rate or 0.0)):
             self.mode = Mode.FREE
@@ -281,7 +284,7 @@ class Pace:
             return
         refusals.add(number, sent, self._last_number)
         if self.mode is Mode.FREE:
-            pace = rate
+            pace = max(rate, cycle.sent_lately(number, sent))
         elif self.mode is Mode.START:
             pace = self._start.pace_at(refusals.first[0])
             # A pace of many times the limit has runs that long, also where some requests are accepted.

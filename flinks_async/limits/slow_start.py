@@ -32,6 +32,7 @@ class SlowStart:
         self.most = inf
         self.sent = 0
         self._scale = 1.0  # by which `sent` was multiplied since the first request
+        self._usual = doubling / _ROUNDS  # seconds to an answer, smoothed, because some errors are quick
         self._even = False  # no requests at once
         self._at_once: float | None = None  # requests that were accepted at once, if not all were
         self._total = 0  # requests until the first signal
@@ -55,13 +56,14 @@ class SlowStart:
         """An answer took this time."""
         if self.most < inf:
             return
+        self._usual += 0.25 * (seconds - self._usual)
         if 0.75 * seconds > self._doubling:
             doubling = min(0.75 * seconds, max(self._slowest, _SLOWEST_DOUBLING))
             self.sent = int(self.sent * doubling / self._doubling)
             self._scale *= doubling / self._doubling
             self._doubling = doubling
-        elif _ROUNDS * seconds < self._doubling:
-            self._doubling = max(_QUICKEST_DOUBLING, _ROUNDS * seconds)
+        elif _ROUNDS * self._usual < self._doubling:
+            self._doubling = max(_QUICKEST_DOUBLING, _ROUNDS * self._usual)
 
     def refused(self, number: int) -> None:
         """A refusal of one of the first requests tells how many are accepted at once."""
