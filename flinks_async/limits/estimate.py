@@ -167,7 +167,7 @@ class Cycle:
     def mark(self, now: float, number: int, rate: float) -> None:
         """Remembers the pace of this request."""
         self._calm += rate < self._calm_to
-        if not self.marks or now - self.marks[-1][0] > self._half / 16:
+        if not self.marks or now - self.marks[-1][0] > self._half / 16 or rate < self.marks[-1][2] == inf:
             self.marks.append((now, number, rate, self.idle))
 
     def grow(self, seconds: float) -> float:
@@ -321,7 +321,7 @@ class Cycle:
         burst = start.burst_of(limit)
         for at, count, rate, _ in self.marks:
             if start.strict and accepted >= COUNTABLE and self.began < at and count <= number - 3:
-                limit = max(limit, rate)
+                limit = max(limit, min(pace, rate))
             if self.began < at < sent and number - count > 8:
                 limit = max(limit, min(pace, (number - count - burst) / (sent - at)))
         return limit
