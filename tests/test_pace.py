@@ -518,7 +518,7 @@ def test_a_strict_limit_that_comes_back_after_a_time_without_one_is_found() -> N
     rule = servers.Bucket([(0, 100), (10, 20_000), (40, 100)], 1)
     bench.simulate(servers.Server([rule], latency=0.01), [client], 60.0)
     assert sum(30.0 < at < 40.0 for at in client.ok_times) > 10 * 5_000, "nothing was paced"
-    assert sum(45.0 < at for at in client.ok_times) >= 0.9 * 15 * 100
+    assert sum(at > 45.0 for at in client.ok_times) >= 0.9 * 15 * 100
     assert client.pace.limit == pytest.approx(100.0, rel=0.1)
 
 
