@@ -135,7 +135,8 @@ class Limits(Record):
     slows another.
 
     Attributes:
-        concurrency: concurrent requests on the wire: a number up to 100,000, or `Adaptive(...)`.
+        concurrency: concurrent requests on the wire: a number up to 100,000, or `Adaptive(...)`. A number is lowered only while the
+            instance refuses so many at once.
         rate: requests per second, evenly spaced; None for no limit.
         burst: requests that may be sent at once before `rate` applies; None for those of a tenth of a second.
         rate_limiter: your own limiter instead of `rate`, for example one that processes share.
