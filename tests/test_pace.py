@@ -513,13 +513,12 @@ def test_the_first_refusals_after_a_quick_start_are_judged_by_what_was_sent_late
     assert 1000 <= learned.rate <= 2000
 
 
-def test_a_strict_limit_that_comes_back_after_a_time_without_one_is_found() -> None:
-    client = bench.Client(bench.BULK)
-    rule = servers.Bucket([(0, 100), (10, 20_000), (40, 100)], 1)
-    bench.simulate(servers.Server([rule], latency=0.01), [client], 60.0)
-    assert sum(30.0 < at < 40.0 for at in client.ok_times) > 10 * 5_000, "nothing was paced"
-    assert sum(at > 45.0 for at in client.ok_times) >= 0.9 * 15 * 100
-    assert client.pace.limit == pytest.approx(100.0, rel=0.1)
+def test_the_pace_is_known_at_once_after_unpaced_requests() -> None:
+    cycle = Cycle()
+    cycle.begin(100.0, 0.0, lag=0.01)
+    cycle.mark(1.0, 32, inf)
+    cycle.mark(1.001, 33, 50.0)
+    assert cycle.pace_at(1.001) == 50.0
 
 
 def test_requests_that_are_sent_in_bunches_are_not_idle() -> None:

@@ -11,6 +11,7 @@ LN2 = log(2.0)
 
 # Overshoot is 3.5 % of what was sent if the pace doubles in 20 times the time to an answer.
 _ROUNDS, _QUICKEST_DOUBLING, _SLOWEST_DOUBLING = 20.0, 0.005, 1.0
+_ONE = 0.4  # of the slowest doubling: to this, a single quick answer may shorten it; it may be an error, which many servers send sooner
 _SHORT = 32  # a start that ends before so many requests may have met another client
 
 
@@ -32,7 +33,7 @@ class SlowStart:
         self.most = inf
         self.sent = 0
         self._scale = 1.0  # by which `sent` was multiplied since the first request
-        self._usual = doubling / _ROUNDS  # seconds to an answer, smoothed, because some errors are quick
+        self._usual = doubling / _ROUNDS  # seconds to an answer, smoothed
         self._even = False  # no requests at once
         self._at_once: float | None = None  # requests that were accepted at once, if not all were
         self._total = 0  # requests until the first signal
@@ -62,8 +63,8 @@ class SlowStart:
             self.sent = int(self.sent * doubling / self._doubling)
             self._scale *= doubling / self._doubling
             self._doubling = doubling
-        elif _ROUNDS * self._usual < self._doubling:
-            self._doubling = max(_QUICKEST_DOUBLING, _ROUNDS * self._usual)
+        elif (rounds := _ROUNDS * min(self._usual, max(seconds, _ONE * self._slowest / _ROUNDS))) < self._doubling:
+            self._doubling = max(_QUICKEST_DOUBLING, rounds)
 
     def refused(self, number: int) -> None:
         """A refusal of one of the first requests tells how many are accepted at once."""
