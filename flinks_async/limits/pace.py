@@ -429,9 +429,8 @@ class Pace:
         average = max(1, window.accepted) / seconds
         steady = seconds if window.is_known else 0.0
         cycle.shortest = steady or cycle.shortest
-        countable = (
-            window.accepted >= COUNTABLE or self._opening.lag > seconds - blocked
-        )  # or the first refusal came late
+        # Enough were accepted, or the first refusal came late.
+        countable = window.accepted >= COUNTABLE or self._opening.lag > seconds - blocked
         if countable and blocked > 0.3 * seconds and not window.is_usual:  # too many requests block it for a while
             average = max(1, window.accepted) / max(1.0, seconds - blocked)
         if now < self._average_until:

@@ -11,7 +11,7 @@ LN2 = log(2.0)
 
 # Overshoot is 3.5 % of what was sent if the pace doubles in 20 times the time to an answer.
 _ROUNDS, _QUICKEST_DOUBLING, _SLOWEST_DOUBLING = 20.0, 0.005, 1.0
-_ONE = 0.4  # of the slowest doubling: to this, a single quick answer may shorten it; it may be an error, which many servers send sooner
+_HURRIED = 0.4  # of the slowest doubling, at least, after a single quick answer, which may be an error
 _SHORT = 32  # a start that ends before so many requests may have met another client
 
 
@@ -63,8 +63,9 @@ class SlowStart:
             self.sent = int(self.sent * doubling / self._doubling)
             self._scale *= doubling / self._doubling
             self._doubling = doubling
-        elif (rounds := _ROUNDS * min(self._usual, max(seconds, _ONE * self._slowest / _ROUNDS))) < self._doubling:
-            self._doubling = max(_QUICKEST_DOUBLING, rounds)
+        else:
+            quicker = min(_ROUNDS * self._usual, max(_ROUNDS * seconds, _HURRIED * self._slowest))
+            self._doubling = min(self._doubling, max(_QUICKEST_DOUBLING, quicker))
 
     def refused(self, number: int) -> None:
         """A refusal of one of the first requests tells how many are accepted at once."""
