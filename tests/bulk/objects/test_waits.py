@@ -175,8 +175,7 @@ async def test_what_worker_processes_wait_for_is_told_by_the_job(
         silence.of("PUT")
         async with desk.client() as client:
             running = asyncio.create_task(job.run(client, executor=Processes(2)))
-            trouble = await until(lambda: told(job.progress(), bucket))
-            assert trouble.attempts >= 2
+            await until(lambda: (trouble := told(job.progress(), bucket)) and trouble.attempts >= 2)
             assert waits.troubles() == (), "it is not this process that waits"
             await until(lambda: "still no answer" in (desk.directory / "job.log").read_text())
             silence.end()
