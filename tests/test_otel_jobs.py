@@ -18,7 +18,7 @@ from flinks_async.bulk import InProcess, InputFile, Job, JSONLFile, Processes
 from flinks_async.bulk.counters import WAITED_FOR, Counters, WorkerState
 from flinks_async.bulk.errors import WorkerError
 from flinks_async.otel import _GAUGES
-from flinks_async.testing import KINDS, FlinksServer, InMemoryTransport, Latency
+from flinks_async.testing import KINDS, FlinksServer, InMemoryTransport
 
 from .support import until
 from .test_canaries import SECRET, shows_nothing
@@ -69,19 +69,22 @@ async def test_workers_are_counted_by_state_and_their_drift_is_added_once(teleme
     source = tmp_path / "tokens.txt"
     source.write_text("".join(f"canary-{number}\n" for number in range(4)))
     body: dict[str, Any] = {"GetAccountsDetail": None, "RequestId": "r", "Foo": "canary"}
-    workers: list[dict[str, Any]] = []
-    async with FlinksServer(auth_secret=SECRET, latency=Latency.fixed(0.3)) as server:
+    both, seen = {"flinks.worker.state": "working", "count": 2}, False
+    async with FlinksServer(auth_secret=SECRET) as server:
+        server.script_all(["hang"] * 4)
         for number in range(4):
-            server.script(f"canary-{number}", [body])
+            server.set_answer(f"canary-{number}", body)
         async with FlinksClient(auth_secret=SECRET, base_url=server.base_url, settings=config.bulk()) as client:
             with Job.start(tmp_path / "job", InputFile(source), JSONLFile(tmp_path / "out"), shard_size=2) as job:
                 run = asyncio.ensure_future(job.run(client, executor=telemetry.executor(Processes(2))))
                 while not run.done():
                     job.progress()
-                    workers += [{**p.attributes, "count": p.value} for p in telemetry.metric("flinks.job.workers")]
+                    if both in [{**p.attributes, "count": p.value} for p in telemetry.metric("flinks.job.workers")]:
+                        seen = True
+                        server.release()
                     await asyncio.sleep(0.05)
                 assert run.result().state == "complete"
-    assert {"flinks.worker.state": "working", "count": 2} in workers
+    assert seen
     (drift,) = telemetry.metric("flinks.client.drift")
     assert (drift.value, drift.attributes["flinks.drift.path"]) == (4, "Foo")
     shows_nothing(telemetry.everything())

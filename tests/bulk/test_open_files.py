@@ -25,6 +25,7 @@ from flinks_async.testing import FlinksServer, Latency
 
 from ..cli_support import environment, records
 from ..sockets.test_shortage import no_descriptor_left
+from ..support import until
 from .memory_desk import OK, ORIGIN, Desk
 
 PROGRAM = """
@@ -63,7 +64,11 @@ async def slow_server() -> Any:
 
 
 async def test_the_soft_limit_is_raised(slow_server: FlinksServer, tmp_path: Path) -> None:
-    code, said, answers = await fetch(slow_server, tmp_path, 64, 1024, "--concurrency", 300)
+    slow_server.script_all(["hang"] * 201)
+    running = asyncio.create_task(fetch(slow_server, tmp_path, 64, 1024, "--concurrency", 300))
+    await until(lambda: slow_server.stats.faults["hang"] > 200 or running.done())
+    slow_server.release()
+    code, said, answers = await running
     assert (code, len(answers)) == (Exit.OK, 600)
     assert "WARNING" not in said
     assert slow_server.stats.max_in_flight > 200

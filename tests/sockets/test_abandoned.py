@@ -33,7 +33,7 @@ from .support import BODY, SECRET, Authority, use_sessions
 
 MOST_BYTES = 24 * 1024 * 1024
 """More than the buffers of both kernels hold, and far less than a flood sends in a second."""
-SOON = 2.0
+SOON = 20.0
 """Seconds; asyncio and uvloop wait 30 s for the peer's close_notify."""
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\n"
