@@ -335,7 +335,7 @@ def test_the_ray_cluster_fits_the_schema_and_its_commands_exist() -> None:
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         start.make_context("start", [f"--{name}={value}" for name, value in group["rayStartParams"].items()])
     arguments = checked_containers(manifests)["fetch"]["args"]
-    app.commands[arguments[0]].make_context("fetch", arguments[1:])
+    app.commands[arguments[0]].make_context("fetch", arguments[1:], parent=app.make_context("flinks-async", arguments[:]))
 
 
 def test_the_dask_cluster_fits_the_schema_and_its_commands_and_settings_exist() -> None:
@@ -348,7 +348,7 @@ def test_the_dask_cluster_fits_the_schema_and_its_commands_and_settings_exist() 
         main = import_module(f"distributed.cli.dask_{command}").main
         main.make_context(command, arguments)  # parses them
     arguments = containers["fetch"]["args"]
-    app.commands[arguments[0]].make_context("fetch", arguments[1:])
+    app.commands[arguments[0]].make_context("fetch", arguments[1:], parent=app.make_context("flinks-async", arguments[:]))
     (known,) = config.collect_yaml([str(Path(import_module("distributed").__file__ or "").parent / "distributed.yaml")])
     for variable in manifests[0]["data"]:
         names = (
