@@ -28,7 +28,7 @@ from flinks_async import (
 )
 from flinks_async.errors import ServerError
 from flinks_async.fanout import fan_out
-from flinks_async.testing import InMemoryTransport
+from flinks_async.testing import InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
 
 from .support import DOCUMENTED, client_of, turns
@@ -486,14 +486,17 @@ def test_memory_does_not_grow_with_the_number_of_tokens(tokens: int) -> None:
     assert float(done.stdout) < 20  # MiB over 10,000 tokens
 
 
-async def test_each_call_can_have_its_own_time() -> None:
-    async def never(request: object) -> Any:
-        await asyncio.Event().wait()
+def test_each_call_can_have_its_own_time() -> None:
+    async def slow(request: object) -> Any:
+        await asyncio.sleep(30)
 
-    async with client_of(InMemoryTransport({"a": DOCUMENTED}, default=never)) as client:
-        outcomes = [o async for o in client.partner_access_many(["a", "b"], ordered=True, timeout=0.01)]
-        with pytest.raises(ConfigError, match="timeout"):
-            client.partner_access_many(["a"], timeout=0)
+    async def main() -> list[Any]:
+        async with client_of(InMemoryTransport({"a": DOCUMENTED}, default=slow), clock=VirtualClock()) as client:
+            with pytest.raises(ConfigError, match="timeout"):
+                client.partner_access_many(["a"], timeout=0)
+            return [o async for o in client.partner_access_many(["a", "b"], ordered=True, timeout=0.01)]
+
+    outcomes = run_virtual(main())
     assert isinstance(outcomes[0], Fetched)
     assert isinstance(outcomes[1], Failed)
     assert isinstance(outcomes[1].error, DeadlineExceededError)

@@ -33,7 +33,7 @@ from flinks_async import (
 )
 from flinks_async.limits.governor import Governor
 from flinks_async.limits.rate import GCRA, PaceState
-from flinks_async.testing import FakeClock, InMemoryTransport
+from flinks_async.testing import FakeClock, InMemoryTransport, VirtualClock, run_virtual
 from flinks_async.testing.in_memory import make_response
 from flinks_async.verdict import Kind, Verdict
 
@@ -260,7 +260,7 @@ class TestErrors:
                 await client.partner_access("t", timeout=0.01)
         assert caught.value.message.endswith(f" s, which would pass the deadline ({why})")
 
-    async def test_a_deadline_that_passes_names_the_latest_failure(self) -> None:
+    def test_a_deadline_that_passes_names_the_latest_failure(self) -> None:
         busy, sent = make_response({"FlinksCode": "RETRY_LATER"}, status=503), list[object]()
 
         async def hang_at_last(request: object) -> Any:
@@ -269,11 +269,13 @@ class TestErrors:
                 await asyncio.sleep(30)
             return busy
 
-        transport = InMemoryTransport(default=hang_at_last)
-        retry = Retry(attempts=5, base=0.0)
-        async with FlinksClient(auth_secret=SECRET, transport=transport, retry=retry) as client:
-            with pytest.raises(DeadlineExceededError) as caught:
+        async def main() -> None:
+            async with client_of(transport, clock=VirtualClock(), retry=Retry(attempts=5, base=0.0)) as client:
                 await client.partner_access("t", timeout=0.05)
+
+        transport = InMemoryTransport(default=hang_at_last)
+        with pytest.raises(DeadlineExceededError) as caught:
+            run_virtual(main())
         assert caught.value.message == (
             f"no answer from {HOST} within 0.05 s (3 attempts sent; {HOST} answered 503 RETRY_LATER)"
         )
@@ -302,11 +304,14 @@ class TestErrors:
             f"the last attempt: {HOST} cannot be looked up (4 attempts failed in 9 s)"
         )
 
-    async def test_one_attempt_is_one_attempt(self) -> None:
+    def test_one_attempt_is_one_attempt(self) -> None:
         async def slow(_: object) -> dict[str, Any]:
             await asyncio.sleep(30)
             return DOCUMENTED
 
-        async with FlinksClient(auth_secret=SECRET, transport=InMemoryTransport(default=slow)) as client:
-            with pytest.raises(FlinksError, match=r"within 0\.05 s \(1 attempt sent\)"):
+        async def main() -> None:
+            async with client_of(InMemoryTransport(default=slow), clock=VirtualClock()) as client:
                 await client.partner_access("t", timeout=0.05)
+
+        with pytest.raises(FlinksError, match=r"within 0\.05 s \(1 attempt sent\)"):
+            run_virtual(main())

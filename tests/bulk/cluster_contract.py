@@ -123,6 +123,7 @@ async def test_a_frozen_worker_is_given_up_and_does_no_harm_when_it_wakes(
 async def test_a_stop_drains_and_no_request_is_repeated_by_the_next_run(slow: Desk, executor: ClusterExecutor) -> None:
     async def stop(job: Job) -> None:
         await slow.server.received(60)
+        slow.server.latency = Latency.fixed(0.25)  # the rest is not done before the workers hear of it
         job.stop()
 
     assert (await slow.run(executor, during=stop)).state == "stopped"

@@ -152,7 +152,7 @@ async def test_a_scheduler_that_accepts_and_never_answers_is_told_of_and_given_u
                 while (progress := job.progress()) is None or not progress.troubles:
                     await asyncio.sleep(0.05)
             (wait,) = progress.troubles
-            assert re.fullmatch(rf"connecting to the Dask cluster at {address} for 1 s, gives up in [123] s", str(wait))
+            assert re.fullmatch(rf"connecting to the Dask cluster at {address} for \d s, gives up in \d s", str(wait))
 
         with pytest.raises(WorkerError, match=rf"no connection to the Dask cluster at {address} for 3 s \(no answer\)"):
             await desk.run(DaskExecutor(address, secret_env="TEST_SECRET", patience=3.0), during=look)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import select
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -92,7 +92,7 @@ def test_what_came_while_the_loop_was_busy_is_no_answer_either(
     """It lies in the system's buffer when the next request is about to be sent: the event loop has not seen it."""
     uvloop = pytest.importorskip("uvloop") if loop_is == "uvloop" else None
     port = queue.SimpleQueue[int]()
-    speak, spoken = threading.Event(), threading.Event()
+    speak, done = threading.Event(), threading.Event()
 
     async def serve() -> None:
         class Script:
@@ -102,7 +102,6 @@ def test_what_came_while_the_loop_was_busy_is_no_answer_either(
                 await asyncio.to_thread(speak.wait, 5)
                 if unasked:
                     await connection.send(unasked)
-                spoken.set()
                 await (Repeat(ReadHead(), OK) if unasked else Close())(connection)
 
         context = None if scheme == "http" else authority.context()
@@ -116,16 +115,17 @@ def test_what_came_while_the_loop_was_busy_is_no_answer_either(
             connection = Connection(ca_file=authority.file)
             async with FlinksClient(auth_secret="s", base_url=url, connection=connection) as client:
                 await client.partner_access("first")
+                assert client._pool.sessions is not None
+                ((idle,),) = [pool.idle for pool in client._pool.sessions.pools.values()]
+                assert idle.transport is not None
                 speak.set()
-                spoken.wait(5)  # the loop does not turn meanwhile
-                time.sleep(0.05)  # as long as it takes to get here
+                select.select([idle.transport.get_extra_info("socket")], [], [], 20)  # the loop does not turn meanwhile
                 answer = await client.partner_access("second")
                 assert (answer.request_id, answer.meta.attempts) == ("r-1", 1)
                 assert client.stats().connections.created == 2
         finally:
             done.set()
 
-    done = threading.Event()
     serving = threading.Thread(target=asyncio.run, args=(serve(),))
     serving.start()
     with asyncio.Runner(loop_factory=None if uvloop is None else uvloop.new_event_loop) as runner:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,15 +35,25 @@ class Silence:
     """Holds requests back until it is over."""
 
     def __init__(self, s3: S3) -> None:
-        self._over = threading.Event()
+        self.begun, self._over = threading.Event(), threading.Event()
         self._s3 = s3
 
     def of(self, *methods: str) -> None:
         def hold(asked: Asked) -> None:
             if asked.method in methods:
+                self.begun.set()
                 self._over.wait(60)
 
         self._s3.fault = hold
+
+    def end_when_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        def tell(of: Waits, told: dict[str, float], lasting: Collection[InstanceTrouble]) -> None:
+            real(of, told, lasting)
+            if lasting:
+                self.end()
+
+        real = Waits.tell
+        monkeypatch.setattr(Waits, "tell", tell)
 
     def end(self) -> None:
         self._over.set()
@@ -127,16 +137,15 @@ async def test_the_end_of_a_run_tells_that_it_waits(
 
 
 async def test_a_cancelled_run_tells_what_it_still_waits_for(
-    desk: Desk, bucket: str, silence: Silence, caplog: pytest.LogCaptureFixture
+    desk: Desk, bucket: str, silence: Silence, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The requests on the wire must end, and meanwhile the event loop does not run."""
     with job_at(desk, JSONLParts(url=bucket)) as job:
         silence.of("PUT")
         async with desk.client() as client:
             running = asyncio.create_task(job.run(client))
-            await desk.server.received(100)
-            await asyncio.sleep(0.1)
-            threading.Timer(4.0, silence.end).start()
+            await until(silence.begun.is_set)
+            silence.end_when_told(monkeypatch)
             running.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await running
@@ -145,7 +154,7 @@ async def test_a_cancelled_run_tells_what_it_still_waits_for(
 
 @pytest.mark.parametrize("what", ["open", "input", "verify", "export", "purge"])
 async def test_commands_tell_what_they_wait_for(
-    desk: Desk, bucket: str, silence: Silence, tmp_path: Path, what: str
+    desk: Desk, bucket: str, silence: Silence, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     tokens = put_tokens(f"{bucket}/in/tokens.csv", csv_of(30))
     out = f"{bucket}/out"
@@ -156,7 +165,7 @@ async def test_commands_tell_what_they_wait_for(
         "export": ["export", tmp_path / "job", "--out", "-"], "purge": ["purge", tmp_path / "job", "--yes"],
     }  # fmt: skip
     silence.of("HEAD" if what == "input" else "GET")
-    threading.Timer(4.0, silence.end).start()
+    silence.end_when_told(monkeypatch)
     done = await cli(*commands[what], server=desk.server)
     assert done.exit_code == 0
     place = f"{bucket}/in" if what in ("open", "input") else out
