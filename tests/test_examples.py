@@ -109,14 +109,14 @@ def test_services_answer_map_errors_and_end_when_asked(server: ServerProcess, mo
 def test_a_request_in_flight_ends_before_the_service_does() -> None:
     pytest.importorskip("uvicorn")
     with (
-        ServerProcess(ServeOptions(latency=("fixed", 1.5, 0.0))) as slow,
+        ServerProcess(ServeOptions(latency=("fixed", 3.0, 0.0))) as slow,
         service(slow, "fastapi_service.py") as (url, process),
     ):
         client = subprocess.Popen(
             [sys.executable, "-c", f"import urllib.request as u; print(u.urlopen('{url}/balance/u1').status)"],
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
-        time.sleep(0.8)
+        until(lambda: slow.stats()["requests"])
         process.send_signal(signal.SIGTERM)
         assert client.communicate(timeout=30)[0].strip() == "200"
         process.communicate(timeout=30)

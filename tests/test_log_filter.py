@@ -182,7 +182,7 @@ def test_a_log_filter_leaves_the_rest_to_be_read(line: str, shown: str) -> None:
 def test_filtering_a_hostile_text_takes_no_longer_than_another(start: str, part: str) -> None:
     started = time.process_time()
     redact_request(start + part * (100_000 // len(part)))
-    assert time.process_time() - started < 0.5  # with a search from each place on it were minutes
+    assert time.process_time() - started < 5  # with a search from each place on it were minutes
 
 
 def test_the_log_filter_masks_tracebacks_and_survives_broken_records() -> None:

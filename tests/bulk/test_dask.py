@@ -319,7 +319,6 @@ async def test_a_worker_without_its_secret_leaves_no_folder(tmp_path: Path, monk
 async def test_a_worker_whose_job_died_forgets_its_secrets(
     desk: Desk, monkeypatch: pytest.MonkeyPatch, is_over: bool
 ) -> None:
-    monkeypatch.setattr(executor_module, "SILENCE", 0.5)
     monkeypatch.setenv("MY_SECRET", SECRET)
     description, _ = describe(desk.client())
     start = start_of(desk.directory.parent, path=str(desk.path), layout=Layout(column="token"), clients=(description,),
@@ -330,6 +329,7 @@ async def test_a_worker_whose_job_died_forgets_its_secrets(
     if is_over:
         assert await executor_module.messages_of_worker("worker"), "it asks for a task"
         await executor_module.tell_worker("worker", [pickle.dumps(Assigned(None, True))])
+    monkeypatch.setattr(executor_module, "SILENCE", 0.5)
     async with asyncio.timeout(10):
         while executor_module._threads:
             await asyncio.sleep(0.05)
