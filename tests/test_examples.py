@@ -328,14 +328,18 @@ def checked_containers(manifests: list[dict[str, Any]]) -> dict[str, dict[str, A
     return containers
 
 
+def assert_parsed(arguments: list[str]) -> None:
+    with app.make_context("flinks-async", arguments[:]) as whole:
+        app.commands[arguments[0]].make_context(arguments[0], arguments[1:], parent=whole)
+
+
 def test_the_ray_cluster_fits_the_schema_and_its_commands_exist() -> None:
     start = pytest.importorskip("ray.scripts.scripts").start
     manifests = list(yaml.safe_load_all((EXAMPLES / "kubernetes" / "ray.yaml").read_text()))
     spec = manifests[0]["spec"]
     for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"]):
         start.make_context("start", [f"--{name}={value}" for name, value in group["rayStartParams"].items()])
-    arguments = checked_containers(manifests)["fetch"]["args"]
-    app.commands[arguments[0]].make_context("fetch", arguments[1:], parent=app.make_context("flinks-async", arguments[:]))
+    assert_parsed(checked_containers(manifests)["fetch"]["args"])
 
 
 def test_the_dask_cluster_fits_the_schema_and_its_commands_and_settings_exist() -> None:
@@ -347,8 +351,7 @@ def test_the_dask_cluster_fits_the_schema_and_its_commands_and_settings_exist() 
         assert program == "dask"
         main = import_module(f"distributed.cli.dask_{command}").main
         main.make_context(command, arguments)  # parses them
-    arguments = containers["fetch"]["args"]
-    app.commands[arguments[0]].make_context("fetch", arguments[1:], parent=app.make_context("flinks-async", arguments[:]))
+    assert_parsed(containers["fetch"]["args"])
     (known,) = config.collect_yaml([str(Path(import_module("distributed").__file__ or "").parent / "distributed.yaml")])
     for variable in manifests[0]["data"]:
         names = (
