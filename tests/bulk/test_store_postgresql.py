@@ -29,6 +29,7 @@ PASSWORD = "canary-hunter2"
 
 class TestPostgreSQL(DatabaseContract):
     os_calls = ()
+    retry_for = 30.0
 
     @pytest.fixture(autouse=True)
     def _server(self, postgresql: Server) -> None:
@@ -38,7 +39,7 @@ class TestPostgreSQL(DatabaseContract):
     def make(self, folder: Path) -> Store:
         if folder not in self.schemas:
             self.schemas[folder] = self.server.new_schema()
-        return PostgreSQLStore(self.server.conninfo, self.schemas[folder], retry_for=1)
+        return PostgreSQLStore(self.server.conninfo, self.schemas[folder], retry_for=self.retry_for)
 
     shared = make
 
@@ -111,6 +112,7 @@ class TestPostgreSQL(DatabaseContract):
         assert self.query(bench.folder, "SELECT extra ->> 'New' AS new FROM transactions") == [{"new": value}]
 
     def test_a_server_that_goes_down_in_the_middle(self, bench: Bench) -> None:
+        self.retry_for = 1.0
         bench.start().put_missing(0)
         self.server.crash()
         with pytest.raises(StoreError, match="PostgreSQL: ") as raised:
