@@ -79,8 +79,8 @@ async def test_workers_are_counted_by_state_and_their_drift_is_added_once(teleme
                 run = asyncio.ensure_future(job.run(client, executor=telemetry.executor(Processes(2))))
                 while not run.done():
                     job.progress()
-                    if both in [{**p.attributes, "count": p.value} for p in telemetry.metric("flinks.job.workers")]:
-                        seen = True
+                    seen |= both in [{**p.attributes, "count": p.value} for p in telemetry.metric("flinks.job.workers")]
+                    if seen:
                         server.release()
                     await asyncio.sleep(0.05)
                 assert run.result().state == "complete"
