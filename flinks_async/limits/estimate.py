@@ -303,7 +303,7 @@ class Cycle:
         for before in reversed(self._used_up):
             if accepted >= COUNTABLE or (accepted > 0 and sent - before.sent > _LONG_AGO):
                 break
-            accepted = number - before.number - (refused - before.refused)
+            accepted = max(0, number - before.number - (refused - before.refused))  # refusals may overtake each other
             seconds = sent - before.sent
             idle = self._idle_until(sent) - before.idle
         if idle * self.limit > burst and accepted > 2 * burst and seconds > idle:
