@@ -171,6 +171,26 @@ def test_two_clients_share_a_limit(later: float, seed: int) -> None:
     assert both >= 0.93
 
 
+def test_who_was_stopped_at_the_start_is_not_pushed_out() -> None:
+    """Many seeds, because one of them is chance."""
+    runs = [bench.two_clients(100.0, 20.0, 0.0, seed) for seed in range(400, 418)]
+    assert sum(0.1 <= second <= 0.9 for second, _ in runs) >= 15
+    assert min(both for _, both in runs) >= 0.93
+
+
+def test_a_client_with_quick_answers_knows_the_burst_and_does_not_see_another_client() -> None:
+    client, server = bench.Client(bench.BULK), servers.Server([servers.Bucket(3000, 100)], latency=0.005).seeded(213)
+    bench.simulate(server, [client], 100.0)
+    assert client.done >= 0.92 * 100 * 3000
+
+
+@pytest.mark.parametrize("seed", [201, 202])
+def test_refusals_may_overtake_each_other(seed: int) -> None:
+    client, server = bench.Client(bench.BULK), servers.Server([servers.Window(300, 5.0)], 0.5, 0.5, refusal=0.5)
+    bench.simulate(server.seeded(seed), [client], 120.0)
+    assert client.done >= 0.7 * 60 * 120
+
+
 def test_a_client_that_comes_later_to_a_low_limit_is_not_left_out() -> None:
     shares = [bench.two_clients(20.0, 20.0, 60.0, seed)[0] for seed in (1, 2, 3)]
     assert 0.3 <= sorted(shares)[1] <= 0.7

@@ -25,6 +25,7 @@ class SlowStart:
     Attributes:
         most: the pace grows no further.
         sent: requests of this start.
+        top: the pace at the first signal; 0 before.
     """
 
     def __init__(self, initial: int, doubling: float) -> None:
@@ -32,11 +33,13 @@ class SlowStart:
         self._slowest = self._doubling = doubling
         self.most = inf
         self.sent = 0
+        self.top = 0.0
         self._scale = 1.0  # by which `sent` was multiplied since the first request
         self._usual = doubling / _ROUNDS  # seconds to an answer, smoothed
         self._even = False  # no requests at once
         self._at_once: float | None = None  # requests that were accepted at once, if not all were
         self._total = 0  # requests until the first signal
+        self._doubled_in = doubling  # seconds, at its end
         self.doubt = 1.0  # factor of `burst_of`, raised when that was too small
 
     @property
@@ -88,7 +91,9 @@ class SlowStart:
 
     def ended(self, requests: int) -> None:
         """The first signal came after this many requests."""
-        self._total = self._total or max(1, requests)
+        if not self._total:
+            self._total, self._doubled_in = max(1, requests), self._doubling
+            self.top = LN2 / self._doubling * self._total
 
     @property
     def short(self) -> bool:
@@ -106,7 +111,7 @@ class SlowStart:
             return max(1.0, self._at_once)
         if not self._total:
             return 3.0 * self.doubt
-        at, count = limit * self._slowest / LN2, self._total
+        at, count = limit * self._doubled_in / LN2, self._total
         base = max(at, float(self._initial))
         if count <= base:
             return self.doubt
