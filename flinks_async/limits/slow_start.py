@@ -11,7 +11,6 @@ LN2 = log(2.0)
 
 # Overshoot is 3.5 % of what was sent if the pace doubles in 20 times the time to an answer.
 _ROUNDS, _QUICKEST_DOUBLING, _SLOWEST_DOUBLING = 20.0, 0.005, 1.0
-_HURRIED = 0.4  # of the slowest doubling, at least, after a single quick answer, which may be an error
 _SHORT = 32  # a start that ends before so many requests may have met another client
 
 
@@ -35,7 +34,7 @@ class SlowStart:
         self.sent = 0
         self.top = 0.0
         self._scale = 1.0  # by which `sent` was multiplied since the first request
-        self._usual = doubling / _ROUNDS  # seconds to an answer, smoothed
+        self._usual = doubling / _ROUNDS  # seconds to an answer, smoothed, because some errors are quick
         self._even = False  # no requests at once
         self._at_once: float | None = None  # requests that were accepted at once, if not all were
         self._total = 0  # requests until the first signal
@@ -67,8 +66,7 @@ class SlowStart:
             self._scale *= doubling / self._doubling
             self._doubling = doubling
         else:
-            quicker = min(_ROUNDS * self._usual, max(_ROUNDS * seconds, _HURRIED * self._slowest))
-            self._doubling = min(self._doubling, max(_QUICKEST_DOUBLING, quicker))
+            self._doubling = min(self._doubling, max(_QUICKEST_DOUBLING, _ROUNDS * self._usual))
 
     def refused(self, number: int) -> None:
         """A refusal of one of the first requests tells how many are accepted at once."""
