@@ -290,6 +290,9 @@ class TestConsole:
         for stderr in (None, closed):
             monkeypatch.setattr(sys, "stderr", stderr)
             say("anything")
+        monkeypatch.setattr(sys, "stderr", io.StringIO())
+        say("it runs on")
+        assert sys.stderr.getvalue() == "it runs on\n"
 
     def test_the_log_is_events_beside_json_progress(self, capsys: pytest.CaptureFixture[str]) -> None:
         with log_to_stderr():

@@ -18,5 +18,5 @@ async def test_aioresponses_answers() -> None:
 
 
 def test_all_names_can_be_imported_without_aioresponses() -> None:
-    code = "import sys; sys.modules['aioresponses'] = None\nfrom flinks_async.testing import *\nFlinksServer"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code = "import sys; sys.modules['aioresponses'] = None\nfrom flinks_async.testing import *\nprint(FlinksServer.__name__)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "FlinksServer"

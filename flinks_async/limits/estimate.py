@@ -43,7 +43,7 @@ _RISING = 0.75  # seconds in which the pace then doubles at least
 # Other clients; chosen by simulation.
 _AGREES, _REQUESTS = 0.03, 3.0  # estimates that differ by this share, or by so many requests, agree
 _DOUBTS = 3.0  # seconds after which a client that has just begun may share
-_PUSHED_OUT = 0.25  # of the pace of the start, at most; then others may have taken all since
+_PUSHED_OUT = 0.25  # of the pace at the end of the start: with less, others may have taken the rest
 _SHARES = 60.0  # seconds at most, without new signs of others
 _ROOM, _ROOM_FOR = 0.5, 5.0  # share of the limit that is left to them, and seconds
 _SLOW = 0.5  # seconds to a refusal
@@ -355,7 +355,7 @@ class Cycle:
         elif young and start.short and not self.shortest:
             self._shared_until = now + _SHARES
         elif young and limit < _PUSHED_OUT * start.top and not self.shortest:
-            self._shared_until, self._agreed = now + _SHARES, 0.0
+            self._shared_until, self._agreed = now + _SHARES, 0.0  # few requests agreed by chance
         elif full and self._agreed >= 2:
             self._settled = True
         elif (young or self._settled) and self._differed >= 2:

@@ -24,7 +24,6 @@ class SlowStart:
     Attributes:
         most: the pace grows no further.
         sent: requests of this start.
-        top: the pace at the first signal; 0 before.
     """
 
     def __init__(self, initial: int, doubling: float) -> None:
@@ -32,7 +31,6 @@ class SlowStart:
         self._slowest = self._doubling = doubling
         self.most = inf
         self.sent = 0
-        self.top = 0.0
         self._scale = 1.0  # by which `sent` was multiplied since the first request
         self._usual = doubling / _ROUNDS  # seconds to an answer, smoothed, because some errors are quick
         self._even = False  # no requests at once
@@ -91,7 +89,11 @@ class SlowStart:
         """The first signal came after this many requests."""
         if not self._total:
             self._total, self._doubled_in = max(1, requests), self._doubling
-            self.top = LN2 / self._doubling * self._total
+
+    @property
+    def top(self) -> float:
+        """The pace at the first signal; 0 before."""
+        return LN2 / self._doubled_in * self._total
 
     @property
     def short(self) -> bool:

@@ -214,7 +214,7 @@ def module_path(name: str) -> Path:
     return ROOT / "flinks_async" / f"{name}.py"
 
 
-def test_path(name: str) -> Path:
+def path_of_tests(name: str) -> Path:
     return Path("tests", name).with_name(f"test_{Path(name).name}.py")
 
 
@@ -224,7 +224,7 @@ def run_module(name: str) -> int:
     explained = tomllib.loads(EXPLAINED.read_text(encoding="utf-8")).get(name, {})
     path = module_path(name)
     code = path.read_text(encoding="utf-8")
-    tests = [str(test_path(test)) for test in TESTS[name].split()]
+    tests = [str(path_of_tests(test)) for test in TESTS[name].split()]
     warm_up(tests)
     start = time.monotonic()
     if outcome(path, code, tests) != "survived":

@@ -177,6 +177,7 @@ def test_a_mark_of_a_driver_that_was_killed_while_it_was_refused_ends_nobody() -
         place.now += 15
         first.renew()
         first.check()
+    assert "_flinks/driver-1" in place.files
 
 
 @pytest.mark.parametrize("step", ["list", "put"])
