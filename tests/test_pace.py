@@ -6,7 +6,7 @@ import asyncio
 import importlib
 import random
 import sys
-from math import inf
+from math import inf, log
 from pathlib import Path
 from typing import Any
 
@@ -178,10 +178,14 @@ def test_who_was_stopped_at_the_start_is_not_pushed_out() -> None:
     assert min(both for _, both in runs) >= 0.93
 
 
-def test_a_client_with_quick_answers_knows_the_burst_and_does_not_see_another_client() -> None:
-    client, server = bench.Client(bench.BULK), servers.Server([servers.Bucket(3000, 100)], latency=0.005).seeded(213)
-    bench.simulate(server, [client], 100.0)
-    assert client.done >= 0.92 * 100 * 3000
+def test_the_burst_is_what_was_accepted_beyond_the_limit_in_the_start() -> None:
+    start = SlowStart(4, 0.5)
+    for _ in range(50):
+        start.answered(0.005)  # so the pace doubles in 0.1 s
+    start.ended(730)
+    assert start.top == pytest.approx(log(2) / 0.1 * 730, rel=0.01)
+    seconds = 0.1 * log(start.top / 3000) / log(2)  # above the limit
+    assert start.burst_of(3000) == pytest.approx((start.top - 3000) * 0.1 / log(2) - 3000 * seconds, rel=0.01)
 
 
 @pytest.mark.parametrize("seed", [201, 202])
